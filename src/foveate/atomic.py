@@ -24,7 +24,11 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8") and None)
+
+    def write(aside: Path) -> None:
+        aside.write_text(text, encoding="utf-8")
+
+    write_aside(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:

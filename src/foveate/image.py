@@ -8,6 +8,7 @@ here, so that resampling, background and bookkeeping are the same for every file
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import BoxError, MissingSpacing
 from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
-from foveate.resample import Pixels, resample, support
+from foveate.resample import Pixels, resample, rounded, support, weights
 
 Kind = Literal["slide", "picture", "volume"]
 
@@ -117,7 +118,10 @@ class AbstractImage(abc.ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -189,9 +193,7 @@ class AbstractImage(abc.ABC):
         origin, size = tuple(map(int, box.origin)), tuple(map(int, box.size))
         shape = self.levels[box.level].shape
         low = tuple(min(max(o, 0), n) for o, n in zip(origin, shape, strict=True))
-        high = tuple(
-            min(max(o + s, 0), n) for o, s, n in zip(origin, size, shape, strict=True)
-        )
+        high = tuple(min(max(o + s, 0), n) for o, s, n in zip(origin, size, shape, strict=True))
         inside = tuple(h - a for a, h in zip(low, high, strict=True))
         if inside == size:
             return self._read_level(box.level, low, size)
@@ -210,9 +212,10 @@ class AbstractImage(abc.ABC):
         best = 0
         for i, level in enumerate(self.levels):
             fine = (s * d for s, d in zip(self.known_spacing_um, level.downsample, strict=True))
-            if all(f <= t * (1 + _LEVEL_TOLERANCE) for f, t in zip(fine, spacing_um, strict=True)):
-                if level.downsample[-1] > self.levels[best].downsample[-1]:
-                    best = i
+            coarser = level.downsample[-1] > self.levels[best].downsample[-1]
+            limits = (t * (1 + _LEVEL_TOLERANCE) for t in spacing_um)
+            if coarser and all(f <= t for f, t in zip(fine, limits, strict=True)):
+                best = i
         return best
 
     @final
@@ -252,20 +255,18 @@ class AbstractImage(abc.ABC):
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _resample(
-        self, level: int, origin: Vector, step: Vector, shape: tuple[int, ...]
-    ) -> Pixels:
+    def _resample(self, level: int, origin: Vector, step: Vector, shape: tuple[int, ...]) -> Pixels:
         margin = [math.ceil(support(s)) + 1 for s in step]
         low = [math.floor(o) - m for o, m in zip(origin, margin, strict=True)]
         high = [
-            math.ceil(o + s * n) + m
-            for o, s, n, m in zip(origin, step, shape, margin, strict=True)
+            math.ceil(o + s * n) + m for o, s, n, m in zip(origin, step, shape, margin, strict=True)
         ]
         extent = [h - a for a, h in zip(low, high, strict=True)]
         if math.prod(extent) > MAX_REGION_PIXELS and max(shape) > 1:
-            axis = max(
-                (a for a in range(len(shape)) if shape[a] > 1), key=lambda a: extent[a]
-            )
+            axes = [a for a in range(len(shape)) if shape[a] > 1]
+            # Files without tiles store whole rows: cut across rows, or every row is read twice.
+            tiled = self.levels[level].tile is not None
+            axis = max(axes, key=lambda a: extent[a]) if tiled else axes[0]
             half = shape[axis] // 2
             first = tuple(half if a == axis else n for a, n in enumerate(shape))
             second = tuple(n - half if a == axis else n for a, n in enumerate(shape))
@@ -280,9 +281,28 @@ class AbstractImage(abc.ABC):
             return np.concatenate(parts, axis)
         if all(s == 1.0 for s in step) and all(o == int(o) for o in origin):
             return self.read(Box(origin, shape, Frame.PX, level))
-        region = self.read(Box(tuple(low), tuple(extent), Frame.PX, level))
         start = tuple(o - a for o, a in zip(origin, low, strict=True))
+        if math.prod(extent) > MAX_REGION_PIXELS:
+            weight = [weights(o, s, n) for o, s, n in zip(start, step, extent, strict=True)]
+            return self._one_pixel(level, low, weight).reshape(*shape, self.channels)
+        region = self.read(Box(tuple(low), tuple(extent), Frame.PX, level))
         return resample(region, start, step, shape)
+
+    def _one_pixel(
+        self, level: int, low: Sequence[int], weight: Sequence[NDArray[np.float64]]
+    ) -> Pixels:
+        """One output pixel ``(c,)`` that sees more than `MAX_REGION_PIXELS`, summed in blocks."""
+        side = int(MAX_REGION_PIXELS ** (1 / self.ndim))
+        total = np.zeros(self.channels)
+        for corner in itertools.product(*(range(0, len(w), side) for w in weight)):
+            shares = [w[c : c + side] for w, c in zip(weight, corner, strict=True)]
+            origin = tuple(a + c for a, c in zip(low, corner, strict=True))
+            block = self.read(Box(origin, tuple(map(len, shares)), Frame.PX, level))
+            values = block.astype(np.float64)
+            for share in shares:
+                values = np.tensordot(share, values, axes=(0, 0))
+            total += values
+        return rounded(total, self.dtype)
 
     def _border_median(self) -> Pixels:
         """Median over small blocks at the corners and edge middles of the coarsest level."""
@@ -295,7 +315,7 @@ class AbstractImage(abc.ABC):
             size = tuple(min(_BORDER_PX, n) for n in shape)
             origin = tuple((n - s) * p // 2 for n, s, p in zip(shape, size, place, strict=True))
             block = self._read_level(level, origin, size)
-            blocks.append(block.reshape(-1, self.channels))
+            blocks.append(block.reshape(-1, self.channels).astype(np.float64))
         return np.asarray(np.median(np.concatenate(blocks), axis=0))
 
 

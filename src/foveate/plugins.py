@@ -156,9 +156,7 @@ def options(part: Callable[..., Any]) -> dict[str, Option]:
     }
 
 
-def parse_options(
-    part: Callable[..., Any], given: Mapping[str, Any], where: str
-) -> dict[str, Any]:
+def parse_options(part: Callable[..., Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check and convert options against a signature; `where` prefixes the keys in messages.
 
     Raises:
@@ -177,9 +175,9 @@ def parse_options(
 def _parse(value: Any, kind: Any, key: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            if type(None) in args:
-                return None
+        empty = value is None or (isinstance(value, str) and value.lower() == "none")
+        if empty and type(None) in args:
+            return None
         return _parse(value, next(a for a in args if a is not type(None)), key)
     if origin is Literal:
         if value in args:

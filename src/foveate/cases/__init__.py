@@ -1,0 +1,139 @@
+"""Cases: a table of labels or a folder of images in, checked cases and patient-level splits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from foveate.cases._columns import PATIENT, Asked, named, recognise
+from foveate.cases._files import Finder, file_ids, image_files
+from foveate.cases._folds import Fold, Splits, export_clam_splits, load_splits, save_splits
+from foveate.cases._sheet import read_sheet
+from foveate.cases._table import CaseBuilder
+from foveate.cases.base import Case, CaseTable, Row, SetAside, Sheet, several
+from foveate.cases.splits import make_splits, predefined_splits
+from foveate.errors import TableError
+
+__all__ = [
+    "Case",
+    "CaseTable",
+    "Fold",
+    "SetAside",
+    "Splits",
+    "cases_from_folder",
+    "export_clam_splits",
+    "load_splits",
+    "make_splits",
+    "predefined_splits",
+    "read_cases",
+    "save_splits",
+]
+
+
+def read_cases(
+    table: Path,
+    *,
+    images: Path | None = None,
+    files: Path | None = None,
+    label: str | None = None,
+    patient: str | None = None,
+    path: str | None = None,
+    split: str | None = None,
+    labels_wanted: Sequence[str] | None = None,
+    need_labels: bool = True,
+    min_classes: int = 2,
+) -> CaseTable:
+    """Read a CSV, TSV or XLSX table; columns of the common tools are recognised and told back.
+
+    Rows whose file is missing are set aside. Without `images`, paths are relative to the table's
+    folder. A name fits a file with or without its suffix.
+
+    Args:
+        table: one row per image; or, together with `files`, one row per patient.
+        images: the folder that paths are relative to.
+        files: a second table, one row per image, joined by patient (STAMP's slide table).
+        label: the label's column, where it is not recognised.
+        patient: the patient's column.
+        path: the path's column.
+        split: a column of train, val, test or of fold names, kept in `Case.split`.
+        labels_wanted: keep only rows with these labels.
+        need_labels: leave rows without a label out, and refuse fewer classes than `min_classes`.
+        min_classes: two to train; one is enough to evaluate.
+
+    Raises:
+        TableError: the table cannot be used; the message names file, row, value and remedy.
+    """
+    if images is not None and not images.is_dir():
+        raise TableError(f"--images {images}: no such folder")
+    sheet = read_sheet(table)
+    if files is not None:
+        sheet = _joined(sheet, read_sheet(files), patient)
+    asked = Asked(path=path, patient=patient, label=label, split=split)
+    columns = recognise(sheet, asked, need_label=need_labels or labels_wanted is not None)
+    builder = CaseBuilder(sheet, columns, Finder(images or (files or table).parent))
+    cases = builder.build(labels_wanted, min_classes=min_classes if need_labels else 0)
+    return CaseTable(
+        cases=cases,
+        label_column=columns.label,
+        columns=columns.by_role(),
+        notes=(*sheet.notes, *columns.notes, *builder.notes),
+        set_aside=tuple(builder.set_aside),
+    )
+
+
+def cases_from_folder(folder: Path) -> CaseTable:
+    """Every file below a folder that could be an image, as a case without a label.
+
+    Hidden files, sidecars (JSON, CSV, XML …) and the companion folders of slides are skipped. One
+    image file instead of a folder is one case.
+
+    Raises:
+        TableError: no such folder, or no image in it.
+    """
+    if not folder.exists():
+        raise TableError(f"{folder}: no such folder or image")
+    paths = list(image_files(folder)) if folder.is_dir() else [folder]
+    if not paths:
+        raise TableError(f"{folder} holds no file that could be an image")
+    ids = file_ids(paths, folder)
+    cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
+    return CaseTable(cases, notes=(f"{len(cases)} files in {folder}",))
+
+
+def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
+    """One row per file, with the columns of its patient; who lacks a partner is told."""
+    keys = [named(sheet, patient, "patient") or _key(sheet) for sheet in (patients, files)]
+    by_patient: dict[str, Row] = {}
+    for row in patients.rows:
+        key = row.cells[keys[0]]
+        if key in by_patient:
+            raise TableError(f"{patients.where(row, keys[0])}: patient '{key}' is there twice")
+        by_patient[key] = row
+    rows, alone = [], []
+    for row in files.rows:
+        key = row.cells[keys[1]]
+        if key in by_patient:
+            rows.append(replace(row, cells={**by_patient[key].cells, **row.cells}))
+        else:
+            alone.append(key)
+    if not rows:
+        raise TableError(
+            f"{files.path}: no '{keys[1]}' is among the '{keys[0]}' of {patients.path}"
+        )
+    notes = [f"{len(rows)} rows of {files.path.name} joined to {patients.path.name} by patient"]
+    if alone:
+        notes.append(f"{len(alone)} files of patients without a label left out: {several(alone)}")
+    idle = sorted(by_patient.keys() - {row.cells[keys[1]] for row in rows})
+    if idle:
+        notes.append(f"{len(idle)} patients have no file: {several(idle)}")
+    columns = tuple(dict.fromkeys((*patients.columns, *files.columns)))
+    return Sheet(files.path, columns, tuple(rows), (*patients.notes, *files.notes, *notes))
+
+
+def _key(sheet: Sheet) -> str:
+    for candidate in PATIENT:
+        for column in sheet.columns:
+            if column.lower() == candidate:
+                return column
+    raise TableError(f"{sheet.path}: no column names the patient; say which with --patient")

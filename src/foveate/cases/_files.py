@@ -1,0 +1,142 @@
+"""Which file a table's value means, and which files of a folder could be images."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from foveate.errors import TableError
+
+SUFFIXES = (
+    *(".ome.tiff", ".ome.tif", ".ome.zarr", ".nii.gz", ".svs", ".tiff", ".tif", ".ndpi"),
+    *(".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".vsi", ".qptiff", ".btf"),
+    *(".isyntax", ".zarr", ".dcm", ".png", ".jpeg", ".jpg", ".jp2", ".j2k", ".webp", ".bmp"),
+    *(".gif", ".nii", ".mha", ".mhd", ".nrrd", ".npy", ".h5", ".pt"),
+)
+"""Endings that are no part of a name; any other dot belongs to it."""
+
+_FEATURES = (".h5", ".pt")
+_SIDECARS = frozenset(
+    {".json", ".csv", ".tsv", ".txt", ".geojson", ".html", ".htm", ".xml", ".npz", ".xlsx", ".xls"}
+    | {".md", ".yaml", ".yml", ".log", ".dat", ".ini", ".ets", ".pdf", ".zip", ".db", ".part"}
+    | {".py", ".sh", ".safetensors", *_FEATURES}
+)
+_UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
+_MOST_ENTRIES = 200_000
+
+
+def stem(name: str) -> str:
+    """The name without a known suffix: ``TCGA-AA-0001.F6E9.svs`` keeps its inner dot."""
+    lower = name.lower()
+    for suffix in SUFFIXES:
+        if lower.endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+    """Files in a folder that could be images, sorted; companions of MIRAX and VSI are skipped.
+
+    Args:
+        folder: where to look.
+        deep: look in the folders below as well.
+
+    Raises:
+        TableError: there are more entries than anybody would want to have listed.
+    """
+    seen = 0
+    for parent, folders, names in os.walk(folder):
+        companions = {Path(n).stem for n in names if n.lower().endswith((".mrxs", ".vms"))}
+        companions |= {f"_{Path(n).stem}_" for n in names if n.lower().endswith(".vsi")}
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in companions)
+        if not deep:
+            folders.clear()
+        seen += len(names)
+        if seen > _MOST_ENTRIES:
+            raise TableError(
+                f"{folder} holds more than {_MOST_ENTRIES} files: name the folder of the images"
+            )
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() not in _SIDECARS:
+                yield Path(parent, name)
+
+
+def safe_id(name: str) -> str:
+    """An id that is safe as a file name: reports and heat maps are named by it."""
+    return _UNSAFE.sub("_", name).strip(". ")
+
+
+def file_ids(paths: Sequence[Path], base: Path) -> list[str]:
+    """Unique ids of different files: the name; with its folder (``a__1``), or suffix, at need."""
+    ids = [safe_id(stem(path.name)) for path in paths]
+    for whole in (False, True):
+        count = Counter(i.casefold() for i in ids)
+        ids = [
+            _long_id(path, base, whole) if count[i.casefold()] > 1 else i
+            for i, path in zip(ids, paths, strict=True)
+        ]
+    return ids
+
+
+def _long_id(path: Path, base: Path, whole: bool) -> str:
+    inside = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
+    name = path.name if whole else stem(path.name)
+    return "__".join(safe_id(part) for part in (*inside.parts[:-1], name))
+
+
+@dataclass
+class Finder:
+    """Finds the file that a table's value means: a path, or a name with or without suffix."""
+
+    base: Path
+    _by_name: dict[str, list[Path]] | None = field(default=None, init=False)
+
+    def find(self, value: str) -> Path | None:
+        """The file, or `None`.
+
+        Raises:
+            TableError: several files fit.
+        """
+        direct = self._direct(value)
+        # A table of features (STAMP's) means the slide of that name.
+        features = value.lower().endswith(_FEATURES)
+        if direct is not None and direct.is_file() and not features:
+            return direct
+        name = PurePosixPath(value.replace("\\", "/")).name
+        found = self._named(name) or self._named(stem(name))
+        if len(found) > 1:
+            wanted = stem(value.replace("\\", "/"))
+            exact = [p for p in found if stem(p.relative_to(self.base).as_posix()) == wanted]
+            found = exact or found
+        if len(found) > 1:
+            raise TableError(f"'{value}' fits several files: {found[0]} and {found[1]}")
+        return found[0] if found else direct
+
+    def all(self) -> list[Path]:
+        """Every file below the folder that could be an image."""
+        return sorted({path for paths in self._index().values() for path in paths})
+
+    def _direct(self, value: str) -> Path | None:
+        for text in (value, value.replace("\\", "/")):
+            try:
+                path = self.base / Path(text).expanduser()
+                if path.exists():
+                    return path
+            except (OSError, ValueError, RuntimeError):  # too long, a NUL, no such user
+                continue
+        return None
+
+    def _named(self, name: str) -> list[Path]:
+        return self._index().get(name, [])
+
+    def _index(self) -> dict[str, list[Path]]:
+        if self._by_name is None:
+            self._by_name = {}
+            for path in image_files(self.base):
+                for name in {path.name, stem(path.name)}:
+                    self._by_name.setdefault(name, []).append(path)
+        return self._by_name

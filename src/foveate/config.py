@@ -1,0 +1,186 @@
+"""One experiment as one plain file: every key is also a flag, unknown keys get the nearest name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foveate.errors import OptionError, did_you_mean
+from foveate.loading import ViewOptions
+from foveate.plugins import find, names, options, parse_options
+from foveate.state import TrainOptions
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Which table, and which of its columns.
+
+    Attributes:
+        path: the table of labels, CSV, TSV or XLSX.
+        images: folder that paths in the table are relative to; by default the table's own.
+        label, patient, image: column names, where the guess is wrong.
+        classes: keep only images of these labels (comma-separated).
+    """
+
+    path: str
+    images: str | None = None
+    label: str | None = None
+    patient: str | None = None
+    image: str | None = None
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How patients are divided.
+
+    Attributes:
+        folds: 1 for a single hold-out; more for cross-validation with pooled predictions.
+        test_fraction: of patients, for a single hold-out.
+        val_fraction: of the remaining patients, for stopping and for the threshold.
+        seed: of the division.
+    """
+
+    folds: int = 1
+    test_fraction: float = 0.25
+    val_fraction: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds < 1:
+            raise OptionError(f"split.folds: got {self.folds}, expected 1 or more")
+        for key in ("test_fraction", "val_fraction"):
+            if not 0 < getattr(self, key) < 1:
+                raise OptionError(f"split.{key}: got {getattr(self, key)}, expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of a run.
+
+    Attributes:
+        table, view, split, train: see their classes.
+        method, encoder, task: names; their options beside them.
+        heatmaps: how many test images get pictures.
+        permute_labels: shuffle the labels over patients; the score must then be chance.
+    """
+
+    table: TableOptions
+    method: str = "glimpse"
+    encoder: str = "resnet18"
+    task: str = "auto"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    encoder_options: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, Any] = field(default_factory=dict)
+    view: ViewOptions = field(default_factory=ViewOptions)
+    split: SplitOptions = field(default_factory=SplitOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    heatmaps: int = 40
+    permute_labels: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for YAML and JSON."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "table": TableOptions,
+    "view": ViewOptions,
+    "split": SplitOptions,
+    "train": TrainOptions,
+}
+_PARTS = {"method": "methods", "encoder": "encoders", "task": "tasks"}
+
+
+def build_config(given: Mapping[str, Any]) -> RunConfig:
+    """A checked config from nested values such as ``{"train": {"lr": "1e-4"}}``.
+
+    Sections are ``table, view, split, train``; ``method``, ``encoder`` and ``task`` are names, and
+    ``method_options`` and so on their options.
+
+    Raises:
+        OptionError: an unknown key, with the nearest known one, or a value that does not fit.
+        UnknownName: no such method, encoder or task.
+    """
+    known = set(RunConfig.__dataclass_fields__)
+    for key in given:
+        if key not in known:
+            raise OptionError(f"no option '{key}'.{did_you_mean(key, known)}")
+    values: dict[str, Any] = {}
+    for key, section in _SECTIONS.items():
+        if key in given:
+            values[key] = section(**parse_options_all(section, given[key], key))
+    simple = {k: v for k, v in given.items() if k in ("heatmaps", "permute_labels")}
+    values |= parse_options(RunConfig, simple, "run")
+    for part in _PARTS:
+        if part in given:
+            values[part] = str(given[part])
+        values[f"{part}_options"] = dict(given.get(f"{part}_options", {}))
+    config = RunConfig(**values)
+    return _checked_parts(config, values)
+
+
+def parse_options_all(section: type[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Like `parse_options`, keywords without a default included."""
+    required = {k: v for k, v in given.items() if k == "path" and section is TableOptions}
+    rest = {k: v for k, v in given.items() if k not in required}
+    return {k: str(v) for k, v in required.items()} | parse_options(section, rest, where)
+
+
+def _checked_parts(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    method = find("methods", config.method)
+    values["method_options"] = _defaults(method) | parse_options(
+        method, config.method_options, "method"
+    )
+    if config.task != "auto":
+        values["task_options"] = parse_options(
+            find("tasks", config.task), config.task_options, "task"
+        )
+    own = config.encoder in names("encoders") and config.encoder != "timm"
+    encoder = find("encoders", config.encoder if own else "timm")
+    values["encoder_options"] = _defaults(encoder) | parse_options(
+        encoder, config.encoder_options, "encoder"
+    )
+    if not own:
+        values["encoder_options"]["name"] = config.encoder
+    return RunConfig(**values)
+
+
+def _defaults(part: Any) -> dict[str, Any]:
+    return {name: option.default for name, option in options(part).items()}
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A config file as nested values.
+
+    Raises:
+        OptionError: no such file, or not YAML with sections.
+    """
+    if not path.is_file():
+        raise OptionError(f"--config {path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise OptionError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"--config {path}: expected sections such as 'train:'")
+    return content
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The resolved config as text."""
+    text: str = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,166 @@
+"""A trained run on images it has never seen: predictions, and scores where there are labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.atomic import write_json
+from foveate.cases import Case, CaseTable, cases_from_folder, read_cases
+from foveate.checkpoint import Model, load_model
+from foveate.errors import CheckpointError, ImageNotFound, TableError
+from foveate.evaluation import evaluate_rows
+from foveate.loading import CaseLoader
+from foveate.outputs import Display, Summary, predict_into
+from foveate.run_folder import write_rows
+from foveate.state import TrainOptions
+from foveate.training import build_fabric
+
+_TABLES = (".csv", ".tsv", ".xlsx")
+
+
+def find_model(run: Path) -> Model:
+    """The model of a run folder (its first fold) or of a model folder.
+
+    Raises:
+        CheckpointError: no trained model there.
+    """
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such folder; give the --out folder of `foveate train`")
+    for folder in (run, run / "model", run / "fold_0" / "model"):
+        if (folder / "model.json").is_file():
+            return load_model(folder)
+    if (run / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{run}: training has not finished; repeat the `foveate train` command to continue it"
+        )
+    raise CheckpointError(f"{run} holds no trained model; give the --out folder of `foveate train`")
+
+
+def gather_cases(paths: Sequence[Path]) -> CaseTable:
+    """Cases from files, folders and tables, with the rows of tables that cannot be used.
+
+    Raises:
+        ImageNotFound: a path does not exist.
+        TableError: two images would share an id, or nothing is there.
+    """
+    tables: list[CaseTable] = []
+    for path in paths:
+        if not path.exists():
+            raise ImageNotFound(f"{path}: no such file or folder")
+        if path.suffix.lower() in _TABLES and path.is_file():
+            tables.append(read_cases(path, need_labels=False))
+        else:
+            tables.append(cases_from_folder(path))
+    return CaseTable(
+        cases=tuple(_with_distinct_ids([case for table in tables for case in table.cases])),
+        notes=tuple(note for table in tables for note in table.notes),
+        set_aside=tuple(row for table in tables for row in table.set_aside),
+    )
+
+
+def predict_paths(
+    run: Path,
+    paths: Sequence[Path],
+    out: Path,
+    display: Display,
+    *,
+    assume_spacing_um: float | None = None,
+    n_heatmaps: int = 1000,
+    device: str = "auto",
+) -> Summary:
+    """Predict images; results go to `out`. Images that fail are listed in ``quarantine.csv``."""
+    return _predict(
+        find_model(run), gather_cases(paths), out, display, assume_spacing_um, n_heatmaps, device
+    )
+
+
+def evaluate_table(
+    run: Path,
+    table: Path,
+    out: Path,
+    display: Display,
+    *,
+    label: str | None = None,
+    images: Path | None = None,
+    assume_spacing_um: float | None = None,
+    device: str = "auto",
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Predict a labelled table and score it; returns the metrics and the images that failed.
+
+    Raises:
+        TableError: a label that the model does not know.
+    """
+    model = find_model(run)
+    read = read_cases(table, images=images, label=label, min_classes=1)
+    for case in read.cases:
+        model.task.target(str(case.label))
+    summary = _predict(model, read, out, display, assume_spacing_um, 40, device)
+    if not summary.rows:
+        raise TableError(f"no image of {table} could be predicted; see {out / 'quarantine.csv'}")
+    rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
+    metrics = evaluate_rows(rows, model.task.classes)
+    write_json(out / "metrics.json", metrics)
+    return metrics, summary.failed
+
+
+def _predict(
+    model: Model,
+    table: CaseTable,
+    out: Path,
+    display: Display,
+    assume_spacing_um: float | None,
+    n_heatmaps: int,
+    device: str,
+) -> Summary:
+    for note in table.notes:
+        display.say(note)
+    assumed = assume_spacing_um or model.card.assume_spacing_um
+    options = TrainOptions(device=device)  # type: ignore[arg-type]
+    loader = CaseLoader(model.card.view, assume_spacing_um=assumed)
+    try:
+        summary = predict_into(
+            out,
+            model,
+            table.cases,
+            loader,
+            device=build_fabric(options).device,
+            heatmaps=out / "heatmaps",
+            n_heatmaps=n_heatmaps,
+            display=display,
+        )
+    finally:
+        loader.close()
+    paths = {case.image_id: str(case.path) for case in table.cases}
+    rows = [
+        {"image_id": row.image_id, "path": row.path, "stage": "table", "reason": row.reason}
+        for row in table.set_aside
+    ] + [
+        {"image_id": i, "path": paths[i], "stage": "predict", "reason": reason}
+        for i, reason in summary.failed.items()
+    ]
+    for row in table.set_aside:
+        summary.failed[row.image_id] = row.reason
+    if rows:
+        write_rows(out / "quarantine.csv", rows, ("image_id", "path", "stage", "reason"))
+    write_json(out / "cost.json", summary.cost)
+    return summary
+
+
+def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:
+    """Files of one name in several folders get their folder's name in front."""
+    seen: dict[str, int] = {}
+    for case in cases:
+        seen[case.image_id] = seen.get(case.image_id, 0) + 1
+    out = []
+    for case in cases:
+        name = case.image_id
+        if seen[name] > 1:
+            name = f"{case.path.parent.name}-{case.path.name}"
+        out.append(Case(name, case.patient_id, case.path, case.label, case.spacing_um))
+    ids = [case.image_id for case in out]
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise TableError(f"two images would be called '{twice}': predict them one folder at a time")
+    return out

@@ -1,0 +1,279 @@
+"""From rows of the table to open images: spacing rules, the view, glimpses, reading ahead."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from foveate.batch import LoadedImage, View
+from foveate.cache import ByteCache
+from foveate.cases import Case
+from foveate.errors import FoveateError, ImageNotFound, MissingSpacing, OptionError
+from foveate.foreground import contrast, foreground
+from foveate.image import AbstractImage, Respaced, fitted
+from foveate.readers import open_image
+
+READER_THREADS = 4
+_MAX_OPEN = 64
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How images are read; what is None is chosen from the training images.
+
+    Attributes:
+        spacing_um: of patches; by default the median full resolution of the training images.
+        patch_px: side of a patch.
+        glimpse_spacing_um: of the glimpse; by default what gives the median image `glimpse_px`.
+        glimpse_px: long side of the median image's glimpse.
+        fit: bring every picture to exactly this many pixels (y,x), so that file size and shape
+            cannot give the class away; for pictures without spacing.
+        assume_spacing_um: spacing of slides that state none and have none in the table.
+    """
+
+    spacing_um: float | None = None
+    patch_px: int = 224
+    glimpse_spacing_um: float | None = None
+    glimpse_px: int = 512
+    fit: tuple[int, ...] | None = None
+    assume_spacing_um: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("spacing_um", "glimpse_spacing_um", "assume_spacing_um"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < 1e5:
+                raise OptionError(f"view.{key}: got {value}, expected a positive number")
+        if self.patch_px < 16 or self.glimpse_px < 16:
+            raise OptionError("view.patch_px and view.glimpse_px need at least 16 pixels")
+        if self.fit is not None and (len(self.fit) < 2 or min(self.fit) < 16):
+            raise OptionError(f"view.fit: got {self.fit}, expected two sides such as 1024x1024")
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What one open file says about itself."""
+
+    shape: tuple[int, ...]
+    spacing_um: tuple[float, ...]
+    unit: str
+    kind: str
+    reader: str
+
+
+@dataclass
+class Scan:
+    """The facts of all images that open, and the reasons of those that do not."""
+
+    facts: dict[str, ImageFacts] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def open_case(
+    case: Case, *, fit: tuple[int, ...] | None = None, assume_spacing_um: float | None = None
+) -> AbstractImage:
+    """Open a case's image with its spacing settled: the table's, else the file's, else assumed.
+
+    Pictures without spacing work in pixels.
+
+    Raises:
+        MissingSpacing: a slide without spacing.
+        ImageNotFound, UnreadableImage, UnsupportedFormat: as the reader says.
+    """
+    image = open_image(case.path)
+    try:
+        if case.spacing_um is not None:
+            given = case.spacing_um
+            spacing = given if len(given) == image.ndim else (given[0],) * image.ndim
+            return Respaced(image, spacing, unit="um")
+        if fit is not None and image.kind == "picture":
+            return fitted(image, fit)
+        if image.spacing_um is not None:
+            return image
+        if image.kind == "picture":
+            return Respaced(image, (1.0,) * image.ndim, unit="px")
+        if assume_spacing_um is not None:
+            return Respaced(image, (assume_spacing_um,) * image.ndim, unit="um")
+        raise MissingSpacing(
+            f"{case.path}: a slide that states no pixel size. Give it in a column 'mpp' of the "
+            "table (micrometres per pixel), or for all such slides with --view.assume-spacing-um"
+        )
+    except BaseException:
+        image.close()
+        raise
+
+
+def scan_cases(
+    cases: Sequence[Case],
+    options: ViewOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Open every image once and note its facts or why it does not open.
+
+    Raises:
+        MissingSpacing: slides without spacing; names the first and how many there are.
+    """
+    scan, missing = Scan(), []
+    with ThreadPoolExecutor(READER_THREADS) as pool:
+        jobs = [(case, pool.submit(_facts, case, options)) for case in cases]
+        for done, (case, job) in enumerate(jobs, 1):
+            try:
+                scan.facts[case.image_id] = job.result()
+            except MissingSpacing as error:
+                missing.append(str(error))
+            except (FoveateError, OSError, ValueError) as error:
+                scan.failed[case.image_id] = _one_line(error)
+            if progress is not None:
+                progress(done, len(cases))
+    if missing:
+        more = f" ({len(missing)} slides of {len(cases)} lack it)" if len(missing) > 1 else ""
+        raise MissingSpacing(missing[0] + more)
+    return scan
+
+
+def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
+    """The view that the options ask for, gaps filled from the images.
+
+    Raises:
+        OptionError: images with and without spacing are mixed.
+    """
+    known = list(facts)
+    units = {f.unit for f in known}
+    if len(units) > 1:
+        raise OptionError(
+            "some images state micrometres per pixel and some do not: give the missing ones in a "
+            "column 'mpp', or bring all pictures to one size with --view.fit 1024x1024"
+        )
+    finest = statistics.median(math.prod(f.spacing_um) ** (1 / len(f.spacing_um)) for f in known)
+    extents = [max(n * s for n, s in zip(f.shape, f.spacing_um, strict=True)) for f in known]
+    spacing = options.spacing_um or float(f"{finest:.4g}")
+    coarse = max(spacing, statistics.median(extents) / options.glimpse_px)
+    return View(
+        spacing_um=spacing,
+        patch_px=options.patch_px,
+        glimpse_spacing_um=options.glimpse_spacing_um or float(f"{coarse:.4g}"),
+        unit="px" if units == {"px"} else "um",
+        fit=options.fit,
+    )
+
+
+class CaseLoader:
+    """Opens images and reads glimpses, ahead of use; keeps glimpses in bounded memory.
+
+    Args:
+        view: the geometry of reading.
+        assume_spacing_um: for slides that state none.
+        keep_bytes: how much memory glimpses may occupy.
+    """
+
+    def __init__(
+        self, view: View, *, assume_spacing_um: float | None = None, keep_bytes: int = 1 << 29
+    ) -> None:
+        self.view = view
+        self._assume = assume_spacing_um
+        self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
+        self._open: OrderedDict[str, AbstractImage] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = self._taken = (0, 0)
+        self._ahead = ThreadPoolExecutor(2, thread_name_prefix="glimpse")
+        self.crops = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="crops")
+
+    def load(self, case: Case) -> LoadedImage:
+        """The open image with its glimpse.
+
+        Raises:
+            FoveateError: the image cannot be opened or read.
+        """
+        kept = self._glimpses.get(case.image_id)
+        image = self._image(case)
+        if kept is not None:
+            return LoadedImage(case.image_id, image, kept.glimpse, kept.contrast)
+        glimpse = image.glimpse(self.view.glimpse_spacing_um)
+        if image.kind == "slide":
+            distance = contrast(glimpse, image.background)
+            distance[~foreground(glimpse, image.background)] = 0
+        else:
+            distance = np.full(glimpse.shape[:-1], 255, np.uint8)
+        if not distance.any():
+            distance[:] = 255
+        loaded = LoadedImage(case.image_id, image, glimpse, distance)
+        self._glimpses.put(case.image_id, loaded, glimpse.nbytes + distance.nbytes)
+        return loaded
+
+    def take_counts(self) -> tuple[int, int]:
+        """Pixels decoded and asked for since the last call, over all images."""
+        with self._lock:
+            counts = [image.count for image in self._open.values()]
+            decoded = self._closed[0] + sum(c.decoded_px for c in counts)
+            asked = self._closed[1] + sum(c.asked_px for c in counts)
+            taken, self._taken = self._taken, (decoded, asked)
+        return decoded - taken[0], asked - taken[1]
+
+    def ahead(
+        self, groups: Iterable[Sequence[Case]], *, depth: int = 2
+    ) -> Iterator[list[LoadedImage | FoveateError]]:
+        """Load groups of cases in order, `depth` groups ahead; what fails comes as its error."""
+        waiting: deque[list[Future[LoadedImage | FoveateError]]] = deque()
+        try:
+            for group in groups:
+                waiting.append([self._ahead.submit(self._try, case) for case in group])
+                if len(waiting) > depth:
+                    yield [job.result() for job in waiting.popleft()]
+            while waiting:
+                yield [job.result() for job in waiting.popleft()]
+        finally:
+            for group_jobs in waiting:
+                for job in group_jobs:
+                    job.cancel()
+
+    def close(self) -> None:
+        """Stop the threads and close the images."""
+        self._ahead.shutdown(cancel_futures=True)
+        self.crops.shutdown(cancel_futures=True)
+        for image in self._open.values():
+            image.close()
+        self._open.clear()
+
+    def _try(self, case: Case) -> LoadedImage | FoveateError:
+        try:
+            return self.load(case)
+        except FoveateError as error:
+            return error
+        except (OSError, ValueError, MemoryError) as error:
+            return ImageNotFound(f"{case.path}: {_one_line(error)}")
+
+    def _image(self, case: Case) -> AbstractImage:
+        with self._lock:
+            image = self._open.get(case.image_id)
+            if image is not None:
+                self._open.move_to_end(case.image_id)
+                return image
+        image = open_case(case, fit=self.view.fit, assume_spacing_um=self._assume)
+        with self._lock:
+            self._open[case.image_id] = image
+            while len(self._open) > _MAX_OPEN:
+                oldest = self._open.popitem(last=False)[1]
+                count = oldest.count
+                self._closed = (
+                    self._closed[0] + count.decoded_px,
+                    self._closed[1] + count.asked_px,
+                )
+                oldest.close()
+        return image
+
+
+def _facts(case: Case, options: ViewOptions) -> ImageFacts:
+    with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
+        spacing = image.known_spacing_um
+        return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:500]

@@ -1,0 +1,99 @@
+"""Two-pass replay: the exact gradient over any number of patches in the memory of one chunk.
+
+Pass one encodes chunk after chunk without keeping activations. When the gradient with respect to
+the features arrives, pass two encodes each chunk again, with gradient, and back-propagates its
+part. Parameters receive their gradients through autograd, so any loop, optimiser, accumulation and
+DDP work. Random layers (dropout, stochastic depth, augmentation inside `load`) are replayed: the
+generator's state is kept per chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def replay(
+    encoder: Callable[[Tensor], Tensor],
+    parameters: Sequence[nn.Parameter],
+    load: Callable[[int], Tensor],
+    n_chunks: int,
+) -> Tensor:
+    """Encode ``load(0) … load(n_chunks - 1)`` and concatenate, in bounded memory.
+
+    Args:
+        encoder: maps ``(m, c, h, w)`` to ``(m, d)``; must treat patches independently of each
+            other (no training-mode batch norm).
+        parameters: everything `encoder` learns.
+        load: gives the i-th chunk; is called twice, and must give the same both times when the
+            generator is in the same state.
+        n_chunks: number of chunks, at least 1.
+
+    Returns:
+        ``(sum of m, d)``, with the gradient that one pass over all chunks would have.
+    """
+    learnt = [p for p in parameters if p.requires_grad]
+    result: Tensor = _Replay.apply(encoder, load, n_chunks, *learnt)
+    return result
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        encoder: Callable[[Tensor], Tensor],
+        load: Callable[[int], Tensor],
+        n_chunks: int,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.encoder, ctx.load, ctx.parameters = encoder, load, parameters
+        ctx.states, ctx.lengths = [], []
+        device = parameters[0].device.type if parameters else "cpu"
+        ctx.device = device
+        ctx.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        outputs = []
+        for i in range(n_chunks):
+            ctx.states.append(_generator_states(device))
+            output = encoder(load(i))
+            ctx.lengths.append(len(output))
+            outputs.append(output)
+        return torch.cat(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        totals: list[Tensor | None] = [None] * len(ctx.parameters)
+        enabled, dtype = ctx.autocast
+        outside = _generator_states(ctx.device)
+        parts = torch.split(gradient, ctx.lengths)
+        try:
+            for i, part in enumerate(parts):
+                if not part.any():
+                    continue
+                _restore(ctx.states[i], ctx.device)
+                with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
+                    output = ctx.encoder(ctx.load(i))
+                found = torch.autograd.grad(output, ctx.parameters, part, allow_unused=True)
+                totals = [_add(total, new) for total, new in zip(totals, found, strict=True)]
+        finally:
+            _restore(outside, ctx.device)
+        return (None, None, None, *totals)
+
+
+def _add(total: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if total is None or new is None:
+        return new if total is None else total
+    return total.add_(new)
+
+
+def _generator_states(device: str) -> tuple[Tensor, Tensor | None]:
+    on_device = torch.cuda.get_rng_state() if device == "cuda" else None
+    return torch.get_rng_state(), on_device
+
+
+def _restore(states: tuple[Tensor, Tensor | None], device: str) -> None:
+    torch.set_rng_state(states[0])
+    if device == "cuda" and states[1] is not None:
+        torch.cuda.set_rng_state(states[1])

@@ -1,0 +1,156 @@
+"""What prediction leaves behind: the table, heatmaps, GeoJSON, and the account of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from foveate.atomic import write_json
+from foveate.cases import Case
+from foveate.checkpoint import Model
+from foveate.errors import FoveateError
+from foveate.heatmaps import draw_heatmap, write_geojson
+from foveate.loading import CaseLoader
+from foveate.prediction import Failure, Report, predict_cases
+from foveate.run_folder import read_json, write_rows
+
+log = logging.getLogger("foveate")
+
+
+class Display(Protocol):
+    """Where progress goes: a terminal, a log, or nowhere."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def bar(self, title: str, done: int, total: int, note: str = "") -> None:
+        """Work under way."""
+
+
+@dataclass
+class Summary:
+    """Predictions as rows, failures with reasons, and what it cost."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+
+
+def predict_into(
+    folder: Path,
+    model: Model,
+    cases: Sequence[Case],
+    loader: CaseLoader,
+    *,
+    device: torch.device,
+    heatmaps: Path,
+    n_heatmaps: int,
+    display: Display,
+) -> Summary:
+    """Predict cases; write ``predictions.csv`` into `folder` and pictures into `heatmaps`.
+
+    Pictures are drawn for the first `n_heatmaps` images; evidence is kept for all.
+    """
+    keys = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
+    summary = Summary(cost={**dict.fromkeys(keys, 0.0), "n_images": 0.0})
+    index: list[dict[str, Any]] = []
+    for done, found in enumerate(predict_cases(model, cases, loader, device=device), 1):
+        if isinstance(found, Failure):
+            summary.failed[found.case.image_id] = found.reason
+            display.say(f"set aside {found.case.image_id}: {found.reason}")
+        else:
+            row = _row(found, model)
+            summary.rows.append(row)
+            for key in keys:
+                summary.cost[key] += getattr(found, key)
+            summary.cost["n_images"] += 1
+            index.append(_pictures(found, row, model, heatmaps, draw=len(index) < n_heatmaps))
+        display.bar("predicting", done, len(cases))
+    summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
+    columns = ["image_id", "patient_id", "path", "label", "predicted", "spacing"]
+    columns += [f"prob_{c}" for c in model.task.classes]
+    columns += ["seconds", "decoded_px", "level0_px", "decoded_fraction"]
+    write_rows(folder / "predictions.csv", summary.rows, columns)
+    _merge_index(heatmaps / "index.json", index)
+    return summary
+
+
+def decide(probabilities: Sequence[float], classes: Sequence[str], threshold: float | None) -> str:
+    """The predicted class: the most probable, or by the threshold of a binary task."""
+    if threshold is not None and len(classes) == 2:
+        return classes[int(probabilities[1] >= threshold)]
+    return classes[max(range(len(classes)), key=lambda i: probabilities[i])]
+
+
+def _row(report: Report, model: Model) -> dict[str, Any]:
+    threshold = model.card.provenance.get("threshold")
+    case = report.case
+    row: dict[str, Any] = {
+        "image_id": case.image_id,
+        "patient_id": case.patient_id,
+        "path": str(case.path),
+        "label": case.label or "",
+        "predicted": decide(report.probabilities, model.task.classes, threshold),
+        "spacing": f"{report.image.known_spacing_um[-1]:.4g} {report.image.unit}",
+        "seconds": f"{report.seconds:.3f}",
+        "decoded_px": report.decoded_px,
+        "level0_px": report.level0_px,
+        "decoded_fraction": f"{report.decoded_px / report.level0_px:.5f}",
+    }
+    shares = zip(model.task.classes, report.probabilities, strict=True)
+    return row | {f"prob_{c}": f"{p:.6f}" for c, p in shares}
+
+
+def _pictures(
+    report: Report, row: dict[str, Any], model: Model, folder: Path, *, draw: bool
+) -> dict[str, Any]:
+    """Write evidence and, if asked, the pictures; a picture that fails is said, not fatal."""
+    stem = safe_name(report.case.image_id)
+    report.evidence.save(folder / f"{stem}.npz")
+    shares = dict(zip(model.task.classes, report.probabilities, strict=True))
+    entry: dict[str, Any] = {
+        "image_id": report.case.image_id,
+        "label": row["label"],
+        "predicted": row["predicted"],
+        "probs": shares,
+        "png": None,
+        "geojson": None,
+    }
+    if not draw:
+        return entry
+    said = "  ".join(f"{c} {p:.3f}" for c, p in shares.items())
+    label = f"label {row['label']}, " if row["label"] else ""
+    try:
+        write_geojson(report.image, report.evidence, folder / f"{stem}.geojson")
+        draw_heatmap(
+            report.image,
+            report.evidence,
+            folder / f"{stem}.png",
+            title=report.case.image_id,
+            caption=f"{label}predicted {row['predicted']}   ({said})",
+        )
+    except (FoveateError, OSError, ValueError) as error:
+        log.warning("no picture of %s: %s", report.case.image_id, error)
+        return entry
+    return entry | {"png": f"{stem}.png", "geojson": f"{stem}.geojson"}
+
+
+def safe_name(image_id: str) -> str:
+    """A file name from an id; one that had to be changed gets a few digits of the id's hash."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in image_id).lstrip(".")
+    if plain == image_id:
+        return plain
+    return f"{plain}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+
+
+def _merge_index(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Add entries to those that other folds wrote."""
+    old = read_json(path) if path.is_file() else []
+    new = {entry["image_id"] for entry in entries}
+    write_json(path, [entry for entry in old if entry["image_id"] not in new] + entries)

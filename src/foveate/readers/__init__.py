@@ -1,0 +1,120 @@
+"""One door to every file family: `open_image` looks at the first bytes and asks the readers.
+
+Importing this package is light: each reader imports its library when it opens its first file.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from foveate import plugins
+from foveate.errors import (
+    FoveateError,
+    ImageNotFound,
+    ImageTooLarge,
+    UnreadableImage,
+    UnsupportedFormat,
+)
+from foveate.image import AbstractImage
+from foveate.readers.base import HEAD_BYTES, AbstractReader
+
+READABLE = (
+    "TIFF and OME-TIFF, whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana), "
+    "PNG, JPEG, BMP, GIF, WebP"
+)
+
+# Where the mark lies, the mark, and what to tell the owner of such a file.
+_NOT_YET = (
+    (128, b"DICM", "DICOM is not readable yet; export it as TIFF or PNG"),
+    (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
+    (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
+    (344, b"n+1\0", "NIfTI is not readable yet"),
+    (344, b"ni1\0", "NIfTI is not readable yet"),
+    (0, b"\x1f\x8b", "gzip files (NIfTI among them) are not readable yet; unpack it first"),
+    (0, b"\0\0\0\x0cjP  ", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
+    (0, b"\xff\x4f\xff\x51", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
+    (0, b"\x89HDF", "HDF5 is not readable as an image"),
+    (0, b"PK\x03\x04", "a ZIP archive is not readable as an image; unpack it first"),
+)
+
+
+def open_image(path: Path | str) -> AbstractImage:
+    """Open an image of any known family, judged by its content and not by its suffix.
+
+    Args:
+        path: a file.
+
+    Returns:
+        The open image; close it, or use it in a ``with`` block.
+
+    Raises:
+        ImageNotFound: nothing is there.
+        UnsupportedFormat: a folder, an empty file, or content that no reader takes.
+        UnreadableImage: a reader takes the file, but it is damaged.
+        ImageTooLarge: opening it would need more memory than there is or than is allowed.
+    """
+    path = Path(path)
+    head = _first_bytes(path)
+    asked = [
+        reader for reader in _readers(plugins.plugin_folders()) if reader.recognises(path, head)
+    ]
+    if not asked:
+        raise UnsupportedFormat(f"{path}: {_why_not(head)}. Readable: {READABLE}")
+    reasons: list[FoveateError] = []
+    for reader in asked:
+        try:
+            return _opened(reader, path)
+        except ImageTooLarge:
+            raise
+        except FoveateError as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
+    try:
+        return reader(path)
+    except FoveateError:
+        raise
+    except MemoryError as error:
+        raise ImageTooLarge(f"{path}: opening it needs more memory than there is") from error
+    except Exception as error:
+        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The class and the message of an error on one line, at most 200 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except FileNotFoundError:
+        raise ImageNotFound(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
+    if not head:
+        raise UnsupportedFormat(f"{path}: the file is empty")
+    return head
+
+
+def _why_not(head: bytes) -> str:
+    for at, mark, reason in _NOT_YET:
+        if head[at : at + len(mark)] == mark:
+            return reason
+    return "no reader knows this content"
+
+
+@functools.lru_cache(maxsize=8)
+def _readers(folders: tuple[Path, ...]) -> tuple[type[AbstractReader], ...]:
+    """Every reader, by falling priority; looked up once for each set of plug-in folders."""
+    del folders
+    found: list[type[AbstractReader]] = [
+        plugins.find("readers", name) for name in plugins.names("readers")
+    ]
+    return tuple(sorted(found, key=lambda reader: -reader.priority))

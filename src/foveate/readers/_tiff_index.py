@@ -1,0 +1,253 @@
+"""Where the blocks of a TIFF lie: every pyramid level as arrays of offsets and byte counts.
+
+Part of the reader `tiff`. tifffile parses the directories; every number that a file claims is
+checked here before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.readers import _tiff_codec as codec
+
+MAX_DIRECTORIES = 4096
+MAX_BLOCK_BYTES = 1 << 29
+"""The largest stored block (tile or strip) that is decoded: 512 MiB of pixels."""
+
+_MAX_BLOCKS = 1 << 26
+_RAW_STRIP_BYTES = 1 << 20
+_NOT_A_LEVEL = ("label", "macro", "thumbnail", "overview")
+_VENDOR_MARKS = (
+    "is_ndpi",
+    "is_scn",
+    "is_philips",
+    "is_bif",
+    "is_qpi",
+    "is_lsm",
+    "is_stk",
+    "is_sis",
+)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """One pyramid level: a grid of stored blocks, row by row, plane after plane.
+
+    Attributes:
+        shape: pixels, ``(y, x)``.
+        block: pixels of one stored block, ``(y, x)``; a strip is a block as wide as the level.
+        grid: number of blocks, ``(y, x)``.
+        offsets: bytes from the start of the file, ``(planes * grid_y * grid_x,)``; 0 is absent.
+        counts: bytes stored, the same shape; 0 is absent.
+        tiled: stored as tiles, not as strips.
+        coding: how a block is decoded.
+    """
+
+    shape: tuple[int, int]
+    block: tuple[int, int]
+    grid: tuple[int, int]
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    tiled: bool
+    coding: codec.Coding
+
+    @property
+    def has_absent(self) -> bool:
+        """Whether some block is not stored."""
+        return bool(((self.offsets == 0) | (self.counts == 0)).any())
+
+
+@dataclass(frozen=True)
+class TiffIndex:
+    """The pyramid of one file, finest level first, and what the file says in words.
+
+    Attributes:
+        levels: one grid per level.
+        description: the image description of level 0.
+        ome_xml: the OME-XML block, or None.
+        resolution: ``(y, x)`` pixels per `unit`, None where not stated.
+        unit: 1 none, 2 inch, 3 centimetre.
+    """
+
+    levels: tuple[BlockGrid, ...]
+    description: str
+    ome_xml: str | None
+    resolution: tuple[float | None, float | None]
+    unit: int
+
+
+def read_index(path: Path) -> TiffIndex:
+    """Parse the directories of a TIFF.
+
+    Raises:
+        UnsupportedFormat: a stack, a vendor's own layout, or a coding that is not read.
+        UnreadableImage: directories are damaged.
+        ImageTooLarge: a block or the number of blocks is beyond the limits.
+    """
+    import tifffile
+
+    # What tifffile logs about odd files would reach the terminal; our errors say it.
+    tifffile.logger().addHandler(logging.NullHandler())
+    with tifffile.TiffFile(path) as file:
+        if path.suffix.lower() == ".vsi" or any(
+            getattr(file, mark, False) for mark in _VENDOR_MARKS
+        ):
+            raise UnsupportedFormat(
+                f"{path}: a vendor's own layout (Olympus VSI, say) whose picture is not in the "
+                "plain TIFF part; export it as OME-TIFF"
+            )
+        pages = list(_pages(file))
+        if not pages:
+            raise UnreadableImage(f"{path}: the TIFF holds no readable directory (truncated?)")
+        base = max(
+            pages, key=lambda page: 0 if page.is_reduced else page.imagelength * page.imagewidth
+        )
+        _refuse_stack(path, base, pages)
+        levels = [_grid(path, base)]
+        levels += [_grid(path, page) for page in _finer_to_coarser(base, pages)]
+        return TiffIndex(
+            levels=tuple(levels),
+            description=str(base.description or ""),
+            ome_xml=file.ome_metadata if file.is_ome else None,
+            resolution=(_rational(base, "YResolution"), _rational(base, "XResolution")),
+            unit=int(_tag(base, "ResolutionUnit", 2) or 1),
+        )
+
+
+def _pages(file: Any) -> Iterator[Any]:
+    """Directories in sequence; a chain that goes wrong after the first ends there."""
+    import tifffile
+
+    seen: set[int] = set()
+    for i in range(MAX_DIRECTORIES):
+        try:
+            page = file.pages[i]
+            if isinstance(page, tifffile.TiffFrame):
+                page = page.aspage()
+        except IndexError:
+            return
+        except Exception:
+            if i == 0:
+                raise
+            return
+        if page.offset in seen:
+            return
+        seen.add(page.offset)
+        yield page
+
+
+def _refuse_stack(path: Path, base: Any, pages: list[Any]) -> None:
+    same = sum(
+        (p.imagelength, p.imagewidth) == (base.imagelength, base.imagewidth)
+        and not p.is_reduced
+        and p.is_tiled == base.is_tiled
+        for p in pages
+    )
+    deep = max(int(getattr(base, "imagedepth", 1) or 1), int(getattr(base, "tiledepth", 1) or 1))
+    if same > 1 or deep > 1:
+        raise UnsupportedFormat(
+            f"{path}: holds {max(same, deep)} pages of the same size (a stack, or channels in "
+            "separate pages); save one flat picture or an RGB pyramid"
+        )
+
+
+def _finer_to_coarser(base: Any, pages: list[Any]) -> list[Any]:
+    candidates = list(base.pages)[:MAX_DIRECTORIES] if base.subifds else pages
+    levels: list[Any] = []
+    finer = base
+    for page in sorted(candidates, key=lambda p: -p.imagelength * p.imagewidth):
+        if page is not base and _is_level(base, page) and page.imagewidth < finer.imagewidth:
+            levels.append(page)
+            finer = page
+    return levels
+
+
+def _is_level(base: Any, page: Any) -> bool:
+    """Whether a smaller page is the same picture: same coding of samples, same proportions."""
+    words = str(page.description or "").lower()
+    last_line = words.splitlines()[-1] if words else ""
+    if any(word in last_line for word in _NOT_A_LEVEL):
+        return False
+    if not base.is_tiled and not page.is_reduced and not base.subifds:
+        return False
+    if page.is_tiled != base.is_tiled or min(page.imagelength, page.imagewidth) < 1:
+        return False
+    alike = ("samplesperpixel", "bitspersample", "photometric", "planarconfig")
+    if any(getattr(page, name) != getattr(base, name) for name in alike):
+        return False
+    step = max(base.imagelength / page.imagelength, base.imagewidth / page.imagewidth)
+    largest = min(
+        base.imagelength / max(page.imagelength - 1, 0.5),
+        base.imagewidth / max(page.imagewidth - 1, 0.5),
+    )
+    return bool(1.01 < step <= largest)
+
+
+def _grid(path: Path, page: Any) -> BlockGrid:
+    shape = (int(page.imagelength), int(page.imagewidth))
+    tiled = bool(page.is_tiled)
+    if tiled:
+        block = (int(page.tilelength), int(page.tilewidth))
+    else:
+        block = (min(int(page.rowsperstrip) or shape[0], shape[0]), shape[1])
+    if min(shape + block) < 1:
+        raise UnreadableImage(f"{path}: claims a size of {shape} in blocks of {block}")
+    coding = codec.coding_of(path, page)
+    grid = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
+    planes = coding.samples if coding.planar else 1
+    n_blocks = grid[0] * grid[1] * planes
+    if n_blocks > _MAX_BLOCKS:
+        raise ImageTooLarge(f"{path}: claims {n_blocks:,} blocks, more than {_MAX_BLOCKS:,}")
+    if len(page.dataoffsets) < n_blocks or len(page.databytecounts) < n_blocks:
+        raise UnreadableImage(
+            f"{path}: {shape[1]} x {shape[0]} pixels need {n_blocks:,} blocks, the file lists "
+            f"{min(len(page.dataoffsets), len(page.databytecounts)):,}"
+        )
+    offsets = np.asarray(page.dataoffsets[:n_blocks], np.int64)
+    counts = np.asarray(page.databytecounts[:n_blocks], np.int64)
+    return _bounded(path, BlockGrid(shape, block, grid, offsets, counts, tiled, coding))
+
+
+def _bounded(path: Path, grid: BlockGrid) -> BlockGrid:
+    """Raw strips that follow each other are cut anew into small ones; other blocks are checked."""
+    coding = grid.coding
+    row_bytes = grid.block[1] * coding.stored_samples * coding.dtype.itemsize
+    if coding.codec == "none" and not grid.tiled and not coding.planar:
+        follows = bool((grid.offsets[1:] == grid.offsets[:-1] + grid.counts[:-1]).all())
+        if follows and not grid.has_absent and grid.counts.sum() >= row_bytes * grid.shape[0]:
+            rows = min(max(1, _RAW_STRIP_BYTES // row_bytes), grid.shape[0])
+            n = -(-grid.shape[0] // rows)
+            offsets = grid.offsets[0] + np.arange(n, dtype=np.int64) * rows * row_bytes
+            counts = np.full(n, rows * row_bytes, np.int64)
+            counts[-1] = (grid.shape[0] - (n - 1) * rows) * row_bytes
+            return BlockGrid(
+                grid.shape, (rows, grid.shape[1]), (n, 1), offsets, counts, False, coding
+            )
+    if row_bytes * grid.block[0] > MAX_BLOCK_BYTES:
+        raise ImageTooLarge(
+            f"{path}: one stored block holds {grid.block[1]} x {grid.block[0]} pixels, more than "
+            f"{MAX_BLOCK_BYTES >> 20} MiB; convert it to a tiled TIFF"
+        )
+    return grid
+
+
+def _tag(page: Any, name: str, default: Any = None) -> Any:
+    tag = page.tags.get(name)
+    return default if tag is None else tag.value
+
+
+def _rational(page: Any, name: str) -> float | None:
+    value = _tag(page, name)
+    try:
+        number = value[0] / value[1] if isinstance(value, tuple) else float(value)
+    except (TypeError, ValueError, ZeroDivisionError, IndexError):
+        return None
+    return number if number > 0 else None

@@ -1,0 +1,166 @@
+"""Ordinary pictures through Pillow: PNG, JPEG, BMP, GIF (first frame), WebP.
+
+The pixels are decoded once, on first use, and kept; Pillow's limit against decompression bombs
+stays on. Colour profiles are ignored: pixels are read as they are stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+import numpy as np
+
+from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.image import Level
+from foveate.readers.base import AbstractReader, flattened
+from foveate.resample import Pixels
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+_GREY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+@final
+class PictureReader(AbstractReader):
+    """A picture that fits into memory, upright as its EXIF orientation says.
+
+    Grey pictures have one channel, all others three (RGB). 16-bit grey stays ``uint16``; 16-bit
+    colour is brought to 8 bits by Pillow. Transparent pixels show white. A picture states no
+    physical size: dots per inch are a matter of printing.
+    """
+
+    priority: ClassVar[int] = 0
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        import PIL
+
+        with self._opened() as image:
+            width, height = image.size
+            if _orientation(image) in _SIDEWAYS:
+                width, height = height, width
+            grey = image.mode in ("1", "L", "LA", "La", *_GREY16)
+            self.dtype = np.dtype(np.uint16 if image.mode in _GREY16 else np.uint8)
+            if image.mode == "F":
+                raise UnsupportedFormat(f"{path}: floating-point pictures are not readable")
+        self.kind = "picture"
+        self.levels = (Level((height, width), (1.0, 1.0)),)
+        self.spacing_um = None
+        self.channels = 1 if grey else 3
+        self.reader = f"Pillow {PIL.__version__}"
+        self._lock = threading.Lock()
+        self._kept: Pixels | None = None
+        self._closed = False
+
+    @classmethod
+    def recognises(cls, path: Path, head: bytes) -> bool:
+        """Marks of the five formats. A MIRAX slide begins like a JPEG, but is only its label."""
+        if path.suffix.lower() == ".mrxs":
+            return False
+        webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+        bitmap = head[:2] == b"BM" and head[14:18] in (
+            b"\x0c\0\0\0",
+            b"(\0\0\0",
+            b"l\0\0\0",
+            b"|\0\0\0",
+        )
+        return webp or bitmap or head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8"))
+
+    def _opened(self) -> Image.Image:
+        from PIL import Image
+
+        try:
+            image = Image.open(self.path, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise ImageTooLarge(
+                f"{self.path}: the picture claims more pixels than the limit of {limit:,} for "
+                "pictures that are decoded whole; store it as a tiled TIFF"
+            ) from error
+        if 0 in image.size:
+            raise UnreadableImage(f"{self.path}: the picture has no pixels")
+        return image
+
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+        pixels = self._pixels()
+        (y, x), (height, width) = origin, size
+        return pixels[y : y + height, x : x + width].copy()
+
+    def _pixels(self) -> Pixels:
+        with self._lock:
+            if self._closed:
+                raise UnreadableImage(f"{self.path}: the image is closed")
+            if self._kept is None:
+                self._kept = self._decoded()
+                self.count.add(decoded_px=self.size_px)
+            return self._kept
+
+    def _decoded(self) -> Pixels:
+        try:
+            with self._opened() as image:
+                image.load()
+                pixels = _array(_upright(image))
+        except UnreadableImage:
+            raise
+        except MemoryError as error:
+            raise ImageTooLarge(f"{self.path}: decoding needs more memory than there is") from error
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UnreadableImage(f"{self.path}: cannot be decoded ({reason})") from error
+        if pixels.shape != (*self.shape, self.channels) or pixels.dtype != self.dtype:
+            raise UnreadableImage(
+                f"{self.path}: decoded to {pixels.shape} {pixels.dtype}, "
+                f"its header promised {(*self.shape, self.channels)} {self.dtype}"
+            )
+        return pixels
+
+    def close(self) -> None:
+        """Forget the pixels. Closing twice is harmless."""
+        with self._lock:
+            self._kept, self._closed = None, True
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _array(image: Image.Image) -> Pixels:
+    """Pixels ``(y, x, c)``: grey uint8 or uint16, or RGB uint8; what is transparent is white."""
+    if image.mode in _GREY16:
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+            raise ValueError("grey values do not fit 16 bits")
+        return values.astype(np.uint16)[:, :, None]
+    white = np.full(1, 255, np.uint8)
+    if image.mode in ("LA", "La"):
+        return flattened(np.asarray(image.convert("LA")), white)
+    if image.mode in _ALPHA or (image.mode == "P" and "transparency" in image.info):
+        return flattened(np.asarray(image.convert("RGBA")), white)
+    if image.mode in ("1", "L"):
+        return np.array(image.convert("L"))[:, :, None]
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,280 @@
+"""TIFF pyramids, tiled or in strips, OME-TIFF and Aperio slides, straight from their stored blocks.
+
+tifffile says where the blocks lie; a region is turned into the set of blocks it touches, these are
+read in file order with few system calls, and each is decoded once with imagecodecs. Tiles that a
+region touches only in part, and strips, go into a cache that all open files share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple, final
+
+import numpy as np
+
+from foveate.cache import ByteCache
+from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.image import Level
+from foveate.readers._tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, decode_block
+from foveate.readers._tiff_index import BlockGrid, read_index
+from foveate.readers._tiff_spacing import ome_pixels, spacing_of, stated_planes
+from foveate.readers.base import AbstractReader, brightest, flattened, level_downsample
+from foveate.resample import Pixels
+
+CACHE_BYTES = 256 << 20
+"""Decoded blocks kept in memory, over all open files of a process."""
+
+_LARGE_PX = 50_000_000
+_GAP_BYTES = 64 << 10
+_READ_BYTES = 8 << 20
+_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_OURS = (None, "aperio", "generic-tiff")
+
+_cache: ByteCache[Pixels] = ByteCache(CACHE_BYTES)
+_keys = itertools.count()
+
+
+class _Cell(NamedTuple):
+    """One stored block: its place in the grid, and its bytes in the file, one entry per plane."""
+
+    row: int
+    column: int
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@final
+class TiffReader(AbstractReader):
+    """A TIFF with 8 or 16 unsigned bits a sample: grey, RGB, palette, with or without alpha.
+
+    A file is a slide if it is a pyramid, is tiled, states a believable pixel size, or has more than
+    50 million pixels; else it is a picture. Blocks that are not stored show the background: the
+    border of the coarsest level or, where that is not stored either, paper, which is white, or
+    black where grey pixels count up from black. Transparent pixels show paper.
+    """
+
+    priority: ClassVar[int] = 20
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        import tifffile
+
+        index = read_index(path)
+        self._grids = index.levels
+        full, coding = self._grids[0].shape, self._grids[0].coding
+        ome = ome_pixels(index.ome_xml, full)
+        planes = stated_planes(index.description, ome, coding.samples)
+        if planes > 1:
+            raise UnsupportedFormat(f"{path}: a stack of {planes} planes; save one flat picture")
+        self.levels = tuple(
+            Level(g.shape, level_downsample(full, g.shape), g.block if g.tiled else None)
+            for g in self._grids
+        )
+        self.spacing_um = spacing_of(index.description, ome, index.resolution, index.unit)
+        large = len(self._grids) > 1 or self._grids[0].tiled or self.size_px > _LARGE_PX
+        self.kind = "slide" if large or self.spacing_um is not None else "picture"
+        self.channels, self.dtype = coding.channels, coding.dtype.newbyteorder("=")
+        self._coding = coding
+        dark = coding.photometric == BLACK_IS_ZERO and not coding.alpha
+        self._paper = np.full(self.channels, 0 if dark else brightest(self.dtype), self.dtype)
+        self._states_paper = coding.alpha or self._grids[-1].has_absent
+        self.reader = f"tifffile {tifffile.__version__}"
+        self._key = next(_keys)
+        self._oversized: tuple[_Cell, Pixels] | None = None
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._file_bytes = os.fstat(self._fd).st_size
+
+    @classmethod
+    def recognises(cls, path: Path, head: bytes) -> bool:
+        """The TIFF mark, unless it is DICOM, or OpenSlide sees a vendor other than Aperio."""
+        if head[:4] not in _MARKS or head[128:132] == b"DICM":
+            return False
+        import openslide
+
+        return openslide.OpenSlide.detect_format(path) in _OURS
+
+    def _stated_background(self) -> Sequence[float] | None:
+        return [float(v) for v in self._paper.tolist()] if self._states_paper else None
+
+    def close(self) -> None:
+        """Release the file and its cached blocks. Closing twice is harmless."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+            _cache.drop_where(self._key)
+            self._oversized = None
+
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+        if self._fd < 0:
+            raise UnreadableImage(f"{self.path}: the image is closed")
+        try:
+            return self._region(level, (origin[0], origin[1]), (size[0], size[1]))
+        except FoveateError:
+            raise
+        except MemoryError as error:
+            raise ImageTooLarge(f"{self.path}: a region of {size} does not fit memory") from error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            raise UnreadableImage(
+                f"{self.path}: level {level}, region {size} at {origin}: {reason}"
+            ) from error
+
+    def _region(self, level: int, origin: tuple[int, int], size: tuple[int, int]) -> Pixels:
+        grid = self._grids[level]
+        region = np.empty((*size, self.channels), self.dtype)
+        missing: list[_Cell] = []
+        for cell in _touched(grid, origin, size):
+            if 0 in cell.offsets or 0 in cell.counts:
+                inside, _ = _overlap(grid, cell, origin, size)
+                region[inside] = self.background
+                continue
+            kept = self._kept(level, cell)
+            if kept is None:
+                missing.append(cell)
+            else:
+                inside, within = _overlap(grid, cell, origin, size)
+                region[inside] = kept[within]
+        for cell, stored in self._stored(missing):
+            self._place(level, cell, stored, region, origin)
+        return region
+
+    def _place(
+        self,
+        level: int,
+        cell: _Cell,
+        stored: list[bytes],
+        region: Pixels,
+        origin: tuple[int, int],
+    ) -> None:
+        """Decode one block and lay it into the region; keep what is likely to be wanted again."""
+        grid = self._grids[level]
+        shape = _block_shape(grid, cell)
+        inside, within = _overlap(grid, cell, origin, region.shape[:2])
+        if self._is_plain(grid) and region.shape[:2] == shape == region[inside].shape[:2]:
+            decode_block(stored[0], grid.coding, region)
+            self.count.add(decoded_px=shape[0] * shape[1])
+            return
+        pixels = self._decoded(grid, stored, shape)
+        self.count.add(decoded_px=shape[0] * shape[1])
+        region[inside] = pixels[within]
+        # The next piece of a large reading begins with the last strips of this one.
+        if not grid.tiled or pixels[within].shape[:2] != _visible(grid, cell):
+            self._keep(level, cell, pixels)
+
+    def _is_plain(self, grid: BlockGrid) -> bool:
+        coding = grid.coding
+        changed = coding.alpha or coding.palette is not None or coding.photometric == WHITE_IS_ZERO
+        return not changed and not coding.planar and coding.samples == self.channels
+
+    def _decoded(self, grid: BlockGrid, stored: list[bytes], shape: tuple[int, int]) -> Pixels:
+        coding = grid.coding
+        planes = [np.empty((*shape, coding.stored_samples), self.dtype) for _ in stored]
+        for data, out in zip(stored, planes, strict=True):
+            decode_block(data, coding, out)
+        pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        if coding.palette is not None:
+            return np.asarray(coding.palette[pixels[:, :, 0]])
+        if coding.photometric == WHITE_IS_ZERO:
+            top = brightest(pixels.dtype)
+            pixels[..., :1] = top - pixels[..., :1]
+        if coding.alpha:
+            return flattened(pixels, self._paper, premultiplied=coding.premultiplied)
+        return pixels[..., : self.channels]
+
+    # -- bytes and cache ----------------------------------------------------------------------
+
+    def _stored(self, cells: list[_Cell]) -> Iterator[tuple[_Cell, list[bytes]]]:
+        """The stored bytes of blocks, in file order, neighbours read together."""
+        for cell in cells:
+            for offset, count in zip(cell.offsets, cell.counts, strict=True):
+                if offset < 0 or count < 0 or offset + count > self._file_bytes:
+                    raise UnreadableImage(
+                        f"{self.path}: truncated: block ({cell.row}, {cell.column}) lies at byte "
+                        f"{offset} with {count} bytes, the file ends at {self._file_bytes}"
+                    )
+        if len(cells) > 0 and len(cells[0].offsets) > 1:
+            for cell in cells:
+                pairs = zip(cell.offsets, cell.counts, strict=True)
+                yield cell, [os.pread(self._fd, n, o) for o, n in pairs]
+            return
+        for group in _coalesced(sorted(cells, key=lambda c: c.offsets[0])):
+            start = group[0].offsets[0]
+            end = max(c.offsets[0] + c.counts[0] for c in group)
+            data = os.pread(self._fd, end - start, start)
+            for cell in group:
+                at = cell.offsets[0] - start
+                yield cell, [data[at : at + cell.counts[0]]]
+
+    def _kept(self, level: int, cell: _Cell) -> Pixels | None:
+        oversized = self._oversized
+        if oversized is not None and oversized[0] == cell:
+            return oversized[1]
+        return _cache.get((self._key, level, cell.row, cell.column))
+
+    def _keep(self, level: int, cell: _Cell, pixels: Pixels) -> None:
+        if pixels.nbytes > CACHE_BYTES:
+            self._oversized = (cell, pixels)
+        else:
+            _cache.put((self._key, level, cell.row, cell.column), pixels, pixels.nbytes)
+
+
+def _touched(grid: BlockGrid, origin: tuple[int, int], size: tuple[int, int]) -> Iterator[_Cell]:
+    rows, columns = (
+        range(o // b, -(-(o + s) // b)) for o, s, b in zip(origin, size, grid.block, strict=True)
+    )
+    per_plane = grid.grid[0] * grid.grid[1]
+    planes = len(grid.offsets) // per_plane
+    for row, column in itertools.product(rows, columns):
+        first = row * grid.grid[1] + column
+        places = slice(first, first + (planes - 1) * per_plane + 1, per_plane)
+        yield _Cell(
+            row, column, tuple(grid.offsets[places].tolist()), tuple(grid.counts[places].tolist())
+        )
+
+
+def _block_shape(grid: BlockGrid, cell: _Cell) -> tuple[int, int]:
+    """Stored rows and columns: tiles are whole, the last strip is as short as the picture."""
+    if grid.tiled:
+        return grid.block
+    return min(grid.block[0], grid.shape[0] - cell.row * grid.block[0]), grid.block[1]
+
+
+def _visible(grid: BlockGrid, cell: _Cell) -> tuple[int, int]:
+    """Rows and columns of a block that lie inside the level."""
+    return (
+        min(grid.block[0], grid.shape[0] - cell.row * grid.block[0]),
+        min(grid.block[1], grid.shape[1] - cell.column * grid.block[1]),
+    )
+
+
+def _overlap(
+    grid: BlockGrid, cell: _Cell, origin: tuple[int, int], size: Sequence[int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a block lies inside a region, and which part of the block that is."""
+    inside, within = [], []
+    for place, block, start, n in zip(
+        (cell.row, cell.column), grid.block, origin, size, strict=True
+    ):
+        low, high = max(place * block, start), min((place + 1) * block, start + n)
+        inside.append(slice(low - start, high - start))
+        within.append(slice(low - place * block, high - place * block))
+    return (inside[0], inside[1]), (within[0], within[1])
+
+
+def _coalesced(cells: list[_Cell]) -> Iterator[list[_Cell]]:
+    """Runs of blocks that lie close together in the file, in file order."""
+    group: list[_Cell] = []
+    end = 0
+    for cell in cells:
+        offset, count = cell.offsets[0], cell.counts[0]
+        near = group and offset - end <= _GAP_BYTES
+        if group and (not near or offset + count - group[0].offsets[0] > _READ_BYTES):
+            yield group
+            group, end = [], 0
+        group.append(cell)
+        end = max(end, offset + count)
+    if group:
+        yield group

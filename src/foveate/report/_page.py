@@ -1,0 +1,134 @@
+"""From a run folder to its page."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate import __version__
+from foveate.atomic import write_text
+from foveate.report import _sections as sections
+from foveate.report._curves import Scored, scored
+from foveate.report._figures import (
+    Drawn,
+    describe_training,
+    draw_calibration,
+    draw_distribution,
+    draw_precision_recall,
+    draw_roc,
+    draw_training,
+    render,
+)
+from foveate.report._gallery import MOST_INLINED, gallery
+from foveate.report._words import counted, decimals, percent
+from foveate.report.base import RunFiles, number, read_run
+
+_TEMPLATE = "page.html.j2"
+
+
+def write_page(folder: Path) -> Path:
+    """Read the folder, draw the figures, fill the template."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    run = read_run(folder)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "decimals": decimals}
+    environment.globals["counted"] = counted
+    page = folder / "report.html"
+    write_text(page, environment.get_template(_TEMPLATE).render(**_values(run)))
+    return page
+
+
+def _values(run: RunFiles) -> dict[str, Any]:
+    found = scored(run.predictions, run.classes)
+    return {
+        "version": __version__,
+        "name": run.folder.resolve().name,
+        "problems": run.problems,
+        "headline": sections.headline(run),
+        "cost": sections.cost(run),
+        "scores": sections.score_rows(run.metrics),
+        "confusion": sections.confusion(run),
+        "flow": sections.patient_flow(run),
+        "comparison": sections.comparison(run),
+        "localisation": sections.localisation(run),
+        "figures": _draw(run, found),
+        "heatmaps": gallery(run.folder / "heatmaps", run.heatmaps),
+        "n_heatmaps": len(run.heatmaps),
+        "most_inlined": MOST_INLINED,
+        "quarantine": run.quarantine,
+        "config": run.config_text,
+        "env": {key: _plain(value) for key, value in run.env.items()},
+        "commands": sections.commands(run),
+    }
+
+
+def _draw(run: RunFiles, found: Scored | None) -> dict[str, Drawn]:
+    """Every figure whose data is there."""
+    target = run.folder / "figures"
+    drawn = {}
+    two_classes = found is not None and len(np.unique(found.target)) > 1
+    if found is not None and two_classes:
+        areas = _areas(run, found)
+        drawn["roc"] = render(
+            partial(draw_roc, found=found, aurocs=areas),
+            target / "roc.png",
+            f"ROC curve over {len(found.target)} images" + _told(areas),
+        )
+        drawn["pr"] = render(
+            partial(draw_precision_recall, found=found),
+            target / "precision_recall.png",
+            f"Precision against recall over {len(found.target)} images",
+        )
+    bins = run.metrics.get("calibration")
+    if isinstance(bins, list) and any(isinstance(b, dict) and number(b, "n") for b in bins):
+        kept = [b for b in bins if isinstance(b, dict)]
+        drawn["calibration"] = render(
+            partial(draw_calibration, bins=kept),
+            target / "calibration.png",
+            f"Calibration in {counted(len(kept), 'bin')}: share observed against stated",
+        )
+    if found is not None:
+        points = sections.thresholds(run)
+        drawn["distribution"] = render(
+            partial(
+                draw_distribution, found=found, threshold=points[0] if len(points) == 1 else None
+            ),
+            target / "scores.png",
+            f"Distribution of scores by class: {', '.join(found.classes)}",
+        )
+    folds = [fold for fold in run.folds if fold.history]
+    if folds:
+        drawn["training"] = render(
+            partial(draw_training, folds=folds),
+            target / "training.png",
+            describe_training(folds),
+            size=(10.6, 6.2),
+        )
+    return drawn
+
+
+def _areas(run: RunFiles, found: Scored) -> dict[str, float]:
+    """The area of a single curve as it is in the table of scores."""
+    stored = (run.metrics.get("metrics") or {}).get("auroc") or {}
+    value = number(stored, "value")
+    return {found.classes[1]: value} if value is not None and len(found.classes) == 2 else {}
+
+
+def _told(areas: dict[str, float]) -> str:
+    return "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "not installed" if value is None else str(value)

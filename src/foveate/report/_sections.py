@@ -1,0 +1,252 @@
+"""What each section of the page says, as plain values for the template."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from foveate.report._words import (
+    counted,
+    decimals,
+    duration,
+    meaning,
+    memory,
+    percent,
+    pixels,
+)
+from foveate.report.base import RunFiles, number
+
+_FEW_PATIENTS = 30
+_PARTS = ("train", "val", "test")
+_NAMES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def headline(run: RunFiles) -> dict[str, Any]:
+    """Task, method, counts, the main score and a sentence about it."""
+    scores = _scores(run.metrics)
+    name = next((key for key in ("auroc", "accuracy", *scores) if key in scores), None)
+    main = scores.get(name) if name else None
+    return {
+        "method": str(run.config.get("method") or run.model.get("method") or "unknown method"),
+        "encoder": str(run.config.get("encoder") or run.model.get("encoder") or ""),
+        "task": str(run.model.get("task") or run.config.get("task") or "unknown task"),
+        "classes": run.classes,
+        "n_images": run.metrics.get("n_images"),
+        "n_patients": run.metrics.get("n_patients"),
+        "n_folds": len(_folds(run)) or len(run.folds),
+        "score_title": meaning(name)[0] if name else None,
+        "score": main,
+        "sentence": _sentence(run, name, main),
+        "cautions": _cautions(run, name, main),
+    }
+
+
+def _sentence(run: RunFiles, name: str | None, score: Mapping[str, Any] | None) -> str:
+    value = None if score is None else number(score, "value")
+    if score is None or value is None:
+        return "No scores yet: training has not finished, or no test image has a label."
+    n, people = run.metrics.get("n_images", 0), run.metrics.get("n_patients", 0)
+    whom = f"On {counted(n, 'image')} of {counted(people, 'patient')} that training never saw, "
+    lo, hi = number(score, "lo"), number(score, "hi")
+    if name != "auroc":
+        between = "" if lo is None or hi is None else f" (95 % interval {lo:.2f} to {hi:.2f})"
+        return f"{whom}the {meaning(name or '')[0]} was {value:.3f}{between}."
+    within = (
+        "" if lo is None or hi is None else f" (95 % interval {100 * lo:.0f} to {100 * hi:.0f})"
+    )
+    if len(run.classes) == 2:
+        pair = f"an image of '{run.classes[1]}' above one of '{run.classes[0]}'"
+    else:
+        pair = "an image of a class above one of another, on average over the classes,"
+    return f"{whom}the model ranked {pair} in {100 * value:.0f} of 100 pairs{within}."
+
+
+def _cautions(run: RunFiles, name: str | None, score: Mapping[str, Any] | None) -> list[str]:
+    said = []
+    lo, hi = (number(score or {}, key) for key in ("lo", "hi"))
+    if name == "auroc" and lo is not None and hi is not None and lo <= 0.5 <= hi:
+        said.append("The interval holds 0.5: this cannot be told from chance.")
+    if name == "auroc" and hi is not None and hi < 0.5:
+        said.append("This is worse than chance: check the labels and the split.")
+    people = run.metrics.get("n_patients")
+    if isinstance(people, int) and people < _FEW_PATIENTS:
+        said.append(f"Only {counted(people, 'test patient')}: read the interval, not the value.")
+    if run.config.get("permute_labels"):
+        said.append("The labels were shuffled on purpose: anything but chance would be a fault.")
+    return said
+
+
+def cost(run: RunFiles) -> dict[str, Any] | None:
+    """Time, memory and pixels; None when nothing was stored."""
+    if not run.cost:
+        return None
+    get = {key: number(run.cost, key) for key in run.cost}
+    seconds, reading = get.get("seconds"), get.get("seconds_reading")
+    share = None if not seconds or reading is None else min(reading / seconds, 1.0)
+    facts = [
+        ("time, all in all", duration(seconds)),
+        ("time per test image", duration(get.get("seconds_per_image"))),
+        ("peak memory, main", memory(get.get("peak_rss_mib"))),
+        ("peak memory, device", memory(get.get("peak_device_mib") or None)),
+        ("test images hold", pixels(get.get("level0_px"))),
+        ("of which decoded", pixels(get.get("decoded_px"))),
+    ]
+    return {
+        "facts": [(title, text) for title, text in facts if text != "–"],
+        "reading": share,
+        "reading_text": percent(share),
+        "computing_text": percent(None if share is None else 1 - share),
+        "decoded": get.get("decoded_fraction"),
+        "decoded_text": percent(get.get("decoded_fraction")),
+        "decoded_px": pixels(get.get("decoded_px")),
+        "level0_px": pixels(get.get("level0_px")),
+    }
+
+
+def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every score with its interval; `bar` holds shares of 0 to 1 where that is its range."""
+    rows = []
+    for name, score in _scores(metrics).items():
+        value, lo, hi = (number(score, key) for key in ("value", "lo", "hi"))
+        title, text = meaning(name)
+        inside = all(v is not None and 0 <= v <= 1 for v in (value, lo, hi))
+        rows.append(
+            {
+                "title": title,
+                "text": text,
+                "value": decimals(value),
+                "interval": "–" if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}",
+                "bar": (value, lo, hi) if inside else None,
+                "method": str(score.get("method", "")),
+                "n": score.get("n", ""),
+            }
+        )
+    return rows
+
+
+def confusion(run: RunFiles) -> dict[str, Any] | None:
+    """Rows are true classes; None when there is no matrix that fits the classes."""
+    matrix, classes = run.metrics.get("confusion"), run.classes
+    if not isinstance(matrix, list) or len(matrix) != len(classes):
+        return None
+    rows = []
+    for name, counts in zip(classes, matrix, strict=True):
+        total = sum(counts)
+        rows.append(
+            {
+                "name": name,
+                "cells": [(n, n / total if total else 0.0) for n in counts],
+                "total": total,
+                "found": percent(counts[classes.index(name)] / total) if total else "–",
+            }
+        )
+    return {"classes": classes, "rows": rows, "thresholds": thresholds(run)}
+
+
+def thresholds(run: RunFiles) -> list[float]:
+    """Operating points, one per fold that stored one."""
+    found = (number(fold.model.get("provenance") or {}, "threshold") for fold in run.folds)
+    return [value for value in found if value is not None]
+
+
+def patient_flow(run: RunFiles) -> dict[str, Any]:
+    """How many images and patients went where."""
+    owners: dict[str, str] = run.splits.get("patients") or {}
+    labels = {row["image_id"]: row.get("label", "") for row in run.predictions if "image_id" in row}
+    labels |= {str(k): str(v) for k, v in (run.splits.get("labels") or {}).items()}
+    early = {
+        row.get("image_id", "") for row in run.quarantine if row.get("stage") in ("table", "open")
+    }
+    rows: list[dict[str, Any]] = []
+    for k, fold in enumerate(_folds(run)):
+        for part in _PARTS:
+            ids = [str(i) for i in fold.get(part) or []]
+            known = Counter(labels[i] for i in ids if i in labels)
+            complete = bool(ids) and sum(known.values()) == len(ids)
+            rows.append(
+                {
+                    "fold": k + 1,
+                    "part": _NAMES[part],
+                    "images": len(ids),
+                    "patients": len({owners.get(i, i) for i in ids}),
+                    "classes": [known[c] if complete else None for c in run.classes],
+                }
+            )
+    return {
+        "set_aside": len(early - set(owners)),
+        "images": len(owners),
+        "patients": len(set(owners.values())),
+        "in_table": len(set(owners) | early),
+        "rows": rows,
+        "classes": run.classes,
+        "hidden": any(n is None for row in rows for n in row["classes"]),
+        "hash": str(run.splits.get("hash", "")),
+        "failed_later": len({r.get("image_id") for r in run.quarantine} - early),
+    }
+
+
+def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
+    """This run beside those in ``baseline.json``; None when there are none."""
+    if not run.baseline:
+        return None
+    own = {"method": run.config.get("method", "this run"), "metrics": _scores(run.metrics)}
+    rows = []
+    for k, entry in enumerate([{**run.cost, **own}, *run.baseline]):
+        scores = _scores(entry)
+        auroc = scores.get("auroc", {})
+        value, lo, hi = (number(auroc, key) for key in ("value", "lo", "hi"))
+        rows.append(
+            {
+                "method": str(entry.get("method", "unknown")),
+                "own": k == 0,
+                "value": decimals(value),
+                "interval": "–" if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}",
+                "bar": None if value is None or lo is None or hi is None else (value, lo, hi),
+                "balanced": decimals(number(scores.get("balanced_accuracy", {}), "value")),
+                "seconds": duration(number(entry, "seconds")),
+                "memory": memory(number(entry, "peak_rss_mib")),
+                "device": memory(number(entry, "peak_device_mib") or None),
+                "decoded": percent(number(entry, "decoded_fraction")),
+            }
+        )
+    return rows
+
+
+def localisation(run: RunFiles) -> dict[str, Any] | None:
+    """How often the heaviest region lay on what decides, where the truth is known."""
+    share, n = number(run.localisation, "hit_fraction"), number(run.localisation, "n")
+    if share is None or not n:
+        return None
+    lo, hi = number(run.localisation, "lo"), number(run.localisation, "hi")
+    return {
+        "hits": round(share * n),
+        "n": int(n),
+        "share": percent(share),
+        "interval": None if lo is None or hi is None else f"{percent(lo)} to {percent(hi)}",
+    }
+
+
+def commands(run: RunFiles) -> list[tuple[str, str]]:
+    """What to type next, and what it does."""
+    folder = shlex.quote(str(run.folder))
+    return [
+        ("predict new images", f"foveate predict {folder} NEW_IMAGES --out predictions"),
+        ("score it on another hospital's table",
+         f"foveate evaluate {folder} OTHER_TABLE.csv --out external"),
+        ("repeat or continue this very run",
+         f"foveate train --config {shlex.quote(str(run.folder / 'config.yaml'))} --out {folder}"),
+        ("list the other methods", "foveate methods"),
+    ]  # fmt: skip
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    stored = metrics.get("metrics")
+    found = stored.items() if isinstance(stored, Mapping) else ()
+    return {str(name): score for name, score in found if isinstance(score, dict)}
+
+
+def _folds(run: RunFiles) -> list[dict[str, Any]]:
+    folds = run.splits.get("folds")
+    return [fold for fold in folds if isinstance(fold, dict)] if isinstance(folds, list) else []

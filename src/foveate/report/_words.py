@@ -1,0 +1,73 @@
+"""Numbers as people read them, and what each score means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MEANING = {
+    "auroc": ("AUROC", "chance that a positive image ranks above a negative one; 0.5 is chance"),
+    "auroc_delong": ("AUROC, DeLong", "the same, with the interval computed and not resampled"),
+    "auprc": ("AUPRC", "area under precision and recall; chance is the share of positives"),
+    "accuracy": ("accuracy", "share of images whose class was predicted"),
+    "balanced_accuracy": ("balanced accuracy", "mean of the classes' sensitivities"),
+    "kappa": ("Cohen's kappa", "agreement beyond chance"),
+    "kappa_linear": ("kappa, linear", "agreement beyond chance, near misses count in part"),
+    "kappa_quadratic": ("kappa, quadratic", "the same, weighted by the squared distance"),
+    "brier": ("Brier score", "squared error of the probabilities; less is better"),
+    "log_loss": ("log loss", "surprise at the true class; less is better"),
+    "ece": ("calibration error", "gap between stated and observed shares; less is better"),
+}
+
+
+def meaning(name: str) -> tuple[str, str]:
+    """Title and one line of explanation of a score."""
+    return MEANING.get(name, (name.replace("_", " "), ""))
+
+
+def decimals(value: Any, places: int = 3) -> str:
+    """``0.912``, or a dash."""
+    return f"{value:.{places}f}" if isinstance(value, int | float) else "–"
+
+
+def duration(seconds: float | None) -> str:
+    """``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(mib: float | None) -> str:
+    """``812 MiB`` or ``3.4 GiB``."""
+    if mib is None:
+        return "–"
+    return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
+
+
+def pixels(count: float | None) -> str:
+    """``3.1 gigapixels`` or ``12 megapixels``."""
+    if count is None:
+        return "–"
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} gigapixels".replace(",", " ")
+    return f"{count / 1e6:.1f} megapixels"
+
+
+def percent(share: float | None) -> str:
+    """Two digits that mean something: ``43 %``, ``4.3 %``, ``0.43 %``."""
+    if share is None:
+        return "–"
+    hundred = 100 * share
+    return f"{hundred:.0f} %" if hundred >= 10 else f"{hundred:.2g} %"
+
+
+def counted(n: int, singular: str, plural: str | None = None) -> str:
+    """``1 image`` or ``3 images``."""
+    return f"{n} {singular if n == 1 else plural or singular + 's'}"

@@ -1,0 +1,162 @@
+"""What a run folder holds, read without complaint: what is missing or damaged is noted."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from foveate.errors import CheckpointError
+from foveate.run_folder import read_json, read_rows
+
+Row = dict[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FoldFiles:
+    """The files of one fold.
+
+    Attributes:
+        name: of its folder.
+        history: rows of ``metrics.csv``.
+        predictions: rows of ``predictions.csv``.
+        model: content of ``model/model.json``.
+    """
+
+    name: str
+    history: list[Row]
+    predictions: list[Row]
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run; missing ones are empty, and `problems` says of which that is a loss."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    env: dict[str, Any]
+    splits: dict[str, Any]
+    quarantine: list[Row]
+    folds: list[FoldFiles]
+    predictions: list[Row]
+    metrics: dict[str, Any]
+    cost: dict[str, Any]
+    heatmaps: list[dict[str, Any]]
+    baseline: list[dict[str, Any]]
+    localisation: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in the order of the probabilities."""
+        stored = self.metrics.get("classes") or self.model.get("classes")
+        if stored:
+            return [str(name) for name in stored]
+        columns = list(self.predictions[0]) if self.predictions else []
+        return [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The card of the first fold's model."""
+        return next((fold.model for fold in self.folds if fold.model), {})
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Everything in a run folder that a report can show.
+
+    Raises:
+        CheckpointError: not a folder, or nothing of a run in it.
+    """
+    known = ("config.yaml", "metrics.json", "predictions_oof.csv", "fold_0", "splits.json")
+    if not folder.is_dir() or not any((folder / name).exists() for name in known):
+        raise CheckpointError(f"{folder} holds no run; give the --out folder of `foveate train`")
+    problems: list[str] = []
+    no_rows: list[Row] = []
+    no_entries: list[dict[str, Any]] = []
+    nothing: dict[str, Any] = {}
+
+    def take(name: str, read: Callable[[Path], T], empty: T, *, wanted: bool = True) -> T:
+        path = folder / name
+        if not path.is_file():
+            if wanted:
+                problems.append(f"{name} is missing")
+            return empty
+        try:
+            found = read(path)
+        except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
+            problems.append(f"{name} cannot be read: {' '.join(str(error).split())[:200]}")
+            return empty
+        if not isinstance(found, type(empty)):
+            problems.append(f"{name} holds something else than expected")
+            return empty
+        return found
+
+    names = sorted(
+        (p.name for p in folder.glob("fold_*") if p.is_dir()), key=lambda name: (len(name), name)
+    )
+    folds = [
+        FoldFiles(
+            name,
+            take(f"{name}/metrics.csv", read_rows, no_rows),
+            take(f"{name}/predictions.csv", read_rows, no_rows, wanted=False),
+            take(f"{name}/model/model.json", read_json, nothing, wanted=False),
+        )
+        for name in names
+    ]
+    pooled = take("predictions_oof.csv", read_rows, no_rows, wanted=len(folds) != 1)
+    return RunFiles(
+        folder=folder,
+        config=take("config.yaml", _read_yaml, nothing),
+        config_text=take("config.yaml", _read_text, "", wanted=False),
+        env=take("env.json", read_json, nothing),
+        splits=take("splits.json", read_json, nothing),
+        quarantine=take("quarantine.csv", read_rows, no_rows, wanted=False),
+        folds=folds,
+        predictions=pooled or [row for fold in folds for row in fold.predictions],
+        metrics=take("metrics.json", read_json, nothing),
+        cost=take("cost.json", read_json, nothing),
+        heatmaps=[
+            entry
+            for entry in take("heatmaps/index.json", read_json, no_entries)
+            if isinstance(entry, dict)
+        ],
+        baseline=[
+            row
+            for row in take("baseline.json", read_json, no_entries, wanted=False)
+            if isinstance(row, dict)
+        ],
+        localisation=take("localisation.json", read_json, nothing, wanted=False),
+        problems=problems,
+    )
+
+
+def number(values: Mapping[str, Any], key: str) -> float | None:
+    """A finite number of this key, whether stored as number or as text; None for anything else."""
+    try:
+        value = float(values[key])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def column(rows: list[Row], key: str) -> list[float]:
+    """Numbers of a column; NaN where there is none."""
+    found = (number(row, key) for row in rows)
+    return [math.nan if value is None else value for value in found]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

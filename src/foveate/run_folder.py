@@ -1,0 +1,105 @@
+"""The folder of a run: claiming it, its small files, its log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foveate import __version__
+from foveate.atomic import write_json, write_text
+from foveate.errors import CheckpointError
+
+_LIBRARIES = ("torch", "timm", "lightning", "numpy", "openslide-python", "tifffile", "imagecodecs")
+
+
+def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
+    """Make the folder this run's: new, or begun with the very same options.
+
+    Raises:
+        CheckpointError: the folder belongs to a run with other options, or holds other files.
+    """
+    path = folder / "config.yaml"
+    if path.is_file():
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        difference = _first_difference(stored, config)
+        if difference is not None:
+            raise CheckpointError(
+                f"{folder} was begun with other options: {difference}. Give the same options to "
+                "continue it, or another --out for a new run"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty and holds no run: give another --out")
+    write_json(folder / "env.json", environment())
+    write_text(path, text)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    found: dict[str, Any] = {"foveate": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    found |= {"platform": platform.platform(), "argv": sys.argv}
+    return found
+
+
+def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
+    """Send foveate's log to ``log.txt``; returns the handler, to be removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("foveate")
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    return handler
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A CSV file with these columns, whole or not at all."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, out.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, as text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, Mapping):
+        for name in [*old, *(n for n in new if n not in old)]:
+            where = f"{key}.{name}" if key else name
+            found = _first_difference(old.get(name), new.get(name), where)
+            if found is not None:
+                return found
+        return None
+    return None if old == new else f"{key} was {old!r} and is {new!r} now"

@@ -1,0 +1,202 @@
+"""Synthetic slides: an H&E-like cohort whose label shows at full resolution only.
+
+Every slide holds glass, islands of stroma, and round purple nodules that all look alike from afar.
+In a benign nodule the nuclei are small, in a deciding one large, with the same share covered and
+the same colours; a positive slide holds a few deciding nodules. Where they lie is written beside
+each slide, for scores of localisation only: no training may read it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+
+from foveate.atomic import write_aside, write_json, write_text
+from foveate.errors import ImageNotFound, OptionError
+from foveate.synthetic.base import Nodule, SlideSpec
+from foveate.synthetic.layout import draw_layout
+from foveate.synthetic.pyramid import write_pyramid
+from foveate.synthetic.render import Renderer
+from foveate.synthetic.texture import make_bank, stain
+
+__all__ = ["Nodule", "SlideSpec", "read_truth", "write_cohort", "write_slide"]
+
+POSITIVE, NEGATIVE = "tumour", "normal"
+GIGA = "S_GIGA"
+MASK_DOWNSAMPLE = 64
+
+_VERSION = 1
+
+
+def write_slide(path: Path, *, positive: bool, seed: int, spec: SlideSpec) -> list[Nodule]:
+    """Write one slide, and its truth beside it; the same arguments give the same bytes.
+
+    ``<stem>.truth.json`` lists all nodules and the parameters; ``<stem>.truth.png`` is a mask of
+    the deciding ones, 255 on 0, at 1/64 of the resolution. Both are for scores of localisation
+    only. The JSON file is written last: where it is, the slide is complete.
+
+    Returns:
+        All nodules, deciding or not.
+
+    Raises:
+        OptionError: tissue or nodules do not fit.
+    """
+    _truth_path(path).unlink(missing_ok=True)
+    looks, places = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    layout = draw_layout(spec, places, positive=positive)
+    paint = stain(make_bank(), looks)
+    renderer = Renderer(spec, layout, paint)
+    write_aside(path, lambda aside: write_pyramid(aside, spec, paint.glass, renderer.row))
+    mask = bytes(imagecodecs.png_encode(_mask(spec, layout.nodules)))
+    write_aside(path.with_suffix(".truth.png"), lambda aside: _put(aside, mask))
+    truth = {
+        "parameters": _parameters(positive, seed, spec),
+        "bytes": path.stat().st_size,
+        "nodules": [asdict(n) for n in layout.nodules],
+    }
+    write_json(_truth_path(path), truth)
+    return list(layout.nodules)
+
+
+def read_truth(slide_path: Path) -> list[Nodule]:
+    """The nodules of a slide that `write_slide` wrote, for scores of localisation only.
+
+    Raises:
+        ImageNotFound: no truth lies beside this path.
+    """
+    path = _truth_path(slide_path)
+    if not path.exists():
+        raise ImageNotFound(f"{path}: no such file; only synthetic slides come with the truth")
+    truth = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        Nodule((float(y), float(x)), float(n["radius_px0"]), bool(n["deciding"]))
+        for n in truth["nodules"]
+        for y, x in [n["centre_px0"]]
+    ]
+
+
+def write_cohort(
+    folder: Path,
+    *,
+    n_slides: int,
+    n_patients: int,
+    spec: SlideSpec,
+    giga_spec: SlideSpec | None,
+    seed: int,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a cohort, about half of it positive; slides that are complete are not written again.
+
+    Patients have one or two slides, with the same label. Slides are ``slides/S001.tif`` and so on;
+    the slide of `giga_spec`, if any, is ``slides/S_GIGA.tif`` of a positive patient of its own.
+
+    Args:
+        folder: made if need be.
+        n_slides: without the one of `giga_spec`.
+        n_patients: at least half of `n_slides`, at most all.
+        spec: of every slide.
+        giga_spec: of one more, larger slide.
+        seed: of everything.
+        workers: slides written at a time.
+        progress: called with slides done and slides in total.
+
+    Returns:
+        ``labels.csv`` with columns ``file,patient_id,label,note``; files relative to the folder.
+
+    Raises:
+        OptionError: the number of patients does not suit the slides, or `spec` cannot be met.
+    """
+    rows = _rows(n_slides, n_patients, seed)
+    jobs = [(folder / row["file"], row["label"] == POSITIVE, spec) for row in rows]
+    if giga_spec:
+        file = f"slides/{GIGA}.tif"
+        rows.append({"file": file, "patient_id": "P_GIGA", "label": POSITIVE, "note": "gigapixel"})
+        jobs.append((folder / file, True, giga_spec))
+    make_bank()
+    (folder / "slides").mkdir(parents=True, exist_ok=True)
+    # The largest slide first, so that no worker is left alone with it at the end.
+    order = sorted(range(len(jobs)), key=lambda i: (jobs[i][0].stem != GIGA, i))
+    with ThreadPoolExecutor(workers) as pool:
+        written = [pool.submit(_write_once, *jobs[i], _slide_seed(seed, i)) for i in order]
+        try:
+            for done, future in enumerate(as_completed(written), start=1):
+                future.result()
+                if progress:
+                    progress(done, len(jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["file", "patient_id", "label", "note"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "labels.csv", table.getvalue())
+    return folder / "labels.csv"
+
+
+def _rows(n_slides: int, n_patients: int, seed: int) -> list[dict[str, str]]:
+    if not 0 < n_patients <= n_slides <= 2 * n_patients:
+        raise OptionError(
+            f"n_patients: got {n_patients} for {n_slides} slides; a patient has one or two slides"
+        )
+    rng = np.random.default_rng((seed, n_slides))
+    n_slides_of = [2] * (n_slides - n_patients) + [1] * (2 * n_patients - n_slides)
+    names = [f"P{p + 1:03d}" for p in rng.permutation(n_patients)]
+    slides = [
+        (names[p], NEGATIVE if p % 2 else POSITIVE)
+        for p, n in enumerate(n_slides_of)
+        for _ in range(n)
+    ]
+    order = rng.permutation(n_slides)
+    return [
+        {"file": f"slides/S{i:03d}.tif", "patient_id": patient, "label": label, "note": ""}
+        for i, (patient, label) in enumerate((slides[o] for o in order), start=1)
+    ]
+
+
+def _write_once(path: Path, positive: bool, spec: SlideSpec, seed: int) -> None:
+    truth = _truth_path(path)
+    if truth.exists() and path.exists():
+        known = json.loads(truth.read_text(encoding="utf-8"))
+        same = known.get("parameters") == _parameters(positive, seed, spec)
+        if same and known.get("bytes") == path.stat().st_size:
+            return
+    write_slide(path, positive=positive, seed=seed, spec=spec)
+
+
+def _slide_seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
+
+
+def _parameters(positive: bool, seed: int, spec: SlideSpec) -> Any:
+    """What a slide was made from, as JSON would read it back."""
+    known = {"version": _VERSION, "positive": positive, "seed": seed, "spec": asdict(spec)}
+    return json.loads(json.dumps(known))
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _truth_path(slide_path: Path) -> Path:
+    return slide_path.with_suffix(".truth.json")
+
+
+def _mask(spec: SlideSpec, nodules: tuple[Nodule, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    shape = tuple(-(-n // MASK_DOWNSAMPLE) for n in spec.shape_px0)
+    y, x = ((np.arange(n) + 0.5) * MASK_DOWNSAMPLE for n in shape)
+    mask = np.zeros(shape, np.uint8)
+    for nodule in nodules:
+        if nodule.deciding:
+            dy, dx = y[:, None] - nodule.centre_px0[0], x[None] - nodule.centre_px0[1]
+            mask[np.hypot(dy, dx) <= nodule.radius_px0] = 255
+    return mask

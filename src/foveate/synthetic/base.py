@@ -1,0 +1,195 @@
+"""What a synthetic slide is made of: specification, tissue, nodules and textures."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import OptionError
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+BENIGN_NUCLEUS_PX0 = 5.0
+"""Radius of the nuclei in a benign nodule."""
+
+DECIDING_NUCLEUS_PX0 = 7.5
+"""Radius of the nuclei in a deciding nodule: the only difference, and one of full resolution."""
+
+TEXTURE_PX0 = 512
+"""Period of the nodule textures."""
+
+STROMA_PX0 = 1024
+"""Period of the stroma texture and of the wobble of outlines; a multiple of every tile size."""
+
+LEVEL_FACTOR = 4
+"""Each level is this much coarser than the one before."""
+
+MIN_LEVEL_PX = 512
+"""Levels are added until no side is longer than this."""
+
+
+@dataclass(frozen=True)
+class SlideSpec:
+    """How a slide looks; ranges are inclusive and drawn from uniformly, whatever the class.
+
+    Attributes:
+        shape_px0: level-0 pixels ``(y, x)``.
+        spacing_um: micrometres per level-0 pixel ``(y, x)``.
+        tissue_px0: total area of tissue in level-0 pixels, lowest and highest.
+        n_islands: pieces that the tissue lies in.
+        n_nodules: nodules of either kind, together.
+        n_deciding: deciding nodules of a positive slide, among the nodules above.
+        nodule_diameter_px0: diameter of a nodule.
+        tile_px: side of the stored tiles: 128, 256 or 512.
+        quality: of the JPEG tiles, 1 to 100.
+
+    Raises:
+        OptionError: a value is not allowed, or the nodules cannot fit into the tissue.
+    """
+
+    shape_px0: tuple[int, int] = (16384, 16384)
+    spacing_um: tuple[float, float] = (0.5, 0.5)
+    tissue_px0: tuple[float, float] = (6e6, 8e6)
+    n_islands: tuple[int, int] = (3, 5)
+    n_nodules: tuple[int, int] = (16, 28)
+    n_deciding: tuple[int, int] = (3, 6)
+    nodule_diameter_px0: tuple[float, float] = (224.0, 288.0)
+    tile_px: int = 256
+    quality: int = 85
+
+    def __post_init__(self) -> None:
+        for name in ("tissue_px0", "n_islands", "n_nodules", "n_deciding", "nodule_diameter_px0"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise OptionError(f"{name}: need 0 < lowest <= highest, got {(low, high)}")
+        if self.tile_px not in (128, 256, 512):
+            raise OptionError(f"tile_px: got {self.tile_px}, allowed: 128, 256, 512")
+        if not 1 <= self.quality <= 100:
+            raise OptionError(f"quality: got {self.quality}, allowed: 1 to 100")
+        if min(self.shape_px0) < 4 * self.tile_px or min(self.spacing_um) <= 0:
+            raise OptionError(
+                f"shape_px0 {self.shape_px0} needs at least four tiles per side, and spacing_um "
+                f"{self.spacing_um} positive numbers"
+            )
+        if self.n_deciding[1] > self.n_nodules[0]:
+            raise OptionError(f"n_deciding {self.n_deciding} may exceed n_nodules {self.n_nodules}")
+        if self.nodule_diameter_px0[1] > TEXTURE_PX0:
+            raise OptionError(f"nodule_diameter_px0: at most {TEXTURE_PX0}")
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Pixels per level, finest first; pixels that would reach beyond level 0 are dropped."""
+        shapes = [self.shape_px0]
+        while max(shapes[-1]) > MIN_LEVEL_PX:
+            y, x = shapes[-1]
+            shapes.append((y // LEVEL_FACTOR, x // LEVEL_FACTOR))
+        return tuple(shapes)
+
+
+@dataclass(frozen=True)
+class Nodule:
+    """One nodule: its centre ``(y, x)``, its mean radius, and whether it decides the label."""
+
+    centre_px0: tuple[float, float]
+    radius_px0: float
+    deciding: bool
+
+
+@dataclass(frozen=True)
+class Island:
+    """A piece of tissue: a stretched, turned disc with a wavy outline.
+
+    Attributes:
+        centre_px0: ``(y, x)``.
+        radius_px0: mean radius before stretching.
+        stretch: the first axis is this much longer, the second this much shorter.
+        angle: of the first axis, in radians.
+        waves: amplitude (relative) and phase of the outline's harmonics 2, 3, …
+        phase_px0: shift of the stroma texture, a multiple of the tile.
+    """
+
+    centre_px0: tuple[float, float]
+    radius_px0: float
+    stretch: float
+    angle: float
+    waves: tuple[tuple[float, float], ...]
+    phase_px0: tuple[int, int]
+
+    @functools.cached_property
+    def ends_px0(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Lowest and highest ``y``, lowest and highest ``x`` of the outline."""
+        theta = np.linspace(0, 2 * math.pi, 512)
+        outline = self.radius_px0 * self._outline(theta)
+        u, v = outline * np.cos(theta) * self.stretch, outline * np.sin(theta) / self.stretch
+        sin, cos = math.sin(self.angle), math.cos(self.angle)
+        y = self.centre_px0[0] + sin * u + cos * v
+        x = self.centre_px0[1] + cos * u - sin * v
+        return (float(y.min()), float(y.max())), (float(x.min()), float(x.max()))
+
+    def depth_px0(self, y: NDArray[np.floating], x: NDArray[np.floating]) -> Floats:
+        """About how deep inside the outline points lie; negative outside. Broadcasts."""
+        dy, dx = y - self.centre_px0[0], x - self.centre_px0[1]
+        sin, cos = math.sin(self.angle), math.cos(self.angle)
+        u, v = (cos * dx + sin * dy) / self.stretch, (cos * dy - sin * dx) * self.stretch
+        outline = self._outline(np.arctan2(v, u))
+        return np.asarray(self.radius_px0 * outline - np.hypot(u, v), np.float32)
+
+    def _outline(self, theta: NDArray[np.floating]) -> NDArray[np.floating]:
+        outline = np.ones_like(theta)
+        for m, (amplitude, phase) in enumerate(self.waves, start=2):
+            outline += amplitude * np.cos(m * theta + phase)
+        return outline
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies; `textures` holds the variant and the shift ``y, x`` of each nodule."""
+
+    islands: tuple[Island, ...]
+    nodules: tuple[Nodule, ...]
+    textures: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Seamless textures as differences from glass; every axis wraps.
+
+    Attributes:
+        stroma: ``(3, STROMA_PX0, STROMA_PX0)``.
+        nodules: ``(variant, benign or deciding, 3, TEXTURE_PX0, TEXTURE_PX0)``.
+        wobble: ``(STROMA_PX0, STROMA_PX0)``, by which outlines are moved, in level-0 pixels.
+    """
+
+    stroma: Floats
+    nodules: Floats
+    wobble: Floats
+
+
+@dataclass(frozen=True)
+class Paint:
+    """The textures of one slide, stained, and repeated so that any tile is one slice.
+
+    Attributes:
+        glass: ``(3,)``.
+        stroma: ``(STROMA_PX0, STROMA_PX0, 3)``.
+        nodules: per variant the benign and the deciding texture, ``(2 TEXTURE_PX0, …, 3)``.
+        wobble: ``(STROMA_PX0 + TEXTURE_PX0, …)``.
+    """
+
+    glass: Bytes
+    stroma: Bytes
+    nodules: tuple[tuple[Bytes, Bytes], ...]
+    wobble: Floats
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of level 0; tiles with the same `key` are the same, None stands for a tile apart."""
+
+    pixels: Bytes
+    key: tuple[int, int] | None

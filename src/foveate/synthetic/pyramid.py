@@ -1,0 +1,178 @@
+"""A pyramidal TIFF of JPEG tiles, written row by row; tiles that are not drawn are glass."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import imagecodecs
+import numpy as np
+import tifffile
+
+from foveate.synthetic.base import LEVEL_FACTOR, Bytes, Floats, SlideSpec, Tile
+
+_SPOOL_BYTES = 1 << 24
+
+DrawRow = Callable[[int], dict[int, Tile]]
+Encode = Callable[[Bytes], bytes]
+
+
+def write_pyramid(path: Path, spec: SlideSpec, glass: Bytes, draw_row: DrawRow) -> None:
+    """Write all levels into one BigTIFF, the coarser ones as reduced images, in bounded memory.
+
+    Args:
+        path: the new file.
+        spec: shapes, spacing, tile and quality.
+        glass: ``(3,)``, the colour of every tile that `draw_row` leaves out.
+        draw_row: the tiles of a level-0 tile row, by column.
+    """
+
+    def finest(tile: Bytes) -> bytes:
+        return _encode(tile, spec.quality)
+
+    def coarse(tile: Bytes) -> bytes:
+        # Small levels can afford full colour resolution, and a nodule is but a few pixels there.
+        return _encode(tile, spec.quality, subsampling="444")
+
+    shapes = spec.level_shapes
+    blank = np.empty((spec.tile_px, spec.tile_px, 3), np.float32)
+    blank[:] = glass
+    empty = _encode(blank.astype(np.uint8), spec.quality, optimize=True)
+    coarse_empty = _encode(blank.astype(np.uint8), spec.quality, subsampling="444", optimize=True)
+    with tempfile.TemporaryFile(buffering=_SPOOL_BYTES) as spool:
+        levels: list[_Level] = []
+        for _ in shapes[1:]:
+            levels.insert(0, _Level(blank, coarse, spool, levels[0] if levels else None))
+        with tifffile.TiffWriter(path, bigtiff=True) as file:
+            for k, shape in enumerate(shapes):
+                rows, columns = (-(-n // spec.tile_px) for n in shape)
+                if k == 0:
+                    first = levels[0] if levels else None
+                    tiles = _finest(rows, columns, draw_row, finest, empty, first)
+                else:
+                    tiles = levels[k - 1].stored(rows, columns, coarse_empty)
+                _write_level(file, spec, k, tiles)
+                if k == 0 and levels:
+                    levels[0].finish()
+
+
+def _encode(
+    tile: Bytes, quality: int, *, subsampling: str = "420", optimize: bool = False
+) -> bytes:
+    encoded = imagecodecs.jpeg8_encode(
+        tile,
+        level=quality,
+        colorspace="rgb",
+        outcolorspace="ycbcr",
+        subsampling=subsampling,
+        optimize=optimize,
+    )
+    return bytes(encoded)
+
+
+def _write_level(
+    file: tifffile.TiffWriter, spec: SlideSpec, k: int, tiles: Iterator[bytes]
+) -> None:
+    y_um, x_um = (s * LEVEL_FACTOR**k for s in spec.spacing_um)
+    file.write(
+        tiles,
+        shape=(*spec.level_shapes[k], 3),
+        dtype="uint8",
+        tile=(spec.tile_px, spec.tile_px),
+        compression="jpeg",
+        photometric="ycbcr",
+        subsampling=(1, 1) if k else (2, 2),
+        subfiletype=int(k > 0),
+        resolution=(1e4 / x_um, 1e4 / y_um),
+        resolutionunit="CENTIMETER",
+        metadata=None,
+        software="foveate",
+    )
+
+
+def _finest(
+    rows: int,
+    columns: int,
+    draw_row: DrawRow,
+    encode: Encode,
+    empty: bytes,
+    coarser: _Level | None,
+) -> Iterator[bytes]:
+    """The encoded tiles of level 0 in file order; on the way it feeds the next level."""
+    same: dict[tuple[int, int], tuple[bytes, Floats]] = {}
+    for row in range(rows):
+        drawn = draw_row(row)
+        for column in range(columns):
+            tile = drawn.get(column)
+            if tile is None:
+                yield empty
+                continue
+            known = same.get(tile.key) if tile.key else None
+            if known is None:
+                known = encode(tile.pixels), _reduced(tile.pixels)
+                if tile.key:
+                    same[tile.key] = known
+            if coarser:
+                coarser.add(row, column, known[1])
+            yield known[0]
+
+
+class _Level:
+    """A coarser level while it is collected: one row of tiles in memory, the rest encoded."""
+
+    def __init__(
+        self, blank: Floats, encode: Encode, spool: IO[bytes], coarser: _Level | None
+    ) -> None:
+        self._blank, self._encode, self._spool, self._coarser = blank, encode, spool, coarser
+        self._row = 0
+        self._open: dict[int, Floats] = {}
+        self._places: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def add(self, row: int, column: int, part: Floats) -> None:
+        """Take in the averages of a tile of the next finer level; rows must not decrease."""
+        if row // LEVEL_FACTOR != self._row:
+            self._close_row()
+            self._row = row // LEVEL_FACTOR
+        tile = self._open.get(column // LEVEL_FACTOR)
+        if tile is None:
+            tile = self._open[column // LEVEL_FACTOR] = self._blank.copy()
+        n = len(part)
+        y, x = n * (row % LEVEL_FACTOR), n * (column % LEVEL_FACTOR)
+        tile[y : y + n, x : x + n] = part
+
+    def finish(self) -> None:
+        """Close the last row, here and on all coarser levels."""
+        self._close_row()
+        if self._coarser:
+            self._coarser.finish()
+
+    def stored(self, rows: int, columns: int, empty: bytes) -> Iterator[bytes]:
+        """The encoded tiles in file order."""
+        for row, column in np.ndindex(rows, columns):
+            place = self._places.get((row, column))
+            if place is None:
+                yield empty
+            else:
+                self._spool.seek(place[0])
+                yield self._spool.read(place[1])
+
+    def _close_row(self) -> None:
+        for column in sorted(self._open):
+            tile = self._open[column]
+            encoded = self._encode(np.rint(tile).astype(np.uint8))
+            self._places[self._row, column] = self._spool.seek(0, 2), len(encoded)
+            self._spool.write(encoded)
+            if self._coarser:
+                self._coarser.add(self._row, column, _reduced(tile))
+        self._open.clear()
+
+
+def _reduced(tile: Bytes | Floats) -> Floats:
+    """Averages over squares of `LEVEL_FACTOR` pixels: ``(n / 4, n / 4, 3)``."""
+    n = len(tile) // LEVEL_FACTOR
+    wide = np.uint16 if tile.dtype == np.uint8 else np.float32
+    rows = tile.reshape(n, LEVEL_FACTOR, -1).sum(1, dtype=wide)
+    sums = rows.reshape(n, n, LEVEL_FACTOR, 3).sum(2, dtype=wide)
+    return np.asarray(sums, np.float32) / np.float32(LEVEL_FACTOR**2)

@@ -1,0 +1,57 @@
+"""Two classes, one logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foveate.errors import OptionError, did_you_mean
+from foveate.tasks.base import AbstractTask
+
+_NEGATIVE = (
+    *("0", "no", "false", "negative", "neg", "normal", "benign", "control", "healthy", "wild"),
+    *("wt", "absent", "low", "non_neoplastic", "no_finding", "none", "wildtype"),
+)
+
+
+class BinaryTask(AbstractTask):
+    """Two classes; the positive one is the second.
+
+    Args:
+        classes: the two labels.
+        positive: which is the positive one; by default the one whose counterpart is a common word
+            for a negative (normal, benign, 0, no …), else the later in the alphabet.
+    """
+
+    preference = 1
+    n_outputs = 1
+
+    def __init__(self, *, classes: Sequence[str], positive: str | None = None) -> None:
+        super().__init__(classes=_negative_first(tuple(classes), positive))
+
+    @classmethod
+    def fits(cls, labels: Sequence[str]) -> bool:
+        """Exactly two labels."""
+        return len(labels) == 2
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Binary cross-entropy."""
+        return functional.binary_cross_entropy_with_logits(logits[:, 0].float(), target.float())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of the negative and the positive class."""
+        positive = torch.sigmoid(logits[:, 0].double())
+        return torch.stack([1 - positive, positive], -1)
+
+
+def _negative_first(classes: tuple[str, ...], positive: str | None) -> tuple[str, ...]:
+    if positive is not None:
+        if positive not in classes:
+            raise OptionError(
+                f"task.positive: no label '{positive}'.{did_you_mean(positive, classes)}"
+            )
+        return (*(c for c in classes if c != positive), positive)
+    return tuple(sorted(classes, key=lambda c: (c.lower().replace("-", "_") not in _NEGATIVE, c)))

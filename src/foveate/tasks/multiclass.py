@@ -1,0 +1,31 @@
+"""Several classes, exactly one of them true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional
+
+from foveate.tasks.base import AbstractTask
+
+
+class MulticlassTask(AbstractTask):
+    """One logit per class, softmax over them."""
+
+    def __init__(self, *, classes: Sequence[str]) -> None:
+        super().__init__(classes=classes)
+        self.n_outputs = len(self.classes)
+
+    @classmethod
+    def fits(cls, labels: Sequence[str]) -> bool:
+        """Two labels or more."""
+        return len(labels) >= 2
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return functional.cross_entropy(logits.float(), target.long())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax."""
+        return logits.double().softmax(-1)

@@ -1,0 +1,101 @@
+"""Progress for people: bars with rate and ETA on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Terminal:
+    """Shows work under way on standard error; lines that stay go there too.
+
+    Args:
+        bars: draw bars; by default only where standard error is a terminal.
+    """
+
+    def __init__(self, *, bars: bool | None = None) -> None:
+        self._bars = sys.stderr.isatty() if bars is None else bars
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._title = ""
+        self._begun = self._shown = 0.0
+        self._first = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def bar(self, title: str, done: int, total: int, note: str = "") -> None:
+        """Work under way; a new title ends the bar before."""
+        if title != self._title:
+            self._end()
+            self._title, self._begun, self._shown = title, time.monotonic(), 0.0
+            self._first = done - 1
+        if self._bars:
+            self._draw(title, done, total, note)
+        else:
+            self._line(title, done, total, note)
+
+    def _draw(self, title: str, done: int, total: int, note: str) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        if self._progress is None:
+            self._progress = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("ETA"),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(title, total=total, rate="", note="")
+        if self._task is not None:
+            rate = f"{self._rate(done):.2f}/s"
+            self._progress.update(self._task, completed=done, total=total, note=note, rate=rate)
+
+    def _line(self, title: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done < total and now - self._shown < _SECONDS_BETWEEN_LINES:
+            return
+        self._shown = now
+        rate = self._rate(done)
+        left = (total - done) / rate if rate > 0 else 0.0
+        print(
+            f"{title}: {done}/{total}  {rate:.2f}/s  ETA {left:.0f} s  {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _rate(self, done: int) -> float:
+        return (done - self._first) / max(time.monotonic() - self._begun, 1e-3)
+
+    def _end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._task, self._title = None, None, ""

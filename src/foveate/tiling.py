@@ -1,0 +1,73 @@
+"""Covering an image with a lattice of patches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.evidence import Floats
+
+
+def tile_foreground(
+    mask: NDArray[np.bool_],
+    *,
+    mask_spacing_um: float,
+    extent_um: tuple[float, ...],
+    patch_um: float,
+    offset_um: tuple[float, ...] = (0.0, 0.0),
+    min_fraction: float = 0.05,
+) -> Floats:
+    """Corners of the lattice patches that hold some foreground.
+
+    Args:
+        mask: foreground at glimpse resolution, one axis per spatial axis.
+        mask_spacing_um: size of a mask pixel.
+        extent_um: of the image.
+        patch_um: side of a patch, which is also the step of the lattice.
+        offset_um: shift of the lattice, from 0 to one patch; patches may then begin outside.
+        min_fraction: least share of foreground; when no patch has it, all are returned.
+
+    Returns:
+        ``(n, d)`` in reading order; at least one.
+    """
+    start = tuple(-(o % patch_um) for o in offset_um)
+    counts = [
+        max(1, math.ceil((e - s) / patch_um - 1e-9)) for e, s in zip(extent_um, start, strict=True)
+    ]
+    axes = [s + patch_um * np.arange(n) for s, n in zip(start, counts, strict=True)]
+    corners = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+    share = _box_means(
+        mask.astype(np.float64), corners / mask_spacing_um, patch_um / mask_spacing_um
+    )
+    kept = corners[share >= min_fraction]
+    return kept if len(kept) else corners
+
+
+def _box_means(values: Floats, origin: Floats, side: float) -> Floats:
+    """Means of boxes with fractional corners over an array that is 0 outside, by integral image."""
+    integral = values
+    for axis in range(values.ndim):
+        integral = np.cumsum(integral, axis)
+    integral = np.pad(integral, [(1, 0)] * values.ndim)
+    total = np.zeros(len(origin))
+    for corner in np.ndindex(*(2,) * values.ndim):
+        place = origin + side * np.asarray(corner)
+        sign = (-1) ** (values.ndim - sum(corner))
+        total += sign * _interpolate(integral, place)
+    return total / side**values.ndim
+
+
+def _interpolate(grid: Floats, place: Floats) -> Floats:
+    """Multilinear interpolation, clamped at the edges (an integral image is flat beyond them)."""
+    top = np.asarray(grid.shape) - 1
+    place = np.clip(place, 0, top)
+    low = np.minimum(np.floor(place).astype(np.int64), np.maximum(top - 1, 0))
+    rest = place - low
+    out = np.zeros(len(place))
+    for corner in np.ndindex(*(2,) * grid.ndim):
+        index = np.minimum(low + np.asarray(corner), top)
+        weight = np.where(np.asarray(corner) == 1, rest, 1 - rest).prod(-1)
+        out += weight * grid[tuple(index.T)]
+    return out

@@ -1,0 +1,272 @@
+"""The one loop that trains every method, on Lightning Fabric.
+
+Every random draw of a step comes from ``(seed, epoch, step)``, and the state is written whole after
+optimiser steps, so a run that is killed and started again ends with the weights of an undisturbed
+one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.atomic import write_text
+from foveate.batch import Batch, CropError, LoadedImage
+from foveate.cases import Case
+from foveate.checkpoint import Model, read_tensors, write_tensors
+from foveate.errors import FoveateError, TrainingError
+from foveate.loading import CaseLoader
+from foveate.memory import peak_memory_mib
+from foveate.metrics import auroc
+from foveate.state import (
+    Progress,
+    TrainOptions,
+    as_csv,
+    epoch_groups,
+    learning_rate,
+    load_state,
+    parameter_groups,
+    save_state,
+    step_seed,
+)
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+log = logging.getLogger("foveate")
+
+Loaded = LoadedImage | FoveateError
+
+Tick = Callable[[int, int, int, dict[str, float]], None]
+"""Called after each step with epoch, step, steps per epoch and the running figures."""
+
+
+class Trainer:
+    """Trains one model on one fold.
+
+    Args:
+        model: with fresh weights.
+        loader: opens and reads images.
+        folder: of the fold; checkpoints and ``metrics.csv`` go there.
+        options: how to train.
+        tick: progress display.
+        after_epoch: called with the fold's folder when an epoch's row is written.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loader: CaseLoader,
+        folder: Path,
+        options: TrainOptions,
+        *,
+        tick: Tick | None = None,
+        after_epoch: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.model, self.loader, self.folder, self.options = model, loader, folder, options
+        self.latest = folder / "checkpoints" / "latest.safetensors"
+        self.best = folder / "checkpoints" / "best.safetensors"
+        self.progress = Progress()
+        self._tick = tick or (lambda *_: None)
+        self._after_epoch = after_epoch or (lambda _: None)
+        self.fabric = build_fabric(options)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model.method, options.weight_decay), lr=options.lr, betas=(0.9, 0.98)
+        )
+        network = model.method.to(memory_format=torch.channels_last)
+        self.method, self.optimizer = self.fabric.setup(network, optimizer)
+
+    def fit(self, train: Sequence[Case], val: Sequence[Case]) -> Progress:
+        """Train to the end, from wherever the last run stopped; the best weights are in the model.
+
+        Raises:
+            TrainingError: the loss is not finite, or no training image is left.
+            CheckpointError: the stored state does not fit.
+        """
+        if self.latest.is_file():
+            self.progress = load_state(self.latest, self.model.method, self.optimizer)
+            log.info("resumed at epoch %d step %d", self.progress.epoch + 1, self.progress.step)
+        while not self.progress.done:
+            self._train_epoch(train)
+            row = self._close_epoch(self._validate(val))
+            self._keep_best(row)
+            self.progress.done = self.progress.finished(self.options)
+            self._save()
+            self._after_epoch(self.folder)
+        weights, _ = read_tensors(self.best)
+        self.model.method.load_state_dict(weights)
+        return self.progress
+
+    def _train_epoch(self, train: Sequence[Case]) -> None:
+        options, progress = self.options, self.progress
+        self.method.train()
+        usable = [c for c in train if c.image_id not in progress.excluded]
+        if not usable:
+            raise TrainingError("no training image is left; see quarantine.csv for the reasons")
+        groups = epoch_groups(usable, options, progress.epoch)
+        saved = time.monotonic()
+        loaded = self._timed(self.loader.ahead(groups[progress.step :]))
+        for step, items in enumerate(loaded, progress.step):
+            begun = time.perf_counter()
+            torch.manual_seed(step_seed(options.seed, progress.epoch, step))
+            rate = learning_rate(options, progress.epoch + step / len(groups))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._backward(groups[step], items)
+            ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
+            if ends_update:
+                self._update()
+            progress.step = step + 1
+            progress.add(seconds=time.perf_counter() - begun)
+            self._tick(progress.epoch, step + 1, len(groups), progress.running())
+            if ends_update and time.monotonic() - saved > options.checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
+
+    def _backward(self, cases: Sequence[Case], items: Sequence[Loaded]) -> None:
+        """Gradients of one batch; images that fail are set aside and the rest goes on."""
+        pairs = self._readable(cases, items)
+        while pairs:
+            batch = self._batch([item for _, item in pairs])
+            try:
+                prediction = self.method(batch)
+                target = self._targets([case for case, _ in pairs])
+                loss = self.model.task.loss(prediction.logits, target)
+                total = loss + sum(prediction.losses.values())
+                for weight, logits in prediction.auxiliary.values():
+                    total = total + weight * self.model.task.loss(logits, target)
+                if not torch.isfinite(total):
+                    raise TrainingError(
+                        f"the loss became {total.item()} in epoch {self.progress.epoch + 1}: lower "
+                        "--train.lr, or use --train.precision 32-true"
+                    )
+                self.fabric.backward(total / self.options.accumulate)
+            except CropError as error:
+                self._quarantine(error.image_id, str(error))
+                pairs = [(c, item) for c, item in pairs if c.image_id != error.image_id]
+                continue
+            self.progress.add(
+                train_loss=float(loss.detach()) * len(pairs),
+                images=len(pairs),
+                seconds_reading=batch.seconds_reading,
+            )
+            return
+
+    def _update(self) -> None:
+        if any(p.grad is not None for p in self.model.method.parameters()):
+            self.fabric.clip_gradients(
+                self.method, self.optimizer, max_norm=self.options.clip, error_if_nonfinite=False
+            )
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _validate(self, val: Sequence[Case]) -> dict[str, float]:
+        """Loss and AUROC of the inner validation part, in evaluation mode."""
+        logits, kept = [], []
+        begun = time.perf_counter()
+        self.method.eval()
+        for case, items in zip(val, self._timed(self.loader.ahead([c] for c in val)), strict=True):
+            for _, item in self._readable([case], items):
+                batch = self._batch([item], augment="none")
+                try:
+                    with torch.inference_mode():
+                        logits.append(self.method(batch).logits.float())
+                    kept.append(case)
+                except CropError as error:
+                    self._quarantine(error.image_id, str(error))
+                self.progress.add(seconds_reading=batch.seconds_reading)
+        self.progress.add(seconds=time.perf_counter() - begun)
+        if not kept:
+            return {}
+        stacked, target = torch.cat(logits), self._targets(kept)
+        found = {"val_loss": float(self.model.task.loss(stacked, target))}
+        score = auroc(self.model.task.probabilities(stacked).cpu().numpy(), target.cpu().numpy())
+        return found if score is None else found | {"val_auroc": float(score)}
+
+    def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
+        progress = self.progress
+        progress.epoch += 1
+        decoded_px, asked_px = self.loader.take_counts()
+        progress.add(decoded_px=decoded_px, asked_px=asked_px)
+        row = {"epoch": float(progress.epoch), **progress.running(), **validation}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "peak_memory_mib": peak_memory_mib()}
+        progress.history.append(row)
+        progress.step, progress.sums = 0, {}
+        progress.excluded = sorted(progress.quarantined)
+        write_text(self.folder / "metrics.csv", as_csv(progress.history))
+        log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        return row
+
+    def _keep_best(self, row: dict[str, float]) -> None:
+        loss = row.get("val_loss", row["train_loss"])
+        if loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_epoch = loss, int(row["epoch"])
+            write_tensors(self.best, self.model.method.state_dict(), {"epoch": int(row["epoch"])})
+
+    def _save(self) -> None:
+        save_state(self.latest, self.model.method, self.optimizer, self.progress)
+
+    def _timed(self, groups: Iterator[list[Loaded]]) -> Iterator[list[Loaded]]:
+        """Pass groups on and count how long each was waited for as reading."""
+        while True:
+            begun = time.perf_counter()
+            found = next(groups, None)
+            if found is None:
+                return
+            waited = time.perf_counter() - begun
+            self.progress.add(seconds=waited, seconds_reading=waited)
+            yield found
+
+    def _batch(
+        self,
+        items: Sequence[LoadedImage],
+        augment: Literal["slide", "picture", "none"] | None = None,
+    ) -> Batch:
+        wanted = augment or self.options.augment
+        if wanted == "auto":
+            wanted = "slide" if all(i.image.kind == "slide" for i in items) else "picture"
+        encoder = self.model.method.encoder
+        return Batch(
+            items,
+            view=self.loader.view,
+            normalise=(encoder.mean, encoder.std),
+            device=self.fabric.device,
+            pool=self.loader.crops,
+            augment=wanted,
+        )
+
+    def _targets(self, cases: Sequence[Case]) -> Tensor:
+        labels = [self.model.task.target(str(case.label)) for case in cases]
+        return torch.tensor(labels, device=self.fabric.device)
+
+    def _readable(
+        self, cases: Sequence[Case], items: Sequence[Loaded]
+    ) -> list[tuple[Case, LoadedImage]]:
+        kept = []
+        for case, item in zip(cases, items, strict=True):
+            if isinstance(item, FoveateError):
+                self._quarantine(case.image_id, str(item))
+            else:
+                kept.append((case, item))
+        return kept
+
+    def _quarantine(self, image_id: str, reason: str) -> None:
+        if self.progress.quarantine(image_id, reason):
+            log.warning("set aside %s: %s", image_id, reason)
+
+
+def build_fabric(options: TrainOptions) -> Fabric:
+    """Fabric on one device; ``auto`` precision is bf16 on GPUs that have it, else float32."""
+    from lightning.fabric import Fabric
+
+    precision = options.precision
+    if precision == "auto":
+        cuda = options.device in ("auto", "cuda") and torch.cuda.is_available()
+        precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
+    return Fabric(accelerator=options.device, devices=1, precision=precision)

@@ -1,0 +1,106 @@
+"""The layers of docs/ARCHITECTURE.md and the README's figure, held against every import."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "foveate"
+UNLAYERED = {"__init__", "__main__"}
+
+
+def _layers() -> dict[str, int]:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.split("<!-- layers -->")[1].split("<!-- /layers -->")[0]
+    rows = re.findall(r"^\|\s*(\d+)\s*\|([^|]+)\|", table, re.MULTILINE)
+    return {name: int(layer) for layer, names in rows for name in names.split()}
+
+
+def _part(path: Path) -> str:
+    """The module or package right below foveate that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Full names of foveate modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.startswith("foveate")}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foveate"):
+            names = {f"{node.module}.{a.name}" for a in node.names}
+            files = {n for n in names if _is_module(n)}
+            found |= files | ({str(node.module)} if len(files) < len(names) else set())
+    return {name for name in found if name != "foveate"}
+
+
+def _is_module(name: str) -> bool:
+    path = SOURCE.joinpath(*name.split(".")[1:])
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+FILES = sorted(p for p in SOURCE.rglob("*.py"))
+
+
+def test_every_module_has_a_layer() -> None:
+    present = {_part(p) for p in FILES} - UNLAYERED
+    assert present == set(_layers())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    layers, own = _layers(), _part(path)
+    if own in UNLAYERED:
+        return
+    for name in _imports(path):
+        target = name.split(".")[1]
+        if target == own:
+            _check_inside(path, name)
+        else:
+            assert layers[target] < layers[own], f"{path.name} ({own}) imports {name}"
+
+
+def _check_inside(path: Path, name: str) -> None:
+    """Inside a package: its ``__init__`` composes; parts import ``base`` or private files."""
+    if path.name == "__init__.py" or path.name.startswith("_"):
+        return
+    below = name.split(".")[2:]
+    assert below, f"{path} imports its own package"
+    shared = below[0] == "base" or below[0].startswith("_")
+    assert shared, f"{path.relative_to(SOURCE)} imports its sibling {name}"
+
+
+def test_the_figure_in_the_readme_is_the_table() -> None:
+    """The README draws the same layers, top to bottom."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    figure = text.split("<!-- architecture -->")[1].split("<!-- /architecture -->")[0]
+    drawn = {
+        name: int(layer)
+        for layer, names in re.findall(r"^\s*(\d+)\s+│\s*([\w ]+?)\s*│", figure, re.MULTILINE)
+        for name in names.split()
+    }
+    assert drawn == _layers()
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, f"{path.name} is longer than 400 lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_no_cycle_of_heavy_imports_at_the_top() -> None:
+    """What ``import foveate`` and ``--help`` load stays light: no torch, numpy or pandas."""
+    light = {"__init__", "cli", "errors"}
+    for name in light:
+        tree = ast.parse((SOURCE / f"{name}.py").read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                assert all(a.name.split(".")[0] not in {"torch", "numpy"} for a in node.names)

@@ -1,0 +1,125 @@
+"""What every method promises, asked of every method that is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.batch import Batch, Prediction, View
+from foveate.cases import Case, read_cases
+from foveate.checkpoint import Model, ModelCard, build_model, load_model, save_model
+from foveate.loading import CaseLoader
+from foveate.plugins import names
+
+VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
+METHODS = names("methods")
+
+
+def build(method: str) -> Model:
+    torch.manual_seed(0)
+    card = ModelCard(
+        method, {}, "small", {"width": 8, "dim": 16}, "binary", {}, ("normal", "tumour"), VIEW
+    )
+    return build_model(card, pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_cohort: Path) -> list[Case]:
+    return list(read_cases(tiny_cohort).cases)[:3]
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[CaseLoader]:
+    loader = CaseLoader(VIEW)
+    yield loader
+    loader.close()
+
+
+def batch_of(cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor) -> Batch:
+    return Batch(
+        [loader.load(case) for case in cases],
+        view=VIEW,
+        normalise=((0.5,) * 3, (0.25,) * 3),
+        device=torch.device("cpu"),
+        pool=pool,
+    )
+
+
+def evaluate(model: Model, batch: Batch) -> Prediction:
+    model.method.eval()
+    with torch.inference_mode():
+        return model.method(batch)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_shapes_and_evidence(
+    name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    batch = batch_of(cases, loader, pool)
+    prediction = evaluate(build(name), batch)
+    assert prediction.logits.shape == (3, 1)
+    assert len(prediction.evidence) == 3
+    for item, evidence in zip(batch.items, prediction.evidence, strict=True):
+        assert len(evidence) > 0
+        assert evidence.weight.sum() == pytest.approx(1, abs=1e-4)
+        extent = np.asarray(item.image.box_um.size)
+        centre = evidence.origin_um + evidence.size_um / 2
+        assert (centre > -VIEW.patch_um).all()
+        assert (centre < extent + VIEW.patch_um + 16 * VIEW.glimpse_spacing_um).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_evaluation_is_deterministic_and_independent_of_the_batch(
+    name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    model = build(name)
+    together = evaluate(model, batch_of(cases, loader, pool))
+    again = evaluate(model, batch_of(cases, loader, pool))
+    assert torch.equal(together.logits, again.logits)
+    for i, case in enumerate(cases):
+        alone = evaluate(model, batch_of([case], loader, pool))
+        torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_step_reaches_the_encoder(
+    name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    model = build(name)
+    model.method.train()
+    prediction = model.method(batch_of(cases, loader, pool))
+    loss = model.task.loss(prediction.logits, torch.tensor([0, 1, 1]))
+    (loss + sum(prediction.losses.values())).backward()
+    gradients = [p.grad for p in model.method.encoder.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert any(g.abs().sum() > 0 for g in gradients if g is not None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_seed_replays_a_training_step(
+    name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    model = build(name)
+    model.method.train()
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(model.method(batch_of(cases, loader, pool)).logits)
+    assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_loaded_predicts_the_same(
+    name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    model = build(name)
+    save_model(tmp_path, model.card, model.method.state_dict())
+    again = load_model(tmp_path)
+    batch = batch_of(cases, loader, pool)
+    assert again.card == model.card
+    assert torch.equal(evaluate(again, batch).logits, evaluate(model, batch).logits)

@@ -1,0 +1,316 @@
+"""What every reader promises, over every sample file that it recognises.
+
+Readers are found, not listed: a new file in `foveate/readers` takes part without a line here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from foveate import plugins
+from foveate.errors import (
+    FoveateError,
+    MissingSpacing,
+    UnreadableImage,
+)
+from foveate.geometry import Box, Frame
+from foveate.image import AbstractImage, Respaced
+from foveate.readers import open_image
+from foveate.readers.base import HEAD_BYTES, AbstractReader
+
+DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+EMULATED = DATA / "vendor_wsi_emulated"
+NO_DATA = f"no sample slides at {DATA}"
+
+SAMPLES = (
+    "vendor_wsi/aperio/CMU-1-Small-Region.svs",
+    "vendor_wsi/hamamatsu/test3-DAPI-2-(387).ndpi",
+    "vendor_wsi/generic_tiff/boxes.tiff",
+    "vendor_wsi/generic_tiff/test.tif",
+    "vendor_wsi_emulated/aperio_jp2k_33005.svs",
+    "vendor_wsi_emulated/flat.jpg",
+    "vendor_wsi_emulated/flat_rgba.png",
+    "vendor_wsi_emulated/flat_strips_deflate.tif",
+    "vendor_wsi_emulated/leica.scn",
+    "vendor_wsi_emulated/philips.tiff",
+    "vendor_wsi_emulated/pyramid.ome.tif",
+    "vendor_wsi_emulated/trestle.tif",
+    "pathology_atlas/giga/BS9__HE1_1.56Gpx.svs",
+    "pathology_atlas/slides_5x/BS25__HE.tif",
+    "broken/made/images/sixteen_bit.png",
+    "broken/made/images/grey_alpha.png",
+)
+MADE = ("tiles.tif", "strips16.tif", "grey.png", "colour.jpg")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few files of our own, so that the contract is tested where the samples are absent."""
+    folder = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(100, 255, (300, 420, 3), np.uint8)
+    tifffile.imwrite(
+        folder / "tiles.tif",
+        pixels,
+        photometric="rgb",
+        tile=(64, 64),
+        compression="zlib",
+        resolution=(1e4 / 0.31, 1e4 / 0.4942),
+        resolutionunit="CENTIMETER",
+    )
+    grey = rng.integers(0, 1 << 16, (211, 305), np.uint16)
+    tifffile.imwrite(folder / "strips16.tif", grey, rowsperstrip=10, compression="lzw")
+    Image.fromarray(pixels[:, :, 0]).save(folder / "grey.png")
+    Image.fromarray(pixels).save(folder / "colour.jpg")
+    return folder
+
+
+@functools.cache
+def head_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Every reader with every sample file that it takes; absent files stay, and are skipped."""
+    found = []
+    for reader, name in itertools.product(plugins.names("readers"), [*MADE, *SAMPLES]):
+        path = DATA / name
+        if not path.is_file() or plugins.find("readers", reader).recognises(path, head_of(path)):
+            found.append((reader, name))
+    return found
+
+
+def sample(name: str, made: Path) -> Path:
+    path = made / name if name in MADE else DATA / name
+    if not path.is_file():
+        pytest.skip(NO_DATA)
+    return path
+
+
+@pytest.fixture(params=plugins.names("readers"))
+def reader(request: pytest.FixtureRequest) -> type[AbstractReader]:
+    found: type[AbstractReader] = plugins.find("readers", request.param)
+    return found
+
+
+@pytest.fixture(params=pairs(), ids="-".join)
+def image(request, made):
+    reader, path = plugins.find("readers", request.param[0]), sample(request.param[1], made)
+    if not reader.recognises(path, head_of(path)):
+        pytest.skip(f"{reader.__name__} does not take {path.name}")
+    with reader(path) as opened:
+        yield opened
+
+
+def placed(image: AbstractImage) -> AbstractImage:
+    """The image with a spacing, if need be in pixels."""
+    if image.spacing_um is not None:
+        return image
+    return Respaced(image, (1.0,) * image.ndim, unit="px")
+
+
+def some_boxes(image: AbstractImage) -> list[Box]:
+    """Inside, across every border, and outside, on every level."""
+    found = []
+    for level, facts in enumerate(image.levels):
+        size = tuple(min(n, 150) + 3 for n in facts.shape)
+        middle = tuple(n // 2 - s // 3 for n, s in zip(facts.shape, size, strict=True))
+        corner = tuple(-s // 2 for s in size)
+        far = tuple(n - s // 2 for n, s in zip(facts.shape, size, strict=True))
+        away = tuple(n + 10 for n in facts.shape)
+        found += [Box(o, size, Frame.PX, level) for o in (middle, corner, far, away)]
+    return found
+
+
+def test_a_reader_is_documented_and_asks_its_library_only_on_first_use(reader):
+    assert inspect.getdoc(reader)
+    assert isinstance(reader.priority, int)
+
+
+def test_facts(image):
+    assert image.kind in ("slide", "picture", "volume")
+    assert image.channels in (1, 3)
+    assert image.dtype in (np.uint8, np.uint16)
+    assert image.reader
+    assert image.levels[0].downsample == (1.0,) * image.ndim
+    for finer, coarser in zip(image.levels, image.levels[1:], strict=False):
+        assert all(a >= b for a, b in zip(finer.shape, coarser.shape, strict=True))
+    for level in image.levels:
+        assert all(isinstance(n, int) and n > 0 for n in level.shape)
+        assert all(isinstance(d, float) for d in level.downsample)
+        explained = [
+            abs(n / d - m)
+            for n, d, m in zip(image.shape, level.downsample, level.shape, strict=True)
+        ]
+        assert max(explained) < 1
+    if image.spacing_um is not None:
+        assert all(0.05 <= s <= 20 for s in image.spacing_um)
+
+
+def test_regions_are_cut_from_one_picture_with_background_around_it(image):
+    for box in some_boxes(image):
+        pixels = image.read(box)
+        assert pixels.shape == (*map(int, box.size), image.channels)
+        assert pixels.dtype == image.dtype
+        level = image.levels[box.level].shape
+        rows = np.arange(pixels.shape[0]) + int(box.origin[0])
+        columns = np.arange(pixels.shape[1]) + int(box.origin[1])
+        outside = ((rows < 0) | (rows >= level[0]))[:, None] | (columns < 0) | (columns >= level[1])
+        assert (pixels[outside] == image.background).all()
+
+
+def test_a_region_is_the_same_read_in_pieces(image):
+    for level, facts in enumerate(image.levels):
+        if not all(float(d).is_integer() for d in facts.downsample):
+            continue
+        size = tuple(min(n, 200) for n in facts.shape)
+        origin = tuple((n - s) // 2 for n, s in zip(facts.shape, size, strict=True))
+        whole = image.read(Box(origin, size, Frame.PX, level))
+        cut = size[1] * 2 // 5 or 1
+        if cut == size[1]:
+            continue
+        left = image.read(Box(origin, (size[0], cut), Frame.PX, level))
+        right_at = (origin[0], origin[1] + cut)
+        right = image.read(Box(right_at, (size[0], size[1] - cut), Frame.PX, level))
+        stitched = np.concatenate([left, right], 1)
+        np.testing.assert_array_equal(whole, stitched)
+
+
+def test_glimpse_and_read_at(image):
+    spaced = placed(image)
+    extent = spaced.box_um.size
+    glimpse = spaced.glimpse(max(extent) / 150)
+    assert max(glimpse.shape[:2]) in (150, 151)
+    centre = spaced.box_um.centre
+    side = min(extent) / 4
+    patch = spaced.read_at(Box.around(centre, (side, side), Frame.UM), (61, 61))
+    assert patch.shape == (61, 61, image.channels)
+    assert patch.dtype == image.dtype
+
+
+def test_eight_threads_read_what_one_reads(image):
+    boxes = some_boxes(image)
+    serial = [image.read(box) for box in boxes]
+    with type(image)(image.path) as fresh, ThreadPoolExecutor(8) as pool:
+        for want, got in zip(serial * 4, pool.map(fresh.read, boxes * 4), strict=True):
+            np.testing.assert_array_equal(want, got)
+
+
+def test_what_is_read_is_counted(image):
+    before = image.count.decoded_px
+    size = tuple(min(n, 64) for n in image.shape)
+    image.read(Box((0,) * image.ndim, size, Frame.PX, 0))
+    first = image.count.decoded_px - before
+    assert first >= math.prod(size)
+    assert first <= max(image.size_px, 1 << 20) * 1.2
+
+
+def test_the_result_belongs_to_the_caller(image):
+    box = Box((0,) * image.ndim, tuple(min(n, 40) for n in image.shape), Frame.PX, 0)
+    first = image.read(box)
+    kept = first.copy()
+    first[:] = 7
+    np.testing.assert_array_equal(image.read(box), kept)
+
+
+def test_closing_twice_is_harmless_and_reading_then_is_a_clear_error(image):
+    image.close()
+    image.close()
+    with pytest.raises(UnreadableImage, match="closed"):
+        image.read(Box((0,) * image.ndim, (1,) * image.ndim, Frame.PX, 0))
+
+
+def test_a_missing_spacing_is_an_error_that_names_the_file(image):
+    if image.spacing_um is None:
+        with pytest.raises(MissingSpacing, match=image.path.name[:5]):
+            image.glimpse(1.0)
+
+
+def test_damage_ends_in_our_own_error(reader, made, tmp_path):
+    for name in MADE:
+        data = sample(name, made).read_bytes()
+        for share in (0.02, 0.3, 0.9):
+            path = tmp_path / f"{share}_{name}"
+            path.write_bytes(data[: int(len(data) * share)])
+            if not reader.recognises(path, head_of(path)):
+                continue
+            with pytest.raises(FoveateError) as caught, open_image(path) as opened:
+                opened.read(Box((0, 0), opened.shape, Frame.PX, 0))
+            assert path.name in str(caught.value)
+
+
+# -- one picture in many layouts -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["aperio_jp2k_33005.svs", "leica.scn", "philips.tiff", "pyramid.ome.tif", "trestle.tif"],
+)
+def test_one_picture_in_many_layouts_is_one_picture(name):
+    if not EMULATED.is_dir():
+        pytest.skip(NO_DATA)
+    with open_image(EMULATED / "flat.jpg") as flat, open_image(EMULATED / name) as image:
+        assert image.spacing_um == pytest.approx((0.2528, 0.2528))
+        corner = (0.0, 0.0) if image.bounds_px0 is None else image.bounds_px0.origin
+        size = flat.shape if image.bounds_px0 is None else image.bounds_px0.size
+        assert tuple(map(int, size)) == flat.shape
+        want = flat.read(Box((700, 900), (800, 900), Frame.PX, 0)).astype(float)
+        got = image.read(Box((corner[0] + 700, corner[1] + 900), (800, 900), Frame.PX, 0))
+        assert np.abs(got - want).mean() < 3
+        assert np.abs((got - want).mean((0, 1))).max() < 0.5
+        assert image.background.min() > 100
+
+
+@pytest.mark.parametrize("name", [s for s in SAMPLES if "svs" in s or "generic" in s or "_5x" in s])
+def test_stored_blocks_are_what_openslide_shows(name):
+    if not (DATA / name).is_file():
+        pytest.skip(NO_DATA)
+    tiff, slide = plugins.find("readers", "tiff"), plugins.find("readers", "openslide")
+    with tiff(DATA / name) as ours, slide(DATA / name) as theirs:
+        assert [a.shape for a in ours.levels] == [b.shape for b in theirs.levels]
+        assert [a.downsample for a in ours.levels] == [b.downsample for b in theirs.levels]
+        assert ours.spacing_um == pytest.approx(theirs.spacing_um) or ours.spacing_um is None
+        size = tuple(min(n, 400) for n in ours.shape)
+        origin = tuple((n - s) // 3 for n, s in zip(ours.shape, size, strict=True))
+        box = Box(origin, size, Frame.PX, 0)
+        np.testing.assert_array_equal(ours.read(box), theirs.read(box))
+        level = len(ours.levels) - 1
+        whole = Box((0, 0), ours.levels[level].shape, Frame.PX, level)
+        assert np.abs(ours.read(whole).astype(int) - theirs.read(whole)).mean() < 2
+
+
+def test_leica_bounds_hold_the_scan_and_white_lies_around():
+    if not EMULATED.is_dir():
+        pytest.skip(NO_DATA)
+    with open_image(EMULATED / "leica.scn") as image:
+        assert image.bounds_px0 is not None
+        assert image.bounds_px0.origin == (1151.0, 1535.0)
+        assert (image.read(Box((0, 0), (100, 100), Frame.PX, 0)) == 255).all()
+
+
+def test_the_gigapixel_slide_is_read_where_it_lies():
+    path = DATA / "pathology_atlas/giga/BS9__HE1_1.56Gpx.svs"
+    if not path.is_file():
+        pytest.skip(NO_DATA)
+    with open_image(path) as image:
+        assert image.size_px == 70_779 * 22_023
+        glimpse = image.glimpse(64.0).mean(2)
+        darkest = np.unravel_index(glimpse.argmin(), glimpse.shape)
+        tissue = Box.around([(p + 0.5) * 64.0 for p in darkest], (400.0, 300.0), Frame.UM)
+        fine = image.read_at(tissue, (200, 150))
+        with Respaced(image, image.known_spacing_um, unit="um") as alone:
+            alone.levels = image.levels[:1]
+            exact = alone.read_at(tissue, (200, 150))
+        assert fine.std() > 5
+        assert np.abs(fine.astype(int) - exact).mean() < 3

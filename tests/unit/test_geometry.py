@@ -1,0 +1,138 @@
+"""Boxes and converters: round trips, frames, and refusals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from foveate.errors import BoxError
+from foveate.geometry import (
+    Box,
+    Frame,
+    Lattice,
+    cell_from_um,
+    px0_from_px,
+    px0_from_um,
+    px_from_px0,
+    px_from_um,
+    um_from_cell,
+    um_from_px0,
+)
+
+PLACES = st.floats(-1e6, 1e6)
+SIZES = st.floats(1e-3, 1e6)
+RATIOS = st.floats(0.01, 300.0)
+NDIM = st.integers(2, 3)
+
+
+@st.composite
+def boxes(draw, frame, ndim, level=None):
+    origin = tuple(draw(PLACES) for _ in range(ndim))
+    size = tuple(draw(SIZES) for _ in range(ndim))
+    return Box(origin, size, frame, level)
+
+
+@st.composite
+def box_and_ratio(draw, frame, level=None):
+    ndim = draw(NDIM)
+    return draw(boxes(frame, ndim, level)), tuple(draw(RATIOS) for _ in range(ndim))
+
+
+def close(a: Box, b: Box) -> bool:
+    assert (a.frame, a.level) == (b.frame, b.level)
+    pairs = zip(a.origin + a.size, b.origin + b.size, strict=True)
+    return all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-6) for x, y in pairs)
+
+
+@given(box_and_ratio(Frame.PX0))
+def test_um_and_back(given_):
+    box, spacing = given_
+    assert close(px0_from_um(um_from_px0(box, spacing), spacing), box)
+
+
+@given(box_and_ratio(Frame.PX0))
+def test_level_pixels_and_back(given_):
+    box, downsample = given_
+    there = px_from_px0(box, downsample, 2)
+    assert there.level == 2
+    assert close(px0_from_px(there, downsample), box)
+
+
+@given(box_and_ratio(Frame.UM), st.data())
+def test_straight_to_a_level_is_the_same_as_by_way_of_level_0(given_, data):
+    box, spacing = given_
+    downsample = tuple(data.draw(RATIOS) for _ in spacing)
+    straight = px_from_um(box, spacing, downsample, 1)
+    assert close(straight, px_from_px0(px0_from_um(box, spacing), downsample, 1))
+
+
+@given(st.data(), NDIM)
+def test_cells_and_back(data, ndim):
+    lattice = Lattice(
+        tuple(data.draw(PLACES) for _ in range(ndim)),
+        tuple(data.draw(RATIOS) for _ in range(ndim)),
+        tuple(data.draw(st.integers(1, 50)) for _ in range(ndim)),
+    )
+    index = data.draw(st.integers(0, len(lattice) - 1))
+    cell = lattice.unravel(index)
+    assert np.ravel_multi_index(cell, lattice.shape) == index
+    box = Box(cell, (1.0,) * ndim, Frame.CELL)
+    um = um_from_cell(box, lattice)
+    assert um.size == lattice.cell_um
+    back = cell_from_um(um, lattice)
+    assert back.size == pytest.approx(box.size)
+    # Far from the corner of the lattice a cell's place is known to rounding of that distance.
+    far = max(abs(v) for v in lattice.origin_um) / min(lattice.cell_um)
+    assert back.origin == pytest.approx(box.origin, abs=1e-9 + far * 1e-14)
+
+
+@given(st.data(), NDIM)
+def test_around_has_its_centre_inside(data, ndim):
+    centre = tuple(data.draw(PLACES) for _ in range(ndim))
+    size = tuple(data.draw(SIZES) for _ in range(ndim))
+    box = Box.around(centre, size, Frame.UM)
+    assert box.centre == pytest.approx(centre, abs=1e-6)
+    assume(min(size) > 1e-2)
+    assert box.contains(centre)
+    assert not box.contains(box.end)
+
+
+@given(st.lists(PLACES, min_size=2, max_size=2), st.integers(2, 9))
+def test_a_box_is_the_union_of_its_pieces(origin, n):
+    whole = Box(tuple(origin), (float(n), float(n)), Frame.PX0)
+    pieces = [Box((origin[0] + i, origin[1]), (1.0, float(n)), Frame.PX0) for i in range(n)]
+    assert pieces[0].origin == whole.origin
+    assert pieces[-1].end == pytest.approx(whole.end)
+    for upper, lower in itertools.pairwise(pieces):
+        assert upper.end[0] == pytest.approx(lower.origin[0])
+
+
+@pytest.mark.parametrize(
+    ("origin", "size", "frame", "level"),
+    [
+        ((0, 0), (1, 0), Frame.PX0, None),
+        ((0, 0), (1, -1), Frame.PX0, None),
+        ((0, math.nan), (1, 1), Frame.PX0, None),
+        ((0, 0), (1, math.inf), Frame.PX0, None),
+        ((0, 0), (1,), Frame.PX0, None),
+        ((), (), Frame.PX0, None),
+        ((0, 0), (1, 1), Frame.PX, None),
+        ((0, 0), (1, 1), Frame.UM, 0),
+    ],
+)
+def test_impossible_boxes_are_refused(origin, size, frame, level):
+    with pytest.raises(BoxError):
+        Box(origin, size, frame, level)
+
+
+def test_converters_refuse_another_frame_and_other_axes():
+    box = Box((0, 0), (1, 1), Frame.UM)
+    with pytest.raises(BoxError, match="px0"):
+        um_from_px0(box, (1.0, 1.0))
+    with pytest.raises(BoxError, match="axes"):
+        px0_from_um(box, (1.0, 1.0, 1.0))

@@ -1,0 +1,371 @@
+"""A spot at a known place must come out at that place in every map, picture and file."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.errors import BoxError, MissingSpacing, OptionError
+from foveate.evidence import Evidence
+from foveate.geometry import Box, Frame
+from foveate.heatmaps import draw_heatmap, weight_map, write_geojson
+from foveate.heatmaps._fields import aim, overview
+from foveate.heatmaps._panels import blended
+from foveate.heatmaps.base import at_slice, nice_length, splat
+from foveate.image import AbstractImage, Level, Respaced
+from foveate.resample import resample
+
+SHAPE = (611, 1097)
+SPOT_PX0 = (447.3, 902.7)
+SPACINGS = (0.2014, 0.2528, 0.31, 0.4942)
+
+
+class ArrayImage(AbstractImage):
+    """A pyramid made of one array; spacing differs between the axes."""
+
+    def __init__(self, pixels, spacing_um, downsamples=(1,), *, kind="slide", paper=None):
+        super().__init__()
+        self.path, self.kind, self.reader = Path("spot <1>.svs"), kind, "memory"
+        self.spacing_um, self.channels, self.dtype = spacing_um, pixels.shape[-1], pixels.dtype
+        self.held, levels = [], []
+        full = pixels.shape[:-1]
+        for down in downsamples:
+            shape = tuple(max(1, int(n / down)) for n in full)
+            steps = tuple(n / m for n, m in zip(full, shape, strict=True))
+            self.held.append(resample(pixels, (0.0,) * len(full), steps, shape))
+            levels.append(Level(shape, steps))
+        self.levels, self.paper = tuple(levels), paper
+
+    def _read_level(self, level, origin, size):
+        self.count.add(decoded_px=math.prod(size))
+        cut = tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))
+        return self.held[level][cut]
+
+    def _stated_background(self):
+        return self.paper
+
+    def close(self):
+        pass
+
+
+def spot_image(spacing=0.2528, ratio=1.3, downsamples=(1, 2.3, 5), place=SPOT_PX0):
+    """Black, with one bright bell of 12 pixels whose middle is at `place`."""
+    y, x = (np.arange(n) + 0.5 for n in SHAPE)
+    bell = np.exp(-((y[:, None] - place[0]) ** 2 + (x[None] - place[1]) ** 2) / (2 * 12.0**2))
+    pixels = np.repeat(np.rint(255 * bell).astype(np.uint8)[..., None], 3, -1)
+    return ArrayImage(pixels, (spacing * ratio, spacing), downsamples, paper=(0, 0, 0))
+
+
+def boxes(origin, size, weight):
+    origin = np.asarray(origin, np.float64)
+    size = np.broadcast_to(np.asarray(size, np.float64), origin.shape).copy()
+    return Evidence(origin, size, np.asarray(weight, np.float64))
+
+
+def centroid(values):
+    values = np.nan_to_num(np.asarray(values, np.float64))
+    return tuple(
+        float((values.sum(1 - a) * (np.arange(n) + 0.5)).sum() / values.sum())
+        for a, n in enumerate(values.shape)
+    )
+
+
+def evidence_of(image, spacing_um, side_um=24.0):
+    """Boxes as a method would give them: a lattice, weighted by the brightness that was read."""
+    height, width = image.box_um.size
+    step = side_um / 4
+    grid = np.stack(
+        np.meshgrid(
+            np.arange(-3.1, height, step), np.arange(-1.7, width, step), indexing="ij"
+        ), -1
+    ).reshape(-1, 2)  # fmt: skip
+    n = max(1, round(side_um / spacing_um))
+    weight = [
+        float(image.read_at(Box(tuple(o), (side_um, side_um), Frame.UM), (n, n)).mean())
+        for o in grid
+    ]
+    return boxes(grid, side_um, weight)
+
+
+# -- the spot lands where it is -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("read_factor", [1.0, 2.3, 5.0])
+def test_spot_lands_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
+    image = spot_image(spacing)
+    assert (
+        image.level_for([spacing * read_factor * 1.3] * 2) == {1.0: 0, 2.3: 1, 5.0: 2}[read_factor]
+    )
+    evidence = evidence_of(image, spacing * read_factor * 1.3)
+    true_um = np.array(SPOT_PX0) * image.known_spacing_um
+
+    # The weights are symmetric about the spot, so their centroid finds it far below a cell.
+    shape = (193, 311)
+    mapped = weight_map(evidence, image.box_um.size, shape)
+    cell_um = np.array(image.box_um.size) / shape
+    found_um = np.array(centroid(mapped)) * cell_um
+    assert np.abs(found_um - true_um).max() < 0.5 * cell_um.max()
+    peak_um = (np.array(np.unravel_index(np.nanargmax(mapped), shape)) + 0.5) * cell_um
+    assert np.abs(peak_um - true_um).max() < 24.0 / 4
+
+    write_geojson(image, evidence, tmp_path / "e.geojson", top=10_000)
+    total, middle = 0.0, np.zeros(2)
+    for feature in json.loads((tmp_path / "e.geojson").read_text())["features"]:
+        ring = np.array(feature["geometry"]["coordinates"][0][:4])
+        weight = feature["properties"]["measurements"]["weight"]
+        total, middle = total + weight, middle + weight * ring.mean(0)
+    assert np.abs(middle / total - np.array(SPOT_PX0)[::-1]).max() < 0.5
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_picture_pixels_and_boxes_share_one_frame(spacing):
+    image = spot_image(spacing, downsamples=(1, 1.7, 3.9))
+    true_um = np.array(SPOT_PX0) * image.known_spacing_um
+    evidence = boxes([true_um - 8, [3.0, 3.0]], 16.0, [1.0, 0.2])
+    for max_side in (217, 333, 1024):
+        field, _ = overview(aim(image, evidence), evidence, max_side)
+        expected = field.px_from_um(true_um[None])[0]
+        assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.25
+        total, _ = splat(evidence, field.origin_um, field.extent_um, field.shape)
+        assert np.abs(np.array(centroid(np.where(total > 0.5 * total.max(), total, 0))) - expected
+                      ).max() < 0.5  # fmt: skip
+
+
+def test_picture_is_brightest_at_the_heaviest_box_though_others_overlap_it():
+    image = spot_image(place=(-900, -900))
+    evidence = boxes([[100, 100], [90, 90], [110, 110]], 40.0, [1.0, 0.1, 0.1])
+    field, _ = overview(aim(image, evidence), evidence, 400)
+    centre = np.floor(field.px_from_um(np.array([[115.0, 115.0]]))[0]).astype(int)
+    red_green = blended(field, evidence)[..., :2].sum(-1)
+    assert red_green[tuple(centre)] == red_green.max()
+
+
+# -- the map --------------------------------------------------------------------------------------
+
+
+def slow_map(evidence, extent, shape):
+    """Pixel by pixel, box by box."""
+    out = np.full(shape, np.nan)
+    unit = [e / n for e, n in zip(extent, shape, strict=True)]
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            total = covered = 0.0
+            for (y, x), (h, w), weight in zip(
+                evidence.origin_um, evidence.size_um, evidence.weight, strict=True
+            ):
+                tall = min(y + h, (i + 1) * unit[0]) - max(y, i * unit[0])
+                wide = min(x + w, (j + 1) * unit[1]) - max(x, j * unit[1])
+                area = max(tall, 0) * max(wide, 0)
+                total, covered = total + weight * area, covered + area
+            if covered > 0:
+                out[i, j] = total / covered
+    return out
+
+
+def test_map_equals_the_slow_one():
+    rng = np.random.default_rng(3)
+    evidence = boxes(rng.uniform(-5, 40, (30, 2)), rng.uniform(0.1, 15, (30, 2)), rng.random(30))
+    for shape in ((7, 11), (13, 5), (1, 1)):
+        fast = weight_map(evidence, (31.7, 47.3), shape)
+        np.testing.assert_allclose(fast, slow_map(evidence, (31.7, 47.3), shape), rtol=1e-9)
+
+
+def test_map_keeps_mass_values_and_gaps():
+    evidence = boxes([[1.3, 2.1], [6.0, 9.0]], [[2.0, 3.5], [1.0, 1.0]], [0.7, 0.3])
+    total, covered = splat(evidence, (0, 0), (10.0, 20.0), (5, 40))
+    assert covered.sum() * (10 / 5) * (20 / 40) == pytest.approx(2 * 3.5 + 1)
+    assert total.sum() * (10 / 5) * (20 / 40) == pytest.approx(0.7 * 7 + 0.3)
+    mapped = weight_map(evidence, (10.0, 20.0), (5, 40))
+    assert set(np.round(mapped[~np.isnan(mapped)], 12)) == {0.7, 0.3}
+    assert np.isnan(mapped[-1]).all()
+
+
+def test_touching_edges_are_not_a_look():
+    step = 0.1 + 0.2
+    evidence = boxes([[step, step]], step, [1.0])
+    mapped = weight_map(evidence, (3 * step, 3 * step), (3, 3))
+    assert np.isnan(mapped).sum() == 8
+    assert mapped[1, 1] == 1.0
+
+
+def test_map_of_nothing_is_nan():
+    assert np.isnan(weight_map(boxes(np.zeros((0, 2)), 1.0, []), (5, 5), (3, 4))).all()
+
+
+def test_round_lengths():
+    assert [nice_length(v) for v in (1, 1.9, 4.99, 5, 99, 0.37)] == [1, 1, 2, 5, 50, 0.2]
+
+
+# -- GeoJSON --------------------------------------------------------------------------------------
+
+
+def test_geojson_is_what_qupath_reads(tmp_path):
+    image = spot_image()
+    rng = np.random.default_rng(0)
+    evidence = boxes(rng.uniform(0, 100, (50, 2)), 16.0, rng.random(50))
+    for name in ("a", "b"):
+        write_geojson(image, evidence, tmp_path / name, top=20, metadata={"label": "ü <b>"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    content = json.loads((tmp_path / "a").read_text(encoding="utf-8"))
+    assert content["type"] == "FeatureCollection"
+    assert "crs" not in content
+    assert (content["properties"]["origin"], content["properties"]["written"]) == ("slide", 20)
+    ids = set()
+    for rank, feature in enumerate(content["features"], 1):
+        ids.add(str(uuid.UUID(feature["id"])))
+        properties, geometry = feature["properties"], feature["geometry"]
+        (ring,) = geometry["coordinates"]
+        assert (geometry["type"], len(ring), ring[0]) == ("Polygon", 5, ring[-1])
+        assert all(round(v, 2) == v for point in ring for v in point)
+        assert properties["objectType"] == "tile"
+        assert properties["measurements"]["rank"] == rank
+        colour = properties["classification"]["color"]
+        assert all(isinstance(v, int) and 0 <= v <= 255 for v in colour)
+        assert all(isinstance(v, str) for v in properties["metadata"].values())
+        assert properties["metadata"]["label"] == "ü <b>"
+    assert len(ids) == 20
+    heaviest = [f["properties"]["measurements"]["weight"] for f in content["features"]]
+    assert heaviest == sorted(evidence.weight, reverse=True)[:20]
+
+
+def test_geojson_origin_follows_the_bounds_as_qupath_does(tmp_path):
+    image = spot_image()
+    evidence = boxes([[50.0, 80.0]], 16.0, [1.0])
+    image.bounds_px0 = Box((101, 203), (400, 700), Frame.PX0)
+    corners = {}
+    for origin in ("auto", "slide", "bounds"):
+        write_geojson(image, evidence, tmp_path / "e", origin=origin)
+        content = json.loads((tmp_path / "e").read_text())
+        corners[origin] = content["features"][0]["geometry"]["coordinates"][0][0]
+        assert (
+            content["features"][0]["properties"]["metadata"]["origin"]
+            == content["properties"]["origin"]
+        )
+    sy, sx = image.known_spacing_um
+    assert corners["slide"] == [round(80 / sx, 2), round(50 / sy, 2)]
+    assert corners["auto"] == corners["bounds"]
+    np.testing.assert_allclose(np.subtract(corners["slide"], corners["bounds"]), (203, 101))
+
+
+def test_geojson_says_what_it_cannot_do(tmp_path):
+    image = spot_image()
+    with pytest.raises(OptionError, match="states no bounds"):
+        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e", origin="bounds")
+    with pytest.raises(OptionError, match="expected auto, slide or bounds"):
+        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e", origin="qupath")
+    with pytest.raises(BoxError, match="axes"):
+        write_geojson(image, boxes([[0, 0, 0]], 1, [1]), tmp_path / "e")
+    image.spacing_um = None
+    with pytest.raises(MissingSpacing):
+        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e")
+    assert not list(tmp_path.iterdir())
+
+
+# -- the picture ----------------------------------------------------------------------------------
+
+
+def drawn(image, evidence, path, **options):
+    draw_heatmap(image, evidence, path, **options)
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_picture_of_awkward_evidence(tmp_path):
+    image = spot_image()
+    whole = np.array([image.box_um.size])
+    some = {
+        "none": boxes(np.zeros((0, 2)), 1.0, []),
+        "zero": boxes([[10, 10], [50, 90]], 16.0, [0, 0]),
+        "whole": boxes(np.zeros((1, 2)), whole, [1.0]),
+        "outside": boxes([[-10, -10], [1e3, 1e3]], 16.0, [1.0, 0.5]),
+        "tiny": boxes([[100.123, 100.456]], 0.001, [1.0]),
+    }
+    for name, evidence in some.items():
+        pixels = drawn(
+            image, evidence, tmp_path / f"{name}.png", title="$x_{ <b> 日本 ü", caption="a\n\nb"
+        )
+        assert pixels.std() > 5, name
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_and_deep_pictures_are_windowed(dtype, tmp_path):
+    ramp = np.linspace(0.1, 0.2, 600)[None, :, None] * np.ones((400, 1, 1))
+    image = ArrayImage((ramp * np.iinfo(dtype).max).astype(dtype), None, kind="picture")
+    image = Respaced(image, (1.0, 1.0), unit="px")
+    evidence = boxes([[100.0, 100.0]], 64.0, [1.0])
+    field, _ = overview(aim(image, evidence), evidence, 300)
+    assert field.pixels.min() < 10
+    assert field.pixels.max() > 245
+    assert drawn(image, evidence, tmp_path / "p.png").shape[1] > 600
+
+
+def test_a_volume_is_drawn_at_the_slice_of_its_peak(tmp_path):
+    volume = np.zeros((12, 60, 90, 1), np.uint16)
+    volume[7, 20:30, 50:60] = 4000
+    image = ArrayImage(volume, (5.0, 0.7, 0.7), kind="volume")
+    evidence = boxes([[35.0, 14.0, 35.0], [0.0, 0.0, 0.0]], [[5.0, 7.0, 7.0]], [1.0, 0.4])
+    camera = aim(image, evidence)
+    assert len(at_slice(evidence, camera.z_um)) == 1
+    field, _ = overview(camera, evidence, 512)
+    expected = field.px_from_um(np.array([[17.5, 38.5]]))[0]
+    assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.5
+    assert drawn(image, evidence, tmp_path / "v.png").std() > 5
+    write_geojson(image, evidence, tmp_path / "v.geojson")
+    first = json.loads((tmp_path / "v.geojson").read_text())["features"][0]
+    assert first["geometry"]["plane"]["z"] == 7
+
+
+def test_an_empty_canvas_is_cropped_to_what_it_holds():
+    canvas = np.full((900, 1600, 3), 240, np.uint8)
+    canvas[500:620, 1200:1400] = (150, 60, 120)
+    image = ArrayImage(canvas, (0.5, 0.5), (1, 4), paper=(240, 240, 240))
+    evidence = boxes([[255.0, 610.0]], 16.0, [1.0])
+    field, share = overview(aim(image, evidence), evidence, 512)
+    assert share < 0.1
+    (y0, x0), (h, w) = field.origin_um, field.extent_um
+    assert y0 < 250
+    assert x0 < 600
+    assert (y0 + h, x0 + w) > (310, 700)
+    far = boxes([[255.0, 610.0], [5.0, 5.0]], 16.0, [1.0, 0.1])
+    assert overview(aim(image, far), far, 512)[1] > 0.3
+
+
+def test_bounds_frame_the_overview():
+    image = spot_image()
+    image.bounds_px0 = Box((300, 600), (300, 450), Frame.PX0)
+    evidence = boxes([np.array(SPOT_PX0) * image.known_spacing_um - 8], 16.0, [1.0])
+    field, share = overview(aim(image, evidence), evidence, 256)
+    assert share < 0.25
+    expected = field.px_from_um((np.array(SPOT_PX0) * image.known_spacing_um)[None])[0]
+    assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.25
+
+
+def test_overview_of_a_pyramid_reads_little(tmp_path):
+    image = ArrayImage(np.full((4000, 6000, 3), 200, np.uint8), (0.25, 0.25), (1, 4, 16))
+    drawn(image, boxes([[100, 100]], 16.0, [1.0]), tmp_path / "p.png", max_side_px=256)
+    assert image.count.decoded_px < 0.1 * image.size_px
+
+
+def test_nothing_is_left_behind_when_drawing_fails(tmp_path):
+    image = spot_image()
+    with pytest.raises(BoxError):
+        draw_heatmap(image, boxes([[0, 0, 0]], 1, [1]), tmp_path / "p.png")
+    draw_heatmap(image, boxes([[9, 9]], 9, [1]), tmp_path / "p.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_importing_is_light():
+    import subprocess
+    import sys
+
+    heavy = ("matplotlib", "PIL", "torch", "scipy")
+    code = f"import sys, foveate.heatmaps; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,127 @@
+"""Pictures through Pillow: modes, orientation, limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.geometry import Box, Frame
+from foveate.readers import open_image
+
+GREY = np.random.default_rng(3).integers(0, 256, (31, 47), np.uint8)
+COLOUR = np.random.default_rng(4).integers(0, 256, (31, 47, 3), np.uint8)
+
+
+def whole(path):
+    with open_image(path) as image:
+        assert image.kind == "picture"
+        assert image.spacing_um is None
+        pixels = image.read(Box((0, 0), image.shape, Frame.PX, 0))
+        assert pixels.shape[2] == image.channels
+        assert pixels.dtype == image.dtype
+        return pixels
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp"])
+def test_grey_is_grey_in_every_lossless_format(tmp_path, suffix):
+    Image.fromarray(GREY).save(tmp_path / f"a.{suffix}", lossless=True)
+    pixels = whole(tmp_path / f"a.{suffix}")
+    for channel in range(pixels.shape[2]):
+        np.testing.assert_array_equal(pixels[..., channel], GREY)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_colour(tmp_path, suffix):
+    Image.fromarray(COLOUR).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(whole(tmp_path / f"a.{suffix}"), COLOUR)
+
+
+def test_sixteen_bits_stay(tmp_path):
+    deep = GREY.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    pixels = whole(tmp_path / "a.png")
+    assert pixels.dtype == np.uint16
+    np.testing.assert_array_equal(pixels[..., 0], deep)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    alpha = np.full_like(GREY, 255)
+    alpha[:10] = 0
+    alpha[10] = 128
+    base = GREY[..., None] if mode == "LA" else COLOUR
+    Image.fromarray(np.dstack([base, alpha])).save(tmp_path / "a.png")
+    pixels = whole(tmp_path / "a.png")
+    assert (pixels[:10] == 255).all()
+    np.testing.assert_array_equal(pixels[11:], base[11:])
+    half = base[10].astype(float) * 128 / 255 + 255 * (1 - 128 / 255)
+    assert np.abs(pixels[10] - half).max() <= 0.51
+
+
+def test_palette_one_bit_and_cmyk(tmp_path):
+    colour = Image.fromarray(COLOUR)
+    colour.quantize(16).save(tmp_path / "p.png")
+    np.testing.assert_array_equal(
+        whole(tmp_path / "p.png"), np.asarray(colour.quantize(16).convert("RGB"))
+    )
+    Image.fromarray(GREY > 99).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(whole(tmp_path / "1.png")[..., 0], (GREY > 99) * 255)
+    flat = Image.new("RGB", (40, 30), (200, 100, 50))
+    flat.convert("CMYK").save(tmp_path / "c.jpg", quality=100)
+    assert np.abs(whole(tmp_path / "c.jpg").astype(int) - (200, 100, 50)).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_to_shape_and_pixels(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = Image.fromarray(GREY)
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    stored.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(whole(tmp_path / "a.png")[..., 0], GREY)
+
+
+def test_dots_per_inch_are_no_spacing(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.jpg", dpi=(96, 96))
+    whole(tmp_path / "a.jpg")
+
+
+def test_the_limit_is_stated(tmp_path):
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ImageTooLarge, match=r"bomb\.png.*limit of"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_truncation_is_strict(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(UnreadableImage, match=r"cut\.png"):
+        whole(tmp_path / "cut.png")
+
+
+def test_a_mirax_label_without_its_slide_is_not_the_slide(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "label.jpg")
+    (tmp_path / "label.jpg").rename(tmp_path / "slide.mrxs")
+    with pytest.raises(UnsupportedFormat, match=r"slide\.mrxs"):
+        open_image(tmp_path / "slide.mrxs")
+
+
+def test_pixels_are_decoded_once(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    with open_image(tmp_path / "a.png") as image:
+        assert image.count.decoded_px == 0
+        for _ in range(3):
+            image.read(Box((1, 1), (4, 4), Frame.PX, 0))
+        assert image.count.decoded_px == 31 * 47

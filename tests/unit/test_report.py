@@ -1,0 +1,394 @@
+"""The page of a run, made from files written by hand, with the names that break pages."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+import shutil
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.errors import CheckpointError
+from foveate.metrics import calibration_bins, confusion, score_all
+from foveate.report import write_progress, write_report
+from foveate.report._curves import precision_recall, roc, wilson
+from foveate.report._words import duration, memory, percent, pixels
+
+CLASSES = ("normal", "Tumor <größer & 'böse'>")
+NASTY = "<script>alert(1)</script>.svs"
+
+
+def write_csv(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, seed=5) -> Path:
+    """A run folder as training leaves it, with `n` test images."""
+    rng = np.random.default_rng(seed)
+    k = len(classes)
+    target = rng.permutation(np.arange(n) % k)
+    logits = rng.normal(size=(n, k)) + 2.0 * np.eye(k)[target]
+    prob = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    predicted = prob.argmax(1)
+    ids = [f"Präparat_{i:03d}.svs" for i in range(n - 1)] + [NASTY]
+    patients = [f"P{i // 2:03d}" for i in range(n)]
+    rows = [
+        {
+            "image_id": ids[i],
+            "patient_id": patients[i],
+            "path": f"/data/{ids[i]}",
+            "label": classes[target[i]],
+            "predicted": classes[predicted[i]],
+            **{f"prob_{c}": f"{p:.6f}" for c, p in zip(classes, prob[i], strict=True)},
+            "fold": i % folds,
+        }
+        for i in range(n)
+    ]
+    write_csv(folder / "predictions_oof.csv", rows)
+    _write_small_files(folder, folds, classes, ids, patients)
+    scores = score_all(prob, target, patients, predicted=predicted, n_boot=60)
+    write_json(
+        folder / "metrics.json",
+        {
+            "classes": list(classes),
+            "n_images": n,
+            "n_patients": len(set(patients)),
+            "metrics": {name: vars(score) for name, score in scores.items()},
+            "confusion": confusion(predicted, target, k).tolist(),
+            "calibration": calibration_bins(prob, target),
+        },
+    )
+    for fold in range(folds):
+        write_history(folder / f"fold_{fold}", rng)
+        own = [row for row in rows if row["fold"] == fold]
+        write_csv(folder / f"fold_{fold}" / "predictions.csv", own)
+        card = {"method": "glimpse", "task": "binary" if k == 2 else "multiclass"}
+        provenance = {"threshold": 0.4321 if k == 2 else None}
+        write_json(
+            folder / f"fold_{fold}" / "model" / "model.json",
+            {**card, "classes": list(classes), "provenance": provenance},
+        )
+    _write_heatmaps(folder / "heatmaps", rows, classes, heatmaps)
+    return folder
+
+
+def _write_small_files(folder, folds, classes, ids, patients):
+    text = "table:\n  path: labels.csv\nmethod: glimpse\nencoder: resnet18\ntask: auto\n"
+    (folder / "config.yaml").write_text(text + f"note: '{NASTY}'\n", encoding="utf-8")
+    write_json(
+        folder / "env.json",
+        {"foveate": "0.1.0", "python": "3.12.3", "torch": "2.9.0", "openslide-python": None,
+         "platform": "Linux-6.8-x86_64", "argv": ["foveate", "train", "Etiketten.csv"]},
+    )  # fmt: skip
+    owners = dict(zip(ids, patients, strict=True)) | {f"T{i}": f"Q{i}" for i in range(90)}
+    others = [f"T{i}" for i in range(90)]
+    parts = [
+        {"train": others[:70], "val": others[70:], "test": [i for j, i in enumerate(ids)
+                                                            if j % folds == f]}
+        for f in range(folds)
+    ]  # fmt: skip
+    write_json(
+        folder / "splits.json",
+        {"schema": 1, "hash": "9f" * 32, "seed": 0, "patients": owners, "folds": parts},
+    )
+    write_csv(
+        folder / "quarantine.csv",
+        [
+            {"image_id": NASTY + "2", "path": f"/data/{NASTY}", "stage": "open",
+             "reason": "UnreadableImage: <b>tile 3</b> cannot be decoded"},
+            {"image_id": "doppelt", "path": "x.tif", "stage": "table", "reason": "twice"},
+            {"image_id": "T3", "path": "t3.svs", "stage": "fold 0", "reason": "truncated"},
+        ],
+    )  # fmt: skip
+    write_json(
+        folder / "cost.json",
+        {"seconds": 4385.2, "seconds_reading": 1315.6, "seconds_computing": 3069.6,
+         "peak_rss_mib": 3412.0, "peak_device_mib": 0.0, "decoded_px": 812_345_678,
+         "asked_px": 400_000_000, "level0_px": 68_640_000_000, "decoded_fraction": 0.011835,
+         "seconds_per_image": 2.34},
+    )  # fmt: skip
+    write_json(
+        folder / "baseline.json",
+        [{"method": "downsampled", "run": "demo/downsampled", "seconds": 512.0,
+          "peak_rss_mib": 900.0, "peak_device_mib": 0.0, "decoded_fraction": 0.0021,
+          "metrics": {"auroc": {"value": 0.512, "lo": 0.33, "hi": 0.69, "method": "m", "n": 44},
+                      "balanced_accuracy": {"value": 0.5, "lo": 0.4, "hi": 0.6, "method": "m",
+                                            "n": 44}}}],
+    )  # fmt: skip
+    write_json(
+        folder / "localisation.json", {"hit_fraction": 0.8636, "n": 22, "lo": 0.667, "hi": 0.953}
+    )
+
+
+def write_history(fold, rng, epochs=24):
+    rows = []
+    for epoch in range(1, epochs + 1):
+        rows.append(
+            {
+                "epoch": epoch,
+                "train_loss": f"{0.7 * np.exp(-epoch / 9) + 0.03 * rng.random():.6g}",
+                "val_loss": f"{0.25 + 0.45 * np.exp(-epoch / 7) + 0.05 * rng.random():.6g}",
+                "val_auroc": f"{0.93 - 0.4 * np.exp(-epoch / 5) + 0.02 * rng.random():.6g}",
+                "lr": f"{5e-4 * (1 + np.cos(np.pi * epoch / epochs)) / 2:.6g}",
+                "seconds": 100,
+                "seconds_reading": f"{30 + 5 * rng.random():.3f}",
+                "seconds_computing": f"{70 + 5 * rng.random():.3f}",
+                "peak_memory_mib": 3000,
+                "decoded_px": 1e9,
+                "asked_px": 5e8,
+            }
+        )
+    write_csv(fold / "metrics.csv", rows)
+
+
+def _write_heatmaps(folder, rows, classes, n):
+    folder.mkdir(parents=True, exist_ok=True)
+    index = []
+    for i, row in enumerate(reversed(rows)):
+        stem = f"bild {i} #ü" if i < n else None
+        probs = {c: float(row[f"prob_{c}"]) for c in classes}
+        entry = {key: row[key] for key in ("image_id", "label", "predicted")} | {"probs": probs}
+        if stem is not None:
+            wave = np.add.outer(np.arange(300) * (i + 1), np.arange(500)) % 255
+            Image.fromarray(wave.astype(np.uint8)).save(folder / f"{stem}.png")
+            write_json(folder / f"{stem}.geojson", {"type": "FeatureCollection", "features": []})
+        index.append(
+            entry
+            | {"png": stem and f"{stem}.png", "geojson": stem and f"{stem}.geojson"}
+        )  # fmt: skip
+    write_json(folder / "index.json", index)
+
+
+class Page(HTMLParser):
+    """Checks that tags close, and keeps what matters."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    def said(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def page_of(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_page_holds_the_numbers(tmp_path):
+    run = handmade_run(tmp_path / "erster Lauf")
+    page = page_of(run)
+    said = page.said()
+    metrics = json.loads((run / "metrics.json").read_text())
+    for score in metrics["metrics"].values():
+        assert f"{score['value']:.3f}" in said
+        assert f"{score['lo']:.3f} to {score['hi']:.3f}" in said
+    for row in metrics["confusion"]:
+        for count in row:
+            assert any(tag == "td" for tag, _ in page.tags)
+            assert str(count) in said
+    for words in (
+        "1 h 13 min", "3.3 GiB", "0.81 gigapixels", "68.64 gigapixels", "1.2 %", "30 %", "70 %",
+        "0.432", "downsampled", "0.512", "In 19 of 22 images", "67 % to 95 %", "twice",
+        "44 images of 22 patients", "foveate predict", "openslide-python", "not installed",
+    ):  # fmt: skip
+        assert words in said, words
+    assert "136 images in the table" in said
+    assert "2 set aside before the split" in said
+    assert "134 images of 112 patients" in said
+    assert (run / "figures").is_dir()
+    assert {p.name for p in (run / "figures").iterdir()} == {
+        "roc.png", "precision_recall.png", "calibration.png", "scores.png", "training.png",
+    }  # fmt: skip
+
+
+def test_page_is_self_contained_and_runs_nothing(tmp_path):
+    run = handmade_run(tmp_path / "run")
+    page = page_of(run)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "iframe", "link", "object", "embed", "form", "base"}
+    for tag, attrs in page.tags:
+        assert not any(name.startswith("on") for name in attrs)
+        assert attrs.get("src", "data:").startswith("data:image/")
+        href = attrs.get("href", "#")
+        assert href.startswith(("#", "heatmaps/"))
+        if tag == "img":
+            assert len(attrs["alt"]) > 10
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "http" not in re.sub(r"data:image/[^\"]*", "", text)
+    assert "@import" not in text
+    assert "url(" not in text
+    assert NASTY in page.said()
+    for source in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text):
+        svg = base64.b64decode(source).decode("utf-8")
+        assert "<script" not in svg
+        assert not re.search(r"href=\"(?!#)", svg)
+
+
+def test_links_lead_to_files_and_errors_come_first(tmp_path):
+    from urllib.parse import unquote
+
+    run = handmade_run(tmp_path / "run")
+    page = page_of(run)
+    links = [a["href"] for _, a in page.tags if a.get("href", "").startswith("heatmaps/")]
+    assert len(links) >= 14
+    assert all((run / unquote(link)).is_file() for link in links)
+    verdicts = [a.get("class") for t, a in page.tags if t == "figure" and a.get("class")]
+    assert verdicts == sorted(verdicts, key=["wrong", "right", "unlabelled"].index)
+    assert {"wrong", "right"} <= set(verdicts)
+    assert "7 images of 44 have a picture" in page.said()
+
+
+def test_index_cannot_reach_outside_its_folder(tmp_path):
+    run = handmade_run(tmp_path / "run")
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    entry = {"image_id": "x", "png": "../../secret.png", "geojson": None, "label": "", "probs": {}}
+    write_json(run / "heatmaps" / "index.json", [entry])
+    assert "No heatmaps" in page_of(run).said()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "env.json", "splits.json", "quarantine.csv", "predictions_oof.csv",
+     "metrics.json", "cost.json", "heatmaps", "baseline.json", "localisation.json", "fold_0",
+     "fold_0/metrics.csv"],
+)  # fmt: skip
+def test_page_without_one_file(name, tmp_path):
+    run = handmade_run(tmp_path / "run")
+    path = run / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    said = page_of(run).said()
+    if name in ("config.yaml", "env.json", "splits.json", "metrics.json", "cost.json"):
+        assert f"{name} is missing" in said
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", "\x00", '{"metrics": 3}'])
+def test_page_with_damaged_files(content, tmp_path):
+    run = handmade_run(tmp_path / "run")
+    for path in [*run.glob("*.json"), *run.glob("*.csv"), *run.rglob("index.json"),
+                 *run.rglob("model.json"), run / "config.yaml"]:  # fmt: skip
+        path.write_text(content, encoding="utf-8")
+    assert "foveate report" in page_of(run).said()
+
+
+def test_page_of_a_run_that_has_just_begun(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("method: glimpse\n")
+    said = page_of(run).said()
+    assert "No scores yet" in said
+    assert "metrics.json is missing" in said
+
+
+def test_no_run_no_page(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run"):
+        write_report(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no run"):
+        write_report(tmp_path / "nothing")
+    assert not list(tmp_path.iterdir())
+
+
+def test_page_of_several_classes_and_folds(tmp_path):
+    run = handmade_run(tmp_path / "run", folds=3, classes=("A", "B $x_1$", "C%"), n=60)
+    page = page_of(run)
+    said = page.said()
+    assert "3 folds" in said
+    assert "on average over the classes" in said
+    assert sum(tag == "tr" for tag, _ in page.tags) > 20
+
+
+def test_cautions(tmp_path):
+    run = handmade_run(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["metrics"]["auroc"] |= {"value": 0.55, "lo": 0.41, "hi": 0.7}
+    write_json(run / "metrics.json", metrics)
+    (run / "config.yaml").write_text("permute_labels: true\n")
+    said = page_of(run).said()
+    assert "cannot be told from chance" in said
+    assert "shuffled on purpose" in said
+    assert "Only 22 test patients" in said
+
+
+def test_the_same_files_give_the_same_page(tmp_path):
+    run = handmade_run(tmp_path / "run")
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_progress_is_drawn_quickly_and_whole(tmp_path):
+    write_history(tmp_path, np.random.default_rng(0), epochs=60)
+    write_progress(tmp_path)
+    begun = time.perf_counter()
+    write_progress(tmp_path)
+    assert time.perf_counter() - begun < 2.0  # 0.3 s on an idle machine
+    with Image.open(tmp_path / "progress.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.csv", "progress.png"}
+
+
+def test_progress_of_the_first_epochs(tmp_path):
+    write_progress(tmp_path)
+    assert not list(tmp_path.iterdir())
+    write_csv(tmp_path / "metrics.csv", [{"epoch": 1, "train_loss": 0.7, "lr": 1e-4}])
+    write_progress(tmp_path)
+    assert (tmp_path / "progress.png").is_file()
+
+
+def test_curves_agree_with_scikit_learn():
+    from sklearn.metrics import auc, average_precision_score, roc_auc_score
+
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        positive = rng.random(50) < 0.4
+        score = np.round(rng.random(50) + 0.3 * positive, 1)
+        assert auc(*roc(score, positive)) == pytest.approx(roc_auc_score(positive, score))
+        recall, precision = precision_recall(score, positive)
+        area = float((np.diff(recall) * precision[1:]).sum())
+        assert area == pytest.approx(average_precision_score(positive, score))
+    assert roc(np.ones(3), np.ones(3, bool)) is None
+    np.testing.assert_allclose(wilson(0.5, 10), (0.2366, 0.7634), atol=1e-4)
+
+
+def test_words_for_numbers():
+    assert [duration(s) for s in (4.25, 42, 200.4, 4385, None)] == [
+        "4.2 s", "42 s", "3 min 20 s", "1 h 13 min", "–",
+    ]  # fmt: skip
+    assert [memory(m) for m in (812.3, 3482.0)] == ["812 MiB", "3.4 GiB"]
+    assert [percent(p) for p in (0.43, 0.043, 0.0043, 0.0, 1.0)] == [
+        "43 %", "4.3 %", "0.43 %", "0 %", "100 %",
+    ]  # fmt: skip
+    assert [pixels(p) for p in (12e6, 3.14e9)] == ["12.0 megapixels", "3.14 gigapixels"]

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import csv
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveate.cases import (
+    Case,
+    Splits,
+    export_clam_splits,
+    load_splits,
+    make_splits,
+    predefined_splits,
+    save_splits,
+)
+from foveate.errors import SplitError
+
+
+def cohort(*sizes: int, images: int = 1) -> list[Case]:
+    """`sizes` patients of each class, with as many images each."""
+    return [
+        Case(f"i{c}_{p}_{i}", f"p{c}_{p}", Path("x.tif"), f"class{c}")
+        for c, n in enumerate(sizes)
+        for p in range(n)
+        for i in range(images)
+    ]
+
+
+@st.composite
+def cohorts(draw: st.DrawFn) -> list[Case]:
+    cases = []
+    for c in range(draw(st.integers(2, 4))):
+        for p in range(draw(st.integers(5, 15))):
+            cases += [
+                Case(f"i{c}_{p}_{i}", f"p{c}_{p}", Path("x.tif"), f"class{c}")
+                for i in range(draw(st.integers(1, 3)))
+            ]
+    return cases
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cases=cohorts(),
+    folds=st.integers(1, 5),
+    seed=st.integers(0, 9),
+    test=st.floats(0.05, 0.9),
+    val=st.floats(0.05, 0.9),
+)
+def test_no_leak_every_class_everywhere_and_no_order(
+    cases: list[Case], folds: int, seed: int, test: float, val: float
+) -> None:
+    options = {"folds": folds, "seed": seed, "test_fraction": test, "val_fraction": val}
+    splits = make_splits(cases, **options)  # type: ignore[arg-type]
+    label = {case.image_id: case.label for case in cases}
+    owner = {case.image_id: case.patient_id for case in cases}
+    for fold in splits.folds:
+        patients = [{owner[i] for i in part} for part in fold.parts().values()]
+        assert sum(map(len, patients)) == len(set.union(*patients)) == len(set(owner.values()))
+        assert sorted(i for part in fold.parts().values() for i in part) == sorted(label)
+        for part in fold.parts().values():
+            assert {label[i] for i in part} == set(label.values())
+    if folds > 1:
+        assert sorted(i for fold in splits.folds for i in fold.test) == sorted(label)
+    shuffled = random.Random(seed).sample(cases, len(cases))
+    assert make_splits(shuffled, **options) == splits  # type: ignore[arg-type]
+
+
+def test_fractions_are_met() -> None:
+    fold = make_splits(cohort(40, 20), test_fraction=0.25, val_fraction=0.2).folds[0]
+    assert [len(part) for part in fold.parts().values()] == [36, 9, 15]
+
+
+def test_folds_differ_by_one_patient_of_a_class_at_most() -> None:
+    folds = make_splits(cohort(13, 12), folds=5).folds
+    assert [len(fold.test) for fold in folds] == [5, 5, 5, 5, 5]
+
+
+def test_seeds_differ() -> None:
+    cases = cohort(20, 20)
+    assert make_splits(cases, seed=0).folds != make_splits(cases, seed=1).folds
+    assert make_splits(cases, seed=0).hash != make_splits(cases, seed=1).hash
+
+
+def test_a_patient_counts_for_its_most_frequent_label() -> None:
+    cases = [*cohort(6, 6), Case("odd", "p0_0", Path("x"), "class1")]
+    splits = make_splits(cases, folds=3)
+    splits.check(cases)
+
+
+def test_no_test_and_no_val_part_if_not_wanted() -> None:
+    fold = make_splits(cohort(2, 2), test_fraction=0, val_fraction=0.5).folds[0]
+    assert fold.test == ()
+    assert len(fold.val) == len(fold.train) == 2
+    fold = make_splits(cohort(2, 2), test_fraction=0.5, val_fraction=0).folds[0]
+    assert fold.val == ()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "folds", "need"),
+    [((9, 2), 1, 3), ((9, 4), 5, 5), ((9, 3), 2, 4), ((9, 2), 3, 3), ((9, 1), 1, 3)],
+)
+def test_too_few_patients_says_how_many_are_needed(
+    sizes: tuple[int, ...], folds: int, need: int
+) -> None:
+    with pytest.raises(SplitError, match=f"label 'class1' has {sizes[1]} .* at least {need} of"):
+        make_splits(cohort(*sizes), folds=folds)
+    make_splits(cohort(sizes[0], need), folds=folds)
+
+
+@pytest.mark.parametrize("options", [{"folds": 0}, {"test_fraction": 1.0}, {"val_fraction": -0.1}])
+def test_impossible_sizes(options: dict[str, float]) -> None:
+    with pytest.raises(SplitError, match="got"):
+        make_splits(cohort(9, 9), **options)  # type: ignore[arg-type]
+
+
+def test_cases_without_label_or_without_cases() -> None:
+    with pytest.raises(SplitError, match="no cases"):
+        make_splits([])
+    with pytest.raises(SplitError, match="'a' has no label"):
+        make_splits([Case("a", "a", Path("x"))])
+
+
+def test_given_test_images() -> None:
+    cases = cohort(6, 6, images=2)
+    wanted = ["i0_0_0", "i0_0_1", "i1_3_0", "i1_3_1"]
+    fold = make_splits(cases, test_ids=wanted).folds[0]
+    assert sorted(fold.test) == sorted(wanted)
+    assert len(fold.val) == 4
+    with pytest.raises(SplitError, match="patient 'p1_3' has images in"):
+        make_splits(cases, test_ids=wanted[:3])
+    with pytest.raises(SplitError, match="not in the table: zz"):
+        make_splits(cases, test_ids=["zz"])
+    with pytest.raises(SplitError, match="exactly one fold"):
+        make_splits(cases, test_ids=wanted, folds=2)
+
+
+def test_predefined_words_and_folds() -> None:
+    cases = [replace(c, split=("train", "VAL", "test")[i % 3]) for i, c in enumerate(cohort(6, 6))]
+    fold = predefined_splits(cases).folds[0]
+    assert {c.image_id for c in cases if c.split == "VAL"} == set(fold.val)
+    assert {c.image_id for c in cases if c.split == "test"} == set(fold.test)
+    cases = [replace(c, split=str(i % 3)) for i, c in enumerate(cohort(9, 9))]
+    splits = predefined_splits(cases)
+    assert [len(f.test) for f in splits.folds] == [6, 6, 6]
+    assert all(f.val for f in splits.folds)
+
+
+def test_predefined_leaks_and_gaps_are_refused() -> None:
+    cases = cohort(3, 3, images=2)
+    leaking = [replace(c, split="train" if i % 2 else "test") for i, c in enumerate(cases)]
+    with pytest.raises(SplitError, match="scores would be too good"):
+        predefined_splits(leaking)
+    with pytest.raises(SplitError, match="empty for"):
+        predefined_splits(cases)
+    with pytest.raises(SplitError, match="mixes"):
+        predefined_splits([replace(c, split=c.patient_id[1] + "x") for c in cases[:6]]
+                          + [replace(c, split="test") for c in cases[6:]])  # fmt: skip
+    with pytest.raises(SplitError, match="one fold only"):
+        predefined_splits([replace(c, split="0") for c in cases])
+
+
+def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
+    splits = make_splits(cohort(7, 8, images=2), folds=3, seed=4)
+    save_splits(splits, tmp_path / "splits.json")
+    assert load_splits(tmp_path / "splits.json") == splits
+    stored = json.loads((tmp_path / "splits.json").read_text())
+    assert set(stored) == {"schema", "hash", "seed", "patients", "folds"}
+    assert set(stored["folds"][0]) == {"train", "val", "test"}
+
+
+def changed(path: Path, key: str) -> None:
+    stored = json.loads(path.read_text())
+    first = stored["folds"][0]
+    if key == "moved":
+        first["test"].append(first["train"].pop())
+    elif key == "seed":
+        stored["seed"] = 9
+    elif key == "schema":
+        stored["schema"] = 99
+    elif key == "not text":
+        first["test"] = "abc"
+    else:
+        del stored[key]
+    path.write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("moved", "changed after it was written"),
+        ("seed", "changed after it was written"),
+        ("schema", "schema 99"),
+        ("patients", "damaged"),
+        ("not text", "damaged"),
+    ],
+)
+def test_a_changed_file_is_refused(tmp_path: Path, key: str, message: str) -> None:
+    path = tmp_path / "splits.json"
+    save_splits(make_splits(cohort(5, 5)), path)
+    changed(path, key)
+    with pytest.raises(SplitError, match=message) as caught:
+        load_splits(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_truncated_files(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match="no such split"):
+        load_splits(tmp_path / "no.json")
+    (tmp_path / "half.json").write_text('{"schema": 1, "fol')
+    with pytest.raises(SplitError, match="damaged"):
+        load_splits(tmp_path / "half.json")
+
+
+def rehashed(splits: Splits, **changes: object) -> Splits:
+    """A split that is wrong in itself, but whose hash fits."""
+    from foveate.cases._folds import split_hash
+
+    wrong = replace(splits, **changes)  # type: ignore[arg-type]
+    return replace(wrong, hash=split_hash(wrong.folds, wrong.patients, wrong.seed))
+
+
+def test_check_finds_leaks_gaps_and_repetition() -> None:
+    splits = make_splits(cohort(5, 5, images=2))
+    fold = splits.folds[0]
+    leak = replace(fold, train=fold.train[1:], val=(*fold.val, fold.train[0]))
+    with pytest.raises(SplitError, match="is in train and in val"):
+        rehashed(splits, folds=(leak,)).check()
+    with pytest.raises(SplitError, match="missing"):
+        rehashed(splits, folds=(replace(fold, train=fold.train[2:]),)).check()
+    with pytest.raises(SplitError, match="more than once"):
+        rehashed(splits, folds=(replace(fold, val=(*fold.val, fold.test[0])),)).check()
+    with pytest.raises(SplitError, match="tested 0 times, expected once"):
+        rehashed(splits, folds=(fold, fold)).check()
+    with pytest.raises(SplitError, match="not of this table"):
+        splits.check(cohort(5, 4, images=2))
+
+
+def test_clam_export(tmp_path: Path) -> None:
+    splits = make_splits(cohort(6, 6), folds=3)
+    written = export_clam_splits(splits, tmp_path)
+    assert [path.name for path in written] == ["splits_0.csv", "splits_1.csv", "splits_2.csv"]
+    with written[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for part, members in splits.folds[1].parts().items():
+        assert tuple(row[part] for row in rows if row[part]) == members
