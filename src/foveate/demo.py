@@ -23,13 +23,20 @@ from foveate.run_folder import read_json, read_rows
 from foveate.synthetic import SlideSpec, read_truth, write_cohort
 
 N_SLIDES, SLIDES_PER_PATIENT = 100, 1.25
-SLIDE = SlideSpec(tissue_px0=(3.6e6, 4.4e6), n_islands=(2, 3))
+SLIDE = SlideSpec(
+    tissue_px0=(4.4e6, 5.2e6),
+    n_islands=(1, 2),
+    n_nodules=(16, 24),
+    n_deciding=(5, 8),
+    nodule_diameter_px0=(288, 336),
+)
 GIGA = replace(
     SLIDE,
     shape_px0=(32768, 32768),
-    tissue_px0=(14e6, 18e6),
+    tissue_px0=(16e6, 20e6),
     n_islands=(6, 8),
-    n_nodules=(64, 112),
+    n_nodules=(48, 72),
+    n_deciding=(15, 24),
 )
 
 
@@ -68,7 +75,8 @@ def demo_config(method: str, table: Path, seed: int) -> RunConfig:
         "task_options": {"positive": "tumour"},
         "view": {"spacing_um": 0.5, "patch_px": 128, "glimpse_spacing_um": 32.0},
         "split": {"test_fraction": 0.3, "val_fraction": 0.15, "seed": seed},
-        "train": {"epochs": 30, "batch_size": 2, "lr": 7e-4, "patience": 0, "seed": seed},
+        "method_options": {"patches": 32} if method == "glimpse" else {},
+        "train": {"epochs": 22, "batch_size": 2, "lr": 1e-3, "patience": 6, "seed": seed},
         "heatmaps": 12,
     }
     return build_config(given)

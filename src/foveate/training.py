@@ -77,7 +77,7 @@ class Trainer:
         self._after_epoch = after_epoch or (lambda _: None)
         self.fabric = build_fabric(options)
         optimizer = torch.optim.AdamW(
-            parameter_groups(model.method, options.weight_decay), lr=options.lr, betas=(0.9, 0.98)
+            parameter_groups(model.method, options.weight_decay), lr=options.lr, betas=(0.9, 0.99)
         )
         network = model.method.to(memory_format=torch.channels_last)
         self.method, self.optimizer = self.fabric.setup(network, optimizer)

@@ -137,30 +137,29 @@ def _write_small_files(folder, folds, classes, ids, patients):
 
 
 def write_history(fold, rng, epochs=24):
-    rows = []
-    for epoch in range(1, epochs + 1):
-        rows.append(
-            {
-                "epoch": epoch,
-                "train_loss": f"{0.7 * np.exp(-epoch / 9) + 0.03 * rng.random():.6g}",
-                "val_loss": f"{0.25 + 0.45 * np.exp(-epoch / 7) + 0.05 * rng.random():.6g}",
-                "val_auroc": f"{0.93 - 0.4 * np.exp(-epoch / 5) + 0.02 * rng.random():.6g}",
-                "lr": f"{5e-4 * (1 + np.cos(np.pi * epoch / epochs)) / 2:.6g}",
-                "seconds": 100,
-                "seconds_reading": f"{30 + 5 * rng.random():.3f}",
-                "seconds_computing": f"{70 + 5 * rng.random():.3f}",
-                "peak_memory_mib": 3000,
-                "decoded_px": 1e9,
-                "asked_px": 5e8,
-            }
-        )
+    rows = [
+        {
+            "epoch": epoch,
+            "train_loss": f"{0.7 * np.exp(-epoch / 9) + 0.03 * rng.random():.6g}",
+            "val_loss": f"{0.25 + 0.45 * np.exp(-epoch / 7) + 0.05 * rng.random():.6g}",
+            "val_auroc": f"{0.93 - 0.4 * np.exp(-epoch / 5) + 0.02 * rng.random():.6g}",
+            "lr": f"{5e-4 * (1 + np.cos(np.pi * epoch / epochs)) / 2:.6g}",
+            "seconds": 100,
+            "seconds_reading": f"{30 + 5 * rng.random():.3f}",
+            "seconds_computing": f"{70 + 5 * rng.random():.3f}",
+            "peak_memory_mib": 3000,
+            "decoded_px": 1e9,
+            "asked_px": 5e8,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
     write_csv(fold / "metrics.csv", rows)
 
 
 def _write_heatmaps(folder, rows, classes, n):
     folder.mkdir(parents=True, exist_ok=True)
     index = []
-    for i, row in enumerate(reversed(rows)):
+    for i, row in enumerate(sorted(rows, key=lambda row: row["label"] == row["predicted"])):
         stem = f"bild {i} #ü" if i < n else None
         probs = {c: float(row[f"prob_{c}"]) for c in classes}
         entry = {key: row[key] for key in ("image_id", "label", "predicted")} | {"probs": probs}
@@ -243,7 +242,7 @@ def test_page_is_self_contained_and_runs_nothing(tmp_path):
     assert not names & {"script", "iframe", "link", "object", "embed", "form", "base"}
     for tag, attrs in page.tags:
         assert not any(name.startswith("on") for name in attrs)
-        assert attrs.get("src", "data:").startswith("data:image/")
+        assert attrs.get("src", "data:image/").startswith("data:image/")
         href = attrs.get("href", "#")
         assert href.startswith(("#", "heatmaps/"))
         if tag == "img":
@@ -384,8 +383,8 @@ def test_curves_agree_with_scikit_learn():
 
 
 def test_words_for_numbers():
-    assert [duration(s) for s in (4.25, 42, 200.4, 4385, None)] == [
-        "4.2 s", "42 s", "3 min 20 s", "1 h 13 min", "–",
+    assert [duration(s) for s in (0.0145, 4.25, 42, 200.4, 4385, None)] == [
+        "14 ms", "4.2 s", "42 s", "3 min 20 s", "1 h 13 min", "–",
     ]  # fmt: skip
     assert [memory(m) for m in (812.3, 3482.0)] == ["812 MiB", "3.4 GiB"]
     assert [percent(p) for p in (0.43, 0.043, 0.0043, 0.0, 1.0)] == [

@@ -91,7 +91,9 @@ def blended(field: Field, evidence: Evidence) -> Shown:
     share, covered = _piled(field, evidence)
     side_px = float(np.median(evidence.size_um[:, -2:])) / field.spacing_um if len(evidence) else 0
     strong = _STRONGEST - (_STRONGEST - _WEAKEST) * min(max(side_px - 24, 0) / 232, 1.0)
-    alpha = (strong * (0.35 + 0.65 * share) * np.minimum(covered, 1.0))[..., None]
+    seen = np.minimum(covered, 1.0)
+    strong *= 1 - 0.45 * float(seen.mean())  # where all is covered the image must still show
+    alpha = (strong * (0.35 + 0.65 * share) * seen)[..., None]
     mixed = (1 - alpha) * base + alpha * 255 * colours_of(share)[..., :3]
     return np.asarray(np.rint(np.clip(mixed, 0, 255)), np.uint8)
 

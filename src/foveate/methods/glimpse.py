@@ -53,6 +53,9 @@ class Glimpse(AbstractMethod):
         eval_patches: looked at per image in evaluation.
         layers: of self-attention between tokens.
         entropy: weight of the negative entropy of attention, which keeps it from collapsing.
+        mass: share of attention that the drawn patches should hold at most; above it the entropy
+            term grows up to a hundredfold. Attention that is concentrated on fewer cells than are
+            drawn explores nothing and over-fits.
         smoothing: share of attention spread evenly over all cells.
         background: prior probability of a cell without foreground, relative to one of the
             strongest contrast.
@@ -80,6 +83,7 @@ class Glimpse(AbstractMethod):
         eval_patches: int = 64,
         layers: int = 1,
         entropy: float = 1e-3,
+        mass: float = 0.5,
         smoothing: float = 1e-3,
         background: float = 1e-3,
         contrast: float = 2.0,
@@ -92,7 +96,7 @@ class Glimpse(AbstractMethod):
         dim = encoder.dim
         self.encoder = encoder
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
-        self.entropy, self.smoothing = entropy, smoothing
+        self.entropy, self.mass, self.smoothing = entropy, mass, smoothing
         self.background, self.contrast = background, contrast
         self.glimpse_dropout = glimpse_dropout
         self.locate = _LocationHead(encoder.map_dims)
@@ -126,7 +130,9 @@ class Glimpse(AbstractMethod):
             batch.evidence(i, origin, weight[i, : len(origin)])
             for i, origin in enumerate(located.origin_um)
         ]
-        losses = {"entropy": self.entropy * negative_entropy(located.log_a)}
+        excess = (a.sum(1).mean().detach() - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
+        strength = self.entropy * (1 + 99 * excess)
+        losses = {"entropy": strength * negative_entropy(located.log_a)}
         if self.instance == 0:
             return Prediction(logits, evidence, losses)
         strongest = single.masked_fill(~located.valid.unsqueeze(-1), -torch.inf).amax(1)
@@ -203,9 +209,7 @@ class Glimpse(AbstractMethod):
         valid = torch.cat([shown, located.valid], 1)
         for layer in self.relate:
             tokens = layer(tokens, position, valid)
-        score = self.attention(tokens) + functional.pad(
-            single.amax(-1) - single.mean(-1) * (single.shape[-1] > 1), (1, 0)
-        )
+        score = self.attention(tokens) + functional.pad(_saliency(single), (1, 0))
         weight = masked_softmax(score, valid)
         pooled = (weight.unsqueeze(-1) * tokens).sum(1)
         share = weight[:, 1:]
@@ -228,6 +232,16 @@ class Glimpse(AbstractMethod):
             centre = centre + 8 * torch.randn(b, 1, 2, device=f.device)
         code: Tensor = self.position(centre, extent)
         return code
+
+
+def _saliency(single: Tensor) -> Tensor:
+    """How much a patch speaks for some class, ``(b, n)``, from its own logits ``(b, n, k)``.
+
+    Attention follows it; it is not trained through attention.
+    """
+    if single.shape[-1] == 1:
+        return single.detach()[..., 0]
+    return (single.amax(-1) - single.mean(-1)).detach()
 
 
 class _LocationHead(nn.Module):

@@ -142,7 +142,8 @@ def draw_distribution(figure: Figure, found: Scored, threshold: float | None) ->
         axes.plot(values, np.full(len(values), lift), "|", color=colour, markersize=9, alpha=0.8)
     if two and threshold is not None:
         axes.axvline(threshold, color="#333333", linewidth=1, linestyle="--", label="threshold")
-    axes.set(xlim=(0, 1), yticks=[], ylabel="share of the class")
+    lowest = -0.06 - 0.07 * len(found.classes)
+    axes.set(xlim=(0, 1), ylim=(lowest, 1.0), yticks=[], ylabel="share of the class")
     axes.set_xlabel(f"probability of {_short(found.classes[1])}" if two
                     else "probability of the true class")  # fmt: skip
     axes.legend(loc="upper center", ncols=2)

@@ -119,8 +119,7 @@ def _draw(run: RunFiles, found: Scored | None) -> dict[str, Drawn]:
 
 def _areas(run: RunFiles, found: Scored) -> dict[str, float]:
     """The area of a single curve as it is in the table of scores."""
-    stored = (run.metrics.get("metrics") or {}).get("auroc") or {}
-    value = number(stored, "value")
+    value = number(sections.scores_of(run.metrics).get("auroc", {}), "value")
     return {found.classes[1]: value} if value is not None and len(found.classes) == 2 else {}
 
 

@@ -72,8 +72,9 @@ def draw_seconds(axes: Axes, rows: list[Row]) -> None:
     computing = np.nan_to_num(column(rows, "seconds_computing"))
     axes.bar(epoch, reading, color=GREY, label="reading")
     axes.bar(epoch, computing, bottom=reading, color=BLUE, label="computing")
+    axes.set_ylim(0, 1.35 * max(float(np.max(reading + computing)), 1e-9))
     axes.set_title("seconds per epoch")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="upper right")
 
 
 def score_column(rows: list[Row]) -> str | None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from foveate.report._words import (
+    MEANING,
+    SMALL_IS_GOOD,
     counted,
     decimals,
     duration,
@@ -23,9 +25,16 @@ _PARTS = ("train", "val", "test")
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
+def scores_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores that are stored properly, by name."""
+    stored = metrics.get("metrics")
+    found = stored.items() if isinstance(stored, Mapping) else ()
+    return {str(name): score for name, score in found if isinstance(score, dict)}
+
+
 def headline(run: RunFiles) -> dict[str, Any]:
     """Task, method, counts, the main score and a sentence about it."""
-    scores = _scores(run.metrics)
+    scores = scores_of(run.metrics)
     name = next((key for key in ("auroc", "accuracy", *scores) if key in scores), None)
     main = scores.get(name) if name else None
     return {
@@ -106,12 +115,20 @@ def cost(run: RunFiles) -> dict[str, Any] | None:
 
 
 def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every score with its interval; `bar` holds shares of 0 to 1 where that is its range."""
+    """Every score with its interval; `bar` holds those that run from 0 to 1, the best."""
     rows = []
-    for name, score in _scores(metrics).items():
+    stored = scores_of(metrics)
+    order = [
+        *(name for name in MEANING if name in stored),
+        *(n for n in stored if n not in MEANING),
+    ]
+    for name in order:
+        score = stored[name]
         value, lo, hi = (number(score, key) for key in ("value", "lo", "hi"))
         title, text = meaning(name)
-        inside = all(v is not None and 0 <= v <= 1 for v in (value, lo, hi))
+        inside = name not in SMALL_IS_GOOD and all(
+            v is not None and 0 <= v <= 1 for v in (value, lo, hi)
+        )
         rows.append(
             {
                 "title": title,
@@ -191,10 +208,10 @@ def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
     """This run beside those in ``baseline.json``; None when there are none."""
     if not run.baseline:
         return None
-    own = {"method": run.config.get("method", "this run"), "metrics": _scores(run.metrics)}
+    own = {"method": run.config.get("method", "this run"), "metrics": scores_of(run.metrics)}
     rows = []
     for k, entry in enumerate([{**run.cost, **own}, *run.baseline]):
-        scores = _scores(entry)
+        scores = scores_of(entry)
         auroc = scores.get("auroc", {})
         value, lo, hi = (number(auroc, key) for key in ("value", "lo", "hi"))
         rows.append(
@@ -239,12 +256,6 @@ def commands(run: RunFiles) -> list[tuple[str, str]]:
          f"foveate train --config {shlex.quote(str(run.folder / 'config.yaml'))} --out {folder}"),
         ("list the other methods", "foveate methods"),
     ]  # fmt: skip
-
-
-def _scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    stored = metrics.get("metrics")
-    found = stored.items() if isinstance(stored, Mapping) else ()
-    return {str(name): score for name, score in found if isinstance(score, dict)}
 
 
 def _folds(run: RunFiles) -> list[dict[str, Any]]:

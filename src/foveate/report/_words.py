@@ -18,6 +18,8 @@ MEANING = {
     "ece": ("calibration error", "gap between stated and observed shares; less is better"),
 }
 
+SMALL_IS_GOOD = frozenset({"brier", "log_loss", "ece"})
+
 
 def meaning(name: str) -> tuple[str, str]:
     """Title and one line of explanation of a score."""
@@ -30,9 +32,11 @@ def decimals(value: Any, places: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    """``15 ms``, ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
     if seconds is None:
         return "–"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -52,10 +56,10 @@ def memory(mib: float | None) -> str:
 
 
 def pixels(count: float | None) -> str:
-    """``3.1 gigapixels`` or ``12 megapixels``."""
+    """``3.14 gigapixels``, ``0.81 gigapixels`` or ``12.0 megapixels``."""
     if count is None:
         return "–"
-    if count >= 1e9:
+    if count >= 1e8:
         return f"{count / 1e9:,.2f} gigapixels".replace(",", " ")
     return f"{count / 1e6:.1f} megapixels"
 

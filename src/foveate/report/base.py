@@ -78,64 +78,74 @@ def read_run(folder: Path) -> RunFiles:
     known = ("config.yaml", "metrics.json", "predictions_oof.csv", "fold_0", "splits.json")
     if not folder.is_dir() or not any((folder / name).exists() for name in known):
         raise CheckpointError(f"{folder} holds no run; give the --out folder of `foveate train`")
-    problems: list[str] = []
-    no_rows: list[Row] = []
-    no_entries: list[dict[str, Any]] = []
-    nothing: dict[str, Any] = {}
+    disk = _Disk(folder)
+    folds = _read_folds(disk)
+    pooled = disk.rows("predictions_oof.csv", wanted=len(folds) != 1)
+    return RunFiles(
+        folder=folder,
+        config=disk.take("config.yaml", _read_yaml, dict),
+        config_text=disk.take("config.yaml", _read_text, str, wanted=False),
+        env=disk.take("env.json", read_json, dict),
+        splits=disk.take("splits.json", read_json, dict),
+        quarantine=disk.rows("quarantine.csv", wanted=False),
+        folds=folds,
+        predictions=pooled or [row for fold in folds for row in fold.predictions],
+        metrics=disk.take("metrics.json", read_json, dict),
+        cost=disk.take("cost.json", read_json, dict),
+        heatmaps=disk.entries("heatmaps/index.json"),
+        baseline=disk.entries("baseline.json", wanted=False),
+        localisation=disk.take("localisation.json", read_json, dict, wanted=False),
+        problems=disk.problems,
+    )
 
-    def take(name: str, read: Callable[[Path], T], empty: T, *, wanted: bool = True) -> T:
-        path = folder / name
+
+def _read_folds(disk: _Disk) -> list[FoldFiles]:
+    names = [p.name for p in disk.folder.glob("fold_*") if p.is_dir()]
+    return [
+        FoldFiles(
+            name,
+            disk.rows(f"{name}/metrics.csv"),
+            disk.rows(f"{name}/predictions.csv", wanted=False),
+            disk.take(f"{name}/model/model.json", read_json, dict, wanted=False),
+        )
+        for name in sorted(names, key=lambda name: (len(name), name))
+    ]
+
+
+@dataclass(frozen=True)
+class _Disk:
+    """Reads files of one folder; of what is amiss, `problems` tells, and it comes back empty."""
+
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+
+    def take(
+        self, name: str, read: Callable[[Path], Any], kind: Callable[[], T], *, wanted: bool = True
+    ) -> T:
+        """What `read` finds, if it is of this kind."""
+        path, empty = self.folder / name, kind()
         if not path.is_file():
             if wanted:
-                problems.append(f"{name} is missing")
+                self.problems.append(f"{name} is missing")
             return empty
         try:
             found = read(path)
         except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
-            problems.append(f"{name} cannot be read: {' '.join(str(error).split())[:200]}")
+            self.problems.append(f"{name} cannot be read: {' '.join(str(error).split())[:200]}")
             return empty
         if not isinstance(found, type(empty)):
-            problems.append(f"{name} holds something else than expected")
+            self.problems.append(f"{name} holds something else than expected")
             return empty
         return found
 
-    names = sorted(
-        (p.name for p in folder.glob("fold_*") if p.is_dir()), key=lambda name: (len(name), name)
-    )
-    folds = [
-        FoldFiles(
-            name,
-            take(f"{name}/metrics.csv", read_rows, no_rows),
-            take(f"{name}/predictions.csv", read_rows, no_rows, wanted=False),
-            take(f"{name}/model/model.json", read_json, nothing, wanted=False),
-        )
-        for name in names
-    ]
-    pooled = take("predictions_oof.csv", read_rows, no_rows, wanted=len(folds) != 1)
-    return RunFiles(
-        folder=folder,
-        config=take("config.yaml", _read_yaml, nothing),
-        config_text=take("config.yaml", _read_text, "", wanted=False),
-        env=take("env.json", read_json, nothing),
-        splits=take("splits.json", read_json, nothing),
-        quarantine=take("quarantine.csv", read_rows, no_rows, wanted=False),
-        folds=folds,
-        predictions=pooled or [row for fold in folds for row in fold.predictions],
-        metrics=take("metrics.json", read_json, nothing),
-        cost=take("cost.json", read_json, nothing),
-        heatmaps=[
-            entry
-            for entry in take("heatmaps/index.json", read_json, no_entries)
-            if isinstance(entry, dict)
-        ],
-        baseline=[
-            row
-            for row in take("baseline.json", read_json, no_entries, wanted=False)
-            if isinstance(row, dict)
-        ],
-        localisation=take("localisation.json", read_json, nothing, wanted=False),
-        problems=problems,
-    )
+    def rows(self, name: str, *, wanted: bool = True) -> list[Row]:
+        """Rows of a CSV file."""
+        return self.take(name, read_rows, list, wanted=wanted)
+
+    def entries(self, name: str, *, wanted: bool = True) -> list[dict[str, Any]]:
+        """Objects of a JSON list."""
+        found: list[Any] = self.take(name, read_json, list, wanted=wanted)
+        return [entry for entry in found if isinstance(entry, dict)]
 
 
 def number(values: Mapping[str, Any], key: str) -> float | None:

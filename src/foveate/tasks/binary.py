@@ -24,13 +24,18 @@ class BinaryTask(AbstractTask):
         classes: the two labels.
         positive: which is the positive one; by default the one whose counterpart is a common word
             for a negative (normal, benign, 0, no …), else the later in the alphabet.
+        smoothing: of the label in the loss. Bags of sampled patches sometimes miss what decides;
+            a little smoothing keeps such a bag from throwing a confident model off.
     """
 
     preference = 1
     n_outputs = 1
 
-    def __init__(self, *, classes: Sequence[str], positive: str | None = None) -> None:
+    def __init__(
+        self, *, classes: Sequence[str], positive: str | None = None, smoothing: float = 0.05
+    ) -> None:
         super().__init__(classes=_negative_first(tuple(classes), positive))
+        self.smoothing = smoothing
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
@@ -38,8 +43,9 @@ class BinaryTask(AbstractTask):
         return len(labels) == 2
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Binary cross-entropy."""
-        return functional.binary_cross_entropy_with_logits(logits[:, 0].float(), target.float())
+        """Binary cross-entropy with smoothed labels."""
+        soft = target.float() * (1 - self.smoothing) + self.smoothing / 2
+        return functional.binary_cross_entropy_with_logits(logits[:, 0].float(), soft)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of the negative and the positive class."""

@@ -11,10 +11,16 @@ from foveate.tasks.base import AbstractTask
 
 
 class MulticlassTask(AbstractTask):
-    """One logit per class, softmax over them."""
+    """One logit per class, softmax over them.
 
-    def __init__(self, *, classes: Sequence[str]) -> None:
+    Args:
+        classes: the labels.
+        smoothing: of the label in the loss.
+    """
+
+    def __init__(self, *, classes: Sequence[str], smoothing: float = 0.05) -> None:
         super().__init__(classes=classes)
+        self.smoothing = smoothing
         self.n_outputs = len(self.classes)
 
     @classmethod
@@ -23,8 +29,9 @@ class MulticlassTask(AbstractTask):
         return len(labels) >= 2
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return functional.cross_entropy(logits.float(), target.long())
+        """Cross-entropy with smoothed labels."""
+        soft = self.smoothing
+        return functional.cross_entropy(logits.float(), target.long(), label_smoothing=soft)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Softmax."""
