@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from foveate.plugins import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
 
 TINY = SlideSpec(
@@ -17,6 +21,54 @@ TINY = SlideSpec(
     n_nodules=(4, 6),
     n_deciding=(2, 3),
 )
+
+SMALL_RUN = (
+    *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
+    *("--view.patch-px", "64", "--view.spacing-um", "0.5", "--view.glimpse-spacing-um", "16"),
+)
+"""Flags of a run of seconds on the slides of `tiny_cohort`."""
+
+Ended = subprocess.CompletedProcess[str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--plugins",
+        dest="plugin_folders",
+        action="append",
+        default=[],
+        help="folder of plug-ins; the contract tests find its parts as they find foveate's own",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for folder in config.getoption("plugin_folders"):
+        add_plugin_folder(Path(folder))
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of child processes that share a machine."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture
+def foveate(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """The command line in this process: words in, exit code and both streams out."""
+    from foveate.cli import main
+
+    def run(*words: object) -> Ended:
+        given = [str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["foveate", *given])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        return Ended(given, code if isinstance(code, int) else 0, out, err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

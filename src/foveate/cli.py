@@ -16,26 +16,81 @@ if TYPE_CHECKING:
     from foveate.experiment import Outcome
 
 OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
-_SECTIONS = ("train", "view", "split", "table", "method", "encoder", "task")
-_FREE = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 100}
+_PARTS = ("method", "encoder", "task")
+_SECTIONS = ("train", "view", "split", "table", *_PARTS)
 
 
 def main() -> None:
     """Run the command line; errors the user can mend are one line and exit code 1."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="foveate", standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
+    except click.UsageError as error:
+        code = _complain(f"{_usage(error)} See {_path(error)} --help")
     except click.ClickException as error:
-        error.show()
-        code = USER_ERROR
+        code = _complain(error.format_message())
     except FoveateError as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        code = USER_ERROR
+        code = _complain(str(error))
+    except OSError as error:
+        code = _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted. The same command continues where this one stopped.", err=True)
         code = INTERRUPTED
     sys.exit(code if isinstance(code, int) else OK)
+
+
+def _complain(message: str) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return USER_ERROR
+
+
+def _usage(error: click.UsageError) -> str:
+    """What is wrong with the words of the command, in the manner of our own errors."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = [word for param in error.ctx.command.params for word in param.opts]
+        return f"no option '{error.option_name}'.{did_you_mean(error.option_name, known)}"
+    message = error.format_message().rstrip(".")
+    return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else '.'}"
+
+
+def _path(error: click.UsageError) -> str:
+    return "foveate" if error.ctx is None else error.ctx.command_path
+
+
+class _Sectioned(click.Command):
+    """A command that also takes ``--section.key value`` for every key of the config."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take these out, so that their values are not taken for the table."""
+        plain: list[str] = []
+        rest = list(args)
+        ctx.obj = {}
+        while rest:
+            word = rest.pop(0)
+            if not word.startswith("--") or "." not in word.partition("=")[0]:
+                plain.append(word)
+                continue
+            key, equals, value = word.partition("=")
+            if not equals:
+                if not rest:
+                    raise OptionError(f"{key} needs a value")
+                value = rest.pop(0)
+            _put_section(ctx.obj, key, value)
+        return super().parse_args(ctx, plain)
+
+
+def _put_section(into: dict[str, Any], key: str, value: str) -> None:
+    section, _, name = key.removeprefix("--").partition(".")
+    if section not in _SECTIONS:
+        raise OptionError(f"no option '{key}': no section '{section}'.{_near(section)}")
+    if section in _PARTS:
+        section += "_options"
+    into.setdefault(section, {})[name.replace("-", "_")] = value
+
+
+def _near(section: str) -> str:
+    return did_you_mean(section, _SECTIONS)
 
 
 def _add_plugins(_: click.Context, __: click.Parameter, folders: Sequence[Path]) -> None:
@@ -56,9 +111,28 @@ _plugins = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_spacing = click.option(
+    "--spacing-um",
+    "--view.assume-spacing-um",
+    "spacing_um",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of slides that state none (micrometres per pixel).",
+)
+_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, prog_name="foveate")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context, /) -> None:
     r"""Classify images far larger than a GPU's memory, from image-level labels alone.
 
     \b
@@ -66,9 +140,11 @@ def cli() -> None:
     Your images:   foveate train labels.csv --out runs/first
     New images:    foveate predict runs/first slides/ --out predictions
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
-@cli.command()
+@cli.command(short_help="Synthetic gigapixel cohort, trained and reported, on a CPU.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("foveate-demo"), show_default=True
 )
@@ -87,13 +163,14 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
     return PARTIAL if outcome.n_quarantined else OK
 
 
-@cli.command(context_settings=_FREE)
+@cli.command(cls=_Sectioned, short_help="Train on a TABLE of images and labels, and report.")
 @click.argument("table", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags override it.")
 @click.option("--method", help="See `foveate methods`.  [default: glimpse]")
 @click.option("--encoder", help="'small', or any network of timm.  [default: resnet18]")
 @click.option("--task", help="binary, multiclass or auto.  [default: auto]")
+@click.option("--path", "column", help="Column of the images' paths, where the guess is wrong.")
 @click.option("--label", help="Label column, where the guess is wrong.")
 @click.option("--patient", help="Column that groups images of one patient.")
 @click.option(
@@ -103,6 +180,7 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
 @click.option("--folds", type=int, help="Cross-validation folds; 1 is a single hold-out.")
 @click.option("--epochs", type=int, help="At most so many.")
 @click.option("--seed", type=int, help="Of the split and of training.")
+@click.option("--heatmaps", type=int, help="How many test images get pictures.  [default: 40]")
 @click.option("--permute-labels", is_flag=True, help="Self-test: shuffled labels must give chance.")
 @_plugins
 @click.pass_context
@@ -121,7 +199,7 @@ def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -
 
     given: dict[str, Any] = {} if config is None else load_yaml(config)
     _merge(given, _named_flags(flags))
-    _merge(given, _section_flags(ctx.args))
+    _merge(given, ctx.obj)
     if "path" not in given.get("table", {}):
         raise OptionError("no table: foveate train labels.csv --out RUN")
     return _train(build_config(given), out)
@@ -131,9 +209,9 @@ def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--spacing-um", type=float, help="Of slides that state none (micrometres per pixel).")
+@_spacing
 @click.option("--heatmaps", default=1000, show_default=True, help="How many images get pictures.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@_device
 @_plugins
 def predict(
     run: Path,
@@ -169,7 +247,7 @@ def predict(
     return PARTIAL if summary.failed else OK
 
 
-@cli.command()
+@cli.command(short_help="Score the trained RUN on a labelled TABLE it has never seen.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
@@ -177,8 +255,8 @@ def predict(
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Folder that paths are relative to."
 )
-@click.option("--spacing-um", type=float, help="Of slides that state none.")
-@click.option("--device", default="auto", show_default=True)
+@_spacing
+@_device
 @_plugins
 def evaluate(
     run: Path,
@@ -227,7 +305,7 @@ def methods(name: str | None) -> None:
         click.echo(f"  --method.{option.name.replace('_', '-'):<20} default {option.default}")
 
 
-@cli.command()
+@cli.command(short_help="Is the installation healthy, and how fast is it?")
 @_plugins
 def doctor() -> int:
     """Say what is installed, which readers work, and how fast disk, decoder and device are."""
@@ -270,7 +348,7 @@ def _show_scores(metrics: dict[str, Any]) -> None:
     for name, score in metrics["metrics"].items():
         click.echo(
             f"  {name:<20} {score['value']:.3f}  (95 % interval {score['lo']:.3f} to "
-            f"{score['hi']:.3f}, {score['method']})"
+            f"{score['hi']:.3f})"
         )
 
 
@@ -278,6 +356,7 @@ def _named_flags(flags: dict[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     places = {
         "table": ("table", "path"),
+        "column": ("table", "image"),
         "label": ("table", "label"),
         "patient": ("table", "patient"),
         "images": ("table", "images"),
@@ -296,31 +375,6 @@ def _named_flags(flags: dict[str, Any]) -> dict[str, Any]:
             given.setdefault("split", {})["seed"] = value
         else:
             given[name] = value
-    return given
-
-
-def _section_flags(words: Sequence[str]) -> dict[str, Any]:
-    """``--train.lr 1e-4`` and ``--train.lr=1e-4`` as nested values."""
-    given: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        key, equals, value = word.partition("=")
-        section, dot, name = key.removeprefix("--").partition(".")
-        if not word.startswith("--") or (dot and section not in _SECTIONS):
-            raise OptionError(f"what is '{word}'?{did_you_mean(section, _SECTIONS)}")
-        if not dot:
-            known = [p for param in train.params for p in param.opts] + [
-                f"--{s}." for s in _SECTIONS
-            ]
-            raise OptionError(f"no option '{key}'.{did_you_mean(key, known)}")
-        if not equals:
-            if not rest:
-                raise OptionError(f"{key} needs a value")
-            value = rest.pop(0)
-        if section in ("method", "encoder", "task"):
-            section += "_options"
-        given.setdefault(section, {})[name.replace("-", "_")] = value
     return given
 
 

@@ -80,7 +80,10 @@ def run_experiment(
         FoveateError: whatever the user has to mend.
     """
     claim(folder, config.as_dict(), dump_yaml(config))
-    handler = log_to(folder)
+    if (folder / "plan.json").is_file():
+        display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
+    handlers = [log_to(folder), _Aloud(display)]
+    log.addHandler(handlers[1])
     try:
         plan = _plan(config, folder, display)
         for k in range(len(plan.splits.folds)):
@@ -88,8 +91,21 @@ def run_experiment(
                 _run_fold(config, folder, k, plan, display, after_epoch)
         return _finish(config, folder, plan)
     finally:
-        logging.getLogger("foveate").removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+class _Aloud(logging.Handler):
+    """Says warnings on the display as well as in the log."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say the message."""
+        self._display.say(f"warning: {record.getMessage()}")
 
 
 # -- before training ------------------------------------------------------------------------------
@@ -102,7 +118,11 @@ def _plan(config: RunConfig, folder: Path, display: Display) -> _Plan:
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
     display.say(f"task: {name}, classes {', '.join(task.classes)} (in this order)")
     stored = folder / "plan.json"
+    options = dict(config.task_options)
+    if name == "binary":
+        options["positive"] = task.classes[1]
     if not stored.is_file():
+        _check_parts(config, name, options, task.classes)
         _settle(config, folder, table, display)
     content = read_json(stored)
     fit = content["view"].pop("fit")
@@ -111,14 +131,12 @@ def _plan(config: RunConfig, folder: Path, display: Display) -> _Plan:
     bad = {row["image_id"] for row in quarantine}
     cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
     splits = load_splits(folder / "splits.json")
-    if set(splits.patients) != set(cases):
-        raise SplitError(
-            f"{folder / 'splits.json'} belongs to another table: "
-            f"{len(set(splits.patients) ^ set(cases))} images differ. Give another --out"
-        )
+    try:
+        splits.check(list(cases.values()))
+    except SplitError as error:
+        raise SplitError(f"{folder / 'splits.json'}: {error}") from None
     if config.permute_labels:
         cases = _permuted(cases, config.split.seed)
-    options = {"positive": task.classes[1]} if name == "binary" else dict(config.task_options)
     return _Plan(view, name, task.classes, options, cases, quarantine, splits)
 
 
@@ -155,6 +173,7 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display)
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
     view = choose_view(scan.facts.values(), config.view)
+    display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
     split = config.split
     splits = make_splits(
         usable,
@@ -165,6 +184,33 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display)
     )
     save_splits(splits, folder / "splits.json")
     write_json(folder / "plan.json", {"view": asdict(view), "quarantine": quarantine})
+
+
+def _check_parts(
+    config: RunConfig, task: str, options: dict[str, Any], classes: tuple[str, ...]
+) -> None:
+    """Build the model once, without weights, before the images cost any time.
+
+    Raises:
+        UnknownName, OptionError: a part or an option does not exist.
+    """
+    view = View(1.0, config.view.patch_px, 1.0)
+    build_model(_card(config, view, task, options, classes), pretrained=False)
+
+
+def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
+    """The view in words."""
+    unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
+    told = (
+        f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
+        f"glimpse at {view.glimpse_spacing_um:g}"
+    )
+    if view.unit == "um":
+        return told
+    told += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"
+    if view.fit is None and len(set(shapes)) > 1:
+        told += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
+    return told
 
 
 def _aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
@@ -204,7 +250,7 @@ def _run_fold(
             loader,
             device=build_fabric(config.train).device,
             heatmaps=folder / "heatmaps",
-            n_heatmaps=max(1, config.heatmaps // len(plan.splits.folds)),
+            n_heatmaps=-(-config.heatmaps // len(plan.splits.folds)),
             display=display,
         )
         write_json(own / "cost.json", summary.cost)
@@ -252,18 +298,24 @@ def _train_fold(
     save_model(own / "model", card, model.method.state_dict())
 
 
-def _fresh_model(config: RunConfig, plan: _Plan) -> Model:
-    card = ModelCard(
+def _card(
+    config: RunConfig, view: View, task: str, options: dict[str, Any], classes: tuple[str, ...]
+) -> ModelCard:
+    return ModelCard(
         method=config.method,
         method_options=config.method_options,
         encoder=config.encoder,
         encoder_options=config.encoder_options,
-        task=plan.task,
-        task_options=plan.task_options,
-        classes=plan.classes,
-        view=plan.view,
+        task=task,
+        task_options=options,
+        classes=classes,
+        view=view,
         assume_spacing_um=config.view.assume_spacing_um,
     )
+
+
+def _fresh_model(config: RunConfig, plan: _Plan) -> Model:
+    card = _card(config, plan.view, plan.task, plan.task_options, plan.classes)
     model = build_model(card, pretrained=True)
     settled = config.encoder_options | dict(model.method.encoder.resolved)
     return replace(model, card=replace(card, encoder_options=settled))

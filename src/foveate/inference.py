@@ -9,7 +9,7 @@ from typing import Any
 from foveate.atomic import write_json
 from foveate.cases import Case, CaseTable, cases_from_folder, read_cases
 from foveate.checkpoint import Model, load_model
-from foveate.errors import CheckpointError, ImageNotFound, TableError
+from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
 from foveate.loading import CaseLoader
 from foveate.outputs import Display, Summary, predict_into
@@ -53,8 +53,11 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
             tables.append(read_cases(path, need_labels=False))
         else:
             tables.append(cases_from_folder(path))
+    once: dict[Path, Case] = {}
+    for case in (case for table in tables for case in table.cases):
+        once.setdefault(case.path.resolve(), case)
     return CaseTable(
-        cases=tuple(_with_distinct_ids([case for table in tables for case in table.cases])),
+        cases=tuple(_with_distinct_ids(list(once.values()))),
         notes=tuple(note for table in tables for note in table.notes),
         set_aside=tuple(row for table in tables for row in table.set_aside),
     )
@@ -70,10 +73,18 @@ def predict_paths(
     n_heatmaps: int = 1000,
     device: str = "auto",
 ) -> Summary:
-    """Predict images; results go to `out`. Images that fail are listed in ``quarantine.csv``."""
-    return _predict(
+    """Predict images; results go to `out`. Images that fail are listed in ``quarantine.csv``.
+
+    Raises:
+        UnreadableImage: not one of them could be predicted.
+    """
+    summary = _predict(
         find_model(run), gather_cases(paths), out, display, assume_spacing_um, n_heatmaps, device
     )
+    if not summary.rows:
+        first = next(iter(summary.failed.values()), "there is none")
+        raise UnreadableImage(f"no image could be predicted; the first: {first}")
+    return summary
 
 
 def evaluate_table(
@@ -94,8 +105,11 @@ def evaluate_table(
     """
     model = find_model(run)
     read = read_cases(table, images=images, label=label, min_classes=1)
-    for case in read.cases:
-        model.task.target(str(case.label))
+    try:
+        for case in read.cases:
+            model.task.target(str(case.label))
+    except TableError as error:
+        raise TableError(f"{table}, column '{read.label_column}': {error}") from None
     summary = _predict(model, read, out, display, assume_spacing_um, 40, device)
     if not summary.rows:
         raise TableError(f"no image of {table} could be predicted; see {out / 'quarantine.csv'}")
@@ -142,6 +156,7 @@ def _predict(
     ]
     for row in table.set_aside:
         summary.failed[row.image_id] = row.reason
+    (out / "quarantine.csv").unlink(missing_ok=True)
     if rows:
         write_rows(out / "quarantine.csv", rows, ("image_id", "path", "stage", "reason"))
     write_json(out / "cost.json", summary.cost)

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from foveate import __version__
@@ -25,23 +26,43 @@ _LIBRARIES = ("torch", "timm", "lightning", "numpy", "openslide-python", "tifffi
 def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
     """Make the folder this run's: new, or begun with the very same options.
 
+    A run that stopped before its plan was settled has nothing to lose: other options replace its
+    own, so that a command can be mended and given again. What killed runs left aside is removed.
+
     Raises:
         CheckpointError: the folder belongs to a run with other options, or holds other files.
     """
     path = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file, not a folder: give another --out")
     if path.is_file():
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         difference = _first_difference(stored, config)
-        if difference is not None:
+        if difference is not None and (folder / "plan.json").is_file():
             raise CheckpointError(
                 f"{folder} was begun with other options: {difference}. Give the same options to "
                 "continue it, or another --out for a new run"
             )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
+        sweep(folder)
+        if difference is None and (folder / "env.json").is_file():
+            return
+    elif folder.is_dir() and any(_foreign(entry) for entry in folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no run: give another --out")
-    write_json(folder / "env.json", environment())
     write_text(path, text)
+    write_json(folder / "env.json", environment())
+
+
+def sweep(folder: Path) -> None:
+    """Remove half-written files whose process has ended."""
+    for path in folder.rglob(".*.part"):
+        pid = path.name.split(".")[-2]
+        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
+            path.unlink(missing_ok=True)
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run killed in its first moments leaves."""
+    return not (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def environment() -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Terminal:
         if title != self._title:
             self._end()
             self._title, self._begun, self._shown = title, time.monotonic(), 0.0
-            self._first = done - 1
+            self._first = done
         if self._bars:
             self._draw(title, done, total, note)
         else:
@@ -76,24 +76,26 @@ class Terminal:
             self._progress.start()
             self._task = self._progress.add_task(title, total=total, rate="", note="")
         if self._task is not None:
-            rate = f"{self._rate(done):.2f}/s"
-            self._progress.update(self._task, completed=done, total=total, note=note, rate=rate)
+            rate = self._rate(done)
+            said = "" if rate is None else f"{rate:.2f}/s"
+            self._progress.update(self._task, completed=done, total=total, note=note, rate=said)
 
     def _line(self, title: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         if done < total and now - self._shown < _SECONDS_BETWEEN_LINES:
             return
         self._shown = now
-        rate = self._rate(done)
-        left = (total - done) / rate if rate > 0 else 0.0
-        print(
-            f"{title}: {done}/{total}  {rate:.2f}/s  ETA {left:.0f} s  {note}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+        parts, rate = [f"{title}: {done}/{total}"], self._rate(done)
+        if rate is not None:
+            parts.append(f"{rate:.2f}/s")
+            if done < total:
+                parts.append(f"ETA {(total - done) / rate:.0f} s")
+        print("  ".join([*parts, note]).rstrip(), file=sys.stderr, flush=True)
 
-    def _rate(self, done: int) -> float:
-        return (done - self._first) / max(time.monotonic() - self._begun, 1e-3)
+    def _rate(self, done: int) -> float | None:
+        """Per second since the first call of this bar; None while nothing was done since."""
+        seconds = time.monotonic() - self._begun
+        return (done - self._first) / seconds if done > self._first and seconds > 0 else None
 
     def _end(self) -> None:
         if self._progress is not None:

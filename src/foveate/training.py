@@ -76,9 +76,10 @@ class Trainer:
         self._tick = tick or (lambda *_: None)
         self._after_epoch = after_epoch or (lambda _: None)
         self.fabric = build_fabric(options)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model.method, options.weight_decay), lr=options.lr, betas=(0.9, 0.99)
-        )
+        # AMSGrad: once the loss is near its floor, a single bag that happens to miss what decides
+        # would otherwise meet a second moment of nearly zero and throw the weights far off.
+        groups = parameter_groups(model.method, options.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), amsgrad=True)
         network = model.method.to(memory_format=torch.channels_last)
         self.method, self.optimizer = self.fabric.setup(network, optimizer)
 

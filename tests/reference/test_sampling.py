@@ -11,9 +11,9 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from foveate.nn.sampling import (
+    divergence,
     draw_without_replacement,
     expectation,
-    negative_entropy,
     smoothed_log_softmax,
 )
 
@@ -151,7 +151,9 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(long[:, :6], short)
     assert long[:, 6:].isneginf().all()
     assert (draw_without_replacement(long.expand(500, -1).clone(), 6) < 6).all()
-    torch.testing.assert_close(negative_entropy(long), negative_entropy(short))
+    torch.testing.assert_close(
+        divergence(long, _uniform(real)), divergence(short, _uniform(real[:, :6]))
+    )
     a, f = short.exp()[:, :4], torch.randn(1, 4, 2, dtype=torch.float64)
     more_a = torch.cat([a, torch.zeros(1, 2, dtype=torch.float64)], 1).requires_grad_()
     more_f = torch.cat([f, torch.randn(1, 2, 2, dtype=torch.float64)], 1).requires_grad_()
@@ -167,7 +169,7 @@ def test_padding_gets_no_gradient_through_the_softmax() -> None:
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     real = torch.tensor([[True] * 5, [True, True, True, False, False]])
     log_a = smoothed_log_softmax(logits, real, smoothing=1e-3)
-    negative_entropy(log_a).backward()
+    divergence(log_a, _uniform(real)).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert (logits.grad[1, 3:] == 0).all()
@@ -180,11 +182,26 @@ def test_smoothing_gives_every_cell_its_share() -> None:
     assert math.isclose(float(a.sum()), 1.0, rel_tol=1e-5)
 
 
-def test_entropy_term_spreads_attention() -> None:
+def _uniform(real: Tensor) -> Tensor:
+    return smoothed_log_softmax(torch.zeros(real.shape).double(), real, smoothing=0.0)
+
+
+def _entropy(log_a: Tensor) -> Tensor:
+    return -(log_a.exp() * log_a).sum()
+
+
+def test_divergence_from_uniform_is_negative_entropy() -> None:
+    real = torch.ones(1, 8, dtype=torch.bool)
+    log_a = smoothed_log_softmax(torch.randn(1, 8).double(), real, smoothing=0.0)
+    expected = math.log(8) - _entropy(log_a)
+    torch.testing.assert_close(divergence(log_a, _uniform(real)), expected)
+
+
+def test_the_term_added_to_the_loss_spreads_attention() -> None:
     logits = torch.randn(1, 8, requires_grad=True)
     real = torch.ones(1, 8, dtype=torch.bool)
     before = smoothed_log_softmax(logits, real, smoothing=0.0)
-    negative_entropy(before).backward()
+    divergence(before, _uniform(real).float()).backward()
     assert logits.grad is not None
     after = smoothed_log_softmax(logits.detach() - logits.grad, real, smoothing=0.0)
-    assert negative_entropy(after) < negative_entropy(before)
+    assert _entropy(after) > _entropy(before)

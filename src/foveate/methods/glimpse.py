@@ -25,9 +25,9 @@ from foveate.nn.attention import GatedAttention, Relate, masked_softmax
 from foveate.nn.position import PositionCode
 from foveate.nn.replay import replay
 from foveate.nn.sampling import (
+    divergence,
     draw_without_replacement,
     expectation,
-    negative_entropy,
     smoothed_log_softmax,
 )
 
@@ -37,6 +37,7 @@ class _Located:
     """Patches chosen in each image: indices into its cells, valid ones first."""
 
     log_a: Tensor  # (b, k)
+    log_prior: Tensor  # (b, k)
     index: Tensor  # (b, n)
     valid: Tensor  # (b, n)
     origin_um: list[Floats]  # per image (n_i, 2), the valid ones
@@ -52,10 +53,10 @@ class Glimpse(AbstractMethod):
         patches: drawn per image in training.
         eval_patches: looked at per image in evaluation.
         layers: of self-attention between tokens.
-        entropy: weight of the negative entropy of attention, which keeps it from collapsing.
-        mass: share of attention that the drawn patches should hold at most; above it the entropy
-            term grows up to a hundredfold. Attention that is concentrated on fewer cells than are
-            drawn explores nothing and over-fits.
+        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
+        mass: share of attention that the drawn patches should hold at most; above it that weight
+            grows up to a hundredfold. Attention that is concentrated on fewer cells than are drawn
+            explores nothing and over-fits.
         smoothing: share of attention spread evenly over all cells.
         background: prior probability of a cell without foreground, relative to one of the
             strongest contrast.
@@ -64,9 +65,9 @@ class Glimpse(AbstractMethod):
             and glass; 0 leaves foreground and background only.
         glimpse_dropout: how often the glimpse token is hidden in training.
         dropout: on the pooled vector.
-        instance: weight of the instance head's own loss. The head is linear on each patch; its
-            maximum over patches is part of the prediction, and each patch's score is added to its
-            attention. It gives every patch a gradient of its own, which ends the plateau at
+        instance: weight of the instance head's loss. The head is linear on each patch and its
+            maximum over patches is trained on the image's label; each patch's score is added to
+            its attention. It gives every patch a gradient of its own, which ends the plateau at
             chance where presence decides. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
     """
@@ -82,7 +83,7 @@ class Glimpse(AbstractMethod):
         patches: int = 24,
         eval_patches: int = 64,
         layers: int = 1,
-        entropy: float = 1e-3,
+        spread: float = 1e-2,
         mass: float = 0.5,
         smoothing: float = 1e-3,
         background: float = 1e-3,
@@ -96,7 +97,7 @@ class Glimpse(AbstractMethod):
         dim = encoder.dim
         self.encoder = encoder
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
-        self.entropy, self.mass, self.smoothing = entropy, mass, smoothing
+        self.spread, self.mass, self.smoothing = spread, mass, smoothing
         self.background, self.contrast = background, contrast
         self.glimpse_dropout = glimpse_dropout
         self.locate = _LocationHead(encoder.map_dims)
@@ -125,32 +126,38 @@ class Glimpse(AbstractMethod):
             expected = (weight.unsqueeze(-1) * f).sum(1)
         single = self.head_instance(f) if self.instance > 0 else f.new_zeros(*f.shape[:2], 1)
         pooled, weight = self._aggregate(batch, overview, f, located, single)
-        logits = self.head(self.dropout(pooled)) + self.head_expected(self.dropout(expected))
+        logits = self.head(self.dropout(pooled))
         evidence = [
             batch.evidence(i, origin, weight[i, : len(origin)])
             for i, origin in enumerate(located.origin_um)
         ]
         excess = (a.sum(1).mean().detach() - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
-        strength = self.entropy * (1 + 99 * excess)
-        losses = {"entropy": strength * negative_entropy(located.log_a)}
-        if self.instance == 0:
-            return Prediction(logits, evidence, losses)
-        strongest = single.masked_fill(~located.valid.unsqueeze(-1), -torch.inf).amax(1)
-        auxiliary = {"instance": (self.instance, strongest)}
-        return Prediction(logits + strongest, evidence, losses, auxiliary)
+        strength = self.spread * (1 + 99 * excess)
+        losses = {"spread": strength * divergence(located.log_a, located.log_prior)}
+        # The expectation over all cells teaches where to look; the prediction itself rests on the
+        # patches that were seen, so that their attention is what decided.
+        auxiliary = {"expected": (1.0, self.head_expected(self.dropout(expected)))}
+        if self.instance > 0:
+            strongest = single.masked_fill(~located.valid.unsqueeze(-1), -torch.inf).amax(1)
+            auxiliary["instance"] = (self.instance, strongest)
+        return Prediction(logits, evidence, losses, auxiliary)
 
     # -- locate -------------------------------------------------------------------------------
 
     def _locate(self, batch: Batch, maps: list[list[Tensor]]) -> _Located:
         stage = _stage(self.encoder, batch)
-        scores, lattices = [], []
+        scores, priors, lattices = [], [], []
         for item_maps, contrast in zip(maps, batch.contrasts(), strict=True):
             score = self.locate(item_maps, stage)
             prior = functional.interpolate(contrast[None, None], score.shape, mode="area")[0, 0]
-            scores.append((score + self._log_prior(prior)).flatten())
+            priors.append(self._log_prior(prior).flatten())
+            scores.append(score.flatten() + priors[-1])
             lattices.append(_lattice(self.encoder, batch, stage, tuple(score.shape)))
         k = max(len(s) for s in scores)
-        logits = torch.stack([functional.pad(s, (0, k - len(s))) for s in scores])
+        logits, prior = (
+            torch.stack([functional.pad(s, (0, k - len(s))) for s in each])
+            for each in (scores, priors)
+        )
         real = torch.stack([torch.arange(k, device=logits.device) < len(s) for s in scores])
         log_a = smoothed_log_softmax(logits, real, smoothing=self.smoothing)
         if self.training:
@@ -162,7 +169,8 @@ class Glimpse(AbstractMethod):
             batch.place(i, self._centres(lattice, index[i][valid[i]]))
             for i, lattice in enumerate(lattices)
         ]
-        return _Located(log_a, index, valid, origins)
+        log_prior = smoothed_log_softmax(prior, real, smoothing=self.smoothing)
+        return _Located(log_a, log_prior, index, valid, origins)
 
     def _log_prior(self, contrast: Tensor) -> Tensor:
         """What is known of cells before anything is learnt, from their contrast in [0, 1]."""

@@ -89,7 +89,17 @@ def expectation(a: Tensor, f: Tensor, valid: Tensor | None = None) -> Tensor:
     return terms.masked_fill(~keep, 0.0).sum(1) / count
 
 
-def negative_entropy(log_a: Tensor) -> Tensor:
-    """``sum_k a_k log a_k`` averaged over the batch; adding it to a loss spreads attention."""
-    term = log_a.exp() * log_a.masked_fill(log_a.isneginf(), 0.0)
-    return term.sum(-1).mean()
+def divergence(log_a: Tensor, log_prior: Tensor) -> Tensor:
+    """KL divergence of attention from its prior, averaged over the batch.
+
+    Adding it to a loss spreads attention. With a uniform prior it is the paper's term, the negative
+    entropy, plus a constant; with any other prior it spreads attention over what the prior holds
+    likely, where entropy alone would spread it over glass as well.
+
+    Args:
+        log_a: ``(b, k)``, ``-inf`` on padding.
+        log_prior: ``(b, k)``, normalised like `log_a`.
+    """
+    padding = log_a.isneginf()
+    gap = log_a.masked_fill(padding, 0.0) - log_prior.masked_fill(padding, 0.0)
+    return (log_a.exp() * gap).sum(-1).mean()

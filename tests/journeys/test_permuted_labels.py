@@ -1,0 +1,82 @@
+"""Shuffled labels must give chance: the self-test that finds leaks between the parts of a split.
+
+The pictures are so easy that a model which sees a true label anywhere gives itself away: with true
+labels every one is predicted. All pictures of a patient are the same but for noise, so a patient on
+both sides would be remembered.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Ended
+from PIL import Image
+
+from foveate.run_folder import read_json, read_rows
+
+PATIENTS, PICTURES_EACH = 48, 2
+OPTIONS = (
+    *("--method", "downsampled", "--encoder", "small", "--encoder.width", "8"),
+    *("--encoder.dim", "16", "--view.patch-px", "16", "--view.glimpse-px", "48"),
+    *("--folds", "3", "--epochs", "12", "--train.batch-size", "8", "--train.lr", "5e-3"),
+    *("--heatmaps", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ninety-six pictures of 48 patients; the classes differ in colour, patients in stripes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(7)
+    rows = []
+    for p in range(PATIENTS):
+        colour = np.array([200.0, 120, 90] if p % 2 else [90.0, 120, 200])
+        stripes = 30 * np.sin(np.arange(48) * rng.uniform(0.1, 1.5))[:, None, None]
+        for i in range(PICTURES_EACH):
+            pixels = colour + stripes + rng.normal(0, 10, (48, 48, 3))
+            name = f"p{p:02d}_{i}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
+            rows.append({"file": name, "patient_id": f"P{p:02d}", "label": "ab"[p % 2]})
+    path = folder / "labels.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def auroc(run: Path) -> dict[str, Any]:
+    score: dict[str, Any] = read_json(run / "metrics.json")["metrics"]["auroc"]
+    return score
+
+
+def test_true_labels_are_learnt_and_permuted_ones_are_not(
+    table: Path, tmp_path: Path, foveate: Callable[..., Ended]
+) -> None:
+    true, shuffled = tmp_path / "true", tmp_path / "shuffled"
+    ended = foveate("train", table, "--out", true, *OPTIONS)
+    assert ended.returncode == 0, ended.stderr
+    ended = foveate("train", table, "--out", shuffled, *OPTIONS, "--permute-labels")
+    assert ended.returncode == 0, ended.stderr
+    assert auroc(true)["lo"] > 0.9, "the control: these pictures can be told apart"
+    score = auroc(shuffled)
+    assert score["lo"] <= 0.5 <= score["hi"], score
+    assert score["hi"] - score["lo"] < 0.5, "an interval that contains everything says nothing"
+
+    rows = {r["image_id"]: r for r in read_rows(shuffled / "predictions_oof.csv")}
+    truth = {r["image_id"]: r["label"] for r in read_rows(true / "predictions_oof.csv")}
+    assert rows.keys() == truth.keys()
+    assert len(rows) == PATIENTS * PICTURES_EACH
+    labels: dict[str, set[str]] = {}
+    for row in rows.values():
+        labels.setdefault(row["patient_id"], set()).add(row["label"])
+    assert all(len(found) == 1 for found in labels.values()), "a patient's images share a label"
+    assert Counter(r["label"] for r in rows.values()) == Counter(truth.values())
+    moved = sum(rows[key]["label"] != truth[key] for key in truth)
+    assert 0.3 < moved / len(truth) < 0.7

@@ -1,0 +1,377 @@
+"""What training promises: modes, schedule, accumulation, stopping, refusals, images set aside."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tifffile
+import torch
+from conftest import SMALL_RUN, Ended
+
+from foveate import plugins
+from foveate.batch import View
+from foveate.cases import Case, load_splits, make_splits, read_cases
+from foveate.checkpoint import Model, ModelCard, build_model, read_tensors
+from foveate.errors import CheckpointError, TrainingError
+from foveate.loading import CaseLoader
+from foveate.run_folder import read_rows
+from foveate.state import Progress, TrainOptions
+from foveate.training import Trainer
+
+VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
+PLAIN = TrainOptions(epochs=2, batch_size=4, warmup=0.25, augment="none", device="cpu")
+
+
+def build(method: str = "downsampled", **options: Any) -> Model:
+    torch.manual_seed(0)
+    size = {"width": 8, "dim": 16}
+    classes = ("normal", "tumour")
+    card = ModelCard(method, options, "small", size, "binary", {}, classes, VIEW)
+    return build_model(card, pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_cohort: Path) -> list[Case]:
+    """Eight of each class, in turn."""
+    table = read_cases(tiny_cohort).cases
+    by_label = ([c for c in table if c.label == label][:8] for label in ("normal", "tumour"))
+    return [case for pair in zip(*by_label, strict=True) for case in pair]
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[CaseLoader]:
+    loader = CaseLoader(VIEW)
+    yield loader
+    loader.close()
+
+
+# -- modes and gradients ---------------------------------------------------------------------------
+
+PROBE = '''
+"""A method that notes in which mode each image reaches it."""
+import torch
+from foveate.methods.downsampled import Downsampled
+
+SEEN = []
+
+class Probe(Downsampled):
+    """Downsampled, watched."""
+    summary = "a probe"
+
+    def forward(self, batch):
+        modes = {m.training for m in self.modules()}
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        SEEN.extend((item.image_id, modes, grad, inference) for item in batch.items)
+        return super().forward(batch)
+'''
+
+
+def test_only_training_trains(
+    tiny_cohort: Path,
+    tmp_path: Path,
+    foveate: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Validation, threshold and test run in evaluation mode, without gradients; steps do not."""
+    monkeypatch.setattr(plugins, "_folders", [])
+    part = tmp_path / "parts" / "methods" / "probe.py"
+    part.parent.mkdir(parents=True)
+    part.write_text(PROBE, encoding="utf-8")
+    run, folder = tmp_path / "run", tmp_path / "parts"
+    words = ("train", tiny_cohort, "--out", run, "--plugins", folder, "--method", "probe")
+    ended = foveate(*words, *SMALL_RUN, "--epochs", "2")
+    assert ended.returncode == 0, ended.stderr
+
+    seen = sys.modules["foveate_plugins.methods.probe"].SEEN
+    fold = load_splits(run / "splits.json").folds[0]
+    times = {part: 0 for part in fold.parts()}
+    for image_id, modes, grad, inference in seen:
+        part_name = next(name for name, ids in fold.parts().items() if image_id in ids)
+        times[part_name] += 1
+        if part_name == "train":
+            assert (modes, grad, inference) == ({True}, True, False)
+        else:
+            assert (modes, grad, inference) == ({False}, False, True), part_name
+    assert times["train"] == 2 * len(fold.train)
+    assert times["val"] == 3 * len(fold.val), "after each epoch, and for the threshold"
+    assert times["test"] == len(fold.test), "the test part is touched once"
+
+
+# -- patients --------------------------------------------------------------------------------------
+
+
+def test_a_patient_on_both_sides_stops_the_run(
+    tiny_cohort: Path, tmp_path: Path, foveate: Callable[..., Ended]
+) -> None:
+    run = tmp_path / "run"
+    words = ("train", tiny_cohort, "--out", run, *SMALL_RUN)
+    words = (*words, "--method", "downsampled", "--epochs", "1")
+    assert foveate(*words).returncode == 0
+    path = run / "splits.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    patients, fold = stored["patients"], stored["folds"][0]
+    twice = [p for p in patients.values() if list(patients.values()).count(p) > 1]
+    moved = next(i for i in fold["train"] if patients[i] in twice)
+    fold["train"].remove(moved)
+    fold["test"].append(moved)
+
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    ended = foveate(*words)
+    assert ended.returncode == 1
+    assert f"error: {path}: the split was changed" in ended.stderr
+
+    from foveate.cases._folds import Fold, split_hash
+
+    folds = [Fold(tuple(fold["train"]), tuple(fold["val"]), tuple(fold["test"]))]
+    stored["hash"] = split_hash(folds, patients, stored["seed"])
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    ended = foveate(*words)
+    assert ended.returncode == 1
+    assert f"error: {path}: fold 0: patient '{patients[moved]}' is in" in ended.stderr
+
+
+def test_other_patients_in_the_table_stop_the_run(
+    tiny_cohort: Path, tmp_path: Path, foveate: Callable[..., Ended]
+) -> None:
+    run, table = tmp_path / "run", tmp_path / "labels.csv"
+    text = tiny_cohort.read_text(encoding="utf-8")
+    table.write_text(text, encoding="utf-8")
+    images = ("--images", tiny_cohort.parent)
+    words = ("train", table, *images, "--out", run, *SMALL_RUN)
+    words = (*words, "--method", "downsampled", "--epochs", "1")
+    assert foveate(*words).returncode == 0
+    table.write_text(text.replace("P001", "P002"), encoding="utf-8")
+    ended = foveate(*words)
+    assert ended.returncode == 1
+    assert "the split is not of this table" in ended.stderr
+
+
+# -- schedule, accumulation, stopping --------------------------------------------------------------
+
+
+def test_every_group_follows_the_schedule(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    options = replace(PLAIN, epochs=4, lr=1e-3, patience=0, batch_size=2)
+    rates: list[list[float]] = []
+    trainer: Trainer
+
+    def note(*_: object) -> None:
+        rates.append([group["lr"] for group in trainer.optimizer.optimizer.param_groups])
+
+    trainer = Trainer(build(), loader, tmp_path, options, tick=note)
+    trainer.fit(cases[:8], [])
+    assert len(rates) == 16
+    assert len(rates[0]) == 2, "matrices, and the rest without weight decay"
+    learnt = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert sorted(learnt) == sorted(id(p) for p in trainer.model.method.parameters())
+    for i, found in enumerate(rates):
+        done = i / 16
+        rising = 1e-3 * max(done / 0.25, 1e-3)
+        falling = 1e-3 * max(0.5 * (1 + math.cos(math.pi * (done - 0.25) / 0.75)), 1e-3)
+        assert found == pytest.approx([rising if done < 0.25 else falling] * 2), f"step {i}"
+    peak = [rate[0] for rate in rates]
+    assert peak.index(max(peak)) == 4, "warm-up ends after a quarter"
+    assert max(peak) == pytest.approx(1e-3)
+    assert peak[-1] < 0.02 * max(peak)
+
+
+def trained(
+    cases: list[Case], loader: CaseLoader, folder: Path, **changed: Any
+) -> dict[str, torch.Tensor]:
+    options = replace(PLAIN, **changed)
+    trainer = Trainer(build(dropout=0.0), loader, folder, options)
+    trainer.fit(cases[:8], [])
+    return read_tensors(trainer.latest)[0]
+
+
+def test_two_halves_are_one_whole(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of two batches of two are those of one batch of four."""
+    monkeypatch.setattr("foveate.training.learning_rate", lambda options, _: options.lr)
+    whole = trained(cases, loader, tmp_path / "whole", batch_size=4)
+    halves = trained(cases, loader, tmp_path / "halves", batch_size=2, accumulate=2)
+    unlike = trained(cases, loader, tmp_path / "unlike", batch_size=2)
+    far = 0.0
+    for name, weights in whole.items():
+        if name.startswith("method."):
+            torch.testing.assert_close(halves[name], weights, atol=1e-5, rtol=1e-5)
+            far = max(far, float((unlike[name] - weights).abs().max()))
+    assert far > 1e-4, "twice as many updates end elsewhere, so the comparison can fail"
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the rate of an update is that of its last step, not of its first"
+)
+def test_two_halves_are_one_whole_on_the_schedule(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    whole = trained(cases, loader, tmp_path / "whole", batch_size=4)
+    halves = trained(cases, loader, tmp_path / "halves", batch_size=2, accumulate=2)
+    for name, weights in whole.items():
+        if name.startswith("method."):
+            torch.testing.assert_close(halves[name], weights, atol=1e-5, rtol=1e-5)
+
+
+def test_training_stops_early_and_keeps_the_best(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    """A rate that throws the weights about, so that a later epoch is not always better."""
+    options = replace(PLAIN, epochs=30, lr=0.3, warmup=0.0, patience=2, min_epochs=1)
+    trainer = Trainer(build(), loader, tmp_path, options)
+    progress = trainer.fit(cases[:8], cases[8:])
+    assert progress.epoch < 30
+    assert progress.epoch == max(progress.best_epoch + 2, 1)
+    losses = [row["val_loss"] for row in progress.history]
+    assert losses[progress.best_epoch - 1] == min(losses) == progress.best_loss
+    best, _ = read_tensors(trainer.best)
+    latest, _ = read_tensors(trainer.latest)
+    weights = trainer.model.method.state_dict()
+    assert all(torch.equal(weights[name], best[name]) for name in best)
+    assert any(not torch.equal(weights[name], latest[f"method.{name}"]) for name in best)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "best", "changed", "ends"),
+    [
+        (5, 4, {}, False),
+        (14, 4, {}, True),
+        (13, 4, {}, False),
+        (30, 30, {}, True),
+        (4, 1, {"patience": 2}, False),
+        (5, 1, {"patience": 2}, True),
+        (29, 1, {"patience": 0}, False),
+    ],
+)
+def test_when_training_ends(epoch: int, best: int, changed: dict[str, int], ends: bool) -> None:
+    progress = Progress(epoch=epoch, best_epoch=best)
+    assert progress.finished(TrainOptions(**changed)) is ends
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_method_is_refused(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    options = replace(PLAIN, epochs=1)
+    Trainer(build(), loader, tmp_path, options).fit(cases[:4], [])
+    other = Trainer(build("abmil"), loader, tmp_path, options)
+    with pytest.raises(CheckpointError, match=r"latest\.safetensors does not fit this run"):
+        other.fit(cases[:4], [])
+
+
+def test_a_damaged_checkpoint_is_refused(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    options = replace(PLAIN, epochs=1)
+    trainer = Trainer(build(), loader, tmp_path, options)
+    trainer.fit(cases[:4], [])
+    stored = trainer.latest.read_bytes()
+    trainer.latest.write_bytes(stored[: len(stored) // 2])
+    with pytest.raises(CheckpointError, match=r"latest\.safetensors cannot be read"):
+        Trainer(build(), loader, tmp_path, options).fit(cases[:4], [])
+
+
+def test_a_loss_that_is_not_finite_stops_training(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    model = build()
+    with torch.no_grad():
+        next(model.method.parameters()).fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"the loss became nan in epoch 1: lower --train\.lr"):
+        Trainer(model, loader, tmp_path, PLAIN).fit(cases[:4], [])
+
+
+# -- images that cannot be read --------------------------------------------------------------------
+
+
+def damage(slide: Path) -> None:
+    """Noise in place of every stored tile; header and tables stay, so the slide still opens."""
+    with tifffile.TiffFile(slide) as tif:
+        places = [
+            (offset, count)
+            for page in tif.pages
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+        ]
+    with slide.open("r+b") as file:
+        for offset, count in places:
+            file.seek(offset)
+            file.write(b"\x5a" * count)
+
+
+@pytest.fixture
+def torn_cohort(tiny_cohort: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A copy with a text file called ``.tif`` and an unreadable slide in each part of the split.
+
+    Returns:
+        the table, and the ids of the bad images with the stage at which they fail.
+    """
+    folder = tmp_path / "cohort"
+    shutil.copytree(tiny_cohort.parent, folder)
+    table = folder / tiny_cohort.name
+    with table.open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow(["slides/text.tif", "P900", "normal", ""])
+    (folder / "slides" / "text.tif").write_text("this is no slide\n", encoding="utf-8")
+    usable = [case for case in read_cases(table).cases if case.image_id != "text"]
+    fold = make_splits(usable).folds[0]
+    bad = {"text": "open"}
+    for part in (fold.train, fold.val, fold.test):
+        damage(folder / "slides" / f"{part[0]}.tif")
+        bad[part[0]] = "fold 0"
+    return table, bad
+
+
+@pytest.mark.parametrize("method", ["downsampled", "glimpse"])
+def test_unreadable_images_are_set_aside(
+    method: str,
+    torn_cohort: tuple[Path, dict[str, str]],
+    tmp_path: Path,
+    foveate: Callable[..., Ended],
+) -> None:
+    (table, bad), run = torn_cohort, tmp_path / "run"
+    words = ("train", table, "--out", run, *SMALL_RUN, "--method", method, "--epochs", "2")
+    ended = foveate(*words)
+    assert ended.returncode == 2, ended.stderr
+    rows = {row["image_id"]: row for row in read_rows(run / "quarantine.csv")}
+    assert {image_id: row["stage"] for image_id, row in rows.items()} == bad
+    for image_id, row in rows.items():
+        assert row["path"].endswith(f"{image_id}.tif")
+        assert image_id in row["reason"]
+        assert f"set aside {image_id}" in ended.stderr
+    assert "set aside: 4 images" in ended.stdout
+    predicted = {row["image_id"] for row in read_rows(run / "predictions_oof.csv")}
+    assert predicted == set(load_splits(run / "splits.json").folds[0].test) - set(bad)
+    assert foveate(*words).returncode == 2, "finished with images set aside, and still so"
+
+
+def test_a_level_that_cannot_be_read_sets_its_slide_aside(
+    tiny_cohort: Path, tmp_path: Path, foveate: Callable[..., Ended]
+) -> None:
+    """The glimpse reads well, the crops do not."""
+    folder, run = tmp_path / "cohort", tmp_path / "run"
+    shutil.copytree(tiny_cohort.parent, folder)
+    table = folder / tiny_cohort.name
+    image_id = make_splits(read_cases(table).cases).folds[0].train[0]
+    slide = folder / "slides" / f"{image_id}.tif"
+    with tifffile.TiffFile(slide) as tif:
+        page = tif.pages[0]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with slide.open("r+b") as file:
+        for offset, count in places:
+            file.seek(offset)
+            file.write(b"\x5a" * count)
+    words = ("train", table, "--out", run, *SMALL_RUN, "--method", "glimpse", "--epochs", "1")
+    ended = foveate(*words, "--method.patches", "4")
+    assert ended.returncode == 2, ended.stderr
+    assert [row["image_id"] for row in read_rows(run / "quarantine.csv")] == [image_id]
