@@ -28,7 +28,15 @@ def evaluate_rows(
     target = np.array([order[row["label"]] for row in known], dtype=np.int64)
     predicted = np.array([order[row["predicted"]] for row in known], dtype=np.int64)
     patients = [row["patient_id"] for row in known]
-    scores = score_all(prob, target, patients, predicted=predicted, seed=seed, n_boot=n_boot)
+    scores = score_all(
+        prob,
+        target,
+        patients,
+        predicted=predicted,
+        ordinal=len(classes) > 2,
+        seed=seed,
+        n_boot=n_boot,
+    )
     return {
         "classes": list(classes),
         "n_images": len(known),

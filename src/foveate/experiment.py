@@ -182,7 +182,8 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display)
         val_fraction=split.val_fraction,
         seed=split.seed,
     )
-    save_splits(splits, folder / "splits.json")
+    labels = {case.image_id: str(case.label) for case in usable}
+    save_splits(splits, folder / "splits.json", labels=labels)
     write_json(folder / "plan.json", {"view": asdict(view), "quarantine": quarantine})
 
 

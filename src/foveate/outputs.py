@@ -127,7 +127,9 @@ def _pictures(
     said = "  ".join(f"{c} {p:.3f}" for c, p in shares.items())
     label = f"label {row['label']}, " if row["label"] else ""
     try:
-        write_geojson(report.image, report.evidence, folder / f"{stem}.geojson")
+        metadata = {"label": row["label"], "predicted": row["predicted"]}
+        metadata |= {f"prob_{c}": f"{p:.4f}" for c, p in shares.items()}
+        write_geojson(report.image, report.evidence, folder / f"{stem}.geojson", metadata=metadata)
         draw_heatmap(
             report.image,
             report.evidence,

@@ -61,7 +61,8 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
                 f"{folder} holds more than {_MOST_ENTRIES} files: name the folder of the images"
             )
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() not in _SIDECARS:
+            sidecar = Path(name).suffix.lower() in _SIDECARS or ".truth." in name
+            if not name.startswith(".") and not sidecar:
                 yield Path(parent, name)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -78,8 +78,8 @@ class Splits:
             )
 
 
-def save_splits(splits: Splits, path: Path) -> None:
-    """Write as JSON, whole or not at all.
+def save_splits(splits: Splits, path: Path, *, labels: Mapping[str, str] | None = None) -> None:
+    """Write as JSON, whole or not at all; labels of images go beside, for reports only.
 
     Raises:
         SplitError: it does not pass its own check.
@@ -92,6 +92,7 @@ def save_splits(splits: Splits, path: Path) -> None:
             "hash": splits.hash,
             "seed": splits.seed,
             "patients": splits.patients,
+            "labels": dict(labels or {}),
             "folds": [{k: list(v) for k, v in fold.parts().items()} for fold in splits.folds],
         },
     )
