@@ -140,11 +140,6 @@ class Batch:
             for i, item in enumerate(self.items)
         ]
 
-    def contrasts(self) -> list[Tensor]:
-        """Difference from the background of each glimpse, ``(h, w)`` in [0, 1], 0 off tissue."""
-        found = [torch.from_numpy(item.contrast).to(self.device) for item in self.items]
-        return [each.to(torch.float32) / 255 for each in found]
-
     def place(self, i: int, centre_um: Floats) -> Floats:
         """Corners of patches around centres, moved to whole pixels where reading is then exact.
 
@@ -231,7 +226,7 @@ def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
     top = brightest(pixels.dtype)
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.int32)
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).permute(0, 3, 1, 2)
     tensor = tensor.to(torch.float32) / top
     return tensor.expand(-1, 3, -1, -1) if tensor.shape[1] == 1 else tensor[:, :3]
 

@@ -169,6 +169,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise OptionError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise OptionError(f"--config {path}: expected sections such as 'train:'")
+    for key in (*_SECTIONS, *(f"{part}_options" for part in _PARTS)):
+        if not isinstance(content.get(key, {}), dict):
+            raise OptionError(
+                f"--config {path}: '{key}' is '{content[key]}', expected a section of keys and "
+                "values"
+            )
     return content
 
 

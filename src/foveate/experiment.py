@@ -135,8 +135,6 @@ def _plan(config: RunConfig, folder: Path, display: Display) -> _Plan:
         splits.check(list(cases.values()))
     except SplitError as error:
         raise SplitError(f"{folder / 'splits.json'}: {error}") from None
-    if config.permute_labels:
-        cases = _permuted(cases, config.split.seed)
     return _Plan(view, name, task.classes, options, cases, quarantine, splits)
 
 
@@ -152,7 +150,12 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
     )
     for note in table.notes:
         display.say(note)
-    return table
+    if not config.permute_labels:
+        return table
+    # Before the split: folds stratified by the true labels would hold uneven shares of the new
+    # ones, and a fold's test part would lack what its training part has too many of.
+    display.say("labels are shuffled over patients: the scores must be those of chance")
+    return replace(table, cases=_permuted(table.cases, config.split.seed))
 
 
 def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display) -> None:
@@ -218,13 +221,13 @@ def _aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, st
     return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
 
 
-def _permuted(cases: dict[str, Case], seed: int) -> dict[str, Case]:
+def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
     """Labels shuffled over patients; every image of a patient gets the patient's new label."""
-    first = {cases[key].patient_id: str(cases[key].label) for key in sorted(cases)}
+    first = {c.patient_id: str(c.label) for c in sorted(cases, key=lambda c: c.image_id)}
     patients = sorted(first)
     order = np.random.default_rng((seed, 17)).permutation(len(patients))
     label = {p: first[patients[i]] for p, i in zip(patients, order, strict=True)}
-    return {key: replace(case, label=label[case.patient_id]) for key, case in cases.items()}
+    return tuple(replace(case, label=label[case.patient_id]) for case in cases)
 
 
 # -- one fold -------------------------------------------------------------------------------------

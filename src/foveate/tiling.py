@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.evidence import Floats
+from foveate.geometry import Lattice
 
 
 def tile_foreground(
@@ -43,6 +44,23 @@ def tile_foreground(
     )
     kept = corners[share >= min_fraction]
     return kept if len(kept) else corners
+
+
+def cell_means(values: Floats, lattice: Lattice, *, spacing_um: float) -> Floats:
+    """Means of a map over the cells of a lattice, exactly, also where edges cut through pixels.
+
+    Args:
+        values: one axis per spatial axis; counts as 0 beyond its edges.
+        lattice: square cells.
+        spacing_um: size of a pixel of `values`.
+
+    Returns:
+        of the lattice's shape.
+    """
+    cells = np.indices(lattice.shape).reshape(len(lattice.shape), -1).T
+    corner = np.asarray(lattice.origin_um) + cells * np.asarray(lattice.cell_um)
+    means = _box_means(values, corner / spacing_um, lattice.cell_um[0] / spacing_um)
+    return means.reshape(lattice.shape)
 
 
 def _box_means(values: Floats, origin: Floats, side: float) -> Floats:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SMALL_RUN, one_thread
 from safetensors.torch import load_file
 
+from conftest import SMALL_RUN, one_thread
 from foveate.run_folder import read_json, read_rows
 
 SECONDS = 120.0

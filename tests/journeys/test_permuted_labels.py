@@ -15,31 +15,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ended
 from PIL import Image
 
+from conftest import Ended
 from foveate.run_folder import read_json, read_rows
 
 PATIENTS, PICTURES_EACH = 48, 2
 OPTIONS = (
     *("--method", "downsampled", "--encoder", "small", "--encoder.width", "8"),
     *("--encoder.dim", "16", "--view.patch-px", "16", "--view.glimpse-px", "48"),
-    *("--folds", "3", "--epochs", "12", "--train.batch-size", "8", "--train.lr", "5e-3"),
+    *("--folds", "3", "--epochs", "7", "--train.batch-size", "8", "--train.lr", "5e-3"),
     *("--heatmaps", "1"),
 )
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ninety-six pictures of 48 patients; the classes differ in colour, patients in stripes."""
+    """Ninety-six pictures of 48 patients; classes differ in red and blue, patients in green."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(7)
     rows = []
     for p in range(PATIENTS):
-        colour = np.array([200.0, 120, 90] if p % 2 else [90.0, 120, 200])
-        stripes = 30 * np.sin(np.arange(48) * rng.uniform(0.1, 1.5))[:, None, None]
+        colour = np.array([230.0, 120, 60] if p % 2 else [60.0, 120, 230])
+        own = rng.normal(0, (10, 60, 10))  # a patient's tint, unlike the class's
+        stripes = 15 * np.sin(np.arange(48) * rng.uniform(0.1, 1.5))[:, None, None]
         for i in range(PICTURES_EACH):
-            pixels = colour + stripes + rng.normal(0, 10, (48, 48, 3))
+            pixels = colour + own + stripes + rng.normal(0, 10, (48, 48, 3))
             name = f"p{p:02d}_{i}.png"
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
             rows.append({"file": name, "patient_id": f"P{p:02d}", "label": "ab"[p % 2]})
@@ -64,7 +65,7 @@ def test_true_labels_are_learnt_and_permuted_ones_are_not(
     assert ended.returncode == 0, ended.stderr
     ended = foveate("train", table, "--out", shuffled, *OPTIONS, "--permute-labels")
     assert ended.returncode == 0, ended.stderr
-    assert auroc(true)["lo"] > 0.9, "the control: these pictures can be told apart"
+    assert auroc(true)["lo"] > 0.8, "the control: these pictures can be told apart"
     score = auroc(shuffled)
     assert score["lo"] <= 0.5 <= score["hi"], score
     assert score["hi"] - score["lo"] < 0.5, "an interval that contains everything says nothing"

@@ -95,7 +95,11 @@ def predefined_splits(cases: Sequence[Case], *, val_fraction: float = 0.2, seed:
 
 
 def _strata(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """Label to its patients, both sorted; a patient counts for its most frequent label."""
+    """Label to its patients, both sorted; a patient counts for its most frequent label.
+
+    Where two labels are as frequent, for the one that fewer images carry: a rare class needs every
+    patient it can get.
+    """
     if not cases:
         raise SplitError("there are no cases to split")
     votes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -103,9 +107,11 @@ def _strata(cases: Sequence[Case]) -> dict[str, list[str]]:
         if case.label is None:
             raise SplitError(f"'{case.image_id}' has no label, so it cannot be split by label")
         votes[case.patient_id][case.label] += 1
+    images = Counter(case.label for case in cases)
     strata: dict[str, list[str]] = defaultdict(list)
     for patient in sorted(votes):
-        label = min(votes[patient], key=lambda word: (-votes[patient][word], word))
+        own = votes[patient]
+        label = min(own, key=lambda word: (-own[word], images[word], word))
         strata[label].append(patient)
     return {label: strata[label] for label in sorted(strata)}
 

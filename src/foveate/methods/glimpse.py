@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.batch import Batch, Prediction, run_by_shape
+from foveate.batch import Batch, LoadedImage, Prediction, View, run_by_shape
 from foveate.encoders.base import AbstractEncoder
 from foveate.evidence import Floats
 from foveate.geometry import Lattice
@@ -30,6 +30,7 @@ from foveate.nn.sampling import (
     expectation,
     smoothed_log_softmax,
 )
+from foveate.tiling import cell_means
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,11 @@ class Glimpse(AbstractMethod):
     def _locate(self, batch: Batch, maps: list[list[Tensor]]) -> _Located:
         stage = _stage(self.encoder, batch)
         scores, priors, lattices = [], [], []
-        for item_maps, contrast in zip(maps, batch.contrasts(), strict=True):
+        for item_maps, item in zip(maps, batch.items, strict=True):
             score = self.locate(item_maps, stage)
-            prior = functional.interpolate(contrast[None, None], score.shape, mode="area")[0, 0]
-            priors.append(self._log_prior(prior).flatten())
-            scores.append(score.flatten() + priors[-1])
             lattices.append(_lattice(self.encoder, batch, stage, tuple(score.shape)))
+            priors.append(self._log_prior(item, lattices[-1], batch.view).to(score).flatten())
+            scores.append(score.flatten() + priors[-1])
         k = max(len(s) for s in scores)
         logits, prior = (
             torch.stack([functional.pad(s, (0, k - len(s))) for s in each])
@@ -172,10 +172,12 @@ class Glimpse(AbstractMethod):
         log_prior = smoothed_log_softmax(prior, real, smoothing=self.smoothing)
         return _Located(log_a, log_prior, index, valid, origins)
 
-    def _log_prior(self, contrast: Tensor) -> Tensor:
-        """What is known of cells before anything is learnt, from their contrast in [0, 1]."""
-        shape = contrast.pow(self.contrast) if self.contrast > 0 else (contrast > 0).float()
-        return (shape / shape.max().clamp_min(1e-6)).clamp_min(self.background).log()
+    def _log_prior(self, item: LoadedImage, lattice: Lattice, view: View) -> Tensor:
+        """What is known of cells before anything is learnt: how they differ from the background."""
+        seen = item.contrast if self.contrast > 0 else item.contrast > 0
+        means = cell_means(seen.astype(np.float64), lattice, spacing_um=view.glimpse_spacing_um)
+        shape = np.clip(means / max(means.max(), 1e-9), 0, 1) ** (self.contrast or 1.0)
+        return torch.from_numpy(np.log(np.maximum(shape, self.background)))
 
     def _centres(self, lattice: Lattice, index: Tensor) -> Floats:
         """Centres of cells; in training anywhere in the cell."""

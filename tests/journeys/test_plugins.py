@@ -1,0 +1,310 @@
+"""One file is enough: a method, a reader and a task of one's own are found and go all the way."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import Ended, one_thread
+from foveate.run_folder import read_json, read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+METHOD = '''
+"""The middle of the image, and nothing else."""
+import numpy as np
+from torch import nn
+
+from foveate.batch import Batch, Prediction
+from foveate.methods.base import AbstractMethod
+
+
+class CentreCrop(AbstractMethod):
+    """Encode one patch in the middle of each image.
+
+    Args:
+        dropout: before the linear layer.
+    """
+
+    reads = frozenset({"crops"})
+    summary = "one patch in the middle"
+
+    def __init__(self, *, encoder, n_outputs, dropout: float = 0.1):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.dim, n_outputs))
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Look once."""
+        centres = [np.asarray(item.image.box_um.centre)[None] for item in batch.items]
+        places = [batch.place(i, centre) for i, centre in enumerate(centres)]
+        vectors = self.encoder.pool(self.encoder.maps(batch.crops(places)))
+        one = vectors.new_ones(1)
+        evidence = [batch.evidence(i, place, one) for i, place in enumerate(places)]
+        return Prediction(self.head(vectors), evidence)
+'''
+
+READER = '''
+"""RAWIMG1: a mark, height, width, nanometres per pixel, and the pixels."""
+import struct
+
+import numpy as np
+
+from foveate.errors import UnreadableImage
+from foveate.image import Level
+from foveate.readers.base import AbstractReader
+
+MARK = b"RAWIMG1"
+
+
+class RawReader(AbstractReader):
+    """Plain RGB bytes behind a header of 19 bytes."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        content = path.read_bytes()
+        try:
+            height, width, nanometres = struct.unpack_from("<3I", content, len(MARK))
+            pixels = np.frombuffer(content, np.uint8, height * width * 3, len(MARK) + 12)
+        except (struct.error, ValueError) as error:
+            raise UnreadableImage(f"{path}: shorter than its header says") from error
+        self.pixels = pixels.reshape(height, width, 3)
+        self.kind, self.channels, self.dtype = "slide", 3, np.dtype(np.uint8)
+        self.levels = (Level((height, width), (1.0, 1.0)),)
+        self.spacing_um = (nanometres / 1000,) * 2
+        self.reader = "raw 1"
+
+    @classmethod
+    def recognises(cls, path, head):
+        """By the mark."""
+        return head.startswith(MARK)
+
+    def _read_level(self, level, origin, size):
+        if self.pixels is None:
+            raise UnreadableImage(f"{self.path}: the image is closed")
+        (y, x), (height, width) = origin, size
+        self.count.add(decoded_px=height * width)
+        return self.pixels[y : y + height, x : x + width].copy()
+
+    def close(self):
+        """Forget the pixels."""
+        self.pixels = None
+'''
+
+TASK = '''
+"""Several classes, with labels that are doubted."""
+from torch.nn import functional
+
+from foveate.tasks.base import AbstractTask
+
+
+class DoubtedTask(AbstractTask):
+    """Softmax with smoothed labels.
+
+    Args:
+        classes: the labels.
+        doubt: the share of the label that is spread over all classes.
+    """
+
+    preference = -1
+
+    def __init__(self, *, classes, doubt: float = 0.1):
+        super().__init__(classes=classes)
+        self.doubt, self.n_outputs = doubt, len(self.classes)
+
+    @classmethod
+    def fits(cls, labels):
+        """Two labels or more."""
+        return len(labels) >= 2
+
+    def loss(self, logits, target):
+        """Cross-entropy."""
+        return functional.cross_entropy(
+            logits.float(), target.long(), label_smoothing=self.doubt
+        )
+
+    def probabilities(self, logits):
+        """Softmax."""
+        return logits.double().softmax(-1)
+'''
+
+CONTRACT = '''
+"""What the contract asks of an image, asked of a sample of the new format."""
+import pathlib
+
+import pytest
+
+from contracts import test_readers
+from foveate.readers import open_image
+
+SAMPLE = pathlib.Path(__file__).parent / "images" / "i00.raw"
+globals().update(
+    (name, test)
+    for name, test in vars(test_readers).items()
+    if name.startswith("test_") and test.__code__.co_varnames[:1] == ("image",)
+)
+
+
+@pytest.fixture
+def image():
+    with open_image(SAMPLE) as opened:
+        assert opened.reader == "raw 1"
+        yield opened
+'''
+
+N_IMAGES = 18
+
+
+def write_raw(path: Path, pixels: np.ndarray, nanometres: int = 500) -> None:
+    head = b"RAWIMG1" + struct.pack("<3I", *pixels.shape[:2], nanometres)
+    path.write_bytes(head + pixels.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with plug-ins, images of the new format, and their table."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, code in (
+        ("methods/centre_crop.py", METHOD),
+        ("readers/raw.py", READER),
+        ("tasks/doubted.py", TASK),
+    ):
+        path = folder / "plug-ins" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code, encoding="utf-8")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(N_IMAGES):
+        pixels = np.full((300, 400, 3), 240.0)
+        pixels[80:220, 100:300] = [(180, 90, 140), (140, 90, 180), (110, 140, 110)][i % 3]
+        write_raw(folder / "images" / f"i{i:02d}.raw", pixels + rng.integers(-15, 15, pixels.shape))
+        rows.append({"path": f"images/i{i:02d}.raw", "label": ("pink", "blue", "green")[i % 3]})
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def call(place: Path, *words: object) -> Ended:
+    command = [sys.executable, "-m", "foveate.cli", *map(str, words)]
+    return subprocess.run(
+        [*command, "--plugins", str(place / "plug-ins")],
+        capture_output=True,
+        text=True,
+        env=one_thread(),
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    """Trained with nothing but the three files added."""
+    folder = place / "run"
+    ended = call(
+        place,
+        *("train", place / "labels.csv", "--out", folder, "--method", "centre_crop"),
+        *("--method.dropout", "0", "--task", "doubted", "--task.doubt", "0.2"),
+        *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
+        *("--view.patch-px", "64", "--view.glimpse-px", "64", "--epochs", "2"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "task: doubted, classes blue, green, pink" in ended.stderr
+    return folder
+
+
+def test_they_are_listed(place: Path) -> None:
+    ended = call(place, "methods")
+    assert ended.returncode == 0, ended.stderr
+    assert "centre_crop    one patch in the middle" in ended.stdout
+    shown = call(place, "methods", "centre_crop").stdout
+    assert "--method.dropout" in shown
+    assert "default 0.1" in shown
+
+
+def test_a_run_with_them_is_a_run(run: Path) -> None:
+    card = read_json(run / "fold_0" / "model" / "model.json")
+    assert (card["method"], card["task"]) == ("centre_crop", "doubted")
+    assert card["method_options"] == {"dropout": 0.0}
+    assert card["task_options"] == {"doubt": "0.2"} or card["task_options"] == {"doubt": 0.2}
+    assert (run / "report.html").is_file()
+    rows = read_rows(run / "predictions_oof.csv")
+    assert rows
+    assert all(row["spacing"] == "0.5 um" for row in rows)
+    assert all(int(row["decoded_px"]) > 0 for row in rows)
+
+
+def test_it_predicts_and_draws(place: Path, run: Path) -> None:
+    out = place / "predicted"
+    ended = call(place, "predict", run, place / "images" / "i03.raw", "--out", out)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("i03.raw: ")
+    (entry,) = read_json(out / "heatmaps" / "index.json")
+    assert (out / "heatmaps" / entry["png"]).read_bytes().startswith(b"\x89PNG")
+    drawn = read_json(out / "heatmaps" / entry["geojson"])
+    assert len(drawn["features"]) >= 1
+    (row,) = read_rows(out / "predictions.csv")
+    shares = [float(row[f"prob_{name}"]) for name in ("blue", "green", "pink")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_without_the_folder_a_model_says_what_it_lacks(place: Path, run: Path) -> None:
+    words = ("predict", run, place / "images" / "i03.raw", "--out", place / "nothing")
+    ended = subprocess.run(
+        [sys.executable, "-m", "foveate.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=one_thread(),
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: no task 'doubted'."), ended.stderr
+
+
+def pytest_of(place: Path, *words: str) -> str:
+    """Run tests with the plug-ins; returns the last line, after asserting that all passed."""
+    folders = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
+        capture_output=True,
+        text=True,
+        env=one_thread() | {"PYTHONPATH": folders},
+        timeout=300,
+        check=False,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout.strip().splitlines()[-1]
+
+
+def passed(line: str) -> int:
+    found = re.search(r"(\d+) passed", line)
+    assert found, line
+    return int(found[1])
+
+
+def test_the_method_keeps_the_contract(place: Path) -> None:
+    plugins = str(place / "plug-ins")
+    words = ("tests/contracts/test_methods.py", "--plugins", plugins, "-k", "centre_crop")
+    assert passed(pytest_of(place, *words)) >= 5
+
+
+def test_the_reader_keeps_the_contract(place: Path) -> None:
+    plugins = str(place / "plug-ins")
+    words = ("tests/contracts/test_readers.py", "--plugins", plugins, "-k", "raw")
+    assert passed(pytest_of(place, *words)) >= 2
+    asked = place / "test_raw_contract.py"
+    asked.write_text(CONTRACT, encoding="utf-8")
+    words = (str(asked), "-p", "conftest", "--plugins", plugins, "-c", str(ROOT / "pyproject.toml"))
+    assert passed(pytest_of(place, *words)) >= 8
