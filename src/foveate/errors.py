@@ -57,6 +57,10 @@ class CheckpointError(FoveateError, ValueError):
     """A model or run folder is incomplete, damaged, or made with other options."""
 
 
+class NotFinite(FoveateError, ValueError):
+    """A network's answer is no finite number."""
+
+
 class TrainingError(FoveateError, RuntimeError):
     """Training cannot go on: no usable image is left, or the loss is no longer finite."""
 

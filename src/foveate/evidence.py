@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.atomic import write_aside
+from foveate.errors import NotFinite
 from foveate.geometry import Box, Frame
 
 Floats = NDArray[np.float64]
@@ -41,7 +42,7 @@ class Evidence:
         if self.weight.shape != self.origin_um.shape[:1]:
             raise ValueError(f"{self.weight.shape} weights for {len(self.origin_um)} boxes")
         if not (np.isfinite(self.weight).all() and (self.weight >= 0).all()):
-            raise ValueError("evidence weights must be finite and at least 0")
+            raise NotFinite("evidence weights must be finite and at least 0")
 
     def __len__(self) -> int:
         return len(self.weight)

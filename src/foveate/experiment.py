@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,19 @@ import numpy as np
 import torch
 
 from foveate.atomic import write_json
-from foveate.batch import View
-from foveate.cases import (
-    Case,
-    CaseTable,
-    Splits,
-    load_splits,
-    make_splits,
-    read_cases,
-    save_splits,
-)
-from foveate.checkpoint import Model, ModelCard, build_model, load_model, save_model
+from foveate.cases import Case
+from foveate.checkpoint import Model, build_model, load_model, save_model
 from foveate.config import RunConfig, dump_yaml
-from foveate.errors import SplitError, TrainingError
+from foveate.errors import TrainingError
 from foveate.evaluation import evaluate_rows
-from foveate.loading import CaseLoader, choose_view, scan_cases
+from foveate.loading import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
 from foveate.outputs import Display, predict_into
+from foveate.plan import Plan, aside, make_plan, model_card
 from foveate.prediction import Report, predict_cases
 from foveate.run_folder import claim, log_to, read_json, read_rows, write_rows
 from foveate.state import Progress
-from foveate.tasks import build_task
 from foveate.training import Trainer, build_fabric
 
 log = logging.getLogger("foveate")
@@ -52,19 +43,6 @@ class Outcome:
     folder: Path
     metrics: dict[str, Any]
     n_quarantined: int
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is settled before the first step and stored; a resumed run goes the same way."""
-
-    view: View
-    task: str
-    classes: tuple[str, ...]
-    task_options: dict[str, Any]
-    cases: dict[str, Case]
-    quarantine: list[dict[str, str]]
-    splits: Splits
 
 
 def run_experiment(
@@ -85,7 +63,7 @@ def run_experiment(
     handlers = [log_to(folder), _Aloud(display)]
     log.addHandler(handlers[1])
     try:
-        plan = _plan(config, folder, display)
+        plan = make_plan(config, folder, display)
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
                 _run_fold(config, folder, k, plan, display, after_epoch)
@@ -108,128 +86,6 @@ class _Aloud(logging.Handler):
         self._display.say(f"warning: {record.getMessage()}")
 
 
-# -- before training ------------------------------------------------------------------------------
-
-
-def _plan(config: RunConfig, folder: Path, display: Display) -> _Plan:
-    table = _read_table(config, display)
-    labels = [str(case.label) for case in table.cases]
-    task = build_task(config.task, labels, config.task_options)
-    name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
-    display.say(f"task: {name}, classes {', '.join(task.classes)} (in this order)")
-    stored = folder / "plan.json"
-    options = dict(config.task_options)
-    if name == "binary":
-        options["positive"] = task.classes[1]
-    if not stored.is_file():
-        _check_parts(config, name, options, task.classes)
-        _settle(config, folder, table, display)
-    content = read_json(stored)
-    fit = content["view"].pop("fit")
-    view = View(**content["view"], fit=None if fit is None else tuple(fit))
-    quarantine: list[dict[str, str]] = content["quarantine"]
-    bad = {row["image_id"] for row in quarantine}
-    cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
-    splits = load_splits(folder / "splits.json")
-    try:
-        splits.check(list(cases.values()))
-    except SplitError as error:
-        raise SplitError(f"{folder / 'splits.json'}: {error}") from None
-    return _Plan(view, name, task.classes, options, cases, quarantine, splits)
-
-
-def _read_table(config: RunConfig, display: Display) -> CaseTable:
-    options = config.table
-    table = read_cases(
-        Path(options.path),
-        images=None if options.images is None else Path(options.images),
-        label=options.label,
-        patient=options.patient,
-        path=options.image,
-        labels_wanted=options.classes,
-    )
-    for note in table.notes:
-        display.say(note)
-    if not config.permute_labels:
-        return table
-    # Before the split: folds stratified by the true labels would hold uneven shares of the new
-    # ones, and a fold's test part would lack what its training part has too many of.
-    display.say("labels are shuffled over patients: the scores must be those of chance")
-    return replace(table, cases=_permuted(table.cases, config.split.seed))
-
-
-def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display) -> None:
-    """Open every image once, choose the view, divide the patients, and write it all down."""
-    scan = scan_cases(
-        table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
-    )
-    quarantine = [_aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside]
-    quarantine += [
-        _aside(c.image_id, c.path, "open", scan.failed[c.image_id])
-        for c in table.cases
-        if c.image_id in scan.failed
-    ]
-    for row in quarantine:
-        display.say(f"set aside {row['image_id']}: {row['reason']}")
-    usable = [case for case in table.cases if case.image_id in scan.facts]
-    if not usable:
-        reason = quarantine[0]["reason"] if quarantine else "the table is empty"
-        raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
-    view = choose_view(scan.facts.values(), config.view)
-    display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
-    split = config.split
-    splits = make_splits(
-        usable,
-        folds=split.folds,
-        test_fraction=split.test_fraction,
-        val_fraction=split.val_fraction,
-        seed=split.seed,
-    )
-    labels = {case.image_id: str(case.label) for case in usable}
-    save_splits(splits, folder / "splits.json", labels=labels)
-    write_json(folder / "plan.json", {"view": asdict(view), "quarantine": quarantine})
-
-
-def _check_parts(
-    config: RunConfig, task: str, options: dict[str, Any], classes: tuple[str, ...]
-) -> None:
-    """Build the model once, without weights, before the images cost any time.
-
-    Raises:
-        UnknownName, OptionError: a part or an option does not exist.
-    """
-    view = View(1.0, config.view.patch_px, 1.0)
-    build_model(_card(config, view, task, options, classes), pretrained=False)
-
-
-def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
-    """The view in words."""
-    unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
-    told = (
-        f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
-        f"glimpse at {view.glimpse_spacing_um:g}"
-    )
-    if view.unit == "um":
-        return told
-    told += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"
-    if view.fit is None and len(set(shapes)) > 1:
-        told += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
-    return told
-
-
-def _aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
-    return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
-
-
-def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
-    """Labels shuffled over patients; every image of a patient gets the patient's new label."""
-    first = {c.patient_id: str(c.label) for c in sorted(cases, key=lambda c: c.image_id)}
-    patients = sorted(first)
-    order = np.random.default_rng((seed, 17)).permutation(len(patients))
-    label = {p: first[patients[i]] for p, i in zip(patients, order, strict=True)}
-    return tuple(replace(case, label=label[case.patient_id]) for case in cases)
-
-
 # -- one fold -------------------------------------------------------------------------------------
 
 
@@ -237,7 +93,7 @@ def _run_fold(
     config: RunConfig,
     folder: Path,
     k: int,
-    plan: _Plan,
+    plan: Plan,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> None:
@@ -250,7 +106,7 @@ def _run_fold(
         summary = predict_into(
             own,
             model,
-            _pick(plan, fold.test),
+            plan.pick(fold.test),
             loader,
             device=build_fabric(config.train).device,
             heatmaps=folder / "heatmaps",
@@ -267,7 +123,7 @@ def _train_fold(
     config: RunConfig,
     own: Path,
     k: int,
-    plan: _Plan,
+    plan: Plan,
     loader: CaseLoader,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
@@ -286,7 +142,7 @@ def _train_fold(
     torch.manual_seed(config.train.seed)
     model = _fresh_model(config, plan)
     trainer = Trainer(model, loader, own, config.train, tick=tick, after_epoch=after_epoch)
-    progress = trainer.fit(_pick(plan, fold.train), _pick(plan, fold.val))
+    progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
     provenance = {
         "split_hash": plan.splits.hash,
         "fold": k,
@@ -294,7 +150,7 @@ def _train_fold(
         "n_val": len(fold.val),
         "best_epoch": progress.best_epoch,
         "best_val_loss": progress.best_loss,
-        "threshold": _threshold(model, _pick(plan, fold.val), loader, trainer),
+        "threshold": _threshold(model, plan.pick(fold.val), loader, trainer),
         "train": _training_cost(progress),
         "quarantined": progress.quarantined,
     }
@@ -302,24 +158,8 @@ def _train_fold(
     save_model(own / "model", card, model.method.state_dict())
 
 
-def _card(
-    config: RunConfig, view: View, task: str, options: dict[str, Any], classes: tuple[str, ...]
-) -> ModelCard:
-    return ModelCard(
-        method=config.method,
-        method_options=config.method_options,
-        encoder=config.encoder,
-        encoder_options=config.encoder_options,
-        task=task,
-        task_options=options,
-        classes=classes,
-        view=view,
-        assume_spacing_um=config.view.assume_spacing_um,
-    )
-
-
-def _fresh_model(config: RunConfig, plan: _Plan) -> Model:
-    card = _card(config, plan.view, plan.task, plan.task_options, plan.classes)
+def _fresh_model(config: RunConfig, plan: Plan) -> Model:
+    card = model_card(config, plan.view, plan.task, plan.task_options, plan.classes)
     model = build_model(card, pretrained=True)
     settled = config.encoder_options | dict(model.method.encoder.resolved)
     return replace(model, card=replace(card, encoder_options=settled))
@@ -343,14 +183,10 @@ def _training_cost(progress: Progress) -> dict[str, float]:
     return {key: sum(row[key] for row in progress.history) for key in keys}
 
 
-def _pick(plan: _Plan, image_ids: Sequence[str]) -> list[Case]:
-    return [plan.cases[i] for i in image_ids]
-
-
 # -- after training -------------------------------------------------------------------------------
 
 
-def _finish(config: RunConfig, folder: Path, plan: _Plan) -> Outcome:
+def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     """Pool the folds, score them, and write what the report needs."""
     rows, quarantine, costs = [], list(plan.quarantine), []
     for k in range(len(plan.splits.folds)):
@@ -359,7 +195,7 @@ def _finish(config: RunConfig, folder: Path, plan: _Plan) -> Outcome:
         provenance = load_model(own / "model").card.provenance
         failed = provenance["quarantined"] | read_json(own / "failed.json")
         quarantine += [
-            _aside(image_id, plan.cases[image_id].path, f"fold {k}", reason)
+            aside(image_id, plan.cases[image_id].path, f"fold {k}", reason)
             for image_id, reason in failed.items()
         ]
         costs.append((provenance["train"], read_json(own / "cost.json")))

@@ -35,7 +35,7 @@ class ViewOptions:
         glimpse_px: long side of the median image's glimpse.
         fit: bring every picture to exactly this many pixels (y,x), so that file size and shape
             cannot give the class away; for pictures without spacing.
-        assume_spacing_um: spacing of slides that state none and have none in the table.
+        assume_spacing_um: spacing of images that state none and have none in the table.
     """
 
     spacing_um: float | None = None
@@ -96,10 +96,10 @@ def open_case(
             return fitted(image, fit)
         if image.spacing_um is not None:
             return image
-        if image.kind == "picture":
-            return Respaced(image, (1.0,) * image.ndim, unit="px")
         if assume_spacing_um is not None:
             return Respaced(image, (assume_spacing_um,) * image.ndim, unit="um")
+        if image.kind == "picture":
+            return Respaced(image, (1.0,) * image.ndim, unit="px")
         raise MissingSpacing(
             f"{case.path}: a slide that states no pixel size. Give it in a column 'mpp' of the "
             "table (micrometres per pixel), or for all such slides with --view.assume-spacing-um"
@@ -255,6 +255,9 @@ class CaseLoader:
                 self._open.move_to_end(case.image_id)
                 return image
         image = open_case(case, fit=self.view.fit, assume_spacing_um=self._assume)
+        if image.unit != self.view.unit:
+            image.close()
+            raise MissingSpacing(_other_unit(case, self.view))
         with self._lock:
             self._open[case.image_id] = image
             while len(self._open) > _MAX_OPEN:
@@ -266,6 +269,15 @@ class CaseLoader:
                 )
                 oldest.close()
         return image
+
+
+def _other_unit(case: Case, view: View) -> str:
+    if view.unit == "um":
+        return (
+            f"{case.path}: states no pixel size, but the model reads in micrometres. Give it in a "
+            "column 'mpp' of a table (micrometres per pixel), or with --spacing-um"
+        )
+    return f"{case.path}: has a pixel size, but the model reads pictures in pixels"
 
 
 def _facts(case: Case, options: ViewOptions) -> ImageFacts:

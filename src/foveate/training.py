@@ -8,6 +8,7 @@ one.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from foveate.atomic import write_text
 from foveate.batch import Batch, CropError, LoadedImage
 from foveate.cases import Case
 from foveate.checkpoint import Model, read_tensors, write_tensors
-from foveate.errors import FoveateError, TrainingError
+from foveate.errors import FoveateError, NotFinite, OptionError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.memory import peak_memory_mib
 from foveate.metrics import auroc
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("foveate")
 
 Loaded = LoadedImage | FoveateError
+
+_WORST_LOSS = 1e30
 
 Tick = Callable[[int, int, int, dict[str, float]], None]
 """Called after each step with epoch, step, steps per epoch and the running figures."""
@@ -116,7 +119,8 @@ class Trainer:
         for step, items in enumerate(loaded, progress.step):
             begun = time.perf_counter()
             torch.manual_seed(step_seed(options.seed, progress.epoch, step))
-            rate = learning_rate(options, progress.epoch + step / len(groups))
+            first = step - step % options.accumulate
+            rate = learning_rate(options, progress.epoch + first / len(groups))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._backward(groups[step], items)
@@ -143,11 +147,10 @@ class Trainer:
                 for weight, logits in prediction.auxiliary.values():
                     total = total + weight * self.model.task.loss(logits, target)
                 if not torch.isfinite(total):
-                    raise TrainingError(
-                        f"the loss became {total.item()} in epoch {self.progress.epoch + 1}: lower "
-                        "--train.lr, or use --train.precision 32-true"
-                    )
+                    raise TrainingError(self._diverged(f"the loss became {total.item()}"))
                 self.fabric.backward(total / self.options.accumulate)
+            except NotFinite as error:
+                raise TrainingError(self._diverged(str(error))) from error
             except CropError as error:
                 self._quarantine(error.image_id, str(error))
                 pairs = [(c, item) for c, item in pairs if c.image_id != error.image_id]
@@ -158,6 +161,12 @@ class Trainer:
                 seconds_reading=batch.seconds_reading,
             )
             return
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"{what} in epoch {self.progress.epoch + 1}: lower --train.lr, or use "
+            "--train.precision 32-true"
+        )
 
     def _update(self) -> None:
         if any(p.grad is not None for p in self.model.method.parameters()):
@@ -186,7 +195,10 @@ class Trainer:
         if not kept:
             return {}
         stacked, target = torch.cat(logits), self._targets(kept)
-        found = {"val_loss": float(self.model.task.loss(stacked, target))}
+        loss = float(self.model.task.loss(stacked, target))
+        found = {"val_loss": loss if math.isfinite(loss) else _WORST_LOSS}
+        if not torch.isfinite(stacked).all():
+            return found
         score = auroc(self.model.task.probabilities(stacked).cpu().numpy(), target.cpu().numpy())
         return found if score is None else found | {"val_auroc": float(score)}
 
@@ -270,4 +282,7 @@ def build_fabric(options: TrainOptions) -> Fabric:
     if precision == "auto":
         cuda = options.device in ("auto", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
-    return Fabric(accelerator=options.device, devices=1, precision=precision)
+    try:
+        return Fabric(accelerator=options.device, devices=1, precision=precision)
+    except RuntimeError as error:
+        raise OptionError(f"train.device: '{options.device}' is not on this machine") from error

@@ -328,7 +328,6 @@ def test_pictures_without_spacing_work_in_pixels(
     assert "sizes differ" not in ended.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="its pixels are taken for micrometres")
 def test_a_model_of_slides_refuses_pictures_without_spacing(
     finished: Path, pictures: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -336,7 +335,6 @@ def test_a_model_of_slides_refuses_pictures_without_spacing(
     assert_told(ended, "p00.png", "no pixel size")
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="Fabric's own error comes through")
 def test_a_device_that_is_absent(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
     torch = pytest.importorskip("torch")
     absent = "mps" if torch.cuda.is_available() else "cuda"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+
 from foveate.batch import Batch, View
 from foveate.cases import Case
 from foveate.encoders import build_encoder

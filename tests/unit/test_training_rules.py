@@ -211,9 +211,6 @@ def test_two_halves_are_one_whole(
     assert far > 1e-4, "twice as many updates end elsewhere, so the comparison can fail"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the rate of an update is that of its last step, not of its first"
-)
 def test_two_halves_are_one_whole_on_the_schedule(
     cases: list[Case], loader: CaseLoader, tmp_path: Path
 ) -> None:
@@ -300,7 +297,6 @@ def test_a_loss_that_is_not_finite_stops_training(
         Trainer(model, loader, tmp_path, PLAIN).fit(cases[:4], [])
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="evidence complains before the loss does")
 @pytest.mark.parametrize("method", ["downsampled", "glimpse"])
 def test_weights_that_blow_up_stop_training(
     method: str, cases: list[Case], loader: CaseLoader, tmp_path: Path

@@ -1,0 +1,188 @@
+"""What is settled before the first step: cases, task, view, and the division of patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.atomic import write_json
+from foveate.batch import View
+from foveate.cases import (
+    Case,
+    CaseTable,
+    Splits,
+    load_splits,
+    make_splits,
+    read_cases,
+    save_splits,
+)
+from foveate.checkpoint import ModelCard, build_model
+from foveate.config import RunConfig
+from foveate.errors import SplitError, TrainingError
+from foveate.loading import choose_view, scan_cases
+from foveate.outputs import Display
+from foveate.run_folder import read_json
+from foveate.tasks import build_task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is settled before the first step and stored; a resumed run goes the same way."""
+
+    view: View
+    task: str
+    classes: tuple[str, ...]
+    task_options: dict[str, Any]
+    cases: dict[str, Case]
+    quarantine: list[dict[str, str]]
+    splits: Splits
+
+    def pick(self, image_ids: Sequence[str]) -> list[Case]:
+        """The cases of these images, in this order."""
+        return [self.cases[i] for i in image_ids]
+
+
+def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
+    """Read the table, and settle what is open; what was settled before is read from the folder.
+
+    Raises:
+        FoveateError: whatever the user has to mend.
+    """
+    table = _read_table(config, display)
+    labels = [str(case.label) for case in table.cases]
+    task = build_task(config.task, labels, config.task_options)
+    name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
+    display.say(f"task: {name}, classes {', '.join(task.classes)} (in this order)")
+    stored = folder / "plan.json"
+    options = dict(config.task_options)
+    if name == "binary":
+        options["positive"] = task.classes[1]
+    if not stored.is_file():
+        _check_parts(config, name, options, task.classes)
+        _settle(config, folder, table, display)
+    content = read_json(stored)
+    fit = content["view"].pop("fit")
+    view = View(**content["view"], fit=None if fit is None else tuple(fit))
+    quarantine: list[dict[str, str]] = content["quarantine"]
+    bad = {row["image_id"] for row in quarantine}
+    cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
+    splits = load_splits(folder / "splits.json")
+    try:
+        splits.check(list(cases.values()))
+    except SplitError as error:
+        raise SplitError(f"{folder / 'splits.json'}: {error}") from None
+    return Plan(view, name, task.classes, options, cases, quarantine, splits)
+
+
+def _read_table(config: RunConfig, display: Display) -> CaseTable:
+    options = config.table
+    table = read_cases(
+        Path(options.path),
+        images=None if options.images is None else Path(options.images),
+        label=options.label,
+        patient=options.patient,
+        path=options.image,
+        labels_wanted=options.classes,
+    )
+    for note in table.notes:
+        display.say(note)
+    if not config.permute_labels:
+        return table
+    # Before the split: folds stratified by the true labels would hold uneven shares of the new
+    # ones, and a fold's test part would lack what its training part has too many of.
+    display.say("labels are shuffled over patients: the scores must be those of chance")
+    return replace(table, cases=_permuted(table.cases, config.split.seed))
+
+
+def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display) -> None:
+    """Open every image once, choose the view, divide the patients, and write it all down."""
+    scan = scan_cases(
+        table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
+    )
+    quarantine = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside]
+    quarantine += [
+        aside(c.image_id, c.path, "open", scan.failed[c.image_id])
+        for c in table.cases
+        if c.image_id in scan.failed
+    ]
+    for row in quarantine:
+        display.say(f"set aside {row['image_id']}: {row['reason']}")
+    usable = [case for case in table.cases if case.image_id in scan.facts]
+    if not usable:
+        reason = quarantine[0]["reason"] if quarantine else "the table is empty"
+        raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
+    view = choose_view(scan.facts.values(), config.view)
+    display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
+    split = config.split
+    splits = make_splits(
+        usable,
+        folds=split.folds,
+        test_fraction=split.test_fraction,
+        val_fraction=split.val_fraction,
+        seed=split.seed,
+    )
+    labels = {case.image_id: str(case.label) for case in usable}
+    save_splits(splits, folder / "splits.json", labels=labels)
+    write_json(folder / "plan.json", {"view": asdict(view), "quarantine": quarantine})
+
+
+def _check_parts(
+    config: RunConfig, task: str, options: dict[str, Any], classes: tuple[str, ...]
+) -> None:
+    """Build the model once, without weights, before the images cost any time.
+
+    Raises:
+        UnknownName, OptionError: a part or an option does not exist.
+    """
+    view = View(1.0, config.view.patch_px, 1.0)
+    build_model(model_card(config, view, task, options, classes), pretrained=False)
+
+
+def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
+    """The view in words."""
+    unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
+    told = (
+        f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
+        f"glimpse at {view.glimpse_spacing_um:g}"
+    )
+    if view.unit == "um":
+        return told
+    told += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"
+    if view.fit is None and len(set(shapes)) > 1:
+        told += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
+    return told
+
+
+def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
+    """A row of the quarantine."""
+    return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
+
+
+def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
+    """Labels shuffled over patients; every image of a patient gets the patient's new label."""
+    first = {c.patient_id: str(c.label) for c in sorted(cases, key=lambda c: c.image_id)}
+    patients = sorted(first)
+    order = np.random.default_rng((seed, 17)).permutation(len(patients))
+    label = {p: first[patients[i]] for p, i in zip(patients, order, strict=True)}
+    return tuple(replace(case, label=label[case.patient_id]) for case in cases)
+
+
+def model_card(
+    config: RunConfig, view: View, task: str, options: dict[str, Any], classes: tuple[str, ...]
+) -> ModelCard:
+    """The card of a model that this config asks for, before anything is trained."""
+    return ModelCard(
+        method=config.method,
+        method_options=config.method_options,
+        encoder=config.encoder,
+        encoder_options=config.encoder_options,
+        task=task,
+        task_options=options,
+        classes=classes,
+        view=view,
+        assume_spacing_um=config.view.assume_spacing_um,
+    )
