@@ -219,11 +219,11 @@ class Glimpse(AbstractMethod):
         valid = torch.cat([shown, located.valid], 1)
         for layer in self.relate:
             tokens = layer(tokens, position, valid)
-        score = self.attention(tokens) + functional.pad(_saliency(single), (1, 0))
-        weight = masked_softmax(score, valid)
-        pooled = (weight.unsqueeze(-1) * tokens).sum(1)
-        share = weight[:, 1:]
-        return pooled, share / share.sum(1, keepdim=True).clamp_min(1e-12)
+        # The glimpse stands beside the patches, not among them: one token against many would drown.
+        patches = tokens[:, 1:]
+        weight = masked_softmax(self.attention(patches) + _saliency(single), located.valid)
+        pooled = (weight.unsqueeze(-1) * patches).sum(1) + shown * tokens[:, 0]
+        return pooled, weight
 
     def _positions(self, batch: Batch, origins: list[Floats], f: Tensor) -> Tensor:
         """Codes of the glimpse and of the patches, ``(b, 1 + n, d)``, relative to the middle."""
