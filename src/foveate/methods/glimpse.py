@@ -105,6 +105,7 @@ class Glimpse(AbstractMethod):
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.position = PositionCode(dim)
         self.kind = nn.Parameter(torch.zeros(2, dim))
+        self.overview_scale = nn.Parameter(torch.zeros(dim))
         self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
         self.attention = GatedAttention(dim)
         self.dropout = nn.Dropout(dropout)
@@ -219,11 +220,12 @@ class Glimpse(AbstractMethod):
         valid = torch.cat([shown, located.valid], 1)
         for layer in self.relate:
             tokens = layer(tokens, position, valid)
-        # The glimpse stands beside the patches, not among them: one token against many would drown.
+        # The glimpse stands beside the patches, not among them, where one token would drown. Its
+        # share begins at nothing: it is quick to memorise, and must not be what is learnt first.
         patches = tokens[:, 1:]
         weight = masked_softmax(self.attention(patches) + _saliency(single), located.valid)
-        pooled = (weight.unsqueeze(-1) * patches).sum(1) + shown * tokens[:, 0]
-        return pooled, weight
+        overview = self.overview_scale * shown * tokens[:, 0]
+        return (weight.unsqueeze(-1) * patches).sum(1) + overview, weight
 
     def _positions(self, batch: Batch, origins: list[Floats], f: Tensor) -> Tensor:
         """Codes of the glimpse and of the patches, ``(b, 1 + n, d)``, relative to the middle."""
