@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from foveate.errors import OptionError, UnknownName, did_you_mean
 PartKind = Literal["methods", "readers", "tasks", "encoders"]
 
 _folders: list[Path] = []
+_loading = threading.RLock()
 
 
 def add_plugin_folder(folder: Path) -> None:
@@ -95,15 +97,21 @@ def _part_files(folder: Path) -> list[Path]:
 
 def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
     name = f"foveate_plugins.{kind}.{path.stem}"
-    if name in sys.modules and sys.modules[name].__file__ == str(path):
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise OptionError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    # Images are opened by several threads: none may see a module that another is still running.
+    with _loading:
+        if name in sys.modules and sys.modules[name].__file__ == str(path):
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise OptionError(f"{path} cannot be imported")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
 
 
 def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[Any]:
