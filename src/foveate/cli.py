@@ -242,7 +242,8 @@ def predict(
         shares = "  ".join(
             f"{k[5:]} {float(v):.3f}" for k, v in row.items() if k.startswith("prob_")
         )
-        click.echo(f"{row['image_id']}: {row['predicted']}  ({shares})")
+        called = f"; threshold {float(row['threshold']):.3f}" if row["threshold"] else ""
+        click.echo(f"{row['image_id']}: {row['predicted']}  ({shares}{called})")
     click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
     return PARTIAL if summary.failed else OK
 

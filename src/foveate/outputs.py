@@ -73,7 +73,7 @@ def predict_into(
             index.append(_pictures(found, row, model, heatmaps, draw=len(index) < n_heatmaps))
         display.bar("predicting", done, len(cases))
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
-    columns = ["image_id", "patient_id", "path", "label", "predicted", "spacing"]
+    columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
     columns += [f"prob_{c}" for c in model.task.classes]
     columns += ["seconds", "decoded_px", "level0_px", "decoded_fraction"]
     write_rows(folder / "predictions.csv", summary.rows, columns)
@@ -97,6 +97,7 @@ def _row(report: Report, model: Model) -> dict[str, Any]:
         "path": str(case.path),
         "label": case.label or "",
         "predicted": decide(report.probabilities, model.task.classes, threshold),
+        "threshold": "" if threshold is None else f"{threshold:.6g}",
         "spacing": f"{report.image.known_spacing_um[-1]:.4g} {report.image.unit}",
         "seconds": f"{report.seconds:.3f}",
         "decoded_px": report.decoded_px,
@@ -125,6 +126,8 @@ def _pictures(
     if not draw:
         return entry
     said = "  ".join(f"{c} {p:.3f}" for c, p in shares.items())
+    if row["threshold"] != "":
+        said += f"; {model.task.classes[1]} from {float(row['threshold']):.3f}"
     label = f"label {row['label']}, " if row["label"] else ""
     try:
         metadata = {"label": row["label"], "predicted": row["predicted"]}
