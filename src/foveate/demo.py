@@ -76,7 +76,14 @@ def demo_config(method: str, table: Path, seed: int) -> RunConfig:
         "view": {"spacing_um": 0.5, "patch_px": 128, "glimpse_spacing_um": 32.0},
         "split": {"test_fraction": 0.3, "val_fraction": 0.15, "seed": seed},
         "method_options": {"patches": 32} if method == "glimpse" else {},
-        "train": {"epochs": 18, "batch_size": 2, "lr": 1e-3, "patience": 0, "seed": seed},
+        "train": {
+            "epochs": 28,
+            "min_epochs": 22,
+            "patience": 6,
+            "batch_size": 2,
+            "lr": 7e-4,
+            "seed": seed,
+        },
         "heatmaps": 12,
     }
     return build_config(given)
