@@ -160,6 +160,10 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
 
     with Terminal() as terminal:
         outcome = run_demo(out, terminal, seed=seed, n_slides=slides)
+    _show_scores(outcome.metrics)
+    click.echo(f"compared: {out / 'downsampled' / 'report.html'} (the whole slide shrunk)")
+    _say_next(outcome, outcome.folder / "report.html")
+    click.echo(f"          foveate train {out / 'cohort' / 'labels.csv'} --method abmil --out mine")
     return PARTIAL if outcome.n_quarantined else OK
 
 
