@@ -15,7 +15,7 @@ import numpy as np
 from foveate.batch import LoadedImage, View
 from foveate.cache import ByteCache
 from foveate.cases import Case
-from foveate.errors import FoveateError, ImageNotFound, MissingSpacing, OptionError
+from foveate.errors import FoveateError, MissingSpacing, OptionError, UnreadableImage
 from foveate.foreground import contrast, foreground
 from foveate.image import AbstractImage, Respaced, fitted
 from foveate.readers import open_image
@@ -246,7 +246,7 @@ class CaseLoader:
         except FoveateError as error:
             return error
         except (OSError, ValueError, MemoryError) as error:
-            return ImageNotFound(f"{case.path}: {_one_line(error)}")
+            return UnreadableImage(f"{case.path}: {_one_line(error)}")
 
     def _image(self, case: Case) -> AbstractImage:
         with self._lock:

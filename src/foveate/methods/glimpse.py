@@ -120,12 +120,6 @@ class Glimpse(AbstractMethod):
         overview = self.embed(torch.cat([self.encoder.pool(m) for m in maps]).float())
         located = self._locate(batch, maps)
         f = self._extract(batch, located)
-        a = located.log_a.gather(1, located.index).exp()
-        if self.training:
-            expected = expectation(a, f, located.valid)
-        else:
-            weight = masked_softmax(a.log().clamp_min(-1e4), located.valid)
-            expected = (weight.unsqueeze(-1) * f).sum(1)
         single = self.head_instance(f) if self.instance > 0 else f.new_zeros(*f.shape[:2], 1)
         pooled, weight = self._aggregate(batch, overview, f, located, single)
         logits = self.head(self.dropout(pooled))
@@ -133,6 +127,10 @@ class Glimpse(AbstractMethod):
             batch.evidence(i, origin, weight[i, : len(origin)])
             for i, origin in enumerate(located.origin_um)
         ]
+        if not self.training:
+            return Prediction(logits, evidence)
+        a = located.log_a.gather(1, located.index).exp()
+        expected = expectation(a, f, located.valid)
         excess = (a.sum(1).mean().detach() - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
         strength = self.spread * (1 + 99 * excess)
         losses = {"spread": strength * divergence(located.log_a, located.log_prior)}
