@@ -25,15 +25,13 @@ from foveate.loading import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
 from foveate.outputs import Display, predict_into
-from foveate.plan import Plan, aside, make_plan, model_card
+from foveate.plan import Plan, make_plan, model_card
 from foveate.prediction import Report, predict_cases
-from foveate.run_folder import claim, log_to, read_json, read_rows, write_rows
+from foveate.run_folder import aside, claim, log_to, read_json, read_rows, write_rows
 from foveate.state import Progress
 from foveate.training import Trainer, build_fabric
 
 log = logging.getLogger("foveate")
-
-_QUARANTINE_COLUMNS = ("image_id", "path", "stage", "reason")
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
         ]
         costs.append((provenance["train"], read_json(own / "cost.json")))
     if quarantine:
-        write_rows(folder / "quarantine.csv", quarantine, _QUARANTINE_COLUMNS)
+        write_rows(folder / "quarantine.csv", quarantine, list(quarantine[0]))
     if not rows:
         raise TrainingError(f"no test image could be predicted; see {folder / 'quarantine.csv'}")
     write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))

@@ -13,7 +13,7 @@ from foveate.errors import CheckpointError, ImageNotFound, TableError, Unreadabl
 from foveate.evaluation import evaluate_rows
 from foveate.loading import CaseLoader
 from foveate.outputs import Display, Summary, predict_into
-from foveate.run_folder import write_rows
+from foveate.run_folder import aside, write_rows
 from foveate.state import TrainOptions
 from foveate.training import build_fabric
 
@@ -147,18 +147,14 @@ def _predict(
     finally:
         loader.close()
     paths = {case.image_id: str(case.path) for case in table.cases}
-    rows = [
-        {"image_id": row.image_id, "path": row.path, "stage": "table", "reason": row.reason}
-        for row in table.set_aside
-    ] + [
-        {"image_id": i, "path": paths[i], "stage": "predict", "reason": reason}
-        for i, reason in summary.failed.items()
+    rows = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside] + [
+        aside(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
     ]
     for row in table.set_aside:
         summary.failed[row.image_id] = row.reason
     (out / "quarantine.csv").unlink(missing_ok=True)
     if rows:
-        write_rows(out / "quarantine.csv", rows, ("image_id", "path", "stage", "reason"))
+        write_rows(out / "quarantine.csv", rows, list(rows[0]))
     write_json(out / "cost.json", summary.cost)
     return summary
 

@@ -25,7 +25,7 @@ from foveate.config import RunConfig
 from foveate.errors import SplitError, TrainingError
 from foveate.loading import choose_view, scan_cases
 from foveate.outputs import Display
-from foveate.run_folder import read_json
+from foveate.run_folder import aside, read_json
 from foveate.tasks import build_task
 
 
@@ -155,11 +155,6 @@ def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
     if view.fit is None and len(set(shapes)) > 1:
         told += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
     return told
-
-
-def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
-    """A row of the quarantine."""
-    return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
 
 
 def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:

@@ -97,6 +97,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
     write_text(path, out.getvalue())
 
 
+def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
+    """A row of ``quarantine.csv``: which image was set aside, when, and why."""
+    return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, as text."""
     with path.open(encoding="utf-8", newline="") as file:
