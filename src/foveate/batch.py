@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,11 @@ from foveate.image import AbstractImage
 from foveate.resample import Pixels, brightest
 
 Reads = Literal["glimpse", "crops", "bag"]
+Augment = Literal["slide", "picture", "none"]
+
+_PATCHES_PER_JOB = 16
+_CHUNKS_AHEAD = 2
+_KEPT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -55,36 +60,40 @@ class LoadedImage:
         image: open; crops are read from it.
         glimpse: ``(h, w, c)`` as read.
         contrast: ``(h, w)`` difference from the background, 1 to 255 on foreground, else 0.
+        places_um: centres ``(n, d)`` of the patches that scanning methods look at, where the case
+            gives them; else None, and a lattice covers the foreground.
     """
 
     image_id: str
     image: AbstractImage
     glimpse: Pixels
     contrast: NDArray[np.uint8]
+    places_um: Floats | None = None
 
 
-class Prediction:
-    """What a method returns. No dataclass: Fabric would walk into it and try to change it.
+@dataclass(frozen=True)
+class Patches:
+    """Square regions of one image, each read as ``patch_px`` pixels a side.
 
     Attributes:
-        logits: ``(b, n_outputs)``.
-        evidence: one per image.
-        losses: scalars added to the task's loss in training.
-        auxiliary: further logits ``(b, n_outputs)`` with the weight that the task's loss on them
-            has in training.
+        origin_um: corners ``(n, d)``.
+        side_um: ``(n,)``.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        evidence: Sequence[Evidence],
-        losses: Mapping[str, Tensor] | None = None,
-        auxiliary: Mapping[str, tuple[float, Tensor]] | None = None,
-    ) -> None:
-        self.logits = logits
-        self.evidence = list(evidence)
-        self.losses = dict(losses or {})
-        self.auxiliary = dict(auxiliary or {})
+    origin_um: Floats
+    side_um: Floats
+
+    def __len__(self) -> int:
+        return len(self.origin_um)
+
+    def __getitem__(self, part: slice | NDArray[np.int64]) -> Patches:
+        return Patches(self.origin_um[part], self.side_um[part])
+
+    @property
+    def centre_um(self) -> Floats:
+        """Centres ``(n, d)``."""
+        centre: Floats = self.origin_um + self.side_um[:, None] / 2
+        return centre
 
 
 class CropError(FoveateError, OSError):
@@ -104,8 +113,10 @@ class Batch:
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
         device: where tensors go.
         pool: threads that read crops.
-        augment: dihedral turns (``slide``), brightness only (``picture``) or nothing; draws come
-            from torch's global generator, so a seed replays them.
+        augment: dihedral turns of crops, flips and shifts of the layout (``slide``), brightness
+            only (``picture``) or nothing; draws come from torch's global generator, so a seed
+            replays them.
+        shuffle_layout: audit: give every patch the place of another one of its image.
     """
 
     def __init__(
@@ -116,7 +127,8 @@ class Batch:
         normalise: tuple[Sequence[float], Sequence[float]],
         device: torch.device,
         pool: ThreadPoolExecutor,
-        augment: Literal["slide", "picture", "none"] = "none",
+        augment: Augment = "none",
+        shuffle_layout: bool = False,
     ) -> None:
         self.items = list(items)
         self.view = view
@@ -126,6 +138,7 @@ class Batch:
         self._mean = torch.tensor(normalise[0], device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(normalise[1], device=device).view(1, -1, 1, 1)
         self._augment = augment
+        self._shuffle_layout = shuffle_layout
         n = len(self.items)
         changed = augment != "none"
         self._gain = 1 + 0.1 * (2 * torch.rand(n, 3) - 1) if changed else torch.ones(n, 3)
@@ -140,25 +153,31 @@ class Batch:
             for i, item in enumerate(self.items)
         ]
 
-    def place(self, i: int, centre_um: Floats) -> Floats:
-        """Corners of patches around centres, moved to whole pixels where reading is then exact.
+    def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
+        """Patches around centres, moved to whole pixels where reading is then exact.
 
         At the spacing of a stored level a shift of less than half a pixel saves resampling. The
         boxes returned are the boxes read.
-        """
-        image, side = self.items[i].image, self.view.patch_um
-        origin = centre_um - side / 2
-        level = image.levels[image.level_for((self.view.spacing_um,) * image.ndim)]
-        pixel = np.asarray(image.known_spacing_um) * np.asarray(level.downsample)
-        if np.allclose(pixel, self.view.spacing_um, rtol=1e-9):
-            origin = np.round(origin / pixel) * pixel
-        return origin
 
-    def crops(self, origins_um: Sequence[Floats], *, augment: bool = True) -> Tensor:
+        Args:
+            i: which image.
+            centre_um: ``(n, d)``.
+            scale: side of the patches, in sides of the finest; they are read that much coarser.
+        """
+        image, side = self.items[i].image, self.view.patch_um * scale
+        spacing = self.view.spacing_um * scale
+        origin = centre_um - side / 2
+        level = image.levels[image.level_for((spacing,) * image.ndim)]
+        pixel = np.asarray(image.known_spacing_um) * np.asarray(level.downsample)
+        if np.allclose(pixel, spacing, rtol=1e-9):
+            origin = np.round(origin / pixel) * pixel
+        return Patches(origin, np.full(len(origin), side))
+
+    def crops(self, patches: Sequence[Patches], *, augment: bool = True) -> Tensor:
         """Read patches of all images and put them on the device.
 
         Args:
-            origins_um: per image, corners ``(n_i, d)``.
+            patches: per image.
             augment: False leaves out this batch's augmentation (for features that are kept).
 
         Returns:
@@ -167,36 +186,84 @@ class Batch:
         Raises:
             CropError: an image could not be read.
         """
-        begun = time.perf_counter()
-        jobs = [
-            self._pool.submit(self._read_some, i, part)
-            for i, origin in enumerate(origins_um)
-            for part in _shares(origin)
+        return self._on_device(self._wait(self._start(patches)), patches, augment)
+
+    def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
+        """The same in groups of at most `size` patches, read ahead of use."""
+        return Chunks(self, patches, size, augment=augment)
+
+    def layout(self, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
+        """Where patches lie: what every method that relates patches goes by.
+
+        Training on slides flips and shifts layouts at random: where tissue lies on the glass, and
+        which way, does not count.
+
+        Returns:
+            centres ``(b, n, d)`` relative to the middle of the image and extents ``(b, n)``, both
+            in sides of the finest patch; 0 and 1 for padding.
+        """
+        ndim, side = self.items[0].image.ndim, self.view.patch_um
+        centre = np.zeros((len(patches), n, ndim))
+        extent = np.ones((len(patches), n))
+        for i, part in enumerate(patches):
+            order = np.arange(len(part))
+            if self._shuffle_layout:
+                order = torch.randperm(len(part)).numpy()
+            whole = np.asarray(self.items[i].image.box_um.size)
+            centre[i, : len(part)] = ((part.centre_um - whole / 2) / side)[order]
+            extent[i, : len(part)] = part.side_um / side
+        found = torch.from_numpy(centre).float()
+        if self._augment == "slide":
+            found = found * (1 - 2 * torch.randint(2, (len(patches), 1, ndim)))
+            found = found + 8 * torch.randn(len(patches), 1, ndim)
+        return found.to(self.device), torch.from_numpy(extent).float().to(self.device)
+
+    def evidence(self, patches: Sequence[Patches], weight: Tensor) -> list[Evidence]:
+        """Evidence per image of padded weights ``(b, n)``; the first ``n_i`` are of patches."""
+        shares = weight.detach().double().cpu().numpy()
+        return [
+            Evidence(
+                part.origin_um,
+                np.repeat(part.side_um[:, None], part.origin_um.shape[1], 1),
+                shares[i, : len(part)],
+            )
+            for i, part in enumerate(patches)
         ]
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def _start(self, patches: Sequence[Patches]) -> list[Future[Pixels]]:
+        return [
+            self._pool.submit(self._read_some, i, part[slice(at, at + _PATCHES_PER_JOB)])
+            for i, part in enumerate(patches)
+            for at in range(0, len(part), _PATCHES_PER_JOB)
+        ]
+
+    def _wait(self, jobs: list[Future[Pixels]]) -> Pixels:
+        begun = time.perf_counter()
         try:
-            parts = [job.result() for job in jobs]
+            return np.concatenate([job.result() for job in jobs])
         finally:
             for job in jobs:
                 job.cancel()
-        self.seconds_reading += time.perf_counter() - begun
-        owner = [i for i, origin in enumerate(origins_um) for _ in range(len(origin))]
-        pixels = np.concatenate(parts)
+            self.seconds_reading += time.perf_counter() - begun
+
+    def _on_device(self, pixels: Pixels, patches: Sequence[Patches], augment: bool) -> Tensor:
         rgb = to_rgb(pixels, self.device)
-        return self._turned(self._normalised(rgb, owner)) if augment else self._scaled(rgb)
+        if not augment:
+            return self._scaled(rgb)
+        owner = [i for i, part in enumerate(patches) for _ in range(len(part))]
+        return self._turned(self._normalised(rgb, owner))
 
-    def evidence(self, i: int, origin_um: Floats, weight: Tensor) -> Evidence:
-        """Evidence of patches of image i; `weight` is ``(n,)``."""
-        size = np.full_like(origin_um, self.view.patch_um)
-        return Evidence(origin_um, size, weight.detach().double().cpu().numpy())
-
-    def _read_some(self, i: int, origin_um: Floats) -> Pixels:
-        item, view = self.items[i], self.view
-        shape = (view.patch_px,) * item.image.ndim
-        size = (view.patch_um,) * item.image.ndim
+    def _read_some(self, i: int, patches: Patches) -> Pixels:
+        item = self.items[i]
+        shape = (self.view.patch_px,) * item.image.ndim
+        boxes = [
+            Box(tuple(origin), (float(side),) * len(origin), Frame.UM)
+            for origin, side in zip(patches.origin_um, patches.side_um, strict=True)
+        ]
         try:
-            return np.stack(
-                [item.image.read_at(Box(tuple(o), size, Frame.UM), shape) for o in origin_um]
-            )
+            return np.stack([item.image.read_at(box, shape) for box in boxes])
         except (FoveateError, OSError, ValueError) as error:
             raise CropError(item.image_id, error) from error
 
@@ -219,6 +286,42 @@ class Batch:
         if turn & 2:
             pixels = pixels.flip(-2)
         return pixels.transpose(-1, -2) if turn & 4 else pixels
+
+
+class Chunks:
+    """Patches in groups, read by threads while the device computes; a loader for `replay`.
+
+    Calling it with a chunk's number gives its crops and begins to read the next ones. Pixels are
+    kept for the second pass up to a fixed number of bytes; beyond that they are read again.
+    """
+
+    def __init__(
+        self, batch: Batch, patches: Sequence[Patches], size: int, *, augment: bool = True
+    ) -> None:
+        self._batch, self._augment = batch, augment
+        self._parts = _grouped(patches, size)
+        self._jobs: dict[int, list[Future[Pixels]]] = {}
+        self._kept: dict[int, Pixels] = {}
+        self._room = _KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __call__(self, c: int) -> Tensor:
+        """The crops of chunk c, ``(m, 3, patch_px, patch_px)``."""
+        pixels = self._kept.get(c)
+        if pixels is None:
+            self._read_ahead(c)
+            pixels = self._batch._wait(self._jobs.pop(c))
+            if pixels.nbytes <= self._room:
+                self._kept[c] = pixels
+                self._room -= pixels.nbytes
+        return self._batch._on_device(pixels, self._parts[c], self._augment)
+
+    def _read_ahead(self, c: int) -> None:
+        for n in range(c, min(c + 1 + _CHUNKS_AHEAD, len(self._parts))):
+            if n not in self._jobs and n not in self._kept:
+                self._jobs[n] = self._batch._start(self._parts[n])
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
@@ -251,5 +354,17 @@ def run_by_shape(
     return [found[i] for i in range(len(images))]
 
 
-def _shares(origin: Floats, n: int = 2) -> list[Floats]:
-    return [part for part in np.array_split(origin, n) if len(part)]
+def _grouped(patches: Sequence[Patches], size: int) -> list[list[Patches]]:
+    """Cut the patches of all images, in order, into groups of at most `size`; at least one."""
+    none = [part[:0] for part in patches]
+    groups, room = [list(none)], size
+    for i, part in enumerate(patches):
+        at = 0
+        while at < len(part):
+            if room == 0:
+                groups.append(list(none))
+                room = size
+            taken = part[at : at + room]
+            groups[-1][i] = taken
+            at, room = at + len(taken), room - len(taken)
+    return groups

@@ -73,7 +73,7 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     encoder = build_encoder(card.encoder, options)
     part = find("methods", card.method)
     given = parse_options(part, card.method_options, "method")
-    method: AbstractMethod = part(encoder=encoder, n_outputs=task.n_outputs, **given)
+    method: AbstractMethod = part(encoder=encoder, heads=task.heads, **given)
     return Model(card, method, task)
 
 

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from foveate.batch import LoadedImage, View
 from foveate.cache import ByteCache
 from foveate.cases import Case
 from foveate.errors import FoveateError, MissingSpacing, OptionError, UnreadableImage
+from foveate.evidence import Floats
 from foveate.foreground import contrast, foreground
 from foveate.image import AbstractImage, Respaced, fitted
 from foveate.readers import open_image
@@ -98,7 +99,7 @@ def open_case(
             return image
         if assume_spacing_um is not None:
             return Respaced(image, (assume_spacing_um,) * image.ndim, unit="um")
-        if image.kind == "picture":
+        if image.kind in ("picture", "sparse"):
             return Respaced(image, (1.0,) * image.ndim, unit="px")
         raise MissingSpacing(
             f"{case.path}: a slide that states no pixel size. Give it in a column 'mpp' of the "
@@ -193,16 +194,18 @@ class CaseLoader:
         kept = self._glimpses.get(case.image_id)
         image = self._image(case)
         if kept is not None:
-            return LoadedImage(case.image_id, image, kept.glimpse, kept.contrast)
+            return replace(kept, image=image)
         glimpse = image.glimpse(self.view.glimpse_spacing_um)
         if image.kind == "slide":
             distance = contrast(glimpse, image.background)
             distance[~foreground(glimpse, image.background)] = 0
+        elif image.kind == "sparse":
+            distance = contrast(glimpse, image.background)
         else:
             distance = np.full(glimpse.shape[:-1], 255, np.uint8)
         if not distance.any():
             distance[:] = 255
-        loaded = LoadedImage(case.image_id, image, glimpse, distance)
+        loaded = LoadedImage(case.image_id, image, glimpse, distance, _places_um(case, image))
         self._glimpses.put(case.image_id, loaded, glimpse.nbytes + distance.nbytes)
         return loaded
 
@@ -269,6 +272,22 @@ class CaseLoader:
                 )
                 oldest.close()
         return image
+
+
+def _places_um(case: Case, image: AbstractImage) -> Floats | None:
+    """The places that a case gives, in micrometres."""
+    if case.places is None:
+        return None
+    try:
+        places = np.load(case.places, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(f"{case.places}: not a .npy file of places: {error}") from error
+    if places.ndim != 2 or places.shape[1] != image.ndim or not len(places):
+        raise UnreadableImage(
+            f"{case.places}: places of shape {places.shape}, expected (n, {image.ndim}), n > 0"
+        )
+    found: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
+    return found
 
 
 def _other_unit(case: Case, view: View) -> str:

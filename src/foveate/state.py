@@ -113,6 +113,15 @@ class Progress:
             "asked_px": self.sums.get("asked_px", 0.0),
         }
 
+    def rests_at(self, chance: float) -> bool:
+        """Whether the training loss has just lain within 3 % of chance for four epochs running.
+
+        True once per plateau: at its fourth epoch, and at every tenth after that.
+        """
+        near = [abs(row["train_loss"] - chance) <= 0.03 * chance for row in self.history]
+        length = next((i for i, at in enumerate(reversed(near)) if not at), len(near))
+        return length >= 4 and (length - 4) % 10 == 0
+
     def finished(self, options: TrainOptions) -> bool:
         """Whether the epochs are used up or validation has stopped improving."""
         if self.epoch >= options.epochs:

@@ -12,19 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from foveate.atomic import write_text
-from foveate.batch import Batch, CropError, LoadedImage
+from foveate.batch import Augment, Batch, CropError, LoadedImage
 from foveate.cases import Case
 from foveate.checkpoint import Model, read_tensors, write_tensors
 from foveate.errors import FoveateError, NotFinite, OptionError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.memory import peak_memory_mib
-from foveate.metrics import auroc
 from foveate.state import (
     Progress,
     TrainOptions,
@@ -45,6 +44,12 @@ log = logging.getLogger("foveate")
 Loaded = LoadedImage | FoveateError
 
 _WORST_LOSS = 1e30
+_AT_CHANCE = (
+    "the training loss rests at {loss:.3f} after {epoch} epochs: that is the entropy of the labels, "
+    "so nothing is learnt yet. What ends such a plateau: more steps (smaller --train.batch-size, more "
+    "--epochs), the method's instance head (--method.instance 1), a lattice that moves "
+    "(--method.jitter), more patches an image, a lower or higher --train.lr"
+)
 
 Tick = Callable[[int, int, int, dict[str, float]], None]
 """Called after each step with epoch, step, steps per epoch and the running figures."""
@@ -76,6 +81,7 @@ class Trainer:
         self.latest = folder / "checkpoints" / "latest.safetensors"
         self.best = folder / "checkpoints" / "best.safetensors"
         self.progress = Progress()
+        self._chance = math.nan
         self._tick = tick or (lambda *_: None)
         self._after_epoch = after_epoch or (lambda _: None)
         self.fabric = build_fabric(options)
@@ -96,10 +102,13 @@ class Trainer:
         if self.latest.is_file():
             self.progress = load_state(self.latest, self.model.method, self.optimizer)
             log.info("resumed at epoch %d step %d", self.progress.epoch + 1, self.progress.step)
+        self._chance = self.model.task.chance_loss(self._targets(train).cpu())
         while not self.progress.done:
             self._train_epoch(train)
             row = self._close_epoch(self._validate(val))
             self._keep_best(row)
+            if self.progress.rests_at(self._chance):
+                log.warning(_AT_CHANCE.format(loss=row["train_loss"], epoch=int(row["epoch"])))
             self.progress.done = self.progress.finished(self.options)
             self._save()
             self._after_epoch(self.folder)
@@ -123,6 +132,7 @@ class Trainer:
             rate = learning_rate(options, progress.epoch + first / len(groups))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            self.model.method.begin_step((progress.epoch + step / len(groups)) / options.epochs)
             self._backward(groups[step], items)
             ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
             if ends_update:
@@ -199,8 +209,7 @@ class Trainer:
         found = {"val_loss": loss if math.isfinite(loss) else _WORST_LOSS}
         if not torch.isfinite(stacked).all():
             return found
-        score = auroc(self.model.task.probabilities(stacked).cpu().numpy(), target.cpu().numpy())
-        return found if score is None else found | {"val_auroc": float(score)}
+        return found | self.model.task.validation(stacked, target)
 
     def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
         progress = self.progress
@@ -208,6 +217,7 @@ class Trainer:
         decoded_px, asked_px = self.loader.take_counts()
         progress.add(decoded_px=decoded_px, asked_px=asked_px)
         row = {"epoch": float(progress.epoch), **progress.running(), **validation}
+        row |= {"chance_loss": self._chance, **self.model.method.findings()}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "peak_memory_mib": peak_memory_mib()}
         progress.history.append(row)
         progress.step, progress.sums = 0, {}
@@ -239,7 +249,7 @@ class Trainer:
     def _batch(
         self,
         items: Sequence[LoadedImage],
-        augment: Literal["slide", "picture", "none"] | None = None,
+        augment: Augment | None = None,
     ) -> Batch:
         wanted = augment or self.options.augment
         if wanted == "auto":

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.batch import Batch, Prediction, View
+from foveate.batch import Batch, View
 from foveate.cases import Case, read_cases
 from foveate.checkpoint import Model, ModelCard, build_model, load_model, save_model
 from foveate.loading import CaseLoader
+from foveate.methods.base import Prediction
 from foveate.plugins import names
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)

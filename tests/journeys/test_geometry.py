@@ -18,6 +18,7 @@ from foveate.geometry import Box, Frame
 from foveate.heatmaps import write_geojson
 from foveate.loading import CaseLoader
 from foveate.methods.glimpse import Glimpse
+from foveate.nn.heads import Head
 
 SHAPE_PX0 = (1500, 2300)
 SPOT_PX0 = (437.0, 1711.0)
@@ -64,7 +65,9 @@ def test_attention_patch_and_geojson_find_the_spot(
     options = {} if encoder == "small" else {"pretrained": False, "stages": 3}
     network = build_encoder(encoder, options)
     # Nothing is learnt yet: the prior alone, which follows contrast, points at the spot.
-    method = Glimpse(encoder=network, n_outputs=1, eval_patches=1, contrast=4.0).eval()
+    method = Glimpse(
+        encoder=network, heads=(Head("spot", 1, False, "max"),), eval_patches=1, contrast=4.0
+    ).eval()
     batch = Batch(
         [item],
         view=view,
@@ -80,7 +83,7 @@ def test_attention_patch_and_geojson_find_the_spot(
     cell_um = max(s for s in network.strides if s <= 16) * view.glimpse_spacing_um
     assert (off_um <= cell_um / 2 + spacing_um[1]).all(), (off_um, cell_um)
 
-    (origin,) = batch.place(0, np.asarray([spot_um]))
+    (origin,) = batch.place(0, np.asarray([spot_um])).origin_um
     crop = item.image.read_at(Box(tuple(origin), (patch_um,) * 2, Frame.UM), (64, 64))
     dark = np.clip(235.0 - crop.astype(float).mean(-1), 0, None)
     centroid = [(dark.sum(1 - a) * (np.arange(64) + 0.5)).sum() / dark.sum() for a in (0, 1)]

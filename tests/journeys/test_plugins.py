@@ -23,8 +23,8 @@ METHOD = '''
 import numpy as np
 from torch import nn
 
-from foveate.batch import Batch, Prediction
-from foveate.methods.base import AbstractMethod
+from foveate.batch import Batch
+from foveate.methods.base import AbstractMethod, Prediction
 
 
 class CentreCrop(AbstractMethod):
@@ -37,19 +37,18 @@ class CentreCrop(AbstractMethod):
     reads = frozenset({"crops"})
     summary = "one patch in the middle"
 
-    def __init__(self, *, encoder, n_outputs, dropout: float = 0.1):
+    def __init__(self, *, encoder, heads, dropout: float = 0.1):
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.dim, n_outputs))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(encoder.dim, heads[0].size))
 
     def forward(self, batch: Batch) -> Prediction:
         """Look once."""
         centres = [np.asarray(item.image.box_um.centre)[None] for item in batch.items]
         places = [batch.place(i, centre) for i, centre in enumerate(centres)]
         vectors = self.encoder.pool(self.encoder.maps(batch.crops(places)))
-        one = vectors.new_ones(1)
-        evidence = [batch.evidence(i, place, one) for i, place in enumerate(places)]
-        return Prediction(self.head(vectors), evidence)
+        share = vectors.new_ones(len(batch), 1)
+        return Prediction(self.head(vectors), batch.evidence(places, share))
 '''
 
 READER = '''
@@ -103,6 +102,7 @@ TASK = '''
 """Several classes, with labels that are doubted."""
 from torch.nn import functional
 
+from foveate.nn.heads import Head
 from foveate.tasks.base import AbstractTask
 
 
@@ -118,7 +118,7 @@ class DoubtedTask(AbstractTask):
 
     def __init__(self, *, classes, doubt: float = 0.1):
         super().__init__(classes=classes)
-        self.doubt, self.n_outputs = doubt, len(self.classes)
+        self.doubt, self.heads = doubt, (Head("class", len(self.classes), True, "sum"),)
 
     @classmethod
     def fits(cls, labels):

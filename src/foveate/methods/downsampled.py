@@ -1,15 +1,25 @@
-"""The whole image shrunk: the honest straw man that every other method must beat."""
+"""The whole image shrunk: the honest straw man that every other method must beat.
+
+Source: none; what every pipeline that resizes its images does.
+
+Use when: what decides is visible in the glimpse; and always, as the yardstick of the others.
+
+Cost: reads the glimpse and nothing else; memory of one glimpse.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from foveate.batch import Batch, Prediction, run_by_shape
+from foveate.batch import Batch, run_by_shape
 from foveate.encoders.base import AbstractEncoder
 from foveate.evidence import Evidence
-from foveate.methods.base import AbstractMethod
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.heads import Head
 
 
 class Downsampled(AbstractMethod):
@@ -23,19 +33,21 @@ class Downsampled(AbstractMethod):
 
     reads = frozenset({"glimpse"})
     summary = "the whole image shrunk to the glimpse; reads no detail (the straw man)"
+    meets = ("no", "no", "yes", "yes", "partly")
 
-    def __init__(self, *, encoder: AbstractEncoder, n_outputs: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self, *, encoder: AbstractEncoder, heads: Sequence[Head], dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(
-            nn.LayerNorm(encoder.dim), nn.Dropout(dropout), nn.Linear(encoder.dim, n_outputs)
-        )
+        outputs = nn.Linear(encoder.dim, sum(h.size for h in heads))
+        self.head = nn.Sequential(nn.LayerNorm(encoder.dim), nn.Dropout(dropout), outputs)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from glimpses alone."""
         maps = run_by_shape(self.encoder.maps, batch.glimpses())
         vectors = torch.cat([self.encoder.pool(m) for m in maps])
-        evidence = [self._evidence(batch, m[-1]) for m in maps]
+        evidence = [] if self.training else [self._evidence(batch, m[-1]) for m in maps]
         return Prediction(self.head(vectors), evidence)
 
     def _evidence(self, batch: Batch, last: torch.Tensor) -> Evidence:

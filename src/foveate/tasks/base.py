@@ -6,9 +6,12 @@ import abc
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from foveate.errors import TableError, did_you_mean
+from foveate.metrics import auroc
+from foveate.nn.heads import Head
 
 
 class AbstractTask(abc.ABC):
@@ -17,11 +20,11 @@ class AbstractTask(abc.ABC):
     Attributes:
         preference: of several tasks that fit, the one with the highest is taken.
         classes: their names, in the order of the probabilities.
-        n_outputs: numbers that a method predicts per image.
+        heads: what it asks of an image; a method predicts the outputs of all, in this order.
     """
 
     preference: ClassVar[int] = 0
-    n_outputs: int
+    heads: tuple[Head, ...]
 
     def __init__(self, *, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -33,13 +36,36 @@ class AbstractTask(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of logits ``(b, n_outputs)`` and targets ``(b,)``; a scalar."""
+        """Mean loss of logits ``(b, k)`` and targets as `target` gives them; a scalar."""
 
     @abc.abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """``(b, len(classes))``, rows sum to 1, in float64."""
 
-    def target(self, label: str) -> int:
+    def chance_loss(self, target: Tensor) -> float:
+        """The least loss of somebody who knows the targets' frequencies but sees no image.
+
+        For classes, the entropy of the labels. Found by minimising over constant logits.
+        """
+        logits = torch.zeros(sum(h.size for h in self.heads), requires_grad=True)
+        optimizer = torch.optim.LBFGS([logits], max_iter=50, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.loss(logits.expand(len(target), -1), target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return float(self.loss(logits.detach().expand(len(target), -1), target))
+
+    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+        """Scores of a validation part, for the log; the loss aside."""
+        score = auroc(self.probabilities(logits).cpu().numpy(), target.cpu().numpy())
+        return {} if score is None else {"val_auroc": float(score)}
+
+    def target(self, label: str) -> int | list[float]:
         """The target of a label.
 
         Raises:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError, did_you_mean
+from foveate.nn.heads import Head, Pooling
 from foveate.tasks.base import AbstractTask
 
 _NEGATIVE = (
@@ -26,15 +27,22 @@ class BinaryTask(AbstractTask):
             for a negative (normal, benign, 0, no …), else the later in the alphabet.
         smoothing: of the label in the loss. Bags of sampled patches sometimes miss what decides;
             a little smoothing keeps such a bag from throwing a confident model off.
+        patches: how single patches speak for the positive class: ``max`` where one suffices,
+            ``sum`` where many must agree, ``none`` where no patch can.
     """
 
     preference = 1
-    n_outputs = 1
 
     def __init__(
-        self, *, classes: Sequence[str], positive: str | None = None, smoothing: float = 0.05
+        self,
+        *,
+        classes: Sequence[str],
+        positive: str | None = None,
+        smoothing: float = 0.05,
+        patches: Pooling = "max",
     ) -> None:
         super().__init__(classes=_negative_first(tuple(classes), positive))
+        self.heads = (Head(self.classes[1], 1, False, patches),)
         self.smoothing = smoothing
 
     @classmethod

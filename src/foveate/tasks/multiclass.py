@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
+from foveate.nn.heads import Head, Pooling
 from foveate.tasks.base import AbstractTask
 
 
@@ -16,12 +17,16 @@ class MulticlassTask(AbstractTask):
     Args:
         classes: the labels.
         smoothing: of the label in the loss.
+        patches: how single patches speak for a class: ``max`` where one suffices, ``sum`` where
+            many must agree (counts, grades), ``none`` where no patch can.
     """
 
-    def __init__(self, *, classes: Sequence[str], smoothing: float = 0.05) -> None:
+    def __init__(
+        self, *, classes: Sequence[str], smoothing: float = 0.05, patches: Pooling = "sum"
+    ) -> None:
         super().__init__(classes=classes)
         self.smoothing = smoothing
-        self.n_outputs = len(self.classes)
+        self.heads = (Head("class", len(self.classes), True, patches),)
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:

@@ -1,0 +1,103 @@
+"""Every patch of an image, read and embedded: what all methods that scan share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.batch import Batch, Patches
+from foveate.cache import ByteCache
+from foveate.encoders.base import AbstractEncoder
+from foveate.nn.repeated import EmbedOnce
+from foveate.nn.replay import replay
+from foveate.tiling import tile_foreground
+
+_KEPT_FEATURES_BYTES = 1 << 29
+
+
+class Bag:
+    """Covers images with patches and embeds them in bounded memory.
+
+    Args:
+        train_encoder: features come from two-pass replay; else each image is embedded once and its
+            features are kept, up to half a gigabyte.
+        chunk: patches embedded at a time.
+        jitter: in training, shift the lattice at random.
+    """
+
+    def __init__(self, *, train_encoder: bool, chunk: int, jitter: bool) -> None:
+        self.train_encoder, self.chunk, self.jitter = train_encoder, chunk, jitter
+        self._features: ByteCache[Tensor] = ByteCache(_KEPT_FEATURES_BYTES)
+
+    def cover(self, batch: Batch, *, training: bool) -> list[Patches]:
+        """Per image, the lattice patches with foreground, or the places that its table gives."""
+        moved = training and self.jitter and self.train_encoder
+        return [self._patches(batch, i, moved) for i in range(len(batch))]
+
+    def embed(
+        self, encoder: AbstractEncoder, batch: Batch, patches: Sequence[Patches]
+    ) -> tuple[Tensor, Tensor]:
+        """Features ``(b, n, d)`` of the patches, padded with zeros, and where they are valid."""
+        valid = padding_mask(patches, batch.device)
+        if self.train_encoder:
+            f = embed_patches(encoder, batch, patches, self.chunk)
+        else:
+            f = torch.cat([self._kept(encoder, batch, i, p) for i, p in enumerate(patches)])
+        return pad_rows(f.float(), valid), valid
+
+    def _patches(self, batch: Batch, i: int, moved: bool) -> Patches:
+        item, view = batch.items[i], batch.view
+        if item.places_um is not None:
+            return batch.place(i, item.places_um)
+        offset = np.zeros(item.image.ndim)
+        if moved:
+            offset = torch.rand(item.image.ndim).numpy().astype(np.float64) * view.patch_um
+        corners = tile_foreground(
+            item.contrast > 0,
+            mask_spacing_um=view.glimpse_spacing_um,
+            extent_um=item.image.box_um.size,
+            patch_um=view.patch_um,
+            offset_um=tuple(offset),
+        )
+        return batch.place(i, corners + view.patch_um / 2)
+
+    def _kept(self, encoder: AbstractEncoder, batch: Batch, i: int, patches: Patches) -> Tensor:
+        key = (batch.items[i].image_id, batch.view)
+        kept = self._features.get(key)
+        if kept is None:
+            own = [patches if j == i else patches[:0] for j in range(len(batch))]
+            chunks, once = batch.chunks(own, self.chunk, augment=False), EmbedOnce(encoder)
+            with torch.no_grad():
+                kept = torch.cat([once(chunks(c)) for c in range(len(chunks))]).float()
+            self._features.put(key, kept, kept.numel() * 4)
+        return kept
+
+
+def embed_patches(
+    encoder: AbstractEncoder, batch: Batch, patches: Sequence[Patches], chunk: int
+) -> Tensor:
+    """Features ``(sum n_i, d)``, with gradient in the memory of one chunk."""
+    chunks = batch.chunks(patches, chunk)
+    if not torch.is_grad_enabled():
+        once = EmbedOnce(encoder)
+        return torch.cat([once(chunks(c)) for c in range(len(chunks))])
+    if len(chunks) == 1:
+        return EmbedOnce(encoder)(chunks(0))
+    return replay(EmbedOnce(encoder), list(encoder.parameters()), chunks, len(chunks))
+
+
+def padding_mask(patches: Sequence[Patches], device: torch.device) -> Tensor:
+    """``(b, n)``, True where image i has a patch; n is the largest number, at least 1."""
+    lengths = torch.tensor([len(part) for part in patches], device=device)
+    n = max(1, int(lengths.max()))
+    return torch.arange(n, device=device) < lengths[:, None]
+
+
+def pad_rows(rows: Tensor, valid: Tensor) -> Tensor:
+    """Rows ``(sum n_i, d)`` as ``(b, n, d)``, zeros where not valid."""
+    out = rows.new_zeros(*valid.shape, rows.shape[-1])
+    padded: Tensor = out.masked_scatter(valid.unsqueeze(-1), rows)
+    return padded
