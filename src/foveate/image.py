@@ -24,7 +24,7 @@ from foveate.errors import BoxError, MissingSpacing
 from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
 from foveate.resample import Pixels, resample, rounded, support, weights
 
-Kind = Literal["slide", "picture", "volume"]
+Kind = Literal["slide", "picture", "volume", "sparse"]
 
 MAX_REGION_PIXELS = 1 << 24
 """Source pixels held at once by `AbstractImage.read_at`; larger requests are cut and stitched."""
@@ -69,6 +69,7 @@ class AbstractImage(abc.ABC):
     Attributes:
         path: the file.
         kind: what the file family holds. Slides must state their spacing; pictures may lack it.
+            Sparse is a constant ground with things on it: what differs from it is foreground.
         levels: finest first; level 0 is full resolution.
         spacing_um: micrometres per level-0 pixel, per axis; None when the file states none.
         unit: what `spacing_um` counts in, ``um``, or ``px`` for pictures without spacing.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from foveate.atomic import write_json
+from foveate.audit import audit_layout
 from foveate.cases import Case, CaseTable, cases_from_folder, read_cases
 from foveate.checkpoint import Model, load_model
 from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
@@ -97,8 +99,12 @@ def evaluate_table(
     images: Path | None = None,
     assume_spacing_um: float | None = None,
     device: str = "auto",
+    shuffle_layout: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Predict a labelled table and score it; returns the metrics and the images that failed.
+
+    With `shuffle_layout`, an audit of whether the model uses where patches lie is added under
+    ``layout`` (`foveate.audit`).
 
     Raises:
         TableError: a label that the model does not know.
@@ -115,8 +121,24 @@ def evaluate_table(
         raise TableError(f"no image of {table} could be predicted; see {out / 'quarantine.csv'}")
     rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
     metrics = evaluate_rows(rows, model.task.classes)
+    if shuffle_layout:
+        good = [case for case in read.cases if case.image_id not in summary.failed]
+        metrics["layout"] = _layout(model, good, assume_spacing_um, device)
     write_json(out / "metrics.json", metrics)
     return metrics, summary.failed
+
+
+def _layout(
+    model: Model, cases: Sequence[Case], assume_spacing_um: float | None, device: str
+) -> dict[str, Any]:
+    assumed = assume_spacing_um or model.card.assume_spacing_um
+    options = TrainOptions(device=device)  # type: ignore[arg-type]
+    loader = CaseLoader(model.card.view, assume_spacing_um=assumed)
+    try:
+        found = audit_layout(model, cases, loader, device=build_fabric(options).device)
+    finally:
+        loader.close()
+    return {**asdict(found), "uses_layout": found.uses_layout, "told": found.told()}
 
 
 def _predict(

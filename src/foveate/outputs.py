@@ -75,6 +75,7 @@ def predict_into(
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
     columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
     columns += [f"prob_{c}" for c in model.task.classes]
+    columns += [key for key in (summary.rows or [{}])[0] if key.startswith("logit_sd_")]
     columns += ["seconds", "decoded_px", "level0_px", "decoded_fraction"]
     write_rows(folder / "predictions.csv", summary.rows, columns)
     _merge_index(heatmaps / "index.json", index)
@@ -105,7 +106,17 @@ def _row(report: Report, model: Model) -> dict[str, Any]:
         "decoded_fraction": f"{report.decoded_px / report.level0_px:.5f}",
     }
     shares = zip(model.task.classes, report.probabilities, strict=True)
-    return row | {f"prob_{c}": f"{p:.6f}" for c, p in shares}
+    row |= {f"prob_{c}": f"{p:.6f}" for c, p in shares}
+    return row | _deviations(report, model.task.classes)
+
+
+def _deviations(report: Report, classes: Sequence[str]) -> dict[str, str]:
+    """What a method says of the noise in its logits; one logit of two classes is the second's."""
+    if report.deviation is None:
+        return {}
+    n = len(report.deviation)
+    said = classes[-n:] if n in (1, len(classes)) else [str(j) for j in range(n)]
+    return {f"logit_sd_{c}": f"{d:.6f}" for c, d in zip(said, report.deviation, strict=True)}
 
 
 def _pictures(

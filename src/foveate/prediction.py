@@ -31,6 +31,7 @@ class Report:
         asked_px: pixels that the model received.
         level0_px: pixels of the full resolution.
         seconds: all in all; `seconds_reading` of them waiting for pixels.
+        deviation: standard deviation of each logit over a method's draws, where it says so.
     """
 
     case: Case
@@ -43,6 +44,7 @@ class Report:
     level0_px: int
     seconds: float
     seconds_reading: float
+    deviation: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,17 @@ class Failure:
 
 
 def predict_cases(
-    model: Model, cases: Sequence[Case], loader: CaseLoader, *, device: torch.device
+    model: Model,
+    cases: Sequence[Case],
+    loader: CaseLoader,
+    *,
+    device: torch.device,
+    shuffle_layout: bool = False,
 ) -> Iterator[Report | Failure]:
     """Predict cases one by one, in order, in evaluation mode; a bad image gives a `Failure`.
 
-    The next image is opened and its glimpse read while the present one is computed.
+    The next image is opened and its glimpse read while the present one is computed. With
+    `shuffle_layout`, the patches of an image trade places at random (`foveate.audit`).
     """
     method = model.method.to(device)
     for case, (item,) in zip(cases, loader.ahead([c] for c in cases), strict=True):
@@ -73,6 +81,7 @@ def predict_cases(
             normalise=(method.encoder.mean, method.encoder.std),
             device=device,
             pool=loader.crops,
+            shuffle_layout=shuffle_layout,
         )
         try:
             with torch.inference_mode():
@@ -81,6 +90,7 @@ def predict_cases(
             yield Failure(case, str(error))
             continue
         probabilities = model.task.probabilities(prediction.logits)[0]
+        spread = prediction.deviation
         if not torch.isfinite(prediction.logits).all():
             yield Failure(case, f"{case.path}: the prediction is not a finite number")
             continue
@@ -95,4 +105,5 @@ def predict_cases(
             level0_px=item.image.size_px,
             seconds=time.perf_counter() - begun,
             seconds_reading=batch.seconds_reading,
+            deviation=None if spread is None else tuple(spread[0].tolist()),
         )

@@ -63,6 +63,30 @@ def cell_means(values: Floats, lattice: Lattice, *, spacing_um: float) -> Floats
     return means.reshape(lattice.shape)
 
 
+def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) -> Floats:
+    """Move the centres of boxes to the centre of mass of what they hold, again and again.
+
+    Mean shift with a square window. A box over nothing stays.
+
+    Args:
+        values: at least 0, one axis per spatial axis; counts as 0 beyond its edges.
+        centre: ``(n, d)`` in pixels of `values`; pixel i covers ``[i, i + 1)``.
+        side: of the boxes, in the same pixels.
+        steps: how often.
+
+    Returns:
+        ``(n, d)``.
+    """
+    axes = np.meshgrid(*(np.arange(n) + 0.5 for n in values.shape), indexing="ij")
+    moments = [values * axis for axis in axes]
+    for _ in range(steps):
+        mass = _box_means(values, centre - side / 2, side)
+        sums = [_box_means(moment, centre - side / 2, side) for moment in moments]
+        found = np.stack(sums, -1) / np.maximum(mass, 1e-12)[:, None]
+        centre = np.where(mass[:, None] > 1e-9, found, centre)
+    return centre
+
+
 def _box_means(values: Floats, origin: Floats, side: float) -> Floats:
     """Means of boxes with fractional corners over an array that is 0 outside, by integral image."""
     integral = values

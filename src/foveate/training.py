@@ -24,6 +24,7 @@ from foveate.checkpoint import Model, read_tensors, write_tensors
 from foveate.errors import FoveateError, NotFinite, OptionError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.memory import peak_memory_mib
+from foveate.methods.base import Judge, Prediction
 from foveate.state import (
     Progress,
     TrainOptions,
@@ -35,6 +36,7 @@ from foveate.state import (
     save_state,
     step_seed,
 )
+from foveate.tasks.base import AbstractTask
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -45,10 +47,10 @@ Loaded = LoadedImage | FoveateError
 
 _WORST_LOSS = 1e30
 _AT_CHANCE = (
-    "the training loss rests at {loss:.3f} after {epoch} epochs: that is the entropy of the labels, "
-    "so nothing is learnt yet. What ends such a plateau: more steps (smaller --train.batch-size, more "
-    "--epochs), the method's instance head (--method.instance 1), a lattice that moves "
-    "(--method.jitter), more patches an image, a lower or higher --train.lr"
+    "the training loss rests at {loss:.3f} after {epoch} epochs: that is the entropy of the "
+    "labels, so nothing is learnt yet. What ends such a plateau: more steps (smaller "
+    "--train.batch-size, more --epochs), the method's instance head (--method.instance 1), a "
+    "lattice that moves (--method.jitter), more patches an image, a lower or higher --train.lr"
 )
 
 Tick = Callable[[int, int, int, dict[str, float]], None]
@@ -153,9 +155,7 @@ class Trainer:
                 prediction = self.method(batch)
                 target = self._targets([case for case, _ in pairs])
                 loss = self.model.task.loss(prediction.logits, target)
-                total = loss + sum(prediction.losses.values())
-                for weight, logits in prediction.auxiliary.values():
-                    total = total + weight * self.model.task.loss(logits, target)
+                total = loss + further_loss(self.model.task, prediction, target)
                 if not torch.isfinite(total):
                     raise TrainingError(self._diverged(f"the loss became {total.item()}"))
                 self.fabric.backward(total / self.options.accumulate)
@@ -282,6 +282,17 @@ class Trainer:
     def _quarantine(self, image_id: str, reason: str) -> None:
         if self.progress.quarantine(image_id, reason):
             log.warning("set aside %s: %s", image_id, reason)
+
+
+def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
+    """What a method's own losses add to the task's loss of its prediction; a scalar."""
+    total = prediction.logits.new_zeros(()) + sum(prediction.losses.values())
+    for weight, logits in prediction.auxiliary.values():
+        total = total + weight * task.loss(logits, target)
+    judge = Judge(task, target)
+    for objective in prediction.objectives.values():
+        total = total + objective(judge)
+    return total
 
 
 def build_fabric(options: TrainOptions) -> Fabric:

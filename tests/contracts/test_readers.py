@@ -27,6 +27,7 @@ from foveate.geometry import Box, Frame
 from foveate.image import AbstractImage, Respaced
 from foveate.readers import open_image
 from foveate.readers.base import HEAD_BYTES, AbstractReader
+from foveate.sparse import Canvas, write_canvas
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 EMULATED = DATA / "vendor_wsi_emulated"
@@ -50,7 +51,7 @@ SAMPLES = (
     "broken/made/images/sixteen_bit.png",
     "broken/made/images/grey_alpha.png",
 )
-MADE = ("tiles.tif", "strips16.tif", "grey.png", "colour.jpg")
+MADE = ("tiles.tif", "strips16.tif", "grey.png", "colour.jpg", "stamps.sparse")
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +73,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tifffile.imwrite(folder / "strips16.tif", grey, rowsperstrip=10, compression="lzw")
     Image.fromarray(pixels[:, :, 0]).save(folder / "grey.png")
     Image.fromarray(pixels).save(folder / "colour.jpg")
+    places = np.column_stack([rng.integers(0, 2050, 300), rng.integers(0, 4990, 300)])
+    stamps = list(rng.integers(0, 256, (300, 47, 31), np.uint8))
+    write_canvas(
+        folder / "stamps.sparse", Canvas.from_stamps((2100, 5021), stamps, places, background=90)
+    )
     return folder
 
 
@@ -139,7 +145,7 @@ def test_a_reader_is_documented_and_asks_its_library_only_on_first_use(reader):
 
 
 def test_facts(image):
-    assert image.kind in ("slide", "picture", "volume")
+    assert image.kind in ("slide", "picture", "volume", "sparse")
     assert image.channels in (1, 3)
     assert image.dtype in (np.uint8, np.uint16)
     assert image.reader

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.batch import Batch, Patches
 from foveate.cache import ByteCache
 from foveate.encoders.base import AbstractEncoder
+from foveate.nn.heads import Head
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.replay import replay
 from foveate.tiling import tile_foreground
@@ -22,8 +24,8 @@ class Bag:
     """Covers images with patches and embeds them in bounded memory.
 
     Args:
-        train_encoder: features come from two-pass replay; else each image is embedded once and its
-            features are kept, up to half a gigabyte.
+        train_encoder: features come from two-pass replay; else each image is embedded once, in
+            evaluation mode, and its features are kept, up to half a gigabyte.
         chunk: patches embedded at a time.
         jitter: in training, shift the lattice at random.
     """
@@ -70,7 +72,7 @@ class Bag:
         if kept is None:
             own = [patches if j == i else patches[:0] for j in range(len(batch))]
             chunks, once = batch.chunks(own, self.chunk, augment=False), EmbedOnce(encoder)
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(encoder):
                 kept = torch.cat([once(chunks(c)) for c in range(len(chunks))]).float()
             self._features.put(key, kept, kept.numel() * 4)
         return kept
@@ -101,3 +103,59 @@ def pad_rows(rows: Tensor, valid: Tensor) -> Tensor:
     out = rows.new_zeros(*valid.shape, rows.shape[-1])
     padded: Tensor = out.masked_scatter(valid.unsqueeze(-1), rows)
     return padded
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """These modules in evaluation mode, whatever mode the method is in."""
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+# -- evidence --------------------------------------------------------------------------------------
+
+
+def output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
+    """How much each output counts for what is predicted, ``(b, k)``; rows sum to 1.
+
+    Its probability, among the probabilities of all: of methods that look once for each output.
+    """
+    exact = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    outputs = torch.split(exact, [h.size for h in heads], 1)
+    log_probability = [
+        each.log_softmax(1) if head.exclusive else nn.functional.logsigmoid(each)
+        for each, head in zip(outputs, heads, strict=True)
+    ]
+    return torch.cat(log_probability, 1).softmax(1)
+
+
+def patch_shares(single: Tensor, logits: Tensor, heads: Sequence[Head], valid: Tensor) -> Tensor:
+    """Share of each patch in what is predicted, where the logits are a mean or sum over patches.
+
+    Counted is what a patch adds to the predicted class over the mean of its rivals, or to the
+    predicted sign of an output that has none; what speaks against the prediction counts as 0.
+
+    Args:
+        single: ``(b, n, k)`` of the patches.
+        logits: ``(b, k)``.
+        heads: of the task.
+        valid: ``(b, n)``.
+
+    Returns:
+        ``(b, n)``; rows sum to 1.
+    """
+    sizes = [h.size for h in heads]
+    signs = []
+    for each, head in zip(torch.split(logits.float(), sizes, 1), heads, strict=True):
+        chosen = nn.functional.one_hot(each.argmax(1), head.size) - 1 / head.size
+        signs.append(chosen if head.exclusive else torch.where(each >= 0, 1.0, -1.0))
+    added = (single.detach() * torch.cat(signs, 1).unsqueeze(1)).sum(-1)
+    share = added.clamp_min(0) * valid
+    share = torch.where(share.sum(1, keepdim=True) > 0, share, valid.float())
+    return share / share.sum(1, keepdim=True).clamp_min(1e-30)

@@ -6,8 +6,10 @@ to several lattices, one per magnification, that follow each other.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,11 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.batch import Batch, LoadedImage, Patches, View
+from foveate.cache import ByteCache
 from foveate.encoders.base import AbstractEncoder
 from foveate.evidence import Floats
 from foveate.geometry import Lattice
-from foveate.nn.sampling import smoothed_log_softmax
+from foveate.nn.attention import masked_softmax
+from foveate.nn.sampling import divergence, expectation, smoothed_log_softmax, strongest
 from foveate.tiling import cell_means
+
+Inference = Literal["top", "expectation"]
+
+_KEPT_PRIORS_BYTES = 1 << 26
+_LEAST_PRIOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Field:
         grids: per image, its lattices in the order of the cells.
         log_a: ``(b, k)``, ``-inf`` on padding.
         log_prior: ``(b, k)`` likewise, normalised.
-        real: ``(b, k)``, False on padding.
+        real: ``(b, k)``, False on padding and on cells of grids that were left out.
     """
 
     grids: list[list[Grid]]
@@ -53,15 +62,19 @@ class Field:
     log_prior: Tensor
     real: Tensor
 
-    def patches(self, batch: Batch, index: Tensor, *, jitter: bool) -> list[Patches]:
+    def patches(
+        self, batch: Batch, index: Tensor, *, jitter: bool, used: Tensor | None = None
+    ) -> list[Patches]:
         """Patches at cells ``(b, n)``, those of padding left out.
 
         Args:
             batch: whose images they are cut from.
             index: of cells.
             jitter: centres lie anywhere in their cells, else in the middle.
+            used: ``(b, n)``, False leaves a cell out too.
         """
-        valid = self.real.gather(1, index).cpu()
+        valid = self.real.gather(1, index)
+        valid = (valid if used is None else valid & used).cpu()
         chosen = index.cpu()
         return [
             _place(batch, i, grids, chosen[i][valid[i]].numpy(), jitter)
@@ -77,6 +90,15 @@ class Field:
         ]
         return torch.stack(rows).clamp_max(len(self.grids[0]) - 1)
 
+    def shares(self) -> Tensor:
+        """Attention that each grid holds, ``(b, grids)``; rows sum to 1."""
+        rows = []
+        for row, grids in zip(self.log_a.exp(), self.grids, strict=True):
+            sizes = [len(g.log_prior) for g in grids]
+            parts = row[: sum(sizes)].split(sizes)
+            rows.append(torch.stack([part.sum() for part in parts]))
+        return torch.stack(rows)
+
 
 def build_field(
     scores: Sequence[Sequence[Tensor]],
@@ -84,6 +106,7 @@ def build_field(
     *,
     smoothing: float,
     explore: float = 0.0,
+    kept: Sequence[bool] | None = None,
 ) -> Field:
     """The field of learnt scores added to the prior.
 
@@ -92,6 +115,7 @@ def build_field(
         grids: of the same images.
         smoothing: share of attention spread evenly over all cells.
         explore: share of attention that follows the prior whatever was learnt.
+        kept: which grids take part; cells of the others are as padding. All by default.
     """
     priors = [torch.cat([g.log_prior for g in each]) for each in grids]
     logits = [torch.cat(list(s)).float() + p for s, p in zip(scores, priors, strict=True)]
@@ -100,8 +124,7 @@ def build_field(
         torch.stack([functional.pad(row, (0, k - len(row))) for row in each])
         for each in (logits, priors)
     )
-    lengths = torch.tensor([len(row) for row in logits], device=stacked.device)
-    real = torch.arange(k, device=stacked.device) < lengths[:, None]
+    real = torch.stack([_real(each, kept, k) for each in grids]).to(stacked.device)
     log_a = smoothed_log_softmax(stacked, real, smoothing=smoothing)
     log_prior = smoothed_log_softmax(prior, real, smoothing=smoothing)
     if explore > 0:
@@ -122,7 +145,7 @@ def contrast_prior(
         lattice: of cells.
         view: of the glimpse.
         power: 0 leaves foreground and background only.
-        background: least probability, relative to a cell of the strongest contrast.
+        background: least probability, relative to a cell of the strongest contrast; above 0.
 
     Returns:
         ``(cells,)``.
@@ -130,7 +153,119 @@ def contrast_prior(
     seen = item.contrast if power > 0 else item.contrast > 0
     means = cell_means(seen.astype(np.float64), lattice, spacing_um=view.glimpse_spacing_um)
     shape = np.clip(means / max(means.max(), 1e-9), 0, 1) ** (power or 1.0)
-    return torch.from_numpy(np.log(np.maximum(shape, background))).float().flatten()
+    return (
+        torch.from_numpy(np.log(np.maximum(shape, max(background, _LEAST_PRIOR)))).float().flatten()
+    )
+
+
+class Priors:
+    """Grids with the contrast prior, kept from one step to the next.
+
+    Args:
+        power: as in `contrast_prior`.
+        background: likewise.
+    """
+
+    def __init__(self, *, power: float, background: float) -> None:
+        self._power, self._background = power, background
+        self._kept: ByteCache[Grid] = ByteCache(_KEPT_PRIORS_BYTES)
+
+    def grid(self, batch: Batch, i: int, lattice: Lattice, scale: float = 1.0) -> Grid:
+        """The cells of image i on this lattice, each for a patch of this scale."""
+        item, view = batch.items[i], batch.view
+        key = (item.image_id, view, lattice, scale, batch.device)
+        found = self._kept.get(key)
+        if found is None:
+            prior = contrast_prior(
+                item, lattice, view, power=self._power, background=self._background
+            )
+            found = Grid(lattice, scale, prior.to(batch.device))
+            self._kept.put(key, found, prior.numel() * 4)
+        return found
+
+
+class Spread(nn.Module):
+    """Keeps attention from collapsing: a weight on its divergence from the prior.
+
+    The weight grows with the mass that the drawn patches hold. Attention that is concentrated on
+    fewer cells than are drawn explores nothing and over-fits.
+
+    Args:
+        weight: of the divergence. Its sign is such that adding the loss spreads attention.
+        mass: share of attention that the drawn patches should hold at most; above it the weight
+            grows, up to a hundredfold.
+    """
+
+    held: Tensor
+
+    def __init__(self, *, weight: float, mass: float) -> None:
+        super().__init__()
+        self.weight, self.mass = weight, mass
+        self.register_buffer("held", torch.zeros(()))
+
+    def forward(self, field: Field, a: Tensor) -> Tensor:
+        """The loss, from the attention ``(b, n)`` of the cells that were drawn."""
+        held = a.detach().sum(1).mean()
+        excess = (held - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
+        self.held = held
+        return self.weight * (1 + 99 * excess) * divergence(field.log_a, field.log_prior)
+
+
+def draw_settled(batch: Batch, field: Field, n: int) -> Tensor:
+    """Draw n different cells of each image, always the same ones of the same image.
+
+    Gumbel noise comes from a generator of the image's own, begun at a checksum of its glimpse, so
+    that neither the global generator nor the rest of the batch has a say.
+
+    Returns:
+        ``(b, min(n, k))`` indices in the order of drawing, padding last.
+    """
+    noise = torch.zeros(field.log_a.shape, dtype=torch.float64)
+    for row, item, grids in zip(noise, batch.items, field.grids, strict=True):
+        generator = torch.Generator().manual_seed(zlib.crc32(item.glimpse.tobytes()))
+        cells = sum(len(g.log_prior) for g in grids)
+        uniform = torch.rand(cells, dtype=torch.float64, generator=generator)
+        row[:cells] = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
+    perturbed = field.log_a.double() + noise.to(field.log_a.device)
+    return perturbed.topk(min(n, perturbed.shape[1]), dim=-1).indices
+
+
+def choose_settled(batch: Batch, field: Field, n: int, inference: Inference) -> Tensor:
+    """The cells ``(b, n)`` that are looked at in evaluation, padding last."""
+    if inference == "top":
+        return strongest(field.log_a, n)[0]
+    return draw_settled(batch, field, n)
+
+
+def weigh_settled(log_a: Tensor, valid: Tensor, inference: Inference) -> Tensor:
+    """What each of them weighs in the estimate, ``(b, n)``; rows sum to 1.
+
+    Args:
+        log_a: ``(b, n)`` attention of the cells, in their order.
+        valid: ``(b, n)``.
+        inference: how they were chosen.
+    """
+    if inference == "top":
+        return masked_softmax(log_a, valid)
+    each = torch.eye(log_a.shape[1], dtype=log_a.dtype, device=log_a.device)
+    return expectation(log_a.exp() * valid, each.expand(len(log_a), -1, -1), valid)
+
+
+def of_equal_length(f: Tensor) -> Tensor:
+    """Vectors ``(…, d)`` scaled to the length ``sqrt(d)``, so that components are of the order 1.
+
+    With features of equal length, drawing cells as attention weighs them is the draw of least
+    variance. The paper takes the length 1; a linear layer behind it then begins with logits near 0
+    and learns more slowly.
+    """
+    scaled: Tensor = functional.normalize(f, dim=-1) * f.shape[-1] ** 0.5
+    return scaled
+
+
+def pixel_lattice(shape: Sequence[int], spacing_um: float) -> Lattice:
+    """One cell per pixel of an image of this spacing, from its corner."""
+    n = len(shape)
+    return Lattice((0.0,) * n, (spacing_um,) * n, tuple(shape))
 
 
 def map_lattice(
@@ -169,6 +304,17 @@ class MapScores(nn.Module):
             mixed = mixed + functional.interpolate(coarse, mixed.shape[-2:], mode="nearest")
         score: Tensor = self.score[level](functional.relu(mixed))[:, 0]
         return score.float()
+
+
+def _real(grids: Sequence[Grid], kept: Sequence[bool] | None, k: int) -> Tensor:
+    """``(k,)``, True on cells of the grids that take part."""
+    row = torch.zeros(k, dtype=torch.bool)
+    begin = 0
+    for j, grid in enumerate(grids):
+        end = begin + len(grid.log_prior)
+        row[begin:end] = kept is None or kept[j]
+        begin = end
+    return row
 
 
 def _place(

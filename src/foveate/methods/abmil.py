@@ -4,7 +4,8 @@ Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learnin
 (gated attention).
 
 Differs: the encoder may be trained: features come from two-pass replay, whose memory does not grow
-with the number of patches; in training the lattice moves.
+with the number of patches; in training the lattice moves; an instance head gives every patch a
+gradient of its own; the additive aggregator is that of EMIL (Müller et al., MIDL 2022).
 
 Use when: everything in the image may count and reading all of it is affordable; with a frozen
 encoder, as the baseline that the field compares with. Blind to where patches lie.
@@ -16,26 +17,34 @@ small cache; memory of one chunk of patches, and one vector per patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import Bag
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import GatedAttention, masked_softmax
-from foveate.nn.heads import Head
+from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.pooling import AdditivePool
 
 
 class Abmil(AbstractMethod):
     """All patches with tissue, gated attention, a linear head.
 
     Args:
+        aggregator: ``attention``, the paper's, which pools the patches and answers once; or
+            ``additive``, where each patch answers, gates let some through and the answers are
+            added: evidence is then what each patch added to the prediction.
+        k_min: of the additive aggregator, how many patches it takes to be sure.
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
         chunk: patches encoded at a time.
-        hidden: width of the attention network.
-        dropout: on the pooled vector.
+        hidden: width of the attention network (``attention`` only).
+        dropout: on the pooled vector (``attention`` only).
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0 leaves it out, as published.
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
@@ -48,31 +57,51 @@ class Abmil(AbstractMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
+        aggregator: Literal["attention", "additive"] = "attention",
+        k_min: float = 1.0,
         train_encoder: bool = True,
         chunk: int = 64,
         hidden: int = 128,
         dropout: float = 0.1,
+        instance: float = 1.0,
         jitter: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(train_encoder)
+        self.instance = instance
         self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
         self.norm = nn.LayerNorm(encoder.dim)
-        self.attention = GatedAttention(encoder.dim, hidden=hidden)
-        outputs = nn.Linear(encoder.dim, sum(h.size for h in heads))
-        self.head = nn.Sequential(nn.Dropout(dropout), outputs)
-
-    def train(self, mode: bool = True) -> Abmil:
-        """Training mode; a frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.train(mode and self.bag.train_encoder)
-        return self
+        self.pool: nn.Module
+        if aggregator == "additive":
+            self.pool = AdditivePool(encoder.dim, heads, k_min=k_min)
+        else:
+            self.pool = _AttentionPool(encoder.dim, heads, hidden, dropout)
+        self.head_instance = InstanceHead(encoder.dim, heads) if instance > 0 else None
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from every patch of each image."""
         patches = self.bag.cover(batch, training=self.training)
         f, valid = self.bag.embed(self.encoder, batch, patches)
         h = self.norm(f)
-        weight = masked_softmax(self.attention(h), valid)
-        logits = self.head((weight.unsqueeze(1) @ h).squeeze(1))
-        return Prediction(logits, [] if self.training else batch.evidence(patches, weight))
+        logits, weight = self.pool(h, valid)
+        if not self.training:
+            return Prediction(logits, batch.evidence(patches, weight))
+        if self.head_instance is None:
+            return Prediction(logits, [])
+        alone, _ = self.head_instance(h, valid)
+        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+
+
+class _AttentionPool(nn.Module):
+    """Gated attention and a linear head."""
+
+    def __init__(self, dim: int, heads: Sequence[Head], hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = GatedAttention(dim, hidden=hidden)
+        outputs = nn.Linear(dim, sum(h.size for h in heads))
+        self.head = nn.Sequential(nn.Dropout(dropout), outputs)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(b, k)`` and attention ``(b, n)``."""
+        weight = masked_softmax(self.attention(tokens), valid)
+        return self.head((weight.unsqueeze(1) @ tokens).squeeze(1)), weight

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -11,8 +12,50 @@ from torch import Tensor, nn
 from foveate.batch import Batch, Reads
 from foveate.encoders.base import AbstractEncoder
 from foveate.evidence import Evidence
+from foveate.tasks.base import AbstractTask
 
 Meets = Literal["yes", "partly", "no", "not stated"]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What answers of a training step are worth; a loss may ask it, and never sees the targets.
+
+    Attributes:
+        task: what the labels mean.
+        target: of the ``b`` images.
+    """
+
+    task: AbstractTask
+    target: Tensor
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The task's loss of each answer: ``(b, …, k)`` to ``(b, …)``."""
+        return self._asked(self.task.each_loss, logits)
+
+    def correct(self, logits: Tensor) -> Tensor:
+        """1 where an answer is right, else 0: ``(b, …, k)`` to ``(b, …)``, without gradient."""
+        return self._asked(self.task.correct, logits)
+
+    def by_label(self, where_true: Tensor, where_false: Tensor) -> Tensor:
+        """Sums over outputs of what holds where they are true, else of the other: ``(b,)``.
+
+        Args:
+            where_true: ``(b, k)``, taken where the output is true of the image.
+            where_false: ``(b, k)``, taken where it is not.
+
+        Returns:
+            0 for tasks whose outputs are no classes.
+        """
+        truth = self.task.truth(self.target)
+        if truth is None:
+            return where_true.new_zeros(len(where_true))
+        return (truth * where_true + (1 - truth) * where_false).sum(1)
+
+    def _asked(self, question: Callable[[Tensor, Tensor], Tensor], logits: Tensor) -> Tensor:
+        rows = logits.reshape(-1, logits.shape[-1])
+        target = self.target.repeat_interleave(len(rows) // len(self.target), 0)
+        return question(rows, target).view(logits.shape[:-1])
 
 
 class Prediction:
@@ -24,6 +67,10 @@ class Prediction:
         losses: scalars added to the task's loss in training.
         auxiliary: further logits ``(b, k)`` with the weight that the task's loss on them has in
             training.
+        objectives: losses that hang on how right other answers than the logits are, or on the
+            label: each gets a `Judge` and gives a scalar that is added in training.
+        deviation: ``(b, k)`` standard deviation of the logits over the draws of a method that
+            samples in evaluation; None where the method does not say.
     """
 
     def __init__(
@@ -32,11 +79,15 @@ class Prediction:
         evidence: Sequence[Evidence],
         losses: Mapping[str, Tensor] | None = None,
         auxiliary: Mapping[str, tuple[float, Tensor]] | None = None,
+        deviation: Tensor | None = None,
+        objectives: Mapping[str, Callable[[Judge], Tensor]] | None = None,
     ) -> None:
         self.logits = logits
         self.evidence = list(evidence)
         self.losses = dict(losses or {})
         self.auxiliary = dict(auxiliary or {})
+        self.deviation = deviation
+        self.objectives = dict(objectives or {})
 
 
 class AbstractMethod(nn.Module, abc.ABC):

@@ -19,21 +19,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.batch import Batch, Patches, run_by_shape
-from foveate.cache import ByteCache
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
 from foveate.methods._locate import (
     Field,
-    Grid,
     MapScores,
+    Priors,
+    Spread,
     build_field,
-    contrast_prior,
     map_lattice,
     stage_for,
 )
@@ -41,9 +42,25 @@ from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import GatedAttention, Relate, masked_softmax
 from foveate.nn.heads import Head, InstanceHead, saliency
 from foveate.nn.position import PositionCode
-from foveate.nn.sampling import divergence, draw_without_replacement, expectation
+from foveate.nn.sampling import draw_without_replacement, expectation
+from foveate.tiling import shift_to_mass
 
-_KEPT_PRIORS_BYTES = 1 << 26
+_CROWD = 4
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Cells and the patches that show them.
+
+    Attributes:
+        index: cells ``(b, n)``, those of padding last.
+        shows: ``(b, n)`` which of its image's patches shows each cell.
+        patches: per image.
+    """
+
+    index: Tensor
+    shows: Tensor
+    patches: list[Patches]
 
 
 class Glimpse(AbstractMethod):
@@ -74,6 +91,9 @@ class Glimpse(AbstractMethod):
             patch a gradient of its own, which ends the plateau at chance. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
+        centring: steps by which a patch moves to the centre of mass of what stands out from the
+            background around it; for objects on a plain ground, which cells would cut. Patches
+            that come to lie on one another are looked at once.
     """
 
     reads = frozenset({"glimpse", "crops"})
@@ -99,13 +119,14 @@ class Glimpse(AbstractMethod):
         instance: float = 1.0,
         chunk: int = 256,
         jitter: bool = True,
+        centring: int = 0,
     ) -> None:
         super().__init__()
         dim, n_outputs = encoder.dim, sum(h.size for h in heads)
         self.encoder, self.task_heads = encoder, tuple(heads)
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
-        self.spread, self.mass, self.smoothing, self.explore = spread, mass, smoothing, explore
-        self.background, self.contrast, self.jitter = background, contrast, jitter
+        self.smoothing, self.explore = smoothing, explore
+        self.jitter, self.centring = jitter, centring
         self.glimpse_dropout, self.instance = glimpse_dropout, instance
         self.locate = MapScores(encoder.map_dims)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
@@ -113,48 +134,52 @@ class Glimpse(AbstractMethod):
         self.kind = nn.Parameter(torch.zeros(2, dim))
         self.overview_scale = nn.Parameter(torch.zeros(dim))
         self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
-        self.attention = GatedAttention(dim)
+        self.attention = nn.ModuleList(GatedAttention(dim) for _ in heads)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(dim, n_outputs)
+        self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
         self.head_expected = nn.Linear(dim, n_outputs)
         self.head_instance = InstanceHead(dim, heads)
-        self._priors: ByteCache[Grid] = ByteCache(_KEPT_PRIORS_BYTES)
+        self.spread = Spread(weight=spread, mass=mass)
+        self._priors = Priors(power=contrast, background=background)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the glimpse and the patches it points to."""
         maps = run_by_shape(self.encoder.maps, batch.glimpses())
         overview = self.embed(torch.cat([self.encoder.pool(m) for m in maps]).float())
         field = self._locate(batch, maps)
-        index = self._choose(field)
-        patches = field.patches(batch, index, jitter=self.training and self.jitter)
-        valid = padding_mask(patches, index.device)
-        f = pad_rows(
-            self.embed(embed_patches(self.encoder, batch, patches, self.chunk).float()), valid
-        )
+        chosen = self._choose(batch, field)
+        patches = chosen.patches
+        valid = padding_mask(patches, overview.device)
+        vectors = embed_patches(self.encoder, batch, patches, self.chunk)
+        f = pad_rows(self.embed(vectors.float()), valid)
         alone, single = self.head_instance(f, valid)
         bias = saliency(single, self.task_heads) if self.instance > 0 else f.new_zeros(f.shape[:2])
         pooled, weight = self._aggregate(batch, overview, f, patches, valid, bias)
-        logits = self.head(self.dropout(pooled))
+        each = self.dropout(pooled).unbind(1)
+        logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
-        a = field.log_a.gather(1, index[:, : f.shape[1]]).exp() * valid
-        excess = (a.sum(1).mean().detach() - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
-        strength = self.spread * (1 + 99 * excess)
-        losses = {"spread": strength * divergence(field.log_a, field.log_prior)}
         # The expectation over all cells teaches where to look; the prediction itself rests on the
         # patches that were seen, so that their attention is what decided.
-        expected = self.head_expected(self.dropout(expectation(a, f, valid)))
+        drawn = field.real.gather(1, chosen.index)
+        a = field.log_a.gather(1, chosen.index).exp() * drawn
+        shown = f.gather(1, chosen.shows.unsqueeze(-1).expand(-1, -1, f.shape[-1]))
+        expected = self.head_expected(self.dropout(expectation(a, shown, drawn)))
         auxiliary = {"expected": (1.0, expected)}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
-        return Prediction(logits, [], losses, auxiliary)
+        return Prediction(logits, [], {"spread": self.spread(field, a)}, auxiliary)
 
     # -- locate -------------------------------------------------------------------------------
 
     def _locate(self, batch: Batch, maps: list[list[Tensor]]) -> Field:
-        stage = stage_for(self.encoder, batch.view.glimpse_spacing_um, batch.view.patch_um)
+        spacing = batch.view.glimpse_spacing_um
+        stage = stage_for(self.encoder, spacing, batch.view.patch_um)
         scores = [self.locate(each, stage)[0] for each in maps]
-        grids = [[self._grid(batch, i, stage, s)] for i, s in enumerate(scores)]
+        grids = [
+            [self._priors.grid(batch, i, map_lattice(self.encoder, stage, s.shape, spacing))]
+            for i, s in enumerate(scores)
+        ]
         return build_field(
             [[s.flatten()] for s in scores],
             grids,
@@ -162,25 +187,35 @@ class Glimpse(AbstractMethod):
             explore=self.explore if self.training else 0.0,
         )
 
-    def _grid(self, batch: Batch, i: int, stage: int, score: Tensor) -> Grid:
-        key = (batch.items[i].image_id, batch.view, tuple(score.shape))
-        kept = self._priors.get(key)
-        if kept is None:
-            view = batch.view
-            lattice = map_lattice(self.encoder, stage, score.shape, view.glimpse_spacing_um)
-            prior = contrast_prior(
-                batch.items[i], lattice, view, power=self.contrast, background=self.background
-            )
-            kept = Grid(lattice, 1.0, prior.to(score.device))
-            self._priors.put(key, kept, prior.numel() * 4)
-        return kept
-
-    def _choose(self, field: Field) -> Tensor:
-        """Indices of cells ``(b, n)``, those of padding last."""
+    def _choose(self, batch: Batch, field: Field) -> _Chosen:
         if self.training:
-            return draw_without_replacement(field.log_a.detach(), self.patches)
-        n = min(self.eval_patches, field.log_a.shape[1])
-        return field.log_a.topk(n, dim=-1).indices
+            index = draw_without_replacement(field.log_a.detach(), self.patches)
+        else:
+            n = self.eval_patches * (_CROWD if self.centring else 1)
+            index = field.log_a.topk(min(n, field.log_a.shape[1]), dim=-1).indices
+        found = field.patches(batch, index, jitter=self.training and self.jitter)
+        most = self.patches if self.training else self.eval_patches
+        shows = torch.zeros_like(index)
+        patches = []
+        for i, every in enumerate(found):
+            kept, shown = np.arange(len(every)), np.arange(len(every))
+            if self.centring:
+                every = self._centred(batch, i, every)
+                kept, shown = _apart(every)
+            patches.append(every[kept[:most]])
+            shows[i, : len(every)] = torch.from_numpy(shown).to(shows)
+        return _Chosen(index, shows, patches)
+
+    def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
+        """Patches moved to what they show."""
+        item, spacing = batch.items[i], batch.view.glimpse_spacing_um
+        centre = shift_to_mass(
+            item.contrast.astype(np.float64),
+            patches.centre_um / spacing,
+            side=batch.view.patch_um / spacing,
+            steps=self.centring,
+        )
+        return batch.place(i, centre * spacing)
 
     # -- aggregate ----------------------------------------------------------------------------
 
@@ -193,28 +228,51 @@ class Glimpse(AbstractMethod):
         valid: Tensor,
         bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The pooled vector ``(b, d)`` and the share of each patch in it ``(b, n)``."""
+        """A pooled vector for each question ``(b, t, d)``; the share of each patch ``(b, n)``."""
         b = len(f)
-        position = self._positions(batch, patches, f.shape[1])
+        centre, extent = self._places(batch, patches, f.shape[1])
+        position = self.position(centre, extent)
         shown = torch.ones(b, 1, dtype=torch.bool, device=f.device)
         if self.training:
             shown = torch.rand(b, 1, device=f.device) >= self.glimpse_dropout
         tokens = torch.cat([overview.unsqueeze(1) + self.kind[0], f + self.kind[1]], 1)
         known = torch.cat([shown, valid], 1)
+        placed = torch.ones_like(known)
+        placed[:, 0] = False
         for layer in self.relate:
-            tokens = layer(tokens, position, known)
+            tokens = layer(tokens, position, known, centre, placed)
         # The glimpse stands beside the patches, not among them, where one token would drown. Its
         # share begins at nothing: it is quick to memorise, and must not be what is learnt first.
         related = tokens[:, 1:]
-        weight = masked_softmax(self.attention(related) + bias, valid)
+        scores = torch.stack([attend(related) for attend in self.attention], 1)
+        weight = masked_softmax(scores + bias.unsqueeze(1), valid.unsqueeze(1))
         overview = self.overview_scale * shown * tokens[:, 0]
-        return (weight.unsqueeze(-1) * related).sum(1) + overview, weight
+        return weight @ related + overview.unsqueeze(1), weight.mean(1)
 
-    def _positions(self, batch: Batch, patches: Sequence[Patches], n: int) -> Tensor:
-        """Codes of the glimpse and of the patches, ``(b, 1 + n, d)``."""
+    def _places(self, batch: Batch, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
+        """Centres ``(b, 1 + n, d)`` and extents ``(b, 1 + n)`` of the glimpse and the patches."""
         centre, extent = batch.layout(patches, n)
         whole = [math.sqrt(np.prod(item.image.box_um.size)) for item in batch.items]
         own = torch.tensor(whole, device=extent.device, dtype=extent.dtype) / batch.view.patch_um
         centre = torch.cat([torch.zeros_like(centre[:, :1]), centre], 1)
-        code: Tensor = self.position(centre, torch.cat([own[:, None], extent], 1))
-        return code
+        return centre, torch.cat([own[:, None], extent], 1)
+
+
+def _apart(patches: Patches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Patches that show different things.
+
+    Returns:
+        those, in order, whose centre lies a quarter side or more from all kept before them; and for
+        every patch which of the kept shows the same.
+    """
+    kept: list[int] = []
+    shows = np.zeros(len(patches), np.int64)
+    centre, near = patches.centre_um, patches.side_um[:1].sum() / 4
+    for j in range(len(patches)):
+        away = np.abs(centre[kept] - centre[j]).max(-1)
+        if len(kept) == 0 or away.min() >= near:
+            shows[j] = len(kept)
+            kept.append(j)
+        else:
+            shows[j] = int(away.argmin())
+    return np.asarray(kept, np.int64), shows

@@ -1,49 +1,49 @@
-"""Attention over bags of tokens, with masks for padding everywhere.
-
-Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018
-(gated attention, their eq. 9).
-"""
+"""Attention over bags of tokens, with masks for padding everywhere."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.nn.base import GatedAttention, masked_softmax
 
-def masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
-    """Softmax over the last axis where `valid`; exactly 0 elsewhere, and 0 for an empty row."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    filled = scores.masked_fill(~valid, -torch.inf)
-    top = filled.amax(-1, keepdim=True)
-    exp = torch.exp(filled - top.masked_fill(top.isneginf(), 0.0))
-    return exp / exp.sum(-1, keepdim=True).clamp_min(torch.finfo(exp.dtype).tiny)
-
-
-class GatedAttention(nn.Module):
-    """Scores ``w . (tanh(V h) * sigmoid(U h))``, one per token, before the softmax."""
-
-    def __init__(self, dim: int, *, hidden: int = 128) -> None:
-        super().__init__()
-        self.value = nn.Linear(dim, hidden)
-        self.gate = nn.Linear(dim, hidden)
-        self.score = nn.Linear(hidden, 1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``(…, d)`` to ``(…)``."""
-        mixed = torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens))
-        scores: Tensor = self.score(mixed).squeeze(-1)
-        return scores
+__all__ = ["GatedAttention", "Relate", "masked_softmax"]
 
 
 class Relate(nn.Module):
-    """A pre-norm transformer layer whose branches start at nearly zero.
+    """A pre-norm transformer layer between parts, whose branches start at nearly zero.
 
     Tokens keep their own content at initialisation, so that attention over them can be read as
-    evidence; relations are learnt on top.
+    evidence; relations are learnt on top. Each head sees as far as its reach: its logits fall by
+    one for every reach of distance, which is learnt and starts between `near` and `far` patches. A
+    token attends to the others, not to itself, or to nothing (a key and value of 0). What it gets
+    is then what its neighbourhood holds, from the first step on; beside itself, at distance 0, a
+    neighbourhood drowns, and a layout is not learnt for thousands of steps.
+
+    Args:
+        dim: length of a token.
+        heads: of attention; divides `dim`.
+        initial_scale: of both branches.
+        near: reach of the first head at the start, in patches.
+        far: that of the last; those between are spaced geometrically.
+
+    Source: the distance term is that of Press, Smith & Lewis, "Train Short, Test Long", ICLR 2022
+    (ALiBi). Where we differ: distances are Euclidean, and how fast they count is learnt. The cost
+    is a matrix of ``n * n`` for each head.
     """
 
-    def __init__(self, dim: int, *, heads: int = 4, initial_scale: float = 0.1) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        initial_scale: float = 0.1,
+        near: float = 1.0,
+        far: float = 64.0,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
@@ -53,14 +53,26 @@ class Relate(nn.Module):
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )
         self.scale = nn.Parameter(torch.full((2, dim), initial_scale))
+        self.log_reach = nn.Parameter(torch.linspace(math.log(near), math.log(far), heads))
 
-    def forward(self, tokens: Tensor, position: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        valid: Tensor,
+        centre: Tensor | None = None,
+        placed: Tensor | None = None,
+    ) -> Tensor:
         """Relate tokens.
 
         Args:
             tokens: ``(b, n, d)``.
             position: ``(b, n, d)``, added where tokens are compared, not to what they carry.
-            valid: ``(b, n)`` bool; at least one per row.
+            valid: ``(b, n)`` bool.
+            centre: ``(b, n, ndim)`` in patches, where tokens lie; only distances count. None
+                leaves distance out.
+            placed: ``(b, n)`` bool, which tokens lie somewhere; others, such as the glimpse, are
+                at no distance from any. None for all.
 
         Returns:
             ``(b, n, d)``.
@@ -71,7 +83,25 @@ class Relate(nn.Module):
         value = functional.linear(normed, self.query_key_value.weight[2 * d :])
         q, k = query_key.view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         v = value.view(b, n, self.heads, -1).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
+        others = valid[:, None, None, :] & ~torch.eye(n, dtype=torch.bool, device=valid.device)
+        bias = self._bias(others, centre, placed).to(q.dtype)
+        nothing = (0, 0, 0, 1)
+        mixed = functional.scaled_dot_product_attention(
+            q, functional.pad(k, nothing), functional.pad(v, nothing), functional.pad(bias, (0, 1))
+        )
         tokens = tokens + self.scale[0] * self.out(mixed.transpose(1, 2).reshape(b, n, d))
         out: Tensor = tokens + self.scale[1] * self.mlp(tokens)
         return out
+
+    def _bias(self, others: Tensor, centre: Tensor | None, placed: Tensor | None) -> Tensor:
+        """Minus distance in reaches, ``(b, h, n, n)``; ``-inf`` where not `others`."""
+        reach = self.log_reach.exp()
+        if centre is None:
+            return torch.zeros_like(others, dtype=reach.dtype).masked_fill(~others, -torch.inf)
+        exact = centre.to(reach.dtype)
+        distance = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+        if placed is not None:
+            apart = placed.unsqueeze(1) & placed.unsqueeze(2)
+            distance = distance.masked_fill(~apart, 0.0)
+        scaled = distance.unsqueeze(1) / reach[:, None, None]
+        return (-scaled).masked_fill(~others, -torch.inf)

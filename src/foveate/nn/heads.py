@@ -1,48 +1,107 @@
-"""What a task asks of an image, as a method sees it."""
+"""What a task asks of an image, as a method sees it, and how patches answer on their own.
+
+Sources: the gated sum is that of EMIL (MIDL 2022); the maximum is classic multiple instance
+learning.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["max", "sum", "none"]
+from foveate.nn._additive import AdditiveHead, small_linear
+from foveate.nn.base import Head, Pooling
 
-
-@dataclass(frozen=True)
-class Head:
-    """One question that a task asks of an image.
-
-    Attributes:
-        name: of the question.
-        size: number of outputs.
-        exclusive: one softmax over the outputs; else a sigmoid each.
-        pooling: how single patches answer it: ``max`` where one patch suffices (presence), ``sum``
-            for a gated sum (counts, grades), ``none`` where no patch can.
-    """
-
-    name: str
-    size: int
-    exclusive: bool
-    pooling: Pooling
+__all__ = ["Head", "InstanceHead", "Pooling", "saliency"]
 
 
 class InstanceHead(nn.Module):
-    """Stub until the real one lands."""
+    """Each patch answers the task by itself; the answers are pooled as each question allows.
+
+    Trained beside a method's own prediction it gives every patch a gradient of its own, which ends
+    the plateau at chance where the pooling fits the question. Logits begin near 0.
+
+    Args:
+        dim: length of a patch's vector.
+        heads: what the task asks.
+        k_min: of gated sums, how many patches it takes to be sure; 1 where one suffices.
+    """
 
     def __init__(self, dim: int, heads: Sequence[Head], *, k_min: float = 1.0) -> None:
         super().__init__()
-        self.score = nn.Linear(dim, sum(h.size for h in heads))
+        kinds = {"max": _Strongest, "sum": _Sum, "none": _Frequencies}
+        self.parts = nn.ModuleList(kinds[head.pooling](dim, head, k_min) for head in heads)
+
+    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers of images and of patches.
+
+        Args:
+            f: ``(b, n, d)``.
+            valid: ``(b, n)`` bool.
+
+        Returns:
+            logits ``(b, k)`` of the images, k over all heads in order, and ``(b, n, k)`` of the
+            patches: times their gate where sums are gated, 0 where no patch can answer.
+        """
+        found = [part(f, valid) for part in self.parts]
+        return torch.cat([x for x, _ in found], -1), torch.cat([x for _, x in found], -1)
+
+
+class _Strongest(nn.Module):
+    """Per output, the maximum over patches of a linear layer; its bias for an empty image."""
+
+    def __init__(self, dim: int, head: Head, k_min: float) -> None:
+        super().__init__()
+        self.score = small_linear(dim, head.size)
 
     def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         single = self.score(f)
-        return single.masked_fill(~valid.unsqueeze(-1), -torch.inf).amax(1), single
+        single = single.to(torch.promote_types(single.dtype, torch.float32))
+        top = single.masked_fill(~valid.unsqueeze(-1), -torch.inf).amax(1)
+        return torch.where(valid.any(1, keepdim=True), top, self.score.bias.to(top)), single
+
+
+class _Sum(nn.Module):
+    """A gated sum."""
+
+    def __init__(self, dim: int, head: Head, k_min: float) -> None:
+        super().__init__()
+        self.sum = AdditiveHead(dim, head, k_min=k_min)
+
+    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.sum(f, valid)
+        return found.logits, found.opinion * found.gate.unsqueeze(-1)
+
+
+class _Frequencies(nn.Module):
+    """Logits that see no patch."""
+
+    def __init__(self, dim: int, head: Head, k_min: float) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(head.size))
+
+    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        b, n = valid.shape
+        return self.bias.expand(b, -1), self.bias.new_zeros(b, n, len(self.bias))
 
 
 def saliency(single: Tensor, heads: Sequence[Head]) -> Tensor:
-    if single.shape[-1] == 1:
-        return single.detach()[..., 0]
-    return (single.amax(-1) - single.mean(-1)).detach()
+    """How much each patch speaks for some class, to be added to scores of attention.
+
+    Args:
+        single: ``(b, n, k)`` answers of patches, from `InstanceHead`.
+        heads: what the task asks.
+
+    Returns:
+        ``(b, n)`` without gradient: the highest over heads of, where outputs exclude each other,
+        the highest logit above their mean; else the highest logit. 0 if no patch can answer.
+    """
+    parts = torch.split(single.detach(), [head.size for head in heads], -1)
+    found = [
+        part.amax(-1) - part.mean(-1) if head.exclusive else part.amax(-1)
+        for part, head in zip(parts, heads, strict=True)
+        if head.pooling != "none"
+    ]
+    return torch.stack(found).amax(0) if found else single.new_zeros(single.shape[:2])

@@ -38,9 +38,35 @@ class AbstractTask(abc.ABC):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss of logits ``(b, k)`` and targets as `target` gives them; a scalar."""
 
+    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of every row on its own, ``(m,)``; where rows stand alone, `loss` is its mean.
+
+        Args:
+            logits: ``(m, k)``.
+            target: ``(m, …)``.
+        """
+        rows = [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(logits))]
+        return torch.stack(rows)
+
+    def correct(self, logits: Tensor, target: Tensor) -> Tensor:
+        """1 where a row answers rightly and 0 where it does not, ``(m,)``, without gradient.
+
+        For targets that are no single class, ``exp(-loss)``: the nearer to 1, the better.
+        """
+        if target.ndim > 1 or target.is_floating_point():
+            return self.each_loss(logits.detach(), target).neg().exp().clamp_max(1.0)
+        return (self.probabilities(logits.detach()).argmax(-1) == target).float()
+
     @abc.abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """``(b, len(classes))``, rows sum to 1, in float64."""
+
+    def truth(self, target: Tensor) -> Tensor | None:
+        """Which outputs are true of each image, ``(b, k)`` in [0, 1].
+
+        None where outputs are no classes; losses that ask for a class are left out then.
+        """
+        return None
 
     def chance_loss(self, target: Tensor) -> float:
         """The least loss of somebody who knows the targets' frequencies but sees no image.

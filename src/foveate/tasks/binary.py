@@ -52,8 +52,18 @@ class BinaryTask(AbstractTask):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Binary cross-entropy with smoothed labels."""
+        return self.each_loss(logits, target).mean()
+
+    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The same of every row."""
         soft = target.float() * (1 - self.smoothing) + self.smoothing / 2
-        return functional.binary_cross_entropy_with_logits(logits[:, 0].float(), soft)
+        return functional.binary_cross_entropy_with_logits(
+            logits[:, 0].float(), soft, reduction="none"
+        )
+
+    def truth(self, target: Tensor) -> Tensor:
+        """1 for the positive class."""
+        return target.float()[:, None]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of the negative and the positive class."""

@@ -35,8 +35,17 @@ class MulticlassTask(AbstractTask):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy with smoothed labels."""
-        soft = self.smoothing
-        return functional.cross_entropy(logits.float(), target.long(), label_smoothing=soft)
+        return self.each_loss(logits, target).mean()
+
+    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The same of every row."""
+        return functional.cross_entropy(
+            logits.float(), target.long(), label_smoothing=self.smoothing, reduction="none"
+        )
+
+    def truth(self, target: Tensor) -> Tensor:
+        """1 for the class of the label."""
+        return functional.one_hot(target.long(), len(self.classes)).float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Softmax."""

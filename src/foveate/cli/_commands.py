@@ -1,150 +1,31 @@
-"""The command line. Heavy imports happen inside commands, so ``--help`` answers at once."""
+"""Train, predict, evaluate and the other commands that work on users' images."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from foveate import __version__
-from foveate.errors import FoveateError, OptionError, did_you_mean
+from foveate.cli._words import (
+    OK,
+    PARTIAL,
+    USER_ERROR,
+    Sectioned,
+    device_flag,
+    merge,
+    named_flags,
+    plugins_flag,
+    spacing_flag,
+)
+from foveate.errors import OptionError
 
 if TYPE_CHECKING:
     from foveate.experiment import Outcome
 
-OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
-_PARTS = ("method", "encoder", "task")
-_SECTIONS = ("train", "view", "split", "table", *_PARTS)
 
-
-def main() -> None:
-    """Run the command line; errors the user can mend are one line and exit code 1."""
-    try:
-        code = cli.main(prog_name="foveate", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        code = error.exit_code
-    except click.UsageError as error:
-        code = _complain(f"{_usage(error)} See {_path(error)} --help")
-    except click.ClickException as error:
-        code = _complain(error.format_message())
-    except FoveateError as error:
-        code = _complain(str(error))
-    except OSError as error:
-        code = _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted. The same command continues where this one stopped.", err=True)
-        code = INTERRUPTED
-    sys.exit(code if isinstance(code, int) else OK)
-
-
-def _complain(message: str) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    return USER_ERROR
-
-
-def _usage(error: click.UsageError) -> str:
-    """What is wrong with the words of the command, in the manner of our own errors."""
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        known = [word for param in error.ctx.command.params for word in param.opts]
-        return f"no option '{error.option_name}'.{did_you_mean(error.option_name, known)}"
-    message = error.format_message().rstrip(".")
-    return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else '.'}"
-
-
-def _path(error: click.UsageError) -> str:
-    return "foveate" if error.ctx is None else error.ctx.command_path
-
-
-class _Sectioned(click.Command):
-    """A command that also takes ``--section.key value`` for every key of the config."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take these out, so that their values are not taken for the table."""
-        plain: list[str] = []
-        rest = list(args)
-        ctx.obj = {}
-        while rest:
-            word = rest.pop(0)
-            if not word.startswith("--") or "." not in word.partition("=")[0]:
-                plain.append(word)
-                continue
-            key, equals, value = word.partition("=")
-            if not equals:
-                if not rest:
-                    raise OptionError(f"{key} needs a value")
-                value = rest.pop(0)
-            _put_section(ctx.obj, key, value)
-        return super().parse_args(ctx, plain)
-
-
-def _put_section(into: dict[str, Any], key: str, value: str) -> None:
-    section, _, name = key.removeprefix("--").partition(".")
-    if section not in _SECTIONS:
-        raise OptionError(f"no option '{key}': no section '{section}'.{_near(section)}")
-    if section in _PARTS:
-        section += "_options"
-    into.setdefault(section, {})[name.replace("-", "_")] = value
-
-
-def _near(section: str) -> str:
-    return did_you_mean(section, _SECTIONS)
-
-
-def _add_plugins(_: click.Context, __: click.Parameter, folders: Sequence[Path]) -> None:
-    from foveate.plugins import add_plugin_folder
-
-    for folder in folders:
-        add_plugin_folder(folder)
-
-
-_plugins = click.option(
-    "--plugins",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    expose_value=False,
-    callback=_add_plugins,
-    is_eager=True,
-    help="Folder with methods/, readers/, tasks/ or encoders/ of your own. Its code is run.",
-)
-
-
-_spacing = click.option(
-    "--spacing-um",
-    "--view.assume-spacing-um",
-    "spacing_um",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Of slides that state none (micrometres per pixel).",
-)
-_device = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-)
-
-
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    invoke_without_command=True,
-)
-@click.version_option(__version__, prog_name="foveate")
-@click.pass_context
-def cli(ctx: click.Context, /) -> None:
-    r"""Classify images far larger than a GPU's memory, from image-level labels alone.
-
-    \b
-    Start here:    foveate demo
-    Your images:   foveate train labels.csv --out runs/first
-    New images:    foveate predict runs/first slides/ --out predictions
-    """
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
-
-
-@cli.command(short_help="Synthetic gigapixel cohort, trained and reported, on a CPU.")
+@click.command(short_help="Synthetic gigapixel cohort, trained and reported, on a CPU.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("foveate-demo"), show_default=True
 )
@@ -167,7 +48,7 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
     return PARTIAL if outcome.n_quarantined else OK
 
 
-@cli.command(cls=_Sectioned, short_help="Train on a TABLE of images and labels, and report.")
+@click.command(cls=Sectioned, short_help="Train on a TABLE of images and labels, and report.")
 @click.argument("table", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags override it.")
@@ -186,7 +67,7 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
 @click.option("--seed", type=int, help="Of the split and of training.")
 @click.option("--heatmaps", type=int, help="How many test images get pictures.  [default: 40]")
 @click.option("--permute-labels", is_flag=True, help="Self-test: shuffled labels must give chance.")
-@_plugins
+@plugins_flag
 @click.pass_context
 def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -> int:
     r"""Train on a TABLE of images and labels, evaluate on patients never seen, and report.
@@ -202,21 +83,21 @@ def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -
     from foveate.config import build_config, load_yaml
 
     given: dict[str, Any] = {} if config is None else load_yaml(config)
-    _merge(given, _named_flags(flags))
-    _merge(given, ctx.obj)
+    merge(given, named_flags(flags))
+    merge(given, ctx.obj)
     if "path" not in given.get("table", {}):
         raise OptionError("no table: foveate train labels.csv --out RUN")
     return _train(build_config(given), out)
 
 
-@cli.command()
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@_spacing
+@spacing_flag
 @click.option("--heatmaps", default=1000, show_default=True, help="How many images get pictures.")
-@_device
-@_plugins
+@device_flag
+@plugins_flag
 def predict(
     run: Path,
     images: tuple[Path, ...],
@@ -252,7 +133,7 @@ def predict(
     return PARTIAL if summary.failed else OK
 
 
-@cli.command(short_help="Score the trained RUN on a labelled TABLE it has never seen.")
+@click.command(short_help="Score the trained RUN on a labelled TABLE it has never seen.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
@@ -260,9 +141,14 @@ def predict(
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Folder that paths are relative to."
 )
-@_spacing
-@_device
-@_plugins
+@spacing_flag
+@click.option(
+    "--audit-layout",
+    is_flag=True,
+    help="Also let patches trade places: does the model use where they lie?",
+)
+@device_flag
+@plugins_flag
 def evaluate(
     run: Path,
     table: Path,
@@ -270,6 +156,7 @@ def evaluate(
     label: str | None,
     images: Path | None,
     spacing_um: float | None,
+    audit_layout: bool,
     device: str,
 ) -> int:
     """Score the trained RUN on a labelled TABLE that it has never seen."""
@@ -286,32 +173,43 @@ def evaluate(
             images=images,
             assume_spacing_um=spacing_um,
             device=device,
+            shuffle_layout=audit_layout,
         )
     _show_scores(metrics)
+    if audit_layout:
+        click.echo(f"  {metrics['layout']['told']}")
     click.echo(f"\nwritten: {out / 'metrics.json'}, {out / 'predictions.csv'}")
     return PARTIAL if failed else OK
 
 
-@cli.command()
+@click.command()
 @click.argument("name", required=False)
-@_plugins
-def methods(name: str | None) -> None:
-    """List the methods, or the options of one."""
+@click.option("--markdown", is_flag=True, help="All of them as the page docs/methods.md.")
+@plugins_flag
+def methods(name: str | None, markdown: bool) -> None:
+    """List the methods, or tell about one: source, when to use it, what it costs, its options."""
+    from foveate.catalogue import methods_page, told
     from foveate.plugins import find, names, options
 
+    if markdown:
+        click.echo(methods_page(), nl=False)
+        return
     if name is None:
         for each in names("methods"):
-            click.echo(f"{each:<14} {find('methods', each).summary}")
+            click.echo(f"{each:<20} {find('methods', each).summary}")
         click.echo("\noptions of one: foveate methods NAME")
         return
     part = find("methods", name)
-    click.echo(f"{name}: {part.summary}\n\n{part.__doc__}\n")
+    click.echo(f"{name}: {part.summary}\n")
+    for title, text in told(part).items():
+        click.echo(click.wrap_text(f"{title}: {text}" if title else text, 98) + "\n")
+    click.echo(inspect.cleandoc(part.__doc__ or "") + "\n")
     for option in options(part).values():
         click.echo(f"  --method.{option.name.replace('_', '-'):<20} default {option.default}")
 
 
-@cli.command(short_help="Is the installation healthy, and how fast is it?")
-@_plugins
+@click.command(short_help="Is the installation healthy, and how fast is it?")
+@plugins_flag
 def doctor() -> int:
     """Say what is installed, which readers work, and how fast disk, decoder and device are."""
     from foveate.doctor import examine
@@ -355,41 +253,3 @@ def _show_scores(metrics: dict[str, Any]) -> None:
             f"  {name:<20} {score['value']:.3f}  (95 % interval {score['lo']:.3f} to "
             f"{score['hi']:.3f})"
         )
-
-
-def _named_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    places = {
-        "table": ("table", "path"),
-        "column": ("table", "image"),
-        "label": ("table", "label"),
-        "patient": ("table", "patient"),
-        "images": ("table", "images"),
-        "classes": ("table", "classes"),
-        "folds": ("split", "folds"),
-        "epochs": ("train", "epochs"),
-    }
-    for name, value in flags.items():
-        if value is None or value is False:
-            continue
-        if name in places:
-            section, key = places[name]
-            given.setdefault(section, {})[key] = str(value) if isinstance(value, Path) else value
-        elif name == "seed":
-            given.setdefault("train", {})["seed"] = value
-            given.setdefault("split", {})["seed"] = value
-        else:
-            given[name] = value
-    return given
-
-
-def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            into[key] |= value
-        else:
-            into[key] = value
-
-
-if __name__ == "__main__":
-    main()

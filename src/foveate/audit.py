@@ -1,0 +1,99 @@
+"""Does a model use where patches lie? Let them trade places and see what becomes of its score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from foveate.cases import Case
+from foveate.checkpoint import Model
+from foveate.errors import TrainingError
+from foveate.loading import CaseLoader
+from foveate.prediction import Report, predict_cases
+
+_UNCHANGED = 1e-6
+
+
+@dataclass(frozen=True)
+class LayoutAudit:
+    """What shuffling the places of each image's patches among themselves does to predictions.
+
+    Attributes:
+        scores: of the task, as the patches lie.
+        shuffled: the same scores, means over the shuffles.
+        largest_change: of any logit of any image.
+        n_images: how many.
+    """
+
+    scores: dict[str, float]
+    shuffled: dict[str, float]
+    largest_change: float
+    n_images: int
+
+    @property
+    def uses_layout(self) -> bool:
+        """Whether any prediction moved at all."""
+        return self.largest_change > _UNCHANGED
+
+    def told(self) -> str:
+        """The finding in a sentence."""
+        if not self.uses_layout:
+            return (
+                "layout: not one prediction changed when patches traded places, so this model "
+                "never used where they lie"
+            )
+        each = ", ".join(
+            f"{name.removeprefix('val_')} {value:.3f} to {self.shuffled[name]:.3f}"
+            for name, value in self.scores.items()
+        )
+        return f"layout: when patches trade places the score goes from {each}"
+
+
+def audit_layout(
+    model: Model,
+    cases: Sequence[Case],
+    loader: CaseLoader,
+    *,
+    device: torch.device,
+    n_shuffles: int = 3,
+    seed: int = 0,
+) -> LayoutAudit:
+    """Predict as it is and with the patches' places shuffled, on the same labelled images.
+
+    Everything else stays: the same patches, the same pixels. Only methods that relate patches by
+    position can notice.
+
+    Raises:
+        TrainingError: an image could not be predicted, or none is given.
+    """
+    target = torch.tensor([model.task.target(str(case.label)) for case in cases])
+    plain = _logits(model, cases, loader, device, shuffle=False)
+    scores = model.task.validation(plain, target)
+    totals, change = dict.fromkeys(scores, 0.0), 0.0
+    for i in range(n_shuffles):
+        torch.manual_seed(seed + i)
+        mixed = _logits(model, cases, loader, device, shuffle=True)
+        change = max(change, float((mixed - plain).abs().max()))
+        for name, value in model.task.validation(mixed, target).items():
+            totals[name] += value / n_shuffles
+    return LayoutAudit(scores, totals, change, len(cases))
+
+
+def _logits(
+    model: Model,
+    cases: Sequence[Case],
+    loader: CaseLoader,
+    device: torch.device,
+    *,
+    shuffle: bool,
+) -> torch.Tensor:
+    rows = []
+    for report in predict_cases(model, cases, loader, device=device, shuffle_layout=shuffle):
+        if not isinstance(report, Report):
+            raise TrainingError(f"{report.case.path} could not be predicted: {report.reason}")
+        rows.append(report.logits)
+    if not rows:
+        raise TrainingError("the layout audit needs images")
+    return torch.tensor(rows)

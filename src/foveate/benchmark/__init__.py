@@ -1,0 +1,104 @@
+"""Synthetic tasks of the field: accuracy, time, memory and pixels read, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foveate.batch import View
+from foveate.benchmark import megapixel_mnist, needle_mnist, spatial_bag, ultra_mnist
+from foveate.benchmark._run import Run, run_row, write_table
+from foveate.benchmark.base import Benchmark, prepare
+from foveate.benchmark.mnist import load_mnist
+from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.outputs import Display
+from foveate.plugins import find, parse_options
+from foveate.state import TrainOptions
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "megapixel-mnist": megapixel_mnist.BENCHMARK,
+    "ultra-mnist": ultra_mnist.BENCHMARK,
+    "needle-mnist": needle_mnist.BENCHMARK,
+    "spatial-bag": spatial_bag.BENCHMARK,
+}
+
+
+def sweep(
+    name: str,
+    mnist: Path,
+    out: Path,
+    *,
+    method: str,
+    seeds: Sequence[int],
+    n_train: int | None,
+    n_test: int | None,
+    recipe: Mapping[str, Any],
+    given: Mapping[str, Mapping[str, Any]],
+    probe_minutes: float | None,
+    display: Display,
+) -> list[dict[str, Any]]:
+    """Run every seed on canvases of its own and return the rows, which ``OUT/results.csv`` holds.
+
+    Args:
+        name: of the benchmark.
+        mnist: folder of the idx files.
+        out: where canvases, runs and the table go.
+        method: which method.
+        seeds: of canvases and training.
+        n_train: canvases to train on; None for the benchmark's own number.
+        n_test: canvases to test on.
+        recipe: options of the canvases that differ from the benchmark's.
+        given: sections ``train``, ``method_options``, ``encoder_options``, ``view``.
+        probe_minutes: see `Run`.
+        display: progress.
+
+    Raises:
+        OptionError, UnknownName: an option that this benchmark, method or section has not.
+    """
+    benchmark, settled = _settle(name, recipe)
+    counts = {"n_train": n_train or benchmark.n_train, "n_test": n_test or benchmark.n_test}
+    said = "-".join(f"{k}{v}" for k, v in settled.items()) + f"-n{counts['n_train']}"
+    defaults, digits, rows = benchmark.defaults(method), load_mnist(mnist), []
+    options = parse_options(find("methods", method), given.get("method_options", {}), "method")
+    train = parse_options(TrainOptions, given.get("train", {}), "train")
+    run = Run(
+        benchmark=f"{name} {said}",
+        method=method,
+        view=_view(benchmark.view(settled), {**defaults["view"], **given.get("view", {})}),
+        options=TrainOptions(**(defaults["train"] | train)),
+        method_options=defaults["method"] | options,
+        encoder_options=dict(given.get("encoder_options", {})),
+        probe_minutes=probe_minutes,
+    )
+    for seed in seeds:
+        canvases = out / "canvases" / f"{name}-{said}-seed{seed}"
+        display.say(f"canvases: {canvases}")
+        parts = prepare(benchmark, canvases, digits, **counts, seed=seed, recipe=settled)
+        own = replace(run, options=replace(run.options, seed=seed))
+        rows.append(run_row(own, benchmark.task(settled), parts, out / "runs", display))
+        write_table(out)
+    return rows
+
+
+def _settle(name: str, recipe: Mapping[str, Any]) -> tuple[Benchmark, dict[str, Any]]:
+    """The benchmark of this name and the options of its canvases."""
+    if name not in BENCHMARKS:
+        raise UnknownName(f"no benchmark '{name}'.{did_you_mean(name, BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    for key in recipe:
+        if key not in benchmark.recipe:
+            raise OptionError(f"--{key}: {name} has no such option")
+    return benchmark, {**benchmark.recipe, **recipe}
+
+
+def _view(view: View, given: Mapping[str, Any]) -> View:
+    numbers = {"spacing_um": float, "patch_px": int, "glimpse_spacing_um": float}
+    for key in given:
+        if key not in numbers:
+            raise OptionError(f"no option 'view.{key}'.{did_you_mean(key, numbers)}")
+    try:
+        return replace(view, **{k: numbers[k](v) for k, v in given.items()})
+    except ValueError as error:
+        raise OptionError(f"view: {error}") from error

@@ -1,0 +1,288 @@
+"""The tree that hard attention descends: which crops were chosen, and what was seen in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.batch import Batch, LoadedImage, Patches
+from foveate.encoders.base import AbstractEncoder
+from foveate.evidence import Floats
+from foveate.methods._bag import padding_mask
+from foveate.methods._tnet_grid import Cut, cell_features, corners, open_cells
+from foveate.nn.position import PositionCode
+from foveate.nn.reinforce import draw_log_prob
+from foveate.nn.sampling import draw_without_replacement, strongest
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The grids of one image at one level: of the whole image, or one per crop chosen above.
+
+    Attributes:
+        cells: grid after grid, each in reading order, ``(m c,)``.
+        may_open: which of them may be chosen, ``(m, c)``.
+        features: what the map of the region above shows in each, ``(m c, d)``, no gradient.
+        tree: which of the image's trees each grid belongs to, ``(m,)``.
+    """
+
+    cells: Patches
+    may_open: NDArray[np.bool_]
+    features: Tensor
+    tree: Index
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The cells of one image that were chosen at one level.
+
+    Attributes:
+        patches: ``(n,)``.
+        tree: which of the image's trees each belongs to, ``(n,)``.
+        log_prob: of each choice, ``(n,)``.
+    """
+
+    patches: Patches
+    tree: Index
+    log_prob: Tensor
+
+
+class Location(nn.Module):
+    """Scores of cells from the maps of the region above and from where the cells lie.
+
+    A 1 x 1 convolution over all maps of the encoder, a position code with scale, leaky relu, one
+    output. Maps come without gradient: what is learnt about where to look never changes them.
+
+    Args:
+        map_dims: channels of the encoder's maps.
+        hidden: width.
+    """
+
+    def __init__(self, map_dims: Sequence[int], *, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(sum(map_dims))
+        self.project = nn.Linear(sum(map_dims), hidden)
+        self.position = PositionCode(hidden)
+        self.score = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, features: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+        """Scores ``(n,)`` of cells with features ``(n, d)``, in float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            mixed = self.project(self.norm(features.detach())) + self.position(centre, extent)
+            score: Tensor = self.score(functional.leaky_relu(mixed))[:, 0]
+        return score
+
+
+# -- grids -----------------------------------------------------------------------------------------
+
+
+def image_grids(
+    batch: Batch,
+    i: int,
+    maps: Sequence[Tensor],
+    encoder: AbstractEncoder,
+    cut: Cut,
+    *,
+    scale: float,
+    trees: int,
+    jitter: bool,
+) -> Grids:
+    """The grid over image i, once for each of its trees.
+
+    Args:
+        batch: holds the image.
+        i: which image.
+        maps: of its glimpse.
+        encoder: that made them.
+        cut: how regions are cut.
+        scale: side of a cell, in sides of the finest patch.
+        trees: of the image.
+        jitter: shift the grid at random.
+    """
+    item, view = batch.items[i], batch.view
+    side = view.patch_um * scale
+    shift = torch.rand(2).tolist() if jitter else (None, None)
+    rows, columns = (
+        cut.over(extent, side, by) for extent, by in zip(item.image.box_um.size, shift, strict=True)
+    )
+    glimpse_px = (rows / view.glimpse_spacing_um, columns / view.glimpse_spacing_um)
+    features = cell_features(encoder, maps, glimpse_px, side / view.glimpse_spacing_um)
+    may_open = open_cells(item, view, (rows, columns), side)
+    centre = corners((rows, columns)) + side / 2
+    return Grids(
+        batch.place(i, np.tile(centre, (trees, 1)), scale=scale),
+        np.tile(may_open, (trees, 1)),
+        features[0].repeat(trees, 1),
+        np.arange(trees),
+    )
+
+
+def crop_grids(
+    batch: Batch, i: int, chosen: Chosen, features: Tensor, cut: Cut, *, scale: float
+) -> Grids:
+    """The grids over the crops that were chosen in image i.
+
+    Args:
+        batch: holds the image.
+        i: which image.
+        chosen: its crops.
+        features: of their cells, ``(n, cells, d)``.
+        cut: how crops are cut.
+        scale: side of a cell, in sides of the finest patch.
+    """
+    item, view = batch.items[i], batch.view
+    side = view.patch_um * scale
+    centres, opened = np.zeros((0, 2)), np.zeros((0, cut.cells**2), dtype=np.bool_)
+    for origin, parent in zip(chosen.patches.origin_um, chosen.patches.side_um, strict=True):
+        begin = cut.inside(float(parent))
+        axes = (origin[0] + begin, origin[1] + begin)
+        centres = np.concatenate([centres, corners(axes) + side / 2])
+        opened = np.concatenate([opened, open_cells(item, view, axes, side)[None]])
+    return Grids(batch.place(i, centres, scale=scale), opened, features.flatten(0, 1), chosen.tree)
+
+
+def no_grids(features: Tensor, cut: Cut) -> Grids:
+    """Of an image whose finest level has been reached."""
+    nothing = Patches(np.zeros((0, 2)), np.zeros(0))
+    may_open = np.zeros((0, cut.cells**2), dtype=np.bool_)
+    return Grids(nothing, may_open, features[:0], np.zeros(0, dtype=np.int64))
+
+
+# -- choosing --------------------------------------------------------------------------------------
+
+
+def choose(
+    batch: Batch, grids: Sequence[Grids], locate: Location, n: int, *, normalised: bool, draw: bool
+) -> list[Chosen]:
+    """Choose at most n cells of every grid.
+
+    Args:
+        batch: of the images.
+        grids: per image.
+        locate: scores the cells.
+        n: cells per grid.
+        normalised: bring the scores of a grid to a Euclidean length of 1.
+        draw: draw cells without replacement; else take those that score highest.
+    """
+    logits = _logits(batch, grids, locate)
+    if normalised:
+        logits = _unit_length(logits)
+    log_p = logits.log_softmax(-1)
+    known = log_p.detach()
+    index = draw_without_replacement(known, n) if draw else strongest(known, n)[0]
+    valid = known.gather(1, index) > -torch.inf
+    if draw:
+        log_prob = draw_log_prob(logits, index, valid)
+    else:
+        log_prob = log_p.gather(1, index).masked_fill(~valid, 0.0)
+    found, at = [], 0
+    for part in grids:
+        m, c = part.may_open.shape
+        kept = valid[at : at + m].cpu().numpy()
+        cell = index[at : at + m].cpu().numpy() + c * np.arange(m)[:, None]
+        tree = np.broadcast_to(part.tree[:, None], kept.shape)[kept]
+        own = log_prob[at : at + m][valid[at : at + m]]
+        found.append(Chosen(part.cells[cell[kept]], tree, own))
+        at += m
+    return found
+
+
+def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
+    """Scores ``(all grids, c)``, ``-inf`` on cells that may not be chosen and on padding."""
+    places = [part.cells for part in grids]
+    real = padding_mask(places, batch.device)
+    centre, extent = batch.layout(places, real.shape[1])
+    features = torch.cat([part.features for part in grids])
+    scores = locate(features, centre[real], extent[real])
+    widest = max(part.may_open.shape[1] for part in grids)
+    rows, at = [], 0
+    for part in grids:
+        m, c = part.may_open.shape
+        own = scores[at : at + m * c].view(m, c)
+        closed = torch.from_numpy(~part.may_open).to(own.device)
+        own = own.masked_fill(closed, -torch.inf)
+        rows.append(functional.pad(own, (0, widest - c), value=-torch.inf))
+        at += m * c
+    return torch.cat(rows)
+
+
+def _unit_length(logits: Tensor) -> Tensor:
+    """Rows divided by their Euclidean length; ``-inf`` stays."""
+    closed = logits.isneginf()
+    unit = functional.normalize(logits.masked_fill(closed, 0.0), dim=-1)
+    return unit.masked_fill(closed, -torch.inf)
+
+
+# -- the finished tree -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forest:
+    """All nodes of all trees of a batch, tree after tree, each beginning with its image as a whole.
+
+    Attributes:
+        trees: per image.
+        patches: per image, the nodes of its trees; the whole is a square of the image's area.
+        features: ``(nodes, d)``.
+        log_prob: ``(nodes,)``, 0 of the whole.
+        lengths: nodes of each tree.
+    """
+
+    trees: int
+    patches: list[Patches]
+    features: Tensor
+    log_prob: Tensor
+    lengths: list[int]
+
+
+def gather_forest(
+    batch: Batch, overview: Tensor, levels: Sequence[tuple[Sequence[Chosen], Tensor]], trees: int
+) -> Forest:
+    """Put together what was found level by level.
+
+    Args:
+        batch: of the images.
+        overview: features ``(b, d)`` of the images as a whole.
+        levels: per level what was chosen, per image, and its features ``(n, d)``.
+        trees: per image.
+    """
+    b = len(batch)
+    owner: list[Index] = [np.arange(b * trees)]
+    origin, side = (list(each) for each in zip(*map(_whole, batch.items), strict=True))
+    places = [np.repeat(np.stack(origin), trees, 0)]
+    sides = [np.repeat(np.stack(side), trees)]
+    features = [overview.repeat_interleave(trees, 0)]
+    log_prob = [overview.new_zeros(b * trees)]
+    for chosen, f in levels:
+        owner += [i * trees + part.tree for i, part in enumerate(chosen)]
+        places += [part.patches.origin_um for part in chosen]
+        sides += [part.patches.side_um for part in chosen]
+        log_prob += [part.log_prob for part in chosen]
+        features.append(f)
+    order = np.argsort(np.concatenate(owner), kind="stable")
+    lengths = np.bincount(np.concatenate(owner), minlength=b * trees)
+    place, sizes = np.concatenate(places)[order], np.concatenate(sides)[order]
+    ends = lengths.reshape(b, trees).sum(1).cumsum()[:-1]
+    rows = torch.from_numpy(order).to(overview.device)
+    return Forest(
+        trees,
+        [Patches(p, s) for p, s in zip(np.split(place, ends), np.split(sizes, ends), strict=True)],
+        torch.cat(features)[rows],
+        torch.cat(log_prob)[rows],
+        lengths.tolist(),
+    )
+
+
+def _whole(item: LoadedImage) -> tuple[Floats, float]:
+    """Corner and side of the square of an image's area around its middle."""
+    size = np.asarray(item.image.box_um.size)
+    side = float(np.sqrt(size.prod()))
+    return (size - side) / 2, side

@@ -1,0 +1,206 @@
+"""Attention that must agree with a clustering of the patches it finds strongest and weakest.
+
+Source: Lu et al., "Data-efficient and weakly supervised computational pathology on whole-slide
+images", Nature Biomedical Engineering 2021 (CLAM-SB and CLAM-MB).
+
+Differs: the strongest and the weakest patches never overlap, so images of any number of patches
+will do (the published code fails below eight and labels patches both ways below sixteen); they are
+chosen by attention without dropout. The two-way heads are one logit each, which is the same; their
+loss is cross-entropy. An output that excludes no other has two of them, for presence and for
+absence. Padding is masked, so images share a batch; the encoder may be trained, by two-pass
+replay.
+
+Use when: few images, frozen features, and attention alone over-fits or wanders; the baseline that
+pathology compares with. Blind to where patches lie.
+
+Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
+small cache; memory of one chunk of patches, and a few vectors per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.methods._bag import Bag, evaluating, output_weights
+from foveate.methods.base import AbstractMethod, Judge, Prediction
+from foveate.nn.attention import masked_softmax
+from foveate.nn.heads import Head, InstanceHead
+
+
+class Clam(AbstractMethod):
+    """All patches with tissue, gated attention, and instance clustering.
+
+    Evidence is the attention of what is predicted.
+
+    Args:
+        branch: ``single``, one attention for all classes, or ``multi``, one for each.
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: patches encoded at a time.
+        width: of the layer that features pass first.
+        hidden: width of the attention network.
+        dropout: on features and in the attention network.
+        clustered: patches of highest, and of lowest, attention that are given labels; fewer when
+            an image has not twice as many.
+        clustering: share of the clustering's loss; the bag's has the rest. Left out for tasks
+            without classes.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0 leaves it out, as published.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
+
+    Raises:
+        OptionError: a share that is not in [0, 1).
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+    summary = "all patches, gated attention, clustering of the strongest and weakest patches"
+    meets = ("no", "yes", "yes", "yes", "no")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        branch: Literal["single", "multi"] = "single",
+        train_encoder: bool = True,
+        chunk: int = 64,
+        width: int = 512,
+        hidden: int = 256,
+        dropout: float = 0.25,
+        clustered: int = 8,
+        clustering: float = 0.3,
+        instance: float = 0.0,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 <= clustering < 1:
+            raise OptionError(f"method.clustering: got {clustering}, expected 0 up to below 1")
+        n_outputs = sum(h.size for h in heads)
+        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
+        self.branch, self.clustered, self.instance = branch, clustered, instance
+        self.clustering = clustering / (1 - clustering)
+        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        self.embed = nn.Sequential(
+            nn.LayerNorm(encoder.dim),
+            nn.Linear(encoder.dim, width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
+        branches = n_outputs if branch == "multi" else 1
+        self.attend = _Attend(width, hidden, branches, dropout)
+        self.head = nn.Linear(width, n_outputs)
+        self.cluster = _Cluster(width, heads)
+        self.head_instance = InstanceHead(width, heads) if instance > 0 else None
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from every patch of each image."""
+        patches = self.bag.cover(batch, training=self.training)
+        f, valid = self.bag.embed(self.encoder, batch, patches)
+        h = self.embed(f)
+        logits, attention = self.aggregate(h, valid)
+        if not self.training:
+            weight = attention[:, 0]
+            if self.branch == "multi":
+                shares = output_weights(logits, self.task_heads)
+                weight = (shares.unsqueeze(-1) * attention).sum(1)
+            return Prediction(logits, batch.evidence(patches, weight))
+        objectives = {}
+        if self.clustering > 0:
+            losses = self.cluster(h, *self.extremes(f, valid))
+            objectives["clustering"] = partial(_by_label, self.clustering, *losses)
+        auxiliary = {}
+        if self.head_instance is not None:
+            auxiliary["instance"] = (self.instance, self.head_instance(h, valid)[0])
+        return Prediction(logits, [], auxiliary=auxiliary, objectives=objectives)
+
+    def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(b, k)`` and attention ``(b, branches, n)``, from embedded patches."""
+        attention = masked_softmax(self.attend(h).transpose(1, 2), valid.unsqueeze(1))
+        pooled = attention @ h
+        if self.branch == "single":
+            return self.head(pooled[:, 0]), attention
+        return (pooled * self.head.weight).sum(-1) + self.head.bias, attention
+
+    @torch.no_grad()
+    def extremes(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Which patches have highest and lowest attention, ``(b, n, branches)`` bool each.
+
+        None is both; a single patch is the highest.
+        """
+        with evaluating(self.embed, self.attend):
+            scores = self.attend(self.embed(f))
+        scores = scores.masked_fill(~valid.unsqueeze(-1), -torch.inf)
+        rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
+        n = valid.sum(1)[:, None, None]
+        few = (n // 2).clamp_max(self.clustered)
+        real = valid.unsqueeze(-1)
+        return (rank < few.clamp_min(1)) & real, (rank >= n - few) & real
+
+
+def _by_label(weight: float, where_true: Tensor, where_false: Tensor, judge: Judge) -> Tensor:
+    return weight * judge.by_label(where_true, where_false).mean()
+
+
+class _Attend(nn.Module):
+    """Gated attention with dropout in both gates: ``(b, n, d)`` to scores ``(b, n, branches)``."""
+
+    def __init__(self, width: int, hidden: int, branches: int, dropout: float) -> None:
+        super().__init__()
+        self.value = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Dropout(dropout))
+        self.gate = nn.Sequential(nn.Linear(width, hidden), nn.Sigmoid(), nn.Dropout(dropout))
+        self.score = nn.Linear(hidden, branches)
+
+    def forward(self, h: Tensor) -> Tensor:
+        scores: Tensor = self.score(self.value(h) * self.gate(h))
+        return scores
+
+
+class _Cluster(nn.Module):
+    """Two-way heads per class, and their losses where the class is true and where it is not.
+
+    Of a true class the strongest patches are examples and the weakest are none. Where classes
+    exclude each other, the strongest patches are no examples of the others. An output that excludes
+    none has a head for its presence and one for its absence.
+    """
+
+    independent: Tensor
+    per_question: Tensor
+
+    def __init__(self, width: int, heads: Sequence[Head]) -> None:
+        super().__init__()
+        exclusive = [h.exclusive for h in heads for _ in range(h.size)]
+        independent = [k for k, each in enumerate(exclusive) if not each]
+        sizes = [float(h.size) for h in heads for _ in range(h.size)]
+        place = torch.tensor(independent, dtype=torch.long)
+        self.register_buffer("independent", place, persistent=False)
+        self.register_buffer("per_question", torch.tensor(sizes), persistent=False)
+        self.example = nn.Linear(width, len(exclusive) + len(independent))
+
+    def forward(self, h: Tensor, top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses ``(b, k)`` where outputs are true, and where they are not.
+
+        Args:
+            h: embedded patches ``(b, n, d)``.
+            top: the strongest ``(b, n, branches)`` bool.
+            bottom: the weakest likewise.
+        """
+        logits, k = self.example(h), len(self.per_question)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        branches = torch.cat([torch.arange(k, device=h.device), self.independent])
+        if top.shape[-1] > 1:
+            top, bottom = top[..., branches], bottom[..., branches]
+        as_example, as_none = functional.softplus(-logits) * top, functional.softplus(logits)
+        n_top, n_both = top.sum(1), (top | bottom).sum(1)
+        inside = (as_example + as_none * bottom).sum(1) / n_both.clamp_min(1)
+        outside = (as_none * top).sum(1) / n_top.clamp_min(1)
+        where_false = outside[:, :k].index_copy(1, self.independent, inside[:, k:])
+        return inside[:, :k] / self.per_question, where_false / self.per_question

@@ -1,0 +1,162 @@
+"""Differentiable patch selection: the k best cells of the glimpse, made smooth by noise.
+
+Source: Cordonnier et al., "Differentiable Patch Selection for Image Recognition", CVPR 2021:
+perturbed top-k on scores brought to 0…1, noise that fades over the training, hard top-k in
+evaluation, mean pooling, entropy term on the scores.
+
+Differs: published code blends the pixels of all cells into k patches and embeds the blends; here
+every patch is one region of the image, and the features of the patches are blended, so that only
+cells which some noise sample chose are read, and memory does not grow with them (replay). Of those,
+the `most` chosen most often are kept and their weights renormalised: while scores are still alike
+noise touches many cells, and the mean then leans towards the better ones among them, as does its
+gradient; the bias fades as scores part and the noise falls. The gradient is that of the whole
+Jacobian (`foveate.nn.top_k`). Scores are added to a prior that follows contrast; scores that lie
+closer together than 1 are not stretched, or the first steps would turn rounding into ranks. An
+instance head gives every patch a gradient of its own.
+
+Use when: a known, small number of places decides, and evaluation should read exactly that many.
+
+Cost: reads a glimpse, `k` patches per image in evaluation and up to `most` in training; memory of
+one chunk of patches, and of ``samples * k`` places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch, run_by_shape
+from foveate.encoders.base import AbstractEncoder
+from foveate.methods._bag import embed_patches, pad_rows, padding_mask
+from foveate.methods._locate import Field, MapScores, Priors, build_field, map_lattice, stage_for
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.sampling import divergence
+from foveate.nn.top_k import TopK, perturbed_top_k
+
+
+class DifferentiableTopK(AbstractMethod):
+    """The k cells of highest score, with a gradient through noise on the scores.
+
+    Args:
+        k: patches that make the prediction.
+        samples: of the noise in a training step.
+        sigma: standard deviation of the noise at the beginning, of scores that span 0…1; falls
+            linearly to 0 over the training.
+        most: patches read per image in training, at most; at least k.
+        spread: weight of the divergence of the scores' softmax from the prior (with an even prior,
+            the paper's entropy term), which keeps scores from running apart.
+        background: prior probability of a cell without foreground, relative to one of the
+            strongest contrast.
+        contrast: power of the prior: a cell is as likely, before anything is learnt, as its
+            difference from the background to this power; 0 leaves foreground and background only.
+        dropout: on the pooled vector.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0 leaves the head out, as in the paper.
+        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+        jitter: in training, a patch lies anywhere in its cell; else in the middle.
+    """
+
+    reads = frozenset({"glimpse", "crops"})
+    summary = "the k best cells of the glimpse, chosen by a top-k that has a gradient"
+    meets = ("yes", "no", "yes", "yes", "no")
+
+    touched: Tensor
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        k: int = 10,
+        samples: int = 500,
+        sigma: float = 0.05,
+        most: int = 48,
+        spread: float = 1e-2,
+        background: float = 1e-3,
+        contrast: float = 2.0,
+        dropout: float = 0.1,
+        instance: float = 1.0,
+        chunk: int = 256,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        dim = encoder.dim
+        self.encoder, self.k, self.samples, self.sigma = encoder, k, samples, sigma
+        self.most, self.spread = max(most, k), spread
+        self.instance, self.chunk, self.jitter = instance, chunk, jitter
+        self.locate = MapScores(encoder.map_dims)
+        self.head = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, dim),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(dim, sum(h.size for h in heads)),
+        )
+        self.head_instance = InstanceHead(dim, heads)
+        self.register_buffer("touched", torch.zeros(2))
+        self._now_sigma = sigma
+        self._priors = Priors(power=contrast, background=background)
+
+    def begin_step(self, done: float) -> None:
+        """Let the noise fade."""
+        self._now_sigma = self.sigma * max(0.0, 1 - done)
+
+    def findings(self) -> dict[str, float]:
+        """Patches read per image in the last step, and the weight that was dropped with others."""
+        read, dropped = self.touched.tolist()
+        return {"patches_read": read, "weight_dropped": dropped}
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from the mean of the chosen patches."""
+        field = self._locate(batch)
+        top = self._choose(field)
+        jitter = self.training and self.jitter
+        patches = field.patches(batch, top.index, jitter=jitter, used=top.used)
+        valid = padding_mask(patches, top.index.device)
+        f = pad_rows(embed_patches(self.encoder, batch, patches, self.chunk).float(), valid)
+        weight = top.weight.sum(1)[:, : f.shape[1]]
+        weight = weight / weight.sum(1, keepdim=True)
+        logits = self.head((weight.unsqueeze(-1) * f).sum(1))
+        if not self.training:
+            return Prediction(logits, batch.evidence(patches, weight))
+        dropped = 1 - top.weight.detach().sum((1, 2)).mean() / top.weight.shape[1]
+        self.touched = torch.stack([valid.sum(1).float().mean(), dropped])
+        losses = {"spread": self.spread * divergence(field.log_a, field.log_prior)}
+        auxiliary = {}
+        if self.instance > 0:
+            auxiliary["instance"] = (self.instance, self.head_instance(f, valid)[0])
+        return Prediction(logits, [], losses, auxiliary)
+
+    def _locate(self, batch: Batch) -> Field:
+        spacing = batch.view.glimpse_spacing_um
+        stage = stage_for(self.encoder, spacing, batch.view.patch_um)
+        maps = run_by_shape(self.encoder.maps, batch.glimpses())
+        scores = [self.locate(each, stage)[0] for each in maps]
+        lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+        grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
+        return build_field([[s.flatten()] for s in scores], grids, smoothing=0.0)
+
+    def _choose(self, field: Field) -> TopK:
+        """Cells and how much each row of the k weighs them, ``(b, k, u)``."""
+        scores = _spanning_one(field.log_a, field.real)
+        if not self.training:
+            return perturbed_top_k(scores, self.k, sigma=0.0, valid=field.real)
+        return perturbed_top_k(
+            scores,
+            self.k,
+            sigma=self._now_sigma,
+            samples=self.samples,
+            valid=field.real,
+            keep=self.most,
+        )
+
+
+def _spanning_one(scores: Tensor, real: Tensor) -> Tensor:
+    """Scores of each image from 0 to 1; to less where they span less than 1 before."""
+    low = scores.masked_fill(~real, torch.inf).amin(1, keepdim=True)
+    high = scores.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
+    spanned = (scores.masked_fill(~real, 0.0) - low) / (high - low).clamp_min(1.0)
+    return spanned.masked_fill(~real, 0.0)

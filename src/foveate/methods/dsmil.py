@@ -1,0 +1,103 @@
+"""Two streams: the strongest patch per class, and attention to the patches that resemble it.
+
+Source: Li, Li & Eliceiri, "Dual-stream Multiple Instance Learning Network for Whole Slide Image
+Classification with Self-supervised Contrastive Learning", CVPR 2021, section 3.2.
+
+Differs: queries and values are linear, as in the paper (its code puts a small network in front);
+the prediction is the bag stream's, as in the code, and the patch stream is its companion in
+training; the encoder may be trained, by two-pass replay, instead of self-supervised beforehand;
+one magnification; padding is masked, so images of unequal size share a batch.
+
+Use when: a deciding patch can be told on its own and others of its kind should count with it.
+Blind to where patches lie.
+
+Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
+small cache; memory of one chunk of patches, and one vector per patch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.methods._bag import Bag, output_weights
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.attention import masked_softmax
+from foveate.nn.heads import Head
+
+
+class Dsmil(AbstractMethod):
+    """All patches with tissue; each class attends to what is like its critical patch.
+
+    Evidence is the attention of what is predicted.
+
+    Args:
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: patches encoded at a time.
+        hidden: length of the queries that are compared.
+        dropout: on the values that are pooled.
+        instance: weight of the patch stream's loss beside the bag stream's; 1 is the paper's.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+    summary = "all patches; the critical patch per class, and attention to those like it"
+    meets = ("no", "yes", "yes", "yes", "partly")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        train_encoder: bool = True,
+        chunk: int = 64,
+        hidden: int = 128,
+        dropout: float = 0.0,
+        instance: float = 1.0,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        dim, n_outputs = encoder.dim, sum(h.size for h in heads)
+        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
+        self.instance = instance
+        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        self.norm = nn.LayerNorm(dim)
+        self.single = nn.Linear(dim, n_outputs)
+        self.query = nn.Linear(dim, hidden)
+        self.value = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, dim))
+        # A one-dimensional convolution whose kernel spans all features of all classes.
+        self.head = nn.Linear(n_outputs * dim, n_outputs)
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from every patch of each image."""
+        patches = self.bag.cover(batch, training=self.training)
+        f, valid = self.bag.embed(self.encoder, batch, patches)
+        logits, alone, attention = self.aggregate(self.norm(f), valid)
+        if not self.training:
+            shares = output_weights(logits, self.task_heads)
+            weight = (shares.unsqueeze(-1) * attention).sum(1)
+            return Prediction(logits, batch.evidence(patches, weight))
+        auxiliary = {"instance": (self.instance, alone)} if self.instance > 0 else {}
+        return Prediction(logits, [], auxiliary=auxiliary)
+
+    def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both streams, from normalised features.
+
+        Returns:
+            logits of the bag stream ``(b, k)``, of the patch stream ``(b, k)``, and the bag
+            stream's attention ``(b, k, n)``.
+        """
+        single = self.single(h).masked_fill(~valid.unsqueeze(-1), -torch.inf)
+        alone, critical = single.max(1)
+        query = self.query(h)
+        asked = query.gather(1, critical.unsqueeze(-1).expand(-1, -1, query.shape[-1]))
+        scores = asked @ query.transpose(1, 2) / math.sqrt(query.shape[-1])
+        attention = masked_softmax(scores, valid.unsqueeze(1))
+        bags = attention @ self.value(h)
+        return self.head(bags.flatten(1)), alone, attention

@@ -1,0 +1,180 @@
+"""Iterative patch selection: scan everything without gradient, learn from the best.
+
+Source: Bergner, Lippert & Mahendran, "Iterative Patch Selection for High-Resolution Image
+Recognition", ICLR 2023; sub-salient buffer and random drop after DBPS (CVPR 2025).
+
+Differs: patches are scored by their attention over all patches of the image, not over those that
+happen to be in the buffer: what is selected is the global best M, in any order of scanning (with the
+published code it is not). Gradients come from two-pass replay, so memory depends neither on the
+number of patches scanned nor on the number kept. Some slots explore; patches of one constant colour
+are embedded once; positions are physical, not indices into one lattice; the lattice moves in
+training; padding is masked everywhere; an instance head ends the plateau at chance.
+
+Use when: parts decide but no glimpse shows where they are, and reading everything is affordable.
+
+Cost: reads every patch with foreground; memory of one chunk of patches, a few numbers per patch scanned
+and one vector per patch kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch, Patches
+from foveate.encoders.base import AbstractEncoder
+from foveate.methods._bag import Bag, embed_patches, pad_rows, padding_mask
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.attention import Relate
+from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.pooling import CrossPool
+from foveate.nn.position import PositionCode
+from foveate.nn.repeated import EmbedOnce
+from foveate.nn.selection import attention_logits, pooled_scores, ranked, with_exploration
+
+
+class Ips(AbstractMethod):
+    """Scan all patches, keep those of highest attention, aggregate them by cross-attention.
+
+    Args:
+        kept: patches per image that gradients flow through (M of the paper). An image with no more
+            patches than that is not scanned.
+        explore: share of the kept patches, in training, that is drawn from the rest.
+        buffer: further patches, next in score, that are aggregated without training the encoder.
+        drop: share of the patches that is left out at random in training.
+        layers: of self-attention between patches before pooling; 0 is the paper's.
+        attention_heads: of the cross-attention; each question of the task has its own query.
+        dropout: in the cross-attention.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0 leaves it out.
+        chunk: patches encoded at a time.
+        jitter: in training, shift the lattice at random.
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+    summary = "scans all patches without gradient, keeps the best, relates and pools them"
+    meets = ("partly", "yes", "yes", "yes", "yes")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        kept: int = 100,
+        explore: float = 0.1,
+        buffer: int = 0,
+        drop: float = 0.0,
+        layers: int = 1,
+        attention_heads: int = 8,
+        dropout: float = 0.1,
+        instance: float = 1.0,
+        chunk: int = 256,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        dim = encoder.dim
+        self.encoder = encoder
+        self.kept, self.explore, self.buffer, self.drop = kept, explore, buffer, drop
+        self.instance, self.chunk = instance, chunk
+        self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
+        self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
+        self.position = PositionCode(dim)
+        self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
+        self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
+        self.head_instance = InstanceHead(dim, heads)
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from the patches that score highest."""
+        patches = self.bag.cover(batch, training=self.training)
+        if self.training and self.drop > 0:
+            patches = [_dropped(part, self.drop) for part in patches]
+        centre, extent = batch.layout(patches, max(1, *(len(p) for p in patches)))
+        kept, more = self._select(batch, patches, self.position(centre, extent))
+        rows = [torch.cat(pair) for pair in zip(kept, more, strict=True)]
+        chosen = [part[row.numpy()] for part, row in zip(patches, rows, strict=True)]
+        valid = padding_mask(chosen, centre.device)
+        f = pad_rows(self._features(batch, patches, kept, more), valid)
+        index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
+        near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
+        position = self.position(near, extent.gather(1, index))
+        tokens = f
+        for layer in self.relate:
+            tokens = layer(tokens, position, valid, near)
+        logits, weight = self.pool(tokens + position, valid)
+        if not self.training:
+            return Prediction(logits, batch.evidence(chosen, weight))
+        alone, _ = self.head_instance(f, valid)
+        auxiliary = {"instance": (self.instance, alone)} if self.instance > 0 else {}
+        return Prediction(logits, [], {}, auxiliary)
+
+    def _select(
+        self, batch: Batch, patches: Sequence[Patches], position: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Per image, which patches are kept and which follow them into the buffer."""
+        crowded = [len(part) > self.kept for part in patches]
+        scanned = [p if many else p[:0] for p, many in zip(patches, crowded, strict=True)]
+        scores = iter(self._scan(batch, scanned, position))
+        kept, more = [], []
+        for part, many in zip(patches, crowded, strict=True):
+            if not many:
+                kept.append(torch.arange(len(part)))
+                more.append(torch.arange(0))
+                continue
+            score = next(scores)
+            best = with_exploration(score, self.kept, explore=self.explore if self.training else 0)
+            rest = ranked(score.scatter(0, best, -torch.inf))
+            kept.append(best.cpu())
+            more.append(rest[: self.buffer].cpu())
+        return kept, more
+
+    @torch.no_grad()
+    def _scan(self, batch: Batch, patches: Sequence[Patches], position: Tensor) -> list[Tensor]:
+        """Scores ``(n_i,)`` of the images that have patches here, in evaluation mode."""
+        if not any(len(part) for part in patches):
+            return []
+        code = torch.cat([position[i, : len(part)] for i, part in enumerate(patches)])
+        query = self.pool.query()
+        chunks, once = batch.chunks(patches, self.chunk), EmbedOnce(self.encoder)
+        training, found, at = self.encoder.training, [], 0
+        self.encoder.eval()
+        try:
+            for c in range(len(chunks)):
+                f = self.embed(once(chunks(c)).float())
+                key = self.pool.keys(f + code[at : at + len(f)])
+                found.append(attention_logits(query, key).float())
+                at += len(f)
+        finally:
+            self.encoder.train(training)
+        every = torch.cat(found)
+        ends = np.cumsum([len(part) for part in patches if len(part)])
+        own = (every[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
+        return [pooled_scores(logits, logits.double().logsumexp(0)) for logits in own]
+
+    def _features(
+        self,
+        batch: Batch,
+        patches: Sequence[Patches],
+        kept: Sequence[Tensor],
+        more: Sequence[Tensor],
+    ) -> Tensor:
+        """Features of kept patches, with gradient, each image's followed by its buffer's."""
+        own = [part[row.numpy()] for part, row in zip(patches, kept, strict=True)]
+        f: Tensor = self.embed(embed_patches(self.encoder, batch, own, self.chunk).float())
+        if not any(len(row) for row in more):
+            return f
+        rest = [part[row.numpy()] for part, row in zip(patches, more, strict=True)]
+        with torch.no_grad():
+            g = embed_patches(self.encoder, batch, rest, self.chunk).float()
+        trained = torch.split(f, [len(row) for row in kept])
+        fixed = torch.split(self.embed(g), [len(row) for row in more])
+        return torch.cat([each for pair in zip(trained, fixed, strict=True) for each in pair])
+
+
+def _dropped(patches: Patches, share: float) -> Patches:
+    """A random part of the patches, in their order; at least one stays."""
+    keep = torch.rand(len(patches)) >= share
+    keep[torch.randint(len(patches), ())] = True
+    return patches[keep.nonzero()[:, 0].numpy()]

@@ -1,0 +1,243 @@
+"""Joint sampling: one distribution over places and magnifications draws the patches that are read.
+
+Source: the idea of Zhang et al., "Joint Spatial and Magnification Based Attention Framework for
+Large Scale Histopathology Classification", CVPR Workshops 2021. No code and no details of it are
+public: what is here is our reconstruction, not theirs. Estimator as in `attention_sampling`.
+
+Differs: nowhere from the paper's abstract that we know of; all else is our choice. Cells of all
+magnifications share one softmax, so position and magnification come out of it together. Each
+magnification begins with the same mass, however many cells it has (a plain softmax would give the
+finest nearly all). In the first part of the training a term keeps magnifications in balance, so
+that none dies before it was tried; after it, those that attention has left are dropped for good.
+All patches have the same number of pixels, and one encoder embeds them; a learnt vector per
+magnification is added to what it says. An instance head gives every patch a gradient of its own.
+
+Use when: it is not known at which magnification the decisive parts show, or several count: coarse
+architecture and fine detail. ``level_share_<scale>`` in the log says how attention divides; in one
+image, the weights of its evidence summed by the size of the boxes (with ``inference=top``, of the
+cells looked at only).
+
+Cost: reads a glimpse and a fixed number of patches per image, whatever its size, each from the
+nearest finer level of the file: coarse patches of a file without a pyramid decode all that they
+cover, which `price` can weigh. Memory of one chunk of patches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch, run_by_shape
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.image import AbstractImage
+from foveate.methods._bag import embed_patches, pad_rows, padding_mask
+from foveate.methods._locate import (
+    Field,
+    Grid,
+    Inference,
+    MapScores,
+    Priors,
+    Spread,
+    build_field,
+    choose_settled,
+    map_lattice,
+    of_equal_length,
+    stage_for,
+    weigh_settled,
+)
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.sampling import deviation, draw_without_replacement, expectation
+
+_MEMORY_OF_SHARES = 0.98
+
+
+class JointSampling(AbstractMethod):
+    """Patches of several magnifications drawn from one attention over the glimpse.
+
+    Args:
+        scales: sides of patches, in sides of the finest; each is read at that much coarser a
+            spacing, with the same number of pixels.
+        patches: drawn per image in training, all scales together.
+        eval_patches: looked at per image in evaluation, all scales together.
+        inference: ``top``, over the cells of highest attention, which favours scales with few large
+            cells while attention is spread; ``expectation``, over draws without replacement that
+            depend on the image alone.
+        baseline: take a baseline from what attention learns, which lowers the noise of its gradient
+            without bias.
+        balance: weight, at the beginning, of the divergence of the scales' shares from equal
+            shares; falls to 0 over the warm-up.
+        warm_up: share of the training in which scales are balanced and none is dropped.
+        drop_below: after the warm-up, a scale whose running share is below this is dropped.
+        price: weight of the expected cost of a draw: the pixels that must be decoded for a patch,
+            from the level of the file that it is read from, in patches. 0 for no dial.
+        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
+        mass: share of attention that the drawn patches should hold at most; above it that weight
+            grows up to a hundredfold.
+        explore: share of attention that follows the prior whatever was learnt.
+        background: prior probability of a cell without foreground, relative to one of the
+            strongest contrast.
+        contrast: power of the prior: within a scale, a cell is as likely, before anything is
+            learnt, as its difference from the background to this power; 0 leaves foreground and
+            background only.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0 leaves the head out.
+        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+        jitter: in training, a patch lies anywhere in its cell; else in the middle.
+
+    Raises:
+        OptionError: scales are not positive and different from each other.
+    """
+
+    reads = frozenset({"glimpse", "crops"})
+    summary = "one attention over places and magnifications draws the patches"
+    meets = ("yes", "partly", "yes", "yes", "no")
+
+    share: Tensor
+    kept: Tensor
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        scales: tuple[float, ...] = (1.0, 4.0),
+        patches: int = 24,
+        eval_patches: int = 64,
+        inference: Inference = "top",
+        baseline: bool = True,
+        balance: float = 1.0,
+        warm_up: float = 0.2,
+        drop_below: float = 0.02,
+        price: float = 0.0,
+        spread: float = 1e-3,
+        mass: float = 0.5,
+        explore: float = 1e-3,
+        background: float = 1e-3,
+        contrast: float = 2.0,
+        instance: float = 1.0,
+        chunk: int = 256,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
+            raise OptionError(f"scales: got {scales}, expected different positive numbers")
+        dim, levels = encoder.dim, len(scales)
+        self.encoder, self.scales, self.instance = encoder, tuple(scales), instance
+        self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
+        self.inference, self.baseline, self.jitter = inference, baseline, jitter
+        self.balance, self.warm_up, self.drop_below = balance, warm_up, drop_below
+        self.price, self.explore = price, explore
+        self.locate = MapScores(encoder.map_dims, levels=levels)
+        self.spread = Spread(weight=spread, mass=mass)
+        self.scale_code = nn.Parameter(torch.zeros(levels, dim))
+        self.head = nn.Linear(dim, sum(h.size for h in heads))
+        self.head_instance = InstanceHead(dim, heads)
+        self.register_buffer("share", torch.full((levels,), 1 / levels))
+        self.register_buffer("kept", torch.ones(levels, dtype=torch.bool))
+        self._done = 0.0
+        self._priors = Priors(power=contrast, background=background)
+
+    def begin_step(self, done: float) -> None:
+        """Ease the balance; after the warm-up, drop the scales that attention has left."""
+        self._done = done
+        if done >= self.warm_up:
+            kept = self.kept & (self.share >= self.drop_below)
+            kept[(self.share * self.kept).argmax()] = True
+            self.kept = kept
+
+    def findings(self) -> dict[str, float]:
+        """Running share of each scale (0 once dropped), and what drawn patches held last."""
+        shares = (self.share * self.kept).tolist()
+        found = {f"level_share_{s:g}": v for s, v in zip(self.scales, shares, strict=True)}
+        return found | {"sampled_mass": float(self.spread.held)}
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from patches of all scales that attention draws."""
+        field = self._locate(batch)
+        index = self._choose(batch, field)
+        patches = field.patches(batch, index, jitter=self.training and self.jitter)
+        valid = padding_mask(patches, index.device)
+        index = index[:, : valid.shape[1]]
+        f = pad_rows(embed_patches(self.encoder, batch, patches, self.chunk).float(), valid)
+        f = of_equal_length(f + self.scale_code[field.level(index)])
+        log_a = field.log_a.gather(1, index)
+        a = log_a.exp() * valid
+        if not self.training:
+            weight = weigh_settled(log_a, valid, self.inference)
+            logits = self.head((weight.unsqueeze(-1) * f).sum(1))
+            noise = None
+            if self.inference == "expectation":
+                noise = deviation(a, f @ self.head.weight.T, valid)
+            return Prediction(logits, batch.evidence(patches, weight), deviation=noise)
+        logits = self.head(expectation(a, f, valid, baseline=self.baseline))
+        auxiliary = {}
+        if self.instance > 0:
+            auxiliary["instance"] = (self.instance, self.head_instance(f, valid)[0])
+        losses = {"spread": self.spread(field, a), **self._of_scales(batch, field.shares())}
+        return Prediction(logits, [], losses, auxiliary)
+
+    # -- locate -------------------------------------------------------------------------------
+
+    def _locate(self, batch: Batch) -> Field:
+        spacing, side = batch.view.glimpse_spacing_um, batch.view.patch_um
+        stages = [stage_for(self.encoder, spacing, side * scale) for scale in self.scales]
+        scores, grids = [], []
+        for i, maps in enumerate(run_by_shape(self.encoder.maps, batch.glimpses())):
+            own = [self.locate(maps, stage, m)[0] for m, stage in enumerate(stages)]
+            lattices = [
+                map_lattice(self.encoder, stage, s.shape, spacing)
+                for stage, s in zip(stages, own, strict=True)
+            ]
+            scores.append([s.flatten() for s in own])
+            grids.append(
+                [
+                    _of_mass_one(self._priors.grid(batch, i, lattice, scale))
+                    for lattice, scale in zip(lattices, self.scales, strict=True)
+                ]
+            )
+        # Attention spread evenly over cells would favour the scale that has most of them; what
+        # follows the prior instead is shared by scales alike.
+        kept = self.kept.tolist()
+        return build_field(scores, grids, smoothing=0.0, explore=self.explore, kept=kept)
+
+    def _choose(self, batch: Batch, field: Field) -> Tensor:
+        """Indices of cells ``(b, n)`` in the order of drawing, those of padding last."""
+        if self.training:
+            return draw_without_replacement(field.log_a.detach(), self.patches)
+        return choose_settled(batch, field, self.eval_patches, self.inference)
+
+    def _of_scales(self, batch: Batch, shares: Tensor) -> dict[str, Tensor]:
+        """The losses on how attention divides among scales, from shares ``(b, scales)``."""
+        mean = shares.mean(0)
+        self.share = torch.lerp(mean.detach(), self.share, _MEMORY_OF_SHARES)
+        losses = {}
+        weight = self.balance * max(0.0, 1 - self._done / max(self.warm_up, 1e-9))
+        if weight > 0:
+            tiny = torch.finfo(mean.dtype).tiny
+            apart = (mean * (mean * len(mean)).clamp_min(tiny).log()).sum()
+            losses["balance"] = weight * apart
+        if self.price > 0:
+            costs = [
+                [_decoded_share(item.image, batch.view.spacing_um * s) for s in self.scales]
+                for item in batch.items
+            ]
+            losses["price"] = self.price * (shares * shares.new_tensor(costs)).sum(1).mean()
+        return losses
+
+
+def _of_mass_one(grid: Grid) -> Grid:
+    """The grid with its prior normalised, so that grids begin with equal mass."""
+    return dataclasses.replace(grid, log_prior=grid.log_prior.log_softmax(0))
+
+
+def _decoded_share(image: AbstractImage, spacing_um: float) -> float:
+    """Pixels of the level that is read, per pixel of a patch of this spacing."""
+    level = image.levels[image.level_for((spacing_um,) * image.ndim)]
+    pixels = zip(image.known_spacing_um, level.downsample, strict=True)
+    return math.prod(spacing_um / (own * down) for own, down in pixels)

@@ -1,0 +1,80 @@
+"""The strongest patch for each class: an image is positive if one of its patches is.
+
+Source: the standard assumption of multiple instance learning; the max-pooling baseline of Ilse,
+Tomczak & Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018, and the training
+rule of Campanella et al., Nature Medicine 2019.
+
+Differs: the encoder may be trained, by two-pass replay: only the chunks that hold a strongest patch
+are encoded twice; in training the lattice moves; there is no dropout, which would change which
+patch is the strongest.
+
+Use when: one patch suffices and looks the part on its own (a metastasis, a finding). It learns
+from one patch per image and class a step, so slowly; counts and proportions are beyond it. Blind to
+where patches lie.
+
+Cost: reads every patch with foreground, those of the chunks that decide twice in training with a
+trained encoder; memory of one chunk of patches, and one vector per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.methods._bag import Bag, output_weights
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.attention import masked_softmax
+from foveate.nn.heads import Head
+
+
+class MilMax(AbstractMethod):
+    """All patches with tissue, a linear head on each, the largest answer per output.
+
+    Evidence is the softmax over patches of the answers to what is predicted: the patch that decides
+    has most of it, and what came close is seen.
+
+    Args:
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: patches encoded at a time.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+    summary = "all patches, the strongest answer per class"
+    meets = ("no", "partly", "yes", "yes", "no")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        train_encoder: bool = True,
+        chunk: int = 64,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
+        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        self.norm = nn.LayerNorm(encoder.dim)
+        self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from the strongest patches of each image."""
+        patches = self.bag.cover(batch, training=self.training)
+        f, valid = self.bag.embed(self.encoder, batch, patches)
+        logits, single = self.aggregate(self.norm(f), valid)
+        if self.training:
+            return Prediction(logits, [])
+        near = masked_softmax(single.transpose(1, 2), valid.unsqueeze(1))
+        weight = (output_weights(logits, self.task_heads).unsqueeze(-1) * near).sum(1)
+        return Prediction(logits, batch.evidence(patches, weight))
+
+    def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(b, k)`` and those of each patch ``(b, n, k)``, from normalised features."""
+        single = self.head(h)
+        return single.masked_fill(~valid.unsqueeze(-1), -torch.inf).amax(1), single

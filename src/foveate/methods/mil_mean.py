@@ -1,0 +1,89 @@
+"""The mean of what all patches say: the plainest multiple instance learning there is.
+
+Source: none; the mean-pooling baseline of Ilse, Tomczak & Welling, "Attention-based Deep Multiple
+Instance Learning", ICML 2018, and of every paper since.
+
+Differs: the encoder may be trained, by two-pass replay, whose memory does not grow with the number
+of patches; in training the lattice moves; features are normalised before they are averaged.
+
+Use when: what decides is spread over the whole tissue (a stain, a texture, a subtype); and always,
+as the yardstick that attention must beat. One deciding patch among thousands is drowned. Blind to
+where patches lie.
+
+Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
+small cache; memory of one chunk of patches, and one vector per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.methods._bag import Bag, patch_shares
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.heads import Head, InstanceHead
+
+
+class MilMean(AbstractMethod):
+    """All patches with tissue, their mean, a linear head.
+
+    The head is linear, so its answer to the mean of the patches is the mean of its answers to each.
+    Evidence is each patch's share of the predicted logit, as far as it speaks for the prediction.
+
+    Args:
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: patches encoded at a time.
+        dropout: on the mean.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0, the plain mean, leaves it out: here every patch has a gradient
+            of its own already.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+    summary = "all patches, the mean of what each says; the yardstick of attention"
+    meets = ("no", "partly", "yes", "yes", "no")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        train_encoder: bool = True,
+        chunk: int = 64,
+        dropout: float = 0.1,
+        instance: float = 0.0,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
+        self.instance = instance
+        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        self.norm = nn.LayerNorm(encoder.dim)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
+        self.head_instance = InstanceHead(encoder.dim, heads) if instance > 0 else None
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from every patch of each image."""
+        patches = self.bag.cover(batch, training=self.training)
+        f, valid = self.bag.embed(self.encoder, batch, patches)
+        h = self.norm(f)
+        logits = self.aggregate(h, valid)
+        if not self.training:
+            weight = patch_shares(self.head(h), logits, self.task_heads, valid)
+            return Prediction(logits, batch.evidence(patches, weight))
+        if self.head_instance is None:
+            return Prediction(logits, [])
+        alone, _ = self.head_instance(h, valid)
+        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+
+    def aggregate(self, h: Tensor, valid: Tensor) -> Tensor:
+        """Logits ``(b, k)`` from normalised features."""
+        mean = (h * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp_min(1)
+        logits: Tensor = self.head(self.dropout(mean))
+        return logits

@@ -1,0 +1,343 @@
+"""Hard attention from coarse to fine: each crop that is looked at decides where to look inside it.
+
+Source: Papadopoulos, Korus & Memon, "Hard-Attention for Scalable Image Classification", NeurIPS
+2021 (Traversal Network, TNet).
+
+Differs: the first level is a glimpse of the size the view gives it, and the first grid has as many
+cells as cover the image, so that any extent and any shape is met; the number of levels follows from
+the glimpse's spacing, the view's and the grid, image by image. Cells are squares that cover what
+they are cut from: an image's grid counts its cells on each axis separately and is centred, with
+overhang. Cells without foreground are not chosen. The location module reads all maps of the
+encoder, averaged exactly over each cell. The per-feature answers are what other methods call the
+instance head: `main` divides the loss between them and the main answer, so there is no further one.
+With ``policy=top`` crops are chosen as published, always those that score highest; the published
+REINFORCE term is then no policy gradient but a surrogate: it raises the probability of whatever was
+chosen when the answer was right, and never finds out what another choice had brought.
+``policy=sampled`` is a policy gradient without bias: scores are not normalised (normalised ones
+leave the draw nearly uniform), training draws crops without replacement, several trees for an image
+are each other's baseline, and all choices of a tree answer for its whole reward. Our dropout is .1,
+and crops that are cut further are read without turns, so that a map and its crop agree.
+
+Use when: what decides is small, and each magnification shows where the next one should look.
+
+Cost: reads a glimpse and a fixed number of crops per image and level; the number of levels grows
+with the logarithm of the zoom. Nodes multiply: ``locations=(3, 2)`` is 3 crops, then 2 inside each,
+then 1 inside each of those 6 on every further level. ``policy=sampled`` reads ``draws`` trees in
+training. Memory of one chunk of crops and a vector per node; maps of crops are kept as one vector
+per cell.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch, Patches, run_by_shape
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.evidence import Evidence
+from foveate.methods._bag import embed_patches, pad_rows, patch_shares
+from foveate.methods._tnet_grid import Cut, cell_features
+from foveate.methods._tnet_tree import (
+    Chosen,
+    Forest,
+    Grids,
+    Location,
+    choose,
+    crop_grids,
+    gather_forest,
+    image_grids,
+    no_grids,
+)
+from foveate.methods.base import AbstractMethod, Judge, Prediction
+from foveate.nn.attention import masked_softmax
+from foveate.nn.heads import Head
+from foveate.nn.position import PositionCode
+from foveate.nn.reinforce import RunningReward, leave_one_out, policy_loss
+from foveate.nn.repeated import EmbedOnce
+from foveate.nn.replay import replay
+
+
+class Tnet(AbstractMethod):
+    """A tree of crops, each level finer than the one above, down to the view's spacing.
+
+    Evidence is the boxes of all levels but the whole image. A box weighs what its own answer, times
+    its share in the mean, adds to the predicted class; the head is linear, so these parts sum to
+    the prediction.
+
+    Args:
+        grid: cells per axis of the grid that a crop is cut into.
+        overlap: share of a cell's side that it has in common with its neighbour. Grid and overlap
+            give the zoom from level to level, ``1 + (grid - 1) (1 - overlap)``: 2 by default.
+        locations: crops chosen in each region, level by level; 1 on every further level.
+        eval_locations: the same in evaluation; by default as in training.
+        levels: at most this many below the glimpse; by default as many as zooms lie between the
+            spacings of glimpse and view. The finest always has the view's spacing: with fewer
+            levels the first grid has more, smaller cells.
+        policy: ``top`` looks where scores are highest, in training as in evaluation, and learns by
+            the published, biased surrogate; ``sampled`` draws in training and learns by an unbiased
+            policy gradient.
+        draws: with ``sampled``, trees drawn of each image in training, which are each other's
+            baseline; with 1 it is the mean reward of past steps.
+        main: share of the main answer in the cross-entropy; the rest is that of the single crops'
+            answers, without which little is learnt.
+        reinforce: weight of the policy's loss.
+        main_reward: share of the main answer in the reward; the rest is that of single crops.
+        weighting: weigh features by a squeeze-and-excite module instead of averaging them.
+        hidden: width of the location module.
+        dropout: on features.
+        chunk: crops encoded at a time; above it, gradients come from two-pass replay.
+        jitter: in training, shift the grid over the image at random, and all below with it.
+    """
+
+    reads = frozenset({"glimpse", "crops"})
+    summary = "descends a tree of crops, coarse to fine, by hard attention"
+    meets = ("yes", "partly", "yes", "yes", "no")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        grid: int = 3,
+        overlap: float = 0.5,
+        locations: tuple[int, ...] = (3, 2),
+        eval_locations: tuple[int, ...] | None = None,
+        levels: int | None = None,
+        policy: Literal["top", "sampled"] = "top",
+        draws: int = 2,
+        main: float = 0.3,
+        reinforce: float = 0.1,
+        main_reward: float = 0.3,
+        weighting: bool = False,
+        hidden: int = 64,
+        dropout: float = 0.1,
+        chunk: int = 256,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        dim = encoder.dim
+        self.encoder, self.task_heads, self.cut = encoder, tuple(heads), Cut(grid, overlap)
+        self.locations = _counts(locations, "locations")
+        self.eval_locations = _counts(eval_locations or locations, "eval_locations")
+        self.levels, self.policy = levels, policy
+        self.draws = draws if policy == "sampled" else 1
+        self.main, self.reinforce, self.main_reward = main, reinforce, main_reward
+        self.chunk, self.jitter = chunk, jitter
+        self.locate = Location(encoder.map_dims, hidden=hidden)
+        self.position = PositionCode(max(1, dim // 4))
+        self.norm = nn.LayerNorm(dim)
+        self.fuse = nn.Sequential(nn.Linear(dim + max(1, dim // 4), dim), nn.GELU())
+        self.dropout = nn.Dropout(dropout)
+        self.weigh = _FeatureWeights(dim) if weighting else None
+        self.head = nn.Linear(dim, sum(h.size for h in heads))
+        self.reward = RunningReward()
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Descend, then predict from the features of all nodes."""
+        forest = self._descend(batch)
+        f, valid, log_prob = self._nodes(batch, forest)
+        share = valid / valid.sum(-1, keepdim=True) if self.weigh is None else self.weigh(f, valid)
+        logits = self.head((share.unsqueeze(-2) @ f).squeeze(-2))
+        single = self.head(f)
+        if not self.training:
+            return Prediction(logits[:, 0], self._evidence(batch, forest, logits, single, share))
+        answers = Answers(logits, single, valid, log_prob)
+        objective = functools.partial(self.objective, answers)
+        return Prediction(logits[:, 0], [], objectives={"tree": objective})
+
+    def findings(self) -> dict[str, float]:
+        """The running mean of the reward."""
+        return {"reward": float(self.reward.value)}
+
+    # -- descend ------------------------------------------------------------------------------
+
+    def _descend(self, batch: Batch) -> Forest:
+        maps = run_by_shape(self.encoder.maps, batch.glimpses())
+        overview = torch.cat([self.encoder.pool(m) for m in maps]).float()
+        trees = self.draws if self.training else 1
+        depth = [
+            self.cut.levels(item.image.box_um.size, batch.view, self.levels) for item in batch.items
+        ]
+        grids = [
+            image_grids(
+                batch,
+                i,
+                maps[i],
+                self.encoder,
+                self.cut,
+                scale=self.cut.zoom ** (depth[i] - 1),
+                trees=trees,
+                jitter=self.training and self.jitter,
+            )
+            for i in range(len(batch))
+        ]
+        found = []
+        for level in range(1, max(depth) + 1):
+            chosen = choose(
+                batch,
+                grids,
+                self.locate,
+                self._count(level),
+                normalised=self.policy == "top",
+                draw=self.training and self.policy == "sampled",
+            )
+            f, grids = self._look(batch, chosen, [d - level for d in depth])
+            found.append((chosen, f))
+        return gather_forest(batch, overview, found, trees)
+
+    def _count(self, level: int) -> int:
+        counts = self.locations if self.training else self.eval_locations
+        return counts[level - 1] if level <= len(counts) else 1
+
+    def _look(
+        self, batch: Batch, chosen: Sequence[Chosen], below: Sequence[int]
+    ) -> tuple[Tensor, list[Grids]]:
+        """Features of chosen crops ``(n, d)`` and the grids inside them; `below`: levels to go."""
+        split = [_only(part.patches, d > 0) for part, d in zip(chosen, below, strict=True)]
+        last = [_only(part.patches, d == 0) for part, d in zip(chosen, below, strict=True)]
+        dim, shape = self.encoder.dim, (self.cut.cells**2, sum(self.encoder.map_dims))
+        rows = self.head.weight.new_zeros(0, dim + math.prod(shape))
+        leaves = rows[:, :dim]
+        if any(len(part) for part in split):
+            rows = self._embed(batch, split)
+        if any(len(part) for part in last):
+            leaves = embed_patches(self.encoder, batch, last, self.chunk).float()
+        f = rows[:, :dim]
+        cells = rows[:, dim:].detach().reshape(len(rows), *shape)
+        own, finest = _per_image(f, split), _per_image(leaves, last)
+        inside = _per_image(cells, split)
+        grids = [
+            crop_grids(batch, i, part, inside[i], self.cut, scale=self.cut.zoom ** (below[i] - 1))
+            if below[i] > 0
+            else no_grids(cells.flatten(0, 1), self.cut)
+            for i, part in enumerate(chosen)
+        ]
+        return torch.cat([x for pair in zip(own, finest, strict=True) for x in pair]), grids
+
+    def _embed(self, batch: Batch, patches: Sequence[Patches]) -> Tensor:
+        """Per crop its feature, then what its map shows in each cell: ``(n, d + cells c)``."""
+        # Without turns: a map that is turned would point to the wrong part of its crop.
+        chunks = batch.chunks(patches, self.chunk, augment=False)
+        parameters = list(self.encoder.parameters())
+        once = EmbedOnce(functools.partial(self._vector_and_cells, batch.view.patch_px))
+        if not torch.is_grad_enabled() or len(chunks) == 1:
+            return torch.cat([once(chunks(c)) for c in range(len(chunks))])
+        return replay(once, parameters, chunks, len(chunks))
+
+    def _vector_and_cells(self, patch_px: int, x: Tensor) -> Tensor:
+        maps = self.encoder.maps(x)
+        begin = self.cut.inside(patch_px)
+        cells = cell_features(self.encoder, maps, (begin, begin), patch_px / self.cut.zoom)
+        return torch.cat([self.encoder.pool(maps).float(), cells.flatten(1)], 1)
+
+    # -- predict ------------------------------------------------------------------------------
+
+    def _nodes(self, batch: Batch, forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
+        """Features with position, which are real, and log-probabilities: ``(b, trees, n, …)``."""
+        lengths = torch.tensor(forest.lengths, device=batch.device)
+        valid = torch.arange(max(forest.lengths), device=batch.device) < lengths[:, None]
+        widest = max(len(part) for part in forest.patches)
+        counts = torch.tensor([len(part) for part in forest.patches], device=batch.device)
+        real = torch.arange(widest, device=batch.device) < counts[:, None]
+        centre, extent = batch.layout(forest.patches, widest)
+        code = self.position(centre[real], extent[real])
+        fused = self.dropout(self.fuse(torch.cat([self.norm(forest.features), code], -1)).float())
+        shape = (len(batch), forest.trees, valid.shape[1])
+        log_prob = pad_rows(forest.log_prob.unsqueeze(-1), valid).view(shape)
+        return pad_rows(fused, valid).view(*shape, -1), valid.view(shape), log_prob
+
+    def _evidence(
+        self, batch: Batch, forest: Forest, logits: Tensor, single: Tensor, share: Tensor
+    ) -> list[Evidence]:
+        added = (single * share.unsqueeze(-1))[:, 0, 1:]
+        weight = patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
+        return batch.evidence([part[1:] for part in forest.patches], weight)
+
+    # -- learn --------------------------------------------------------------------------------
+
+    def objective(self, answers: Answers, judge: Judge) -> Tensor:
+        """The paper's objective, less the loss of the first logits, which the loop adds itself."""
+        valid, crops = answers.valid, answers.crops
+        each = _mean_over(judge.loss(answers.single), valid)
+        loss = self.main * judge.loss(answers.logits) + (1 - self.main) * each
+        right, right_each = judge.correct(answers.logits), judge.correct(answers.single)
+        reward = self._mixed(right, _mean_over(right_each, crops))
+        if self.policy == "top":
+            b, log_prob = self.reward.value, answers.log_prob
+            alone = _mean_over(policy_loss(right_each, b, log_prob), crops)
+            policy = self._mixed(policy_loss(right, b, log_prob.sum(-1)), alone)
+        else:
+            baseline = leave_one_out(reward) if reward.shape[1] > 1 else self.reward.value
+            policy = policy_loss(reward, baseline, answers.log_prob.sum(-1))
+        self.reward.update(reward.mean())
+        counted = judge.loss(answers.logits[:, 0])
+        return loss.mean() + self.reinforce * policy.mean() - counted.mean()
+
+    def _mixed(self, of_main: Tensor, of_crops: Tensor) -> Tensor:
+        return self.main_reward * of_main + (1 - self.main_reward) * of_crops
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a training step answered; b images, s trees of each, n nodes of each tree.
+
+    Attributes:
+        logits: ``(b, s, k)`` of the trees.
+        single: ``(b, s, n, k)`` of the nodes on their own; the first is the whole image.
+        valid: ``(b, s, n)``, False on padding.
+        log_prob: ``(b, s, n)`` of the choice of each node; 0 of the whole and of padding.
+    """
+
+    logits: Tensor
+    single: Tensor
+    valid: Tensor
+    log_prob: Tensor
+
+    @property
+    def crops(self) -> Tensor:
+        """``(b, s, n)``, True on nodes that were chosen."""
+        first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
+        return self.valid & ~first
+
+
+class _FeatureWeights(nn.Module):
+    """Shares of nodes in the pooled feature: squeeze and excite, a linear score, softmax."""
+
+    def __init__(self, dim: int, *, ratio: float = 0.25) -> None:
+        super().__init__()
+        inner = max(1, round(ratio * dim))
+        self.excite = nn.Sequential(
+            nn.Linear(dim, inner), nn.ReLU(), nn.Linear(inner, dim), nn.Sigmoid()
+        )
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+        """``(…, n)`` of features ``(…, n, d)``; rows sum to 1."""
+        mean = (f * valid.unsqueeze(-1)).sum(-2) / valid.sum(-1, keepdim=True)
+        return masked_softmax(self.score(f * self.excite(mean).unsqueeze(-2)).squeeze(-1), valid)
+
+
+def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the last axis where valid."""
+    return (values * valid).sum(-1) / valid.sum(-1)
+
+
+def _only(patches: Patches, wanted: bool) -> Patches:
+    return patches if wanted else patches[:0]
+
+
+def _per_image(rows: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
+    return list(torch.split(rows, [len(part) for part in patches]))
+
+
+def _counts(counts: tuple[int, ...], name: str) -> tuple[int, ...]:
+    if not counts or min(counts) < 1:
+        raise OptionError(f"method.{name}: got {counts}, expected whole numbers from 1")
+    return tuple(counts)

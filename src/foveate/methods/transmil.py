@@ -1,0 +1,127 @@
+"""A transformer over all patches, with landmarks for long bags and the true places of patches.
+
+Source: Shao et al., "TransMIL: Transformer Based Correlated Multiple Instance Learning for Whole
+Slide Image Classification", NeurIPS 2021.
+
+Differs: position. The published code lays the patches, in the order of their file, on an invented
+square and repeats the first ones to fill it; landmarks and a convolution along the sequence follow
+that order too. Here the convolutions of the position layer run over the lattice on which patches
+lie, empty cells being zero; landmarks are means over compact neighbourhoods; the convolution along
+the sequence is gone: the order of patches changes nothing, their places do. Attention is exact over
+at most twice as many patches as landmarks, and for the class token of the last block, which is all
+of it that is used; so evidence is its attention. Narrower by default (128, published 512), as most
+cohorts are small. The encoder may be trained, by two-pass replay.
+
+Use when: what counts is how parts lie to each other, and reading everything is affordable.
+
+Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
+small cache; memory of one chunk of patches, and a few dozen vectors per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.methods._bag import Bag
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank
+
+
+class Transmil(AbstractMethod):
+    """All patches with tissue, attention, position, attention; a class token answers.
+
+    Evidence is the attention of the class token to the patches.
+
+    Args:
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: patches encoded at a time.
+        width: of the tokens.
+        attention_heads: of each attention.
+        landmarks: of the first attention, per image.
+        iterations: of its pseudo-inverse.
+        dropout: of what attention adds.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0 leaves it out, as published.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+    summary = "all patches related by attention and by where they lie"
+    meets = ("no", "yes", "yes", "yes", "yes")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        train_encoder: bool = True,
+        chunk: int = 64,
+        width: int = 128,
+        attention_heads: int = 8,
+        landmarks: int = 256,
+        iterations: int = 6,
+        dropout: float = 0.1,
+        instance: float = 1.0,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(train_encoder)
+        self.instance = instance
+        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        self.embed = nn.Sequential(
+            nn.LayerNorm(encoder.dim), nn.Linear(encoder.dim, width), nn.ReLU()
+        )
+        self.class_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.relate = NystromAttention(
+            width,
+            heads=attention_heads,
+            landmarks=landmarks,
+            iterations=iterations,
+            dropout=dropout,
+        )
+        self.position = PyramidPosition(width)
+        self.answer = NystromAttention(width, heads=attention_heads, dropout=dropout)
+        self.head = nn.Linear(width, sum(h.size for h in heads))
+        self.head_instance = InstanceHead(width, heads) if instance > 0 else None
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from every patch of each image and where it lies."""
+        patches = self.bag.cover(batch, training=self.training)
+        f, valid = self.bag.embed(self.encoder, batch, patches)
+        centre, _ = batch.layout(patches, valid.shape[1])
+        h = self.embed(f)
+        logits, weight = self.aggregate(h, valid, centre)
+        if not self.training:
+            return Prediction(logits, batch.evidence(patches, weight))
+        if self.head_instance is None:
+            return Prediction(logits, [])
+        alone, _ = self.head_instance(h, valid)
+        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+
+    def aggregate(self, h: Tensor, valid: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(b, k)`` and the class token's attention ``(b, n)``.
+
+        Args:
+            h: embedded patches ``(b, n, d)``.
+            valid: ``(b, n)`` bool; at least one per row.
+            centre: of patches, ``(b, n, ndim)``, in patches.
+        """
+        cells = lattice_cells(centre, valid)
+        rank = spatial_rank(cells, centre, valid)
+        tokens = torch.cat([self.class_token.expand(len(h), 1, -1), h], 1)
+        known = nn.functional.pad(valid, (1, 0), value=True)
+        first = nn.functional.pad(rank + 1, (1, 0))
+        tokens = tokens + self.relate(self.norms[0](tokens), known, first)
+        tokens = torch.cat([tokens[:, :1], self.position(tokens[:, 1:], cells, valid)], 1)
+        added, attention = self.answer.of_first(self.norms[1](tokens), known)
+        logits = self.head(self.norms[2](tokens[:, 0] + added))
+        weight = attention[:, 1:].detach()
+        return logits, weight / weight.sum(1, keepdim=True).clamp_min(1e-30)

@@ -1,0 +1,59 @@
+"""What several building blocks share: the questions of a task, masked softmax, gated scores.
+
+Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018
+(gated attention, their eq. 9).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Pooling = Literal["max", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One question that a task asks of an image.
+
+    Attributes:
+        name: of the question.
+        size: number of outputs.
+        exclusive: one softmax over the outputs; else a sigmoid each.
+        pooling: how single patches answer it: ``max`` where one patch suffices (presence), ``sum``
+            for a gated sum (counts, grades), ``none`` where no patch can and only the frequencies
+            of the labels are learnt.
+    """
+
+    name: str
+    size: int
+    exclusive: bool
+    pooling: Pooling
+
+
+def masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
+    """Softmax over the last axis where `valid`; exactly 0 elsewhere, and 0 for an empty row."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    filled = scores.masked_fill(~valid, -torch.inf)
+    top = filled.amax(-1, keepdim=True)
+    exp = torch.exp(filled - top.masked_fill(top.isneginf(), 0.0))
+    return exp / exp.sum(-1, keepdim=True).clamp_min(torch.finfo(exp.dtype).tiny)
+
+
+class GatedAttention(nn.Module):
+    """Scores ``w . (tanh(V h) * sigmoid(U h))``, one per token, before the softmax."""
+
+    def __init__(self, dim: int, *, hidden: int = 128) -> None:
+        super().__init__()
+        self.value = nn.Linear(dim, hidden)
+        self.gate = nn.Linear(dim, hidden)
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(…, d)`` to ``(…)``."""
+        mixed = torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens))
+        scores: Tensor = self.score(mixed).squeeze(-1)
+        return scores

@@ -1,0 +1,144 @@
+"""From a set of tokens to one answer: aggregators that any method may use.
+
+All take ``tokens (b, n, d)`` and ``valid (b, n)`` and return what they pooled with the share of
+each patch in it ``(b, n)``: not negative, 0 for padding, rows sum to 1. `CrossPool` and
+`AdditivePool` end in the logits of a task; `MeanPool` and `MaxPool` in a vector. Positions, where
+they count, are added to the tokens before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.errors import OptionError
+from foveate.nn._additive import AdditiveHead
+from foveate.nn.base import Head, masked_softmax
+
+
+class AdditivePool(nn.Module):
+    """The sum of what gated patches say: evidence and prediction are the same numbers.
+
+    Args:
+        dim: length of a token.
+        heads: what the task asks; a gate for each.
+        k_min: how many patches it takes to be sure.
+
+    Source: EMIL (MIDL 2022); see `AdditiveHead` for where we differ.
+    """
+
+    def __init__(self, dim: int, heads: Sequence[Head], *, k_min: float = 1.0) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(AdditiveHead(dim, head, k_min=k_min) for head in heads)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(b, k)`` and shares ``(b, n)``.
+
+        Shares are those of the sum for the predicted class, or for "yes" of all outputs; averaged
+        over heads, without gradient.
+        """
+        answers, weights = [], []
+        for part in self.parts:
+            found = part(tokens, valid)
+            answers.append(found.logits)
+            log_share = found.log_share.detach()
+            if part.exclusive:
+                predicted = found.logits.argmax(-1)[:, None, None].expand(-1, valid.shape[1], 1)
+                log_share = log_share.gather(-1, predicted)
+            weights.append(masked_softmax(log_share.logsumexp(-1), valid))
+        return torch.cat(answers, -1), torch.stack(weights).mean(0)
+
+
+class CrossPool(nn.Module):
+    """Learnt queries, one for each question of the task, attend to the tokens.
+
+    A post-norm transformer block (``LN(Q + attention)``, ``LN(z + MLP(z))``), then a linear layer
+    for each query.
+
+    Args:
+        dim: length of a token.
+        heads: what the task asks.
+        attention_heads: of the attention; divides `dim`.
+        inner: width of the MLP; by default ``4 * dim``.
+        dropout: on the outputs of attention and MLP; never on attention itself, so that scores are
+            the same in training and evaluation.
+
+    Raises:
+        OptionError: `attention_heads` does not divide `dim`.
+
+    Source: Bergner, Lippert & Mahendran, "Iterative Patch Selection for High-Resolution Image
+    Recognition", ICLR 2023. Where we differ: padding is masked; heads give logits, of any size; a
+    patch is scored before the softmax.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: Sequence[Head],
+        *,
+        attention_heads: int = 8,
+        inner: int | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if attention_heads < 1 or dim % attention_heads:
+            raise OptionError(f"attention_heads {attention_heads} does not divide the {dim} of dim")
+        self.attention_heads = attention_heads
+        bound = (dim // attention_heads) ** -0.5
+        self.questions = nn.Parameter(torch.empty(len(heads), dim).uniform_(-bound, bound))
+        self.to_query = nn.Linear(dim, dim, bias=False)
+        self.to_key = nn.Linear(dim, dim, bias=False)
+        self.to_value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        inner = inner or 4 * dim
+        self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.ReLU(), nn.Linear(inner, dim))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+        self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``."""
+        value = self._split(self.to_value(tokens))
+        logits = torch.einsum("thd,bnhd->bthn", self.query(), self.keys(tokens))
+        weight = masked_softmax(logits / math.sqrt(value.shape[-1]), valid[:, None, None])
+        mixed = torch.einsum("bthn,bnhd->bthd", weight.to(value.dtype), value).flatten(-2)
+        z = self.norms[0](self.questions + self.dropout(self.out(mixed)))
+        z = self.norms[1](z + self.dropout(self.mlp(z)))
+        answers = [head(z[:, t]) for t, head in enumerate(self.heads)]
+        return torch.cat(answers, -1), weight.mean((1, 2))
+
+    def query(self) -> Tensor:
+        """``(t, h, dk)``, questions and attention heads."""
+        return self._split(self.to_query(self.questions))
+
+    def keys(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(…, n, d)`` as ``(…, n, h, dk)``."""
+        return self._split(self.to_key(tokens))
+
+    def _split(self, vectors: Tensor) -> Tensor:
+        return vectors.view(*vectors.shape[:-1], self.attention_heads, -1)
+
+
+class MeanPool(nn.Module):
+    """The mean of the tokens; every patch has the same share."""
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled ``(b, d)`` and shares ``(b, n)``."""
+        weight = masked_softmax(torch.zeros_like(tokens[..., 0]), valid)
+        return (weight.unsqueeze(-1) * tokens).sum(1), weight
+
+
+class MaxPool(nn.Module):
+    """The maximum of each feature; a patch's share is that of the features it gave."""
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled ``(b, d)``, 0 for an image without patches, and shares ``(b, n)``."""
+        filled = tokens.masked_fill(~valid.unsqueeze(-1), -torch.inf)
+        top, winner = filled.max(1)
+        won = functional.one_hot(winner, tokens.shape[1]).sum(1) * valid
+        pooled = torch.where(valid.any(1, keepdim=True), top, torch.zeros_like(top))
+        return pooled, won / won.sum(1, keepdim=True).clamp_min(1)

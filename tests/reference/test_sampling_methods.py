@@ -1,0 +1,602 @@
+"""Methods that sample against sums over all cells, cut from the image by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch, LoadedImage, View
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.geometry import Box, Frame
+from foveate.methods import attention_sampling, joint_sampling
+from foveate.methods.attention_sampling import AttentionSampling
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.differentiable_top_k import DifferentiableTopK
+from foveate.methods.joint_sampling import JointSampling
+from foveate.nn.heads import Head
+from foveate.outputs import _deviations
+from reference.test_locate import HeldImage
+
+VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)
+HEADS = (Head("class", 2, True, "max"),)
+PLAIN: dict[str, Any] = {"instance": 0.0, "jitter": False}
+
+
+class Stub(AbstractEncoder):
+    """Maps of strides 1 and 2; the vector is a fixed nonlinear function of moments of the input."""
+
+    dim, strides, map_dims, map_centres = 4, (1, 2), (3, 3), (0.5, 1.0)
+    mean, std = (0.2, 0.5, 0.4), (0.3, 0.2, 0.6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        mixing = torch.randn(4, 6, generator=torch.Generator().manual_seed(4))
+        self.mixing = nn.Parameter(mixing)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        even = nn.functional.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), "replicate")
+        return [x, nn.functional.avg_pool2d(even, 2)]
+
+    def pool(self, maps: list[Tensor]) -> Tensor:
+        first = maps[0]
+        moments = torch.cat([first.mean((-2, -1)), first.square().mean((-2, -1))], 1)
+        return torch.tanh(moments @ self.mixing.T)
+
+
+def _image(seed: int = 0, shape: tuple[int, int] = (12, 18)) -> HeldImage:
+    return HeldImage(np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8))
+
+
+def _batch(pool: ThreadPoolExecutor, *images: HeldImage, view: View = VIEW) -> Batch:
+    items = []
+    for i, image in enumerate(images):
+        glimpse = image.glimpse(view.glimpse_spacing_um)
+        random = np.random.default_rng(i)
+        distance = random.integers(120, 256, glimpse.shape[:2]).astype(np.uint8)
+        items.append(LoadedImage(f"i{i}", image, glimpse, distance))
+    return Batch(
+        items, view=view, normalise=(Stub.mean, Stub.std), device=torch.device("cpu"), pool=pool
+    )
+
+
+def _build(method: type[AbstractMethod], **options: Any) -> Any:
+    """A method with the stub, whose scores and head are not 0."""
+    torch.manual_seed(0)
+    built: Any = method(encoder=Stub(), heads=HEADS, **{**PLAIN, **options})
+    for parameter in built.locate.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return built
+
+
+def _embedded(encoder: Stub, pixels: Any) -> Tensor:
+    """The vector of one patch ``(h, w, 3)`` of bytes."""
+    scaled = (torch.from_numpy(pixels.astype(np.float32)) / 255 - torch.tensor(Stub.mean)) / (
+        torch.tensor(Stub.std)
+    )
+    vector: Tensor = encoder(scaled.permute(2, 0, 1)[None])[0]
+    return vector
+
+
+def _cut(image: HeldImage, cell: tuple[int, int]) -> Any:
+    """The 4 x 4 patch in the middle of a 6 x 6 cell."""
+    y, x = 6 * cell[0] + 1, 6 * cell[1] + 1
+    return image._pyramid[0][y : y + 4, x : x + 4]
+
+
+def _fine_features(encoder: Stub, image: HeldImage, shape: tuple[int, int] = (2, 3)) -> Tensor:
+    return torch.stack([_embedded(encoder, _cut(image, c)) for c in np.ndindex(*shape)])
+
+
+def _long(f: Tensor) -> Tensor:
+    return 2.0 * f / f.norm(dim=-1, keepdim=True)
+
+
+def _sequences(a: Tensor, n: int, replacement: bool) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Every ordered draw and its probability."""
+    values = a.detach().double().tolist()
+    cells = range(len(values))
+    if replacement:
+        for order in itertools.product(cells, repeat=n):
+            yield order, math.prod(values[i] for i in order)
+        return
+    for order in itertools.permutations(cells, n):
+        left, probability = 1.0, 1.0
+        for i in order:
+            probability *= values[i] / left
+            left -= values[i]
+        yield order, probability
+
+
+def _over_all_draws(
+    method: Any,
+    batch: Batch,
+    a: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    *,
+    replacement: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """Expected logits ``(k,)`` and expected gradients of a weighted sum of them."""
+    name = "draw_with_replacement" if replacement else "draw_without_replacement"
+    method.train()
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    value, total = torch.zeros(2), [torch.zeros_like(p) for p in parameters]
+    for order, probability in _sequences(a, method.patches, replacement):
+        monkeypatch.setattr(module, name, lambda *_, order=order: torch.tensor([order]))
+        logits = method(batch).logits[0]
+        found = torch.autograd.grad(_scalar(logits), parameters, allow_unused=True)
+        value += probability * logits.detach()
+        for t, g in zip(total, found, strict=True):
+            t += probability * (0.0 if g is None else g)
+    return value, total
+
+
+def _scalar(logits: Tensor) -> Tensor:
+    return logits @ torch.tensor([1.0, -0.3])
+
+
+def _assert_same_gradients(method: Any, logits: Tensor, expected: Sequence[Tensor]) -> None:
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    found = torch.autograd.grad(_scalar(logits), parameters, allow_unused=True)
+    for exact, mean in zip(found, expected, strict=True):
+        exact = torch.zeros_like(mean) if exact is None else exact
+        torch.testing.assert_close(mean, exact, atol=2e-5, rtol=2e-3)
+    locate = [float(g.abs().sum()) for g in expected]
+    assert sum(v > 1e-4 for v in locate) >= 4, "attention, encoder and head receive gradients"
+
+
+# -- attention sampling -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["own", "encoder"])
+@pytest.mark.parametrize(("replacement", "baseline"), [(False, False), (False, True), (True, True)])
+def test_attention_sampling_is_the_sum_over_all_cells(
+    attention: str,
+    replacement: bool,
+    baseline: bool,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = _build(
+        AttentionSampling,
+        patches=2,
+        attention=attention,
+        replacement=replacement,
+        baseline=baseline,
+        smoothing=0.1,
+    )
+    image = _image()
+    batch = _batch(pool, image)
+    a = method._locate(batch).log_a[0].exp()
+    assert a.shape == (6,)
+    assert a.max() > 1.3 * a.min()
+    exact = method.head(a @ _long(_fine_features(method.encoder, image)))
+    value, gradients = _over_all_draws(
+        method, batch, a, monkeypatch, attention_sampling, replacement=replacement
+    )
+    torch.testing.assert_close(value, exact.detach(), atol=1e-5, rtol=1e-4)
+    _assert_same_gradients(method, exact, gradients)
+
+
+def test_evaluation_by_expectation_and_by_the_highest(pool: ThreadPoolExecutor) -> None:
+    image = _image()
+    batch = _batch(pool, image)
+    method = _build(AttentionSampling, eval_patches=3).eval()
+    a = method._locate(batch).log_a[0].exp().detach()
+    f = _long(_fine_features(method.encoder, image)).detach()
+    with torch.no_grad():
+        found = method(batch)
+        drawn = method._choose(batch, method._locate(batch))[0].tolist()
+        terms, done = [], torch.zeros(4)
+        for j, i in enumerate(drawn):
+            terms.append(done + (1 - sum(a[k] for k in drawn[:j])) * f[i])
+            done = done + a[i] * f[i]
+        torch.testing.assert_close(found.logits[0], method.head(torch.stack(terms).mean(0)))
+        outputs = torch.stack(terms) @ method.head.weight.T
+        torch.testing.assert_close(found.deviation[0], outputs.std(0) / math.sqrt(3))
+        method.inference = "top"
+        best = method(batch)
+        chosen = sorted(range(6), key=lambda c: -float(a[c]))[:3]
+        share = a[chosen] / a[chosen].sum()
+        torch.testing.assert_close(best.logits[0], method.head(share @ f[chosen]))
+    assert best.deviation is None
+    np.testing.assert_allclose(best.evidence[0].weight, share.numpy(), atol=1e-6)
+    centres = [[6 * (c // 3) + 3, 6 * (c % 3) + 3] for c in chosen]
+    np.testing.assert_allclose(best.evidence[0].origin_um + 2, centres)
+
+
+def test_deviation_of_one_draw_is_that_over_all_draws(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of the squared deviations is the variance of the logits over all draws."""
+    batch = _batch(pool, _image())
+    method = _build(AttentionSampling, eval_patches=2).eval()
+    with torch.no_grad():
+        a = method._locate(batch).log_a[0].exp()
+        logits, squares, shares = [], [], []
+        for order, probability in _sequences(a, 2, replacement=False):
+            monkeypatch.setattr(
+                attention_sampling,
+                "choose_settled",
+                lambda *_, order=order: torch.tensor([order]),
+            )
+            found: Prediction = method(batch)
+            assert found.deviation is not None
+            logits.append(found.logits[0].double())
+            squares.append(found.deviation[0].double().square())
+            shares.append(probability)
+    share = torch.tensor(shares, dtype=torch.float64)
+    values = torch.stack(logits)
+    variance = share @ (values - share @ values).square()
+    torch.testing.assert_close(share @ torch.stack(squares), variance, atol=1e-6, rtol=1e-3)
+
+
+def test_deviations_are_columns_of_the_table() -> None:
+    said = {
+        1: {"logit_sd_c": "0.500000"},
+        3: {f"logit_sd_{c}": "0.500000" for c in "abc"},
+        2: {"logit_sd_0": "0.500000", "logit_sd_1": "0.500000"},
+    }
+    for n, columns in said.items():
+        report: Any = SimpleNamespace(deviation=(0.5,) * n)
+        assert _deviations(report, ("a", "b", "c")) == columns
+    assert _deviations(cast(Any, SimpleNamespace(deviation=None)), ("a", "b")) == {}
+
+
+@pytest.mark.parametrize("attention", ["own", "encoder"])
+@pytest.mark.parametrize("place", [(17, 42), (2, 72), (32, 7)])
+def test_a_bright_pixel_lies_in_the_middle_of_the_patch(
+    attention: str, place: tuple[int, int], pool: ThreadPoolExecutor
+) -> None:
+    """Sides are unequal and no multiples: half a cell or the wrong axis would show."""
+    pixels = np.zeros((36, 78, 3), np.uint8)
+    pixels[place] = 255
+    view = View(spacing_um=1.0, patch_px=9, glimpse_spacing_um=5.0)
+    batch = _batch(pool, HeldImage(pixels), view=view)
+    method = _build(AttentionSampling, attention=attention, inference="top", eval_patches=1).eval()
+    if attention == "own":
+        for layer in method.locate.layers:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            layer.weight.data[0, 0, 1, 1] = 1.0
+    else:
+        for project in method.locate.project:
+            nn.init.zeros_(project.weight)
+            nn.init.constant_(project.bias, 5.0)
+        method.locate.project[0].weight.data[0, 0] = 1.0
+        nn.init.ones_(method.locate.score[0].weight)
+    with torch.no_grad():
+        patches = method._locate(batch).patches(
+            batch, method._choose(batch, method._locate(batch)), jitter=False
+        )
+        (crop,) = batch.crops(patches)
+    row, column = divmod(int(crop.mean(0).argmax()), 9)
+    assert (row, column) == (4, 4)
+
+
+def test_a_blob_of_three_pixels_survives_in_the_glimpse() -> None:
+    """At scale .12 a blob of 3 x 3 is a third of a pixel; picking nearest pixels loses most."""
+    seen = []
+    for offset in range(9):
+        pixels = np.zeros((100, 150, 3), np.uint8)
+        pixels[40 + offset : 43 + offset, 70 + offset : 73 + offset] = 255
+        glimpse = HeldImage(pixels).glimpse(1 / 0.12)
+        assert glimpse.shape == (12, 18, 3)
+        seen.append(int(glimpse.max()))
+        total = glimpse[..., 0].astype(float).sum()
+        assert total == pytest.approx(255 * 9 * 0.12**2, rel=0.15)
+    assert min(seen) >= 10
+
+
+@pytest.mark.parametrize("attention", ["own", "encoder"])
+def test_a_constant_image_looks_alike_inside_and_at_the_border(
+    attention: str, pool: ThreadPoolExecutor
+) -> None:
+    image = HeldImage(np.full((24, 36, 3), (180, 90, 200), np.uint8))
+    view = View(spacing_um=1.0, patch_px=10, glimpse_spacing_um=6.0)
+    batch = _batch(pool, image, view=view)
+    method = _build(AttentionSampling, attention=attention, eval_patches=24).eval()
+    with torch.no_grad():
+        field = method._locate(batch)
+        torch.testing.assert_close(field.log_a, torch.full_like(field.log_a, -math.log(24)))
+        patches = field.patches(batch, torch.arange(24)[None], jitter=False)
+        crops = batch.crops(patches)
+    assert (patches[0].origin_um < 0).any()
+    assert (crops == crops[:1, :, :1, :1]).all()
+
+
+@pytest.mark.parametrize("method", [AttentionSampling, JointSampling, DifferentiableTopK])
+def test_a_step_against_collapse_spreads_attention(
+    method: type[AbstractMethod], pool: ThreadPoolExecutor
+) -> None:
+    """It raises the entropy; of joint sampling, whose start is not even, that from the start."""
+    built = _build(method, contrast=0.0, background=1.0, spread=1.0).train()
+    batch = _batch(pool, _image(), _image(1))
+
+    def entropy() -> float:
+        field = built._locate(batch)
+        log_a, even = field.log_a.detach(), method is not JointSampling
+        start = torch.zeros_like(log_a) if even else field.log_prior
+        return float((log_a.exp() * (start - log_a)).sum())
+
+    before = entropy()
+    built(batch).losses["spread"].backward()
+    learnt = [p for p in built.locate.parameters() if p.grad is not None]
+    norm = torch.stack([p.grad.norm() for p in learnt]).norm()
+    with torch.no_grad():
+        for parameter in learnt:
+            parameter -= 0.01 * parameter.grad / norm
+    assert entropy() > before + 1e-5
+
+
+@pytest.mark.parametrize("method", [AttentionSampling, JointSampling])
+def test_nearly_all_mass_on_one_cell_gives_finite_gradients(
+    method: type[AbstractMethod], pool: ThreadPoolExecutor
+) -> None:
+    own = {"smoothing": 0.0, "attention": "encoder"} if method is AttentionSampling else {}
+    built = _build(method, **own)
+    built.explore = 0.0
+    with torch.no_grad():
+        for parameter in built.locate.parameters():
+            parameter *= 30
+    batch = _batch(pool, _image())
+    assert built._locate(batch).log_a.exp().max() > 1 - 1e-6
+    prediction = built.train()(batch)
+    (_scalar(prediction.logits[0]) + sum(prediction.losses.values())).backward()
+    assert all(p.grad.isfinite().all() for p in built.parameters() if p.grad is not None)
+
+
+# -- joint sampling ---------------------------------------------------------------------------
+
+
+def _all_features(method: JointSampling, image: HeldImage) -> Tensor:
+    """Features of the 6 fine cells and of the 2 coarse ones of 12 x 12, read at scale 4."""
+    f = [*_fine_features(method.encoder, image)]
+    for x in (6.0, 18.0):
+        coarse = image.read_at(Box.around((6.0, x), (16.0, 16.0), Frame.UM), (4, 4))
+        f.append(_embedded(method.encoder, coarse))
+    level = torch.tensor([0] * 6 + [1] * 2)
+    return _long(torch.stack(f) + method.scale_code[level])
+
+
+def test_joint_sampling_is_the_sum_over_all_cells_of_all_scales(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = _build(JointSampling, patches=2, scales=(1.0, 4.0), explore=0.2)
+    nn.init.normal_(method.scale_code, std=0.3)
+    image = _image()
+    batch = _batch(pool, image)
+    a = method._locate(batch).log_a[0].exp()
+    assert a.shape == (8,)
+    exact = method.head(a @ _all_features(method, image))
+    value, gradients = _over_all_draws(method, batch, a, monkeypatch, joint_sampling)
+    torch.testing.assert_close(value, exact.detach(), atol=1e-5, rtol=1e-4)
+    _assert_same_gradients(method, exact, gradients)
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.1])
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_scales_begin_with_equal_mass_whatever_their_number_of_cells(
+    power: float, explore: float, pool: ThreadPoolExecutor
+) -> None:
+    method = JointSampling(
+        encoder=Stub(), heads=HEADS, scales=(1.0, 4.0), contrast=power, explore=explore
+    )
+    batch = _batch(pool, _image(0, (60, 90)), _image(1, (36, 48)))
+    field = method._locate(batch)
+    assert [[len(g.log_prior) for g in each] for each in field.grids] == [[150, 40], [48, 12]]
+    torch.testing.assert_close(field.shares(), torch.full((2, 2), 0.5))
+    prior = field.log_prior[1, :60].exp()
+    torch.testing.assert_close(prior[:48].sum(), prior[48:].sum())
+
+
+def test_evidence_tells_the_share_of_each_magnification(pool: ThreadPoolExecutor) -> None:
+    method = _build(JointSampling, scales=(1.0, 4.0)).eval()
+    batch = _batch(pool, _image())
+    with torch.no_grad():
+        shares = method._locate(batch).shares()[0]
+        (evidence,) = method(batch).evidence
+    sizes = evidence.size_um[:, 0]
+    for size, share in ((4.0, shares[0]), (16.0, shares[1])):
+        assert evidence.weight[sizes == size].sum() == pytest.approx(float(share), abs=1e-5)
+
+
+def test_a_scale_without_attention_is_dropped_after_the_warm_up(pool: ThreadPoolExecutor) -> None:
+    method = _build(JointSampling, scales=(1.0, 4.0), warm_up=0.5, drop_below=0.1, patches=8)
+    nn.init.constant_(method.locate.score[1].bias, -9.0)
+    batch = _batch(pool, _image())
+    method.train()
+    q = float(method._locate(batch).shares()[0, 1].detach())
+    assert q < 0.01
+    for step in range(150):
+        method.begin_step(0.49)
+        with torch.no_grad():
+            method(batch)
+        expected = q + (0.5 - q) * 0.98 ** (step + 1)
+        assert float(method.share[1]) == pytest.approx(expected, abs=1e-4)
+    assert method.findings()["level_share_4"] == pytest.approx(expected, abs=1e-4)
+    assert method.kept.tolist() == [True, True]
+    method.begin_step(0.5)
+    assert method.kept.tolist() == [True, False]
+    assert method.findings()["level_share_4"] == 0
+    method.share = torch.tensor([0.4, 0.6])
+    method.begin_step(0.6)
+    assert method.kept.tolist() == [True, False], "what is dropped stays so"
+    again = _build(JointSampling, scales=(1.0, 4.0))
+    again.load_state_dict(method.state_dict())
+    for each in (method, again.eval()):
+        field = each._locate(batch)
+        assert field.log_a[0, 6:].isneginf().all()
+        torch.testing.assert_close(field.shares(), torch.tensor([[1.0, 0.0]]))
+    (evidence,) = again(batch).evidence
+    assert sorted(set(evidence.size_um[:, 0])) == [4.0]
+    assert len(evidence) == 6
+    loss = sum(method(batch).losses.values())
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+
+
+def test_the_last_scale_is_never_dropped(pool: ThreadPoolExecutor) -> None:
+    method = _build(JointSampling, scales=(1.0, 2.0, 4.0), drop_below=0.9, warm_up=0.1)
+    method.share = torch.tensor([0.3, 0.4, 0.3])
+    method.begin_step(0.2)
+    assert method.kept.tolist() == [False, True, False]
+    assert method.eval()(_batch(pool, _image())).logits.isfinite().all()
+
+
+def test_balance_is_the_divergence_from_equal_shares_and_fades(pool: ThreadPoolExecutor) -> None:
+    method = _build(JointSampling, scales=(1.0, 4.0), balance=3.0, warm_up=0.4).train()
+    nn.init.constant_(method.locate.score[1].bias, -2.0)
+    batch = _batch(pool, _image(), _image(1))
+    q = method._locate(batch).shares().mean(0).detach()
+    apart = float((q * (2 * q).log()).sum())
+    assert apart > 0.05
+    for done, weight in ((0.0, 3.0), (0.1, 2.25), (0.3, 0.75)):
+        method.begin_step(done)
+        loss = method(batch).losses["balance"]
+        assert loss.item() == pytest.approx(weight * apart, rel=1e-3)
+    loss.backward()
+    assert method.locate.score[1].bias.grad < 0, "a step gives the scale that lags more"
+    method.begin_step(0.4)
+    assert "balance" not in method(batch).losses
+
+
+def test_price_is_the_expected_pixels_decoded_for_a_patch(pool: ThreadPoolExecutor) -> None:
+    full = np.random.default_rng(0).integers(0, 256, (48, 72, 3), np.uint8)
+    plain, pyramid = HeldImage(full), HeldImage(full, full[::4, ::4])
+    method = _build(JointSampling, scales=(1.0, 4.0), price=0.5, explore=0.0).train()
+    batch = _batch(pool, plain, pyramid)
+    shares = method._locate(batch).shares().detach()
+    # Without a level at a quarter of the resolution, a coarse patch decodes 16 pixels for each.
+    costs = torch.tensor([[1.0, 16.0], [1.0, 1.0]])
+    loss = method(batch).losses["price"]
+    torch.testing.assert_close(loss, 0.5 * (shares * costs).sum(1).mean())
+    loss.backward()
+    assert method.locate.score[1].bias.grad > 0
+
+
+def test_scales_are_checked() -> None:
+    for scales in ((), (1.0, 1.0), (0.0, 2.0)):
+        with pytest.raises(OptionError, match="scales"):
+            JointSampling(encoder=Stub(), heads=HEADS, scales=scales)
+
+
+# -- differentiable top-k ---------------------------------------------------------------------
+
+
+def _pooled(method: DifferentiableTopK, batch: Batch) -> Tensor:
+    """What enters the head, ``(b, d)``."""
+    method.head = nn.Identity()
+    return method(batch).logits
+
+
+def _choice(method: DifferentiableTopK, batch: Batch, many: int = 40_000) -> tuple[Tensor, Tensor]:
+    """How often each cell is among the best under noise, and the scores that it was added to."""
+    log_a = method._locate(batch).log_a[0].detach().double()
+    scores = (log_a - log_a.min()) / max(float(log_a.max() - log_a.min()), 1.0)
+    noise = torch.randn(many, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    best = (scores + method.sigma * noise).argsort(1, descending=True)[:, : method.k]
+    return torch.bincount(best.flatten(), minlength=6) / best.numel(), scores
+
+
+@pytest.mark.parametrize("stretched", [False, True])
+def test_top_k_is_the_mean_over_noise_of_all_cells(
+    stretched: bool, pool: ThreadPoolExecutor
+) -> None:
+    method = _build(DifferentiableTopK, k=2, sigma=0.3, samples=40_000, contrast=0.0).train()
+    with torch.no_grad():
+        method.locate.score[0].weight *= 8.0 if stretched else 0.1
+    image = _image()
+    batch = _batch(pool, image)
+    often, scores = _choice(method, batch)
+    assert (float(scores.max()) == 1.0) == stretched
+    assert (often > 0.02).sum() >= 4
+    exact = often.float() @ _fine_features(method.encoder, image)
+    torch.manual_seed(0)
+    torch.testing.assert_close(_pooled(method, batch)[0], exact.detach(), atol=0.01, rtol=0)
+
+
+def test_top_k_gradient_is_that_of_the_smoothed_mean(pool: ThreadPoolExecutor) -> None:
+    """Against differences of the exact choice of one cell: a softmax-like integral over noise."""
+    method = _build(DifferentiableTopK, k=1, sigma=0.3, samples=60_000).train()
+    image = _image()
+    batch = _batch(pool, image)
+    direction = torch.tensor([1.0, -0.5, 0.3, 2.0])
+    value = _fine_features(method.encoder, image).detach() @ direction
+
+    def smoothed(bias: float) -> float:
+        with torch.no_grad():
+            log_a = method._locate(batch).log_a[0].double()
+        log_a = log_a + bias * torch.arange(6)
+        scores = (log_a - log_a.min()) / max(float(log_a.max() - log_a.min()), 1.0)
+        t = torch.linspace(-4, 4, 8001, dtype=torch.float64)[:, None]
+        normal = torch.distributions.Normal(scores, method.sigma)
+        below = normal.cdf(t).clamp_min(1e-300)
+        density = normal.log_prob(t).exp() * below.prod(1, keepdim=True) / below
+        return float(torch.trapezoid(density, t, dim=0) @ value.double())
+
+    torch.manual_seed(0)
+    shift = torch.zeros((), requires_grad=True)
+    original = method._locate
+
+    def shifted(batch: Batch) -> Any:
+        field = original(batch)
+        log_a = field.log_a + shift * torch.arange(6)
+        return type(field)(field.grids, log_a, field.log_prior, field.real)
+
+    method._locate = shifted
+    (found,) = torch.autograd.grad(_pooled(method, batch)[0] @ direction, shift)
+    expected = (smoothed(1e-3) - smoothed(-1e-3)) / 2e-3
+    assert abs(expected) > 0.05
+    assert float(found) == pytest.approx(expected, rel=0.1)
+
+
+def test_evaluation_is_the_mean_of_the_k_best(pool: ThreadPoolExecutor) -> None:
+    method = _build(DifferentiableTopK, k=3).eval()
+    image, small = _image(), _image(1, (6, 12))
+    batch = _batch(pool, image, small)
+    with torch.no_grad():
+        log_a = method._locate(batch).log_a
+        found = _pooled(method, batch)
+        best = sorted(range(6), key=lambda c: -float(log_a[0, c]))[:3]
+        expected = _fine_features(method.encoder, image)[best].mean(0)
+        torch.testing.assert_close(found[0], expected)
+        both = _fine_features(method.encoder, small, (1, 2)).mean(0)
+        torch.testing.assert_close(found[1], both)
+        first, second = method(batch).evidence
+    np.testing.assert_allclose(first.weight, [1 / 3] * 3)
+    np.testing.assert_allclose(second.weight, [0.5, 0.5])
+
+
+def test_most_keeps_the_cells_chosen_most_often(pool: ThreadPoolExecutor) -> None:
+    method = _build(DifferentiableTopK, k=2, most=3, sigma=0.3, samples=40_000).train()
+    image = _image()
+    batch = _batch(pool, image)
+    often, _ = _choice(method, batch)
+    kept = often.argsort(descending=True)[:3]
+    share = often[kept] / often[kept].sum()
+    exact = share.float() @ _fine_features(method.encoder, image)[kept]
+    torch.testing.assert_close(_pooled(method, batch)[0], exact.detach(), atol=0.01, rtol=0)
+    found = method.findings()
+    assert found["patches_read"] == 3
+    assert found["weight_dropped"] == pytest.approx(1 - float(often[kept].sum()), abs=0.01)
+
+
+def test_noise_fades_to_the_hard_choice(pool: ThreadPoolExecutor) -> None:
+    method = _build(DifferentiableTopK, k=2, sigma=0.2).train()
+    batch = _batch(pool, _image())
+    method.begin_step(0.75)
+    assert method._now_sigma == pytest.approx(0.05)
+    method.begin_step(0.9999)
+    nearly = _pooled(method, batch).detach()
+    torch.testing.assert_close(nearly, _pooled(method.eval(), batch).detach())

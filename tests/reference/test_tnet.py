@@ -1,0 +1,708 @@
+"""Hard attention against slow geometry, the objective written out, and every possible draw."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.batch import Augment, Batch, LoadedImage, View
+from foveate.encoders.base import AbstractEncoder
+from foveate.encoders.small import SmallEncoder
+from foveate.errors import OptionError
+from foveate.image import AbstractImage, Level
+from foveate.methods import _tnet_tree
+from foveate.methods._tnet_grid import Cut, cell_features, corners, open_cells
+from foveate.methods.base import Judge
+from foveate.methods.tnet import Answers, Tnet
+from foveate.nn.heads import Head
+from foveate.nn.reinforce import RunningReward, draw_log_prob, leave_one_out, policy_loss
+from foveate.resample import Pixels
+from foveate.tasks.base import AbstractTask
+from foveate.tasks.binary import BinaryTask
+from foveate.tasks.multiclass import MulticlassTask
+from foveate.training import further_loss
+
+VIEW = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=8.0)
+ONE = (Head("a", 1, False, "max"),)
+THREE = (Head("class", 3, True, "sum"),)
+
+
+class HeldImage(AbstractImage):
+    """An array of grey values on one level, 1 um per pixel, on a black ground."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__()
+        self._pixels = pixels[..., None].repeat(3, -1)
+        self.path, self.kind, self.reader = Path("held"), "slide", "held"
+        self.levels = (Level(pixels.shape, (1.0, 1.0)),)
+        self.spacing_um, self.channels, self.dtype = (1.0, 1.0), 3, np.dtype(np.uint8)
+
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+        y, x = origin
+        return self._pixels[y : y + size[0], x : x + size[1]]
+
+    def _stated_background(self) -> tuple[float, ...]:
+        return (0.0,) * 3
+
+    def close(self) -> None:
+        pass
+
+
+class Brightness(AbstractEncoder):
+    """A map of brightness, mean over 4 x 4 pixels or every fourth pixel; the maximum is pooled."""
+
+    dim, strides, map_dims = 4, (4,), (1,)
+    mean, std = (0.0,) * 3, (1.0,) * 3
+
+    def __init__(self, *, sampled: bool = False) -> None:
+        super().__init__()
+        self.sampled = sampled
+        self.map_centres = (0.5,) if sampled else (2.0,)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        if self.sampled:
+            return [functional.avg_pool2d(x[:, :1], 3, 1, 1)[..., ::4, ::4]]
+        return [functional.avg_pool2d(x[:, :1], 4, ceil_mode=True)]
+
+    def pool(self, maps: list[Tensor]) -> Tensor:
+        return maps[0].amax((-2, -1)).expand(-1, 4)
+
+
+class Brightest(nn.Module):
+    """Looks where the map of the region above is brightest."""
+
+    def forward(self, features: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+        return features[:, 0]
+
+
+class Towards(nn.Module):
+    """Looks at the cells that are nearest to a point, in patches from the middle."""
+
+    def __init__(self, point: Tensor) -> None:
+        super().__init__()
+        self.point = point
+
+    def forward(self, features: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+        return -(centre - self.point).abs().amax(-1)
+
+
+def load(pixels: Pixels, contrast: Pixels | None = None, view: View = VIEW) -> LoadedImage:
+    image = HeldImage(pixels)
+    glimpse = image.glimpse(view.glimpse_spacing_um)
+    found = np.ones(glimpse.shape[:2], np.uint8) if contrast is None else contrast
+    return LoadedImage("held", image, glimpse, found)
+
+
+def noise(shape: tuple[int, int], seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def batch_of(
+    items: list[LoadedImage],
+    pool: ThreadPoolExecutor,
+    *,
+    augment: Augment = "none",
+    view: View = VIEW,
+    encoder: AbstractEncoder | None = None,
+) -> Batch:
+    of = encoder or SmallEncoder()
+    return Batch(
+        items,
+        view=view,
+        normalise=(of.mean, of.std),
+        device=torch.device("cpu"),
+        pool=pool,
+        augment=augment,
+    )
+
+
+def small(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:
+    torch.manual_seed(0)
+    encoder = SmallEncoder(width=4, dim=8)
+    return Tnet(encoder=encoder, heads=heads, dropout=0.0, **options)
+
+
+# -- geometry --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cells", "overlap"), [(3, 0.5), (2, 0.0), (5, 0.34375), (4, 0.2)])
+@pytest.mark.parametrize("extent", [10.0, 16.0, 16.1, 33.0, 100.0, 1000.0])
+@pytest.mark.parametrize("shift", [None, 0.0, 0.3, 0.999])
+def test_the_first_grid_covers_an_axis_with_as_few_cells_as_can(
+    cells: int, overlap: float, extent: float, shift: float | None
+) -> None:
+    side = 16.0
+    begin = Cut(cells, overlap).over(extent, side, shift)
+    assert np.allclose(np.diff(begin), side * (1 - overlap))
+    assert begin[0] <= 1e-9
+    assert begin[-1] + side >= extent - 1e-9
+    points = np.linspace(0, extent, 97)
+    assert all(((begin <= p + 1e-9) & (p - 1e-9 <= begin + side)).any() for p in points)
+    if shift is None:
+        assert begin[0] == pytest.approx(extent - (begin[-1] + side))
+        spanned = side + (len(begin) - 2) * side * (1 - overlap)
+        assert len(begin) == 1 or spanned < extent
+    else:
+        still = Cut(cells, overlap).over(extent, side, None)
+        assert len(begin) == len(still) + 1
+        assert still[0] - begin[0] == pytest.approx(shift * side * (1 - overlap))
+
+
+@pytest.mark.parametrize(("cells", "overlap"), [(3, 0.5), (2, 0.0), (5, 0.34375)])
+def test_the_cells_of_a_crop_tile_it_exactly(cells: int, overlap: float) -> None:
+    cut = Cut(cells, overlap)
+    begin, side = cut.inside(60.0), 60.0 / cut.zoom
+    assert begin[0] == 0
+    assert begin[-1] + side == pytest.approx(60.0)
+    assert np.allclose((begin[:-1] + side - begin[1:]) / side, overlap)
+
+
+def test_levels_are_the_zooms_between_glimpse_and_view() -> None:
+    cut = Cut(3, 0.5)
+    for glimpse_um, extent in itertools.product((1.0, 2.0, 3.0, 8.0, 100.0), (10.0, 40.0, 9000.0)):
+        view = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=glimpse_um)
+        levels = 0
+        while 2.0**levels < glimpse_um and 16 * 2.0**levels < extent:
+            levels += 1
+        assert cut.levels((5.0, extent), view, None) == max(1, levels)
+        assert cut.levels((extent, 5.0), view, 2) == max(1, min(2, levels))
+
+
+@pytest.mark.parametrize(("grid", "overlap"), [(1, 0.5), (3, 1.0), (3, -0.1)])
+def test_grids_that_do_not_zoom_are_refused(grid: int, overlap: float) -> None:
+    with pytest.raises(OptionError):
+        small(grid=grid, overlap=overlap)
+
+
+@pytest.mark.parametrize("shape", [(200, 333), (96, 40), (17, 300)])
+@pytest.mark.parametrize(("grid", "overlap"), [(3, 0.5), (4, 0.25)])
+def test_every_crop_is_a_cell_of_the_crop_above(
+    shape: tuple[int, int], grid: int, overlap: float, pool: ThreadPoolExecutor
+) -> None:
+    """Against one loop over all nodes, without arrays; the finest is moved to whole pixels."""
+    method = small(grid=grid, overlap=overlap, locations=(2, 2)).eval()
+    batch = batch_of([load(noise(shape))], pool)
+    forest = method._descend(batch)
+    boxes = list(zip(forest.patches[0].origin_um, forest.patches[0].side_um, strict=True))
+    zoom = 1 + (grid - 1) * (1 - overlap)
+    depth = method.cut.levels(shape, VIEW, None)
+    sides = [16 * zoom ** (depth - level) for level in range(1, depth + 1)]
+    above, rest = [], boxes[1:]
+    for level, side in enumerate(sides, 1):
+        own = [box for box in rest if box[1] == pytest.approx(side)]
+        slack = 0.5 + 1e-9 if level == depth else 1e-9
+        if level == 1:
+            above = [(np.array([y, x]), side) for y, x in _slow_cover(shape, side, overlap)]
+        else:
+            above = [
+                (corner + step * np.array([j, k]), side)
+                for corner, parent in above
+                for j in range(grid)
+                for k in range(grid)
+                for step in [parent / zoom * (1 - overlap)]
+            ]
+        for origin, _ in own:
+            assert any(np.abs(origin - cell).max() <= slack for cell, _ in above)
+        assert len(own) == min(2 ** min(level, 2), len(above))
+        above = own
+    assert sides[-1] == 16
+    assert len(boxes) == 1 + sum(1 for side in sides for b in rest if b[1] == pytest.approx(side))
+
+
+def _slow_cover(shape: tuple[int, int], side: float, overlap: float) -> Iterator[tuple[float, ...]]:
+    axes = []
+    for extent in shape:
+        n = 1
+        while side + (n - 1) * side * (1 - overlap) < extent - 1e-9:
+            n += 1
+        left = (extent - side - (n - 1) * side * (1 - overlap)) / 2
+        axes.append([left + i * side * (1 - overlap) for i in range(n)])
+    yield from itertools.product(*axes)
+
+
+@pytest.mark.parametrize("shape", [(256, 700), (700, 256)])
+@pytest.mark.parametrize("place", [(0.1, 0.9), (0.5, 0.5), (0.999, 0.0)])
+def test_a_spot_of_the_finest_level_is_found_when_the_scores_point_at_it(
+    shape: tuple[int, int], place: tuple[float, float], pool: ThreadPoolExecutor
+) -> None:
+    spot = tuple(int(p * n) for p, n in zip(place, shape, strict=True))
+    pixels = np.zeros(shape, np.uint8)
+    pixels[spot] = 255
+    encoder = Brightness(sampled=True)
+    method = Tnet(encoder=encoder, heads=ONE, locations=(1,)).eval()
+    point = (torch.tensor(spot) + 0.5 - torch.tensor(shape) / 2) / VIEW.patch_um
+    method.locate = Towards(point)
+    batch = batch_of([load(pixels)], pool, encoder=encoder)
+    patches = method._descend(batch).patches[0]
+    assert patches.side_um[1:].tolist() == [64, 32, 16]
+    for origin, side in zip(patches.origin_um[1:], patches.side_um[1:], strict=True):
+        assert (origin <= np.add(spot, 0.5)).all()
+        assert (np.add(spot, 0.5) <= origin + side).all()
+    seen = [float(batch.crops([patches[i : i + 1]]).max()) for i in (1, 2, 3)]
+    assert seen[2] == pytest.approx(1)
+    assert seen[0] < seen[1] < 0.2
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize("shape", [(256, 700), (700, 256), (333, 333)])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_maps_show_leads_to_its_own_place(
+    sampled: bool, shape: tuple[int, int], seed: int, pool: ThreadPoolExecutor
+) -> None:
+    """Trap 5: axes, aspect and register of maps, also in training where slides are turned."""
+    generator = np.random.default_rng(seed)
+    centre = [int(generator.integers(8, n - 8)) for n in shape]
+    pixels = np.zeros(shape, np.uint8)
+    pixels[centre[0] - 5 : centre[0] + 5, centre[1] - 5 : centre[1] + 5] = 255
+    encoder = Brightness(sampled=sampled)
+    method = Tnet(encoder=encoder, heads=ONE, locations=(1,))
+    method.locate = Brightest()
+    torch.manual_seed(seed)
+    for training, augment in ((False, "none"), (True, "none"), (True, "slide")):
+        batch = batch_of([load(pixels)], pool, augment=augment, encoder=encoder)
+        last = method.train(training)._descend(batch).patches[0][-1:]
+        assert (np.abs(last.centre_um[0] - centre) <= 8.5).all()
+
+
+def test_jitter_moves_the_whole_tree_and_evaluation_does_not(pool: ThreadPoolExecutor) -> None:
+    batch = batch_of([load(noise((256, 256)))], pool)
+    method = small(locations=(99,))
+
+    def corner(method: Tnet) -> tuple[float, ...]:
+        return tuple(method._descend(batch).patches[0].origin_um[1:].min(0))
+
+    moved = {corner(method.train()) for _ in range(5)}
+    assert len(moved) == 5
+    assert all(c <= 0 for each in moved for c in each)
+    assert len({corner(method.eval()) for _ in range(2)}) == 1
+    assert len({corner(small(locations=(99,), jitter=False).train()) for _ in range(2)}) == 1
+
+
+# -- what cells show -------------------------------------------------------------------------------
+
+
+def test_cell_features_are_means_over_pixels() -> None:
+    """Against maps blown up to pixels; windows on whole pixels."""
+    encoder = SmallEncoder(width=4, dim=8)
+    maps = [m.requires_grad_() for m in encoder.maps(torch.randn(2, 3, 48, 32))]
+    rows, columns = np.array([-4.0, 5, 20, 37]), np.array([0.0, 13, 30])
+    found = cell_features(encoder, maps, (rows, columns), 14.0)
+    assert not found.requires_grad
+    slow = []
+    for m, stride in zip(maps, encoder.strides, strict=True):
+        fine = m.detach().repeat_interleave(stride, -2).repeat_interleave(stride, -1)
+        means = [
+            fine[..., max(0, int(y)) : int(y) + 14, int(x) : int(x) + 14].mean((-2, -1))
+            for y in rows
+            for x in columns
+        ]
+        slow.append(torch.stack(means, 1))
+    torch.testing.assert_close(found, torch.cat(slow, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_windows_off_the_map_take_the_nearest_cell() -> None:
+    encoder = Brightness()
+    maps = [torch.arange(12.0).view(1, 1, 3, 4)]
+    far = cell_features(encoder, maps, (np.array([-50.0, 90.0]), np.array([-50.0, 90.0])), 4.0)
+    torch.testing.assert_close(far.flatten(), torch.tensor([0.0, 3.0, 8.0, 11.0]))
+
+
+def test_cells_without_foreground_are_not_chosen(pool: ThreadPoolExecutor) -> None:
+    shape = (200, 333)
+    contrast = np.zeros((25, 42), np.uint8)
+    contrast[10:12, 30:33] = 7
+    contrast[3, 4] = 1
+    item = load(noise(shape), contrast)
+    axes = (np.array([-20.0, 3, 30, 77.5]), np.array([0.0, 31.9, 240, 300]))
+    found = open_cells(item, VIEW, axes, 16.0)
+    pixels = contrast.repeat(8, 0).repeat(8, 1)
+    for (y, x), seen in zip(corners(axes), found, strict=True):
+        ends = np.ceil([y + 16, x + 16]).astype(int)
+        part = pixels[max(0, math.floor(y)) : max(0, ends[0]), math.floor(x) : ends[1]]
+        assert seen == bool(part.any())
+    method = small(locations=(99, 99, 99)).eval()
+    patches = method._descend(batch_of([item], pool)).patches[0][1:]
+    assert len(patches) > 5
+    for origin, side in zip(patches.origin_um, patches.side_um, strict=True):
+        low, high = np.floor(origin - 1).clip(0), np.ceil(origin + side + 1)
+        (y0, x0), (y1, x1) = low.astype(int), high.astype(int)
+        assert pixels[y0:y1, x0:x1].any()
+
+
+def test_an_image_of_glass_is_still_looked_at(pool: ThreadPoolExecutor) -> None:
+    item = load(noise((40, 333)), np.zeros((5, 42), np.uint8))
+    for policy in ("top", "sampled"):
+        method = small(locations=(99,), policy=policy)
+        for mode in (True, False):
+            patches = method.train(mode)._descend(batch_of([item], pool)).patches[0]
+            assert (patches.origin_um < (40, 333)).all()
+            assert (patches.origin_um + patches.side_um[:, None] > 0).all()
+            assert len(patches) > 10
+
+
+# -- the policy gradient ---------------------------------------------------------------------------
+
+
+def _ordered(k: int, n: int) -> list[tuple[int, ...]]:
+    return list(itertools.permutations(range(k), n))
+
+
+def test_probabilities_of_ordered_draws() -> None:
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.7, -torch.inf], dtype=torch.float64)
+    p = logits.softmax(0).tolist()
+    draws = _ordered(4, 3)
+    index = torch.tensor(draws)
+    found = draw_log_prob(logits.expand(len(draws), -1), index, torch.ones(len(draws), 3) > 0)
+    slow = [p[i] * p[j] / (1 - p[i]) * p[k] / (1 - p[i] - p[j]) for i, j, k in draws]
+    torch.testing.assert_close(found.sum(1).exp(), torch.tensor(slow, dtype=torch.float64))
+    assert float(found.sum(1).exp().sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_draws_of_padding_count_nothing_and_stay_finite() -> None:
+    logits = torch.tensor([[0.5, -torch.inf, 0.1], [1.0, 0.0, 2.0]], requires_grad=True)
+    index = torch.tensor([[2, 0, 1], [0, 1, 2]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    found = draw_log_prob(logits, index, valid)
+    found.sum().backward()
+    assert found[0, 2] == 0
+    assert found[0, 1] == 0
+    assert found[1, 2] == 0
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_logits_far_apart_have_exact_gradients() -> None:
+    """Trap 19: a log of a softmax plus epsilon would have none."""
+    logits = torch.tensor([[100.0, 0.0, -100.0]], requires_grad=True)
+    found = draw_log_prob(logits, torch.tensor([[2, 1]]), torch.tensor([[True, True]]))
+    assert found.tolist() == [[-200.0, -100.0]]
+    found[0, 0].backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[-1.0, 0.0, 1.0]]))
+
+
+@pytest.mark.parametrize(("k", "n", "s"), [(2, 1, 2), (2, 1, 3), (4, 2, 2), (3, 3, 2)])
+@pytest.mark.parametrize("others", [True, False], ids=["leave one out", "own draw included"])
+def test_the_policy_gradient_is_unbiased_unless_the_baseline_contains_its_draw(
+    k: int, n: int, s: int, others: bool
+) -> None:
+    """Trap 17, by enumeration of all ways in which s trees can be drawn."""
+    torch.manual_seed(1)
+    draws = _ordered(k, n)
+    reward = torch.rand(len(draws), dtype=torch.float64)
+    logits = torch.randn(k, dtype=torch.float64, requires_grad=True)
+    valid = torch.ones(len(draws), n, dtype=torch.bool)
+    log_p = draw_log_prob(logits.expand(len(draws), -1), torch.tensor(draws), valid).sum(1)
+    (true,) = torch.autograd.grad((log_p.exp() * reward).sum(), logits, retain_graph=True)
+    expected = torch.zeros(())
+    for joint in itertools.product(range(len(draws)), repeat=s):
+        own = reward[list(joint)]
+        b = leave_one_out(own) if others else own.mean().expand(s)
+        loss = policy_loss(own, b, log_p[list(joint)]).mean()
+        expected = expected + log_p.detach()[list(joint)].sum().exp() * loss
+    (found,) = torch.autograd.grad(-expected, logits)
+    share = 1 if others else (s - 1) / s
+    torch.testing.assert_close(found, share * true, atol=1e-13, rtol=1e-11)
+    assert others or not torch.allclose(found, true, rtol=0.1)
+
+
+def test_leaving_one_out_needs_two() -> None:
+    with pytest.raises(ValueError, match="two"):
+        leave_one_out(torch.ones(3, 1))
+
+
+class Graded(BinaryTask):
+    """Rewards by degrees, so that no two trees are worth the same."""
+
+    def correct(self, logits: Tensor, target: Tensor) -> Tensor:
+        return torch.sigmoid(20 * logits.detach()[:, 0])
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_trees_learn_where_to_look_without_bias(
+    draws: int, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pair of trees of two levels, each weighted by how likely the method draws it.
+
+    Only the upper half of the image may be looked at: 2 cells, and 4 in each of them.
+    """
+    method = small(
+        grid=2,
+        overlap=0.0,
+        locations=(1,),
+        policy="sampled",
+        draws=draws,
+        jitter=False,
+        reinforce=1.0,
+    ).train()
+    view = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=4.0)
+    contrast = np.zeros((16, 16), np.uint8)
+    contrast[:8] = 1
+    batch = batch_of([load(noise((64, 64)), contrast, view)], pool, view=view)
+    judge = Judge(Graded(classes=("no", "yes")), torch.ones(1))
+    parameters = list(method.locate.parameters())
+    forced: list[Tensor] = []
+    monkeypatch.setattr(_tnet_tree, "draw_without_replacement", lambda *_: forced.pop(0))
+
+    def answers(trees: tuple[tuple[int, int], ...]) -> Answers:
+        forced[:] = [torch.tensor([[tree[level]] for tree in trees]) for level in (0, 1)]
+        prediction = method(batch)
+        return prediction.objectives["tree"].args[0]
+
+    every = list(itertools.product(range(2), range(4)))
+    truth, likely = torch.zeros(()), []
+    for tree in every:
+        found = answers((tree,) * draws)
+        right = judge.correct(found.logits)[0, 0]
+        each = judge.correct(found.single)[0, 0, 1:].mean()
+        p = found.log_prob[0, 0].sum().exp()
+        truth = truth + p * (0.3 * right + 0.7 * each)
+        likely.append(p.item())
+    assert sum(likely) == pytest.approx(1, abs=1e-5)
+    true = torch.cat([g.flatten() for g in torch.autograd.grad(truth, parameters)])
+    expected = torch.zeros_like(true)
+    for joint in itertools.product(range(len(every)), repeat=draws):
+        method.reward = RunningReward(start=0.4)
+        loss = method.objective(answers(tuple(every[j] for j in joint)), judge)
+        gradient = torch.autograd.grad(-loss, parameters)
+        weight = math.prod(likely[j] for j in joint)
+        expected += weight * torch.cat([g.flatten() for g in gradient])
+    assert true.norm() > 1e-3
+    assert (expected - true).norm() < 1e-4 * true.norm()
+
+
+# -- the objective ---------------------------------------------------------------------------------
+
+
+def _written_out(
+    answers: Answers, task: AbstractTask, target: Tensor, b: float
+) -> tuple[Tensor, float]:
+    """The objective of METHOD and the mean reward, for one tree an image, image by image."""
+    l_c = l_r = 0.3
+    l_f, total, rewards = 0.1, torch.zeros((), dtype=torch.float64), []
+    for i in range(len(target)):
+        n = int(answers.valid[i, 0].sum())
+        y = int(target[i])
+
+        def ce(logits: Tensor, y: int = y) -> Tensor:
+            return -logits.log_softmax(-1)[y]
+
+        def right(logits: Tensor, y: int = y) -> float:
+            return float(int(logits.argmax()) == y)
+
+        main, single = answers.logits[i, 0], answers.single[i, 0, :n]
+        log_p = answers.log_prob[i, 0, 1:n]
+        loss = l_c * ce(main) + (1 - l_c) * sum(map(ce, single)) / n
+        r, r_n = right(main), [right(row) for row in single[1:]]
+        alone = sum((r_k - b) * -p for r_k, p in zip(r_n, log_p, strict=True)) / (n - 1)
+        policy = l_r * (r - b) * -log_p.sum() + (1 - l_r) * alone
+        total = total + (loss + l_f * policy) / len(target)
+        rewards.append(l_r * r + (1 - l_r) * sum(r_n) / (n - 1))
+    return total, sum(rewards) / len(rewards)
+
+
+def test_the_published_objective_written_out() -> None:
+    torch.manual_seed(0)
+    b, n, k = 5, 6, 3
+    valid = torch.arange(n) < torch.tensor([6, 3, 2, 6, 4])[:, None]
+    log_prob = (-3 * torch.rand(b, 1, n, dtype=torch.float64)) * valid[:, None]
+    log_prob[..., 0] = 0
+    parts = [
+        torch.randn(b, 1, k, dtype=torch.float64, requires_grad=True),
+        torch.randn(b, 1, n, k, dtype=torch.float64, requires_grad=True),
+        log_prob.requires_grad_(),
+    ]
+    answers = Answers(parts[0], parts[1], valid[:, None], parts[2])
+    task = MulticlassTask(classes=("a", "b", "c"), smoothing=0.0)
+    target = torch.tensor([0, 1, 2, 2, 0])
+    method = small(THREE)
+    counted = task.loss(answers.logits[:, 0], target)
+    found = counted + method.objective(answers, Judge(task, target))
+    slow, reward = _written_out(answers, task, target, 0.5)
+    assert float(found) == pytest.approx(float(slow), abs=1e-6)
+    ours, theirs = torch.autograd.grad(found, parts), torch.autograd.grad(slow, parts)
+    for i in (0, 1):
+        torch.testing.assert_close(ours[i], theirs[i], atol=1e-6, rtol=1e-6)
+    # The whole image and padding are not chosen: what their zeros get reaches nothing.
+    torch.testing.assert_close(ours[2][answers.crops], theirs[2][answers.crops], atol=1e-6, rtol=0)
+    assert float(method.reward.value) == pytest.approx(0.9 * 0.5 + 0.1 * reward, abs=1e-6)
+    again = counted + method.objective(answers, Judge(task, target))
+    assert float(again) == pytest.approx(
+        float(_written_out(answers, task, target, 0.45 + 0.1 * reward)[0]), abs=1e-6
+    )
+
+
+def test_the_loop_adds_the_objective_once(pool: ThreadPoolExecutor) -> None:
+    """With the loop's own loss the sum is the paper's objective, whatever is counted twice."""
+    method = small(THREE).train()
+    prediction = method(batch_of([load(noise((90, 130), s)) for s in range(2)], pool))
+    task, target = MulticlassTask(classes=("a", "b", "c"), smoothing=0.0), torch.tensor([2, 0])
+    answers = prediction.objectives["tree"].args[0]
+    slow, _ = _written_out(answers, task, target, 0.5)
+    total = task.loss(prediction.logits, target) + further_loss(task, prediction, target)
+    assert float(total) == pytest.approx(float(slow), abs=1e-5)
+
+
+def test_a_judge_asks_the_task_row_by_row() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 4, 5, 3), torch.tensor([1, 2])
+    task = MulticlassTask(classes=("a", "b", "c"))
+    judge = Judge(task, target)
+    loss, right = judge.loss(logits), judge.correct(logits)
+    for i, j, k in itertools.product(range(2), range(4), range(5)):
+        row = logits[i, j, k]
+        slow = task.loss(row[None], target[i : i + 1])
+        assert float(loss[i, j, k]) == pytest.approx(float(slow), abs=1e-6)
+        assert bool(right[i, j, k]) == (int(row.argmax()) == int(target[i]))
+
+
+def test_tasks_that_say_nothing_of_rows_are_asked_one_by_one() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(6, 1), torch.tensor([0, 1, 1, 0, 1, 0])
+    task = BinaryTask(classes=("no", "yes"))
+    slow = AbstractTask.each_loss(task, logits, target)
+    torch.testing.assert_close(task.each_loss(logits, target), slow)
+    torch.testing.assert_close(slow.mean(), task.loss(logits, target))
+    assert task.correct(logits, target).tolist() == ((logits[:, 0] > 0) == (target > 0)).tolist()
+
+
+# -- the method ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [2, 256])
+@pytest.mark.parametrize("policy", ["top", "sampled"])
+def test_learning_where_to_look_leaves_the_encoder_alone(
+    policy: Literal["top", "sampled"], chunk: int, pool: ThreadPoolExecutor
+) -> None:
+    """Trap 16: exactly no gradient."""
+    method = small(policy=policy, chunk=chunk).train()
+    prediction = method(batch_of([load(noise((200, 333)))], pool))
+    log_prob = prediction.objectives["tree"].args[0].log_prob
+    assert (log_prob[..., 1:] < 0).all()
+    log_prob.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in method.encoder.parameters())
+    learnt = [p.grad for p in method.locate.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in learnt)
+    assert sum(float(g.abs().sum()) for g in learnt) > 0
+
+
+def test_chunks_change_neither_answers_nor_gradients(pool: ThreadPoolExecutor) -> None:
+    found = []
+    for chunk in (256, 2):
+        method = small(chunk=chunk, jitter=False).train()
+        batch = batch_of([load(noise((200, 333), s)) for s in range(2)], pool)
+        prediction = method(batch)
+        judge = Judge(BinaryTask(classes=("no", "yes")), torch.tensor([0, 1]))
+        (prediction.logits.sum() + prediction.objectives["tree"](judge)).backward()
+        found.append((prediction.logits, [p.grad for p in method.parameters()]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_top_looks_at_the_same_crops_in_training_and_in_evaluation(
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Trap 10, and trap 16: what takes the best is deterministic, and what draws is not."""
+    batch = batch_of([load(noise((200, 333)))], pool)
+
+    def looked(method: Tnet) -> tuple[float, ...]:
+        return tuple(method._descend(batch).patches[0].origin_um.ravel())
+
+    top = small(jitter=False)
+    torch.nn.init.normal_(top.locate.score.weight)
+    assert len({looked(top.train(mode)) for mode in (True, True, False)}) == 1
+    sampled = small(jitter=False, policy="sampled")
+    sampled.load_state_dict(top.state_dict())
+    assert looked(sampled.eval()) == looked(top.eval())
+    assert len({looked(sampled.train()) for _ in range(8)}) > 4
+
+
+def test_published_scores_have_length_one(pool: ThreadPoolExecutor) -> None:
+    """So that no cell of 25 can have more than a tenth of the probability."""
+    options = {"grid": 5, "overlap": 0.0, "locations": (25,), "levels": 1, "jitter": False}
+    view = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=4.0)
+    batch = batch_of([load(noise((80, 80)), view=view)], pool, view=view)
+    found = {}
+    for policy in ("top", "sampled"):
+        method = small(policy=policy, draws=1, **options)
+        with torch.no_grad():
+            method.locate.score.weight.mul_(1000)
+        chosen = method.train()(batch).objectives["tree"].args[0].log_prob[0, 0, 1:]
+        assert len(chosen) == 25
+        found[policy] = chosen.exp()
+    assert float(found["top"].sum()) == pytest.approx(1, abs=1e-5)
+    assert 1 / 25 < float(found["top"].max()) < 0.11
+    assert float(found["sampled"].max()) > 0.3
+
+
+def test_images_of_different_depth_do_not_disturb_each_other(pool: ThreadPoolExecutor) -> None:
+    items = [load(noise(shape, s)) for s, shape in enumerate([(20, 30), (200, 333), (64, 64)])]
+    for weighting in (False, True):
+        method = small(weighting=weighting).eval()
+        depths = {method.cut.levels(i.image.box_um.size, VIEW, None) for i in items}
+        assert len(depths) == 3
+        with torch.inference_mode():
+            together = method(batch_of(items, pool))
+            for i, item in enumerate(items):
+                alone = method(batch_of([item], pool))
+                torch.testing.assert_close(together.logits[i], alone.logits[0])
+                assert np.array_equal(together.evidence[i].size_um, alone.evidence[0].size_um)
+        prediction = method.train()(batch_of(items, pool))
+        task = BinaryTask(classes=("no", "yes"))
+        total = further_loss(task, prediction, torch.tensor([0, 1, 0]))
+        total.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_evidence_is_what_boxes_add_to_the_prediction(pool: ThreadPoolExecutor) -> None:
+    method = small(THREE, weighting=True).eval()
+    batch = batch_of([load(noise((200, 333)))], pool)
+    with torch.inference_mode():
+        prediction = method(batch)
+        forest = method._descend(batch)
+        f, valid, _ = method._nodes(batch, forest)
+        share = method.weigh(f, valid)[0, 0]
+        single = method.head(f)[0, 0]
+    torch.testing.assert_close(share @ single, prediction.logits[0])
+    best = int(prediction.logits[0].argmax())
+    added = [float(s * (row[best] - row.mean())) for s, row in zip(share, single, strict=True)]
+    positive = np.clip(added[1:], 0, None)
+    assert (positive > 0).any()
+    evidence = prediction.evidence[0]
+    assert len(evidence) == len(forest.patches[0]) - 1
+    assert np.allclose(evidence.weight, positive / positive.sum(), atol=1e-5)
+
+
+def test_feature_weights_written_out() -> None:
+    torch.manual_seed(0)
+    method = small(weighting=True)
+    module, f = method.weigh, torch.randn(2, 5, 8)
+    assert module is not None
+    valid = torch.arange(5) < torch.tensor([[5], [3]])
+    found = module(f, valid)
+    first, _, second, _ = module.excite
+    assert first.out_features == 2
+    for i, n in enumerate((5, 3)):
+        gate = torch.sigmoid(second(torch.relu(first(f[i, :n].mean(0)))))
+        slow = torch.stack([module.score(f[i, j] * gate)[0] for j in range(n)]).softmax(0)
+        torch.testing.assert_close(found[i, :n], slow)
+        assert (found[i, n:] == 0).all()
+
+
+def test_the_baseline_is_saved_and_never_counts_gradients() -> None:
+    method = small()
+    assert float(method.state_dict()["reward.value"]) == 0.5
+    method.reward.update(torch.tensor(1.0, requires_grad=True))
+    assert float(method.reward.value) == pytest.approx(0.55)
+    again = small()
+    again.load_state_dict(method.state_dict())
+    assert float(again.reward.value) == pytest.approx(0.55)
+    assert not again.reward.value.requires_grad
