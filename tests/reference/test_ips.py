@@ -1,0 +1,174 @@
+"""Iterative patch selection against scoring every patch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from foveate.batch import Batch, Patches, View
+from foveate.cases import Case
+from foveate.encoders import build_encoder
+from foveate.loading import CaseLoader
+from foveate.methods.ips import Ips
+from foveate.nn.heads import Head
+from foveate.sparse import Canvas, write_canvas
+
+VIEW = View(1.0, 32, 8.0, unit="px")
+HEADS = (Head("which", 3, True, "sum"), Head("present", 2, False, "max"))
+SIDE, STAMP = 512, 20
+KEPT = 24
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[CaseLoader]:
+    loader = CaseLoader(VIEW)
+    yield loader
+    loader.close()
+
+
+def canvas(folder: Path, seed: int, n: int) -> Case:
+    rng = np.random.default_rng(seed)
+    path = folder / f"{seed}.sparse"
+    pixels = rng.integers(1, 256, 8 * STAMP * STAMP).astype(np.uint8)
+    write_canvas(
+        path,
+        Canvas(
+            shape=(SIDE, SIDE),
+            origins=rng.integers(0, SIDE - STAMP, (n, 2)),
+            stamp_ids=rng.integers(0, 8, n),
+            scales=np.ones(n, np.int64),
+            stamp_sizes=np.full((8, 2), STAMP),
+            stamp_pixels=pixels,
+        ),
+    )
+    return Case(str(seed), str(seed), path)
+
+
+def method(**options: object) -> Ips:
+    torch.manual_seed(0)
+    built = Ips(
+        encoder=build_encoder("small", {"width": 8, "dim": 16}),
+        heads=HEADS,
+        attention_heads=4,
+        kept=KEPT,
+        **options,  # type: ignore[arg-type]
+    )
+    # Away from the even attention of the beginning, so that scores differ.
+    with torch.no_grad():
+        built.pool.questions.mul_(20)
+    return built.eval()
+
+
+def batch_of(cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor) -> Batch:
+    return Batch(
+        [loader.load(case) for case in cases],
+        view=VIEW,
+        normalise=((0.5,) * 3, (0.25,) * 3),
+        device=torch.device("cpu"),
+        pool=pool,
+    )
+
+
+@torch.no_grad()
+def globally_best(built: Ips, batch: Batch, patches: Patches) -> set[tuple[float, ...]]:
+    """Places of the M patches of most attention, all of them embedded and attended at once."""
+    centre, extent = batch.layout([patches], len(patches))
+    tokens = built.embed(built.encoder(batch.crops([patches]))) + built.position(centre, extent)[0]
+    query, key = built.pool.query().double(), built.pool.keys(tokens).double()
+    logits = torch.einsum("thd,nhd->thn", query, key) / query.shape[-1] ** 0.5
+    attention = logits.softmax(-1).sum((0, 1))
+    return places(patches, attention.topk(KEPT).indices)
+
+
+def places(patches: Patches, index: Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in patches.origin_um[index.numpy()]}
+
+
+def select(built: Ips, batch: Batch, patches: Patches) -> set[tuple[float, ...]]:
+    centre, extent = batch.layout([patches], len(patches))
+    kept, more = built._select(batch, [patches], built.position(centre, extent))
+    assert len(more[0]) == built.buffer
+    return places(patches, kept[0])
+
+
+@pytest.mark.parametrize("chunk", [5, 64, 1000])
+def test_ten_orders_select_the_global_best(
+    tmp_path: Path, loader: CaseLoader, pool: ThreadPoolExecutor, chunk: int
+) -> None:
+    batch = batch_of([canvas(tmp_path, 1, 60)], loader, pool)
+    built = method(chunk=chunk)
+    (patches,) = built.bag.cover(batch, training=False)
+    assert len(patches) > 3 * KEPT
+    best = globally_best(built, batch, patches)
+    assert len(best) == KEPT
+    for seed in range(10):
+        order = np.random.default_rng(seed).permutation(len(patches))
+        assert select(built, batch, patches[order]) == best
+
+
+def test_an_image_selects_the_same_in_any_company(
+    tmp_path: Path, loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    cases = [canvas(tmp_path, 2, 60), canvas(tmp_path, 3, 4), canvas(tmp_path, 4, 40)]
+    built = method(chunk=16, buffer=3)
+    together = built(batch_of(cases, loader, pool))
+    for i, case in enumerate(cases):
+        alone = built(batch_of([case], loader, pool))
+        torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-5, rtol=1e-5)
+        np.testing.assert_array_equal(alone.evidence[0].origin_um, together.evidence[i].origin_um)
+
+
+def test_exploration_keeps_most_of_the_best_and_varies(
+    tmp_path: Path, loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    batch = batch_of([canvas(tmp_path, 1, 60)], loader, pool)
+    built = method(explore=0.25)
+    (patches,) = built.bag.cover(batch, training=False)
+    best = globally_best(built, batch, patches)
+    built.train()
+    torch.manual_seed(5)
+    found = [select(built, batch, patches) for _ in range(8)]
+    for chosen in found:
+        assert len(chosen) == KEPT
+        assert len(chosen & best) >= 0.75 * KEPT
+    assert len({frozenset(chosen) for chosen in found}) > 1
+
+
+def test_the_buffer_is_seen_but_not_trained(
+    tmp_path: Path, loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    batch = batch_of([canvas(tmp_path, 1, 60)], loader, pool)
+    built = method(buffer=10, instance=0.0)
+    logits = built(batch).logits
+    built.buffer = 0
+    assert not torch.allclose(logits, built(batch).logits)
+    built.buffer, seen = 10, []
+
+    def spy(module: object, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((len(args[0]), output.requires_grad))
+
+    handle = built.encoder.register_forward_hook(spy)
+    built.train()(batch)
+    handle.remove()
+    # Patches without anything on them are embedded once, so there may be fewer than were asked for.
+    last_trained = max(j for j, (_, trained) in enumerate(seen) if trained)
+    assert 0 < sum(n for n, trained in seen if trained) <= KEPT
+    assert 0 < sum(n for n, _ in seen[last_trained + 1 :]) <= 10
+
+
+def test_a_stored_model_predicts_images_of_another_size(
+    tmp_path: Path, loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    """Positions are physical: nothing in the weights is tied to a number of patches."""
+    built, again = method(), method()
+    again.load_state_dict(built.state_dict())
+    small = batch_of([canvas(tmp_path, 7, 10)], loader, pool)
+    large = batch_of([canvas(tmp_path, 8, 90)], loader, pool)
+    for batch in (small, large):
+        assert torch.equal(built(batch).logits, again(batch).logits)
