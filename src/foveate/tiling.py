@@ -77,39 +77,49 @@ def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) ->
     Returns:
         ``(n, d)``.
     """
+    ndim = values.ndim
     axes = np.meshgrid(*(np.arange(n) + 0.5 for n in values.shape), indexing="ij")
-    moments = [values * axis for axis in axes]
+    moments = _integral(np.stack([values, *(values * axis for axis in axes)], -1), ndim)
     for _ in range(steps):
-        mass = _box_means(values, centre - side / 2, side)
-        sums = [_box_means(moment, centre - side / 2, side) for moment in moments]
-        found = np.stack(sums, -1) / np.maximum(mass, 1e-12)[:, None]
-        centre = np.where(mass[:, None] > 1e-9, found, centre)
+        sums = _box_sums(moments, centre - side / 2, side)
+        mass = sums[:, :1]
+        centre = np.where(mass > 1e-9, sums[:, 1:] / np.maximum(mass, 1e-12), centre)
     return centre
 
 
 def _box_means(values: Floats, origin: Floats, side: float) -> Floats:
-    """Means of boxes with fractional corners over an array that is 0 outside, by integral image."""
-    integral = values
-    for axis in range(values.ndim):
-        integral = np.cumsum(integral, axis)
-    integral = np.pad(integral, [(1, 0)] * values.ndim)
-    total = np.zeros(len(origin))
-    for corner in np.ndindex(*(2,) * values.ndim):
-        place = origin + side * np.asarray(corner)
-        sign = (-1) ** (values.ndim - sum(corner))
-        total += sign * _interpolate(integral, place)
-    return total / side**values.ndim
+    """Means of boxes with fractional corners over an array that is 0 outside."""
+    integral = _integral(values[..., None], values.ndim)
+    return _box_sums(integral, origin, side)[:, 0] / side**values.ndim
+
+
+def _integral(values: Floats, ndim: int) -> Floats:
+    """The integral image over the first `ndim` axes, with a row of zeros before each."""
+    for axis in range(ndim):
+        values = np.cumsum(values, axis)
+    return np.pad(values, [(1, 0)] * ndim + [(0, 0)])
+
+
+def _box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
+    """Sums ``(n, c)`` of boxes with fractional corners, from an integral image ``(…, c)``."""
+    ndim = integral.ndim - 1
+    total = np.zeros((len(origin), integral.shape[-1]))
+    for corner in np.ndindex(*(2,) * ndim):
+        sign = (-1) ** (ndim - sum(corner))
+        total += sign * _interpolate(integral, origin + side * np.asarray(corner))
+    return total
 
 
 def _interpolate(grid: Floats, place: Floats) -> Floats:
     """Multilinear interpolation, clamped at the edges (an integral image is flat beyond them)."""
-    top = np.asarray(grid.shape) - 1
+    ndim = grid.ndim - 1
+    top = np.asarray(grid.shape[:-1]) - 1
     place = np.clip(place, 0, top)
     low = np.minimum(np.floor(place).astype(np.int64), np.maximum(top - 1, 0))
     rest = place - low
-    out = np.zeros(len(place))
-    for corner in np.ndindex(*(2,) * grid.ndim):
+    out = np.zeros((len(place), grid.shape[-1]))
+    for corner in np.ndindex(*(2,) * ndim):
         index = np.minimum(low + np.asarray(corner), top)
         weight = np.where(np.asarray(corner) == 1, rest, 1 - rest).prod(-1)
-        out += weight * grid[tuple(index.T)]
+        out += weight[:, None] * grid[tuple(index.T)]
     return out

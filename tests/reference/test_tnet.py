@@ -129,7 +129,7 @@ def batch_of(
 def small(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:
     torch.manual_seed(0)
     encoder = SmallEncoder(width=4, dim=8)
-    return Tnet(encoder=encoder, heads=heads, dropout=0.0, **options)
+    return Tnet(encoder=encoder, heads=heads, dropout=0.0, **{"policy": "top"} | options)
 
 
 # -- geometry --------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_a_spot_of_the_finest_level_is_found_when_the_scores_point_at_it(
     pixels = np.zeros(shape, np.uint8)
     pixels[spot] = 255
     encoder = Brightness(sampled=True)
-    method = Tnet(encoder=encoder, heads=ONE, locations=(1,)).eval()
+    method = Tnet(encoder=encoder, heads=ONE, locations=(1,), policy="top").eval()
     point = (torch.tensor(spot) + 0.5 - torch.tensor(shape) / 2) / VIEW.patch_um
     method.locate = Towards(point)
     batch = batch_of([load(pixels)], pool, encoder=encoder)
@@ -265,7 +265,7 @@ def test_what_maps_show_leads_to_its_own_place(
     pixels = np.zeros(shape, np.uint8)
     pixels[centre[0] - 5 : centre[0] + 5, centre[1] - 5 : centre[1] + 5] = 255
     encoder = Brightness(sampled=sampled)
-    method = Tnet(encoder=encoder, heads=ONE, locations=(1,))
+    method = Tnet(encoder=encoder, heads=ONE, locations=(1,), policy="top")
     method.locate = Brightest()
     torch.manual_seed(seed)
     for training, augment in ((False, "none"), (True, "none"), (True, "slide")):
@@ -486,7 +486,7 @@ def test_trees_learn_where_to_look_without_bias(
 def _written_out(
     answers: Answers, task: AbstractTask, target: Tensor, b: float
 ) -> tuple[Tensor, float]:
-    """The objective of METHOD and the mean reward, for one tree an image, image by image."""
+    """The published objective and the mean reward, of one tree an image, image by image."""
     l_c = l_r = 0.3
     l_f, total, rewards = 0.1, torch.zeros((), dtype=torch.float64), []
     for i in range(len(target)):
@@ -528,7 +528,7 @@ def test_the_published_objective_written_out() -> None:
     counted = task.loss(answers.logits[:, 0], target)
     found = counted + method.objective(answers, Judge(task, target))
     slow, reward = _written_out(answers, task, target, 0.5)
-    assert float(found) == pytest.approx(float(slow), abs=1e-6)
+    assert found.item() == pytest.approx(slow.item(), abs=1e-6)
     ours, theirs = torch.autograd.grad(found, parts), torch.autograd.grad(slow, parts)
     for i in (0, 1):
         torch.testing.assert_close(ours[i], theirs[i], atol=1e-6, rtol=1e-6)
@@ -536,8 +536,8 @@ def test_the_published_objective_written_out() -> None:
     torch.testing.assert_close(ours[2][answers.crops], theirs[2][answers.crops], atol=1e-6, rtol=0)
     assert float(method.reward.value) == pytest.approx(0.9 * 0.5 + 0.1 * reward, abs=1e-6)
     again = counted + method.objective(answers, Judge(task, target))
-    assert float(again) == pytest.approx(
-        float(_written_out(answers, task, target, 0.45 + 0.1 * reward)[0]), abs=1e-6
+    assert again.item() == pytest.approx(
+        _written_out(answers, task, target, 0.45 + 0.1 * reward)[0].item(), abs=1e-6
     )
 
 
@@ -549,7 +549,7 @@ def test_the_loop_adds_the_objective_once(pool: ThreadPoolExecutor) -> None:
     answers = prediction.objectives["tree"].args[0]
     slow, _ = _written_out(answers, task, target, 0.5)
     total = task.loss(prediction.logits, target) + further_loss(task, prediction, target)
-    assert float(total) == pytest.approx(float(slow), abs=1e-5)
+    assert total.item() == pytest.approx(slow.item(), abs=1e-5)
 
 
 def test_a_judge_asks_the_task_row_by_row() -> None:
@@ -637,7 +637,7 @@ def test_published_scores_have_length_one(pool: ThreadPoolExecutor) -> None:
             method.locate.score.weight.mul_(1000)
         chosen = method.train()(batch).objectives["tree"].args[0].log_prob[0, 0, 1:]
         assert len(chosen) == 25
-        found[policy] = chosen.exp()
+        found[policy] = chosen.detach().exp()
     assert float(found["top"].sum()) == pytest.approx(1, abs=1e-5)
     assert 1 / 25 < float(found["top"].max()) < 0.11
     assert float(found["sampled"].max()) > 0.3
@@ -660,6 +660,20 @@ def test_images_of_different_depth_do_not_disturb_each_other(pool: ThreadPoolExe
         total = further_loss(task, prediction, torch.tensor([0, 1, 0]))
         total.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_half_precision_does_not_touch_probabilities(chunk: int, pool: ThreadPoolExecutor) -> None:
+    method = small(policy="sampled", weighting=True, chunk=chunk).train()
+    batch = batch_of([load(noise((200, 333)))], pool, augment="slide")
+    task = BinaryTask(classes=("no", "yes"))
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = method(batch)
+        target = torch.tensor([1])
+        loss = task.loss(prediction.logits, target) + further_loss(task, prediction, target)
+    loss.backward()
+    assert prediction.objectives["tree"].args[0].log_prob.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
 
 def test_evidence_is_what_boxes_add_to_the_prediction(pool: ThreadPoolExecutor) -> None:

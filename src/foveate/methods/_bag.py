@@ -67,7 +67,7 @@ class Bag:
         return batch.place(i, corners + view.patch_um / 2)
 
     def _kept(self, encoder: AbstractEncoder, batch: Batch, i: int, patches: Patches) -> Tensor:
-        key = (batch.items[i].image_id, batch.view)
+        key = (batch.items[i].image.path, batch.view)
         kept = self._features.get(key)
         if kept is None:
             own = [patches if j == i else patches[:0] for j in range(len(batch))]

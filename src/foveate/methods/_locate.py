@@ -173,7 +173,7 @@ class Priors:
     def grid(self, batch: Batch, i: int, lattice: Lattice, scale: float = 1.0) -> Grid:
         """The cells of image i on this lattice, each for a patch of this scale."""
         item, view = batch.items[i], batch.view
-        key = (item.image_id, view, lattice, scale, batch.device)
+        key = (item.image.path, view, lattice, scale, batch.device)
         found = self._kept.get(key)
         if found is None:
             prior = contrast_prior(

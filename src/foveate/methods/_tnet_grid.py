@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch import LoadedImage, View
@@ -127,7 +126,7 @@ def cell_features(
     begin_px: tuple[Floats, Floats],
     side_px: float,
 ) -> Tensor:
-    """Means of all maps over the cells of a grid, one after another, without gradient.
+    """Means of all maps over the cells of a grid, one after another, without gradient, in float32.
 
     Args:
         encoder: whose maps they are.
@@ -146,17 +145,18 @@ def cell_features(
             )
             for b, n in zip(begin_px, each.shape[-2:], strict=True)
         )
-        mean = torch.einsum("gh,mchw,kw->mgkc", rows, each.detach().float(), columns)
+        with torch.autocast(each.device.type, enabled=False):
+            mean = torch.einsum("gh,mchw,kw->mgkc", rows, each.detach().float(), columns)
         found.append(mean.flatten(1, 2))
     return torch.cat(found, -1)
 
 
-def open_cells(
+def cell_contrast(
     item: LoadedImage, view: View, begin_um: tuple[Floats, Floats], side_um: float
-) -> NDArray[np.bool_]:
-    """Which cells of a grid may be looked at: those with foreground.
+) -> Floats:
+    """Mean contrast of the cells of a grid; 0 on cells without foreground, which stay closed.
 
-    Where none has any, those that touch the image.
+    Where no cell has any foreground it is 1 on those that touch the image.
 
     Returns:
         ``(cells,)`` in reading order.
@@ -170,13 +170,13 @@ def open_cells(
         lengths.append(
             overlaps(begin / spacing, side_um / spacing, high - low, stride=1.0, first=low + 0.5)
         )
-    seen = (item.contrast[parts[0], parts[1]] > 0).astype(np.float64)
-    found: NDArray[np.bool_] = (lengths[0] @ seen @ lengths[1].T).ravel() > 0
+    seen = item.contrast[parts[0], parts[1]].astype(np.float64)
+    found: Floats = (lengths[0] @ seen @ lengths[1].T).ravel() * (spacing / side_um) ** 2
     if found.any():
         return found
     extent = item.image.box_um.size
     rows, columns = ((b + side_um > 0) & (b < e) for b, e in zip(begin_um, extent, strict=True))
-    return np.outer(rows, columns).ravel()
+    return np.outer(rows, columns).ravel().astype(np.float64)
 
 
 def corners(begin: tuple[Floats, Floats]) -> Floats:

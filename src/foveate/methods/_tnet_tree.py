@@ -15,12 +15,14 @@ from foveate.batch import Batch, LoadedImage, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.evidence import Floats
 from foveate.methods._bag import padding_mask
-from foveate.methods._tnet_grid import Cut, cell_features, corners, open_cells
+from foveate.methods._tnet_grid import Cut, cell_contrast, cell_features, corners
 from foveate.nn.position import PositionCode
 from foveate.nn.reinforce import draw_log_prob
 from foveate.nn.sampling import draw_without_replacement, strongest
 
 Index = NDArray[np.int64]
+
+_LEAST_PRIOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,13 @@ class Grids:
 
     Attributes:
         cells: grid after grid, each in reading order, ``(m c,)``.
-        may_open: which of them may be chosen, ``(m, c)``.
+        contrast: of each, ``(m, c)``; those of 0 are never chosen.
         features: what the map of the region above shows in each, ``(m c, d)``, no gradient.
         tree: which of the image's trees each grid belongs to, ``(m,)``.
     """
 
     cells: Patches
-    may_open: NDArray[np.bool_]
+    contrast: Floats
     features: Tensor
     tree: Index
 
@@ -115,11 +117,11 @@ def image_grids(
     )
     glimpse_px = (rows / view.glimpse_spacing_um, columns / view.glimpse_spacing_um)
     features = cell_features(encoder, maps, glimpse_px, side / view.glimpse_spacing_um)
-    may_open = open_cells(item, view, (rows, columns), side)
+    contrast = cell_contrast(item, view, (rows, columns), side)
     centre = corners((rows, columns)) + side / 2
     return Grids(
         batch.place(i, np.tile(centre, (trees, 1)), scale=scale),
-        np.tile(may_open, (trees, 1)),
+        np.tile(contrast, (trees, 1)),
         features[0].repeat(trees, 1),
         np.arange(trees),
     )
@@ -140,27 +142,34 @@ def crop_grids(
     """
     item, view = batch.items[i], batch.view
     side = view.patch_um * scale
-    centres, opened = np.zeros((0, 2)), np.zeros((0, cut.cells**2), dtype=np.bool_)
+    centres, contrast = np.zeros((0, 2)), np.zeros((0, cut.cells**2))
     for origin, parent in zip(chosen.patches.origin_um, chosen.patches.side_um, strict=True):
         begin = cut.inside(float(parent))
         axes = (origin[0] + begin, origin[1] + begin)
         centres = np.concatenate([centres, corners(axes) + side / 2])
-        opened = np.concatenate([opened, open_cells(item, view, axes, side)[None]])
-    return Grids(batch.place(i, centres, scale=scale), opened, features.flatten(0, 1), chosen.tree)
+        contrast = np.concatenate([contrast, cell_contrast(item, view, axes, side)[None]])
+    return Grids(batch.place(i, centres, scale=scale), contrast, features.flatten(0, 1), chosen.tree)
 
 
 def no_grids(features: Tensor, cut: Cut) -> Grids:
     """Of an image whose finest level has been reached."""
     nothing = Patches(np.zeros((0, 2)), np.zeros(0))
-    may_open = np.zeros((0, cut.cells**2), dtype=np.bool_)
-    return Grids(nothing, may_open, features[:0], np.zeros(0, dtype=np.int64))
+    contrast = np.zeros((0, cut.cells**2))
+    return Grids(nothing, contrast, features[:0], np.zeros(0, dtype=np.int64))
 
 
 # -- choosing --------------------------------------------------------------------------------------
 
 
 def choose(
-    batch: Batch, grids: Sequence[Grids], locate: Location, n: int, *, normalised: bool, draw: bool
+    batch: Batch,
+    grids: Sequence[Grids],
+    locate: Location,
+    n: int,
+    *,
+    power: float,
+    normalised: bool,
+    draw: bool,
 ) -> list[Chosen]:
     """Choose at most n cells of every grid.
 
@@ -169,12 +178,14 @@ def choose(
         grids: per image.
         locate: scores the cells.
         n: cells per grid.
+        power: of contrast, in what is likely before anything is learnt; 0 leaves it out.
         normalised: bring the scores of a grid to a Euclidean length of 1.
         draw: draw cells without replacement; else take those that score highest.
     """
     logits = _logits(batch, grids, locate)
     if normalised:
         logits = _unit_length(logits)
+    logits = logits + _log_prior(grids, power, logits)
     log_p = logits.log_softmax(-1)
     known = log_p.detach()
     index = draw_without_replacement(known, n) if draw else strongest(known, n)[0]
@@ -185,7 +196,7 @@ def choose(
         log_prob = log_p.gather(1, index).masked_fill(~valid, 0.0)
     found, at = [], 0
     for part in grids:
-        m, c = part.may_open.shape
+        m, c = part.contrast.shape
         kept = valid[at : at + m].cpu().numpy()
         cell = index[at : at + m].cpu().numpy() + c * np.arange(m)[:, None]
         tree = np.broadcast_to(part.tree[:, None], kept.shape)[kept]
@@ -202,16 +213,27 @@ def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
     centre, extent = batch.layout(places, real.shape[1])
     features = torch.cat([part.features for part in grids])
     scores = locate(features, centre[real], extent[real])
-    widest = max(part.may_open.shape[1] for part in grids)
+    widest = max(part.contrast.shape[1] for part in grids)
     rows, at = [], 0
     for part in grids:
-        m, c = part.may_open.shape
+        m, c = part.contrast.shape
         own = scores[at : at + m * c].view(m, c)
-        closed = torch.from_numpy(~part.may_open).to(own.device)
+        closed = torch.from_numpy(part.contrast == 0).to(own.device)
         own = own.masked_fill(closed, -torch.inf)
         rows.append(functional.pad(own, (0, widest - c), value=-torch.inf))
         at += m * c
     return torch.cat(rows)
+
+
+def _log_prior(grids: Sequence[Grids], power: float, like: Tensor) -> Tensor:
+    """Log of contrast, relative to each grid's strongest, to a power; 0 on closed cells."""
+    rows = []
+    for part in grids:
+        top = part.contrast.max(1, keepdims=True) if len(part.contrast) else 1.0
+        share = np.maximum((part.contrast / top) ** power, _LEAST_PRIOR)
+        row = np.where(part.contrast > 0, np.log(share), 0.0)
+        rows.append(np.pad(row, ((0, 0), (0, like.shape[1] - row.shape[1]))))
+    return torch.from_numpy(np.concatenate(rows)).to(like)
 
 
 def _unit_length(logits: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ they are cut from: an image's grid counts its cells on each axis separately and 
 overhang. Cells without foreground are not chosen. The location module reads all maps of the
 encoder, averaged exactly over each cell. The per-feature answers are what other methods call the
 instance head: `main` divides the loss between them and the main answer, so there is no further one.
-With ``policy=top`` crops are chosen as published, always those that score highest; the published
-REINFORCE term is then no policy gradient but a surrogate: it raises the probability of whatever was
-chosen when the answer was right, and never finds out what another choice had brought.
-``policy=sampled`` is a policy gradient without bias: scores are not normalised (normalised ones
-leave the draw nearly uniform), training draws crops without replacement, several trees for an image
-are each other's baseline, and all choices of a tree answer for its whole reward. Our dropout is .1,
-and crops that are cut further are read without turns, so that a map and its crop agree.
+``policy=sampled`` is a policy gradient without bias: training draws crops without replacement,
+several trees for an image are each other's baseline, and all choices of a tree answer for its whole
+reward. Scores are not normalised, which would leave the draw nearly uniform. ``policy=top`` chooses
+as published, always what scores highest, in training as well; the published REINFORCE term is then
+no policy gradient but a surrogate: it raises the probability of whatever was chosen when the answer
+was right, and never finds out what another choice had brought. From random weights it tends to stay
+where it began; it needs an encoder that already knows something. Our dropout is .1, and crops that
+are cut further are read without turns, so that a map and its crop agree.
 
 Use when: what decides is small, and each magnification shows where the next one should look.
 
@@ -80,9 +81,9 @@ class Tnet(AbstractMethod):
         levels: at most this many below the glimpse; by default as many as zooms lie between the
             spacings of glimpse and view. The finest always has the view's spacing: with fewer
             levels the first grid has more, smaller cells.
-        policy: ``top`` looks where scores are highest, in training as in evaluation, and learns by
-            the published, biased surrogate; ``sampled`` draws in training and learns by an unbiased
-            policy gradient.
+        policy: ``sampled`` draws in training and learns by an unbiased policy gradient; ``top``
+            looks where scores are highest, in training as in evaluation, and learns by the
+            published, biased surrogate.
         draws: with ``sampled``, trees drawn of each image in training, which are each other's
             baseline; with 1 it is the mean reward of past steps.
         main: share of the main answer in the cross-entropy; the rest is that of the single crops'
@@ -110,11 +111,12 @@ class Tnet(AbstractMethod):
         locations: tuple[int, ...] = (3, 2),
         eval_locations: tuple[int, ...] | None = None,
         levels: int | None = None,
-        policy: Literal["top", "sampled"] = "top",
+        policy: Literal["sampled", "top"] = "sampled",
         draws: int = 2,
         main: float = 0.3,
         reinforce: float = 0.1,
         main_reward: float = 0.3,
+        contrast: float = 2.0,
         weighting: bool = False,
         hidden: int = 64,
         dropout: float = 0.1,
@@ -129,7 +131,7 @@ class Tnet(AbstractMethod):
         self.levels, self.policy = levels, policy
         self.draws = draws if policy == "sampled" else 1
         self.main, self.reinforce, self.main_reward = main, reinforce, main_reward
-        self.chunk, self.jitter = chunk, jitter
+        self.contrast, self.chunk, self.jitter = contrast, chunk, jitter
         self.locate = Location(encoder.map_dims, hidden=hidden)
         self.position = PositionCode(max(1, dim // 4))
         self.norm = nn.LayerNorm(dim)
@@ -185,6 +187,7 @@ class Tnet(AbstractMethod):
                 grids,
                 self.locate,
                 self._count(level),
+                power=self.contrast,
                 normalised=self.policy == "top",
                 draw=self.training and self.policy == "sampled",
             )

@@ -1,0 +1,48 @@
+"""Box means and mean shift against summing pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from foveate.geometry import Lattice
+from foveate.tiling import cell_means, shift_to_mass
+
+
+@pytest.mark.parametrize("shape", [(13, 17), (6, 7, 5)])
+def test_cell_means_of_whole_pixels(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).random(shape)
+    lattice = Lattice((0.0,) * len(shape), (2.0,) * len(shape), tuple(-(-n // 2) for n in shape))
+    found = cell_means(values, lattice, spacing_um=1.0)
+    for cell in np.ndindex(*lattice.shape):
+        part = values[tuple(slice(2 * c, 2 * c + 2) for c in cell)]
+        assert found[cell] == pytest.approx(part.sum() / 2 ** len(shape))
+
+
+def test_cell_means_of_fractions_of_pixels() -> None:
+    values = np.random.default_rng(1).random((8, 8))
+    fine = np.kron(values, np.ones((10, 10)))
+    lattice = Lattice((0.5, 0.5), (1.7, 1.7), (4, 4))
+    found = cell_means(values, lattice, spacing_um=1.0)
+    for y, x in np.ndindex(4, 4):
+        top, left = 5 + 17 * y, 5 + 17 * x
+        part = fine[top : top + 17, left : left + 17]
+        assert found[y, x] == pytest.approx(part.sum() / 17**2)
+
+
+def test_a_box_moves_onto_the_object_in_it() -> None:
+    values = np.zeros((40, 60))
+    values[10:14, 20:24] = 3.0
+    values[30:33, 50:53] = 1.0
+    start = np.asarray([[9.0, 25.0], [14.5, 19.0], [33.0, 49.0], [5.0, 5.0]])
+    moved = shift_to_mass(values, start, side=10.0, steps=3)
+    np.testing.assert_allclose(moved, [[12, 22], [12, 22], [31.5, 51.5], [5, 5]])
+
+
+def test_one_step_is_the_centre_of_mass() -> None:
+    values = np.random.default_rng(2).random((20, 20))
+    (moved,) = shift_to_mass(values, np.asarray([[9.0, 11.0]]), side=6.0, steps=1)
+    part = values[6:12, 8:14]
+    y, x = np.mgrid[6:12, 8:14] + 0.5
+    expected = [(part * y).sum() / part.sum(), (part * x).sum() / part.sum()]
+    np.testing.assert_allclose(moved, expected)
