@@ -133,7 +133,8 @@ class Glimpse(AbstractMethod):
         self.position = PositionCode(dim)
         self.kind = nn.Parameter(torch.zeros(2, dim))
         self.overview_scale = nn.Parameter(torch.zeros(dim))
-        self.place_scale = nn.Parameter(torch.zeros(dim))
+        self.place = nn.Linear(dim, len(heads), bias=False)
+        nn.init.zeros_(self.place.weight)
         self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
         self.attention = nn.ModuleList(GatedAttention(dim) for _ in heads)
         self.dropout = nn.Dropout(dropout)
@@ -245,9 +246,10 @@ class Glimpse(AbstractMethod):
         # The glimpse stands beside the patches, not among them, where one token would drown. Its
         # share begins at nothing: it is quick to memorise, and must not be what is learnt first.
         related = tokens[:, 1:]
-        asked = related + self.place_scale * position[:, 1:]
-        scores = torch.stack([attend(asked) for attend in self.attention], 1)
-        weight = masked_softmax(scores + bias.unsqueeze(1), valid.unsqueeze(1))
+        scores = torch.stack([attend(related) for attend in self.attention], 1)
+        # What a question asks for may also be where a part lies (the topmost, the central one).
+        scores = scores + self.place(position[:, 1:]).transpose(1, 2) + bias.unsqueeze(1)
+        weight = masked_softmax(scores, valid.unsqueeze(1))
         overview = self.overview_scale * shown * tokens[:, 0]
         return weight @ related + overview.unsqueeze(1), weight.mean(1)
 
