@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -216,6 +217,8 @@ class Batch:
         if self._augment == "slide":
             found = found * (1 - 2 * torch.randint(2, (len(patches), 1, ndim)))
             found = found + 8 * torch.randn(len(patches), 1, ndim)
+            for i, part in enumerate(patches):
+                found[i, len(part) :] = 0
         return found.to(self.device), torch.from_numpy(extent).float().to(self.device)
 
     def evidence(self, patches: Sequence[Patches], weight: Tensor) -> list[Evidence]:
@@ -239,17 +242,22 @@ class Batch:
             for at in range(0, len(part), _PATCHES_PER_JOB)
         ]
 
-    def _wait(self, jobs: list[Future[Pixels]]) -> Pixels:
+    def _wait(self, jobs: list[Future[Pixels]]) -> list[Pixels]:
         begun = time.perf_counter()
         try:
-            return np.concatenate([job.result() for job in jobs])
+            return _joined([job.result() for job in jobs])
         finally:
             for job in jobs:
                 job.cancel()
             self.seconds_reading += time.perf_counter() - begun
 
-    def _on_device(self, pixels: Pixels, patches: Sequence[Patches], augment: bool) -> Tensor:
-        rgb = to_rgb(pixels, self.device)
+    def _on_device(
+        self, pixels: Sequence[Pixels], patches: Sequence[Patches], augment: bool
+    ) -> Tensor:
+        parts = [to_rgb(part, self.device) for part in pixels]
+        if not parts:
+            parts = [torch.empty(0, 3, *(self.view.patch_px,) * 2, device=self.device)]
+        rgb = torch.cat(parts) if len(parts) > 1 else parts[0]
         if not augment:
             return self._scaled(rgb)
         owner = [i for i, part in enumerate(patches) for _ in range(len(part))]
@@ -292,7 +300,8 @@ class Chunks:
     """Patches in groups, read by threads while the device computes; a loader for `replay`.
 
     Calling it with a chunk's number gives its crops and begins to read the next ones. Pixels are
-    kept for the second pass up to a fixed number of bytes; beyond that they are read again.
+    kept for the second pass up to a fixed number of bytes; beyond that they are read again. Made
+    where there is no gradient, so that no second pass comes, it keeps none.
     """
 
     def __init__(
@@ -301,25 +310,31 @@ class Chunks:
         self._batch, self._augment = batch, augment
         self._parts = _grouped(patches, size)
         self._jobs: dict[int, list[Future[Pixels]]] = {}
-        self._kept: dict[int, Pixels] = {}
-        self._room = _KEPT_BYTES
+        self._kept: dict[int, list[Pixels]] = {}
+        self._room = _KEPT_BYTES if torch.is_grad_enabled() else 0
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def __call__(self, c: int) -> Tensor:
         """The crops of chunk c, ``(m, 3, patch_px, patch_px)``."""
+        self._read_ahead(c)
         pixels = self._kept.get(c)
         if pixels is None:
-            self._read_ahead(c)
             pixels = self._batch._wait(self._jobs.pop(c))
-            if pixels.nbytes <= self._room:
+            n_bytes = sum(part.nbytes for part in pixels)
+            if n_bytes <= self._room:
                 self._kept[c] = pixels
-                self._room -= pixels.nbytes
+                self._room -= n_bytes
         return self._batch._on_device(pixels, self._parts[c], self._augment)
 
     def _read_ahead(self, c: int) -> None:
-        for n in range(c, min(c + 1 + _CHUNKS_AHEAD, len(self._parts))):
+        wanted = range(c, min(c + 1 + _CHUNKS_AHEAD, len(self._parts)))
+        # The second pass leaves chunks out: what was read for them must not pile up.
+        for n in [n for n in self._jobs if n not in wanted]:
+            for job in self._jobs.pop(n):
+                job.cancel()
+        for n in wanted:
             if n not in self._jobs and n not in self._kept:
                 self._jobs[n] = self._batch._start(self._parts[n])
 
@@ -352,6 +367,12 @@ def run_by_shape(
         for row, i in enumerate(members):
             found[i] = [m[row : row + 1] for m in maps]
     return [found[i] for i in range(len(images))]
+
+
+def _joined(parts: Sequence[Pixels]) -> list[Pixels]:
+    """Neighbours of one kind in one array: images of a batch may be grey or RGB, of 8 or 16 bit."""
+    kinds = itertools.groupby(parts, lambda part: (part.dtype, part.shape[-1]))
+    return [np.concatenate(list(alike)) for _, alike in kinds]
 
 
 def _grouped(patches: Sequence[Patches], size: int) -> list[list[Patches]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from foveate.plugins import find, names, options
 
+COMMAND = "foveate methods --markdown > docs/methods.md"
 REQUIREMENTS = (
     "only relevant parts in detail",
     "any number of them",
@@ -16,35 +17,48 @@ REQUIREMENTS = (
     "one GPU",
     "dependencies between parts",
 )
+PARAGRAPHS = ("Source", "Differs", "Use when", "Cost")
 _READS = {
     "glimpse": "a glimpse",
     "crops": "patches it chooses",
     "bag": "every patch with foreground",
 }
-_PARAGRAPHS = ("Source", "Differs", "Use when", "Cost")
+_TITLES = {
+    "Use when": "When to use it",
+    "Cost": "What it reads and holds",
+    "Source": "Source",
+    "Differs": "What we do differently, and why",
+}
+"""The paragraphs in the order of the page: what users ask first comes first."""
 
 
 def methods_page() -> str:
-    """The page in Markdown: the methods against the five requirements, then each in detail."""
+    """The page in Markdown: which method to take, the requirements, then each in detail."""
     found = {name: find("methods", name) for name in names("methods")}
     lines = [
         "# Methods",
         "",
-        "Made from the docstrings by `foveate methods --markdown > docs/methods.md`; "
-        "`foveate methods NAME` shows one.",
+        f"Made from the docstrings by `{COMMAND}`. `foveate methods NAME` shows one of them.",
         "",
         "Every method is one sentence: **glimpse → locate → extract → embed → aggregate → "
-        "predict**. They differ in how they locate. All share readers, loop, tasks, evaluation "
-        "and heatmaps.",
+        "predict**. They differ in how they locate and in how they aggregate; readers, loop, "
+        "tasks, evaluation and heatmaps are the same for all. Choose one with `--method NAME` "
+        "(`glimpse` if none is given); its options are flags, such as `--method.patches 32`.",
+        "",
+        *_table(
+            ("method", "what it does", "reads"),
+            [[_link(name), _capital(part.summary), _reads(part)] for name, part in found.items()],
+        ),
         "",
         "## Against the five requirements",
         "",
-        "| method | " + " | ".join(REQUIREMENTS) + " | reads |",
-        "|---" * (len(REQUIREMENTS) + 2) + "|",
+        "What each says of itself. *Partly* means within limits: see when to use it, below.",
+        "",
+        *_table(
+            ("method", *REQUIREMENTS),
+            [[_link(name), *part.meets] for name, part in found.items()],
+        ),
     ]
-    for name, part in found.items():
-        reads = ", ".join(text for key, text in _READS.items() if key in part.reads)
-        lines.append(f"| [`{name}`](#{name}) | " + " | ".join((*part.meets, reads)) + " |")
     for name, part in found.items():
         lines += ["", *_one(name, part)]
     return "\n".join(lines) + "\n"
@@ -58,7 +72,7 @@ def told(part: type[Any]) -> dict[str, str]:
     name = ""
     for paragraph in rest:
         start, colon, body = paragraph.partition(":")
-        if colon and start in _PARAGRAPHS:
+        if colon and start in PARAGRAPHS:
             name = start
             said[name] = _joined(body)
         else:
@@ -66,23 +80,7 @@ def told(part: type[Any]) -> dict[str, str]:
     return said
 
 
-def _one(name: str, part: type[Any]) -> list[str]:
-    said = told(part)
-    lines = [f"## {name}", "", said.pop("")]
-    titles = {"Differs": "What we do differently, and why", "Use when": "When to use it"}
-    titles |= {"Source": "Source", "Cost": "What it reads and holds"}
-    for key in _PARAGRAPHS:
-        if key in said:
-            lines += ["", f"**{titles[key]}.** {_capital(said[key])}"]
-    lines += ["", "| option | default | |", "|---|---|---|"]
-    meanings = _meanings(part)
-    for option in options(part).values():
-        flag = f"`--method.{option.name.replace('_', '-')}`"
-        lines.append(f"| {flag} | {option.default} | {meanings.get(option.name, '')} |")
-    return lines
-
-
-def _meanings(part: type[Any]) -> dict[str, str]:
+def meanings(part: type[Any]) -> dict[str, str]:
     """What the Args of a class docstring say of each option."""
     _, _, text = inspect.cleandoc(part.__doc__ or "").partition("Args:\n")
     found: dict[str, str] = {}
@@ -96,7 +94,54 @@ def _meanings(part: type[Any]) -> dict[str, str]:
             found[name] += " " + line.strip()
         elif line.strip():
             break
-    return {key: value.replace("|", "\\|") for key, value in found.items()}
+    return found
+
+
+def _one(name: str, part: type[Any]) -> list[str]:
+    said = told(part)
+    # More about it: what its class says before the arguments.
+    more, *_ = re.split(r"\n\s*\n(?=Args:|Raises:)", inspect.cleandoc(part.__doc__ or ""))
+    lines = [f"## {name}", "", _code(said[""]), "", _code(_joined(more))]
+    for key, title in _TITLES.items():
+        if key in said:
+            lines += ["", f"**{title}.** {_code(_capital(said[key]))}"]
+    known, meaning = options(part).values(), meanings(part)
+    rows = [
+        [
+            f"`--method.{option.name.replace('_', '-')}`",
+            f"`{typed}`" if (typed := _typed(option.default)) else "–",
+            _code(_capital(meaning.get(option.name, ""))),
+        ]
+        for option in known
+    ]
+    return [*lines, "", *_table(("option", "default", "meaning"), rows)] if rows else lines
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [list(head), *rows]]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+
+
+def _link(name: str) -> str:
+    return f"[`{name}`](#{name})"
+
+
+def _reads(part: type[Any]) -> str:
+    return ", ".join(text for key, text in _READS.items() if key in part.reads)
+
+
+def _typed(value: Any) -> str:
+    """A default as it is typed on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(_typed(each) for each in value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _code(text: str) -> str:
+    return text.replace("``", "`")
 
 
 def _joined(paragraph: str) -> str:

@@ -279,12 +279,24 @@ def _places_um(case: Case, image: AbstractImage) -> Floats | None:
     if case.places is None:
         return None
     try:
-        places = np.load(case.places, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(f"{case.places}: not a .npy file of places: {error}") from error
+        with case.places.open("rb") as file:
+            places = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UnreadableImage(
+            f"{case.places}: not a .npy file of places: {_one_line(error)}"
+        ) from error
     if places.ndim != 2 or places.shape[1] != image.ndim or not len(places):
         raise UnreadableImage(
             f"{case.places}: places of shape {places.shape}, expected (n, {image.ndim}), n > 0"
+        )
+    if places.dtype.kind not in "iuf" or not np.isfinite(places).all():
+        raise UnreadableImage(f"{case.places}: places that are not all finite numbers")
+    outside = (places < 0) | (places > np.asarray(image.shape))
+    if outside.any():
+        first = places[outside.any(1)][0].tolist()
+        raise UnreadableImage(
+            f"{case.places}: {first} lies outside the image of {image.shape} pixels; places are "
+            "level-0 pixels in the order (z,) y, x"
         )
     found: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
     return found

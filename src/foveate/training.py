@@ -25,6 +25,7 @@ from foveate.errors import FoveateError, NotFinite, OptionError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.memory import peak_memory_mib
 from foveate.methods.base import Judge, Prediction
+from foveate.plugins import options as options_of
 from foveate.state import (
     Progress,
     TrainOptions,
@@ -48,10 +49,17 @@ Loaded = LoadedImage | FoveateError
 _WORST_LOSS = 1e30
 _AT_CHANCE = (
     "the training loss rests at {loss:.3f} after {epoch} epochs: that is the entropy of the "
-    "labels, so nothing is learnt yet. What ends such a plateau: more steps (smaller "
-    "--train.batch-size, more --epochs), the method's instance head (--method.instance 1), a "
-    "lattice that moves (--method.jitter), more patches an image, a lower or higher --train.lr"
+    "labels, so nothing is learnt yet. What ends such a plateau: {advice}"
 )
+_ADVICE = (
+    (None, "more steps (smaller --train.batch-size, more --epochs)"),
+    ("instance", "the method's instance head (--method.instance, 1 or more)"),
+    ("jitter", "a lattice that moves (--method.jitter true)"),
+    ("patches", "more patches an image (--method.patches)"),
+    ("kept", "more patches an image (--method.kept)"),
+    (None, "a lower or higher --train.lr"),
+)
+"""What helps, and the option that a method must have for it."""
 
 Tick = Callable[[int, int, int, dict[str, float]], None]
 """Called after each step with epoch, step, steps per epoch and the running figures."""
@@ -110,7 +118,7 @@ class Trainer:
             row = self._close_epoch(self._validate(val))
             self._keep_best(row)
             if self.progress.rests_at(self._chance):
-                log.warning(_AT_CHANCE.format(loss=row["train_loss"], epoch=int(row["epoch"])))
+                log.warning(self._at_chance(row))
             self.progress.done = self.progress.finished(self.options)
             self._save()
             self._after_epoch(self.folder)
@@ -225,6 +233,11 @@ class Trainer:
         write_text(self.folder / "metrics.csv", as_csv(progress.history))
         log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
         return row
+
+    def _at_chance(self, row: dict[str, float]) -> str:
+        known = options_of(type(self.model.method))
+        advice = ", ".join(text for key, text in _ADVICE if key is None or key in known)
+        return _AT_CHANCE.format(loss=row["train_loss"], epoch=int(row["epoch"]), advice=advice)
 
     def _keep_best(self, row: dict[str, float]) -> None:
         loss = row.get("val_loss", row["train_loss"])

@@ -21,7 +21,7 @@ from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
 from foveate.image import AbstractImage, Level
 from foveate.methods import _tnet_tree
-from foveate.methods._tnet_grid import Cut, cell_features, corners, open_cells
+from foveate.methods._tnet_grid import Cut, cell_contrast, cell_features, corners
 from foveate.methods.base import Judge
 from foveate.methods.tnet import Answers, Tnet
 from foveate.nn.heads import Head
@@ -129,7 +129,12 @@ def batch_of(
 def small(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:
     torch.manual_seed(0)
     encoder = SmallEncoder(width=4, dim=8)
-    return Tnet(encoder=encoder, heads=heads, dropout=0.0, **{"policy": "top"} | options)
+    return Tnet(
+        encoder=encoder,
+        heads=heads,
+        dropout=0.0,
+        **{"policy": "top", "levels": None, "locations": (3, 2)} | options,
+    )
 
 
 # -- geometry --------------------------------------------------------------------------------------
@@ -239,7 +244,7 @@ def test_a_spot_of_the_finest_level_is_found_when_the_scores_point_at_it(
     pixels = np.zeros(shape, np.uint8)
     pixels[spot] = 255
     encoder = Brightness(sampled=True)
-    method = Tnet(encoder=encoder, heads=ONE, locations=(1,), policy="top").eval()
+    method = Tnet(encoder=encoder, heads=ONE, levels=None, locations=(1,), policy="top").eval()
     point = (torch.tensor(spot) + 0.5 - torch.tensor(shape) / 2) / VIEW.patch_um
     method.locate = Towards(point)
     batch = batch_of([load(pixels)], pool, encoder=encoder)
@@ -265,7 +270,7 @@ def test_what_maps_show_leads_to_its_own_place(
     pixels = np.zeros(shape, np.uint8)
     pixels[centre[0] - 5 : centre[0] + 5, centre[1] - 5 : centre[1] + 5] = 255
     encoder = Brightness(sampled=sampled)
-    method = Tnet(encoder=encoder, heads=ONE, locations=(1,), policy="top")
+    method = Tnet(encoder=encoder, heads=ONE, levels=None, locations=(1,), policy="top")
     method.locate = Brightest()
     torch.manual_seed(seed)
     for training, augment in ((False, "none"), (True, "none"), (True, "slide")):
@@ -323,13 +328,15 @@ def test_cells_without_foreground_are_not_chosen(pool: ThreadPoolExecutor) -> No
     contrast[10:12, 30:33] = 7
     contrast[3, 4] = 1
     item = load(noise(shape), contrast)
-    axes = (np.array([-20.0, 3, 30, 77.5]), np.array([0.0, 31.9, 240, 300]))
-    found = open_cells(item, VIEW, axes, 16.0)
+    axes = (np.array([-20.0, -3, 30, 77.5]), np.array([0.0, 31.5, 240, 300]))
+    found = cell_contrast(item, VIEW, axes, 16.0)
     pixels = contrast.repeat(8, 0).repeat(8, 1)
-    for (y, x), seen in zip(corners(axes), found, strict=True):
-        ends = np.ceil([y + 16, x + 16]).astype(int)
-        part = pixels[max(0, math.floor(y)) : max(0, ends[0]), math.floor(x) : ends[1]]
-        assert seen == bool(part.any())
+    halves = pixels.repeat(2, 0).repeat(2, 1)
+    for (y, x), mean in zip(corners(axes), found, strict=True):
+        rows, columns = slice(max(0, int(2 * y)), max(0, int(2 * y) + 32)), int(2 * x)
+        part = halves[rows, columns : columns + 32]
+        assert mean == pytest.approx(part.sum() / 32**2)
+    assert 0 < (found > 0).sum() < len(found)
     method = small(locations=(99, 99, 99)).eval()
     patches = method._descend(batch_of([item], pool)).patches[0][1:]
     assert len(patches) > 5
@@ -337,6 +344,29 @@ def test_cells_without_foreground_are_not_chosen(pool: ThreadPoolExecutor) -> No
         low, high = np.floor(origin - 1).clip(0), np.ceil(origin + side + 1)
         (y0, x0), (y1, x1) = low.astype(int), high.astype(int)
         assert pixels[y0:y1, x0:x1].any()
+
+
+def test_draws_begin_at_the_prior_of_contrast(pool: ThreadPoolExecutor) -> None:
+    """As likely as contrast squared, and the published policy knows no prior."""
+    contrast = np.array([[1, 4, 0], [2, 8, 200]], np.uint8)
+    view = View(spacing_um=1.0, patch_px=8, glimpse_spacing_um=8.0)
+    batch = batch_of([load(noise((16, 24)), contrast, view)], pool, view=view)
+    options = {"overlap": 0.0, "locations": (5,), "jitter": False}
+    p = np.array([1, 4, 2, 8, 200]) ** 2.0
+    p = np.maximum(p / p.max(), 1e-3) / np.maximum(p / p.max(), 1e-3).sum()
+    for policy, draws, expected in (("sampled", 1, p), ("top", 1, np.full(5, 0.2))):
+        method = small(policy=policy, draws=draws, **options).train()
+        nn.init.zeros_(method.locate.score.weight)
+        forest = method._descend(batch)
+        order = [
+            {(0, 0): 0, (0, 8): 1, (8, 0): 2, (8, 8): 3, (8, 16): 4}[tuple(origin)]
+            for origin in forest.patches[0].origin_um[1:]
+        ]
+        assert sorted(order) == [0, 1, 2, 3, 4]
+        left = 1.0
+        for cell, log_prob in zip(order, forest.log_prob[1:].tolist(), strict=True):
+            assert math.exp(log_prob) == pytest.approx(expected[cell] / left, rel=1e-4)
+            left -= expected[cell] if policy == "sampled" else 0
 
 
 def test_an_image_of_glass_is_still_looked_at(pool: ThreadPoolExecutor) -> None:
@@ -619,7 +649,7 @@ def test_top_looks_at_the_same_crops_in_training_and_in_evaluation(
     top = small(jitter=False)
     torch.nn.init.normal_(top.locate.score.weight)
     assert len({looked(top.train(mode)) for mode in (True, True, False)}) == 1
-    sampled = small(jitter=False, policy="sampled")
+    sampled = small(jitter=False, policy="sampled", contrast=0.0)
     sampled.load_state_dict(top.state_dict())
     assert looked(sampled.eval()) == looked(top.eval())
     assert len({looked(sampled.train()) for _ in range(8)}) > 4

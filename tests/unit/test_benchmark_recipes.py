@@ -72,6 +72,7 @@ RECIPES = {
     "needle": lambda *a, **k: needle_mnist.write(*a, side=256, **k),
     "bag_a": lambda *a, **k: spatial_bag.write(*a, task="A", side=1024, **k),
     "bag_b": lambda *a, **k: spatial_bag.write(*a, task="B", side=1024, **k),
+    "bag_c": lambda *a, **k: spatial_bag.write(*a, task="C", side=1024, **k),
 }
 NUMBERS = {"n_train": 14, "n_test": 6, "seed": 3}
 
@@ -311,12 +312,94 @@ def test_bags_of_task_b_differ_in_layout_alone(mnist):
     assert np.mean(index["positive"]) == pytest.approx(24.5, abs=1.5)
 
 
+def clump(places):
+    """Of 50 places ``(50, 2)`` in the unit square: those within 0.1 of the densest, by distance."""
+    away = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))
+    densest = (away < 0.1).sum(1).argmax()
+    order = away[densest].argsort()
+    return order[: (away[densest] < 0.1).sum()]
+
+
+def drawn_bags(mnist, n, task):
+    """Places in the unit square and digits, by label."""
+    found = {"positive": [], "negative": []}
+    rng = np.random.default_rng(0)
+    for example in spatial_bag._draw(mnist.pool("train"), n, rng, task=task, side=4096):
+        places, digits = example.places_px0 / 4096, mnist.train_labels[example.sources]
+        found[example.labels["label"]].append((places, digits))
+    assert len(found["positive"]) == len(found["negative"]) == n // 2
+    return found["positive"], found["negative"]
+
+
+def test_in_bags_of_task_b_places_alone_tell_much_and_in_those_of_task_c_nothing(mnist):
+    told = {}
+    for task, n in (("B", 300), ("C", 1200)):
+        bags = drawn_bags(mnist, n, task)
+        for name, statistic in (
+            ("most within a tenth", lambda p: len(clump(p))),
+            ("nearest neighbour", lambda p: -_nearest(p).mean()),
+            ("fifth nearest at the densest", lambda p: -_nearest(p, 5).min()),
+            ("spread of all", lambda p: p.std()),
+        ):
+            told[task, name] = auc(*([statistic(places) for places, _ in half] for half in bags))
+    assert told["B", "most within a tenth"] > 0.75
+    assert told["B", "fifth nearest at the densest"] > 0.75
+    for (task, name), value in told.items():
+        if task == "C":
+            assert value == pytest.approx(0.5, abs=0.05), name
+
+
+def _nearest(places, k=1):
+    away = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))
+    return np.sort(away, 1)[:, k]
+
+
+def test_in_bags_of_task_c_only_which_digits_lie_together_decides(mnist):
+    bags = drawn_bags(mnist, 300, "C")
+    spread, share, first = [], [], []
+    for half in bags:
+        for _, digits in half:
+            assert np.bincount(digits, minlength=10).tolist() == [9, 1] * 5
+        odd = [(places[digits % 2 == 1], digits) for places, digits in half]
+        spread.append([np.mean([np.hypot(*(p - q)) for p, q in _pairs(o)]) for o, _ in odd])
+        share.append([(digits[clump(places)] % 2).mean() for places, digits in half])
+        first.append([np.flatnonzero(digits % 2).mean() for _, digits in half])
+    assert auc(spread[1], spread[0]) >= 0.999
+    assert np.mean(spread[0]) == pytest.approx(0.05 * np.pi**0.5, rel=0.05)
+    assert np.mean(spread[1]) == pytest.approx(0.521, rel=0.05)
+    assert np.mean(share[0]) > 0.4 > 0.15 > np.mean(share[1])
+    assert auc(*first) == pytest.approx(0.5, abs=0.09), "the order of the list says nothing"
+
+
+def test_in_a_negative_bag_of_task_c_one_of_each_even_digit_is_in_the_clump(mnist):
+    """Read from the draw itself, before the order is mixed: the first five lie close together."""
+
+    class Unmixed:
+        def __init__(self):
+            self.own = np.random.default_rng(1)
+
+        def __getattr__(self, name):
+            return getattr(self.own, name)
+
+        def permutation(self, x):
+            return np.arange(x) if isinstance(x, int) else x
+
+    kinds = {}
+    for example in spatial_bag._draw(mnist.pool("train"), 20, Unmixed(), task="C", side=4096):
+        places = example.places_px0[:5] / 4096
+        assert max(np.hypot(*(p - q)) for p, q in _pairs(places)) < 0.5
+        digits = sorted(mnist.train_labels[example.sources[:5]].tolist())
+        assert kinds.setdefault(example.labels["label"], digits) == digits
+    assert kinds == {"positive": [1, 3, 5, 7, 9], "negative": [0, 2, 4, 6, 8]}
+
+
 def _pairs(points):
     return itertools.combinations(points, 2)
 
 
-def test_places_are_centres_of_whole_digits(written, mnist):
-    table = written["bag_b"]
+@pytest.mark.parametrize("name", ["bag_b", "bag_c"])
+def test_places_are_centres_of_whole_digits(written, mnist, name):
+    table = written[name]
     for row, canvas, images, _, boxes in cases(table, mnist):
         places = np.load(table.parent / row["places"], allow_pickle=False)
         np.testing.assert_array_equal(places, boxes[:, :2] + 14)
@@ -420,7 +503,7 @@ def test_settings_are_noted_whole(written):
         lambda f, m: ultra_mnist.write(f, m, side=1000),
         lambda f, m: needle_mnist.write(f, m, n_train=4, n_test=2, side=1000),
         lambda f, m: needle_mnist.write(f, m, n_train=4000, n_test=2),
-        lambda f, m: spatial_bag.write(f, m, n_train=4, n_test=2, task="C"),
+        lambda f, m: spatial_bag.write(f, m, n_train=4, n_test=2, task="D"),
         lambda f, m: spatial_bag.write(f, m, n_train=4, n_test=2, side=100),
     ],
 )

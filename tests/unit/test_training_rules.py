@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import shutil
 import sys
@@ -12,20 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 from torch import nn
 
 from conftest import SMALL_RUN, Ended
 from foveate import plugins
 from foveate.batch import View
+from foveate.benchmark._tasks import DigitTask, JointTask, PresenceTask
 from foveate.cases import Case, load_splits, make_splits, read_cases
 from foveate.checkpoint import Model, ModelCard, build_model, read_tensors
 from foveate.errors import CheckpointError, TrainingError
 from foveate.loading import CaseLoader
+from foveate.nn.heads import Head
 from foveate.run_folder import read_rows
 from foveate.state import Progress, TrainOptions
+from foveate.tasks.base import AbstractTask
+from foveate.tasks.binary import BinaryTask
+from foveate.tasks.multiclass import MulticlassTask
 from foveate.training import Trainer
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
@@ -254,6 +262,149 @@ def test_training_stops_early_and_keeps_the_best(
 def test_when_training_ends(epoch: int, best: int, changed: dict[str, int], ends: bool) -> None:
     progress = Progress(epoch=epoch, best_epoch=best)
     assert progress.finished(TrainOptions(**changed)) is ends
+
+
+# -- at chance -------------------------------------------------------------------------------------
+
+
+def entropy(*counts: float) -> float:
+    shares = [n / sum(counts) for n in counts if n]
+    return -sum(p * math.log(p) for p in shares)
+
+
+def labels(*counts: int) -> torch.Tensor:
+    return torch.cat([torch.full((n,), k) for k, n in enumerate(counts)])
+
+
+def binary(smoothing: float = 0.0) -> AbstractTask:
+    return BinaryTask(classes=("a", "b"), smoothing=smoothing)
+
+
+def several(k: int, smoothing: float = 0.0) -> AbstractTask:
+    return MulticlassTask(classes=[str(i) for i in range(k)], smoothing=smoothing)
+
+
+@pytest.mark.parametrize("counts", [(50, 50), (90, 10), (10, 90), (397, 3), (1, 1)])
+def test_chance_is_the_entropy_of_two_classes(counts: tuple[int, int]) -> None:
+    assert binary().chance_loss(labels(*counts)) == pytest.approx(entropy(*counts), abs=1e-5)
+    n, share = sum(counts), counts[1] / sum(counts)
+    soft = 0.9 * share + 0.05
+    told = binary(smoothing=0.1).chance_loss(labels(*counts))
+    assert told == pytest.approx(entropy(n * (1 - soft), n * soft), abs=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(20, 20, 20), (50, 30, 20), (970, 20, 7, 3), (60, 40, 0)])
+def test_chance_is_the_entropy_of_several_classes(counts: tuple[int, ...]) -> None:
+    task = several(len(counts))
+    assert task.chance_loss(labels(*counts)) == pytest.approx(entropy(*counts), abs=1e-4)
+
+
+def test_chance_is_nothing_where_there_is_one_class() -> None:
+    assert binary().chance_loss(labels(0, 30)) == pytest.approx(0, abs=1e-3)
+
+
+def test_chance_of_several_questions_is_the_mean_of_theirs() -> None:
+    digit = DigitTask(classes=["0", "1", "2"], head=Head("digit", 3, True, "none"))
+    joint = JointTask({"digit": digit, "seen": PresenceTask(classes=["0", "1"])})
+    answers = ["digit=0;seen=0", "digit=0;seen=0 1", "digit=1;seen=", "digit=2;seen=1"] * 5
+    target = torch.tensor([joint.target(answer) for answer in answers])
+    want = (entropy(2, 1, 1) + (entropy(2, 2) + entropy(2, 2)) / 2) / 2
+    assert joint.chance_loss(target) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_no_answer_that_is_the_same_for_all_beats_chance(smoothing: float) -> None:
+    task, target = several(4, smoothing), labels(31, 5, 13, 1)
+    chance = task.chance_loss(target)
+    torch.manual_seed(0)
+    for _ in range(50):
+        constant = 2 * torch.randn(1, 4)
+        assert float(task.loss(constant.expand(len(target), -1), target)) >= chance - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([0.7] * 30, [4, 14, 24]),
+        ([0.7] * 3, []),
+        ([0.72, 0.68, 0.7, 0.68], [4]),
+        ([0.73, 0.7, 0.7, 0.7, 0.7, 0.7], [5]),
+        ([0.7, 0.7, 0.7, 0.6, 0.7, 0.7, 0.7], []),
+        ([0.7] * 6 + [0.5] + [0.7] * 14, [4, 11, 21]),
+        ([0.9, 0.8, 0.6, 0.5], []),
+    ],
+)
+def test_when_a_plateau_at_chance_is_told(losses: list[float], said: list[int]) -> None:
+    """At its fourth epoch and every tenth after that; 3 % to either side count as chance."""
+    progress, found = Progress(), []
+    for epoch, loss in enumerate(losses, 1):
+        progress.history.append({"epoch": epoch, "train_loss": loss})
+        if progress.rests_at(0.7):
+            found.append(epoch)
+    assert found == said
+
+
+@pytest.mark.parametrize("chance", [math.nan, 0.0])
+def test_no_plateau_is_told_where_there_is_no_chance(chance: float) -> None:
+    progress = Progress(history=[{"train_loss": 1e-6}] * 4)
+    assert not progress.rests_at(chance)
+
+
+def warned(
+    model: Model, cases: list[Case], loader: CaseLoader, folder: Path, log: Any, **changed: Any
+) -> dict[int, str]:
+    """Notices of a training run, by the epochs that they name."""
+    options = replace(PLAIN, patience=0, warmup=0.0, **changed)
+    with log.at_level(logging.WARNING, logger="foveate"):
+        progress = Trainer(model, loader, folder, options).fit(cases, [])
+    told = [r.getMessage() for r in log.records if "rests at" in r.getMessage()]
+    chance = progress.history[-1]["chance_loss"]
+    assert chance == pytest.approx(math.log(2), abs=1e-4), "as many of each class"
+    return {int(text.split(" after ")[1].split(" epochs")[0]): text for text in told}
+
+
+def test_a_run_that_learns_nothing_is_told_at_its_fourth_epoch_and_ten_later(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build()
+    nn.init.zeros_(model.method.head[-1].weight)
+    nn.init.zeros_(model.method.head[-1].bias)
+    told = warned(model, cases[:4], loader, tmp_path, caplog, epochs=15, lr=1e-9)
+    assert list(told) == [4, 14]
+    assert "the training loss rests at 0.693 after 4 epochs" in told[4]
+    assert "--train.batch-size" in told[4]
+    assert "--method." not in told[4], "downsampled has none of the options that help"
+
+
+def test_a_run_that_learns_is_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Pictures of two colours, four of each."""
+    easy, rng = [], np.random.default_rng(0)
+    for k, label in enumerate(["normal", "tumour"] * 4):
+        colour = (200, 80, 60) if label == "normal" else (60, 80, 200)
+        pixels = rng.normal(colour, 20, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+        path = tmp_path / f"{k}.png"
+        Image.fromarray(pixels).save(path)
+        easy.append(Case(str(k), str(k), path, label))
+    loader = CaseLoader(View(1.0, 16, 1.0, unit="px"))
+    try:
+        told = warned(build(), easy, loader, tmp_path / "run", caplog, epochs=15, lr=3e-3)
+    finally:
+        loader.close()
+    losses = [float(row["train_loss"]) for row in read_rows(tmp_path / "run" / "metrics.csv")]
+    assert losses[-1] < 0.5 < losses[0]
+    assert told == {}
+
+
+def test_the_notice_names_options_that_the_method_has(loader: CaseLoader, tmp_path: Path) -> None:
+    row = {"train_loss": 0.69, "epoch": 4.0}
+    for method, helps, lacks in (
+        ("glimpse", ("instance", "jitter", "patches"), ("kept",)),
+        ("ips", ("instance", "jitter", "kept"), ("patches",)),
+        ("abmil", ("instance", "jitter"), ("kept", "patches")),
+    ):
+        told = Trainer(build(method), loader, tmp_path, PLAIN)._at_chance(row)
+        assert all(f"--method.{name}" in told for name in helps), told
+        assert not any(f"--method.{name}" in told for name in lacks), told
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from foveate.benchmark._run import Run, run_row, write_table
 from foveate.benchmark.base import Benchmark, prepare
 from foveate.benchmark.mnist import load_mnist
 from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.loading import ViewOptions
 from foveate.outputs import Display
 from foveate.plugins import find, parse_options
 from foveate.state import TrainOptions
@@ -23,6 +24,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "needle-mnist": needle_mnist.BENCHMARK,
     "spatial-bag": spatial_bag.BENCHMARK,
 }
+
+_SECTIONS = ("train", "view", "method_options", "encoder_options")
+_VIEW = ("spacing_um", "patch_px", "glimpse_spacing_um")
 
 
 def sweep(
@@ -55,12 +59,15 @@ def sweep(
         display: progress.
 
     Raises:
-        OptionError, UnknownName: an option that this benchmark, method or section has not.
+        OptionError, UnknownName: an option that this benchmark, method or section has not, or a
+            value that is not allowed.
+        ImageNotFound, UnreadableImage: MNIST is not in that folder, or damaged.
     """
     benchmark, settled = _settle(name, recipe)
-    counts = {"n_train": n_train or benchmark.n_train, "n_test": n_test or benchmark.n_test}
+    counts = _counted(benchmark, n_train, n_test)
     said = "-".join(f"{k}{v}" for k, v in settled.items()) + f"-n{counts['n_train']}"
-    defaults, digits, rows = benchmark.defaults(method), load_mnist(mnist), []
+    _check_sections(given)
+    defaults = benchmark.defaults(method)
     options = parse_options(find("methods", method), given.get("method_options", {}), "method")
     train = parse_options(TrainOptions, given.get("train", {}), "train")
     run = Run(
@@ -69,9 +76,12 @@ def sweep(
         view=_view(benchmark.view(settled), {**defaults["view"], **given.get("view", {})}),
         options=TrainOptions(**(defaults["train"] | train)),
         method_options=defaults["method"] | options,
-        encoder_options=dict(given.get("encoder_options", {})),
+        encoder_options=parse_options(
+            find("encoders", "small"), given.get("encoder_options", {}), "encoder"
+        ),
         probe_minutes=probe_minutes,
     )
+    digits, rows = load_mnist(mnist), []
     for seed in seeds:
         canvases = out / "canvases" / f"{name}-{said}-seed{seed}"
         display.say(f"canvases: {canvases}")
@@ -89,16 +99,38 @@ def _settle(name: str, recipe: Mapping[str, Any]) -> tuple[Benchmark, dict[str, 
     benchmark = BENCHMARKS[name]
     for key in recipe:
         if key not in benchmark.recipe:
-            raise OptionError(f"--{key}: {name} has no such option")
+            raise OptionError(f"{name}: no option '{key}'.{did_you_mean(key, benchmark.recipe)}")
     return benchmark, {**benchmark.recipe, **recipe}
 
 
+def _counted(benchmark: Benchmark, n_train: int | None, n_test: int | None) -> dict[str, int]:
+    """How many canvases each split has."""
+    train = benchmark.n_train if n_train is None else n_train
+    test = benchmark.n_test if n_test is None else n_test
+    if train < 2:
+        raise OptionError(
+            f"--train-images: got {train}, expected 2 or more, as some of them are for validation"
+        )
+    if test < 1:
+        raise OptionError(f"--test-images: got {test}, expected 1 or more")
+    return {"n_train": train, "n_test": test}
+
+
+def _check_sections(given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Nothing that a user says may go unheard."""
+    for section in given:
+        if section not in _SECTIONS:
+            name = section.removesuffix("_options")
+            known = ", ".join(f"--{each.removesuffix('_options')}.*" for each in _SECTIONS)
+            raise OptionError(f"--{name}.*: a benchmark settles these itself; allowed: {known}")
+    if "seed" in given.get("train", {}):
+        raise OptionError("--train.seed: give --seeds, which also seeds the canvases")
+
+
 def _view(view: View, given: Mapping[str, Any]) -> View:
-    numbers = {"spacing_um": float, "patch_px": int, "glimpse_spacing_um": float}
+    """The benchmark's geometry of reading with some of its numbers changed."""
     for key in given:
-        if key not in numbers:
-            raise OptionError(f"no option 'view.{key}'.{did_you_mean(key, numbers)}")
-    try:
-        return replace(view, **{k: numbers[k](v) for k, v in given.items()})
-    except ValueError as error:
-        raise OptionError(f"view: {error}") from error
+        if key not in _VIEW:
+            raise OptionError(f"no option 'view.{key}'.{did_you_mean(key, _VIEW)}")
+    wanted = ViewOptions(**parse_options(ViewOptions, given, "view"))
+    return replace(view, **{key: getattr(wanted, key) for key in given})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -21,11 +22,12 @@ from foveate.batch import View
 from foveate.cases import Case
 from foveate.checkpoint import Model, ModelCard
 from foveate.encoders import build_encoder
+from foveate.errors import TrainingError
 from foveate.loading import CaseLoader
-from foveate.memory import peak_memory_mib
 from foveate.outputs import Display
 from foveate.plugins import find, parse_options
 from foveate.prediction import Report, predict_cases
+from foveate.run_folder import read_json, sweep
 from foveate.state import Progress, TrainOptions
 from foveate.tasks.base import AbstractTask
 from foveate.training import Trainer
@@ -33,6 +35,7 @@ from foveate.training import Trainer
 log = logging.getLogger("foveate")
 
 _AUDITED = 300
+_ORDER = ("benchmark", "method", "seed", "side", "batch_size", "kept")
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,15 @@ def run_row(
     folder = runs / f"{run.method}-{run.options.seed}-{digest}"
     done = folder / "row.json"
     if done.is_file():
-        row: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        row: dict[str, Any] = read_json(done)
         return row
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    forget_peaks()
     torch.manual_seed(run.options.seed)
     model = _build(run, task)
     loader = CaseLoader(run.view, keep_bytes=2 << 30)
-    probe = _Probe(run, model, parts["test"])
+    probe = _Probe(run, model, parts["test"], folder / "probe.json")
     try:
         trainer = Trainer(
             model,
@@ -92,7 +97,7 @@ def run_row(
             tick=_ticker(run, display),
             after_epoch=probe.after_epoch,
         )
-        probe.progress = trainer.progress
+        probe.trainer = trainer
         progress = trainer.fit(parts["train"], parts["val"])
     finally:
         loader.close()
@@ -105,7 +110,7 @@ def run_row(
         **{f"n_{name}": len(cases) for name, cases in parts.items()},
         **tested,
         **audited,
-        **_costs(progress, len(parts["train"])),
+        **_costs(progress, len(parts["train"]) + len(parts["val"])),
         **probe.found,
         "method_options": json.dumps(dict(run.method_options)),
         "device": str(trainer.fabric.device),
@@ -115,21 +120,31 @@ def run_row(
     return row
 
 
-def _costs(progress: Progress, n_train: int) -> dict[str, Any]:
-    """What training took."""
+def forget_peaks() -> None:
+    """Let peaks of memory begin anew from what is held now; where the system cannot, they stay."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _costs(progress: Progress, n_images: int) -> dict[str, Any]:
+    """What training took; each epoch looks at `n_images`, those of the validation part among them.
+
+    All of it comes from the epochs' own rows, so that a run which was stopped has lost nothing.
+    """
     history = progress.history
-    epochs = max(len(history), 1)
+    seconds = sum(r["seconds"] for r in history)
+    reading = sum(r["seconds_reading"] for r in history)
+    asked_px = sum(r["asked_px"] for r in history)
     return {
         "epochs": len(history),
         "best_epoch": progress.best_epoch,
         "left_chance_epoch": _left_chance(history),
-        "train_minutes": round(sum(r["seconds"] for r in history) / 60, 2),
-        "reading_share": round(
-            sum(r["seconds_reading"] for r in history) / max(sum(r["seconds"] for r in history), 1),
-            3,
-        ),
-        "asked_px_per_image": round(sum(r["asked_px"] for r in history) / epochs / n_train),
-        "peak_memory_mib": round(peak_memory_mib()),
+        "train_minutes": round(seconds / 60, 2),
+        "reading_share": round(reading / max(seconds, 1e-9), 3),
+        "asked_px_per_image": round(asked_px / len(history) / n_images),
+        "peak_memory_mib": round(max(r["peak_memory_mib"] for r in history)),
     }
 
 
@@ -145,6 +160,8 @@ def score(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str
     if failed:
         log.warning("%d of %d images could not be predicted", len(failed), len(cases))
     good = [r for r in reports if isinstance(r, Report)]
+    if not good:
+        raise TrainingError("not one image of the test part could be predicted")
     logits = torch.tensor([r.logits for r in good])
     target = torch.tensor([model.task.target(str(r.case.label)) for r in good])
     found = model.task.validation(logits, target)
@@ -157,8 +174,9 @@ def score(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str
 
 
 def write_table(out: Path) -> None:
-    """``results.csv`` from all rows that are done."""
-    rows = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(out.glob("runs/*/row.json"))]
+    """``results.csv`` from all rows that are done, whatever the order in which they were."""
+    rows = [read_json(path) for path in sorted(out.glob("runs/*/row.json"))]
+    rows.sort(key=lambda row: [row.get(key, 0) for key in _ORDER])
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -168,7 +186,12 @@ def write_table(out: Path) -> None:
 
 
 def _audited(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str, Any]:
-    """Whether the method uses layout, and its scores on some images without it."""
+    """Whether the method uses layout, and its scores on some images without it.
+
+    Empty where it reads no patches that could trade places.
+    """
+    if not model.method.reads & {"crops", "bag"}:
+        return {"uses_layout": None}
     loader = CaseLoader(model.card.view)
     try:
         found = audit_layout(model, cases, loader, device=device, n_shuffles=1)
@@ -182,23 +205,26 @@ def _audited(model: Model, cases: Sequence[Case], device: torch.device) -> dict[
 class _Probe:
     """Scores the test part once, when the training time has passed a mark."""
 
-    def __init__(self, run: Run, model: Model, cases: Sequence[Case]) -> None:
-        self._run, self._model, self._cases = run, model, cases
-        self.progress: Any = None
-        self.found: dict[str, Any] = {}
+    def __init__(self, run: Run, model: Model, cases: Sequence[Case], kept: Path) -> None:
+        self._run, self._model, self._cases, self._kept = run, model, cases, kept
+        self.trainer: Trainer | None = None
+        self.found: dict[str, Any] = read_json(kept) if kept.is_file() else {}
 
     def after_epoch(self, _: Path) -> None:
         """Look at the clock."""
         mark = self._run.probe_minutes
-        history = self.progress.history
+        if mark is None or self.found or self.trainer is None:
+            return
+        history = self.trainer.progress.history
         minutes = sum(row["seconds"] for row in history) / 60
-        if mark is None or self.found or minutes + 0.6 * minutes / len(history) < mark:
+        if minutes + 0.6 * minutes / len(history) < mark:
             return
         device = next(self._model.method.parameters()).device
         found = score(self._model, self._cases, device)
         self.found = {"probe_minutes": round(minutes, 2)} | {
             f"probe_{k}": v for k, v in found.items() if k.startswith("test_")
         }
+        write_json(self._kept, self.found)
         log.info("probe: %s", self.found)
 
 

@@ -2,27 +2,46 @@
 
 Every row is a fresh process, so that its peak is its own. Images are sparse canvases with something
 in every cell of the lattice, up to tens of gigapixels; nothing of them is ever held whole.
+
+What a step takes is the process's peak less what it held before the step: parameters, libraries,
+glimpses and the canvas' own tables do not count. Children take larger blocks straight from the
+system and give them back when freed, so that the peak counts what is held and not what the
+allocator keeps.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import hashlib
+import json
 import multiprocessing
+import os
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from foveate.atomic import write_json
-from foveate.benchmark._run import write_table
+from foveate.benchmark._run import forget_peaks, write_table
+from foveate.errors import OptionError, TrainingError
+from foveate.memory import peak_rss_mib
 from foveate.outputs import Display
+from foveate.plugins import find, parse_options, plugin_folders
 from foveate.run_folder import read_json
-from foveate.sparse import Canvas, read_canvas, write_canvas
+from foveate.sparse import Canvas, write_canvas
+from foveate.sparse.base import MOST_SIDE_PX
 
 _STAMP_PX = 28
 _N_STAMPS = 64
+_GLIMPSE_PX = 512
+_FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
 def sweep_memory(
@@ -49,20 +68,33 @@ def sweep_memory(
         method_options: sets of options, such as ``{"kept": 100}``.
         device: ``cpu`` or ``cuda``.
         display: progress.
+
+    Raises:
+        OptionError, UnknownName: a number or option that is not allowed.
+        TrainingError: the process of a row was killed, most likely for want of memory.
     """
-    rows = []
-    total = len(sides) * len(method_options)
-    for i, (side, options) in enumerate((s, o) for s in sides for o in method_options):
-        display.bar(f"memory {method}", i, total, f"side {side}  {dict(options)}")
-        said = "-".join(f"{k}{v}" for k, v in options.items()) or "defaults"
-        done = out / "runs" / f"{method}-{side}-b{batch_size}-{said}-{device}" / "row.json"
+    _check(sides, batch_size, patch_px, device)
+    part = find("methods", method)
+    sets = [parse_options(part, options, "method") for options in method_options]
+    encoder = parse_options(find("encoders", "small"), encoder_options, "encoder")
+    rows, total = [], len(sides) * len(sets)
+    for i, (side, options) in enumerate((s, o) for s in sides for o in sets):
+        said = f"side {side}" + "".join(f"  {k} {v}" for k, v in options.items())
+        display.bar(f"memory {method}", i, total, said)
+        given = {
+            "method": method,
+            "method_options": options,
+            "encoder_options": encoder,
+            "side": side,
+            "patch_px": patch_px,
+            "batch_size": batch_size,
+            "device": device,
+        }
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
+        done = out / "runs" / f"memory-{method}-{side}-{digest}" / "row.json"
         if not done.is_file():
             canvas = crowded_canvas(out / "canvases", side=side, cell_px=patch_px)
-            given = (str(canvas), method, dict(options), dict(encoder_options), patch_px)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row = pool.apply(measure_step, (*given, batch_size, device))
-            done.parent.mkdir(parents=True, exist_ok=True)
-            write_json(done, {"benchmark": "memory", "method": method, "side": side, **row})
+            write_json(done, {"benchmark": "memory", **_measured_apart(given, canvas, said)})
         rows.append(read_json(done))
         write_table(out)
     display.bar(f"memory {method}", total, total)
@@ -70,19 +102,20 @@ def sweep_memory(
 
 
 def crowded_canvas(folder: Path, *, side: int, cell_px: int) -> Path:
-    """A canvas with one random stamp inside every cell; written once."""
+    """A canvas with one random stamp inside every cell, as large as fits; written once."""
     path = folder / f"crowded-{side}-{cell_px}.sparse"
     if path.is_file():
         return path
     rng = np.random.default_rng(side)
     n = side // cell_px
     size = min(_STAMP_PX, cell_px)
+    scale = cell_px // size
     cells = np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), -1).reshape(-1, 2)
     canvas = Canvas(
         shape=(side, side),
-        origins=cells * cell_px + rng.integers(0, cell_px - size + 1, cells.shape),
+        origins=cells * cell_px + rng.integers(0, cell_px - size * scale + 1, cells.shape),
         stamp_ids=rng.integers(0, _N_STAMPS, len(cells)),
-        scales=np.ones(len(cells), np.int64),
+        scales=np.full(len(cells), scale),
         stamp_sizes=np.full((_N_STAMPS, 2), size),
         stamp_pixels=rng.integers(64, 256, _N_STAMPS * size * size).astype(np.uint8),
     )
@@ -94,71 +127,146 @@ def crowded_canvas(folder: Path, *, side: int, cell_px: int) -> Path:
 def measure_step(
     canvas: str,
     method: str,
+    *,
     method_options: Mapping[str, Any],
     encoder_options: Mapping[str, Any],
+    side: int,
     patch_px: int,
     batch_size: int,
     device: str,
+    plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One training step on copies of a canvas; what it took. Run in a process of its own."""
-    import torch
+    """One training step on copies of a canvas; what it took. Run in a process of its own.
 
+    The images are open and their glimpses read, as the loop does ahead of a step; then come crops,
+    forward, backward and optimiser.
+    """
     from foveate.batch import Batch, View
     from foveate.cases import Case
     from foveate.encoders import build_encoder
     from foveate.loading import CaseLoader
-    from foveate.memory import peak_rss_mib
-    from foveate.plugins import find, parse_options
+    from foveate.memory import peak_device_mib
+    from foveate.plugins import add_plugin_folder
     from foveate.tasks.binary import BinaryTask
+    from foveate.training import further_loss
 
+    for folder in plugins:
+        add_plugin_folder(Path(folder))
     torch.manual_seed(0)
     task = BinaryTask(classes=("absent", "present"))
-    part = find("methods", method)
-    built = part(
-        encoder=build_encoder("small", dict(encoder_options)),
-        heads=task.heads,
-        **parse_options(part, method_options, "method"),
-    ).to(device)
+    encoder = build_encoder("small", dict(encoder_options))
+    built = find("methods", method)(encoder=encoder, heads=task.heads, **method_options).to(device)
     optimizer = torch.optim.AdamW(built.parameters())
-    n_parameters = sum(p.numel() for p in built.parameters())
-    before = peak_rss_mib()
-    image_px = read_canvas(Path(canvas)).shape[0]
-    view = View(1.0, patch_px, max(1.0, image_px / 512), unit="px")
+    view = View(1.0, patch_px, max(1.0, side / _GLIMPSE_PX), unit="px")
     loader = CaseLoader(view)
-    items = [loader.load(Case(f"{i}", f"{i}", Path(canvas))) for i in range(batch_size)]
-    with ThreadPoolExecutor(4) as pool:
-        begun = time.perf_counter()
+    items = [loader.load(Case(str(i), str(i), Path(canvas))) for i in range(batch_size)]
+    target = torch.arange(batch_size, device=device) % 2
+    # What any step loads once, kernels above all, is loaded before anything is measured.
+    encoder(torch.zeros(2, 3, patch_px, patch_px, device=device)).sum().backward()
+    optimizer.zero_grad(set_to_none=True)
+    _give_back()
+    forget_peaks()
+    before, begun = _peak_mib(), time.perf_counter()
+    try:
         batch = Batch(
             items,
             view=view,
-            normalise=(built.encoder.mean, built.encoder.std),
+            normalise=(encoder.mean, encoder.std),
             device=torch.device(device),
-            pool=pool,
+            pool=loader.crops,
         )
+        built.begin_step(0.5)
         prediction = built(batch)
-        target = torch.arange(batch_size, device=device) % 2
-        loss = task.loss(prediction.logits, target) + sum(prediction.losses.values())
-        for weight, logits in prediction.auxiliary.values():
-            loss = loss + weight * task.loss(logits, target)
-        loss.backward()
+        loss = task.loss(prediction.logits, target)
+        (loss + further_loss(task, prediction, target)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         seconds = time.perf_counter() - begun
+        asked_px = sum(item.image.count.asked_px for item in items)
+    finally:
+        loader.close()
+    peak = _peak_mib()
     found = {
-        "gigapixels": round(image_px**2 / 1e9, 3),
-        "patches": (image_px // patch_px) ** 2,
-        "patch_px": patch_px,
-        "batch_size": batch_size,
+        "method": method,
         **method_options,
-        "parameters": n_parameters,
+        "side": side,
+        "gigapixels": round(side**2 / 1e9, 4),
+        "patch_px": patch_px,
+        "patches": (side // patch_px) ** 2,
+        "batch_size": batch_size,
+        **{f"encoder_{k}": v for k, v in encoder_options.items()},
+        "parameters": sum(p.numel() for p in built.parameters()),
+        "step_mib": round(peak - before, 1),
+        "rss_peak_mib": round(peak, 1),
         "seconds": round(seconds, 2),
         "seconds_reading": round(batch.seconds_reading, 2),
-        "asked_fraction": round(sum(i.image.count.asked_px for i in items) / image_px**2, 4),
-        "rss_before_mib": round(before),
-        "rss_peak_mib": round(peak_rss_mib()),
+        "asked_fraction": round(asked_px / (batch_size * side**2), 6),
         "device": device,
+        "threads": torch.get_num_threads(),
     }
     if device == "cuda":
-        found["device_peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        found["device_peak_mib"] = round(peak_device_mib(), 1)
         found["device_name"] = torch.cuda.get_device_name()
-    loader.close()
     return found
+
+
+def _peak_mib() -> float:
+    """Highest resident memory since `forget_peaks`.
+
+    Where the system keeps it, it is read there: what ``getrusage`` tells of a child is never less
+    than what its parent held when the child was born.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return peak_rss_mib()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _give_back() -> None:
+    """Return what was freed to the system, where it can be: a step must not live on leftovers."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _check(sides: Sequence[int], batch_size: int, patch_px: int, device: str) -> None:
+    if patch_px < 16:
+        raise OptionError(f"--patch-px: got {patch_px}, expected at least 16")
+    for side in sides:
+        if not patch_px <= side <= MOST_SIDE_PX:
+            raise OptionError(
+                f"--sides: got {side}, expected {patch_px} (one patch) to {MOST_SIDE_PX} pixels"
+            )
+    if batch_size < 1:
+        raise OptionError(f"--batch-size: got {batch_size}, expected 1 or more")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise OptionError("--device: 'cuda' is not on this machine")
+
+
+def _measured_apart(given: Mapping[str, Any], canvas: Path, said: str) -> dict[str, Any]:
+    """`measure_step` in a fresh process, which may die."""
+    folders = [str(folder) for folder in plugin_folders()]
+    context = multiprocessing.get_context("spawn")
+    with _environment(_FRUGAL), ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(measure_step, str(canvas), plugins=folders, **given).result()
+        except BrokenProcessPool:
+            raise TrainingError(
+                f"memory, {said}: the process was killed, most likely for want of memory. Rows "
+                "before it are kept; a smaller --sides, --kept or --batch-size"
+            ) from None
+
+
+@contextlib.contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Variables that processes begun in here are born with: the allocator reads them only then."""
+    before = {key: os.environ.get(key) for key in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

@@ -1,10 +1,16 @@
-"""Spatial MNIST bags: fifty digits whose kinds (A) or whose layout (B) decide.
+"""Spatial MNIST bags: fifty digits whose kinds (A) or whose layout (B, C) decide.
 
-Source: the spatial-MNIST-bag task of arXiv 2605.17449, there with frozen embeddings and coordinates
-in the unit square. Here the bags are real canvases: the unit square is the range of a digit's
-corner, and digits do not overlap, so that each is whole. What the paper leaves open is settled
-thus: a positive bag of task A holds exactly one nine; the 45 even digits of task B are nine of
-each; scattered means uniform.
+Source of A and B: the spatial-MNIST-bag task of arXiv 2605.17449, there with frozen embeddings and
+coordinates in the unit square. Here the bags are real canvases: the unit square is the range of a
+digit's corner, and digits do not overlap, so that each is whole. What the paper leaves open is
+settled thus: a positive bag of task A holds exactly one nine; the 45 even digits of task B are nine
+of each; scattered means uniform.
+
+Task C is ours. In task B positive bags hold a clump of digits that negative ones lack, so places
+alone, with no look at the digits, tell much of the answer, and a layout audit, which leaves the
+places as they are, cannot bring the score down to chance. In task C five even digits lie close
+together in every negative bag: where digits lie tells nothing, what they are tells nothing, and
+only which of them cluster decides.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ from foveate.sparse import Canvas
 from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 
-Task = Literal["A", "B"]
+Task = Literal["A", "B", "C"]
 
 N_DIGITS = 50
 ODD = (1, 3, 5, 7, 9)
@@ -56,10 +62,11 @@ def write(
 ) -> Path:
     """Write the task; a finished folder of the same settings is reused.
 
-    Label column: ``label``, ``positive`` for one half. In task A these hold a nine. In task B all
-    bags hold the same digits, and in positive ones the five odd digits lie close together. The
-    column ``places`` names files of the centres ``(50, 2)`` of all digits, in random order, for
-    methods that are given the places and need no lattice.
+    Label column: ``label``, ``positive`` for one half. In task A these hold a nine. In tasks B and
+    C all bags hold the same digits, and in positive ones the five odd digits lie close together; in
+    negative ones of task C one of each even digit do. The column ``places`` names files of the
+    centres ``(50, 2)`` of all digits, in random order, for methods that are given the places and
+    need no lattice.
 
     Args:
         folder: where to.
@@ -67,7 +74,7 @@ def write(
         n_train: canvases of the train split.
         n_test: canvases of the test split.
         seed: of everything.
-        task: ``A`` (appearance) or ``B`` (layout).
+        task: ``A`` (appearance), ``B`` (layout) or ``C`` (layout of what is what).
         side: of the canvas in pixels, at least 1024.
 
     Returns:
@@ -100,9 +107,13 @@ def _draw(
             if positive:
                 digits[0] = 9
             corners = _corners(rng, side, n_clustered=0)
-        else:
+        elif task == "B":
             digits = [*ODD, *EVEN]
             corners = _corners(rng, side, n_clustered=len(ODD) * positive)
+        else:
+            near, rest = (ODD, EVEN[:5]) if positive else (EVEN[:5], ODD)
+            digits = [*near, *rest, *EVEN[5:]]
+            corners = _corners(rng, side, n_clustered=len(near))
         # The order of the pastes must not give away which digits were placed first.
         order = rng.permutation(N_DIGITS)
         sources = np.asarray([rng.choice(pool.rows[d]) for d in digits])[order]
@@ -145,7 +156,7 @@ def _task(recipe: Mapping[str, Any]) -> AbstractTask:
 
 
 BENCHMARK = Benchmark(
-    summary="50 digits; only how they lie decides (task B), or which they are (task A)",
+    summary="50 digits; only how they lie decides (tasks B and C), or which they are (task A)",
     n_train=2000,
     n_test=1000,
     recipe={"task": "B", "side": 4096},

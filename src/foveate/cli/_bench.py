@@ -1,7 +1,8 @@
-"""``foveate bench``: synthetic tasks of the field, one command a row."""
+"""``foveate bench``: synthetic tasks of the field, one command a row; and memory by image size."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,76 +11,217 @@ import click
 from foveate.cli._words import OK, Sectioned, plugins_flag
 from foveate.errors import OptionError
 
-_TASKS = ("megapixel-mnist", "ultra-mnist", "needle-mnist", "spatial-bag")
+_HELP = """Run a benchmark; each method and seed is a row of OUT/results.csv.
+
+\b
+MNIST comes from a folder that you name: the four idx files, packed or not. Train
+and test digits never mix. The same command continues a run that was stopped;
+finished rows are kept.
+
+\b
+  foveate bench megapixel-mnist --mnist mnist/ --out bench/mega --method ips --seeds 0,1,2
+  foveate bench needle-mnist --mnist mnist/ --out bench/needle --method glimpse --side 512
+  foveate bench memory --out bench/memory --method ips --sides 4096,16384 --kept 100,1000
+
+Which methods there are: foveate methods.
+"""
+
+_TASK_HELP = """{summary}
+
+\b
+Canvases are written once, into OUT/canvases; every seed has its own. A validation part
+(8 % of the training canvases) picks the weights; the test part is scored once, as is and
+with patches trading places. OUT/results.csv has a row per method and seed: test scores,
+minutes, peak memory, pixels read, the epoch in which the loss left chance (0: never).
+
+\b
+Options of method, encoder (`small`), training and reading are flags, too:
+  --method.patches 32  --encoder.width 32  --train.lr 1e-3  --view.patch-px 64
+"""
+
+_MEMORY_HELP = """Measure what one training step holds in memory, by image size and patches kept.
+
+\b
+Each row is a fresh process on a canvas with something in every patch; no MNIST is needed.
+`step_mib` is the peak of the process less what it held before the step (on a GPU see
+`device_peak_mib`). The same command goes on with the rows that are missing.
+
+\b
+  foveate bench memory --out bench/memory --method ips --sides 4096,16384 --kept 100,1000
+  foveate bench memory --out bench/memory --method glimpse --method.patches 64
+"""
+
+Flag = Callable[[Any], Any]
 
 
-@click.group(short_help="Synthetic tasks of the field: accuracy, time, memory, pixels read.")
-def bench() -> None:
-    r"""Run a benchmark; each method and seed is a row of OUT/results.csv.
-
-    \b
-    MNIST comes from a folder that you name: the four idx files, packed or not. Train and test
-    digits never mix. The same command continues a run that was stopped; finished rows are kept.
-
-    \b
-      foveate bench megapixel-mnist --mnist mnist/ --out bench/mega --method ips --seeds 0,1,2
-      foveate bench needle-mnist --mnist mnist/ --out bench/needle --method glimpse --side 512
-      foveate bench memory --out bench/memory --method ips
-    """
+def _side(default: int, *allowed: int) -> Flag:
+    kind = click.Choice([str(side) for side in allowed]) if allowed else click.INT
+    return click.option("--side", type=kind, help=f"Of the canvas, pixels.  [default: {default}]")
 
 
-def _add(name: str) -> None:
-    @bench.command(name, cls=Sectioned)
-    @click.option("--mnist", type=click.Path(path_type=Path), required=True)
-    @click.option("--out", type=click.Path(path_type=Path), required=True)
+_RECIPES: Mapping[str, tuple[str, tuple[Flag, ...]]] = {
+    "megapixel-mnist": (
+        "Five digits, three of them alike, among noise: majority, largest, topmost, all.",
+        (
+            click.option(
+                "--variant",
+                type=click.Choice(["ips", "ats"]),
+                help="Of which paper; they are not comparable.  [default: ips]",
+            ),
+            _side(1500),
+            click.option("--noise", type=int, help="Patches of noise a canvas.  [default: 50]"),
+        ),
+    ),
+    "ultra-mnist": (
+        "Three to five digits of wildly different size; the label is their sum.",
+        (_side(512, 512, 4000),),
+    ),
+    "needle-mnist": (
+        "Is there a three among all the other digits? Its share falls as the canvas grows.",
+        (_side(256, 64, 128, 256, 512, 1024, 2048, 4096, 6144),),
+    ),
+    "spatial-bag": (
+        "Fifty digits: only how they lie decides (B, C), or which they are (A).",
+        (
+            click.option(
+                "--task",
+                type=click.Choice(["A", "B", "C"]),
+                help="A: is there a nine; B: do the odd digits lie close together; C: do the odd "
+                "or the even ones (then places alone tell nothing).  [default: B]",
+            ),
+            _side(4096),
+        ),
+    ),
+}
+
+_mnist = click.option(
+    "--mnist", type=click.Path(path_type=Path), required=True, help="Folder of the idx files."
+)
+_out = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the results."
+)
+
+
+@click.group(
+    help=_HELP,
+    short_help="Synthetic tasks of the field: accuracy, time, memory, pixels read.",
+    invoke_without_command=True,
+)
+@click.pass_context
+def bench(ctx: click.Context, /) -> None:
+    """The group of benchmarks."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def _add(name: str, summary: str, own: tuple[Flag, ...]) -> None:
     @click.option("--method", default="glimpse", show_default=True, help="See `foveate methods`.")
-    @click.option("--seeds", default="0", show_default=True, help="Comma-separated.")
-    @click.option("--train-images", type=int, help="Canvases to train on, validation included.")
-    @click.option("--test-images", type=int)
-    @click.option("--variant", type=click.Choice(["ips", "ats"]), help="Of megapixel-mnist.")
-    @click.option("--task", type=click.Choice(["A", "B"]), help="Of spatial-bag.")
-    @click.option("--side", type=int, help="Of the canvas, pixels.")
-    @click.option("--noise", type=int, help="Patterns per canvas of megapixel-mnist.")
-    @click.option("--epochs", type=int)
+    @click.option("--seeds", default="0", show_default=True, help="One row each: 0,1,2.")
+    @click.option(
+        "--train-images",
+        type=int,
+        help="Canvases to train on, validation included. [default: 2000]",
+    )
+    @click.option("--test-images", type=int, help="Canvases to test on.  [default: 1000]")
+    @click.option("--epochs", type=int, help="At most so many; by default the benchmark's own.")
     @click.option("--probe-minutes", type=float, help="Score the test part after so long, too.")
     @plugins_flag
     @click.pass_context
     def command(ctx: click.Context, /, **flags: Any) -> int:
-        """Train a method on a benchmark's canvases and score it."""
-        from foveate.benchmark import sweep
-        from foveate.terminal import Terminal
+        return _sweep(name, {k: dict(v) for k, v in ctx.obj.items()}, flags)
 
-        recipe = {k: flags[k] for k in ("variant", "task", "side", "noise") if flags[k] is not None}
-        given = {k: dict(v) for k, v in ctx.obj.items()}
-        if flags["epochs"] is not None:
-            given.setdefault("train", {})["epochs"] = flags["epochs"]
-        with Terminal() as terminal:
-            rows = sweep(
-                name,
-                flags["mnist"],
-                flags["out"],
-                method=flags["method"],
-                seeds=_seeds(flags["seeds"]),
-                n_train=flags["train_images"],
-                n_test=flags["test_images"],
-                recipe=recipe,
-                given=given,
-                probe_minutes=flags["probe_minutes"],
-                display=terminal,
-            )
-        for row in rows:
-            said = "  ".join(f"{k} {v}" for k, v in row.items() if k.startswith("test_"))
-            click.echo(f"{name} {row['method']} seed {row['seed']}: {said}")
-        click.echo(f"\nwritten: {flags['out'] / 'results.csv'}")
-        return OK
+    for flag in reversed((_mnist, _out, *own)):
+        command = flag(command)
+    said = _TASK_HELP.format(summary=summary)
+    bench.command(name, cls=Sectioned, help=said, short_help=summary)(command)
 
 
-def _seeds(text: str) -> list[int]:
+def _sweep(name: str, given: dict[str, dict[str, Any]], flags: dict[str, Any]) -> int:
+    from foveate.benchmark import sweep
+    from foveate.terminal import Terminal
+
+    recipe = {k: flags[k] for k in ("variant", "task", "side", "noise") if flags.get(k) is not None}
+    if "side" in recipe:
+        recipe["side"] = int(recipe["side"])
+    if flags["epochs"] is not None:
+        given.setdefault("train", {})["epochs"] = flags["epochs"]
+    with Terminal() as terminal:
+        rows = sweep(
+            name,
+            flags["mnist"],
+            flags["out"],
+            method=flags["method"],
+            seeds=_numbers("--seeds", flags["seeds"]),
+            n_train=flags["train_images"],
+            n_test=flags["test_images"],
+            recipe=recipe,
+            given=given,
+            probe_minutes=flags["probe_minutes"],
+            display=terminal,
+        )
+    for row in rows:
+        said = "  ".join(f"{k} {v}" for k, v in row.items() if k.startswith("test_"))
+        click.echo(f"{name} {row['method']} seed {row['seed']}: {said}")
+    click.echo(f"\nwritten: {flags['out'] / 'results.csv'}")
+    return OK
+
+
+for _name, (_summary, _own) in _RECIPES.items():
+    _add(_name, _summary, _own)
+
+
+@bench.command(cls=Sectioned, help=_MEMORY_HELP, short_help="What one training step holds.")
+@_out
+@click.option("--method", default="glimpse", show_default=True, help="See `foveate methods`.")
+@click.option("--sides", default="4096,16384", show_default=True, help="Of the canvases, pixels.")
+@click.option("--patch-px", default=256, show_default=True, help="Side of a patch.")
+@click.option("--batch-size", default=1, show_default=True, help="Images a step.")
+@click.option("--kept", help="Patches that gradients flow through, for methods with that option.")
+@click.option("--width", type=int, help="Of the encoder `small`; short for --encoder.width.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where."
+)
+@plugins_flag
+@click.pass_context
+def memory(ctx: click.Context, /, out: Path, method: str, kept: str | None, **flags: Any) -> int:
+    """Measure training steps."""
+    from foveate.benchmark.memory import sweep_memory
+    from foveate.terminal import Terminal
+
+    for section in ctx.obj:
+        if section not in ("method_options", "encoder_options"):
+            name = section.removesuffix("_options")
+            raise OptionError(f"--{name}.*: nothing of that is measured; see --help")
+    fixed = ctx.obj.get("method_options", {})
+    encoder = ctx.obj.get("encoder_options", {})
+    encoder |= {} if flags["width"] is None else {"width": flags["width"]}
+    sets = [fixed] if kept is None else [fixed | {"kept": n} for n in _numbers("--kept", kept)]
+    with Terminal() as terminal:
+        rows = sweep_memory(
+            out,
+            method=method,
+            sides=_numbers("--sides", flags["sides"]),
+            batch_size=flags["batch_size"],
+            patch_px=flags["patch_px"],
+            encoder_options=encoder,
+            method_options=sets,
+            device=flags["device"],
+            display=terminal,
+        )
+    for row in rows:
+        own = "".join(f"  {key} {row[key]}" for key in sets[0] if key in row)
+        top = row.get("device_peak_mib", row["step_mib"])
+        click.echo(
+            f"{row['side']:>7} px  {row['gigapixels']:>8} gigapixels  {row['patches']:>8} patches"
+            f"{own}:  {top:.0f} MiB a step, {row['rss_peak_mib']:.0f} MiB in all, "
+            f"{row['seconds']:.1f} s"
+        )
+    click.echo(f"\nwritten: {out / 'results.csv'}")
+    return OK
+
+
+def _numbers(flag: str, text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise OptionError(f"--seeds: got '{text}', expected whole numbers such as 0,1,2") from None
-
-
-for _name in _TASKS:
-    _add(_name)
+        raise OptionError(f"{flag}: got '{text}', expected whole numbers such as 0,1,2") from None

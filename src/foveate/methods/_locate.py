@@ -63,7 +63,13 @@ class Field:
     real: Tensor
 
     def patches(
-        self, batch: Batch, index: Tensor, *, jitter: bool, used: Tensor | None = None
+        self,
+        batch: Batch,
+        index: Tensor,
+        *,
+        jitter: bool,
+        used: Tensor | None = None,
+        owner: Sequence[int] | None = None,
     ) -> list[Patches]:
         """Patches at cells ``(b, n)``, those of padding left out.
 
@@ -72,13 +78,15 @@ class Field:
             index: of cells.
             jitter: centres lie anywhere in their cells, else in the middle.
             used: ``(b, n)``, False leaves a cell out too.
+            owner: which image each row of cells lies in, where rows are parts of images; else row
+                i is image i.
         """
         valid = self.real.gather(1, index)
         valid = (valid if used is None else valid & used).cpu()
         chosen = index.cpu()
         return [
-            _place(batch, i, grids, chosen[i][valid[i]].numpy(), jitter)
-            for i, grids in enumerate(self.grids)
+            _place(batch, i if owner is None else owner[i], grids, row[real].numpy(), jitter)
+            for i, (grids, row, real) in enumerate(zip(self.grids, chosen, valid, strict=True))
         ]
 
     def level(self, index: Tensor) -> Tensor:

@@ -148,7 +148,9 @@ def crop_grids(
         axes = (origin[0] + begin, origin[1] + begin)
         centres = np.concatenate([centres, corners(axes) + side / 2])
         contrast = np.concatenate([contrast, cell_contrast(item, view, axes, side)[None]])
-    return Grids(batch.place(i, centres, scale=scale), contrast, features.flatten(0, 1), chosen.tree)
+    return Grids(
+        batch.place(i, centres, scale=scale), contrast, features.flatten(0, 1), chosen.tree
+    )
 
 
 def no_grids(features: Tensor, cut: Cut) -> Grids:

@@ -7,12 +7,17 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
 contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
 own; patches carry physical positions and are related by self-attention before gated attention pools
-them; how far attention may concentrate is controlled by the mass that the drawn patches hold.
+them; how far attention may concentrate is controlled by the mass that the drawn patches hold. With
+`zoom`, attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
+down to the finest patches; the estimator is nested, and as unbiased at any depth.
 
-Use when: parts decide, and a glimpse shows where they may be: the default.
+Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
+glimpse of a huge image shows no more than which regions to look into.
 
 Cost: reads a glimpse and a fixed number of patches per image, whatever its size; memory of one
-chunk of patches, however many are drawn.
+chunk of patches, however many are drawn. Each level of `zoom` adds `looks` tiles, as many pixels as
+patches each; where they lie is learnt through their maps, so in training all tiles of a batch are
+in memory with their activations.
 """
 
 from __future__ import annotations
@@ -23,11 +28,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from foveate.batch import Batch, Patches, run_by_shape
 from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
 from foveate.methods._locate import (
     Field,
@@ -38,14 +44,13 @@ from foveate.methods._locate import (
     map_lattice,
     stage_for,
 )
+from foveate.methods._zoom import CROWD, Descent, Zoom, apart, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import GatedAttention, Relate, masked_softmax
 from foveate.nn.heads import Head, InstanceHead, saliency
 from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
 from foveate.tiling import shift_to_mass
-
-_CROWD = 4
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,30 @@ class _Chosen:
         index: cells ``(b, n)``, those of padding last.
         shows: ``(b, n)`` which of its image's patches shows each cell.
         patches: per image.
+        field: of the cells.
     """
 
     index: Tensor
     shows: Tensor
     patches: list[Patches]
+    field: Field
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """What is related beside the glimpse, per image the patches first.
+
+    Attributes:
+        tokens: ``(b, n, d)``.
+        known: ``(b, n)``, False on padding.
+        patches: ``(b, n)``, True on the finest patches.
+        regions: per image.
+    """
+
+    tokens: Tensor
+    known: Tensor
+    patches: Tensor
+    regions: list[Patches]
 
 
 class Glimpse(AbstractMethod):
@@ -93,7 +117,14 @@ class Glimpse(AbstractMethod):
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
             background around it; for objects on a plain ground, which cells would cut. Patches
-            that come to lie on one another are looked at once.
+            that come to lie on one another are looked at once. Not with `zoom`.
+        zoom: sides of the tiles of intermediate looks, coarse to fine, in sides of the finest
+            patch: ``8`` or ``32,8``. None by default.
+        looks: tiles per image at each of them. In training each tile gives an equal number of
+            patches, ``patches / looks`` rounded down and at least one.
+
+    Raises:
+        OptionError: `zoom` does not fall, or is set beside `centring`; no look is allowed.
     """
 
     reads = frozenset({"glimpse", "crops"})
@@ -120,8 +151,12 @@ class Glimpse(AbstractMethod):
         chunk: int = 256,
         jitter: bool = True,
         centring: int = 0,
+        zoom: tuple[float, ...] = (),
+        looks: int = 8,
     ) -> None:
         super().__init__()
+        if zoom and centring:
+            raise OptionError("centring: goes by the glimpse, and cannot be set beside zoom")
         dim, n_outputs = encoder.dim, sum(h.size for h in heads)
         self.encoder, self.task_heads = encoder, tuple(heads)
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
@@ -143,45 +178,70 @@ class Glimpse(AbstractMethod):
         self.head_instance = InstanceHead(dim, heads)
         self.spread = Spread(weight=spread, mass=mass)
         self._priors = Priors(power=contrast, background=background)
+        self.zoom: Zoom | None = None
+        if zoom:
+            self.zoom = Zoom(
+                encoder,
+                scales=zoom,
+                looks=looks,
+                spread=spread,
+                mass=mass,
+                smoothing=smoothing,
+                explore=explore,
+                background=background,
+                contrast=contrast,
+            )
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the glimpse and the patches it points to."""
         maps = run_by_shape(self.encoder.maps, batch.glimpses())
         overview = self.embed(torch.cat([self.encoder.pool(m) for m in maps]).float())
-        field = self._locate(batch, maps)
-        chosen = self._choose(batch, field)
-        patches = chosen.patches
+        seen = self._look(batch, self._locate(batch, maps))
+        patches = seen.patches
         valid = padding_mask(patches, overview.device)
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         f = pad_rows(self.embed(vectors.float()), valid)
+        tiles = [self.embed(v) for v in seen.vectors] if isinstance(seen, Descent) else []
         alone, single = self.head_instance(f, valid)
         bias = saliency(single, self.task_heads) if self.instance > 0 else f.new_zeros(f.shape[:2])
-        pooled, weight = self._aggregate(batch, overview, f, patches, valid, bias)
+        tokens = self._tokens(f, valid, tiles, seen)
+        pooled, weight = self._aggregate(batch, overview, tokens, bias)
         each = self.dropout(pooled).unbind(1)
         logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
         # The expectation over all cells teaches where to look; the prediction itself rests on the
         # patches that were seen, so that their attention is what decided.
-        drawn = field.real.gather(1, chosen.index)
-        a = field.log_a.gather(1, chosen.index).exp() * drawn
-        shown = f.gather(1, chosen.shows.unsqueeze(-1).expand(-1, -1, f.shape[-1]))
-        expected = self.head_expected(self.dropout(expectation(a, shown, drawn)))
-        auxiliary = {"expected": (1.0, expected)}
+        estimate, losses = self._estimate(seen, f, valid, tiles)
+        auxiliary = {"expected": (1.0, self.head_expected(self.dropout(estimate)))}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
-        return Prediction(logits, [], {"spread": self.spread(field, a)}, auxiliary)
+        return Prediction(logits, [], losses, auxiliary)
+
+    def _estimate(
+        self, seen: _Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The expectation ``(b, d)`` over all cells, and the losses on how attention spreads."""
+        if isinstance(seen, Descent):
+            assert self.zoom is not None
+            first = seen.draws[0]
+            losses = {"spread": self.spread(first.field, first.a)} | self.zoom.losses(seen.draws)
+            return nested_expectation(seen.draws, tiles, f[valid]), losses
+        field = seen.field
+        drawn = field.real.gather(1, seen.index)
+        a = field.log_a.gather(1, seen.index).exp() * drawn
+        shown = f.gather(1, seen.shows.unsqueeze(-1).expand(-1, -1, f.shape[-1]))
+        return expectation(a, shown, drawn), {"spread": self.spread(field, a)}
 
     # -- locate -------------------------------------------------------------------------------
 
     def _locate(self, batch: Batch, maps: list[list[Tensor]]) -> Field:
         spacing = batch.view.glimpse_spacing_um
-        stage = stage_for(self.encoder, spacing, batch.view.patch_um)
+        scale = 1.0 if self.zoom is None else self.zoom.scale
+        stage = stage_for(self.encoder, spacing, batch.view.patch_um * scale)
         scores = [self.locate(each, stage)[0] for each in maps]
-        grids = [
-            [self._priors.grid(batch, i, map_lattice(self.encoder, stage, s.shape, spacing))]
-            for i, s in enumerate(scores)
-        ]
+        lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+        grids = [[self._priors.grid(batch, i, each, scale)] for i, each in enumerate(lattices)]
         return build_field(
             [[s.flatten()] for s in scores],
             grids,
@@ -189,11 +249,17 @@ class Glimpse(AbstractMethod):
             explore=self.explore if self.training else 0.0,
         )
 
+    def _look(self, batch: Batch, field: Field) -> _Chosen | Descent:
+        if self.zoom is None:
+            return self._choose(batch, field)
+        n = self.patches if self.training else self.eval_patches
+        return self.zoom.descend(self.encoder, batch, field, n, jitter=self.jitter)
+
     def _choose(self, batch: Batch, field: Field) -> _Chosen:
         if self.training:
             index = draw_without_replacement(field.log_a.detach(), self.patches)
         else:
-            n = self.eval_patches * (_CROWD if self.centring else 1)
+            n = self.eval_patches * (CROWD if self.centring else 1)
             index = field.log_a.topk(min(n, field.log_a.shape[1]), dim=-1).indices
         found = field.patches(batch, index, jitter=self.training and self.jitter)
         most = self.patches if self.training else self.eval_patches
@@ -203,10 +269,10 @@ class Glimpse(AbstractMethod):
             kept, shown = np.arange(len(every)), np.arange(len(every))
             if self.centring:
                 every = self._centred(batch, i, every)
-                kept, shown = _apart(every)
+                kept, shown = apart(every)
             patches.append(every[kept[:most]])
             shows[i, : len(every)] = torch.from_numpy(shown).to(shows)
-        return _Chosen(index, shows, patches)
+        return _Chosen(index, shows, patches, field)
 
     def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
         """Patches moved to what they show."""
@@ -221,24 +287,44 @@ class Glimpse(AbstractMethod):
 
     # -- aggregate ----------------------------------------------------------------------------
 
+    def _tokens(
+        self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: _Chosen | Descent
+    ) -> _Tokens:
+        """The patches, then the tiles that led to them."""
+        f = f + self.kind[1]
+        if not isinstance(seen, Descent):
+            return _Tokens(f, valid, valid, seen.patches)
+        assert self.zoom is not None
+        shown = [row[real] for row, real in zip(f, valid, strict=True)]
+        regions = [[part] for part in seen.patches]
+        for level, own, kind in zip(seen.tiles, tiles, self.zoom.kinds(), strict=True):
+            parts = torch.split(own + kind, [len(part) for part in level])
+            shown = [torch.cat(both) for both in zip(shown, parts, strict=True)]
+            regions = [[*r, part] for r, part in zip(regions, level, strict=True)]
+        every = [joined(parts) for parts in regions]
+        known = padding_mask(every, f.device)
+        patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
+        return _Tokens(pad_rows(torch.cat(shown), known), known, patches, every)
+
     def _aggregate(
-        self,
-        batch: Batch,
-        overview: Tensor,
-        f: Tensor,
-        patches: Sequence[Patches],
-        valid: Tensor,
-        bias: Tensor,
+        self, batch: Batch, overview: Tensor, parts: _Tokens, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A pooled vector for each question ``(b, t, d)``; the share of each patch ``(b, n)``."""
-        b = len(f)
-        centre, extent = self._places(batch, patches, f.shape[1])
+        """A pooled vector for each question ``(b, t, d)``; the share of each patch ``(b, n)``.
+
+        Args:
+            batch: of the images.
+            overview: ``(b, d)`` of the glimpse.
+            parts: to be related; patches alone are pooled.
+            bias: ``(b, n)`` added to the scores of patches.
+        """
+        b, device = len(overview), overview.device
+        centre, extent = self._places(batch, parts.regions, parts.known.shape[1])
         position = self.position(centre, extent)
-        shown = torch.ones(b, 1, dtype=torch.bool, device=f.device)
+        shown = torch.ones(b, 1, dtype=torch.bool, device=device)
         if self.training:
-            shown = torch.rand(b, 1, device=f.device) >= self.glimpse_dropout
-        tokens = torch.cat([overview.unsqueeze(1) + self.kind[0], f + self.kind[1]], 1)
-        known = torch.cat([shown, valid], 1)
+            shown = torch.rand(b, 1, device=device) >= self.glimpse_dropout
+        tokens = torch.cat([overview.unsqueeze(1) + self.kind[0], parts.tokens], 1)
+        known = torch.cat([shown, parts.known], 1)
         placed = torch.ones_like(known)
         placed[:, 0] = False
         for layer in self.relate:
@@ -248,35 +334,16 @@ class Glimpse(AbstractMethod):
         related = tokens[:, 1:]
         scores = torch.stack([attend(related) for attend in self.attention], 1)
         # What a question asks for may also be where a part lies (the topmost, the central one).
+        bias = functional.pad(bias, (0, parts.known.shape[1] - bias.shape[1]))
         scores = scores + self.place(position[:, 1:]).transpose(1, 2) + bias.unsqueeze(1)
-        weight = masked_softmax(scores, valid.unsqueeze(1))
+        weight = masked_softmax(scores, parts.patches.unsqueeze(1))
         overview = self.overview_scale * shown * tokens[:, 0]
         return weight @ related + overview.unsqueeze(1), weight.mean(1)
 
-    def _places(self, batch: Batch, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
-        """Centres ``(b, 1 + n, d)`` and extents ``(b, 1 + n)`` of the glimpse and the patches."""
-        centre, extent = batch.layout(patches, n)
+    def _places(self, batch: Batch, regions: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
+        """Centres ``(b, 1 + n, d)`` and extents ``(b, 1 + n)`` of the glimpse and regions."""
+        centre, extent = batch.layout(regions, n)
         whole = [math.sqrt(np.prod(item.image.box_um.size)) for item in batch.items]
         own = torch.tensor(whole, device=extent.device, dtype=extent.dtype) / batch.view.patch_um
         centre = torch.cat([torch.zeros_like(centre[:, :1]), centre], 1)
         return centre, torch.cat([own[:, None], extent], 1)
-
-
-def _apart(patches: Patches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Patches that show different things.
-
-    Returns:
-        those, in order, whose centre lies a quarter side or more from all kept before them; and for
-        every patch which of the kept shows the same.
-    """
-    kept: list[int] = []
-    shows = np.zeros(len(patches), np.int64)
-    centre, near = patches.centre_um, patches.side_um[:1].sum() / 4
-    for j in range(len(patches)):
-        away = np.abs(centre[kept] - centre[j]).max(-1)
-        if len(kept) == 0 or away.min() >= near:
-            shows[j] = len(kept)
-            kept.append(j)
-        else:
-            shows[j] = int(away.argmin())
-    return np.asarray(kept, np.int64), shows

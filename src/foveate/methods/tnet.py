@@ -4,28 +4,28 @@ Source: Papadopoulos, Korus & Memon, "Hard-Attention for Scalable Image Classifi
 2021 (Traversal Network, TNet).
 
 Differs: the first level is a glimpse of the size the view gives it, and the first grid has as many
-cells as cover the image, so that any extent and any shape is met; the number of levels follows from
-the glimpse's spacing, the view's and the grid, image by image. Cells are squares that cover what
-they are cut from: an image's grid counts its cells on each axis separately and is centred, with
-overhang. Cells without foreground are not chosen. The location module reads all maps of the
+cells as cover the image, so that any extent and any shape is met; the number of levels can follow
+from the glimpse's spacing, the view's and the grid, image by image. Cells are squares that cover
+what they are cut from: an image's grid counts its cells on each axis separately and is centred,
+with overhang. Cells without foreground are not chosen. The location module reads all maps of the
 encoder, averaged exactly over each cell. The per-feature answers are what other methods call the
 instance head: `main` divides the loss between them and the main answer, so there is no further one.
 ``policy=sampled`` is a policy gradient without bias: training draws crops without replacement,
 several trees for an image are each other's baseline, and all choices of a tree answer for its whole
-reward. Scores are not normalised, which would leave the draw nearly uniform. ``policy=top`` chooses
-as published, always what scores highest, in training as well; the published REINFORCE term is then
-no policy gradient but a surrogate: it raises the probability of whatever was chosen when the answer
-was right, and never finds out what another choice had brought. From random weights it tends to stay
+reward. Scores are not normalised, which would leave the draw nearly uniform; they are added to a
+prior that follows contrast, as in our other methods that draw. ``policy=top`` chooses as published,
+always what scores highest, in training as well; the published REINFORCE term is then no policy
+gradient but a surrogate: it raises the probability of whatever was chosen when the answer was
+right, and never finds out what another choice had brought. From random weights it tends to stay
 where it began; it needs an encoder that already knows something. Our dropout is .1, and crops that
 are cut further are read without turns, so that a map and its crop agree.
 
 Use when: what decides is small, and each magnification shows where the next one should look.
 
-Cost: reads a glimpse and a fixed number of crops per image and level; the number of levels grows
-with the logarithm of the zoom. Nodes multiply: ``locations=(3, 2)`` is 3 crops, then 2 inside each,
-then 1 inside each of those 6 on every further level. ``policy=sampled`` reads ``draws`` trees in
-training. Memory of one chunk of crops and a vector per node; maps of crops are kept as one vector
-per cell.
+Cost: reads a glimpse and a fixed number of crops per image and level, whatever its size. Nodes
+multiply: ``locations=6,2`` is 6 crops, then 2 inside each, then 1 inside each of those 12 on every
+further level. ``policy=sampled`` reads ``draws`` trees in training. Memory of one chunk of crops
+and a vector per node; maps of crops are kept as one vector per cell.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ class Tnet(AbstractMethod):
             give the zoom from level to level, ``1 + (grid - 1) (1 - overlap)``: 2 by default.
         locations: crops chosen in each region, level by level; 1 on every further level.
         eval_locations: the same in evaluation; by default as in training.
-        levels: at most this many below the glimpse; by default as many as zooms lie between the
+        levels: at most this many below the glimpse; ``none`` for as many as zooms lie between the
             spacings of glimpse and view. The finest always has the view's spacing: with fewer
-            levels the first grid has more, smaller cells.
+            levels the first grid has more, smaller cells. Levels on which nothing shows yet cost
+            crops and only dilute the mean.
         policy: ``sampled`` draws in training and learns by an unbiased policy gradient; ``top``
             looks where scores are highest, in training as in evaluation, and learns by the
             published, biased surrogate.
@@ -90,6 +91,8 @@ class Tnet(AbstractMethod):
             answers, without which little is learnt.
         reinforce: weight of the policy's loss.
         main_reward: share of the main answer in the reward; the rest is that of single crops.
+        contrast: power of the prior, with ``sampled``: a cell is as likely, before anything is
+            learnt, as its difference from the background to this power; 0 leaves it out.
         weighting: weigh features by a squeeze-and-excite module instead of averaging them.
         hidden: width of the location module.
         dropout: on features.
@@ -108,9 +111,9 @@ class Tnet(AbstractMethod):
         heads: Sequence[Head],
         grid: int = 3,
         overlap: float = 0.5,
-        locations: tuple[int, ...] = (3, 2),
+        locations: tuple[int, ...] = (6, 2),
         eval_locations: tuple[int, ...] | None = None,
-        levels: int | None = None,
+        levels: int | None = 2,
         policy: Literal["sampled", "top"] = "sampled",
         draws: int = 2,
         main: float = 0.3,
@@ -131,7 +134,8 @@ class Tnet(AbstractMethod):
         self.levels, self.policy = levels, policy
         self.draws = draws if policy == "sampled" else 1
         self.main, self.reinforce, self.main_reward = main, reinforce, main_reward
-        self.contrast, self.chunk, self.jitter = contrast, chunk, jitter
+        self.contrast = contrast if policy == "sampled" else 0.0
+        self.chunk, self.jitter = chunk, jitter
         self.locate = Location(encoder.map_dims, hidden=hidden)
         self.position = PositionCode(max(1, dim // 4))
         self.norm = nn.LayerNorm(dim)

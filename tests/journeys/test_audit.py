@@ -1,0 +1,196 @@
+"""Does a model use where patches lie? The audit says so of those that do, and of no others.
+
+A model that has learnt nothing yet relates patches as its method does, so fresh weights show
+whether a method sees layout; one small trained run shows that the command line says the same.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import SMALL_RUN, Ended
+from foveate.audit import LayoutAudit, audit_layout
+from foveate.batch import View
+from foveate.cases import Case, read_cases
+from foveate.checkpoint import Model, ModelCard, build_model, save_model
+from foveate.errors import TrainingError
+from foveate.loading import CaseLoader
+from foveate.metrics import auroc
+from foveate.prediction import Report, predict_cases
+from foveate.run_folder import read_json
+
+VIEW = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=16.0)
+CPU = torch.device("cpu")
+
+
+def build(method: str) -> Model:
+    torch.manual_seed(0)
+    size = {"width": 8, "dim": 16}
+    classes = ("normal", "tumour")
+    return build_model(
+        ModelCard(method, {}, "small", size, "binary", {}, classes, VIEW), pretrained=False
+    )
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_cohort: Path) -> list[Case]:
+    """Three of each class."""
+    table = read_cases(tiny_cohort).cases
+    return [c for label in ("normal", "tumour") for c in [c for c in table if c.label == label][:3]]
+
+
+@pytest.fixture
+def loader() -> Iterator[CaseLoader]:
+    found = CaseLoader(VIEW)
+    yield found
+    found.close()
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["abmil", "mil_max"])
+def test_a_method_blind_to_layout_never_used_it(
+    method: str, cases: list[Case], loader: CaseLoader
+) -> None:
+    found = audit_layout(build(method), cases, loader, device=CPU, n_shuffles=2)
+    assert found.largest_change == 0
+    assert not found.uses_layout
+    assert found.shuffled == pytest.approx(found.scores)
+    assert "not one prediction changed" in found.told()
+    assert "never used" in found.told()
+
+
+@pytest.mark.parametrize("method", ["transmil", "glimpse", "ips"])
+def test_a_method_that_relates_patches_by_position_changes(
+    method: str, cases: list[Case], loader: CaseLoader
+) -> None:
+    found = audit_layout(build(method), cases, loader, device=CPU, n_shuffles=2)
+    assert found.uses_layout
+    assert found.largest_change > 1e-4
+    assert found.n_images == 6
+    assert found.told().startswith("layout: when patches trade places the score goes from auroc ")
+
+
+def test_scores_are_those_of_predicting_and_the_audit_repeats_itself(
+    cases: list[Case], loader: CaseLoader
+) -> None:
+    model = build("transmil")
+    state = torch.get_rng_state()
+    found = audit_layout(model, cases, loader, device=CPU, n_shuffles=2)
+    assert torch.equal(torch.get_rng_state(), state), "whoever draws next draws as without it"
+    torch.manual_seed(99)
+    assert audit_layout(model, cases, loader, device=CPU, n_shuffles=2) == found
+    other = audit_layout(model, cases, loader, device=CPU, n_shuffles=2, seed=7)
+    assert other.scores == found.scores
+    assert other.largest_change != found.largest_change, "other places were drawn"
+
+    reports = [r for r in predict_cases(model, cases, loader, device=CPU) if isinstance(r, Report)]
+    shares = np.asarray([r.probabilities for r in reports])
+    assert found.scores == {"val_auroc": pytest.approx(auroc(shares, [0, 0, 0, 1, 1, 1]))}
+
+
+def test_what_cannot_be_audited_is_said(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    model = build("abmil")
+    with pytest.raises(TrainingError, match="needs images"):
+        audit_layout(model, [], loader, device=CPU)
+    bad = tmp_path / "bad.tif"
+    bad.write_text("no slide")
+    with pytest.raises(TrainingError, match=r"bad\.tif could not be predicted"):
+        audit_layout(model, [*cases[:1], Case("b", "b", bad, "tumour")], loader, device=CPU)
+
+
+# -- the sentence ----------------------------------------------------------------------------------
+
+
+def test_the_finding_is_one_sentence() -> None:
+    scores, shuffled = {"val_auroc": 0.9, "val_top": 0.5}, {"val_auroc": 0.61, "val_top": 0.25}
+    told = LayoutAudit(scores, shuffled, 0.7, 20).told()
+    assert told == (
+        "layout: when patches trade places the score goes from auroc 0.900 to 0.610, "
+        "top 0.500 to 0.250"
+    )
+    assert not LayoutAudit(scores, scores, 1e-9, 20).uses_layout
+    assert "never used where they lie" in LayoutAudit(scores, scores, 1e-9, 20).told()
+    one_class = LayoutAudit({}, {}, 0.25, 3)
+    assert one_class.uses_layout
+    assert "logits move by up to 0.25" in one_class.told()
+
+
+def test_a_method_without_patches_is_not_said_to_be_blind(
+    cases: list[Case], loader: CaseLoader
+) -> None:
+    """Shrunk to a glimpse, the picture keeps its layout; only there is nothing to trade."""
+    found = audit_layout(build("downsampled"), cases[:2], loader, device=CPU, n_shuffles=1)
+    assert not found.uses_layout
+    assert "no patches to trade places" in found.told()
+    assert "never used" not in found.told()
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of two slides, one of each class."""
+    with tiny_cohort.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    some = [
+        r for label in ("normal", "tumour") for r in [r for r in rows if r["label"] == label][:1]
+    ]
+    path = tmp_path_factory.mktemp("few") / "few.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**r, "file": tiny_cohort.parent / r["file"]} for r in some)
+    return path
+
+
+def test_the_command_says_what_a_trained_run_does(
+    tiny_cohort: Path, few: Path, tmp_path: Path, foveate: Callable[..., Ended]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    words = ("train", tiny_cohort, "--out", run, *SMALL_RUN, "--method", "glimpse")
+    words = (*words, "--method.patches", "4", "--method.eval-patches", "8", "--epochs", "1")
+    ended = foveate(*words, "--heatmaps", "1")
+    assert ended.returncode == 0, ended.stderr
+
+    ended = foveate("evaluate", run, few, "--out", out, "--audit-layout")
+    assert ended.returncode == 0, ended.stderr
+    metrics = read_json(out / "metrics.json")
+    layout = metrics["layout"]
+    assert layout["uses_layout"] is True
+    assert layout["largest_change"] > 0
+    assert layout["n_images"] == 2
+    assert layout["scores"]["val_auroc"] == pytest.approx(metrics["metrics"]["auroc"]["value"])
+    assert 0 <= layout["shuffled"]["val_auroc"] <= 1
+    assert f"  {layout['told']}\n" in ended.stdout
+
+
+def test_the_command_says_when_layout_was_never_used_and_leaves_out_what_fails(
+    few: Path, tmp_path: Path, foveate: Callable[..., Ended]
+) -> None:
+    model, table, out = build("abmil"), tmp_path / "table.csv", tmp_path / "out"
+    save_model(tmp_path / "model", model.card, model.method.state_dict())
+    bad = tmp_path / "bad.tif"
+    bad.write_text("no slide")
+    table.write_text(few.read_text(encoding="utf-8") + f"{bad},P9,tumour,\n", encoding="utf-8")
+    words = ("evaluate", tmp_path / "model", table, "--out", out)
+    ended = foveate(*words, "--audit-layout")
+    assert ended.returncode == 2, ended.stderr
+    assert "layout: not one prediction changed when patches traded places" in ended.stdout
+    layout = read_json(out / "metrics.json")["layout"]
+    assert layout["uses_layout"] is False
+    assert layout["n_images"] == 2
+
+    ended = foveate(*words)
+    assert "traded places" not in ended.stdout
+    assert "layout" not in read_json(out / "metrics.json")

@@ -1,0 +1,165 @@
+"""Constant patches embedded once, against embedding every patch: equal values, equal gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foveate.nn.repeated import EmbedOnce
+from foveate.nn.replay import replay
+
+SIDE = 6
+GREY, RED, BLACK = (0.5, 0.5, 0.5), (1.0, 0.0, 0.25), (0.0, 0.0, 0.0)
+
+
+def encoder() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.GroupNorm(2, 6),
+        nn.GELU(),
+        nn.Conv2d(6, 4, 3, stride=2),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).double()
+
+
+def flat(*colours: tuple[float, float, float]) -> Tensor:
+    """One constant patch of each colour, ``(n, 3, 6, 6)``."""
+    rows = torch.tensor(colours, dtype=torch.float64).view(-1, 3, 1, 1)
+    return rows.expand(-1, -1, SIDE, SIDE).contiguous()
+
+
+def varied(n: int) -> Tensor:
+    torch.manual_seed(2)
+    return torch.rand(n, 3, SIDE, SIDE, dtype=torch.float64)
+
+
+def mixed() -> Tensor:
+    """Three colours, twelve patches, in no order; two differ from a colour in one pixel only."""
+    almost = flat(GREY, BLACK)
+    almost[0, 1, 2, 3] += 1e-9
+    almost[1, 2, 5, 5] = 1.0
+    found = torch.cat([flat(GREY, RED, GREY), varied(3), flat(BLACK, GREY, RED), almost])
+    return torch.cat([found, flat(BLACK)])
+
+
+BAGS: dict[str, tuple[Callable[[], Tensor], int]] = {
+    "mixed": (mixed, 3 + 5),
+    "all constant": (lambda: flat(RED, BLACK, RED, RED, BLACK), 2),
+    "one colour": (lambda: flat(*[BLACK] * 7), 1),
+    "none constant": (lambda: varied(4), 4),
+    "one constant": (lambda: torch.cat([varied(2), flat(RED)]), 3),
+    "a single patch": (lambda: flat(RED), 1),
+    "nothing": (lambda: flat(RED)[:0], 0),
+}
+"""Patches, and how many of them an encoder that meets each colour once has to embed."""
+
+
+def loss_of(f: Tensor) -> Tensor:
+    """A loss in which every row counts differently."""
+    weight = torch.linspace(0.5, 2, f.numel(), dtype=f.dtype).view_as(f)
+    return (weight * f.sin()).sum()
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    return found
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs) == 8, "every parameter has a gradient"
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_values_and_gradients_are_those_of_embedding_every_patch(name: str) -> None:
+    make, n_needed = BAGS[name]
+    network, patches = encoder(), make()
+    want = network(patches)
+    loss_of(want).backward()
+    theirs = gradients(network)
+
+    once = EmbedOnce(network)
+    found = once(patches)
+    loss_of(found).backward()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, want, atol=1e-13, rtol=0)
+    assert_close(gradients(network), theirs)
+    assert once.n_embedded == n_needed
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_without_gradient_values_are_the_same(name: str) -> None:
+    make, n_needed = BAGS[name]
+    network, patches = encoder(), make()
+    once = EmbedOnce(network)
+    with torch.no_grad():
+        torch.testing.assert_close(once(patches), network(patches), atol=1e-13, rtol=0)
+        assert once.n_embedded == n_needed
+        torch.testing.assert_close(once(patches), network(patches), atol=1e-13, rtol=0)
+    n_varied = n_needed - len({tuple(p[:, 0, 0].tolist()) for p in patches if constant(p)})
+    assert once.n_embedded == n_needed + n_varied, "colours are known the second time"
+
+
+def constant(patch: Tensor) -> bool:
+    return all(len(set(channel.flatten().tolist())) == 1 for channel in patch)
+
+
+def test_without_gradient_a_colour_is_embedded_once_over_all_calls() -> None:
+    network = encoder()
+    met: list[Tensor] = []
+
+    def watched(patches: Tensor) -> Tensor:
+        met.extend(patches)
+        return network(patches)
+
+    once, chunks = EmbedOnce(watched), mixed().split(2)
+    with torch.no_grad():
+        found = torch.cat([once(chunk) for chunk in chunks])
+        torch.testing.assert_close(found, network(mixed()), atol=1e-13, rtol=0)
+    colours = [tuple(p[:, 0, 0].tolist()) for p in met if constant(p)]
+    assert sorted(colours) == sorted([GREY, RED, BLACK])
+    assert len(met) == once.n_embedded == 3 + 5
+
+
+def test_rows_kept_without_gradient_are_not_taken_where_there_is_one() -> None:
+    """A row that was kept carries no gradient: taking it would leave parameters untrained."""
+    network = encoder()
+    once = EmbedOnce(network)
+    with torch.no_grad():
+        once(mixed())
+    loss_of(once(mixed())).backward()
+    ours = gradients(network)
+    loss_of(network(mixed())).backward()
+    assert_close(ours, gradients(network))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@pytest.mark.parametrize("name", ["mixed", "all constant", "none constant"])
+def test_replay_across_chunks_has_the_gradient_of_embedding_every_patch(
+    name: str, size: int
+) -> None:
+    network, patches = encoder(), BAGS[name][0]()
+    chunks = patches.split(size)
+    found = replay(EmbedOnce(network), list(network.parameters()), lambda i: chunks[i], len(chunks))
+    loss_of(found).backward()
+    ours = gradients(network)
+    want = network(patches)
+    loss_of(want).backward()
+    torch.testing.assert_close(found, want, atol=1e-13, rtol=0)
+    assert_close(ours, gradients(network))
+
+
+def test_the_first_pass_of_replay_embeds_each_colour_once() -> None:
+    network, chunks = encoder(), mixed().split(3)
+    once = EmbedOnce(network)
+    found = replay(once, list(network.parameters()), lambda i: chunks[i], len(chunks))
+    assert once.n_embedded == 3 + 5
+    loss_of(found).backward()
+    assert once.n_embedded > 3 + 5, "the second pass needs the gradient of each chunk's own"

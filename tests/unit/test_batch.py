@@ -1,0 +1,454 @@
+"""What a method sees: crops in order, chunks read ahead of use, layouts; what loading hands on."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from foveate import batch as batch_module
+from foveate.batch import Batch, CropError, LoadedImage, Patches, View
+from foveate.cases import Case
+from foveate.errors import UnreadableImage
+from foveate.geometry import Box, Frame
+from foveate.image import AbstractImage, Level
+from foveate.loading import CaseLoader
+from foveate.methods._bag import Bag
+from foveate.sparse import Canvas, write_canvas
+
+PATCH = 8
+VIEW = View(spacing_um=1.0, patch_px=PATCH, glimpse_spacing_um=8.0)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+SECONDS = 20.0
+
+
+class FakeImage(AbstractImage):
+    """Noise held in memory, one micrometre a pixel; tells of every read before it answers."""
+
+    def __init__(
+        self,
+        seed: int,
+        shape: tuple[int, int] = (64, 96),
+        *,
+        channels: int = 3,
+        dtype: type[np.unsignedinteger[Any]] = np.uint8,
+        on_read: Callable[[tuple[int, ...]], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.kind, self.reader = Path(f"fake{seed}"), "slide", "memory"
+        self.levels, self.spacing_um = (Level(shape, (1.0, 1.0)),), (1.0, 1.0)
+        self.channels, self.dtype = channels, np.dtype(dtype)
+        top = np.iinfo(dtype).max
+        rng = np.random.default_rng(seed)
+        self.pixels = rng.integers(0, top, (*shape, channels), dtype, endpoint=True)
+        self.reads: list[tuple[int, ...]] = []
+        self._on_read = on_read or (lambda _: None)
+
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Any:
+        self.reads.append(origin)
+        self._on_read(origin)
+        return self.pixels[tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))]
+
+    def _stated_background(self) -> Sequence[float]:
+        return (0.0,) * self.channels
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def batch_of(images: Sequence[FakeImage], pool: ThreadPoolExecutor, **changed: Any) -> Batch:
+    items = [
+        LoadedImage(f"i{k}", image, image.pixels[::8, ::8], np.full((8, 12), 255, np.uint8))
+        for k, image in enumerate(images)
+    ]
+    given: dict[str, Any] = {"view": VIEW, "normalise": (MEAN, STD), "pool": pool}
+    return Batch(items, device=torch.device("cpu"), **{**given, **changed})
+
+
+def row_of(n: int, *, y: float = 0, side: float = PATCH) -> Patches:
+    """So many patches side by side, from the left."""
+    origin = np.stack([np.full(n, float(y)), side * np.arange(n, dtype=np.float64)], 1)
+    return Patches(origin, np.full(n, float(side)))
+
+
+def slowly(images: Sequence[FakeImage], patches: Sequence[Patches]) -> torch.Tensor:
+    """Every patch read on its own and normalised, in the plainest way."""
+    rows = []
+    for image, part in zip(images, patches, strict=True):
+        for origin, side in zip(part.origin_um, part.side_um, strict=True):
+            box = Box(tuple(origin), (float(side),) * 2, Frame.UM)
+            pixels = image.read_at(box, (PATCH, PATCH)).astype(np.float64)
+            pixels = np.broadcast_to(pixels, (PATCH, PATCH, 3)) / np.iinfo(image.dtype).max
+            rows.append(((pixels - MEAN) / STD).transpose(2, 0, 1))
+    return torch.tensor(np.stack(rows), dtype=torch.float32)
+
+
+# -- crops -----------------------------------------------------------------------------------------
+
+
+def test_crops_are_the_patches_in_order_also_of_several_sides(threads: ThreadPoolExecutor) -> None:
+    images = [FakeImage(0), FakeImage(1)]
+    mixed = Patches(
+        np.asarray([[0, 0], [8, 40], [16, 16], [3, 5]], np.float64),
+        np.asarray([PATCH, 2 * PATCH, 4 * PATCH, 1.5 * PATCH]),
+    )
+    patches = [mixed, row_of(9)]
+    found = batch_of(images, threads).crops(patches)
+    assert found.shape == (4 + 9, 3, PATCH, PATCH)
+    torch.testing.assert_close(found, slowly(images, patches), atol=1e-5, rtol=0)
+    whole = images[0].pixels[8:24, 40:56].astype(np.float64) / 255
+    coarse = found[1].numpy() * np.asarray(STD)[:, None, None] + np.asarray(MEAN)[:, None, None]
+    assert coarse.mean((1, 2)) == pytest.approx(whole.mean((0, 1)), abs=0.03)
+
+
+def test_images_of_one_batch_may_be_grey_or_colour_and_of_8_or_16_bit(
+    threads: ThreadPoolExecutor,
+) -> None:
+    images = [
+        FakeImage(0),
+        FakeImage(1, channels=1),
+        FakeImage(2, channels=1, dtype=np.uint16),
+        FakeImage(3, dtype=np.uint16),
+        FakeImage(4),
+    ]
+    patches = [row_of(3)] * 5
+    batch = batch_of(images, threads)
+    found = batch.crops(patches)
+    torch.testing.assert_close(found, slowly(images, patches), atol=1e-5, rtol=0)
+    alone = [batch_of([image], threads).crops([row_of(3)]) for image in images]
+    assert torch.equal(found, torch.cat(alone)), "an image does not hang on its neighbours"
+    chunks = batch.chunks(patches, 4)
+    assert torch.equal(torch.cat([chunks(c) for c in range(len(chunks))]), found)
+
+
+def test_no_patches_are_no_crops(threads: ThreadPoolExecutor) -> None:
+    batch = batch_of([FakeImage(0), FakeImage(1)], threads)
+    none = [row_of(0), row_of(0)]
+    assert batch.crops(none).shape == (0, 3, PATCH, PATCH)
+    chunks = batch.chunks(none, 4)
+    assert len(chunks) == 1
+    assert chunks(0).shape == (0, 3, PATCH, PATCH)
+
+
+def test_augmentation_turns_and_brightens_and_can_be_left_out(threads: ThreadPoolExecutor) -> None:
+    images, patches = [FakeImage(0)], [row_of(3)]
+    plain = slowly(images, patches)
+    turns = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        batch = batch_of(images, threads, augment="slide")
+        found = batch.crops(patches)
+        gain = batch._gain[0].view(1, 3, 1, 1)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+        bright = (((plain * std + mean) * gain).clamp(0, 1) - mean) / std
+        eight = [
+            x.transpose(-1, -2) if t else x
+            for x in (bright, bright.flip(-1), bright.flip(-2), bright.flip((-1, -2)))
+            for t in (False, True)
+        ]
+        same = [i for i, x in enumerate(eight) if torch.allclose(x, found, atol=1e-5)]
+        assert len(same) == 1
+        turns.add(same[0])
+        kept = batch.crops(patches, augment=False)
+        torch.testing.assert_close(kept, plain, atol=1e-5, rtol=0)
+    assert len(turns) > 3
+
+
+@pytest.mark.parametrize("error", [UnreadableImage("torn"), OSError("torn"), ValueError("torn")])
+def test_an_unreadable_image_is_named(error: Exception, threads: ThreadPoolExecutor) -> None:
+    def fail(_: tuple[int, ...]) -> None:
+        raise error
+
+    images = [FakeImage(0), FakeImage(1, on_read=fail), FakeImage(2)]
+    batch = batch_of(images, threads)
+    with pytest.raises(CropError, match="torn") as caught:
+        batch.crops([row_of(5)] * 3)
+    assert caught.value.image_id == "i1"
+    chunks = batch.chunks([row_of(5)] * 3, 5)
+    assert torch.equal(chunks(0), batch.crops([row_of(5), row_of(0), row_of(0)]))
+    with pytest.raises(CropError) as caught:
+        chunks(1)
+    assert caught.value.image_id == "i1"
+    rest = [row_of(5), row_of(0), row_of(5)]
+    torch.testing.assert_close(batch.crops(rest), slowly(images, rest), atol=1e-5, rtol=0)
+
+
+# -- chunks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 17, 100])
+def test_chunks_are_the_crops_in_order_across_images_and_borders(
+    size: int, threads: ThreadPoolExecutor
+) -> None:
+    images = [FakeImage(k) for k in range(4)]
+    patches = [row_of(5), row_of(0), row_of(11, y=8), row_of(1, y=16, side=2 * PATCH)]
+    batch = batch_of(images, threads)
+    chunks = batch.chunks(patches, size)
+    parts = [chunks(c) for c in range(len(chunks))]
+    assert [len(part) for part in parts] == [size] * (17 // size) + [17 % size] * (17 % size > 0)
+    assert torch.equal(torch.cat(parts), batch.crops(patches))
+    for c in reversed(range(len(chunks))):
+        assert torch.equal(chunks(c), parts[c]), "the second pass sees the same, in any order"
+
+
+def test_the_second_pass_is_augmented_as_the_first_when_the_generator_is(
+    threads: ThreadPoolExecutor,
+) -> None:
+    batch = batch_of([FakeImage(0), FakeImage(1)], threads, augment="slide")
+    chunks = batch.chunks([row_of(7), row_of(6)], 4)
+    torch.manual_seed(5)
+    first = [chunks(c) for c in range(4)]
+    torch.manual_seed(5)
+    assert all(torch.equal(chunks(c), first[c]) for c in range(4))
+    assert any(not torch.equal(chunks(c), first[c]) for c in range(4))
+
+
+def test_the_next_chunk_is_being_read_while_one_is_consumed(threads: ThreadPoolExecutor) -> None:
+    """By events: chunk 1 begins to be read before anybody asks for it, and nobody waits for it."""
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(origin: tuple[int, ...]) -> None:
+        if origin[1] >= 3 * PATCH:
+            begun.set()
+            assert released.wait(SECONDS), "never released"
+
+    image = FakeImage(0, on_read=slow)
+    batch = batch_of([image], threads)
+    chunks = batch.chunks([row_of(9)], 3)
+    chunks(0)  # comes although every later read is held up
+    assert begun.wait(SECONDS), "while chunk 0 is consumed, chunk 1 is being read"
+    assert not released.is_set()
+    released.set()
+    assert torch.equal(chunks(1), batch.crops([row_of(9)[3:6]]))
+    assert torch.equal(chunks(2), batch.crops([row_of(9)[6:9]]))
+    assert batch.seconds_reading > 0
+
+
+def test_each_patch_is_read_once_in_the_first_pass(threads: ThreadPoolExecutor) -> None:
+    image = FakeImage(0)
+    chunks = batch_of([image], threads).chunks([row_of(11)], 2)
+    for c in range(len(chunks)):
+        chunks(c)
+    assert sorted(image.reads) == [(0, PATCH * k) for k in range(11)]
+
+
+def test_pixels_are_kept_up_to_a_bound_and_read_again_beyond(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 2 * PATCH * PATCH * 3
+    monkeypatch.setattr(batch_module, "_KEPT_BYTES", 2 * each + 5)
+    image = FakeImage(0, (64, 2048))
+    chunks = batch_of([image], threads).chunks([row_of(200)], 2)
+    first = []
+    for c in range(len(chunks)):
+        first.append(chunks(c))
+        assert held_bytes(chunks) <= (2 + 2) * each, "two kept, two being read ahead"
+    image.reads.clear()
+    assert all(torch.equal(chunks(c), first[c]) for c in range(len(chunks)))
+    assert sorted(image.reads) == [(0, PATCH * k) for k in range(4, 200)]
+
+
+def test_nothing_is_kept_where_no_second_pass_comes(threads: ThreadPoolExecutor) -> None:
+    batch = batch_of([FakeImage(0)], threads)
+    with torch.no_grad():
+        chunks = batch.chunks([row_of(11)], 2)
+        first = [chunks(c) for c in range(len(chunks))]
+    assert held_bytes(chunks) == 0
+    assert all(torch.equal(chunks(c), first[c]) for c in range(len(chunks)))
+
+
+def test_chunks_that_the_second_pass_leaves_out_do_not_pile_up(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where few patches have a gradient, replay asks for few chunks, each with others behind it."""
+    monkeypatch.setattr(batch_module, "_KEPT_BYTES", 0)
+    chunks = batch_of([FakeImage(0, (64, 4096))], threads).chunks([row_of(400)], 2)
+    for c in range(0, len(chunks), 10):
+        chunks(c)
+        assert held_bytes(chunks) <= 2 * 2 * PATCH * PATCH * 3
+
+
+def held_bytes(chunks: batch_module.Chunks) -> int:
+    """All pixels that are kept or were read ahead, waiting for what is on its way."""
+    parts = [
+        *chunks._kept.values(),
+        *([j.result() for j in jobs] for jobs in chunks._jobs.values()),
+    ]
+    return sum(part.nbytes for part in itertools.chain(*parts))
+
+
+# -- layout ----------------------------------------------------------------------------------------
+
+
+def lying() -> tuple[list[FakeImage], list[Patches]]:
+    """Two images of different shape, with patches of different sides."""
+    second = Patches(
+        np.asarray([[0, 0], [8, 8], [24, 40]], np.float64), np.asarray([8.0, 16.0, 8.0])
+    )
+    return [FakeImage(0), FakeImage(1, (40, 80))], [row_of(5, y=16), second]
+
+
+def test_layout_is_centres_from_the_middle_in_sides_of_the_finest_patch(
+    threads: ThreadPoolExecutor,
+) -> None:
+    images, patches = lying()
+    for augment in ("none", "picture"):
+        torch.manual_seed(0)
+        centre, extent = batch_of(images, threads, augment=augment).layout(patches, 6)
+        assert centre.shape == (2, 6, 2)
+        want = [[(20 - 32) / 8, (4 + 8 * k - 48) / 8] for k in range(5)]
+        assert centre[0].tolist() == [*want, [0, 0]]
+        want = [[(4 - 20) / 8, (4 - 40) / 8], [(16 - 20) / 8, (16 - 40) / 8], [1.0, 0.5]]
+        assert centre[1].tolist() == [*want, *[[0, 0]] * 3]
+        assert extent.tolist() == [[1] * 6, [1, 2, 1, 1, 1, 1]]
+
+
+def test_only_slides_are_flipped_and_shifted_in_training_each_as_a_whole(
+    threads: ThreadPoolExecutor,
+) -> None:
+    images, patches = lying()
+    plain, extent = batch_of(images, threads).layout(patches, 6)
+    signs: list[set[tuple[float, ...]]] = [set(), set()]
+    shifts = []
+    for seed in range(24):
+        torch.manual_seed(seed)
+        centre, same = batch_of(images, threads, augment="slide").layout(patches, 6)
+        assert torch.equal(same, extent)
+        for i, part in enumerate(patches):
+            n = len(part)
+            step, before = centre[i, 1:n] - centre[i, :1], plain[i, 1:n] - plain[i, :1]
+            sign = torch.where((step * before).sum(0) < 0, -1.0, 1.0)
+            torch.testing.assert_close(step, before * sign, atol=1e-5, rtol=0)
+            assert (centre[i, n:] == 0).all(), "padding stays where it was"
+            signs[i].add(tuple(sign.tolist()))
+            shifts.append(centre[i, 0] - plain[i, 0] * sign)
+    assert len(signs[1]) == 4, "either axis turns, on its own"
+    assert 4 < torch.stack(shifts).std() < 14
+    assert torch.stack(shifts).unique(dim=0).shape == (48, 2), "every image has its own shift"
+
+
+def test_the_audit_shuffles_places_among_an_images_own_patches(threads: ThreadPoolExecutor) -> None:
+    images, patches = lying()
+    plain, extent = batch_of(images, threads).layout(patches, 6)
+    moved = [0, 0]
+    for seed in range(8):
+        torch.manual_seed(seed)
+        batch = batch_of(images, threads, shuffle_layout=True)
+        centre, same = batch.layout(patches, 6)
+        assert torch.equal(same, extent), "a patch stays as large as it is"
+        for i, part in enumerate(patches):
+            n = len(part)
+            assert sorted(centre[i, :n].tolist()) == sorted(plain[i, :n].tolist())
+            assert (centre[i, n:] == 0).all()
+            moved[i] += not torch.equal(centre[i], plain[i])
+        assert torch.equal(batch.crops(patches), batch_of(images, threads).crops(patches))
+    assert min(moved) >= 5
+
+
+# -- what loading hands over -----------------------------------------------------------------------
+
+CORNERS = ((16, 16), (16, 200), (150, 96))
+"""Of the three stamps of 16 pixels on a canvas of 256."""
+
+
+@pytest.fixture
+def canvas(tmp_path: Path) -> Path:
+    stamp = np.full((16, 16), 200, np.uint8)
+    path = tmp_path / "canvas.sparse"
+    write_canvas(path, Canvas.from_stamps((256, 256), [stamp] * 3, CORNERS))
+    return path
+
+
+@pytest.fixture
+def loader() -> Iterator[CaseLoader]:
+    found = CaseLoader(View(1.0, 16, 8.0, unit="px"))
+    yield found
+    found.close()
+
+
+def test_on_a_sparse_canvas_foreground_is_what_differs_from_the_ground(
+    canvas: Path, loader: CaseLoader
+) -> None:
+    item = loader.load(Case("a", "a", canvas))
+    assert (item.image.kind, item.image.unit) == ("sparse", "px")
+    # The filter looks half a pixel beyond each pixel of the glimpse, so a ring may be touched.
+    ys, xs = np.nonzero(item.contrast)
+    for y, x in zip(ys * 8 + 4, xs * 8 + 4, strict=True):
+        assert any(abs(y - b - 8) <= 16 and abs(x - a - 8) <= 16 for b, a in CORNERS)
+    assert all(item.contrast[(b + 8) // 8, (a + 8) // 8] > 0 for b, a in CORNERS)
+    assert item.places_um is None
+
+
+def test_a_canvas_with_nothing_on_it_is_foreground_everywhere(
+    tmp_path: Path, loader: CaseLoader
+) -> None:
+    path = tmp_path / "bare.sparse"
+    write_canvas(path, Canvas.from_stamps((64, 64), [], []))
+    assert (loader.load(Case("b", "b", path)).contrast == 255).all()
+
+
+def test_methods_that_scan_look_at_the_places_of_the_case(
+    canvas: Path, loader: CaseLoader, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    places = np.asarray(CORNERS) + 8.0
+    np.save(tmp_path / "places.npy", places)
+    case = Case("a", "a", canvas, places=tmp_path / "places.npy")
+    for _ in range(2):
+        item = loader.load(case)
+        assert item.places_um is not None, "also when the glimpse is remembered"
+        np.testing.assert_array_equal(item.places_um, places)
+    batch = Batch(
+        [item],
+        view=loader.view,
+        normalise=((0.0,) * 3, (1.0,) * 3),
+        device=torch.device("cpu"),
+        pool=threads,
+    )
+    bag = Bag(train_encoder=True, chunk=4, jitter=True)
+    (patches,) = bag.cover(batch, training=True)
+    np.testing.assert_array_equal(patches.origin_um, CORNERS)
+    assert torch.equal(batch.crops([patches]), torch.full((3, 3, 16, 16), 200 / 255))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (np.zeros((0, 2)), r"\(0, 2\), expected \(n, 2\)"),
+        (np.zeros((4, 3)), r"\(4, 3\), expected \(n, 2\)"),
+        (np.zeros(4), r"\(4,\), expected \(n, 2\)"),
+        (np.asarray([[1.0, np.nan]]), "finite"),
+        (np.asarray([["1", "2"]]), "finite"),
+        (np.asarray([[8.0, 8.0], [300.0, 8.0]]), r"\[300\.0, 8\.0\] lies outside"),
+        (np.asarray([[-1, 8]]), "lies outside"),
+        (np.asarray([[{}, 1]], object), "not a .npy file"),
+        (b"", "not a .npy file"),
+        (b"y,x\n8,8\n", "not a .npy file"),
+        (None, "not a .npy file"),
+    ],
+)
+def test_places_that_cannot_be_used_are_named(
+    content: Any, said: str, canvas: Path, loader: CaseLoader, tmp_path: Path
+) -> None:
+    path = tmp_path / "places.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(UnreadableImage, match=said) as caught:
+        loader.load(Case("a", "a", canvas, places=path))
+    assert str(path) in str(caught.value)
+    ((found,),) = loader.ahead([[Case("a", "a", canvas, places=path)]])
+    assert isinstance(found, UnreadableImage), "and sets aside this image alone"

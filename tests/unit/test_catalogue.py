@@ -1,0 +1,72 @@
+"""What methods say of themselves is complete, and the page made from it is up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foveate import plugins
+from foveate.catalogue import COMMAND, PARAGRAPHS, REQUIREMENTS, meanings, methods_page, told
+from foveate.plugins import find, names, options
+
+METHODS = names("methods")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_tells_users_what_to_know(name: str) -> None:
+    part = find("methods", name)
+    said = told(part)
+    missing = [key for key in PARAGRAPHS if key != "Differs" and not said.get(key)]
+    assert not missing, f"{part.__module__}: its docstring has no paragraph {missing}"
+    assert said[""].endswith("."), "one sentence comes first"
+    assert 10 < len(part.summary) < 90, f"summary of {len(part.summary)} characters"
+    assert not part.summary.endswith(".")
+    assert len(part.meets) == len(REQUIREMENTS)
+    assert set(part.meets) <= {"yes", "partly", "no"}
+    assert part.reads <= {"glimpse", "crops", "bag"}
+    assert part.reads
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_is_explained_and_no_other(name: str) -> None:
+    """In the order of the signature, which is that of the page."""
+    part = find("methods", name)
+    meaning = meanings(part)
+    assert list(meaning) == list(options(part)), f"Args of {part.__name__}"
+    assert all(text.strip() for text in meaning.values())
+
+
+def test_what_is_taken_from_docstrings() -> None:
+    """On a method of known text."""
+    part = find("methods", "downsampled")
+    assert told(part)[""].startswith("The whole image shrunk")
+    assert list(told(part)) == ["", "Source", "Use when", "Cost"]
+    assert meanings(part) == {"dropout": "before the linear layer."}
+    page = methods_page()
+    begin = page.index("## downsampled\n")
+    section = page[begin : page.index("\n## ", begin)]
+    assert "| `--method.dropout` | `0.1` | Before the linear layer. |" in section
+    assert "**When to use it.** What decides is visible in the glimpse" in section
+    assert "Evidence is the class-independent share" in section
+    assert "| [`downsampled`](#downsampled) | no | no | yes | yes | partly |" in page
+
+
+def test_tables_are_whole() -> None:
+    """Every row has as many cells as its head, so that a stray bar or line break would show."""
+    width = 0
+    for line in methods_page().splitlines():
+        bars = line.replace("\\|", "").count("|")
+        if not line.startswith("|"):
+            width = 0
+        elif width == 0:
+            width = bars
+        else:
+            assert bars == width, line
+
+
+def test_the_page_is_that_of_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_folders", [])
+    written = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    assert written == methods_page(), f"docs/methods.md is out of date; run: {COMMAND}"
