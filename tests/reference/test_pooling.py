@@ -289,3 +289,23 @@ def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
     assert change[valid].norm() < 0.1 * x[valid].norm()
     reach = layer.log_reach.exp().tolist()
     assert reach == pytest.approx([1, 4, 16, 64], rel=1e-5)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_relate_in_blocks_is_relate_at_once(placed: bool) -> None:
+    torch.manual_seed(0)
+    whole = Relate(16, heads=4, initial_scale=1.0).double()
+    blocks = Relate(16, heads=4, initial_scale=1.0, block=5).double()
+    blocks.load_state_dict(whole.state_dict())
+    tokens, position = torch.randn(2, 2, 13, 16, dtype=torch.float64)
+    centre = 9 * torch.randn(2, 13, 2, dtype=torch.float64)
+    valid = torch.arange(13) < torch.tensor([[13], [8]])
+    lies = torch.arange(13).expand(2, -1) > 0 if placed else None
+    found = []
+    for layer in (whole, blocks):
+        x = tokens.clone().requires_grad_()
+        out = layer(x, position, valid, centre, lies)
+        out.square().sum().backward()
+        found.append([out, x.grad, *(p.grad for p in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

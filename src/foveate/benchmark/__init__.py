@@ -66,19 +66,15 @@ def sweep(
     benchmark, settled = _settle(name, recipe)
     counts = _counted(benchmark, n_train, n_test)
     said = "-".join(f"{k}{v}" for k, v in settled.items()) + f"-n{counts['n_train']}"
-    _check_sections(given)
+    settings = _given(method, given)
     defaults = benchmark.defaults(method)
-    options = parse_options(find("methods", method), given.get("method_options", {}), "method")
-    train = parse_options(TrainOptions, given.get("train", {}), "train")
     run = Run(
         benchmark=f"{name} {said}",
         method=method,
-        view=_view(benchmark.view(settled), {**defaults["view"], **given.get("view", {})}),
-        options=TrainOptions(**(defaults["train"] | train)),
-        method_options=defaults["method"] | options,
-        encoder_options=parse_options(
-            find("encoders", "small"), given.get("encoder_options", {}), "encoder"
-        ),
+        view=_view(benchmark.view(settled), {**defaults["view"], **settings["view"]}),
+        options=TrainOptions(**(defaults["train"] | settings["train"])),
+        method_options=defaults["method"] | settings["method_options"],
+        encoder_options=settings["encoder_options"],
         probe_minutes=probe_minutes,
     )
     digits, rows = load_mnist(mnist), []
@@ -116,8 +112,8 @@ def _counted(benchmark: Benchmark, n_train: int | None, n_test: int | None) -> d
     return {"n_train": train, "n_test": test}
 
 
-def _check_sections(given: Mapping[str, Mapping[str, Any]]) -> None:
-    """Nothing that a user says may go unheard."""
+def _given(method: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a user says, of the right types; nothing of it may go unheard."""
     for section in given:
         if section not in _SECTIONS:
             name = section.removesuffix("_options")
@@ -125,6 +121,13 @@ def _check_sections(given: Mapping[str, Mapping[str, Any]]) -> None:
             raise OptionError(f"--{name}.*: a benchmark settles these itself; allowed: {known}")
     if "seed" in given.get("train", {}):
         raise OptionError("--train.seed: give --seeds, which also seeds the canvases")
+    found = {section: dict(given.get(section, {})) for section in _SECTIONS}
+    parts = (
+        ("method_options", find("methods", method), "method"),
+        ("encoder_options", find("encoders", "small"), "encoder"),
+        ("train", TrainOptions, "train"),
+    )
+    return found | {key: parse_options(part, found[key], where) for key, part, where in parts}
 
 
 def _view(view: View, given: Mapping[str, Any]) -> View:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,60 @@ import numpy as np
 import torch
 
 from foveate.atomic import write_json
+from foveate.batch import Batch, View
 from foveate.benchmark._run import forget_peaks, write_table
+from foveate.cases import Case
+from foveate.encoders import build_encoder
 from foveate.errors import OptionError, TrainingError
-from foveate.memory import peak_rss_mib
+from foveate.loading import CaseLoader
+from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.outputs import Display
-from foveate.plugins import find, parse_options, plugin_folders
+from foveate.plugins import add_plugin_folder, find, parse_options, plugin_folders
 from foveate.run_folder import read_json
 from foveate.sparse import Canvas, write_canvas
 from foveate.sparse.base import MOST_SIDE_PX
+from foveate.tasks.binary import BinaryTask
+from foveate.training import further_loss
 
 _STAMP_PX = 28
 _N_STAMPS = 64
 _GLIMPSE_PX = 512
 _FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is measured: a method with all its options, on canvases of one side.
+
+    Attributes:
+        method, method_options: which method.
+        encoder_options: of the encoder ``small``.
+        side: of the canvas, pixels.
+        patch_px: side of a patch.
+        batch_size: images a step.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    method: str
+    method_options: Mapping[str, Any]
+    encoder_options: Mapping[str, Any]
+    side: int
+    patch_px: int
+    batch_size: int
+    device: str
+
+    def facts(self) -> dict[str, Any]:
+        """The columns that say what was measured."""
+        return {
+            "method": self.method,
+            **self.method_options,
+            "side": self.side,
+            "gigapixels": round(self.side**2 / 1e9, 4),
+            "patch_px": self.patch_px,
+            "patches": (self.side // self.patch_px) ** 2,
+            "batch_size": self.batch_size,
+            **{f"encoder_{key}": value for key, value in self.encoder_options.items()},
+        }
 
 
 def sweep_memory(
@@ -81,20 +123,13 @@ def sweep_memory(
     for i, (side, options) in enumerate((s, o) for s in sides for o in sets):
         said = f"side {side}" + "".join(f"  {k} {v}" for k, v in options.items())
         display.bar(f"memory {method}", i, total, said)
-        given = {
-            "method": method,
-            "method_options": options,
-            "encoder_options": encoder,
-            "side": side,
-            "patch_px": patch_px,
-            "batch_size": batch_size,
-            "device": device,
-        }
-        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
+        step = Step(method, options, encoder, side, patch_px, batch_size, device)
+        settings = json.dumps(asdict(step), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         done = out / "runs" / f"memory-{method}-{side}-{digest}" / "row.json"
         if not done.is_file():
             canvas = crowded_canvas(out / "canvases", side=side, cell_px=patch_px)
-            write_json(done, {"benchmark": "memory", **_measured_apart(given, canvas, said)})
+            write_json(done, {"benchmark": "memory", **_measured_apart(step, canvas, said)})
         rows.append(read_json(done))
         write_table(out)
     display.bar(f"memory {method}", total, total)
@@ -124,46 +159,29 @@ def crowded_canvas(folder: Path, *, side: int, cell_px: int) -> Path:
     return path
 
 
-def measure_step(
-    canvas: str,
-    method: str,
-    *,
-    method_options: Mapping[str, Any],
-    encoder_options: Mapping[str, Any],
-    side: int,
-    patch_px: int,
-    batch_size: int,
-    device: str,
-    plugins: Sequence[str] = (),
-) -> dict[str, Any]:
+def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[str, Any]:
     """One training step on copies of a canvas; what it took. Run in a process of its own.
 
     The images are open and their glimpses read, as the loop does ahead of a step; then come crops,
     forward, backward and optimiser.
     """
-    from foveate.batch import Batch, View
-    from foveate.cases import Case
-    from foveate.encoders import build_encoder
-    from foveate.loading import CaseLoader
-    from foveate.memory import peak_device_mib
-    from foveate.plugins import add_plugin_folder
-    from foveate.tasks.binary import BinaryTask
-    from foveate.training import further_loss
-
     for folder in plugins:
         add_plugin_folder(Path(folder))
     torch.manual_seed(0)
     task = BinaryTask(classes=("absent", "present"))
-    encoder = build_encoder("small", dict(encoder_options))
-    built = find("methods", method)(encoder=encoder, heads=task.heads, **method_options).to(device)
-    optimizer = torch.optim.AdamW(built.parameters())
-    view = View(1.0, patch_px, max(1.0, side / _GLIMPSE_PX), unit="px")
+    encoder = build_encoder("small", dict(step.encoder_options))
+    part = find("methods", step.method)
+    method = part(encoder=encoder, heads=task.heads, **step.method_options).to(step.device)
+    optimizer = torch.optim.AdamW(method.parameters())
+    view = View(1.0, step.patch_px, max(1.0, step.side / _GLIMPSE_PX), unit="px")
     loader = CaseLoader(view)
-    items = [loader.load(Case(str(i), str(i), Path(canvas))) for i in range(batch_size)]
-    target = torch.arange(batch_size, device=device) % 2
+    items = [loader.load(Case(str(i), str(i), Path(canvas))) for i in range(step.batch_size)]
+    target = torch.arange(step.batch_size, device=step.device) % 2
     # What any step loads once, kernels above all, is loaded before anything is measured.
-    encoder(torch.zeros(2, 3, patch_px, patch_px, device=device)).sum().backward()
+    warm = encoder(torch.zeros(2, 3, step.patch_px, step.patch_px, device=step.device))
+    warm.sum().backward()
     optimizer.zero_grad(set_to_none=True)
+    del warm
     _give_back()
     forget_peaks()
     before, begun = _peak_mib(), time.perf_counter()
@@ -172,11 +190,11 @@ def measure_step(
             items,
             view=view,
             normalise=(encoder.mean, encoder.std),
-            device=torch.device(device),
+            device=torch.device(step.device),
             pool=loader.crops,
         )
-        built.begin_step(0.5)
-        prediction = built(batch)
+        method.begin_step(0.5)
+        prediction = method(batch)
         loss = task.loss(prediction.logits, target)
         (loss + further_loss(task, prediction, target)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -184,24 +202,22 @@ def measure_step(
         asked_px = sum(item.image.count.asked_px for item in items)
     finally:
         loader.close()
-    peak = _peak_mib()
-    found = {
-        "method": method,
-        **method_options,
-        "side": side,
-        "gigapixels": round(side**2 / 1e9, 4),
-        "patch_px": patch_px,
-        "patches": (side // patch_px) ** 2,
-        "batch_size": batch_size,
-        **{f"encoder_{k}": v for k, v in encoder_options.items()},
-        "parameters": sum(p.numel() for p in built.parameters()),
-        "step_mib": round(peak - before, 1),
-        "rss_peak_mib": round(peak, 1),
+    return step.facts() | {
+        "parameters": sum(p.numel() for p in method.parameters()),
+        **_peaks(before, step.device),
         "seconds": round(seconds, 2),
         "seconds_reading": round(batch.seconds_reading, 2),
-        "asked_fraction": round(asked_px / (batch_size * side**2), 6),
-        "device": device,
+        "asked_fraction": round(asked_px / (step.batch_size * step.side**2), 6),
+        "device": step.device,
         "threads": torch.get_num_threads(),
+    }
+
+
+def _peaks(before: float, device: str) -> dict[str, Any]:
+    peak = _peak_mib()
+    found: dict[str, Any] = {
+        "step_mib": round(peak - before, 1),
+        "rss_peak_mib": round(peak, 1),
     }
     if device == "cuda":
         found["device_peak_mib"] = round(peak_device_mib(), 1)
@@ -243,13 +259,13 @@ def _check(sides: Sequence[int], batch_size: int, patch_px: int, device: str) ->
         raise OptionError("--device: 'cuda' is not on this machine")
 
 
-def _measured_apart(given: Mapping[str, Any], canvas: Path, said: str) -> dict[str, Any]:
+def _measured_apart(step: Step, canvas: Path, said: str) -> dict[str, Any]:
     """`measure_step` in a fresh process, which may die."""
     folders = [str(folder) for folder in plugin_folders()]
     context = multiprocessing.get_context("spawn")
     with _environment(_FRUGAL), ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(measure_step, str(canvas), plugins=folders, **given).result()
+            return pool.submit(measure_step, str(canvas), step, folders).result()
         except BrokenProcessPool:
             raise TrainingError(
                 f"memory, {said}: the process was killed, most likely for want of memory. Rows "

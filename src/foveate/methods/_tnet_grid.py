@@ -51,7 +51,9 @@ class Cut:
 
     def inside(self, side: float) -> Floats:
         """Where the cells of a crop of this side begin, from its corner, on either axis."""
-        return np.arange(self.cells) * (1 - self.overlap) * side / self.zoom
+        whole = np.arange(self.cells, dtype=np.float64)
+        begin: Floats = whole * (1 - self.overlap) * side / self.zoom
+        return begin
 
     def over(self, extent: float, side: float, shift: float | None) -> Floats:
         """Where cells of this side begin on one axis of an image, so that they cover it.
@@ -65,9 +67,9 @@ class Cut:
         step = (1 - self.overlap) * side
         n = max(1, math.ceil((extent - side) / step - 1e-9) + 1)
         start = (extent - side - (n - 1) * step) / 2
-        if shift is None:
-            return start + step * np.arange(n)
-        return start - step * shift + step * np.arange(n + 1)
+        first, n = (start, n) if shift is None else (start - step * shift, n + 1)
+        begin: Floats = first + step * np.arange(n, dtype=np.float64)
+        return begin
 
     def levels(self, extent_um: Sequence[float], view: View, most: int | None) -> int:
         """How many levels lead from the glimpse down to the view's spacing; at least 1.
@@ -105,7 +107,8 @@ def overlaps(begin: Floats, side: float, n: int, *, stride: float, first: float)
     edges = first + stride * (np.arange(n + 1) - 0.5)
     low = np.maximum(begin[:, None], edges[:-1])
     high = np.minimum(begin[:, None] + side, edges[1:])
-    return np.maximum(high - low, 0.0)
+    common: Floats = np.maximum(high - low, 0.0)
+    return common
 
 
 def window_weights(begin: Floats, side: float, n: int, *, stride: float, first: float) -> Floats:

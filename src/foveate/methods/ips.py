@@ -4,16 +4,17 @@ Source: Bergner, Lippert & Mahendran, "Iterative Patch Selection for High-Resolu
 Recognition", ICLR 2023; sub-salient buffer and random drop after DBPS (CVPR 2025).
 
 Differs: patches are scored by their attention over all patches of the image, not over those that
-happen to be in the buffer: what is selected is the global best M, in any order of scanning (with the
-published code it is not). Gradients come from two-pass replay, so memory depends neither on the
+happen to be in the buffer: what is selected is the global best M, in any order of scanning (with
+the published code it is not). Gradients come from two-pass replay, so memory depends neither on the
 number of patches scanned nor on the number kept. Some slots explore; patches of one constant colour
 are embedded once; positions are physical, not indices into one lattice; the lattice moves in
-training; padding is masked everywhere; an instance head ends the plateau at chance.
+training; padding is masked everywhere; an instance head ends the plateau at chance; patches are
+related by self-attention that knows distance before they are pooled.
 
 Use when: parts decide but no glimpse shows where they are, and reading everything is affordable.
 
-Cost: reads every patch with foreground; memory of one chunk of patches, a few numbers per patch scanned
-and one vector per patch kept.
+Cost: reads every patch with foreground; memory of one chunk of patches, a few numbers per patch
+scanned and one vector per patch kept (relating them takes time with their square).
 """
 
 from __future__ import annotations

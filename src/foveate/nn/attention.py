@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from foveate.nn.base import GatedAttention, masked_softmax
 
@@ -29,10 +30,11 @@ class Relate(nn.Module):
         initial_scale: of both branches.
         near: reach of the first head at the start, in patches.
         far: that of the last; those between are spaced geometrically.
+        block: tokens compared with all others at a time; above it, blocks are computed again for
+            their gradients, so that memory grows with n and not with its square.
 
     Source: the distance term is that of Press, Smith & Lewis, "Train Short, Test Long", ICLR 2022
-    (ALiBi). Where we differ: distances are Euclidean, and how fast they count is learnt. The cost
-    is a matrix of ``n * n`` for each head.
+    (ALiBi). Where we differ: distances are Euclidean, and how fast they count is learnt.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Relate(nn.Module):
         initial_scale: float = 0.1,
         near: float = 1.0,
         far: float = 64.0,
+        block: int = 512,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.block = heads, block
         self.norm = nn.LayerNorm(dim)
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
@@ -83,25 +86,40 @@ class Relate(nn.Module):
         value = functional.linear(normed, self.query_key_value.weight[2 * d :])
         q, k = query_key.view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         v = value.view(b, n, self.heads, -1).transpose(1, 2)
-        others = valid[:, None, None, :] & ~torch.eye(n, dtype=torch.bool, device=valid.device)
-        bias = self._bias(others, centre, placed).to(q.dtype)
         nothing = (0, 0, 0, 1)
-        mixed = functional.scaled_dot_product_attention(
-            q, functional.pad(k, nothing), functional.pad(v, nothing), functional.pad(bias, (0, 1))
-        )
+        k, v = functional.pad(k, nothing), functional.pad(v, nothing)
+
+        def mix(first: int) -> Tensor:
+            part = slice(first, min(first + self.block, n))
+            bias = functional.pad(self._bias(part, valid, centre, placed), (0, 1)).to(q.dtype)
+            return functional.scaled_dot_product_attention(q[:, :, part], k, v, bias)
+
+        if n <= self.block:
+            mixed = mix(0)
+        else:
+            rows = [checkpoint(mix, i, use_reentrant=False) for i in range(0, n, self.block)]
+            mixed = torch.cat(rows, 2)
         tokens = tokens + self.scale[0] * self.out(mixed.transpose(1, 2).reshape(b, n, d))
         out: Tensor = tokens + self.scale[1] * self.mlp(tokens)
         return out
 
-    def _bias(self, others: Tensor, centre: Tensor | None, placed: Tensor | None) -> Tensor:
-        """Minus distance in reaches, ``(b, h, n, n)``; ``-inf`` where not `others`."""
+    def _bias(
+        self, part: slice, valid: Tensor, centre: Tensor | None, placed: Tensor | None
+    ) -> Tensor:
+        """Minus distance in reaches of some tokens from all, ``(b, h, m, n)``.
+
+        ``-inf`` for padding and for a token itself.
+        """
+        n = valid.shape[1]
+        own = torch.arange(n, device=valid.device)
+        others = valid[:, None, None, :] & (own[part, None] != own)
         reach = self.log_reach.exp()
         if centre is None:
             return torch.zeros_like(others, dtype=reach.dtype).masked_fill(~others, -torch.inf)
         exact = centre.to(reach.dtype)
-        distance = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(exact[:, part], exact, compute_mode="donot_use_mm_for_euclid_dist")
         if placed is not None:
-            apart = placed.unsqueeze(1) & placed.unsqueeze(2)
+            apart = placed[:, part].unsqueeze(2) & placed.unsqueeze(1)
             distance = distance.masked_fill(~apart, 0.0)
         scaled = distance.unsqueeze(1) / reach[:, None, None]
         return (-scaled).masked_fill(~others, -torch.inf)
