@@ -295,7 +295,7 @@ def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
 def test_relate_in_blocks_is_relate_at_once(placed: bool) -> None:
     torch.manual_seed(0)
     whole = Relate(16, heads=4, initial_scale=1.0).double()
-    blocks = Relate(16, heads=4, initial_scale=1.0, block=5).double()
+    blocks = Relate(16, heads=4, initial_scale=1.0, pairs=5 * 13).double()
     blocks.load_state_dict(whole.state_dict())
     tokens, position = torch.randn(2, 2, 13, 16, dtype=torch.float64)
     centre = 9 * torch.randn(2, 13, 2, dtype=torch.float64)

@@ -87,7 +87,8 @@ def test_a_frozen_encoder_needs_no_gradient() -> None:
 
 
 _PROBE = """
-import resource, sys, torch
+import sys, torch
+from foveate.memory import peak_rss_mib
 from foveate.encoders import build_encoder
 from foveate.nn.replay import replay
 n = int(sys.argv[1])
@@ -98,7 +99,7 @@ def load(i):
 for _ in range(2):
     features = replay(encoder, list(encoder.parameters()), load, n // 16)
     features.pow(2).mean().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(round(1024 * peak_rss_mib()))
 """
 
 

@@ -184,7 +184,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
     del warm
     _give_back()
     forget_peaks()
-    before, begun = _peak_mib(), time.perf_counter()
+    before, begun = peak_rss_mib(), time.perf_counter()
     try:
         batch = Batch(
             items,
@@ -214,7 +214,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
 
 
 def _peaks(before: float, device: str) -> dict[str, Any]:
-    peak = _peak_mib()
+    peak = peak_rss_mib()
     found: dict[str, Any] = {
         "step_mib": round(peak - before, 1),
         "rss_peak_mib": round(peak, 1),
@@ -223,19 +223,6 @@ def _peaks(before: float, device: str) -> dict[str, Any]:
         found["device_peak_mib"] = round(peak_device_mib(), 1)
         found["device_name"] = torch.cuda.get_device_name()
     return found
-
-
-def _peak_mib() -> float:
-    """Highest resident memory since `forget_peaks`.
-
-    Where the system keeps it, it is read there: what ``getrusage`` tells of a child is never less
-    than what its parent held when the child was born.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return peak_rss_mib()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _give_back() -> None:

@@ -50,20 +50,24 @@ def _path(error: click.UsageError) -> str:
     return "foveate" if error.ctx is None else error.ctx.command_path
 
 
+_HELP = """Classify images far larger than a GPU's memory, from image-level labels alone.
+
+\b
+Start here:    foveate demo
+Your images:   foveate train labels.csv --out runs/first
+New images:    foveate predict runs/first slides/ --out predictions
+"""
+
+
 @click.group(
+    help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
 )
 @click.version_option(__version__, prog_name="foveate")
 @click.pass_context
 def cli(ctx: click.Context, /) -> None:
-    r"""Classify images far larger than a GPU's memory, from image-level labels alone.
-
-    \b
-    Start here:    foveate demo
-    Your images:   foveate train labels.csv --out runs/first
-    New images:    foveate predict runs/first slides/ --out predictions
-    """
+    """Show the commands."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
     from foveate.experiment import Outcome
 
 
+_TRAIN_HELP = """Train on a TABLE of images and labels, evaluate on patients never seen, and report.
+
+The same command continues a run that was stopped. Every key of config.yaml is also a flag:
+
+\b
+  --train.lr 1e-4  --train.batch-size 2  --train.patience 20
+  --view.spacing-um 0.5  --view.patch-px 256  --view.fit 1024x1024
+  --split.test-fraction 0.3  --task.positive malignant
+  --method.patches 32        (options of the method: foveate methods glimpse)
+"""
+
+
 @click.command(short_help="Synthetic gigapixel cohort, trained and reported, on a CPU.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("foveate-demo"), show_default=True
@@ -48,7 +60,9 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
     return PARTIAL if outcome.n_quarantined else OK
 
 
-@click.command(cls=Sectioned, short_help="Train on a TABLE of images and labels, and report.")
+@click.command(
+    cls=Sectioned, help=_TRAIN_HELP, short_help="Train on a TABLE of images and labels, and report."
+)
 @click.argument("table", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags override it.")
@@ -70,16 +84,7 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
 @plugins_flag
 @click.pass_context
 def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -> int:
-    r"""Train on a TABLE of images and labels, evaluate on patients never seen, and report.
-
-    The same command continues a run that was stopped. Every key of config.yaml is also a flag:
-
-    \b
-      --train.lr 1e-4  --train.batch-size 2  --train.patience 20
-      --view.spacing-um 0.5  --view.patch-px 256  --view.fit 1024x1024
-      --split.test-fraction 0.3  --task.positive malignant
-      --method.patches 32        (options of the method: foveate methods glimpse)
-    """
+    """Train, evaluate and report."""
     from foveate.config import build_config, load_yaml
 
     given: dict[str, Any] = {} if config is None else load_yaml(config)

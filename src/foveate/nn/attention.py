@@ -30,8 +30,8 @@ class Relate(nn.Module):
         initial_scale: of both branches.
         near: reach of the first head at the start, in patches.
         far: that of the last; those between are spaced geometrically.
-        block: tokens compared with all others at a time; above it, blocks are computed again for
-            their gradients, so that memory grows with n and not with its square.
+        pairs: of tokens compared at a time; above it, they are compared in blocks, which are
+            computed again for their gradients, so that memory does not grow with the square of n.
 
     Source: the distance term is that of Press, Smith & Lewis, "Train Short, Test Long", ICLR 2022
     (ALiBi). Where we differ: distances are Euclidean, and how fast they count is learnt.
@@ -45,10 +45,10 @@ class Relate(nn.Module):
         initial_scale: float = 0.1,
         near: float = 1.0,
         far: float = 64.0,
-        block: int = 512,
+        pairs: int = 1 << 20,
     ) -> None:
         super().__init__()
-        self.heads, self.block = heads, block
+        self.heads, self.pairs = heads, pairs
         self.norm = nn.LayerNorm(dim)
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
@@ -89,15 +89,17 @@ class Relate(nn.Module):
         nothing = (0, 0, 0, 1)
         k, v = functional.pad(k, nothing), functional.pad(v, nothing)
 
+        block = max(1, self.pairs // n)
+
         def mix(first: int) -> Tensor:
-            part = slice(first, min(first + self.block, n))
+            part = slice(first, min(first + block, n))
             bias = functional.pad(self._bias(part, valid, centre, placed), (0, 1)).to(q.dtype)
             return functional.scaled_dot_product_attention(q[:, :, part], k, v, bias)
 
-        if n <= self.block:
+        if n <= block:
             mixed = mix(0)
         else:
-            rows = [checkpoint(mix, i, use_reentrant=False) for i in range(0, n, self.block)]
+            rows = [checkpoint(mix, i, use_reentrant=False) for i in range(0, n, block)]
             mixed = torch.cat(rows, 2)
         tokens = tokens + self.scale[0] * self.out(mixed.transpose(1, 2).reshape(b, n, d))
         out: Tensor = tokens + self.scale[1] * self.mlp(tokens)
