@@ -18,10 +18,11 @@ from foveate.errors import FoveateError
 from foveate.evidence import Evidence, Floats
 from foveate.geometry import Box, Frame
 from foveate.image import AbstractImage
+from foveate.nn.warp import warp
 from foveate.resample import Pixels, brightest
 
 Reads = Literal["glimpse", "crops", "bag"]
-Augment = Literal["slide", "picture", "none"]
+Augment = Literal["slide", "picture", "warp", "none"]
 
 _PATCHES_PER_JOB = 16
 _CHUNKS_AHEAD = 2
@@ -115,7 +116,8 @@ class Batch:
         device: where tensors go.
         pool: threads that read crops.
         augment: dihedral turns of crops, flips and shifts of the layout (``slide``), brightness
-            only (``picture``) or nothing; draws come from torch's global generator, so a seed
+            only (``picture``), that and a small turn and scaling of each crop (``warp``), or
+            nothing; draws come from torch's global generator, so a seed
             replays them.
         shuffle_layout: audit: give every patch the place of another one of its image.
     """
@@ -286,6 +288,8 @@ class Batch:
         return normed.contiguous(memory_format=torch.channels_last)
 
     def _turned(self, pixels: Tensor) -> Tensor:
+        if self._augment == "warp":
+            return warp(pixels).contiguous(memory_format=torch.channels_last)
         if self._augment != "slide":
             return pixels
         turn = int(torch.randint(8, ()))

@@ -37,7 +37,8 @@ class TrainOptions:
         precision: of computation; ``auto`` is bf16 on GPUs that have it and float32 on CPUs.
         device: ``auto`` takes a GPU when there is one.
         seed: of everything random.
-        augment: dihedral turns and colour (``slide``), brightness (``picture``) or nothing.
+        augment: dihedral turns and colour (``slide``), brightness (``picture``), brightness and
+            small turns and scalings of patches (``warp``), or nothing.
         checkpoint_seconds: how often the state is written within an epoch.
     """
 
@@ -53,7 +54,7 @@ class TrainOptions:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0
-    augment: Literal["auto", "slide", "picture", "none"] = "auto"
+    augment: Literal["auto", "slide", "picture", "warp", "none"] = "auto"
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:

@@ -226,7 +226,7 @@ def run(place: Path) -> Path:
 def test_they_are_listed(place: Path) -> None:
     ended = call(place, "methods")
     assert ended.returncode == 0, ended.stderr
-    assert "centre_crop    one patch in the middle" in ended.stdout
+    assert "centre_crop          one patch in the middle" in ended.stdout
     shown = call(place, "methods", "centre_crop").stdout
     assert "--method.dropout" in shown
     assert "default 0.1" in shown
