@@ -366,7 +366,7 @@ def test_memory_has_a_row_for_every_side_and_number_kept(
         low, high = (g + n * 32**2 for g, n in ((256**2, 64), (256**2, 81 + int(row["kept"]))))
         assert low <= float(row["asked_fraction"]) * 256**2 <= high
         assert 0 < float(row["step_mib"]) < float(row["rss_peak_mib"])
-        assert 0 < float(row["seconds_reading"]) < float(row["seconds"]) < 60
+        assert 0 <= float(row["seconds_reading"]) < float(row["seconds"]) < 60
         assert f"kept {row['kept']}:" in ended.stdout
 
     def measured(*_: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -582,7 +583,7 @@ class Slides:
     device, view = torch.device("cpu"), View(0.5, 16, 4.0)
 
     def __init__(self, pixels: dict[str, Tensor]) -> None:
-        self.items = [type("Item", (), {"image_id": key}) for key in pixels]
+        self.items = [SimpleNamespace(image=SimpleNamespace(path=key)) for key in pixels]
         self.pixels, self.read = pixels, 0
 
     def __len__(self) -> int:
