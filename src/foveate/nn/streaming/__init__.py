@@ -1,0 +1,222 @@
+"""Exact streaming: a stack of local layers on images of any size, in bounded memory.
+
+A convolutional network looks, for one output cell, at a neighbourhood of the image. So its map can
+be computed in parts, each from the part of the image that it depends on, and so can the gradient:
+each part is computed again, back-propagated, and the sum over the parts is the gradient.
+
+Which part of every layer a part of the output needs follows from the layers themselves, by interval
+arithmetic backwards through the traced stack. Each layer then computes exactly that part, with
+padding where the true border is and nowhere else. So outputs and gradients are those of the plain
+stack up to rounding, for any size, stride, padding, branch or dimension.
+
+Source: Pinckaers, van Ginneken & Litjens, "Streaming convolutional neural networks for end-to-end
+learning with multi-megapixel images", TPAMI 2020. Differs: they run whole layers on overlapping
+tiles and measure, with a pass of ones, which values to discard; here nothing is measured, nothing
+is discarded, and batches, three dimensions, odd sizes and branches need no extra bookkeeping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from foveate.errors import OptionError
+from foveate.nn.streaming._function import Job, MapSource, Progress, Tiled, cut
+from foveate.nn.streaming._graph import Graph
+from foveate.nn.streaming._tiles import Plan, axis_spans, check_rank, choose
+from foveate.nn.streaming._trace import build, trace
+from foveate.nn.streaming.base import AbstractSource, NotLocal, Region, TooLittleMemory
+
+__all__ = ["AbstractSource", "Field", "NotLocal", "Region", "Streamed", "TooLittleMemory"]
+
+
+class Field(NamedTuple):
+    """What one output cell sees along one axis.
+
+    Attributes:
+        stride: input cells from one output cell to the next.
+        size: of the receptive field, in input cells.
+        left: input cells it reaches before its own first one, ``cell * stride``.
+        right: input cells it reaches after its own last one.
+    """
+
+    stride: Fraction
+    size: int
+    left: int
+    right: int
+
+
+class Streamed(nn.Module):
+    """A stack of local layers, with its outputs and gradients, in bounded memory.
+
+    Parameters get their gradients through autograd: any loop, optimiser, accumulation over steps,
+    DDP and autocast work. Dropout is replayed; stochastic depth draws once per image.
+
+    Args:
+        stack: from ``(b, c, *space)`` to one map ``(b, k, *cells)``. Convolutions, pooling, layers
+            that look at one cell, frozen batch norm, layer norm over channels, branches,
+            concatenations and up-sampling are local; others are refused by name.
+        tile: side of the part of the image that a tile answers for, in input cells, per axis or
+            one for all; None for the cheapest way that fits `budget_bytes`.
+        budget_bytes: what a training step may hold beside the parameters and the final map.
+        map_dtype: of the final map, where it should take less room than the tiles' own.
+
+    Raises:
+        NotLocal: when first used: a layer looks at more than a neighbourhood.
+        TooLittleMemory: not even the smallest tile fits.
+    """
+
+    def __init__(
+        self,
+        stack: nn.Module,
+        *,
+        tile: int | Sequence[int] | None = None,
+        budget_bytes: int = 2 << 30,
+        map_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if tile is not None and min([tile] if isinstance(tile, int) else tile) < 1:
+            raise OptionError(f"tile: got {tile}, expected at least 1")
+        self.stack, self.tile = stack, tile
+        self.budget_bytes, self.map_dtype = budget_bytes, map_dtype
+        self.progress: Progress | None = None
+        self.counts: dict[str, int] = {}
+        self._traced: dict[tuple[bool, ...], fx.GraphModule] = {}
+        self._graphs: dict[tuple[Any, ...], Graph] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def forward(self, x: Tensor | AbstractSource) -> Tensor:
+        """The map of images in memory ``(b, c, *space)``, or of one that is read as it is needed.
+
+        Returns:
+            ``(b, k, *cells)``.
+        """
+        held: Tensor | None = None
+        if isinstance(x, Tensor):
+            check_rank(x.shape[2:])
+            held, sources = x, _rows(x)
+        else:
+            sources = [x]
+        graph = self._graph(sources[0])
+        plan = self.plan(sources[0].shape, sources[0])
+        self.counts = {"forward": 0, "backward": 0}
+        for segment in plan.segments:
+            dtype = self.map_dtype if segment is plan.segments[-1] else None
+            if segment.at_once and len(sources) * plan.held_bytes <= self.budget_bytes:
+                held = torch.cat([self._at_once(graph, segment.grid, each) for each in sources])
+                held = held if dtype is None else held.to(dtype)
+            else:
+                job = Job(segment.grid, sources, dtype, self.progress, self.counts)
+                held = Tiled.apply(job, held, *self._learnt())
+            sources = _rows(held)
+        if held is None:
+            raise AssertionError("a plan without segments")
+        return held
+
+    def plan(self, shape: Sequence[int], like: AbstractSource | Tensor | None = None) -> Plan:
+        """How images of a shape are computed: tiles, arithmetic, memory.
+
+        Args:
+            shape: ``(c, *space)``.
+            like: of the device and type of the images; by default those of the parameters.
+
+        Raises:
+            NotLocal, TooLittleMemory: see the class.
+        """
+        check_rank(shape[1:])
+        graph = self._graph_of(tuple(shape), *self._kind(like))
+        learns = torch.is_grad_enabled()
+        key = (id(graph), learns, self.budget_bytes, str(self.tile))
+        if key not in self._plans:
+            self._plans[key] = choose(
+                graph,
+                budget_bytes=self.budget_bytes,
+                learns=learns,
+                stored=4,
+                sides=self._sides(shape[1:]),
+            )
+        return self._plans[key]
+
+    def field(self, n_axes: int = 2, channels: int = 3) -> tuple[Field, ...]:
+        """Stride and receptive field per axis, from the layers alone."""
+        extent = 1 << 14
+        device, dtype = self._kind(None)
+        traced = self._trace()
+        # One axis at a time may be long: a stand-in has no memory, but its size must be countable.
+        graph = build(
+            traced, (channels, *(extent,) * n_axes), torch.empty(0, device=device, dtype=dtype)
+        )
+        last = len(graph.steps) - 1
+        found = []
+        for axis in range(n_axes):
+            n = graph.steps[last].extent[axis]
+            stride = Fraction(extent, n).limit_denominator(64)
+            wave = max(stride.denominator, 1)
+            middle = n // 2 // wave * wave
+            low, high = axis_spans(
+                graph, 0, last, axis, np.asarray([middle, middle + 1, middle + 1 + wave])
+            )
+            begin, end = int(low[0, 0]), int(high[0, 0])
+            cell = math.floor(middle * stride)
+            found.append(Field(stride, end - begin, cell - begin, end - math.ceil(cell + stride)))
+        return tuple(found)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _at_once(self, graph: Graph, grid: Any, source: AbstractSource) -> Tensor:
+        (tile,) = grid
+        region = tile.spans[grid.begin]
+        if isinstance(source, MapSource):
+            crop = cut(source.x, region)
+        else:
+            (crop,) = source.crops([region])
+        draws = graph.draws(grid.begin, grid.end, crop)
+        self.counts["forward"] += 1
+        return graph.run(grid.begin, grid.end, crop, tile.spans, draws)
+
+    def _learnt(self) -> list[nn.Parameter]:
+        return [p for p in self.stack.parameters() if p.requires_grad]
+
+    def _sides(self, space: Sequence[int]) -> tuple[int, ...] | None:
+        if self.tile is None:
+            return None
+        tile = (self.tile,) * len(space) if isinstance(self.tile, int) else tuple(self.tile)
+        if len(tile) != len(space):
+            raise OptionError(f"tile: got {tile}, expected one side or {len(space)}")
+        return tuple(-(-n // t) for n, t in zip(space, tile, strict=True))
+
+    def _kind(self, like: AbstractSource | Tensor | None) -> tuple[torch.device, torch.dtype]:
+        if like is None:
+            like = next(self.stack.parameters(), torch.empty(0))
+        return torch.device(like.device), like.dtype
+
+    def _graph(self, source: AbstractSource) -> Graph:
+        return self._graph_of(source.shape, *self._kind(source))
+
+    def _graph_of(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Graph:
+        traced = self._trace()
+        key = (id(traced), shape, device, dtype)
+        if key not in self._graphs:
+            if len(self._graphs) > 64:
+                self._graphs.clear()
+                self._plans.clear()
+            like = torch.empty(0, device=device, dtype=dtype)
+            self._graphs[key] = build(traced, shape, like)
+        return self._graphs[key]
+
+    def _trace(self) -> fx.GraphModule:
+        """Once per mode: frozen layers may be set to training between two steps."""
+        modes = tuple(m.training for m in self.stack.modules())
+        if modes not in self._traced:
+            self._traced[modes] = trace(self.stack)
+        return self._traced[modes]
+
+
+def _rows(x: Tensor) -> list[AbstractSource]:
+    return [MapSource(x[i : i + 1]) for i in range(len(x))]

@@ -1,0 +1,218 @@
+"""One autograd operation: a segment of a stack, tile by tile, computed again for the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.nn.replay import _generator_states, _restore
+from foveate.nn.streaming._tiles import Grid, Tile
+from foveate.nn.streaming.base import AbstractSource, Region
+
+Progress = Callable[[int, int], None]
+
+
+class MapSource(AbstractSource):
+    """A map in memory, of one image."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.shape, self.device, self.dtype = tuple(x.shape[1:]), x.device, x.dtype
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        """Views of the map."""
+        for region in regions:
+            yield cut(self.x, region)
+
+
+@dataclass
+class Job:
+    """A segment on the images of a batch.
+
+    Attributes:
+        grid: its tiles.
+        sources: one per image.
+        dtype: of the map that is returned; None for that of the tiles.
+        seen: tiles computed, for progress.
+        counts: tiles computed forward and backward, for tests and logs.
+    """
+
+    grid: Grid
+    sources: Sequence[AbstractSource]
+    dtype: torch.dtype | None = None
+    progress: Progress | None = None
+    counts: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+
+
+class Tiled(torch.autograd.Function):
+    """Map of a batch from its sources; gradients for parameters, and for the input map if asked."""
+
+    @staticmethod
+    def forward(ctx: Any, job: Job, x: Tensor | None, *parameters: Tensor) -> Tensor:
+        device = job.sources[0].device.type
+        ctx.job, ctx.parameters, ctx.device = job, parameters, device
+        ctx.input = x
+        ctx.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        ctx.draws, ctx.states = [], []
+        out: Tensor | None = None
+        for i, source in enumerate(job.sources):
+            begin, end = job.grid.begin, job.grid.end
+            like = torch.empty(0, device=source.device)
+            ctx.draws.append(job.grid.graph.draws(begin, end, like))
+            ctx.states.append({})
+            for tile, map_ in _forward(job, source, ctx.draws[i], ctx.states[i], device):
+                if out is None:
+                    out = _empty(job, map_)
+                cut(out[i : i + 1], tile.own).copy_(map_)
+        if out is None:
+            raise AssertionError("a segment without tiles")
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        job: Job = ctx.job
+        wants_input = ctx.needs_input_grad[1]
+        learnt = [
+            p for p, needed in zip(ctx.parameters, ctx.needs_input_grad[2:], strict=True) if needed
+        ]
+        totals = _Totals(learnt)
+        toward = torch.zeros_like(ctx.input) if wants_input else None
+        outside = _generator_states(ctx.device)
+        enabled, dtype = ctx.autocast
+        try:
+            for i in range(len(job.sources)):
+                tiles = _with_gradient(job, job.sources[i], gradient[i : i + 1])
+                crops = _crops(job, job.sources[i], [t for t, _ in tiles])
+                for (tile, part), crop in zip(tiles, crops, strict=True):
+                    if tile.own in ctx.states[i]:
+                        _restore(ctx.states[i][tile.own], ctx.device)
+                    crop = crop.detach().requires_grad_(wants_input)
+                    with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
+                        out = job.grid.graph.run(
+                            job.grid.begin, job.grid.end, crop, tile.spans, ctx.draws[i]
+                        )
+                    found = torch.autograd.grad(
+                        out,
+                        [*([crop] if wants_input else []), *learnt],
+                        part.to(out.dtype),
+                        allow_unused=True,
+                    )
+                    if toward is not None and found[0] is not None:
+                        cut(toward[i : i + 1], tile.spans[job.grid.begin]).add_(found[0])
+                    totals.add(found[wants_input:])
+                    job.counts["backward"] += 1
+        finally:
+            _restore(outside, ctx.device)
+        every = iter(totals.found())
+        return (None, toward, *(next(every) if n else None for n in ctx.needs_input_grad[2:]))
+
+
+def _forward(
+    job: Job, source: AbstractSource, draws: Any, states: dict[Region, Any], device: str
+) -> Iterator[tuple[Tile, Tensor]]:
+    """The maps of all tiles of an image; equal tiles over background are computed once."""
+    begin, end, graph = job.grid.begin, job.grid.end, job.grid.graph
+    tiles = list(job.grid)
+    first = _first_alike(job, source, tiles)
+    known: dict[Region, Tensor] = {}
+    computed = [t for t in tiles if first.get(t.own, t.own) == t.own]
+    crops = _crops(job, source, computed)
+    for tile in tiles:
+        kept = first.get(tile.own)
+        if kept is not None and kept in known:
+            yield tile, known[kept]
+            continue
+        if graph.random:
+            states[tile.own] = _generator_states(device)
+        map_ = graph.run(begin, end, next(crops), tile.spans, draws)
+        job.counts["forward"] += 1
+        if kept is not None:
+            known[kept] = map_
+        if job.progress is not None:
+            job.progress(job.counts["forward"], len(tiles) * len(job.sources))
+        yield tile, map_
+
+
+def _with_gradient(job: Job, source: AbstractSource, gradient: Tensor) -> list[tuple[Tile, Tensor]]:
+    """Tiles whose gradient is not all zero; those of equal tiles over background are summed."""
+    tiles = list(job.grid)
+    first = _first_alike(job, source, tiles)
+    found: dict[Region, tuple[Tile, Tensor]] = {}
+    for tile in tiles:
+        part = cut(gradient, tile.own)
+        own = first.get(tile.own)
+        if own is None:
+            if part.any():
+                found[tile.own] = (tile, part)
+        elif own in found:
+            found[own] = (found[own][0], found[own][1] + part)
+        else:
+            found[own] = (tile, part)
+    return [(tile, part) for tile, part in found.values() if part.any()]
+
+
+def _first_alike(job: Job, source: AbstractSource, tiles: Sequence[Tile]) -> dict[Region, Region]:
+    """Of each tile over nothing but background, the first one that gives the same map."""
+    if not source.has_blank or job.grid.graph.random:
+        return {}
+    first: dict[Any, Region] = {}
+    found = {}
+    for tile in tiles:
+        if source.is_blank(tile.spans[job.grid.begin]):
+            found[tile.own] = first.setdefault(tile.key, tile.own)
+    return found
+
+
+def _crops(job: Job, source: AbstractSource, tiles: Sequence[Tile]) -> Iterator[Tensor]:
+    """What the tiles take, in order; background is made, not read."""
+    begin = job.grid.begin
+    regions = [tile.spans[begin] for tile in tiles]
+    blank = [source.has_blank and source.is_blank(r) for r in regions]
+    read = source.crops([r for r, b in zip(regions, blank, strict=True) if not b])
+    for region, empty in zip(regions, blank, strict=True):
+        if not empty:
+            yield next(read)
+            continue
+        value = source.blank().view(1, -1, *(1,) * len(region))
+        yield value.expand(1, -1, *(high - low for low, high in region)).contiguous()
+
+
+class _Totals:
+    """Sums of gradients; of half-precision parameters in single precision."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self._sums: list[Tensor | None] = [None] * len(parameters)
+
+    def add(self, found: Sequence[Tensor | None]) -> None:
+        """One tile's."""
+        for k, new in enumerate(found):
+            if new is None:
+                continue
+            old = self._sums[k]
+            wide = torch.promote_types(new.dtype, torch.float32)
+            self._sums[k] = new.to(wide) if old is None else old.add_(new)
+
+    def found(self) -> list[Tensor | None]:
+        """In the parameters' own types."""
+        return [
+            None if total is None else total.to(p.dtype)
+            for total, p in zip(self._sums, self.parameters, strict=True)
+        ]
+
+
+def cut(x: Tensor, region: Region) -> Tensor:
+    """The region of ``(b, c, *space)``, a view."""
+    for axis, (low, high) in enumerate(region):
+        x = x.narrow(2 + axis, low, high - low)
+    return x
+
+
+def _empty(job: Job, like: Tensor) -> Tensor:
+    extent = job.grid.graph.steps[job.grid.end].extent
+    dtype = job.dtype or like.dtype
+    return like.new_empty((len(job.sources), like.shape[1], *extent), dtype=dtype)

@@ -1,0 +1,181 @@
+"""A stack of layers as a list of local steps, each of which runs on parts of maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.nn.streaming._site import Constant, Late, Ref
+from foveate.nn.streaming.base import AbstractOp, Call, Region
+
+
+@dataclass(frozen=True)
+class Step:
+    """One use of a local operation.
+
+    Attributes:
+        name: of the layer, for messages.
+        op: what it needs and how it runs.
+        apply, args, kwargs: layer and arguments, with `Ref` and `Constant` in them.
+        sources: the steps whose maps it takes; empty for the input.
+        dims_before, dims: spatial dimensions of what it takes and gives.
+        extent: cells of the whole map per axis.
+        channels: elements per cell, all outputs together.
+        mutates: the step whose map it overwrites, or -1.
+    """
+
+    name: str
+    op: AbstractOp
+    apply: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    sources: tuple[int, ...]
+    dims_before: tuple[int, ...]
+    dims: tuple[int, ...]
+    extent: tuple[int, ...]
+    channels: int
+
+
+class Graph:
+    """The steps of a stack for images of one shape; step 0 is the image.
+
+    Attributes:
+        steps: in the order in which they run.
+        last_use: of each step's map, the last step that takes it.
+        n_uses: how many steps take it.
+    """
+
+    def __init__(self, steps: Sequence[Step], constants: Sequence[tuple[Any, ...]]) -> None:
+        self.steps = list(steps)
+        self._constants = list(constants)
+        self.n_uses = [0] * len(steps)
+        self.last_use = list(range(len(steps)))
+        for t, step in enumerate(steps):
+            for s in step.sources:
+                self.n_uses[s] += 1
+                self.last_use[s] = t
+        # A tuple of maps (chunk) is one step whose parts share memory with it.
+        self.cuts = [t for t in range(1, len(steps) - 1) if self._divides(t)]
+        self._kept: dict[Any, Any] = {}
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once per key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    @property
+    def random(self) -> bool:
+        """Whether a step draws while it runs."""
+        return any(step.op.random for step in self.steps)
+
+    def _divides(self, t: int) -> bool:
+        """Whether all that comes after step t takes nothing from before it."""
+        return max(self.last_use[:t]) <= t
+
+    def constants(self) -> list[Any]:
+        """What is computed from parameters alone, with gradient where that is on."""
+        found: list[Any] = []
+        for apply, args, kwargs in self._constants:
+            own, named = _filled(args, {}, found), _filled(kwargs, {}, found)
+            found.append(apply(*own, **named))
+        return found
+
+    def draws(self, begin: int, end: int, like: Tensor) -> dict[int, Tensor]:
+        """Draws of the steps after `begin` up to `end` that hold for a whole image."""
+        drawn = {
+            t: self.steps[t].op.draw(self.steps[t].channels, like)
+            for t in range(begin + 1, end + 1)
+        }
+        return {t: value for t, value in drawn.items() if value is not None}
+
+    def run(
+        self,
+        begin: int,
+        end: int,
+        x: Tensor,
+        spans: Mapping[int, Region],
+        draws: Mapping[int, Tensor],
+    ) -> Tensor:
+        """The part of step `end`'s map that `spans` asks for.
+
+        Args:
+            begin: the step whose map is given.
+            end: the step whose map is wanted.
+            x: of the map of `begin`, the part in ``spans[begin]``: ``(1, c, *size)``.
+            spans: of each step, the part to compute.
+            draws: from `draws`.
+        """
+        values: dict[int, Any] = {begin: x}
+        constants = self.constants()
+        for t in range(begin + 1, end + 1):
+            step = self.steps[t]
+            if t not in spans:
+                continue
+            given = tuple(
+                _span(step.op.needs(axis, *_arrays(span))) for axis, span in enumerate(spans[t])
+            )
+            taken = {
+                s: _narrowed(values[s], step.dims_before, spans[s], given) for s in step.sources
+            }
+            first = step.sources[0]
+            reuse = (
+                first != begin
+                and self.n_uses[first] == 1
+                and self.steps[first].op.fresh
+                and spans[first] == given
+            )
+            call = Call(
+                step.apply,
+                _filled(step.args, taken, constants),
+                _filled(step.kwargs, taken, constants),
+                step.dims_before,
+                given,
+                spans[t],
+                reuse,
+                draws.get(t),
+            )
+            values[t] = step.op.run(call)
+            del call, taken
+            for s in step.sources:
+                if self.last_use[s] == t:
+                    values.pop(s, None)
+        found: Tensor = values[end]
+        return found
+
+
+def _filled(args: Any, maps: Mapping[int, Any], constants: Sequence[Any]) -> Any:
+    """Arguments with values for what stands in their place."""
+    if isinstance(args, Ref):
+        return maps[args.step]
+    if isinstance(args, Constant):
+        return constants[args.number]
+    if isinstance(args, Late):
+        return args.get()
+    if isinstance(args, Mapping):
+        return {key: _filled(value, maps, constants) for key, value in args.items()}
+    if isinstance(args, tuple | list) and not isinstance(args, torch.Size):
+        return type(args)(_filled(value, maps, constants) for value in args)
+    return args
+
+
+def _narrowed(value: Any, dims: Sequence[int], held: Region, wanted: Region) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_narrowed(each, dims, held, wanted) for each in value)
+    for dim, (begin, end), (low, high) in zip(dims, held, wanted, strict=True):
+        if (begin, end) != (low, high):
+            value = value.narrow(dim, low - begin, high - low)
+    return value
+
+
+def _arrays(span: tuple[int, int]) -> tuple[Any, Any]:
+    return np.asarray([span[0]]), np.asarray([span[1]])
+
+
+def _span(ends: tuple[Any, Any]) -> tuple[int, int]:
+    return int(ends[0][0]), int(ends[1][0])

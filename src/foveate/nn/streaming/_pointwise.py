@@ -1,0 +1,219 @@
+"""What looks at one cell at a time, and what only moves cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foveate.nn.streaming.base import AbstractOp, Call, Ints
+
+
+class Pointwise(AbstractOp):
+    """Every output cell from the same cell of the inputs, whatever happens to the channels.
+
+    Args:
+        mutates: it overwrites its first argument.
+        fresh: its result is new memory.
+        random: it draws from the generator.
+        work: floating-point operations per element of its output.
+        held: bytes that autograd holds per element, beside its output.
+    """
+
+    def __init__(
+        self,
+        *,
+        mutates: bool = False,
+        fresh: bool = False,
+        random: bool = False,
+        work: float = 4.0,
+        held: float = 0.0,
+    ) -> None:
+        self.mutates, self.fresh, self.random = mutates, fresh or mutates, random
+        self.work, self.held = work, held
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """The same cells."""
+        return low, high
+
+    def run(self, call: Call) -> Any:
+        """The layer itself; what may not be overwritten is copied before."""
+        if self.mutates and not call.reuse:
+            first, *others = call.args
+            return call.apply(first.clone(), *others, **call.kwargs)
+        return call.apply(*call.args, **call.kwargs)
+
+
+class PerImage(Pointwise):
+    """Drops a branch, or channels, of a whole image: the draw is one for all its parts.
+
+    Args:
+        rate: probability of being dropped.
+        scale: whether what is kept is divided by its probability.
+        channels: drop single channels (dropout of feature maps) rather than all.
+    """
+
+    def __init__(self, *, rate: float, scale: bool, channels: bool) -> None:
+        super().__init__(fresh=True)
+        self.rate, self.scale, self.channels = rate, scale, channels
+
+    def draw(self, channels: int, like: Tensor) -> Tensor:
+        """0 where dropped, else 1 or one over the probability of being kept: ``(1 or c,)``."""
+        keep = 1 - self.rate
+        drawn = like.new_empty(channels if self.channels else 1).bernoulli_(keep)
+        return drawn / keep if self.scale and keep > 0 else drawn
+
+    def run(self, call: Call) -> Tensor:
+        """The input times the draw."""
+        if call.drawn is None:
+            raise AssertionError("a step that draws was run without a draw")
+        x: Tensor = call.args[0]
+        shape = [1] * x.ndim
+        channel = next(d for d in range(1, x.ndim) if d not in call.dims)
+        shape[channel] = -1
+        return x * call.drawn.to(x).view(shape)
+
+
+class Gather(AbstractOp):
+    """Each output cell is one input cell, per axis: repeats, mirrored borders, every other cell.
+
+    Args:
+        index: per axis, the input cell of every output cell.
+    """
+
+    fresh = False
+
+    def __init__(self, index: Sequence[Ints]) -> None:
+        self.index = [np.asarray(each, np.int64) for each in index]
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """From the lowest to the highest of the cells."""
+        return _hull(self.index[axis], low, high)
+
+    def run(self, call: Call) -> Tensor:
+        """Cut where cells are neighbours, else picked."""
+        x: Tensor = call.args[0]
+        for axis, index in enumerate(self.index):
+            low, high = call.wanted[axis]
+            x = _picked(x, call.dims[axis], index[low:high] - call.given[axis][0])
+        return x
+
+
+class Blend(AbstractOp):
+    """Linear interpolation: each output cell between two neighbours, axis after axis.
+
+    Args:
+        place: per axis, where every output cell lies among the input cells.
+        extent: cells of the input, per axis.
+    """
+
+    work = 12.0
+
+    def __init__(
+        self, place: Sequence[np.ndarray[Any, np.dtype[np.float64]]], extent: Sequence[int]
+    ):
+        self.below = [
+            np.clip(np.floor(p).astype(np.int64), 0, n - 1)
+            for p, n in zip(place, extent, strict=True)
+        ]
+        self.above = [np.minimum(b + 1, n - 1) for b, n in zip(self.below, extent, strict=True)]
+        self.share = [p - b for p, b in zip(place, self.below, strict=True)]
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """From the first cell to the last neighbour."""
+        return _hull(self.below[axis], low, high)[0], _hull(self.above[axis], low, high)[1]
+
+    def run(self, call: Call) -> Tensor:
+        """Of the wanted cells."""
+        x: Tensor = call.args[0]
+        for axis, dim in enumerate(call.dims):
+            cut, begin = slice(*call.wanted[axis]), call.given[axis][0]
+            share = torch.from_numpy(self.share[axis][cut]).to(x)
+            share = share.view(-1, *(1,) * (x.ndim - 1 - dim))
+            below = _picked(x, dim, self.below[axis][cut] - begin)
+            above = _picked(x, dim, self.above[axis][cut] - begin)
+            x = below * (1 - share) + above * share
+        return x
+
+
+class ConstantPad(AbstractOp):
+    """A border of one value.
+
+    Args:
+        left: cells before the first, per axis; negative cuts.
+        extent: cells of the input, per axis.
+        value: of the border.
+    """
+
+    def __init__(self, left: Sequence[int], extent: Sequence[int], value: float) -> None:
+        self.left, self.extent, self.value = tuple(left), tuple(extent), value
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """The cells that are not border; at least one."""
+        first = np.clip(low - self.left[axis], 0, self.extent[axis] - 1)
+        return first, np.clip(high - self.left[axis], first + 1, self.extent[axis])
+
+    def run(self, call: Call) -> Tensor:
+        """The piece with the part of the border that is wanted."""
+        x: Tensor = call.args[0]
+        pads = [0] * (2 * x.ndim)
+        for axis, dim in enumerate(call.dims):
+            (low, high), (begin, end) = call.wanted[axis], call.given[axis]
+            at = 2 * (x.ndim - 1 - dim)
+            pads[at], pads[at + 1] = begin + self.left[axis] - low, high - end - self.left[axis]
+        return functional.pad(x, pads, value=self.value)
+
+
+class Chain(AbstractOp):
+    """Two operations, one after the other: a convolution that mirrors its borders."""
+
+    def __init__(self, first: AbstractOp, second: AbstractOp) -> None:
+        self.first, self.second = first, second
+        self.work, self.held = second.work, second.held
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """Of the first for what the second needs."""
+        return self.first.needs(axis, *self.second.needs(axis, low, high))
+
+    def run(self, call: Call) -> Any:
+        """Of both."""
+        between = []
+        for axis, (low, high) in enumerate(call.wanted):
+            a, b = self.second.needs(axis, np.asarray([low]), np.asarray([high]))
+            between.append((int(a[0]), int(b[0])))
+        x, *others = call.args
+        inner = Call(call.apply, (x,), {}, call.dims, call.given, tuple(between), False)
+        x = self.first.run(inner)
+        return self.second.run(
+            Call(
+                call.apply, (x, *others), call.kwargs, call.dims, tuple(between), call.wanted, False
+            )
+        )
+
+
+def border_index(n: int, left: int, right: int, mode: str) -> Ints:
+    """The cell of a map of n cells that stands at each cell of the padded map."""
+    cells = np.arange(-left, n + right)
+    if mode == "replicate":
+        return np.clip(cells, 0, n - 1)
+    period = max(2 * (n - 1), 1)
+    cells = np.abs(cells) % period
+    return np.minimum(cells, period - cells)
+
+
+def _hull(index: Ints, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    parts = [index[a:b] for a, b in zip(low, high, strict=True)]
+    return (
+        np.asarray([part.min() for part in parts], np.int64),
+        np.asarray([part.max() + 1 for part in parts], np.int64),
+    )
+
+
+def _picked(x: Tensor, dim: int, index: Ints) -> Tensor:
+    if (np.diff(index) == 1).all():
+        return x.narrow(dim, int(index[0]), len(index))
+    return x.index_select(dim, torch.from_numpy(index).to(x.device))

@@ -1,0 +1,314 @@
+"""Which layers are local, and which operation each becomes; all others are refused by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.nn.streaming._pointwise import Gather, PerImage, Pointwise
+from foveate.nn.streaming._rules_windows import (
+    convolution,
+    convolution_call,
+    interpolate,
+    max_pool,
+    max_pool_call,
+    mean_pool,
+    mean_pool_call,
+    pad_call,
+    pad_layer,
+    same_convolution,
+    same_max_pool,
+    transposed,
+    upsample,
+)
+from foveate.nn.streaming._site import Built, Constant, Refused, Rule, Site, channels_first
+
+
+def _layer(*, work: float = 4.0, held: float = 0.0, random: bool = False) -> Rule:
+    def rule(site: Site, module: Any) -> Built:
+        mutates = bool(getattr(module, "inplace", False)) and not _idle(module)
+        return Built(
+            Pointwise(
+                mutates=mutates,
+                fresh=not _idle(module),
+                random=random and not _idle(module),
+                work=work,
+                held=held,
+            )
+        )
+
+    return rule
+
+
+def _idle(module: Any) -> bool:
+    dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+    return isinstance(module, nn.Identity) or (dropout and not module.training)
+
+
+def _batch_norm(site: Site, norm: Any) -> Built:
+    channels_first(site)
+    if norm.training or norm.running_mean is None:
+        raise Refused(
+            "batch norm on batch statistics looks at the whole image: freeze it (.eval()), or "
+            "replace it by layer norm over channels"
+        )
+    return Built(Pointwise(fresh=True))
+
+
+def _batch_norm_call(site: Site, _: Any) -> Built:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    given = dict(zip(names, site.shown, strict=False)) | site.named
+    channels_first(site)
+    if given.get("training"):
+        raise Refused(
+            "batch norm on batch statistics looks at the whole image: freeze it (.eval())"
+        )
+    return Built(Pointwise(fresh=True))
+
+
+def _layer_norm(site: Site, norm: Any) -> Built:
+    return _normed(site, len(norm.normalized_shape))
+
+
+def _layer_norm_call(site: Site, _: Any) -> Built:
+    shape = site.shown[1] if len(site.shown) > 1 else site.named["normalized_shape"]
+    return _normed(site, len(shape))
+
+
+def _normed(site: Site, n_dims: int) -> Built:
+    if any(d >= site.result.ndim - n_dims for d in site.dims):
+        raise Refused("layer norm over space looks at the whole map: normalise channels only")
+    return Built(Pointwise(fresh=True, work=8.0))
+
+
+def _linear(site: Site, layer: Any) -> Built:
+    weight = layer.weight if isinstance(layer, nn.Linear) else site.shown[1]
+    if site.dims[-1] == site.result.ndim - 1:
+        raise Refused("a linear layer along a spatial axis looks at the whole map")
+    return Built(Pointwise(fresh=True, work=2.0 * weight.shape[1]))
+
+
+def _per_image(site: Site, module: Any) -> Built:
+    rate = float(getattr(module, "drop_prob", getattr(module, "p", 0.0)) or 0.0)
+    if not module.training or rate == 0:
+        return Built(Pointwise(), (site.args[0],))
+    feature = isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
+    if getattr(module, "mode", "row") == "batch":
+        raise Refused("stochastic depth in mode 'batch' drops all images at once; use 'row'")
+    scale = bool(getattr(module, "scale_by_keep", True))
+    draws = PerImage(rate=rate, scale=scale, channels=feature)
+    return Built(draws, (site.args[0],))
+
+
+def _elementwise(site: Site, target: Any) -> Built:
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.startswith("_"))
+    in_place = in_place or bool(site.named.get("inplace"))
+    for arg, stand in zip(site.args, site.shown, strict=True):
+        ndim = site.result.ndim
+        if isinstance(arg, Constant) and isinstance(stand, Tensor):
+            sides = [stand.shape[d - ndim] for d in site.dims if ndim - d <= stand.ndim]
+            if any(side != 1 for side in sides):
+                raise Refused("a parameter has one value per place")
+    return Built(Pointwise(mutates=in_place, fresh=True, random=name == "dropout"))
+
+
+def _functional_dropout(site: Site, target: Any) -> Built:
+    given = dict(zip(("input", "p", "training", "inplace"), site.shown, strict=False)) | site.named
+    p = given.get("p", 0.5)
+    if not given.get("training", True) or p == 0:
+        return Built(Pointwise())
+    if target is not functional.dropout:
+        raise Refused("dropout of whole channels as a function; use the layer nn.Dropout2d")
+    return Built(Pointwise(mutates=bool(given.get("inplace")), fresh=True, random=True))
+
+
+def _same_memory(site: Site, _: Any) -> Built:
+    return Built(Pointwise())
+
+
+def _permute(site: Site, target: Any) -> Built:
+    named = site.named.get("dims")
+    order = named if named is not None else site.shown[1:]
+    if len(order) == 1 and isinstance(order[0], tuple | list):
+        order = order[0]
+    order = [d % len(order) for d in order]
+    return Built(Pointwise(), dims=_ascending([order.index(d) for d in site.dims]))
+
+
+def _transpose(site: Site, target: Any) -> Built:
+    first, second = (d % site.result.ndim for d in site.shown[1:3])
+    swap = {first: second, second: first}
+    return Built(Pointwise(), dims=_ascending([swap.get(d, d) for d in site.dims]))
+
+
+def _ascending(dims: list[int]) -> tuple[int, ...]:
+    if sorted(dims) != dims:
+        raise Refused("it exchanges spatial axes")
+    return tuple(dims)
+
+
+def _along(default: int, position: int) -> Rule:
+    """What runs along one dimension, which must not be spatial."""
+
+    def rule(site: Site, target: Any) -> Built:
+        found = site.named.get("dim", default)
+        if "dim" not in site.named and len(site.shown) > position:
+            found = site.shown[position]
+        result = site.result[0] if isinstance(site.result, tuple | list) else site.result
+        if not isinstance(found, int | tuple | list) or any(
+            d % result.ndim in site.dims for d in _each_dim(found)
+        ):
+            raise Refused(f"it runs along a spatial axis (dim {found})")
+        if result.ndim != len(site.extent) + 2:
+            raise Refused("it changes the number of dimensions; use keepdim=True")
+        return Built(Pointwise())
+
+    return rule
+
+
+def _each_dim(dim: int | Sequence[int]) -> tuple[int, ...]:
+    """One dimension or several."""
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
+def _item(site: Site, _: Any) -> Built:
+    value, key = site.shown[:2]
+    if isinstance(value, tuple | list):
+        return Built(Pointwise())
+    keys = list(key) if isinstance(key, tuple) else [key]
+    if Ellipsis in keys:
+        at = keys.index(Ellipsis)
+        keys[at : at + 1] = [slice(None)] * (value.ndim - len(keys) + 1)
+    if not all(isinstance(k, slice) for k in keys):
+        raise Refused("it picks single cells or dimensions; only slices keep a map a map")
+    keys += [slice(None)] * (value.ndim - len(keys))
+    spatial = [keys[d] for d in site.dims]
+    if all(k == slice(None) for k in spatial):
+        return Built(Pointwise())
+    if any(k != slice(None) for d, k in enumerate(keys) if d not in site.dims):
+        raise Refused("it cuts channels and space at once; cut one after the other")
+    index = [np.arange(n)[k] for n, k in zip(site.extent, spatial, strict=True)]
+    return Built(Gather(index), (site.args[0],))
+
+
+# -- the tables -----------------------------------------------------------------------------------
+
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
+_F = functional
+
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
+    *(nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold),
+)
+
+MODULES: Mapping[type[nn.Module], Rule] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), convolution),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), transposed),
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), max_pool),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), mean_pool),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
+    **{kind: _layer() for kind in _ACTIVATIONS},
+    **{kind: _layer(random=True, held=1.0) for kind in (nn.Dropout, nn.AlphaDropout)},
+    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _per_image),
+    **dict.fromkeys(
+        (
+            *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+            *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+            *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+            *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+            *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+        ),
+        pad_layer,
+    ),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), upsample),
+    nn.PReLU: _layer(),
+    nn.Identity: _same_memory,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.Linear: _linear,
+}
+"""Layers of torch, by class; one with a `forward` of its own is traced through instead."""
+
+BY_NAME: Mapping[str, Rule] = {
+    "DropPath": _per_image,
+    "StochasticDepth": _per_image,
+    "Conv2dSame": same_convolution,
+    "MaxPool2dSame": same_max_pool,
+}
+"""Layers of other libraries that cannot be traced through."""
+
+_ARITHMETIC = (
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.exp, torch.log),
+    *(torch.sqrt, torch.rsqrt, torch.abs, torch.square, torch.clamp, torch.maximum, torch.minimum),
+    *(torch.sigmoid, torch.tanh, torch.relu, torch.where, torch.erf),
+    *(_F.relu, _F.relu6, _F.leaky_relu, _F.elu, _F.selu, _F.celu, _F.gelu, _F.silu, _F.mish),
+    *(_F.hardswish, _F.hardsigmoid, _F.hardtanh, _F.sigmoid, _F.tanh, _F.softplus),
+    *(_F.logsigmoid, torch.relu_, torch.sigmoid_, torch.tanh_),
+)
+
+FUNCTIONS: Mapping[Any, Rule] = {
+    **dict.fromkeys(_ARITHMETIC, _elementwise),
+    **dict.fromkeys((_F.conv1d, _F.conv2d, _F.conv3d), convolution_call),
+    **dict.fromkeys((_F.max_pool1d, _F.max_pool2d, _F.max_pool3d), max_pool_call),
+    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool_call),
+    **dict.fromkeys((_F.avg_pool1d, _F.avg_pool2d, _F.avg_pool3d), mean_pool_call),
+    **dict.fromkeys((_F.dropout, _F.dropout2d, _F.dropout3d), _functional_dropout),
+    _F.prelu: _layer(),
+    _F.pad: pad_call,
+    _F.interpolate: interpolate,
+    _F.batch_norm: _batch_norm_call,
+    _F.layer_norm: _layer_norm_call,
+    _F.linear: _linear,
+    torch.permute: _permute,
+    torch.transpose: _transpose,
+    torch.cat: _along(0, 1),
+    torch.concat: _along(0, 1),
+    torch.chunk: _along(0, 2),
+    torch.split: _along(0, 2),
+    torch.softmax: _along(-1, 1),
+    _F.softmax: _along(-1, 1),
+    _F.normalize: _along(1, 2),
+    torch.mean: _along(-1, 1),
+    torch.sum: _along(-1, 1),
+    torch.amax: _along(-1, 1),
+    operator.getitem: _item,
+}
+
+_SAME = ("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16")
+_METHODS = ("add", "sub", "mul", "div", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs")
+
+METHODS: Mapping[str, Rule] = {
+    **dict.fromkeys(_SAME, _same_memory),
+    **{name + end: _elementwise for name in _METHODS for end in ("", "_")},
+    **dict.fromkeys(("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp"), _elementwise),
+    **dict.fromkeys(("clamp_", "square", "clone", "clip"), _elementwise),
+    "permute": _permute,
+    "transpose": _transpose,
+    "chunk": _along(0, 2),
+    "split": _along(0, 2),
+    "softmax": _along(-1, 1),
+    "mean": _along(-1, 1),
+    "sum": _along(-1, 1),
+    "amax": _along(-1, 1),
+}
+
+
+def rule_of(module: nn.Module) -> Rule | None:
+    """The rule of a layer, where it has one; subclasses with another `forward` have none."""
+    if type(module).__name__ in BY_NAME:
+        return BY_NAME[type(module).__name__]
+    for kind in type(module).__mro__:
+        own: Any = kind
+        if kind in MODULES and type(module).forward is own.forward:
+            return MODULES[kind]
+    return None

@@ -1,0 +1,85 @@
+"""One use of a layer in a stack, as the rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from foveate.nn.streaming.base import AbstractOp
+
+
+class Refused(Exception):
+    """Why a use of a layer is not local; the caller adds its name."""
+
+
+@dataclass(frozen=True)
+class Late:
+    """A parameter, looked up when it is used (it may be computed from others)."""
+
+    module: nn.Module
+    name: str
+
+    def get(self) -> Any:
+        """Its value now."""
+        return getattr(self.module, self.name)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for the map of a step among arguments."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Stands for what is computed from parameters alone."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of a layer or function.
+
+    Attributes:
+        args, kwargs: as in the graph, for the operation to run with.
+        shown: the same arguments with stand-ins that have the shapes of the whole image.
+        named: `shown` of the keywords.
+        dims: spatial dimensions of its input.
+        extent: cells of its input per axis.
+        result: a stand-in of its result.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shown: tuple[Any, ...]
+    named: dict[str, Any]
+    dims: tuple[int, ...]
+    extent: tuple[int, ...]
+    result: Any
+
+
+@dataclass(frozen=True)
+class Built:
+    """An operation and what it is run with; None leaves the site's own."""
+
+    op: AbstractOp
+    args: tuple[Any, ...] | None = None
+    dims: tuple[int, ...] | None = None
+
+
+Rule = Callable[[Site, Any], Built]
+
+
+def channels_first(site: Site) -> None:
+    if site.dims != tuple(range(2, 2 + len(site.extent))):
+        raise Refused("it expects channels in dimension 1; permute them back before")
+
+
+def first_argument(site: Site) -> Any:
+    """What stands for the map, given by place or by name."""
+    return site.args[0] if site.args else site.kwargs["input"]
