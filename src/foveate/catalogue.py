@@ -22,6 +22,7 @@ _READS = {
     "glimpse": "a glimpse",
     "crops": "patches it chooses",
     "bag": "every patch with foreground",
+    "whole": "every pixel of the foreground",
 }
 _TITLES = {
     "Use when": "When to use it",

@@ -70,8 +70,8 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     from_timm = "pretrained" in options
     if from_timm and not pretrained:
         options["pretrained"] = False
-    encoder = build_encoder(card.encoder, options)
     part = find("methods", card.method)
+    encoder = build_encoder(card.encoder, options, part.encoder_defaults)
     given = parse_options(part, card.method_options, "method")
     method: AbstractMethod = part(encoder=encoder, heads=task.heads, **given)
     return Model(card, method, task)

@@ -369,10 +369,10 @@ def test_memory_has_a_row_for_every_side_and_number_kept(
         assert 0 <= float(row["seconds_reading"]) < float(row["seconds"]) < 60
         assert f"kept {row['kept']}:" in ended.stdout
 
-    def measured(*_: Any) -> None:
+    def measured(*_: Any, **__: Any) -> None:
         raise AssertionError("it is measured again")
 
-    monkeypatch.setattr("foveate.benchmark.memory._measured_apart", measured)
+    monkeypatch.setattr("foveate.benchmark.memory.measured_apart", measured)
     table = (tmp_path / "results.csv").read_bytes()
     done(foveate(*words, "--sides", "256", "--kept", "16,4", "--batch-size", "2"))
     assert (tmp_path / "results.csv").read_bytes() == table

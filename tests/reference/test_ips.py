@@ -17,6 +17,7 @@ from foveate.encoders import build_encoder
 from foveate.loading import CaseLoader
 from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
+from foveate.nn.selection import scores_among
 from foveate.sparse import Canvas, write_canvas
 
 VIEW = View(1.0, 32, 8.0, unit="px")
@@ -91,8 +92,7 @@ def places(patches: Patches, index: Tensor) -> set[tuple[float, ...]]:
 
 
 def select(built: Ips, batch: Batch, patches: Patches) -> set[tuple[float, ...]]:
-    centre, extent = batch.layout([patches], len(patches))
-    kept, more = built._select(batch, [patches], built.position(centre, extent))
+    kept, more = built._select(batch, [patches], *batch.layout([patches], len(patches)))
     assert len(more[0]) == built.buffer
     return places(patches, kept[0])
 
@@ -172,3 +172,41 @@ def test_a_stored_model_predicts_images_of_another_size(
     large = batch_of([canvas(tmp_path, 8, 90)], loader, pool)
     for batch in (small, large):
         assert torch.equal(built(batch).logits, again(batch).logits)
+
+
+def test_a_step_in_chunks_blocks_and_tiles_has_the_gradients_of_one_at_once(
+    tmp_path: Path,
+    loader: CaseLoader,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cases = [canvas(tmp_path, 2, 60), canvas(tmp_path, 3, 4)]
+    found = []
+    for frugal in (False, True):
+        built = method(explore=0.0, dropout=0.3, chunk=10 if frugal else 1000, layers=2).train()
+        if frugal:
+            monkeypatch.setattr("foveate.nn.attention._ROWS", 7)
+            monkeypatch.setattr("foveate.methods.ips._MANY", 7)
+            for layer in built.relate:
+                layer.pairs = 100
+        torch.manual_seed(4)
+        prediction = built(batch_of(cases, loader, pool))
+        (prediction.logits.sin().sum() + prediction.auxiliary["instance"][1].sin().sum()).backward()
+        gradients = {n: p.grad for n, p in built.named_parameters() if p.grad is not None}
+        found.append((prediction.logits.detach(), gradients))
+    (plain, theirs), (frugal_logits, ours) = found
+    torch.testing.assert_close(frugal_logits, plain, atol=1e-5, rtol=1e-5)
+    assert ours.keys() == theirs.keys()
+    assert any(name.startswith("encoder.") for name in ours)
+    for name, gradient in ours.items():
+        error = (gradient - theirs[name]).norm()
+        assert error <= 1e-4 * theirs[name].norm() + 1e-6, name
+
+
+def test_scores_of_many_patches_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(50, 2, 4)
+    share = logits.double().softmax(0).sum((1, 2)).log().float()
+    for size in (7, 50, 100):
+        monkeypatch.setattr("foveate.nn.selection._PATCHES", size)
+        torch.testing.assert_close(scores_among(logits), share, atol=1e-6, rtol=1e-6)

@@ -108,6 +108,26 @@ def test_cross_pool() -> None:
         close(weight[i, :n], attention)
 
 
+def test_cross_pool_has_the_gradients_of_keys_and_values() -> None:
+    pool = trained(CrossPool(DIM, HEADS, attention_heads=2, dropout=0.3)).eval()
+    f, valid = bag((5, 1, 3))
+    f.requires_grad_()
+    wanted = [f, *pool.parameters()]
+    logits, _ = pool(f, valid)
+    fast = torch.autograd.grad(logits.sin().sum(), wanted)
+    key, value = pool.keys(f), pool.to_value(f).view(3, 5, 2, 4)
+    scores = torch.einsum("thd,bnhd->bthn", pool.query(), key) / 2
+    a = scores.masked_fill(~valid[:, None, None], -torch.inf).softmax(-1)
+    z = pool.norms[0](
+        pool.questions + pool.out(torch.einsum("bthn,bnhd->bthd", a, value).flatten(2))
+    )
+    z = pool.norms[1](z + pool.mlp(z))
+    plain = torch.cat([head(z[:, t]) for t, head in enumerate(pool.heads)], -1)
+    close(logits, plain)
+    for one, other in zip(fast, torch.autograd.grad(plain.sin().sum(), wanted), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_cross_pool_scores_patches_alike_in_either_mode() -> None:
     pool = CrossPool(DIM, HEADS, attention_heads=2, dropout=0.5)
     f = torch.randn(40, DIM) * 5
@@ -291,21 +311,45 @@ def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
     assert reach == pytest.approx([1, 4, 16, 64], rel=1e-5)
 
 
-@pytest.mark.parametrize("placed", [False, True])
-def test_relate_in_blocks_is_relate_at_once(placed: bool) -> None:
-    torch.manual_seed(0)
-    whole = Relate(16, heads=4, initial_scale=1.0).double()
-    blocks = Relate(16, heads=4, initial_scale=1.0, pairs=5 * 13).double()
-    blocks.load_state_dict(whole.state_dict())
+@pytest.mark.parametrize("pairs", [9, 65, 150])
+@pytest.mark.parametrize("kind", ["distance", "glimpse", "none"])
+def test_relate_in_tiles_is_relate_at_once(
+    kind: str, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveate.nn.attention._ROWS", 4)
+    whole = trained(Relate(16, heads=4))
+    tiles = Relate(16, heads=4, pairs=pairs).double()
+    tiles.load_state_dict(whole.state_dict())
+    torch.manual_seed(1)
     tokens, position = torch.randn(2, 2, 13, 16, dtype=torch.float64)
     centre = 9 * torch.randn(2, 13, 2, dtype=torch.float64)
     valid = torch.arange(13) < torch.tensor([[13], [8]])
-    lies = torch.arange(13).expand(2, -1) > 0 if placed else None
+    where = None if kind == "none" else centre
+    lies = torch.arange(13).expand(2, -1) > 0 if kind == "glimpse" else None
     found = []
-    for layer in (whole, blocks):
-        x = tokens.clone().requires_grad_()
-        out = layer(x, position, valid, centre, lies)
-        out.square().sum().backward()
-        found.append([out, x.grad, *(p.grad for p in layer.parameters())])
+    for layer in (whole, tiles):
+        x, code = tokens.clone().requires_grad_(), position.clone().requires_grad_()
+        out = layer(x, code, valid, where, lies)
+        assert torch.equal(out.detach(), layer(x, code, valid, where, lies).detach())
+        (out.sin() * valid.unsqueeze(-1)).sum().backward()
+        learnt = [
+            p.grad
+            for name, p in layer.named_parameters()
+            if where is not None or "reach" not in name
+        ]
+        found.append([out, x.grad, code.grad, *learnt])
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_relate_in_tiles_of_logits_far_apart() -> None:
+    layer = Relate(16, heads=4, pairs=16)
+    x = (1e3 * torch.randn(1, 30, 16)).requires_grad_()
+    valid = torch.ones(1, 30, dtype=torch.bool)
+    with torch.no_grad():
+        layer.query_key_value.weight.mul_(100)
+    out = layer(x, torch.zeros_like(x), valid, torch.randn(1, 30, 2))
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

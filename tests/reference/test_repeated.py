@@ -163,3 +163,14 @@ def test_the_first_pass_of_replay_embeds_each_colour_once() -> None:
     assert once.n_embedded == 3 + 5
     loss_of(found).backward()
     assert once.n_embedded > 3 + 5, "the second pass needs the gradient of each chunk's own"
+
+
+def test_no_more_colours_are_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.nn.repeated._MOST_COLOURS", 2)
+    network = encoder()
+    once = EmbedOnce(network)
+    with torch.no_grad():
+        for colours, n_embedded in (((GREY, RED), 2), ((BLACK, RED), 3), ((BLACK, GREY), 4)):
+            patches = flat(*colours)
+            torch.testing.assert_close(once(patches), network(patches), atol=1e-13, rtol=0)
+            assert once.n_embedded == n_embedded

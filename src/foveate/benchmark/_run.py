@@ -229,8 +229,8 @@ class _Probe:
 
 
 def _build(run: Run, task: AbstractTask) -> Model:
-    encoder = build_encoder(run.encoder, dict(run.encoder_options))
     part = find("methods", run.method)
+    encoder = build_encoder(run.encoder, run.encoder_options, part.encoder_defaults)
     options = parse_options(part, run.method_options, "method")
     method = part(encoder=encoder, heads=task.heads, **options)
     card = ModelCard(

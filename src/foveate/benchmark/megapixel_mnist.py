@@ -191,7 +191,10 @@ BENCHMARK = Benchmark(
     view=lambda recipe: View(1.0, 50, 8.0 if recipe["side"] > 1000 else 5.0, unit="px"),
     settings={
         "": {"train": {**PLAIN, "epochs": 36, "batch_size": 4, "weight_decay": 0.1}},
-        "ips": {"method": {"kept": 144, "chunk": 640, "instance": 4.0}},
+        "ips": {
+            "method": {"kept": 144, "chunk": 640, "centring": 3, "instance": 4.0},
+            "view": {"patch_px": 36},
+        },
         "glimpse": {
             "method": {"patches": 32, "centring": 3, "instance": 4.0, "explore": 0.1},
             "view": {"patch_px": 36},

@@ -4,24 +4,15 @@ Every row is a fresh process, so that its peak is its own. Images are sparse can
 in every cell of the lattice, up to tens of gigapixels; nothing of them is ever held whole.
 
 What a step takes is the process's peak less what it held before the step: parameters, libraries,
-glimpses and the canvas' own tables do not count. Children take larger blocks straight from the
-system and give them back when freed, so that the peak counts what is held and not what the
-allocator keeps.
+glimpses and the canvas' own tables do not count.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import hashlib
 import json
-import multiprocessing
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +22,13 @@ import torch
 
 from foveate.atomic import write_json
 from foveate.batch import Batch, View
+from foveate.benchmark._process import give_back, measured_apart, peaks
 from foveate.benchmark._run import forget_peaks, write_table
 from foveate.cases import Case
 from foveate.encoders import build_encoder
-from foveate.errors import OptionError, TrainingError
+from foveate.errors import OptionError
 from foveate.loading import CaseLoader
-from foveate.memory import peak_device_mib, peak_rss_mib
+from foveate.memory import peak_rss_mib
 from foveate.outputs import Display
 from foveate.plugins import add_plugin_folder, find, parse_options, plugin_folders
 from foveate.run_folder import read_json
@@ -48,7 +40,6 @@ from foveate.training import further_loss
 _STAMP_PX = 28
 _N_STAMPS = 64
 _GLIMPSE_PX = 512
-_FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,13 @@ def sweep_memory(
         done = out / "runs" / f"memory-{method}-{side}-{digest}" / "row.json"
         if not done.is_file():
             canvas = crowded_canvas(out / "canvases", side=side, cell_px=patch_px)
-            write_json(done, {"benchmark": "memory", **_measured_apart(step, canvas, said)})
+            folders = [str(folder) for folder in plugin_folders()]
+            row = measured_apart(
+                *(measure_step, str(canvas), step, folders),
+                said=f"memory, {said}",
+                less="a smaller --sides, --kept or --batch-size",
+            )
+            write_json(done, {"benchmark": "memory", **row})
         rows.append(read_json(done))
         write_table(out)
     display.bar(f"memory {method}", total, total)
@@ -169,8 +166,8 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
         add_plugin_folder(Path(folder))
     torch.manual_seed(0)
     task = BinaryTask(classes=("absent", "present"))
-    encoder = build_encoder("small", dict(step.encoder_options))
     part = find("methods", step.method)
+    encoder = build_encoder("small", step.encoder_options, part.encoder_defaults)
     method = part(encoder=encoder, heads=task.heads, **step.method_options).to(step.device)
     optimizer = torch.optim.AdamW(method.parameters())
     view = View(1.0, step.patch_px, max(1.0, step.side / _GLIMPSE_PX), unit="px")
@@ -182,7 +179,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
     warm.sum().backward()
     optimizer.zero_grad(set_to_none=True)
     del warm
-    _give_back()
+    give_back()
     forget_peaks()
     before, begun = peak_rss_mib(), time.perf_counter()
     try:
@@ -204,32 +201,13 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
         loader.close()
     return step.facts() | {
         "parameters": sum(p.numel() for p in method.parameters()),
-        **_peaks(before, step.device),
+        **peaks(before, step.device),
         "seconds": round(seconds, 2),
         "seconds_reading": round(batch.seconds_reading, 2),
         "asked_fraction": round(asked_px / (step.batch_size * step.side**2), 6),
         "device": step.device,
         "threads": torch.get_num_threads(),
     }
-
-
-def _peaks(before: float, device: str) -> dict[str, Any]:
-    peak = peak_rss_mib()
-    found: dict[str, Any] = {
-        "step_mib": round(peak - before, 1),
-        "rss_peak_mib": round(peak, 1),
-    }
-    if device == "cuda":
-        found["device_peak_mib"] = round(peak_device_mib(), 1)
-        found["device_name"] = torch.cuda.get_device_name()
-    return found
-
-
-def _give_back() -> None:
-    """Return what was freed to the system, where it can be: a step must not live on leftovers."""
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check(sides: Sequence[int], batch_size: int, patch_px: int, device: str) -> None:
@@ -244,32 +222,3 @@ def _check(sides: Sequence[int], batch_size: int, patch_px: int, device: str) ->
         raise OptionError(f"--batch-size: got {batch_size}, expected 1 or more")
     if device == "cuda" and not torch.cuda.is_available():
         raise OptionError("--device: 'cuda' is not on this machine")
-
-
-def _measured_apart(step: Step, canvas: Path, said: str) -> dict[str, Any]:
-    """`measure_step` in a fresh process, which may die."""
-    folders = [str(folder) for folder in plugin_folders()]
-    context = multiprocessing.get_context("spawn")
-    with _environment(_FRUGAL), ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(measure_step, str(canvas), step, folders).result()
-        except BrokenProcessPool:
-            raise TrainingError(
-                f"memory, {said}: the process was killed, most likely for want of memory. Rows "
-                "before it are kept; a smaller --sides, --kept or --batch-size"
-            ) from None
-
-
-@contextlib.contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Variables that processes begun in here are born with: the allocator reads them only then."""
-    before = {key: os.environ.get(key) for key in more}
-    os.environ.update(more)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

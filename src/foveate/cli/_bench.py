@@ -1,4 +1,4 @@
-"""``foveate bench``: synthetic tasks of the field, one command a row; and memory by image size."""
+"""``foveate bench``: synthetic tasks of the field, one command a row; memory; streaming."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ Each row is a fresh process on a canvas with something in every patch; no MNIST 
 \b
   foveate bench memory --out bench/memory --method ips --sides 4096,16384 --kept 100,1000
   foveate bench memory --out bench/memory --method glimpse --method.patches 64
+"""
+
+_STREAMING_HELP = """Measure training steps that stream: exactness, seconds, memory.
+
+\b
+Each row is a fresh process. `bound_seconds` is the arithmetic of forward, forward again and
+backward at the rate of plain steps on a part of the image, measured in the same run. With
+--plain, plain and streamed steps take turns and their results are compared.
+
+\b
+  foveate bench streaming --out bench/streaming --sides 2048,4096 --plain
+  foveate bench streaming --out bench/streaming --image slide.tif --group 4 --bf16
+  foveate bench streaming --out bench/streaming --axes 3 --encoder r3d_18 --sides 128,512
 """
 
 Flag = Callable[[Any], Any]
@@ -216,6 +229,45 @@ def memory(ctx: click.Context, /, out: Path, method: str, kept: str | None, **fl
             f"{own}:  {top:.0f} MiB a step, {row['rss_peak_mib']:.0f} MiB in all, "
             f"{row['seconds']:.1f} s"
         )
+    click.echo(f"\nwritten: {out / 'results.csv'}")
+    return OK
+
+
+@bench.command(cls=Sectioned, help=_STREAMING_HELP, short_help="Exactness, time, memory.")
+@_out
+@click.option("--encoder", default="resnet18", show_default=True, help="r3d_18 for volumes.")
+@click.option("--sides", default="2048,4096", show_default=True, help="Of the images, pixels.")
+@click.option("--axes", type=int, default=2, show_default=True, help="2, or 3 for volumes.")
+@click.option("--budget-mib", default=2048, show_default=True, help="What a step may hold.")
+@click.option("--plain", is_flag=True, help="Take turns with the plain step, which must fit.")
+@click.option("--bf16", is_flag=True, help="In half precision.")
+@click.option("--image", type=click.Path(path_type=Path), help="Read this file instead of noise.")
+@click.option("--skip-background", is_flag=True, help="Leave out the background of that file.")
+@click.option("--group", default=1, show_default=True, help="Cells a side averaged into one.")
+def streaming(out: Path, sides: str, image: Path | None, **flags: Any) -> int:
+    """Measure streamed training steps."""
+    from foveate.benchmark.streaming import Streaming, sweep_streaming
+    from foveate.terminal import Terminal
+
+    every = _numbers("--sides", sides) if image is None else [1 << 20]
+    file = None if image is None else str(image.resolve())
+    with Terminal() as terminal:
+        rows = sweep_streaming(
+            out,
+            steps=[Streaming(side=side, image=file, **flags) for side in every],
+            display=terminal,
+        )
+    for row in rows:
+        click.echo(f"{row['shape']} px: {row['tiles']}")
+        click.echo(
+            f"  {row['seconds']} s, {row['to_bound']} × the bound of {row['bound_seconds']} s; "
+            f"{row['step_mib']:.0f} MiB a step, {row['rss_peak_mib']:.0f} MiB in all"
+        )
+        if "to_plain" in row:
+            click.echo(
+                f"  {row['to_plain']} × the plain step of {row['plain_seconds']} s; errors: output "
+                f"{row['output_error']:.1e}, gradients {row['gradient_error']:.1e}"
+            )
     click.echo(f"\nwritten: {out / 'results.csv'}")
     return OK
 

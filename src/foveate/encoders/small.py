@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, cat, nn
 
 from foveate.encoders.base import AbstractEncoder
+from foveate.nn.channel_norm import ChannelNorm
 
 
 class SmallEncoder(AbstractEncoder):
@@ -17,9 +20,13 @@ class SmallEncoder(AbstractEncoder):
     Args:
         width: channels of the first stage; they double until the third.
         dim: length of the vector.
+        norm: ``group``, over the whole patch, or ``local``, over the channels of each cell, which
+            streaming needs.
     """
 
-    def __init__(self, *, width: int = 16, dim: int = 128) -> None:
+    def __init__(
+        self, *, width: int = 16, dim: int = 128, norm: Literal["group", "local"] = "group"
+    ) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 4 * width)
         self.dim = dim
@@ -29,7 +36,7 @@ class SmallEncoder(AbstractEncoder):
         self.stages = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
-                nn.GroupNorm(max(1, after // 8), after),
+                ChannelNorm(after) if norm == "local" else nn.GroupNorm(max(1, after // 8), after),
                 nn.ReLU(inplace=True),
             )
             for before, after in zip((3, *widths[:-1]), widths, strict=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import UnknownName, did_you_mean
+from foveate.nn.channel_norm import ChannelNorm
 
 log = logging.getLogger("foveate")
 
@@ -25,8 +26,9 @@ class TimmEncoder(AbstractEncoder):
         name: as in ``timm.list_models()``.
         pretrained: take weights when they can be fetched; says so when they cannot.
         stages: how many stages to keep, from the finest; 0 keeps all.
-        norm: what becomes of batch norm; ``auto`` freezes it with pretrained weights and replaces
-            it by group norm without.
+        norm: what becomes of batch norm: ``frozen``, ``group`` norm over the patch, ``channel``
+            norm of each cell; ``auto`` freezes it with pretrained weights and takes group norm
+            without, ``local`` likewise but channel norm, which streaming needs.
 
     Raises:
         UnknownName: timm has no such network, or it gives no feature maps.
@@ -38,7 +40,7 @@ class TimmEncoder(AbstractEncoder):
         name: str = "resnet18",
         pretrained: bool = True,
         stages: int = 0,
-        norm: Literal["auto", "frozen", "group"] = "auto",
+        norm: Literal["auto", "local", "frozen", "group", "channel"] = "auto",
     ) -> None:
         super().__init__()
         import timm
@@ -56,10 +58,11 @@ class TimmEncoder(AbstractEncoder):
         config: Any = getattr(self.net, "default_cfg", None) or {}
         self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
-        if norm == "auto":
-            norm = "group" if self.from_scratch else "frozen"
-        if norm == "group":
-            _replace_batch_norm(self.net)
+        if norm in ("auto", "local"):
+            replacement: Literal["group", "channel"] = "group" if norm == "auto" else "channel"
+            norm = replacement if self.from_scratch else "frozen"
+        if norm != "frozen":
+            _replace_batch_norm(self.net, norm)
         self.resolved = {"norm": norm}
 
     def train(self, mode: bool = True) -> TimmEncoder:
@@ -105,18 +108,20 @@ def _create(name: str, pretrained: bool) -> tuple[nn.Module, bool]:
         raise UnknownName(f"encoder '{name}' gives no feature maps: {error}") from error
 
 
-def _replace_batch_norm(module: nn.Module) -> None:
+def _replace_batch_norm(module: nn.Module, kind: str) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             features = child.num_features
             groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0)
             activation = getattr(child, "act", None)
             norm: nn.Module = nn.GroupNorm(groups, features)
+            if kind == "channel":
+                norm = ChannelNorm(features)
             if activation is not None and not isinstance(activation, nn.Identity):
                 norm = nn.Sequential(norm, activation)
             setattr(module, name, norm)
         else:
-            _replace_batch_norm(child)
+            _replace_batch_norm(child, kind)
 
 
 def _centres(net: nn.Module, strides: tuple[int, ...]) -> tuple[float, ...]:

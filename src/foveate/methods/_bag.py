@@ -79,16 +79,41 @@ class Bag:
 
 
 def embed_patches(
-    encoder: AbstractEncoder, batch: Batch, patches: Sequence[Patches], chunk: int
+    encoder: AbstractEncoder,
+    batch: Batch,
+    patches: Sequence[Patches],
+    chunk: int,
+    *,
+    then: nn.Module | None = None,
+    keep_pixels: bool = True,
 ) -> Tensor:
-    """Features ``(sum n_i, d)``, with gradient in the memory of one chunk."""
-    chunks = batch.chunks(patches, chunk)
+    """Features ``(sum n_i, d)``, with gradient in the memory of one chunk.
+
+    More than one chunk are embedded in halves where there is a gradient: with it, half as many
+    patches hold as much as a whole chunk does without.
+
+    Args:
+        encoder: of patches.
+        batch: they are read from.
+        patches: per image.
+        chunk: how many are encoded at a time.
+        then: what each feature, as float32, goes through, in the same chunks.
+        keep_pixels: up to a fixed number of bytes for the second pass; else all are read again.
+    """
+    if torch.is_grad_enabled() and sum(map(len, patches)) > chunk:
+        chunk = (chunk + 1) // 2
+    # Made where there is no gradient, chunks keep no pixels.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and keep_pixels):
+        chunks = batch.chunks(patches, chunk)
+    learnt, once = list(encoder.parameters()), EmbedOnce(encoder)
+    if then is not None:
+        learnt += then.parameters()
+        once = EmbedOnce(lambda x: then(encoder(x).float()))
     if not torch.is_grad_enabled():
-        once = EmbedOnce(encoder)
         return torch.cat([once(chunks(c)) for c in range(len(chunks))])
     if len(chunks) == 1:
-        return EmbedOnce(encoder)(chunks(0))
-    return replay(EmbedOnce(encoder), list(encoder.parameters()), chunks, len(chunks))
+        return once(chunks(0))
+    return replay(once, learnt, chunks, len(chunks))
 
 
 def padding_mask(patches: Sequence[Patches], device: torch.device) -> Tensor:
@@ -100,9 +125,11 @@ def padding_mask(patches: Sequence[Patches], device: torch.device) -> Tensor:
 
 def pad_rows(rows: Tensor, valid: Tensor) -> Tensor:
     """Rows ``(sum n_i, d)`` as ``(b, n, d)``, zeros where not valid."""
+    if len(rows) == valid.numel():
+        return rows.reshape(*valid.shape, -1)
     out = rows.new_zeros(*valid.shape, rows.shape[-1])
-    padded: Tensor = out.masked_scatter(valid.unsqueeze(-1), rows)
-    return padded
+    out[valid] = rows
+    return out
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -103,12 +104,14 @@ class AbstractMethod(nn.Module, abc.ABC):
         summary: one line for ``foveate methods``.
         meets: how it meets the five requirements (only relevant parts in detail, any number of
             them, any image size, one GPU, dependencies between parts): ``yes``, ``partly``, ``no``.
+        encoder_defaults: options of encoders that this method needs; a user's own come first.
         encoder: the network that embeds glimpses and patches.
     """
 
     reads: ClassVar[frozenset[Reads]]
     summary: ClassVar[str]
     meets: ClassVar[tuple[Meets, ...]] = ("not stated",) * 5
+    encoder_defaults: ClassVar[Mapping[str, object]] = MappingProxyType({})
     encoder: AbstractEncoder
 
     @abc.abstractmethod

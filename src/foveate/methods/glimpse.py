@@ -44,13 +44,12 @@ from foveate.methods._locate import (
     map_lattice,
     stage_for,
 )
-from foveate.methods._zoom import CROWD, Descent, Zoom, apart, joined, nested_expectation
+from foveate.methods._zoom import CROWD, Descent, Zoom, apart, centred, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import GatedAttention, Relate, masked_softmax
 from foveate.nn.heads import Head, InstanceHead, saliency
 from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
-from foveate.tiling import shift_to_mass
 
 
 @dataclass(frozen=True)
@@ -268,22 +267,11 @@ class Glimpse(AbstractMethod):
         for i, every in enumerate(found):
             kept, shown = np.arange(len(every)), np.arange(len(every))
             if self.centring:
-                every = self._centred(batch, i, every)
+                every = centred(batch, i, every, steps=self.centring)
                 kept, shown = apart(every)
             patches.append(every[kept[:most]])
             shows[i, : len(every)] = torch.from_numpy(shown).to(shows)
         return _Chosen(index, shows, patches, field)
-
-    def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
-        """Patches moved to what they show."""
-        item, spacing = batch.items[i], batch.view.glimpse_spacing_um
-        centre = shift_to_mass(
-            item.contrast.astype(np.float64),
-            patches.centre_um / spacing,
-            side=batch.view.patch_um / spacing,
-            steps=self.centring,
-        )
-        return batch.place(i, centre * spacing)
 
     # -- aggregate ----------------------------------------------------------------------------
 

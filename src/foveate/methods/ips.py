@@ -14,7 +14,7 @@ related by self-attention that knows distance before they are pooled.
 Use when: parts decide but no glimpse shows where they are, and reading everything is affordable.
 
 Cost: reads every patch with foreground; memory of one chunk of patches, a few numbers per patch
-scanned and one vector per patch kept (relating them takes time with their square).
+scanned and about a dozen vectors per patch kept (relating them takes time with their square).
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import Bag, embed_patches, pad_rows, padding_mask
+from foveate.methods._zoom import apart, centred
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import Relate
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import CrossPool
 from foveate.nn.position import PositionCode
 from foveate.nn.repeated import EmbedOnce
-from foveate.nn.selection import attention_logits, pooled_scores, ranked, with_exploration
+from foveate.nn.selection import attention_logits, ranked, scores_among, with_exploration
+
+_MANY = 1024
 
 
 class Ips(AbstractMethod):
@@ -53,6 +57,9 @@ class Ips(AbstractMethod):
             as the task allows. 0 leaves it out.
         chunk: patches encoded at a time.
         jitter: in training, shift the lattice at random.
+        centring: steps by which a patch moves to the centre of mass of what stands out from the
+            background around it; for objects on a plain ground, which a lattice would cut. Patches
+            that come to lie on one another are read once.
     """
 
     reads = frozenset({"glimpse", "bag"})
@@ -74,12 +81,13 @@ class Ips(AbstractMethod):
         instance: float = 1.0,
         chunk: int = 256,
         jitter: bool = True,
+        centring: int = 0,
     ) -> None:
         super().__init__()
         dim = encoder.dim
         self.encoder = encoder
         self.kept, self.explore, self.buffer, self.drop = kept, explore, buffer, drop
-        self.instance, self.chunk = instance, chunk
+        self.instance, self.chunk, self.centring = instance, chunk, centring
         self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.position = PositionCode(dim)
@@ -90,10 +98,12 @@ class Ips(AbstractMethod):
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that score highest."""
         patches = self.bag.cover(batch, training=self.training)
+        if self.centring:
+            patches = [self._centred(batch, i, part) for i, part in enumerate(patches)]
         if self.training and self.drop > 0:
             patches = [_dropped(part, self.drop) for part in patches]
         centre, extent = batch.layout(patches, max(1, *(len(p) for p in patches)))
-        kept, more = self._select(batch, patches, self.position(centre, extent))
+        kept, more = self._select(batch, patches, centre, extent)
         rows = [torch.cat(pair) for pair in zip(kept, more, strict=True)]
         chosen = [part[row.numpy()] for part, row in zip(patches, rows, strict=True)]
         valid = padding_mask(chosen, centre.device)
@@ -101,23 +111,40 @@ class Ips(AbstractMethod):
         index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
         position = self.position(near, extent.gather(1, index))
+        # Before the relations, so that its gradients are computed when theirs are done with.
+        auxiliary = self._alone(f, valid) if self.training else {}
         tokens = f
         for layer in self.relate:
             tokens = layer(tokens, position, valid, near)
         logits, weight = self.pool(tokens + position, valid)
         if not self.training:
             return Prediction(logits, batch.evidence(chosen, weight))
-        alone, _ = self.head_instance(f, valid)
-        auxiliary = {"instance": (self.instance, alone)} if self.instance > 0 else {}
         return Prediction(logits, [], {}, auxiliary)
 
+    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """What the instance head answers; of many patches, computed again for its gradients."""
+        if self.instance <= 0:
+            return {}
+        if f.shape[1] <= _MANY:
+            answer, _ = self.head_instance(f, valid)
+        else:
+            answer, _ = checkpoint(self.head_instance, f, valid, use_reentrant=False)
+        return {"instance": (self.instance, answer)}
+
+    def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
+        """Patches of image i moved to what they show, each thing once; given places stay."""
+        if batch.items[i].places_um is not None:
+            return patches
+        moved = centred(batch, i, patches, steps=self.centring)
+        return moved[apart(moved)[0]]
+
     def _select(
-        self, batch: Batch, patches: Sequence[Patches], position: Tensor
+        self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Per image, which patches are kept and which follow them into the buffer."""
         crowded = [len(part) > self.kept for part in patches]
         scanned = [p if many else p[:0] for p, many in zip(patches, crowded, strict=True)]
-        scores = iter(self._scan(batch, scanned, position))
+        scores = iter(self._scan(batch, scanned, centre, extent))
         kept, more = [], []
         for part, many in zip(patches, crowded, strict=True):
             if not many:
@@ -132,11 +159,16 @@ class Ips(AbstractMethod):
         return kept, more
 
     @torch.no_grad()
-    def _scan(self, batch: Batch, patches: Sequence[Patches], position: Tensor) -> list[Tensor]:
+    def _scan(
+        self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
+    ) -> list[Tensor]:
         """Scores ``(n_i,)`` of the images that have patches here, in evaluation mode."""
         if not any(len(part) for part in patches):
             return []
-        code = torch.cat([position[i, : len(part)] for i, part in enumerate(patches)])
+        centre, extent = (
+            torch.cat([x[i, : len(part)] for i, part in enumerate(patches)])
+            for x in (centre, extent)
+        )
         query = self.pool.query()
         chunks, once = batch.chunks(patches, self.chunk), EmbedOnce(self.encoder)
         training, found, at = self.encoder.training, [], 0
@@ -144,7 +176,8 @@ class Ips(AbstractMethod):
         try:
             for c in range(len(chunks)):
                 f = self.embed(once(chunks(c)).float())
-                key = self.pool.keys(f + code[at : at + len(f)])
+                part = slice(at, at + len(f))
+                key = self.pool.keys(f + self.position(centre[part], extent[part]))
                 found.append(attention_logits(query, key).float())
                 at += len(f)
         finally:
@@ -152,7 +185,7 @@ class Ips(AbstractMethod):
         every = torch.cat(found)
         ends = np.cumsum([len(part) for part in patches if len(part)])
         own = (every[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
-        return [pooled_scores(logits, logits.double().logsumexp(0)) for logits in own]
+        return [scores_among(logits) for logits in own]
 
     def _features(
         self,
@@ -163,7 +196,8 @@ class Ips(AbstractMethod):
     ) -> Tensor:
         """Features of kept patches, with gradient, each image's followed by its buffer's."""
         own = [part[row.numpy()] for part, row in zip(patches, kept, strict=True)]
-        f: Tensor = self.embed(embed_patches(self.encoder, batch, own, self.chunk).float())
+        # After a scan of all patches, to read a few of them again is little.
+        f = embed_patches(self.encoder, batch, own, self.chunk, then=self.embed, keep_pixels=False)
         if not any(len(row) for row in more):
             return f
         rest = [part[row.numpy()] for part, row in zip(patches, more, strict=True)]

@@ -102,10 +102,17 @@ class CrossPool(nn.Module):
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``."""
-        value = self._split(self.to_value(tokens))
-        logits = torch.einsum("thd,bnhd->bthn", self.query(), self.keys(tokens))
-        weight = masked_softmax(logits / math.sqrt(value.shape[-1]), valid[:, None, None])
-        mixed = torch.einsum("bthn,bnhd->bthd", weight.to(value.dtype), value).flatten(-2)
+        # Keys and values are linear: queries can be taken to the tokens, and the mean of tokens to
+        # its value, so that neither exists for every token.
+        to_key, to_value = (
+            layer.weight.view(self.attention_heads, -1, layer.weight.shape[1])
+            for layer in (self.to_key, self.to_value)
+        )
+        query = torch.einsum("thk,hkd->thd", self.query(), to_key)
+        logits = torch.einsum("thd,bnd->bthn", query, tokens)
+        weight = masked_softmax(logits / math.sqrt(to_key.shape[1]), valid[:, None, None])
+        mean = torch.einsum("bthn,bnd->bthd", weight.to(tokens.dtype), tokens)
+        mixed = torch.einsum("bthd,hkd->bthk", mean, to_value).flatten(-2)
         z = self.norms[0](self.questions + self.dropout(self.out(mixed)))
         z = self.norms[1](z + self.dropout(self.mlp(z)))
         answers = [head(z[:, t]) for t, head in enumerate(self.heads)]

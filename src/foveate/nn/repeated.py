@@ -7,13 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_MOST_COLOURS = 4096
+
 
 class EmbedOnce:
     """An encoder that meets each constant patch once.
 
     Within a call, all constant patches of one colour share one row, so gradients are those of
     embedding each (for an encoder that treats patches independently and draws nothing at random).
-    Without gradient the rows are kept from call to call as well. Build one per forward pass.
+    Without gradient the rows of up to 4,096 colours are kept from call to call as well. Build one
+    per forward pass.
 
     Args:
         encoder: maps ``(m, c, h, w)`` to ``(m, d)``.
@@ -26,15 +29,16 @@ class EmbedOnce:
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Embeddings ``(m, d)`` of patches ``(m, c, h, w)``."""
-        flat = patches.flatten(2)
-        constant = (flat.amax(-1) == flat.amin(-1)).all(1)
+        # Not flattened: of channels that lie last, that is a copy.
+        constant = (patches.amax((-2, -1)) == patches.amin((-2, -1))).all(1)
         if int(constant.sum()) < (2 if torch.is_grad_enabled() else 1):
             return self._embed(patches)
-        colours, of_colour = torch.unique(flat[constant, :, 0], dim=0, return_inverse=True)
-        first = torch.stack([(of_colour == j).nonzero()[0, 0] for j in range(len(colours))])
-        ground = self._grounds(patches[constant][first], colours)
+        colours, of_colour = torch.unique(patches[:, :, 0, 0][constant], dim=0, return_inverse=True)
+        where = constant.nonzero()[:, 0]
+        first = torch.stack([where[of_colour == j][0] for j in range(len(colours))])
+        ground = self._grounds(patches[first], colours)
         f = ground.new_zeros(len(patches), ground.shape[1])
-        f = f.index_put((constant.nonzero()[:, 0],), ground[of_colour])
+        f = f.index_put((where,), ground[of_colour])
         if bool(constant.all()):
             return f
         varied = (~constant).nonzero()[:, 0]
@@ -44,11 +48,13 @@ class EmbedOnce:
         if torch.is_grad_enabled():
             return self._embed(patches)
         keys = [tuple(colour) for colour in colours.tolist()]
-        new = [j for j, key in enumerate(keys) if key not in self._known]
+        rows = {key: self._known[key] for key in keys if key in self._known}
+        new = [j for j, key in enumerate(keys) if key not in rows]
         if new:
-            for j, row in zip(new, self._embed(patches[new]), strict=True):
-                self._known[keys[j]] = row
-        return torch.stack([self._known[key] for key in keys])
+            rows |= {keys[j]: row for j, row in zip(new, self._embed(patches[new]), strict=True)}
+            if len(self._known) + len(new) <= _MOST_COLOURS:
+                self._known |= rows
+        return torch.stack([rows[key] for key in keys])
 
     def _embed(self, patches: Tensor) -> Tensor:
         self.n_embedded += len(patches)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from foveate.errors import NotFinite, OptionError
 
+_PATCHES = 1 << 14
+
 
 def attention_scores(query: Tensor, key: Tensor, normaliser: Tensor | None = None) -> Tensor:
     """How much any head of any token attends to each patch, one patch at a time.
@@ -47,6 +49,16 @@ def pooled_scores(logits: Tensor, normaliser: Tensor | None = None) -> Tensor:
     if normaliser is not None:
         logits = logits - normaliser.detach().to(logits)
     return logits.flatten(1).logsumexp(1).float()
+
+
+def scores_among(logits: Tensor) -> Tensor:
+    """Scores ``(n,)`` of patches by their attention over all of them, from logits ``(n, t, h)``.
+
+    Float64, but of a part of the patches at a time: what is held is a few numbers for each.
+    """
+    parts = torch.split(logits, _PATCHES)
+    normaliser = torch.stack([part.double().logsumexp(0) for part in parts]).logsumexp(0)
+    return torch.cat([pooled_scores(part, normaliser) for part in parts])
 
 
 def log_normaliser(query: Tensor, key: Tensor) -> Tensor:

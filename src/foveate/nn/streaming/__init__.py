@@ -24,20 +24,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from foveate.errors import OptionError
+from foveate.nn.streaming._build import build
 from foveate.nn.streaming._function import Job, MapSource, Progress, Tiled, cut
 from foveate.nn.streaming._graph import Graph
-from foveate.nn.streaming._tiles import Plan, axis_spans, check_rank, choose
-from foveate.nn.streaming._trace import build, trace
+from foveate.nn.streaming._grid import Grid, axis_spans
+from foveate.nn.streaming._plan import Plan, check_rank, choose, for_tissue
+from foveate.nn.streaming._trace import Traced, trace
 from foveate.nn.streaming.base import AbstractSource, NotLocal, Region, TooLittleMemory
 
 __all__ = ["AbstractSource", "Field", "NotLocal", "Region", "Streamed", "TooLittleMemory"]
 
 
 class Field(NamedTuple):
-    """What one output cell sees along one axis.
+    """What one output cell sees along one axis; after up-sampling, the most that any cell sees.
 
     Attributes:
         stride: input cells from one output cell to the next.
@@ -87,7 +89,7 @@ class Streamed(nn.Module):
         self.budget_bytes, self.map_dtype = budget_bytes, map_dtype
         self.progress: Progress | None = None
         self.counts: dict[str, int] = {}
-        self._traced: dict[tuple[bool, ...], fx.GraphModule] = {}
+        self._traced: dict[tuple[tuple[int, bool], ...], Traced] = {}
         self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -104,7 +106,7 @@ class Streamed(nn.Module):
         else:
             sources = [x]
         graph = self._graph(sources[0])
-        plan = self.plan(sources[0].shape, sources[0])
+        plan = self.plan_for(sources[0])
         self.counts = {"forward": 0, "backward": 0}
         for segment in plan.segments:
             dtype = self.map_dtype if segment is plan.segments[-1] else None
@@ -118,6 +120,24 @@ class Streamed(nn.Module):
         if held is None:
             raise AssertionError("a plan without segments")
         return held
+
+    def plan_for(self, source: AbstractSource) -> Plan:
+        """How this image is computed: `plan`, with smaller tiles where they leave out background.
+
+        Raises:
+            NotLocal, TooLittleMemory: see the class.
+        """
+        plan = self.plan(source.shape, source)
+        if not source.has_blank or self.tile is not None:
+            return plan
+        return for_tissue(self._graph(source), plan, source.is_blank)
+
+    def check(self, n_axes: int = 2, channels: int = 3) -> None:
+        """Raise `NotLocal` where a layer cannot be streamed; before any image is seen."""
+        device, dtype = self._kind(None)
+        build(
+            self._trace(), (channels, *(512,) * n_axes), torch.empty(0, device=device, dtype=dtype)
+        )
 
     def plan(self, shape: Sequence[int], like: AbstractSource | Tensor | None = None) -> Plan:
         """How images of a shape are computed: tiles, arithmetic, memory.
@@ -156,32 +176,49 @@ class Streamed(nn.Module):
         found = []
         for axis in range(n_axes):
             n = graph.steps[last].extent[axis]
-            stride = Fraction(extent, n).limit_denominator(64)
-            wave = max(stride.denominator, 1)
-            middle = n // 2 // wave * wave
-            low, high = axis_spans(
-                graph, 0, last, axis, np.asarray([middle, middle + 1, middle + 1 + wave])
+            cells = range(n // 2, n // 2 + min(64, n // 4))
+            far = n // 4
+            ends = np.asarray([*cells, cells[-1] + 1, n // 2 + far, n // 2 + far + 1])
+            low, high = axis_spans(graph, 0, last, axis, ends)
+            # Far from borders, cells far apart look at equal neighbourhoods.
+            stride = Fraction(int(low[0, -1] - low[0, 0]), far).limit_denominator(64)
+            each = list(zip(cells, low[0].tolist(), high[0].tolist(), strict=False))
+            found.append(
+                Field(
+                    stride,
+                    max(end - begin for _, begin, end in each),
+                    max(math.floor(cell * stride) - begin for cell, begin, _ in each),
+                    max(end - math.ceil((cell + 1) * stride) for cell, _, end in each),
+                )
             )
-            begin, end = int(low[0, 0]), int(high[0, 0])
-            cell = math.floor(middle * stride)
-            found.append(Field(stride, end - begin, cell - begin, end - math.ceil(cell + stride)))
         return tuple(found)
+
+    def reached(self) -> list[nn.Parameter]:
+        """The parameters of the stack that its map depends on."""
+        traced = self._trace()
+        found: set[int] = set()
+        for node in traced.graph.nodes:
+            if node.op == "call_module":
+                found |= {id(p) for p in traced.layer(node).parameters()}
+            if node.op == "get_attr":
+                owner, _, name = str(node.target).rpartition(".")
+                found.add(id(getattr(traced.stack.get_submodule(owner), name)))
+        return [p for p in self.stack.parameters() if id(p) in found]
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _at_once(self, graph: Graph, grid: Any, source: AbstractSource) -> Tensor:
+    def _at_once(self, graph: Graph, grid: Grid, source: AbstractSource) -> Tensor:
         (tile,) = grid
-        region = tile.spans[grid.begin]
         if isinstance(source, MapSource):
-            crop = cut(source.x, region)
+            crop = cut(source.x, tile.region)
         else:
-            (crop,) = source.crops([region])
+            (crop,) = source.crops([tile.region])
         draws = graph.draws(grid.begin, grid.end, crop)
         self.counts["forward"] += 1
-        return graph.run(grid.begin, grid.end, crop, tile.spans, draws)
+        return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws)
 
     def _learnt(self) -> list[nn.Parameter]:
-        return [p for p in self.stack.parameters() if p.requires_grad]
+        return [p for p in self.reached() if p.requires_grad]
 
     def _sides(self, space: Sequence[int]) -> tuple[int, ...] | None:
         if self.tile is None:
@@ -210,12 +247,16 @@ class Streamed(nn.Module):
             self._graphs[key] = build(traced, shape, like)
         return self._graphs[key]
 
-    def _trace(self) -> fx.GraphModule:
-        """Once per mode: frozen layers may be set to training between two steps."""
-        modes = tuple(m.training for m in self.stack.modules())
+    def _trace(self) -> Traced:
+        """Once per mode and layers: between two steps, layers may be frozen or replaced."""
+        modes = tuple((id(m), m.training) for m in self.stack.modules())
         if modes not in self._traced:
             self._traced[modes] = trace(self.stack)
         return self._traced[modes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was traced belongs to these very layers: a copy traces its own."""
+        return {**self.__dict__, "_traced": {}, "_graphs": {}, "_plans": {}}
 
 
 def _rows(x: Tensor) -> list[AbstractSource]:

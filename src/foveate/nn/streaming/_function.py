@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from foveate.nn.replay import _generator_states, _restore
-from foveate.nn.streaming._tiles import Grid, Tile
+from foveate.nn.streaming._grid import Grid, Tile
 from foveate.nn.streaming.base import AbstractSource, Region
 
 Progress = Callable[[int, int], None]
@@ -54,8 +55,9 @@ class Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, job: Job, x: Tensor | None, *parameters: Tensor) -> Tensor:
         device = job.sources[0].device.type
-        ctx.job, ctx.parameters, ctx.device = job, parameters, device
-        ctx.input = x
+        ctx.job, ctx.device = job, device
+        # Saved, not merely kept: autograd then sees when they are overwritten before `backward`.
+        ctx.save_for_backward(x, *parameters)
         ctx.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         ctx.draws, ctx.states = [], []
         out: Tensor | None = None
@@ -73,14 +75,16 @@ class Tiled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         job: Job = ctx.job
         wants_input = ctx.needs_input_grad[1]
+        x, *parameters = ctx.saved_tensors
         learnt = [
-            p for p, needed in zip(ctx.parameters, ctx.needs_input_grad[2:], strict=True) if needed
+            p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed
         ]
         totals = _Totals(learnt)
-        toward = torch.zeros_like(ctx.input) if wants_input else None
+        toward = torch.zeros_like(x) if wants_input else None
         outside = _generator_states(ctx.device)
         enabled, dtype = ctx.autocast
         try:
@@ -93,8 +97,10 @@ class Tiled(torch.autograd.Function):
                     crop = crop.detach().requires_grad_(wants_input)
                     with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
                         out = job.grid.graph.run(
-                            job.grid.begin, job.grid.end, crop, tile.spans, ctx.draws[i]
+                            job.grid.begin, job.grid.end, crop, job.grid.spans(tile), ctx.draws[i]
                         )
+                    if not out.requires_grad:  # all that the segment uses is frozen
+                        return (None,) * len(ctx.needs_input_grad)
                     found = torch.autograd.grad(
                         out,
                         [*([crop] if wants_input else []), *learnt],
@@ -102,7 +108,7 @@ class Tiled(torch.autograd.Function):
                         allow_unused=True,
                     )
                     if toward is not None and found[0] is not None:
-                        cut(toward[i : i + 1], tile.spans[job.grid.begin]).add_(found[0])
+                        cut(toward[i : i + 1], tile.region).add_(found[0])
                     totals.add(found[wants_input:])
                     job.counts["backward"] += 1
         finally:
@@ -128,7 +134,7 @@ def _forward(
             continue
         if graph.random:
             states[tile.own] = _generator_states(device)
-        map_ = graph.run(begin, end, next(crops), tile.spans, draws)
+        map_ = graph.run(begin, end, next(crops), job.grid.spans(tile), draws)
         job.counts["forward"] += 1
         if kept is not None:
             known[kept] = map_
@@ -162,15 +168,14 @@ def _first_alike(job: Job, source: AbstractSource, tiles: Sequence[Tile]) -> dic
     first: dict[Any, Region] = {}
     found = {}
     for tile in tiles:
-        if source.is_blank(tile.spans[job.grid.begin]):
-            found[tile.own] = first.setdefault(tile.key, tile.own)
+        if source.is_blank(tile.region):
+            found[tile.own] = first.setdefault(job.grid.key(tile), tile.own)
     return found
 
 
 def _crops(job: Job, source: AbstractSource, tiles: Sequence[Tile]) -> Iterator[Tensor]:
     """What the tiles take, in order; background is made, not read."""
-    begin = job.grid.begin
-    regions = [tile.spans[begin] for tile in tiles]
+    regions = [tile.region for tile in tiles]
     blank = [source.has_blank and source.is_blank(r) for r in regions]
     read = source.crops([r for r, b in zip(regions, blank, strict=True) if not b])
     for region, empty in zip(regions, blank, strict=True):
@@ -197,10 +202,10 @@ class _Totals:
             wide = torch.promote_types(new.dtype, torch.float32)
             self._sums[k] = new.to(wide) if old is None else old.add_(new)
 
-    def found(self) -> list[Tensor | None]:
-        """In the parameters' own types."""
+    def found(self) -> list[Tensor]:
+        """In the parameters' own types; zeros where nothing was added, as the plain stack gives."""
         return [
-            None if total is None else total.to(p.dtype)
+            torch.zeros_like(p) if total is None else total.to(p.dtype)
             for total, p in zip(self._sums, self.parameters, strict=True)
         ]
 

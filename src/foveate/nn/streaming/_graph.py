@@ -26,7 +26,7 @@ class Step:
         dims_before, dims: spatial dimensions of what it takes and gives.
         extent: cells of the whole map per axis.
         channels: elements per cell, all outputs together.
-        mutates: the step whose map it overwrites, or -1.
+        single: it gives one map, not several.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Step:
     dims: tuple[int, ...]
     extent: tuple[int, ...]
     channels: int
+    single: bool
 
 
 class Graph:
@@ -48,6 +49,7 @@ class Graph:
         steps: in the order in which they run.
         last_use: of each step's map, the last step that takes it.
         n_uses: how many steps take it.
+        plain_work: operations of one plain forward pass; set by whoever plans.
     """
 
     def __init__(self, steps: Sequence[Step], constants: Sequence[tuple[Any, ...]]) -> None:
@@ -59,8 +61,8 @@ class Graph:
             for s in step.sources:
                 self.n_uses[s] += 1
                 self.last_use[s] = t
-        # A tuple of maps (chunk) is one step whose parts share memory with it.
         self.cuts = [t for t in range(1, len(steps) - 1) if self._divides(t)]
+        self.plain_work = 0.0
         self._kept: dict[Any, Any] = {}
 
     def kept(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -75,8 +77,10 @@ class Graph:
         return any(step.op.random for step in self.steps)
 
     def _divides(self, t: int) -> bool:
-        """Whether all that comes after step t takes nothing from before it."""
-        return max(self.last_use[:t]) <= t
+        """Whether step t gives a map ``(b, c, *space)`` and all that comes after takes only it."""
+        step = self.steps[t]
+        first = step.single and step.dims == tuple(range(2, 2 + len(step.dims)))
+        return first and max(self.last_use[:t]) <= t
 
     def constants(self) -> list[Any]:
         """What is computed from parameters alone, with gradient where that is on."""

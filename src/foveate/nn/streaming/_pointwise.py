@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.nn.streaming.base import AbstractOp, Call, Ints
+from foveate.nn.streaming.base import AbstractOp, Call, Ints, Region
 
 
 class Pointwise(AbstractOp):
@@ -34,6 +34,7 @@ class Pointwise(AbstractOp):
         held: float = 0.0,
     ) -> None:
         self.mutates, self.fresh, self.random = mutates, fresh or mutates, random
+        self.shares = not fresh or mutates
         self.work, self.held = work, held
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
@@ -52,30 +53,34 @@ class PerImage(Pointwise):
     """Drops a branch, or channels, of a whole image: the draw is one for all its parts.
 
     Args:
-        rate: probability of being dropped.
+        rate: gives the probability of being dropped; schedules change it between steps.
         scale: whether what is kept is divided by its probability.
         channels: drop single channels (dropout of feature maps) rather than all.
+        mutates: it overwrites its argument.
     """
 
-    def __init__(self, *, rate: float, scale: bool, channels: bool) -> None:
-        super().__init__(fresh=True)
+    def __init__(
+        self, *, rate: Callable[[], float], scale: bool, channels: bool, mutates: bool
+    ) -> None:
+        super().__init__(fresh=True, mutates=mutates)
         self.rate, self.scale, self.channels = rate, scale, channels
 
-    def draw(self, channels: int, like: Tensor) -> Tensor:
-        """0 where dropped, else 1 or one over the probability of being kept: ``(1 or c,)``."""
-        keep = 1 - self.rate
-        drawn = like.new_empty(channels if self.channels else 1).bernoulli_(keep)
-        return drawn / keep if self.scale and keep > 0 else drawn
+    def draw(self, channels: int, like: Tensor) -> Tensor | None:
+        """0 where dropped, else 1: ``(1, 1 or c)``."""
+        if self.rate() == 0:
+            return None
+        shape = (1, channels if self.channels else 1)
+        return like.new_empty(shape).bernoulli_(1 - self.rate())
 
     def run(self, call: Call) -> Tensor:
-        """The input times the draw."""
-        if call.drawn is None:
-            raise AssertionError("a step that draws was run without a draw")
+        """The input times the draw, over the probability of being kept."""
         x: Tensor = call.args[0]
-        shape = [1] * x.ndim
-        channel = next(d for d in range(1, x.ndim) if d not in call.dims)
-        shape[channel] = -1
-        return x * call.drawn.to(x).view(shape)
+        if call.drawn is None:
+            return x.clone()
+        keep = 1 - self.rate()
+        # Divided in the map's own type, as the layers do.
+        drawn = call.drawn.to(x) / (keep if self.scale and keep > 0 else 1)
+        return x * drawn.view(1, -1, *(1,) * (x.ndim - 2))
 
 
 class Gather(AbstractOp):
@@ -83,12 +88,16 @@ class Gather(AbstractOp):
 
     Args:
         index: per axis, the input cell of every output cell.
+        shares, regular: see `AbstractOp`.
     """
 
     fresh = False
 
-    def __init__(self, index: Sequence[Ints]) -> None:
+    def __init__(
+        self, index: Sequence[Ints], *, shares: bool = False, regular: bool = False
+    ) -> None:
         self.index = [np.asarray(each, np.int64) for each in index]
+        self.shares, self.regular = shares, regular
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """From the lowest to the highest of the cells."""
@@ -112,6 +121,7 @@ class Blend(AbstractOp):
     """
 
     work = 12.0
+    regular = False
 
     def __init__(
         self, place: Sequence[np.ndarray[Any, np.dtype[np.float64]]], extent: Sequence[int]
@@ -159,13 +169,10 @@ class ConstantPad(AbstractOp):
 
     def run(self, call: Call) -> Tensor:
         """The piece with the part of the border that is wanted."""
+        held = tuple((a + n, b + n) for (a, b), n in zip(call.given, self.left, strict=True))
         x: Tensor = call.args[0]
-        pads = [0] * (2 * x.ndim)
-        for axis, dim in enumerate(call.dims):
-            (low, high), (begin, end) = call.wanted[axis], call.given[axis]
-            at = 2 * (x.ndim - 1 - dim)
-            pads[at], pads[at + 1] = begin + self.left[axis] - low, high - end - self.left[axis]
-        return functional.pad(x, pads, value=self.value)
+        found = framed(x, call.dims, held, call.wanted, self.value)
+        return found.clone() if found is x else found
 
 
 class Chain(AbstractOp):
@@ -193,6 +200,23 @@ class Chain(AbstractOp):
                 call.apply, (x, *others), call.kwargs, call.dims, tuple(between), call.wanted, False
             )
         )
+
+
+def framed(x: Tensor, dims: Sequence[int], held: Region, wanted: Region, value: float) -> Tensor:
+    """A piece that holds the cells `held`, cut and padded to those `wanted`.
+
+    Windows may lie wholly beyond a border: then nothing of the piece is left.
+    """
+    pads = [0] * (2 * x.ndim)
+    for dim, (begin, end), (low, high) in zip(dims, held, wanted, strict=True):
+        first = min(max(low, begin), end)
+        last = max(min(high, end), first)
+        if (first, last) != (begin, end):
+            x = x.narrow(dim, first - begin, last - first)
+        before = min(first - low, high - low) if last > first else high - low
+        at = 2 * (x.ndim - 1 - dim)
+        pads[at], pads[at + 1] = before, high - low - before - (last - first)
+    return functional.pad(x, pads, value=value) if any(pads) else x
 
 
 def border_index(n: int, left: int, right: int, mode: str) -> Ints:

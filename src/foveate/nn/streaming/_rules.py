@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,28 +28,31 @@ from foveate.nn.streaming._rules_windows import (
     transposed,
     upsample,
 )
-from foveate.nn.streaming._site import Built, Constant, Refused, Rule, Site, channels_first
+from foveate.nn.streaming._site import (
+    Built,
+    Constant,
+    Ref,
+    Refused,
+    Rule,
+    Site,
+    channels_first,
+    constants,
+)
 
 
 def _layer(*, work: float = 4.0, held: float = 0.0, random: bool = False) -> Rule:
     def rule(site: Site, module: Any) -> Built:
-        mutates = bool(getattr(module, "inplace", False)) and not _idle(module)
-        return Built(
-            Pointwise(
-                mutates=mutates,
-                fresh=not _idle(module),
-                random=random and not _idle(module),
-                work=work,
-                held=held,
-            )
-        )
+        if _idle(module):
+            return Built(Pointwise(), idle=True)
+        mutates = bool(getattr(module, "inplace", False))
+        return Built(Pointwise(mutates=mutates, fresh=True, random=random, work=work, held=held))
 
     return rule
 
 
 def _idle(module: Any) -> bool:
     dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-    return isinstance(module, nn.Identity) or (dropout and not module.training)
+    return dropout and (not module.training or module.p == 0)
 
 
 def _batch_norm(site: Site, norm: Any) -> Built:
@@ -88,6 +92,8 @@ def _normed(site: Site, n_dims: int) -> Built:
 
 
 def _linear(site: Site, layer: Any) -> Built:
+    if any(isinstance(arg, Ref) for arg in site.args[1:]):
+        raise Refused("its weights are computed from the image")
     weight = layer.weight if isinstance(layer, nn.Linear) else site.shown[1]
     if site.dims[-1] == site.result.ndim - 1:
         raise Refused("a linear layer along a spatial axis looks at the whole map")
@@ -95,38 +101,69 @@ def _linear(site: Site, layer: Any) -> Built:
 
 
 def _per_image(site: Site, module: Any) -> Built:
-    rate = float(getattr(module, "drop_prob", getattr(module, "p", 0.0)) or 0.0)
-    if not module.training or rate == 0:
-        return Built(Pointwise(), (site.args[0],))
+    if not module.training:
+        return Built(Pointwise(), idle=True)
     feature = isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
+    if feature:
+        channels_first(site)
     if getattr(module, "mode", "row") == "batch":
         raise Refused("stochastic depth in mode 'batch' drops all images at once; use 'row'")
-    scale = bool(getattr(module, "scale_by_keep", True))
-    draws = PerImage(rate=rate, scale=scale, channels=feature)
+    name = "drop_prob" if hasattr(module, "drop_prob") else "p"
+    draws = PerImage(
+        rate=lambda: float(getattr(module, name) or 0.0),
+        scale=bool(getattr(module, "scale_by_keep", True)),
+        channels=feature,
+        mutates=bool(getattr(module, "inplace", False)),
+    )
     return Built(draws, (site.args[0],))
 
 
+def _prelu(site: Site, target: Any) -> Built:
+    weight = target.weight if isinstance(target, nn.PReLU) else site.shown[1]
+    if weight.numel() > 1:
+        channels_first(site)
+    return Built(Pointwise(fresh=True))
+
+
 def _elementwise(site: Site, target: Any) -> Built:
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    in_place = name in _IN_PLACE or (name.endswith("_") and not name.startswith("_"))
-    in_place = in_place or bool(site.named.get("inplace"))
-    for arg, stand in zip(site.args, site.shown, strict=True):
-        ndim = site.result.ndim
+    if "out" in site.kwargs:
+        raise Refused("it writes into another map (out=...)")
+    ndim = site.result.ndim
+    pairs = [*zip(site.args, site.shown, strict=True)]
+    pairs += [(site.kwargs[key], site.named[key]) for key in site.kwargs]
+    for arg, stand in pairs:
         if isinstance(arg, Constant) and isinstance(stand, Tensor):
-            sides = [stand.shape[d - ndim] for d in site.dims if ndim - d <= stand.ndim]
+            sides = [stand.shape[d - ndim] for d in (0, *site.dims) if ndim - d <= stand.ndim]
             if any(side != 1 for side in sides):
                 raise Refused("a parameter has one value per place")
-    return Built(Pointwise(mutates=in_place, fresh=True, random=name == "dropout"))
+    return Built(Pointwise(mutates=overwrites(target, site.shown, site.named), fresh=True))
+
+
+def overwrites(target: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    """Whether a layer, function or method overwrites its first argument."""
+    if isinstance(target, nn.Module):
+        return bool(getattr(target, "inplace", False))
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if name in _IN_PLACE or (name.endswith("_") and not name.startswith("_")):
+        return True
+    if not inspect.isfunction(target):
+        return bool(named.get("inplace"))
+    names = inspect.signature(target).parameters
+    return bool((dict(zip(names, args, strict=False)) | dict(named)).get("inplace"))
 
 
 def _functional_dropout(site: Site, target: Any) -> Built:
     given = dict(zip(("input", "p", "training", "inplace"), site.shown, strict=False)) | site.named
     p = given.get("p", 0.5)
     if not given.get("training", True) or p == 0:
-        return Built(Pointwise())
+        return Built(Pointwise(), idle=True)
     if target is not functional.dropout:
         raise Refused("dropout of whole channels as a function; use the layer nn.Dropout2d")
     return Built(Pointwise(mutates=bool(given.get("inplace")), fresh=True, random=True))
+
+
+def _identity(site: Site, _: Any) -> Built:
+    return Built(Pointwise(), idle=True)
 
 
 def _same_memory(site: Site, _: Any) -> Built:
@@ -139,11 +176,15 @@ def _permute(site: Site, target: Any) -> Built:
     if len(order) == 1 and isinstance(order[0], tuple | list):
         order = order[0]
     order = [d % len(order) for d in order]
+    if order[0] != 0:
+        raise Refused("it moves the images of a batch")
     return Built(Pointwise(), dims=_ascending([order.index(d) for d in site.dims]))
 
 
 def _transpose(site: Site, target: Any) -> Built:
     first, second = (d % site.result.ndim for d in site.shown[1:3])
+    if 0 in (first, second):
+        raise Refused("it moves the images of a batch")
     swap = {first: second, second: first}
     return Built(Pointwise(), dims=_ascending([swap.get(d, d) for d in site.dims]))
 
@@ -154,8 +195,8 @@ def _ascending(dims: list[int]) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _along(default: int, position: int) -> Rule:
-    """What runs along one dimension, which must not be spatial."""
+def _along(default: int, position: int, *, shares: bool = False) -> Rule:
+    """What runs along one dimension, which must not be spatial, nor that of the images."""
 
     def rule(site: Site, target: Any) -> Built:
         found = site.named.get("dim", default)
@@ -166,11 +207,18 @@ def _along(default: int, position: int) -> Rule:
             d % result.ndim in site.dims for d in _each_dim(found)
         ):
             raise Refused(f"it runs along a spatial axis (dim {found})")
+        if any(d % result.ndim == 0 for d in _each_dim(found)):
+            raise Refused("it runs along the images of a batch (dim 0)")
+        if constants((site.args, site.kwargs)):
+            raise Refused("it joins the map with what is computed from parameters alone")
         if result.ndim != len(site.extent) + 2:
             raise Refused("it changes the number of dimensions; use keepdim=True")
-        return Built(Pointwise())
+        return Built(Pointwise(fresh=not shares))
 
     return rule
+
+
+_parts = _along(0, 2, shares=True)
 
 
 def _each_dim(dim: int | Sequence[int]) -> tuple[int, ...]:
@@ -189,18 +237,20 @@ def _item(site: Site, _: Any) -> Built:
     if not all(isinstance(k, slice) for k in keys):
         raise Refused("it picks single cells or dimensions; only slices keep a map a map")
     keys += [slice(None)] * (value.ndim - len(keys))
+    if keys[0] != slice(None):
+        raise Refused("it picks images of a batch")
     spatial = [keys[d] for d in site.dims]
     if all(k == slice(None) for k in spatial):
         return Built(Pointwise())
     if any(k != slice(None) for d, k in enumerate(keys) if d not in site.dims):
         raise Refused("it cuts channels and space at once; cut one after the other")
     index = [np.arange(n)[k] for n, k in zip(site.extent, spatial, strict=True)]
-    return Built(Gather(index), (site.args[0],))
+    return Built(Gather(index, shares=True), (site.args[0],))
 
 
 # -- the tables -----------------------------------------------------------------------------------
 
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ipow"}
 _F = functional
 
 _ACTIVATIONS = (
@@ -229,8 +279,8 @@ MODULES: Mapping[type[nn.Module], Rule] = {
         pad_layer,
     ),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), upsample),
-    nn.PReLU: _layer(),
-    nn.Identity: _same_memory,
+    nn.PReLU: _prelu,
+    nn.Identity: _identity,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _layer_norm,
     nn.Linear: _linear,
@@ -247,7 +297,7 @@ BY_NAME: Mapping[str, Rule] = {
 
 _ARITHMETIC = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow),
     *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.exp, torch.log),
     *(torch.sqrt, torch.rsqrt, torch.abs, torch.square, torch.clamp, torch.maximum, torch.minimum),
     *(torch.sigmoid, torch.tanh, torch.relu, torch.where, torch.erf),
@@ -263,7 +313,7 @@ FUNCTIONS: Mapping[Any, Rule] = {
     **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool_call),
     **dict.fromkeys((_F.avg_pool1d, _F.avg_pool2d, _F.avg_pool3d), mean_pool_call),
     **dict.fromkeys((_F.dropout, _F.dropout2d, _F.dropout3d), _functional_dropout),
-    _F.prelu: _layer(),
+    _F.prelu: _prelu,
     _F.pad: pad_call,
     _F.interpolate: interpolate,
     _F.batch_norm: _batch_norm_call,
@@ -273,8 +323,8 @@ FUNCTIONS: Mapping[Any, Rule] = {
     torch.transpose: _transpose,
     torch.cat: _along(0, 1),
     torch.concat: _along(0, 1),
-    torch.chunk: _along(0, 2),
-    torch.split: _along(0, 2),
+    torch.chunk: _parts,
+    torch.split: _parts,
     torch.softmax: _along(-1, 1),
     _F.softmax: _along(-1, 1),
     _F.normalize: _along(1, 2),
@@ -294,8 +344,8 @@ METHODS: Mapping[str, Rule] = {
     **dict.fromkeys(("clamp_", "square", "clone", "clip"), _elementwise),
     "permute": _permute,
     "transpose": _transpose,
-    "chunk": _along(0, 2),
-    "split": _along(0, 2),
+    "chunk": _parts,
+    "split": _parts,
     "softmax": _along(-1, 1),
     "mean": _along(-1, 1),
     "sum": _along(-1, 1),
@@ -312,3 +362,13 @@ def rule_of(module: nn.Module) -> Rule | None:
         if kind in MODULES and type(module).forward is own.forward:
             return MODULES[kind]
     return None
+
+
+def may_share(target: Any) -> bool:
+    """Whether the result of a layer, function or method may be a view of its first argument."""
+    if isinstance(target, nn.Module):
+        idle = isinstance(target, nn.Identity | nn.modules.dropout._DropoutNd)
+        return idle or BY_NAME.get(type(target).__name__) is _per_image
+    rule = METHODS.get(target) if isinstance(target, str) else FUNCTIONS.get(target)
+    views = (_same_memory, _permute, _transpose, _parts, _item, _functional_dropout)
+    return rule is None or rule in views

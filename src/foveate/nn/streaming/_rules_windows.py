@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.nn.streaming._pointwise import Blend, Chain, ConstantPad, Gather, border_index
-from foveate.nn.streaming._site import Built, Late, Refused, Site, channels_first, first_argument
+from foveate.nn.streaming._site import (
+    Built,
+    Late,
+    Ref,
+    Refused,
+    Site,
+    channels_first,
+    first_argument,
+)
 from foveate.nn.streaming._windows import (
     Convolution,
     MaxPool,
@@ -51,6 +59,8 @@ def convolution_call(site: Site, _: Any) -> Built:
     given = {"bias": None, **_CONV_OPTIONS, **given, **site.named}
     names = dict(zip(("input", "weight", "bias"), site.args, strict=False)) | site.kwargs
     args = (names["input"], names["weight"], names.get("bias"))
+    if any(isinstance(arg, Ref) for arg in args[1:]):
+        raise Refused("its weights are computed from the image")
     stride, padding, dilation, groups = (given[key] for key in _CONV_OPTIONS)
     slid = _convolve(site, given["weight"], stride, padding, dilation, groups, site.extent)
     return Built(slid, args)
@@ -179,7 +189,8 @@ def _padded(site: Site, flat: Sequence[int], mode: str, value: float) -> Built:
 
 
 def _border(sides: Sequence[tuple[int, int]], site: Site, mode: str) -> Gather:
-    return Gather([border_index(n, *s, mode) for n, s in zip(site.extent, sides, strict=True)])
+    index = [border_index(n, *s, mode) for n, s in zip(site.extent, sides, strict=True)]
+    return Gather(index, regular=True)
 
 
 def upsample(site: Site, layer: Any) -> Built:
@@ -210,14 +221,18 @@ def interpolate(site: Site, _: Any) -> Built:
 def _resized(
     site: Site, size: Any, scale: Any, mode: str, recompute: Any, align: dict[str, bool]
 ) -> Built:
-    """The layer itself says where its cells lie: it is asked to resize a ramp, axis by axis."""
+    """The layer itself says where its cells lie: it is asked to resize a ramp, axis by axis.
+
+    The nearest cell is found in the precision of the map, so the ramp has it too.
+    """
     channels_first(site)
     linear = mode in ("linear", "bilinear", "trilinear")
     if not linear and mode not in ("nearest", "nearest-exact"):
         raise Refused(f"mode '{mode}' is not supported; use 'nearest' or a linear one")
+    double = linear or site.result.dtype == torch.float64
     places = []
     for axis, n in enumerate(site.extent):
-        ramp = torch.arange(n, dtype=torch.float64).view(1, 1, n)
+        ramp = torch.arange(n, dtype=torch.float64 if double else torch.float32).view(1, 1, n)
         found = functional.interpolate(
             ramp,
             size=None if size is None else _of_axis(size, axis),

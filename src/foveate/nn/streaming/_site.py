@@ -65,11 +65,16 @@ class Site:
 
 @dataclass(frozen=True)
 class Built:
-    """An operation and what it is run with; None leaves the site's own."""
+    """An operation and what it is run with; None leaves the site's own.
+
+    Attributes:
+        idle: it gives its first argument itself.
+    """
 
     op: AbstractOp
     args: tuple[Any, ...] | None = None
     dims: tuple[int, ...] | None = None
+    idle: bool = False
 
 
 Rule = Callable[[Site, Any], Built]
@@ -78,6 +83,17 @@ Rule = Callable[[Site, Any], Built]
 def channels_first(site: Site) -> None:
     if site.dims != tuple(range(2, 2 + len(site.extent))):
         raise Refused("it expects channels in dimension 1; permute them back before")
+
+
+def constants(args: Any) -> list[Constant]:
+    """Those among arguments, however deep."""
+    if isinstance(args, Constant):
+        return [args]
+    if isinstance(args, dict):
+        args = list(args.values())
+    if isinstance(args, tuple | list):
+        return [c for each in args for c in constants(each)]
+    return []
 
 
 def first_argument(site: Site) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foveate.nn.streaming._pointwise import framed
 from foveate.nn.streaming.base import AbstractOp, Call, Ints
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -64,13 +65,11 @@ class AbstractWindowed(AbstractOp):
 
     def padded(self, x: Tensor, call: Call, value: float) -> Tensor:
         """The piece with what windows see beyond the borders of the map."""
-        pads: list[int] = []
-        for window, (low, high), (begin, end) in zip(
-            self.windows, call.wanted, call.given, strict=True
-        ):
-            first, last = window.reach(np.int64(low), np.int64(high))  # type: ignore[arg-type]
-            pads = [begin - int(first), int(last) - end, *pads]
-        return functional.pad(x, pads, value=value) if any(pads) else x
+        seen = []
+        for window, (low, high) in zip(self.windows, call.wanted, strict=True):
+            first, last = window.reach(np.asarray(low), np.asarray(high))
+            seen.append((int(first), int(last)))
+        return framed(x, call.dims, call.given, tuple(seen), value)
 
     def _sides(self, name: str) -> tuple[int, ...]:
         return tuple(getattr(w, name) for w in self.windows)
@@ -162,6 +161,8 @@ class Spread:
 class TransposedConvolution(AbstractOp):
     """Transposed convolution with any stride, padding, dilation and groups."""
 
+    regular = False
+
     def __init__(self, spreads: Sequence[Spread], *, groups: int, work: float) -> None:
         self.spreads = tuple(spreads)
         self.groups, self.work = groups, work
@@ -181,13 +182,11 @@ class TransposedConvolution(AbstractOp):
         }
         run = _TRANSPOSED[len(self.spreads)]
         full: Tensor = run(x, weight, None, sides["stride"], 0, 0, self.groups, sides["dilation"])
-        pads: list[int] = []
-        for axis, s in enumerate(self.spreads):
-            begin = call.given[axis][0] * s.stride - s.left
-            low, high = call.wanted[axis]
-            end = begin + full.shape[axis + 2]
-            pads = [begin - low, high - end, *pads]
-        full = functional.pad(full, pads) if any(pads) else full
+        held = []
+        for (low, _), s, size in zip(call.given, self.spreads, full.shape[2:], strict=True):
+            begin = low * s.stride - s.left
+            held.append((begin, begin + size))
+        full = framed(full, call.dims, tuple(held), call.wanted, 0.0)
         return full if bias is None else full + bias.view(-1, *(1,) * len(self.spreads))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,12 +57,16 @@ class AbstractOp(abc.ABC):
     Attributes:
         fresh: its result is new memory that nobody else holds.
         random: it draws from the generator while it runs.
+        regular: moving its input by whole cells moves its output by whole cells.
+        shares: in the plain stack, its result is a view of its first argument.
         work: floating-point operations per element of its output.
         held: bytes that autograd holds for each element of its output, beside that output.
     """
 
     fresh: bool = True
     random: bool = False
+    regular: bool = True
+    shares: bool = False
     work: float = 4.0
     held: float = 0.0
 
@@ -85,14 +89,14 @@ class AbstractSource(abc.ABC):
     Attributes:
         shape: ``(c, *space)``.
         device, dtype: of what it gives.
+        has_blank: whether `is_blank` may ever say yes.
     """
 
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype = torch.float32
 
-    #: Whether `is_blank` may ever say yes.
-    has_blank: ClassVar[bool] = False
+    has_blank: bool = False
 
     @abc.abstractmethod
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:

@@ -6,104 +6,36 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.batch._whole import Turn, WholeImage
+from foveate.batch.base import Augment, CropError, LoadedImage, Patches, Reads, View, to_rgb
 from foveate.errors import FoveateError
 from foveate.evidence import Evidence, Floats
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage
 from foveate.nn.warp import warp
-from foveate.resample import Pixels, brightest
+from foveate.resample import Pixels
 
-Reads = Literal["glimpse", "crops", "bag"]
-Augment = Literal["slide", "picture", "warp", "none"]
+__all__ = [
+    "Augment",
+    "Batch",
+    "Chunks",
+    "CropError",
+    "LoadedImage",
+    "Patches",
+    "Reads",
+    "View",
+    "WholeImage",
+    "run_by_shape",
+    "to_rgb",
+]
 
 _PATCHES_PER_JOB = 16
 _CHUNKS_AHEAD = 2
 _KEPT_BYTES = 1 << 26
-
-
-@dataclass(frozen=True)
-class View:
-    """The geometry in which a model reads images; stored with the model.
-
-    Attributes:
-        spacing_um: of patches (``unit`` px: in pixels of the picture as fitted).
-        patch_px: side of a patch.
-        glimpse_spacing_um: of the glimpse.
-        unit: what spacings count in.
-        fit: shape that every picture is brought to, or None.
-    """
-
-    spacing_um: float
-    patch_px: int
-    glimpse_spacing_um: float
-    unit: Literal["um", "px"] = "um"
-    fit: tuple[int, ...] | None = None
-
-    @property
-    def patch_um(self) -> float:
-        """Side of a patch."""
-        return self.spacing_um * self.patch_px
-
-
-@dataclass(frozen=True)
-class LoadedImage:
-    """An open image with its glimpse.
-
-    Attributes:
-        image_id: from the table.
-        image: open; crops are read from it.
-        glimpse: ``(h, w, c)`` as read.
-        contrast: ``(h, w)`` difference from the background, 1 to 255 on foreground, else 0.
-        places_um: centres ``(n, d)`` of the patches that scanning methods look at, where the case
-            gives them; else None, and a lattice covers the foreground.
-    """
-
-    image_id: str
-    image: AbstractImage
-    glimpse: Pixels
-    contrast: NDArray[np.uint8]
-    places_um: Floats | None = None
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Square regions of one image, each read as ``patch_px`` pixels a side.
-
-    Attributes:
-        origin_um: corners ``(n, d)``.
-        side_um: ``(n,)``.
-    """
-
-    origin_um: Floats
-    side_um: Floats
-
-    def __len__(self) -> int:
-        return len(self.origin_um)
-
-    def __getitem__(self, part: slice | NDArray[np.int64]) -> Patches:
-        return Patches(self.origin_um[part], self.side_um[part])
-
-    @property
-    def centre_um(self) -> Floats:
-        """Centres ``(n, d)``."""
-        centre: Floats = self.origin_um + self.side_um[:, None] / 2
-        return centre
-
-
-class CropError(FoveateError, OSError):
-    """Reading crops of one image failed; `image_id` says of which."""
-
-    def __init__(self, image_id: str, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.image_id = image_id
 
 
 class Batch:
@@ -195,6 +127,31 @@ class Batch:
         """The same in groups of at most `size` patches, read ahead of use."""
         return Chunks(self, patches, size, augment=augment)
 
+    def whole(self, i: int, *, skip_background: bool) -> WholeImage:
+        """Image i at the spacing of patches, region by region, for networks that see all of it.
+
+        Training on slides turns it by a multiple of 90 degrees or mirrors it, and changes its
+        brightness as it does that of crops.
+
+        Args:
+            i: which image.
+            skip_background: regions without foreground are not read; the colour of the background
+                stands for them.
+        """
+        turn = Turn(0)
+        if self._augment == "slide" and self.items[i].image.ndim == 2:
+            turn = Turn(int(torch.randint(8, ())))
+        return WholeImage(
+            self.items[i],
+            self.view,
+            normalise=lambda pixels: self._normalised(to_rgb(pixels, self.device), i),
+            device=self.device,
+            pool=self._pool,
+            turn=turn,
+            skip_background=skip_background,
+            waited=self._waited,
+        )
+
     def layout(self, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
         """Where patches lie: what every method that relates patches goes by.
 
@@ -236,6 +193,9 @@ class Batch:
         ]
 
     # -- reading ------------------------------------------------------------------------------
+
+    def _waited(self, seconds: float) -> None:
+        self.seconds_reading += seconds
 
     def _start(self, patches: Sequence[Patches]) -> list[Future[Pixels]]:
         return [
@@ -341,16 +301,6 @@ class Chunks:
         for n in wanted:
             if n not in self._jobs and n not in self._kept:
                 self._jobs[n] = self._batch._start(self._parts[n])
-
-
-def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
-    """``(n, h, w, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, h, w)`` float in [0, 1]."""
-    top = brightest(pixels.dtype)
-    if pixels.dtype == np.uint16:
-        pixels = pixels.astype(np.int32)
-    tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).permute(0, 3, 1, 2)
-    tensor = tensor.to(torch.float32) / top
-    return tensor.expand(-1, 3, -1, -1) if tensor.shape[1] == 1 else tensor[:, :3]
 
 
 def run_by_shape(

@@ -1,0 +1,145 @@
+"""A whole image, region by region, read ahead of the device."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.batch.base import CropError, LoadedImage, View
+from foveate.errors import FoveateError
+from foveate.geometry import Box, Frame
+from foveate.image import glimpse_shape
+from foveate.nn.streaming.base import AbstractSource, Region
+from foveate.resample import Pixels
+
+_AHEAD = 2
+_BAND_PX = 1 << 19
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One of the eight ways to lay a picture: mirror columns (1), rows (2), then transpose (4)."""
+
+    bits: int
+
+    def shape(self, space: Sequence[int]) -> tuple[int, ...]:
+        """Of the turned picture."""
+        return tuple(reversed(space)) if self.bits & 4 else tuple(space)
+
+    def origin(self, region: Region, space: Sequence[int]) -> Region:
+        """The region of the picture as it is stored for one of the turned picture."""
+        spans = list(reversed(region)) if self.bits & 4 else list(region)
+        for axis, bit in ((-1, 1), (-2, 2)):
+            if self.bits & bit:
+                low, high = spans[axis]
+                spans[axis] = (space[axis] - high, space[axis] - low)
+        return tuple(spans)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``(…, h, w)`` as stored, turned."""
+        if self.bits & 1:
+            x = x.flip(-1)
+        if self.bits & 2:
+            x = x.flip(-2)
+        return x.transpose(-1, -2) if self.bits & 4 else x
+
+
+class WholeImage(AbstractSource):
+    """An image at the spacing of patches; normalised, and turned in training.
+
+    Args:
+        item: the image with its glimpse.
+        view: the geometry of reading.
+        normalise: pixels ``(1, *size, c)`` to ``(1, 3, *size)`` on the device.
+        device: where that is.
+        pool: threads that read.
+        turn: how the picture is laid.
+        skip_background: whether regions without foreground are left out; see `is_blank`.
+        waited: is told the seconds that the device waited for pixels.
+    """
+
+    def __init__(
+        self,
+        item: LoadedImage,
+        view: View,
+        *,
+        normalise: Callable[[Pixels], Tensor],
+        device: torch.device,
+        pool: ThreadPoolExecutor,
+        turn: Turn,
+        skip_background: bool,
+        waited: Callable[[float], None],
+    ) -> None:
+        self.item, self.view, self.device = item, view, device
+        self._normalise, self._pool, self._waited = normalise, pool, waited
+        self.turn = turn
+        self._space = glimpse_shape(item.image, view.spacing_um)
+        self.shape = (3, *turn.shape(self._space))
+        self.has_blank = skip_background and bool((item.contrast == 0).any())
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        """The regions in order; two more are being read while one is used.
+
+        Raises:
+            CropError: the image could not be read.
+        """
+        waiting: deque[list[Future[Pixels]]] = deque()
+        try:
+            for k in range(len(regions) + _AHEAD):
+                if k < len(regions):
+                    waiting.append(self._start(self.turn.origin(regions[k], self._space)))
+                if k >= _AHEAD:
+                    yield self._finished(waiting.popleft())
+        finally:
+            for job in (job for jobs in waiting for job in jobs):
+                job.cancel()
+
+    def is_blank(self, region: Region) -> bool:
+        """Whether the glimpse shows nothing but background there, a pixel of it around included."""
+        ratio = self.view.spacing_um / self.view.glimpse_spacing_um
+        spans = self.turn.origin(region, self._space)
+        cells = tuple(
+            slice(max(int(low * ratio) - 1, 0), int(np.ceil(high * ratio)) + 1)
+            for low, high in spans
+        )
+        return not self.item.contrast[cells].any()
+
+    def blank(self) -> Tensor:
+        """The background's colour, normalised: ``(3,)``."""
+        colour = self.item.image.background
+        pixel = colour.reshape(1, *(1,) * len(self._space), -1)
+        return self._normalise(pixel).flatten()
+
+    def _start(self, spans: Region) -> list[Future[Pixels]]:
+        """Bands of rows, so that several threads decode one region."""
+        low, high = spans[0]
+        row = int(np.prod([b - a for a, b in spans[1:]]))
+        step = max(1, _BAND_PX // max(row, 1))
+        return [
+            self._pool.submit(self._read, ((at, min(at + step, high)), *spans[1:]))
+            for at in range(low, high, step)
+        ]
+
+    def _finished(self, jobs: list[Future[Pixels]]) -> Tensor:
+        begun = time.perf_counter()
+        bands = [job.result() for job in jobs]
+        self._waited(time.perf_counter() - begun)
+        pixels = np.concatenate(bands) if len(bands) > 1 else bands[0]
+        return self.turn.apply(self._normalise(pixels[None]))
+
+    def _read(self, spans: Region) -> Pixels:
+        spacing = self.view.spacing_um
+        origin = tuple(low * spacing for low, _ in spans)
+        shape = tuple(high - low for low, high in spans)
+        box = Box(origin, tuple(n * spacing for n in shape), Frame.UM)
+        try:
+            return self.item.image.read_at(box, shape)
+        except (FoveateError, OSError, ValueError) as error:
+            raise CropError(self.item.image_id, error) from error

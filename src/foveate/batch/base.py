@@ -1,0 +1,106 @@
+"""What a method sees of images and patches: the geometry of reading, and pixels as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.evidence import Floats
+from foveate.image import AbstractImage
+from foveate.resample import Pixels, brightest
+
+Reads = Literal["glimpse", "crops", "bag", "whole"]
+Augment = Literal["slide", "picture", "warp", "none"]
+
+
+@dataclass(frozen=True)
+class View:
+    """The geometry in which a model reads images; stored with the model.
+
+    Attributes:
+        spacing_um: of patches (``unit`` px: in pixels of the picture as fitted).
+        patch_px: side of a patch.
+        glimpse_spacing_um: of the glimpse.
+        unit: what spacings count in.
+        fit: shape that every picture is brought to, or None.
+    """
+
+    spacing_um: float
+    patch_px: int
+    glimpse_spacing_um: float
+    unit: Literal["um", "px"] = "um"
+    fit: tuple[int, ...] | None = None
+
+    @property
+    def patch_um(self) -> float:
+        """Side of a patch."""
+        return self.spacing_um * self.patch_px
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An open image with its glimpse.
+
+    Attributes:
+        image_id: from the table.
+        image: open; crops are read from it.
+        glimpse: ``(h, w, c)`` as read.
+        contrast: ``(h, w)`` difference from the background, 1 to 255 on foreground, else 0.
+        places_um: centres ``(n, d)`` of the patches that scanning methods look at, where the case
+            gives them; else None, and a lattice covers the foreground.
+    """
+
+    image_id: str
+    image: AbstractImage
+    glimpse: Pixels
+    contrast: NDArray[np.uint8]
+    places_um: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Square regions of one image, each read as ``patch_px`` pixels a side.
+
+    Attributes:
+        origin_um: corners ``(n, d)``.
+        side_um: ``(n,)``.
+    """
+
+    origin_um: Floats
+    side_um: Floats
+
+    def __len__(self) -> int:
+        return len(self.origin_um)
+
+    def __getitem__(self, part: slice | NDArray[np.int64]) -> Patches:
+        return Patches(self.origin_um[part], self.side_um[part])
+
+    @property
+    def centre_um(self) -> Floats:
+        """Centres ``(n, d)``."""
+        centre: Floats = self.origin_um + self.side_um[:, None] / 2
+        return centre
+
+
+class CropError(FoveateError, OSError):
+    """Reading crops of one image failed; `image_id` says of which."""
+
+    def __init__(self, image_id: str, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.image_id = image_id
+
+
+def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
+    """``(n, h, w, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, h, w)`` float in [0, 1]."""
+    top = brightest(pixels.dtype)
+    if pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.int32)
+    tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).permute(0, 3, 1, 2)
+    tensor = tensor.to(torch.float32) / top
+    return tensor.expand(-1, 3, -1, -1) if tensor.shape[1] == 1 else tensor[:, :3]

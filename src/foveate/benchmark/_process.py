@@ -1,0 +1,83 @@
+"""Measurements in a fresh process: its peak is its own, and it may die."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+
+from foveate.errors import TrainingError
+from foveate.memory import peak_device_mib, peak_rss_mib
+
+_FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+
+
+def measured_apart(
+    measure: Callable[..., dict[str, Any]], *args: Any, said: str, less: str
+) -> dict[str, Any]:
+    """What `measure` gives in a process of its own.
+
+    The process takes larger blocks straight from the system and gives them back when freed, so that
+    its peak counts what is held and not what the allocator keeps.
+
+    Args:
+        measure: a function of a module.
+        args: its arguments.
+        said: what is measured, for the message when the process dies.
+        less: what would take less memory.
+
+    Raises:
+        TrainingError: the process was killed, most likely for want of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    with _environment(_FRUGAL), ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(measure, *args).result()
+        except BrokenProcessPool:
+            raise TrainingError(
+                f"{said}: the process was killed, most likely for want of memory. Rows before it "
+                f"are kept; {less} takes less"
+            ) from None
+
+
+def peaks(before: float, device: str) -> dict[str, Any]:
+    """Columns: the peak of the step, of the process, and of the device."""
+    peak = peak_rss_mib()
+    found: dict[str, Any] = {
+        "step_mib": round(peak - before, 1),
+        "rss_peak_mib": round(peak, 1),
+    }
+    if device == "cuda":
+        found["device_peak_mib"] = round(peak_device_mib(), 1)
+        found["device_name"] = torch.cuda.get_device_name()
+    return found
+
+
+def give_back() -> None:
+    """Return what was freed to the system, where it can be: a step must not live on leftovers."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Variables that processes begun in here are born with: the allocator reads them only then."""
+    before = {key: os.environ.get(key) for key in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

@@ -1,0 +1,271 @@
+"""What a streamed training step costs: exactness, seconds and memory beside the plain network.
+
+Every row is a fresh process. First one streamed step is measured, alone; then, where the plain step
+is asked for, both take turns and the medians are compared, so that other work on the machine falls
+on both. Without it the bound comes from plain steps on a part of the image: the arithmetic of a
+forward pass, the same again, and a backward pass, at the rate that this machine just showed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.atomic import write_json
+from foveate.batch import Batch, View
+from foveate.benchmark._process import give_back, measured_apart, peaks
+from foveate.benchmark._run import forget_peaks, write_table
+from foveate.cases import Case
+from foveate.encoders import build_encoder
+from foveate.errors import OptionError
+from foveate.loading import CaseLoader
+from foveate.memory import peak_rss_mib
+from foveate.nn.streaming import AbstractSource, Region, Streamed
+from foveate.outputs import Display
+from foveate.plugins import names
+from foveate.run_folder import read_json
+
+_RATE_SIDE = {2: 1024, 3: 96}
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """One row.
+
+    Attributes:
+        encoder: of 2D images any that streams; of volumes ``r3d_18``.
+        side: of the image, pixels.
+        axes: 2 or 3.
+        budget_mib: what a step may hold.
+        plain: compare with the plain step.
+        bf16: in half precision (autocast).
+        image: a file to read instead of noise; its own size holds.
+        skip_background: leave out what the glimpse of that file shows to be background.
+        group: cells a side that are averaged into one before the map is kept.
+    """
+
+    encoder: str
+    side: int
+    axes: int
+    budget_mib: int
+    plain: bool
+    bf16: bool
+    image: str | None
+    skip_background: bool
+    group: int
+
+
+def sweep_streaming(
+    out: Path, *, steps: Sequence[Streaming], display: Display
+) -> list[dict[str, Any]]:
+    """One row for each step; rows that are done are kept.
+
+    Raises:
+        OptionError: a value that is not allowed.
+        NotLocal: the encoder cannot be streamed.
+        TrainingError: the process of a row was killed, most likely for want of memory.
+    """
+    rows = []
+    for i, step in enumerate(steps):
+        _check(step)
+        said = f"streaming {step.encoder}, side {step.side}"
+        display.bar(f"streaming {step.encoder}", i, len(steps), f"side {step.side}")
+        settings = json.dumps(asdict(step), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        done = out / "runs" / f"streaming-{step.encoder}-{step.side}-{digest}" / "row.json"
+        if not done.is_file():
+            row = measured_apart(
+                measure_streaming, step, said=said, less="a smaller --sides or --budget-mib"
+            )
+            write_json(done, {"benchmark": "streaming", **row})
+        rows.append(read_json(done))
+        write_table(out)
+    display.bar(f"streaming {steps[0].encoder}", len(steps), len(steps))
+    return rows
+
+
+def measure_streaming(step: Streaming) -> dict[str, Any]:
+    """One row. Run in a process of its own."""
+    torch.manual_seed(0)
+    net = _network(step)
+    streamed = Streamed(net, budget_bytes=step.budget_mib << 20)
+    with ExitStack() as stack:
+        source = _source(step, stack)
+        rate = _plain_seconds(net, step)
+        give_back()
+        forget_peaks()
+        before, begun = peak_rss_mib(), time.perf_counter()
+        _step(streamed, source, step)
+        seconds = time.perf_counter() - begun
+        held = peaks(before, "cpu")
+        size = math.prod(source.shape[1:])
+        plan = streamed.plan_for(source)
+        found = {
+            "encoder": step.encoder,
+            "side": step.side,
+            "shape": "x".join(map(str, source.shape[1:])),
+            "gigapixels": round(size / 1e9, 4),
+            "budget_mib": step.budget_mib,
+            "precision": "bf16" if step.bf16 else "fp32",
+            "tiles": plan.told(),
+            "tiles_forward": streamed.counts["forward"],
+            "tiles_backward": streamed.counts["backward"],
+            "work_ratio": round(plan.work, 3),
+            "live_share": round(_live_share(streamed, source), 4),
+            "seconds": round(seconds, 2),
+            "bound_seconds": round(4 / 3 * rate * size, 2),
+            "to_bound": round(seconds / (4 / 3 * rate * size), 3),
+            **held,
+            "threads": torch.get_num_threads(),
+        }
+        return found | (_beside_plain(net, streamed, source, step) if step.plain else {})
+
+
+def _live_share(streamed: Streamed, source: AbstractSource) -> float:
+    """Of the tiles, those that hold more than background."""
+    tiles = list(streamed.plan_for(source).segments[0].grid)
+    if not source.has_blank:
+        return 1.0
+    return sum(not source.is_blank(tile.region) for tile in tiles) / len(tiles)
+
+
+def _beside_plain(
+    net: nn.Module, streamed: Streamed, source: AbstractSource, step: Streaming
+) -> dict[str, Any]:
+    """Turns of both: median seconds, and how far the results lie apart."""
+    whole: Region = tuple((0, n) for n in source.shape[1:])
+    (x,) = source.crops([whole])
+    times: dict[str, list[float]] = {"plain": [], "streamed": []}
+    results = {}
+    for _ in range(_REPEATS):
+        for name, run, given in (("plain", net, x), ("streamed", streamed, source)):
+            begun = time.perf_counter()
+            results[name] = _step(run, given, step)
+            times[name].append(time.perf_counter() - begun)
+    plain, ours = (statistics.median(times[name]) for name in ("plain", "streamed"))
+    (y, g), (z, h) = results["plain"], results["streamed"]
+    return {
+        "plain_seconds": round(plain, 2),
+        "streamed_seconds": round(ours, 2),
+        "to_plain": round(ours / plain, 3),
+        "output_error": _apart([y], [z]),
+        "gradient_error": _apart(g, h),
+    }
+
+
+def _step(
+    run: nn.Module, given: Tensor | AbstractSource, step: Streaming
+) -> tuple[Tensor, list[Tensor]]:
+    """Forward, mean of the squares, backward: the map and the gradients."""
+    learnt = [p for p in run.parameters() if p.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
+        y = run(given)
+    gradients = torch.autograd.grad(y.float().square().mean(), learnt, allow_unused=True)
+    return y.detach(), [g for g in gradients if g is not None]
+
+
+def _apart(plain: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
+    """The largest difference, relative to the largest entry of its tensor."""
+    pairs = zip(plain, ours, strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
+
+
+def _plain_seconds(net: nn.Module, step: Streaming) -> float:
+    """Seconds per pixel of a plain step on a part: the rate of this machine, the best of three."""
+    side = min(_RATE_SIDE[step.axes], step.side)
+    x = torch.rand(1, 3, *(side,) * step.axes)
+    if step.axes == 2:
+        x = x.contiguous(memory_format=torch.channels_last)
+    best = float("inf")
+    for _ in range(_REPEATS):
+        begun = time.perf_counter()
+        _step(net, x, step)
+        best = min(best, time.perf_counter() - begun)
+    return best / x[0, 0].numel()
+
+
+class _Network(nn.Module):
+    """The last map of an encoder, small groups of cells averaged."""
+
+    def __init__(self, encoder: nn.Module, group: int) -> None:
+        super().__init__()
+        self.encoder, self.group = encoder, group
+        self.mean = nn.AvgPool2d(group, ceil_mode=True, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last: Tensor = self.encoder.maps(x)[-1]  # type: ignore[operator]
+        found: Tensor = self.mean(last) if self.group > 1 else last
+        return found
+
+
+def _network(step: Streaming) -> nn.Module:
+    """Frozen norms with random statistics, so that nothing is zero."""
+    if step.axes == 3:
+        from torchvision.models.video import r3d_18  # type: ignore[import-untyped]
+
+        net: nn.Module = nn.Sequential(*list(r3d_18(weights=None).children())[:-2])
+    else:
+        norm = "local" if step.encoder in names("encoders") else "frozen"
+        options: dict[str, object] = {"pretrained": False, "norm": norm}
+        net = _Network(build_encoder(step.encoder, None, options), step.group)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return net.eval()
+
+
+class _Noise(AbstractSource):
+    """Random bytes that are made when asked for: the same at the same place, nothing held."""
+
+    def __init__(self, space: Sequence[int]) -> None:
+        self.shape, self.device = (3, *space), torch.device("cpu")
+        self._block = torch.randint(256, (3, *(min(n, 509) for n in space)), dtype=torch.uint8)
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        """A block that repeats, of no power of two."""
+        for region in regions:
+            x = self._block
+            for axis, (low, high) in enumerate(region):
+                cells = torch.arange(low, high) % self._block.shape[axis + 1]
+                x = x.index_select(axis + 1, cells)
+            x = x[None].float() / 255 - 0.5
+            form = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+            yield x.contiguous(memory_format=form)
+
+
+def _source(step: Streaming, stack: ExitStack) -> AbstractSource:
+    if step.image is None:
+        return _Noise((step.side,) * step.axes)
+    path = Path(step.image)
+    # Its own pixels, whatever they measure.
+    view = View(1.0, 256, 64.0)
+    loader = CaseLoader(view)
+    stack.callback(loader.close)
+    case = Case(path.name, path.name, path, spacing_um=(1.0, 1.0))
+    device = torch.device("cpu")
+    normalise = ((0.5,) * 3, (0.25,) * 3)
+    batch = Batch(
+        [loader.load(case)], view=view, normalise=normalise, device=device, pool=loader.crops
+    )
+    return batch.whole(0, skip_background=step.skip_background)
+
+
+def _check(step: Streaming) -> None:
+    if step.axes not in (2, 3):
+        raise OptionError(f"--axes: got {step.axes}, allowed: 2, 3")
+    if (step.axes == 3) != (step.encoder == "r3d_18"):
+        raise OptionError("--encoder: volumes take 'r3d_18' and images anything else")
+    if step.side < 32 or step.budget_mib < 1 or step.group < 1:
+        raise OptionError("--side, --budget-mib, --group: expected at least 32, 1 and 1")

@@ -1,0 +1,173 @@
+"""The whole image through a convolutional network at full resolution, exactly, in bounded memory.
+
+Source: Pinckaers, van Ginneken & Litjens, "Streaming convolutional neural networks for end-to-end
+learning with multi-megapixel images", TPAMI 2020; Pinckaers et al., "Detection of prostate cancer
+in whole-slide images through end-to-end training with image-level labels", TMI 2021.
+
+Differs: outputs and gradients equal those of the plain network up to rounding (theirs are tested to
+1 %), found by interval arithmetic over the layers rather than by measuring; any batch size and
+image size; regions that the glimpse shows to be background are neither read nor computed more than
+once; cells are averaged in small groups and weighed by gated attention rather than averaged over
+all.
+
+Use when: what decides may be anywhere and is too small or too plain for a glimpse to point at it,
+and there is time: every pixel of the foreground goes through the network, forwards twice and
+backwards once. Cells know of each other only as far as the receptive field reaches.
+
+Cost: reads every pixel of the foreground, twice in training; memory of one tile, chosen to fit
+`budget_mib`, and of the final map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.evidence import Evidence
+from foveate.methods._bag import pad_rows
+from foveate.methods.base import AbstractMethod, Prediction
+from foveate.nn.attention import GatedAttention, masked_softmax
+from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.pooling import MaxPool, MeanPool
+from foveate.nn.streaming import Streamed
+
+
+class StreamingCnn(AbstractMethod):
+    """Every pixel of the foreground, a map of cells, a pool over the cells, a linear head.
+
+    The encoder must be local: frozen batch norm or norms over channels, no squeeze-excite. With
+    ``--encoder.norm local``, this method's default, foveate's own and timm's plain networks are.
+    Evidence is the share of each cell in what is pooled.
+
+    Args:
+        pool: over the cells: gated ``attention``, ``mean`` or ``max``.
+        group: cells a side that are averaged into one before pooling; coarser evidence, less
+            memory for the final map.
+        budget_mib: what a step may hold beside the parameters and the final map; tiles are chosen
+            by it.
+        tile: side of a tile in pixels; 0 chooses it by `budget_mib`.
+        skip_background: regions in which the glimpse shows nothing are not read: the colour of the
+            background stands for them, and they are computed once.
+        hidden: width of the attention network.
+        dropout: on the pooled vector.
+        instance: weight of the instance head's loss: cells answer the task on their own, pooled as
+            the task allows. 0 leaves it out.
+    """
+
+    reads = frozenset({"glimpse", "whole"})
+    summary = "every pixel through one network, exactly, tile by tile; gated attention over cells"
+    meets = ("no", "yes", "yes", "yes", "partly")
+    encoder_defaults: ClassVar[Mapping[str, object]] = {"norm": "local"}
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        pool: Literal["attention", "mean", "max"] = "attention",
+        group: int = 2,
+        budget_mib: int = 2048,
+        tile: int = 0,
+        skip_background: bool = True,
+        hidden: int = 128,
+        dropout: float = 0.1,
+        instance: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if group < 1 or budget_mib < 1 or tile < 0:
+            raise OptionError(
+                f"group, budget_mib, tile: got {group}, {budget_mib}, {tile}, expected at least "
+                "1, 1 and 0"
+            )
+        self.encoder, self.group, self.instance = encoder, group, instance
+        self.budget_bytes, self.skip_background = budget_mib << 20, skip_background
+        dim = encoder.map_dims[-1]
+        self.norm = nn.LayerNorm(dim)
+        pools: Mapping[str, nn.Module] = {
+            "attention": _GatedPool(dim, hidden),
+            "mean": MeanPool(),
+            "max": MaxPool(),
+        }
+        self.pool = pools[pool]
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, sum(h.size for h in heads)))
+        self.head_instance = InstanceHead(dim, heads) if instance > 0 else None
+        # Kept from being a submodule: its parameters are the encoder's, which would be saved twice.
+        streamed = Streamed(_Cells(encoder, group), tile=tile or None)
+        streamed.check()
+        # What only `embed` uses would never get a gradient.
+        reached = {id(p) for p in streamed.reached()}
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
+        self.__dict__["streamed"] = streamed
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from all pixels."""
+        streamed: Streamed = self.__dict__["streamed"]
+        streamed.budget_bytes = self.budget_bytes // len(batch)
+        streamed.train(self.training)
+        maps = [
+            streamed(batch.whole(i, skip_background=self.skip_background))
+            for i in range(len(batch))
+        ]
+        rows = [each[0].flatten(1).T for each in maps]
+        valid = _valid([len(r) for r in rows], rows[0].device)
+        h = self.norm(pad_rows(torch.cat(rows).float(), valid))
+        vector, share = self.pool(h, valid)
+        logits = self.head(vector)
+        if not self.training:
+            evidence = [self._evidence(batch, m, s) for m, s in zip(maps, share, strict=True)]
+            return Prediction(logits, evidence)
+        if self.head_instance is None:
+            return Prediction(logits, [])
+        alone, _ = self.head_instance(h, valid)
+        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+
+    def _evidence(self, batch: Batch, map_: Tensor, share: Tensor) -> Evidence:
+        spacing, stride = batch.view.spacing_um, self.encoder.strides[-1]
+        cell = stride * self.group * spacing
+        corner = (self.encoder.map_centres[-1] - stride / 2) * spacing
+        places = np.indices(map_.shape[2:]).reshape(map_.ndim - 2, -1).T
+        origin = corner + cell * places.astype(np.float64)
+        weight = share[: len(origin)].detach().double().cpu().numpy()
+        return Evidence(origin, np.full_like(origin, cell), weight)
+
+
+class _Cells(nn.Module):
+    """The last map of an encoder, small groups of its cells averaged."""
+
+    def __init__(self, encoder: AbstractEncoder, group: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mean = nn.AvgPool2d(group, ceil_mode=True, count_include_pad=False)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, 3, h, w)`` to ``(b, d, cells)``."""
+        last = self.encoder.maps(x)[-1]
+        found: Tensor = self.mean(last) if self.group > 1 else last
+        return found
+
+
+class _GatedPool(nn.Module):
+    """The mean of the tokens, weighed by gated attention."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = GatedAttention(dim, hidden=hidden)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled ``(b, d)`` and attention ``(b, n)``."""
+        weight = masked_softmax(self.attention(tokens), valid)
+        return (weight.unsqueeze(1) @ tokens).squeeze(1), weight
+
+
+def _valid(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """``(b, n)``, True for the first ``lengths[i]`` of row i."""
+    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]

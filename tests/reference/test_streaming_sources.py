@@ -1,0 +1,200 @@
+"""Images that are read region by region, background that is not read, and the method on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from torch import Tensor, nn
+
+from foveate.batch import Augment, Batch, View
+from foveate.cases import Case
+from foveate.encoders import build_encoder
+from foveate.loading import CaseLoader
+from foveate.methods.streaming_cnn import StreamingCnn
+from foveate.nn.heads import Head
+from foveate.nn.streaming import AbstractSource, Region, Streamed, TooLittleMemory
+
+VIEW = View(spacing_um=1.0, patch_px=64, glimpse_spacing_um=8.0)
+NORMALISE = ((0.5, 0.4, 0.6), (0.25, 0.2, 0.3))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """White, with two pieces of coloured noise; odd sides."""
+    rng = np.random.default_rng(3)
+    pixels = np.full((611, 845, 3), 255, np.uint8)
+    pixels[96:180, 100:260] = rng.integers(40, 160, (84, 160, 3))
+    pixels[400:450, 700:760] = rng.integers(40, 160, (50, 60, 3))
+    path = tmp_path_factory.mktemp("whole") / "slide.tif"
+    tifffile.imwrite(
+        path, pixels, tile=(128, 128), resolution=(10000, 10000), resolutionunit="CENTIMETER"
+    )
+    return path
+
+
+@pytest.fixture
+def loader() -> Iterator[CaseLoader]:
+    loader = CaseLoader(VIEW)
+    yield loader
+    loader.close()
+
+
+def batch_of(loader: CaseLoader, path: Path, n: int = 1, augment: Augment = "none") -> Batch:
+    items = [loader.load(Case(str(i), str(i), path, spacing_um=(1.0, 1.0))) for i in range(n)]
+    pool: ThreadPoolExecutor = loader.crops
+    return Batch(items, view=VIEW, normalise=NORMALISE, device=CPU, pool=pool, augment=augment)
+
+
+def normalised(path: Path) -> Tensor:
+    pixels = torch.from_numpy(tifffile.imread(path)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALISE)
+    return (pixels - mean) / std
+
+
+def test_regions_of_a_turned_image_are_those_of_the_turned_array(
+    slide: Path, loader: CaseLoader
+) -> None:
+    plain = normalised(slide)
+    seen = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        batch = batch_of(loader, slide, augment="slide")
+        batch._gain[:] = 1
+        whole = batch.whole(0, skip_background=False)
+        bits = whole.turn.bits
+        seen.add(bits)
+        turned = plain.flip(-1) if bits & 1 else plain
+        turned = turned.flip(-2) if bits & 2 else turned
+        turned = turned.transpose(-1, -2) if bits & 4 else turned
+        assert whole.shape == tuple(turned.shape)
+        h, w = turned.shape[1:]
+        regions: list[Region] = [((0, h), (0, w)), ((5, 77), (w - 40, w)), ((300, 301), (0, 9))]
+        for region, crop in zip(regions, whole.crops(regions), strict=True):
+            (a, b), (c, d) = region
+            torch.testing.assert_close(crop[0], turned[:, a:b, c:d], atol=1e-6, rtol=0)
+    assert seen == set(range(8))
+
+
+def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoader) -> None:
+    """The slide's background is one colour, so leaving it out changes nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 5, 2, 2), nn.Tanh(), nn.Conv2d(4, 6, 3, 2, 1), nn.Tanh(), nn.MaxPool2d(2)
+    )
+    x = normalised(slide)[None]
+    y = net(x)
+    weight = torch.randn_like(y)
+    plain = torch.autograd.grad((y * weight).sum(), list(net.parameters()))
+    streamed = Streamed(net, tile=48)
+    batch = batch_of(loader, slide)
+    whole = batch.whole(0, skip_background=True)
+    before = batch.items[0].image.count.asked_px
+    z = streamed(whole)
+    torch.testing.assert_close(z, y, atol=1e-5, rtol=0)
+    ours = torch.autograd.grad((z * weight).sum(), list(net.parameters()))
+    for a, b in zip(plain, ours, strict=True):
+        torch.testing.assert_close(b, a, atol=2e-4 * float(a.abs().max()), rtol=0)
+    tiles = 13 * 18
+    assert streamed.counts["forward"] < tiles / 2
+    assert streamed.counts["backward"] < tiles / 2
+    assert batch.items[0].image.count.asked_px - before < 0.5 * 2 * 611 * 845
+
+
+class Patterned(AbstractSource):
+    """A map in memory whose left half is said to be background."""
+
+    has_blank = True
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.shape, self.device, self.dtype = tuple(x.shape[1:]), x.device, x.dtype
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        for (a, b), (c, d) in regions:
+            assert d > self.shape[2] // 2, "background was read"
+            yield self.x[:, :, a:b, c:d]
+
+    def is_blank(self, region: Region) -> bool:
+        return region[1][1] <= self.shape[2] // 2
+
+    def blank(self) -> Tensor:
+        return torch.tensor([0.3, -0.2], dtype=self.dtype)
+
+
+@pytest.mark.parametrize("tile", [16, 24, 40])
+def test_background_at_borders_and_up_sampling(tile: int) -> None:
+    """Borders pad, and up-sampled maps have a phase: equal tiles are only those that are equal."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 131, 206, dtype=torch.double)
+    x[..., :103] = torch.tensor([0.3, -0.2], dtype=torch.double).view(2, 1, 1)
+    for net in (
+        nn.Sequential(nn.Conv2d(2, 3, 4, 3, 2), nn.Tanh(), nn.Conv2d(3, 2, 3, padding=1)),
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, 2, 1), nn.Tanh(), nn.ConvTranspose2d(3, 2, 3, 2), nn.Tanh()
+        ),
+    ):
+        net.double()
+        y = net(x)
+        weight = torch.randn_like(y)
+        plain = torch.autograd.grad((y * weight).sum(), list(net.parameters()))
+        streamed = Streamed(net, tile=tile)
+        z = streamed(Patterned(x))
+        torch.testing.assert_close(z, y, atol=1e-12, rtol=0)
+        ours = torch.autograd.grad((z * weight).sum(), list(net.parameters()))
+        for a, b in zip(plain, ours, strict=True):
+            torch.testing.assert_close(b, a, atol=1e-10 * float(a.abs().max()), rtol=0)
+
+
+def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoader) -> None:
+    """Logits and gradients of all parameters: in many tiles, in two stages, and at once."""
+    found = []
+    for options in ({"tile": 128}, {"budget_mib": 24}, {"budget_mib": 4096}):
+        torch.manual_seed(0)
+        encoder = build_encoder("small", {"width": 8, "norm": "local"})
+        head = (Head("class", 2, True, "max"),)
+        method = StreamingCnn(
+            encoder=encoder, heads=head, dropout=0.0, skip_background=False, **options
+        )
+        method.train()
+        prediction = method(batch_of(loader, slide, n=2))
+        prediction.logits.square().sum().backward()
+        found.append((prediction.logits.detach(), [p.grad for p in method.parameters()]))
+    for logits, gradients in found[1:]:
+        torch.testing.assert_close(logits, found[0][0], atol=1e-5, rtol=1e-4)
+        for a, b in zip(gradients, found[0][1], strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, atol=1e-3 * float(b.abs().max()) + 1e-9, rtol=0)
+
+
+def test_too_little_memory_is_said_before_anything_is_read(slide: Path, loader: CaseLoader) -> None:
+    batch = batch_of(loader, slide)
+    encoder = build_encoder("resnet18", {"pretrained": False, "norm": "local"})
+    method = StreamingCnn(encoder=encoder, heads=(Head("class", 2, True, "max"),), budget_mib=1)
+    before = batch.items[0].image.count.asked_px
+    with pytest.raises(TooLittleMemory, match=r"one output cell holds about \d+ MiB"):
+        method(batch)
+    assert batch.items[0].image.count.asked_px == before
+
+
+def test_evidence_covers_the_image_and_peaks_where_the_weight_is(
+    slide: Path, loader: CaseLoader
+) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("small", {"width": 8, "norm": "local"})
+    method = StreamingCnn(encoder=encoder, heads=(Head("class", 2, True, "max"),)).eval()
+    with torch.inference_mode():
+        (evidence,) = method(batch_of(loader, slide)).evidence
+    assert evidence.weight.sum() == pytest.approx(1.0)
+    low = evidence.origin_um.min(0)
+    high = (evidence.origin_um + evidence.size_um).max(0)
+    assert (low == 0).all()
+    assert (high >= (611, 845)).all()
+    assert (high < (611 + 32, 845 + 32)).all()
