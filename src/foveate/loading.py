@@ -30,7 +30,8 @@ class ViewOptions:
     """How images are read; what is None is chosen from the training images.
 
     Attributes:
-        spacing_um: of patches; by default the median full resolution of the training images.
+        spacing_um: of patches; by default the median full resolution of the training images, or
+            that of `fit`.
         patch_px: side of a patch.
         glimpse_spacing_um: of the glimpse; by default what gives the median image `glimpse_px`.
         glimpse_px: long side of the median image's glimpse.
@@ -153,7 +154,9 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
         )
     finest = statistics.median(math.prod(f.spacing_um) ** (1 / len(f.spacing_um)) for f in known)
     extents = [max(n * s for n, s in zip(f.shape, f.spacing_um, strict=True)) for f in known]
-    spacing = options.spacing_um or float(f"{finest:.4g}")
+    # Pictures brought to one size are read at that size, whatever sizes they came from.
+    own = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
+    spacing = options.spacing_um or own
     coarse = max(spacing, statistics.median(extents) / options.glimpse_px)
     return View(
         spacing_um=spacing,

@@ -63,7 +63,15 @@ STAGES: tuple[tuple[Stage, float], ...] = (
 def start(table: Path, run: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "foveate.cli", "train", str(table), "--out", str(run), *OPTIONS]
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=one_thread())
+    # A shell's background jobs ignore interruptions, and so would the children of such a test run.
+    return subprocess.Popen(
+        words,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=one_thread(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def finish(table: Path, run: Path) -> None:

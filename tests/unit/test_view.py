@@ -1,0 +1,39 @@
+"""The view that is chosen where the user leaves gaps."""
+
+from __future__ import annotations
+
+import pytest
+
+from foveate.loading import ImageFacts, ViewOptions, choose_view
+
+
+def pictures(*sizes: tuple[int, int], fit: tuple[int, int] | None = None) -> list[ImageFacts]:
+    """Facts as they are after fitting: the spacing is the fitted size over the picture's own."""
+    return [
+        ImageFacts(
+            shape=size,
+            spacing_um=(1.0, 1.0) if fit is None else (fit[0] / size[0], fit[1] / size[1]),
+            unit="px",
+            kind="picture",
+            reader="test",
+        )
+        for size in sizes
+    ]
+
+
+def test_fitted_pictures_are_read_at_the_size_they_are_brought_to() -> None:
+    fit = (256, 256)
+    facts = pictures((1000, 1400), (2000, 1800), (800, 1300), fit=fit)
+    view = choose_view(facts, ViewOptions(fit=fit, patch_px=64, glimpse_px=128))
+    assert view.spacing_um == 1.0
+    assert view.patch_um == 64
+    assert view.glimpse_spacing_um == pytest.approx(2.0)
+    asked = choose_view(facts, ViewOptions(fit=fit, patch_px=64, spacing_um=0.5))
+    assert asked.spacing_um == 0.5
+
+
+def test_pictures_as_they_are_keep_their_own_resolution() -> None:
+    view = choose_view(pictures((1000, 1400), (2000, 1800)), ViewOptions())
+    assert view.spacing_um == 1.0
+    slides = [ImageFacts((9000, 9000), (s, s), "um", "slide", "test") for s in (0.25, 0.5, 0.5)]
+    assert choose_view(slides, ViewOptions()).spacing_um == 0.5
