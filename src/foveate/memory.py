@@ -1,7 +1,10 @@
-"""Peak memory of this process and of the device."""
+"""Peak memory of this process and of the device; giving freed memory back."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -30,3 +33,10 @@ def peak_device_mib() -> float:
 def peak_memory_mib() -> float:
     """Of the device that computes: the GPU's when there is one, else the process's."""
     return peak_device_mib() or peak_rss_mib()
+
+
+def give_back() -> None:
+    """Return what was freed to the system, where it can be: a step must not live on leftovers."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -59,13 +57,6 @@ def peaks(before: float, device: str) -> dict[str, Any]:
         found["device_peak_mib"] = round(peak_device_mib(), 1)
         found["device_name"] = torch.cuda.get_device_name()
     return found
-
-
-def give_back() -> None:
-    """Return what was freed to the system, where it can be: a step must not live on leftovers."""
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -22,13 +22,13 @@ import torch
 
 from foveate.atomic import write_json
 from foveate.batch import Batch, View
-from foveate.benchmark._process import give_back, measured_apart, peaks
+from foveate.benchmark._process import measured_apart, peaks
 from foveate.benchmark._run import forget_peaks, write_table
 from foveate.cases import Case
 from foveate.encoders import build_encoder
 from foveate.errors import OptionError
 from foveate.loading import CaseLoader
-from foveate.memory import peak_rss_mib
+from foveate.memory import give_back, peak_rss_mib
 from foveate.outputs import Display
 from foveate.plugins import add_plugin_folder, find, parse_options, plugin_folders
 from foveate.run_folder import read_json

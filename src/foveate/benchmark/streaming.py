@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from foveate.atomic import write_json
 from foveate.batch import Batch, View
-from foveate.benchmark._process import give_back, measured_apart, peaks
+from foveate.benchmark._process import measured_apart, peaks
 from foveate.benchmark._run import forget_peaks, write_table
 from foveate.cases import Case
 from foveate.encoders import build_encoder
 from foveate.errors import OptionError
 from foveate.loading import CaseLoader
-from foveate.memory import peak_rss_mib
-from foveate.nn.streaming import AbstractSource, Region, Streamed
+from foveate.memory import give_back, peak_rss_mib
+from foveate.nn.streaming import AbstractSource, Plan, Region, Streamed
 from foveate.outputs import Display
 from foveate.plugins import names
 from foveate.run_folder import read_json
@@ -104,6 +104,8 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
     with ExitStack() as stack:
         source = _source(step, stack)
         rate = _plain_seconds(net, step)
+        with _precision(step):
+            plan = streamed.plan_for(source)
         give_back()
         forget_peaks()
         before, begun = peak_rss_mib(), time.perf_counter()
@@ -111,7 +113,6 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
         held = peaks(before, "cpu")
         size = math.prod(source.shape[1:])
-        plan = streamed.plan_for(source)
         found = {
             "encoder": step.encoder,
             "side": step.side,
@@ -123,7 +124,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
             "tiles_forward": streamed.counts["forward"],
             "tiles_backward": streamed.counts["backward"],
             "work_ratio": round(plan.work, 3),
-            "live_share": round(_live_share(streamed, source), 4),
+            "live_share": round(_live_share(plan, source), 4),
             "seconds": round(seconds, 2),
             "bound_seconds": round(4 / 3 * rate * size, 2),
             "to_bound": round(seconds / (4 / 3 * rate * size), 3),
@@ -133,9 +134,9 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
         return found | (_beside_plain(net, streamed, source, step) if step.plain else {})
 
 
-def _live_share(streamed: Streamed, source: AbstractSource) -> float:
+def _live_share(plan: Plan, source: AbstractSource) -> float:
     """Of the tiles, those that hold more than background."""
-    tiles = list(streamed.plan_for(source).segments[0].grid)
+    tiles = list(plan.segments[0].grid)
     if not source.has_blank:
         return 1.0
     return sum(not source.is_blank(tile.region) for tile in tiles) / len(tiles)
@@ -170,10 +171,14 @@ def _step(
 ) -> tuple[Tensor, list[Tensor]]:
     """Forward, mean of the squares, backward: the map and the gradients."""
     learnt = [p for p in run.parameters() if p.requires_grad]
-    with torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
+    with _precision(step):
         y = run(given)
     gradients = torch.autograd.grad(y.float().square().mean(), learnt, allow_unused=True)
     return y.detach(), [g for g in gradients if g is not None]
+
+
+def _precision(step: Streaming) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=step.bf16)
 
 
 def _apart(plain: Sequence[Tensor], ours: Sequence[Tensor]) -> float:

@@ -35,7 +35,15 @@ from foveate.nn.streaming._plan import Plan, check_rank, choose, for_tissue
 from foveate.nn.streaming._trace import Traced, trace
 from foveate.nn.streaming.base import AbstractSource, NotLocal, Region, TooLittleMemory
 
-__all__ = ["AbstractSource", "Field", "NotLocal", "Region", "Streamed", "TooLittleMemory"]
+__all__ = [
+    "AbstractSource",
+    "Field",
+    "NotLocal",
+    "Plan",
+    "Region",
+    "Streamed",
+    "TooLittleMemory",
+]
 
 
 class Field(NamedTuple):
@@ -114,7 +122,7 @@ class Streamed(nn.Module):
                 held = torch.cat([self._at_once(graph, segment.grid, each) for each in sources])
                 held = held if dtype is None else held.to(dtype)
             else:
-                job = Job(segment.grid, sources, dtype, self.progress, self.counts)
+                job = Job(segment.grid, segment.passing, sources, dtype, self.progress, self.counts)
                 held = Tiled.apply(job, held, *self._learnt())
             sources = _rows(held)
         if held is None:
@@ -158,7 +166,6 @@ class Streamed(nn.Module):
                 graph,
                 budget_bytes=self.budget_bytes,
                 learns=learns,
-                stored=4,
                 sides=self._sides(shape[1:]),
             )
         return self._plans[key]
@@ -238,7 +245,8 @@ class Streamed(nn.Module):
 
     def _graph_of(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Graph:
         traced = self._trace()
-        key = (id(traced), shape, device, dtype)
+        cast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        key = (id(traced), shape, device, dtype, cast)
         if key not in self._graphs:
             if len(self._graphs) > 64:
                 self._graphs.clear()

@@ -98,14 +98,15 @@ class _Builder:
         step = self.steps[end]
         if step.dims != tuple(range(2, 2 + len(step.extent))) or end == 0:
             raise NotLocal("the stack must return a map (b, c, *space)")
-        steps = self.steps[: end + 1]
-        return Graph(steps, self.constants)
+        learnt = [p for p in self.traced.stack.parameters() if p.requires_grad]
+        return Graph(self.steps[: end + 1], self.constants, sum(p.nbytes for p in learnt))
 
     def _input(self, node: fx.Node) -> None:
         space = self.shape[1:]
         dims = tuple(range(2, 2 + len(space)))
         c = self.shape[0]
-        whole = Step("input", Pointwise(), _nothing, (), {}, (), dims, dims, space, c, True)
+        size = c * self.stands[node].element_size()
+        whole = Step("input", Pointwise(), _nothing, (), {}, (), dims, dims, space, c, size, True)
         self.steps.append(whole)
         self.viewed.append(-1)
         self.known[node] = Ref(0)
@@ -159,7 +160,8 @@ class _Builder:
             dims_before=first.dims,
             dims=dims,
             extent=extent,
-            channels=sum(p.numel() // max(math.prod(extent), 1) for p in parts),
+            channels=sum(p.numel() for p in parts) // max(math.prod(extent), 1),
+            cell_bytes=sum(p.nbytes for p in parts) // max(math.prod(extent), 1),
             single=parts[0] is stand,
         )
         self.steps.append(step)

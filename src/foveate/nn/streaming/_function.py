@@ -35,7 +35,8 @@ class Job:
     """A segment on the images of a batch.
 
     Attributes:
-        grid: its tiles.
+        grid: its tiles, for the gradient.
+        passing: its tiles, for the map.
         sources: one per image.
         dtype: of the map that is returned; None for that of the tiles.
         seen: tiles computed, for progress.
@@ -43,6 +44,7 @@ class Job:
     """
 
     grid: Grid
+    passing: Grid
     sources: Sequence[AbstractSource]
     dtype: torch.dtype | None = None
     progress: Progress | None = None
@@ -121,9 +123,10 @@ def _forward(
     job: Job, source: AbstractSource, draws: Any, states: dict[Region, Any], device: str
 ) -> Iterator[tuple[Tile, Tensor]]:
     """The maps of all tiles of an image; equal tiles over background are computed once."""
-    begin, end, graph = job.grid.begin, job.grid.end, job.grid.graph
-    tiles = list(job.grid)
-    first = _first_alike(job, source, tiles)
+    grid = job.passing
+    begin, end, graph = grid.begin, grid.end, grid.graph
+    tiles = list(grid)
+    first = _first_alike(grid, source)
     known: dict[Region, Tensor] = {}
     computed = [t for t in tiles if first.get(t.own, t.own) == t.own]
     crops = _crops(job, source, computed)
@@ -134,7 +137,7 @@ def _forward(
             continue
         if graph.random:
             states[tile.own] = _generator_states(device)
-        map_ = graph.run(begin, end, next(crops), job.grid.spans(tile), draws)
+        map_ = graph.run(begin, end, next(crops), grid.spans(tile), draws)
         job.counts["forward"] += 1
         if kept is not None:
             known[kept] = map_
@@ -146,7 +149,7 @@ def _forward(
 def _with_gradient(job: Job, source: AbstractSource, gradient: Tensor) -> list[tuple[Tile, Tensor]]:
     """Tiles whose gradient is not all zero; those of equal tiles over background are summed."""
     tiles = list(job.grid)
-    first = _first_alike(job, source, tiles)
+    first = _first_alike(job.grid, source)
     found: dict[Region, tuple[Tile, Tensor]] = {}
     for tile in tiles:
         part = cut(gradient, tile.own)
@@ -161,15 +164,15 @@ def _with_gradient(job: Job, source: AbstractSource, gradient: Tensor) -> list[t
     return [(tile, part) for tile, part in found.values() if part.any()]
 
 
-def _first_alike(job: Job, source: AbstractSource, tiles: Sequence[Tile]) -> dict[Region, Region]:
+def _first_alike(grid: Grid, source: AbstractSource) -> dict[Region, Region]:
     """Of each tile over nothing but background, the first one that gives the same map."""
-    if not source.has_blank or job.grid.graph.random:
+    if not source.has_blank or grid.graph.random:
         return {}
     first: dict[Any, Region] = {}
     found = {}
-    for tile in tiles:
+    for tile in grid:
         if source.is_blank(tile.region):
-            found[tile.own] = first.setdefault(job.grid.key(tile), tile.own)
+            found[tile.own] = first.setdefault(grid.key(tile), tile.own)
     return found
 
 

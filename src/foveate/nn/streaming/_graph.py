@@ -26,6 +26,7 @@ class Step:
         dims_before, dims: spatial dimensions of what it takes and gives.
         extent: cells of the whole map per axis.
         channels: elements per cell, all outputs together.
+        cell_bytes: bytes per cell, all outputs together.
         single: it gives one map, not several.
     """
 
@@ -39,6 +40,7 @@ class Step:
     dims: tuple[int, ...]
     extent: tuple[int, ...]
     channels: int
+    cell_bytes: int
     single: bool
 
 
@@ -49,11 +51,15 @@ class Graph:
         steps: in the order in which they run.
         last_use: of each step's map, the last step that takes it.
         n_uses: how many steps take it.
+        gradient_bytes: of the parameters that learn.
         plain_work: operations of one plain forward pass; set by whoever plans.
     """
 
-    def __init__(self, steps: Sequence[Step], constants: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(
+        self, steps: Sequence[Step], constants: Sequence[tuple[Any, ...]], gradient_bytes: int
+    ) -> None:
         self.steps = list(steps)
+        self.gradient_bytes = gradient_bytes
         self._constants = list(constants)
         self.n_uses = [0] * len(steps)
         self.last_use = list(range(len(steps)))

@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 _FAR = 1 << 60
 _MOVED = 64.0
 """Operations that writing an element is taken for: layers without arithmetic cost time, too."""
+_MARGIN = 1.1
 _CALLED = 5e6
 """Operations that calling a layer is taken for: small tiles cost time, too."""
 
@@ -95,24 +96,19 @@ class Grid:
     @property
     def held_bytes(self) -> float:
         """What the largest block holds with gradient, by a model: see `_held`."""
-        volume = self._volumes(np.max)
-        return _held(self.graph, self.begin, self.end, volume)
+        return _held(self.graph, self.begin, self.end, self._volumes(np.max))
 
     @property
     def passing_bytes(self) -> float:
         """What the largest block holds without gradient: a few maps at a time."""
-        size = 4 * self._volumes(np.max) * self._channels()
-        return float(4 * size.max())
+        steps = self.graph.steps[self.begin : self.end + 1]
+        return float(4 * (self._volumes(np.max) * [s.cell_bytes for s in steps]).max())
 
     def _volumes(self, over: object) -> Floats:
         found = np.ones(self.end - self.begin + 1)
         for low, high in self.axes:
             found = found * over(np.maximum(high - low, 0), axis=1)  # type: ignore[operator]
         return found
-
-    def _channels(self) -> Floats:
-        steps = self.graph.steps[self.begin : self.end + 1]
-        return np.asarray([s.channels for s in steps], np.float64)
 
     def _per_cell(self) -> Floats:
         steps = self.graph.steps[self.begin + 1 : self.end + 1]
@@ -160,14 +156,15 @@ def _held(graph: Graph, begin: int, end: int, volume: Floats) -> float:
     """Bytes that a block holds at most between its forward and its backward pass.
 
     Each map that is new memory is kept by whoever takes it; beside them stand a few times the
-    largest one: its gradient, the one before, and what a convolution rearranges.
+    largest one: its gradient, the one before, and what a convolution rearranges; and the gradients
+    of the parameters, the block's own and the sum so far. The share on top is what was measured.
     """
     held, largest = 0.0, 0.0
     for t in range(begin, end + 1):
         step = graph.steps[t]
-        size = 4 * step.channels * volume[t - begin]
+        size = step.cell_bytes * volume[t - begin]
         largest = max(largest, size)
         if t == begin or (step.op.fresh and not getattr(step.op, "mutates", False)):
             held += size
         held += step.op.held * step.channels * volume[t - begin]
-    return held + 3 * largest
+    return _MARGIN * (held + 3 * largest) + 2 * graph.gradient_bytes

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
@@ -22,12 +22,24 @@ class Segment:
     """A part of the stack that is computed tile by tile, or at once.
 
     Attributes:
-        grid: its tiles.
+        grid: its tiles, for the gradient.
+        passing: its tiles where nothing is held for a gradient; they may be larger.
         at_once: one tile, whose activations are held instead of computed again.
     """
 
     grid: Grid
+    passing: Grid
     at_once: bool
+
+    def work(self, learns: bool) -> float:
+        """Operations; a backward pass takes twice those of a forward pass, which it repeats."""
+        if self.at_once:
+            return 3 * self.grid.work
+        return self.passing.work + 3 * self.grid.work * learns
+
+    def held_bytes(self, learns: bool) -> float:
+        """What the largest tile holds."""
+        return max(self.passing.passing_bytes, self.grid.held_bytes * learns)
 
 
 @dataclass(frozen=True)
@@ -36,13 +48,15 @@ class Plan:
 
     Attributes:
         segments: one after the other.
-        work: operations of a training step, over those of the plain stack.
+        work: operations of a training step, or a forward pass, over those of the plain stack.
         held_bytes: estimate of what is held at most, without the final map.
+        learns: whether a backward pass follows.
     """
 
     segments: tuple[Segment, ...]
     work: float
     held_bytes: float
+    learns: bool
 
     def told(self) -> str:
         """One line for people."""
@@ -57,16 +71,13 @@ class Plan:
         )
 
 
-def choose(
-    graph: Graph, *, budget_bytes: int, learns: bool, stored: int, sides: Sequence[int] | None
-) -> Plan:
+def choose(graph: Graph, *, budget_bytes: int, learns: bool, sides: Sequence[int] | None) -> Plan:
     """The cheapest way that fits: tiles, and where a map is stored between two rounds of tiles.
 
     Args:
         graph: the steps.
         budget_bytes: what may be held beside parameters and the final map.
         learns: whether a backward pass follows.
-        stored: bytes per element of stored maps.
         sides: tiles per axis of the output, when the user settles them; then nothing is chosen.
 
     Raises:
@@ -76,24 +87,24 @@ def choose(
     graph.plain_work = Grid(graph, 0, last, (1,) * len(graph.steps[last].extent)).work
     if sides is not None:
         grid = Grid(graph, 0, last, sides)
-        held = grid.held_bytes if learns else grid.passing_bytes
-        return Plan((Segment(grid, at_once=False),), 4 * grid.work / (3 * graph.plain_work), held)
+        settled = Segment(grid, grid, at_once=False)
+        return _planned(graph, [settled], settled.held_bytes(learns), learns)
     found: list[Plan] = []
-    for cut in (None, *_worthwhile(graph, budget_bytes, stored)):
+    for cut in (None, *_worthwhile(graph, budget_bytes)):
         bounds = (0, last) if cut is None else (0, cut, last)
-        kept = 0.0 if cut is None else 2 * _map_bytes(graph, cut, stored)
-        segments, work, peak = [], 0.0, 0.0
+        kept = 0.0 if cut is None else 2 * _map_bytes(graph, cut)
+        segments: list[Segment] = []
+        peak, standing = 0.0, kept
         for begin, end in itertools.pairwise(bounds):
-            segment = _cheapest(graph, begin, end, budget_bytes - kept, learns)
+            segment = _segment(graph, begin, end, budget_bytes - standing, learns)
             if segment is None:
                 break
             segments.append(segment)
-            held = segment.grid.held_bytes if learns else segment.grid.passing_bytes
-            work += (3 if segment.at_once else 4) * segment.grid.work
-            peak = peak + held if segment.at_once else max(peak, held)
+            # What comes later is gone again before this segment's turn in the backward pass.
+            peak = max(peak, standing + segment.held_bytes(learns))
+            standing += segment.held_bytes(learns) if segment.at_once else 0.0
         else:
-            if peak + kept <= budget_bytes:
-                found.append(Plan(tuple(segments), work / (3 * graph.plain_work), peak + kept))
+            found.append(_planned(graph, segments, peak, learns))
     if not found:
         cell = _smallest(graph, learns)
         raise TooLittleMemory(
@@ -113,50 +124,74 @@ def for_tissue(graph: Graph, plan: Plan, is_blank: Callable[[Region], bool]) -> 
         is_blank: whether a region of the image holds nothing but background.
     """
     first, *others = plan.segments
-    extent = graph.steps[first.grid.end].extent
-    plain = 3 * graph.plain_work
-    rest = plan.work - (3 if first.at_once else 4) * first.grid.work / plain
-    best, least, sides = first, plan.work - rest, first.grid.sides
+    grid, work = _finer(first.grid, is_blank)
+    passing, once = (grid, work) if graph.random else _finer(first.passing, is_blank)
+    work = 3 * work * plan.learns + once
+    whole = first.work(plan.learns)
+    if work >= whole:
+        return plan
+    better = Segment(grid, passing, at_once=False)
+    less = (whole - work) / ((1 + 2 * plan.learns) * graph.plain_work)
+    return replace(plan, segments=(better, *others), work=plan.work - less)
+
+
+def _finer(grid: Grid, is_blank: Callable[[Region], bool]) -> tuple[Grid, float]:
+    """Of a grid and finer ones the cheapest, and the operations of a pass over its live tiles."""
+    extent = grid.graph.steps[grid.end].extent
+    best, least, sides = grid, float("inf"), None
     for factor in _FINER:
-        finer = tuple(min(s * factor, n) for s, n in zip(first.grid.sides, extent, strict=True))
-        if factor > 1 and (finer == sides or math.prod(finer) > _MOST_TILES):
+        finer = tuple(min(s * factor, n) for s, n in zip(grid.sides, extent, strict=True))
+        if finer == sides or (factor > 1 and math.prod(finer) > _MOST_TILES):
             break
         sides = finer
-        grid = Grid(graph, first.grid.begin, first.grid.end, sides)
-        live = sum(not is_blank(tile.region) for tile in grid) + 1
-        work = 4 * grid.work / plain * live / len(grid)
+        each = Grid(grid.graph, grid.begin, grid.end, sides)
+        live = sum(not is_blank(tile.region) for tile in each) + 1
+        work = each.work * min(live / len(each), 1.0)
         if work < least:
-            best, least = Segment(grid, at_once=False), work
-    return Plan((best, *others), least + rest, plan.held_bytes)
+            best, least = each, work
+    return best, least
 
 
-def _worthwhile(graph: Graph, budget_bytes: int, stored: int) -> list[int]:
+def _planned(graph: Graph, segments: Sequence[Segment], held: float, learns: bool) -> Plan:
+    work = sum(s.work(learns) for s in segments) / ((1 + 2 * learns) * graph.plain_work)
+    return Plan(tuple(segments), work, held, learns)
+
+
+def _worthwhile(graph: Graph, budget_bytes: int) -> list[int]:
     """Cuts whose map may be stored; of neighbours with maps of one size, the last."""
-    fits = [t for t in graph.cuts if 2 * _map_bytes(graph, t, stored) < budget_bytes / 2]
-    sizes = {_map_bytes(graph, t, stored): t for t in fits}
+    fits = [t for t in graph.cuts if 2 * _map_bytes(graph, t) < budget_bytes / 2]
+    sizes = {_map_bytes(graph, t): t for t in fits}
     return sorted(sizes.values())
 
 
-def _map_bytes(graph: Graph, t: int, stored: int) -> float:
+def _map_bytes(graph: Graph, t: int) -> float:
     step = graph.steps[t]
-    return float(stored * step.channels * math.prod(step.extent))
+    return float(step.cell_bytes * math.prod(step.extent))
 
 
-def _cheapest(graph: Graph, begin: int, end: int, budget: float, learns: bool) -> Segment | None:
-    """Fewest operations within the budget; held at once where that fits."""
-    extent = graph.steps[end].extent
-    whole = Grid(graph, begin, end, (1,) * len(extent))
-    if (whole.held_bytes if learns else whole.passing_bytes) <= budget:
-        return Segment(whole, at_once=learns)
+def _segment(graph: Graph, begin: int, end: int, budget: float, learns: bool) -> Segment | None:
+    """The fewest operations within the budget; held at once where that fits."""
+    whole = Grid(graph, begin, end, (1,) * len(graph.steps[end].extent))
+    if learns and whole.held_bytes <= budget:
+        return Segment(whole, whole, at_once=True)
+    passing = _cheapest(whole, budget, lambda grid: grid.passing_bytes)
+    grid = _cheapest(whole, budget, lambda grid: grid.held_bytes) if learns else passing
+    if passing is None or grid is None:
+        return None
+    # What is drawn is replayed tile by tile.
+    return Segment(grid, grid if graph.random else passing, at_once=False)
+
+
+def _cheapest(whole: Grid, budget: float, holds: Callable[[Grid], float]) -> Grid | None:
+    """Of all grids of a segment that fit, the one with the fewest operations."""
     best: Grid | None = None
-    for sides in _candidates(extent):
+    for sides in _candidates(whole.graph.steps[whole.end].extent):
         if best is not None and math.prod(sides) > 2 * len(best) + 8:
             break
-        grid = Grid(graph, begin, end, sides)
-        held = grid.held_bytes if learns else grid.passing_bytes
-        if held <= budget and (best is None or grid.work < best.work):
+        grid = Grid(whole.graph, whole.begin, whole.end, sides)
+        if holds(grid) <= budget and (best is None or grid.work < best.work):
             best = grid
-    return None if best is None else Segment(best, at_once=False)
+    return best
 
 
 @functools.cache
@@ -171,7 +206,7 @@ def _candidates(extent: tuple[int, ...]) -> list[tuple[int, ...]]:
 def _smallest(graph: Graph, learns: bool) -> float:
     last = len(graph.steps) - 1
     grid = Grid(graph, 0, last, graph.steps[last].extent)
-    return grid.held_bytes if learns else grid.passing_bytes
+    return Segment(grid, grid, at_once=False).held_bytes(learns)
 
 
 def check_rank(space: Sequence[int]) -> None:
