@@ -119,16 +119,25 @@ class Progress:
 
         True once per plateau: at its fourth epoch, and at every tenth after that.
         """
-        near = [abs(row["train_loss"] - chance) <= 0.03 * chance for row in self.history]
-        length = next((i for i, at in enumerate(reversed(near)) if not at), len(near))
+        length = next(
+            (i for i, at in enumerate(reversed(self._at(chance))) if not at), len(self.history)
+        )
         return length >= 4 and (length - 4) % 10 == 0
 
-    def finished(self, options: TrainOptions) -> bool:
-        """Whether the epochs are used up or validation has stopped improving."""
-        if self.epoch >= options.epochs:
-            return True
-        stale = options.patience > 0 and self.epoch - self.best_epoch >= options.patience
-        return stale and self.epoch >= options.min_epochs
+    def finished(self, options: TrainOptions, chance: float) -> bool:
+        """Whether the epochs are used up or validation has stopped improving.
+
+        Epochs in which the training loss lies at chance do not wear out patience: attention often
+        finds what decides only after many of them, and validation cannot improve before.
+        """
+        left = max((i for i, at in enumerate(self._at(chance), 1) if at), default=0)
+        waited = self.epoch - max(self.best_epoch, left)
+        stale = options.patience > 0 and waited >= options.patience
+        return self.epoch >= options.epochs or (stale and self.epoch >= options.min_epochs)
+
+    def _at(self, chance: float) -> list[bool]:
+        """Of each epoch, whether its training loss lay within 3 % of chance."""
+        return [abs(row["train_loss"] - chance) <= 0.03 * chance for row in self.history]
 
 
 def learning_rate(options: TrainOptions, epoch: float) -> float:

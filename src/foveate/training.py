@@ -119,7 +119,7 @@ class Trainer:
             self._keep_best(row)
             if self.progress.rests_at(self._chance):
                 log.warning(self._at_chance(row))
-            self.progress.done = self.progress.finished(self.options)
+            self.progress.done = self.progress.finished(self.options, self._chance)
             self._save()
             self._after_epoch(self.folder)
         weights, _ = read_tensors(self.best)

@@ -261,7 +261,27 @@ def test_training_stops_early_and_keeps_the_best(
 )
 def test_when_training_ends(epoch: int, best: int, changed: dict[str, int], ends: bool) -> None:
     progress = Progress(epoch=epoch, best_epoch=best)
-    assert progress.finished(TrainOptions(**changed)) is ends
+    assert progress.finished(TrainOptions(**changed), math.nan) is ends
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "ends"),
+    [
+        ([0.70] * 9, 1, False),
+        ([0.70] * 6 + [0.60] * 2, 1, False),
+        ([0.70] * 6 + [0.60] * 3, 1, True),
+        ([0.60] * 6 + [0.70], 1, False),
+        ([0.70] * 3 + [0.60] * 3, 5, False),
+        ([0.70] * 30, 1, True),
+    ],
+)
+def test_epochs_at_chance_do_not_wear_out_patience(
+    losses: list[float], best: int, ends: bool
+) -> None:
+    rows = [{"train_loss": loss} for loss in losses]
+    progress = Progress(epoch=len(losses), best_epoch=best, history=rows)
+    options = TrainOptions(epochs=30, patience=3, min_epochs=1)
+    assert progress.finished(options, 0.693) is ends
 
 
 # -- at chance -------------------------------------------------------------------------------------
