@@ -272,7 +272,7 @@ def gate(f: Tensor, value: nn.Module, gate: nn.Module, score: nn.Module) -> Tens
 def test_attention() -> None:
     method, given = build("abmil").eval(), problem()
     found = run(method, given)
-    net = method.pool.attention
+    net = method.pool.pool.attention
     for i, f in enumerate(bags(given)):
         h = method.norm(f)
         weight = gate(h, net.value, net.gate, net.score)[:, 0]

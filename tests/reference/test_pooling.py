@@ -14,7 +14,7 @@ from torch.nn import functional
 from foveate.errors import OptionError
 from foveate.nn.attention import Relate
 from foveate.nn.heads import Head
-from foveate.nn.pooling import AdditivePool, CrossPool, MaxPool, MeanPool
+from foveate.nn.pooling import AdditivePool, CrossPool, GatedPool, MaxPool, MeanPool
 from foveate.nn.selection import attention_scores
 
 DIM = 8
@@ -22,6 +22,7 @@ HEADS = (Head("grade", 3, True, "sum"), Head("finding", 2, False, "max"))
 POOLS: dict[str, Callable[[], nn.Module]] = {
     "additive": lambda: AdditivePool(DIM, HEADS, k_min=2.0),
     "cross": lambda: CrossPool(DIM, HEADS, attention_heads=2, dropout=0.0),
+    "gated": lambda: GatedPool(DIM, hidden=5),
     "mean": MeanPool,
     "max": MaxPool,
 }

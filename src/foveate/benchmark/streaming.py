@@ -49,6 +49,7 @@ class Streaming:
         side: of the image, pixels.
         axes: 2 or 3.
         budget_mib: what a step may hold.
+        tile: side of a tile in pixels; 0 chooses by the budget.
         plain: compare with the plain step.
         bf16: in half precision (autocast).
         image: a file to read instead of noise; its own size holds.
@@ -60,6 +61,7 @@ class Streaming:
     side: int
     axes: int
     budget_mib: int
+    tile: int
     plain: bool
     bf16: bool
     image: str | None
@@ -100,7 +102,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
     """One row. Run in a process of its own."""
     torch.manual_seed(0)
     net = _network(step)
-    streamed = Streamed(net, budget_bytes=step.budget_mib << 20)
+    streamed = Streamed(net, tile=step.tile or None, budget_bytes=step.budget_mib << 20)
     with ExitStack() as stack:
         source = _source(step, stack)
         rate = _plain_seconds(net, step)
@@ -118,7 +120,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
             "side": step.side,
             "shape": "x".join(map(str, source.shape[1:])),
             "gigapixels": round(size / 1e9, 4),
-            "budget_mib": step.budget_mib,
+            "budget_mib": 0 if step.tile else step.budget_mib,
             "precision": "bf16" if step.bf16 else "fp32",
             "tiles": plan.told(),
             "tiles_forward": streamed.counts["forward"],
@@ -272,5 +274,5 @@ def _check(step: Streaming) -> None:
         raise OptionError(f"--axes: got {step.axes}, allowed: 2, 3")
     if (step.axes == 3) != (step.encoder == "r3d_18"):
         raise OptionError("--encoder: volumes take 'r3d_18' and images anything else")
-    if step.side < 32 or step.budget_mib < 1 or step.group < 1:
-        raise OptionError("--side, --budget-mib, --group: expected at least 32, 1 and 1")
+    if step.side < 32 or step.budget_mib < 1 or step.group < 1 or step.tile < 0:
+        raise OptionError("--side, --budget-mib, --group, --tile: expected at least 32, 1, 1 and 0")

@@ -239,6 +239,7 @@ def memory(ctx: click.Context, /, out: Path, method: str, kept: str | None, **fl
 @click.option("--sides", default="2048,4096", show_default=True, help="Of the images, pixels.")
 @click.option("--axes", type=int, default=2, show_default=True, help="2, or 3 for volumes.")
 @click.option("--budget-mib", default=2048, show_default=True, help="What a step may hold.")
+@click.option("--tile", default=0, help="Side of a tile, instead of those that fit the budget.")
 @click.option("--plain", is_flag=True, help="Take turns with the plain step, which must fit.")
 @click.option("--bf16", is_flag=True, help="In half precision.")
 @click.option("--image", type=click.Path(path_type=Path), help="Read this file instead of noise.")

@@ -25,9 +25,8 @@ from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import Bag
 from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.attention import GatedAttention, masked_softmax
 from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.pooling import AdditivePool
+from foveate.nn.pooling import AdditivePool, GatedPool
 
 
 class Abmil(AbstractMethod):
@@ -75,7 +74,7 @@ class Abmil(AbstractMethod):
         if aggregator == "additive":
             self.pool = AdditivePool(encoder.dim, heads, k_min=k_min)
         else:
-            self.pool = _AttentionPool(encoder.dim, heads, hidden, dropout)
+            self.pool = _GatedAnswer(encoder.dim, heads, hidden, dropout)
         self.head_instance = InstanceHead(encoder.dim, heads) if instance > 0 else None
 
     def forward(self, batch: Batch) -> Prediction:
@@ -92,16 +91,16 @@ class Abmil(AbstractMethod):
         return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
 
 
-class _AttentionPool(nn.Module):
+class _GatedAnswer(nn.Module):
     """Gated attention and a linear head."""
 
     def __init__(self, dim: int, heads: Sequence[Head], hidden: int, dropout: float) -> None:
         super().__init__()
-        self.attention = GatedAttention(dim, hidden=hidden)
+        self.pool = GatedPool(dim, hidden=hidden)
         outputs = nn.Linear(dim, sum(h.size for h in heads))
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` and attention ``(b, n)``."""
-        weight = masked_softmax(self.attention(tokens), valid)
-        return self.head((weight.unsqueeze(1) @ tokens).squeeze(1)), weight
+        vector, weight = self.pool(tokens, valid)
+        return self.head(vector), weight

@@ -33,9 +33,8 @@ from foveate.errors import OptionError
 from foveate.evidence import Evidence
 from foveate.methods._bag import pad_rows
 from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.attention import GatedAttention, masked_softmax
 from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.pooling import MaxPool, MeanPool
+from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
 from foveate.nn.streaming import Streamed
 
 
@@ -91,7 +90,7 @@ class StreamingCnn(AbstractMethod):
         dim = encoder.map_dims[-1]
         self.norm = nn.LayerNorm(dim)
         pools: Mapping[str, nn.Module] = {
-            "attention": _GatedPool(dim, hidden),
+            "attention": GatedPool(dim, hidden=hidden),
             "mean": MeanPool(),
             "max": MaxPool(),
         }
@@ -153,19 +152,6 @@ class _Cells(nn.Module):
         last = self.encoder.maps(x)[-1]
         found: Tensor = self.mean(last) if self.group > 1 else last
         return found
-
-
-class _GatedPool(nn.Module):
-    """The mean of the tokens, weighed by gated attention."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.attention = GatedAttention(dim, hidden=hidden)
-
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled ``(b, d)`` and attention ``(b, n)``."""
-        weight = masked_softmax(self.attention(tokens), valid)
-        return (weight.unsqueeze(1) @ tokens).squeeze(1), weight
 
 
 def _valid(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -2,8 +2,8 @@
 
 All take ``tokens (b, n, d)`` and ``valid (b, n)`` and return what they pooled with the share of
 each patch in it ``(b, n)``: not negative, 0 for padding, rows sum to 1. `CrossPool` and
-`AdditivePool` end in the logits of a task; `MeanPool` and `MaxPool` in a vector. Positions, where
-they count, are added to the tokens before.
+`AdditivePool` end in the logits of a task; `GatedPool`, `MeanPool` and `MaxPool` in a vector.
+Positions, where they count, are added to the tokens before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from foveate.errors import OptionError
 from foveate.nn._additive import AdditiveHead
-from foveate.nn.base import Head, masked_softmax
+from foveate.nn.base import GatedAttention, Head, masked_softmax
 
 
 class AdditivePool(nn.Module):
@@ -128,6 +128,26 @@ class CrossPool(nn.Module):
 
     def _split(self, vectors: Tensor) -> Tensor:
         return vectors.view(*vectors.shape[:-1], self.attention_heads, -1)
+
+
+class GatedPool(nn.Module):
+    """The mean of the tokens, weighed by gated attention.
+
+    Args:
+        dim: length of a token.
+        hidden: width of the attention network.
+
+    Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018.
+    """
+
+    def __init__(self, dim: int, *, hidden: int = 128) -> None:
+        super().__init__()
+        self.attention = GatedAttention(dim, hidden=hidden)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled ``(b, d)`` and attention ``(b, n)``."""
+        weight = masked_softmax(self.attention(tokens), valid)
+        return (weight.unsqueeze(1) @ tokens).squeeze(1), weight
 
 
 class MeanPool(nn.Module):
