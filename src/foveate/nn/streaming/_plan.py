@@ -15,6 +15,7 @@ from foveate.nn.streaming.base import NotLocal, Region, TooLittleMemory
 _SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 _FINER = (1, 2, 4, 8, 16, 32)
 _MOST_TILES = 1 << 16
+_MOST_CUTS = 3
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,12 @@ def choose(graph: Graph, *, budget_bytes: int, learns: bool, sides: Sequence[int
         grid = Grid(graph, 0, last, sides)
         settled = Segment(grid, grid, at_once=False)
         return _planned(graph, [settled], settled.held_bytes(learns), learns)
+    cuts = _worthwhile(graph, budget_bytes)
     found: list[Plan] = []
-    for cut in (None, *_worthwhile(graph, budget_bytes)):
-        bounds = (0, last) if cut is None else (0, cut, last)
-        kept = 0.0 if cut is None else 2 * _map_bytes(graph, cut)
-        segments: list[Segment] = []
-        peak, standing = 0.0, kept
-        for begin, end in itertools.pairwise(bounds):
-            segment = _segment(graph, begin, end, budget_bytes - standing, learns)
-            if segment is None:
-                break
-            segments.append(segment)
-            # What comes later is gone again before this segment's turn in the backward pass.
-            peak = max(peak, standing + segment.held_bytes(learns))
-            standing += segment.held_bytes(learns) if segment.at_once else 0.0
-        else:
-            found.append(_planned(graph, segments, peak, learns))
+    for n in range(_MOST_CUTS + 1):
+        for chosen in itertools.combinations(cuts, n):
+            plan = _chained(graph, (0, *chosen, last), budget_bytes, learns)
+            found += [] if plan is None else [plan]
     if not found:
         cell = _smallest(graph, learns)
         raise TooLittleMemory(
@@ -113,6 +104,26 @@ def choose(graph: Graph, *, budget_bytes: int, learns: bool, sides: Sequence[int
             "with a smaller receptive field, or read at a coarser spacing"
         )
     return min(found, key=lambda plan: plan.work)
+
+
+def _chained(graph: Graph, bounds: Sequence[int], budget: float, learns: bool) -> Plan | None:
+    """Segments one after the other, with the maps between them stored; None where one is too large.
+
+    At its turn in the backward pass a segment stands beside the maps before it, the gradients of
+    its input and of its output, and what segments before it hold at once. What comes later is gone.
+    """
+    maps = [_map_bytes(graph, t) for t in bounds[1:-1]]
+    segments: list[Segment] = []
+    peak, standing = 0.0, 0.0
+    for j, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        beside = standing + sum(maps[:j]) + sum(maps[max(j - 1, 0) : j + 1])
+        segment = _segment(graph, begin, end, budget - beside, learns)
+        if segment is None:
+            return None
+        segments.append(segment)
+        peak = max(peak, beside + segment.held_bytes(learns))
+        standing += segment.held_bytes(learns) if segment.at_once else 0.0
+    return _planned(graph, segments, peak, learns)
 
 
 def for_tissue(graph: Graph, plan: Plan, is_blank: Callable[[Region], bool]) -> Plan:
@@ -159,9 +170,8 @@ def _planned(graph: Graph, segments: Sequence[Segment], held: float, learns: boo
 
 def _worthwhile(graph: Graph, budget_bytes: int) -> list[int]:
     """Cuts whose map may be stored; of neighbours with maps of one size, the last."""
-    fits = [t for t in graph.cuts if 2 * _map_bytes(graph, t) < budget_bytes / 2]
-    sizes = {_map_bytes(graph, t): t for t in fits}
-    return sorted(sizes.values())
+    fits = [t for t in graph.cuts if 2 * _map_bytes(graph, t) < budget_bytes]
+    return sorted({_map_bytes(graph, t): t for t in fits}.values())
 
 
 def _map_bytes(graph: Graph, t: int) -> float:
