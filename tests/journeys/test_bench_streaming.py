@@ -56,7 +56,7 @@ def test_a_file_is_read_and_its_background_left_out(tmp_path: Path, foveate: Com
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--encoder", "r3d_18"), "volumes take 'r3d_18'"),
+        (("--encoder", "resnet18_3d"), "volumes take 'resnet18_3d'"),
         (("--axes", "4"), "--axes: got 4"),
         (("--encoder", "seresnet18", "--sides", "64"), "squeeze-excite"),
         (("--encoder", "resnet18", "--sides", "512", "--budget-mib", "1"), "one output cell"),

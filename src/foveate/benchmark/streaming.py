@@ -36,7 +36,8 @@ from foveate.outputs import Display
 from foveate.plugins import names
 from foveate.run_folder import read_json
 
-_RATE_SIDE = {2: 1024, 3: 96}
+_RATE_SIDE = {2: 1024, 3: 128}
+_FORMS = {2: torch.channels_last, 3: torch.channels_last_3d}
 _REPEATS = 3
 
 
@@ -45,7 +46,8 @@ class Streaming:
     """One row.
 
     Attributes:
-        encoder: of 2D images any that streams; of volumes ``r3d_18``.
+        encoder: of images any that streams; of volumes ``resnet18_3d``, that of one channel whose
+            stem shrinks all axes alike.
         side: of the image, pixels.
         axes: 2 or 3.
         budget_mib: what a step may hold.
@@ -192,9 +194,8 @@ def _apart(plain: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
 def _plain_seconds(net: nn.Module, step: Streaming) -> float:
     """Seconds per pixel of a plain step on a part: the rate of this machine, the best of three."""
     side = min(_RATE_SIDE[step.axes], step.side)
-    x = torch.rand(1, 3, *(side,) * step.axes)
-    if step.axes == 2:
-        x = x.contiguous(memory_format=torch.channels_last)
+    region: Region = ((0, side),) * step.axes
+    (x,) = _Noise((side,) * step.axes).crops([region])
     best = float("inf")
     for _ in range(_REPEATS):
         begun = time.perf_counter()
@@ -220,9 +221,7 @@ class _Network(nn.Module):
 def _network(step: Streaming) -> nn.Module:
     """Frozen norms with random statistics, so that nothing is zero."""
     if step.axes == 3:
-        from torchvision.models.video import r3d_18  # type: ignore[import-untyped]
-
-        net: nn.Module = nn.Sequential(*list(r3d_18(weights=None).children())[:-2])
+        net: nn.Module = _resnet18_3d()
     else:
         norm = "local" if step.encoder in names("encoders") else "frozen"
         options: dict[str, object] = {"pretrained": False, "norm": norm}
@@ -230,15 +229,36 @@ def _network(step: Streaming) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-    return net.eval()
+    return net.eval().to(memory_format=_FORMS[step.axes])
+
+
+def _resnet18_3d() -> nn.Module:
+    from torchvision.models.video.resnet import (  # type: ignore[import-untyped]
+        BasicBlock,
+        Conv3DSimple,
+        VideoResNet,
+    )
+
+    def stem() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv3d(1, 64, 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm3d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool3d(3, stride=2, padding=1),
+        )
+
+    whole = VideoResNet(BasicBlock, [Conv3DSimple] * 4, [2, 2, 2, 2], stem)
+    return nn.Sequential(*list(whole.children())[:-2])
 
 
 class _Noise(AbstractSource):
     """Random bytes that are made when asked for: the same at the same place, nothing held."""
 
     def __init__(self, space: Sequence[int]) -> None:
-        self.shape, self.device = (3, *space), torch.device("cpu")
-        self._block = torch.randint(256, (3, *(min(n, 509) for n in space)), dtype=torch.uint8)
+        channels, most = (3, 509) if len(space) == 2 else (1, 127)
+        self.shape, self.device = (channels, *space), torch.device("cpu")
+        block = (channels, *(min(n, most) for n in space))
+        self._block = torch.randint(256, block, dtype=torch.uint8)
 
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
         """A block that repeats, of no power of two."""
@@ -248,8 +268,7 @@ class _Noise(AbstractSource):
                 cells = torch.arange(low, high) % self._block.shape[axis + 1]
                 x = x.index_select(axis + 1, cells)
             x = x[None].float() / 255 - 0.5
-            form = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-            yield x.contiguous(memory_format=form)
+            yield x.contiguous(memory_format=_FORMS[x.ndim - 2])
 
 
 def _source(step: Streaming, stack: ExitStack) -> AbstractSource:
@@ -272,7 +291,7 @@ def _source(step: Streaming, stack: ExitStack) -> AbstractSource:
 def _check(step: Streaming) -> None:
     if step.axes not in (2, 3):
         raise OptionError(f"--axes: got {step.axes}, allowed: 2, 3")
-    if (step.axes == 3) != (step.encoder == "r3d_18"):
-        raise OptionError("--encoder: volumes take 'r3d_18' and images anything else")
+    if (step.axes == 3) != (step.encoder == "resnet18_3d"):
+        raise OptionError("--encoder: volumes take 'resnet18_3d' and images anything else")
     if step.side < 32 or step.budget_mib < 1 or step.group < 1 or step.tile < 0:
         raise OptionError("--side, --budget-mib, --group, --tile: expected at least 32, 1, 1 and 0")
