@@ -48,7 +48,16 @@ SLIDE_SMALL = replace(
     n_deciding=(3, 4),
 )
 COHORTS = ("demo", "xray")
-SCANNING = ("abmil", "clam", "dsmil", "ips", "mil_max", "mil_mean", "transmil")
+SCANNING = (
+    "abmil",
+    "clam",
+    "dsmil",
+    "ips",
+    "mil_max",
+    "mil_mean",
+    "streaming_cnn",
+    "transmil",
+)
 COMMON = "--encoder small --train.batch-size 2 --train.lr 7e-4 --seed 0 --heatmaps 8"
 DEMO = (
     "--task binary --task.positive tumour --split.test-fraction 0.3 --split.val-fraction 0.15 "

@@ -84,8 +84,9 @@ def sweep_streaming(
     rows = []
     for i, step in enumerate(steps):
         _check(step)
-        said = f"streaming {step.encoder}, side {step.side}"
-        display.bar(f"streaming {step.encoder}", i, len(steps), f"side {step.side}")
+        what = f"side {step.side}" if step.image is None else Path(step.image).name
+        said = f"streaming {step.encoder}, {what}"
+        display.bar(f"streaming {step.encoder}", i, len(steps), what)
         settings = json.dumps(asdict(step), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         done = out / "runs" / f"streaming-{step.encoder}-{step.side}-{digest}" / "row.json"
