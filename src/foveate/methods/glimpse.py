@@ -6,10 +6,11 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 
 Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
 contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
-own; patches carry physical positions and are related by self-attention before gated attention pools
-them; how far attention may concentrate is controlled by the mass that the drawn patches hold. With
-`zoom`, attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
-down to the finest patches; the estimator is nested, and as unbiased at any depth.
+own, and what patches say alone, pooled as the task allows, is where the prediction begins; patches
+carry physical positions and are related by self-attention before gated attention pools them; how
+far attention may concentrate is controlled by the mass that the drawn patches hold. With `zoom`,
+attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on down to
+the finest patches; the estimator is nested, and as unbiased at any depth.
 
 Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
 glimpse of a huge image shows no more than which regions to look into.
@@ -110,8 +111,9 @@ class Glimpse(AbstractMethod):
         glimpse_dropout: how often the glimpse token is hidden in training.
         dropout: on the pooled vector.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows, and each patch's score is added to its attention. It gives every
-            patch a gradient of its own, which ends the plateau at chance. 0 leaves the head out.
+            as the task allows; each patch's score is added to its attention, and the answer to
+            that of the pooled vector. It gives every patch a gradient of its own, which ends the
+            plateau at chance. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -156,12 +158,11 @@ class Glimpse(AbstractMethod):
         super().__init__()
         if zoom and centring:
             raise OptionError("centring: goes by the glimpse, and cannot be set beside zoom")
-        dim, n_outputs = encoder.dim, sum(h.size for h in heads)
+        dim = encoder.dim
         self.encoder, self.task_heads = encoder, tuple(heads)
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
-        self.smoothing, self.explore = smoothing, explore
-        self.jitter, self.centring = jitter, centring
-        self.glimpse_dropout, self.instance = glimpse_dropout, instance
+        self.smoothing, self.explore, self.instance = smoothing, explore, instance
+        self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
         self.locate = MapScores(encoder.map_dims)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.position = PositionCode(dim)
@@ -173,7 +174,8 @@ class Glimpse(AbstractMethod):
         self.attention = nn.ModuleList(GatedAttention(dim) for _ in heads)
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
-        self.head_expected = nn.Linear(dim, n_outputs)
+        self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
+        self.trust = nn.Parameter(torch.ones(len(heads)))
         self.head_instance = InstanceHead(dim, heads)
         self.spread = Spread(weight=spread, mass=mass)
         self._priors = Priors(power=contrast, background=background)
@@ -207,6 +209,11 @@ class Glimpse(AbstractMethod):
         pooled, weight = self._aggregate(batch, overview, tokens, bias)
         each = self.dropout(pooled).unbind(1)
         logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
+        if self.instance > 0:
+            # What parts say on their own is the beginning; their relations correct it.
+            answers = alone.split([head.size for head in self.task_heads], -1)
+            trusted = [t * answer for t, answer in zip(self.trust, answers, strict=True)]
+            logits = logits + torch.cat(trusted, -1)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
         # The expectation over all cells teaches where to look; the prediction itself rests on the
