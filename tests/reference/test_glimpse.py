@@ -22,10 +22,10 @@ VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 
 @pytest.mark.parametrize("instance", [0.0, 1.0])
-def test_the_prediction_begins_at_what_patches_say_alone(
+def test_the_prediction_begins_at_what_patches_say_in_sum(
     instance: float, tiny_cohort: Path
 ) -> None:
-    """Where the pooled vector says nothing, the answers of patches remain, each head's by trust."""
+    """Where the pooled vector says nothing, sums over patches remain; never the strongest patch."""
     torch.manual_seed(0)
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
     for head in method.heads:
@@ -40,7 +40,7 @@ def test_the_prediction_begins_at_what_patches_say_alone(
     method.head_instance.register_forward_hook(lambda _, __, found: alone.append(found[0]))
     found = _evaluated(method, tiny_cohort)
     assert alone[0].abs().min() > 1e-3
-    expected = alone[0] * torch.tensor([2.0, 2.0, 2.0, 0.5, 0.5])
+    expected = alone[0] * torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0])
     torch.testing.assert_close(found.logits, expected if instance else torch.zeros_like(expected))
 
 

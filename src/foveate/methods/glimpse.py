@@ -6,9 +6,9 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 
 Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
 contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
-own, and what patches say alone, pooled as the task allows, is where the prediction begins; patches
-carry physical positions and are related by self-attention before gated attention pools them; how
-far attention may concentrate is controlled by the mass that the drawn patches hold. With `zoom`,
+own, and where the task allows a sum over patches the prediction begins at that; patches carry
+physical positions and are related by self-attention before gated attention pools them; how far
+attention may concentrate is controlled by the mass that the drawn patches hold. With `zoom`,
 attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on down to
 the finest patches; the estimator is nested, and as unbiased at any depth.
 
@@ -111,9 +111,9 @@ class Glimpse(AbstractMethod):
         glimpse_dropout: how often the glimpse token is hidden in training.
         dropout: on the pooled vector.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows; each patch's score is added to its attention, and the answer to
-            that of the pooled vector. It gives every patch a gradient of its own, which ends the
-            plateau at chance. 0 leaves the head out.
+            as the task allows, and each patch's score is added to its attention; where they are
+            summed (counts, grades), so is the answer to that of the pooled vector. It gives every
+            patch a gradient of its own, which ends the plateau at chance. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -210,10 +210,7 @@ class Glimpse(AbstractMethod):
         each = self.dropout(pooled).unbind(1)
         logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
         if self.instance > 0:
-            # What parts say on their own is the beginning; their relations correct it.
-            answers = alone.split([head.size for head in self.task_heads], -1)
-            trusted = [t * answer for t, answer in zip(self.trust, answers, strict=True)]
-            logits = logits + torch.cat(trusted, -1)
+            logits = logits + self._counted(alone)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
         # The expectation over all cells teaches where to look; the prediction itself rests on the
@@ -223,6 +220,17 @@ class Glimpse(AbstractMethod):
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
         return Prediction(logits, [], losses, auxiliary)
+
+    def _counted(self, alone: Tensor) -> Tensor:
+        """What patches say on their own ``(b, k)``, times a learnt trust; 0 but for gated sums.
+
+        Where they are summed, relations only correct that. The strongest patch is left out: with it
+        in the prediction, attention would have nothing left to explain.
+        """
+        answers = torch.split(alone, [head.size for head in self.task_heads], -1)
+        counted = [float(head.pooling == "sum") for head in self.task_heads]
+        every = zip(self.trust, counted, answers, strict=True)
+        return torch.cat([trust * share * answer for trust, share, answer in every], -1)
 
     def _estimate(
         self, seen: _Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]
