@@ -228,9 +228,9 @@ class Glimpse(AbstractMethod):
         in the prediction, attention would have nothing left to explain.
         """
         answers = torch.split(alone, [head.size for head in self.task_heads], -1)
-        counted = [float(head.pooling == "sum") for head in self.task_heads]
-        every = zip(self.trust, counted, answers, strict=True)
-        return torch.cat([trust * share * answer for trust, share, answer in every], -1)
+        every = zip(self.task_heads, self.trust, answers, strict=True)
+        summed = [t * x if head.pooling == "sum" else torch.zeros_like(x) for head, t, x in every]
+        return torch.cat(summed, -1)
 
     def _estimate(
         self, seen: _Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]
