@@ -19,6 +19,7 @@ from foveate.loading import CaseLoader
 from foveate.methods.streaming_cnn import StreamingCnn
 from foveate.nn.heads import Head
 from foveate.nn.streaming import AbstractSource, Region, Streamed, TooLittleMemory
+from foveate.nn.streaming.base import Flags, Span
 
 VIEW = View(spacing_um=1.0, patch_px=64, glimpse_spacing_um=8.0)
 NORMALISE = ((0.5, 0.4, 0.6), (0.25, 0.2, 0.3))
@@ -82,6 +83,36 @@ def test_regions_of_a_turned_image_are_those_of_the_turned_array(
     assert seen == set(range(8))
 
 
+def test_background_of_blocks_is_what_the_glimpse_shows_there(
+    slide: Path, loader: CaseLoader
+) -> None:
+    """Against a slice of the turned glimpse per block, one more pixel of it on every side."""
+    found = {}
+    rng = np.random.default_rng(0)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        whole = batch_of(loader, slide, augment="slide").whole(0, skip_background=True)
+        bits = whole.turn.bits
+        spans = []
+        for n in whole.shape[1:]:
+            low = rng.integers(0, n, 30)
+            spans.append((low, np.minimum(low + rng.integers(1, 90, 30), n)))
+        blank = whole.blank(spans)
+        shown = torch.from_numpy(whole.item.contrast != 0)
+        # Glimpse pixels are counted from the stored corner, which a mirror puts elsewhere.
+        pixels = shown.repeat_interleave(8, 0).repeat_interleave(8, 1)[:611, :845]
+        near = nn.functional.max_pool2d(pixels[None].float(), 23, 1, 11)[0] > 0
+        turned = whole.turn.apply(near[None])[0]
+        inner = whole.turn.apply(pixels[None])[0]
+        for i, (a, b) in enumerate(zip(*spans[0], strict=True)):
+            for k, (c, d) in enumerate(zip(*spans[1], strict=True)):
+                assert not (blank[i, k] and inner[a:b, c:d].any())
+                assert blank[i, k] or turned[a:b, c:d].any()
+        found[bits] = float(blank.mean())
+    assert set(found) == set(range(8))
+    assert all(0.2 < share < 0.98 for share in found.values())
+
+
 def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoader) -> None:
     """The slide's background is one colour, so leaving it out changes nothing."""
     torch.manual_seed(0)
@@ -121,10 +152,11 @@ class Patterned(AbstractSource):
             assert d > self.shape[2] // 2, "background was read"
             yield self.x[:, :, a:b, c:d]
 
-    def is_blank(self, region: Region) -> bool:
-        return region[1][1] <= self.shape[2] // 2
+    def blank(self, spans: Sequence[Span]) -> Flags:
+        (rows, _), (_, high) = spans
+        return np.broadcast_to(high <= self.shape[2] // 2, (len(rows), len(high)))
 
-    def blank(self) -> Tensor:
+    def background(self) -> Tensor:
         return torch.tensor([0.3, -0.2], dtype=self.dtype)
 
 

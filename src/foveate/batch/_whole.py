@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from foveate.batch.base import CropError, LoadedImage, View
 from foveate.errors import FoveateError
 from foveate.geometry import Box, Frame
 from foveate.image import glimpse_shape
-from foveate.nn.streaming.base import AbstractSource, Region
+from foveate.nn.streaming.base import AbstractSource, Flags, Ints, Region, Span
 from foveate.resample import Pixels
 
 _AHEAD = 2
@@ -33,8 +35,10 @@ class Turn:
         """Of the turned picture."""
         return tuple(reversed(space)) if self.bits & 4 else tuple(space)
 
-    def origin(self, region: Region, space: Sequence[int]) -> Region:
-        """The region of the picture as it is stored for one of the turned picture."""
+    def origin(
+        self, region: Sequence[tuple[Any, Any]], space: Sequence[int]
+    ) -> tuple[tuple[Any, Any], ...]:
+        """The region of the picture as it is stored for one of the turned picture; or many."""
         spans = list(reversed(region)) if self.bits & 4 else list(region)
         for axis, bit in ((-1, 1), (-2, 2)):
             if self.bits & bit:
@@ -61,7 +65,7 @@ class WholeImage(AbstractSource):
         device: where that is.
         pool: threads that read.
         turn: how the picture is laid.
-        skip_background: whether regions without foreground are left out; see `is_blank`.
+        skip_background: whether regions without foreground are left out; see `blank`.
         waited: is told the seconds that the device waited for pixels.
     """
 
@@ -101,21 +105,31 @@ class WholeImage(AbstractSource):
             for job in (job for jobs in waiting for job in jobs):
                 job.cancel()
 
-    def is_blank(self, region: Region) -> bool:
-        """Whether the glimpse shows nothing but background there, a pixel of it around included."""
+    def blank(self, spans: Sequence[Span]) -> Flags:
+        """Where the glimpse shows nothing but background, a pixel of it around included."""
         ratio = self.view.spacing_um / self.view.glimpse_spacing_um
-        spans = self.turn.origin(region, self._space)
-        cells = tuple(
-            slice(max(int(low * ratio) - 1, 0), int(np.ceil(high * ratio)) + 1)
-            for low, high in spans
-        )
-        return not self.item.contrast[cells].any()
+        n_marked = self._n_marked
+        for axis, (low, high) in enumerate(self.turn.origin(spans, self._space)):
+            n = n_marked.shape[axis] - 1
+            first = np.clip(np.floor(low * ratio).astype(np.int64) - 1, 0, n)
+            end = np.clip(np.ceil(high * ratio).astype(np.int64) + 1, 0, n)
+            n_marked = n_marked.take(end, axis) - n_marked.take(first, axis)
+        unmarked: Flags = (n_marked.T if self.turn.bits & 4 else n_marked) == 0
+        return unmarked
 
-    def blank(self) -> Tensor:
+    def background(self) -> Tensor:
         """The background's colour, normalised: ``(3,)``."""
         colour = self.item.image.background
         pixel = colour.reshape(1, *(1,) * len(self._space), -1)
         return self._normalise(pixel).flatten()
+
+    @functools.cached_property
+    def _n_marked(self) -> Ints:
+        """Pixels of the glimpse that show something, summed up to every corner of them."""
+        found = np.pad((self.item.contrast != 0).astype(np.int64), ((1, 0),))
+        for axis in range(found.ndim):
+            found = found.cumsum(axis)
+        return found
 
     def _start(self, spans: Region) -> list[Future[Pixels]]:
         """Bands of rows, so that several threads decode one region."""

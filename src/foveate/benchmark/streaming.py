@@ -141,10 +141,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
 
 def _live_share(plan: Plan, source: AbstractSource) -> float:
     """Of the tiles, those that hold more than background."""
-    tiles = list(plan.segments[0].grid)
-    if not source.has_blank:
-        return 1.0
-    return sum(not source.is_blank(tile.region) for tile in tiles) / len(tiles)
+    return 1.0 - float(plan.segments[0].grid.blank(source).mean())
 
 
 def _beside_plain(

@@ -10,10 +10,12 @@ from foveate import __version__
 from foveate.cli import _bench, _commands
 from foveate.cli._words import INTERRUPTED, OK, USER_ERROR
 from foveate.errors import FoveateError, did_you_mean
+from foveate.memory import use_huge_pages
 
 
 def main() -> None:
     """Run the command line; errors the user can mend are one line and exit code 1."""
+    use_huge_pages()
     try:
         code = cli.main(prog_name="foveate", standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -43,7 +43,7 @@ class Bag:
         self, encoder: AbstractEncoder, batch: Batch, patches: Sequence[Patches]
     ) -> tuple[Tensor, Tensor]:
         """Features ``(b, n, d)`` of the patches, padded with zeros, and where they are valid."""
-        valid = padding_mask(patches, batch.device)
+        valid = padding_mask([len(p) for p in patches], batch.device)
         if self.train_encoder:
             f = embed_patches(encoder, batch, patches, self.chunk)
         else:
@@ -116,11 +116,10 @@ def embed_patches(
     return replay(once, learnt, chunks, len(chunks))
 
 
-def padding_mask(patches: Sequence[Patches], device: torch.device) -> Tensor:
-    """``(b, n)``, True where image i has a patch; n is the largest number, at least 1."""
-    lengths = torch.tensor([len(part) for part in patches], device=device)
-    n = max(1, int(lengths.max()))
-    return torch.arange(n, device=device) < lengths[:, None]
+def padding_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """``(b, n)``, True for the first ``lengths[i]`` of row i; n is the largest, at least 1."""
+    n = max(1, *lengths)
+    return torch.arange(n, device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
 def pad_rows(rows: Tensor, valid: Tensor) -> Tensor:

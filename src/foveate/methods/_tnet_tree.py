@@ -211,7 +211,7 @@ def choose(
 def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
     """Scores ``(all grids, c)``, ``-inf`` on cells that may not be chosen and on padding."""
     places = [part.cells for part in grids]
-    real = padding_mask(places, batch.device)
+    real = padding_mask([len(p) for p in places], batch.device)
     centre, extent = batch.layout(places, real.shape[1])
     features = torch.cat([part.features for part in grids])
     scores = locate(features, centre[real], extent[real])

@@ -128,7 +128,7 @@ class AttentionSampling(AbstractMethod):
         field = self._locate(batch)
         index = self._choose(batch, field)
         patches = field.patches(batch, index, jitter=self.training and self.jitter)
-        valid = padding_mask(patches, index.device)
+        valid = padding_mask([len(p) for p in patches], index.device)
         f = embed_patches(self.encoder, batch, patches, self.chunk).float()
         f = pad_rows(of_equal_length(f), valid)
         log_a = field.log_a.gather(1, index[:, : f.shape[1]])

@@ -115,7 +115,7 @@ class DifferentiableTopK(AbstractMethod):
         top = self._choose(field)
         jitter = self.training and self.jitter
         patches = field.patches(batch, top.index, jitter=jitter, used=top.used)
-        valid = padding_mask(patches, top.index.device)
+        valid = padding_mask([len(p) for p in patches], top.index.device)
         f = pad_rows(embed_patches(self.encoder, batch, patches, self.chunk).float(), valid)
         weight = top.weight.sum(1)[:, : f.shape[1]]
         weight = weight / weight.sum(1, keepdim=True)

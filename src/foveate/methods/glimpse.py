@@ -199,7 +199,7 @@ class Glimpse(AbstractMethod):
         overview = self.embed(torch.cat([self.encoder.pool(m) for m in maps]).float())
         seen = self._look(batch, self._locate(batch, maps))
         patches = seen.patches
-        valid = padding_mask(patches, overview.device)
+        valid = padding_mask([len(p) for p in patches], overview.device)
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         f = pad_rows(self.embed(vectors.float()), valid)
         tiles = [self.embed(v) for v in seen.vectors] if isinstance(seen, Descent) else []
@@ -305,7 +305,7 @@ class Glimpse(AbstractMethod):
             shown = [torch.cat(both) for both in zip(shown, parts, strict=True)]
             regions = [[*r, part] for r, part in zip(regions, level, strict=True)]
         every = [joined(parts) for parts in regions]
-        known = padding_mask(every, f.device)
+        known = padding_mask([len(p) for p in every], f.device)
         patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
         return _Tokens(pad_rows(torch.cat(shown), known), known, patches, every)
 

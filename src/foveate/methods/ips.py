@@ -106,7 +106,7 @@ class Ips(AbstractMethod):
         kept, more = self._select(batch, patches, centre, extent)
         rows = [torch.cat(pair) for pair in zip(kept, more, strict=True)]
         chosen = [part[row.numpy()] for part, row in zip(patches, rows, strict=True)]
-        valid = padding_mask(chosen, centre.device)
+        valid = padding_mask([len(p) for p in chosen], centre.device)
         f = pad_rows(self._features(batch, patches, kept, more), valid)
         index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))

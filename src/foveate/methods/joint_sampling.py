@@ -162,7 +162,7 @@ class JointSampling(AbstractMethod):
         field = self._locate(batch)
         index = self._choose(batch, field)
         patches = field.patches(batch, index, jitter=self.training and self.jitter)
-        valid = padding_mask(patches, index.device)
+        valid = padding_mask([len(p) for p in patches], index.device)
         index = index[:, : valid.shape[1]]
         f = pad_rows(embed_patches(self.encoder, batch, patches, self.chunk).float(), valid)
         f = of_equal_length(f + self.scale_code[field.level(index)])

@@ -31,7 +31,7 @@ from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.evidence import Evidence
-from foveate.methods._bag import pad_rows
+from foveate.methods._bag import pad_rows, padding_mask
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
@@ -116,7 +116,7 @@ class StreamingCnn(AbstractMethod):
             for i in range(len(batch))
         ]
         rows = [each[0].flatten(1).T for each in maps]
-        valid = _valid([len(r) for r in rows], rows[0].device)
+        valid = padding_mask([len(r) for r in rows], rows[0].device)
         h = self.norm(pad_rows(torch.cat(rows).float(), valid))
         vector, share = self.pool(h, valid)
         logits = self.head(vector)
@@ -152,8 +152,3 @@ class _Cells(nn.Module):
         last = self.encoder.maps(x)[-1]
         found: Tensor = self.mean(last) if self.group > 1 else last
         return found
-
-
-def _valid(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """``(b, n)``, True for the first ``lengths[i]`` of row i."""
-    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]

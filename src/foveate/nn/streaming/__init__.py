@@ -138,7 +138,7 @@ class Streamed(nn.Module):
         plan = self.plan(source.shape, source)
         if not source.has_blank or self.tile is not None:
             return plan
-        return for_tissue(self._graph(source), plan, source.is_blank)
+        return for_tissue(self._graph(source), plan, source)
 
     def check(self, n_axes: int = 2, channels: int = 3) -> None:
         """Raise `NotLocal` where a layer cannot be streamed; before any image is seen."""

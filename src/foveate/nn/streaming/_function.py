@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from foveate.nn.replay import _generator_states, _restore
 from foveate.nn.streaming._grid import Grid, Tile
-from foveate.nn.streaming.base import AbstractSource, Region
+from foveate.nn.streaming.base import AbstractSource, Flags, Region
 
 Progress = Callable[[int, int], None]
 
@@ -91,8 +91,9 @@ class Tiled(torch.autograd.Function):
         enabled, dtype = ctx.autocast
         try:
             for i in range(len(job.sources)):
-                tiles = _with_gradient(job, job.sources[i], gradient[i : i + 1])
-                crops = _crops(job, job.sources[i], [t for t, _ in tiles])
+                blank = job.grid.blank(job.sources[i])
+                tiles = _with_gradient(job.grid, blank, gradient[i : i + 1])
+                crops = _crops(job.sources[i], [t for t, _ in tiles], blank)
                 for (tile, part), crop in zip(tiles, crops, strict=True):
                     if tile.own in ctx.states[i]:
                         _restore(ctx.states[i][tile.own], ctx.device)
@@ -125,11 +126,11 @@ def _forward(
     """The maps of all tiles of an image; equal tiles over background are computed once."""
     grid = job.passing
     begin, end, graph = grid.begin, grid.end, grid.graph
-    tiles = list(grid)
-    first = _first_alike(grid, source)
+    tiles, blank = list(grid), grid.blank(source)
+    first = _first_alike(grid, blank)
     known: dict[Region, Tensor] = {}
     computed = [t for t in tiles if first.get(t.own, t.own) == t.own]
-    crops = _crops(job, source, computed)
+    crops = _crops(source, computed, blank)
     for tile in tiles:
         kept = first.get(tile.own)
         if kept is not None and kept in known:
@@ -146,12 +147,11 @@ def _forward(
         yield tile, map_
 
 
-def _with_gradient(job: Job, source: AbstractSource, gradient: Tensor) -> list[tuple[Tile, Tensor]]:
+def _with_gradient(grid: Grid, blank: Flags, gradient: Tensor) -> list[tuple[Tile, Tensor]]:
     """Tiles whose gradient is not all zero; those of equal tiles over background are summed."""
-    tiles = list(job.grid)
-    first = _first_alike(job.grid, source)
+    first = _first_alike(grid, blank)
     found: dict[Region, tuple[Tile, Tensor]] = {}
-    for tile in tiles:
+    for tile in grid:
         part = cut(gradient, tile.own)
         own = first.get(tile.own)
         if own is None:
@@ -164,29 +164,24 @@ def _with_gradient(job: Job, source: AbstractSource, gradient: Tensor) -> list[t
     return [(tile, part) for tile, part in found.values() if part.any()]
 
 
-def _first_alike(grid: Grid, source: AbstractSource) -> dict[Region, Region]:
+def _first_alike(grid: Grid, blank: Flags) -> dict[Region, Region]:
     """Of each tile over nothing but background, the first one that gives the same map."""
-    if not source.has_blank or grid.graph.random:
+    if grid.graph.random:
         return {}
     first: dict[Any, Region] = {}
-    found = {}
-    for tile in grid:
-        if source.is_blank(tile.region):
-            found[tile.own] = first.setdefault(grid.key(tile), tile.own)
-    return found
+    alike = (tile for tile in grid if blank[tile.place])
+    return {tile.own: first.setdefault(grid.key(tile), tile.own) for tile in alike}
 
 
-def _crops(job: Job, source: AbstractSource, tiles: Sequence[Tile]) -> Iterator[Tensor]:
+def _crops(source: AbstractSource, tiles: Sequence[Tile], blank: Flags) -> Iterator[Tensor]:
     """What the tiles take, in order; background is made, not read."""
-    regions = [tile.region for tile in tiles]
-    blank = [source.has_blank and source.is_blank(r) for r in regions]
-    read = source.crops([r for r, b in zip(regions, blank, strict=True) if not b])
-    for region, empty in zip(regions, blank, strict=True):
-        if not empty:
+    read = source.crops([tile.region for tile in tiles if not blank[tile.place]])
+    for tile in tiles:
+        if not blank[tile.place]:
             yield next(read)
             continue
-        value = source.blank().view(1, -1, *(1,) * len(region))
-        yield value.expand(1, -1, *(high - low for low, high in region)).contiguous()
+        value = source.background().view(1, -1, *(1,) * len(tile.region))
+        yield value.expand(1, -1, *(high - low for low, high in tile.region)).contiguous()
 
 
 class _Totals:

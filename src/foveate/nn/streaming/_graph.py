@@ -52,7 +52,6 @@ class Graph:
         last_use: of each step's map, the last step that takes it.
         n_uses: how many steps take it.
         gradient_bytes: of the parameters that learn.
-        plain_work: operations of one plain forward pass; set by whoever plans.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class Graph:
                 self.n_uses[s] += 1
                 self.last_use[s] = t
         self.cuts = [t for t in range(1, len(steps) - 1) if self._divides(t)]
-        self.plain_work = 0.0
         self._kept: dict[Any, Any] = {}
 
     def kept(self, key: Any, make: Callable[[], Any]) -> Any:

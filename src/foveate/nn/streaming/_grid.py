@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.nn.streaming._graph import Graph
-from foveate.nn.streaming.base import Ints, Region
+from foveate.nn.streaming.base import AbstractSource, Flags, Ints, Region, Span
 
 Floats = NDArray[np.float64]
 
@@ -73,15 +73,14 @@ class Grid:
         return {t: region for t, region in every.items() if all(a < b for a, b in region)}
 
     def key(self, tile: Tile) -> tuple[object, ...]:
-        """Tiles over background with equal keys give equal maps.
+        """Tiles over background with equal keys give equal maps."""
+        return tuple(kinds[i] for kinds, i in zip(self._kinds, tile.place, strict=True))
 
-        Where no step reaches a border, only the length counts.
-        """
-        regular = all(s.op.regular for s in self.graph.steps)
-        return tuple(
-            own[1] - own[0] if regular and self._inside(axis, i) else own
-            for axis, (own, i) in enumerate(zip(tile.own, tile.place, strict=True))
-        )
+    def blank(self, source: AbstractSource) -> Flags:
+        """Of which tiles the region holds nothing but background, by their places."""
+        if not source.has_blank:
+            return np.zeros(self.sides, np.bool_)
+        return source.blank([(low[0], high[0]) for low, high in self.axes])
 
     def largest(self) -> tuple[int, ...]:
         """Cells of the segment's input that the largest block takes, per axis."""
@@ -114,11 +113,18 @@ class Grid:
         steps = self.graph.steps[self.begin + 1 : self.end + 1]
         return np.asarray([0.0, *(s.channels * (s.op.work + _MOVED * s.op.fresh) for s in steps)])
 
-    def _inside(self, axis: int, i: int) -> bool:
-        low, high = self.axes[axis]
-        extent = np.asarray([s.extent[axis] for s in self.graph.steps[self.begin : self.end + 1]])
-        used = high[:, i] > low[:, i]
-        return bool(((low[:, i] > 0) & (high[:, i] < extent))[used].all())
+    @functools.cached_property
+    def _kinds(self) -> list[list[object]]:
+        """Per axis and block its length where no step reaches a border, else its own cells."""
+        steps = self.graph.steps[self.begin : self.end + 1]
+        regular = all(s.op.regular for s in self.graph.steps)
+        kinds: list[list[object]] = []
+        for axis, (low, high) in enumerate(self.axes):
+            extent = np.asarray([s.extent[axis] for s in steps])[:, None]
+            inside = regular & ((high <= low) | ((low > 0) & (high < extent))).all(0)
+            own = zip(low[-1].tolist(), high[-1].tolist(), inside.tolist(), strict=True)
+            kinds.append([b - a if within else (a, b) for a, b, within in own])
+        return kinds
 
     def _region(self, t: int, place: Sequence[int]) -> Region:
         row = t - self.begin
@@ -133,7 +139,7 @@ def split(extent: int, n: int) -> Ints:
     return np.round(np.linspace(0, extent, n + 1)).astype(np.int64)
 
 
-def axis_spans(graph: Graph, begin: int, end: int, axis: int, ends: Ints) -> tuple[Ints, Ints]:
+def axis_spans(graph: Graph, begin: int, end: int, axis: int, ends: Ints) -> Span:
     """Per step of a segment and block of the output, the cells ``low <= i < high`` to compute."""
     n_steps, n_parts = end - begin + 1, len(ends) - 1
     low = np.full((n_steps, n_parts), _FAR)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
-from foveate.nn.streaming.base import NotLocal, Region, TooLittleMemory
+from foveate.nn.streaming.base import AbstractSource, NotLocal, TooLittleMemory
 
 _SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 _FINER = (1, 2, 4, 8, 16, 32)
@@ -85,7 +85,6 @@ def choose(graph: Graph, *, budget_bytes: int, learns: bool, sides: Sequence[int
         TooLittleMemory: not even tiles of one cell fit.
     """
     last = len(graph.steps) - 1
-    graph.plain_work = Grid(graph, 0, last, (1,) * len(graph.steps[last].extent)).work
     if sides is not None:
         grid = Grid(graph, 0, last, sides)
         settled = Segment(grid, grid, at_once=False)
@@ -126,27 +125,27 @@ def _chained(graph: Graph, bounds: Sequence[int], budget: float, learns: bool) -
     return _planned(graph, segments, peak, learns)
 
 
-def for_tissue(graph: Graph, plan: Plan, is_blank: Callable[[Region], bool]) -> Plan:
+def for_tissue(graph: Graph, plan: Plan, source: AbstractSource) -> Plan:
     """The plan with smaller tiles, where that leaves out more background than halos add.
 
     Args:
         graph: the steps.
         plan: what is best for an image without background.
-        is_blank: whether a region of the image holds nothing but background.
+        source: the image, which knows where it holds nothing but background.
     """
     first, *others = plan.segments
-    grid, work = _finer(first.grid, is_blank)
-    passing, once = (grid, work) if graph.random else _finer(first.passing, is_blank)
+    grid, work = _finer(first.grid, source)
+    passing, once = (grid, work) if graph.random else _finer(first.passing, source)
     work = 3 * work * plan.learns + once
     whole = first.work(plan.learns)
     if work >= whole:
         return plan
     better = Segment(grid, passing, at_once=False)
-    less = (whole - work) / ((1 + 2 * plan.learns) * graph.plain_work)
+    less = (whole - work) / _plain_work(graph, plan.learns)
     return replace(plan, segments=(better, *others), work=plan.work - less)
 
 
-def _finer(grid: Grid, is_blank: Callable[[Region], bool]) -> tuple[Grid, float]:
+def _finer(grid: Grid, source: AbstractSource) -> tuple[Grid, float]:
     """Of a grid and finer ones the cheapest, and the operations of a pass over its live tiles."""
     extent = grid.graph.steps[grid.end].extent
     best, least, sides = grid, float("inf"), None
@@ -156,7 +155,7 @@ def _finer(grid: Grid, is_blank: Callable[[Region], bool]) -> tuple[Grid, float]
             break
         sides = finer
         each = Grid(grid.graph, grid.begin, grid.end, sides)
-        live = sum(not is_blank(tile.region) for tile in each) + 1
+        live = len(each) - int(each.blank(source).sum()) + 1
         work = each.work * min(live / len(each), 1.0)
         if work < least:
             best, least = each, work
@@ -164,8 +163,15 @@ def _finer(grid: Grid, is_blank: Callable[[Region], bool]) -> tuple[Grid, float]
 
 
 def _planned(graph: Graph, segments: Sequence[Segment], held: float, learns: bool) -> Plan:
-    work = sum(s.work(learns) for s in segments) / ((1 + 2 * learns) * graph.plain_work)
+    work = sum(s.work(learns) for s in segments) / _plain_work(graph, learns)
     return Plan(tuple(segments), work, held, learns)
+
+
+def _plain_work(graph: Graph, learns: bool) -> float:
+    """Operations of the plain stack in one pass, or in a training step."""
+    last = len(graph.steps) - 1
+    whole = Grid(graph, 0, last, (1,) * len(graph.steps[last].extent))
+    return (1 + 2 * learns) * whole.work
 
 
 def _worthwhile(graph: Graph, budget_bytes: int) -> list[int]:

@@ -17,6 +17,9 @@ from foveate.errors import FoveateError
 Ints = NDArray[np.int64]
 Region = tuple[tuple[int, int], ...]
 """Cells ``low <= i < high`` of a map, per spatial axis."""
+Span = tuple[Ints, Ints]
+"""Ends ``low, high`` of many spans along one axis."""
+Flags = NDArray[np.bool_]
 
 
 class NotLocal(FoveateError, ValueError):
@@ -89,7 +92,7 @@ class AbstractSource(abc.ABC):
     Attributes:
         shape: ``(c, *space)``.
         device, dtype: of what it gives.
-        has_blank: whether `is_blank` may ever say yes.
+        has_blank: whether `blank` may ever say yes.
     """
 
     shape: tuple[int, ...]
@@ -102,10 +105,17 @@ class AbstractSource(abc.ABC):
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
         """The regions, each ``(1, c, *size)``, in this order; read ahead of use."""
 
-    def is_blank(self, region: Region) -> bool:
-        """Whether the region holds nothing but background: then `blank` stands for it, unread."""
-        return False
+    def blank(self, spans: Sequence[Span]) -> Flags:
+        """Which blocks hold nothing but background: `background` stands for them, unread.
 
-    def blank(self) -> Tensor:
+        Args:
+            spans: per axis, the cells ``low <= i < high`` of each row of blocks.
+
+        Returns:
+            An answer per block, ``(blocks of the first axis, …)``.
+        """
+        return np.zeros([len(low) for low, _ in spans], np.bool_)
+
+    def background(self) -> Tensor:
         """The value of background, ``(c,)``."""
         raise NotImplementedError
