@@ -11,6 +11,7 @@ from torch import nn
 from foveate.benchmark._process import measured_apart
 from foveate.benchmark.streaming import Streaming, measure_streaming
 from foveate.nn.streaming import Plan, Streamed
+from foveate.nn.streaming._scratch import Stored
 
 MIB = 1 << 20
 
@@ -83,6 +84,49 @@ def test_half_precision_takes_larger_tiles() -> None:
         half = planned(16, side=2048)
     assert half.work < full.work
     assert half.held_bytes <= 16 * MIB
+
+
+def halving(kind: str) -> nn.Module:
+    """Maps whose halos are larger than what a small budget lets a tile be."""
+    torch.manual_seed(0)
+    conv = {"2d": nn.Conv2d, "3d": nn.Conv3d}[kind]
+    layers: list[nn.Module] = [conv(2, 8, 3, 2, 1), nn.Tanh()]
+    for stride in (1, 1, 2, 1, 1, 2, 1):
+        layers += [conv(8, 8, 3, stride, 1), nn.Tanh()]
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("kind", "space"), [("2d", (387, 411)), ("3d", (83, 71, 90))])
+def test_maps_on_disk_change_nothing_but_the_work(
+    kind: str, space: tuple[int, ...], last: bool, tmp_path: Path
+) -> None:
+    net = halving(kind)
+    x = torch.randn(2, 2, *space, dtype=torch.double, requires_grad=True)
+    if last:
+        form = torch.channels_last if kind == "2d" else torch.channels_last_3d
+        net, x = net.to(memory_format=form), x.detach().to(memory_format=form).requires_grad_()
+    budget = (2 if kind == "2d" else 8) * MIB
+    streamed = Streamed(net, budget_bytes=budget, scratch=tmp_path)
+    plan = streamed.plan(x.shape[1:], x)
+    assert any(segment.on_disk for segment in plan.segments), plan.told()
+    assert plan.work < Streamed(net, budget_bytes=budget).plan(x.shape[1:], x).work
+    y, z = net(x), streamed(x)
+    torch.testing.assert_close(z, y, rtol=1e-10, atol=1e-12)
+    weight = torch.randn_like(y)
+    wanted = [x, *net.parameters()]
+    for ours, plain in zip(
+        torch.autograd.grad((z * weight).sum(), wanted),
+        torch.autograd.grad((y * weight).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-10 * float(plain.abs().max()))
+    assert not list(tmp_path.iterdir()), "files have no names"
+
+
+def test_a_map_that_finds_no_room_on_disk_is_an_error_before_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"no room for a map of 1048576\.0 GiB"):
+        Stored(tmp_path, (1, 1 << 20, 1 << 30), torch.uint8, torch.contiguous_format)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

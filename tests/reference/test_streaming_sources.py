@@ -216,17 +216,27 @@ def test_too_little_memory_is_said_before_anything_is_read(slide: Path, loader: 
     assert batch.items[0].image.count.asked_px == before
 
 
-def test_evidence_covers_the_image_and_peaks_where_the_weight_is(
-    slide: Path, loader: CaseLoader
+@pytest.mark.parametrize("skip", [False, True])
+def test_evidence_covers_the_image_or_its_foreground(
+    skip: bool, slide: Path, loader: CaseLoader
 ) -> None:
     torch.manual_seed(0)
     encoder = build_encoder("small", {"width": 8, "norm": "local"})
-    method = StreamingCnn(encoder=encoder, heads=(Head("class", 2, True, "max"),)).eval()
+    head = (Head("class", 2, True, "max"),)
+    method = StreamingCnn(encoder=encoder, heads=head, skip_background=skip).eval()
     with torch.inference_mode():
         (evidence,) = method(batch_of(loader, slide)).evidence
     assert evidence.weight.sum() == pytest.approx(1.0)
-    low = evidence.origin_um.min(0)
-    high = (evidence.origin_um + evidence.size_um).max(0)
-    assert (low == 0).all()
-    assert (high >= (611, 845)).all()
-    assert (high < (611 + 32, 845 + 32)).all()
+    assert (evidence.size_um == 32).all()
+    covered = np.zeros((672, 896), np.int64)
+    for row, column in evidence.origin_um.astype(int):
+        covered[row : row + 32, column : column + 32] += 1
+    assert covered.max() == 1, "cells are disjoint"
+    assert covered[96:180, 100:260].all()
+    assert covered[400:450, 700:760].all()
+    if skip:
+        # A pixel of the glimpse around, in whole cells.
+        assert covered.sum() < (84 + 96) * (160 + 96) + (50 + 96) * (60 + 96)
+    else:
+        assert covered[:611, :845].all()
+        assert len(evidence.weight) == 20 * 27

@@ -57,6 +57,7 @@ class Streaming:
         image: a file to read instead of noise; its own size holds.
         skip_background: leave out what the glimpse of that file shows to be background.
         group: cells a side that are averaged into one before the map is kept.
+        scratch: folder on disk for maps that are too large for memory.
     """
 
     encoder: str
@@ -69,6 +70,7 @@ class Streaming:
     image: str | None
     skip_background: bool
     group: int
+    scratch: str | None = None
 
 
 def sweep_streaming(
@@ -105,7 +107,12 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
     """One row. Run in a process of its own."""
     torch.manual_seed(0)
     net = _network(step)
-    streamed = Streamed(net, tile=step.tile or None, budget_bytes=step.budget_mib << 20)
+    streamed = Streamed(
+        net,
+        tile=step.tile or None,
+        budget_bytes=step.budget_mib << 20,
+        scratch=None if step.scratch is None else Path(step.scratch),
+    )
     with ExitStack() as stack:
         source = _source(step, stack)
         rate = _plain_seconds(net, step)

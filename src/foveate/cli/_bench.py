@@ -60,7 +60,7 @@ backward at the rate of plain steps on a part of the image, measured in the same
 
 \b
   foveate bench streaming --out bench/streaming --sides 2048,4096 --plain
-  foveate bench streaming --out bench/streaming --image slide.tif --group 4 --bf16
+  foveate bench streaming --out bench/streaming --image slide.tif --group 4 --bf16 --scratch /tmp
   foveate bench streaming --out bench/streaming --axes 3 --encoder resnet18_3d --sides 128,512
 """
 
@@ -91,7 +91,14 @@ _RECIPES: Mapping[str, tuple[str, tuple[Flag, ...]]] = {
     ),
     "needle-mnist": (
         "Is there a three among all the other digits? Its share falls as the canvas grows.",
-        (_side(256, 64, 128, 256, 512, 1024, 2048, 4096, 6144),),
+        (
+            _side(256, 64, 128, 256, 512, 1024, 2048, 4096, 6144),
+            click.option(
+                "--clutter",
+                type=click.IntRange(0),
+                help="Other digits a canvas.  [default: as published for the side, 25 at 256]",
+            ),
+        ),
     ),
     "spatial-bag": (
         "Fifty digits: only how they lie decides (B, C), or which they are (A).",
@@ -153,7 +160,8 @@ def _sweep(name: str, given: dict[str, dict[str, Any]], flags: dict[str, Any]) -
     from foveate.benchmark import sweep
     from foveate.terminal import Terminal
 
-    recipe = {k: flags[k] for k in ("variant", "task", "side", "noise") if flags.get(k) is not None}
+    own = ("variant", "task", "side", "noise", "clutter")
+    recipe = {k: flags[k] for k in own if flags.get(k) is not None}
     if "side" in recipe:
         recipe["side"] = int(recipe["side"])
     if flags["epochs"] is not None:
@@ -245,6 +253,7 @@ def memory(ctx: click.Context, /, out: Path, method: str, kept: str | None, **fl
 @click.option("--image", type=click.Path(path_type=Path), help="Read this file instead of noise.")
 @click.option("--skip-background", is_flag=True, help="Leave out the background of that file.")
 @click.option("--group", default=1, show_default=True, help="Cells a side averaged into one.")
+@click.option("--scratch", help="Folder on disk for maps that are too large for memory.")
 def streaming(out: Path, sides: str, image: Path | None, **flags: Any) -> int:
     """Measure streamed training steps."""
     from foveate.benchmark.streaming import Streaming, sweep_streaming

@@ -7,8 +7,8 @@ in whole-slide images through end-to-end training with image-level labels", TMI 
 Differs: outputs and gradients equal those of the plain network up to rounding (theirs are tested to
 1 %), found by interval arithmetic over the layers rather than by measuring; any batch size and
 image size; regions that the glimpse shows to be background are neither read nor computed more than
-once; cells are averaged in small groups and weighed by gated attention rather than averaged over
-all.
+once, and do not dilute what is pooled; cells are averaged in small groups and weighed by gated
+attention rather than averaged over all.
 
 Use when: what decides may be anywhere and is too small or too plain for a glimpse to point at it,
 and there is time: every pixel of the foreground goes through the network, forwards twice and
@@ -20,14 +20,16 @@ Cost: reads every pixel of the foreground, twice in training; memory of one tile
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch
+from foveate.batch import Batch, WholeImage
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.evidence import Evidence
@@ -52,8 +54,12 @@ class StreamingCnn(AbstractMethod):
         budget_mib: what a step may hold beside the parameters and the final map; tiles are chosen
             by it.
         tile: side of a tile in pixels; 0 chooses it by `budget_mib`.
+        scratch: folder on disk for maps that are stored between two rounds of tiles and too large
+            for memory, which spares large images a quarter of the arithmetic; by default that for
+            temporary files (``TMPDIR``), ``none`` lays none there. Without a GPU only.
         skip_background: regions in which the glimpse shows nothing are not read: the colour of the
-            background stands for them, and they are computed once.
+            background stands for them, and they are computed once. Cells over nothing else do not
+            take part in the pool.
         hidden: width of the attention network.
         dropout: on the pooled vector.
         instance: weight of the instance head's loss: cells answer the task on their own, pooled as
@@ -74,6 +80,7 @@ class StreamingCnn(AbstractMethod):
         group: int = 2,
         budget_mib: int = 2048,
         tile: int = 0,
+        scratch: str = "",
         skip_background: bool = True,
         hidden: int = 128,
         dropout: float = 0.1,
@@ -98,7 +105,8 @@ class StreamingCnn(AbstractMethod):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, sum(h.size for h in heads)))
         self.head_instance = InstanceHead(dim, heads) if instance > 0 else None
         # Kept from being a submodule: its parameters are the encoder's, which would be saved twice.
-        streamed = Streamed(_Cells(encoder, group), tile=tile or None)
+        folder = None if scratch == "none" else Path(scratch or tempfile.gettempdir())
+        streamed = Streamed(_Cells(encoder, group), tile=tile or None, scratch=folder)
         streamed.check()
         # What only `embed` uses would never get a gradient.
         reached = {id(p) for p in streamed.reached()}
@@ -111,31 +119,54 @@ class StreamingCnn(AbstractMethod):
         streamed: Streamed = self.__dict__["streamed"]
         streamed.budget_bytes = self.budget_bytes // len(batch)
         streamed.train(self.training)
-        maps = [
-            streamed(batch.whole(i, skip_background=self.skip_background))
-            for i in range(len(batch))
-        ]
-        rows = [each[0].flatten(1).T for each in maps]
+        wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
+        maps = [streamed(whole) for whole in wholes]
+        cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
+        rows = [map_[0].flatten(1).T[own] for map_, own in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)
         h = self.norm(pad_rows(torch.cat(rows).float(), valid))
         vector, share = self.pool(h, valid)
         logits = self.head(vector)
         if not self.training:
-            evidence = [self._evidence(batch, m, s) for m, s in zip(maps, share, strict=True)]
+            evidence = [
+                self._evidence(batch, map_, own, each)
+                for map_, own, each in zip(maps, cells, share, strict=True)
+            ]
             return Prediction(logits, evidence)
         if self.head_instance is None:
             return Prediction(logits, [])
         alone, _ = self.head_instance(h, valid)
         return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
 
-    def _evidence(self, batch: Batch, map_: Tensor, share: Tensor) -> Evidence:
-        spacing, stride = batch.view.spacing_um, self.encoder.strides[-1]
-        cell = stride * self.group * spacing
-        corner = (self.encoder.map_centres[-1] - stride / 2) * spacing
-        places = np.indices(map_.shape[2:]).reshape(map_.ndim - 2, -1).T
-        origin = corner + cell * places.astype(np.float64)
+    def _cells(self, whole: WholeImage, map_: Tensor) -> Tensor:
+        """Indices of the cells that take part: those that lie on more than background, or all."""
+        every = torch.arange(map_[0, 0].numel(), device=map_.device)
+        if not whole.has_blank:
+            return every
+        size, corner = self._size_px, self._corner_px
+        first = [np.floor(corner + size * np.arange(n)).astype(np.int64) for n in map_.shape[2:]]
+        blank = whole.blank([(low, low + size) for low in first])
+        shown = torch.from_numpy(~blank.ravel()).to(map_.device)
+        return every[shown] if shown.any() else every
+
+    def _evidence(self, batch: Batch, map_: Tensor, cells: Tensor, share: Tensor) -> Evidence:
+        spacing = batch.view.spacing_um
+        places = np.unravel_index(cells.cpu().numpy(), tuple(map_.shape[2:]))
+        origin = spacing * (
+            self._corner_px + self._size_px * np.stack(places, -1).astype(np.float64)
+        )
         weight = share[: len(origin)].detach().double().cpu().numpy()
-        return Evidence(origin, np.full_like(origin, cell), weight)
+        return Evidence(origin, np.full_like(origin, self._size_px * spacing), weight)
+
+    @property
+    def _size_px(self) -> int:
+        """Side of a cell."""
+        return self.encoder.strides[-1] * self.group
+
+    @property
+    def _corner_px(self) -> float:
+        """Of the first cell."""
+        return self.encoder.map_centres[-1] - self.encoder.strides[-1] / 2
 
 
 class _Cells(nn.Module):

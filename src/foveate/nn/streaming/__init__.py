@@ -18,8 +18,10 @@ is discarded, and batches, three dimensions, odd sizes and branches need no extr
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +32,10 @@ from foveate.errors import OptionError
 from foveate.nn.streaming._build import build
 from foveate.nn.streaming._function import Job, MapSource, Progress, Tiled, cut
 from foveate.nn.streaming._graph import Graph
-from foveate.nn.streaming._grid import Grid, axis_spans
+from foveate.nn.streaming._grid import Grid
 from foveate.nn.streaming._plan import Plan, check_rank, choose, for_tissue
+from foveate.nn.streaming._scratch import Stored
+from foveate.nn.streaming._spans import axis_spans
 from foveate.nn.streaming._trace import Traced, trace
 from foveate.nn.streaming.base import AbstractSource, NotLocal, Region, TooLittleMemory
 
@@ -75,6 +79,8 @@ class Streamed(nn.Module):
         tile: side of the part of the image that a tile answers for, in input cells, per axis or
             one for all; None for the cheapest way that fits `budget_bytes`.
         budget_bytes: what a training step may hold beside the parameters and the final map.
+        scratch: folder on disk for maps between two rounds of tiles that are too large for memory;
+            None lays none there. They vanish with the step. Without a GPU only.
         map_dtype: of the final map, where it should take less room than the tiles' own.
 
     Raises:
@@ -88,13 +94,16 @@ class Streamed(nn.Module):
         *,
         tile: int | Sequence[int] | None = None,
         budget_bytes: int = 2 << 30,
+        scratch: Path | None = None,
         map_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if tile is not None and min([tile] if isinstance(tile, int) else tile) < 1:
             raise OptionError(f"tile: got {tile}, expected at least 1")
+        if scratch is not None and not scratch.is_dir():
+            raise OptionError(f"scratch: {scratch} is no folder")
         self.stack, self.tile = stack, tile
-        self.budget_bytes, self.map_dtype = budget_bytes, map_dtype
+        self.budget_bytes, self.scratch, self.map_dtype = budget_bytes, scratch, map_dtype
         self.progress: Progress | None = None
         self.counts: dict[str, int] = {}
         self._traced: dict[tuple[tuple[int, bool], ...], Traced] = {}
@@ -108,6 +117,7 @@ class Streamed(nn.Module):
             ``(b, k, *cells)``.
         """
         held: Tensor | None = None
+        below: Stored | None = None
         if isinstance(x, Tensor):
             check_rank(x.shape[2:])
             held, sources = x, _rows(x)
@@ -122,8 +132,18 @@ class Streamed(nn.Module):
                 held = torch.cat([self._at_once(graph, segment.grid, each) for each in sources])
                 held = held if dtype is None else held.to(dtype)
             else:
-                job = Job(segment.grid, segment.passing, sources, dtype, self.progress, self.counts)
+                job = Job(
+                    segment.grid,
+                    segment.passing,
+                    sources,
+                    dtype=dtype,
+                    below=below,
+                    scratch=self.scratch if segment.on_disk else None,
+                    progress=self.progress,
+                    counts=self.counts,
+                )
                 held = Tiled.apply(job, held, *self._learnt())
+                below = job.made
             sources = _rows(held)
         if held is None:
             raise AssertionError("a plan without segments")
@@ -138,7 +158,10 @@ class Streamed(nn.Module):
         plan = self.plan(source.shape, source)
         if not source.has_blank or self.tile is not None:
             return plan
-        return for_tissue(self._graph(source), plan, source)
+        graph = self._graph(source)
+        # A map of mostly background may not be worth laying on disk.
+        plans = [plan, *([self._plan(graph, 0)] if any(s.on_disk for s in plan.segments) else [])]
+        return min((for_tissue(graph, p, source) for p in plans), key=lambda p: p.work)
 
     def check(self, n_axes: int = 2, channels: int = 3) -> None:
         """Raise `NotLocal` where a layer cannot be streamed; before any image is seen."""
@@ -158,17 +181,10 @@ class Streamed(nn.Module):
             NotLocal, TooLittleMemory: see the class.
         """
         check_rank(shape[1:])
-        graph = self._graph_of(tuple(shape), *self._kind(like))
-        learns = torch.is_grad_enabled()
-        key = (id(graph), learns, self.budget_bytes, str(self.tile))
-        if key not in self._plans:
-            self._plans[key] = choose(
-                graph,
-                budget_bytes=self.budget_bytes,
-                learns=learns,
-                sides=self._sides(shape[1:]),
-            )
-        return self._plans[key]
+        device, dtype = self._kind(like)
+        on_disk = self.scratch is not None and device.type == "cpu"
+        room = shutil.disk_usage(self.scratch).free // 2 if on_disk and self.scratch else 0
+        return self._plan(self._graph_of(tuple(shape), device, dtype), room)
 
     def field(self, n_axes: int = 2, channels: int = 3) -> tuple[Field, ...]:
         """Stride and receptive field per axis, from the layers alone."""
@@ -186,7 +202,7 @@ class Streamed(nn.Module):
             cells = range(n // 2, n // 2 + min(64, n // 4))
             far = n // 4
             ends = np.asarray([*cells, cells[-1] + 1, n // 2 + far, n // 2 + far + 1])
-            low, high = axis_spans(graph, 0, last, axis, ends)
+            low, high = axis_spans(graph, last, axis, ends[:-1], ends[1:])
             # Far from borders, cells far apart look at equal neighbourhoods.
             stride = Fraction(int(low[0, -1] - low[0, 0]), far).limit_denominator(64)
             each = list(zip(cells, low[0].tolist(), high[0].tolist(), strict=False))
@@ -223,6 +239,19 @@ class Streamed(nn.Module):
         draws = graph.draws(grid.begin, grid.end, crop)
         self.counts["forward"] += 1
         return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws)
+
+    def _plan(self, graph: Graph, scratch_bytes: int) -> Plan:
+        learns = torch.is_grad_enabled()
+        key = (id(graph), learns, self.budget_bytes, scratch_bytes > 0, str(self.tile))
+        if key not in self._plans:
+            self._plans[key] = choose(
+                graph,
+                budget_bytes=self.budget_bytes,
+                scratch_bytes=scratch_bytes,
+                learns=learns,
+                sides=self._sides(graph.steps[0].extent),
+            )
+        return self._plans[key]
 
     def _learnt(self) -> list[nn.Parameter]:
         return [p for p in self.reached() if p.requires_grad]

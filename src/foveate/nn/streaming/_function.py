@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from foveate.nn.replay import _generator_states, _restore
 from foveate.nn.streaming._grid import Grid, Tile
+from foveate.nn.streaming._scratch import Stored
 from foveate.nn.streaming.base import AbstractSource, Flags, Region
 
 Progress = Callable[[int, int], None]
@@ -39,7 +41,10 @@ class Job:
         passing: its tiles, for the map.
         sources: one per image.
         dtype: of the map that is returned; None for that of the tiles.
-        seen: tiles computed, for progress.
+        below: where its input lies on disk.
+        scratch: the folder to lay its map in; None holds it in memory.
+        made: where its map lies on disk.
+        progress: is told the tiles computed forward, and all tiles.
         counts: tiles computed forward and backward, for tests and logs.
     """
 
@@ -47,8 +52,30 @@ class Job:
     passing: Grid
     sources: Sequence[AbstractSource]
     dtype: torch.dtype | None = None
+    below: Stored | None = None
+    scratch: Path | None = None
+    made: Stored | None = None
     progress: Progress | None = None
     counts: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+
+    def empty(self, like: Tensor) -> Tensor:
+        """The map to fill, laid out as a tile's; on disk where it is to lie there."""
+        shape = (len(self.sources), like.shape[1], *self.grid.graph.steps[self.grid.end].extent)
+        dtype, form = self.dtype or like.dtype, _form(like)
+        if self.scratch is None:
+            return torch.empty(shape, dtype=dtype, device=like.device, memory_format=form)
+        self.made = Stored(self.scratch, shape, dtype, form)
+        return self.made.map
+
+    def empty_gradient(self, x: Tensor) -> Tensor:
+        """Zeros for the gradient of the input, beside it."""
+        return torch.zeros_like(x) if self.below is None else self.below.add_gradient().map
+
+    def let_go(self) -> None:
+        """Keep no page of what lies on disk in memory."""
+        for stored in (self.below, self.made):
+            if stored is not None:
+                stored.let_go()
 
 
 class Tiled(torch.autograd.Function):
@@ -70,8 +97,9 @@ class Tiled(torch.autograd.Function):
             ctx.states.append({})
             for tile, map_ in _forward(job, source, ctx.draws[i], ctx.states[i], device):
                 if out is None:
-                    out = _empty(job, map_)
+                    out = job.empty(map_)
                 cut(out[i : i + 1], tile.own).copy_(map_)
+                job.let_go()
         if out is None:
             raise AssertionError("a segment without tiles")
         return out
@@ -86,7 +114,7 @@ class Tiled(torch.autograd.Function):
             p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed
         ]
         totals = _Totals(learnt)
-        toward = torch.zeros_like(x) if wants_input else None
+        toward = job.empty_gradient(x) if wants_input else None
         outside = _generator_states(ctx.device)
         enabled, dtype = ctx.autocast
         try:
@@ -114,8 +142,11 @@ class Tiled(torch.autograd.Function):
                         cut(toward[i : i + 1], tile.region).add_(found[0])
                     totals.add(found[wants_input:])
                     job.counts["backward"] += 1
+                    job.let_go()
         finally:
             _restore(outside, ctx.device)
+            if job.made is not None:
+                job.made.gradient = None
         every = iter(totals.found())
         return (None, toward, *(next(every) if n else None for n in ctx.needs_input_grad[2:]))
 
@@ -215,7 +246,9 @@ def cut(x: Tensor, region: Region) -> Tensor:
     return x
 
 
-def _empty(job: Job, like: Tensor) -> Tensor:
-    extent = job.grid.graph.steps[job.grid.end].extent
-    dtype = job.dtype or like.dtype
-    return like.new_empty((len(job.sources), like.shape[1], *extent), dtype=dtype)
+def _form(x: Tensor) -> torch.memory_format:
+    """Channels last where x lies so, and only so."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last

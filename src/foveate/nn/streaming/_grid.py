@@ -1,27 +1,19 @@
-"""A map in disjoint blocks: what each needs of every step before it, costs and holds."""
+"""A map in disjoint blocks, and what each needs of every step before it."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from foveate.nn.streaming._cost import Cost, Floats, cost
 from foveate.nn.streaming._graph import Graph
-from foveate.nn.streaming.base import AbstractSource, Flags, Ints, Region, Span
-
-Floats = NDArray[np.float64]
-
-_FAR = 1 << 60
-_MOVED = 64.0
-"""Operations that writing an element is taken for: layers without arithmetic cost time, too."""
-_MARGIN = {1: 1.1, 2: 1.1, 3: 1.35}
-_CALLED = 5e6
-"""Operations that calling a layer is taken for: small tiles cost time, too."""
+from foveate.nn.streaming._spans import axis_spans, split
+from foveate.nn.streaming.base import AbstractSource, Flags, Region, Span
 
 
 @dataclass(frozen=True)
@@ -52,13 +44,7 @@ class Grid:
         self.graph, self.begin, self.end = graph, begin, end
         extent = graph.steps[end].extent
         self.sides = tuple(min(s, n) for s, n in zip(sides, extent, strict=True))
-        self.axes = [
-            graph.kept(
-                (begin, end, axis, n),
-                functools.partial(axis_spans, graph, begin, end, axis, split(extent[axis], n)),
-            )
-            for axis, n in enumerate(self.sides)
-        ]
+        self.axes = [_block_spans(graph, begin, end, axis, n) for axis, n in enumerate(self.sides)]
 
     def __len__(self) -> int:
         return math.prod(self.sides)
@@ -88,30 +74,29 @@ class Grid:
 
     @property
     def work(self) -> float:
-        """Operations of one forward pass over all blocks; see `_MOVED` and `_CALLED`."""
-        calls = len(self) * (self.end - self.begin)
-        return float(np.dot(self._per_cell(), self._volumes(np.sum))) + _CALLED * calls
+        """Operations of one forward pass over all blocks."""
+        return float(self._cost.work(self._cells(np.sum), len(self)))
 
     @property
     def held_bytes(self) -> float:
-        """What the largest block holds with gradient, by a model: see `_held`."""
-        return _held(self.graph, self.begin, self.end, self._volumes(np.max))
+        """What the largest block holds with gradient."""
+        return float(self._cost.held_bytes(self._cells(np.max)))
 
     @property
     def passing_bytes(self) -> float:
-        """What the largest block holds without gradient: a few maps at a time."""
-        steps = self.graph.steps[self.begin : self.end + 1]
-        return float(4 * (self._volumes(np.max) * [s.cell_bytes for s in steps]).max())
+        """What the largest block holds without gradient."""
+        return float(self._cost.passing_bytes(self._cells(np.max)))
 
-    def _volumes(self, over: object) -> Floats:
+    @property
+    def _cost(self) -> Cost:
+        return cost(self.graph, self.begin, self.end)
+
+    def _cells(self, over: Callable[..., Floats]) -> Floats:
+        """Of each step, the cells of all blocks or of the largest."""
         found = np.ones(self.end - self.begin + 1)
         for low, high in self.axes:
-            found = found * over(np.maximum(high - low, 0), axis=1)  # type: ignore[operator]
+            found = found * over(np.maximum(high - low, 0), axis=1)
         return found
-
-    def _per_cell(self) -> Floats:
-        steps = self.graph.steps[self.begin + 1 : self.end + 1]
-        return np.asarray([0.0, *(s.channels * (s.op.work + _MOVED * s.op.fresh) for s in steps)])
 
     @functools.cached_property
     def _kinds(self) -> list[list[object]]:
@@ -121,7 +106,8 @@ class Grid:
         kinds: list[list[object]] = []
         for axis, (low, high) in enumerate(self.axes):
             extent = np.asarray([s.extent[axis] for s in steps])[:, None]
-            inside = regular & ((high <= low) | ((low > 0) & (high < extent))).all(0)
+            free = (high <= low) | ((low > 0) & (high < extent))
+            inside: Flags = np.logical_and.reduce(free) & regular
             own = zip(low[-1].tolist(), high[-1].tolist(), inside.tolist(), strict=True)
             kinds.append([b - a if within else (a, b) for a, b, within in own])
         return kinds
@@ -134,44 +120,9 @@ class Grid:
         )
 
 
-def split(extent: int, n: int) -> Ints:
-    """Ends ``(n + 1,)`` of n nearly equal parts."""
-    return np.round(np.linspace(0, extent, n + 1)).astype(np.int64)
-
-
-def axis_spans(graph: Graph, begin: int, end: int, axis: int, ends: Ints) -> Span:
-    """Per step of a segment and block of the output, the cells ``low <= i < high`` to compute."""
-    n_steps, n_parts = end - begin + 1, len(ends) - 1
-    low = np.full((n_steps, n_parts), _FAR)
-    high = np.full((n_steps, n_parts), -_FAR)
-    low[-1], high[-1] = ends[:-1], ends[1:]
-    for t in range(end, begin, -1):
-        step = graph.steps[t]
-        if (high[t - begin] < low[t - begin]).any():
-            continue
-        a, b = step.op.needs(axis, low[t - begin], high[t - begin])
-        for s in step.sources:
-            if s < begin:
-                raise AssertionError(f"{step.name} takes a map from before its segment")
-            low[s - begin] = np.minimum(low[s - begin], a)
-            high[s - begin] = np.maximum(high[s - begin], b)
-    return low, high
-
-
-def _held(graph: Graph, begin: int, end: int, volume: Floats) -> float:
-    """Bytes that a block holds at most between its forward and its backward pass.
-
-    Each map that is new memory is kept by whoever takes it; beside them stand a few times the
-    largest one: its gradient, the one before, and what a convolution rearranges; and the gradients
-    of the parameters, the block's own and the sum so far. The share on top, by axes, was measured.
-    """
-    held, largest = 0.0, 0.0
-    for t in range(begin, end + 1):
-        step = graph.steps[t]
-        size = step.cell_bytes * volume[t - begin]
-        largest = max(largest, size)
-        if t == begin or (step.op.fresh and not getattr(step.op, "mutates", False)):
-            held += size
-        held += step.op.held * step.channels * volume[t - begin]
-    margin = _MARGIN[len(graph.steps[end].extent)]
-    return margin * (held + 3 * largest) + 2 * graph.gradient_bytes
+def _block_spans(graph: Graph, begin: int, end: int, axis: int, n: int) -> Span:
+    """Of n blocks along an axis, from step `begin` on; computed once."""
+    ends = split(graph.steps[end].extent[axis], n)
+    made = functools.partial(axis_spans, graph, end, axis, ends[:-1], ends[1:])
+    low, high = graph.kept(("spans", end, axis, n), made)
+    return low[begin:], high[begin:]

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from foveate.nn.streaming._cost import ways
 from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
 from foveate.nn.streaming.base import AbstractSource, NotLocal, TooLittleMemory
 
-_SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 _FINER = (1, 2, 4, 8, 16, 32)
 _MOST_TILES = 1 << 16
 _MOST_CUTS = 3
+_LAID = 200.0
+"""Operations that moving a byte to or from a map on disk is taken for."""
+
+
+class Cut(NamedTuple):
+    """Where a map is stored between two rounds of tiles.
+
+    Attributes:
+        step: whose map.
+        size: of the map in bytes.
+        on_disk: there instead of in memory.
+    """
+
+    step: int
+    size: float
+    on_disk: bool
 
 
 @dataclass(frozen=True)
@@ -26,11 +42,13 @@ class Segment:
         grid: its tiles, for the gradient.
         passing: its tiles where nothing is held for a gradient; they may be larger.
         at_once: one tile, whose activations are held instead of computed again.
+        on_disk: its map is laid there, and the map's gradient.
     """
 
     grid: Grid
     passing: Grid
     at_once: bool
+    on_disk: bool = False
 
     def work(self, learns: bool) -> float:
         """Operations; a backward pass takes twice those of a forward pass, which it repeats."""
@@ -65,19 +83,28 @@ class Plan:
         for segment in self.segments:
             sides = " × ".join(map(str, segment.grid.sides))
             size = " × ".join(map(str, segment.grid.largest()))
-            parts.append("at once" if segment.at_once else f"{sides} tiles of about {size} cells")
+            tiles = "at once" if segment.at_once else f"{sides} tiles of about {size} cells"
+            parts.append(tiles + " (map on disk)" * segment.on_disk)
         return (
             f"{', then '.join(parts)}; {self.work:.2f} × the work of the plain network; "
             f"holds about {self.held_bytes / 2**20:.0f} MiB"
         )
 
 
-def choose(graph: Graph, *, budget_bytes: int, learns: bool, sides: Sequence[int] | None) -> Plan:
+def choose(
+    graph: Graph,
+    *,
+    budget_bytes: int,
+    scratch_bytes: int,
+    learns: bool,
+    sides: Sequence[int] | None,
+) -> Plan:
     """The cheapest way that fits: tiles, and where a map is stored between two rounds of tiles.
 
     Args:
         graph: the steps.
         budget_bytes: what may be held beside parameters and the final map.
+        scratch_bytes: what may be laid on disk.
         learns: whether a backward pass follows.
         sides: tiles per axis of the output, when the user settles them; then nothing is chosen.
 
@@ -88,12 +115,14 @@ def choose(graph: Graph, *, budget_bytes: int, learns: bool, sides: Sequence[int
     if sides is not None:
         grid = Grid(graph, 0, last, sides)
         settled = Segment(grid, grid, at_once=False)
-        return _planned(graph, [settled], settled.held_bytes(learns), learns)
-    cuts = _worthwhile(graph, budget_bytes)
+        return _planned(graph, [settled], [], settled.held_bytes(learns), learns)
+    cuts = _worthwhile(graph, budget_bytes, scratch_bytes)
     found: list[Plan] = []
     for n in range(_MOST_CUTS + 1):
         for chosen in itertools.combinations(cuts, n):
-            plan = _chained(graph, (0, *chosen, last), budget_bytes, learns)
+            if len({cut.step for cut in chosen}) < n or _laid_bytes(chosen) > scratch_bytes:
+                continue
+            plan = _chained(graph, chosen, budget_bytes, learns)
             found += [] if plan is None else [plan]
     if not found:
         cell = _smallest(graph, learns)
@@ -105,24 +134,27 @@ def choose(graph: Graph, *, budget_bytes: int, learns: bool, sides: Sequence[int
     return min(found, key=lambda plan: plan.work)
 
 
-def _chained(graph: Graph, bounds: Sequence[int], budget: float, learns: bool) -> Plan | None:
+def _chained(graph: Graph, cuts: Sequence[Cut], budget: float, learns: bool) -> Plan | None:
     """Segments one after the other, with the maps between them stored; None where one is too large.
 
     At its turn in the backward pass a segment stands beside the maps before it, the gradients of
     its input and of its output, and what segments before it hold at once. What comes later is gone.
     """
-    maps = [_map_bytes(graph, t) for t in bounds[1:-1]]
+    bounds = [0, *(cut.step for cut in cuts), len(graph.steps) - 1]
+    maps = [0.0 if cut.on_disk else cut.size for cut in cuts]
     segments: list[Segment] = []
     peak, standing = 0.0, 0.0
     for j, (begin, end) in enumerate(itertools.pairwise(bounds)):
         beside = standing + sum(maps[:j]) + sum(maps[max(j - 1, 0) : j + 1])
-        segment = _segment(graph, begin, end, budget - beside, learns)
+        # Autograd would make the gradient of what is computed at once, in memory.
+        tiled = j > 0 and cuts[j - 1].on_disk
+        segment = _segment(graph, begin, end, budget - beside, learns, tiled)
         if segment is None:
             return None
-        segments.append(segment)
+        segments.append(replace(segment, on_disk=j < len(cuts) and cuts[j].on_disk))
         peak = max(peak, beside + segment.held_bytes(learns))
         standing += segment.held_bytes(learns) if segment.at_once else 0.0
-    return _planned(graph, segments, peak, learns)
+    return _planned(graph, segments, cuts, peak, learns)
 
 
 def for_tissue(graph: Graph, plan: Plan, source: AbstractSource) -> Plan:
@@ -140,7 +172,7 @@ def for_tissue(graph: Graph, plan: Plan, source: AbstractSource) -> Plan:
     whole = first.work(plan.learns)
     if work >= whole:
         return plan
-    better = Segment(grid, passing, at_once=False)
+    better = replace(first, grid=grid, passing=passing, at_once=False)
     less = (whole - work) / _plain_work(graph, plan.learns)
     return replace(plan, segments=(better, *others), work=plan.work - less)
 
@@ -162,8 +194,13 @@ def _finer(grid: Grid, source: AbstractSource) -> tuple[Grid, float]:
     return best, least
 
 
-def _planned(graph: Graph, segments: Sequence[Segment], held: float, learns: bool) -> Plan:
-    work = sum(s.work(learns) for s in segments) / _plain_work(graph, learns)
+def _planned(
+    graph: Graph, segments: Sequence[Segment], cuts: Sequence[Cut], held: float, learns: bool
+) -> Plan:
+    work = sum(s.work(learns) for s in segments)
+    # A map is written and read; then read again, its gradient summed up, written and read.
+    moved = sum(cut.size for cut in cuts if cut.on_disk) * (6 if learns else 2)
+    work = (work + _LAID * moved) / _plain_work(graph, learns)
     return Plan(tuple(segments), work, held, learns)
 
 
@@ -174,10 +211,22 @@ def _plain_work(graph: Graph, learns: bool) -> float:
     return (1 + 2 * learns) * whole.work
 
 
-def _worthwhile(graph: Graph, budget_bytes: int) -> list[int]:
-    """Cuts whose map may be stored; of neighbours with maps of one size, the last."""
-    fits = [t for t in graph.cuts if 2 * _map_bytes(graph, t) < budget_bytes]
-    return sorted({_map_bytes(graph, t): t for t in fits}.values())
+def _worthwhile(graph: Graph, budget_bytes: float, scratch_bytes: float) -> list[Cut]:
+    """Maps that may be stored, in order; of neighbours with maps of one size, the last."""
+    last = {_map_bytes(graph, t): t for t in graph.cuts}
+    each = sorted((t, size) for size, t in last.items())
+    return [
+        Cut(t, size, on_disk)
+        for t, size in each
+        for on_disk, room in ((False, budget_bytes), (True, scratch_bytes))
+        if 2 * size < room
+    ]
+
+
+def _laid_bytes(cuts: Sequence[Cut]) -> float:
+    """Maps on disk, and the gradients of two of them."""
+    sizes = sorted(cut.size for cut in cuts if cut.on_disk)
+    return sum(sizes) + sum(sizes[-2:])
 
 
 def _map_bytes(graph: Graph, t: int) -> float:
@@ -185,38 +234,23 @@ def _map_bytes(graph: Graph, t: int) -> float:
     return float(step.cell_bytes * math.prod(step.extent))
 
 
-def _segment(graph: Graph, begin: int, end: int, budget: float, learns: bool) -> Segment | None:
-    """The fewest operations within the budget; held at once where that fits."""
-    whole = Grid(graph, begin, end, (1,) * len(graph.steps[end].extent))
-    if learns and whole.held_bytes <= budget:
-        return Segment(whole, whole, at_once=True)
-    passing = _cheapest(whole, budget, lambda grid: grid.passing_bytes)
-    grid = _cheapest(whole, budget, lambda grid: grid.held_bytes) if learns else passing
-    if passing is None or grid is None:
+def _segment(
+    graph: Graph, begin: int, end: int, budget: float, learns: bool, tiled: bool
+) -> Segment | None:
+    """The fewest operations within the budget; held at once where that fits and may be."""
+    if learns and not tiled:
+        whole = Grid(graph, begin, end, (1,) * len(graph.steps[end].extent))
+        if whole.held_bytes <= budget:
+            return Segment(whole, whole, at_once=True)
+    every = ways(graph, begin, end)
+    passing = every.cheapest(budget, "passing")
+    sides = every.cheapest(budget, "held") if learns else passing
+    if passing is None or sides is None:
         return None
+    grid = Grid(graph, begin, end, sides)
     # What is drawn is replayed tile by tile.
-    return Segment(grid, grid if graph.random else passing, at_once=False)
-
-
-def _cheapest(whole: Grid, budget: float, holds: Callable[[Grid], float]) -> Grid | None:
-    """Of all grids of a segment that fit, the one with the fewest operations."""
-    best: Grid | None = None
-    for sides in _candidates(whole.graph.steps[whole.end].extent):
-        if best is not None and math.prod(sides) > 2 * len(best) + 8:
-            break
-        grid = Grid(whole.graph, whole.begin, whole.end, sides)
-        if holds(grid) <= budget and (best is None or grid.work < best.work):
-            best = grid
-    return best
-
-
-@functools.cache
-def _candidates(extent: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Numbers of tiles per axis, few tiles first."""
-    each = [[s for s in (*_SIDES, *range(160, n, 32), n) if s <= n] for n in extent]
-    every = itertools.product(*each)
-    near = [s for s in every if max(s) <= 8 * min(s) or math.prod(s) <= 64]
-    return sorted(set(near), key=lambda s: (math.prod(s), max(s)))
+    same = graph.random or passing == sides
+    return Segment(grid, grid if same else Grid(graph, begin, end, passing), at_once=False)
 
 
 def _smallest(graph: Graph, learns: bool) -> float:
