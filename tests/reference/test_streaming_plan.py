@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 from foveate.benchmark._process import measured_apart
 from foveate.benchmark.streaming import Streaming, measure_streaming
 from foveate.nn.streaming import Plan, Streamed
+from foveate.nn.streaming._cost import ways
+from foveate.nn.streaming._grid import Grid
 from foveate.nn.streaming._scratch import Stored
 
 MIB = 1 << 20
@@ -144,7 +147,23 @@ def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
         image=None,
         skip_background=False,
         group=1,
+        frugal=True,
     )
     row = measured_apart(measure_streaming, step, said="a step", less="nothing")
     assert row["tiles_backward"] > 2, row["tiles"]
     assert row["step_mib"] <= 1.2 * budget_mib, row
+
+
+@pytest.mark.parametrize("budget_mib", [0.4, 1, 3, 9])
+def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mib: float) -> None:
+    graph = Streamed(deep())._graph_of((3, 200, 330), torch.device("cpu"), torch.float32)
+    begin, end = graph.cuts[1], len(graph.steps) - 1
+    every = ways(graph, begin, end)
+    grids = [Grid(graph, begin, end, sides) for sides in itertools.product(*every.counts)]
+    grids = [g for g in grids if max(g.sides) <= 8 * min(g.sides) or len(g) <= 64]
+    for holds in ("held", "passing"):
+        fits = [g for g in grids if getattr(g, f"{holds}_bytes") <= budget_mib * MIB]
+        found = every.cheapest(budget_mib * MIB, holds)  # type: ignore[arg-type]
+        assert (found is None) == (not fits)
+        if found is not None:
+            assert Grid(graph, begin, end, found).work == min(g.work for g in fits)

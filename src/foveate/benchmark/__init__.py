@@ -65,7 +65,8 @@ def sweep(
     """
     benchmark, settled = _settle(name, recipe)
     counts = _counted(benchmark, n_train, n_test)
-    said = "-".join(f"{k}{v}" for k, v in settled.items()) + f"-n{counts['n_train']}"
+    said = "-".join(f"{k}{v}" for k, v in settled.items() if v is not None)
+    said += f"-n{counts['n_train']}"
     settings = _given(method, given)
     defaults = benchmark.defaults(method)
     run = Run(

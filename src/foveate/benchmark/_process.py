@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,24 +20,29 @@ _FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
 def measured_apart(
-    measure: Callable[..., dict[str, Any]], *args: Any, said: str, less: str
+    measure: Callable[..., dict[str, Any]],
+    *args: Any,
+    said: str,
+    less: str,
+    frugal: bool = True,
 ) -> dict[str, Any]:
     """What `measure` gives in a process of its own.
-
-    The process takes larger blocks straight from the system and gives them back when freed, so that
-    its peak counts what is held and not what the allocator keeps.
 
     Args:
         measure: a function of a module.
         args: its arguments.
         said: what is measured, for the message when the process dies.
         less: what would take less memory.
+        frugal: larger blocks come straight from the system and go back when freed, so that the peak
+            counts what is held and not what the allocator keeps. Clearing them anew takes time.
 
     Raises:
         TrainingError: the process was killed, most likely for want of memory.
     """
     context = multiprocessing.get_context("spawn")
-    with _environment(_FRUGAL), ProcessPoolExecutor(1, mp_context=context) as pool:
+    environment = _environment(_FRUGAL if frugal else {})
+    alone = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+    with environment, alone as pool:
         try:
             return pool.submit(measure, *args).result()
         except BrokenProcessPool:
@@ -57,6 +63,18 @@ def peaks(before: float, device: str) -> dict[str, Any]:
         found["device_peak_mib"] = round(peak_device_mib(), 1)
         found["device_name"] = torch.cuda.get_device_name()
     return found
+
+
+def _end_with_parent() -> None:
+    """A measurement that nobody waits for any more must not go on for an hour."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager

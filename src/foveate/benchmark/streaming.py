@@ -3,7 +3,8 @@
 Every row is a fresh process. First one streamed step is measured, alone; then, where the plain step
 is asked for, both take turns and the medians are compared, so that other work on the machine falls
 on both. Without it the bound comes from plain steps on a part of the image: the arithmetic of a
-forward pass, the same again, and a backward pass, at the rate that this machine just showed.
+forward pass, the same again, and a backward pass, at the rate that this machine shows right before
+and after the streamed step.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Streaming:
         skip_background: leave out what the glimpse of that file shows to be background.
         group: cells a side that are averaged into one before the map is kept.
         scratch: folder on disk for maps that are too large for memory.
+        frugal: count what is held, not what the allocator keeps for what comes next.
     """
 
     encoder: str
@@ -71,6 +73,7 @@ class Streaming:
     skip_background: bool
     group: int
     scratch: str | None = None
+    frugal: bool = False
 
 
 def sweep_streaming(
@@ -94,7 +97,11 @@ def sweep_streaming(
         done = out / "runs" / f"streaming-{step.encoder}-{step.side}-{digest}" / "row.json"
         if not done.is_file():
             row = measured_apart(
-                measure_streaming, step, said=said, less="a smaller --sides or --budget-mib"
+                measure_streaming,
+                step,
+                said=said,
+                less="a smaller --sides or --budget-mib",
+                frugal=step.frugal,
             )
             write_json(done, {"benchmark": "streaming", **row})
         rows.append(read_json(done))
@@ -124,14 +131,16 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
         _step(streamed, source, step)
         seconds = time.perf_counter() - begun
         held = peaks(before, "cpu")
+        rate = (rate + _plain_seconds(net, step)) / 2
         size = math.prod(source.shape[1:])
         found = {
             "encoder": step.encoder,
-            "side": step.side,
+            "side": max(source.shape[1:]),
             "shape": "x".join(map(str, source.shape[1:])),
             "gigapixels": round(size / 1e9, 4),
             "budget_mib": 0 if step.tile else step.budget_mib,
             "precision": "bf16" if step.bf16 else "fp32",
+            "frugal": step.frugal,
             "tiles": plan.told(),
             "tiles_forward": streamed.counts["forward"],
             "tiles_backward": streamed.counts["backward"],
@@ -197,16 +206,16 @@ def _apart(plain: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
 
 
 def _plain_seconds(net: nn.Module, step: Streaming) -> float:
-    """Seconds per pixel of a plain step on a part: the rate of this machine, the best of three."""
+    """Seconds per pixel of a plain step on a part, the median of three: this machine's rate now."""
     side = min(_RATE_SIDE[step.axes], step.side)
     region: Region = ((0, side),) * step.axes
     (x,) = _Noise((side,) * step.axes).crops([region])
-    best = float("inf")
+    seconds = []
     for _ in range(_REPEATS):
         begun = time.perf_counter()
         _step(net, x, step)
-        best = min(best, time.perf_counter() - begun)
-    return best / x[0, 0].numel()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds) / x[0, 0].numel()
 
 
 class _Network(nn.Module):

@@ -254,6 +254,9 @@ def memory(ctx: click.Context, /, out: Path, method: str, kept: str | None, **fl
 @click.option("--skip-background", is_flag=True, help="Leave out the background of that file.")
 @click.option("--group", default=1, show_default=True, help="Cells a side averaged into one.")
 @click.option("--scratch", help="Folder on disk for maps that are too large for memory.")
+@click.option(
+    "--frugal", is_flag=True, help="Count what is held, not what the allocator keeps; slower."
+)
 def streaming(out: Path, sides: str, image: Path | None, **flags: Any) -> int:
     """Measure streamed training steps."""
     from foveate.benchmark.streaming import Streaming, sweep_streaming

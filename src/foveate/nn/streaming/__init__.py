@@ -238,7 +238,8 @@ class Streamed(nn.Module):
             (crop,) = source.crops([tile.region])
         draws = graph.draws(grid.begin, grid.end, crop)
         self.counts["forward"] += 1
-        return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws)
+        constants = graph.constants(grid.begin, grid.end)
+        return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws, constants)
 
     def _plan(self, graph: Graph, scratch_bytes: int) -> Plan:
         learns = torch.is_grad_enabled()

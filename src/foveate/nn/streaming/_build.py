@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from foveate.nn.streaming._graph import Graph, Step
 from foveate.nn.streaming._pointwise import Pointwise
 from foveate.nn.streaming._rules import FUNCTIONS, METHODS, overwrites, rule_of
-from foveate.nn.streaming._site import Built, Constant, Late, Ref, Refused, Site
+from foveate.nn.streaming._site import Built, Constant, Late, Ref, Refused, Scales, Site
 from foveate.nn.streaming._trace import Traced, refusal
+from foveate.nn.streaming._windows import Convolution
 from foveate.nn.streaming.base import NotLocal
 
 
@@ -146,6 +148,8 @@ class _Builder:
         if built.idle:
             self.known[node] = Ref(refs[0])
             return
+        if built.scales is not None and self._folded(node, refs[0], built.scales):
+            return
         dims = first.dims if built.dims is None else built.dims
         self._check(node, site, refs)
         parts = stand if isinstance(stand, tuple | list) else [stand]
@@ -171,6 +175,25 @@ class _Builder:
             if not node.args or _refs(self._known(node.args[0])) != [refs[0]]:
                 raise refusal(node, self.traced, "it overwrites what is computed from parameters")
             self._overwritten(node, refs[0])
+
+    def _folded(self, node: fx.Node, before: int, scales: Scales) -> bool:
+        """A frozen norm that alone follows a convolution becomes part of its weights.
+
+        The same numbers up to rounding, without two passes over the largest maps and without one
+        of them held.
+        """
+        step = self.steps[before]
+        same = [n for n, value in self.known.items() if value == Ref(before)]
+        alone = all(user in (node, *same) for n in same for user in n.users)
+        if not isinstance(step.op, Convolution) or not alone:
+            return False
+        x, weight, bias = step.args
+        self.constants.append((_scaled_weight, (weight, *scales), {}))
+        self.constants.append((_shifted_bias, (bias, *scales), {}))
+        n = len(self.constants)
+        self.steps[before] = replace(step, args=(x, Constant(n - 2), Constant(n - 1)))
+        self.known[node] = Ref(before)
+        return True
 
     def _overwritten(self, node: fx.Node, old: int) -> None:
         """Whoever reads the overwritten map from here on reads the new one; views of it cannot."""
@@ -241,6 +264,24 @@ class _Method:
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(x, self.name)(*args, **kwargs)
+
+
+def _scaled_weight(weight: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    """Of a convolution that a frozen batch norm follows."""
+    return weight * _scale(norm, eps).view(-1, *(1,) * (weight.ndim - 1))
+
+
+def _shifted_bias(bias: Tensor | None, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    """Likewise."""
+    mean, _, _, shift = norm
+    found = (-mean if bias is None else bias - mean) * _scale(norm, eps)  # type: ignore[operator]
+    return found if shift is None else found + shift
+
+
+def _scale(norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    _, var, weight, _ = norm
+    found: Tensor = (var + eps).rsqrt()  # type: ignore[union-attr, operator]
+    return found if weight is None else found * weight
 
 
 def _nothing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,14 @@ class Tiled(torch.autograd.Function):
         ctx.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         ctx.draws, ctx.states = [], []
         out: Tensor | None = None
+        begin, end = job.grid.begin, job.grid.end
+        constants = job.grid.graph.constants(begin, end)
         for i, source in enumerate(job.sources):
-            begin, end = job.grid.begin, job.grid.end
             like = torch.empty(0, device=source.device)
             ctx.draws.append(job.grid.graph.draws(begin, end, like))
             ctx.states.append({})
-            for tile, map_ in _forward(job, source, ctx.draws[i], ctx.states[i], device):
+            replayed = (ctx.draws[i], ctx.states[i], constants)
+            for tile, map_ in _forward(job, source, *replayed, device):
                 if out is None:
                     out = job.empty(map_)
                 cut(out[i : i + 1], tile.own).copy_(map_)
@@ -110,31 +112,34 @@ class Tiled(torch.autograd.Function):
         job: Job = ctx.job
         wants_input = ctx.needs_input_grad[1]
         x, *parameters = ctx.saved_tensors
+        enabled, dtype = ctx.autocast
+        graph, begin, end = job.grid.graph, job.grid.begin, job.grid.end
+        with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
+            made = graph.constants(begin, end)
+        leaves = {n: c.detach().requires_grad_() for n, c in made.items() if _learns(c)}
         learnt = [
             p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed
         ]
-        totals = _Totals(learnt)
+        totals = _Totals([*learnt, *leaves.values()])
         toward = job.empty_gradient(x) if wants_input else None
         outside = _generator_states(ctx.device)
-        enabled, dtype = ctx.autocast
         try:
             for i in range(len(job.sources)):
                 blank = job.grid.blank(job.sources[i])
-                tiles = _with_gradient(job.grid, blank, gradient[i : i + 1])
+                tiles = _with_gradient(job, blank, gradient[i : i + 1])
                 crops = _crops(job.sources[i], [t for t, _ in tiles], blank)
                 for (tile, part), crop in zip(tiles, crops, strict=True):
                     if tile.own in ctx.states[i]:
                         _restore(ctx.states[i][tile.own], ctx.device)
                     crop = crop.detach().requires_grad_(wants_input)
                     with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
-                        out = job.grid.graph.run(
-                            job.grid.begin, job.grid.end, crop, job.grid.spans(tile), ctx.draws[i]
-                        )
+                        spans = job.grid.spans(tile)
+                        out = graph.run(begin, end, crop, spans, ctx.draws[i], made | leaves)
                     if not out.requires_grad:  # all that the segment uses is frozen
                         return (None,) * len(ctx.needs_input_grad)
                     found = torch.autograd.grad(
                         out,
-                        [*([crop] if wants_input else []), *learnt],
+                        [*([crop] if wants_input else []), *learnt, *leaves.values()],
                         part.to(out.dtype),
                         allow_unused=True,
                     )
@@ -147,12 +152,18 @@ class Tiled(torch.autograd.Function):
             _restore(outside, ctx.device)
             if job.made is not None:
                 job.made.gradient = None
+        totals.pass_on([made[n] for n in leaves])
         every = iter(totals.found())
         return (None, toward, *(next(every) if n else None for n in ctx.needs_input_grad[2:]))
 
 
 def _forward(
-    job: Job, source: AbstractSource, draws: Any, states: dict[Region, Any], device: str
+    job: Job,
+    source: AbstractSource,
+    draws: Mapping[int, Tensor],
+    states: dict[Region, Any],
+    constants: Mapping[int, Any],
+    device: str,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """The maps of all tiles of an image; equal tiles over background are computed once."""
     grid = job.passing
@@ -169,7 +180,7 @@ def _forward(
             continue
         if graph.random:
             states[tile.own] = _generator_states(device)
-        map_ = graph.run(begin, end, next(crops), grid.spans(tile), draws)
+        map_ = graph.run(begin, end, next(crops), grid.spans(tile), draws, constants)
         job.counts["forward"] += 1
         if kept is not None:
             known[kept] = map_
@@ -178,21 +189,20 @@ def _forward(
         yield tile, map_
 
 
-def _with_gradient(grid: Grid, blank: Flags, gradient: Tensor) -> list[tuple[Tile, Tensor]]:
+def _with_gradient(job: Job, blank: Flags, gradient: Tensor) -> list[tuple[Tile, Tensor]]:
     """Tiles whose gradient is not all zero; those of equal tiles over background are summed."""
-    first = _first_alike(grid, blank)
+    first = _first_alike(job.grid, blank)
     found: dict[Region, tuple[Tile, Tensor]] = {}
-    for tile in grid:
+    for tile in job.grid:
+        job.let_go()
         part = cut(gradient, tile.own)
-        own = first.get(tile.own)
-        if own is None:
-            if part.any():
-                found[tile.own] = (tile, part)
-        elif own in found:
-            found[own] = (found[own][0], found[own][1] + part)
-        else:
-            found[own] = (tile, part)
-    return [(tile, part) for tile, part in found.values() if part.any()]
+        if not part.any():
+            continue
+        own = first.get(tile.own, tile.own)
+        if own in found:
+            part = found[own][1] + part
+        found[own] = (found[own][0] if own in found else tile, part)
+    return list(found.values())
 
 
 def _first_alike(grid: Grid, blank: Flags) -> dict[Region, Region]:
@@ -219,7 +229,7 @@ class _Totals:
     """Sums of gradients; of half-precision parameters in single precision."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = parameters
+        self.parameters = list(parameters)
         self._sums: list[Tensor | None] = [None] * len(parameters)
 
     def add(self, found: Sequence[Tensor | None]) -> None:
@@ -231,12 +241,25 @@ class _Totals:
             wide = torch.promote_types(new.dtype, torch.float32)
             self._sums[k] = new.to(wide) if old is None else old.add_(new)
 
+    def pass_on(self, made: Sequence[Tensor]) -> None:
+        """The sums of the last parameters, which were `made` from the others, to those."""
+        first = len(self.parameters) - len(made)
+        sums = [(m, s) for m, s in zip(made, self._sums[first:], strict=True) if s is not None]
+        del self.parameters[first:], self._sums[first:]
+        if sums and self.parameters:
+            outputs, gradients = zip(*((m, s.to(m.dtype)) for m, s in sums), strict=True)
+            self.add(torch.autograd.grad(outputs, self.parameters, gradients, allow_unused=True))
+
     def found(self) -> list[Tensor]:
         """In the parameters' own types; zeros where nothing was added, as the plain stack gives."""
         return [
             torch.zeros_like(p) if total is None else total.to(p.dtype)
             for total, p in zip(self._sums, self.parameters, strict=True)
         ]
+
+
+def _learns(constant: Any) -> bool:
+    return isinstance(constant, Tensor) and constant.requires_grad
 
 
 def cut(x: Tensor, region: Region) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.nn.streaming._site import Constant, Late, Ref
+from foveate.nn.streaming._site import Constant, Late, Ref, constants
 from foveate.nn.streaming.base import AbstractOp, Call, Region
 
 
@@ -86,13 +86,24 @@ class Graph:
         first = step.single and step.dims == tuple(range(2, 2 + len(step.dims)))
         return first and max(self.last_use[:t]) <= t
 
-    def constants(self) -> list[Any]:
-        """What is computed from parameters alone, with gradient where that is on."""
-        found: list[Any] = []
-        for apply, args, kwargs in self._constants:
-            own, named = _filled(args, {}, found), _filled(kwargs, {}, found)
-            found.append(apply(*own, **named))
-        return found
+    def constants(self, begin: int, end: int) -> dict[int, Any]:
+        """What the steps after `begin` up to `end` take that is computed from parameters alone.
+
+        By number; with gradient where that is on. It is the same for all parts of an image.
+        """
+        made: dict[int, Any] = {}
+
+        def make(args: Any) -> None:
+            for number in (c.number for c in constants(args)):
+                if number not in made:
+                    apply, own, named = self._constants[number]
+                    make((own, named))
+                    made[number] = apply(*_filled(own, {}, made), **_filled(named, {}, made))
+
+        taken = [(step.args, dict(step.kwargs)) for step in self.steps[begin + 1 : end + 1]]
+        make(taken)
+        wanted = {c.number for c in constants(taken)}
+        return {number: value for number, value in made.items() if number in wanted}
 
     def draws(self, begin: int, end: int, like: Tensor) -> dict[int, Tensor]:
         """Draws of the steps after `begin` up to `end` that hold for a whole image."""
@@ -109,6 +120,7 @@ class Graph:
         x: Tensor,
         spans: Mapping[int, Region],
         draws: Mapping[int, Tensor],
+        constants: Mapping[int, Any],
     ) -> Tensor:
         """The part of step `end`'s map that `spans` asks for.
 
@@ -118,9 +130,9 @@ class Graph:
             x: of the map of `begin`, the part in ``spans[begin]``: ``(1, c, *size)``.
             spans: of each step, the part to compute.
             draws: from `draws`.
+            constants: from `constants`.
         """
         values: dict[int, Any] = {begin: x}
-        constants = self.constants()
         for t in range(begin + 1, end + 1):
             step = self.steps[t]
             if t not in spans:
@@ -157,7 +169,7 @@ class Graph:
         return found
 
 
-def _filled(args: Any, maps: Mapping[int, Any], constants: Sequence[Any]) -> Any:
+def _filled(args: Any, maps: Mapping[int, Any], constants: Mapping[int, Any]) -> Any:
     """Arguments with values for what stands in their place."""
     if isinstance(args, Ref):
         return maps[args.step]

@@ -149,6 +149,11 @@ def _chained(graph: Graph, cuts: Sequence[Cut], budget: float, learns: bool) -> 
         # Autograd would make the gradient of what is computed at once, in memory.
         tiled = j > 0 and cuts[j - 1].on_disk
         segment = _segment(graph, begin, end, budget - beside, learns, tiled)
+        if segment is not None and tiled:
+            # The pages of a tile's input, and of its gradient, come to memory with it.
+            cells = math.prod(segment.grid.largest())
+            beside += 2 * graph.steps[begin].cell_bytes * cells
+            segment = _segment(graph, begin, end, budget - beside, learns, tiled)
         if segment is None:
             return None
         segments.append(replace(segment, on_disk=j < len(cuts) and cuts[j].on_disk))

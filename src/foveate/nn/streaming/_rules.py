@@ -31,9 +31,11 @@ from foveate.nn.streaming._rules_windows import (
 from foveate.nn.streaming._site import (
     Built,
     Constant,
+    Late,
     Ref,
     Refused,
     Rule,
+    Scales,
     Site,
     channels_first,
     constants,
@@ -62,18 +64,22 @@ def _batch_norm(site: Site, norm: Any) -> Built:
             "batch norm on batch statistics looks at the whole image: freeze it (.eval()), or "
             "replace it by layer norm over channels"
         )
-    return Built(Pointwise(fresh=True))
+    own = tuple(Late(norm, name) for name in ("running_mean", "running_var", "weight", "bias"))
+    return Built(Pointwise(fresh=True), scales=Scales(own, norm.eps))
 
 
 def _batch_norm_call(site: Site, _: Any) -> Built:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    norm = ("running_mean", "running_var", "weight", "bias")
+    names = ("input", *norm, "training", "momentum", "eps")
     given = dict(zip(names, site.shown, strict=False)) | site.named
+    own = {"weight": None, "bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
     channels_first(site)
     if given.get("training"):
         raise Refused(
             "batch norm on batch statistics looks at the whole image: freeze it (.eval())"
         )
-    return Built(Pointwise(fresh=True))
+    scales = Scales(tuple(own[name] for name in norm), given.get("eps", 1e-5))
+    return Built(Pointwise(fresh=True), scales=scales)
 
 
 def _layer_norm(site: Site, norm: Any) -> Built:

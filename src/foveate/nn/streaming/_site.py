@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -63,18 +63,27 @@ class Site:
     result: Any
 
 
+class Scales(NamedTuple):
+    """What stands for mean, variance, weight and bias of a frozen batch norm; and its `eps`."""
+
+    own: tuple[Any, ...]
+    eps: float
+
+
 @dataclass(frozen=True)
 class Built:
     """An operation and what it is run with; None leaves the site's own.
 
     Attributes:
         idle: it gives its first argument itself.
+        scales: it scales and shifts each channel, by these arguments.
     """
 
     op: AbstractOp
     args: tuple[Any, ...] | None = None
     dims: tuple[int, ...] | None = None
     idle: bool = False
+    scales: Scales | None = None
 
 
 Rule = Callable[[Site, Any], Built]

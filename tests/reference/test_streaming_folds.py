@@ -1,0 +1,158 @@
+"""Frozen batch norms that become part of the convolution before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.nn.streaming import NotLocal, Streamed
+
+DOUBLE = torch.float64
+
+
+def frozen(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
+    """With statistics and weights of no particular value."""
+    norm = nn.BatchNorm2d(n, affine=affine, eps=1e-3).eval().to(DOUBLE)
+    for values, low in ((norm.running_mean, -1.0), (norm.running_var, 0.3)):
+        assert values is not None
+        nn.init.uniform_(values, low, 1.7)
+    if affine:
+        nn.init.uniform_(norm.weight, -1.5, 1.5)
+        nn.init.uniform_(norm.bias, -1, 1)
+    return norm
+
+
+class Called(nn.Module):
+    """The norm as a function, by place and by name."""
+
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        self.norm, self.named = frozen(5), named
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.norm
+        if self.named:
+            return functional.batch_norm(
+                x,
+                running_var=own.running_var,
+                eps=0.2,
+                running_mean=own.running_mean,
+                bias=own.bias,
+            )
+        return functional.batch_norm(
+            x, own.running_mean, own.running_var, own.weight, own.bias, False, 0.1, own.eps
+        )
+
+
+class Twice(nn.Module):
+    """The convolution's own map is used beside the normalised one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 5, 3, 2, 1), frozen(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return torch.tanh(self.norm(x)) + x
+
+
+def stack(middle: list[nn.Module], *, bias: bool = True, groups: int = 1) -> nn.Module:
+    first = [nn.Conv2d(3, 5, 3, 2, 1, bias=bias), *middle, nn.ReLU(inplace=True)]
+    last = nn.Conv2d(5, 10, 3, padding=2, dilation=2, groups=groups, padding_mode="zeros")
+    return nn.Sequential(*first, last, frozen(10)).to(DOUBLE)
+
+
+FOLDED: dict[str, Callable[[], nn.Module]] = {
+    "bias": lambda: stack([frozen(5)]),
+    "no bias, groups": lambda: stack([frozen(5)], bias=False, groups=5),
+    "not affine": lambda: stack([frozen(5, affine=False)]),
+    "as a function": lambda: stack([Called(named=False)]),
+    "by name": lambda: stack([Called(named=True)], bias=False),
+    "after a layer that is idle": lambda: stack([nn.Dropout(0.0).eval(), frozen(5)]),
+    "two in a row": lambda: stack([frozen(5), frozen(5)]),
+}
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "the map is used, too": lambda: nn.Sequential(Twice(), nn.Conv2d(5, 4, 3)).to(DOUBLE),
+    "another layer between": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.Tanh(), frozen(5), nn.Conv2d(5, 4, 3)
+    ).to(DOUBLE),
+    "mirrored borders": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), frozen(5)
+    ).to(DOUBLE),
+}
+
+
+def norms(streamed: Streamed) -> int:
+    """Steps that are a norm of their own."""
+    graph = streamed._graph_of((3, 41, 38), torch.device("cpu"), DOUBLE)
+    kinds = [
+        isinstance(step.apply, nn.BatchNorm2d) or step.apply is functional.batch_norm
+        for step in graph.steps
+    ]
+    return sum(kinds)
+
+
+def assert_equal_to_plain(net: nn.Module) -> Streamed:
+    x = torch.randn(2, 3, 41, 38, dtype=DOUBLE)
+    y = net(x)
+    weight = torch.randn_like(y)
+    learnt = [p for p in net.parameters() if p.requires_grad]
+    expected = torch.autograd.grad((y * weight).sum(), learnt, allow_unused=True)
+    streamed = Streamed(net, tile=9)
+    z = streamed(x)
+    torch.testing.assert_close(z, y, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad((z * weight).sum(), learnt, allow_unused=True)
+    for ours, plain in zip(found, expected, strict=True):
+        if plain is not None:
+            torch.testing.assert_close(ours, plain, rtol=0, atol=1e-11 * float(plain.abs().max()))
+    return streamed
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_norm_after_a_convolution_is_part_of_it(name: str) -> None:
+    torch.manual_seed(0)
+    assert norms(assert_equal_to_plain(FOLDED[name]())) == 0
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_elsewhere_it_stays_a_layer(name: str) -> None:
+    torch.manual_seed(0)
+    assert norms(assert_equal_to_plain(KEPT[name]())) == 1
+
+
+@pytest.mark.parametrize("learns", ["conv", "norm", "bias of the norm"])
+def test_only_what_learns_gets_a_gradient(learns: str) -> None:
+    torch.manual_seed(0)
+    net = stack([frozen(5)])
+    for name, p in net.named_parameters():
+        layer, kind = name.split(".")
+        is_norm = isinstance(net[int(layer)], nn.BatchNorm2d)
+        p.requires_grad_(
+            {"conv": not is_norm, "norm": is_norm}.get(learns, is_norm and kind == "bias")
+        )
+    assert_equal_to_plain(net)
+
+
+def test_weights_that_change_are_folded_anew() -> None:
+    torch.manual_seed(0)
+    net = stack([frozen(5)])
+    streamed = assert_equal_to_plain(net)
+    x = torch.randn(1, 3, 41, 38, dtype=DOUBLE)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.3)
+        net[1].running_var.mul_(0.7)
+        torch.testing.assert_close(streamed(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm_that_goes_back_to_training_is_refused() -> None:
+    net = stack([frozen(5)])
+    streamed = Streamed(net, tile=9)
+    streamed(torch.randn(1, 3, 41, 38, dtype=DOUBLE))
+    net.train()
+    with pytest.raises(NotLocal, match="batch statistics"):
+        streamed(torch.randn(1, 3, 41, 38, dtype=DOUBLE))
