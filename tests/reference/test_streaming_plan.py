@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.benchmark._process import measured_apart
 from foveate.benchmark.streaming import Streaming, measure_streaming
-from foveate.nn.streaming import Plan, Streamed
+from foveate.nn.streaming import AbstractSource, Plan, Region, Streamed
 from foveate.nn.streaming._cost import ways
 from foveate.nn.streaming._grid import Grid
 from foveate.nn.streaming._scratch import Stored
+from foveate.nn.streaming.base import Flags, Span
 
 MIB = 1 << 20
 
@@ -167,3 +169,33 @@ def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mi
         assert (found is None) == (not fits)
         if found is not None:
             assert Grid(graph, begin, end, found).work == min(g.work for g in fits)
+
+
+class Glass(AbstractSource):
+    """Nothing but background outside one corner."""
+
+    has_blank = True
+    shape, device = (3, 1024, 1024), torch.device("cpu")
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        for (a, b), (c, d) in regions:
+            yield torch.zeros(1, 3, b - a, d - c)
+
+    def blank(self, spans: Sequence[Span]) -> Flags:
+        (rows, _), (columns, _) = spans
+        found: Flags = (rows[:, None] >= 100) | (columns >= 100)
+        return found
+
+    def background(self) -> Tensor:
+        return torch.zeros(3)
+
+
+def test_over_glass_one_round_of_small_tiles_beats_stored_maps() -> None:
+    """A stored map is gone through whole; what is cheapest for a full image is not for this one."""
+    streamed = Streamed(deep(), budget_bytes=32 * MIB)
+    full, ours = streamed.plan(Glass.shape), streamed.plan_for(Glass())
+    assert len(full.segments) > 1
+    assert len(ours.segments) == 1
+    assert ours.work < 0.2 < 1 < full.work
+    streamed(Glass()).sum().backward()
+    assert streamed.counts["backward"] < 0.2 * len(ours.segments[0].grid)

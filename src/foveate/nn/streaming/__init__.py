@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,9 +159,10 @@ class Streamed(nn.Module):
         plan = self.plan(source.shape, source)
         if not source.has_blank or self.tile is not None:
             return plan
-        graph = self._graph(source)
-        # A map of mostly background may not be worth laying on disk.
-        plans = [plan, *([self._plan(graph, 0)] if any(s.on_disk for s in plan.segments) else [])]
+        graph, plans = self._graph(source), [plan]
+        # A stored map is gone through whole, background and all: one round of tiles may be better.
+        with suppress(TooLittleMemory):
+            plans.append(self._plan(graph, 0, most_stored=0))
         return min((for_tissue(graph, p, source) for p in plans), key=lambda p: p.work)
 
     def check(self, n_axes: int = 2, channels: int = 3) -> None:
@@ -241,9 +243,9 @@ class Streamed(nn.Module):
         constants = graph.constants(grid.begin, grid.end)
         return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws, constants)
 
-    def _plan(self, graph: Graph, scratch_bytes: int) -> Plan:
-        learns = torch.is_grad_enabled()
-        key = (id(graph), learns, self.budget_bytes, scratch_bytes > 0, str(self.tile))
+    def _plan(self, graph: Graph, scratch_bytes: int, most_stored: int = 3) -> Plan:
+        learns, on_disk = torch.is_grad_enabled(), scratch_bytes > 0
+        key = (id(graph), learns, self.budget_bytes, on_disk, most_stored, str(self.tile))
         if key not in self._plans:
             self._plans[key] = choose(
                 graph,
@@ -251,6 +253,7 @@ class Streamed(nn.Module):
                 scratch_bytes=scratch_bytes,
                 learns=learns,
                 sides=self._sides(graph.steps[0].extent),
+                most_stored=most_stored,
             )
         return self._plans[key]
 

@@ -115,8 +115,8 @@ class Tiled(torch.autograd.Function):
         enabled, dtype = ctx.autocast
         graph, begin, end = job.grid.graph, job.grid.begin, job.grid.end
         with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
-            made = graph.constants(begin, end)
-        leaves = {n: c.detach().requires_grad_() for n, c in made.items() if _learns(c)}
+            constants = graph.constants(begin, end)
+        leaves = {n: c.detach().requires_grad_() for n, c in constants.items() if _learns(c)}
         learnt = [
             p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed
         ]
@@ -134,7 +134,7 @@ class Tiled(torch.autograd.Function):
                     crop = crop.detach().requires_grad_(wants_input)
                     with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
                         spans = job.grid.spans(tile)
-                        out = graph.run(begin, end, crop, spans, ctx.draws[i], made | leaves)
+                        out = graph.run(begin, end, crop, spans, ctx.draws[i], constants | leaves)
                     if not out.requires_grad:  # all that the segment uses is frozen
                         return (None,) * len(ctx.needs_input_grad)
                     found = torch.autograd.grad(
@@ -152,7 +152,7 @@ class Tiled(torch.autograd.Function):
             _restore(outside, ctx.device)
             if job.made is not None:
                 job.made.gradient = None
-        totals.pass_on([made[n] for n in leaves])
+        totals.pass_on([constants[n] for n in leaves])
         every = iter(totals.found())
         return (None, toward, *(next(every) if n else None for n in ctx.needs_input_grad[2:]))
 

@@ -15,7 +15,6 @@ from foveate.nn.streaming.base import AbstractSource, NotLocal, TooLittleMemory
 
 _FINER = (1, 2, 4, 8, 16, 32)
 _MOST_TILES = 1 << 16
-_MOST_CUTS = 3
 _LAID = 200.0
 """Operations that moving a byte to or from a map on disk is taken for."""
 
@@ -98,6 +97,7 @@ def choose(
     scratch_bytes: int,
     learns: bool,
     sides: Sequence[int] | None,
+    most_stored: int = 3,
 ) -> Plan:
     """The cheapest way that fits: tiles, and where a map is stored between two rounds of tiles.
 
@@ -107,6 +107,7 @@ def choose(
         scratch_bytes: what may be laid on disk.
         learns: whether a backward pass follows.
         sides: tiles per axis of the output, when the user settles them; then nothing is chosen.
+        most_stored: maps that may be stored.
 
     Raises:
         TooLittleMemory: not even tiles of one cell fit.
@@ -118,7 +119,7 @@ def choose(
         return _planned(graph, [settled], [], settled.held_bytes(learns), learns)
     cuts = _worthwhile(graph, budget_bytes, scratch_bytes)
     found: list[Plan] = []
-    for n in range(_MOST_CUTS + 1):
+    for n in range(most_stored + 1):
         for chosen in itertools.combinations(cuts, n):
             if len({cut.step for cut in chosen}) < n or _laid_bytes(chosen) > scratch_bytes:
                 continue
