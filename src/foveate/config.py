@@ -143,9 +143,9 @@ def _checked_parts(config: RunConfig, values: dict[str, Any]) -> RunConfig:
         )
     own = config.encoder in names("encoders") and config.encoder != "timm"
     encoder = find("encoders", config.encoder if own else "timm")
-    values["encoder_options"] = _defaults(encoder) | parse_options(
-        encoder, config.encoder_options, "encoder"
-    )
+    wanted = {k: v for k, v in method.encoder_defaults.items() if k in options(encoder)}
+    given = parse_options(encoder, config.encoder_options, "encoder")
+    values["encoder_options"] = _defaults(encoder) | wanted | given
     if not own:
         values["encoder_options"]["name"] = config.encoder
     return RunConfig(**values)

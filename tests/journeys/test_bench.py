@@ -322,7 +322,8 @@ def test_help_lists_the_options_of_each_benchmark_and_its_defaults(foveate: Comm
         for key, default in benchmark.recipe.items():
             assert f" --{key} " in said
             own = said.split(f" --{key} ")[1]
-            assert own.index(f"[default: {default}]") < own.index(" --method "), key
+            shown = "[default: " if default is None else f"[default: {default}]"
+            assert own.index(shown) < own.index(" --method "), key
         for key in every - set(benchmark.recipe):
             assert f" --{key} " not in said
         assert f"validation included. [default: {benchmark.n_train}]" in said
