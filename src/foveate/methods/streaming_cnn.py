@@ -55,7 +55,7 @@ class StreamingCnn(AbstractMethod):
             by it.
         tile: side of a tile in pixels; 0 chooses it by `budget_mib`.
         scratch: folder on disk for maps that are stored between two rounds of tiles and too large
-            for memory, which spares large images a quarter of the arithmetic; by default that for
+            for memory, which spares large images a sixth of the arithmetic; by default that for
             temporary files (``TMPDIR``), ``none`` lays none there. Without a GPU only.
         skip_background: regions in which the glimpse shows nothing are not read: the colour of the
             background stands for them, and they are computed once. Cells over nothing else do not

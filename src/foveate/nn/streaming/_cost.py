@@ -23,7 +23,7 @@ _MARGIN = {1: 1.1, 2: 1.1, 3: 1.35}
 """What is held over what the model says, by axes, as measured."""
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 _MANY = (160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-_MOST_TILES = 1 << 16
+MOST_TILES = 1 << 16
 
 
 class Cost:
@@ -79,7 +79,7 @@ class Ways:
         n_tiles = functools.reduce(np.multiply.outer, self.counts)
         every = np.stack(np.meshgrid(*self.counts, indexing="ij"))
         near = (every.max(0) <= 8 * every.min(0)) | (n_tiles <= 64)
-        self._allowed = near & (n_tiles <= _MOST_TILES)
+        self._allowed = near & (n_tiles <= MOST_TILES)
         model = cost(graph, begin, end)
         most = _outer([largest[:, begin:] for _, _, largest in each])
         self._work = model.work(_outer([total[:, begin:] for _, total, _ in each]), n_tiles)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from foveate.nn.streaming._cost import ways
+from foveate.nn.streaming._cost import MOST_TILES, ways
 from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
 from foveate.nn.streaming.base import AbstractSource, NotLocal, TooLittleMemory
 
 _FINER = (1, 2, 4, 8, 16, 32)
-_MOST_TILES = 1 << 16
 _LAID = 200.0
 """Operations that moving a byte to or from a map on disk is taken for."""
 
@@ -189,7 +188,7 @@ def _finer(grid: Grid, source: AbstractSource) -> tuple[Grid, float]:
     best, least, sides = grid, float("inf"), None
     for factor in _FINER:
         finer = tuple(min(s * factor, n) for s, n in zip(grid.sides, extent, strict=True))
-        if finer == sides or (factor > 1 and math.prod(finer) > _MOST_TILES):
+        if finer == sides or (factor > 1 and math.prod(finer) > MOST_TILES):
             break
         sides = finer
         each = Grid(grid.graph, grid.begin, grid.end, sides)
