@@ -48,5 +48,10 @@ def use_huge_pages() -> None:
 def give_back() -> None:
     """Return what was freed to the system, where it can be: a step must not live on leftovers."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return what the allocator keeps of what was freed."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -19,6 +19,8 @@ def test_streamed_and_plain_steps_agree_and_rows_are_kept(tmp_path: Path, foveat
     words = ("bench", "streaming", "--out", tmp_path, "--encoder", "small")
     ended = foveate(*words, "--sides", "161,320", "--budget-mib", "5", "--plain")
     assert ended.returncode == 0, ended.stderr
+    assert "row 2 of 2: streaming small, side 320" in ended.stderr
+    assert "% of one step, side 320: 100/100" in ended.stderr
     rows = read_rows(tmp_path / "results.csv")
     assert [row["shape"] for row in rows] == ["161x161", "320x320"]
     for row in rows:

@@ -134,6 +134,31 @@ def test_a_map_that_finds_no_room_on_disk_is_an_error_before_it_is_written(tmp_p
         Stored(tmp_path, (1, 1 << 20, 1 << 30), torch.uint8, torch.contiguous_format)
 
 
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_of_a_map_on_disk_only_the_part_in_use_comes_to_memory(
+    form: torch.memory_format, tmp_path: Path
+) -> None:
+    """Not the rest of its rows, as large pages of the system's would."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("needs /proc/self/status")
+
+    def mapped() -> int:
+        found = dict(line.split(":") for line in status.read_text().splitlines())
+        return sum(int(found[key].split()[0]) << 10 for key in ("RssFile", "RssShmem"))
+
+    stored = Stored(tmp_path, (2, 8, 256, 65536), torch.uint8, form)
+    part = stored.map[1:, :, 20:200, 5000:21384]
+    before = mapped()
+    part.fill_(3)
+    assert part.numel() <= mapped() - before + MIB < 1.1 * part.numel() + 8 * MIB
+    stored.let_go()
+    assert mapped() - before < MIB
+    stored.expect(part)
+    assert int(part.min()) == 3
+    assert int((stored.map == 3).sum()) == part.numel()
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
     """In a process of its own; the plan is a model, within a fifth of what is measured."""
@@ -199,3 +224,20 @@ def test_over_glass_one_round_of_small_tiles_beats_stored_maps() -> None:
     assert ours.work < 0.2 < 1 < full.work
     streamed(Glass()).sum().backward()
     assert streamed.counts["backward"] < 0.2 * len(ours.segments[0].grid)
+
+
+@pytest.mark.parametrize("source", [Glass(), torch.zeros(2, 3, 512, 384)], ids=["glass", "batch"])
+def test_progress_rises_tile_by_tile_to_the_end_of_the_step(
+    source: AbstractSource | Tensor,
+) -> None:
+    streamed = Streamed(deep(), budget_bytes=8 * MIB)
+    told: list[float] = []
+    streamed.progress = told.append
+    y = streamed(source)
+    forward = len(told)
+    assert told[-1] < 0.6
+    # Tiles that need no gradient count as done.
+    (y * (torch.arange(y.shape[-1]) < 10)).sum().backward()
+    assert len(told) >= forward + streamed.counts["backward"]
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from foveate.errors import TrainingError
 from foveate.memory import peak_device_mib, peak_rss_mib
 
 _FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+_POLL_SECONDS = 0.2
+_told: list[Connection] = []
 
 
 def measured_apart(
@@ -25,6 +28,7 @@ def measured_apart(
     said: str,
     less: str,
     frugal: bool = True,
+    tell: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """What `measure` gives in a process of its own.
 
@@ -35,16 +39,27 @@ def measured_apart(
         less: what would take less memory.
         frugal: larger blocks come straight from the system and go back when freed, so that the peak
             counts what is held and not what the allocator keeps. Clearing them anew takes time.
+        tell: is told the share that is done, as `measure` says with `say_done`.
 
     Raises:
         TrainingError: the process was killed, most likely for want of memory.
     """
     context = multiprocessing.get_context("spawn")
     environment = _environment(_FRUGAL if frugal else {})
-    alone = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
-    with environment, alone as pool:
+    ours, theirs = context.Pipe(duplex=False)
+    alone = ProcessPoolExecutor(
+        1, mp_context=context, initializer=_begin, initargs=(theirs if tell else None,)
+    )
+    with environment, ours, theirs, alone as pool:
         try:
-            return pool.submit(measure, *args).result()
+            found = pool.submit(measure, *args)
+            while not found.done():
+                if not ours.poll(_POLL_SECONDS):
+                    continue
+                share = ours.recv()
+                if tell is not None:
+                    tell(share)
+            return found.result()
         except BrokenProcessPool:
             raise TrainingError(
                 f"{said}: the process was killed, most likely for want of memory. Rows before it "
@@ -63,6 +78,17 @@ def peaks(before: float, device: str) -> dict[str, Any]:
         found["device_peak_mib"] = round(peak_device_mib(), 1)
         found["device_name"] = torch.cuda.get_device_name()
     return found
+
+
+def say_done(share: float) -> None:
+    """Tell the process that waits for this one how much is done."""
+    if _told:
+        _told[-1].send(share)
+
+
+def _begin(told: Connection | None) -> None:
+    _told[:] = [] if told is None else [told]
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from foveate.atomic import write_json
 from foveate.batch import Batch, View
-from foveate.benchmark._process import measured_apart, peaks
+from foveate.benchmark._process import measured_apart, peaks, say_done
 from foveate.benchmark._run import forget_peaks, write_table
 from foveate.cases import Case
 from foveate.encoders import build_encoder
@@ -91,23 +91,36 @@ def sweep_streaming(
         _check(step)
         what = f"side {step.side}" if step.image is None else Path(step.image).name
         said = f"streaming {step.encoder}, {what}"
-        display.bar(f"streaming {step.encoder}", i, len(steps), what)
         settings = json.dumps(asdict(step), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         done = out / "runs" / f"streaming-{step.encoder}-{step.side}-{digest}" / "row.json"
         if not done.is_file():
+            display.say(f"row {i + 1} of {len(steps)}: {said}")
             row = measured_apart(
                 measure_streaming,
                 step,
                 said=said,
                 less="a smaller --sides or --budget-mib",
                 frugal=step.frugal,
+                tell=_Bar(display, f"% of one step, {what}"),
             )
             write_json(done, {"benchmark": "streaming", **row})
         rows.append(read_json(done))
         write_table(out)
-    display.bar(f"streaming {steps[0].encoder}", len(steps), len(steps))
     return rows
+
+
+class _Bar:
+    """Hundredths of a step, and for how long they will go on."""
+
+    def __init__(self, display: Display, title: str) -> None:
+        self.display, self.title, self.shown = display, title, -1
+
+    def __call__(self, share: float) -> None:
+        percent = int(100 * share)
+        if percent > self.shown:
+            self.shown = percent
+            self.display.bar(self.title, percent, 100)
 
 
 def measure_streaming(step: Streaming) -> dict[str, Any]:
@@ -127,10 +140,11 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
             plan = streamed.plan_for(source)
         give_back()
         forget_peaks()
+        streamed.progress = say_done
         before, begun = peak_rss_mib(), time.perf_counter()
         _step(streamed, source, step)
         seconds = time.perf_counter() - begun
-        held = peaks(before, "cpu")
+        held, streamed.progress = peaks(before, "cpu"), None
         rate = (rate + _plain_seconds(net, step)) / 2
         size = math.prod(source.shape[1:])
         found = {

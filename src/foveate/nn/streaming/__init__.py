@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from foveate.errors import OptionError
 from foveate.nn.streaming._build import build
-from foveate.nn.streaming._function import Job, MapSource, Progress, Tiled, cut
+from foveate.nn.streaming._function import Job, MapSource, Meter, Tiled, cut
 from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
-from foveate.nn.streaming._plan import Plan, check_rank, choose, for_tissue
+from foveate.nn.streaming._plan import MOST_STORED, Plan, check_rank, choose, for_tissue
 from foveate.nn.streaming._scratch import Stored
 from foveate.nn.streaming._spans import axis_spans
 from foveate.nn.streaming._trace import Traced, trace
@@ -84,6 +84,10 @@ class Streamed(nn.Module):
             None lays none there. They vanish with the step. Without a GPU only.
         map_dtype: of the final map, where it should take less room than the tiles' own.
 
+    Attributes:
+        progress: set it to be told, after every tile, the share of the step that is done.
+        counts: tiles computed forward and backward since the last call.
+
     Raises:
         NotLocal: when first used: a layer looks at more than a neighbourhood.
         TooLittleMemory: not even the smallest tile fits.
@@ -105,7 +109,7 @@ class Streamed(nn.Module):
             raise OptionError(f"scratch: {scratch} is no folder")
         self.stack, self.tile = stack, tile
         self.budget_bytes, self.scratch, self.map_dtype = budget_bytes, scratch, map_dtype
-        self.progress: Progress | None = None
+        self.progress: Callable[[float], None] | None = None
         self.counts: dict[str, int] = {}
         self._traced: dict[tuple[tuple[int, bool], ...], Traced] = {}
         self._graphs: dict[tuple[Any, ...], Graph] = {}
@@ -125,13 +129,15 @@ class Streamed(nn.Module):
         else:
             sources = [x]
         graph = self._graph(sources[0])
-        plan = self.plan_for(sources[0])
+        plan = self.plan_for(sources[0], len(sources))
         self.counts = {"forward": 0, "backward": 0}
+        meter = self._meter(plan, len(sources))
         for segment in plan.segments:
             dtype = self.map_dtype if segment is plan.segments[-1] else None
             if segment.at_once and len(sources) * plan.held_bytes <= self.budget_bytes:
                 held = torch.cat([self._at_once(graph, segment.grid, each) for each in sources])
                 held = held if dtype is None else held.to(dtype)
+                below = None
             else:
                 job = Job(
                     segment.grid,
@@ -140,29 +146,33 @@ class Streamed(nn.Module):
                     dtype=dtype,
                     below=below,
                     scratch=self.scratch if segment.on_disk else None,
-                    progress=self.progress,
+                    meter=meter,
                     counts=self.counts,
                 )
                 held = Tiled.apply(job, held, *self._learnt())
                 below = job.made
-            sources = _rows(held)
+            sources = _rows(held, below)
         if held is None:
             raise AssertionError("a plan without segments")
         return held
 
-    def plan_for(self, source: AbstractSource) -> Plan:
+    def plan_for(self, source: AbstractSource, n_images: int = 1) -> Plan:
         """How this image is computed: `plan`, with smaller tiles where they leave out background.
+
+        Args:
+            source: the image.
+            n_images: of its shape, whose maps are stored together.
 
         Raises:
             NotLocal, TooLittleMemory: see the class.
         """
-        plan = self.plan(source.shape, source)
+        plan = self.plan(source.shape, source, n_images)
         if not source.has_blank or self.tile is not None:
             return plan
         graph, plans = self._graph(source), [plan]
         # A stored map is gone through whole, background and all: one round of tiles may be better.
         with suppress(TooLittleMemory):
-            plans.append(self._plan(graph, 0, most_stored=0))
+            plans.append(self._plan(graph, n_images, scratch=None, most_stored=0))
         return min((for_tissue(graph, p, source) for p in plans), key=lambda p: p.work)
 
     def check(self, n_axes: int = 2, channels: int = 3) -> None:
@@ -172,21 +182,27 @@ class Streamed(nn.Module):
             self._trace(), (channels, *(512,) * n_axes), torch.empty(0, device=device, dtype=dtype)
         )
 
-    def plan(self, shape: Sequence[int], like: AbstractSource | Tensor | None = None) -> Plan:
+    def plan(
+        self,
+        shape: Sequence[int],
+        like: AbstractSource | Tensor | None = None,
+        n_images: int = 1,
+    ) -> Plan:
         """How images of a shape are computed: tiles, arithmetic, memory.
 
         Args:
             shape: ``(c, *space)``.
             like: of the device and type of the images; by default those of the parameters.
+            n_images: whose maps are stored together.
 
         Raises:
             NotLocal, TooLittleMemory: see the class.
         """
         check_rank(shape[1:])
         device, dtype = self._kind(like)
-        on_disk = self.scratch is not None and device.type == "cpu"
-        room = shutil.disk_usage(self.scratch).free // 2 if on_disk and self.scratch else 0
-        return self._plan(self._graph_of(tuple(shape), device, dtype), room)
+        graph = self._graph_of(tuple(shape), device, dtype)
+        scratch = self.scratch if device.type == "cpu" else None
+        return self._plan(graph, n_images, scratch, MOST_STORED)
 
     def field(self, n_axes: int = 2, channels: int = 3) -> tuple[Field, ...]:
         """Stride and receptive field per axis, from the layers alone."""
@@ -243,19 +259,26 @@ class Streamed(nn.Module):
         constants = graph.constants(grid.begin, grid.end)
         return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws, constants)
 
-    def _plan(self, graph: Graph, scratch_bytes: int, most_stored: int = 3) -> Plan:
-        learns, on_disk = torch.is_grad_enabled(), scratch_bytes > 0
-        key = (id(graph), learns, self.budget_bytes, on_disk, most_stored, str(self.tile))
+    def _plan(self, graph: Graph, n_images: int, scratch: Path | None, most_stored: int) -> Plan:
+        learns = torch.is_grad_enabled()
+        key = (id(graph), learns, self.budget_bytes, n_images, scratch, most_stored, str(self.tile))
         if key not in self._plans:
+            room = 0 if scratch is None else shutil.disk_usage(scratch).free // 2
             self._plans[key] = choose(
                 graph,
                 budget_bytes=self.budget_bytes,
-                scratch_bytes=scratch_bytes,
+                scratch_bytes=room // n_images,
                 learns=learns,
                 sides=self._sides(graph.steps[0].extent),
                 most_stored=most_stored,
             )
         return self._plans[key]
+
+    def _meter(self, plan: Plan, n_images: int) -> Meter | None:
+        tiled = [s.work(plan.learns) for s in plan.segments if not s.at_once]
+        if self.progress is None or not tiled:
+            return None
+        return Meter(n_images * sum(tiled), self.progress)
 
     def _learnt(self) -> list[nn.Parameter]:
         return [p for p in self.reached() if p.requires_grad]
@@ -300,5 +323,5 @@ class Streamed(nn.Module):
         return {**self.__dict__, "_traced": {}, "_graphs": {}, "_plans": {}}
 
 
-def _rows(x: Tensor) -> list[AbstractSource]:
-    return [MapSource(x[i : i + 1]) for i in range(len(x))]
+def _rows(x: Tensor, stored: Stored | None = None) -> list[AbstractSource]:
+    return [MapSource(x[i : i + 1], stored) for i in range(len(x))]

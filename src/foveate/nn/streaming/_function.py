@@ -11,25 +11,49 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from foveate.memory import trim
 from foveate.nn.replay import _generator_states, _restore
 from foveate.nn.streaming._grid import Grid, Tile
 from foveate.nn.streaming._scratch import Stored
 from foveate.nn.streaming.base import AbstractSource, Flags, Region
 
-Progress = Callable[[int, int], None]
+_LARGE = 128 << 20
+"""Bytes of a tile: smaller ones are not worth giving memory back for."""
+_TRIM_EVERY = 32
+"""Tiles."""
+
+
+class Meter:
+    """How much of a step is done, by operations; what is computed at once does not count.
+
+    Args:
+        total: operations.
+        tell: is told the share that is done.
+    """
+
+    def __init__(self, total: float, tell: Callable[[float], None]) -> None:
+        self._total, self._tell, self._done = total, tell, 0.0
+
+    def add(self, work: float) -> None:
+        """These are done, or need not be."""
+        self._done += work
+        self._tell(min(self._done / self._total, 1.0))
 
 
 class MapSource(AbstractSource):
-    """A map in memory, of one image."""
+    """The map of one image, in memory or on disk."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
+    def __init__(self, x: Tensor, stored: Stored | None = None) -> None:
+        self.x, self.stored = x, stored
         self.shape, self.device, self.dtype = tuple(x.shape[1:]), x.device, x.dtype
 
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
         """Views of the map."""
         for region in regions:
-            yield cut(self.x, region)
+            found = cut(self.x, region)
+            if self.stored is not None:
+                self.stored.expect(found)
+            yield found
 
 
 @dataclass
@@ -44,7 +68,7 @@ class Job:
         below: where its input lies on disk.
         scratch: the folder to lay its map in; None holds it in memory.
         made: where its map lies on disk.
-        progress: is told the tiles computed forward, and all tiles.
+        meter: is told what is done.
         counts: tiles computed forward and backward, for tests and logs.
     """
 
@@ -55,7 +79,7 @@ class Job:
     below: Stored | None = None
     scratch: Path | None = None
     made: Stored | None = None
-    progress: Progress | None = None
+    meter: Meter | None = None
     counts: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
 
     def empty(self, like: Tensor) -> Tensor:
@@ -70,6 +94,24 @@ class Job:
     def empty_gradient(self, x: Tensor) -> Tensor:
         """Zeros for the gradient of the input, beside it."""
         return torch.zeros_like(x) if self.below is None else self.below.add_gradient().map
+
+    def done(self, grid: Grid, n: int, passes: int) -> None:
+        """So many tiles, each worth so many forward passes."""
+        if self.meter is not None:
+            self.meter.add(passes * grid.work * n / len(grid))
+
+    def expect(self, gradient: Tensor) -> None:
+        """This part of the output's gradient is taken next."""
+        if self.made is not None and self.made.gradient is not None:
+            self.made.gradient.expect(gradient)
+
+    def trim(self) -> None:
+        """Tiles that come next are of other sizes: what is kept for these would stand beside them.
+
+        Between tiles of one segment, now and then: what is kept grows.
+        """
+        if self.grid.held_bytes > _LARGE:
+            trim()
 
     def let_go(self) -> None:
         """Keep no page of what lies on disk in memory."""
@@ -102,8 +144,11 @@ class Tiled(torch.autograd.Function):
                     out = job.empty(map_)
                 cut(out[i : i + 1], tile.own).copy_(map_)
                 job.let_go()
+                if job.counts["forward"] % _TRIM_EVERY == 0:
+                    job.trim()
         if out is None:
             raise AssertionError("a segment without tiles")
+        job.trim()
         return out
 
     @staticmethod
@@ -128,6 +173,7 @@ class Tiled(torch.autograd.Function):
                 blank = job.grid.blank(job.sources[i])
                 tiles = _with_gradient(job, blank, gradient[i : i + 1])
                 crops = _crops(job.sources[i], [t for t, _ in tiles], blank)
+                job.done(job.grid, len(job.grid) - len(tiles), passes=3)
                 for (tile, part), crop in zip(tiles, crops, strict=True):
                     if tile.own in ctx.states[i]:
                         _restore(ctx.states[i][tile.own], ctx.device)
@@ -147,11 +193,15 @@ class Tiled(torch.autograd.Function):
                         cut(toward[i : i + 1], tile.region).add_(found[0])
                     totals.add(found[wants_input:])
                     job.counts["backward"] += 1
+                    job.done(job.grid, 1, passes=3)
                     job.let_go()
+                    if job.counts["backward"] % _TRIM_EVERY == 0:
+                        job.trim()
         finally:
             _restore(outside, ctx.device)
             if job.made is not None:
                 job.made.gradient = None
+        job.trim()
         totals.pass_on([constants[n] for n in leaves])
         every = iter(totals.found())
         return (None, toward, *(next(every) if n else None for n in ctx.needs_input_grad[2:]))
@@ -175,6 +225,7 @@ def _forward(
     crops = _crops(source, computed, blank)
     for tile in tiles:
         kept = first.get(tile.own)
+        job.done(grid, 1, passes=1)
         if kept is not None and kept in known:
             yield tile, known[kept]
             continue
@@ -184,8 +235,6 @@ def _forward(
         job.counts["forward"] += 1
         if kept is not None:
             known[kept] = map_
-        if job.progress is not None:
-            job.progress(job.counts["forward"], len(tiles) * len(job.sources))
         yield tile, map_
 
 
@@ -196,6 +245,7 @@ def _with_gradient(job: Job, blank: Flags, gradient: Tensor) -> list[tuple[Tile,
     for tile in job.grid:
         job.let_go()
         part = cut(gradient, tile.own)
+        job.expect(part)
         if not part.any():
             continue
         own = first.get(tile.own, tile.own)

@@ -13,6 +13,8 @@ from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
 from foveate.nn.streaming.base import AbstractSource, NotLocal, TooLittleMemory
 
+MOST_STORED = 3
+"""Maps between rounds of tiles; the ways to choose them multiply with each."""
 _FINER = (1, 2, 4, 8, 16, 32)
 _LAID = 200.0
 """Operations that moving a byte to or from a map on disk is taken for."""
@@ -96,14 +98,14 @@ def choose(
     scratch_bytes: int,
     learns: bool,
     sides: Sequence[int] | None,
-    most_stored: int = 3,
+    most_stored: int,
 ) -> Plan:
     """The cheapest way that fits: tiles, and where a map is stored between two rounds of tiles.
 
     Args:
         graph: the steps.
         budget_bytes: what may be held beside parameters and the final map.
-        scratch_bytes: what may be laid on disk.
+        scratch_bytes: what may be laid on disk for an image.
         learns: whether a backward pass follows.
         sides: tiles per axis of the output, when the user settles them; then nothing is chosen.
         most_stored: maps that may be stored.

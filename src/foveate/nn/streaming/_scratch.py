@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,9 @@ class Stored:
         with tempfile.TemporaryFile(dir=folder) as file:
             _reserve(file.fileno(), math.prod(shape) * dtype.itemsize, folder)
             self._pages = mmap.mmap(file.fileno(), 0)
+        # Else the system brings whole rows of the map to memory for a part of each.
+        if hasattr(mmap, "MADV_RANDOM"):
+            self._pages.madvise(mmap.MADV_RANDOM)
         flat = torch.frombuffer(self._pages, dtype=dtype)
         if form == torch.contiguous_format:
             self.map: Tensor = flat.view(*shape)
@@ -47,6 +51,24 @@ class Stored:
         """Zeros of its kind."""
         self.gradient = Stored(self.folder, self.map.shape, self.map.dtype, self.form)
         return self.gradient
+
+    def expect(self, part: Tensor) -> None:
+        """Begin to read a part of the map that will be used now: not page by page, at each's turn.
+
+        Args:
+            part: a view of `map`.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        run, begins = 1, np.asarray([part.storage_offset()])
+        for stride, size in sorted(zip(part.stride(), part.shape, strict=True)):
+            if stride == run:
+                run *= size
+            else:
+                begins = np.add.outer(begins, stride * np.arange(size)).ravel()
+        for begin in (begins * part.itemsize).tolist():
+            page = begin - begin % mmap.PAGESIZE
+            self._pages.madvise(mmap.MADV_WILLNEED, page, begin + run * part.itemsize - page)
 
     def let_go(self) -> None:
         """Keep no page in memory, neither of the map nor of its gradient; nothing is lost."""
