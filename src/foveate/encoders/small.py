@@ -9,6 +9,8 @@ from torch import Tensor, cat, nn
 from foveate.encoders.base import AbstractEncoder
 from foveate.nn.channel_norm import ChannelNorm
 
+Norm = Literal["group", "local", "none"]
+
 
 class SmallEncoder(AbstractEncoder):
     """Four stages of 4 x 4 convolutions of stride 2 with group norm; mean and maximum are pooled.
@@ -20,13 +22,13 @@ class SmallEncoder(AbstractEncoder):
     Args:
         width: channels of the first stage; they double until the third.
         dim: length of the vector.
-        norm: ``group``, over the whole patch, or ``local``, over the channels of each cell, which
-            streaming needs.
+        norm: ``group``, over the whole patch; ``local``, over the channels of each cell; or
+            ``none``, with weights that keep the variance (He et al., ICCV 2015). Streaming needs
+            one of the last two. A cell's own norm takes its contrast away: small parts on a plain
+            ground are learnt many times sooner without.
     """
 
-    def __init__(
-        self, *, width: int = 16, dim: int = 128, norm: Literal["group", "local"] = "group"
-    ) -> None:
+    def __init__(self, *, width: int = 16, dim: int = 128, norm: Norm = "group") -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 4 * width)
         self.dim = dim
@@ -34,11 +36,7 @@ class SmallEncoder(AbstractEncoder):
         self.map_dims = widths
         self.map_centres = tuple(s / 2 for s in self.strides)
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
-                ChannelNorm(after) if norm == "local" else nn.GroupNorm(max(1, after // 8), after),
-                nn.ReLU(inplace=True),
-            )
+            _stage(before, after, norm)
             for before, after in zip((3, *widths[:-1]), widths, strict=True)
         )
         self.project = nn.Linear(2 * widths[-1], dim)
@@ -57,3 +55,16 @@ class SmallEncoder(AbstractEncoder):
         last = maps[-1]
         vector: Tensor = self.project(cat([last.mean((-2, -1)), last.amax((-2, -1))], -1))
         return vector
+
+
+def _stage(before: int, after: int, norm: Norm) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=norm == "none")
+    layers: list[nn.Module] = [convolution]
+    if convolution.bias is not None:
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+    else:
+        layers.append(
+            ChannelNorm(after) if norm == "local" else nn.GroupNorm(max(1, after // 8), after)
+        )
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))

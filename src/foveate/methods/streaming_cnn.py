@@ -43,8 +43,9 @@ from foveate.nn.streaming import Streamed
 class StreamingCnn(AbstractMethod):
     """Every pixel of the foreground, a map of cells, a pool over the cells, a linear head.
 
-    The encoder must be local: frozen batch norm or norms over channels, no squeeze-excite. With
-    ``--encoder.norm local``, this method's default, foveate's own and timm's plain networks are.
+    The encoder must be local: frozen batch norm, norms over channels or none, no squeeze-excite.
+    With ``--encoder.norm local``, this method's default, foveate's own and timm's plain networks
+    are; with ``none``, foveate's own learns small parts on a plain ground many times sooner.
     Evidence is the share of each cell in what is pooled.
 
     Args:
@@ -52,7 +53,8 @@ class StreamingCnn(AbstractMethod):
         group: cells a side that are averaged into one before pooling; coarser evidence, less
             memory for the final map.
         budget_mib: what a step may hold beside the parameters and the final map; tiles are chosen
-            by it.
+            by it. Without a GPU the allocator keeps about as much again; for a tenth more time it
+            does not, with ``MALLOC_MMAP_THRESHOLD_=262144`` in the environment.
         tile: side of a tile in pixels; 0 chooses it by `budget_mib`.
         scratch: folder on disk for maps that are stored between two rounds of tiles and too large
             for memory, which spares large images a sixth of the arithmetic; by default that for
