@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,12 +105,15 @@ class Job:
         if self.made is not None and self.made.gradient is not None:
             self.made.gradient.expect(gradient)
 
-    def trim(self) -> None:
-        """Tiles that come next are of other sizes: what is kept for these would stand beside them.
+    def computed(self, way: Literal["forward", "backward"]) -> None:
+        """One more tile: what the allocator keeps of tiles grows with them."""
+        self.counts[way] += 1
+        if self.counts[way] % _TRIM_EVERY == 0:
+            self.trim()
 
-        Between tiles of one segment, now and then: what is kept grows.
-        """
-        if self.grid.held_bytes > _LARGE:
+    def trim(self) -> None:
+        """The next tiles are of other sizes: what is kept for these would stand beside them."""
+        if self.grid.held_bytes > _LARGE and self.sources[0].device.type == "cpu":
             trim()
 
     def let_go(self) -> None:
@@ -144,8 +147,6 @@ class Tiled(torch.autograd.Function):
                     out = job.empty(map_)
                 cut(out[i : i + 1], tile.own).copy_(map_)
                 job.let_go()
-                if job.counts["forward"] % _TRIM_EVERY == 0:
-                    job.trim()
         if out is None:
             raise AssertionError("a segment without tiles")
         job.trim()
@@ -192,11 +193,9 @@ class Tiled(torch.autograd.Function):
                     if toward is not None and found[0] is not None:
                         cut(toward[i : i + 1], tile.region).add_(found[0])
                     totals.add(found[wants_input:])
-                    job.counts["backward"] += 1
+                    job.computed("backward")
                     job.done(job.grid, 1, passes=3)
                     job.let_go()
-                    if job.counts["backward"] % _TRIM_EVERY == 0:
-                        job.trim()
         finally:
             _restore(outside, ctx.device)
             if job.made is not None:
@@ -232,7 +231,7 @@ def _forward(
         if graph.random:
             states[tile.own] = _generator_states(device)
         map_ = graph.run(begin, end, next(crops), grid.spans(tile), draws, constants)
-        job.counts["forward"] += 1
+        job.computed("forward")
         if kept is not None:
             known[kept] = map_
         yield tile, map_
