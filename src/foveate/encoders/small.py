@@ -25,7 +25,7 @@ class SmallEncoder(AbstractEncoder):
         norm: ``group``, over the whole patch; ``local``, over the channels of each cell; or
             ``none``, with weights that keep the variance (He et al., ICCV 2015). Streaming needs
             one of the last two. A cell's own norm takes its contrast away: small parts on a plain
-            ground are learnt many times sooner without.
+            ground are learnt sooner without.
     """
 
     def __init__(self, *, width: int = 16, dim: int = 128, norm: Norm = "group") -> None:

@@ -45,7 +45,7 @@ class StreamingCnn(AbstractMethod):
 
     The encoder must be local: frozen batch norm, norms over channels or none, no squeeze-excite.
     With ``--encoder.norm local``, this method's default, foveate's own and timm's plain networks
-    are; with ``none``, foveate's own learns small parts on a plain ground many times sooner.
+    are; with ``none``, foveate's own learns small parts on a plain ground sooner.
     Evidence is the share of each cell in what is pooled.
 
     Args:
