@@ -39,6 +39,7 @@ COLUMNS = {
     *("benchmark", "method", "seed", "n_train", "n_val", "n_test", "test_loss", "read_fraction"),
     *("uses_layout", "epochs", "best_epoch", "left_chance_epoch", "train_minutes"),
     *("reading_share", "asked_px_per_image", "peak_memory_mib", "method_options", "device"),
+    *("encoder", "encoder_options", "spacing"),
 }
 CLOCKED = ("test_seconds", "train_minutes", "reading_share", "peak_memory_mib")
 """Columns that no two runs share."""

@@ -113,6 +113,9 @@ def run_row(
         **_costs(progress, len(parts["train"]) + len(parts["val"])),
         **probe.found,
         "method_options": json.dumps(dict(run.method_options)),
+        "encoder": run.encoder,
+        "encoder_options": json.dumps(dict(run.encoder_options)),
+        "spacing": run.view.spacing_um,
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),
     }
