@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from foveate.errors import OptionError
 from foveate.nn.streaming._build import build
-from foveate.nn.streaming._function import Job, MapSource, Meter, Tiled, cut
+from foveate.nn.streaming._cut import cut
+from foveate.nn.streaming._function import Job, MapSource, Meter, Tiled
 from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
 from foveate.nn.streaming._plan import MOST_STORED, Plan, check_rank, choose, for_tissue

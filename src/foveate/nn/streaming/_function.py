@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from foveate.memory import trim
 from foveate.nn.replay import _generator_states, _restore
+from foveate.nn.streaming._cut import cut
 from foveate.nn.streaming._grid import Grid, Tile
 from foveate.nn.streaming._scratch import Stored
 from foveate.nn.streaming.base import AbstractSource, Flags, Region
@@ -309,13 +310,6 @@ class _Totals:
 
 def _learns(constant: Any) -> bool:
     return isinstance(constant, Tensor) and constant.requires_grad
-
-
-def cut(x: Tensor, region: Region) -> Tensor:
-    """The region of ``(b, c, *space)``, a view."""
-    for axis, (low, high) in enumerate(region):
-        x = x.narrow(2 + axis, low, high - low)
-    return x
 
 
 def _form(x: Tensor) -> torch.memory_format:

@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.nn.streaming._cut import narrowed
 from foveate.nn.streaming._site import Constant, Late, Ref, constants
 from foveate.nn.streaming.base import AbstractOp, Call, Region
-
-Cuts = tuple[tuple[int, int, int], ...]
-"""Dimension, first cell, end."""
 
 
 @dataclass(frozen=True)
@@ -193,45 +191,12 @@ def _narrowed(value: Any, dims: Sequence[int], held: Region, wanted: Region) -> 
         return type(value)(_narrowed(each, dims, held, wanted) for each in value)
     if held == wanted:
         return value
-    cuts = tuple(
-        (dim, low - begin, high - begin)
+    spans = {
+        dim: (low - begin, high - begin)
         for dim, (begin, end), (low, high) in zip(dims, held, wanted, strict=True)
         if (begin, end) != (low, high)
-    )
-    if torch.is_grad_enabled() and value.requires_grad:
-        return _Part.apply(value, cuts)
-    return _cut(value, cuts)
-
-
-class _Part(torch.autograd.Function):
-    """A part of a map. Its gradient is laid out as the map is.
-
-    PyTorch's own would be made anew for each axis, and with channels first, whatever the map: all
-    that follows then copies it into the other order, for a third of a tile's time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cuts: Cuts) -> Tensor:
-        ctx.cuts, ctx.like = cuts, torch.empty_like(x, device="meta")
-        return _cut(x, cuts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        like = ctx.like
-        whole = torch.empty_strided(
-            like.shape, like.stride(), dtype=gradient.dtype, device=gradient.device
-        )
-        for dim, low, high in ctx.cuts:
-            whole.narrow(dim, 0, low).zero_()
-            whole.narrow(dim, high, whole.shape[dim] - high).zero_()
-        _cut(whole, ctx.cuts).copy_(gradient)
-        return whole, None
-
-
-def _cut(x: Tensor, cuts: Cuts) -> Tensor:
-    for dim, low, high in cuts:
-        x = x.narrow(dim, low, high - low)
-    return x
+    }
+    return narrowed(value, spans)
 
 
 def _arrays(span: tuple[int, int]) -> tuple[Any, Any]:
