@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def test_the_prediction_begins_at_what_patches_say_in_sum(
         nn.init.zeros_(head.bias)
     for p in method.head_instance.parameters():
         nn.init.normal_(p, std=0.3)
-    with torch.no_grad():
-        method.trust.copy_(torch.tensor([2.0, 0.5]))
+    assert isinstance(method.counted.log_trust, nn.Parameter)
+    nn.init.constant_(method.counted.log_trust, math.log(2.0) / 10)
     alone: list[Tensor] = []
     method.head_instance.register_forward_hook(lambda _, __, found: alone.append(found[0]))
     found = _evaluated(method, tiny_cohort)

@@ -48,7 +48,7 @@ from foveate.methods._locate import (
 from foveate.methods._zoom import CROWD, Descent, Zoom, apart, centred, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import GatedAttention, Relate, masked_softmax
-from foveate.nn.heads import Head, InstanceHead, saliency
+from foveate.nn.heads import Counted, Head, InstanceHead, saliency
 from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
 
@@ -175,8 +175,8 @@ class Glimpse(AbstractMethod):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
         self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
-        self.trust = nn.Parameter(torch.ones(len(heads)))
         self.head_instance = InstanceHead(dim, heads)
+        self.counted = Counted(heads)
         self.spread = Spread(weight=spread, mass=mass)
         self._priors = Priors(power=contrast, background=background)
         self.zoom: Zoom | None = None
@@ -210,7 +210,7 @@ class Glimpse(AbstractMethod):
         each = self.dropout(pooled).unbind(1)
         logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
         if self.instance > 0:
-            logits = logits + self._counted(alone)
+            logits = logits + self.counted(alone)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
         # The expectation over all cells teaches where to look; the prediction itself rests on the
@@ -220,17 +220,6 @@ class Glimpse(AbstractMethod):
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
         return Prediction(logits, [], losses, auxiliary)
-
-    def _counted(self, alone: Tensor) -> Tensor:
-        """What patches say on their own ``(b, k)``, times a learnt trust; 0 but for gated sums.
-
-        Where they are summed, relations only correct that. The strongest patch is left out: with it
-        in the prediction, attention would have nothing left to explain.
-        """
-        answers = torch.split(alone, [head.size for head in self.task_heads], -1)
-        every = zip(self.task_heads, self.trust, answers, strict=True)
-        summed = [t * x if head.pooling == "sum" else torch.zeros_like(x) for head, t, x in every]
-        return torch.cat(summed, -1)
 
     def _estimate(
         self, seen: _Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from foveate.nn._additive import AdditiveHead, small_linear
 from foveate.nn.base import Head, Pooling
 
-__all__ = ["Head", "InstanceHead", "Pooling", "saliency"]
+__all__ = ["Counted", "Head", "InstanceHead", "Pooling", "saliency"]
+
+_PACE = 10.0
 
 
 class InstanceHead(nn.Module):
@@ -47,6 +49,39 @@ class InstanceHead(nn.Module):
         """
         found = [part(f, valid) for part in self.parts]
         return torch.cat([x for x, _ in found], -1), torch.cat([x for _, x in found], -1)
+
+
+class Counted(nn.Module):
+    """What patches say in sum, times a learnt trust: where a prediction may begin.
+
+    A mean of opinions is never sure: three votes of five are 0.6. What lets it be sure is the
+    trust, and that must be learnt quickly, so its logarithm moves ten times as fast as other
+    parameters; else whatever is added to the sum learns the rest of the way to 1 by heart, from
+    images that the sum gets right already.
+
+    The strongest patch is left out: with it in a prediction, attention would have nothing left to
+    explain.
+
+    Args:
+        heads: what the task asks.
+    """
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        super().__init__()
+        self.heads = tuple(heads)
+        n = sum(head.pooling == "sum" for head in heads)
+        self.log_trust: nn.Parameter | None
+        self.register_parameter("log_trust", nn.Parameter(torch.zeros(n)) if n else None)
+
+    def forward(self, answers: Tensor) -> Tensor:
+        """``(b, k)`` of `InstanceHead` times trust, which begins at 1; 0 but for gated sums."""
+        parts = torch.split(answers, [head.size for head in self.heads], -1)
+        trusts = iter(() if self.log_trust is None else (_PACE * self.log_trust).exp())
+        found = [
+            part * next(trusts) if head.pooling == "sum" else torch.zeros_like(part)
+            for head, part in zip(self.heads, parts, strict=True)
+        ]
+        return torch.cat(found, -1)
 
 
 class _Strongest(nn.Module):
