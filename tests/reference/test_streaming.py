@@ -129,7 +129,7 @@ FAST: dict[str, Callable[[], nn.Module]] = {
     "unet bilinear": lambda: UNet("bilinear"),
     "unet transposed": lambda: UNet("transposed"),
     "small": lambda: own("small", norm="local"),
-    "small without norms": lambda: own("small", norm="none"),
+    "small with standardised kernels": lambda: own("small", norm="weights"),
     "own resnet10t": lambda: own("resnet10t", norm="channel", pretrained=False, stages=2),
     "monai": monai_narrow,
 }

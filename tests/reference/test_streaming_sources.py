@@ -203,7 +203,8 @@ def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoad
         for a, b in zip(gradients, found[0][1], strict=True):
             assert (a is None) == (b is None)
             if a is not None and b is not None:
-                torch.testing.assert_close(a, b, atol=1e-3 * float(b.abs().max()) + 1e-9, rtol=0)
+                # Shares do not hang on the bias of their scores: its gradient is rounding alone.
+                torch.testing.assert_close(a, b, atol=1e-3 * float(b.abs().max()) + 1e-7, rtol=0)
 
 
 def test_too_little_memory_is_said_before_anything_is_read(slide: Path, loader: CaseLoader) -> None:

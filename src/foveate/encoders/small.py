@@ -8,8 +8,9 @@ from torch import Tensor, cat, nn
 
 from foveate.encoders.base import AbstractEncoder
 from foveate.nn.channel_norm import ChannelNorm
+from foveate.nn.standard_conv import StandardConv2d
 
-Norm = Literal["group", "local", "none"]
+Norm = Literal["group", "local", "weights"]
 
 
 class SmallEncoder(AbstractEncoder):
@@ -23,9 +24,9 @@ class SmallEncoder(AbstractEncoder):
         width: channels of the first stage; they double until the third.
         dim: length of the vector.
         norm: ``group``, over the whole patch; ``local``, over the channels of each cell; or
-            ``none``, with weights that keep the variance (He et al., ICCV 2015). Streaming needs
-            one of the last two. A cell's own norm takes its contrast away: small parts on a plain
-            ground are learnt sooner without.
+            ``weights``, of the kernels instead of what they give (`foveate.nn.standard_conv`).
+            Streaming needs one of the last two. A cell's own norm takes its contrast away: small
+            parts on a plain ground are learnt sooner with ``weights``, tissue with ``local``.
     """
 
     def __init__(self, *, width: int = 16, dim: int = 128, norm: Norm = "group") -> None:
@@ -58,13 +59,9 @@ class SmallEncoder(AbstractEncoder):
 
 
 def _stage(before: int, after: int, norm: Norm) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=norm == "none")
-    layers: list[nn.Module] = [convolution]
-    if convolution.bias is not None:
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(convolution.bias)
-    else:
-        layers.append(
-            ChannelNorm(after) if norm == "local" else nn.GroupNorm(max(1, after // 8), after)
-        )
-    return nn.Sequential(*layers, nn.ReLU(inplace=True))
+    if norm == "weights":
+        standard = StandardConv2d(before, after, 4, stride=2, padding=1)
+        return nn.Sequential(standard, nn.ReLU(inplace=True))
+    plain = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)
+    own = ChannelNorm(after) if norm == "local" else nn.GroupNorm(max(1, after // 8), after)
+    return nn.Sequential(plain, own, nn.ReLU(inplace=True))
