@@ -170,10 +170,10 @@ def _labels(digits: Ints, corner: Ints) -> dict[str, str]:
 def _task(recipe: Mapping[str, Any]) -> AbstractTask:
     if recipe["variant"] == "ats":
         return digit_task("majority", "sum")
-    # Only presence is a question that single patches can answer.
+    # Presence and counts are questions that single patches can answer.
     return JointTask(
         {
-            "majority": digit_task("majority", "none"),
+            "majority": digit_task("majority", "sum"),
             "max": digit_task("max", "none"),
             "top": digit_task("top", "none"),
             "multi": PresenceTask(classes=[str(i) for i in range(10)], name="multi"),
@@ -196,7 +196,13 @@ BENCHMARK = Benchmark(
             "view": {"patch_px": 36},
         },
         "glimpse": {
-            "method": {"patches": 32, "centring": 3, "instance": 4.0, "explore": 0.1},
+            "method": {
+                "patches": 32,
+                "eval_patches": 32,
+                "centring": 3,
+                "instance": 4.0,
+                "explore": 0.1,
+            },
             "view": {"patch_px": 36},
         },
     },
