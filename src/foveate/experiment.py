@@ -29,7 +29,7 @@ from foveate.plan import Plan, make_plan, model_card
 from foveate.prediction import Report, predict_cases
 from foveate.run_folder import aside, claim, log_to, read_json, read_rows, write_rows
 from foveate.state import Progress
-from foveate.training import Trainer, build_fabric
+from foveate.training import Trainer, build_fabric, progress_note
 
 log = logging.getLogger("foveate")
 
@@ -130,11 +130,8 @@ def _train_fold(
     n_folds = len(plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
 
-    def tick(epoch: int, step: int, steps: int, running: dict[str, float]) -> None:
-        share = running["seconds_reading"] / max(running["seconds"], 1e-9)
-        note = (
-            f"epoch {epoch + 1}  loss {running['train_loss']:.4f}  waiting for pixels {share:.0%}"
-        )
+    def tick(epoch: int, step: float, steps: int, running: dict[str, float]) -> None:
+        note = progress_note(epoch, running)
         display.bar(title, epoch * steps + step, config.train.epochs * steps, note)
 
     torch.manual_seed(config.train.seed)

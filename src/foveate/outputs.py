@@ -29,8 +29,8 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """A line that stays."""
 
-    def bar(self, title: str, done: int, total: int, note: str = "") -> None:
-        """Work under way."""
+    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
+        """Work under way, which may be within one of its parts."""
 
 
 @dataclass
@@ -60,7 +60,12 @@ def predict_into(
     keys = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
     summary = Summary(cost={**dict.fromkeys(keys, 0.0), "n_images": 0.0})
     index: list[dict[str, Any]] = []
-    for done, found in enumerate(predict_cases(model, cases, loader, device=device), 1):
+
+    def within(done: float) -> None:
+        display.bar("predicting", done, len(cases))
+
+    reports = predict_cases(model, cases, loader, device=device, tell=within)
+    for done, found in enumerate(reports, 1):
         if isinstance(found, Failure):
             summary.failed[found.case.image_id] = found.reason
             display.say(f"set aside {found.case.image_id}: {found.reason}")
@@ -71,7 +76,7 @@ def predict_into(
                 summary.cost[key] += getattr(found, key)
             summary.cost["n_images"] += 1
             index.append(_pictures(found, row, model, heatmaps, draw=len(index) < n_heatmaps))
-        display.bar("predicting", done, len(cases))
+        within(done)
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
     columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
     columns += [f"prob_{c}" for c in model.task.classes]

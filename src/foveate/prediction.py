@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,14 +62,17 @@ def predict_cases(
     *,
     device: torch.device,
     shuffle_layout: bool = False,
+    tell: Callable[[float], None] | None = None,
 ) -> Iterator[Report | Failure]:
     """Predict cases one by one, in order, in evaluation mode; a bad image gives a `Failure`.
 
     The next image is opened and its glimpse read while the present one is computed. With
-    `shuffle_layout`, the patches of an image trade places at random (`foveate.audit`).
+    `shuffle_layout`, the patches of an image trade places at random (`foveate.audit`). `tell` is
+    told how many images are done while one takes long, as a fraction.
     """
     method = model.method.to(device)
-    for case, (item,) in zip(cases, loader.ahead([c] for c in cases), strict=True):
+    every = zip(cases, loader.ahead([c] for c in cases), strict=True)
+    for done, (case, (item,)) in enumerate(every):
         if isinstance(item, FoveateError):
             yield Failure(case, str(item))
             continue
@@ -82,6 +85,7 @@ def predict_cases(
             device=device,
             pool=loader.crops,
             shuffle_layout=shuffle_layout,
+            tell=tell and _counting(tell, done),
         )
         try:
             with torch.inference_mode():
@@ -107,3 +111,7 @@ def predict_cases(
             seconds_reading=batch.seconds_reading,
             deviation=None if spread is None else tuple(spread[0].tolist()),
         )
+
+
+def _counting(tell: Callable[[float], None], done: int) -> Callable[[float], None]:
+    return lambda share: tell(done + share)

@@ -26,7 +26,7 @@ class Terminal:
         self._task: TaskID | None = None
         self._title = ""
         self._begun = self._shown = 0.0
-        self._first = 0
+        self._first = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -46,8 +46,8 @@ class Terminal:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def bar(self, title: str, done: int, total: int, note: str = "") -> None:
-        """Work under way; a new title ends the bar before."""
+    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
+        """Work under way, which may be within a part; a new title ends the bar before."""
         if title != self._title:
             self._end()
             self._title, self._begun, self._shown = title, time.monotonic(), 0.0
@@ -57,7 +57,7 @@ class Terminal:
         else:
             self._line(title, done, total, note)
 
-    def _draw(self, title: str, done: int, total: int, note: str) -> None:
+    def _draw(self, title: str, done: float, total: int, note: str) -> None:
         from rich import progress
         from rich.console import Console
 
@@ -80,19 +80,20 @@ class Terminal:
             said = "" if rate is None else f"{rate:.2f}/s"
             self._progress.update(self._task, completed=done, total=total, note=note, rate=said)
 
-    def _line(self, title: str, done: int, total: int, note: str) -> None:
+    def _line(self, title: str, done: float, total: int, note: str) -> None:
         now = time.monotonic()
         if done < total and now - self._shown < _SECONDS_BETWEEN_LINES:
             return
         self._shown = now
-        parts, rate = [f"{title}: {done}/{total}"], self._rate(done)
+        said = f"{done:.2f}" if done % 1 else f"{done:.0f}"
+        parts, rate = [f"{title}: {said}/{total}"], self._rate(done)
         if rate is not None:
             parts.append(f"{rate:.2f}/s")
             if done < total:
                 parts.append(f"ETA {(total - done) / rate:.0f} s")
         print("  ".join([*parts, note]).rstrip(), file=sys.stderr, flush=True)
 
-    def _rate(self, done: int) -> float | None:
+    def _rate(self, done: float) -> float | None:
         """Per second since the first call of this bar; None while nothing was done since."""
         seconds = time.monotonic() - self._begun
         return (done - self._first) / seconds if done > self._first and seconds > 0 else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +61,8 @@ _ADVICE = (
 )
 """What helps, and the option that a method must have for it."""
 
-Tick = Callable[[int, int, int, dict[str, float]], None]
-"""Called after each step with epoch, step, steps per epoch and the running figures."""
+Tick = Callable[[int, float, int, dict[str, float]], None]
+"""Called with epoch, steps done, steps per epoch, running figures; within long steps, too."""
 
 
 class Trainer:
@@ -143,7 +143,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.model.method.begin_step((progress.epoch + step / len(groups)) / options.epochs)
-            self._backward(groups[step], items)
+            self._backward(groups[step], items, self._teller(step, len(groups)))
             ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
             if ends_update:
                 self._update()
@@ -154,11 +154,18 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
 
-    def _backward(self, cases: Sequence[Case], items: Sequence[Loaded]) -> None:
+    def _teller(self, step: int, steps: int) -> Callable[[float], None]:
+        """What a step tells its share to."""
+        epoch, running = self.progress.epoch, self.progress.running()
+        return lambda share: self._tick(epoch, step + share, steps, running)
+
+    def _backward(
+        self, cases: Sequence[Case], items: Sequence[Loaded], tell: Callable[[float], None]
+    ) -> None:
         """Gradients of one batch; images that fail are set aside and the rest goes on."""
         pairs = self._readable(cases, items)
         while pairs:
-            batch = self._batch([item for _, item in pairs])
+            batch = self._batch([item for _, item in pairs], tell=tell)
             try:
                 prediction = self.method(batch)
                 target = self._targets([case for case, _ in pairs])
@@ -263,6 +270,7 @@ class Trainer:
         self,
         items: Sequence[LoadedImage],
         augment: Augment | None = None,
+        tell: Callable[[float], None] | None = None,
     ) -> Batch:
         wanted = augment or self.options.augment
         if wanted == "auto":
@@ -275,6 +283,7 @@ class Trainer:
             device=self.fabric.device,
             pool=self.loader.crops,
             augment=wanted,
+            tell=tell,
         )
 
     def _targets(self, cases: Sequence[Case]) -> Tensor:
@@ -295,6 +304,15 @@ class Trainer:
     def _quarantine(self, image_id: str, reason: str) -> None:
         if self.progress.quarantine(image_id, reason):
             log.warning("set aside %s: %s", image_id, reason)
+
+
+def progress_note(epoch: int, running: Mapping[str, float]) -> str:
+    """Beside a bar: of the figures nothing before the first step of an epoch has ended."""
+    said = f"epoch {epoch + 1}"
+    if running["seconds_computing"] <= 0:
+        return said
+    waiting = running["seconds_reading"] / running["seconds"]
+    return f"{said}  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
 
 
 def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:

@@ -207,6 +207,28 @@ def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoad
                 torch.testing.assert_close(a, b, atol=1e-3 * float(b.abs().max()) + 1e-7, rtol=0)
 
 
+def test_a_long_step_tells_how_much_of_it_is_done(slide: Path, loader: CaseLoader) -> None:
+    """Of all images of a batch, backwards too; in prediction each image is one."""
+    encoder = build_encoder("small", {"width": 8, "norm": "local"})
+    head = (Head("class", 2, True, "max"),)
+    method = StreamingCnn(encoder=encoder, heads=head, tile=128, skip_background=False)
+    batch, told = batch_of(loader, slide, n=2), list[float]()
+    batch.tell = told.append
+    prediction = method.train()(batch)
+    forward = len(told)
+    assert forward > 8
+    assert 0.2 < told[-1] < 0.7
+    prediction.logits.sum().backward()
+    assert len(told) > 1.5 * forward
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+    told.clear()
+    with torch.inference_mode():
+        method.eval()(batch)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+
+
 def test_too_little_memory_is_said_before_anything_is_read(slide: Path, loader: CaseLoader) -> None:
     batch = batch_of(loader, slide)
     encoder = build_encoder("resnet18", {"pretrained": False, "norm": "local"})

@@ -52,6 +52,7 @@ class Batch:
             nothing; draws come from torch's global generator, so a seed
             replays them.
         shuffle_layout: audit: give every patch the place of another one of its image.
+        tell: is told, by methods whose step may take minutes, which share of it is done.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Batch:
         pool: ThreadPoolExecutor,
         augment: Augment = "none",
         shuffle_layout: bool = False,
+        tell: Callable[[float], None] | None = None,
     ) -> None:
         self.items = list(items)
+        self.tell = tell
         self.view = view
         self.device = device
         self.seconds_reading = 0.0

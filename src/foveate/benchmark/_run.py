@@ -30,7 +30,7 @@ from foveate.prediction import Report, predict_cases
 from foveate.run_folder import read_json, sweep
 from foveate.state import Progress, TrainOptions
 from foveate.tasks.base import AbstractTask
-from foveate.training import Trainer
+from foveate.training import Trainer, progress_note
 
 log = logging.getLogger("foveate")
 
@@ -250,10 +250,10 @@ def _build(run: Run, task: AbstractTask) -> Model:
 
 
 def _ticker(run: Run, display: Display) -> Any:
-    def tick(epoch: int, step: int, steps: int, running: dict[str, float]) -> None:
+    def tick(epoch: int, step: float, steps: int, running: dict[str, float]) -> None:
         title = f"{run.benchmark} {run.method} seed {run.options.seed}"
-        note = f"epoch {epoch + 1}  loss {running['train_loss']:.3f}"
-        display.bar(title, epoch * steps + step, run.options.epochs * steps, note)
+        done, total = epoch * steps + step, run.options.epochs * steps
+        display.bar(title, done, total, progress_note(epoch, running))
 
     return tick
 

@@ -20,8 +20,9 @@ Cost: reads every pixel of the foreground, twice in training; memory of one tile
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -122,7 +123,10 @@ class StreamingCnn(AbstractMethod):
         streamed.budget_bytes = self.budget_bytes // len(batch)
         streamed.train(self.training)
         wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
-        maps = [streamed(whole) for whole in wholes]
+        maps = []
+        for whole, tell in zip(wholes, _tellers(batch), strict=True):
+            streamed.progress = tell
+            maps.append(streamed(whole))
         cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
         rows = [map_[0].flatten(1).T[own] for map_, own in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)
@@ -169,6 +173,19 @@ class StreamingCnn(AbstractMethod):
     def _corner_px(self) -> float:
         """Of the first cell."""
         return self.encoder.map_centres[-1] - self.encoder.strides[-1] / 2
+
+
+def _tellers(batch: Batch) -> list[Callable[[float], None] | None]:
+    """For each image, what is told the share of its tiles that are done."""
+    if batch.tell is None:
+        return [None] * len(batch)
+    tell, done = batch.tell, [0.0] * len(batch)
+
+    def told(i: int, share: float) -> None:
+        done[i] = share
+        tell(sum(done) / len(done))
+
+    return [functools.partial(told, i) for i in range(len(batch))]
 
 
 class _Cells(nn.Module):
