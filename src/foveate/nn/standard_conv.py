@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn, ones
 from torch.nn import functional
 
@@ -34,10 +36,9 @@ class StandardConv2d(nn.Conv2d):
 
     def kernels(self) -> Tensor:
         """``(after, before, kernel, kernel)``, as they are used."""
-        w = self.weight
-        flat = functional.layer_norm(w.flatten(1), (w[0].numel(),), eps=1e-8)
-        found: Tensor = flat.view_as(w) * (self.gain * (2 / w[0].numel()) ** 0.5)
-        return found
+        n = self.in_channels * math.prod(self.kernel_size)
+        flat = functional.layer_norm(self.weight.flatten(1), (n,), eps=1e-8)
+        return flat.view_as(self.weight) * (self.gain * math.sqrt(2 / n))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """``(b, before, h, w)`` to ``(b, after, h', w')``."""
