@@ -26,7 +26,7 @@ class Terminal:
         self._task: TaskID | None = None
         self._title = ""
         self._begun = self._shown = 0.0
-        self._first = 0.0
+        self._first, self._last = 0.0, -1.0
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +51,7 @@ class Terminal:
         if title != self._title:
             self._end()
             self._title, self._begun, self._shown = title, time.monotonic(), 0.0
-            self._first = done
+            self._first, self._last = done, -1.0
         if self._bars:
             self._draw(title, done, total, note)
         else:
@@ -82,9 +82,10 @@ class Terminal:
 
     def _line(self, title: str, done: float, total: int, note: str) -> None:
         now = time.monotonic()
-        if done < total and now - self._shown < _SECONDS_BETWEEN_LINES:
+        soon = done < total and now - self._shown < _SECONDS_BETWEEN_LINES
+        if soon or done == self._last:
             return
-        self._shown = now
+        self._shown, self._last = now, done
         said = f"{done:.2f}" if done % 1 else f"{done:.0f}"
         parts, rate = [f"{title}: {said}/{total}"], self._rate(done)
         if rate is not None:

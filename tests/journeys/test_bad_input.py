@@ -462,6 +462,7 @@ def test_a_bar_tells_no_rate_before_there_is_one(capfd: pytest.CaptureFixture[st
         terminal.bar("working", 1, 3)
         time.sleep(0.1)
         terminal.bar("working", 3, 3)
+        terminal.bar("working", 3, 3)
         terminal.bar("long", 1.25, 3)
     first, last, within = capfd.readouterr().err.splitlines()
     assert first == "working: 1/3"
