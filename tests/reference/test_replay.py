@@ -95,7 +95,7 @@ n = int(sys.argv[1])
 torch.set_num_threads(1)
 encoder = build_encoder("small")
 def load(i):
-    return torch.full((16, 3, 96, 96), (i % 7) / 7.0)
+    return torch.full((16, 3, 48, 48), (i % 7) / 7.0)
 for _ in range(2):
     features = replay(encoder, list(encoder.parameters()), load, n // 16)
     features.pow(2).mean().backward()
