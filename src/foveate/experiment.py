@@ -24,12 +24,12 @@ from foveate.evaluation import evaluate_rows
 from foveate.loading import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
-from foveate.outputs import Display, predict_into
+from foveate.outputs import Display, predict_into, training_bar
 from foveate.plan import Plan, make_plan, model_card
 from foveate.prediction import Report, predict_cases
 from foveate.run_folder import aside, claim, log_to, read_json, read_rows, write_rows
 from foveate.state import Progress
-from foveate.training import Trainer, build_fabric, progress_note
+from foveate.training import Trainer, build_fabric
 
 log = logging.getLogger("foveate")
 
@@ -130,10 +130,7 @@ def _train_fold(
     n_folds = len(plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
 
-    def tick(epoch: int, step: float, steps: int, running: dict[str, float]) -> None:
-        note = progress_note(epoch, running)
-        display.bar(title, epoch * steps + step, config.train.epochs * steps, note)
-
+    tick = training_bar(display, title, config.train.epochs)
     torch.manual_seed(config.train.seed)
     model = _fresh_model(config, plan)
     trainer = Trainer(model, loader, own, config.train, tick=tick, after_epoch=after_epoch)

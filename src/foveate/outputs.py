@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,21 @@ class Display(Protocol):
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
         """Work under way, which may be within one of its parts."""
+
+
+def training_bar(
+    display: Display, title: str, epochs: int
+) -> Callable[[int, float, int, Mapping[str, float]], None]:
+    """Shows training as one bar; of an epoch's figures nothing before its first step has ended."""
+
+    def tick(epoch: int, step: float, steps: int, running: Mapping[str, float]) -> None:
+        note = f"epoch {epoch + 1}"
+        if running["seconds_computing"] > 0:
+            waiting = running["seconds_reading"] / running["seconds"]
+            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
+        display.bar(title, epoch * steps + step, epochs * steps, note)
+
+    return tick
 
 
 @dataclass

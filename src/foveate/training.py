@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -304,15 +304,6 @@ class Trainer:
     def _quarantine(self, image_id: str, reason: str) -> None:
         if self.progress.quarantine(image_id, reason):
             log.warning("set aside %s: %s", image_id, reason)
-
-
-def progress_note(epoch: int, running: Mapping[str, float]) -> str:
-    """Beside a bar: of the figures nothing before the first step of an epoch has ended."""
-    said = f"epoch {epoch + 1}"
-    if running["seconds_computing"] <= 0:
-        return said
-    waiting = running["seconds_reading"] / running["seconds"]
-    return f"{said}  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
 
 
 def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:

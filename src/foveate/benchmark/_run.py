@@ -24,13 +24,13 @@ from foveate.checkpoint import Model, ModelCard
 from foveate.encoders import build_encoder
 from foveate.errors import TrainingError
 from foveate.loading import CaseLoader
-from foveate.outputs import Display
+from foveate.outputs import Display, training_bar
 from foveate.plugins import find, parse_options
 from foveate.prediction import Report, predict_cases
 from foveate.run_folder import read_json, sweep
 from foveate.state import Progress, TrainOptions
 from foveate.tasks.base import AbstractTask
-from foveate.training import Trainer, progress_note
+from foveate.training import Trainer
 
 log = logging.getLogger("foveate")
 
@@ -88,13 +88,14 @@ def run_row(
     model = _build(run, task)
     loader = CaseLoader(run.view, keep_bytes=2 << 30)
     probe = _Probe(run, model, parts["test"], folder / "probe.json")
+    title = f"{run.benchmark} {run.method} seed {run.options.seed}"
     try:
         trainer = Trainer(
             model,
             loader,
             folder,
             run.options,
-            tick=_ticker(run, display),
+            tick=training_bar(display, title, run.options.epochs),
             after_epoch=probe.after_epoch,
         )
         probe.trainer = trainer
@@ -247,15 +248,6 @@ def _build(run: Run, task: AbstractTask) -> Model:
         view=run.view,
     )
     return Model(card, method, task)
-
-
-def _ticker(run: Run, display: Display) -> Any:
-    def tick(epoch: int, step: float, steps: int, running: dict[str, float]) -> None:
-        title = f"{run.benchmark} {run.method} seed {run.options.seed}"
-        done, total = epoch * steps + step, run.options.epochs * steps
-        display.bar(title, done, total, progress_note(epoch, running))
-
-    return tick
 
 
 def _left_chance(history: Sequence[Mapping[str, float]]) -> int:

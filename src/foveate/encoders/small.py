@@ -26,7 +26,7 @@ class SmallEncoder(AbstractEncoder):
         norm: ``group``, over the whole patch; ``local``, over the channels of each cell; or
             ``weights``, of the kernels instead of what they give (`foveate.nn.standard_conv`).
             Streaming needs one of the last two. A cell's own norm takes its contrast away: small
-            parts on a plain ground are learnt sooner with ``weights``, tissue with ``local``.
+            parts on a plain ground were learnt sooner with ``weights``, tissue with ``local``.
     """
 
     def __init__(self, *, width: int = 16, dim: int = 128, norm: Norm = "group") -> None:
