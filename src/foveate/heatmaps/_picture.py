@@ -237,7 +237,7 @@ def _notes(
     regions = "1 region" if len(evidence) == 1 else f"{len(evidence)} regions"
     # Colours end at the largest weight: of weights that are all alike, every one is bright.
     even = float(evidence.weight.mean())
-    notes = [f"{regions} looked at; colour and opacity show their weight, {even:.3g} if even"]
+    notes = [f"{regions}; colour and opacity: weight, {even:.3g} if even"]
     if camera.z_um is not None:
         index = int(camera.z_um / camera.image.known_spacing_um[0] + 1e-6)
         notes = [f"slice {index}, through the peak: {len(shown)} of {regions}"]
