@@ -47,8 +47,11 @@ def methods_page() -> str:
         "(`glimpse` if none is given); its options are flags, such as `--method.patches 32`.",
         "",
         *_table(
-            ("method", "what it does", "reads"),
-            [[_link(name), _capital(part.summary), _reads(part)] for name, part in found.items()],
+            ("method", "what it does", "reads", "of"),
+            [
+                [_link(name), _capital(part.summary), _reads(part), _images(part)]
+                for name, part in found.items()
+            ],
         ),
         "",
         "## Against the five requirements",
@@ -130,6 +133,10 @@ def _link(name: str) -> str:
 
 def _reads(part: type[Any]) -> str:
     return ", ".join(text for key, text in _READS.items() if key in part.reads)
+
+
+def _images(part: type[Any]) -> str:
+    return "pictures, volumes" if 3 in part.axes else "pictures"
 
 
 def _typed(value: Any) -> str:

@@ -16,7 +16,7 @@ from foveate import __version__
 from foveate.atomic import write_aside, write_json
 from foveate.batch import View
 from foveate.encoders import build_encoder
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, OptionError
 from foveate.methods.base import AbstractMethod
 from foveate.plugins import find, parse_options
 from foveate.tasks import restore_task
@@ -63,7 +63,8 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     """A model with fresh weights; `pretrained` False leaves out fetching an encoder's.
 
     Raises:
-        UnknownName, OptionError: the card names a part or option that does not exist.
+        UnknownName, OptionError: the card names a part or option that does not exist, or parts
+            that do not fit each other.
     """
     task = restore_task(card.task, card.classes, card.task_options)
     options = dict(card.encoder_options)
@@ -72,6 +73,11 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
         options["pretrained"] = False
     part = find("methods", card.method)
     encoder = build_encoder(card.encoder, options, part.encoder_defaults)
+    if encoder.axes not in part.axes:
+        raise OptionError(
+            f"method: '{card.method}' takes no images of {encoder.axes} axes, which encoder "
+            f"'{card.encoder}' reads; `foveate methods` lists the others"
+        )
     given = parse_options(part, card.method_options, "method")
     method: AbstractMethod = part(encoder=encoder, heads=task.heads, **given)
     return Model(card, method, task)

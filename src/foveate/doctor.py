@@ -26,7 +26,15 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Look at everything, one finding after the other; nothing raises."""
-    for package in ("torch", "timm", "lightning", "openslide-bin", "tifffile", "imagecodecs"):
+    for package in (
+        "torch",
+        "timm",
+        "lightning",
+        "openslide-bin",
+        "tifffile",
+        "imagecodecs",
+        "nibabel",
+    ):
         yield _version(package)
     for name, look in (
         ("device", _device),

@@ -15,7 +15,13 @@ import numpy as np
 from foveate.batch import LoadedImage, View
 from foveate.cache import ByteCache
 from foveate.cases import Case
-from foveate.errors import FoveateError, MissingSpacing, OptionError, UnreadableImage
+from foveate.errors import (
+    FoveateError,
+    MissingSpacing,
+    OptionError,
+    UnreadableImage,
+    UnsupportedFormat,
+)
 from foveate.evidence import Floats
 from foveate.foreground import contrast, foreground
 from foveate.image import AbstractImage, Respaced, fitted
@@ -23,6 +29,8 @@ from foveate.readers import open_image
 
 READER_THREADS = 4
 _MAX_OPEN = 64
+_SIDES_PX = {2: (224, 512), 3: (64, 128)}
+"""By the axes of an image: of patches, and of the long side of a glimpse."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +40,18 @@ class ViewOptions:
     Attributes:
         spacing_um: of patches; by default the median full resolution of the training images, or
             that of `fit`.
-        patch_px: side of a patch.
+        patch_px: side of a patch; by default 224, of volumes 64.
         glimpse_spacing_um: of the glimpse; by default what gives the median image `glimpse_px`.
-        glimpse_px: long side of the median image's glimpse.
+        glimpse_px: long side of the median image's glimpse; by default 512, of volumes 128.
         fit: bring every picture to exactly this many pixels (y,x), so that file size and shape
             cannot give the class away; for pictures without spacing.
         assume_spacing_um: spacing of images that state none and have none in the table.
     """
 
     spacing_um: float | None = None
-    patch_px: int = 224
+    patch_px: int | None = None
     glimpse_spacing_um: float | None = None
-    glimpse_px: int = 512
+    glimpse_px: int | None = None
     fit: tuple[int, ...] | None = None
     assume_spacing_um: float | None = None
 
@@ -52,7 +60,7 @@ class ViewOptions:
             value = getattr(self, key)
             if value is not None and not 0 < value < 1e5:
                 raise OptionError(f"view.{key}: got {value}, expected a positive number")
-        if self.patch_px < 16 or self.glimpse_px < 16:
+        if min(self.patch_px or 16, self.glimpse_px or 16) < 16:
             raise OptionError("view.patch_px and view.glimpse_px need at least 16 pixels")
         if self.fit is not None and (len(self.fit) < 2 or min(self.fit) < 16):
             raise OptionError(f"view.fit: got {self.fit}, expected two sides such as 1024x1024")
@@ -85,7 +93,7 @@ def open_case(
     Pictures without spacing work in pixels.
 
     Raises:
-        MissingSpacing: a slide without spacing.
+        MissingSpacing: a slide or volume without spacing.
         ImageNotFound, UnreadableImage, UnsupportedFormat: as the reader says.
     """
     image = open_image(case.path)
@@ -103,8 +111,8 @@ def open_case(
         if image.kind in ("picture", "sparse"):
             return Respaced(image, (1.0,) * image.ndim, unit="px")
         raise MissingSpacing(
-            f"{case.path}: a slide that states no pixel size. Give it in a column 'mpp' of the "
-            "table (micrometres per pixel), or for all such slides with --view.assume-spacing-um"
+            f"{case.path}: a {image.kind} that states no pixel size. Give it in a column 'mpp' of "
+            "the table (micrometres per pixel), or for all such with --view.assume-spacing-um"
         )
     except BaseException:
         image.close()
@@ -134,7 +142,7 @@ def scan_cases(
             if progress is not None:
                 progress(done, len(cases))
     if missing:
-        more = f" ({len(missing)} slides of {len(cases)} lack it)" if len(missing) > 1 else ""
+        more = f" ({len(missing)} images of {len(cases)} lack it)" if len(missing) > 1 else ""
         raise MissingSpacing(missing[0] + more)
     return scan
 
@@ -143,9 +151,14 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
     """The view that the options ask for, gaps filled from the images.
 
     Raises:
-        OptionError: images with and without spacing are mixed.
+        OptionError: images with and without spacing are mixed, or pictures and volumes.
     """
     known = list(facts)
+    axes = {len(f.shape) for f in known}
+    if len(axes) > 1:
+        raise OptionError("pictures and volumes are mixed: a model reads one or the other")
+    if axes == {3} and options.fit is not None:
+        raise OptionError("view.fit: is for pictures; volumes are read at their physical size")
     units = {f.unit for f in known}
     if len(units) > 1:
         raise OptionError(
@@ -157,13 +170,15 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
     # Pictures brought to one size are read at that size, whatever sizes they came from.
     own = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
     spacing = options.spacing_um or own
-    coarse = max(spacing, statistics.median(extents) / options.glimpse_px)
+    patch_px, glimpse_px = _SIDES_PX[min(axes)]
+    coarse = max(spacing, statistics.median(extents) / (options.glimpse_px or glimpse_px))
     return View(
         spacing_um=spacing,
-        patch_px=options.patch_px,
+        patch_px=options.patch_px or patch_px,
         glimpse_spacing_um=options.glimpse_spacing_um or float(f"{coarse:.4g}"),
         unit="px" if units == {"px"} else "um",
         fit=options.fit,
+        axes=min(axes),
     )
 
 
@@ -264,6 +279,12 @@ class CaseLoader:
         if image.unit != self.view.unit:
             image.close()
             raise MissingSpacing(_other_unit(case, self.view))
+        if image.ndim != self.view.axes:
+            image.close()
+            raise UnsupportedFormat(
+                f"{case.path}: has {image.ndim} axes, but the model reads images of "
+                f"{self.view.axes}"
+            )
         with self._lock:
             self._open[case.image_id] = image
             while len(self._open) > _MAX_OPEN:

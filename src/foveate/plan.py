@@ -22,7 +22,7 @@ from foveate.cases import (
 )
 from foveate.checkpoint import ModelCard, build_model
 from foveate.config import RunConfig
-from foveate.errors import SplitError, TrainingError
+from foveate.errors import OptionError, SplitError, TrainingError
 from foveate.loading import choose_view, scan_cases
 from foveate.outputs import Display
 from foveate.run_folder import aside, read_json
@@ -62,8 +62,8 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     if name == "binary":
         options["positive"] = task.classes[1]
     if not stored.is_file():
-        _check_parts(config, name, options, task.classes)
-        _settle(config, folder, table, display)
+        axes = _check_parts(config, name, options, task.classes)
+        _settle(config, folder, table, display, axes)
     content = read_json(stored)
     fit = content["view"].pop("fit")
     view = View(**content["view"], fit=None if fit is None else tuple(fit))
@@ -98,8 +98,12 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
     return replace(table, cases=_permuted(table.cases, config.split.seed))
 
 
-def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display) -> None:
-    """Open every image once, choose the view, divide the patients, and write it all down."""
+def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display, axes: int) -> None:
+    """Open every image once, choose the view, divide the patients, and write it all down.
+
+    Raises:
+        OptionError: the images do not have as many `axes` as the encoder reads.
+    """
     scan = scan_cases(
         table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
     )
@@ -116,6 +120,12 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display)
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
     view = choose_view(scan.facts.values(), config.view)
+    if view.axes != axes:
+        other = "--encoder small3d or resnet3d" if view.axes == 3 else "--encoder resnet18 or small"
+        raise OptionError(
+            f"encoder: '{config.encoder}' reads images of {axes} axes, these have {view.axes}: "
+            f"take {other}"
+        )
     display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
     split = config.split
     splits = make_splits(
@@ -132,18 +142,27 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display)
 
 def _check_parts(
     config: RunConfig, task: str, options: dict[str, Any], classes: tuple[str, ...]
-) -> None:
+) -> int:
     """Build the model once, without weights, before the images cost any time.
+
+    Returns:
+        how many axes the images must have.
 
     Raises:
         UnknownName, OptionError: a part or an option does not exist.
     """
-    view = View(1.0, config.view.patch_px, 1.0)
-    build_model(model_card(config, view, task, options, classes), pretrained=False)
+    view = View(1.0, config.view.patch_px or 224, 1.0)
+    model = build_model(model_card(config, view, task, options, classes), pretrained=False)
+    return model.method.encoder.axes
 
 
 def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
     """The view in words."""
+    if view.axes == 3:
+        return (
+            f"view: cubes of {view.patch_px} voxels of {view.spacing_um / 1000:g} mm, "
+            f"glimpse at {view.glimpse_spacing_um / 1000:g} mm"
+        )
     unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
     told = (
         f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.atomic import write_text
-from foveate.batch import Augment, Batch, CropError, LoadedImage
+from foveate.batch import Augment, Batch, CropError, LoadedImage, channels_last
 from foveate.cases import Case
 from foveate.checkpoint import Model, read_tensors, write_tensors
 from foveate.errors import FoveateError, NotFinite, OptionError, TrainingError
@@ -99,8 +99,9 @@ class Trainer:
         # would otherwise meet a second moment of nearly zero and throw the weights far off.
         groups = parameter_groups(model.method, options.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), amsgrad=True)
-        network = model.method.to(memory_format=torch.channels_last)
-        self.method, self.optimizer = self.fabric.setup(network, optimizer)
+        for kernel in (p for p in model.method.parameters() if p.ndim in (4, 5)):
+            kernel.data = channels_last(kernel.data)
+        self.method, self.optimizer = self.fabric.setup(model.method, optimizer)
 
     def fit(self, train: Sequence[Case], val: Sequence[Case]) -> Progress:
         """Train to the end, from wherever the last run stopped; the best weights are in the model.

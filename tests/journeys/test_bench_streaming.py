@@ -58,8 +58,8 @@ def test_a_file_is_read_and_its_background_left_out(tmp_path: Path, foveate: Com
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--encoder", "resnet18_3d"), "volumes take 'resnet18_3d'"),
-        (("--axes", "4"), "--axes: got 4"),
+        (("--encoder", "resnet18_3d"), "no encoder 'resnet18_3d'"),
+        (("--tile", "-1"), "expected at least 32, 1, 1 and 0"),
         (("--encoder", "seresnet18", "--sides", "64"), "squeeze-excite"),
         (("--encoder", "resnet18", "--sides", "512", "--budget-mib", "1"), "one output cell"),
     ],

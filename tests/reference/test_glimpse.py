@@ -18,15 +18,18 @@ from foveate.methods.base import Prediction
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head
 
-HEADS = (Head("grade", 3, True, "sum"), Head("finding", 2, False, "max"))
+HEADS = (
+    Head("grade", 3, True, "sum"),
+    Head("findings", 2, False, "max"),
+    Head("tumour", 1, False, "max"),
+    Head("stage", 2, True, "max"),
+)
 VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 
 @pytest.mark.parametrize("instance", [0.0, 1.0])
-def test_the_prediction_begins_at_what_patches_say_in_sum(
-    instance: float, tiny_cohort: Path
-) -> None:
-    """Where the pooled vector says nothing, sums over patches remain; never the strongest patch."""
+def test_the_prediction_begins_at_what_patches_say(instance: float, tiny_cohort: Path) -> None:
+    """Where the pooled vector says nothing, sums and several findings remain, never one."""
     torch.manual_seed(0)
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
     for head in method.heads:
@@ -35,13 +38,13 @@ def test_the_prediction_begins_at_what_patches_say_in_sum(
         nn.init.zeros_(head.bias)
     for p in method.head_instance.parameters():
         nn.init.normal_(p, std=0.3)
-    assert isinstance(method.counted.log_trust, nn.Parameter)
-    nn.init.constant_(method.counted.log_trust, math.log(2.0) / 10)
+    assert isinstance(method.voted.log_trust, nn.Parameter)
+    nn.init.constant_(method.voted.log_trust, math.log(2.0) / 10)
     alone: list[Tensor] = []
     method.head_instance.register_forward_hook(lambda _, __, found: alone.append(found[0]))
     found = _evaluated(method, tiny_cohort)
     assert alone[0].abs().min() > 1e-3
-    expected = alone[0] * torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0])
+    expected = alone[0] * torch.tensor([2.0] * 5 + [0.0] * 3)
     torch.testing.assert_close(found.logits, expected if instance else torch.zeros_like(expected))
 
 

@@ -166,7 +166,6 @@ def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
     step = Streaming(
         encoder="small",
         side=1536,
-        axes=2,
         budget_mib=budget_mib,
         tile=0,
         plain=False,

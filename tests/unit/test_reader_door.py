@@ -40,7 +40,6 @@ def test_the_content_decides_and_not_the_suffix(tmp_path):
         ("vendor_wsi/olympus/vsi-ets-test-jpg2k.vsi", "Olympus VSI"),
         ("vendor_wsi_emulated/region.czi", "CZI"),
         ("vendor_wsi/dicom_cmu1_pyramid/level-0-frames-0-30.dcm", "DICOM"),
-        ("mri_hippocampus/images/*", "NIfTI"),
     ],
 )
 def test_what_would_be_shown_wrongly_is_refused(name, reason, tmp_path):

@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from foveate.batch._whole import Turn, WholeImage
-from foveate.batch.base import Augment, CropError, LoadedImage, Patches, Reads, View, to_rgb
-from foveate.errors import FoveateError
+from foveate.batch.base import (
+    Augment,
+    CropError,
+    LoadedImage,
+    Patches,
+    Reads,
+    View,
+    channels_last,
+    to_rgb,
+)
+from foveate.errors import FoveateError, OptionError
 from foveate.evidence import Evidence, Floats
 from foveate.geometry import Box, Frame
 from foveate.nn.warp import warp
@@ -29,6 +38,7 @@ __all__ = [
     "Reads",
     "View",
     "WholeImage",
+    "channels_last",
     "run_by_shape",
     "to_rgb",
 ]
@@ -67,14 +77,18 @@ class Batch:
         shuffle_layout: bool = False,
         tell: Callable[[float], None] | None = None,
     ) -> None:
+        if augment == "warp" and view.axes == 3:
+            raise OptionError(
+                "train.augment: 'warp' is for pictures, volumes take auto, slide, picture or none"
+            )
         self.items = list(items)
         self.tell = tell
         self.view = view
         self.device = device
         self.seconds_reading = 0.0
         self._pool = pool
-        self._mean = torch.tensor(normalise[0], device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(normalise[1], device=device).view(1, -1, 1, 1)
+        flat = (1, -1, *(1,) * view.axes)
+        self._mean, self._std = (torch.tensor(x, device=device).view(flat) for x in normalise)
         self._augment = augment
         self._shuffle_layout = shuffle_layout
         n = len(self.items)
@@ -85,7 +99,7 @@ class Batch:
         return len(self.items)
 
     def glimpses(self) -> list[Tensor]:
-        """Normalised glimpses, each ``(3, h, w)``; sizes differ, nothing is padded."""
+        """Normalised glimpses, each ``(3, *space)``; sizes differ, nothing is padded."""
         return [
             self._normalised(to_rgb(item.glimpse[None], self.device), i)[0]
             for i, item in enumerate(self.items)
@@ -119,7 +133,8 @@ class Batch:
             augment: False leaves out this batch's augmentation (for features that are kept).
 
         Returns:
-            ``(sum n_i, 3, patch_px, patch_px)`` normalised, in the order given.
+            ``(sum n_i, 3, patch_px, patch_px)`` (of volumes ``(…, 3, patch_px, patch_px,
+            patch_px)``) normalised, in the order given.
 
         Raises:
             CropError: an image could not be read.
@@ -142,7 +157,7 @@ class Batch:
                 stands for them.
         """
         turn = Turn(0)
-        if self._augment == "slide" and self.items[i].image.ndim == 2:
+        if self._augment == "slide" and self.view.axes == 2:
             turn = Turn(int(torch.randint(8, ())))
         return WholeImage(
             self.items[i],
@@ -165,7 +180,7 @@ class Batch:
             centres ``(b, n, d)`` relative to the middle of the image and extents ``(b, n)``, both
             in sides of the finest patch; 0 and 1 for padding.
         """
-        ndim, side = self.items[0].image.ndim, self.view.patch_um
+        ndim, side = self.view.axes, self.view.patch_um
         centre = np.zeros((len(patches), n, ndim))
         extent = np.ones((len(patches), n))
         for i, part in enumerate(patches):
@@ -221,7 +236,7 @@ class Batch:
     ) -> Tensor:
         parts = [to_rgb(part, self.device) for part in pixels]
         if not parts:
-            parts = [torch.empty(0, 3, *(self.view.patch_px,) * 2, device=self.device)]
+            parts = [torch.empty(0, 3, *self._patch_shape, device=self.device)]
         rgb = torch.cat(parts) if len(parts) > 1 else parts[0]
         if not augment:
             return self._scaled(rgb)
@@ -230,29 +245,31 @@ class Batch:
 
     def _read_some(self, i: int, patches: Patches) -> Pixels:
         item = self.items[i]
-        shape = (self.view.patch_px,) * item.image.ndim
         boxes = [
             Box(tuple(origin), (float(side),) * len(origin), Frame.UM)
             for origin, side in zip(patches.origin_um, patches.side_um, strict=True)
         ]
         try:
-            return np.stack([item.image.read_at(box, shape) for box in boxes])
+            return np.stack([item.image.read_at(box, self._patch_shape) for box in boxes])
         except (FoveateError, OSError, ValueError) as error:
             raise CropError(item.image_id, error) from error
 
+    @property
+    def _patch_shape(self) -> tuple[int, ...]:
+        return (self.view.patch_px,) * self.view.axes
+
     def _normalised(self, pixels: Tensor, owner: int | list[int]) -> Tensor:
         if self._augment != "none":
-            gain = self._gain[owner].view(-1, 3, 1, 1).to(self.device)
+            gain = self._gain[owner].view(-1, 3, *(1,) * self.view.axes).to(self.device)
             pixels = (pixels * gain).clamp(0, 1)
         return self._scaled(pixels)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        normed = (pixels - self._mean) / self._std
-        return normed.contiguous(memory_format=torch.channels_last)
+        return channels_last((pixels - self._mean) / self._std)
 
     def _turned(self, pixels: Tensor) -> Tensor:
         if self._augment == "warp":
-            return warp(pixels).contiguous(memory_format=torch.channels_last)
+            return channels_last(warp(pixels))
         if self._augment != "slide":
             return pixels
         turn = int(torch.randint(8, ()))
@@ -284,7 +301,7 @@ class Chunks:
         return len(self._parts)
 
     def __call__(self, c: int) -> Tensor:
-        """The crops of chunk c, ``(m, 3, patch_px, patch_px)``."""
+        """The crops of chunk c, as `Batch.crops` gives them."""
         self._read_ahead(c)
         pixels = self._kept.get(c)
         if pixels is None:
@@ -312,15 +329,14 @@ def run_by_shape(
     """Apply a network to images of several sizes: equal sizes together, none padded.
 
     Returns:
-        per image, the maps ``(1, c, h, w)``.
+        per image, the maps ``(1, c, *space)``.
     """
     groups: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)
     found: dict[int, list[Tensor]] = {}
     for members in groups.values():
-        stacked = torch.stack([images[i] for i in members])
-        maps = function(stacked.contiguous(memory_format=torch.channels_last))
+        maps = function(channels_last(torch.stack([images[i] for i in members])))
         for row, i in enumerate(members):
             found[i] = [m[row : row + 1] for m in maps]
     return [found[i] for i in range(len(images))]

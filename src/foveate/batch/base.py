@@ -29,6 +29,7 @@ class View:
         glimpse_spacing_um: of the glimpse.
         unit: what spacings count in.
         fit: shape that every picture is brought to, or None.
+        axes: of the images: 2, or 3 for volumes.
     """
 
     spacing_um: float
@@ -36,6 +37,7 @@ class View:
     glimpse_spacing_um: float
     unit: Literal["um", "px"] = "um"
     fit: tuple[int, ...] | None = None
+    axes: int = 2
 
     @property
     def patch_um(self) -> float:
@@ -50,8 +52,8 @@ class LoadedImage:
     Attributes:
         image_id: from the table.
         image: open; crops are read from it.
-        glimpse: ``(h, w, c)`` as read.
-        contrast: ``(h, w)`` difference from the background, 1 to 255 on foreground, else 0.
+        glimpse: ``(*space, c)`` as read.
+        contrast: ``(*space)`` difference from the background, 1 to 255 on foreground, else 0.
         places_um: centres ``(n, d)`` of the patches that scanning methods look at, where the case
             gives them; else None, and a lattice covers the foreground.
     """
@@ -65,7 +67,7 @@ class LoadedImage:
 
 @dataclass(frozen=True)
 class Patches:
-    """Square regions of one image, each read as ``patch_px`` pixels a side.
+    """Squares (in volumes cubes) of one image, each read as ``patch_px`` pixels a side.
 
     Attributes:
         origin_um: corners ``(n, d)``.
@@ -97,10 +99,17 @@ class CropError(FoveateError, OSError):
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
-    """``(n, h, w, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, h, w)`` float in [0, 1]."""
+    """``(n, *space, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, *space)`` in [0, 1]."""
     top = brightest(pixels.dtype)
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.int32)
-    tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).movedim(-1, 1)
     tensor = tensor.to(torch.float32) / top
-    return tensor.expand(-1, 3, -1, -1) if tensor.shape[1] == 1 else tensor[:, :3]
+    wanted = (-1, 3, *(-1,) * (tensor.ndim - 2))
+    return tensor.expand(wanted) if tensor.shape[1] == 1 else tensor[:, :3]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``(n, c, *space)`` with the channels of a pixel side by side, as convolutions like it."""
+    form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=form)

@@ -24,21 +24,20 @@ import torch
 from torch import Tensor, nn
 
 from foveate.atomic import write_json
-from foveate.batch import Batch, View
+from foveate.batch import Batch, View, channels_last
 from foveate.benchmark._process import measured_apart, peaks, say_done
 from foveate.benchmark._run import forget_peaks, write_table
 from foveate.cases import Case
 from foveate.encoders import build_encoder
+from foveate.encoders.base import CellMap
 from foveate.errors import OptionError
 from foveate.loading import CaseLoader
 from foveate.memory import give_back, peak_rss_mib
 from foveate.nn.streaming import AbstractSource, Plan, Region, Streamed
 from foveate.outputs import Display
-from foveate.plugins import names
 from foveate.run_folder import read_json
 
 _RATE_SIDE = {2: 1024, 3: 128}
-_FORMS = {2: torch.channels_last, 3: torch.channels_last_3d}
 _REPEATS = 3
 
 
@@ -47,10 +46,8 @@ class Streaming:
     """One row.
 
     Attributes:
-        encoder: of images any that streams; of volumes ``resnet18_3d``, that of one channel whose
-            stem shrinks all axes alike.
+        encoder: any that streams; its axes are those of the image.
         side: of the image, pixels.
-        axes: 2 or 3.
         budget_mib: what a step may hold.
         tile: side of a tile in pixels; 0 chooses by the budget.
         plain: compare with the plain step.
@@ -64,7 +61,6 @@ class Streaming:
 
     encoder: str
     side: int
-    axes: int
     budget_mib: int
     tile: int
     plain: bool
@@ -134,7 +130,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
         scratch=None if step.scratch is None else Path(step.scratch),
     )
     with ExitStack() as stack:
-        source = _source(step, stack)
+        source = _source(step, net.encoder.axes, stack)
         rate = _plain_seconds(net, step)
         with _precision(step):
             plan = streamed.plan_for(source)
@@ -219,11 +215,12 @@ def _apart(plain: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
 
-def _plain_seconds(net: nn.Module, step: Streaming) -> float:
+def _plain_seconds(net: CellMap, step: Streaming) -> float:
     """Seconds per pixel of a plain step on a part, the median of three: this machine's rate now."""
-    side = min(_RATE_SIDE[step.axes], step.side)
-    region: Region = ((0, side),) * step.axes
-    (x,) = _Noise((side,) * step.axes).crops([region])
+    axes = net.encoder.axes
+    side = min(_RATE_SIDE[axes], step.side)
+    region: Region = ((0, side),) * axes
+    (x,) = _Noise((side,) * axes).crops([region])
     seconds = []
     for _ in range(_REPEATS):
         begun = time.perf_counter()
@@ -232,60 +229,26 @@ def _plain_seconds(net: nn.Module, step: Streaming) -> float:
     return statistics.median(seconds) / x[0, 0].numel()
 
 
-class _Network(nn.Module):
-    """The last map of an encoder, small groups of cells averaged."""
-
-    def __init__(self, encoder: nn.Module, group: int) -> None:
-        super().__init__()
-        self.encoder, self.group = encoder, group
-        self.mean = nn.AvgPool2d(group, ceil_mode=True, count_include_pad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        last: Tensor = self.encoder.maps(x)[-1]  # type: ignore[operator]
-        found: Tensor = self.mean(last) if self.group > 1 else last
-        return found
-
-
-def _network(step: Streaming) -> nn.Module:
+def _network(step: Streaming) -> CellMap:
     """Frozen norms with random statistics, so that nothing is zero."""
-    if step.axes == 3:
-        net: nn.Module = _resnet18_3d()
-    else:
-        norm = "local" if step.encoder in names("encoders") else "frozen"
-        options: dict[str, object] = {"pretrained": False, "norm": norm}
-        net = _Network(build_encoder(step.encoder, None, options), step.group)
+    norm = "local" if step.encoder.startswith("small") else "frozen"
+    options: dict[str, object] = {"pretrained": False, "norm": norm}
+    net = CellMap(build_encoder(step.encoder, None, options), step.group)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-    return net.eval().to(memory_format=_FORMS[step.axes])
-
-
-def _resnet18_3d() -> nn.Module:
-    from torchvision.models.video.resnet import (  # type: ignore[import-untyped]
-        BasicBlock,
-        Conv3DSimple,
-        VideoResNet,
-    )
-
-    def stem() -> nn.Module:
-        return nn.Sequential(
-            nn.Conv3d(1, 64, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm3d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool3d(3, stride=2, padding=1),
-        )
-
-    whole = VideoResNet(BasicBlock, [Conv3DSimple] * 4, [2, 2, 2, 2], stem)
-    return nn.Sequential(*list(whole.children())[:-2])
+    for kernel in (p for p in net.parameters() if p.ndim in (4, 5)):
+        kernel.data = channels_last(kernel.data)
+    return net.eval()
 
 
 class _Noise(AbstractSource):
     """Random bytes that are made when asked for: the same at the same place, nothing held."""
 
     def __init__(self, space: Sequence[int]) -> None:
-        channels, most = (3, 509) if len(space) == 2 else (1, 127)
-        self.shape, self.device = (channels, *space), torch.device("cpu")
-        block = (channels, *(min(n, most) for n in space))
+        most = 509 if len(space) == 2 else 127
+        self.shape, self.device = (3, *space), torch.device("cpu")
+        block = (3, *(min(n, most) for n in space))
         self._block = torch.randint(256, block, dtype=torch.uint8)
 
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
@@ -296,18 +259,18 @@ class _Noise(AbstractSource):
                 cells = torch.arange(low, high) % self._block.shape[axis + 1]
                 x = x.index_select(axis + 1, cells)
             x = x[None].float() / 255 - 0.5
-            yield x.contiguous(memory_format=_FORMS[x.ndim - 2])
+            yield channels_last(x)
 
 
-def _source(step: Streaming, stack: ExitStack) -> AbstractSource:
+def _source(step: Streaming, axes: int, stack: ExitStack) -> AbstractSource:
     if step.image is None:
-        return _Noise((step.side,) * step.axes)
+        return _Noise((step.side,) * axes)
     path = Path(step.image)
     # Its own pixels, whatever they measure.
-    view = View(1.0, 256, 64.0)
+    view = View(1.0, 256, 64.0, axes=axes)
     loader = CaseLoader(view)
     stack.callback(loader.close)
-    case = Case(path.name, path.name, path, spacing_um=(1.0, 1.0))
+    case = Case(path.name, path.name, path, spacing_um=(1.0,) * axes)
     device = torch.device("cpu")
     normalise = ((0.5,) * 3, (0.25,) * 3)
     batch = Batch(
@@ -317,9 +280,5 @@ def _source(step: Streaming, stack: ExitStack) -> AbstractSource:
 
 
 def _check(step: Streaming) -> None:
-    if step.axes not in (2, 3):
-        raise OptionError(f"--axes: got {step.axes}, allowed: 2, 3")
-    if (step.axes == 3) != (step.encoder == "resnet18_3d"):
-        raise OptionError("--encoder: volumes take 'resnet18_3d' and images anything else")
     if step.side < 32 or step.budget_mib < 1 or step.group < 1 or step.tile < 0:
         raise OptionError("--side, --budget-mib, --group, --tile: expected at least 32, 1, 1 and 0")

@@ -61,7 +61,7 @@ backward at the rate of plain steps on a part of the image, measured in the same
 \b
   foveate bench streaming --out bench/streaming --sides 2048,4096 --plain
   foveate bench streaming --out bench/streaming --image slide.tif --group 4 --bf16 --scratch /tmp
-  foveate bench streaming --out bench/streaming --axes 3 --encoder resnet18_3d --sides 128,512
+  foveate bench streaming --out bench/streaming --encoder resnet3d --sides 128,512
 """
 
 Flag = Callable[[Any], Any]
@@ -243,9 +243,8 @@ def memory(ctx: click.Context, /, out: Path, method: str, kept: str | None, **fl
 
 @bench.command(cls=Sectioned, help=_STREAMING_HELP, short_help="Exactness, time, memory.")
 @_out
-@click.option("--encoder", default="resnet18", show_default=True, help="resnet18_3d for volumes.")
+@click.option("--encoder", default="resnet18", show_default=True, help="resnet3d for volumes.")
 @click.option("--sides", default="2048,4096", show_default=True, help="Of the images, pixels.")
-@click.option("--axes", type=int, default=2, show_default=True, help="2, or 3 for volumes.")
 @click.option("--budget-mib", default=2048, show_default=True, help="What a step may hold.")
 @click.option("--tile", default=0, help="Side of a tile, instead of those that fit the budget.")
 @click.option("--plain", is_flag=True, help="Take turns with the plain step, which must fit.")

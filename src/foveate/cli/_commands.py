@@ -67,7 +67,10 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags override it.")
 @click.option("--method", help="See `foveate methods`.  [default: glimpse]")
-@click.option("--encoder", help="'small', or any network of timm.  [default: resnet18]")
+@click.option(
+    "--encoder",
+    help="'small', or any network of timm; of volumes 'small3d', 'resnet3d'.  [default: resnet18]",
+)
 @click.option("--task", help="binary, multiclass or auto.  [default: auto]")
 @click.option("--path", "column", help="Column of the images' paths, where the guess is wrong.")
 @click.option("--label", help="Label column, where the guess is wrong.")

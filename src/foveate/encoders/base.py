@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
     """One network for glimpses and patches alike.
 
     Attributes:
+        axes: of the images it reads, 2 or 3.
         dim: length of the vector of `embed`.
         strides: input pixels per cell of each map, fine to coarse.
         map_dims: channels of each map.
@@ -24,6 +26,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
         resolved: options that the constructor settled, to be stored with a model.
     """
 
+    axes: ClassVar[int] = 2
     dim: int
     strides: tuple[int, ...]
     map_dims: tuple[int, ...]
@@ -35,15 +38,36 @@ class AbstractEncoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps ``(b, map_dims[i], ceil(h / strides[i]), ceil(w / strides[i]))``."""
+        """Feature maps ``(b, map_dims[i], *ceil(space / strides[i]))`` of ``(b, 3, *space)``."""
 
     @abc.abstractmethod
     def pool(self, maps: list[Tensor]) -> Tensor:
         """The vector ``(b, dim)`` from the maps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vector ``(b, dim)`` of images ``(b, 3, h, w)``."""
+        """The vector ``(b, dim)`` of images ``(b, 3, *space)``."""
         return self.pool(self.maps(x))
+
+
+class CellMap(nn.Module):
+    """The last map of an encoder, small groups of its cells averaged: what is streamed.
+
+    Args:
+        encoder: whose map.
+        group: cells a side.
+    """
+
+    def __init__(self, encoder: AbstractEncoder, group: int) -> None:
+        super().__init__()
+        self.encoder, self.group = encoder, group
+        pool = nn.AvgPool2d if encoder.axes == 2 else nn.AvgPool3d
+        self.mean = pool(group, ceil_mode=True, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, 3, *space)`` to ``(b, d, *cells)``."""
+        last = self.encoder.maps(x)[-1]
+        found: Tensor = self.mean(last) if self.group > 1 else last
+        return found
 
 
 BASE = AbstractEncoder

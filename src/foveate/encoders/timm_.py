@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from foveate.encoders._norms import Replacement, freeze_batch_norm, replace_batch_norm
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import UnknownName, did_you_mean
-from foveate.nn.channel_norm import ChannelNorm
 
 log = logging.getLogger("foveate")
 
@@ -59,18 +59,16 @@ class TimmEncoder(AbstractEncoder):
         self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
         if norm in ("auto", "local"):
-            replacement: Literal["group", "channel"] = "group" if norm == "auto" else "channel"
+            replacement: Replacement = "group" if norm == "auto" else "channel"
             norm = replacement if self.from_scratch else "frozen"
-        if norm != "frozen":
-            _replace_batch_norm(self.net, norm)
+        if norm in ("group", "channel"):
+            replace_batch_norm(self.net, norm)
         self.resolved = {"norm": norm}
 
     def train(self, mode: bool = True) -> TimmEncoder:
         """Training mode, but for batch norms, which stay frozen."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        freeze_batch_norm(self)
         return self
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -106,22 +104,6 @@ def _create(name: str, pretrained: bool) -> tuple[nn.Module, bool]:
         return timm.create_model(name, pretrained=False, features_only=True), True
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
         raise UnknownName(f"encoder '{name}' gives no feature maps: {error}") from error
-
-
-def _replace_batch_norm(module: nn.Module, kind: str) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            features = child.num_features
-            groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0)
-            activation = getattr(child, "act", None)
-            norm: nn.Module = nn.GroupNorm(groups, features)
-            if kind == "channel":
-                norm = ChannelNorm(features)
-            if activation is not None and not isinstance(activation, nn.Identity):
-                norm = nn.Sequential(norm, activation)
-            setattr(module, name, norm)
-        else:
-            _replace_batch_norm(child, kind)
 
 
 def _centres(net: nn.Module, strides: tuple[int, ...]) -> tuple[float, ...]:

@@ -183,7 +183,11 @@ def _draw_overview(
     show_field(axes, field, blended(field, evidence))
     draw_outlines(axes, field, evidence, coloured=False)
     draw_scale_bar(axes, field, unit)
-    centres = evidence.origin_um[chosen, -2:] + evidence.size_um[chosen, -2:] / 2
+    # The middle of what the picture shows of a box: the box's own may lie beyond its edge.
+    begin = evidence.origin_um[chosen, -2:]
+    end, corner = begin + evidence.size_um[chosen, -2:], np.asarray(field.origin_um)
+    far = corner + np.asarray(field.extent_um)
+    centres = (np.clip(begin, corner, far) + np.clip(end, corner, far)) / 2
     draw_markers(axes, field, field.px_from_um(centres))
 
 

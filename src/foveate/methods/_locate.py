@@ -7,7 +7,7 @@ to several lattices, one per magnification, that follow each other.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,9 @@ from foveate.nn.sampling import divergence, expectation, smoothed_log_softmax, s
 from foveate.tiling import cell_means
 
 Inference = Literal["top", "expectation"]
+
+CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+"""By the axes of an image."""
 
 _KEPT_PRIORS_BYTES = 1 << 26
 _LEAST_PRIOR = 1e-12
@@ -297,19 +300,22 @@ class MapScores(nn.Module):
     All scores are 0 at the beginning, so that attention begins at its prior.
     """
 
-    def __init__(self, dims: Sequence[int], *, hidden: int = 32, levels: int = 1) -> None:
+    def __init__(
+        self, dims: Sequence[int], *, axes: int = 2, hidden: int = 32, levels: int = 1
+    ) -> None:
         super().__init__()
-        self.project = nn.ModuleList(nn.Conv2d(d, hidden, 1) for d in dims)
-        self.score = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in range(levels))
+        conv = CONVOLUTIONS[axes]
+        self.project = nn.ModuleList(conv(d, hidden, 1) for d in dims)
+        self.score = nn.ModuleList(conv(hidden, 1, 1) for _ in range(levels))
         for parameter in self.score.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, maps: list[Tensor], stage: int, level: int = 0) -> Tensor:
-        """Scores ``(b, h, w)`` on the map of a stage, from maps ``(b, c, h, w)``."""
+        """Scores ``(b, *space)`` on the map of a stage, from maps ``(b, c, *space)``."""
         mixed = self.project[stage](maps[stage])
         for i in range(stage + 1, len(maps)):
             coarse = self.project[i](maps[i])
-            mixed = mixed + functional.interpolate(coarse, mixed.shape[-2:], mode="nearest")
+            mixed = mixed + functional.interpolate(coarse, mixed.shape[2:], mode="nearest")
         score: Tensor = self.score[level](functional.relu(mixed))[:, 0]
         return score.float()
 

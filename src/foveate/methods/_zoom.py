@@ -89,7 +89,7 @@ class Look(nn.Module):
     ) -> None:
         super().__init__()
         self.scale, self.child = scale, child
-        self.locate = MapScores(encoder.map_dims)
+        self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
         self.kind = nn.Parameter(torch.zeros(encoder.dim))
         self.spread = Spread(weight=spread, mass=mass)
 

@@ -36,6 +36,7 @@ from foveate.batch import Batch, Patches, run_by_shape
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
 from foveate.methods._locate import (
+    CONVOLUTIONS,
     Field,
     Inference,
     MapScores,
@@ -117,7 +118,9 @@ class AttentionSampling(AbstractMethod):
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
         self.replacement, self.baseline, self.inference = replacement, baseline, inference
         self.smoothing, self.jitter = smoothing, jitter
-        self.locate = _PixelScores() if attention == "own" else MapScores(encoder.map_dims)
+        axes = encoder.axes
+        own = attention == "own"
+        self.locate = _PixelScores(axes) if own else MapScores(encoder.map_dims, axes=axes)
         self.spread = Spread(weight=spread, mass=mass)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
         self.head_instance = InstanceHead(encoder.dim, heads)
@@ -180,18 +183,18 @@ class AttentionSampling(AbstractMethod):
 class _PixelScores(nn.Module):
     """The paper's attention network: one score per pixel of the glimpse, all 0 at the beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, axes: int) -> None:
         super().__init__()
         widths = (3, 8, 8, 1)
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1, padding_mode="replicate")
+            CONVOLUTIONS[axes](before, after, 3, padding=1, padding_mode="replicate")
             for before, after in itertools.pairwise(widths)
         )
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Scores ``(b, 1, h, w)`` of images ``(b, 3, h, w)``; a list, as encoders give maps."""
+        """Scores ``(b, 1, *space)`` of images ``(b, 3, *space)``; a list, as encoders give maps."""
         for layer in self.layers[:-1]:
             x = torch.tanh(layer(x))
         return [self.layers[-1](x).float()]

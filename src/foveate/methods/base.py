@@ -104,6 +104,7 @@ class AbstractMethod(nn.Module, abc.ABC):
         summary: one line for ``foveate methods``.
         meets: how it meets the five requirements (only relevant parts in detail, any number of
             them, any image size, one GPU, dependencies between parts): ``yes``, ``partly``, ``no``.
+        axes: how many axes the images may have.
         encoder_defaults: options of encoders that this method needs; a user's own come first.
         encoder: the network that embeds glimpses and patches.
     """
@@ -111,6 +112,7 @@ class AbstractMethod(nn.Module, abc.ABC):
     reads: ClassVar[frozenset[Reads]]
     summary: ClassVar[str]
     meets: ClassVar[tuple[Meets, ...]] = ("not stated",) * 5
+    axes: ClassVar[frozenset[int]] = frozenset({2, 3})
     encoder_defaults: ClassVar[Mapping[str, object]] = MappingProxyType({})
     encoder: AbstractEncoder
 

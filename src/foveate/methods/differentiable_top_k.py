@@ -87,7 +87,7 @@ class DifferentiableTopK(AbstractMethod):
         self.encoder, self.k, self.samples, self.sigma = encoder, k, samples, sigma
         self.most, self.spread = max(most, k), spread
         self.instance, self.chunk, self.jitter = instance, chunk, jitter
-        self.locate = MapScores(encoder.map_dims)
+        self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
         self.head = nn.Sequential(
             nn.LayerNorm(dim),
             nn.Linear(dim, dim),

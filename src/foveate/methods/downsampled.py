@@ -54,7 +54,7 @@ class Downsampled(AbstractMethod):
         strength = last.detach()[0].float().clamp_min(0).mean(0)
         cell = self.encoder.strides[-1] * batch.view.glimpse_spacing_um
         corner = self.encoder.map_centres[-1] * batch.view.glimpse_spacing_um - cell / 2
-        places = np.indices(strength.shape).reshape(2, -1).T
+        places = np.indices(strength.shape).reshape(strength.ndim, -1).T
         weight = strength.flatten().double().cpu().numpy()
         weight = weight / max(weight.sum(), 1e-12)
         origin = corner + cell * places.astype(np.float64)

@@ -6,11 +6,11 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 
 Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
 contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
-own, and where the task allows a sum over patches the prediction begins at that; patches carry
-physical positions and are related by self-attention before gated attention pools them; how far
-attention may concentrate is controlled by the mass that the drawn patches hold. With `zoom`,
-attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on down to
-the finest patches; the estimator is nested, and as unbiased at any depth.
+own, and where the task counts or asks for several findings the prediction begins at what patches
+say; patches carry physical positions and are related by self-attention before gated attention pools
+them; how far attention may concentrate is controlled by the mass that the drawn patches hold. With
+`zoom`, attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
+down to the finest patches; the estimator is nested, and as unbiased at any depth.
 
 Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
 glimpse of a huge image shows no more than which regions to look into.
@@ -48,7 +48,7 @@ from foveate.methods._locate import (
 from foveate.methods._zoom import CROWD, Descent, Zoom, apart, centred, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import GatedAttention, Relate, masked_softmax
-from foveate.nn.heads import Counted, Head, InstanceHead, saliency
+from foveate.nn.heads import Head, InstanceHead, Voted, saliency
 from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
 
@@ -112,7 +112,8 @@ class Glimpse(AbstractMethod):
         dropout: on the pooled vector.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows, and each patch's score is added to its attention; where they are
-            summed (counts, grades), so is the answer to that of the pooled vector. It gives every
+            summed (counts, grades), or several findings are asked for, so is the answer to that of
+            the pooled vector. It gives every
             patch a gradient of its own, which ends the plateau at chance. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
@@ -163,9 +164,9 @@ class Glimpse(AbstractMethod):
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
         self.smoothing, self.explore, self.instance = smoothing, explore, instance
         self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
-        self.locate = MapScores(encoder.map_dims)
+        self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.position = PositionCode(dim)
+        self.position = PositionCode(dim, ndim=encoder.axes)
         self.kind = nn.Parameter(torch.zeros(2, dim))
         self.overview_scale = nn.Parameter(torch.zeros(dim))
         self.place = nn.Linear(dim, len(heads), bias=False)
@@ -176,7 +177,7 @@ class Glimpse(AbstractMethod):
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
         self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
         self.head_instance = InstanceHead(dim, heads)
-        self.counted = Counted(heads)
+        self.voted = Voted(heads)
         self.spread = Spread(weight=spread, mass=mass)
         self._priors = Priors(power=contrast, background=background)
         self.zoom: Zoom | None = None
@@ -210,7 +211,7 @@ class Glimpse(AbstractMethod):
         each = self.dropout(pooled).unbind(1)
         logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
         if self.instance > 0:
-            logits = logits + self.counted(alone)
+            logits = logits + self.voted(alone)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
         # The expectation over all cells teaches where to look; the prediction itself rests on the

@@ -133,7 +133,7 @@ class JointSampling(AbstractMethod):
         self.inference, self.baseline, self.jitter = inference, baseline, jitter
         self.balance, self.warm_up, self.drop_below = balance, warm_up, drop_below
         self.price, self.explore = price, explore
-        self.locate = MapScores(encoder.map_dims, levels=levels)
+        self.locate = MapScores(encoder.map_dims, axes=encoder.axes, levels=levels)
         self.spread = Spread(weight=spread, mass=mass)
         self.scale_code = nn.Parameter(torch.zeros(levels, dim))
         self.head = nn.Linear(dim, sum(h.size for h in heads))

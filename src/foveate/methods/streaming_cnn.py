@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.batch import Batch, WholeImage
-from foveate.encoders.base import AbstractEncoder
+from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
 from foveate.evidence import Evidence
 from foveate.methods._bag import pad_rows, padding_mask
@@ -109,8 +109,8 @@ class StreamingCnn(AbstractMethod):
         self.head_instance = InstanceHead(dim, heads) if instance > 0 else None
         # Kept from being a submodule: its parameters are the encoder's, which would be saved twice.
         folder = None if scratch == "none" else Path(scratch or tempfile.gettempdir())
-        streamed = Streamed(_Cells(encoder, group), tile=tile or None, scratch=folder)
-        streamed.check()
+        streamed = Streamed(CellMap(encoder, group), tile=tile or None, scratch=folder)
+        streamed.check(encoder.axes)
         # What only `embed` uses would never get a gradient.
         reached = {id(p) for p in streamed.reached()}
         for parameter in encoder.parameters():
@@ -186,19 +186,3 @@ def _tellers(batch: Batch) -> list[Callable[[float], None] | None]:
         tell(sum(done) / len(done))
 
     return [functools.partial(told, i) for i in range(len(batch))]
-
-
-class _Cells(nn.Module):
-    """The last map of an encoder, small groups of its cells averaged."""
-
-    def __init__(self, encoder: AbstractEncoder, group: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.mean = nn.AvgPool2d(group, ceil_mode=True, count_include_pad=False)
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(b, 3, h, w)`` to ``(b, d, cells)``."""
-        last = self.encoder.maps(x)[-1]
-        found: Tensor = self.mean(last) if self.group > 1 else last
-        return found

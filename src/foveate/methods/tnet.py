@@ -34,7 +34,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,7 @@ class Tnet(AbstractMethod):
     reads = frozenset({"glimpse", "crops"})
     summary = "descends a tree of crops, coarse to fine, by hard attention"
     meets = ("yes", "partly", "yes", "yes", "no")
+    axes: ClassVar[frozenset[int]] = frozenset({2})
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ class Transmil(AbstractMethod):
             iterations=iterations,
             dropout=dropout,
         )
-        self.position = PyramidPosition(width)
+        self.position = PyramidPosition(width, ndim=encoder.axes)
         self.answer = NystromAttention(width, heads=attention_heads, dropout=dropout)
         self.head = nn.Linear(width, sum(h.size for h in heads))
         self.head_instance = InstanceHead(width, heads) if instance > 0 else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.nn._additive import AdditiveHead, small_linear
 from foveate.nn.base import Head, Pooling
 
-__all__ = ["Counted", "Head", "InstanceHead", "Pooling", "saliency"]
+__all__ = ["Head", "InstanceHead", "Pooling", "Voted", "saliency"]
 
 _PACE = 10.0
 
@@ -51,16 +51,17 @@ class InstanceHead(nn.Module):
         return torch.cat([x for x, _ in found], -1), torch.cat([x for _, x in found], -1)
 
 
-class Counted(nn.Module):
-    """What patches say in sum, times a learnt trust: where a prediction may begin.
+class Voted(nn.Module):
+    """What patches say on their own, times a learnt trust: where a prediction may begin.
 
     A mean of opinions is never sure: three votes of five are 0.6. What lets it be sure is the
     trust, and that must be learnt quickly, so its logarithm moves ten times as fast as other
     parameters; else whatever is added to the sum learns the rest of the way to 1 by heart, from
     images that the sum gets right already.
 
-    The strongest patch is left out: with it in a prediction, attention would have nothing left to
-    explain.
+    Where several findings are asked for at once, the strongest patch for each joins as well: one
+    attention cannot point at all of them. It is left out where there is but one to point at: with
+    it in the prediction, attention would have nothing left to explain.
 
     Args:
         heads: what the task asks.
@@ -69,19 +70,25 @@ class Counted(nn.Module):
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
         self.heads = tuple(heads)
-        n = sum(head.pooling == "sum" for head in heads)
+        n = sum(map(_votes, heads))
         self.log_trust: nn.Parameter | None
         self.register_parameter("log_trust", nn.Parameter(torch.zeros(n)) if n else None)
 
     def forward(self, answers: Tensor) -> Tensor:
-        """``(b, k)`` of `InstanceHead` times trust, which begins at 1; 0 but for gated sums."""
+        """``(b, k)`` of `InstanceHead` times trust, which begins at 1; 0 for other questions."""
         parts = torch.split(answers, [head.size for head in self.heads], -1)
         trusts = iter(() if self.log_trust is None else (_PACE * self.log_trust).exp())
         found = [
-            part * next(trusts) if head.pooling == "sum" else torch.zeros_like(part)
+            part * next(trusts) if _votes(head) else torch.zeros_like(part)
             for head, part in zip(self.heads, parts, strict=True)
         ]
         return torch.cat(found, -1)
+
+
+def _votes(head: Head) -> bool:
+    """Whether patches' answers are part of a prediction."""
+    several = head.size > 1 and not head.exclusive
+    return head.pooling == "sum" or (head.pooling == "max" and several)
 
 
 class _Strongest(nn.Module):

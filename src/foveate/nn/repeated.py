@@ -19,7 +19,7 @@ class EmbedOnce:
     per forward pass.
 
     Args:
-        encoder: maps ``(m, c, h, w)`` to ``(m, d)``.
+        encoder: maps ``(m, c, *space)`` to ``(m, d)``.
     """
 
     def __init__(self, encoder: Callable[[Tensor], Tensor]) -> None:
@@ -28,12 +28,16 @@ class EmbedOnce:
         self.n_embedded = 0
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Embeddings ``(m, d)`` of patches ``(m, c, h, w)``."""
+        """Embeddings ``(m, d)`` of patches ``(m, c, *space)``."""
         # Not flattened: of channels that lie last, that is a copy.
-        constant = (patches.amax((-2, -1)) == patches.amin((-2, -1))).all(1)
+        space = tuple(range(2, patches.ndim))
+        constant = (patches.amax(space) == patches.amin(space)).all(1)
         if int(constant.sum()) < (2 if torch.is_grad_enabled() else 1):
             return self._embed(patches)
-        colours, of_colour = torch.unique(patches[:, :, 0, 0][constant], dim=0, return_inverse=True)
+        corner = patches
+        for _ in space:
+            corner = corner[..., 0]
+        colours, of_colour = torch.unique(corner[constant], dim=0, return_inverse=True)
         where = constant.nonzero()[:, 0]
         first = torch.stack([where[of_colour == j][0] for j in range(len(colours))])
         ground = self._grounds(patches[first], colours)

@@ -21,7 +21,7 @@ from foveate.readers.base import HEAD_BYTES, AbstractReader
 
 READABLE = (
     "TIFF and OME-TIFF, whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana), "
-    "PNG, JPEG, BMP, GIF, WebP"
+    "PNG, JPEG, BMP, GIF, WebP, volumes in NIfTI (.nii, .nii.gz)"
 )
 
 # Where the mark lies, the mark, and what to tell the owner of such a file.
@@ -29,9 +29,8 @@ _NOT_YET = (
     (128, b"DICM", "DICOM is not readable yet; export it as TIFF or PNG"),
     (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
     (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
-    (344, b"n+1\0", "NIfTI is not readable yet"),
-    (344, b"ni1\0", "NIfTI is not readable yet"),
-    (0, b"\x1f\x8b", "gzip files (NIfTI among them) are not readable yet; unpack it first"),
+    (344, b"ni1\0", "NIfTI in two files (.hdr, .img) is not readable; save it as one .nii.gz"),
+    (0, b"\x1f\x8b", "gzip files that are no NIfTI are not readable; unpack it first"),
     (0, b"\0\0\0\x0cjP  ", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\xff\x4f\xff\x51", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\x89HDF", "HDF5 is not readable as an image"),

@@ -118,9 +118,12 @@ def choose(
         grid = Grid(graph, 0, last, sides)
         settled = Segment(grid, grid, at_once=False)
         return _planned(graph, [settled], [], settled.held_bytes(learns), learns)
+    plain = _chained(graph, (), budget_bytes, learns)
+    if plain is not None and plain.work <= 1:
+        return plain
     cuts = _worthwhile(graph, budget_bytes, scratch_bytes)
-    found: list[Plan] = []
-    for n in range(most_stored + 1):
+    found = [] if plain is None else [plain]
+    for n in range(1, most_stored + 1):
         for chosen in itertools.combinations(cuts, n):
             if len({cut.step for cut in chosen}) < n or _laid_bytes(chosen) > scratch_bytes:
                 continue

@@ -1,0 +1,35 @@
+"""Norms in the place of batch norm, which breaks tiling, replay and batches of one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from foveate.nn.channel_norm import ChannelNorm
+
+Replacement = Literal["group", "channel"]
+
+
+def replace_batch_norm(module: nn.Module, kind: Replacement) -> None:
+    """Put a group norm over the patch, or a channel norm of each cell, where batch norms are."""
+    for name, child in module.named_children():
+        if not isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
+            replace_batch_norm(child, kind)
+            continue
+        features = child.num_features
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0)
+        activation = getattr(child, "act", None)
+        norm: nn.Module = nn.GroupNorm(groups, features)
+        if kind == "channel":
+            norm = ChannelNorm(features, n_axes=3 if isinstance(child, nn.BatchNorm3d) else 2)
+        if activation is not None and not isinstance(activation, nn.Identity):
+            norm = nn.Sequential(norm, activation)
+        setattr(module, name, norm)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Let batch norms use what they have stored, whatever the mode of the rest."""
+    for each in module.modules():
+        if isinstance(each, nn.modules.batchnorm._BatchNorm):
+            each.eval()

@@ -1,0 +1,80 @@
+"""Residual networks for volumes, as for videos but with all three axes alike."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from foveate.encoders._norms import freeze_batch_norm, replace_batch_norm
+from foveate.encoders.base import AbstractEncoder
+
+_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class Resnet3dEncoder(AbstractEncoder):
+    """A 3D ResNet of basic blocks, trained from scratch.
+
+    Source: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition",
+    CVPR 2018 (R3D), by torchvision. Where we differ: the stem shrinks all axes alike, by two and
+    again by two; norms need no batch.
+
+    Args:
+        depth: 10, 18 or 34 layers.
+        norm: ``group``, over the whole patch; ``local``, over the channels of each cell; or
+            ``frozen`` batch norms, for weights that come with theirs. Streaming needs one of the
+            last two.
+    """
+
+    axes: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        *,
+        depth: Literal[10, 18, 34] = 18,
+        norm: Literal["group", "local", "frozen"] = "group",
+    ) -> None:
+        super().__init__()
+        from torchvision.models.video.resnet import (  # type: ignore[import-untyped]
+            BasicBlock,
+            Conv3DSimple,
+            VideoResNet,
+        )
+
+        whole = VideoResNet(BasicBlock, [Conv3DSimple] * 4, list(_BLOCKS[depth]), _stem)
+        if norm != "frozen":
+            replace_batch_norm(whole, "channel" if norm == "local" else "group")
+        self.stem = whole.stem
+        self.stages = nn.ModuleList([whole.layer1, whole.layer2, whole.layer3, whole.layer4])
+        self.strides = (4, 8, 16, 32)
+        self.map_dims = (64, 128, 256, 512)
+        # Kernels with odd sides: cell 0 lies on pixel 0.
+        self.map_centres = (0.5,) * 4
+        self.dim = self.map_dims[-1]
+
+    def train(self, mode: bool = True) -> Resnet3dEncoder:
+        """Training mode, but for batch norms, which stay frozen."""
+        super().train(mode)
+        freeze_batch_norm(self)
+        return self
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Four maps, strides 4, 8, 16 and 32."""
+        found, x = [], self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return found
+
+    def pool(self, maps: list[Tensor]) -> Tensor:
+        """The mean of the last map."""
+        return maps[-1].mean((-3, -2, -1))
+
+
+def _stem() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(3, 64, 7, stride=2, padding=3, bias=False),
+        nn.BatchNorm3d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool3d(3, stride=2, padding=1),
+    )

@@ -1,0 +1,133 @@
+"""What every method and every encoder of volumes promises on real NIfTI files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from foveate.batch import Batch, View
+from foveate.cases import Case
+from foveate.checkpoint import Model, ModelCard, build_model
+from foveate.errors import OptionError
+from foveate.heatmaps import draw_heatmap
+from foveate.loading import CaseLoader
+from foveate.methods.base import Prediction
+from foveate.plugins import find, names
+
+VIEW = View(spacing_um=1000.0, patch_px=16, glimpse_spacing_um=2000.0, axes=3)
+METHODS = [name for name in names("methods") if 3 in find("methods", name).axes]
+ENCODERS = [
+    name for name in names("encoders") if name != "timm" and find("encoders", name).axes == 3
+]
+SHAPES = ((40, 33, 52), (31, 50, 45))
+
+
+def build(method: str, encoder: str = "small3d", options: dict[str, int] | None = None) -> Model:
+    torch.manual_seed(0)
+    options = {"width": 4, "dim": 16} if options is None else options
+    card = ModelCard(method, {}, encoder, options, "binary", {}, ("small", "large"), VIEW)
+    return build_model(card, pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    folder, rng, found = tmp_path_factory.mktemp("volumes"), np.random.default_rng(0), []
+    for i, shape in enumerate(SHAPES):
+        values = rng.normal(100, 10, shape).astype(np.float32)
+        values[8:24, 8:24, 8:24] += 200 * (i + 1)
+        path = folder / f"{i}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([1.0, 1.0, 1.0, 1.0])), path)
+        found.append(Case(str(i), str(i), path))
+    return found
+
+
+@pytest.fixture
+def batch(cases: list[Case]) -> Iterator[Batch]:
+    loader = CaseLoader(VIEW)
+    with ThreadPoolExecutor(2) as pool:
+        yield Batch(
+            [loader.load(case) for case in cases],
+            view=VIEW,
+            normalise=((0.5,) * 3, (0.25,) * 3),
+            device=torch.device("cpu"),
+            pool=pool,
+        )
+    loader.close()
+
+
+def evaluate(model: Model, batch: Batch) -> Prediction:
+    model.method.eval()
+    with torch.inference_mode():
+        return model.method(batch)
+
+
+def test_what_there_is_for_volumes() -> None:
+    assert {"small3d", "resnet3d"} <= set(ENCODERS)
+    assert {"streaming_cnn", "glimpse", "ips", "abmil"} <= set(METHODS)
+    with pytest.raises(OptionError, match=r"tnet.*3 axes"):
+        build("tnet")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_prediction_evidence_and_picture(name: str, batch: Batch, tmp_path: Path) -> None:
+    prediction = evaluate(build(name), batch)
+    assert prediction.logits.isfinite().all()
+    for item, evidence in zip(batch.items, prediction.evidence, strict=True):
+        assert evidence.origin_um.shape[1] == 3
+        assert evidence.weight.sum() == pytest.approx(1, abs=1e-4)
+        centre = evidence.origin_um + evidence.size_um / 2
+        extent = np.asarray(item.image.box_um.size)
+        assert (centre > -VIEW.patch_um).all()
+        assert (centre < extent + VIEW.patch_um + 16 * VIEW.glimpse_spacing_um).all()
+    draw_heatmap(batch.items[0].image, prediction.evidence[0], tmp_path / "heatmap.png")
+    assert (tmp_path / "heatmap.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_step_reaches_the_encoder(name: str, batch: Batch) -> None:
+    model = build(name)
+    model.method.train()
+    prediction = model.method(batch)
+    (prediction.logits.square().sum() + sum(prediction.losses.values())).backward()
+    gradients = [p.grad for p in model.method.encoder.parameters() if p.requires_grad]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert any(g.abs().sum() > 0 for g in gradients if g is not None)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_maps_have_the_size_that_the_encoder_says(encoder: str) -> None:
+    net = build("mil_mean", encoder, {}).method.encoder.eval()
+    x = torch.zeros(1, 3, 64, 64, 64)
+    maps = net.maps(x)
+    for i, (map_, stride) in enumerate(zip(maps, net.strides, strict=True)):
+        assert map_.shape == (1, net.map_dims[i], *(-(-64 // stride),) * 3)
+    assert net.pool(maps).shape == (1, net.dim)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_streaming_a_volume_from_its_file_is_exact(encoder: str, batch: Batch) -> None:
+    """Map and gradients of tiles read from the file equal those of the volume at once."""
+    options = {"depth": 10} if encoder == "resnet3d" else {"width": 4}
+    method = build("streaming_cnn", encoder, options).method.double()
+    streamed = method.__dict__["streamed"]
+    streamed.tile = 16
+    batch._mean, batch._std = batch._mean.double(), batch._std.double()
+    whole = batch.whole(0, skip_background=False)
+    (x,) = whole.crops([tuple((0, n) for n in whole.shape[1:])])
+    found = []
+    for run, given in ((streamed, whole), (streamed.stack, x)):
+        method.zero_grad()
+        y = run(given)
+        y.square().mean().backward()
+        learnt = [p for p in method.encoder.parameters() if p.requires_grad]
+        found.append([y.detach(), *(p.grad.clone() for p in learnt if p.grad is not None)])
+    assert y.dtype == torch.float64
+    assert len(found[0]) == len(found[1]) > 4
+    for tiled, plain in zip(*found, strict=True):
+        assert float((tiled - plain).abs().max()) <= 1e-10 * float(plain.abs().max())

@@ -1,0 +1,95 @@
+"""A folder of NIfTI volumes and a table: trained, predicted, pictured; what is wrong is told."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import Ended
+from foveate.run_folder import read_json, read_rows
+
+Command = Callable[..., Ended]
+RUN = (
+    *("--method", "streaming_cnn", "--encoder", "small3d", "--encoder.width", "4"),
+    *("--method.scratch", "none", "--epochs", "1", "--heatmaps", "2"),
+)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen heads with a bright ball or a bright cube, and one file that is cut off."""
+    folder, rng = tmp_path_factory.mktemp("heads"), np.random.default_rng(0)
+    rows = []
+    for i in range(16):
+        shape = rng.integers(24, 40, 3)
+        values = rng.normal(300, 20, shape)
+        away = np.abs(np.indices(shape) - (shape // 2)[:, None, None, None])
+        inside = away.max(0) < 7 if i % 2 else np.sqrt((away**2).sum(0)) < 8
+        values[inside] += 200
+        path = folder / f"head_{i}.nii.gz"
+        affine = np.diag([-1.0, 1.0, 1.5, 1.0])
+        nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), affine), path)
+        rows.append({"path": path.name, "label": "cube" if i % 2 else "ball"})
+    path.write_bytes(path.read_bytes()[:900])
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "labels.csv"
+
+
+def test_from_volumes_to_pictures(volumes: Path, tmp_path: Path, foveate: Command) -> None:
+    run = tmp_path / "run"
+    trained = foveate("train", volumes, "--out", run, *RUN)
+    assert trained.returncode == 2, trained.stderr  # one file cannot be read
+    assert "cubes of 64 voxels of 1.145 mm" in trained.stdout + trained.stderr
+    assert [row["image_id"] for row in read_rows(run / "quarantine.csv")] == ["head_15"]
+    assert read_json(run / "plan.json")["view"]["axes"] == 3
+    pictures = sorted((run / "heatmaps").glob("*.png"))
+    assert len(pictures) == 2
+    assert Image.open(pictures[0]).size[0] > 600
+    assert (run / "report.html").stat().st_size > 50_000
+    predicted = foveate("predict", run, volumes.parent / "head_3.nii.gz", "--out", tmp_path / "out")
+    assert predicted.returncode == 0, predicted.stderr
+    (row,) = read_rows(tmp_path / "out" / "predictions.csv")
+    assert float(row["prob_ball"]) + float(row["prob_cube"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_an_encoder_of_pictures_is_refused(volumes: Path, tmp_path: Path, foveate: Command) -> None:
+    ended = foveate("train", volumes, "--out", tmp_path / "run", "--encoder", "small")
+    assert ended.returncode == 1
+    assert "'small' reads images of 2 axes, these have 3: take --encoder small3d" in ended.stderr
+
+
+def test_a_method_that_knows_no_volumes_is_refused(
+    volumes: Path, tmp_path: Path, foveate: Command
+) -> None:
+    given = ("--encoder", "small3d", "--method", "tnet")
+    ended = foveate("train", volumes, "--out", tmp_path / "run", *given)
+    assert ended.returncode == 1
+    assert "'tnet' takes no images of 3 axes" in ended.stderr
+
+
+def test_warping_volumes_is_refused(volumes: Path, tmp_path: Path, foveate: Command) -> None:
+    ended = foveate("train", volumes, "--out", tmp_path / "run", *RUN, "--train.augment", "warp")
+    assert ended.returncode == 1
+    assert "volumes take auto" in ended.stderr
+
+
+def test_a_model_of_volumes_takes_no_pictures(
+    volumes: Path, tmp_path: Path, foveate: Command
+) -> None:
+    """A picture among volumes stops training before it begins."""
+    Image.fromarray(np.zeros((30, 30), np.uint8)).save(volumes.parent / "flat.png")
+    table = volumes.parent / "mixed.csv"
+    rows = volumes.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([*rows, "flat.png,ball"]), encoding="utf-8")
+    ended = foveate("train", table, "--out", tmp_path / "run", *RUN)
+    assert ended.returncode == 1
+    assert "mixed" in ended.stderr

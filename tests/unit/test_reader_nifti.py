@@ -1,0 +1,182 @@
+"""Volumes: which way they lie, how bright they are, and what is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from foveate.cases import Case
+from foveate.errors import ImageTooLarge, MissingSpacing, UnreadableImage, UnsupportedFormat
+from foveate.geometry import Box, Frame
+from foveate.image import AbstractImage
+from foveate.loading import open_case
+from foveate.readers import nifti, open_image
+
+SHAPE = (12, 14, 10)
+DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+
+
+def written(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def whole(image: AbstractImage) -> np.ndarray:
+    return image.read(Box((0, 0, 0), image.shape, Frame.PX, 0))[..., 0]
+
+
+def ramp() -> np.ndarray:
+    return np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+
+
+def test_axes_are_laid_as_the_affine_says(tmp_path: Path) -> None:
+    """A bright voxel is found at the left, back and top, however the file is laid."""
+    values = np.zeros(SHAPE, np.uint8)
+    values[1, 2, 3] = 200
+    values[0, 0, 0] = 1  # else all but one voxel are alike
+    # File axes run to the right (3 mm), to the front (2 mm), up (1 mm).
+    ras = written(tmp_path / "ras.nii.gz", values, np.diag([3.0, 2.0, 1.0, 1.0]))
+    with open_image(ras) as image:
+        assert image.shape == (10, 14, 12)
+        assert image.spacing_um == (1000.0, 2000.0, 3000.0)
+        where = np.unravel_index(whole(image).argmax(), image.shape)
+    assert where == (3, 14 - 1 - 2, 12 - 1 - 1)
+    again = nibabel.load(ras).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    nibabel.save(again, tmp_path / "other.nii")
+    with open_image(ras) as one, open_image(tmp_path / "other.nii") as other:
+        np.testing.assert_array_equal(whole(one), whole(other))
+        assert one.spacing_um == other.spacing_um
+
+
+def test_region_by_region_equals_the_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "v.nii", ramp(), np.diag([-1.0, 1.0, -2.0, 1.0]))
+    with open_image(path) as image:
+        kept = whole(image)
+    monkeypatch.setattr(nifti, "_KEPT_BYTES", 100)
+    with open_image(path) as image:
+        assert not image._small
+        np.testing.assert_array_equal(whole(image), kept)
+        part = image.read(Box((2, 3, 4), (5, 4, 3), Frame.PX, 0))[..., 0]
+        np.testing.assert_array_equal(part, kept[2:7, 3:7, 4:7])
+        assert image.count.decoded_px == kept.size + part.size
+    packed = written(tmp_path / "v.nii.gz", ramp())
+    with pytest.raises(ImageTooLarge, match="unpack"):
+        open_image(packed)
+
+
+def test_brightness_follows_percentiles_and_slope(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(1000, 50, SHAPE).astype(np.float32)
+    volume = nibabel.Nifti1Image(values, np.eye(4))
+    volume.set_data_dtype(np.int16)  # stored with slope and offset
+    nibabel.save(volume, tmp_path / "v.nii.gz")
+    low, high = np.percentile(values, (0.5, 99.5))
+    with open_image(tmp_path / "v.nii.gz") as image:
+        laid = values[::-1, ::-1].transpose(2, 1, 0)
+        want = np.clip((laid - low) / (high - low), 0, 1)
+        np.testing.assert_allclose(whole(image) / 65535, want, atol=2e-3)
+
+
+def test_a_few_voxels_on_even_ground_are_seen(tmp_path: Path) -> None:
+    values = np.zeros((40, 40, 40), np.uint8)
+    values[5, 6, 7] = 3
+    with open_image(written(tmp_path / "v.nii.gz", values)) as image:
+        pixels = whole(image)
+    assert pixels.max() == 65535
+    assert (pixels > 0).sum() == 1
+
+
+def test_what_is_no_number_is_black_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = ramp().astype(np.float32)
+    values[3, 4, 5], values[0, 0, 0] = np.nan, np.inf
+    with (
+        caplog.at_level(logging.WARNING, "foveate"),
+        open_image(written(tmp_path / "v.nii.gz", values)) as image,
+    ):
+        pixels = whole(image)
+    assert pixels[5, 14 - 1 - 4, 12 - 1 - 3] == 0
+    assert caplog.text.count("no finite numbers") == 1
+    all_nan = np.full(SHAPE, np.nan, np.float32)
+    with (
+        open_image(written(tmp_path / "n.nii.gz", all_nan)) as image,
+        pytest.raises(UnreadableImage, match="no finite"),
+    ):
+        whole(image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"), [((8, 9), "2 axes"), ((8, 9, 5, 4), "series"), ((8, 9, 5, 1, 3), "series")]
+)
+def test_only_one_volume_is_a_volume(tmp_path: Path, shape: tuple[int, ...], told: str) -> None:
+    with pytest.raises(UnsupportedFormat, match=told):
+        open_image(written(tmp_path / "v.nii.gz", np.zeros(shape, np.int16)))
+
+
+def test_a_volume_with_an_idle_axis_is_one(tmp_path: Path) -> None:
+    with open_image(written(tmp_path / "v.nii.gz", ramp()[..., None])) as image:
+        assert image.shape == SHAPE[::-1]
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    rgb = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(UnsupportedFormat, match="grey"):
+        open_image(written(tmp_path / "v.nii.gz", rgb))
+
+
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
+def test_truncated(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, np.random.default_rng(0).integers(0, 999, SHAPE, np.int16))
+    path.write_bytes(path.read_bytes()[:-300])
+    with (
+        pytest.raises(UnreadableImage, match=f"{name}.*(truncated|unpacked)"),
+        open_image(path) as image,
+    ):
+        whole(image)
+
+
+def test_packing_is_known_by_content(tmp_path: Path) -> None:
+    path = written(tmp_path / "v.nii.gz", ramp())
+    (tmp_path / "packed.nii").write_bytes(path.read_bytes())
+    (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress(path.read_bytes()))
+    with open_image(path) as image:
+        want = whole(image)
+    for name in ("packed.nii", "plain.nii.gz"):
+        with open_image(tmp_path / name) as image:
+            np.testing.assert_array_equal(whole(image), want)
+
+
+def test_nifti_2(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti2Image(ramp(), np.eye(4)), tmp_path / "v.nii.gz")
+    with open_image(tmp_path / "v.nii.gz") as image:
+        assert whole(image)[0, -1, -1] == 0
+
+
+def test_a_size_of_zero_is_no_size(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(ramp(), None), tmp_path / "v.nii")
+    content = bytearray((tmp_path / "v.nii").read_bytes())
+    content[80:92] = bytes(12)  # pixdim 1 to 3
+    (tmp_path / "v.nii").write_bytes(content)
+    with open_image(tmp_path / "v.nii") as image:
+        assert image.spacing_um is None
+    with pytest.raises(MissingSpacing, match="volume"):
+        open_case(Case("v", "v", tmp_path / "v.nii"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no sample volumes at {DATA}")
+def test_real_volumes() -> None:
+    paths = sorted((DATA / "mri_hippocampus/images").glob("*.nii.gz"))[:5]
+    for path in paths:
+        with open_image(path) as image:
+            volume = nibabel.load(path)
+            assert image.spacing_um == (1000.0,) * 3
+            assert image.shape == volume.shape[::-1]
+            values = np.asarray(volume.dataobj)[::-1, ::-1].transpose(2, 1, 0)
+            assert np.corrcoef(values.ravel(), whole(image).ravel())[0, 1] > 0.97
