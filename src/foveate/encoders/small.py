@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal
 
 from torch import nn
 
 from foveate.encoders._small import AbstractSmall
 from foveate.nn.channel_norm import ChannelNorm
-from foveate.nn.standard_conv import StandardConv2d
 
 Norm = Literal["group", "local", "weights"]
 
@@ -25,9 +25,10 @@ class SmallEncoder(AbstractSmall):
         width: channels of the first stage; they double until the third.
         dim: length of the vector.
         norm: ``group``, over the whole patch; ``local``, over the channels of each cell; or
-            ``weights``, of the kernels instead of what they give (`foveate.nn.standard_conv`).
-            Streaming needs one of the last two. A cell's own norm takes its contrast away: small
-            parts on a plain ground were learnt sooner with ``weights``, tissue with ``local``.
+            ``weights``, of the kernels instead of what they give, so that even ground gives
+            nothing. Streaming needs one of the last two. A cell's own norm takes its contrast away:
+            small parts on a plain ground were learnt sooner with ``weights``, tissue with
+            ``local``.
     """
 
     def __init__(self, *, width: int = 16, dim: int = 128, norm: Norm = "group") -> None:
@@ -36,7 +37,12 @@ class SmallEncoder(AbstractSmall):
 
 def _stage(before: int, after: int, *, norm: Norm) -> nn.Sequential:
     if norm == "weights":
-        standard = StandardConv2d(before, after, 4, stride=2, padding=1)
+        from timm.layers.std_conv import ScaledStdConv2d
+
+        # The gain of He et al. for ReLU, which keeps the scale of what passes through.
+        standard = ScaledStdConv2d(before, after, 4, stride=2, padding=1, gamma=math.sqrt(2))
+        assert standard.bias is not None
+        nn.init.zeros_(standard.bias)
         return nn.Sequential(standard, nn.ReLU(inplace=True))
     plain = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)
     own = ChannelNorm(after) if norm == "local" else nn.GroupNorm(max(1, after // 8), after)
