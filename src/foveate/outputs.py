@@ -43,6 +43,8 @@ def training_bar(
         if running["seconds_computing"] > 0:
             waiting = running["seconds_reading"] / running["seconds"]
             note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
+        if "validated" in running:
+            note += f"  validating {running['validated']:.0%}"
         display.bar(title, epoch * steps + step, epochs * steps, note)
 
     return tick

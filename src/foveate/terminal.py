@@ -26,7 +26,7 @@ class Terminal:
         self._task: TaskID | None = None
         self._title = ""
         self._begun = self._shown = 0.0
-        self._first, self._last = 0.0, -1.0
+        self._first, self._last, self._note = 0.0, -1.0, ""
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +51,7 @@ class Terminal:
         if title != self._title:
             self._end()
             self._title, self._begun, self._shown = title, time.monotonic(), 0.0
-            self._first, self._last = done, -1.0
+            self._first, self._last, self._note = done, -1.0, ""
         if self._bars:
             self._draw(title, done, total, note)
         else:
@@ -82,10 +82,11 @@ class Terminal:
 
     def _line(self, title: str, done: float, total: int, note: str) -> None:
         now = time.monotonic()
-        soon = done < total and now - self._shown < _SECONDS_BETWEEN_LINES
-        if soon or done == self._last:
+        ends = done >= total > self._last
+        same = (done, note) == (self._last, self._note)
+        if not ends and (same or now - self._shown < _SECONDS_BETWEEN_LINES):
             return
-        self._shown, self._last = now, done
+        self._shown, self._last, self._note = now, done, note
         said = f"{done:.2f}" if done % 1 else f"{done:.0f}"
         parts, rate = [f"{title}: {said}/{total}"], self._rate(done)
         if rate is not None:

@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -160,6 +161,12 @@ class Trainer:
         epoch, running = self.progress.epoch, self.progress.running()
         return lambda share: self._tick(epoch, step + share, steps, running)
 
+    def _validated(self, done: int, of: int, share: float) -> None:
+        """Show how much of the validation part is done, `share` of one more image included."""
+        progress = self.progress
+        running = progress.running() | {"validated": (done + share) / of}
+        self._tick(progress.epoch, progress.step, progress.step, running)
+
     def _backward(
         self, cases: Sequence[Case], items: Sequence[Loaded], tell: Callable[[float], None]
     ) -> None:
@@ -207,9 +214,12 @@ class Trainer:
         logits, kept = [], []
         begun = time.perf_counter()
         self.method.eval()
-        for case, items in zip(val, self._timed(self.loader.ahead([c] for c in val)), strict=True):
+        loaded = self._timed(self.loader.ahead([c] for c in val))
+        for done, (case, items) in enumerate(zip(val, loaded, strict=True)):
+            tell = functools.partial(self._validated, done, len(val))
+            tell(0.0)
             for _, item in self._readable([case], items):
-                batch = self._batch([item], augment="none")
+                batch = self._batch([item], augment="none", tell=tell)
                 try:
                     with torch.inference_mode():
                         logits.append(self.method(batch).logits.float())

@@ -8,7 +8,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,21 @@ def test_every_group_follows_the_schedule(
     assert peak.index(max(peak)) == 4, "warm-up ends after a quarter"
     assert max(peak) == pytest.approx(1e-3)
     assert peak[-1] < 0.02 * max(peak)
+
+
+def test_validation_is_shown_image_by_image(
+    cases: list[Case], loader: CaseLoader, tmp_path: Path
+) -> None:
+    said: list[tuple[int, float, int, float | None]] = []
+
+    def note(epoch: int, step: float, steps: int, running: Mapping[str, float]) -> None:
+        said.append((epoch, step, steps, running.get("validated")))
+
+    options = replace(PLAIN, epochs=2, patience=0, batch_size=4)
+    Trainer(build(), loader, tmp_path, options, tick=note).fit(cases[:8], cases[8:10])
+    assert len(cases[8:10]) == 2
+    once = [(1, None), (2, None), (2, 0.0), (2, 0.5)]
+    assert said == [(epoch, step, 2, share) for epoch in (0, 1) for step, share in once]
 
 
 def trained(
