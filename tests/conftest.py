@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
+
 from foveate.plugins import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
 
@@ -39,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="folder of plug-ins; the contract tests find its parts as they find foveate's own",
     )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """A process a core, as far as memory surely goes."""
+    return min(os.cpu_count() or 1, 4)
 
 
 def pytest_configure(config: pytest.Config) -> None:

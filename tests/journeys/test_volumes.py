@@ -59,6 +59,11 @@ def test_from_volumes_to_pictures(volumes: Path, tmp_path: Path, foveate: Comman
     assert predicted.returncode == 0, predicted.stderr
     (row,) = read_rows(tmp_path / "out" / "predictions.csv")
     assert float(row["prob_ball"]) + float(row["prob_cube"]) == pytest.approx(1, abs=1e-3)
+    flat = tmp_path / "flat.png"
+    Image.fromarray(np.zeros((30, 30), np.uint8)).save(flat)
+    refused = foveate("predict", run, flat, "--out", tmp_path / "none")
+    assert refused.returncode != 0
+    assert "flat.png" in refused.stderr
 
 
 def test_an_encoder_of_pictures_is_refused(volumes: Path, tmp_path: Path, foveate: Command) -> None:

@@ -198,7 +198,7 @@ BENCHMARK = Benchmark(
         "glimpse": {
             "method": {
                 "patches": 32,
-                "eval_patches": 32,
+                "eval_patches": 48,
                 "centring": 3,
                 "instance": 4.0,
                 "explore": 0.1,

@@ -32,7 +32,7 @@ from foveate.methods._bag import Bag, embed_patches, pad_rows, padding_mask
 from foveate.methods._zoom import apart, centred
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import Relate
-from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.heads import Head, InstanceHead, Voted
 from foveate.nn.pooling import CrossPool
 from foveate.nn.position import PositionCode
 from foveate.nn.repeated import EmbedOnce
@@ -54,7 +54,8 @@ class Ips(AbstractMethod):
         attention_heads: of the cross-attention; each question of the task has its own query.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves it out.
+            as the task allows; where they are summed (counts, grades), or several findings are
+            asked for, their answer is added to that of the attention. 0 leaves it out.
         chunk: patches encoded at a time.
         jitter: in training, shift the lattice at random.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -94,6 +95,7 @@ class Ips(AbstractMethod):
         self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
         self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
         self.head_instance = InstanceHead(dim, heads)
+        self.voted = Voted(heads)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that score highest."""
@@ -112,24 +114,28 @@ class Ips(AbstractMethod):
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
         position = self.position(near, extent.gather(1, index))
         # Before the relations, so that its gradients are computed when theirs are done with.
-        auxiliary = self._alone(f, valid) if self.training else {}
+        alone = self._alone(f, valid)
         tokens = f
         for layer in self.relate:
             tokens = layer(tokens, position, valid, near)
         logits, weight = self.pool(tokens + position, valid)
+        if alone is not None:
+            logits = logits + self.voted(alone)
         if not self.training:
             return Prediction(logits, batch.evidence(chosen, weight))
+        auxiliary = {} if alone is None else {"instance": (self.instance, alone)}
         return Prediction(logits, [], {}, auxiliary)
 
-    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _alone(self, f: Tensor, valid: Tensor) -> Tensor | None:
         """What the instance head answers; of many patches, computed again for its gradients."""
         if self.instance <= 0:
-            return {}
+            return None
         if f.shape[1] <= _MANY:
             answer, _ = self.head_instance(f, valid)
         else:
             answer, _ = checkpoint(self.head_instance, f, valid, use_reentrant=False)
-        return {"instance": (self.instance, answer)}
+        found: Tensor = answer
+        return found
 
     def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
         """Patches of image i moved to what they show, each thing once; given places stay."""
