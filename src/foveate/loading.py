@@ -276,15 +276,15 @@ class CaseLoader:
                 self._open.move_to_end(case.image_id)
                 return image
         image = open_case(case, fit=self.view.fit, assume_spacing_um=self._assume)
-        if image.unit != self.view.unit:
-            image.close()
-            raise MissingSpacing(_other_unit(case, self.view))
         if image.ndim != self.view.axes:
             image.close()
             raise UnsupportedFormat(
                 f"{case.path}: has {image.ndim} axes, but the model reads images of "
                 f"{self.view.axes}"
             )
+        if image.unit != self.view.unit:
+            image.close()
+            raise MissingSpacing(_other_unit(case, self.view))
         with self._lock:
             self._open[case.image_id] = image
             while len(self._open) > _MAX_OPEN:

@@ -275,7 +275,7 @@ def test_slides_without_spacing(bare: Path, tmp_path: Path, foveate: Command) ->
     small = ("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16")
     quick = (*small, "--method", "downsampled", "--epochs", "1", "--view.glimpse-px", "64")
     ended = foveate("train", bare, "--out", tmp_path / "run", *quick)
-    assert_told(ended, "s00.tif", "no pixel size", "'mpp'", "--view.assume-spacing-um", "12 slides")
+    assert_told(ended, "s00.tif", "no pixel size", "'mpp'", "--view.assume-spacing-um", "12 images")
 
     run = tmp_path / "run"
     ended = foveate("train", bare, "--out", run, *quick, "--view.assume-spacing-um", "0.25")

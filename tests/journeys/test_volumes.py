@@ -63,7 +63,7 @@ def test_from_volumes_to_pictures(volumes: Path, tmp_path: Path, foveate: Comman
     Image.fromarray(np.zeros((30, 30), np.uint8)).save(flat)
     refused = foveate("predict", run, flat, "--out", tmp_path / "none")
     assert refused.returncode != 0
-    assert "flat.png" in refused.stderr
+    assert "flat.png: has 2 axes, but the model reads images of 3" in refused.stderr
 
 
 def test_an_encoder_of_pictures_is_refused(volumes: Path, tmp_path: Path, foveate: Command) -> None:
