@@ -25,7 +25,7 @@ METHODS = [name for name in names("methods") if 3 in find("methods", name).axes]
 ENCODERS = [
     name for name in names("encoders") if name != "timm" and find("encoders", name).axes == 3
 ]
-SHAPES = ((40, 33, 52), (31, 50, 45))
+SHAPES = ((40, 33, 14), (31, 50, 45))
 
 
 def build(method: str, encoder: str = "small3d", options: dict[str, int] | None = None) -> Model:

@@ -20,6 +20,7 @@ from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
 
 HEADS = (
+    Head("most", 2, True, "count"),
     Head("grade", 3, True, "sum"),
     Head("findings", 2, False, "max"),
     Head("tumour", 1, False, "max"),
@@ -33,7 +34,7 @@ VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 def test_the_prediction_begins_at_what_patches_say(
     kind: type[Glimpse] | type[Ips], instance: float, tiny_cohort: Path
 ) -> None:
-    """Where the pooled vector says nothing, sums and several findings remain, never one."""
+    """Where the pooled vector says nothing, counts, sums and several findings remain."""
     torch.manual_seed(0)
     method = kind(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
     for head in method.heads if isinstance(method, Glimpse) else method.pool.heads:
@@ -47,10 +48,10 @@ def test_the_prediction_begins_at_what_patches_say(
     alone: list[Tensor] = []
     method.head_instance.register_forward_hook(lambda _, __, found: alone.append(found[0]))
     found = _evaluated(method, tiny_cohort)
-    expected = torch.zeros(2, 8)
+    expected = torch.zeros(2, 10)
     if instance:
         assert alone[0].abs().min() > 1e-3
-        expected = alone[0] * torch.tensor([2.0] * 5 + [0.0] * 3)
+        expected = alone[0] * torch.tensor([2.0] * 7 + [0.0] * 3)
     torch.testing.assert_close(found.logits, expected)
 
 

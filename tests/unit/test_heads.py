@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn.heads import Head, InstanceHead, saliency
+from foveate.nn.heads import Head, InstanceHead, Voted, saliency
 
 DIM = 12
 PRESENCE = Head("presence", 3, False, "max")
@@ -181,3 +181,30 @@ def test_saliency_of_mixed_heads() -> None:
             assert found[i, k].item() == pytest.approx(max(*row[:3], grade, *row[9:]), abs=1e-6)
     assert torch.equal(saliency(single[..., :1], (Head("q", 1, False, "max"),)), single[..., 0])
     assert torch.equal(saliency(single[..., 7:9], (PRIOR,)), torch.zeros(2, 3))
+
+
+def test_votes_and_what_is_pooled_make_the_answer_as_each_question_asks() -> None:
+    heads = (
+        Head("most", 2, True, "count"),
+        Head("grade", 3, True, "sum"),
+        Head("findings", 2, False, "max"),
+        Head("tumour", 1, False, "max"),
+        Head("site", 2, True, "none"),
+    )
+    voted = Voted(heads)
+    with torch.no_grad():
+        voted.log_trust.copy_(torch.tensor([2.0, 3.0, 4.0]).log() / 10)
+    said, pooled = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10, requires_grad=True)
+    answer, beside = voted(said, pooled)
+    trust = torch.tensor([2.0, 2.0, 3.0, 3.0, 3.0, 4.0, 4.0, 0.0, 0.0, 0.0])
+    joins = torch.tensor([0.0, 0.0] + [1.0] * 8)
+    torch.testing.assert_close(answer, said * trust + pooled * joins)
+    torch.testing.assert_close(beside[:, :2], pooled[:, :2])
+    torch.testing.assert_close(beside[:, 2:], answer[:, 2:])
+    # Beside the answer only what is pooled for counts learns.
+    learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
+    assert learnt[0] is None or not learnt[0].any()
+    assert (learnt[1][:, :2] != 0).all()
+    assert not learnt[1][:, 2:].any()
+    assert Voted(heads[1:])(said[:, 2:], pooled[:, 2:])[1] is None
+    assert Voted(heads[3:]).log_trust is None

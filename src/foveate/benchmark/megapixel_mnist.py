@@ -169,11 +169,11 @@ def _labels(digits: Ints, corner: Ints) -> dict[str, str]:
 
 def _task(recipe: Mapping[str, Any]) -> AbstractTask:
     if recipe["variant"] == "ats":
-        return digit_task("majority", "sum")
+        return digit_task("majority", "count")
     # Presence and counts are questions that single patches can answer.
     return JointTask(
         {
-            "majority": digit_task("majority", "sum"),
+            "majority": digit_task("majority", "count"),
             "max": digit_task("max", "none"),
             "top": digit_task("top", "none"),
             "multi": PresenceTask(classes=[str(i) for i in range(10)], name="multi"),
@@ -198,7 +198,7 @@ BENCHMARK = Benchmark(
         "glimpse": {
             "method": {
                 "patches": 32,
-                "eval_patches": 48,
+                "eval_patches": 32,
                 "centring": 3,
                 "instance": 4.0,
                 "explore": 0.1,

@@ -60,13 +60,16 @@ class CellMap(nn.Module):
     def __init__(self, encoder: AbstractEncoder, group: int) -> None:
         super().__init__()
         self.encoder, self.group = encoder, group
-        pool = nn.AvgPool2d if encoder.axes == 2 else nn.AvgPool3d
-        self.mean = pool(group, ceil_mode=True, count_include_pad=False)
+        self.mean = (nn.AvgPool2d if encoder.axes == 2 else nn.AvgPool3d)(group)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, 3, *space)`` to ``(b, d, *cells)``."""
         last = self.encoder.maps(x)[-1]
-        found: Tensor = self.mean(last) if self.group > 1 else last
+        if self.group == 1:
+            return last
+        # Groups are whole, however few cells there are along an axis: the last cell is repeated.
+        beyond = (0, self.group - 1) * self.encoder.axes
+        found: Tensor = self.mean(nn.functional.pad(last, beyond, "replicate"))
         return found
 
 

@@ -6,7 +6,7 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 
 Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
 contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
-own, and where the task counts or asks for several findings the prediction begins at what patches
+own, and where the task counts or asks for several findings the prediction rests on what patches
 say; patches carry physical positions and are related by self-attention before gated attention pools
 them; how far attention may concentrate is controlled by the mass that the drawn patches hold. With
 `zoom`, attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
@@ -112,9 +112,9 @@ class Glimpse(AbstractMethod):
         dropout: on the pooled vector.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows, and each patch's score is added to its attention; where they are
-            summed (counts, grades), or several findings are asked for, so is the answer to that of
-            the pooled vector. It gives every
-            patch a gradient of its own, which ends the plateau at chance. 0 leaves the head out.
+            summed (grades), or several findings are asked for, so is the answer to that of the
+            pooled vector, and a count is theirs alone. It gives every patch a gradient of its own,
+            which ends the plateau at chance. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -210,8 +210,9 @@ class Glimpse(AbstractMethod):
         pooled, weight = self._aggregate(batch, overview, tokens, bias)
         each = self.dropout(pooled).unbind(1)
         logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
+        beside = None
         if self.instance > 0:
-            logits = logits + self.voted(alone)
+            logits, beside = self.voted(alone, logits)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
         # The expectation over all cells teaches where to look; the prediction itself rests on the
@@ -220,6 +221,8 @@ class Glimpse(AbstractMethod):
         auxiliary = {"expected": (1.0, self.head_expected(self.dropout(estimate)))}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
+        if beside is not None:
+            auxiliary["pooled"] = (1.0, beside)
         return Prediction(logits, [], losses, auxiliary)
 
     def _estimate(

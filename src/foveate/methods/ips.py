@@ -54,8 +54,9 @@ class Ips(AbstractMethod):
         attention_heads: of the cross-attention; each question of the task has its own query.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows; where they are summed (counts, grades), or several findings are
-            asked for, their answer is added to that of the attention. 0 leaves it out.
+            as the task allows; where they are summed (grades), or several findings are asked for,
+            their answer is added to that of the attention, and a count is theirs alone. 0 leaves it
+            out.
         chunk: patches encoded at a time.
         jitter: in training, shift the lattice at random.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -119,11 +120,14 @@ class Ips(AbstractMethod):
         for layer in self.relate:
             tokens = layer(tokens, position, valid, near)
         logits, weight = self.pool(tokens + position, valid)
+        auxiliary = {}
         if alone is not None:
-            logits = logits + self.voted(alone)
+            logits, beside = self.voted(alone, logits)
+            auxiliary["instance"] = (self.instance, alone)
+            if beside is not None:
+                auxiliary["pooled"] = (1.0, beside)
         if not self.training:
             return Prediction(logits, batch.evidence(chosen, weight))
-        auxiliary = {} if alone is None else {"instance": (self.instance, alone)}
         return Prediction(logits, [], {}, auxiliary)
 
     def _alone(self, f: Tensor, valid: Tensor) -> Tensor | None:

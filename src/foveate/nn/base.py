@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["max", "sum", "none"]
+Pooling = Literal["max", "sum", "count", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Head:
         size: number of outputs.
         exclusive: one softmax over the outputs; else a sigmoid each.
         pooling: how single patches answer it: ``max`` where one patch suffices (presence), ``sum``
-            for a gated sum (counts, grades), ``none`` where no patch can and only the frequencies
-            of the labels are learnt.
+            for a gated sum (grades), ``count`` for one that is the whole answer (which of them are
+            most), ``none`` where no patch can and only the frequencies of the labels are learnt.
     """
 
     name: str

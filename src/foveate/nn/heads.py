@@ -33,7 +33,7 @@ class InstanceHead(nn.Module):
 
     def __init__(self, dim: int, heads: Sequence[Head], *, k_min: float = 1.0) -> None:
         super().__init__()
-        kinds = {"max": _Strongest, "sum": _Sum, "none": _Frequencies}
+        kinds = {"max": _Strongest, "sum": _Sum, "count": _Sum, "none": _Frequencies}
         self.parts = nn.ModuleList(kinds[head.pooling](dim, head, k_min) for head in heads)
 
     def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,16 +52,19 @@ class InstanceHead(nn.Module):
 
 
 class Voted(nn.Module):
-    """What patches say on their own, times a learnt trust: where a prediction may begin.
+    """An image's answer from what its patches say on their own and from what was pooled of them.
 
-    A mean of opinions is never sure: three votes of five are 0.6. What lets it be sure is the
-    trust, and that must be learnt quickly, so its logarithm moves ten times as fast as other
-    parameters; else whatever is added to the sum learns the rest of the way to 1 by heart, from
-    images that the sum gets right already.
+    Patches' answers count times a learnt trust. A mean of opinions is never sure, three votes of
+    five are 0.6; what lets it be sure is the trust, and that must be learnt quickly, so its
+    logarithm moves ten times as fast as other parameters.
 
-    Where several findings are asked for at once, the strongest patch for each joins as well: one
-    attention cannot point at all of them. It is left out where there is but one to point at: with
-    it in the prediction, attention would have nothing left to explain.
+    - A sum, and the strongest patch for each of several findings, join what is pooled: one
+      attention cannot point at all findings.
+    - A count is the sum and nothing else: what is pooled learns by heart what the sum leaves to be
+      explained, and is then wrong about new images. It is trained beside the answer, as attention
+      learns by it.
+    - Where there is one finding to point at, what is pooled is the answer: with the strongest patch
+      in it, attention would have nothing left to explain.
 
     Args:
         heads: what the task asks.
@@ -74,21 +77,34 @@ class Voted(nn.Module):
         self.log_trust: nn.Parameter | None
         self.register_parameter("log_trust", nn.Parameter(torch.zeros(n)) if n else None)
 
-    def forward(self, answers: Tensor) -> Tensor:
-        """``(b, k)`` of `InstanceHead` times trust, which begins at 1; 0 for other questions."""
-        parts = torch.split(answers, [head.size for head in self.heads], -1)
+    def forward(self, answers: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The answer, and what is to be trained beside it.
+
+        Args:
+            answers: ``(b, k)`` of `InstanceHead`.
+            pooled: ``(b, k)`` from what was pooled.
+
+        Returns:
+            logits ``(b, k)``; and those with what is pooled in the place of counts, the rest
+            without gradient, or None where nothing is counted.
+        """
+        sizes = [head.size for head in self.heads]
         trusts = iter(() if self.log_trust is None else (_PACE * self.log_trust).exp())
-        found = [
-            part * next(trusts) if _votes(head) else torch.zeros_like(part)
-            for head, part in zip(self.heads, parts, strict=True)
-        ]
-        return torch.cat(found, -1)
+        found, beside = [], []
+        parts = zip(torch.split(answers, sizes, -1), torch.split(pooled, sizes, -1), strict=True)
+        for head, (said, other) in zip(self.heads, parts, strict=True):
+            votes = said * next(trusts) if _votes(head) else torch.zeros_like(said)
+            counted = head.pooling == "count"
+            found.append(votes if counted else other + votes)
+            beside.append(other if counted else found[-1].detach())
+        counts = any(head.pooling == "count" for head in self.heads)
+        return torch.cat(found, -1), torch.cat(beside, -1) if counts else None
 
 
 def _votes(head: Head) -> bool:
-    """Whether patches' answers are part of a prediction."""
+    """Whether what patches say is part of the answer."""
     several = head.size > 1 and not head.exclusive
-    return head.pooling == "sum" or (head.pooling == "max" and several)
+    return head.pooling in ("sum", "count") or (head.pooling == "max" and several)
 
 
 class _Strongest(nn.Module):

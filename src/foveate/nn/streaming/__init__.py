@@ -51,6 +51,10 @@ __all__ = [
     "TooLittleMemory",
 ]
 
+_MOST_SIZES = 256
+"""Of images whose plans are kept: cohorts of volumes have a size each, and plan longer than they
+compute."""
+
 
 class Field(NamedTuple):
     """What one output cell sees along one axis; after up-sampling, the most that any cell sees.
@@ -305,7 +309,7 @@ class Streamed(nn.Module):
         cast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         key = (id(traced), shape, device, dtype, cast)
         if key not in self._graphs:
-            if len(self._graphs) > 64:
+            if len(self._graphs) > _MOST_SIZES:
                 self._graphs.clear()
                 self._plans.clear()
             like = torch.empty(0, device=device, dtype=dtype)
