@@ -5,10 +5,13 @@ Readers are found, not listed: a new file in `foveate/readers` takes part withou
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import itertools
 import math
+import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,10 +62,11 @@ MADE = (
 )
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@functools.cache
+def made_files() -> Path:
     """A few files of our own, so that the contract is tested where the samples are absent."""
-    folder = tmp_path_factory.mktemp("made")
+    folder = Path(tempfile.mkdtemp(prefix="made"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = np.random.default_rng(0)
     pixels = rng.integers(100, 255, (300, 420, 3), np.uint8)
     tifffile.imwrite(
@@ -100,7 +104,7 @@ def pairs() -> list[tuple[str, str]]:
     """Every reader with every sample file that it takes; absent files stay, and are skipped."""
     found = []
     for reader, name in itertools.product(plugins.names("readers"), [*MADE, *SAMPLES]):
-        path = DATA / name
+        path = made_files() / name if name in MADE else DATA / name
         if not path.is_file() or plugins.find("readers", reader).recognises(path, head_of(path)):
             found.append((reader, name))
     return found
@@ -111,6 +115,11 @@ def sample(name: str, made: Path) -> Path:
     if not path.is_file():
         pytest.skip(NO_DATA)
     return path
+
+
+@pytest.fixture(scope="session")
+def made() -> Path:
+    return made_files()
 
 
 @pytest.fixture(params=plugins.names("readers"))
