@@ -169,8 +169,9 @@ def _labels(digits: Ints, corner: Ints) -> dict[str, str]:
 
 def _task(recipe: Mapping[str, Any]) -> AbstractTask:
     if recipe["variant"] == "ats":
-        return digit_task("majority", "count")
-    # Presence and counts are questions that single patches can answer.
+        return digit_task("majority", "sum")
+    # Presence and counts are questions that single patches can answer; the noise of other canvases
+    # is new, so a count is better left to what they say.
     return JointTask(
         {
             "majority": digit_task("majority", "count"),
