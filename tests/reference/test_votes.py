@@ -1,4 +1,4 @@
-"""`glimpse` and `ips`: what the prediction is made of."""
+"""`glimpse`: what the prediction is made of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from foveate.encoders.small import SmallEncoder
 from foveate.loading import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.methods.glimpse import Glimpse
-from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
 
 HEADS = (
@@ -29,15 +28,12 @@ HEADS = (
 VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 
-@pytest.mark.parametrize("kind", [Glimpse, Ips])
 @pytest.mark.parametrize("instance", [0.0, 1.0])
-def test_the_prediction_begins_at_what_patches_say(
-    kind: type[Glimpse] | type[Ips], instance: float, tiny_cohort: Path
-) -> None:
+def test_the_prediction_begins_at_what_patches_say(instance: float, tiny_cohort: Path) -> None:
     """Where the pooled vector says nothing, counts, sums and several findings remain."""
     torch.manual_seed(0)
-    method = kind(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
-    for head in method.heads if isinstance(method, Glimpse) else method.pool.heads:
+    method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
+    for head in method.heads:
         assert isinstance(head, nn.Linear)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -55,7 +51,7 @@ def test_the_prediction_begins_at_what_patches_say(
     torch.testing.assert_close(found.logits, expected)
 
 
-def _evaluated(method: Glimpse | Ips, table: Path) -> Prediction:
+def _evaluated(method: Glimpse, table: Path) -> Prediction:
     loader = CaseLoader(VIEW)
     try:
         with ThreadPoolExecutor(1) as pool, torch.inference_mode():

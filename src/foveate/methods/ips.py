@@ -19,6 +19,7 @@ scanned and about a dozen vectors per patch kept (relating them takes time with 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ from foveate.methods._bag import Bag, embed_patches, pad_rows, padding_mask
 from foveate.methods._zoom import apart, centred
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import Relate
-from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import CrossPool
 from foveate.nn.position import PositionCode
 from foveate.nn.repeated import EmbedOnce
@@ -54,9 +55,8 @@ class Ips(AbstractMethod):
         attention_heads: of the cross-attention; each question of the task has its own query.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows; where they are summed (grades), or several findings are asked for,
-            their answer is added to that of the attention, and a count is theirs alone. 0 leaves it
-            out.
+            as the task allows, but for counts, whose loss was seen to take features from the rest.
+            0 leaves it out.
         chunk: patches encoded at a time.
         jitter: in training, shift the lattice at random.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -95,8 +95,7 @@ class Ips(AbstractMethod):
         self.position = PositionCode(dim, ndim=encoder.axes)
         self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
         self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
-        self.head_instance = InstanceHead(dim, heads)
-        self.voted = Voted(heads)
+        self.head_instance = InstanceHead(dim, [_uncounted(head) for head in heads])
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that score highest."""
@@ -115,31 +114,24 @@ class Ips(AbstractMethod):
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
         position = self.position(near, extent.gather(1, index))
         # Before the relations, so that its gradients are computed when theirs are done with.
-        alone = self._alone(f, valid)
+        auxiliary = self._alone(f, valid) if self.training else {}
         tokens = f
         for layer in self.relate:
             tokens = layer(tokens, position, valid, near)
         logits, weight = self.pool(tokens + position, valid)
-        auxiliary = {}
-        if alone is not None:
-            logits, beside = self.voted(alone, logits)
-            auxiliary["instance"] = (self.instance, alone)
-            if beside is not None:
-                auxiliary["pooled"] = (1.0, beside)
         if not self.training:
             return Prediction(logits, batch.evidence(chosen, weight))
         return Prediction(logits, [], {}, auxiliary)
 
-    def _alone(self, f: Tensor, valid: Tensor) -> Tensor | None:
+    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, tuple[float, Tensor]]:
         """What the instance head answers; of many patches, computed again for its gradients."""
         if self.instance <= 0:
-            return None
+            return {}
         if f.shape[1] <= _MANY:
             answer, _ = self.head_instance(f, valid)
         else:
             answer, _ = checkpoint(self.head_instance, f, valid, use_reentrant=False)
-        found: Tensor = answer
-        return found
+        return {"instance": (self.instance, answer)}
 
     def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
         """Patches of image i moved to what they show, each thing once; given places stay."""
@@ -216,6 +208,10 @@ class Ips(AbstractMethod):
         trained = torch.split(f, [len(row) for row in kept])
         fixed = torch.split(self.embed(g), [len(row) for row in more])
         return torch.cat([each for pair in zip(trained, fixed, strict=True) for each in pair])
+
+
+def _uncounted(head: Head) -> Head:
+    return dataclasses.replace(head, pooling="none") if head.pooling == "count" else head
 
 
 def _dropped(patches: Patches, share: float) -> Patches:
