@@ -95,7 +95,17 @@ def run(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     # Without stored bytecode: an edit within a second and of the same length would not be seen.
     alone = {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "--tb=line", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-x",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+    ]
     try:
         ended = subprocess.run(
             [*command, *(f"tests/{test}" for test in tests)],

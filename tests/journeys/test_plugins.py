@@ -276,7 +276,7 @@ def pytest_of(place: Path, *words: str) -> str:
     """Run tests with the plug-ins; returns the last line, after asserting that all passed."""
     folders = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *words],
         capture_output=True,
         text=True,
         env=one_thread() | {"PYTHONPATH": folders},
