@@ -5,7 +5,7 @@
 OUT is the folder of a finished ``foveate bench megapixel-mnist``. The weights that were tested look
 at the canvases of a part again: how often each question is answered rightly by the method, by votes
 alone (`foveate.nn.heads.Voted`) and by what is pooled alone; for `glimpse`, with several numbers of
-patches. Nothing is written.
+patches. Give ``--glimpse 6`` where ``--view.glimpse-spacing-um 6`` was given. Nothing is written.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from foveate.prediction import predict_cases
 RECIPE = {"variant": "ips", "side": 1500, "noise": 50}
 
 
-def model_of(run: Path, row: Mapping[str, Any]) -> Model:
+def model_of(run: Path, row: Mapping[str, Any], glimpse_um: float | None) -> Model:
     benchmark = megapixel_mnist.BENCHMARK
     task, part = benchmark.task(RECIPE), find("methods", row["method"])
     view = replace(benchmark.view(RECIPE), **benchmark.defaults(row["method"])["view"])
+    if glimpse_um is not None:
+        view = replace(view, glimpse_spacing_um=glimpse_um)
     encoder = build_encoder(row["encoder"], json.loads(row["encoder_options"]))
     method = part(encoder=encoder, heads=task.heads, **json.loads(row["method_options"]))
     weights, _ = read_tensors(run / "checkpoints" / "best.safetensors")
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="glimpse")
     parser.add_argument("--look", default="")
+    parser.add_argument("--glimpse", type=float, help="spacing, where it was not the benchmark's")
     parser.add_argument("--part", choices=["val", "test"], default="test")
     args = parser.parse_args()
     (done,) = args.out.glob(f"runs/{args.method}-{args.seed}-*/row.json")
@@ -90,7 +93,7 @@ def main() -> None:
         seed=args.seed,
         recipe=RECIPE,
     )
-    model = model_of(done.parent, row)
+    model = model_of(done.parent, row, args.glimpse)
     for look in [int(word) for word in args.look.split(",") if word] or [None]:
         for name, found in shares(model, parts[args.part], look).items():
             figures = "  ".join(f"{k.removeprefix('val_')} {v:.3f}" for k, v in found.items())
