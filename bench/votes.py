@@ -2,10 +2,11 @@
 
     python bench/votes.py OUT --mnist MNIST --seed 1 [--look 20,32,48] [--part val]
 
-OUT is the folder of a finished ``foveate bench megapixel-mnist``. The weights that were tested look
-at the canvases of a part again: how often each question is answered rightly by the method, by votes
-alone (`foveate.nn.heads.Voted`) and by what is pooled alone; for `glimpse`, with several numbers of
-patches. Give ``--glimpse 6`` where ``--view.glimpse-spacing-um 6`` was given. Nothing is written.
+OUT is the folder of a finished ``foveate bench megapixel-mnist --method glimpse``, the one method
+in which patches vote. The weights that were tested look at the canvases of a part again: how often
+each question is answered rightly by the method, by votes alone (`foveate.nn.heads.Voted`) and by
+what is pooled alone, with several numbers of patches. Give ``--glimpse 6`` where
+``--view.glimpse-spacing-um 6`` was given. Nothing is written.
 """
 
 from __future__ import annotations
@@ -76,12 +77,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--mnist", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", default="glimpse")
     parser.add_argument("--look", default="")
     parser.add_argument("--glimpse", type=float, help="spacing, where it was not the benchmark's")
     parser.add_argument("--part", choices=["val", "test"], default="test")
     args = parser.parse_args()
-    (done,) = args.out.glob(f"runs/{args.method}-{args.seed}-*/row.json")
+    (done,) = args.out.glob(f"runs/glimpse-{args.seed}-*/row.json")
     row = json.loads(done.read_text(encoding="utf-8"))
     (canvases,) = args.out.glob(f"canvases/*-seed{args.seed}")
     parts = prepare(

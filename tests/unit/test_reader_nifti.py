@@ -142,6 +142,15 @@ def test_truncated(tmp_path: Path, name: str) -> None:
         whole(image)
 
 
+def test_a_packed_file_of_another_checksum_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "v.nii.gz", ramp())
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1  # of the checksum: every voxel can be read, and none be trusted
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match="unpacked"), open_image(path) as image:
+        whole(image)
+
+
 def test_packing_is_known_by_content(tmp_path: Path) -> None:
     path = written(tmp_path / "v.nii.gz", ramp())
     (tmp_path / "packed.nii").write_bytes(path.read_bytes())

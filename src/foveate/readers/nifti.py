@@ -123,7 +123,8 @@ class NiftiReader(AbstractReader):
         file = self._file
         try:
             with self._stream() as stream:
-                content = stream.read(file.end)
+                # A byte more: gzip compares its checksum at the end of the file alone.
+                content = stream.read(file.end + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise UnreadableImage(f"{self.path}: cannot be unpacked ({error})") from error
         if len(content) < file.end:
