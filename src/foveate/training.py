@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foveate.atomic import write_text
-from foveate.batch import Augment, Batch, CropError, LoadedImage, channels_last
+from foveate.batch import Augment, Batch, CropError, LoadedImage, lay_kernels
 from foveate.cases import Case
 from foveate.checkpoint import Model, read_tensors, write_tensors
 from foveate.errors import FoveateError, NotFinite, OptionError, TrainingError
@@ -100,8 +100,7 @@ class Trainer:
         # would otherwise meet a second moment of nearly zero and throw the weights far off.
         groups = parameter_groups(model.method, options.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), amsgrad=True)
-        for kernel in (p for p in model.method.parameters() if p.ndim in (4, 5)):
-            kernel.data = channels_last(kernel.data)
+        lay_kernels(model.method)
         self.method, self.optimizer = self.fabric.setup(model.method, optimizer)
 
     def fit(self, train: Sequence[Case], val: Sequence[Case]) -> Progress:

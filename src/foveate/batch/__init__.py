@@ -20,6 +20,7 @@ from foveate.batch.base import (
     Reads,
     View,
     channels_last,
+    lay_kernels,
     to_rgb,
 )
 from foveate.errors import FoveateError, OptionError
@@ -39,6 +40,7 @@ __all__ = [
     "View",
     "WholeImage",
     "channels_last",
+    "lay_kernels",
     "run_by_shape",
     "to_rgb",
 ]

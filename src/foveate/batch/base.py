@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.evidence import Floats
@@ -113,3 +113,10 @@ def channels_last(x: Tensor) -> Tensor:
     """``(n, c, *space)`` with the channels of a pixel side by side, as convolutions like it."""
     form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     return x.contiguous(memory_format=form)
+
+
+def lay_kernels(network: nn.Module) -> None:
+    """Lay the kernels of convolutions of any number of axes channels last, in place."""
+    for parameter in network.parameters():
+        if parameter.ndim in (4, 5):
+            parameter.data = channels_last(parameter.data)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.atomic import write_json
-from foveate.batch import Batch, View, channels_last
+from foveate.batch import Batch, View, channels_last, lay_kernels
 from foveate.benchmark._process import measured_apart, peaks, say_done
 from foveate.benchmark._run import forget_peaks, write_table
 from foveate.cases import Case
@@ -237,8 +237,7 @@ def _network(step: Streaming) -> CellMap:
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-    for kernel in (p for p in net.parameters() if p.ndim in (4, 5)):
-        kernel.data = channels_last(kernel.data)
+    lay_kernels(net)
     return net.eval()
 
 
