@@ -68,7 +68,7 @@ def sweep(
     said = "-".join(f"{k}{v}" for k, v in settled.items() if v is not None)
     said += f"-n{counts['n_train']}"
     settings = _given(method, given)
-    defaults = benchmark.defaults(method)
+    defaults = benchmark.defaults(method, settled)
     run = Run(
         benchmark=f"{name} {said}",
         method=method,

@@ -13,7 +13,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -281,7 +281,7 @@ class Benchmark:
         write: the recipe.
         task: builds the question from the recipe's options.
         view: builds the geometry of reading likewise.
-        settings: sections ``train``, ``method`` and ``view``, by method; ``""`` for all.
+        settings: by method sections ``train``, ``method`` and ``view``, likewise; ``""`` for all.
     """
 
     summary: str
@@ -291,13 +291,14 @@ class Benchmark:
     write: Callable[..., Path]
     task: Callable[[Mapping[str, Any]], AbstractTask]
     view: Callable[[Mapping[str, Any]], View]
-    settings: Mapping[str, Settings] = field(default_factory=dict)
+    settings: Callable[[Mapping[str, Any]], Mapping[str, Settings]]
 
-    def defaults(self, method: str) -> dict[str, dict[str, Any]]:
-        """The sections for a method."""
+    def defaults(self, method: str, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The sections for a method on canvases of this recipe."""
         found: dict[str, dict[str, Any]] = {"train": {}, "method": {}, "view": {}}
+        settings = self.settings(recipe)
         for name in ("", method):
-            for section, values in self.settings.get(name, {}).items():
+            for section, values in settings.get(name, {}).items():
                 found[section] |= values
         return found
 

@@ -139,5 +139,5 @@ BENCHMARK = Benchmark(
     write=write,
     task=_task,
     view=_view,
-    settings={"": {"train": {**PLAIN, "epochs": 20, "batch_size": 4}}},
+    settings=lambda recipe: {"": {"train": {**PLAIN, "epochs": 20, "batch_size": 4}}},
 )

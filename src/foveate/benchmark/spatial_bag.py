@@ -163,5 +163,5 @@ BENCHMARK = Benchmark(
     write=write,
     task=_task,
     view=lambda recipe: View(1.0, DIGIT_PX, recipe["side"] / 256, unit="px"),
-    settings={"": {"train": {**PLAIN, "epochs": 20, "batch_size": 8}}},
+    settings=lambda recipe: {"": {"train": {**PLAIN, "epochs": 20, "batch_size": 8}}},
 )

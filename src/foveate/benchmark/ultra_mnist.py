@@ -145,5 +145,5 @@ BENCHMARK = Benchmark(
     write=write,
     task=lambda recipe: digit_task("sum", "none", 1 + SCALES_AND_SUMS[recipe["side"]][1]),
     view=_view,
-    settings={"": {"train": {**PLAIN, "epochs": 30, "batch_size": 4}}},
+    settings=lambda recipe: {"": {"train": {**PLAIN, "epochs": 30, "batch_size": 4}}},
 )

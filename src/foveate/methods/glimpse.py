@@ -95,6 +95,9 @@ class Glimpse(AbstractMethod):
 
     Args:
         patches: drawn per image in training.
+        strongest: looked at in training beside those drawn, as in evaluation. A draw misses parts
+            now and then; where every one of them counts, labels then seem to be wrong. Not with
+            `zoom`.
         eval_patches: looked at per image in evaluation.
         layers: of self-attention between tokens.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
@@ -126,7 +129,8 @@ class Glimpse(AbstractMethod):
             patches, ``patches / looks`` rounded down and at least one.
 
     Raises:
-        OptionError: `zoom` does not fall, or is set beside `centring`; no look is allowed.
+        OptionError: `zoom` does not fall, or is set beside `centring` or `strongest`; no look is
+            allowed.
     """
 
     reads = frozenset({"glimpse", "crops"})
@@ -139,6 +143,7 @@ class Glimpse(AbstractMethod):
         encoder: AbstractEncoder,
         heads: Sequence[Head],
         patches: int = 24,
+        strongest: int = 0,
         eval_patches: int = 64,
         layers: int = 1,
         spread: float = 1e-2,
@@ -157,11 +162,9 @@ class Glimpse(AbstractMethod):
         looks: int = 8,
     ) -> None:
         super().__init__()
-        if zoom and centring:
-            raise OptionError("centring: goes by the glimpse, and cannot be set beside zoom")
         dim = encoder.dim
-        self.encoder, self.task_heads = encoder, tuple(heads)
-        self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
+        self.encoder, self.task_heads, self.chunk = encoder, tuple(heads), chunk
+        self.patches, self.strongest, self.eval_patches = patches, strongest, eval_patches
         self.smoothing, self.explore, self.instance = smoothing, explore, instance
         self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
@@ -171,7 +174,7 @@ class Glimpse(AbstractMethod):
         self.overview_scale = nn.Parameter(torch.zeros(dim))
         self.place = nn.Linear(dim, len(heads), bias=False)
         nn.init.zeros_(self.place.weight)
-        self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
+        self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
         self.attention = nn.ModuleList(GatedAttention(dim) for _ in heads)
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
@@ -182,6 +185,7 @@ class Glimpse(AbstractMethod):
         self._priors = Priors(power=contrast, background=background)
         self.zoom: Zoom | None = None
         if zoom:
+            _refuse_beside_zoom(centring=centring, strongest=strongest)
             self.zoom = Zoom(
                 encoder,
                 scales=zoom,
@@ -263,23 +267,41 @@ class Glimpse(AbstractMethod):
         return self.zoom.descend(self.encoder, batch, field, n, jitter=self.jitter)
 
     def _choose(self, batch: Batch, field: Field) -> _Chosen:
-        if self.training:
-            index = draw_without_replacement(field.log_a.detach(), self.patches)
-        else:
-            n = self.eval_patches * (CROWD if self.centring else 1)
-            index = field.log_a.topk(min(n, field.log_a.shape[1]), dim=-1).indices
-        found = field.patches(batch, index, jitter=self.training and self.jitter)
-        most = self.patches if self.training else self.eval_patches
+        if not self.training:
+            index, patches = self._best(batch, field, self.eval_patches)
+            shows = torch.arange(index.shape[1], device=index.device).expand_as(index)
+            return _Chosen(index, shows, patches, field)
+        index = draw_without_replacement(field.log_a.detach(), self.patches)
+        drawn = self._placed(batch, field, index)
         shows = torch.zeros_like(index)
+        best = self._best(batch, field, self.strongest)[1] if self.strongest else drawn
         patches = []
-        for i, every in enumerate(found):
-            kept, shown = np.arange(len(every)), np.arange(len(every))
-            if self.centring:
-                every = centred(batch, i, every, steps=self.centring)
+        for i, every in enumerate(drawn):
+            kept = shown = np.arange(len(every))
+            if self.strongest:
+                every = joined([best[i], every])
+            if self.strongest or self.centring:
                 kept, shown = apart(every)
-            patches.append(every[kept[:most]])
-            shows[i, : len(every)] = torch.from_numpy(shown).to(shows)
+            patches.append(every[kept])
+            own = torch.from_numpy(shown[len(shown) - len(drawn[i]) :])
+            shows[i, : len(own)] = own.to(shows)
         return _Chosen(index, shows, patches, field)
+
+    def _best(self, batch: Batch, field: Field, n: int) -> tuple[Tensor, list[Patches]]:
+        """The strongest cells, and per image n patches that show them, no two the same."""
+        crowd = CROWD if self.centring else 1
+        index = field.log_a.topk(min(n * crowd, field.log_a.shape[1]), dim=-1).indices
+        found = self._placed(batch, field, index)
+        if self.centring:
+            found = [every[apart(every)[0]] for every in found]
+        return index, [every[:n] for every in found]
+
+    def _placed(self, batch: Batch, field: Field, index: Tensor) -> list[Patches]:
+        """Patches at cells ``(b, n)``, anywhere in them in training, moved to what they show."""
+        found = field.patches(batch, index, jitter=self.training and self.jitter)
+        if not self.centring:
+            return found
+        return [centred(batch, i, each, steps=self.centring) for i, each in enumerate(found)]
 
     # -- aggregate ----------------------------------------------------------------------------
 
@@ -343,3 +365,9 @@ class Glimpse(AbstractMethod):
         own = torch.tensor(whole, device=extent.device, dtype=extent.dtype) / batch.view.patch_um
         centre = torch.cat([torch.zeros_like(centre[:, :1]), centre], 1)
         return centre, torch.cat([own[:, None], extent], 1)
+
+
+def _refuse_beside_zoom(**options: int) -> None:
+    for name, value in options.items():
+        if value:
+            raise OptionError(f"{name}: goes by the glimpse, and cannot be set beside zoom")

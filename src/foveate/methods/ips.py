@@ -93,7 +93,7 @@ class Ips(AbstractMethod):
         self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.position = PositionCode(dim, ndim=encoder.axes)
-        self.relate = nn.ModuleList(Relate(dim) for _ in range(layers))
+        self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
         self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
         self.head_instance = InstanceHead(dim, [_uncounted(head) for head in heads])
 

@@ -17,6 +17,8 @@ from foveate.nn.base import GatedAttention, masked_softmax
 __all__ = ["GatedAttention", "Relate", "masked_softmax"]
 
 _ROWS = 1024
+_PACE = 10.0
+_SOFT = 0.25
 
 
 class Relate(nn.Module):
@@ -29,18 +31,25 @@ class Relate(nn.Module):
     is then what its neighbourhood holds, from the first step on; beside itself, at distance 0, a
     neighbourhood drowns, and a layout is not learnt for thousands of steps.
 
+    A head may also lean to a side: its logits rise for what lies above or below, and so for every
+    axis, by an amount that is learnt and starts at 0. "Is there another one above me?" decides
+    which of several parts is the topmost; one score for each part cannot, as it would have to
+    weigh what a part is against how high it lies.
+
     Args:
         dim: length of a token.
         heads: of attention; divides `dim`.
         initial_scale: of both branches.
         near: reach of the first head at the start, in patches.
         far: that of the last; those between are spaced geometrically.
+        ndim: axes of an image.
         pairs: of tokens compared at once; where there are more, they are compared tile by tile,
             and computed again for their gradients, so that memory grows with n alone: by about a
             dozen vectors for each token.
 
     Source: the distance term is that of Press, Smith & Lewis, "Train Short, Test Long", ICLR 2022
-    (ALiBi). Where we differ: distances are Euclidean, and how fast they count is learnt.
+    (ALiBi). Where we differ: distances are Euclidean, how fast they count is learnt, and sides
+    count too.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class Relate(nn.Module):
         initial_scale: float = 0.1,
         near: float = 1.0,
         far: float = 64.0,
+        ndim: int = 2,
         pairs: int = 1 << 18,
     ) -> None:
         super().__init__()
@@ -63,13 +73,14 @@ class Relate(nn.Module):
         )
         self.scale = nn.Parameter(torch.full((2, dim), initial_scale))
         self.log_reach = nn.Parameter(torch.linspace(math.log(near), math.log(far), heads))
+        self.lean = nn.Parameter(torch.zeros(heads, ndim))
 
     def forward(
         self,
         tokens: Tensor,
         position: Tensor,
         valid: Tensor,
-        centre: Tensor | None = None,
+        centre: Tensor,
         placed: Tensor | None = None,
     ) -> Tensor:
         """Relate tokens.
@@ -78,22 +89,23 @@ class Relate(nn.Module):
             tokens: ``(b, n, d)``.
             position: ``(b, n, d)``, added where tokens are compared, not to what they carry.
             valid: ``(b, n)`` bool.
-            centre: ``(b, n, ndim)`` in patches, where tokens lie; only distances count, and get
-                no gradient. None leaves distance out.
+            centre: ``(b, n, ndim)`` in patches, where tokens lie; only how they lie to each other
+                counts, and gets no gradient.
             placed: ``(b, n)`` bool, which tokens lie somewhere; others, such as the glimpse, are
-                at no distance from any. None for all.
+                at no distance from any, and on no side. None for all.
 
         Returns:
             ``(b, n, d)``.
         """
         n = tokens.shape[1]
-        where = _Places(self.heads, valid, None if centre is None else centre.detach(), placed)
+        where = _Places(self.heads, valid, centre.detach(), placed)
+        weight = torch.cat([-1 / self.log_reach.exp()[:, None], _PACE * self.lean], 1)
         if n * n <= self.pairs:
-            mixed = where.attend(self._projected(tokens, position), self.log_reach)
+            mixed = where.attend(self._projected(tokens, position), weight)
             return self._joined(tokens, mixed)
         tile = max(1, math.isqrt(self.pairs) // 2)
         qkv = _by_rows(self._projected, tokens, position)
-        mixed = _TiledAttention.apply(qkv, self.log_reach, where, tile)
+        mixed = _TiledAttention.apply(qkv, weight, where, tile)
         return _by_rows(self._joined, tokens, mixed)
 
     def _projected(self, tokens: Tensor, position: Tensor) -> Tensor:
@@ -118,40 +130,45 @@ def _by_rows(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Places:
-    """Who may attend to whom, and how far apart they are; arguments as of `Relate`."""
+    """Who may attend to whom, and how they lie to each other; arguments as of `Relate`."""
 
     heads: int
     valid: Tensor
-    centre: Tensor | None
+    centre: Tensor
     placed: Tensor | None
 
-    def attend(self, qkv: Tensor, log_reach: Tensor) -> Tensor:
-        """All tokens at once, ``(b, n, d)``; one more key and value of 0 are nothing."""
+    def attend(self, qkv: Tensor, weight: Tensor) -> Tensor:
+        """All tokens at once, ``(b, n, d)``; one more key and value of 0 are nothing.
+
+        Args:
+            qkv: ``(b, n, 3 d)``.
+            weight: ``(h, 1 + ndim)`` of what `between` gives, in the logits of each head.
+        """
         q, k, v = (self.split(x) for x in qkv.chunk(3, -1))
         k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
         every = slice(0, self.valid.shape[1])
-        nearness, hidden = self.between(every, every, log_reach)
-        bias = functional.pad(nearness.masked_fill(hidden, -torch.inf), (0, 1)).to(q.dtype)
-        return self.join(functional.scaled_dot_product_attention(q, k, v, bias))
+        bias = torch.einsum("bmcx,hx->bhmc", self.between(every, every, weight.dtype), weight)
+        bias = functional.pad(bias.masked_fill(self.hidden(every, every), -torch.inf), (0, 1))
+        return self.join(functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype)))
 
-    def between(self, rows: slice, columns: slice, log_reach: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus distance in reaches ``(b, h, m, c)``, and who is hidden ``(b, 1, m, c)``.
-
-        Hidden are padding and, from itself, a token.
-        """
+    def hidden(self, rows: slice, columns: slice) -> Tensor:
+        """From whom what is hidden ``(b, 1, m, c)``: padding and, from itself, a token."""
         own = torch.arange(self.valid.shape[1], device=self.valid.device)
-        others = self.valid[:, None, None, columns] & (own[rows, None] != own[columns])
-        if self.centre is None:
-            nearness = torch.zeros_like(others, dtype=log_reach.dtype)
-            return nearness.expand(-1, self.heads, -1, -1), ~others
-        exact = self.centre.to(log_reach.dtype)
-        distance = torch.cdist(
-            exact[:, rows], exact[:, columns], compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        if self.placed is not None:
-            apart = self.placed[:, rows].unsqueeze(2) & self.placed[:, columns].unsqueeze(1)
-            distance = distance.masked_fill(~apart, 0.0)
-        return -distance.unsqueeze(1) / log_reach.exp()[:, None, None], ~others
+        return ~(self.valid[:, None, None, columns] & (own[rows, None] != own[columns]))
+
+    def between(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        """Distance in patches, then on which side the other lies, -1 to 1 for each axis.
+
+        Returns:
+            ``(b, m, c, 1 + ndim)``, 0 where one of both lies nowhere.
+        """
+        exact = self.centre.to(dtype)
+        step = exact[:, None, columns] - exact[:, rows, None]
+        found = torch.cat([step.norm(dim=-1, keepdim=True), (step / _SOFT).tanh()], -1)
+        if self.placed is None:
+            return found
+        apart = self.placed[:, rows, None] & self.placed[:, None, columns]
+        return found.masked_fill(~apart.unsqueeze(-1), 0.0)
 
     def split(self, x: Tensor) -> Tensor:
         """``(b, n, d)`` as ``(b, h, n, d / h)``."""
@@ -166,11 +183,11 @@ class _TiledAttention(torch.autograd.Function):
     """What `_Places.attend` does, tile by tile: memory grows with n alone, forth and back.
 
     Source: Dao et al., "FlashAttention", NeurIPS 2022. Where we differ: logits are computed from
-    distances as well, and nothing can be attended to, which is where the running sums begin.
+    places as well, and nothing can be attended to, which is where the running sums begin.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, log_reach: Tensor, where: _Places, tile: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, weight: Tensor, where: _Places, tile: int) -> Tensor:
         n, d = qkv.shape[1], qkv.shape[2] // 3
         ctx.where, ctx.tiles = where, [slice(i, min(i + tile, n)) for i in range(0, n, tile)]
         exact = torch.promote_types(qkv.dtype, torch.float32)
@@ -183,22 +200,22 @@ class _TiledAttention(torch.autograd.Function):
                 sums = torch.zeros_like(q)
                 for columns in ctx.tiles:
                     k, v = (where.split(x.to(exact)) for x in qkv[:, columns, d:].chunk(2, -1))
-                    logits, _ = _logits(q, k, log_reach, where, rows, columns)
+                    logits, _ = _logits(q, k, weight, where, rows, columns)
                     higher = torch.maximum(top, logits.amax(-1, keepdim=True))
                     shrink, p = (top - higher).exp(), logits.sub_(higher).exp_()
                     top, mass = higher, mass * shrink + p.sum(-1, keepdim=True)
                     sums = sums * shrink + p @ v
                 out[:, rows] = where.join(sums / mass).to(out.dtype)
                 total[:, :, rows] = top + mass.log()
-        ctx.save_for_backward(qkv, log_reach, out, total)
+        ctx.save_for_backward(qkv, weight, out, total)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, log_reach, out, total = ctx.saved_tensors
+        qkv, weight, out, total = ctx.saved_tensors
         where, d, exact = ctx.where, out.shape[-1], total.dtype
         of_qkv = torch.zeros_like(qkv, dtype=exact)
-        of_reach = torch.zeros_like(log_reach)
+        of_weight = torch.zeros_like(weight)
         with torch.autocast(qkv.device.type, enabled=False):
             for rows in ctx.tiles:
                 q = where.split(qkv[:, rows, :d].to(exact))
@@ -206,21 +223,22 @@ class _TiledAttention(torch.autograd.Function):
                 pulled = (g * where.split(out[:, rows].to(exact))).sum(-1, keepdim=True)
                 for columns in ctx.tiles:
                     k, v = (where.split(x.to(exact)) for x in qkv[:, columns, d:].chunk(2, -1))
-                    logits, nearness = _logits(q, k, log_reach, where, rows, columns)
+                    logits, between = _logits(q, k, weight, where, rows, columns)
                     p = logits.sub_(total[:, :, rows]).exp_()
                     of_logits = (g @ v.mT).sub_(pulled).mul_(p)
-                    of_reach -= (of_logits * nearness).sum((0, 2, 3))
+                    of_weight += torch.einsum("bhmc,bmcx->hx", of_logits, between)
                     of_qkv[:, columns, 2 * d :] += where.join(p.mT @ g)
                     of_logits /= math.sqrt(q.shape[-1])
                     of_qkv[:, rows, :d] += where.join(of_logits @ k)
                     of_qkv[:, columns, d : 2 * d] += where.join(of_logits.mT @ q)
-        return of_qkv.to(qkv.dtype), of_reach, None, None
+        return of_qkv.to(qkv.dtype), of_weight, None, None
 
 
 def _logits(
-    q: Tensor, k: Tensor, log_reach: Tensor, where: _Places, rows: slice, columns: slice
+    q: Tensor, k: Tensor, weight: Tensor, where: _Places, rows: slice, columns: slice
 ) -> tuple[Tensor, Tensor]:
-    """Of one tile, ``(b, h, m, c)``, with the part in it that is distance."""
-    nearness, hidden = where.between(rows, columns, log_reach)
-    logits = (q @ k.mT).div_(math.sqrt(q.shape[-1])).add_(nearness)
-    return logits.masked_fill_(hidden, -torch.inf), nearness
+    """Of one tile, ``(b, h, m, c)``, and what `_Places.between` gave for it."""
+    between = where.between(rows, columns, weight.dtype)
+    logits = (q @ k.mT).div_(math.sqrt(q.shape[-1]))
+    logits += torch.einsum("bmcx,hx->bhmc", between, weight)
+    return logits.masked_fill_(where.hidden(rows, columns), -torch.inf), between
