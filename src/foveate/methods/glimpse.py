@@ -7,10 +7,11 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
 contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
 own, and where the task counts or asks for several findings the prediction rests on what patches
-say; patches carry physical positions and are related by self-attention before gated attention pools
-them; how far attention may concentrate is controlled by the mass that the drawn patches hold. With
-`zoom`, attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
-down to the finest patches; the estimator is nested, and as unbiased at any depth.
+say; patches carry physical positions and are related by self-attention, which knows distances and
+sides, before gated attention pools them; how far attention may concentrate is controlled by the
+mass that the drawn patches hold. With `zoom`, attention over the glimpse chooses tiles, attention
+over a tile what lies in it, and so on down to the finest patches; the estimator is nested, and as
+unbiased at any depth.
 
 Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
 glimpse of a huge image shows no more than which regions to look into.

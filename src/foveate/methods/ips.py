@@ -9,7 +9,7 @@ the published code it is not). Gradients come from two-pass replay, so memory de
 number of patches scanned nor on the number kept. Some slots explore; patches of one constant colour
 are embedded once; positions are physical, not indices into one lattice; the lattice moves in
 training; padding is masked everywhere; an instance head ends the plateau at chance; patches are
-related by self-attention that knows distance before they are pooled.
+related by self-attention that knows distances and sides before they are pooled.
 
 Use when: parts decide but no glimpse shows where they are, and reading everything is affordable.
 
