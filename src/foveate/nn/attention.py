@@ -17,7 +17,9 @@ from foveate.nn.base import GatedAttention, masked_softmax
 __all__ = ["GatedAttention", "Relate", "masked_softmax"]
 
 _ROWS = 1024
+# How much faster than other parameters a head's lean moves: it has to get far in one training.
 _PACE = 10.0
+# Patches that something must lie to a side before it counts as being there, more or less.
 _SOFT = 0.25
 
 
