@@ -59,7 +59,7 @@ class _Chosen:
     """Cells and the patches that show them.
 
     Attributes:
-        index: cells ``(b, n)``, those of padding last.
+        index: cells ``(b, n)`` that were drawn, those of padding last; none in evaluation.
         shows: ``(b, n)`` which of its image's patches shows each cell.
         patches: per image.
         field: of the cells.
@@ -269,13 +269,12 @@ class Glimpse(AbstractMethod):
 
     def _choose(self, batch: Batch, field: Field) -> _Chosen:
         if not self.training:
-            index, patches = self._best(batch, field, self.eval_patches)
-            shows = torch.arange(index.shape[1], device=index.device).expand_as(index)
-            return _Chosen(index, shows, patches, field)
+            none = torch.zeros(len(batch), 0, dtype=torch.long, device=field.log_a.device)
+            return _Chosen(none, none, self._best(batch, field, self.eval_patches), field)
         index = draw_without_replacement(field.log_a.detach(), self.patches)
         drawn = self._placed(batch, field, index)
         shows = torch.zeros_like(index)
-        best = self._best(batch, field, self.strongest)[1] if self.strongest else drawn
+        best = self._best(batch, field, self.strongest) if self.strongest else drawn
         patches = []
         for i, every in enumerate(drawn):
             kept = shown = np.arange(len(every))
@@ -288,14 +287,14 @@ class Glimpse(AbstractMethod):
             shows[i, : len(own)] = own.to(shows)
         return _Chosen(index, shows, patches, field)
 
-    def _best(self, batch: Batch, field: Field, n: int) -> tuple[Tensor, list[Patches]]:
-        """The strongest cells, and per image n patches that show them, no two the same."""
+    def _best(self, batch: Batch, field: Field, n: int) -> list[Patches]:
+        """Per image n patches at its strongest cells; if they move, no two that show the same."""
         crowd = CROWD if self.centring else 1
         index = field.log_a.topk(min(n * crowd, field.log_a.shape[1]), dim=-1).indices
         found = self._placed(batch, field, index)
         if self.centring:
             found = [every[apart(every)[0]] for every in found]
-        return index, [every[:n] for every in found]
+        return [every[:n] for every in found]
 
     def _placed(self, batch: Batch, field: Field, index: Tensor) -> list[Patches]:
         """Patches at cells ``(b, n)``, anywhere in them in training, moved to what they show."""
