@@ -5,8 +5,7 @@
 OUT is the folder of a finished ``foveate bench megapixel-mnist``, variant ``ips``. The weights that
 were tested look at the canvases of a part again, with several numbers of patches if so wished:
 
-- how often each question is answered rightly; where patches vote (`foveate.nn.heads.Voted`) also by
-  votes alone and by what is pooled alone;
+- how often each question is answered rightly;
 - how many of the five digits lie within `NEAR_PX` of the middle of a patch that was looked at;
 - what was answered instead of the topmost digit.
 
@@ -20,14 +19,12 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from foveate.benchmark import megapixel_mnist
 from foveate.benchmark.base import Bytes, Ints, Mnist, prepare
@@ -86,45 +83,20 @@ def model_of(run: Path, row: Mapping[str, Any], glimpse_um: float | None) -> Mod
     return Model(card, method, task)
 
 
-@contextmanager
-def listening(model: Model) -> Iterator[dict[str, list[Tensor]]]:
-    """Answers by votes alone and by what is pooled alone, image by image; empty without votes."""
-    said: dict[str, list[Tensor]] = {}
-    if not hasattr(model.method, "voted"):
-        yield said
-        return
-    said |= {"votes": [], "pooled": []}
-
-    def keep(module: Any, given: tuple[Tensor, Tensor], _: Any) -> None:
-        answers, pooled = given
-        # Not called as a module, which would call this hook again.
-        said["votes"].append(module.forward(answers, torch.zeros_like(pooled))[0])
-        said["pooled"].append(pooled)
-
-    hook = model.method.voted.register_forward_hook(keep)
-    try:
-        yield said
-    finally:
-        hook.remove()
-
-
 def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
     """What is to be printed of one pass over the cases."""
     loader = CaseLoader(model.card.view)
     try:
-        with listening(model) as said:
-            found = list(predict_cases(model, cases, loader, device=torch.device("cpu")))
+        found = list(predict_cases(model, cases, loader, device=torch.device("cpu")))
     finally:
         loader.close()
     reports = [report for report in found if isinstance(report, Report)]
     assert len(reports) == len(cases)
-    said = {"answers": [torch.tensor([report.logits]) for report in reports], **said}
     target = torch.tensor([model.task.target(str(case.label)) for case in cases])
-    for name, rows in said.items():
-        right = model.task.validation(torch.cat(rows), target)
-        yield f"{name}: " + "  ".join(
-            f"{k.removeprefix('val_')} {v:.3f}" for k, v in right.items() if k != "val_loss"
-        )
+    right = model.task.validation(torch.tensor([report.logits for report in reports]), target)
+    yield "right: " + "  ".join(
+        f"{k.removeprefix('val_')} {v:.3f}" for k, v in right.items() if k != "val_loss"
+    )
     seen = np.stack(
         [_seen(report, centre) for report, centre in zip(reports, truth.centre, strict=True)]
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn.heads import Head, InstanceHead, Voted, saliency
+from foveate.nn.heads import Head, InstanceHead, Voted
 
 DIM = 12
 PRESENCE = Head("presence", 3, False, "max")
@@ -38,28 +38,23 @@ def bag(lengths: tuple[int, ...], seed: int = 1) -> tuple[Tensor, Tensor]:
 def test_each_head_pools_as_it_says() -> None:
     head = trained(ALL)
     f, valid = bag((5, 2))
-    logits, single = head(f, valid)
+    logits = head(f, valid)
     assert logits.shape == (2, 11)
-    assert single.shape == (2, 5, 11)
     presence, grade, prior, spread = head.parts
     for i, n in enumerate((5, 2)):
         alone = torch.stack([presence.score(f[i, k]) for k in range(n)])
         for c in range(3):
             assert logits[i, c].item() == pytest.approx(max(alone[:, c].tolist()), rel=1e-12)
-        torch.testing.assert_close(single[i, :n, :3], alone)
         w = [torch.sigmoid(grade.sum.gate(f[i, k])) for k in range(n)]
         p = [grade.sum.opinion(f[i, k]).softmax(-1) for k in range(n)]
         total = sum(w)
         answer = sum(a * b for a, b in zip(w, p, strict=True)) + max(0.0, 1 - total) / 4
         torch.testing.assert_close(logits[i, 3:7].exp(), answer / max(1.0, total))
-        gated = torch.stack([a * grade.sum.opinion(x) for a, x in zip(w, f[i], strict=False)])
-        torch.testing.assert_close(single[i, :n, 3:7], gated)
         torch.testing.assert_close(logits[i, 7:9], prior.bias)
         w = [torch.sigmoid(spread.sum.gate(f[i, k])) for k in range(n)]
         p = [torch.sigmoid(spread.sum.opinion(f[i, k])) for k in range(n)]
         answer = sum(a * b for a, b in zip(w, p, strict=True)) / max(1.0, sum(w))
         torch.testing.assert_close(logits[i, 9:].sigmoid(), answer)
-    assert (single[..., 7:9] == 0).all()
 
 
 @pytest.mark.parametrize("head", [*ALL, Head("one", 1, False, "sum"), Head("one", 1, False, "max")])
@@ -67,10 +62,9 @@ def test_begins_near_chance_and_not_at_rest(head: Head) -> None:
     torch.manual_seed(0)
     fresh = InstanceHead(64, (head,))
     f = torch.randn(8, 50, 64, requires_grad=True)
-    logits, single = fresh(f, torch.ones(8, 50, dtype=torch.bool))
+    logits = fresh(f, torch.ones(8, 50, dtype=torch.bool))
     centred = logits - (logits.mean(-1, keepdim=True) if head.exclusive else 0)
     assert centred.abs().max() < 0.4
-    assert single.abs().max() < 0.4
     centred.square().sum().backward()
     if head.pooling != "none":
         assert f.grad is not None
@@ -89,7 +83,7 @@ def test_padding_changes_nothing(heads: tuple[Head, ...]) -> None:
     ):
         head.zero_grad()
         rows.requires_grad_()
-        logits, _ = head(rows, known)
+        logits = head(rows, known)
         logits.square().sum().backward()
         gradients = [p.grad.clone() for p in head.parameters() if p.grad is not None]
         outcomes.append((logits.detach(), gradients, rows.grad))
@@ -104,7 +98,7 @@ def test_an_image_without_patches_answers_by_the_biases() -> None:
     head = trained(ALL)
     f, valid = bag((3, 3))
     valid[1] = False
-    logits, _ = head(f, valid)
+    logits = head(f, valid)
     presence, grade, prior, spread = head.parts
     biases = (presence.score.bias, grade.sum.opinion.bias.log_softmax(-1), prior.bias)
     torch.testing.assert_close(logits[1], torch.cat([*biases, spread.sum.opinion.bias]))
@@ -123,7 +117,7 @@ def test_extremes_stay_finite_in_float32(head: Head, gate: float, size: float) -
     if head.pooling == "sum":
         instance.parts[0].sum.gate.score.bias.data.fill_(gate * size)
     f = (torch.randn(3, 6, DIM) * math.sqrt(size)).requires_grad_()
-    logits, _ = instance(f, torch.tensor([[True] * 6, [True] * 3 + [False] * 3, [False] * 6]))
+    logits = instance(f, torch.tensor([[True] * 6, [True] * 3 + [False] * 3, [False] * 6]))
     if head.exclusive:
         losses = [functional.cross_entropy(logits, torch.full((3,), c)) for c in range(4)]
     else:
@@ -145,7 +139,7 @@ def test_a_patch_that_is_wrong_by_a_hundred_gets_its_whole_gradient(exclusive: b
     part = head.parts[0].sum
     part.gate.score.bias.data.fill_(40.0)
     part.opinion.bias.data.copy_(torch.tensor([-50.0, 50.0] if exclusive else [-100.0, 100.0]))
-    logits, _ = head(torch.zeros(1, 1, DIM), torch.ones(1, 1, dtype=torch.bool))
+    logits = head(torch.zeros(1, 1, DIM), torch.ones(1, 1, dtype=torch.bool))
     if exclusive:
         loss = functional.cross_entropy(logits, torch.tensor([0]))
     else:
@@ -164,47 +158,35 @@ def test_k_min_demands_evidence_from_more_patches() -> None:
         head.parts[0].sum.gate.score.bias.data.fill_(40.0)
         head.parts[0].sum.opinion.bias.data.fill_(40.0)
         for n in (1, 2, 4, 8):
-            logits, _ = head(torch.zeros(1, n, DIM), torch.ones(1, n, dtype=torch.bool))
+            logits = head(torch.zeros(1, n, DIM), torch.ones(1, n, dtype=torch.bool))
             assert logits.sigmoid().item() == pytest.approx(min(1.0, n / k_min), abs=1e-5)
     with pytest.raises(OptionError, match="k_min"):
         InstanceHead(DIM, (GRADE,), k_min=0.0)
 
 
-def test_saliency_of_mixed_heads() -> None:
-    single = torch.randn(2, 3, 11, requires_grad=True)
-    found = saliency(single, ALL)
-    assert not found.requires_grad
-    for i in range(2):
-        for k in range(3):
-            row = single[i, k].tolist()
-            grade = max(row[3:7]) - sum(row[3:7]) / 4
-            assert found[i, k].item() == pytest.approx(max(*row[:3], grade, *row[9:]), abs=1e-6)
-    assert torch.equal(saliency(single[..., :1], (Head("q", 1, False, "max"),)), single[..., 0])
-    assert torch.equal(saliency(single[..., 7:9], (PRIOR,)), torch.zeros(2, 3))
-
-
-def test_votes_and_what_is_pooled_make_the_answer_as_each_question_asks() -> None:
+def test_counts_are_votes_and_other_questions_are_what_is_pooled() -> None:
     heads = (
-        Head("most", 2, True, "count"),
         Head("grade", 3, True, "sum"),
+        Head("most", 2, True, "count"),
         Head("findings", 2, False, "max"),
-        Head("tumour", 1, False, "max"),
+        Head("cells", 1, False, "count"),
         Head("site", 2, True, "none"),
     )
     voted = Voted(heads)
     with torch.no_grad():
-        voted.log_trust.copy_(torch.tensor([2.0, 3.0, 4.0]).log() / 10)
+        voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
     said, pooled = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10, requires_grad=True)
     answer, beside = voted(said, pooled)
-    trust = torch.tensor([2.0, 2.0, 3.0, 3.0, 3.0, 4.0, 4.0, 0.0, 0.0, 0.0])
-    joins = torch.tensor([0.0, 0.0] + [1.0] * 8)
-    torch.testing.assert_close(answer, said * trust + pooled * joins)
-    torch.testing.assert_close(beside[:, :2], pooled[:, :2])
-    torch.testing.assert_close(beside[:, 2:], answer[:, 2:])
+    trust = torch.tensor([0.0] * 3 + [2.0] * 2 + [0.0] * 2 + [3.0] + [0.0] * 2)
+    counted = trust > 0
+    torch.testing.assert_close(answer, torch.where(counted, said * trust, pooled))
+    torch.testing.assert_close(beside, pooled)
     # Beside the answer only what is pooled for counts learns.
     learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
-    assert learnt[0] is None or not learnt[0].any()
-    assert (learnt[1][:, :2] != 0).all()
-    assert not learnt[1][:, 2:].any()
-    assert Voted(heads[1:])(said[:, 2:], pooled[:, 2:])[1] is None
-    assert Voted(heads[3:]).log_trust is None
+    assert learnt[0] is None
+    assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
+    plain = Voted((heads[0], *heads[2:3]))
+    assert plain.log_trust is None
+    found, beside = plain(said[:, :5], pooled[:, :5])
+    assert torch.equal(found, pooled[:, :5])
+    assert beside is None

@@ -170,12 +170,12 @@ def _labels(digits: Ints, corner: Ints) -> dict[str, str]:
 
 def _task(recipe: Mapping[str, Any]) -> AbstractTask:
     if recipe["variant"] == "ats":
-        return digit_task("majority", "sum")
-    # Presence and counts are questions that single patches can answer; the noise of other canvases
-    # is new, so a count is better left to what they say.
+        return digit_task("majority", "count")
+    # Presence is a question that single patches can answer. So is a count, but its loss takes
+    # features from presence, and which digit there are three of is left to relations.
     return JointTask(
         {
-            "majority": digit_task("majority", "count"),
+            "majority": digit_task("majority", "none"),
             "max": digit_task("max", "none"),
             "top": digit_task("top", "none"),
             "multi": PresenceTask(classes=[str(i) for i in range(10)], name="multi"),

@@ -142,7 +142,7 @@ class AttentionSampling(AbstractMethod):
         logits = self.head(estimate(a, f, valid, baseline=self.baseline))
         auxiliary = {}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid)[0])
+            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
         return Prediction(logits, [], {"spread": self.spread(field, a)}, auxiliary)
 
     def findings(self) -> dict[str, float]:

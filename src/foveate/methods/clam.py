@@ -119,7 +119,7 @@ class Clam(AbstractMethod):
             objectives["clustering"] = partial(_by_label, self.clustering, *losses)
         auxiliary = {}
         if self.head_instance is not None:
-            auxiliary["instance"] = (self.instance, self.head_instance(h, valid)[0])
+            auxiliary["instance"] = (self.instance, self.head_instance(h, valid))
         return Prediction(logits, [], auxiliary=auxiliary, objectives=objectives)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ class DifferentiableTopK(AbstractMethod):
         losses = {"spread": self.spread * divergence(field.log_a, field.log_prior)}
         auxiliary = {}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid)[0])
+            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
         return Prediction(logits, [], losses, auxiliary)
 
     def _locate(self, batch: Batch) -> Field:

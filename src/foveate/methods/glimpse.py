@@ -6,12 +6,12 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 
 Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
 contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
-own, and where the task counts or asks for several findings the prediction rests on what patches
-say; patches carry physical positions and are related by self-attention, which knows distances and
-sides, before gated attention pools them; how far attention may concentrate is controlled by the
-mass that the drawn patches hold. With `zoom`, attention over the glimpse chooses tiles, attention
-over a tile what lies in it, and so on down to the finest patches; the estimator is nested, and as
-unbiased at any depth.
+own, and what most patches say answers questions that count; patches carry physical positions, are
+related by self-attention, which knows distances and sides, and read by cross-attention, with a
+query for each question, as in `ips`; how far attention may concentrate is controlled by the mass
+that the drawn patches hold. With `zoom`, attention over the glimpse chooses tiles, attention over a
+tile what lies in it, and so on down to the finest patches; the estimator is nested, and as unbiased
+at any depth.
 
 Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
 glimpse of a huge image shows no more than which regions to look into.
@@ -48,10 +48,13 @@ from foveate.methods._locate import (
 )
 from foveate.methods._zoom import CROWD, Descent, Zoom, apart, centred, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.attention import GatedAttention, Relate, masked_softmax
-from foveate.nn.heads import Head, InstanceHead, Voted, saliency
+from foveate.nn.attention import Relate
+from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.pooling import CrossPool
 from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
+
+_SMALL = 0.05
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Glimpse(AbstractMethod):
             `zoom`.
         eval_patches: looked at per image in evaluation.
         layers: of self-attention between tokens.
+        attention_heads: of the cross-attention; each question of the task has its own query.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
         mass: share of attention that the drawn patches should hold at most; above it that weight
             grows up to a hundredfold. Attention that is concentrated on fewer cells than are drawn
@@ -113,12 +117,11 @@ class Glimpse(AbstractMethod):
             difference from the background to this power. Cellular tissue is darker than stroma
             and glass; 0 leaves foreground and background only.
         glimpse_dropout: how often the glimpse token is hidden in training.
-        dropout: on the pooled vector.
+        dropout: in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows, and each patch's score is added to its attention; where they are
-            summed (grades), or several findings are asked for, so is the answer to that of the
-            pooled vector, and a count is theirs alone. It gives every patch a gradient of its own,
-            which ends the plateau at chance. 0 leaves the head out.
+            as the task allows, and a count is answered by them alone. It gives every patch a
+            gradient of its own, which ends the plateau at chance, sooner the more it weighs beside
+            the answer that is not learnt yet. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -147,6 +150,7 @@ class Glimpse(AbstractMethod):
         strongest: int = 0,
         eval_patches: int = 64,
         layers: int = 1,
+        attention_heads: int = 8,
         spread: float = 1e-2,
         mass: float = 0.5,
         smoothing: float = 1e-3,
@@ -155,7 +159,7 @@ class Glimpse(AbstractMethod):
         contrast: float = 2.0,
         glimpse_dropout: float = 0.5,
         dropout: float = 0.1,
-        instance: float = 1.0,
+        instance: float = 4.0,
         chunk: int = 256,
         jitter: bool = True,
         centring: int = 0,
@@ -164,7 +168,7 @@ class Glimpse(AbstractMethod):
     ) -> None:
         super().__init__()
         dim = encoder.dim
-        self.encoder, self.task_heads, self.chunk = encoder, tuple(heads), chunk
+        self.encoder, self.chunk = encoder, chunk
         self.patches, self.strongest, self.eval_patches = patches, strongest, eval_patches
         self.smoothing, self.explore, self.instance = smoothing, explore, instance
         self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
@@ -173,12 +177,11 @@ class Glimpse(AbstractMethod):
         self.position = PositionCode(dim, ndim=encoder.axes)
         self.kind = nn.Parameter(torch.zeros(2, dim))
         self.overview_scale = nn.Parameter(torch.zeros(dim))
-        self.place = nn.Linear(dim, len(heads), bias=False)
-        nn.init.zeros_(self.place.weight)
         self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
-        self.attention = nn.ModuleList(GatedAttention(dim) for _ in heads)
+        self.pool = CrossPool(
+            dim, heads, attention_heads=attention_heads, dropout=dropout, initial_scale=_SMALL
+        )
         self.dropout = nn.Dropout(dropout)
-        self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
         self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
         self.head_instance = InstanceHead(dim, heads)
         self.voted = Voted(heads)
@@ -209,20 +212,19 @@ class Glimpse(AbstractMethod):
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         f = pad_rows(self.embed(vectors.float()), valid)
         tiles = [self.embed(v) for v in seen.vectors] if isinstance(seen, Descent) else []
-        alone, single = self.head_instance(f, valid)
-        bias = saliency(single, self.task_heads) if self.instance > 0 else f.new_zeros(f.shape[:2])
+        alone = self.head_instance(f, valid)
         tokens = self._tokens(f, valid, tiles, seen)
-        pooled, weight = self._aggregate(batch, overview, tokens, bias)
-        each = self.dropout(pooled).unbind(1)
-        logits = torch.cat([head(z) for head, z in zip(self.heads, each, strict=True)], -1)
+        logits, weight = self._aggregate(batch, overview, tokens)
         beside = None
         if self.instance > 0:
             logits, beside = self.voted(alone, logits)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
-        # The expectation over all cells teaches where to look; the prediction itself rests on the
-        # patches that were seen, so that their attention is what decided.
-        estimate, losses = self._estimate(seen, f, valid, tiles)
+        # The expectation over all cells teaches where to look, and that alone: a mean of few cells
+        # is noise to the encoder. The prediction itself rests on the patches that were seen, so
+        # that their attention is what decided.
+        shown = [tile.detach() for tile in tiles]
+        estimate, losses = self._estimate(seen, f.detach(), valid, shown)
         auxiliary = {"expected": (1.0, self.head_expected(self.dropout(estimate)))}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
@@ -324,16 +326,13 @@ class Glimpse(AbstractMethod):
         patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
         return _Tokens(pad_rows(torch.cat(shown), known), known, patches, every)
 
-    def _aggregate(
-        self, batch: Batch, overview: Tensor, parts: _Tokens, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """A pooled vector for each question ``(b, t, d)``; the share of each patch ``(b, n)``.
+    def _aggregate(self, batch: Batch, overview: Tensor, parts: _Tokens) -> tuple[Tensor, Tensor]:
+        """Answers to all questions ``(b, k)``; the share of each patch ``(b, n)``.
 
         Args:
             batch: of the images.
             overview: ``(b, d)`` of the glimpse.
             parts: to be related; patches alone are pooled.
-            bias: ``(b, n)`` added to the scores of patches.
         """
         b, device = len(overview), overview.device
         centre, extent = self._places(batch, parts.regions, parts.known.shape[1])
@@ -349,14 +348,11 @@ class Glimpse(AbstractMethod):
             tokens = layer(tokens, position, known, centre, placed)
         # The glimpse stands beside the patches, not among them, where one token would drown. Its
         # share begins at nothing: it is quick to memorise, and must not be what is learnt first.
-        related = tokens[:, 1:]
-        scores = torch.stack([attend(related) for attend in self.attention], 1)
-        # What a question asks for may also be where a part lies (the topmost, the central one).
-        bias = functional.pad(bias, (0, parts.known.shape[1] - bias.shape[1]))
-        scores = scores + self.place(position[:, 1:]).transpose(1, 2) + bias.unsqueeze(1)
-        weight = masked_softmax(scores, parts.patches.unsqueeze(1))
         overview = self.overview_scale * shown * tokens[:, 0]
-        return weight @ related + overview.unsqueeze(1), weight.mean(1)
+        found: tuple[Tensor, Tensor] = self.pool(
+            (tokens + position)[:, 1:], parts.patches, beside=overview
+        )
+        return found
 
     def _places(self, batch: Batch, regions: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
         """Centres ``(b, 1 + n, d)`` and extents ``(b, 1 + n)`` of the glimpse and regions."""

@@ -19,7 +19,6 @@ scanned and about a dozen vectors per patch kept (relating them takes time with 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,8 +54,7 @@ class Ips(AbstractMethod):
         attention_heads: of the cross-attention; each question of the task has its own query.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows, but for counts, whose loss was seen to take features from the rest.
-            0 leaves it out.
+            as the task allows. 0 leaves it out.
         chunk: patches encoded at a time.
         jitter: in training, shift the lattice at random.
         centring: steps by which a patch moves to the centre of mass of what stands out from the
@@ -95,7 +93,7 @@ class Ips(AbstractMethod):
         self.position = PositionCode(dim, ndim=encoder.axes)
         self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
         self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
-        self.head_instance = InstanceHead(dim, [_uncounted(head) for head in heads])
+        self.head_instance = InstanceHead(dim, heads)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that score highest."""
@@ -128,9 +126,9 @@ class Ips(AbstractMethod):
         if self.instance <= 0:
             return {}
         if f.shape[1] <= _MANY:
-            answer, _ = self.head_instance(f, valid)
+            answer = self.head_instance(f, valid)
         else:
-            answer, _ = checkpoint(self.head_instance, f, valid, use_reentrant=False)
+            answer = checkpoint(self.head_instance, f, valid, use_reentrant=False)
         return {"instance": (self.instance, answer)}
 
     def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
@@ -208,10 +206,6 @@ class Ips(AbstractMethod):
         trained = torch.split(f, [len(row) for row in kept])
         fixed = torch.split(self.embed(g), [len(row) for row in more])
         return torch.cat([each for pair in zip(trained, fixed, strict=True) for each in pair])
-
-
-def _uncounted(head: Head) -> Head:
-    return dataclasses.replace(head, pooling="none") if head.pooling == "count" else head
 
 
 def _dropped(patches: Patches, share: float) -> Patches:

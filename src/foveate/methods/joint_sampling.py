@@ -178,7 +178,7 @@ class JointSampling(AbstractMethod):
         logits = self.head(expectation(a, f, valid, baseline=self.baseline))
         auxiliary = {}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid)[0])
+            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
         losses = {"spread": self.spread(field, a), **self._of_scales(batch, field.shares())}
         return Prediction(logits, [], losses, auxiliary)
 

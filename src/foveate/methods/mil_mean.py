@@ -79,7 +79,7 @@ class MilMean(AbstractMethod):
             return Prediction(logits, batch.evidence(patches, weight))
         if self.head_instance is None:
             return Prediction(logits, [])
-        alone, _ = self.head_instance(h, valid)
+        alone = self.head_instance(h, valid)
         return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
 
     def aggregate(self, h: Tensor, valid: Tensor) -> Tensor:

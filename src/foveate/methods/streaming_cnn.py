@@ -141,7 +141,7 @@ class StreamingCnn(AbstractMethod):
             return Prediction(logits, evidence)
         if self.head_instance is None:
             return Prediction(logits, [])
-        alone, _ = self.head_instance(h, valid)
+        alone = self.head_instance(h, valid)
         return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
 
     def _cells(self, whole: WholeImage, map_: Tensor) -> Tensor:

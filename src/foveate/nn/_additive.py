@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +22,6 @@ def small_linear(dim: int, size: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=_SMALL)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-class Answers(NamedTuple):
-    """What an `AdditiveHead` says.
-
-    Attributes:
-        logits: ``(b, k)`` of the images; log-probabilities where exclusive.
-        opinion: ``(b, n, k)`` of the patches, before softmax or sigmoid.
-        gate: ``(b, n)``, 0…1.
-        log_share: ``(b, n, k)``, log of what each patch adds; ``-inf`` where not valid.
-    """
-
-    logits: Tensor
-    opinion: Tensor
-    gate: Tensor
-    log_share: Tensor
 
 
 class AdditiveHead(nn.Module):
@@ -67,8 +50,13 @@ class AdditiveHead(nn.Module):
         nn.init.normal_(self.gate.score.weight, std=_SMALL)
         nn.init.zeros_(self.gate.score.bias)
 
-    def forward(self, f: Tensor, valid: Tensor) -> Answers:
-        """Answers of images with patches ``f (b, n, d)``, where `valid` ``(b, n)``."""
+    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers of images with patches ``f (b, n, d)``, where `valid` ``(b, n)``.
+
+        Returns:
+            logits ``(b, k)``, log-probabilities where exclusive; and the log of what each patch
+            adds ``(b, n, k)``, ``-inf`` where not valid.
+        """
         opinion, gate = self.opinion(f), self.gate(f)
         exact = torch.promote_types(opinion.dtype, torch.float32)
         opinion, gate = opinion.to(exact), gate.to(exact)
@@ -87,7 +75,7 @@ class AdditiveHead(nn.Module):
             no = torch.logaddexp(_log_sum(log_w + logsigmoid(-opinion)), missing)
             logits = _log_sum(log_share) - no
         logits = torch.where(valid.any(1, keepdim=True), logits, bias)
-        return Answers(logits, opinion, gate.sigmoid(), log_share)
+        return logits, log_share
 
 
 def _log_sum(terms: Tensor) -> Tensor:

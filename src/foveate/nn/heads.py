@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.nn._additive import AdditiveHead, small_linear
 from foveate.nn.base import Head, Pooling
 
-__all__ = ["Head", "InstanceHead", "Pooling", "Voted", "saliency"]
+__all__ = ["Head", "InstanceHead", "Pooling", "Voted"]
 
 _PACE = 10.0
 
@@ -36,35 +36,19 @@ class InstanceHead(nn.Module):
         kinds = {"max": _Strongest, "sum": _Sum, "count": _Sum, "none": _Frequencies}
         self.parts = nn.ModuleList(kinds[head.pooling](dim, head, k_min) for head in heads)
 
-    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Answers of images and of patches.
-
-        Args:
-            f: ``(b, n, d)``.
-            valid: ``(b, n)`` bool.
-
-        Returns:
-            logits ``(b, k)`` of the images, k over all heads in order, and ``(b, n, k)`` of the
-            patches: times their gate where sums are gated, 0 where no patch can answer.
-        """
-        found = [part(f, valid) for part in self.parts]
-        return torch.cat([x for x, _ in found], -1), torch.cat([x for _, x in found], -1)
+    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+        """Logits ``(b, k)``, over all heads in order, from ``f (b, n, d)``, `valid` ``(b, n)``."""
+        return torch.cat([part(f, valid) for part in self.parts], -1)
 
 
 class Voted(nn.Module):
-    """An image's answer from what its patches say on their own and from what was pooled of them.
+    """Counts are answered by what patches say on their own, other questions by what was pooled.
 
-    Patches' answers count times a learnt trust. A mean of opinions is never sure, three votes of
-    five are 0.6; what lets it be sure is the trust, and that must be learnt quickly, so its
-    logarithm moves ten times as fast as other parameters.
-
-    - A sum, and the strongest patch for each of several findings, join what is pooled: one
-      attention cannot point at all findings.
-    - A count is the sum and nothing else: what is pooled learns by heart what the sum leaves to be
-      explained, and is then wrong about new images. It is trained beside the answer, as attention
-      learns by it.
-    - Where there is one finding to point at, what is pooled is the answer: with the strongest patch
-      in it, attention would have nothing left to explain.
+    A count is the sum of patches' answers, times a learnt trust, and nothing else: what is pooled
+    would learn by heart what the sum leaves to be explained, and then be wrong about new images. It
+    is trained beside the answer, as attention learns by it. A mean of opinions is never sure,
+    three votes of five are 0.6; what lets it be sure is the trust, and that must be learnt quickly,
+    so its logarithm moves ten times as fast as other parameters.
 
     Args:
         heads: what the task asks.
@@ -73,7 +57,7 @@ class Voted(nn.Module):
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
         self.heads = tuple(heads)
-        n = sum(map(_votes, heads))
+        n = sum(head.pooling == "count" for head in heads)
         self.log_trust: nn.Parameter | None
         self.register_parameter("log_trust", nn.Parameter(torch.zeros(n)) if n else None)
 
@@ -88,23 +72,17 @@ class Voted(nn.Module):
             logits ``(b, k)``; and those with what is pooled in the place of counts, the rest
             without gradient, or None where nothing is counted.
         """
+        if self.log_trust is None:
+            return pooled, None
         sizes = [head.size for head in self.heads]
-        trusts = iter(() if self.log_trust is None else (_PACE * self.log_trust).exp())
+        trusts = iter((_PACE * self.log_trust).exp())
         found, beside = [], []
         parts = zip(torch.split(answers, sizes, -1), torch.split(pooled, sizes, -1), strict=True)
         for head, (said, other) in zip(self.heads, parts, strict=True):
-            votes = said * next(trusts) if _votes(head) else torch.zeros_like(said)
             counted = head.pooling == "count"
-            found.append(votes if counted else other + votes)
-            beside.append(other if counted else found[-1].detach())
-        counts = any(head.pooling == "count" for head in self.heads)
-        return torch.cat(found, -1), torch.cat(beside, -1) if counts else None
-
-
-def _votes(head: Head) -> bool:
-    """Whether what patches say is part of the answer."""
-    several = head.size > 1 and not head.exclusive
-    return head.pooling in ("sum", "count") or (head.pooling == "max" and several)
+            found.append(said * next(trusts) if counted else other)
+            beside.append(other if counted else other.detach())
+        return torch.cat(found, -1), torch.cat(beside, -1)
 
 
 class _Strongest(nn.Module):
@@ -114,11 +92,11 @@ class _Strongest(nn.Module):
         super().__init__()
         self.score = small_linear(dim, head.size)
 
-    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
         single = self.score(f)
         single = single.to(torch.promote_types(single.dtype, torch.float32))
         top = single.masked_fill(~valid.unsqueeze(-1), -torch.inf).amax(1)
-        return torch.where(valid.any(1, keepdim=True), top, self.score.bias.to(top)), single
+        return torch.where(valid.any(1, keepdim=True), top, self.score.bias.to(top))
 
 
 class _Sum(nn.Module):
@@ -128,9 +106,9 @@ class _Sum(nn.Module):
         super().__init__()
         self.sum = AdditiveHead(dim, head, k_min=k_min)
 
-    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.sum(f, valid)
-        return found.logits, found.opinion * found.gate.unsqueeze(-1)
+    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+        logits: Tensor = self.sum(f, valid)[0]
+        return logits
 
 
 class _Frequencies(nn.Module):
@@ -140,26 +118,5 @@ class _Frequencies(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(head.size))
 
-    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        b, n = valid.shape
-        return self.bias.expand(b, -1), self.bias.new_zeros(b, n, len(self.bias))
-
-
-def saliency(single: Tensor, heads: Sequence[Head]) -> Tensor:
-    """How much each patch speaks for some class, to be added to scores of attention.
-
-    Args:
-        single: ``(b, n, k)`` answers of patches, from `InstanceHead`.
-        heads: what the task asks.
-
-    Returns:
-        ``(b, n)`` without gradient: the highest over heads of, where outputs exclude each other,
-        the highest logit above their mean; else the highest logit. 0 if no patch can answer.
-    """
-    parts = torch.split(single.detach(), [head.size for head in heads], -1)
-    found = [
-        part.amax(-1) - part.mean(-1) if head.exclusive else part.amax(-1)
-        for part, head in zip(parts, heads, strict=True)
-        if head.pooling != "none"
-    ]
-    return torch.stack(found).amax(0) if found else single.new_zeros(single.shape[:2])
+    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+        return self.bias.expand(len(valid), -1)

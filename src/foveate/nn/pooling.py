@@ -43,11 +43,11 @@ class AdditivePool(nn.Module):
         """
         answers, weights = [], []
         for part in self.parts:
-            found = part(tokens, valid)
-            answers.append(found.logits)
-            log_share = found.log_share.detach()
+            logits, log_share = part(tokens, valid)
+            answers.append(logits)
+            log_share = log_share.detach()
             if part.exclusive:
-                predicted = found.logits.argmax(-1)[:, None, None].expand(-1, valid.shape[1], 1)
+                predicted = logits.argmax(-1)[:, None, None].expand(-1, valid.shape[1], 1)
                 log_share = log_share.gather(-1, predicted)
             weights.append(masked_softmax(log_share.logsumexp(-1), valid))
         return torch.cat(answers, -1), torch.stack(weights).mean(0)
@@ -66,6 +66,8 @@ class CrossPool(nn.Module):
         inner: width of the MLP; by default ``4 * dim``.
         dropout: on the outputs of attention and MLP; never on attention itself, so that scores are
             the same in training and evaluation.
+        initial_scale: of the last layers. Where it is small, logits begin near 0, and what this
+            block does not know yet is no noise in the gradients of what lies below.
 
     Raises:
         OptionError: `attention_heads` does not divide `dim`.
@@ -83,6 +85,7 @@ class CrossPool(nn.Module):
         attention_heads: int = 8,
         inner: int | None = None,
         dropout: float = 0.1,
+        initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if attention_heads < 1 or dim % attention_heads:
@@ -99,9 +102,23 @@ class CrossPool(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
+        with torch.no_grad():
+            for p in self.heads.parameters():
+                p.mul_(initial_scale)
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``."""
+    def forward(
+        self, tokens: Tensor, valid: Tensor, *, beside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Ask all questions.
+
+        Args:
+            tokens: ``(b, n, d)``.
+            valid: ``(b, n)`` bool.
+            beside: ``(b, d)`` added to what each question found, before it is answered.
+
+        Returns:
+            Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``.
+        """
         # Keys and values are linear: queries can be taken to the tokens, and the mean of tokens to
         # its value, so that neither exists for every token.
         to_key, to_value = (
@@ -115,6 +132,8 @@ class CrossPool(nn.Module):
         mixed = torch.einsum("bthd,hkd->bthk", mean, to_value).flatten(-2)
         z = self.norms[0](self.questions + self.dropout(self.out(mixed)))
         z = self.norms[1](z + self.dropout(self.mlp(z)))
+        if beside is not None:
+            z = z + beside.unsqueeze(1)
         answers = [head(z[:, t]) for t, head in enumerate(self.heads)]
         return torch.cat(answers, -1), weight.mean((1, 2))
 

@@ -1,9 +1,11 @@
-"""`glimpse`: what the prediction is made of."""
+"""`glimpse`: what the prediction is made of, and what its parts learn from."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,47 +24,73 @@ HEADS = (
     Head("most", 2, True, "count"),
     Head("grade", 3, True, "sum"),
     Head("findings", 2, False, "max"),
-    Head("tumour", 1, False, "max"),
-    Head("stage", 2, True, "max"),
 )
 VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 
 @pytest.mark.parametrize("instance", [0.0, 1.0])
-def test_the_prediction_begins_at_what_patches_say(instance: float, tiny_cohort: Path) -> None:
-    """Where the pooled vector says nothing, counts, sums and several findings remain."""
+def test_counts_are_what_patches_say(instance: float, tiny_cohort: Path) -> None:
+    """Where the pooled vectors say 5 to everything, counts alone say something else."""
     torch.manual_seed(0)
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
-    for head in method.heads:
+    for head in method.pool.heads:
         assert isinstance(head, nn.Linear)
         nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        nn.init.constant_(head.bias, 5.0)
     for p in method.head_instance.parameters():
         nn.init.normal_(p, std=0.3)
     assert isinstance(method.voted.log_trust, nn.Parameter)
     nn.init.constant_(method.voted.log_trust, math.log(2.0) / 10)
     alone: list[Tensor] = []
-    method.head_instance.register_forward_hook(lambda _, __, found: alone.append(found[0]))
+    method.head_instance.register_forward_hook(lambda _, __, found: alone.append(found))
     found = _evaluated(method, tiny_cohort)
-    expected = torch.zeros(2, 10)
+    expected = torch.full((2, 7), 5.0)
     if instance:
         assert alone[0].abs().min() > 1e-3
-        expected = alone[0] * torch.tensor([2.0] * 7 + [0.0] * 3)
+        expected[:, :2] = 2.0 * alone[0][:, :2]
     torch.testing.assert_close(found.logits, expected)
 
 
+@pytest.mark.parametrize("zoom", [(), (4.0,)])
+def test_the_expectation_teaches_where_to_look_and_nothing_else(
+    zoom: tuple[float, ...], tiny_cohort: Path
+) -> None:
+    torch.manual_seed(0)
+    method = Glimpse(
+        encoder=SmallEncoder(width=8, dim=16), heads=HEADS, dropout=0.0, zoom=zoom, looks=2
+    )
+    for p in method.locate.parameters():
+        nn.init.normal_(p, std=0.3)
+    with _batch(tiny_cohort) as batch:
+        weight, logits = method(batch).auxiliary["expected"]
+    assert weight == 1.0
+    logits.square().sum().backward()
+    taught = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {name.split(".")[0] for name in taught} == {
+        "encoder",
+        "locate",
+        "head_expected",
+        *(["zoom"] if zoom else []),
+    }
+
+
 def _evaluated(method: Glimpse, table: Path) -> Prediction:
+    with _batch(table) as batch, torch.inference_mode():
+        found: Prediction = method.eval()(batch)
+        return found
+
+
+@contextmanager
+def _batch(table: Path) -> Iterator[Batch]:
     loader = CaseLoader(VIEW)
     try:
-        with ThreadPoolExecutor(1) as pool, torch.inference_mode():
-            batch = Batch(
+        with ThreadPoolExecutor(1) as pool:
+            yield Batch(
                 [loader.load(case) for case in list(read_cases(table).cases)[:2]],
                 view=VIEW,
                 normalise=((0.5,) * 3, (0.25,) * 3),
                 device=torch.device("cpu"),
                 pool=pool,
             )
-            found: Prediction = method.eval()(batch)
-            return found
     finally:
         loader.close()
