@@ -164,29 +164,30 @@ def test_k_min_demands_evidence_from_more_patches() -> None:
         InstanceHead(DIM, (GRADE,), k_min=0.0)
 
 
-def test_counts_are_votes_and_other_questions_are_what_is_pooled() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_counts_are_votes_and_findings_the_mean_of_both(training: bool) -> None:
     heads = (
         Head("grade", 3, True, "sum"),
         Head("most", 2, True, "count"),
         Head("findings", 2, False, "max"),
         Head("cells", 1, False, "count"),
+        Head("tumour", 1, False, "max"),
+        Head("stage", 2, True, "max"),
         Head("site", 2, True, "none"),
     )
-    voted = Voted(heads)
+    voted = Voted(heads).train(training)
     with torch.no_grad():
         voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
-    said, pooled = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10, requires_grad=True)
+    said, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
     answer, beside = voted(said, pooled)
-    trust = torch.tensor([0.0] * 3 + [2.0] * 2 + [0.0] * 2 + [3.0] + [0.0] * 2)
-    counted = trust > 0
-    torch.testing.assert_close(answer, torch.where(counted, said * trust, pooled))
+    half = 0.0 if training else 0.5
+    share = torch.tensor([0.0] * 3 + [2.0] * 2 + [half] * 2 + [3.0] + [0.0] * 5)
+    rest = torch.tensor([1.0] * 3 + [0.0] * 2 + [1 - half] * 2 + [0.0] + [1.0] * 5)
+    torch.testing.assert_close(answer, said * share + pooled * rest)
     torch.testing.assert_close(beside, pooled)
     # Beside the answer only what is pooled for counts learns.
     learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
     assert learnt[0] is None
-    assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
-    plain = Voted((heads[0], *heads[2:3]))
-    assert plain.log_trust is None
-    found, beside = plain(said[:, :5], pooled[:, :5])
-    assert torch.equal(found, pooled[:, :5])
-    assert beside is None
+    assert torch.equal(learnt[1] != 0, (rest == 0).expand(4, -1))
+    assert Voted(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
+    assert Voted(heads[:1]).log_trust is None

@@ -42,13 +42,17 @@ class InstanceHead(nn.Module):
 
 
 class Voted(nn.Module):
-    """Counts are answered by what patches say on their own, other questions by what was pooled.
+    """An image's answer from what its patches say on their own and from what was pooled of them.
 
-    A count is the sum of patches' answers, times a learnt trust, and nothing else: what is pooled
-    would learn by heart what the sum leaves to be explained, and then be wrong about new images. It
-    is trained beside the answer, as attention learns by it. A mean of opinions is never sure,
-    three votes of five are 0.6; what lets it be sure is the trust, and that must be learnt quickly,
-    so its logarithm moves ten times as fast as other parameters.
+    Both are trained apart. Trained as one, what is pooled learns by heart what patches leave to be
+    explained, and is then wrong about new images.
+
+    - A count is the sum of patches' answers, times a learnt trust, and nothing else. A mean of
+      opinions is never sure, three votes of five are 0.6; what lets it be sure is the trust, and
+      that must be learnt quickly, so its logarithm moves ten times as fast as other parameters.
+    - Several findings: in evaluation the mean of what the strongest patch says of each, and of what
+      is pooled. They err on different images.
+    - Any other question is answered by what is pooled.
 
     Args:
         heads: what the task asks.
@@ -65,24 +69,24 @@ class Voted(nn.Module):
         """The answer, and what is to be trained beside it.
 
         Args:
-            answers: ``(b, k)`` of `InstanceHead`.
+            answers: ``(b, k)`` of `InstanceHead`, trained by a loss of their own.
             pooled: ``(b, k)`` from what was pooled.
 
         Returns:
             logits ``(b, k)``; and those with what is pooled in the place of counts, the rest
             without gradient, or None where nothing is counted.
         """
-        if self.log_trust is None:
-            return pooled, None
         sizes = [head.size for head in self.heads]
-        trusts = iter((_PACE * self.log_trust).exp())
+        trusts = iter(() if self.log_trust is None else (_PACE * self.log_trust).exp())
         found, beside = [], []
         parts = zip(torch.split(answers, sizes, -1), torch.split(pooled, sizes, -1), strict=True)
         for head, (said, other) in zip(self.heads, parts, strict=True):
             counted = head.pooling == "count"
-            found.append(said * next(trusts) if counted else other)
+            several = head.pooling == "max" and head.size > 1 and not head.exclusive
+            mean = other if self.training or not several else (said + other) / 2
+            found.append(said * next(trusts) if counted else mean)
             beside.append(other if counted else other.detach())
-        return torch.cat(found, -1), torch.cat(beside, -1)
+        return torch.cat(found, -1), torch.cat(beside, -1) if self.log_trust is not None else None
 
 
 class _Strongest(nn.Module):
