@@ -54,8 +54,6 @@ from foveate.nn.pooling import CrossPool
 from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
 
-_SMALL = 0.05
-
 
 @dataclass(frozen=True)
 class _Chosen:
@@ -179,9 +177,7 @@ class Glimpse(AbstractMethod):
         self.kind = nn.Parameter(torch.zeros(2, dim))
         self.overview_scale = nn.Parameter(torch.zeros(dim))
         self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
-        self.pool = CrossPool(
-            dim, heads, attention_heads=attention_heads, dropout=dropout, initial_scale=_SMALL
-        )
+        self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
         self.head_instance = InstanceHead(dim, heads)

@@ -66,8 +66,6 @@ class CrossPool(nn.Module):
         inner: width of the MLP; by default ``4 * dim``.
         dropout: on the outputs of attention and MLP; never on attention itself, so that scores are
             the same in training and evaluation.
-        initial_scale: of the last layers. Where it is small, logits begin near 0, and what this
-            block does not know yet is no noise in the gradients of what lies below.
 
     Raises:
         OptionError: `attention_heads` does not divide `dim`.
@@ -85,7 +83,6 @@ class CrossPool(nn.Module):
         attention_heads: int = 8,
         inner: int | None = None,
         dropout: float = 0.1,
-        initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if attention_heads < 1 or dim % attention_heads:
@@ -102,9 +99,6 @@ class CrossPool(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
-        with torch.no_grad():
-            for p in self.heads.parameters():
-                p.mul_(initial_scale)
 
     def forward(
         self, tokens: Tensor, valid: Tensor, *, beside: Tensor | None = None
