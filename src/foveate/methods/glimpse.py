@@ -54,6 +54,8 @@ from foveate.nn.pooling import CrossPool
 from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
 
+_SMALL = 0.05
+
 
 @dataclass(frozen=True)
 class _Chosen:
@@ -178,6 +180,7 @@ class Glimpse(AbstractMethod):
         self.overview_scale = nn.Parameter(torch.zeros(dim))
         self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
         self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
+        _begin_small(self.pool, heads)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
         self.head_instance = InstanceHead(dim, heads)
@@ -358,6 +361,15 @@ class Glimpse(AbstractMethod):
         own = torch.tensor(whole, device=extent.device, dtype=extent.dtype) / batch.view.patch_um
         centre = torch.cat([torch.zeros_like(centre[:, :1]), centre], 1)
         return centre, torch.cat([own[:, None], extent], 1)
+
+
+@torch.no_grad()
+def _begin_small(pool: CrossPool, heads: Sequence[Head]) -> None:
+    """Where one patch decides, what is pooled of many is noise until it is known which one."""
+    for head, last in zip(heads, pool.heads, strict=True):
+        if head.pooling == "max":
+            for p in last.parameters():
+                p.mul_(_SMALL)
 
 
 def _refuse_beside_zoom(**options: int) -> None:
