@@ -52,6 +52,13 @@ def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -
     torch.testing.assert_close(found.logits, expected)
 
 
+def test_where_one_patch_decides_what_is_pooled_begins_small() -> None:
+    method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS)
+    for head, last in zip(HEADS, method.pool.heads, strict=True):
+        sizes = [float(p.detach().abs().max()) for p in last.parameters()]
+        assert all(size < 0.02 for size in sizes) == (head.pooling == "max")
+
+
 @pytest.mark.parametrize("zoom", [(), (4.0,)])
 def test_the_expectation_teaches_where_to_look_and_nothing_else(
     zoom: tuple[float, ...], tiny_cohort: Path
