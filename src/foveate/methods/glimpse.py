@@ -365,9 +365,12 @@ class Glimpse(AbstractMethod):
 
 @torch.no_grad()
 def _begin_small(pool: CrossPool, heads: Sequence[Head]) -> None:
-    """Where one patch decides, what is pooled of many is noise until it is known which one."""
+    """What is pooled of many patches is noise until it is known which ones count.
+
+    Not so for sums and counts, where all of them do.
+    """
     for head, last in zip(heads, pool.heads, strict=True):
-        if head.pooling == "max":
+        if head.pooling not in ("sum", "count"):
             for p in last.parameters():
                 p.mul_(_SMALL)
 
