@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from foveate.nn.base import GatedAttention, masked_softmax
+from foveate.nn.base import masked_softmax
 
-__all__ = ["GatedAttention", "Relate", "masked_softmax"]
+__all__ = ["Relate", "masked_softmax"]
 
 _ROWS = 1024
 # How much faster than other parameters a head's lean moves: it has to get far in one training.

@@ -51,7 +51,7 @@ class Voted(nn.Module):
       opinions is never sure, three votes of five are 0.6; what lets it be sure is the trust, and
       that must be learnt quickly, so its logarithm moves ten times as fast as other parameters.
     - Several findings: in evaluation the mean of what the strongest patch says of each, and of what
-      is pooled. They err on different images.
+      is pooled.
     - Any other question is answered by what is pooled.
 
     Args:
