@@ -33,7 +33,7 @@ def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -
     """Where the pooled vectors say 5 to everything: counts are votes, findings half of each."""
     torch.manual_seed(0)
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
-    for head in method.pool.heads:
+    for head in method.related.pool.heads:
         assert isinstance(head, nn.Linear)
         nn.init.zeros_(head.weight)
         nn.init.constant_(head.bias, 5.0)
@@ -54,7 +54,7 @@ def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -
 
 def test_what_is_pooled_begins_small_but_for_sums() -> None:
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS)
-    for head, last in zip(HEADS, method.pool.heads, strict=True):
+    for head, last in zip(HEADS, method.related.pool.heads, strict=True):
         sizes = [float(p.detach().abs().max()) for p in last.parameters()]
         assert all(size < 0.02 for size in sizes) == (head.pooling not in ("sum", "count"))
 

@@ -62,7 +62,7 @@ def method(**options: object) -> Ips:
     )
     # Away from the even attention of the beginning, so that scores differ.
     with torch.no_grad():
-        built.pool.questions.mul_(20)
+        built.related.pool.questions.mul_(20)
     return built.eval()
 
 
@@ -80,8 +80,11 @@ def batch_of(cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor) ->
 def globally_best(built: Ips, batch: Batch, patches: Patches) -> set[tuple[float, ...]]:
     """Places of the M patches of most attention, all of them embedded and attended at once."""
     centre, extent = batch.layout([patches], len(patches))
-    tokens = built.embed(built.encoder(batch.crops([patches]))) + built.position(centre, extent)[0]
-    query, key = built.pool.query().double(), built.pool.keys(tokens).double()
+    tokens = (
+        built.embed(built.encoder(batch.crops([patches])))
+        + built.related.position(centre, extent)[0]
+    )
+    query, key = built.related.pool.query().double(), built.related.pool.keys(tokens).double()
     logits = torch.einsum("thd,nhd->thn", query, key) / query.shape[-1] ** 0.5
     attention = logits.softmax(-1).sum((0, 1))
     return places(patches, attention.topk(KEPT).indices)
@@ -187,7 +190,7 @@ def test_a_step_in_chunks_blocks_and_tiles_has_the_gradients_of_one_at_once(
         if frugal:
             monkeypatch.setattr("foveate.nn.attention._ROWS", 7)
             monkeypatch.setattr("foveate.methods.ips._MANY", 7)
-            for layer in built.relate:
+            for layer in built.related.relate:
                 layer.pairs = 100
         torch.manual_seed(4)
         prediction = built(batch_of(cases, loader, pool))

@@ -210,9 +210,7 @@ def test_what_every_pool_keeps(name: str) -> None:
 # -- relations -------------------------------------------------------------------------------------
 
 
-def _slow_relate(
-    layer: Relate, x: Tensor, position: Tensor, centre: Tensor, placed: list[bool]
-) -> Tensor:
+def _slow_relate(layer: Relate, x: Tensor, position: Tensor, centre: Tensor) -> Tensor:
     """One image, all tokens valid: a loop over pairs."""
     n, d, size = len(x), x.shape[1], x.shape[1] // layer.heads
     wq, wk, wv = layer.query_key_value.weight.split(d)
@@ -226,11 +224,10 @@ def _slow_relate(
             if j == i:
                 continue
             logit = q[i, part] @ k[j, part] / math.sqrt(size)
-            if placed[i] and placed[j]:
-                logit = logit - math.dist(centre[i], centre[j]) / layer.log_reach[h].exp()
-                for axis, lean in enumerate(layer.lean[h]):
-                    step = float(centre[j, axis] - centre[i, axis])
-                    logit = logit + 10 * lean * math.tanh(4 * step)
+            logit = logit - math.dist(centre[i], centre[j]) / layer.log_reach[h].exp()
+            for axis, lean in enumerate(layer.lean[h]):
+                step = float(centre[j, axis] - centre[i, axis])
+                logit = logit + 10 * lean * math.tanh(4 * step)
             total = total + logit.exp()
             got = got + logit.exp() * v[j, part]
         mixed[i, part] = got / total
@@ -245,24 +242,19 @@ def scene(n: int, ndim: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("kind", ["places", "glimpse"])
-def test_relate_is_a_loop_over_pairs(kind: str, ndim: int) -> None:
+def test_relate_is_a_loop_over_pairs(ndim: int) -> None:
     layer = trained(Relate(DIM, heads=2, ndim=ndim))
     x, position, centre = scene(7, ndim)
-    placed = torch.ones(1, 7, dtype=torch.bool)
-    if kind == "glimpse":
-        placed[0, 0] = False
-        centre[0, 0] = torch.nan
     valid = torch.ones(1, 7, dtype=torch.bool)
-    found = layer(x, position, valid, centre, placed if kind == "glimpse" else None)
-    expected = _slow_relate(layer, x[0], position[0], centre[0], placed[0].tolist())
+    found = layer(x, position, valid, centre)
+    expected = _slow_relate(layer, x[0], position[0], centre[0])
     close(found[0], expected)
     fast = torch.autograd.grad(found.square().sum(), list(layer.parameters()))
     slow = torch.autograd.grad(expected.square().sum(), list(layer.parameters()))
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     for other in (centre / 2, -centre):
-        moved = layer(x, position, valid, other, placed)
+        moved = layer(x, position, valid, other)
         assert (moved - found).abs().max() > 1e-3
 
 
@@ -314,10 +306,7 @@ def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
 
 
 @pytest.mark.parametrize("pairs", [9, 65, 150])
-@pytest.mark.parametrize("kind", ["places", "glimpse"])
-def test_relate_in_tiles_is_relate_at_once(
-    kind: str, pairs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relate_in_tiles_is_relate_at_once(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.nn.attention._ROWS", 4)
     whole = trained(Relate(16, heads=4))
     tiles = Relate(16, heads=4, pairs=pairs).double()
@@ -326,12 +315,11 @@ def test_relate_in_tiles_is_relate_at_once(
     tokens, position = torch.randn(2, 2, 13, 16, dtype=torch.float64)
     centre = 9 * torch.randn(2, 13, 2, dtype=torch.float64)
     valid = torch.arange(13) < torch.tensor([[13], [8]])
-    lies = torch.arange(13).expand(2, -1) > 0 if kind == "glimpse" else None
     found = []
     for layer in (whole, tiles):
         x, code = tokens.clone().requires_grad_(), position.clone().requires_grad_()
-        out = layer(x, code, valid, centre, lies)
-        assert torch.equal(out.detach(), layer(x, code, valid, centre, lies).detach())
+        out = layer(x, code, valid, centre)
+        assert torch.equal(out.detach(), layer(x, code, valid, centre).detach())
         (out.sin() * valid.unsqueeze(-1)).sum().backward()
         found.append([out, x.grad, code.grad, *(p.grad for p in layer.parameters())])
     for one, other in zip(*found, strict=True):

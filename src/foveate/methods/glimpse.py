@@ -4,14 +4,15 @@ Source: the pipeline that the HPI group describes (glimpse → locate → extrac
 attention sampling of Katharopoulos & Fleuret, "Processing Megapixel Images with Deep
 Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.sampling`).
 
-Differs: the glimpse itself is a token beside the patches; attention begins at a prior that follows
-contrast and keeps some of it for exploration; an instance head gives every patch a gradient of its
-own, and where the task counts or asks for several findings, the prediction rests on what patches
-say; patches carry physical positions, are related by self-attention, which knows distances and
-sides, and read by cross-attention, with a query for each question, as in `ips`; how far attention
-may concentrate is controlled by the mass that the drawn patches hold. With `zoom`, attention over
-the glimpse chooses tiles, attention over a tile what lies in it, and so on down to the finest
-patches; the estimator is nested, and as unbiased at any depth.
+Differs: what the glimpse shows as a whole is added to what each question finds among the patches;
+attention begins at a prior that follows contrast and keeps some of it for exploration; an instance
+head gives every patch a gradient of its own, and where the task counts or
+asks for several findings, the prediction rests on what patches say; patches carry physical
+positions, are related by self-attention, which knows distances and sides, and read by
+cross-attention, with a query for each question, as in `ips`; how far attention may concentrate is
+controlled by the mass that the drawn patches hold. With `zoom`, attention over the glimpse chooses
+tiles, attention over a tile what lies in it, and so on down to the finest patches; the estimator is
+nested, and as unbiased at any depth.
 
 Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
 glimpse of a huge image shows no more than which regions to look into.
@@ -24,7 +25,6 @@ in memory with their activations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,12 +46,11 @@ from foveate.methods._locate import (
     map_lattice,
     stage_for,
 )
+from foveate.methods._related import RelatedPool
 from foveate.methods._zoom import CROWD, Descent, Zoom, apart, centred, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.attention import Relate
 from foveate.nn.heads import Head, InstanceHead, Voted
 from foveate.nn.pooling import CrossPool
-from foveate.nn.position import PositionCode
 from foveate.nn.sampling import draw_without_replacement, expectation
 
 _SMALL = 0.05
@@ -76,7 +75,7 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What is related beside the glimpse, per image the patches first.
+    """What is related, per image the patches first.
 
     Attributes:
         tokens: ``(b, n, d)``.
@@ -116,7 +115,7 @@ class Glimpse(AbstractMethod):
         contrast: power of the prior: a cell is as likely, before anything is learnt, as its
             difference from the background to this power. Cellular tissue is darker than stroma
             and glass; 0 leaves foreground and background only.
-        glimpse_dropout: how often the glimpse token is hidden in training.
+        glimpse_dropout: how often the glimpse as a whole is hidden in training.
         dropout: in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows; a count is answered by them alone, several findings by them and by
@@ -175,12 +174,11 @@ class Glimpse(AbstractMethod):
         self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.position = PositionCode(dim, ndim=encoder.axes)
-        self.kind = nn.Parameter(torch.zeros(2, dim))
         self.overview_scale = nn.Parameter(torch.zeros(dim))
-        self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
-        self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
-        _begin_small(self.pool, heads)
+        self.related = RelatedPool(
+            encoder, heads, layers=layers, attention_heads=attention_heads, dropout=dropout
+        )
+        _begin_small(self.related.pool, heads)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
         self.head_instance = InstanceHead(dim, heads)
@@ -311,7 +309,6 @@ class Glimpse(AbstractMethod):
         self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: _Chosen | Descent
     ) -> _Tokens:
         """The patches, then the tiles that led to them."""
-        f = f + self.kind[1]
         if not isinstance(seen, Descent):
             return _Tokens(f, valid, valid, seen.patches)
         assert self.zoom is not None
@@ -334,33 +331,17 @@ class Glimpse(AbstractMethod):
             overview: ``(b, d)`` of the glimpse.
             parts: to be related; patches alone are pooled.
         """
-        b, device = len(overview), overview.device
-        centre, extent = self._places(batch, parts.regions, parts.known.shape[1])
-        position = self.position(centre, extent)
-        shown = torch.ones(b, 1, dtype=torch.bool, device=device)
-        if self.training:
-            shown = torch.rand(b, 1, device=device) >= self.glimpse_dropout
-        tokens = torch.cat([overview.unsqueeze(1) + self.kind[0], parts.tokens], 1)
-        known = torch.cat([shown, parts.known], 1)
-        placed = torch.ones_like(known)
-        placed[:, 0] = False
-        for layer in self.relate:
-            tokens = layer(tokens, position, known, centre, placed)
         # The glimpse stands beside the patches, not among them, where one token would drown. Its
         # share begins at nothing: it is quick to memorise, and must not be what is learnt first.
-        overview = self.overview_scale * shown * tokens[:, 0]
-        found: tuple[Tensor, Tensor] = self.pool(
-            (tokens + position)[:, 1:], parts.patches, beside=overview
+        overview = self.overview_scale * overview
+        if self.training:
+            b = len(overview)
+            overview = overview * (torch.rand(b, 1, device=overview.device) >= self.glimpse_dropout)
+        centre, extent = batch.layout(parts.regions, parts.known.shape[1])
+        found: tuple[Tensor, Tensor] = self.related(
+            parts.tokens, parts.known, centre, extent, pooled=parts.patches, beside=overview
         )
         return found
-
-    def _places(self, batch: Batch, regions: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
-        """Centres ``(b, 1 + n, d)`` and extents ``(b, 1 + n)`` of the glimpse and regions."""
-        centre, extent = batch.layout(regions, n)
-        whole = [math.sqrt(np.prod(item.image.box_um.size)) for item in batch.items]
-        own = torch.tensor(whole, device=extent.device, dtype=extent.dtype) / batch.view.patch_um
-        centre = torch.cat([torch.zeros_like(centre[:, :1]), centre], 1)
-        return centre, torch.cat([own[:, None], extent], 1)
 
 
 @torch.no_grad()

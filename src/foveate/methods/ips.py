@@ -29,14 +29,12 @@ from torch.utils.checkpoint import checkpoint
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import Bag, embed_patches, pad_rows, padding_mask
+from foveate.methods._related import RelatedPool
 from foveate.methods._zoom import apart, centred
 from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.attention import Relate
 from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.pooling import CrossPool
-from foveate.nn.position import PositionCode
 from foveate.nn.repeated import EmbedOnce
-from foveate.nn.selection import attention_logits, ranked, scores_among, with_exploration
+from foveate.nn.selection import ranked, scores_among, with_exploration
 
 _MANY = 1024
 
@@ -90,9 +88,9 @@ class Ips(AbstractMethod):
         self.instance, self.chunk, self.centring = instance, chunk, centring
         self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.position = PositionCode(dim, ndim=encoder.axes)
-        self.relate = nn.ModuleList(Relate(dim, ndim=encoder.axes) for _ in range(layers))
-        self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
+        self.related = RelatedPool(
+            encoder, heads, layers=layers, attention_heads=attention_heads, dropout=dropout
+        )
         self.head_instance = InstanceHead(dim, heads)
 
     def forward(self, batch: Batch) -> Prediction:
@@ -110,13 +108,9 @@ class Ips(AbstractMethod):
         f = pad_rows(self._features(batch, patches, kept, more), valid)
         index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
-        position = self.position(near, extent.gather(1, index))
         # Before the relations, so that its gradients are computed when theirs are done with.
         auxiliary = self._alone(f, valid) if self.training else {}
-        tokens = f
-        for layer in self.relate:
-            tokens = layer(tokens, position, valid, near)
-        logits, weight = self.pool(tokens + position, valid)
+        logits, weight = self.related(f, valid, near, extent.gather(1, index))
         if not self.training:
             return Prediction(logits, batch.evidence(chosen, weight))
         return Prediction(logits, [], {}, auxiliary)
@@ -169,7 +163,6 @@ class Ips(AbstractMethod):
             torch.cat([x[i, : len(part)] for i, part in enumerate(patches)])
             for x in (centre, extent)
         )
-        query = self.pool.query()
         chunks, once = batch.chunks(patches, self.chunk), EmbedOnce(self.encoder)
         training, found, at = self.encoder.training, [], 0
         self.encoder.eval()
@@ -177,8 +170,7 @@ class Ips(AbstractMethod):
             for c in range(len(chunks)):
                 f = self.embed(once(chunks(c)).float())
                 part = slice(at, at + len(f))
-                key = self.pool.keys(f + self.position(centre[part], extent[part]))
-                found.append(attention_logits(query, key).float())
+                found.append(self.related.scores(f, centre[part], extent[part]))
                 at += len(f)
         finally:
             self.encoder.train(training)

@@ -83,7 +83,6 @@ class Relate(nn.Module):
         position: Tensor,
         valid: Tensor,
         centre: Tensor,
-        placed: Tensor | None = None,
     ) -> Tensor:
         """Relate tokens.
 
@@ -93,14 +92,12 @@ class Relate(nn.Module):
             valid: ``(b, n)`` bool.
             centre: ``(b, n, ndim)`` in patches, where tokens lie; only how they lie to each other
                 counts, and gets no gradient.
-            placed: ``(b, n)`` bool, which tokens lie somewhere; others, such as the glimpse, are
-                at no distance from any, and on no side. None for all.
 
         Returns:
             ``(b, n, d)``.
         """
         n = tokens.shape[1]
-        where = _Places(self.heads, valid, centre.detach(), placed)
+        where = _Places(self.heads, valid, centre.detach())
         weight = torch.cat([-1 / self.log_reach.exp()[:, None], _PACE * self.lean], 1)
         if n * n <= self.pairs:
             mixed = where.attend(self._projected(tokens, position), weight)
@@ -137,7 +134,6 @@ class _Places:
     heads: int
     valid: Tensor
     centre: Tensor
-    placed: Tensor | None
 
     def attend(self, qkv: Tensor, weight: Tensor) -> Tensor:
         """All tokens at once, ``(b, n, d)``; one more key and value of 0 are nothing.
@@ -162,15 +158,11 @@ class _Places:
         """Distance in patches, then on which side the other lies, -1 to 1 for each axis.
 
         Returns:
-            ``(b, m, c, 1 + ndim)``, 0 where one of both lies nowhere.
+            ``(b, m, c, 1 + ndim)``.
         """
         exact = self.centre.to(dtype)
         step = exact[:, None, columns] - exact[:, rows, None]
-        found = torch.cat([step.norm(dim=-1, keepdim=True), (step / _SOFT).tanh()], -1)
-        if self.placed is None:
-            return found
-        apart = self.placed[:, rows, None] & self.placed[:, None, columns]
-        return found.masked_fill(~apart.unsqueeze(-1), 0.0)
+        return torch.cat([step.norm(dim=-1, keepdim=True), (step / _SOFT).tanh()], -1)
 
     def split(self, x: Tensor) -> Tensor:
         """``(b, n, d)`` as ``(b, h, n, d / h)``."""
