@@ -71,7 +71,7 @@ def test_the_expectation_teaches_where_to_look_and_nothing_else(
         nn.init.normal_(p, std=0.3)
     with _batch(tiny_cohort) as batch:
         weight, logits = method(batch).auxiliary["expected"]
-    assert weight == 1.0
+    assert weight == method.locating
     logits.square().sum().backward()
     taught = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
     assert {name.split(".")[0] for name in taught} == {
@@ -80,6 +80,23 @@ def test_the_expectation_teaches_where_to_look_and_nothing_else(
         "head_expected",
         *(["zoom"] if zoom else []),
     }
+
+
+def test_what_teaches_where_to_look_weighs_as_much_as_asked(tiny_cohort: Path) -> None:
+    found = []
+    for locating in (1.0, 0.25):
+        torch.manual_seed(0)
+        encoder = SmallEncoder(width=8, dim=16)
+        method = Glimpse(encoder=encoder, heads=HEADS, mass=0.01, locating=locating)
+        for p in method.locate.parameters():
+            nn.init.normal_(p, std=0.3)
+        torch.manual_seed(1)
+        with _batch(tiny_cohort) as batch:
+            prediction = method(batch)
+        found.append((prediction.losses["spread"], prediction.auxiliary["expected"][0]))
+    assert found[0][0] > 0
+    torch.testing.assert_close(found[1][0], 0.25 * found[0][0])
+    assert [weight for _, weight in found] == [1.0, 0.25]
 
 
 def _evaluated(method: Glimpse, table: Path) -> Prediction:

@@ -185,8 +185,7 @@ def _task(recipe: Mapping[str, Any]) -> AbstractTask:
 
 def _settings(recipe: Mapping[str, Any]) -> Mapping[str, Settings]:
     train = {**PLAIN, "weight_decay": 0.1}
-    centred = {"centring": 3, "instance": 4.0}
-    glimpse = {"patches": 32, "eval_patches": 32, "explore": 0.1, **centred}
+    glimpse = {"patches": 32, "eval_patches": 32, "explore": 0.1, "centring": 3}
     view = {"patch_px": 36}
     if recipe["variant"] == "ats":
         return {
@@ -198,7 +197,10 @@ def _settings(recipe: Mapping[str, Any]) -> Mapping[str, Settings]:
     thorough = {"patches": 24, "strongest": 56, "eval_patches": 56}
     return {
         "": {"train": {**train, "epochs": 16, "batch_size": 4}},
-        "ips": {"method": {"kept": 144, "chunk": 640, **centred}, "view": view},
+        "ips": {
+            "method": {"kept": 144, "chunk": 640, "centring": 3, "instance": 4.0},
+            "view": view,
+        },
         "glimpse": {"method": {**glimpse, **thorough}, "view": view},
     }
 

@@ -108,6 +108,10 @@ class Glimpse(AbstractMethod):
         mass: share of attention that the drawn patches should hold at most; above it that weight
             grows up to a hundredfold. Attention that is concentrated on fewer cells than are drawn
             explores nothing and over-fits.
+        locating: weight of the losses that teach where to look. Their gradient is the noise of a
+            few drawn cells, and weighed as much as the answer it would drown in the encoder what
+            patches teach. Attention itself learns as fast with any weight, since nothing else
+            moves its scores and the optimiser makes up for their scale.
         smoothing: share of attention spread evenly over all cells.
         explore: share of attention, in training, that follows the prior whatever was learnt.
         background: prior probability of a cell without foreground, relative to one of the
@@ -153,6 +157,7 @@ class Glimpse(AbstractMethod):
         attention_heads: int = 8,
         spread: float = 1e-2,
         mass: float = 0.5,
+        locating: float = 0.1,
         smoothing: float = 1e-3,
         explore: float = 0.0,
         background: float = 1e-3,
@@ -170,7 +175,8 @@ class Glimpse(AbstractMethod):
         dim = encoder.dim
         self.encoder, self.chunk = encoder, chunk
         self.patches, self.strongest, self.eval_patches = patches, strongest, eval_patches
-        self.smoothing, self.explore, self.instance = smoothing, explore, instance
+        self.smoothing, self.explore = smoothing, explore
+        self.locating, self.instance = locating, instance
         self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
@@ -223,7 +229,8 @@ class Glimpse(AbstractMethod):
         # that their attention is what decided.
         shown = [tile.detach() for tile in tiles]
         estimate, losses = self._estimate(seen, f.detach(), valid, shown)
-        auxiliary = {"expected": (1.0, self.head_expected(self.dropout(estimate)))}
+        losses = {name: self.locating * loss for name, loss in losses.items()}
+        auxiliary = {"expected": (self.locating, self.head_expected(self.dropout(estimate)))}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
         if beside is not None:

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from foveate.nn.base import masked_softmax
+from foveate.nn.base import QUICK, masked_softmax
 
 __all__ = ["Relate", "masked_softmax"]
 
 _ROWS = 1024
-# How much faster than other parameters a head's lean moves: it has to get far in one training.
-_PACE = 10.0
 # Patches that something must lie to a side before it counts as being there, more or less.
 _SOFT = 0.25
 
@@ -98,7 +96,7 @@ class Relate(nn.Module):
         """
         n = tokens.shape[1]
         where = _Places(self.heads, valid, centre.detach())
-        weight = torch.cat([-1 / self.log_reach.exp()[:, None], _PACE * self.lean], 1)
+        weight = torch.cat([-1 / self.log_reach.exp()[:, None], QUICK * self.lean], 1)
         if n * n <= self.pairs:
             mixed = where.attend(self._projected(tokens, position), weight)
             return self._joined(tokens, mixed)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 Pooling = Literal["max", "sum", "count", "none"]
 
+# How much faster than others a parameter moves that has to get far in one training.
+QUICK = 10.0
+
 
 @dataclass(frozen=True)
 class Head:

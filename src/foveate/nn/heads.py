@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.nn._additive import AdditiveHead, small_linear
-from foveate.nn.base import Head, Pooling
+from foveate.nn.base import QUICK, Head, Pooling
 
 __all__ = ["Head", "InstanceHead", "Pooling", "Voted"]
-
-_PACE = 10.0
 
 
 class InstanceHead(nn.Module):
@@ -77,7 +75,7 @@ class Voted(nn.Module):
             without gradient, or None where nothing is counted.
         """
         sizes = [head.size for head in self.heads]
-        trusts = iter(() if self.log_trust is None else (_PACE * self.log_trust).exp())
+        trusts = iter(() if self.log_trust is None else (QUICK * self.log_trust).exp())
         found, beside = [], []
         parts = zip(torch.split(answers, sizes, -1), torch.split(pooled, sizes, -1), strict=True)
         for head, (said, other) in zip(self.heads, parts, strict=True):
