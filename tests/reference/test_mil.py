@@ -408,7 +408,7 @@ class Labels(MulticlassTask):
 
 def slow_clustering(method: AbstractMethod, f: Tensor, truth: Sequence[int]) -> Tensor:
     """One image's instance loss: two-way heads, pseudo labels, published averages."""
-    h = method.embed(f)
+    h = method.embed(method.norm(f))
     net = method.attend
     attention = gate(h, net.value[0], net.gate[0], net.score)
     half = min(8, len(h) // 2)
@@ -444,7 +444,7 @@ def test_clam(branch: str, lengths: tuple[int, ...]) -> None:
     found, shown = run(method, given), run(method.eval(), given)
     slow = torch.zeros((), dtype=torch.float64)
     for i, f in enumerate(bags(given)):
-        h, net = method.embed(f), method.attend
+        h, net = method.embed(method.norm(f)), method.attend
         attention = gate(h, net.value[0], net.gate[0], net.score)
         for k in range(5):
             pooled = attention[:, k if branch == "multi" else 0] @ h
@@ -496,6 +496,14 @@ def test_dropout_does_not_choose() -> None:
         for a, b in zip(method.extremes(given.f, given.valid), chosen, strict=True):
             assert torch.equal(a, b)
     assert all(module.training for module in method.modules())
+
+
+def test_dropout_hides_no_patch_from_the_instance_head() -> None:
+    """Else it would say which of the patches seems to be the strongest."""
+    method, given = build("clam", dropout=0.9, instance=1.0).train(), problem((40, 20))
+    first, second = (run(method, given) for _ in range(2))
+    assert not torch.equal(first.logits, second.logits)
+    assert torch.equal(first.auxiliary["instance"][1], second.auxiliary["instance"][1])
 
 
 def test_clustering_is_left_out() -> None:

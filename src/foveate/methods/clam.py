@@ -89,22 +89,19 @@ class Clam(AbstractMethod):
         self.branch, self.clustered, self.instance = branch, clustered, instance
         self.clustering = clustering / (1 - clustering)
         self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
-        self.embed = nn.Sequential(
-            nn.LayerNorm(encoder.dim),
-            nn.Linear(encoder.dim, width),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-        )
+        self.norm = nn.LayerNorm(encoder.dim)
+        self.embed = nn.Sequential(nn.Linear(encoder.dim, width), nn.ReLU(), nn.Dropout(dropout))
         branches = n_outputs if branch == "multi" else 1
         self.attend = _Attend(width, hidden, branches, dropout)
         self.head = nn.Linear(width, n_outputs)
         self.cluster = _Cluster(width, heads)
-        self.head_instance = InstanceHead(width, heads) if instance > 0 else None
+        self.head_instance = InstanceHead(encoder.dim, heads) if instance > 0 else None
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from every patch of each image."""
         patches = self.bag.cover(batch, training=self.training)
         f, valid = self.bag.embed(self.encoder, batch, patches)
+        f = self.norm(f)
         h = self.embed(f)
         logits, attention = self.aggregate(h, valid)
         if not self.training:
@@ -119,7 +116,8 @@ class Clam(AbstractMethod):
             objectives["clustering"] = partial(_by_label, self.clustering, *losses)
         auxiliary = {}
         if self.head_instance is not None:
-            auxiliary["instance"] = (self.instance, self.head_instance(h, valid))
+            # Before dropout, which would choose the strongest patch at random.
+            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
         return Prediction(logits, [], auxiliary=auxiliary, objectives=objectives)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
