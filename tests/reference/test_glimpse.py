@@ -30,7 +30,7 @@ VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 @pytest.mark.parametrize("instance", [0.0, 1.0])
 def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -> None:
-    """Where the pooled vectors say 5 to everything: counts are votes, findings half of each."""
+    """Where the pooled vectors say 5 to everything: counts and findings are half of each."""
     torch.manual_seed(0)
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
     for head in method.related.pool.heads:
@@ -47,7 +47,7 @@ def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -
     expected = torch.full((2, 7), 5.0)
     if instance:
         assert alone[0].abs().min() > 1e-3
-        expected[:, :2] = 2.0 * alone[0][:, :2]
+        expected[:, :2] = (5.0 + 2.0 * alone[0][:, :2]) / 2
         expected[:, 5:] = (5.0 + alone[0][:, 5:]) / 2
     torch.testing.assert_close(found.logits, expected)
 

@@ -165,7 +165,7 @@ def test_k_min_demands_evidence_from_more_patches() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_counts_are_votes_and_findings_the_mean_of_both(training: bool) -> None:
+def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> None:
     heads = (
         Head("grade", 3, True, "sum"),
         Head("most", 2, True, "count"),
@@ -180,14 +180,15 @@ def test_counts_are_votes_and_findings_the_mean_of_both(training: bool) -> None:
         voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
     said, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
     answer, beside = voted(said, pooled)
-    half = 0.0 if training else 0.5
-    share = torch.tensor([0.0] * 3 + [2.0] * 2 + [half] * 2 + [3.0] + [0.0] * 5)
-    rest = torch.tensor([1.0] * 3 + [0.0] * 2 + [1 - half] * 2 + [0.0] + [1.0] * 5)
+    count, several = (1.0, 0.0) if training else (0.5, 0.5)
+    share = torch.tensor([0.0] * 3 + [2 * count] * 2 + [several] * 2 + [3 * count] + [0.0] * 5)
+    rest = torch.tensor([1.0] * 3 + [1 - count] * 2 + [1 - several] * 2 + [1 - count] + [1.0] * 5)
     torch.testing.assert_close(answer, said * share + pooled * rest)
     torch.testing.assert_close(beside, pooled)
     # Beside the answer only what is pooled for counts learns.
     learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
     assert learnt[0] is None
-    assert torch.equal(learnt[1] != 0, (rest == 0).expand(4, -1))
+    counted = torch.tensor([False] * 3 + [True] * 2 + [False] * 2 + [True] + [False] * 5)
+    assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
     assert Voted(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
     assert Voted(heads[:1]).log_trust is None

@@ -6,13 +6,12 @@ Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.samplin
 
 Differs: what the glimpse shows as a whole is added to what each question finds among the patches;
 attention begins at a prior that follows contrast and keeps some of it for exploration; an instance
-head gives every patch a gradient of its own, and where the task counts or
-asks for several findings, the prediction rests on what patches say; patches carry physical
-positions, are related by self-attention, which knows distances and sides, and read by
-cross-attention, with a query for each question, as in `ips`; how far attention may concentrate is
-controlled by the mass that the drawn patches hold. With `zoom`, attention over the glimpse chooses
-tiles, attention over a tile what lies in it, and so on down to the finest patches; the estimator is
-nested, and as unbiased at any depth.
+head gives every patch a gradient of its own, and where the task counts or asks for several
+findings, half the prediction is what patches say; patches carry physical positions, are related by
+self-attention, which knows distances and sides, and read by cross-attention, with a query for each
+question, as in `ips`; how far attention may concentrate is controlled by the mass that the drawn
+patches hold. With `zoom`, attention over the glimpse chooses tiles, attention over a tile what lies
+in it, and so on down to the finest patches; the estimator is nested, and as unbiased at any depth.
 
 Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
 glimpse of a huge image shows no more than which regions to look into.
@@ -122,10 +121,10 @@ class Glimpse(AbstractMethod):
         glimpse_dropout: how often the glimpse as a whole is hidden in training.
         dropout: in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows; a count is answered by them alone, several findings by them and by
-            what is pooled, half each. It gives every patch a gradient of its own, which ends the
-            plateau at chance, sooner the more it weighs beside the answer that is not learnt yet.
-            0 leaves the head out.
+            as the task allows; counts and several findings are answered by them and by what is
+            pooled, half each. It gives every patch a gradient of its own, which ends the plateau at
+            chance, sooner the more it weighs beside the answer that is not learnt yet. 0 leaves the
+            head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
         centring: steps by which a patch moves to the centre of mass of what stands out from the

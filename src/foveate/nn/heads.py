@@ -42,15 +42,14 @@ class InstanceHead(nn.Module):
 class Voted(nn.Module):
     """An image's answer from what its patches say on their own and from what was pooled of them.
 
-    Both are trained apart. Trained as one, what is pooled learns by heart what patches leave to be
-    explained, and is then wrong about new images.
+    Counts, and questions that allow several findings, can be answered both ways: the answer is the
+    mean of both, but in evaluation only, since both are trained apart. Trained as one, what is
+    pooled learns by heart what patches leave to be explained, and is then wrong about new images.
+    Any other question is answered by what is pooled.
 
-    - A count is the sum of patches' answers, times a learnt trust, and nothing else. A mean of
-      opinions is never sure, three votes of five are 0.6; what lets it be sure is the trust, and
-      that must be learnt quickly, so its logarithm moves ten times as fast as other parameters.
-    - Several findings: in evaluation the mean of what the strongest patch says of each, and of what
-      is pooled.
-    - Any other question is answered by what is pooled.
+    A count is the sum of patches' answers, times a learnt trust. A mean of opinions is never sure,
+    three votes of five are 0.6; what lets it be sure is the trust, and that must be learnt quickly,
+    so its logarithm moves ten times as fast as other parameters.
 
     Args:
         heads: what the task asks.
@@ -71,8 +70,9 @@ class Voted(nn.Module):
             pooled: ``(b, k)`` from what was pooled.
 
         Returns:
-            logits ``(b, k)``; and those with what is pooled in the place of counts, the rest
-            without gradient, or None where nothing is counted.
+            logits ``(b, k)``, in training of counts what patches say, else what is pooled; and
+            those with what is pooled in the place of counts, the rest without gradient, or None
+            where nothing is counted.
         """
         sizes = [head.size for head in self.heads]
         trusts = iter(() if self.log_trust is None else (QUICK * self.log_trust).exp())
@@ -81,8 +81,11 @@ class Voted(nn.Module):
         for head, (said, other) in zip(self.heads, parts, strict=True):
             counted = head.pooling == "count"
             several = head.pooling == "max" and head.size > 1 and not head.exclusive
-            mean = other if self.training or not several else (said + other) / 2
-            found.append(said * next(trusts) if counted else mean)
+            votes = said * next(trusts) if counted else said
+            if self.training or not (counted or several):
+                found.append(votes if counted else other)
+            else:
+                found.append((votes + other) / 2)
             beside.append(other if counted else other.detach())
         return torch.cat(found, -1), torch.cat(beside, -1) if self.log_trust is not None else None
 
