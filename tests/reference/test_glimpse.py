@@ -59,14 +59,14 @@ def test_what_is_pooled_begins_small_but_for_sums() -> None:
         assert all(size < 0.02 for size in sizes) == (head.pooling not in ("sum", "count"))
 
 
+@pytest.mark.parametrize("adds_up", [False, True])
 @pytest.mark.parametrize("zoom", [(), (4.0,)])
-def test_the_expectation_teaches_where_to_look_and_nothing_else(
-    zoom: tuple[float, ...], tiny_cohort: Path
+def test_the_expectation_teaches_patches_only_where_they_add_up(
+    zoom: tuple[float, ...], adds_up: bool, tiny_cohort: Path
 ) -> None:
     torch.manual_seed(0)
-    method = Glimpse(
-        encoder=SmallEncoder(width=8, dim=16), heads=HEADS, dropout=0.0, zoom=zoom, looks=2
-    )
+    encoder, heads = SmallEncoder(width=8, dim=16), HEADS if adds_up else HEADS[2:]
+    method = Glimpse(encoder=encoder, heads=heads, dropout=0.0, zoom=zoom, looks=2)
     for p in method.locate.parameters():
         nn.init.normal_(p, std=0.3)
     with _batch(tiny_cohort) as batch:
@@ -78,6 +78,7 @@ def test_the_expectation_teaches_where_to_look_and_nothing_else(
         "encoder",
         "locate",
         "head_expected",
+        *(["embed"] if adds_up else []),
         *(["zoom"] if zoom else []),
     }
 

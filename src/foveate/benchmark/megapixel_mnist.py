@@ -191,7 +191,7 @@ def _settings(recipe: Mapping[str, Any]) -> Mapping[str, Settings]:
         return {
             "": {"train": {**train, "epochs": 20, "batch_size": 8, "lr": 1e-3}},
             "attention_sampling": {"train": {"epochs": 30, "augment": "none"}},
-            "glimpse": {"method": glimpse, "view": view},
+            "glimpse": {"method": {**glimpse, "locating": 1.0}, "view": view},
         }
     # Every digit counts in every question, and there are 55 things on a canvas.
     thorough = {"patches": 24, "strongest": 56, "eval_patches": 56}

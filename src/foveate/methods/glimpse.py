@@ -110,7 +110,9 @@ class Glimpse(AbstractMethod):
         locating: weight of the losses that teach where to look. Their gradient is the noise of a
             few drawn cells, and weighed as much as the answer it would drown in the encoder what
             patches teach. Attention itself learns as fast with any weight, since nothing else
-            moves its scores and the optimiser makes up for their scale.
+            moves its scores and the optimiser makes up for their scale. Sums and counts add up over
+            patches as the expectation does; there it teaches what patches show as well, and 1 is
+            worth a try.
         smoothing: share of attention spread evenly over all cells.
         explore: share of attention, in training, that follows the prior whatever was learnt.
         background: prior probability of a cell without foreground, relative to one of the
@@ -186,8 +188,8 @@ class Glimpse(AbstractMethod):
         _begin_small(self.related.pool, heads)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
-        self.head_instance = InstanceHead(dim, heads)
-        self.voted = Voted(heads)
+        self.head_instance, self.voted = InstanceHead(dim, heads), Voted(heads)
+        self.adds_up = any(head.pooling in ("sum", "count") for head in heads)
         self.spread = Spread(weight=spread, mass=mass)
         self._priors = Priors(power=contrast, background=background)
         self.zoom: Zoom | None = None
@@ -223,11 +225,13 @@ class Glimpse(AbstractMethod):
             logits, beside = self.voted(alone, logits)
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
-        # The expectation over all cells teaches where to look, and that alone: a mean of few cells
-        # is noise to the encoder. The prediction itself rests on the patches that were seen, so
-        # that their attention is what decided.
-        shown = [tile.detach() for tile in tiles]
-        estimate, losses = self._estimate(seen, f.detach(), valid, shown)
+        # The expectation over all cells teaches where to look. What patches show it teaches only
+        # where they add up, as it does: else a mean of few cells is noise to the encoder. The
+        # prediction itself rests on the patches that were seen, so that their attention is what
+        # decided.
+        if not self.adds_up:
+            f, tiles = f.detach(), [tile.detach() for tile in tiles]
+        estimate, losses = self._estimate(seen, f, valid, tiles)
         losses = {name: self.locating * loss for name, loss in losses.items()}
         auxiliary = {"expected": (self.locating, self.head_expected(self.dropout(estimate)))}
         if self.instance > 0:
