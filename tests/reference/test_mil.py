@@ -506,6 +506,15 @@ def test_dropout_hides_no_patch_from_the_instance_head() -> None:
     assert torch.equal(first.auxiliary["instance"][1], second.auxiliary["instance"][1])
 
 
+def test_clustering_teaches_the_embedding_and_not_the_encoder() -> None:
+    method, given = build("clam", width=10, hidden=7).train(), problem((20, 7))
+    given.f.requires_grad_()
+    truth = Labels(torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 1, 1, 1]]).double())
+    further_loss(truth, run(method, given), torch.zeros(2)).backward()
+    assert given.f.grad is None
+    assert method.embed[0].weight.grad.abs().sum() > 0
+
+
 def test_clustering_is_left_out() -> None:
     """Where its share is 0, and for tasks whose outputs are no classes."""
     given = problem()

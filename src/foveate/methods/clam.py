@@ -8,7 +8,7 @@ will do (the published code fails below eight and labels patches both ways below
 chosen by attention without dropout. The two-way heads are one logit each, which is the same; their
 loss is cross-entropy. An output that excludes no other has two of them, for presence and for
 absence. Padding is masked, so images share a batch; the encoder may be trained, by two-pass
-replay.
+replay, but not by the clustering.
 
 Use when: few images, frozen features, and attention alone over-fits or wanders; the baseline that
 pathology compares with. Blind to where patches lie.
@@ -112,7 +112,8 @@ class Clam(AbstractMethod):
             return Prediction(logits, batch.evidence(patches, weight))
         objectives = {}
         if self.clustering > 0:
-            losses = self.cluster(h, *self.extremes(f, valid))
+            # What attention finds strongest is a guess at first, which no encoder should learn.
+            losses = self.cluster(self.embed(f.detach()), *self.extremes(f, valid))
             objectives["clustering"] = partial(_by_label, self.clustering, *losses)
         auxiliary = {}
         if self.head_instance is not None:
