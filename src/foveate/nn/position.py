@@ -13,7 +13,7 @@ class PositionCode(nn.Module):
 
     Coordinates are counted in patches (position divided by patch extent), so that one code serves
     images of any size; wavelengths grow geometrically from 4 to `longest` patches per axis. A last
-    feature is the logarithm of the token's own extent in patches, so glimpse and patches differ.
+    feature is the logarithm of the token's own extent in patches, so tiles and patches differ.
     """
 
     frequencies: Tensor
