@@ -66,7 +66,7 @@ DEMO = (
 DEMO_SCANNING = "--epochs 12 --train.min-epochs 8 --train.patience 3"
 DEMO_DRAWING = "--epochs 20 --train.min-epochs 16 --train.patience 4"
 DEMO_OWN = {
-    # As published it has no instance head, and rests at chance from random weights.
+    # As published it has no instance head.
     "clam": "--method.instance 1",
     "attention_sampling": "--method.patches 48",
     "differentiable_top_k": "--method.k 24 --method.most 64",

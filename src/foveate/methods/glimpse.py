@@ -109,10 +109,9 @@ class Glimpse(AbstractMethod):
             explores nothing and over-fits.
         locating: weight of the losses that teach where to look. Their gradient is the noise of a
             few drawn cells, and weighed as much as the answer it would drown in the encoder what
-            patches teach. Attention itself learns as fast with any weight, since nothing else
-            moves its scores and the optimiser makes up for their scale. Sums and counts add up over
-            patches as the expectation does; there it teaches what patches show as well, and 1 is
-            worth a try.
+            patches teach. The layers that score cells are taught by nothing else, so the optimiser
+            makes up for the weight there. Sums and counts add up over patches as the expectation
+            does; there it teaches what patches show as well, and 1 is worth a try.
         smoothing: share of attention spread evenly over all cells.
         explore: share of attention, in training, that follows the prior whatever was learnt.
         background: prior probability of a cell without foreground, relative to one of the

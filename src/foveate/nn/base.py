@@ -27,7 +27,7 @@ class Head:
         size: number of outputs.
         exclusive: one softmax over the outputs; else a sigmoid each.
         pooling: how single patches answer it: ``max`` where one patch suffices (presence), ``sum``
-            for a gated sum (grades), ``count`` for one that is the whole answer (which of them are
+            for a gated sum (grades), ``count`` for one that answers by itself (which of them are
             most), ``none`` where no patch can and only the frequencies of the labels are learnt.
     """
 

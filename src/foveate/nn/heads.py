@@ -82,10 +82,8 @@ class Voted(nn.Module):
             counted = head.pooling == "count"
             several = head.pooling == "max" and head.size > 1 and not head.exclusive
             votes = said * next(trusts) if counted else said
-            if self.training or not (counted or several):
-                found.append(votes if counted else other)
-            else:
-                found.append((votes + other) / 2)
+            both = (counted or several) and not self.training
+            found.append((votes + other) / 2 if both else votes if counted else other)
             beside.append(other if counted else other.detach())
         return torch.cat(found, -1), torch.cat(beside, -1) if self.log_trust is not None else None
 
