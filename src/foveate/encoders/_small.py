@@ -27,7 +27,7 @@ class AbstractSmall(AbstractEncoder):
         self.map_dims = widths
         self.map_centres = tuple(s / 2 for s in self.strides)
         self.stages = nn.ModuleList(map(stage, (3, *widths[:-1]), widths))
-        self.project = nn.Linear(2 * widths[-1], dim)
+        self.mix = nn.Linear(2 * widths[-1], dim)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Four maps, strides 2, 4, 8 and 16."""
@@ -42,5 +42,5 @@ class AbstractSmall(AbstractEncoder):
     def pool(self, maps: list[Tensor]) -> Tensor:
         """Mean and maximum of the last map, projected."""
         last, space = maps[-1], tuple(range(2, maps[-1].ndim))
-        vector: Tensor = self.project(cat([last.mean(space), last.amax(space)], -1))
+        vector: Tensor = self.mix(cat([last.mean(space), last.amax(space)], -1))
         return vector

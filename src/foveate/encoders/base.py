@@ -7,21 +7,30 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.nn.standardise import Standardise
 
 
 class AbstractEncoder(nn.Module, abc.ABC):
     """One network for glimpses and patches alike.
 
+    An image becomes maps, maps become features, and features are projected to a vector. Features
+    are what a frozen network says of an image; the projection is learnt from the first step on.
+
     Attributes:
         axes: of the images it reads, 2 or 3.
-        dim: length of the vector of `embed`.
+        dim: length of the vector of `forward`.
         strides: input pixels per cell of each map, fine to coarse.
         map_dims: channels of each map.
         map_centres: where the centre of cell 0 of each map lies, in input pixels; cell ``i`` is
             centred at ``map_centre + i * stride``.
         mean: subtracted from inputs in [0, 1], per channel of RGB.
         std: divides them then.
+        feature_groups: lengths of the parts of `features` that say different things (colour and
+            texture, spread, what is shown); a linear answer is fitted to each.
         from_scratch: whether weights were initialised at random.
         resolved: options that the constructor settled, to be stored with a model.
     """
@@ -33,6 +42,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
     map_centres: tuple[float, ...]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    feature_groups: tuple[int, ...] = ()
     from_scratch: bool = True
     resolved: Mapping[str, object] = MappingProxyType({})
 
@@ -44,9 +54,105 @@ class AbstractEncoder(nn.Module, abc.ABC):
     def pool(self, maps: list[Tensor]) -> Tensor:
         """The vector ``(b, dim)`` from the maps."""
 
+    @property
+    def n_features(self) -> int:
+        """Length of `features`."""
+        return self.dim
+
+    def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
+        """What the network says of an image before anything is projected, ``(b, n_features)``.
+
+        Args:
+            maps: as `maps` gives them.
+            weight: ``(b, *space)``, not negative, how much each input pixel counts; all alike by
+                default. Encoders that cannot weigh pixels ignore it.
+        """
+        return self.pool(maps)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features as the vector ``(b, dim)``."""
+        return features
+
+    def tiers(self) -> list[list[nn.Parameter]]:
+        """The parameters of the pretrained part, from its input to its output.
+
+        Early tiers are taught with smaller rates. Empty where nothing is pretrained.
+        """
+        return []
+
     def forward(self, x: Tensor) -> Tensor:
         """The vector ``(b, dim)`` of images ``(b, 3, *space)``."""
         return self.pool(self.maps(x))
+
+
+class Projection(nn.Module):
+    """Standardises features, then maps them to a vector; dimensions begin alike, none drowns.
+
+    Args:
+        n_features: of the frozen network.
+        dim: of the vector.
+    """
+
+    def __init__(self, n_features: int, dim: int) -> None:
+        super().__init__()
+        self.standardise = Standardise(n_features)
+        self.linear = nn.Linear(n_features, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(…, n_features)`` to ``(…, dim)``."""
+        vector: Tensor = self.linear(self.standardise(features.float()))
+        return vector
+
+
+class ProjectedEncoder(AbstractEncoder):
+    """A pretrained network: features are means of its maps, and what it is taught is projected.
+
+    Subclasses set `mixed`, a `Projection`, and give `features`.
+    """
+
+    mixed: Projection
+    from_scratch = False
+
+    @property
+    def n_features(self) -> int:
+        """Length of `features`."""
+        return self.mixed.linear.in_features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Standardised features through a linear layer, ``(b, dim)``."""
+        vector: Tensor = self.mixed(features)
+        return vector
+
+    def pool(self, maps: list[Tensor]) -> Tensor:
+        """The vector ``(b, dim)`` from the maps."""
+        return self.project(self.features(maps))
+
+
+def weighted_moments(map_: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and spread of a map over its cells, ``(b, c)`` each; by weights of input pixels.
+
+    Args:
+        map_: ``(b, c, *cells)``.
+        weight: ``(b, *space)``, not negative; an image whose weights are all 0 is weighed evenly,
+            and so is every image by default.
+    """
+    space, exact = tuple(range(2, map_.ndim)), map_.float()
+    if weight is None:
+        mean = exact.mean(space, keepdim=True)
+        variance = (exact - mean).square().mean(space)
+    else:
+        cells, pixels = list(map_.shape[2:]), weight.float().unsqueeze(1)
+        if map_.ndim == 4:
+            share = functional.adaptive_avg_pool2d(pixels, cells)
+        else:
+            share = functional.adaptive_avg_pool3d(pixels, cells)
+        total = share.sum(space, keepdim=True)
+        even = torch.full_like(share, 1 / share[0, 0].numel())
+        share = torch.where(total > 0, share / total.clamp_min(1e-12), even)
+        mean = (exact * share).sum(space, keepdim=True)
+        variance = ((exact - mean).square() * share).sum(space)
+    # The root's slope at 0 is infinite; maps of one cell have no spread.
+    return mean.flatten(1), (variance + 1e-6).sqrt()
 
 
 class CellMap(nn.Module):
