@@ -16,6 +16,7 @@ from foveate.batch.base import (
     Augment,
     CropError,
     LoadedImage,
+    Look,
     Patches,
     Reads,
     View,
@@ -23,6 +24,7 @@ from foveate.batch.base import (
     lay_kernels,
     to_rgb,
 )
+from foveate.encoders.base import AbstractEncoder
 from foveate.errors import FoveateError, OptionError
 from foveate.evidence import Evidence, Floats
 from foveate.geometry import Box, Frame
@@ -35,6 +37,7 @@ __all__ = [
     "Chunks",
     "CropError",
     "LoadedImage",
+    "Look",
     "Patches",
     "Reads",
     "View",
@@ -106,6 +109,23 @@ class Batch:
             self._normalised(to_rgb(item.glimpse[None], self.device), i)[0]
             for i, item in enumerate(self.items)
         ]
+
+    def look(self, encoder: AbstractEncoder) -> list[Look]:
+        """Every glimpse through the encoder, with gradient where there is one.
+
+        Equal sizes are computed together, nothing is padded.
+        """
+        every = run_by_shape(encoder.maps, self.glimpses())
+        return [
+            Look(maps, encoder.features(maps, self._foreground(i))) for i, maps in enumerate(every)
+        ]
+
+    def _foreground(self, i: int) -> Tensor | None:
+        """``(1, *space)``, 1 where the glimpse of image i shows something, of slides only."""
+        item = self.items[i]
+        if item.image.kind != "slide":
+            return None
+        return torch.from_numpy(item.contrast > 0)[None].float().to(self.device)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
         """Patches around centres, moved to whole pixels where reading is then exact.

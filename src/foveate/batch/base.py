@@ -90,6 +90,20 @@ class Patches:
         return centre
 
 
+@dataclass(frozen=True)
+class Look:
+    """What an encoder makes of the glimpse of one image.
+
+    Attributes:
+        maps: each ``(1, c, *cells)``, in register with the glimpse as it lies in the file, however
+            the glimpse was turned or shifted for training.
+        features: ``(1, n_features)`` of the foreground.
+    """
+
+    maps: list[Tensor]
+    features: Tensor
+
+
 class CropError(FoveateError, OSError):
     """Reading crops of one image failed; `image_id` says of which."""
 

@@ -141,11 +141,8 @@ def weighted_moments(map_: Tensor, weight: Tensor | None = None) -> tuple[Tensor
         mean = exact.mean(space, keepdim=True)
         variance = (exact - mean).square().mean(space)
     else:
-        cells, pixels = list(map_.shape[2:]), weight.float().unsqueeze(1)
-        if map_.ndim == 4:
-            share = functional.adaptive_avg_pool2d(pixels, cells)
-        else:
-            share = functional.adaptive_avg_pool3d(pixels, cells)
+        pixels, cells = weight.float().unsqueeze(1), map_.shape[2:]
+        share = functional.interpolate(pixels, cells, mode="area")
         total = share.sum(space, keepdim=True)
         even = torch.full_like(share, 1 / share[0, 0].numel())
         share = torch.where(total > 0, share / total.clamp_min(1e-12), even)
