@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.batch._chunks import Chunks, run_by_shape
 from foveate.batch._whole import Turn, WholeImage
 from foveate.batch.base import (
     Augment,
@@ -21,15 +24,18 @@ from foveate.batch.base import (
     Reads,
     View,
     channels_last,
+    identity,
     lay_kernels,
     to_rgb,
 )
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import FoveateError, OptionError
 from foveate.evidence import Evidence, Floats
+from foveate.features import FeatureStore
 from foveate.geometry import Box, Frame
 from foveate.nn.warp import warp
 from foveate.resample import Pixels
+from foveate.tiling import tile_foreground
 
 __all__ = [
     "Augment",
@@ -49,8 +55,6 @@ __all__ = [
 ]
 
 _PATCHES_PER_JOB = 16
-_CHUNKS_AHEAD = 2
-_KEPT_BYTES = 1 << 26
 
 
 class Batch:
@@ -68,6 +72,11 @@ class Batch:
             replays them.
         shuffle_layout: audit: give every patch the place of another one of its image.
         tell: is told, by methods whose step may take minutes, which share of it is done.
+        store: features that a frozen encoder gave; with it the batch is `frozen`: nothing is
+            augmented, patches lie in the middle of their cells, and no gradient reaches the
+            encoder.
+        known: ``(n, k)`` logits of the images by answers that did not see their labels, which an
+            answer may build upon in training.
     """
 
     def __init__(
@@ -81,6 +90,8 @@ class Batch:
         augment: Augment = "none",
         shuffle_layout: bool = False,
         tell: Callable[[float], None] | None = None,
+        store: FeatureStore | None = None,
+        known: Tensor | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
@@ -88,6 +99,8 @@ class Batch:
             )
         self.items = list(items)
         self.tell = tell
+        self.known = known
+        self._store = store
         self.view = view
         self.device = device
         self.seconds_reading = 0.0
@@ -110,15 +123,59 @@ class Batch:
             for i, item in enumerate(self.items)
         ]
 
+    @property
+    def frozen(self) -> bool:
+        """Whether features come from a frozen encoder and are kept."""
+        return self._store is not None
+
     def look(self, encoder: AbstractEncoder) -> list[Look]:
         """Every glimpse through the encoder, with gradient where there is one.
 
         Equal sizes are computed together, nothing is padded.
         """
+        if self._store is not None:
+            return [self._kept_look(self._store, encoder, i) for i in range(len(self))]
         every = run_by_shape(encoder.maps, self.glimpses())
         return [
             Look(maps, encoder.features(maps, self._foreground(i))) for i, maps in enumerate(every)
         ]
+
+    def _kept_look(self, store: FeatureStore, encoder: AbstractEncoder, i: int) -> Look:
+        def compute() -> list[Tensor]:
+            with torch.no_grad():
+                glimpse = to_rgb(self.items[i].glimpse[None], self.device)
+                maps = encoder.maps(self._scaled(glimpse))
+                return [*maps, encoder.features(maps, self._foreground(i))]
+
+        *maps, features = store.once(identity(self.items[i], self.view), compute)
+        return Look([m.to(self.device) for m in maps], features.to(self.device))
+
+    def kept_features(
+        self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int
+    ) -> Tensor:
+        """What the frozen encoder says of patches, ``(sum n_i, n_features)``, from the store.
+
+        Args:
+            encoder: frozen.
+            patches: per image.
+            size: how many are computed at a time.
+        """
+        assert self._store is not None
+
+        def compute(i: int, new: NDArray[np.int64]) -> Tensor:
+            own = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
+            with torch.no_grad():
+                chunks = self.chunks(own, size, augment=False)
+                made = [encoder.features(encoder.maps(chunks(c))) for c in range(len(chunks))]
+            return torch.cat(made)
+
+        found = [torch.empty(0, encoder.n_features)]
+        for i, part in enumerate(patches):
+            if len(part):
+                boxes = np.concatenate([part.origin_um, part.side_um[:, None]], 1)
+                image = identity(self.items[i], self.view)
+                found.append(self._store.rows(image, boxes, functools.partial(compute, i)))
+        return torch.cat(found).to(self.device)
 
     def _foreground(self, i: int) -> Tensor | None:
         """``(1, *space)``, 1 where the glimpse of image i shows something, of slides only."""
@@ -146,6 +203,25 @@ class Batch:
         if np.allclose(pixel, spacing, rtol=1e-9):
             origin = np.round(origin / pixel) * pixel
         return Patches(origin, np.full(len(origin), side))
+
+    def cover(self, i: int, offset_um: Sequence[float]) -> Patches:
+        """The lattice patches of image i with foreground, or the places that its table gives.
+
+        Args:
+            i: which image.
+            offset_um: shift of the lattice, per axis.
+        """
+        item, view = self.items[i], self.view
+        if item.places_um is not None:
+            return self.place(i, item.places_um)
+        corners = tile_foreground(
+            item.contrast > 0,
+            mask_spacing_um=view.glimpse_spacing_um,
+            extent_um=item.image.box_um.size,
+            patch_um=view.patch_um,
+            offset_um=tuple(offset_um),
+        )
+        return self.place(i, corners + view.patch_um / 2)
 
     def crops(self, patches: Sequence[Patches], *, augment: bool = True) -> Tensor:
         """Read patches of all images and put them on the device.
@@ -302,85 +378,7 @@ class Batch:
         return pixels.transpose(-1, -2) if turn & 4 else pixels
 
 
-class Chunks:
-    """Patches in groups, read by threads while the device computes; a loader for `replay`.
-
-    Calling it with a chunk's number gives its crops and begins to read the next ones. Pixels are
-    kept for the second pass up to a fixed number of bytes; beyond that they are read again. Made
-    where there is no gradient, so that no second pass comes, it keeps none.
-    """
-
-    def __init__(
-        self, batch: Batch, patches: Sequence[Patches], size: int, *, augment: bool = True
-    ) -> None:
-        self._batch, self._augment = batch, augment
-        self._parts = _grouped(patches, size)
-        self._jobs: dict[int, list[Future[Pixels]]] = {}
-        self._kept: dict[int, list[Pixels]] = {}
-        self._room = _KEPT_BYTES if torch.is_grad_enabled() else 0
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __call__(self, c: int) -> Tensor:
-        """The crops of chunk c, as `Batch.crops` gives them."""
-        self._read_ahead(c)
-        pixels = self._kept.get(c)
-        if pixels is None:
-            pixels = self._batch._wait(self._jobs.pop(c))
-            n_bytes = sum(part.nbytes for part in pixels)
-            if n_bytes <= self._room:
-                self._kept[c] = pixels
-                self._room -= n_bytes
-        return self._batch._on_device(pixels, self._parts[c], self._augment)
-
-    def _read_ahead(self, c: int) -> None:
-        wanted = range(c, min(c + 1 + _CHUNKS_AHEAD, len(self._parts)))
-        # The second pass leaves chunks out: what was read for them must not pile up.
-        for n in [n for n in self._jobs if n not in wanted]:
-            for job in self._jobs.pop(n):
-                job.cancel()
-        for n in wanted:
-            if n not in self._jobs and n not in self._kept:
-                self._jobs[n] = self._batch._start(self._parts[n])
-
-
-def run_by_shape(
-    function: Callable[[Tensor], list[Tensor]], images: list[Tensor]
-) -> list[list[Tensor]]:
-    """Apply a network to images of several sizes: equal sizes together, none padded.
-
-    Returns:
-        per image, the maps ``(1, c, *space)``.
-    """
-    groups: dict[torch.Size, list[int]] = {}
-    for i, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(i)
-    found: dict[int, list[Tensor]] = {}
-    for members in groups.values():
-        maps = function(channels_last(torch.stack([images[i] for i in members])))
-        for row, i in enumerate(members):
-            found[i] = [m[row : row + 1] for m in maps]
-    return [found[i] for i in range(len(images))]
-
-
 def _joined(parts: Sequence[Pixels]) -> list[Pixels]:
     """Neighbours of one kind in one array: images of a batch may be grey or RGB, of 8 or 16 bit."""
     kinds = itertools.groupby(parts, lambda part: (part.dtype, part.shape[-1]))
     return [np.concatenate(list(alike)) for _, alike in kinds]
-
-
-def _grouped(patches: Sequence[Patches], size: int) -> list[list[Patches]]:
-    """Cut the patches of all images, in order, into groups of at most `size`; at least one."""
-    none = [part[:0] for part in patches]
-    groups, room = [list(none)], size
-    for i, part in enumerate(patches):
-        at = 0
-        while at < len(part):
-            if room == 0:
-                groups.append(list(none))
-                room = size
-            taken = part[at : at + room]
-            groups[-1][i] = taken
-            at, room = at + len(taken), room - len(taken)
-    return groups

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.nn.standardise import Standardise
+from foveate.nn.base import Standardise
 
 
 class AbstractEncoder(nn.Module, abc.ABC):

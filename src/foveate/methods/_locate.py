@@ -86,9 +86,10 @@ class Field:
         """
         valid = self.real.gather(1, index)
         valid = (valid if used is None else valid & used).cpu()
+        moved = jitter and not batch.frozen
         chosen = index.cpu()
         return [
-            _place(batch, i if owner is None else owner[i], grids, row[real].numpy(), jitter)
+            _place(batch, i if owner is None else owner[i], grids, row[real].numpy(), moved)
             for i, (grids, row, real) in enumerate(zip(self.grids, chosen, valid, strict=True))
         ]
 
