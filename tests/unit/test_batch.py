@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate import batch as batch_module
+from foveate.batch import _chunks as batch_module
 from foveate.batch import Batch, CropError, LoadedImage, Patches, View
 from foveate.cases import Case
 from foveate.errors import UnreadableImage
