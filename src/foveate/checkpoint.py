@@ -68,7 +68,7 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     """
     task = restore_task(card.task, card.classes, card.task_options)
     options = dict(card.encoder_options)
-    from_timm = "pretrained" in options
+    from_timm = "name" in options
     if from_timm and not pretrained:
         options["pretrained"] = False
     part = find("methods", card.method)

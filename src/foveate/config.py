@@ -71,7 +71,7 @@ class RunConfig:
 
     table: TableOptions
     method: str = "glimpse"
-    encoder: str = "resnet18"
+    encoder: str = "lite0"
     task: str = "auto"
     method_options: dict[str, Any] = field(default_factory=dict)
     encoder_options: dict[str, Any] = field(default_factory=dict)

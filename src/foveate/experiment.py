@@ -130,7 +130,7 @@ def _train_fold(
     n_folds = len(plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
 
-    tick = training_bar(display, title, config.train.epochs)
+    tick = training_bar(display, title)
     torch.manual_seed(config.train.seed)
     model = _fresh_model(config, plan)
     trainer = Trainer(model, loader, own, config.train, tick=tick, after_epoch=after_epoch)
@@ -141,7 +141,7 @@ def _train_fold(
         "n_train": len(fold.train),
         "n_val": len(fold.val),
         "best_epoch": progress.best_epoch,
-        "best_val_loss": progress.best_loss,
+        "best_val_score": progress.best_score,
         "threshold": _threshold(model, plan.pick(fold.val), loader, trainer),
         "train": _training_cost(progress),
         "quarantined": progress.quarantined,

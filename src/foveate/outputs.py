@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,19 +33,19 @@ class Display(Protocol):
         """Work under way, which may be within one of its parts."""
 
 
-def training_bar(
-    display: Display, title: str, epochs: int
-) -> Callable[[int, float, int, Mapping[str, float]], None]:
-    """Shows training as one bar; of an epoch's figures nothing before its first step has ended."""
+def training_bar(display: Display, title: str) -> Callable[[Any], None]:
+    """Shows each stage of training as one bar; nothing of an epoch before its first step."""
 
-    def tick(epoch: int, step: float, steps: int, running: Mapping[str, float]) -> None:
-        note = f"epoch {epoch + 1}"
-        if running["seconds_computing"] > 0:
+    def tick(status: Any) -> None:
+        running, note = status.running, ""
+        if status.epoch:
+            note = f"epoch {status.epoch}"
+        if running.get("seconds_computing", 0) > 0:
             waiting = running["seconds_reading"] / running["seconds"]
             note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
         if "validated" in running:
             note += f"  validating {running['validated']:.0%}"
-        display.bar(title, epoch * steps + step, epochs * steps, note)
+        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
 
     return tick
 

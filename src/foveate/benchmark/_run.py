@@ -95,7 +95,7 @@ def run_row(
             loader,
             folder,
             run.options,
-            tick=training_bar(display, title, run.options.epochs),
+            tick=training_bar(display, title),
             after_epoch=probe.after_epoch,
         )
         probe.trainer = trainer
