@@ -247,6 +247,26 @@ def test_the_foreground_goes_with_the_glimpse(seed: int, threads: ThreadPoolExec
     assert batch_of([x], threads, "picture")._foreground(0) is None
 
 
+def test_shifts_keep_the_tissue_of_slides_in_sight(threads: ThreadPoolExecutor) -> None:
+    """Where scaling allows it; else what is lost is lost on both sides alike."""
+    x = np.full((80, 120, 1), 40, np.uint8)
+    x[5:15, 90:119] = 200
+    whole = np.full((80, 120, 1), 200, np.uint8)
+    for seed in range(24):
+        torch.manual_seed(seed)
+        batch = batch_of([x, whole], threads, "slide")
+        assert batch._motions is not None
+        areas = [float(np.linalg.det(motion.small)) for motion in batch._motions]
+        near, full = batch._foreground(0), batch._foreground(1)
+        assert near is not None
+        assert full is not None
+        assert float(near.sum()) == pytest.approx(290 * areas[0], rel=0.05)
+        if areas[1] > 1:
+            torch.testing.assert_close(full, full.flip((-1, -2)), atol=1e-3, rtol=0)
+        else:
+            assert float(full.sum()) == pytest.approx(9600 * areas[1], rel=0.02)
+
+
 def test_gradient_flows_through_maps_that_were_laid_back(threads: ThreadPoolExecutor) -> None:
     encoder = SmallEncoder(width=4, dim=8)
     torch.manual_seed(0)
@@ -387,9 +407,9 @@ def test_stain_leaves_glass_without_colour_and_pictures_stay_grey(
         return batch._tints.apply(pixel.expand(200, -1, 1, 1), range(200)).flatten(1)
 
     glass, tissue = tinted("slide", 0.9, 0.9, 0.9), tinted("slide", 0.6, 0.3, 0.5)
-    assert (tissue - torch.tensor([0.6, 0.3, 0.5])).abs().max() < 0.25
+    assert (tissue - torch.tensor([0.6, 0.3, 0.5])).abs().max() < 0.15
     ratio = tissue / glass
-    assert ratio.std(0).min() > 0.03, "apart from gain, tissue changes its colour"
+    assert ratio.std(0).min() > 0.02, "apart from gain, tissue changes its colour"
     for augment in MOVED[1:]:
         grey = tinted(augment, 0.5, 0.5, 0.5)
         torch.testing.assert_close(grey, grey[:, :1].expand_as(grey))

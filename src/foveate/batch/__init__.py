@@ -102,7 +102,9 @@ class Batch:
         self._shuffle_layout = shuffle_layout
         n = len(self.items)
         self._tints = None if augment == "none" else draw_tints(augment, n, device)
-        self._motions = draw_motions(KINDS[augment], n, view.axes) if augment in KINDS else None
+        self._motions = None
+        if augment in KINDS and n:
+            self._motions = draw_motions(KINDS[augment], [i.contrast > 0 for i in self.items])
 
     def __len__(self) -> int:
         return len(self.items)

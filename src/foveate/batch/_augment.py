@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch.base import Augment, channels_last
@@ -128,6 +129,24 @@ class Motion:
             centre=centre,
         )
 
+    def keeping(self, seen: NDArray[np.bool_]) -> Motion:
+        """The motion shifted less, where else a part ``(*space)`` of the glimpse would be lost.
+
+        A part that is too large to be shown whole is shown about its middle.
+        """
+        if not seen.any():
+            return self
+        along = [
+            np.nonzero(seen.any(tuple({*range(seen.ndim)} - {k})))[0] for k in range(seen.ndim)
+        ]
+        ends = np.asarray([[places[0], places[-1] + 1] for places in along]).T
+        corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(-1, seen.ndim)
+        placed = (corners - np.asarray(seen.shape) / 2) @ self.linear.T
+        placed = placed / np.asarray(self.turn.shape(seen.shape))
+        low, high = -0.5 - placed.min(0), 0.5 - placed.max(0)
+        shift = np.where(low < high, np.clip(self.shift, low, high), (low + high) / 2)
+        return replace(self, shift=shift)
+
     def place(self, centre: Floats, size: Floats) -> Floats:
         """Where places ``(n, d)`` lie, from the middle of an image of this size ``(d,)``."""
         sides = np.asarray(self.turn.shape(list(size)))
@@ -151,6 +170,7 @@ class Kind:
         scale: largest change of size, as a share.
         shift: largest shift, in shares of a side.
         away: standard deviation of a layout's shift, in sides of the finest patch.
+        whole: whether shifts keep the foreground in sight.
         channels: largest change of each channel's gain, as a share.
         stain: largest change of what the channels absorb, each by itself and in common.
         contrast, brightness: largest change of gain, and of the value at `pivot`.
@@ -162,6 +182,7 @@ class Kind:
     scale: float = 0.1
     shift: float = 0.05
     away: float = 0.0
+    whole: bool = False
     channels: float = 0.0
     stain: float = 0.0
     contrast: float = 0.0
@@ -171,7 +192,7 @@ class Kind:
 
 KINDS: dict[Augment, Kind] = {
     # Tissue lies on the glass any way and anywhere. Stains differ between laboratories.
-    "slide": Kind(7, away=8.0, channels=0.1, stain=0.15),
+    "slide": Kind(7, away=8.0, whole=True, channels=0.03, stain=0.1, contrast=0.05, pivot=0.0),
     # Pictures stand upright. Left and right trade places, in radiographs too: what decides seldom
     # lies on one side alone, and twice as many images are worth more than the side of the heart.
     "picture": Kind(1, degrees=7.0, contrast=0.2, brightness=0.1),
@@ -180,13 +201,22 @@ KINDS: dict[Augment, Kind] = {
 }
 
 
-def draw_motions(kind: Kind, n: int, axes: int) -> list[Motion]:
-    """How each of n images lies; from torch's global generator."""
+def draw_motions(kind: Kind, seen: Sequence[NDArray[np.bool_]]) -> list[Motion]:
+    """How each image lies, from torch's global generator.
+
+    Args:
+        kind: bounds of the draws.
+        seen: ``(*space)`` foreground of each glimpse.
+    """
+    n, axes = len(seen), seen[0].ndim
     bits = (torch.randint(8, (n,)) & kind.turns).tolist()
     small = _draw_small(kind, n, axes)
     shift = kind.shift * (2 * torch.rand(n, axes, dtype=torch.float64) - 1).numpy()
     away = kind.away * torch.randn(n, axes, dtype=torch.float64).numpy()
-    return [Motion(Turn(bits[i]), small[i], shift[i], away[i]) for i in range(n)]
+    drawn = [Motion(Turn(bits[i]), small[i], shift[i], away[i]) for i in range(n)]
+    if not kind.whole:
+        return drawn
+    return [motion.keeping(each) for motion, each in zip(drawn, seen, strict=True)]
 
 
 def move_patches(pixels: Tensor, kind: Kind, motions: Sequence[Motion]) -> Tensor:
