@@ -52,8 +52,11 @@ class TrainOptions:
             float32.
         device: ``auto`` takes a GPU when there is one.
         seed: of everything random.
-        augment: dihedral turns and colour (``slide``), brightness (``picture``), brightness and
-            small turns and scalings of patches (``warp``), or nothing.
+        augment: ``auto`` goes by the images. ``slide``: right angles, mirrors, stain. ``picture``:
+            left and right mirrored (take ``warp`` or ``none`` where sides count), turned by up to 7
+            degrees, brightness and contrast. ``volume``: left and right mirrored, brightness and
+            contrast. All three also shift and scale a little. ``warp``: brightness, and small turns
+            and scalings of patches alone. Or ``none``.
         checkpoint_seconds: how often the state is written within an epoch.
     """
 
@@ -72,7 +75,7 @@ class TrainOptions:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0
-    augment: Literal["auto", "slide", "picture", "warp", "none"] = "auto"
+    augment: Literal["auto", "slide", "picture", "volume", "warp", "none"] = "auto"
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:

@@ -424,7 +424,9 @@ class Trainer:
     ) -> Batch:
         wanted = augment or self.options.augment
         if wanted == "auto":
-            wanted = "slide" if all(i.image.kind == "slide" for i in items) else "picture"
+            kinds = {item.image.kind for item in items}
+            wanted = "slide" if kinds == {"slide"} else "picture"
+            wanted = "volume" if self.loader.view.axes == 3 else wanted
         encoder, known = self.model.method.encoder, None
         if learning and all(item.image_id in self.progress.known for item in items):
             rows = [self.progress.known[item.image_id] for item in items]
