@@ -19,6 +19,7 @@ from foveate.atomic import write_json
 from foveate.cases import Case
 from foveate.checkpoint import Model, build_model, load_model, save_model
 from foveate.config import RunConfig, dump_yaml
+from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.evaluation import evaluate_rows
 from foveate.loading import CaseLoader
@@ -65,7 +66,10 @@ def run_experiment(
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
                 _run_fold(config, folder, k, plan, display, after_epoch)
-        return _finish(config, folder, plan)
+        outcome = _finish(config, folder, plan)
+        if config.refit:
+            _refit(config, folder, plan, display, after_epoch)
+        return outcome
     finally:
         for handler in handlers:
             log.removeHandler(handler)
@@ -100,10 +104,9 @@ def _run_fold(
     try:
         if not (own / "model" / "model.json").is_file():
             _train_fold(config, own, k, plan, loader, display, after_epoch)
-        model = load_model(own / "model")
         summary = predict_into(
             own,
-            model,
+            Ensemble((load_model(own / "model"),)),  # the one that never saw the test part
             plan.pick(fold.test),
             loader,
             device=build_fabric(config.train).device,
@@ -163,7 +166,7 @@ def _threshold(
     """The operating point of a binary task, from the inner validation part alone."""
     if len(model.task.classes) != 2 or not val:
         return None
-    found = predict_cases(model, val, loader, device=trainer.fabric.device)
+    found = predict_cases(Ensemble((model,)), val, loader, device=trainer.fabric.device)
     reports = [r for r in found if isinstance(r, Report)]
     target = np.array([model.task.target(str(r.case.label)) for r in reports])
     best = threshold_youden(np.array([r.probabilities[1] for r in reports]), target)
@@ -173,6 +176,48 @@ def _threshold(
 def _training_cost(progress: Progress) -> dict[str, float]:
     keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
     return {key: sum(row[key] for row in progress.history) for key in keys}
+
+
+# -- one model of all images ----------------------------------------------------------------------
+
+
+def _refit(
+    config: RunConfig,
+    folder: Path,
+    plan: Plan,
+    display: Display,
+    after_epoch: Callable[[Path], None] | None,
+) -> None:
+    """Train one model on all usable images, as long as the folds' models were.
+
+    It is scored on nothing, for it has seen everything. What folds settle on their validation
+    parts is the mean of theirs: the threshold, and the number of epochs (the median).
+    """
+    own, n_folds = folder / "refit", len(plan.splits.folds)
+    if (own / "model" / "model.json").is_file():
+        return
+    folds = Ensemble(tuple(load_model(folder / f"fold_{k}" / "model") for k in range(n_folds)))
+    kept = [member.card.provenance["best_epoch"] for member in folds.members]
+    options = replace(config.train, epochs=max(1, round(float(np.median(kept)))), patience=0)
+    loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
+    try:
+        torch.manual_seed(options.seed)
+        model = _fresh_model(config, plan)
+        tick = training_bar(display, "refit on all images", options.epochs)
+        trainer = Trainer(model, loader, own, options, tick=tick, after_epoch=after_epoch)
+        progress = trainer.fit(list(plan.cases.values()), ())
+    finally:
+        loader.close()
+    provenance = {
+        "split_hash": plan.splits.hash,
+        "refit": True,
+        "n_train": len(plan.cases) - len(progress.quarantined),
+        "best_epoch": progress.best_epoch,
+        "threshold": folds.threshold,
+        "train": _training_cost(progress),
+        "quarantined": progress.quarantined,
+    }
+    save_model(own / "model", replace(model.card, provenance=provenance), model.method.state_dict())
 
 
 # -- after training -------------------------------------------------------------------------------
