@@ -22,7 +22,7 @@ from foveate.errors import CheckpointError, OptionError
 from foveate.methods.base import AbstractMethod
 from foveate.nn.overview import OverviewHead
 
-_FROZEN_BATCH, _FROZEN_STEPS, _FROZEN_LR = 8, 400, 1e-3
+_FROZEN_BATCH, _FROZEN_STEPS, _FROZEN_LR = 8, 240, 1e-3
 _SEEN_END_TO_END = 400
 _TIER_DECAY = 0.75
 _RANKED = 0.65
@@ -35,7 +35,7 @@ class TrainOptions:
     """How a model is trained; what is None follows the number of images and the encoder.
 
     Attributes:
-        epochs: end to end, at most.
+        epochs: end to end, at most; 0 for none.
         frozen_epochs: before that, on kept features of a pretrained encoder; 0 for none.
         batch_size: images per step end to end.
         accumulate: steps per update of the weights.
@@ -79,11 +79,11 @@ class TrainOptions:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "accumulate", "lr", "clip"):
+        for key in ("batch_size", "accumulate", "lr", "clip"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise OptionError(f"train.{key}: got {value}, expected more than 0")
-        for key in ("frozen_epochs", "encoder_lr"):
+        for key in ("epochs", "frozen_epochs", "encoder_lr"):
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise OptionError(f"train.{key}: got {value}, expected 0 or more")
@@ -127,7 +127,7 @@ class Schedule:
         """Which share of its stage is done at this epoch, which may be a fraction."""
         if self.is_frozen(epoch):
             return epoch / self.frozen_epochs
-        return (epoch - self.frozen_epochs) / self.epochs
+        return (epoch - self.frozen_epochs) / max(self.epochs, 1)
 
     def may_keep(self, epoch: int) -> bool:
         """Whether weights after so many epochs may be kept: never inside the warm-up.
@@ -160,12 +160,12 @@ def settle_schedule(
     if not pretrained or not learns_frozen:
         frozen = 0
     elif frozen is None:
-        frozen = min(max(_FROZEN_STEPS // steps, 8), 60)
+        frozen = min(max(_FROZEN_STEPS // steps, 8), 40)
     passes = min(max(_SEEN_END_TO_END // max(n_images, 1), 4), 8) if pretrained else 30
     average = options.average
     return Schedule(
         frozen_epochs=frozen,
-        epochs=options.epochs or passes,
+        epochs=passes if options.epochs is None else options.epochs,
         frozen_batch=frozen_batch,
         batch_size=options.batch_size or 4,
         frozen_lr=_FROZEN_LR,

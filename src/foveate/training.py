@@ -155,6 +155,10 @@ class Trainer:
         )
         while not self.progress.done:
             self._begin_stage(train, val)
+            if self.progress.epoch >= self.schedule.total_epochs:
+                self.progress.done = True
+                self._save()
+                break
             self._train_epoch(train)
             with self.average.applied():
                 row = self._close_epoch(self._validate(val))
@@ -191,6 +195,7 @@ class Trainer:
         if self.progress.stage == self._stage:
             return
         self.progress.stage = self._stage
+        self.optimizer.state.clear()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
@@ -392,6 +397,8 @@ class Trainer:
         progress, epoch = self.progress, int(row["epoch"])
         if not self.schedule.may_keep(epoch):
             return
+        if "val_loss" not in row:
+            progress.best_score = _WORST_LOSS  # nothing to choose by: the last weights are kept
         weights, note = self.model.method.state_dict(), {"epoch": epoch}
         if epoch == self.schedule.frozen_epochs:
             write_tensors(self.frozen, weights, note)

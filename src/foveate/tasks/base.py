@@ -107,10 +107,19 @@ class AbstractTask(abc.ABC):
         relative = loss / chance if chance > 0 else loss
         return relative + 1 - self.validation(logits, target).get("val_auroc", 0.5)
 
-    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
-        """Scores of a validation part, for the log; the loss aside."""
-        score = auroc(self.probabilities(logits).cpu().numpy(), target.cpu().numpy())
+    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
+        """Scores of answers, for the log, by names that begin with ``val_``; the loss aside.
+
+        Args:
+            probabilities: ``(n, classes)``, of one model or the mean of several.
+            target: of the n images.
+        """
+        score = auroc(probabilities.cpu().numpy(), target.cpu().numpy())
         return {} if score is None else {"val_auroc": float(score)}
+
+    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+        """The scores of one model's logits ``(n, k)``."""
+        return self.scores(self.probabilities(logits), target)
 
     def target(self, label: str) -> int | list[float]:
         """The target of a label.
