@@ -7,6 +7,7 @@ same command continues a run that was stopped.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,12 @@ from foveate.config import RunConfig, dump_yaml
 from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.evaluation import compare_rows, evaluate_rows
+from foveate.features import FeatureStore
 from foveate.loading import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
 from foveate.outputs import Display, predict_into, training_bar
 from foveate.plan import Plan, make_plan, model_card
-from foveate.prediction import Report, predict_cases
 from foveate.run_folder import aside, claim, log_to, read_json, read_rows, write_rows
 from foveate.state import Progress
 from foveate.training import Trainer, build_fabric
@@ -63,12 +64,15 @@ def run_experiment(
     log.addHandler(handlers[1])
     try:
         plan = make_plan(config, folder, display)
+        config = replace(config, method_options=plan.method_options)
+        store = FeatureStore(folder / "features")
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
-                _run_fold(config, folder, k, plan, display, after_epoch)
+                _run_fold(config, folder, k, plan, store, display, after_epoch)
         outcome = _finish(config, folder, plan)
         if config.refit:
-            _refit(config, folder, plan, display, after_epoch)
+            _refit(config, folder, plan, store, display, after_epoch)
+        shutil.rmtree(folder / "features", ignore_errors=True)
         return outcome
     finally:
         for handler in handlers:
@@ -96,6 +100,7 @@ def _run_fold(
     folder: Path,
     k: int,
     plan: Plan,
+    store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> None:
@@ -103,7 +108,7 @@ def _run_fold(
     loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
     try:
         if not (own / "model" / "model.json").is_file():
-            _train_fold(config, own, k, plan, loader, display, after_epoch)
+            _train_fold(config, own, k, plan, loader, store, display, after_epoch)
         device = build_fabric(config.train).device
         summary = predict_into(
             own,
@@ -139,6 +144,7 @@ def _train_fold(
     k: int,
     plan: Plan,
     loader: CaseLoader,
+    store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> None:
@@ -149,7 +155,9 @@ def _train_fold(
     tick = training_bar(display, title)
     torch.manual_seed(config.train.seed)
     model = _fresh_model(config, plan)
-    trainer = Trainer(model, loader, own, config.train, tick=tick, after_epoch=after_epoch)
+    trainer = Trainer(
+        model, loader, own, config.train, store=store, tick=tick, after_epoch=after_epoch
+    )
     progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
     provenance = {
         "split_hash": plan.splits.hash,
@@ -162,15 +170,15 @@ def _train_fold(
         "train": _training_cost(progress),
         "quarantined": progress.quarantined,
     }
-    val, device = plan.pick(fold.val), trainer.fabric.device
+    val = plan.pick(fold.val)
     kept = {key: value.clone() for key, value in model.method.state_dict().items()}
     if trainer.frozen.is_file():
         model.method.load_state_dict(read_tensors(trainer.frozen)[0])
-        settled = provenance | _operating_point(model, val, loader, device)
+        settled = provenance | _operating_point(trainer, val)
         card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
         save_model(own / "frozen" / "model", card, model.method.state_dict())
         model.method.load_state_dict(kept)
-    provenance |= _operating_point(model, val, loader, device)
+    provenance |= _operating_point(trainer, val)
     save_model(own / "model", replace(model.card, provenance=provenance), kept)
 
 
@@ -181,20 +189,16 @@ def _fresh_model(config: RunConfig, plan: Plan) -> Model:
     return replace(model, card=replace(card, encoder_options=settled))
 
 
-def _operating_point(
-    model: Model, val: Sequence[Case], loader: CaseLoader, device: torch.device
-) -> dict[str, float | None]:
+def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
     """Temperature, and the threshold of a binary task, from the inner validation part alone."""
-    found = predict_cases(Ensemble((model,)), val, loader, device=device)
-    reports = [r for r in found if isinstance(r, Report)]
-    if not reports:
+    task = trainer.model.task
+    logits, target = (t.cpu() for t in trainer.answer(val))
+    if not len(logits):
         return {"temperature": 1.0, "threshold": None}
-    logits = torch.tensor([r.logits for r in reports], dtype=torch.float64)
-    target = torch.tensor([model.task.target(str(r.case.label)) for r in reports])
-    temperature = model.task.temperature(logits, target)
-    if len(model.task.classes) != 2:
+    temperature = task.temperature(logits, target)
+    if len(task.classes) != 2:
         return {"temperature": temperature, "threshold": None}
-    probabilities = model.task.probabilities(logits / temperature)[:, 1]
+    probabilities = task.probabilities(logits / temperature)[:, 1]
     best = threshold_youden(probabilities.numpy(), target.numpy())
     return {"temperature": temperature, "threshold": 0.5 if best is None else float(best)}
 
@@ -211,6 +215,7 @@ def _refit(
     config: RunConfig,
     folder: Path,
     plan: Plan,
+    store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> None:
@@ -231,7 +236,9 @@ def _refit(
         torch.manual_seed(options.seed)
         model = _fresh_model(config, plan)
         tick = training_bar(display, "refit on all images")
-        trainer = Trainer(model, loader, own, options, tick=tick, after_epoch=after_epoch)
+        trainer = Trainer(
+            model, loader, own, options, store=store, tick=tick, after_epoch=after_epoch
+        )
         progress = trainer.fit(list(plan.cases.values()), ())
     finally:
         loader.close()

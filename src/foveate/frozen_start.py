@@ -32,13 +32,13 @@ def settle_start(
     Args:
         method: whose encoder is pretrained; it is changed.
         task: gives the loss.
-        cases: of the training part.
+        cases: of the training and the validation part.
         batches: frozen ones, of one image each; images that fail are left out.
         done: told how many images are done.
 
     Returns:
-        by image id, logits of linear answers that did not see the image's patient; empty where
-        the method has none.
+        by image id, what makes logits of the linear answers those of fits that did not see the
+        image's patient; empty where the method has none.
     """
     heads = [m for m in method.modules() if isinstance(m, OverviewHead)]
     looks_only = not method.reads & {"crops", "bag", "whole"}
@@ -70,10 +70,10 @@ def _fit_heads(
     def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return task.each_loss(logits, target[rows]).double()
 
-    known = torch.zeros(len(cases), heads[0].n_outputs)
+    corrections = torch.zeros(len(cases), heads[0].n_outputs)
     for head in heads:
-        known = head.settle(features, each_loss, parts)
-    return {case.image_id: row for case, row in zip(cases, known.tolist(), strict=True)}
+        corrections = head.settle(features, each_loss, parts)
+    return {case.image_id: row for case, row in zip(cases, corrections.tolist(), strict=True)}
 
 
 def _parts(cases: Sequence[Case]) -> NDArray[np.int64]:

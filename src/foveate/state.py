@@ -23,7 +23,7 @@ from foveate.methods.base import AbstractMethod
 from foveate.nn.overview import OverviewHead
 
 _FROZEN_BATCH, _FROZEN_STEPS, _FROZEN_LR = 8, 240, 1e-3
-_SEEN_END_TO_END = 400
+_SEEN_END_TO_END = 240
 _TIER_DECAY = 0.75
 _RANKED = 0.65
 _GENTLE = 0.02
@@ -161,7 +161,7 @@ def settle_schedule(
         frozen = 0
     elif frozen is None:
         frozen = min(max(_FROZEN_STEPS // steps, 8), 40)
-    passes = min(max(_SEEN_END_TO_END // max(n_images, 1), 4), 8) if pretrained else 30
+    passes = min(max(_SEEN_END_TO_END // max(n_images, 1), 2), 6) if pretrained else 30
     average = options.average
     return Schedule(
         frozen_epochs=frozen,
@@ -169,7 +169,7 @@ def settle_schedule(
         frozen_batch=frozen_batch,
         batch_size=options.batch_size or 4,
         frozen_lr=_FROZEN_LR,
-        lr=options.lr or (3e-4 if pretrained else 5e-4),
+        lr=options.lr or (1e-4 if pretrained else 5e-4),
         average=(0.2 if pretrained else 0.0) if average is None else average,
         warmup=options.warmup,
     )
@@ -185,7 +185,8 @@ class Progress:
         sums: of the present epoch so far.
         history: one row per finished epoch.
         best_score, best_epoch: of validation; the lower, the better.
-        known: logits of the training images by linear answers that did not see their labels.
+        corrections: by image, what makes logits of fitted linear answers those of fits that did
+            not see its label.
         quarantined: image ids set aside in training, with reasons.
         excluded: those of them that were known when the present epoch began; they are not drawn.
         done: training has ended.
@@ -198,7 +199,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     best_score: float = 1e30
     best_epoch: int = -1
-    known: dict[str, list[float]] = field(default_factory=dict)
+    corrections: dict[str, list[float]] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     done: bool = False

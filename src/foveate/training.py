@@ -99,7 +99,8 @@ class Trainer:
         loader: opens and reads images.
         folder: of the fold; checkpoints and ``metrics.csv`` go there.
         options: how to train.
-        features: folder for features that do not fit in memory; by default in `folder`.
+        store: for features of the frozen encoder, which trainings on other folds may share; one of
+            its own by default.
         tick: progress display.
         after_epoch: called with the fold's folder when an epoch's row is written.
     """
@@ -111,7 +112,7 @@ class Trainer:
         folder: Path,
         options: TrainOptions,
         *,
-        features: Path | None = None,
+        store: FeatureStore | None = None,
         tick: Tick | None = None,
         after_epoch: Callable[[Path], None] | None = None,
     ) -> None:
@@ -122,7 +123,7 @@ class Trainer:
         self.progress = Progress()
         self.pretrained = not model.method.encoder.from_scratch
         self.average = WeightAverage(model.method)
-        self._features = features or folder / "features"
+        self._kept = store
         self._store: FeatureStore | None = None
         self._chance = math.nan
         self._tick = tick or (lambda _: None)
@@ -183,10 +184,10 @@ class Trainer:
         """What has to be settled before the first step of each stage; nothing within one."""
         frozen = self._stage == "frozen start"
         if self.pretrained and (frozen or not self.progress.stage):
-            self._store = self._store or FeatureStore(self._features)
+            self._store = self._kept = self._kept or FeatureStore(self.folder / "features")
         if self.pretrained and not self.progress.stage:
             self._let_learn(False)
-            self._settle(train)
+            self._settle([*train, *val])
             if not frozen:
                 self._keep_start(self._validate(val))
         self._let_learn(not frozen)
@@ -206,13 +207,16 @@ class Trainer:
         for parameter in self._taught:
             parameter.requires_grad_(learn)
 
-    def _settle(self, train: Sequence[Case]) -> None:
-        """Read the features of the training images and fit what is fitted to the end."""
-        method, total = self.model.method, len(train)
+    def _settle(self, cases: Sequence[Case]) -> None:
+        """Read the features of the images and fit what is fitted to the end.
+
+        The validation part is among them: its images are answered by fits that did not see them.
+        """
+        method, total = self.model.method, len(cases)
 
         def batches() -> Iterator[tuple[Case, Batch]]:
-            loaded = self.loader.ahead([case] for case in train)
-            for case, items in zip(train, loaded, strict=True):
+            loaded = self.loader.ahead([case] for case in cases)
+            for case, items in zip(cases, loaded, strict=True):
                 for _, item in self._readable([case], items):
                     yield case, self._batch([item])
 
@@ -222,7 +226,8 @@ class Trainer:
         told(0)
         method.eval()
         with self.fabric.autocast():
-            self.progress.known = settle_start(method, self.model.task, train, batches(), told)
+            found = settle_start(method, self.model.task, cases, batches(), told)
+        self.progress.corrections = found
 
     def _keep_start(self, validation: dict[str, float]) -> None:
         """Keep what was settled as the first candidate, where nothing is trained on features."""
@@ -296,7 +301,7 @@ class Trainer:
         """Gradients of one batch; images that fail are set aside and the rest goes on."""
         pairs = self._readable(cases, items)
         while pairs:
-            batch = self._batch([item for _, item in pairs], tell=tell, learning=True)
+            batch = self._batch([item for _, item in pairs], tell=tell)
             try:
                 prediction = self.method(batch)
                 target = self._targets([case for case, _ in pairs])
@@ -336,12 +341,28 @@ class Trainer:
 
     def _validate(self, val: Sequence[Case]) -> dict[str, float]:
         """Loss, ranking and score of the inner validation part, in evaluation mode."""
-        logits, kept = [], []
         begun = time.perf_counter()
+        stacked, target = self.answer(val)
+        self.progress.add(seconds=time.perf_counter() - begun)
+        if not len(stacked):
+            return {}
+        loss = float(self.model.task.loss(stacked, target))
+        found = {"val_loss": loss if math.isfinite(loss) else _WORST_LOSS}
+        if not torch.isfinite(stacked).all():
+            return found
+        score = self.model.task.score(stacked, target, self._chance)
+        return found | {"val_score": score} | self.model.task.validation(stacked, target)
+
+    def answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+        """Logits ``(n, k)`` and targets of the images that can be read, in evaluation mode.
+
+        Linear answers that were fitted to an image count as if they had not seen it.
+        """
+        logits, kept = [], []
         self.method.eval()
-        loaded = self._timed(self.loader.ahead([c] for c in val))
-        for done, (case, items) in enumerate(zip(val, loaded, strict=True)):
-            tell = functools.partial(self._validated, done, len(val))
+        loaded = self._timed(self.loader.ahead([c] for c in cases))
+        for done, (case, items) in enumerate(zip(cases, loaded, strict=True)):
+            tell = functools.partial(self._validated, done, len(cases))
             tell(0.0)
             for _, item in self._readable([case], items):
                 batch = self._batch([item], augment="none", tell=tell)
@@ -352,16 +373,7 @@ class Trainer:
                 except CropError as error:
                     self._quarantine(error.image_id, str(error))
                 self.progress.add(seconds_reading=batch.seconds_reading)
-        self.progress.add(seconds=time.perf_counter() - begun)
-        if not kept:
-            return {}
-        stacked, target = torch.cat(logits), self._targets(kept)
-        loss = float(self.model.task.loss(stacked, target))
-        found = {"val_loss": loss if math.isfinite(loss) else _WORST_LOSS}
-        if not torch.isfinite(stacked).all():
-            return found
-        score = self.model.task.score(stacked, target, self._chance)
-        return found | {"val_score": score} | self.model.task.validation(stacked, target)
+        return torch.cat(logits) if logits else torch.empty(0), self._targets(kept)
 
     def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
         progress = self.progress
@@ -426,18 +438,16 @@ class Trainer:
         items: Sequence[LoadedImage],
         augment: Augment | None = None,
         tell: Callable[[float], None] | None = None,
-        *,
-        learning: bool = False,
     ) -> Batch:
         wanted = augment or self.options.augment
         if wanted == "auto":
             kinds = {item.image.kind for item in items}
             wanted = "slide" if kinds == {"slide"} else "picture"
             wanted = "volume" if self.loader.view.axes == 3 else wanted
-        encoder, known = self.model.method.encoder, None
-        if learning and all(item.image_id in self.progress.known for item in items):
-            rows = [self.progress.known[item.image_id] for item in items]
-            known = torch.tensor(rows, device=self.fabric.device)
+        encoder, correction = self.model.method.encoder, None
+        if all(item.image_id in self.progress.corrections for item in items):
+            rows = [self.progress.corrections[item.image_id] for item in items]
+            correction = torch.tensor(rows, device=self.fabric.device)
         return Batch(
             items,
             view=self.loader.view,
@@ -447,7 +457,7 @@ class Trainer:
             augment="none" if self._store is not None else wanted,
             tell=tell,
             store=self._store,
-            known=known,
+            correction=correction,
         )
 
     def _targets(self, cases: Sequence[Case]) -> Tensor:

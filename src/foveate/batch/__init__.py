@@ -79,8 +79,8 @@ class Batch:
         store: features that a frozen encoder gave; with it the batch is `frozen`: nothing is
             augmented, patches lie in the middle of their cells, and no gradient reaches the
             encoder.
-        known: ``(n, k)`` logits of the images by answers that did not see their labels, which an
-            answer may build upon in training.
+        correction: ``(n, k)``, what makes the logits of fitted linear answers to these images those
+            of a fit that did not see their labels; None for images that no fit has seen.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Batch:
         shuffle_layout: bool = False,
         tell: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
-        known: Tensor | None = None,
+        correction: Tensor | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
@@ -104,7 +104,7 @@ class Batch:
             )
         self.items = list(items)
         self.tell = tell
-        self.known = known
+        self.correction = correction
         self._store = store
         self.view = view
         self.device = device

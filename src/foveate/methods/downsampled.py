@@ -58,7 +58,10 @@ class Downsampled(AbstractMethod):
         features = torch.cat([look.features for look in looks])
         vectors = features if self.encoder.feature_groups else self.encoder.project(features)
         evidence = [] if self.training else [self._evidence(batch, x.maps[-1]) for x in looks]
-        return Prediction(self.head(vectors), evidence)
+        logits = self.head(vectors)
+        if batch.correction is not None:
+            logits = logits + batch.correction
+        return Prediction(logits, evidence)
 
     def _evidence(self, batch: Batch, last: torch.Tensor) -> Evidence:
         strength = last.detach()[0].float().clamp_min(0).mean(0)

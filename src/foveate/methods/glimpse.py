@@ -105,8 +105,8 @@ class Glimpse(AbstractMethod):
             now and then; where every one of them counts, labels then seem to be wrong. Not with
             `zoom`.
         eval_patches: looked at per image in evaluation; 0 follows the images.
-        survey: patches of an image that are looked at while the encoder is frozen. Attention over
-            them teaches where to look.
+        survey: patches of an image that are looked at while the encoder is frozen; attention over
+            them teaches where to look. 0 follows the images.
         layers: of self-attention between tokens.
         attention_heads: of the cross-attention; each question of the task has its own query.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
@@ -159,7 +159,7 @@ class Glimpse(AbstractMethod):
         patches: int = 0,
         strongest: int = 0,
         eval_patches: int = 0,
-        survey: int = 256,
+        survey: int = 0,
         layers: int = 1,
         attention_heads: int = 8,
         spread: float = 1e-2,
@@ -182,7 +182,7 @@ class Glimpse(AbstractMethod):
         dim = encoder.dim
         self.encoder, self.chunk = encoder, chunk
         self.patches, self.eval_patches = patches or 24, eval_patches or 64
-        self.strongest, self.survey = strongest, survey
+        self.strongest, self.survey = strongest, survey or 256
         self.smoothing, self.explore = smoothing, explore
         self.locating, self.instance = locating, instance
         self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
@@ -233,17 +233,17 @@ class Glimpse(AbstractMethod):
         if self.instance > 0:
             logits, beside = self.voted(alone, logits)
         overview = self.overview(features)
+        if batch.correction is not None:
+            overview = overview + batch.correction
         if not self.training:
             return Prediction(overview + logits, batch.evidence(patches, weight))
-        # Patches add to what the glimpse says. In training that comes from answers that did not
-        # see the image's label: what was learnt by heart would leave patches nothing to explain.
-        known = overview if batch.known is None else batch.known
-        logits = known.detach() + logits
-        auxiliary = {}
+        # Patches add to what the glimpse says. What it has learnt by heart would leave them nothing
+        # to explain, hence the correction.
+        logits, auxiliary = overview.detach() + logits, {}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
         if beside is not None:
-            auxiliary["pooled"] = (1.0, known.detach() + beside)
+            auxiliary["pooled"] = (1.0, overview.detach() + beside)
         if batch.frozen:
             taught = self._teach(seen, weight)
             return Prediction(logits, [], {"place": taught}, auxiliary)
