@@ -165,7 +165,7 @@ def _pickled(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if "Unsupported global" in str(error):
             raise CheckpointError(
                 f"encoder.weights: {path} cannot be read without running code from it; save the "
                 "network's state_dict() alone, best as safetensors"

@@ -32,6 +32,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
         feature_groups: lengths of the parts of `features` that say different things (colour and
             texture, spread, what is shown); a linear answer is fitted to each.
         from_scratch: whether weights were initialised at random.
+        local: whether a cell sees a neighbourhood only, whatever the size of the image.
         resolved: options that the constructor settled, to be stored with a model.
     """
 
@@ -44,6 +45,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     feature_groups: tuple[int, ...] = ()
     from_scratch: bool = True
+    local: bool = True
     resolved: Mapping[str, object] = MappingProxyType({})
 
     @abc.abstractmethod

@@ -169,6 +169,7 @@ class TimmEncoder(ProjectedEncoder):
             self._class_at = width if self.net.with_class else 0
             self.strides, self.map_centres = (stride,), (stride / 2,)
             self.map_dims = (width + self._class_at,)
+            self.local = False
             return
         info: Any = self.net.feature_info
         keep = stages or len(info)

@@ -95,6 +95,11 @@ class StreamingCnn(AbstractMethod):
                 f"group, budget_mib, tile: got {group}, {budget_mib}, {tile}, expected at least "
                 "1, 1 and 0"
             )
+        if not encoder.local:
+            raise OptionError(
+                "method streaming_cnn: every cell sees the whole image in this encoder, so it "
+                "cannot be streamed; take a convolutional one, such as lite0"
+            )
         self.encoder, self.group, self.instance = encoder, group, instance
         self.budget_bytes, self.skip_background = budget_mib << 20, skip_background
         dim = encoder.map_dims[-1]
