@@ -264,17 +264,19 @@ def _made(name: str, arguments: Arguments, **options: Any) -> nn.Module:
         return create_vit(name, arguments, **options)
     try:
         net: nn.Module = timm.create_model(name, features_only=True, **options)
-    except (NotImplementedError, AttributeError, TypeError) as error:
+    except (NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
+        if options["pretrained"] and isinstance(error, RuntimeError):
+            raise  # fetching may have failed
         raise UnknownName(f"encoder '{name}' gives no feature maps: {error}") from error
     try:
         with torch.no_grad():
-            copy.deepcopy(net).eval()(torch.zeros(1, 3, 160, 96))
+            net.eval()(torch.zeros(1, 3, 203, 167))
     except (AssertionError, RuntimeError) as error:
         raise UnknownName(
-            f"encoder '{name}' takes images of one size only; take a convolutional network or a "
-            "plain ViT (vit_*)"
+            f"encoder '{name}' does not take images of any size; take a convolutional network or "
+            "a plain ViT (vit_*)"
         ) from error
-    return net
+    return net.train()
 
 
 def _inner(net: nn.Module) -> nn.Module:

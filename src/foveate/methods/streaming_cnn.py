@@ -44,9 +44,10 @@ from foveate.nn.streaming import Streamed
 class StreamingCnn(AbstractMethod):
     """Every pixel of the foreground, a map of cells, a pool over the cells, a linear head.
 
-    The encoder must be local: frozen batch norm, norms over channels, of kernels or none, no
-    squeeze-excite. With ``--encoder.norm local``, this method's default, foveate's own and timm's
-    plain networks are; with ``weights``, foveate's own learns small parts on a plain ground sooner.
+    The encoder must be local: frozen batch norm, as pretrained ones have, norms over channels, of
+    kernels or none, no squeeze-excite. From scratch, with ``--encoder.norm local``, this method's
+    default, foveate's own and timm's plain networks are; with ``weights``, foveate's own learns
+    small parts on a plain ground sooner.
     Evidence is the share of each cell in what is pooled.
 
     Args:
