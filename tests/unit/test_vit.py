@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.encoders import build_encoder
-from foveate.encoders._vit import arguments_of, parse_arguments, write_arguments
+from foveate.encoders._vit import arguments_of, create_vit, parse_arguments, write_arguments
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import CheckpointError, OptionError
 from foveate.methods.streaming_cnn import StreamingCnn
@@ -149,6 +149,59 @@ def test_arguments_are_read_as_written(tmp_path: Path) -> None:
     assert told["reg_tokens"] == 2
     assert parse_arguments(write_arguments(told)) == told
     assert arguments_of({"conv1.weight": torch.zeros(1, 1, 3, 3)}) == {}
+
+
+GATED = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU, "init_values": 1e-5}
+
+PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "UNI": ("vit_large_patch16_224", "vit_large_patch16_224", {"init_values": 1e-5}),
+    "UNI 2": (
+        "vit_giant_patch14_reg4_dinov2",
+        "vit_giant_patch14_224",
+        GATED
+        | {"embed_dim": 1536, "depth": 24, "num_heads": 24, "mlp_ratio": 2.66667 * 2}
+        | {"reg_tokens": 8, "no_embed_class": True, "img_size": 224},
+    ),
+    "Virchow": ("vit_huge_patch14_224", "vit_huge_patch14_224", GATED | {"mlp_ratio": 5.3375}),
+    "Virchow 2": (
+        "vit_huge_patch14_224",
+        "vit_huge_patch14_224",
+        GATED | {"mlp_ratio": 5.3375, "reg_tokens": 4},
+    ),
+    "H-optimus": (
+        "vit_giant_patch14_reg4_dinov2",
+        "vit_giant_patch14_reg4_dinov2",
+        {"init_values": 1e-5, "img_size": 224},
+    ),
+    "GigaPath": (
+        "vit_giant_patch14_dinov2",
+        "vit_giant_patch14_dinov2",
+        {"patch_size": 16, "img_size": 224},
+    ),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_shapes_of_published_networks_are_read_off_their_files(model: str) -> None:
+    """By the arguments that their authors state; no memory is taken."""
+    name, built_as, options = PUBLISHED[model]
+    try:
+        with torch.device("meta"):
+            timm.create_model("test_vit")
+    except (RuntimeError, NotImplementedError):
+        pytest.skip("this timm cannot make a network without memory for it")
+    with torch.device("meta"):
+        expected = timm.create_model(built_as, num_classes=0, **options)
+        state = expected.state_dict()
+        told = parse_arguments(write_arguments(arguments_of(state)))
+        found: Any = create_vit(name, told)
+    shapes = {key: tuple(t.shape) for key, t in state.items()}
+    assert {key: tuple(t.shape) for key, t in found.vit.state_dict().items()} == shapes
+    ours, theirs = found.vit.blocks[0], expected.blocks[0]
+    assert ours.attn.num_heads == theirs.attn.num_heads
+    assert type(ours.mlp.act) is type(theirs.mlp.act)
+    assert found.vit.patch_embed.grid_size == expected.patch_embed.grid_size
+    assert found.vit.no_embed_class == expected.no_embed_class
 
 
 def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path) -> None:

@@ -99,9 +99,11 @@ class TimmEncoder(ProjectedEncoder):
         if tensors:
             fit_weights(_inner(self.net), tensors, file=weights, encoder=name, adapt=_adapted(self))
             self.from_scratch = False
-            log.info("encoder %s: weights of %s, sha256 %s", name, weights, digest)
         self._lay_out(stages)
         self._set_colours(mean, std)
+        if tensors:
+            told = (name, weights, digest, self.mean, self.std)
+            log.info("encoder %s: weights of %s (sha256 %s), for colours of mean %s, std %s", *told)
         if norm in ("auto", "local"):
             replacement: Replacement = "group" if norm == "auto" else "channel"
             norm = replacement if self.from_scratch else "frozen"
