@@ -119,6 +119,20 @@ def test_lite0_takes_a_file(tmp_path: Path) -> None:
         encoder_of("lite0", path)
 
 
+def test_colours_come_from_the_user_else_from_beside_the_file_else_from_the_name(
+    resnet: nn.Module, tmp_path: Path
+) -> None:
+    path, beside = tmp_path / "weights.safetensors", tmp_path / "config.json"
+    save_file(resnet.state_dict(), path)
+    own = encoder_of("resnet10t", path)
+    assert own.mean == timm.get_pretrained_cfg("resnet10t").mean
+    beside.write_text('{"pretrained_cfg": {"mean": [0.7, 0.6, 0.5], "std": [0.3, 0.2, 0.1]}}')
+    stated = encoder_of("resnet10t", path, std="0.25,0.25,0.25")
+    assert (stated.mean, stated.std) == ((0.7, 0.6, 0.5), (0.25, 0.25, 0.25))
+    beside.write_text("no JSON")
+    assert encoder_of("resnet10t", path).mean == own.mean
+
+
 # -- what is told of an image ---------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import pickle
 import re
@@ -90,6 +91,17 @@ def fit_weights(
     _check(net, given, wanted, f"encoder.weights: {file}", encoder)
     state = {wanted[_plain(n)]: tensor for n, tensor in given.items() if _plain(n) in wanted}
     net.load_state_dict(state, strict=False)
+
+
+def stated_colours(file: str) -> dict[str, tuple[float, ...]]:
+    """Mean and std that a ``config.json`` beside a file states, as hubs lay it; {} for none."""
+    path = Path(file).expanduser().with_name("config.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stated = {**content, **content.get("pretrained_cfg", {})}
+        return {key: tuple(float(v) for v in stated[key]) for key in ("mean", "std")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _check(

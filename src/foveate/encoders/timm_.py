@@ -21,7 +21,7 @@ from foveate.encoders._vit import (
     parse_arguments,
     write_arguments,
 )
-from foveate.encoders._weights import Tensors, fit_weights, read_weights
+from foveate.encoders._weights import Tensors, fit_weights, read_weights, stated_colours
 from foveate.encoders.base import ProjectedEncoder, Projection, weighted_moments
 from foveate.errors import OptionError, UnknownName, did_you_mean
 
@@ -63,7 +63,7 @@ class TimmEncoder(ProjectedEncoder):
         model_args: of a ViT, arguments of timm's constructor as ``key=value,key=value`` that its
             file does not tell, such as ``num_heads``. A model that is stored tells all.
         mean: of the channels of RGB in [0, 1], for weights that were trained with others than the
-            name's own.
+            name's own, where no ``config.json`` beside the file states them.
         std: likewise, the spread.
 
     Raises:
@@ -100,7 +100,8 @@ class TimmEncoder(ProjectedEncoder):
             fit_weights(_inner(self.net), tensors, file=weights, encoder=name, adapt=_adapted(self))
             self.from_scratch = False
         self._lay_out(stages)
-        self._set_colours(mean, std)
+        stated = stated_colours(weights) if tensors else {}
+        self._set_colours(mean or stated.get("mean", ()), std or stated.get("std", ()))
         if tensors:
             told = (name, weights, digest, self.mean, self.std)
             log.info("encoder %s: weights of %s (sha256 %s), for colours of mean %s, std %s", *told)
