@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ from foveate.image import AbstractImage
 from foveate.resample import Pixels, brightest
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
-Augment = Literal["slide", "picture", "warp", "none"]
+Augment = Literal["slide", "picture", "volume", "warp", "none"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,15 @@ class Look:
 
     maps: list[Tensor]
     features: Tensor
+
+
+def identity(item: LoadedImage, view: View) -> str:
+    """What tells an image, as its file is now, from others."""
+    stamp = ""
+    with contextlib.suppress(OSError):
+        state = item.image.path.stat()
+        stamp = f"{state.st_size} {state.st_mtime_ns}"
+    return f"{item.image_id} {item.image.path} {stamp} {view}"
 
 
 class CropError(FoveateError, OSError):

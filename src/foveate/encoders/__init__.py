@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
-from foveate.encoders.base import AbstractEncoder
+from foveate.encoders.base import AbstractEncoder, without_weights
 from foveate.errors import OptionError
 from foveate.plugins import find, names, options, parse_options
 
@@ -36,10 +37,9 @@ def build_encoder(
     if not own:
         chosen["name"] = name
     parsed = parse_options(part, chosen, "encoder")
-    if not pretrained and "pretrained" in known:
-        parsed["pretrained"] = False
-    elif parsed.get("weights") and not parsed.get("pretrained", True):
+    if parsed.get("weights") and not parsed.get("pretrained", True):
         raise OptionError(
             "encoder.weights is given, but encoder.pretrained is false: leave out one"
         )
-    return part(**parsed)  # type: ignore[no-any-return]
+    with nullcontext() if pretrained else without_weights():
+        return part(**parsed)  # type: ignore[no-any-return]

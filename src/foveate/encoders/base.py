@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -11,7 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.nn.standardise import Standardise
+from foveate.nn.base import Standardise
+
+_left_out: ContextVar[bool] = ContextVar("weights are left out", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Encoders that are made inside read and fetch no weights: those of a stored model follow."""
+    before = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(before)
+
+
+def reads_weights() -> bool:
+    """Whether an encoder that is made now should read or fetch its pretrained weights."""
+    return not _left_out.get()
 
 
 class AbstractEncoder(nn.Module, abc.ABC):

@@ -22,7 +22,12 @@ from foveate.encoders._vit import (
     write_arguments,
 )
 from foveate.encoders._weights import Tensors, fit_weights, read_weights, stated_colours
-from foveate.encoders.base import ProjectedEncoder, Projection, weighted_moments
+from foveate.encoders.base import (
+    ProjectedEncoder,
+    Projection,
+    reads_weights,
+    weighted_moments,
+)
 from foveate.errors import OptionError, UnknownName, did_you_mean
 
 log = logging.getLogger("foveate")
@@ -30,7 +35,6 @@ log = logging.getLogger("foveate")
 _MOST_MAPS = 4
 """Whose means and spreads are features: finer ones say little and hold most of the memory."""
 
-Features = Literal["auto", "moments", "mean"]
 Norm = Literal["auto", "local", "frozen", "group", "channel"]
 
 
@@ -40,6 +44,9 @@ class TimmEncoder(ProjectedEncoder):
     Batch norm never runs on batch statistics: with pretrained weights it is frozen, without it is
     replaced by group norm. A ViT takes images of any size: the last patch is filled by repeating
     the border, positions are interpolated.
+
+    With pretrained weights features are means and spreads of the last four maps, of a ViT its class
+    token, and mean and spread of the others; from scratch, the mean of the last map.
 
     Args:
         name: as in ``timm.list_models()``.
@@ -55,11 +62,8 @@ class TimmEncoder(ProjectedEncoder):
         norm: what becomes of batch norm: ``frozen``, ``group`` norm over the patch, ``channel``
             norm of each cell; ``auto`` freezes it with pretrained weights and takes group norm
             without, ``local`` likewise but channel norm, which streaming needs.
-        features: what is told of an image: ``moments``, means and spreads of the last four maps
-            (of a ViT its class token, and mean and spread of the others), projected; or ``mean``,
-            the mean of the last map as it is. ``auto`` is the first with pretrained weights, the
-            second without.
-        dim: length of the vector that moments are projected to.
+        dim: length of the vector that features are projected to, with pretrained weights; without
+            it is the channels of the last map.
         model_args: of a ViT, arguments of timm's constructor as ``key=value,key=value`` that its
             file does not tell, such as ``num_heads``. A model that is stored tells all.
         mean: of the channels of RGB in [0, 1], for weights that were trained with others than the
@@ -82,7 +86,6 @@ class TimmEncoder(ProjectedEncoder):
         stages: int = 0,
         taught: int | None = None,
         norm: Norm = "auto",
-        features: Features = "auto",
         dim: int = 256,
         model_args: str = "",
         mean: tuple[float, ...] = (),
@@ -92,10 +95,13 @@ class TimmEncoder(ProjectedEncoder):
         _check_name(name)
         tensors: Tensors = {}
         digest = weights_sha256
-        if pretrained and weights:
+        if weights and reads_weights():
             tensors, digest = read_weights(weights, weights_sha256)
         arguments = _arguments(name, model_args, tensors)
-        self.net, self.from_scratch = _create(name, pretrained and not weights, arguments)
+        fetch = pretrained and not weights and reads_weights()
+        self.net, self.from_scratch = _create(name, fetch, arguments)
+        if not reads_weights():
+            self.from_scratch = not pretrained
         if tensors:
             fit_weights(_inner(self.net), tensors, file=weights, encoder=name, adapt=_adapted(self))
             self.from_scratch = False
@@ -110,16 +116,15 @@ class TimmEncoder(ProjectedEncoder):
             norm = replacement if self.from_scratch else "frozen"
         if norm in ("group", "channel"):
             replace_batch_norm(self.net, norm)
-        self._tiers = [] if self.from_scratch else _tiers(self.net, len(self.strides))
-        if features == "auto":
-            features = "mean" if self.from_scratch else "moments"
-        self._describe(features, dim)
+        self.dim, self._tiers = self.map_dims[-1], []
         if not self.from_scratch:
+            self._tiers = _tiers(self.net, len(self.strides))
+            self._describe(dim)
             self._keep_early(taught)
         freeze_batch_norm(self)
         self.resolved = {
             "norm": norm,
-            "features": features,
+            "pretrained": not self.from_scratch,
             "weights_sha256": digest,
             "model_args": write_arguments(arguments),
             "mean": list(self.mean),
@@ -140,11 +145,11 @@ class TimmEncoder(ProjectedEncoder):
     @property
     def n_features(self) -> int:
         """Length of `features`."""
-        return self.dim if self._mean_alone else self.mixed.linear.in_features
+        return self.dim if self.from_scratch else self.mixed.linear.in_features
 
     def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
         """Means and spreads of the last maps, or the mean of the last, ``(b, n_features)``."""
-        if self._mean_alone:
+        if self.from_scratch:
             last = maps[-1]
             return last.mean((-2, -1)) if weight is None else weighted_moments(last, weight)[0]
         if self._class_at:
@@ -156,7 +161,7 @@ class TimmEncoder(ProjectedEncoder):
 
     def project(self, features: Tensor) -> Tensor:
         """Standardised features through a linear layer, ``(b, dim)``; a mean stays as it is."""
-        return features if self._mean_alone else super().project(features)
+        return features if self.from_scratch else super().project(features)
 
     def tiers(self) -> list[list[nn.Parameter]]:
         """Per stage, or per block of a ViT after what embeds its patches; empty from scratch."""
@@ -191,13 +196,8 @@ class TimmEncoder(ProjectedEncoder):
             )
         self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
-    def _describe(self, features: Features, dim: int) -> None:
+    def _describe(self, dim: int) -> None:
         """Settle what is told of an image."""
-        self._mean_alone = features == "mean"
-        if self._mean_alone:
-            self.dim = self.map_dims[-1]
-            self.feature_groups = (self.dim,)
-            return
         self.dim = dim
         n = sum(self.map_dims[-_MOST_MAPS:])
         self.feature_groups = (self._class_at,) * 3 if self._class_at else (n, n)

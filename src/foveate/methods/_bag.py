@@ -15,7 +15,6 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.nn.heads import Head
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.replay import replay
-from foveate.tiling import tile_foreground
 
 _KEPT_FEATURES_BYTES = 1 << 29
 
@@ -36,7 +35,7 @@ class Bag:
 
     def cover(self, batch: Batch, *, training: bool) -> list[Patches]:
         """Per image, the lattice patches with foreground, or the places that its table gives."""
-        moved = training and self.jitter and self.train_encoder
+        moved = training and self.jitter and self.train_encoder and not batch.frozen
         return [self._patches(batch, i, moved) for i in range(len(batch))]
 
     def embed(
@@ -44,27 +43,17 @@ class Bag:
     ) -> tuple[Tensor, Tensor]:
         """Features ``(b, n, d)`` of the patches, padded with zeros, and where they are valid."""
         valid = padding_mask([len(p) for p in patches], batch.device)
-        if self.train_encoder:
+        if self.train_encoder or batch.frozen:
             f = embed_patches(encoder, batch, patches, self.chunk)
         else:
             f = torch.cat([self._kept(encoder, batch, i, p) for i, p in enumerate(patches)])
         return pad_rows(f.float(), valid), valid
 
     def _patches(self, batch: Batch, i: int, moved: bool) -> Patches:
-        item, view = batch.items[i], batch.view
-        if item.places_um is not None:
-            return batch.place(i, item.places_um)
-        offset = np.zeros(item.image.ndim)
+        offset = np.zeros(batch.items[i].image.ndim)
         if moved:
-            offset = torch.rand(item.image.ndim).numpy().astype(np.float64) * view.patch_um
-        corners = tile_foreground(
-            item.contrast > 0,
-            mask_spacing_um=view.glimpse_spacing_um,
-            extent_um=item.image.box_um.size,
-            patch_um=view.patch_um,
-            offset_um=tuple(offset),
-        )
-        return batch.place(i, corners + view.patch_um / 2)
+            offset = torch.rand(len(offset)).numpy().astype(np.float64) * batch.view.patch_um
+        return batch.cover(i, tuple(offset))
 
     def _kept(self, encoder: AbstractEncoder, batch: Batch, i: int, patches: Patches) -> Tensor:
         key = (batch.items[i].image.path, batch.view)
@@ -100,6 +89,9 @@ def embed_patches(
         then: what each feature, as float32, goes through, in the same chunks.
         keep_pixels: up to a fixed number of bytes for the second pass; else all are read again.
     """
+    if batch.frozen:
+        vectors = encoder.project(batch.kept_features(encoder, patches, chunk))
+        return vectors if then is None else then(vectors.float())
     if torch.is_grad_enabled() and sum(map(len, patches)) > chunk:
         chunk = (chunk + 1) // 2
     # Made where there is no gradient, chunks keep no pixels.

@@ -60,3 +60,39 @@ class GatedAttention(nn.Module):
         mixed = torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens))
         scores: Tensor = self.score(mixed).squeeze(-1)
         return scores
+
+
+class Standardise(nn.Module):
+    """Subtracts a mean and divides by a spread, both settled from data and stored with the model.
+
+    Args:
+        n_features: length of a vector.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    settled: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("spread", torch.ones(n_features))
+        self.register_buffer("settled", torch.tensor(False))
+
+    @torch.no_grad()
+    def settle(self, features: Tensor) -> None:
+        """Take mean and spread from features ``(n, n_features)``, n at least 1.
+
+        A feature that hardly varies is not blown up: its spread counts as at least a hundredth of
+        the largest.
+        """
+        exact = features.double()
+        spread = exact.std(0, correction=0)
+        least = max(1e-2 * float(spread.max()), 1e-6)
+        self.mean.copy_(exact.mean(0))
+        self.spread.copy_(spread.clamp_min(least))
+        self.settled.fill_(True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(…, n_features)`` of the same shape."""
+        return (features - self.mean) / self.spread
