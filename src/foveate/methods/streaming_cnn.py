@@ -130,9 +130,10 @@ class StreamingCnn(AbstractMethod):
         streamed.train(self.training)
         wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
-        for whole, tell in zip(wholes, _tellers(batch), strict=True):
+        for i, (whole, tell) in enumerate(zip(wholes, _tellers(batch), strict=True)):
             streamed.progress = tell
-            maps.append(streamed(whole))
+            compute = functools.partial(streamed, whole)
+            maps.append(batch.kept_map(i, compute) if batch.frozen else compute())
         cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
         rows = [map_[0].flatten(1).T[own] for map_, own in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)
