@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ import timm
 import torch
 from torch import nn
 
+from foveate.batch import Batch, View
+from foveate.cases import read_cases
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder, CellMap
+from foveate.features import FeatureStore
+from foveate.loading import CaseLoader
 from foveate.methods.streaming_cnn import StreamingCnn
 from foveate.nn.base import Head
 from foveate.nn.streaming import Streamed
@@ -67,3 +72,37 @@ def test_the_method_takes_pretrained_encoders(name: str, tmp_path: Path) -> None
 def test_frozen_volumes_stream_too() -> None:
     encoder = build_encoder("resnet3d", {"depth": 10, "norm": "frozen"})
     StreamingCnn(encoder=encoder, heads=(Head("a", 1, False, "max"),))
+
+
+def test_maps_of_a_frozen_encoder_are_computed_once(
+    tiny_cohort: Path,
+    tmp_path: Path,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view = View(4.0, 64, 16.0)
+    loader = CaseLoader(view)
+    items = [loader.load(case) for case in read_cases(tiny_cohort).cases[:2]]
+    encoder = encoder_of("lite0", tmp_path).float().requires_grad_(False)
+    normalise = (encoder.mean, encoder.std)
+
+    def batch_with(store: FeatureStore | None) -> Batch:
+        device = torch.device("cpu")
+        return Batch(items, view=view, normalise=normalise, device=device, pool=pool, store=store)
+
+    method = StreamingCnn(encoder=encoder, heads=(Head("a", 1, False, "max"),)).eval()
+    with torch.inference_mode():
+        expected = method(batch_with(None)).logits
+    store = FeatureStore(None)
+    first = method(batch_with(store)).logits
+    # Kept in half precision.
+    torch.testing.assert_close(first, expected, rtol=1e-2, atol=1e-2)
+
+    def again(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(Streamed, "forward", again)
+    second = method(batch_with(store)).logits
+    torch.testing.assert_close(second, first)
+    assert second.requires_grad
+    loader.close()
