@@ -220,6 +220,17 @@ class Batch:
                 found.append(self._store.rows(image, boxes, functools.partial(compute, i)))
         return torch.cat(found).to(self.device)
 
+    def kept_map(self, i: int, compute: Callable[[], Tensor]) -> Tensor:
+        """The one map that a frozen encoder gives of all of image i, from the store."""
+        assert self._store is not None
+
+        def once() -> list[Tensor]:
+            with torch.no_grad():
+                return [compute()]
+
+        (map_,) = self._store.once(f"map {identity(self.items[i], self.view)}", once)
+        return map_.to(self.device)
+
     def _foreground(self, i: int) -> Tensor | None:
         """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""
         item = self.items[i]
