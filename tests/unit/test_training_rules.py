@@ -30,7 +30,8 @@ from foveate.errors import CheckpointError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.nn.heads import Head
 from foveate.run_folder import read_rows
-from foveate.state import Progress, TrainOptions
+from foveate.schedule import TrainOptions
+from foveate.state import Progress
 from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
@@ -215,7 +216,7 @@ def trained(
     options = replace(PLAIN, **changed)
     trainer = Trainer(build(dropout=0.0), loader, folder, options)
     trainer.fit(cases[:8], [])
-    return read_tensors(trainer.latest)[0]
+    return read_tensors(trainer.checkpoints.latest)[0]
 
 
 def test_two_halves_are_one_whole(
@@ -255,8 +256,8 @@ def test_training_stops_early_and_keeps_the_best(
     assert progress.epoch == max(progress.best_epoch + 2, 1)
     losses = [row["val_loss"] for row in progress.history]
     assert losses[progress.best_epoch - 1] == min(losses) == progress.best_loss
-    best, _ = read_tensors(trainer.best)
-    latest, _ = read_tensors(trainer.latest)
+    best, _ = read_tensors(trainer.checkpoints.best)
+    latest, _ = read_tensors(trainer.checkpoints.latest)
     weights = trainer.model.method.state_dict()
     assert all(torch.equal(weights[name], best[name]) for name in best)
     assert any(not torch.equal(weights[name], latest[f"method.{name}"]) for name in best)
@@ -461,8 +462,8 @@ def test_a_damaged_checkpoint_is_refused(
     options = replace(PLAIN, epochs=1)
     trainer = Trainer(build(), loader, tmp_path, options)
     trainer.fit(cases[:4], [])
-    stored = trainer.latest.read_bytes()
-    trainer.latest.write_bytes(stored[: len(stored) // 2])
+    stored = trainer.checkpoints.latest.read_bytes()
+    trainer.checkpoints.latest.write_bytes(stored[: len(stored) // 2])
     with pytest.raises(CheckpointError, match=r"latest\.safetensors cannot be read"):
         Trainer(build(), loader, tmp_path, options).fit(cases[:4], [])
 
