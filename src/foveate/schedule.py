@@ -120,11 +120,16 @@ class Schedule:
         """The name of the stage of this epoch."""
         return "frozen start" if self.is_frozen(epoch) else "end to end"
 
+    def span(self, epoch: float) -> tuple[int, int]:
+        """The first epoch of the stage of this epoch, and how many epochs it has."""
+        if self.is_frozen(epoch):
+            return 0, self.frozen_epochs
+        return self.frozen_epochs, self.epochs
+
     def done(self, epoch: float) -> float:
         """Which share of its stage is done at this epoch, which may be a fraction."""
-        if self.is_frozen(epoch):
-            return epoch / self.frozen_epochs
-        return (epoch - self.frozen_epochs) / max(self.epochs, 1)
+        begin, epochs = self.span(epoch)
+        return (epoch - begin) / max(epochs, 1)
 
     def horizon(self, epoch: float, n_images: int, accumulate: int) -> float:
         """Over how many updates weights are averaged in the stage of this epoch.

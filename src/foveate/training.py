@@ -226,10 +226,8 @@ class Trainer:
     def _tell(self, step: float, steps: int, running: dict[str, float]) -> None:
         """Show how far the stage is."""
         epoch, schedule = self.progress.epoch, self.schedule
-        frozen = schedule.is_frozen(epoch)
-        epochs = schedule.frozen_epochs if frozen else schedule.epochs
-        before = epoch if frozen else epoch - schedule.frozen_epochs
-        done = before * steps + step
+        begin, epochs = schedule.span(epoch)
+        done = (epoch - begin) * steps + step
         self._tick(Status(schedule.stage(epoch), done, epochs * steps, epoch + 1, running))
 
     def _teller(self, step: int, steps: int) -> Callable[[float], None]:
@@ -339,6 +337,8 @@ class Trainer:
         return row
 
     def _save(self) -> None:
+        if self._kept is not None:
+            self._kept.save()
         save_state(
             self.checkpoints.latest, self.model.method, self.optimizer, self.progress, self.average
         )
@@ -373,7 +373,7 @@ class Trainer:
             normalise=(encoder.mean, encoder.std),
             device=self.fabric.device,
             pool=self.loader.crops,
-            augment="none" if self._store is not None else wanted,
+            augment=wanted,
             tell=tell,
             store=self._store,
             correction=correction,

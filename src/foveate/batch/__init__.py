@@ -102,6 +102,7 @@ class Batch:
                 "train.augment: 'warp' is for pictures, volumes take auto, slide, picture, volume "
                 "or none"
             )
+        augment = augment if store is None else "none"
         self.items = list(items)
         self.tell = tell
         self.correction = correction
