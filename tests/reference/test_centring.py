@@ -112,11 +112,13 @@ def test_the_strongest_are_looked_at_in_training_whatever_is_drawn(
 ) -> None:
     case, origins = squares(tmp_path)
     batch = batch_of(case, loader)
-    drawn, *_ = looks(glimpse(patches=patches, centring=3), batch)
-    assert times_whole(drawn, origins).sum() <= patches < len(origins)
-    every, _, shows, _ = looks(glimpse(patches=patches, centring=3, strongest=16), batch)
+    given = {"patches": patches, "centring": 3, "jitter": False}
+    drawn, *_ = looks(glimpse(**given), batch)
+    alone = times_whole(drawn, origins) > 0
+    assert 0 < alone.sum() <= patches < len(origins)
+    every, _, shows, _ = looks(glimpse(**given, strongest=16), batch)
     assert (times_whole(every, origins) == 1).all()
-    assert times_whole(every[shows.numpy()], origins).sum() == patches
+    assert ((times_whole(every[shows.numpy()], origins) > 0) == alone).all()
 
 
 @pytest.mark.parametrize("strongest", [0, 3, 40])

@@ -86,13 +86,11 @@ def test_additive_pool(k_min: float) -> None:
     close(fast, expected)
 
 
-@pytest.mark.parametrize("more", [False, True])
-def test_cross_pool(more: bool) -> None:
+def test_cross_pool() -> None:
     pool = trained(CrossPool(DIM, HEADS, attention_heads=2, dropout=0.3)).eval()
     lengths = (5, 1, 3)
     f, valid = bag(lengths)
-    beside = torch.randn(3, DIM).double() * more
-    logits, weight = pool(f, valid, beside=beside) if more else pool(f, valid)
+    logits, weight = pool(f, valid)
     for i, n in enumerate(lengths):
         answers, attention = [], torch.zeros(n, dtype=torch.float64)
         for t, question in enumerate(pool.questions):
@@ -105,7 +103,7 @@ def test_cross_pool(more: bool) -> None:
                 mixed.append(sum(share * each for share, each in zip(a, v, strict=True)))
                 attention += a / (2 * len(HEADS))
             z = pool.norms[0](question + pool.out.weight @ torch.cat(mixed))
-            z = pool.norms[1](z + pool.mlp(z)) + beside[i]
+            z = pool.norms[1](z + pool.mlp(z))
             answers.append(pool.heads[t](z))
         close(logits[i], torch.cat(answers))
         close(weight[i, :n], attention)

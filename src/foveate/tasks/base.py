@@ -53,7 +53,7 @@ class AbstractTask(abc.ABC):
 
         For targets that are no single class, ``exp(-loss)``: the nearer to 1, the better.
         """
-        if target.ndim > 1 or target.is_floating_point():
+        if not _is_class(target):
             return self.each_loss(logits.detach(), target).neg().exp().clamp_max(1.0)
         return (self.probabilities(logits.detach()).argmax(-1) == target).float()
 
@@ -89,13 +89,21 @@ class AbstractTask(abc.ABC):
     def temperature(self, logits: Tensor, target: Tensor) -> float:
         """What logits of held-out images should be divided by, to be as sure as they are right.
 
-        From 1/20 to 20, drawn towards 1 by about the evidence of one image.
+        Found by the likelihood of the labels, which are not smoothed here. From 1/20 to 20, drawn
+        towards 1, as if its logarithm were known to about 1/2: a handful of images says little.
         """
         candidates = torch.logspace(-1.3, 1.3, 53, dtype=torch.float64)
         exact = logits.double()
-        losses = [float(self.each_loss(exact / t, target).sum()) for t in candidates]
-        drawn = torch.tensor(losses, dtype=torch.float64) + candidates.log().square() / 2
+        losses = [float(self._surprise(exact / t, target).sum()) for t in candidates]
+        drawn = torch.tensor(losses, dtype=torch.float64) + 2 * candidates.log().square()
         return float(candidates[int(drawn.argmin())])
+
+    def _surprise(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Minus the logarithm of what a row gives its label, ``(m,)``; else its loss."""
+        if not _is_class(target):
+            return self.each_loss(logits, target)
+        own = self.probabilities(logits).gather(1, target[:, None].to(logits.device))
+        return -own[:, 0].clamp_min(1e-300).log()
 
     def score(self, logits: Tensor, target: Tensor, chance: float) -> float:
         """How well a validation part is answered, by ranking and calibrated loss; lower is better.
@@ -130,6 +138,11 @@ class AbstractTask(abc.ABC):
         if label not in self.classes:
             raise TableError(f"unknown label '{label}'.{did_you_mean(label, self.classes)}")
         return self.classes.index(label)
+
+
+def _is_class(target: Tensor) -> bool:
+    """Whether each target is a single class."""
+    return target.ndim == 1 and not target.is_floating_point()
 
 
 BASE = AbstractTask
