@@ -137,6 +137,7 @@ class Trainer:
         weights, _ = read_tensors(self.checkpoints.best)
         self.model.method.load_state_dict(weights)
         self._let_learn(True)
+        self._store = None
         return self.progress
 
     # -- stages -------------------------------------------------------------------------------

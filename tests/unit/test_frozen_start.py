@@ -1,0 +1,257 @@
+"""Two stages: a frozen start on kept features, then end to end; stopped anywhere, it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveate.batch import View
+from foveate.cases import Case, read_cases
+from foveate.checkpoint import Model, ModelCard, build_model, read_tensors
+from foveate.frozen_start import _parts
+from foveate.loading import CaseLoader
+from foveate.schedule import TrainOptions
+from foveate.state import Progress, Status
+from foveate.training import Trainer
+
+VIEW = View(spacing_um=1.0, patch_px=64, glimpse_spacing_um=16.0)
+OPTIONS = {"patches": 3, "eval_patches": 4, "survey": 9}
+PLAIN = {"epochs": 3, "frozen_epochs": 3, "batch_size": 2, "device": "cpu"}
+
+
+def fresh(method: str = "glimpse", **options: Any) -> Model:
+    torch.manual_seed(0)
+    given = OPTIONS if method == "glimpse" else {}
+    classes = ("normal", "tumour")
+    card = ModelCard(method, given | options, "lite0", {"taught": 1}, "binary", {}, classes, VIEW)
+    return build_model(card, pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[CaseLoader]:
+    loader = CaseLoader(VIEW)
+    yield loader
+    loader.close()
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_cohort: Path) -> tuple[list[Case], list[Case]]:
+    """Six images to train on and four to choose by, as many of each class."""
+    table = read_cases(tiny_cohort).cases
+    by_label = [[c for c in table if c.label == label] for label in ("normal", "tumour")]
+    train = [c for own in by_label for c in own[:3]]
+    return train, [c for own in by_label for c in own[3:5]]
+
+
+@dataclass
+class Run:
+    """A finished training."""
+
+    trainer: Trainer
+    progress: Progress
+    began: dict[str, Tensor]
+    told: list[Status]
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Of a file of checkpoints."""
+        found: dict[str, Tensor] = read_tensors(getattr(self.trainer.checkpoints, name))[0]
+        return found
+
+
+def trained(
+    parts: tuple[list[Case], list[Case]], loader: CaseLoader, folder: Path, **changed: Any
+) -> Run:
+    model, told = fresh(), list[Status]()
+    began = {k: v.clone() for k, v in model.method.state_dict().items()}
+    options = TrainOptions(**PLAIN | changed)
+    trainer = Trainer(model, loader, folder, options, tick=told.append)
+    return Run(trainer, trainer.fit(*parts), began, told)
+
+
+@pytest.fixture(scope="module")
+def run(
+    parts: tuple[list[Case], list[Case]],
+    loader: CaseLoader,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    return trained(parts, loader, tmp_path_factory.mktemp("run"), precision="32-true")
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def test_stages_follow_each_other(run: Run) -> None:
+    stages = list(dict.fromkeys(status.stage for status in run.told))
+    assert stages == ["reading features", "frozen start", "end to end"]
+    assert [row["epoch"] for row in run.progress.history] == [1, 2, 3, 4, 5, 6]
+    read = [status.done for status in run.told if status.stage == "reading features"]
+    assert read == list(range(11)), "each image of both parts once"
+
+
+def test_the_encoder_is_frozen_then_taught(run: Run) -> None:
+    """What is projected is learnt from the first step on; what is not to be taught never moves."""
+    method = run.trainer.model.method
+    named = {id(p): name for name, p in method.named_parameters()}
+    taught = {named[id(p)] for tier in method.encoder.tiers() for p in tier if p.requires_grad}
+    kept = {n for n in run.began if n.startswith("encoder.") and ".mixed." not in f".{n}"} - taught
+    assert len(taught) > 5
+    assert len(kept) > 100
+    frozen = run.weights("frozen")
+    latest = {k.removeprefix("method."): v for k, v in run.weights("latest").items()}
+    for name in taught | kept:
+        assert torch.equal(frozen[name], run.began[name]), name
+    for name in kept:
+        assert torch.equal(latest[name], run.began[name]), name
+    assert any(not torch.equal(latest[name], run.began[name]) for name in taught)
+    for name in ("encoder.mixed.linear.weight", "related.relate.0.out.weight"):
+        assert not torch.equal(frozen[name], run.began[name]), name
+        assert not torch.equal(latest[name], frozen[name]), name
+
+
+def test_after_training_all_of_it_may_be_taught_again(run: Run) -> None:
+    method = run.trainer.model.method
+    assert any(p.requires_grad for tier in method.encoder.tiers() for p in tier)
+
+
+def score_of(
+    trainer: Trainer, weights: dict[str, Tensor], cases: list[Case]
+) -> tuple[float, float]:
+    """Loss and score of stored weights, computed without kept features."""
+    own = {k: v.clone() for k, v in trainer.model.method.state_dict().items()}
+    trainer.model.method.load_state_dict(weights)
+    logits, target = trainer.answer(cases)
+    trainer.model.method.load_state_dict(own)
+    task, chance = trainer.model.task, trainer.progress.history[0]["chance_loss"]
+    return float(task.loss(logits, target)), task.score(logits, target, chance)
+
+
+def test_the_frozen_row_is_that_of_the_frozen_weights(
+    run: Run, parts: tuple[list[Case], list[Case]]
+) -> None:
+    """Kept features are numbers of half precision, hence the tolerance."""
+    loss, score = score_of(run.trainer, run.weights("frozen"), parts[1])
+    row = run.progress.history[2]
+    assert loss == pytest.approx(row["val_loss"], abs=1e-3)
+    assert score == pytest.approx(row["val_score"], abs=2e-3)
+
+
+def test_what_is_kept_is_no_worse_than_the_frozen_start(run: Run) -> None:
+    progress, schedule = run.progress, run.trainer.schedule
+    scores = {int(row["epoch"]): row["val_score"] for row in progress.history}
+    allowed = {epoch: s for epoch, s in scores.items() if schedule.may_keep(epoch)}
+    assert 3 in allowed
+    assert not {1, 2, 4} & set(allowed)
+    assert progress.best_score == min(allowed.values()) <= scores[3]
+    assert progress.best_epoch == max(e for e, s in allowed.items() if s == progress.best_score)
+    weights = run.trainer.model.method.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in run.weights("best").items())
+
+
+def test_both_parts_are_answered_as_if_unseen(
+    run: Run, parts: tuple[list[Case], list[Case]]
+) -> None:
+    assert set(run.progress.corrections) == {c.image_id for part in parts for c in part}
+    assert all(len(row) == 1 for row in run.progress.corrections.values())
+
+
+def test_patients_are_left_out_together_and_labels_spread() -> None:
+    """Over five parts, each with as many of each class as can be."""
+    cases = [
+        Case(f"{p}-{i}", f"P{p:02}", Path("x"), ("a", "b")[p % 2])
+        for p in range(20)
+        for i in (0, 1)
+    ]
+    found = _parts(cases)
+    of_patient: dict[str, set[int]] = {}
+    for case, part in zip(cases, found.tolist(), strict=True):
+        of_patient.setdefault(case.patient_id, set()).add(part)
+    assert all(len(seen) == 1 for seen in of_patient.values())
+    for part in range(5):
+        labels = [case.label for case, own in zip(cases, found, strict=True) if own == part]
+        assert sorted(labels) == ["a"] * 4 + ["b"] * 4
+
+
+# -- stopped and gone on ---------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Somebody stopped the run."""
+
+
+def stop_at(stage: str, n: int) -> Callable[[Status], None]:
+    """Stop at the n-th word of a stage."""
+    heard = 0
+
+    def tick(status: Status) -> None:
+        nonlocal heard
+        heard += status.stage == stage
+        if status.stage == stage and heard == n:
+            raise Stopped
+
+    return tick
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_stopped_in_each_stage_it_ends_with_the_same_weights(
+    precision: str,
+    run: Run,
+    parts: tuple[list[Case], list[Case]],
+    loader: CaseLoader,
+    tmp_path: Path,
+) -> None:
+    """Kept features in memory are lost each time, as they are when a process dies."""
+    given = {"precision": precision, "checkpoint_seconds": 0.0}
+    whole = run if precision == "32-true" else trained(parts, loader, tmp_path / "a", **given)
+    options, folder = TrainOptions(**PLAIN | given), tmp_path / "b"
+    stops = (("reading features", 4), ("frozen start", 9), ("frozen start", 8), ("end to end", 5))
+    for stage, n in stops:
+        trainer = Trainer(fresh(), loader, folder, options, tick=stop_at(stage, n))
+        with pytest.raises(Stopped):
+            trainer.fit(*parts)
+        kept = list((folder / "features").glob("*.safetensors"))
+        assert len(kept) == (0 if stage == "reading features" else 10), "saved with the state"
+    trainer = Trainer(fresh(), loader, folder, options)
+    assert trainer.fit(*parts).best_epoch == whole.progress.best_epoch
+    for name in ("frozen", "latest", "best"):
+        found, exact = read_tensors(getattr(trainer.checkpoints, name))[0], whole.weights(name)
+        assert set(found) == set(exact)
+        unlike = [key for key in exact if not torch.equal(found[key], exact[key])]
+        assert not unlike, f"{name}: {len(unlike)} of {len(exact)}, such as {unlike[:3]}"
+
+
+# -- nothing to train on features ------------------------------------------------------------------
+
+
+def test_downsampled_is_settled_then_taught(
+    parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
+) -> None:
+    """Its answer is fitted to the end; end to end begins at once, and may not make it worse."""
+    told: list[Status] = []
+    options = TrainOptions(**PLAIN | {"epochs": 2}, precision="32-true")
+    trainer = Trainer(fresh("downsampled"), loader, tmp_path, options, tick=told.append)
+    progress = trainer.fit(*parts)
+    assert {status.stage for status in told} == {"reading features", "end to end"}
+    start = read_tensors(trainer.checkpoints.frozen)[0]
+    assert bool(start["head.standardise.settled"])
+    assert [row["epoch"] for row in progress.history] == [1, 2]
+    _, score = score_of(trainer, start, parts[1])
+    assert progress.best_score <= score + 2e-3
+
+
+def test_no_epochs_end_to_end_leave_the_frozen_start(
+    parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
+) -> None:
+    for method in ("downsampled", "glimpse"):
+        options = TrainOptions(**PLAIN | {"epochs": 0, "frozen_epochs": 1}, precision="32-true")
+        trainer = Trainer(fresh(method), loader, tmp_path / method, options)
+        progress = trainer.fit(*parts)
+        assert progress.done
+        best = read_tensors(trainer.checkpoints.best)[0]
+        frozen = read_tensors(trainer.checkpoints.frozen)[0]
+        assert all(torch.equal(best[name], frozen[name]) for name in best)
