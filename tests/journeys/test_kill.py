@@ -128,7 +128,7 @@ def assert_same_end(run: Path, other: Path) -> None:
     for name in want:
         assert weights[name].equal(want[name]), f"{name} differs"
     card, card_wanted = (read_json(r / "fold_0/model/model.json") for r in (run, other))
-    for key in ("split_hash", "best_epoch", "best_val_loss", "threshold"):
+    for key in ("split_hash", "best_epoch", "best_val_score", "temperature", "threshold"):
         assert card["provenance"][key] == card_wanted["provenance"][key]
     assert read_json(run / "splits.json") == read_json(other / "splits.json")
     assert read_json(run / "metrics.json") == read_json(other / "metrics.json")
