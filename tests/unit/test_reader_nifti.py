@@ -123,7 +123,7 @@ def test_labels_stay_apart(tmp_path: Path) -> None:
 
 
 def chest(rng: np.random.Generator, tissue: float) -> np.ndarray:
-    """Hounsfield units: air, a body of soft tissue in it, lung and bone in that, padding outside."""
+    """Hounsfield units: air, a body of soft tissue with lung and bone in it, padding outside."""
     values = rng.normal(-1000, 10, (40, 40, 40))
     values[8:32, 8:32] = rng.normal(tissue, 10, (24, 24, 40))
     values[12:18, 12:26] = rng.normal(-800, 40, (6, 14, 40))
