@@ -112,7 +112,7 @@ def test_an_even_volume_hardly_tells_its_size(pretrained: SlicesEncoder) -> None
         axial = [m.chunk(3, 1)[0].mean((0, 2, 3, 4)) for m in maps_of(pretrained, x)]
         with_borders.append(torch.cat(axial))
         with torch.inference_mode():
-            flat = torch.full((1, 3, *(2 * n for n in shape[1:])), 0.3)
+            flat = torch.full((1, 3, *(pretrained.enlarge * n for n in shape[1:])), 0.3)
             plain = pretrained.picture.maps(flat)
         without.append(torch.cat([plain[i].mean((0, 2, 3)) for i in pretrained.kept]))
     tells = [float((one - other).abs().mean()) for one, other in (with_borders, without)]

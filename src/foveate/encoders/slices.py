@@ -21,18 +21,18 @@ _AT_ONCE = 32
 class SlicesEncoder(ProjectedEncoder):
     """Slices of a volume through a picture encoder, their maps laid back into the volume.
 
-    Slices are taken along one axis or all three, and enlarged, for networks of photographs see
-    little in pictures of 40 pixels. Maps of slices are averaged along their axis into cells that
-    are cubes; those of the three planes stand beside each other as channels. Where a slice ends its
-    border goes on, so that the size of a crop is not what the network sees. Features are the means
-    and the spreads of the maps, each plane for itself.
+    Slices are taken along one axis or all three. Maps of slices are averaged along their axis into
+    cells that are cubes; those of the three planes stand beside each other as channels. Where a
+    slice ends its border goes on, so that the size of a crop is not what the network sees. Features
+    are the means and the spreads of the maps, each plane for itself.
 
     Args:
         picture: the encoder of slices, one with pretrained weights.
         planes: ``axial`` slices only, or those of all ``three`` planes.
         step: every how many voxels a slice is taken.
         thinning: training takes one slice of so many of these, another one every time.
-        enlarge: by how much, a power of 2.
+        enlarge: slices, by how much, a power of 2. It costs its square and has not paid for
+            volumes of 50 and 64 voxels.
         dim: length of the vector that features are projected to.
         taught: blocks of the picture encoder that are taught, from its last, where it has this
             option.
@@ -52,7 +52,7 @@ class SlicesEncoder(ProjectedEncoder):
         planes: Literal["axial", "three"] = "three",
         step: int = 2,
         thinning: int = 2,
-        enlarge: int = 2,
+        enlarge: int = 1,
         dim: int = 256,
         taught: int = 4,
         pretrained: bool = True,
