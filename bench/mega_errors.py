@@ -32,6 +32,7 @@ from foveate.benchmark.mnist import load_mnist
 from foveate.cases import Case
 from foveate.checkpoint import Model, ModelCard, read_tensors
 from foveate.encoders import build_encoder
+from foveate.ensemble import Ensemble
 from foveate.loading import CaseLoader
 from foveate.plugins import find
 from foveate.prediction import Report, predict_cases
@@ -87,7 +88,7 @@ def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
     """What is to be printed of one pass over the cases."""
     loader = CaseLoader(model.card.view)
     try:
-        found = list(predict_cases(model, cases, loader, device=torch.device("cpu")))
+        found = list(predict_cases(Ensemble((model,)), cases, loader, device=torch.device("cpu")))
     finally:
         loader.close()
     reports = [report for report in found if isinstance(report, Report)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from foveate.cases import Case
-from foveate.checkpoint import Model
+from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.loading import CaseLoader
 from foveate.prediction import Report, predict_cases
@@ -21,9 +21,9 @@ class LayoutAudit:
     """What shuffling the places of each image's patches among themselves does to predictions.
 
     Attributes:
-        scores: of the task, as the patches lie.
+        scores: of the task, as the patches lie; of several models, those of their mean.
         shuffled: the same scores, means over the shuffles.
-        largest_change: of any logit of any image.
+        largest_change: of any logit of any image and model.
         n_images: how many.
         reads_patches: whether the method reads patches at all.
     """
@@ -64,7 +64,7 @@ class LayoutAudit:
 
 
 def audit_layout(
-    model: Model,
+    models: Ensemble,
     cases: Sequence[Case],
     loader: CaseLoader,
     *,
@@ -80,35 +80,38 @@ def audit_layout(
     Raises:
         TrainingError: an image could not be predicted, or none is given.
     """
-    target = torch.tensor([model.task.target(str(case.label)) for case in cases])
-    plain = _logits(model, cases, loader, device, shuffle=False)
-    scores = model.task.validation(plain, target)
+    task = models.members[0].task
+    target = torch.tensor([task.target(str(case.label)) for case in cases])
+    plain, answered = _answers(models, cases, loader, device, shuffle=False)
+    scores = task.scores(answered, target)
     totals, change = dict.fromkeys(scores, 0.0), 0.0
     for i in range(n_shuffles):
         # Whoever asks for an audit goes on drawing as if there had been none.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed + i)
-            mixed = _logits(model, cases, loader, device, shuffle=True)
+            mixed, answered = _answers(models, cases, loader, device, shuffle=True)
         change = max(change, float((mixed - plain).abs().max()))
-        for name, value in model.task.validation(mixed, target).items():
+        for name, value in task.scores(answered, target).items():
             totals[name] += value / n_shuffles
-    patches = bool(model.method.reads & {"crops", "bag"})
+    patches = any(member.method.reads & {"crops", "bag"} for member in models.members)
     return LayoutAudit(scores, totals, change, len(cases), patches)
 
 
-def _logits(
-    model: Model,
+def _answers(
+    models: Ensemble,
     cases: Sequence[Case],
     loader: CaseLoader,
     device: torch.device,
     *,
     shuffle: bool,
-) -> torch.Tensor:
-    rows = []
-    for report in predict_cases(model, cases, loader, device=device, shuffle_layout=shuffle):
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of every model, ``(n, models, k)``, and the mean probabilities, ``(n, classes)``."""
+    logits, probabilities = [], []
+    for report in predict_cases(models, cases, loader, device=device, shuffle_layout=shuffle):
         if not isinstance(report, Report):
             raise TrainingError(f"{report.case.path} could not be predicted: {report.reason}")
-        rows.append(report.logits)
-    if not rows:
+        logits.append([answer.logits for answer in report.answers])
+        probabilities.append(report.probabilities)
+    if not logits:
         raise TrainingError("the layout audit needs images")
-    return torch.tensor(rows)
+    return torch.tensor(logits), torch.tensor(probabilities, dtype=torch.float64)

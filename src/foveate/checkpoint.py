@@ -60,19 +60,17 @@ class Model:
 
 
 def build_model(card: ModelCard, *, pretrained: bool) -> Model:
-    """A model with fresh weights; `pretrained` False leaves out fetching an encoder's.
+    """A model with fresh weights; `pretrained` False leaves out an encoder's own.
 
     Raises:
         UnknownName, OptionError: the card names a part or option that does not exist, or parts
             that do not fit each other.
     """
     task = restore_task(card.task, card.classes, card.task_options)
-    options = dict(card.encoder_options)
-    from_timm = "pretrained" in options
-    if from_timm and not pretrained:
-        options["pretrained"] = False
     part = find("methods", card.method)
-    encoder = build_encoder(card.encoder, options, part.encoder_defaults)
+    encoder = build_encoder(
+        card.encoder, card.encoder_options, part.encoder_defaults, pretrained=pretrained
+    )
     if encoder.axes not in part.axes:
         raise OptionError(
             f"method: '{card.method}' takes no images of {encoder.axes} axes, which encoder "

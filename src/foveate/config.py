@@ -67,11 +67,12 @@ class RunConfig:
         method, encoder, task: names; their options beside them.
         heatmaps: how many test images get pictures.
         permute_labels: shuffle the labels over patients; the score must then be chance.
+        refit: after the folds are scored, train one model on all images; it answers alone then.
     """
 
     table: TableOptions
     method: str = "glimpse"
-    encoder: str = "resnet18"
+    encoder: str = "lite0"
     task: str = "auto"
     method_options: dict[str, Any] = field(default_factory=dict)
     encoder_options: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class RunConfig:
     train: TrainOptions = field(default_factory=TrainOptions)
     heatmaps: int = 40
     permute_labels: bool = False
+    refit: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for YAML and JSON."""
@@ -115,7 +117,7 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
     for key, section in _SECTIONS.items():
         if key in given:
             values[key] = section(**parse_options_all(section, given[key], key))
-    simple = {k: v for k, v in given.items() if k in ("heatmaps", "permute_labels")}
+    simple = {k: v for k, v in given.items() if k in ("heatmaps", "permute_labels", "refit")}
     values |= parse_options(RunConfig, simple, "run")
     for part in _PARTS:
         if part in given:

@@ -24,8 +24,12 @@ class Finding:
     text: str
 
 
-def examine() -> Iterator[Finding]:
-    """Look at everything, one finding after the other; nothing raises."""
+def examine(run: Path | None = None) -> Iterator[Finding]:
+    """Look at everything, one finding after the other; nothing raises.
+
+    Args:
+        run: whose models are looked at, too.
+    """
     for package in (
         "torch",
         "timm",
@@ -45,6 +49,8 @@ def examine() -> Iterator[Finding]:
         ("arithmetic", _arithmetic),
     ):
         yield _try(name, look)
+    if run is not None:
+        yield _try("models", lambda: _models(run))
 
 
 def _version(package: str) -> Finding:
@@ -59,6 +65,12 @@ def _try(name: str, look: Callable[[], str]) -> Finding:
         return Finding(name, True, look())
     except Exception as error:  # a doctor reports whatever it finds, and goes on
         return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _models(run: Path) -> str:
+    from foveate.ensemble import find_models
+
+    return find_models(run).describe()
 
 
 def _device() -> str:

@@ -5,6 +5,7 @@ Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,3 +72,26 @@ class Evidence:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
             return Evidence(stored["origin_um"], stored["size_um"], stored["weight"])
+
+
+def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
+    """The mean over models of where each looked at one image.
+
+    All boxes are kept, with their weights divided by the number of models, so that weights which
+    sum to 1 in each part sum to 1 again. A box that several models looked at (the same corner and
+    size to a thousandth of a micrometre) becomes one with the sum of its weights: its mean weight.
+
+    Args:
+        parts: one per model, at least one; all with the same axes.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    origin = np.concatenate([part.origin_um for part in parts])
+    size = np.concatenate([part.size_um for part in parts])
+    weight = np.concatenate([part.weight for part in parts]) / len(parts)
+    boxes = np.round(np.concatenate([origin, size], 1), 3)
+    _, first, number = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
+    total = np.zeros(len(first))
+    np.add.at(total, number.reshape(-1), weight)
+    order = np.argsort(first)  # in the order of the first model that looked there
+    return Evidence(origin[first][order], size[first][order], total[order])

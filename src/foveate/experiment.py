@@ -7,6 +7,7 @@ same command continues a run that was stopped.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +18,17 @@ import torch
 
 from foveate.atomic import write_json
 from foveate.cases import Case
-from foveate.checkpoint import Model, build_model, load_model, save_model
+from foveate.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.config import RunConfig, dump_yaml
+from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
-from foveate.evaluation import evaluate_rows
+from foveate.evaluation import compare_rows, evaluate_rows
+from foveate.features import FeatureStore
 from foveate.loading import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
 from foveate.outputs import Display, predict_into, training_bar
 from foveate.plan import Plan, make_plan, model_card
-from foveate.prediction import Report, predict_cases
 from foveate.run_folder import aside, claim, log_to, read_json, read_rows, write_rows
 from foveate.state import Progress
 from foveate.training import Trainer, build_fabric
@@ -62,10 +64,16 @@ def run_experiment(
     log.addHandler(handlers[1])
     try:
         plan = make_plan(config, folder, display)
+        config = replace(config, method_options=plan.method_options)
+        store = FeatureStore(folder / "features")
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
-                _run_fold(config, folder, k, plan, display, after_epoch)
-        return _finish(config, folder, plan)
+                _run_fold(config, folder, k, plan, store, display, after_epoch)
+        outcome = _finish(config, folder, plan)
+        if config.refit:
+            _refit(config, folder, plan, store, display, after_epoch)
+        shutil.rmtree(folder / "features", ignore_errors=True)
+        return outcome
     finally:
         for handler in handlers:
             log.removeHandler(handler)
@@ -92,6 +100,7 @@ def _run_fold(
     folder: Path,
     k: int,
     plan: Plan,
+    store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> None:
@@ -99,18 +108,30 @@ def _run_fold(
     loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
     try:
         if not (own / "model" / "model.json").is_file():
-            _train_fold(config, own, k, plan, loader, display, after_epoch)
-        model = load_model(own / "model")
+            _train_fold(config, own, k, plan, loader, store, display, after_epoch)
+        device = build_fabric(config.train).device
         summary = predict_into(
             own,
-            model,
+            Ensemble((load_model(own / "model"),)),  # the one that never saw the test part
             plan.pick(fold.test),
             loader,
-            device=build_fabric(config.train).device,
+            device=device,
             heatmaps=folder / "heatmaps",
             n_heatmaps=-(-config.heatmaps // len(plan.splits.folds)),
             display=display,
         )
+        if (own / "frozen" / "model" / "model.json").is_file():
+            frozen = Ensemble((load_model(own / "frozen" / "model"),))
+            predict_into(
+                own / "frozen",
+                frozen,
+                plan.pick(fold.test),
+                loader,
+                device=device,
+                heatmaps=own / "frozen" / "heatmaps",
+                n_heatmaps=0,
+                display=display,
+            )
         write_json(own / "cost.json", summary.cost)
         write_json(own / "failed.json", summary.failed)
     finally:
@@ -123,6 +144,7 @@ def _train_fold(
     k: int,
     plan: Plan,
     loader: CaseLoader,
+    store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> None:
@@ -130,10 +152,12 @@ def _train_fold(
     n_folds = len(plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
 
-    tick = training_bar(display, title, config.train.epochs)
+    tick = training_bar(display, title)
     torch.manual_seed(config.train.seed)
     model = _fresh_model(config, plan)
-    trainer = Trainer(model, loader, own, config.train, tick=tick, after_epoch=after_epoch)
+    trainer = Trainer(
+        model, loader, own, config.train, store=store, tick=tick, after_epoch=after_epoch
+    )
     progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
     provenance = {
         "split_hash": plan.splits.hash,
@@ -141,13 +165,21 @@ def _train_fold(
         "n_train": len(fold.train),
         "n_val": len(fold.val),
         "best_epoch": progress.best_epoch,
-        "best_val_loss": progress.best_loss,
-        "threshold": _threshold(model, plan.pick(fold.val), loader, trainer),
+        "frozen_epochs": trainer.schedule.frozen_epochs,
+        "best_val_score": progress.best_score,
         "train": _training_cost(progress),
         "quarantined": progress.quarantined,
     }
-    card = replace(model.card, provenance=provenance)
-    save_model(own / "model", card, model.method.state_dict())
+    val = plan.pick(fold.val)
+    kept = {key: value.clone() for key, value in model.method.state_dict().items()}
+    if trainer.frozen.is_file():
+        model.method.load_state_dict(read_tensors(trainer.frozen)[0])
+        settled = provenance | _operating_point(trainer, val)
+        card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
+        save_model(own / "frozen" / "model", card, model.method.state_dict())
+        model.method.load_state_dict(kept)
+    provenance |= _operating_point(trainer, val)
+    save_model(own / "model", replace(model.card, provenance=provenance), kept)
 
 
 def _fresh_model(config: RunConfig, plan: Plan) -> Model:
@@ -157,22 +189,71 @@ def _fresh_model(config: RunConfig, plan: Plan) -> Model:
     return replace(model, card=replace(card, encoder_options=settled))
 
 
-def _threshold(
-    model: Model, val: Sequence[Case], loader: CaseLoader, trainer: Trainer
-) -> float | None:
-    """The operating point of a binary task, from the inner validation part alone."""
-    if len(model.task.classes) != 2 or not val:
-        return None
-    found = predict_cases(model, val, loader, device=trainer.fabric.device)
-    reports = [r for r in found if isinstance(r, Report)]
-    target = np.array([model.task.target(str(r.case.label)) for r in reports])
-    best = threshold_youden(np.array([r.probabilities[1] for r in reports]), target)
-    return 0.5 if best is None else float(best)
+def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
+    """Temperature, and the threshold of a binary task, from the inner validation part alone."""
+    task = trainer.model.task
+    logits, target = (t.cpu() for t in trainer.answer(val))
+    if not len(logits):
+        return {"temperature": 1.0, "threshold": None}
+    temperature = task.temperature(logits, target)
+    if len(task.classes) != 2:
+        return {"temperature": temperature, "threshold": None}
+    probabilities = task.probabilities(logits / temperature)[:, 1]
+    best = threshold_youden(probabilities.numpy(), target.numpy())
+    return {"temperature": temperature, "threshold": 0.5 if best is None else float(best)}
 
 
 def _training_cost(progress: Progress) -> dict[str, float]:
     keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
     return {key: sum(row[key] for row in progress.history) for key in keys}
+
+
+# -- one model of all images ----------------------------------------------------------------------
+
+
+def _refit(
+    config: RunConfig,
+    folder: Path,
+    plan: Plan,
+    store: FeatureStore,
+    display: Display,
+    after_epoch: Callable[[Path], None] | None,
+) -> None:
+    """Train one model on all usable images, as long as the folds' models were.
+
+    It is scored on nothing, for it has seen everything. What folds settle on their validation
+    parts is the mean of theirs: the threshold, and the number of epochs (the median).
+    """
+    own, n_folds = folder / "refit", len(plan.splits.folds)
+    if (own / "model" / "model.json").is_file():
+        return
+    folds = Ensemble(tuple(load_model(folder / f"fold_{k}" / "model") for k in range(n_folds)))
+    about = [member.card.provenance for member in folds.members]
+    epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
+    options = replace(config.train, epochs=max(epochs, 0), patience=0)
+    loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
+    try:
+        torch.manual_seed(options.seed)
+        model = _fresh_model(config, plan)
+        tick = training_bar(display, "refit on all images")
+        trainer = Trainer(
+            model, loader, own, options, store=store, tick=tick, after_epoch=after_epoch
+        )
+        progress = trainer.fit(list(plan.cases.values()), ())
+    finally:
+        loader.close()
+    provenance = {
+        "split_hash": plan.splits.hash,
+        "refit": True,
+        "n_train": len(plan.cases) - len(progress.quarantined),
+        "best_epoch": progress.best_epoch,
+        "frozen_epochs": trainer.schedule.frozen_epochs,
+        "threshold": folds.threshold,
+        "temperature": float(np.exp(np.mean(np.log([a["temperature"] for a in about])))),
+        "train": _training_cost(progress),
+        "quarantined": progress.quarantined,
+    }
+    save_model(own / "model", replace(model.card, provenance=provenance), model.method.state_dict())
 
 
 # -- after training -------------------------------------------------------------------------------
@@ -197,9 +278,25 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
         raise TrainingError(f"no test image could be predicted; see {folder / 'quarantine.csv'}")
     write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))
     metrics = evaluate_rows(rows, plan.classes, seed=config.split.seed)
+    start = _frozen_rows(folder, len(plan.splits.folds))
+    if start:
+        write_rows(folder / "predictions_frozen.csv", start, list(start[0]))
+        metrics["frozen"] = evaluate_rows(start, plan.classes, seed=config.split.seed)["metrics"]
+        metrics["gain"] = compare_rows(rows, start, plan.classes, seed=config.split.seed)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _total_cost(costs))
     return Outcome(folder, metrics, len(quarantine))
+
+
+def _frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:
+    """Test predictions of the frozen starts; empty where a fold has none."""
+    rows = []
+    for k in range(n_folds):
+        path = folder / f"fold_{k}" / "frozen" / "predictions.csv"
+        if not path.is_file():
+            return []
+        rows += [row | {"fold": str(k)} for row in read_rows(path)]
+    return rows
 
 
 def _total_cost(costs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, float]:

@@ -74,7 +74,8 @@ class FeatureStore:
             begin = len(entry.row_of)
             entry.row_of |= {keys[i]: begin + j for j, i in enumerate(new)}
             known = entry.tensors.get("rows")
-            entry.tensors["rows"] = made if known is None else torch.cat([known, made])
+            with torch.autocast("cpu", enabled=False):  # which cannot join half-precision numbers
+                entry.tensors["rows"] = made if known is None else torch.cat([known, made])
             entry.changed = True
             self._make_room()
         if not keys:

@@ -1,4 +1,7 @@
-"""A trained run on images it has never seen: predictions, and scores where there are labels."""
+"""A trained run on images it has never seen: predictions, and scores where there are labels.
+
+All models of a run answer together (`foveate.ensemble`), and what is written says which did.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 
 from foveate.atomic import write_json
 from foveate.audit import audit_layout
-from foveate.cases import Case, CaseTable, cases_from_folder, read_cases
-from foveate.checkpoint import Model, load_model
-from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
+from foveate.cases import Case, CaseTable, cases_from_folder, load_splits, read_cases
+from foveate.ensemble import Ensemble, find_models
+from foveate.errors import ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
 from foveate.loading import CaseLoader
 from foveate.outputs import Display, Summary, predict_into
@@ -20,24 +23,6 @@ from foveate.state import TrainOptions
 from foveate.training import build_fabric
 
 _TABLES = (".csv", ".tsv", ".xlsx")
-
-
-def find_model(run: Path) -> Model:
-    """The model of a run folder (its first fold) or of a model folder.
-
-    Raises:
-        CheckpointError: no trained model there.
-    """
-    if not run.is_dir():
-        raise CheckpointError(f"{run}: no such folder; give the --out folder of `foveate train`")
-    for folder in (run, run / "model", run / "fold_0" / "model"):
-        if (folder / "model.json").is_file():
-            return load_model(folder)
-    if (run / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{run}: training has not finished; repeat the `foveate train` command to continue it"
-        )
-    raise CheckpointError(f"{run} holds no trained model; give the --out folder of `foveate train`")
 
 
 def gather_cases(paths: Sequence[Path]) -> CaseTable:
@@ -81,7 +66,7 @@ def predict_paths(
         UnreadableImage: not one of them could be predicted.
     """
     summary = _predict(
-        find_model(run), gather_cases(paths), out, display, assume_spacing_um, n_heatmaps, device
+        find_models(run), gather_cases(paths), out, display, assume_spacing_um, n_heatmaps, device
     )
     if not summary.rows:
         first = next(iter(summary.failed.values()), "there is none")
@@ -103,46 +88,75 @@ def evaluate_table(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Predict a labelled table and score it; returns the metrics and the images that failed.
 
+    Images that trained a model which answers are counted under ``n_seen_in_training``, and said.
     With `shuffle_layout`, an audit of whether the model uses where patches lie is added under
     ``layout`` (`foveate.audit`).
 
     Raises:
         TableError: a label that the model does not know.
     """
-    model = find_model(run)
+    models = find_models(run)
+    task = models.members[0].task
     read = read_cases(table, images=images, label=label, min_classes=1)
     try:
         for case in read.cases:
-            model.task.target(str(case.label))
+            task.target(str(case.label))
     except TableError as error:
         raise TableError(f"{table}, column '{read.label_column}': {error}") from None
-    summary = _predict(model, read, out, display, assume_spacing_um, 40, device)
+    seen = _count_seen(models, read.cases)
+    if seen:
+        display.say(
+            f"warning: {seen} of {len(read.cases)} images trained the models that answer: these "
+            "scores are too good. Honest ones are in metrics.json of the run"
+        )
+    summary = _predict(models, read, out, display, assume_spacing_um, 40, device)
     if not summary.rows:
         raise TableError(f"no image of {table} could be predicted; see {out / 'quarantine.csv'}")
     rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
-    metrics = evaluate_rows(rows, model.task.classes)
+    metrics = evaluate_rows(rows, models.classes) | {"n_seen_in_training": seen}
     if shuffle_layout:
         good = [case for case in read.cases if case.image_id not in summary.failed]
-        metrics["layout"] = _layout(model, good, assume_spacing_um, device)
+        metrics["layout"] = _layout(models, good, assume_spacing_um, device)
     write_json(out / "metrics.json", metrics)
     return metrics, summary.failed
 
 
+def _count_seen(models: Ensemble, cases: Sequence[Case]) -> int:
+    """How many of the cases, by image and patient, were in training or validation of a model.
+
+    0 where the models' run folder with its split is not there.
+    """
+    seen: set[tuple[str, str]] = set()
+    for model, folder in zip(models.members, models.folders, strict=False):
+        about, path = model.card.provenance, folder.resolve().parent.parent / "splits.json"
+        if not path.is_file():
+            continue
+        splits = load_splits(path)
+        if splits.hash != about.get("split_hash"):
+            continue
+        if about.get("refit"):
+            seen |= set(splits.patients.items())
+        elif about.get("fold") is not None:
+            fold = splits.folds[about["fold"]]
+            seen |= {(i, splits.patients[i]) for i in (*fold.train, *fold.val)}
+    return sum((case.image_id, case.patient_id) in seen for case in cases)
+
+
 def _layout(
-    model: Model, cases: Sequence[Case], assume_spacing_um: float | None, device: str
+    models: Ensemble, cases: Sequence[Case], assume_spacing_um: float | None, device: str
 ) -> dict[str, Any]:
-    assumed = assume_spacing_um or model.card.assume_spacing_um
+    assumed = assume_spacing_um or models.card.assume_spacing_um
     options = TrainOptions(device=device)  # type: ignore[arg-type]
-    loader = CaseLoader(model.card.view, assume_spacing_um=assumed)
+    loader = CaseLoader(models.card.view, assume_spacing_um=assumed)
     try:
-        found = audit_layout(model, cases, loader, device=build_fabric(options).device)
+        found = audit_layout(models, cases, loader, device=build_fabric(options).device)
     finally:
         loader.close()
     return {**asdict(found), "uses_layout": found.uses_layout, "told": found.told()}
 
 
 def _predict(
-    model: Model,
+    models: Ensemble,
     table: CaseTable,
     out: Path,
     display: Display,
@@ -152,13 +166,14 @@ def _predict(
 ) -> Summary:
     for note in table.notes:
         display.say(note)
-    assumed = assume_spacing_um or model.card.assume_spacing_um
+    display.say(models.describe())
+    assumed = assume_spacing_um or models.card.assume_spacing_um
     options = TrainOptions(device=device)  # type: ignore[arg-type]
-    loader = CaseLoader(model.card.view, assume_spacing_um=assumed)
+    loader = CaseLoader(models.card.view, assume_spacing_um=assumed)
     try:
         summary = predict_into(
             out,
-            model,
+            models,
             table.cases,
             loader,
             device=build_fabric(options).device,
@@ -177,7 +192,8 @@ def _predict(
     (out / "quarantine.csv").unlink(missing_ok=True)
     if rows:
         write_rows(out / "quarantine.csv", rows, list(rows[0]))
-    write_json(out / "cost.json", summary.cost)
+    write_json(out / "cost.json", {"models": len(models), **summary.cost})
+    write_json(out / "answer.json", models.record())
     return summary
 
 

@@ -40,7 +40,7 @@ class ViewOptions:
     Attributes:
         spacing_um: of patches; by default the median full resolution of the training images, or
             that of `fit`.
-        patch_px: side of a patch; by default 224, of volumes 32.
+        patch_px: side of a patch; by default 224, half a side of smaller pictures, of volumes 32.
         glimpse_spacing_um: of the glimpse; by default what gives the median image `glimpse_px`.
         glimpse_px: long side of the median image's glimpse; by default 512, of volumes 96.
         fit: bring every picture to exactly this many pixels (y,x), so that file size and shape
@@ -171,6 +171,8 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
     own = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
     spacing = options.spacing_um or own
     patch_px, glimpse_px = _SIDES_PX[min(axes)]
+    if axes == {2}:
+        patch_px = _patch_px(statistics.median(extents) / spacing)
     coarse = max(spacing, statistics.median(extents) / (options.glimpse_px or glimpse_px))
     return View(
         spacing_um=spacing,
@@ -180,6 +182,13 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
         fit=options.fit,
         axes=min(axes),
     )
+
+
+def _patch_px(side_px: float) -> int:
+    """Of pictures: 224, or half a side of those that are not several patches long."""
+    if side_px >= 3 * _SIDES_PX[2][0]:
+        return _SIDES_PX[2][0]
+    return max(32, 32 * round(side_px / 64))
 
 
 class CaseLoader:

@@ -1,4 +1,4 @@
-"""Peak memory of this process and of the device; giving freed memory back."""
+"""What the machine has: peak memory, giving freed memory back, arithmetic of the CPU."""
 
 from __future__ import annotations
 
@@ -61,3 +61,12 @@ def trim() -> None:
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
+
+
+@functools.cache
+def computes_in_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 numbers itself; without, they are slower than float32."""
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

@@ -13,7 +13,7 @@ import torch
 
 from foveate.atomic import write_json
 from foveate.cases import Case
-from foveate.checkpoint import Model
+from foveate.ensemble import Ensemble
 from foveate.errors import FoveateError
 from foveate.heatmaps import draw_heatmap, write_geojson
 from foveate.loading import CaseLoader
@@ -33,27 +33,28 @@ class Display(Protocol):
         """Work under way, which may be within one of its parts."""
 
 
-def training_bar(
-    display: Display, title: str, epochs: int
-) -> Callable[[int, float, int, Mapping[str, float]], None]:
-    """Shows training as one bar; of an epoch's figures nothing before its first step has ended."""
+def training_bar(display: Display, title: str) -> Callable[[Any], None]:
+    """Shows each stage of training as one bar; nothing of an epoch before its first step."""
 
-    def tick(epoch: int, step: float, steps: int, running: Mapping[str, float]) -> None:
-        note = f"epoch {epoch + 1}"
-        if running["seconds_computing"] > 0:
+    def tick(status: Any) -> None:
+        running, note = status.running, ""
+        if status.epoch:
+            note = f"epoch {status.epoch}"
+        if running.get("seconds_computing", 0) > 0:
             waiting = running["seconds_reading"] / running["seconds"]
             note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
         if "validated" in running:
             note += f"  validating {running['validated']:.0%}"
-        display.bar(title, epoch * steps + step, epochs * steps, note)
+        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
 
     return tick
 
 
 @dataclass
 class Summary:
-    """Predictions as rows, failures with reasons, and what it cost."""
+    """Predictions as rows, failures with reasons, and what it cost; `classes` in their order."""
 
+    classes: tuple[str, ...]
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Summary:
 
 def predict_into(
     folder: Path,
-    model: Model,
+    models: Ensemble,
     cases: Sequence[Case],
     loader: CaseLoader,
     *,
@@ -72,36 +73,44 @@ def predict_into(
 ) -> Summary:
     """Predict cases; write ``predictions.csv`` into `folder` and pictures into `heatmaps`.
 
+    Where several models answer, the mean of their probabilities is the answer.
+
     Pictures are drawn for the first `n_heatmaps` images; evidence is kept for all.
     """
     keys = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
-    summary = Summary(cost={**dict.fromkeys(keys, 0.0), "n_images": 0.0})
+    summary = Summary(models.classes, cost={**dict.fromkeys(keys, 0.0), "n_images": 0.0})
     index: list[dict[str, Any]] = []
 
     def within(done: float) -> None:
         display.bar("predicting", done, len(cases))
 
-    reports = predict_cases(model, cases, loader, device=device, tell=within)
+    reports = predict_cases(models, cases, loader, device=device, tell=within)
     for done, found in enumerate(reports, 1):
         if isinstance(found, Failure):
             summary.failed[found.case.image_id] = found.reason
             display.say(f"set aside {found.case.image_id}: {found.reason}")
         else:
-            row = _row(found, model)
+            row = _row(found, models)
             summary.rows.append(row)
             for key in keys:
                 summary.cost[key] += getattr(found, key)
             summary.cost["n_images"] += 1
-            index.append(_pictures(found, row, model, heatmaps, draw=len(index) < n_heatmaps))
+            index.append(_pictures(found, row, models, heatmaps, draw=len(index) < n_heatmaps))
         within(done)
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
-    columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
-    columns += [f"prob_{c}" for c in model.task.classes]
-    columns += [key for key in (summary.rows or [{}])[0] if key.startswith("logit_sd_")]
-    columns += ["seconds", "decoded_px", "level0_px", "decoded_fraction"]
-    write_rows(folder / "predictions.csv", summary.rows, columns)
+    write_rows(folder / "predictions.csv", summary.rows, _columns(models, summary.rows))
     _merge_index(heatmaps / "index.json", index)
     return summary
+
+
+def _columns(models: Ensemble, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of ``predictions.csv``, in order."""
+    columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
+    columns += ["models", *(f"prob_{c}" for c in models.classes)]
+    if len(models) > 1:
+        columns += [f"prob_sd_{c}" for c in models.classes]
+    columns += [key for key in (rows or [{}])[0] if key.startswith("logit_sd_")]
+    return [*columns, "seconds", "decoded_px", "level0_px", "decoded_fraction"]
 
 
 def decide(probabilities: Sequence[float], classes: Sequence[str], threshold: float | None) -> str:
@@ -111,25 +120,28 @@ def decide(probabilities: Sequence[float], classes: Sequence[str], threshold: fl
     return classes[max(range(len(classes)), key=lambda i: probabilities[i])]
 
 
-def _row(report: Report, model: Model) -> dict[str, Any]:
-    threshold = model.card.provenance.get("threshold")
-    case = report.case
+def _row(report: Report, models: Ensemble) -> dict[str, Any]:
+    threshold, case = models.threshold, report.case
     row: dict[str, Any] = {
         "image_id": case.image_id,
         "patient_id": case.patient_id,
         "path": str(case.path),
         "label": case.label or "",
-        "predicted": decide(report.probabilities, model.task.classes, threshold),
+        "predicted": decide(report.probabilities, models.classes, threshold),
         "threshold": "" if threshold is None else f"{threshold:.6g}",
         "spacing": f"{report.image.known_spacing_um[-1]:.4g} {report.image.unit}",
+        "models": len(models),
         "seconds": f"{report.seconds:.3f}",
         "decoded_px": report.decoded_px,
         "level0_px": report.level0_px,
         "decoded_fraction": f"{report.decoded_px / report.level0_px:.5f}",
     }
-    shares = zip(model.task.classes, report.probabilities, strict=True)
+    shares = zip(models.classes, report.probabilities, strict=True)
     row |= {f"prob_{c}": f"{p:.6f}" for c, p in shares}
-    return row | _deviations(report, model.task.classes)
+    if report.probability_sd is not None:
+        spread = zip(models.classes, report.probability_sd, strict=True)
+        row |= {f"prob_sd_{c}": f"{sd:.6f}" for c, sd in spread}
+    return row | _deviations(report, models.classes)
 
 
 def _deviations(report: Report, classes: Sequence[str]) -> dict[str, str]:
@@ -142,17 +154,18 @@ def _deviations(report: Report, classes: Sequence[str]) -> dict[str, str]:
 
 
 def _pictures(
-    report: Report, row: dict[str, Any], model: Model, folder: Path, *, draw: bool
+    report: Report, row: dict[str, Any], models: Ensemble, folder: Path, *, draw: bool
 ) -> dict[str, Any]:
     """Write evidence and, if asked, the pictures; a picture that fails is said, not fatal."""
     stem = safe_name(report.case.image_id)
     report.evidence.save(folder / f"{stem}.npz")
-    shares = dict(zip(model.task.classes, report.probabilities, strict=True))
+    shares = dict(zip(models.classes, report.probabilities, strict=True))
     entry: dict[str, Any] = {
         "image_id": report.case.image_id,
         "label": row["label"],
         "predicted": row["predicted"],
         "probs": shares,
+        "models": len(models),
         "png": None,
         "geojson": None,
     }
@@ -160,7 +173,9 @@ def _pictures(
         return entry
     said = "  ".join(f"{c} {p:.3f}" for c, p in shares.items())
     if row["threshold"] != "":
-        said += f"; {model.task.classes[1]} from {float(row['threshold']):.3f}"
+        said += f"; {models.classes[1]} from {float(row['threshold']):.3f}"
+    if len(models) > 1:
+        said += f"; mean of {len(models)} models"
     label = f"label {row['label']}, " if row["label"] else ""
     try:
         metadata = {"label": row["label"], "predicted": row["predicted"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from foveate.cases import (
 from foveate.checkpoint import ModelCard, build_model
 from foveate.config import RunConfig
 from foveate.errors import OptionError, SplitError, TrainingError
-from foveate.loading import choose_view, scan_cases
+from foveate.loading import ImageFacts, choose_view, scan_cases
 from foveate.outputs import Display
 from foveate.run_folder import aside, read_json
 from foveate.tasks import build_task
@@ -37,6 +38,7 @@ class Plan:
     task: str
     classes: tuple[str, ...]
     task_options: dict[str, Any]
+    method_options: dict[str, Any]
     cases: dict[str, Case]
     quarantine: list[dict[str, str]]
     splits: Splits
@@ -75,7 +77,16 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         splits.check(list(cases.values()))
     except SplitError as error:
         raise SplitError(f"{folder / 'splits.json'}: {error}") from None
-    return Plan(view, name, task.classes, options, cases, quarantine, splits)
+    return Plan(
+        view,
+        name,
+        task.classes,
+        options,
+        config.method_options | content["method_options"],
+        cases,
+        quarantine,
+        splits,
+    )
 
 
 def _read_table(config: RunConfig, display: Display) -> CaseTable:
@@ -137,7 +148,11 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display,
     )
     labels = {case.image_id: str(case.label) for case in usable}
     save_splits(splits, folder / "splits.json", labels=labels)
-    write_json(folder / "plan.json", {"view": asdict(view), "quarantine": quarantine})
+    chosen = _following(config.method_options, view, list(scan.facts.values()))
+    if chosen:
+        display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
+    content = {"view": asdict(view), "quarantine": quarantine, "method_options": chosen}
+    write_json(folder / "plan.json", content)
 
 
 def _check_parts(
@@ -154,6 +169,32 @@ def _check_parts(
     view = View(1.0, config.view.patch_px or 224, 1.0)
     model = build_model(model_card(config, view, task, options, classes), pretrained=False)
     return model.method.encoder.axes
+
+
+_PIXELS = {"patches": 600_000, "eval_patches": 1_200_000, "survey": 6_000_000}
+"""How many pixels (voxels) of patches are worth their time per image: options that follow it."""
+_AT_MOST = {"patches": 32, "eval_patches": 64, "survey": 256}
+
+
+def _following(options: dict[str, Any], view: View, facts: Sequence[ImageFacts]) -> dict[str, int]:
+    """Numbers of patches that follow the images, of the options that are left at 0.
+
+    As many as are worth their time, and no more than cover the median image twice.
+    """
+    covering = [
+        math.prod(
+            max(1, math.ceil(n * s / view.patch_um - 1e-6))
+            for n, s in zip(fact.shape, fact.spacing_um, strict=True)
+        )
+        for fact in facts
+    ]
+    cover = max(1, int(np.median(covering)))
+    each = view.patch_px**view.axes
+    return {
+        key: max(1, min(_AT_MOST[key], pixels // each, cover if key == "patches" else 2 * cover))
+        for key, pixels in _PIXELS.items()
+        if options.get(key) == 0
+    }
 
 
 def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:

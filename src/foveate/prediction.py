@@ -1,40 +1,68 @@
-"""One image in, one report out: a pure function of model and path, mapped over many."""
+"""One image in, one report out: a pure function of models and path, mapped over many."""
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from foveate.batch import Batch
+from foveate.batch import Batch, LoadedImage
 from foveate.cases import Case
 from foveate.checkpoint import Model
-from foveate.errors import FoveateError
-from foveate.evidence import Evidence
+from foveate.ensemble import Ensemble
+from foveate.errors import FoveateError, NotFinite
+from foveate.evidence import Evidence, mean_evidence
 from foveate.image import AbstractImage
 from foveate.loading import CaseLoader
+from foveate.memory import computes_in_bf16
+
+Tell = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """What one model says of one image.
+
+    Attributes:
+        probabilities: one per class, sum to 1.
+        logits: as the method gave them.
+        evidence: where it looked.
+        deviation: standard deviation of each logit over a method's draws, where it says so.
+        seconds_reading: waiting for pixels.
+    """
+
+    probabilities: tuple[float, ...]
+    logits: tuple[float, ...]
+    evidence: Evidence
+    deviation: tuple[float, ...] | None
+    seconds_reading: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a model says of one image, and what that cost.
+    """What models say of one image together, and what that cost.
 
     Attributes:
         case: the row.
-        probabilities: one per class, sum to 1.
-        logits: as the method gave them.
-        evidence: where it looked.
+        answers: of each model.
+        probabilities: one per class, sum to 1; the mean over the models.
+        logits: the mean over the models.
+        evidence: where they looked; the mean over the models.
         image: still open while the report is being used.
         decoded_px: pixels decoded, all levels, stored tiles counted whole.
-        asked_px: pixels that the model received.
+        asked_px: pixels that the models received.
         level0_px: pixels of the full resolution.
         seconds: all in all; `seconds_reading` of them waiting for pixels.
-        deviation: standard deviation of each logit over a method's draws, where it says so.
+        deviation: standard deviation of each mean logit over the methods' draws, where all say so.
+        probability_sd: sample standard deviation of each probability over the models; None for one.
     """
 
     case: Case
+    answers: tuple[ModelAnswer, ...]
     probabilities: tuple[float, ...]
     logits: tuple[float, ...]
     evidence: Evidence
@@ -45,6 +73,7 @@ class Report:
     seconds: float
     seconds_reading: float
     deviation: tuple[float, ...] | None = None
+    probability_sd: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,62 +85,107 @@ class Failure:
 
 
 def predict_cases(
-    model: Model,
+    models: Ensemble,
     cases: Sequence[Case],
     loader: CaseLoader,
     *,
     device: torch.device,
     shuffle_layout: bool = False,
-    tell: Callable[[float], None] | None = None,
+    tell: Tell | None = None,
 ) -> Iterator[Report | Failure]:
     """Predict cases one by one, in order, in evaluation mode; a bad image gives a `Failure`.
 
-    The next image is opened and its glimpse read while the present one is computed. With
-    `shuffle_layout`, the patches of an image trade places at random (`foveate.audit`). `tell` is
-    told how many images are done while one takes long, as a fraction.
+    Every model is asked about an image while it is open, so each image is opened once and its
+    glimpse read once. The next image is opened and its glimpse read while the present one is
+    computed. With `shuffle_layout`, the patches of an image trade places at random
+    (`foveate.audit`). `tell` is told how many images are done while one takes long, as a fraction.
     """
-    method = model.method.to(device)
+    for member in models.members:
+        member.method.to(device)
     every = zip(cases, loader.ahead([c] for c in cases), strict=True)
     for done, (case, (item,)) in enumerate(every):
         if isinstance(item, FoveateError):
             yield Failure(case, str(item))
             continue
         begun = time.perf_counter()
-        method.eval()
-        batch = Batch(
-            [item],
-            view=loader.view,
-            normalise=(method.encoder.mean, method.encoder.std),
-            device=device,
-            pool=loader.crops,
-            shuffle_layout=shuffle_layout,
-            tell=tell and _counting(tell, done),
-        )
+        answers = []
         try:
-            with torch.inference_mode():
-                prediction = method(batch)
+            for i, member in enumerate(models.members):
+                share = tell and _share_of(tell, done, i, len(models))
+                answers.append(_ask(member, case, item, loader, device, shuffle_layout, share))
         except FoveateError as error:
             yield Failure(case, str(error))
             continue
-        probabilities = model.task.probabilities(prediction.logits)[0]
-        spread = prediction.deviation
-        if not torch.isfinite(prediction.logits).all():
-            yield Failure(case, f"{case.path}: the prediction is not a finite number")
-            continue
-        yield Report(
-            case=case,
-            probabilities=tuple(probabilities.tolist()),
-            logits=tuple(prediction.logits[0].tolist()),
-            evidence=prediction.evidence[0],
-            image=item.image,
-            decoded_px=item.image.count.decoded_px,
-            asked_px=item.image.count.asked_px,
-            level0_px=item.image.size_px,
-            seconds=time.perf_counter() - begun,
-            seconds_reading=batch.seconds_reading,
-            deviation=None if spread is None else tuple(spread[0].tolist()),
-        )
+        yield _averaged(case, item.image, answers, begun)
 
 
-def _counting(tell: Callable[[float], None], done: int) -> Callable[[float], None]:
-    return lambda share: tell(done + share)
+def _ask(
+    model: Model,
+    case: Case,
+    item: LoadedImage,
+    loader: CaseLoader,
+    device: torch.device,
+    shuffle_layout: bool,
+    tell: Tell | None,
+) -> ModelAnswer:
+    """One model's answer on one open image.
+
+    Raises:
+        FoveateError: pixels cannot be read, or the answer is not a finite number.
+    """
+    method = model.method.eval()
+    batch = Batch(
+        [item],
+        view=loader.view,
+        normalise=(method.encoder.mean, method.encoder.std),
+        device=device,
+        pool=loader.crops,
+        shuffle_layout=shuffle_layout,
+        tell=tell,
+    )
+    fast = device.type == "cpu" and not method.encoder.from_scratch and computes_in_bf16()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        prediction = method(batch)
+    if not torch.isfinite(prediction.logits).all():
+        raise NotFinite(f"{case.path}: the prediction is not a finite number")
+    spread = prediction.deviation
+    logits = prediction.logits.double() / model.card.provenance.get("temperature", 1.0)
+    return ModelAnswer(
+        probabilities=tuple(model.task.probabilities(logits)[0].tolist()),
+        logits=tuple(prediction.logits[0].tolist()),
+        evidence=prediction.evidence[0],
+        deviation=None if spread is None else tuple(spread[0].tolist()),
+        seconds_reading=batch.seconds_reading,
+    )
+
+
+def _averaged(
+    case: Case, image: AbstractImage, answers: Sequence[ModelAnswer], begun: float
+) -> Report:
+    """The models' mean, with what the image cost since `begun` (of `time.perf_counter`)."""
+    by_class = list(zip(*(a.probabilities for a in answers), strict=True))
+    deviations = [a.deviation for a in answers if a.deviation is not None]
+    n = len(answers)
+    return Report(
+        case=case,
+        answers=tuple(answers),
+        probabilities=tuple(map(statistics.fmean, by_class)),
+        logits=tuple(map(statistics.fmean, zip(*(a.logits for a in answers), strict=True))),
+        evidence=mean_evidence([a.evidence for a in answers]),
+        image=image,
+        decoded_px=image.count.decoded_px,
+        asked_px=image.count.asked_px,
+        level0_px=image.size_px,
+        seconds=time.perf_counter() - begun,
+        seconds_reading=sum(a.seconds_reading for a in answers),
+        # The models draw independently, so the variance of their mean is the sum over n squared.
+        deviation=tuple(math.hypot(*each) / n for each in zip(*deviations, strict=True))
+        if len(deviations) == n
+        else None,
+        probability_sd=tuple(map(statistics.stdev, by_class)) if n > 1 else None,
+    )
+
+
+def _share_of(tell: Tell, done: int, i: int, n: int) -> Tell:
+    """Tells a model's share of an image as a share of all images; it is model i of n."""
+    return lambda share: tell(done + (i + share) / n)

@@ -20,6 +20,9 @@ from foveate import __version__
 from foveate.atomic import write_json, write_text
 from foveate.errors import CheckpointError
 
+_LATER = ("refit",)
+"""Options that change nothing of what is done already, so that they may be turned on later."""
+
 _LIBRARIES = ("torch", "timm", "lightning", "numpy", "openslide-python", "tifffile", "imagecodecs")
 
 
@@ -27,7 +30,8 @@ def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
     """Make the folder this run's: new, or begun with the very same options.
 
     A run that stopped before its plan was settled has nothing to lose: other options replace its
-    own, so that a command can be mended and given again. What killed runs left aside is removed.
+    own, so that a command can be mended and given again. What only adds a step (``refit``) may be
+    asked for later. What killed runs left aside is removed.
 
     Raises:
         CheckpointError: the folder belongs to a run with other options, or holds other files.
@@ -37,7 +41,10 @@ def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
         raise CheckpointError(f"{folder} is a file, not a folder: give another --out")
     if path.is_file():
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        difference = _first_difference(stored, config)
+        added = [key for key in _LATER if isinstance(stored, dict) and not stored.get(key)]
+        difference = _first_difference(
+            stored | {key: config.get(key) for key in added} if added else stored, config
+        )
         if difference is not None and (folder / "plan.json").is_file():
             raise CheckpointError(
                 f"{folder} was begun with other options: {difference}. Give the same options to "
@@ -45,6 +52,8 @@ def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
             )
         sweep(folder)
         if difference is None and (folder / "env.json").is_file():
+            if any(config.get(key) for key in added):
+                write_text(path, text)
             return
     elif folder.is_dir() and any(_foreign(entry) for entry in folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no run: give another --out")
@@ -63,6 +72,69 @@ def sweep(folder: Path) -> None:
 def _foreign(path: Path) -> bool:
     """Whether a file is none of those that a run killed in its first moments leaves."""
     return not (path.name.startswith(".") and path.name.endswith(".part"))
+
+
+def model_folders(run: Path) -> tuple[Path, ...]:
+    """The folders of the models that answer for `run`, each with ``model.json``.
+
+    Of a run folder: the refitted model where the run asks for one, else the models of all folds.
+    Of a fold's folder or a model's folder: that one model.
+
+    Raises:
+        CheckpointError: no trained model there, or not all that the run is to have.
+    """
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such folder; give the --out folder of `foveate train`")
+    for folder in (run, run / "model"):
+        if _is_model(folder):
+            return (folder,)
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{run} holds no trained model; give the --out folder of `foveate train`, or the "
+            "folder of one model"
+        )
+    folds = [run / f"fold_{k}" / "model" for k in range(_count_folds(run))]
+    trained = [folder for folder in folds if _is_model(folder)]
+    if not trained:
+        raise CheckpointError(
+            f"{run}: training has not finished; repeat the `foveate train` command to continue it"
+        )
+    missing = [folder.parent.name for folder in folds if folder not in trained]
+    refit = run / "refit" / "model"
+    if not missing and not _asks_for_refit(run):
+        return tuple(folds)
+    if not missing and _is_model(refit):
+        return (refit,)
+    raise CheckpointError(
+        f"{run}: training has not finished, the model of {', '.join(missing) or 'refit'} is "
+        "missing; repeat the `foveate train` command to continue it, or give the folder of one "
+        f"fold, such as {trained[0].parent}"
+    )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "model.json").is_file()
+
+
+def _count_folds(run: Path) -> int:
+    """How many folds the run is divided into; 0 before it is."""
+    path = run / "splits.json"
+    if not path.is_file():
+        return 0
+    try:
+        return len(read_json(path)["folds"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: it holds no folds") from error
+
+
+def _asks_for_refit(run: Path) -> bool:
+    path = run / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    return isinstance(config, dict) and bool(config.get("refit"))
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.batch import Batch, View
+from foveate.batch import Augment, Batch, View
 from foveate.cases import Case
 from foveate.checkpoint import Model, ModelCard, build_model
 from foveate.errors import OptionError
@@ -20,6 +20,8 @@ from foveate.loading import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.nn.streaming.base import NotLocal
 from foveate.plugins import find, names
+from foveate.state import TrainOptions
+from foveate.training import Trainer
 
 VIEW = View(spacing_um=1000.0, patch_px=16, glimpse_spacing_um=2000.0, axes=3)
 METHODS = [name for name in names("methods") if 3 in find("methods", name).axes]
@@ -51,6 +53,17 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 
 @pytest.fixture
 def batch(cases: list[Case]) -> Iterator[Batch]:
+    yield from batches(cases, "none")
+
+
+@pytest.fixture
+def changed(cases: list[Case]) -> Iterator[Batch]:
+    """The same, augmented."""
+    torch.manual_seed(0)
+    yield from batches(cases, "volume")
+
+
+def batches(cases: list[Case], augment: Augment) -> Iterator[Batch]:
     loader = CaseLoader(VIEW)
     with ThreadPoolExecutor(2) as pool:
         yield Batch(
@@ -59,6 +72,7 @@ def batch(cases: list[Case]) -> Iterator[Batch]:
             normalise=((0.5,) * 3, (0.25,) * 3),
             device=torch.device("cpu"),
             pool=pool,
+            augment=augment,
         )
     loader.close()
 
@@ -92,14 +106,36 @@ def test_prediction_evidence_and_picture(name: str, batch: Batch, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_training_step_reaches_the_encoder(name: str, batch: Batch) -> None:
+def test_a_training_step_reaches_the_encoder(name: str, changed: Batch) -> None:
     model = build(name)
     model.method.train()
-    prediction = model.method(batch)
+    prediction = model.method(changed)
     (prediction.logits.square().sum() + sum(prediction.losses.values())).backward()
     gradients = [p.grad for p in model.method.encoder.parameters() if p.requires_grad]
     assert all(g is not None and g.isfinite().all() for g in gradients)
     assert any(g.abs().sum() > 0 for g in gradients if g is not None)
+
+
+def test_training_mirrors_volumes_left_to_right(cases: list[Case], tmp_path: Path) -> None:
+    """Glimpses, patches and what is streamed alike; slices keep their order and their rows."""
+    loader, mirrored = CaseLoader(VIEW), 0
+    trainer = Trainer(build("mil_mean"), loader, tmp_path, TrainOptions(device="cpu"))
+    item = loader.load(cases[0])
+    glimpse = torch.from_numpy(item.glimpse[..., 0].astype(np.float32)).flatten()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        batch = trainer._batch([item])
+        (shown,) = batch._shown()
+        as_is, other = (
+            torch.corrcoef(torch.stack([x.flatten(), glimpse]))[0, 1]
+            for x in (shown[0], shown[0].flip(-1))
+        )
+        whole = batch.whole(0, skip_background=False)
+        assert (as_is < other) == (whole.turn.bits == 1)
+        assert whole.turn.bits in (0, 1)
+        mirrored += whole.turn.bits
+    loader.close()
+    assert 0 < mirrored < 8
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

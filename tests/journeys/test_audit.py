@@ -19,6 +19,7 @@ from foveate.audit import LayoutAudit, audit_layout
 from foveate.batch import View
 from foveate.cases import Case, read_cases
 from foveate.checkpoint import Model, ModelCard, build_model, save_model
+from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.loading import CaseLoader
 from foveate.metrics import auroc
@@ -59,7 +60,7 @@ def loader() -> Iterator[CaseLoader]:
 def test_a_method_blind_to_layout_never_used_it(
     method: str, cases: list[Case], loader: CaseLoader
 ) -> None:
-    found = audit_layout(build(method), cases, loader, device=CPU, n_shuffles=2)
+    found = audit_layout(Ensemble((build(method),)), cases, loader, device=CPU, n_shuffles=2)
     assert found.largest_change == 0
     assert not found.uses_layout
     assert found.shuffled == pytest.approx(found.scores)
@@ -71,7 +72,7 @@ def test_a_method_blind_to_layout_never_used_it(
 def test_a_method_that_relates_patches_by_position_changes(
     method: str, cases: list[Case], loader: CaseLoader
 ) -> None:
-    found = audit_layout(build(method), cases, loader, device=CPU, n_shuffles=2)
+    found = audit_layout(Ensemble((build(method),)), cases, loader, device=CPU, n_shuffles=2)
     assert found.uses_layout
     # Nothing is trained here, and the last layers of `glimpse` begin small.
     assert found.largest_change > 1e-6
@@ -82,17 +83,17 @@ def test_a_method_that_relates_patches_by_position_changes(
 def test_scores_are_those_of_predicting_and_the_audit_repeats_itself(
     cases: list[Case], loader: CaseLoader
 ) -> None:
-    model = build("transmil")
+    models = Ensemble((build("transmil"),))
     state = torch.get_rng_state()
-    found = audit_layout(model, cases, loader, device=CPU, n_shuffles=2)
+    found = audit_layout(models, cases, loader, device=CPU, n_shuffles=2)
     assert torch.equal(torch.get_rng_state(), state), "whoever draws next draws as without it"
     torch.manual_seed(99)
-    assert audit_layout(model, cases, loader, device=CPU, n_shuffles=2) == found
-    other = audit_layout(model, cases, loader, device=CPU, n_shuffles=2, seed=7)
+    assert audit_layout(models, cases, loader, device=CPU, n_shuffles=2) == found
+    other = audit_layout(models, cases, loader, device=CPU, n_shuffles=2, seed=7)
     assert other.scores == found.scores
     assert other.largest_change != found.largest_change, "other places were drawn"
 
-    reports = [r for r in predict_cases(model, cases, loader, device=CPU) if isinstance(r, Report)]
+    reports = [r for r in predict_cases(models, cases, loader, device=CPU) if isinstance(r, Report)]
     shares = np.asarray([r.probabilities for r in reports])
     assert found.scores == {"val_auroc": pytest.approx(auroc(shares, [0, 0, 0, 1, 1, 1]))}
 
@@ -100,13 +101,13 @@ def test_scores_are_those_of_predicting_and_the_audit_repeats_itself(
 def test_what_cannot_be_audited_is_said(
     cases: list[Case], loader: CaseLoader, tmp_path: Path
 ) -> None:
-    model = build("abmil")
+    models = Ensemble((build("abmil"),))
     with pytest.raises(TrainingError, match="needs images"):
-        audit_layout(model, [], loader, device=CPU)
+        audit_layout(models, [], loader, device=CPU)
     bad = tmp_path / "bad.tif"
     bad.write_text("no slide")
     with pytest.raises(TrainingError, match=r"bad\.tif could not be predicted"):
-        audit_layout(model, [*cases[:1], Case("b", "b", bad, "tumour")], loader, device=CPU)
+        audit_layout(models, [*cases[:1], Case("b", "b", bad, "tumour")], loader, device=CPU)
 
 
 # -- the sentence ----------------------------------------------------------------------------------
@@ -130,7 +131,9 @@ def test_a_method_without_patches_is_not_said_to_be_blind(
     cases: list[Case], loader: CaseLoader
 ) -> None:
     """Shrunk to a glimpse, the picture keeps its layout; only there is nothing to trade."""
-    found = audit_layout(build("downsampled"), cases[:2], loader, device=CPU, n_shuffles=1)
+    found = audit_layout(
+        Ensemble((build("downsampled"),)), cases[:2], loader, device=CPU, n_shuffles=1
+    )
     assert not found.uses_layout
     assert "no patches to trade places" in found.told()
     assert "never used" not in found.told()

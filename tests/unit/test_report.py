@@ -321,6 +321,20 @@ def test_no_run_no_page(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_page_says_which_models_answer(tmp_path):
+    run = handmade_run(tmp_path / "run", folds=3, n=60)
+    assert "answered by the models of all 3 folds together" in page_of(run).said()
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(config + "refit: true\n", encoding="utf-8")
+    assert "No model answers for new images yet" in page_of(run).said()
+    about = {"refit": True, "n_train": 60, "train": {"seconds": 75.0}}
+    write_json(run / "refit" / "model" / "model.json", {"provenance": about})
+    said = page_of(run).said()
+    assert "one model, refitted on all 60 images after the folds (1 min 15 s)" in said
+    (run / "fold_1" / "model" / "model.json").unlink()
+    assert "the model of fold_1 is missing" in page_of(run).said()
+
+
 def test_page_of_several_classes_and_folds(tmp_path):
     run = handmade_run(tmp_path / "run", folds=3, classes=("A", "B $x_1$", "C%"), n=60)
     page = page_of(run)

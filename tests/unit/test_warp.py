@@ -30,6 +30,15 @@ def test_a_constant_stays_constant_up_to_the_edge() -> None:
     )
 
 
+def test_places_are_not_rounded_to_half_precision() -> None:
+    patches = torch.rand(3, 1, 300, 300)
+    torch.manual_seed(1)
+    exact = warp(patches)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(warp(patches), exact)
+
+
 def test_a_blob_moves_no_further_than_its_bounds() -> None:
     """A spot away from the centre turns and scales about it, within the stated limits."""
     patches = torch.zeros(200, 1, 41, 41)

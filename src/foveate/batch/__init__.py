@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.batch._augment import KINDS, Turn, draw_motions, draw_tints, move_patches
 from foveate.batch._chunks import Chunks, run_by_shape
-from foveate.batch._whole import Turn, WholeImage
+from foveate.batch._whole import WholeImage
 from foveate.batch.base import (
     Augment,
     CropError,
@@ -66,17 +67,20 @@ class Batch:
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
         device: where tensors go.
         pool: threads that read crops.
-        augment: dihedral turns of crops, flips and shifts of the layout (``slide``), brightness
-            only (``picture``), that and a small turn and scaling of each crop (``warp``), or
-            nothing; draws come from torch's global generator, so a seed
-            replays them.
+        augment: what images are changed by; everything drawn for an image holds for its glimpse,
+            its patches and its layout alike. ``slide``: turned by right angles and mirrored, tinted
+            as stains differ; layouts shifted. ``picture``: left and right mirrored, turned by up to
+            7 degrees, brightness and contrast. ``volume``: left and right mirrored, brightness and
+            contrast. All three shift glimpses by up to a twentieth of a side, and scale them and,
+            apart from them, each patch by up to a tenth. ``warp``: tints, and a small turn and
+            scaling of each patch. Draws come from torch's global generator, so a seed replays them.
         shuffle_layout: audit: give every patch the place of another one of its image.
         tell: is told, by methods whose step may take minutes, which share of it is done.
         store: features that a frozen encoder gave; with it the batch is `frozen`: nothing is
             augmented, patches lie in the middle of their cells, and no gradient reaches the
             encoder.
-        known: ``(n, k)`` logits of the images by answers that did not see their labels, which an
-            answer may build upon in training.
+        correction: ``(n, k)``, what makes the logits of fitted linear answers to these images those
+            of a fit that did not see their labels; None for images that no fit has seen.
     """
 
     def __init__(
@@ -91,15 +95,16 @@ class Batch:
         shuffle_layout: bool = False,
         tell: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
-        known: Tensor | None = None,
+        correction: Tensor | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
-                "train.augment: 'warp' is for pictures, volumes take auto, slide, picture or none"
+                "train.augment: 'warp' is for pictures, volumes take auto, slide, picture, volume "
+                "or none"
             )
         self.items = list(items)
         self.tell = tell
-        self.known = known
+        self.correction = correction
         self._store = store
         self.view = view
         self.device = device
@@ -110,16 +115,18 @@ class Batch:
         self._augment = augment
         self._shuffle_layout = shuffle_layout
         n = len(self.items)
-        changed = augment != "none"
-        self._gain = 1 + 0.1 * (2 * torch.rand(n, 3) - 1) if changed else torch.ones(n, 3)
+        self._tints = None if augment == "none" else draw_tints(augment, n, device)
+        self._motions = None
+        if augment in KINDS and n:
+            self._motions = draw_motions(KINDS[augment], [i.contrast > 0 for i in self.items])
 
     def __len__(self) -> int:
         return len(self.items)
 
     def glimpses(self) -> list[Tensor]:
-        """Normalised glimpses, each ``(3, *space)``; sizes differ, nothing is padded."""
+        """Normalised glimpses as they lie in the files, each ``(3, *space)``; nothing is padded."""
         return [
-            self._normalised(to_rgb(item.glimpse[None], self.device), i)[0]
+            self._normalised(to_rgb(item.glimpse[None], self.device), [i])[0]
             for i, item in enumerate(self.items)
         ]
 
@@ -131,13 +138,49 @@ class Batch:
     def look(self, encoder: AbstractEncoder) -> list[Look]:
         """Every glimpse through the encoder, with gradient where there is one.
 
-        Equal sizes are computed together, nothing is padded.
+        Equal sizes are computed together, nothing is padded. Training turns and moves glimpses
+        first, and lays the maps back.
         """
         if self._store is not None:
             return [self._kept_look(self._store, encoder, i) for i in range(len(self))]
-        every = run_by_shape(encoder.maps, self.glimpses())
+        every = run_by_shape(encoder.maps, self._shown())
+        cells = list(zip(encoder.strides, encoder.map_centres, strict=True))
         return [
-            Look(maps, encoder.features(maps, self._foreground(i))) for i, maps in enumerate(every)
+            Look(self._registered(i, maps, cells), encoder.features(maps, self._foreground(i)))
+            for i, maps in enumerate(every)
+        ]
+
+    def pixel_maps(self, network: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
+        """Every glimpse through a network whose maps have a cell per pixel, as `look` does.
+
+        Returns:
+            per image, maps ``(1, c, *space)`` in register with the glimpse as it lies in the file.
+        """
+        every = run_by_shape(network, self._shown())
+        return [self._registered(i, maps, [(1, 0.5)] * len(maps)) for i, maps in enumerate(every)]
+
+    def _shown(self) -> list[Tensor]:
+        """Glimpses as they are shown in this step; what lies beyond them is background."""
+        glimpses = self.glimpses()
+        if self._motions is None:
+            return glimpses
+        shown = []
+        for i, (glimpse, motion) in enumerate(zip(glimpses, self._motions, strict=True)):
+            colour = self.items[i].image.background.reshape(1, *(1,) * self.view.axes, -1)
+            outside = self._normalised(to_rgb(colour, self.device), [i]).flatten()
+            shown.append(motion.show(glimpse, outside))
+        return shown
+
+    def _registered(
+        self, i: int, maps: list[Tensor], cells: Sequence[tuple[int, float]]
+    ) -> list[Tensor]:
+        """Maps of the glimpse of image i, with `cells` of ``(stride, centre)``, laid back."""
+        if self._motions is None:
+            return maps
+        motion, space = self._motions[i], self.items[i].contrast.shape
+        return [
+            motion.register(each, space, stride=stride, centre=centre)
+            for each, (stride, centre) in zip(maps, cells, strict=True)
         ]
 
     def _kept_look(self, store: FeatureStore, encoder: AbstractEncoder, i: int) -> Look:
@@ -177,12 +220,24 @@ class Batch:
                 found.append(self._store.rows(image, boxes, functools.partial(compute, i)))
         return torch.cat(found).to(self.device)
 
+    def kept_map(self, i: int, compute: Callable[[], Tensor]) -> Tensor:
+        """The one map that a frozen encoder gives of all of image i, from the store."""
+        assert self._store is not None
+
+        def once() -> list[Tensor]:
+            with torch.no_grad():
+                return [compute()]
+
+        (map_,) = self._store.once(f"map {identity(self.items[i], self.view)}", once)
+        return map_.to(self.device)
+
     def _foreground(self, i: int) -> Tensor | None:
-        """``(1, *space)``, 1 where the glimpse of image i shows something, of slides only."""
+        """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""
         item = self.items[i]
         if item.image.kind != "slide":
             return None
-        return torch.from_numpy(item.contrast > 0)[None].float().to(self.device)
+        weight = torch.from_numpy(item.contrast > 0)[None].float().to(self.device)
+        return weight if self._motions is None else self._motions[i].show(weight)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
         """Patches around centres, moved to whole pixels where reading is then exact.
@@ -246,21 +301,18 @@ class Batch:
     def whole(self, i: int, *, skip_background: bool) -> WholeImage:
         """Image i at the spacing of patches, region by region, for networks that see all of it.
 
-        Training on slides turns it by a multiple of 90 degrees or mirrors it, and changes its
-        brightness as it does that of crops.
+        Training lays and tints it as it does crops.
 
         Args:
             i: which image.
             skip_background: regions without foreground are not read; the colour of the background
                 stands for them.
         """
-        turn = Turn(0)
-        if self._augment == "slide" and self.view.axes == 2:
-            turn = Turn(int(torch.randint(8, ())))
+        turn = Turn(0) if self._motions is None else self._motions[i].turn
         return WholeImage(
             self.items[i],
             self.view,
-            normalise=lambda pixels: self._normalised(to_rgb(pixels, self.device), i),
+            normalise=lambda pixels: self._normalised(to_rgb(pixels, self.device), [i]),
             device=self.device,
             pool=self._pool,
             turn=turn,
@@ -271,8 +323,8 @@ class Batch:
     def layout(self, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
         """Where patches lie: what every method that relates patches goes by.
 
-        Training on slides flips and shifts layouts at random: where tissue lies on the glass, and
-        which way, does not count.
+        They lie as glimpses are shown: in training turned, and moved a little. Those of slides are
+        also shifted by several patches: where tissue lies on the glass does not count.
 
         Returns:
             centres ``(b, n, d)`` relative to the middle of the image and extents ``(b, n)``, both
@@ -286,15 +338,13 @@ class Batch:
             if self._shuffle_layout:
                 order = torch.randperm(len(part)).numpy()
             whole = np.asarray(self.items[i].image.box_um.size)
-            centre[i, : len(part)] = ((part.centre_um - whole / 2) / side)[order]
+            placed = (part.centre_um - whole / 2) / side
+            if self._motions is not None:
+                placed = self._motions[i].place(placed, whole / side)
+            centre[i, : len(part)] = placed[order]
             extent[i, : len(part)] = part.side_um / side
-        found = torch.from_numpy(centre).float()
-        if self._augment == "slide":
-            found = found * (1 - 2 * torch.randint(2, (len(patches), 1, ndim)))
-            found = found + 8 * torch.randn(len(patches), 1, ndim)
-            for i, part in enumerate(patches):
-                found[i, len(part) :] = 0
-        return found.to(self.device), torch.from_numpy(extent).float().to(self.device)
+        tensors = (torch.from_numpy(each).float().to(self.device) for each in (centre, extent))
+        return next(tensors), next(tensors)
 
     def evidence(self, patches: Sequence[Patches], weight: Tensor) -> list[Evidence]:
         """Evidence per image of padded weights ``(b, n)``; the first ``n_i`` are of patches."""
@@ -339,7 +389,13 @@ class Batch:
         if not augment:
             return self._scaled(rgb)
         owner = [i for i, part in enumerate(patches) for _ in range(len(part))]
-        return self._turned(self._normalised(rgb, owner))
+        found = self._normalised(rgb, owner)
+        if self._augment == "warp":
+            return channels_last(warp(found))
+        if self._motions is None:
+            return found
+        motions = [self._motions[i] for i in owner]
+        return channels_last(move_patches(found, KINDS[self._augment], motions))
 
     def _read_some(self, i: int, patches: Patches) -> Pixels:
         item = self.items[i]
@@ -356,26 +412,13 @@ class Batch:
     def _patch_shape(self) -> tuple[int, ...]:
         return (self.view.patch_px,) * self.view.axes
 
-    def _normalised(self, pixels: Tensor, owner: int | list[int]) -> Tensor:
-        if self._augment != "none":
-            gain = self._gain[owner].view(-1, 3, *(1,) * self.view.axes).to(self.device)
-            pixels = (pixels * gain).clamp(0, 1)
+    def _normalised(self, pixels: Tensor, owner: Sequence[int]) -> Tensor:
+        if self._tints is not None:
+            pixels = self._tints.apply(pixels, owner)
         return self._scaled(pixels)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         return channels_last((pixels - self._mean) / self._std)
-
-    def _turned(self, pixels: Tensor) -> Tensor:
-        if self._augment == "warp":
-            return channels_last(warp(pixels))
-        if self._augment != "slide":
-            return pixels
-        turn = int(torch.randint(8, ()))
-        if turn & 1:
-            pixels = pixels.flip(-1)
-        if turn & 2:
-            pixels = pixels.flip(-2)
-        return pixels.transpose(-1, -2) if turn & 4 else pixels
 
 
 def _joined(parts: Sequence[Pixels]) -> list[Pixels]:

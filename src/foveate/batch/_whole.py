@@ -7,13 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.batch._augment import Turn
 from foveate.batch.base import CropError, LoadedImage, View
 from foveate.errors import FoveateError
 from foveate.geometry import Box, Frame
@@ -23,36 +22,6 @@ from foveate.resample import Pixels
 
 _AHEAD = 2
 _BAND_PX = 1 << 19
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One of the eight ways to lay a picture: mirror columns (1), rows (2), then transpose (4)."""
-
-    bits: int
-
-    def shape(self, space: Sequence[int]) -> tuple[int, ...]:
-        """Of the turned picture."""
-        return tuple(reversed(space)) if self.bits & 4 else tuple(space)
-
-    def origin(
-        self, region: Sequence[tuple[Any, Any]], space: Sequence[int]
-    ) -> tuple[tuple[Any, Any], ...]:
-        """The region of the picture as it is stored for one of the turned picture; or many."""
-        spans = list(reversed(region)) if self.bits & 4 else list(region)
-        for axis, bit in ((-1, 1), (-2, 2)):
-            if self.bits & bit:
-                low, high = spans[axis]
-                spans[axis] = (space[axis] - high, space[axis] - low)
-        return tuple(spans)
-
-    def apply(self, x: Tensor) -> Tensor:
-        """``(…, h, w)`` as stored, turned."""
-        if self.bits & 1:
-            x = x.flip(-1)
-        if self.bits & 2:
-            x = x.flip(-2)
-        return x.transpose(-1, -2) if self.bits & 4 else x
 
 
 class WholeImage(AbstractSource):
@@ -114,7 +83,7 @@ class WholeImage(AbstractSource):
             first = np.clip(np.floor(low * ratio).astype(np.int64) - 1, 0, n)
             end = np.clip(np.ceil(high * ratio).astype(np.int64) + 1, 0, n)
             n_marked = n_marked.take(end, axis) - n_marked.take(first, axis)
-        unmarked: Flags = (n_marked.T if self.turn.bits & 4 else n_marked) == 0
+        unmarked: Flags = (n_marked.swapaxes(-1, -2) if self.turn.bits & 4 else n_marked) == 0
         return unmarked
 
     def background(self) -> Tensor:

@@ -17,7 +17,7 @@ from foveate.image import AbstractImage
 from foveate.resample import Pixels, brightest
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
-Augment = Literal["slide", "picture", "warp", "none"]
+Augment = Literal["slide", "picture", "volume", "warp", "none"]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from foveate.batch import View
 from foveate.cases import Case
 from foveate.checkpoint import Model, ModelCard
 from foveate.encoders import build_encoder
+from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.loading import CaseLoader
 from foveate.outputs import Display, training_bar
@@ -95,7 +96,7 @@ def run_row(
             loader,
             folder,
             run.options,
-            tick=training_bar(display, title, run.options.epochs),
+            tick=training_bar(display, title),
             after_epoch=probe.after_epoch,
         )
         probe.trainer = trainer
@@ -157,7 +158,7 @@ def score(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str
     begun = time.perf_counter()
     loader = CaseLoader(model.card.view)
     try:
-        reports = list(predict_cases(model, cases, loader, device=device))
+        reports = list(predict_cases(Ensemble((model,)), cases, loader, device=device))
     finally:
         loader.close()
     failed = [r for r in reports if not isinstance(r, Report)]
@@ -198,7 +199,7 @@ def _audited(model: Model, cases: Sequence[Case], device: torch.device) -> dict[
         return {"uses_layout": None}
     loader = CaseLoader(model.card.view)
     try:
-        found = audit_layout(model, cases, loader, device=device, n_shuffles=1)
+        found = audit_layout(Ensemble((model,)), cases, loader, device=device, n_shuffles=1)
     finally:
         loader.close()
     log.info(found.told())

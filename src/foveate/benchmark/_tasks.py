@@ -37,9 +37,9 @@ class PresenceTask(AbstractTask):
         """Of each class; rows need not sum to 1."""
         return logits.double().sigmoid()
 
-    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
         """Share of images with every class right."""
-        right = ((logits > 0) == (target > 0.5)).all(1)
+        right = ((probabilities > 0.5) == (target > 0.5)).all(1)
         return {f"val_{self.heads[0].name}": float(right.double().mean())}
 
 
@@ -65,9 +65,9 @@ class DigitTask(AbstractTask):
         """Softmax."""
         return logits.double().softmax(-1)
 
-    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
         """Accuracy."""
-        right = logits.argmax(1) == target.long()
+        right = probabilities.argmax(1) == target.long()
         return {f"val_{self.heads[0].name}": float(right.double().mean())}
 
 
@@ -107,22 +107,23 @@ class JointTask(AbstractTask):
         each = [part.probabilities(x) for part, x, _ in self._split(logits, None)]
         return torch.cat(each, -1)
 
-    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
         """Those of the parts."""
         found: dict[str, float] = {}
-        for part, x, y in self._split(logits, target):
-            found |= part.validation(x, y)
+        for part, x, y in self._split(probabilities, target):
+            found |= part.scores(x, y)
         return found
 
     def _split(
-        self, logits: Tensor, target: Tensor | None
+        self, outputs: Tensor, target: Tensor | None
     ) -> list[tuple[AbstractTask, Tensor, Tensor]]:
+        """Each part with its logits or probabilities, which have the same widths."""
         found, at, begin = [], 0, 0
         for part in self.parts.values():
             size = sum(h.size for h in part.heads)
             width = size if isinstance(part, PresenceTask) else 1
-            y = logits if target is None else target[:, begin : begin + width]
+            y = outputs if target is None else target[:, begin : begin + width]
             y = y[:, 0] if width == 1 and target is not None else y
-            found.append((part, logits[:, at : at + size], y))
+            found.append((part, outputs[:, at : at + size], y))
             at, begin = at + size, begin + width
         return found

@@ -83,6 +83,11 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
 @click.option("--epochs", type=int, help="At most so many.")
 @click.option("--seed", type=int, help="Of the split and of training.")
 @click.option("--heatmaps", type=int, help="How many test images get pictures.  [default: 40]")
+@click.option(
+    "--refit",
+    is_flag=True,
+    help="Then train one model on all images, to answer instead of the folds' models.",
+)
 @click.option("--permute-labels", is_flag=True, help="Self-test: shuffled labels must give chance.")
 @plugins_flag
 @click.pass_context
@@ -116,6 +121,9 @@ def predict(
 ) -> int:
     """Predict IMAGES (files, folders or a table) with the trained RUN.
 
+    The models of all folds answer together (their mean), or the refitted model where there is one;
+    RUN/fold_2 is the model of that fold alone.
+
     Writes predictions.csv, and a heatmap and GeoJSON for QuPath per image.
     """
     from foveate.inference import predict_paths
@@ -132,9 +140,7 @@ def predict(
             device=device,
         )
     for row in summary.rows:
-        shares = "  ".join(
-            f"{k[5:]} {float(v):.3f}" for k, v in row.items() if k.startswith("prob_")
-        )
+        shares = "  ".join(f"{c} {float(row[f'prob_{c}']):.3f}" for c in summary.classes)
         called = f"; threshold {float(row['threshold']):.3f}" if row["threshold"] else ""
         click.echo(f"{row['image_id']}: {row['predicted']}  ({shares}{called})")
     click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
@@ -217,13 +223,17 @@ def methods(name: str | None, markdown: bool) -> None:
 
 
 @click.command(short_help="Is the installation healthy, and how fast is it?")
+@click.argument("run", type=click.Path(path_type=Path), required=False)
 @plugins_flag
-def doctor() -> int:
-    """Say what is installed, which readers work, and how fast disk, decoder and device are."""
+def doctor(run: Path | None) -> int:
+    """Say what is installed, which readers work, and how fast disk, decoder and device are.
+
+    Of a RUN, also which of its models answer, and whether they are whole.
+    """
     from foveate.doctor import examine
 
     healthy = True
-    for finding in examine():
+    for finding in examine(run):
         click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<18} {finding.text}")
         healthy &= finding.ok
     return OK if healthy else USER_ERROR
@@ -253,9 +263,9 @@ def _say_next(outcome: Outcome, page: Path) -> None:
 
 
 def _show_scores(metrics: dict[str, Any]) -> None:
-    click.echo(
-        f"{metrics['n_images']} images of {metrics['n_patients']} patients that training never saw:"
-    )
+    seen = metrics.get("n_seen_in_training", 0)
+    whom = f", {seen} of which training saw" if seen else " that training never saw"
+    click.echo(f"{metrics['n_images']} images of {metrics['n_patients']} patients{whom}:")
     for name, score in metrics["metrics"].items():
         click.echo(
             f"  {name:<20} {score['value']:.3f}  (95 % interval {score['lo']:.3f} to "

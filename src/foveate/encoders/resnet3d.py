@@ -51,6 +51,7 @@ class Resnet3dEncoder(AbstractEncoder):
         # Kernels with odd sides: cell 0 lies on pixel 0.
         self.map_centres = (0.5,) * 4
         self.dim = self.map_dims[-1]
+        freeze_batch_norm(self)
 
     def train(self, mode: bool = True) -> Resnet3dEncoder:
         """Training mode, but for batch norms, which stay frozen."""

@@ -223,22 +223,29 @@ class Spread(nn.Module):
         return self.weight * (1 + 99 * excess) * divergence(field.log_a, field.log_prior)
 
 
-def draw_settled(batch: Batch, field: Field, n: int) -> Tensor:
+def draw_settled(batch: Batch, field: Field, n: int, *, by_prior: bool = False) -> Tensor:
     """Draw n different cells of each image, always the same ones of the same image.
 
     Gumbel noise comes from a generator of the image's own, begun at a checksum of its glimpse, so
     that neither the global generator nor the rest of the batch has a say.
 
+    Args:
+        batch: of the images.
+        field: of the cells.
+        n: how many of each image.
+        by_prior: as likely as before anything was learnt, not as attention weighs them.
+
     Returns:
         ``(b, min(n, k))`` indices in the order of drawing, padding last.
     """
-    noise = torch.zeros(field.log_a.shape, dtype=torch.float64)
+    log_p = field.log_prior if by_prior else field.log_a
+    noise = torch.zeros(log_p.shape, dtype=torch.float64)
     for row, item, grids in zip(noise, batch.items, field.grids, strict=True):
         generator = torch.Generator().manual_seed(zlib.crc32(item.glimpse.tobytes()))
         cells = sum(len(g.log_prior) for g in grids)
         uniform = torch.rand(cells, dtype=torch.float64, generator=generator)
         row[:cells] = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
-    perturbed = field.log_a.double() + noise.to(field.log_a.device)
+    perturbed = log_p.detach().double() + noise.to(log_p.device)
     return perturbed.topk(min(n, perturbed.shape[1]), dim=-1).indices
 
 

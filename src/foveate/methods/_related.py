@@ -51,7 +51,7 @@ class RelatedPool(nn.Module):
         extent: Tensor,
         *,
         pooled: Tensor | None = None,
-        beside: Tensor | None = None,
+        everywhere: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Answer from all tokens of an image.
 
@@ -62,16 +62,17 @@ class RelatedPool(nn.Module):
             extent: ``(b, n)`` sizes of what tokens show, in patches.
             pooled: ``(b, n)`` bool, which tokens answer; the others are related to them only. All
                 by default.
-            beside: ``(b, d)`` added to what each question found, before it is answered.
+            everywhere: ``(b, n)`` bool, tokens of the image as a whole, at no distance from others.
+                None by default.
 
         Returns:
             Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``.
         """
         position = self.position(centre, extent)
         for layer in self.relate:
-            tokens = layer(tokens, position, valid, centre)
+            tokens = layer(tokens, position, valid, centre, everywhere)
         found: tuple[Tensor, Tensor] = self.pool(
-            tokens + position, valid if pooled is None else pooled, beside=beside
+            tokens + position, valid if pooled is None else pooled
         )
         return found
 

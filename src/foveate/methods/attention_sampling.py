@@ -32,7 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch, Patches, run_by_shape
+from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
 from foveate.methods._locate import (
@@ -150,14 +150,13 @@ class AttentionSampling(AbstractMethod):
         return {"sampled_mass": float(self.spread.held)}
 
     def _locate(self, batch: Batch) -> Field:
-        glimpses, spacing = batch.glimpses(), batch.view.glimpse_spacing_um
+        spacing = batch.view.glimpse_spacing_um
         if isinstance(self.locate, MapScores):
             stage = stage_for(self.encoder, spacing, batch.view.patch_um)
-            maps = run_by_shape(self.encoder.maps, glimpses)
-            scores = [self.locate(each, stage)[0] for each in maps]
+            scores = [self.locate(each.maps, stage)[0] for each in batch.look(self.encoder)]
             lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
         else:
-            scores = [each[0][0, 0] for each in run_by_shape(self.locate, glimpses)]
+            scores = [each[0][0, 0] for each in batch.pixel_maps(self.locate)]
             lattices = [pixel_lattice(s.shape, spacing) for s in scores]
         grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=self.smoothing)

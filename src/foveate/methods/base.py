@@ -105,6 +105,7 @@ class AbstractMethod(nn.Module, abc.ABC):
         meets: how it meets the five requirements (only relevant parts in detail, any number of
             them, any image size, one GPU, dependencies between parts): ``yes``, ``partly``, ``no``.
         axes: how many axes the images may have.
+        learns_frozen: whether there is anything to learn by steps while the encoder is frozen.
         encoder_defaults: options of encoders that this method needs; a user's own come first.
         encoder: the network that embeds glimpses and patches.
     """
@@ -113,6 +114,7 @@ class AbstractMethod(nn.Module, abc.ABC):
     summary: ClassVar[str]
     meets: ClassVar[tuple[Meets, ...]] = ("not stated",) * 5
     axes: ClassVar[frozenset[int]] = frozenset({2, 3})
+    learns_frozen: ClassVar[bool] = True
     encoder_defaults: ClassVar[Mapping[str, object]] = MappingProxyType({})
     encoder: AbstractEncoder
 

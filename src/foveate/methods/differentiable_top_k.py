@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch, run_by_shape
+from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
 from foveate.methods._locate import Field, MapScores, Priors, build_field, map_lattice, stage_for
@@ -133,8 +133,7 @@ class DifferentiableTopK(AbstractMethod):
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um
         stage = stage_for(self.encoder, spacing, batch.view.patch_um)
-        maps = run_by_shape(self.encoder.maps, batch.glimpses())
-        scores = [self.locate(each, stage)[0] for each in maps]
+        scores = [self.locate(each.maps, stage)[0] for each in batch.look(self.encoder)]
         lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
         grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=0.0)

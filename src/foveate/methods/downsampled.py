@@ -15,40 +15,53 @@ import numpy as np
 import torch
 from torch import nn
 
-from foveate.batch import Batch, run_by_shape
+from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.evidence import Evidence
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head
+from foveate.nn.overview import OverviewHead
 
 
 class Downsampled(AbstractMethod):
     """Encode the glimpse, pool it, classify it.
 
-    Evidence is the class-independent share of each map cell in the pooled activation.
+    With a pretrained encoder the answers are linear, fitted to the frozen features and then moved
+    gently; without one, a linear layer is trained from the start. Evidence is the
+    class-independent share of each map cell in the pooled activation.
 
     Args:
-        dropout: before the linear layer.
+        dropout: before the linear layer that is trained from the start.
     """
 
     reads = frozenset({"glimpse"})
     summary = "the whole image shrunk to the glimpse; reads no detail (the straw man)"
     meets = ("no", "no", "yes", "yes", "partly")
+    learns_frozen = False
 
     def __init__(
         self, *, encoder: AbstractEncoder, heads: Sequence[Head], dropout: float = 0.1
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        outputs = nn.Linear(encoder.dim, sum(h.size for h in heads))
-        self.head = nn.Sequential(nn.LayerNorm(encoder.dim), nn.Dropout(dropout), outputs)
+        k = sum(h.size for h in heads)
+        self.head: nn.Module
+        if not encoder.feature_groups:
+            outputs = nn.Linear(encoder.dim, k)
+            self.head = nn.Sequential(nn.LayerNorm(encoder.dim), nn.Dropout(dropout), outputs)
+        else:
+            self.head = OverviewHead(encoder.feature_groups, k)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from glimpses alone."""
-        maps = run_by_shape(self.encoder.maps, batch.glimpses())
-        vectors = torch.cat([self.encoder.pool(m) for m in maps])
-        evidence = [] if self.training else [self._evidence(batch, m[-1]) for m in maps]
-        return Prediction(self.head(vectors), evidence)
+        looks = batch.look(self.encoder)
+        features = torch.cat([look.features for look in looks])
+        vectors = features if self.encoder.feature_groups else self.encoder.project(features)
+        evidence = [] if self.training else [self._evidence(batch, x.maps[-1]) for x in looks]
+        logits = self.head(vectors)
+        if batch.correction is not None:
+            logits = logits + batch.correction
+        return Prediction(logits, evidence)
 
     def _evidence(self, batch: Batch, last: torch.Tensor) -> Evidence:
         strength = last.detach()[0].float().clamp_min(0).mean(0)

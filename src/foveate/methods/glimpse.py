@@ -4,8 +4,10 @@ Source: the pipeline that the HPI group describes (glimpse → locate → extrac
 attention sampling of Katharopoulos & Fleuret, "Processing Megapixel Images with Deep
 Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.sampling`).
 
-Differs: what the glimpse shows as a whole is added to what each question finds among the patches;
-attention begins at a prior that follows contrast and keeps some of it for exploration; an instance
+Differs: the glimpse is a token among the patches, related to them by attention in both directions;
+what it says on its own, fitted by linear answers to pretrained features, is what patches add to;
+attention begins at a prior that follows contrast, learns first from attention over very many
+patches of a frozen encoder, and keeps some of the prior for exploration; an instance
 head gives every patch a gradient of its own, and where the task counts or asks for several
 findings, half the prediction is what patches say; patches carry physical positions, are related by
 self-attention, which knows distances and sides, and read by cross-attention, with a query for each
@@ -32,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.batch import Batch, Patches, run_by_shape
+from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
@@ -42,6 +44,7 @@ from foveate.methods._locate import (
     Priors,
     Spread,
     build_field,
+    draw_settled,
     map_lattice,
     stage_for,
 )
@@ -49,6 +52,7 @@ from foveate.methods._related import RelatedPool
 from foveate.methods._zoom import CROWD, Descent, Zoom, apart, centred, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
 from foveate.nn.sampling import draw_without_replacement, expectation
 
@@ -96,11 +100,13 @@ class Glimpse(AbstractMethod):
     estimator; evaluation takes the cells of highest attention.
 
     Args:
-        patches: drawn per image in training.
+        patches: drawn per image in training; 0 follows the images.
         strongest: looked at in training beside those drawn, as in evaluation. A draw misses parts
             now and then; where every one of them counts, labels then seem to be wrong. Not with
             `zoom`.
-        eval_patches: looked at per image in evaluation.
+        eval_patches: looked at per image in evaluation; 0 follows the images.
+        survey: patches of an image that are looked at while the encoder is frozen; attention over
+            them teaches where to look. 0 follows the images.
         layers: of self-attention between tokens.
         attention_heads: of the cross-attention; each question of the task has its own query.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
@@ -119,7 +125,7 @@ class Glimpse(AbstractMethod):
         contrast: power of the prior: a cell is as likely, before anything is learnt, as its
             difference from the background to this power. Cellular tissue is darker than stroma
             and glass; 0 leaves foreground and background only.
-        glimpse_dropout: how often the glimpse as a whole is hidden in training.
+        glimpse_dropout: how often the token of the glimpse is hidden in training.
         dropout: in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows; counts and several findings are answered by them and by what is
@@ -150,9 +156,10 @@ class Glimpse(AbstractMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        patches: int = 24,
+        patches: int = 0,
         strongest: int = 0,
-        eval_patches: int = 64,
+        eval_patches: int = 0,
+        survey: int = 0,
         layers: int = 1,
         attention_heads: int = 8,
         spread: float = 1e-2,
@@ -174,19 +181,22 @@ class Glimpse(AbstractMethod):
         super().__init__()
         dim = encoder.dim
         self.encoder, self.chunk = encoder, chunk
-        self.patches, self.strongest, self.eval_patches = patches, strongest, eval_patches
+        self.patches, self.eval_patches = patches or 24, eval_patches or 64
+        self.strongest, self.survey = strongest, survey or 256
         self.smoothing, self.explore = smoothing, explore
         self.locating, self.instance = locating, instance
         self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.overview_scale = nn.Parameter(torch.zeros(dim))
+        self.whole = nn.Parameter(torch.zeros(dim))
+        k = sum(head.size for head in heads)
+        self.overview = OverviewHead(encoder.feature_groups or (encoder.n_features,), k)
         self.related = RelatedPool(
             encoder, heads, layers=layers, attention_heads=attention_heads, dropout=dropout
         )
         _begin_small(self.related.pool, heads)
         self.dropout = nn.Dropout(dropout)
-        self.head_expected = nn.Linear(dim, sum(head.size for head in heads))
+        self.head_expected = nn.Linear(dim, k)
         self.head_instance, self.voted = InstanceHead(dim, heads), Voted(heads)
         self.adds_up = any(head.pooling in ("sum", "count") for head in heads)
         self.spread = Spread(weight=spread, mass=mass)
@@ -208,22 +218,37 @@ class Glimpse(AbstractMethod):
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the glimpse and the patches it points to."""
-        maps = run_by_shape(self.encoder.maps, batch.glimpses())
-        overview = self.embed(torch.cat([self.encoder.pool(m) for m in maps]).float())
-        seen = self._look(batch, self._locate(batch, maps))
+        looks = batch.look(self.encoder)
+        features = torch.cat([look.features for look in looks])
+        seen = self._look(batch, self._locate(batch, [look.maps for look in looks]))
         patches = seen.patches
-        valid = padding_mask([len(p) for p in patches], overview.device)
+        valid = padding_mask([len(p) for p in patches], features.device)
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         f = pad_rows(self.embed(vectors.float()), valid)
         tiles = [self.embed(v) for v in seen.vectors] if isinstance(seen, Descent) else []
         alone = self.head_instance(f, valid)
-        tokens = self._tokens(f, valid, tiles, seen)
-        logits, weight = self._aggregate(batch, overview, tokens)
+        whole = self.embed(self.encoder.project(features).float()) + self.whole
+        logits, weight = self._aggregate(batch, whole, self._tokens(f, valid, tiles, seen))
         beside = None
         if self.instance > 0:
             logits, beside = self.voted(alone, logits)
+        overview = self.overview(features)
+        if batch.correction is not None:
+            overview = overview + batch.correction
         if not self.training:
-            return Prediction(logits, batch.evidence(patches, weight))
+            return Prediction(overview + logits, batch.evidence(patches, weight))
+        # Patches add to what the glimpse says. What it has learnt by heart would leave them nothing
+        # to explain, hence the correction.
+        logits, auxiliary = overview.detach() + logits, {}
+        if self.instance > 0:
+            auxiliary["instance"] = (self.instance, alone)
+        if beside is not None:
+            auxiliary["pooled"] = (1.0, overview.detach() + beside)
+        if batch.frozen:
+            taught = self._teach(seen, weight)
+            return Prediction(logits, [], {"place": taught}, auxiliary)
+        if self.overview.settled:
+            auxiliary["overview"] = (1.0, overview)
         # The expectation over all cells teaches where to look. What patches show it teaches only
         # where they add up, as it does: else a mean of few cells is noise to the encoder. The
         # prediction itself rests on the patches that were seen, so that their attention is what
@@ -232,12 +257,20 @@ class Glimpse(AbstractMethod):
             f, tiles = f.detach(), [tile.detach() for tile in tiles]
         estimate, losses = self._estimate(seen, f, valid, tiles)
         losses = {name: self.locating * loss for name, loss in losses.items()}
-        auxiliary = {"expected": (self.locating, self.head_expected(self.dropout(estimate)))}
-        if self.instance > 0:
-            auxiliary["instance"] = (self.instance, alone)
-        if beside is not None:
-            auxiliary["pooled"] = (1.0, beside)
+        auxiliary["expected"] = (self.locating, self.head_expected(self.dropout(estimate)))
         return Prediction(logits, [], losses, auxiliary)
+
+    def _teach(self, seen: _Chosen | Descent, weight: Tensor) -> Tensor:
+        """How far attention over cells lies from what patches got, where many were looked at."""
+        if isinstance(seen, Descent):
+            return weight.new_zeros(())
+        index = seen.index[:, : weight.shape[1]]
+        shown = seen.field.real.gather(1, index)
+        learnt = seen.field.log_a.gather(1, index).masked_fill(~shown, -torch.inf)
+        log_share = learnt.log_softmax(1).masked_fill(~shown, 0.0)
+        target = weight.detach() * shown
+        target = target / target.sum(1, keepdim=True).clamp_min(1e-12)
+        return -(target * log_share).sum(1).mean()
 
     def _estimate(
         self, seen: _Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]
@@ -280,6 +313,8 @@ class Glimpse(AbstractMethod):
         if not self.training:
             none = torch.zeros(len(batch), 0, dtype=torch.long, device=field.log_a.device)
             return _Chosen(none, none, self._best(batch, field, self.eval_patches), field)
+        if batch.frozen:
+            return self._surveyed(batch, field)
         index = draw_without_replacement(field.log_a.detach(), self.patches)
         drawn = self._placed(batch, field, index)
         shows = torch.zeros_like(index)
@@ -295,6 +330,15 @@ class Glimpse(AbstractMethod):
             own = torch.from_numpy(shown[len(shown) - len(drawn[i]) :])
             shows[i, : len(own)] = own.to(shows)
         return _Chosen(index, shows, patches, field)
+
+    def _surveyed(self, batch: Batch, field: Field) -> _Chosen:
+        """Very many patches of each image, always the same ones, some of them hidden."""
+        index = draw_settled(batch, field, self.survey, by_prior=True)
+        n = index.shape[1]
+        kept = torch.randperm(n)[: max(1, round(n * (0.5 + 0.5 * float(torch.rand(())))))]
+        index = index[:, kept.sort().values.to(index.device)]
+        patches = field.patches(batch, index, jitter=False)
+        return _Chosen(index, torch.zeros_like(index), patches, field)
 
     def _best(self, batch: Batch, field: Field, n: int) -> list[Patches]:
         """Per image n patches at its strongest cells; if they move, no two that show the same."""
@@ -332,25 +376,30 @@ class Glimpse(AbstractMethod):
         patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
         return _Tokens(pad_rows(torch.cat(shown), known), known, patches, every)
 
-    def _aggregate(self, batch: Batch, overview: Tensor, parts: _Tokens) -> tuple[Tensor, Tensor]:
+    def _aggregate(self, batch: Batch, whole: Tensor, parts: _Tokens) -> tuple[Tensor, Tensor]:
         """Answers to all questions ``(b, k)``; the share of each patch ``(b, n)``.
 
         Args:
             batch: of the images.
-            overview: ``(b, d)`` of the glimpse.
-            parts: to be related; patches alone are pooled.
+            whole: ``(b, d)`` token of the glimpse.
+            parts: to be related to it and to each other; it and patches are pooled.
         """
-        # The glimpse stands beside the patches, not among them, where one token would drown. Its
-        # share begins at nothing: it is quick to memorise, and must not be what is learnt first.
-        overview = self.overview_scale * overview
+        shown = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
         if self.training:
-            b = len(overview)
-            overview = overview * (torch.rand(b, 1, device=overview.device) >= self.glimpse_dropout)
-        centre, extent = batch.layout(parts.regions, parts.known.shape[1])
+            shown = torch.rand(len(whole), 1, device=whole.device) >= self.glimpse_dropout
+        n = parts.known.shape[1]
+        centre, extent = batch.layout(parts.regions, n)
         found: tuple[Tensor, Tensor] = self.related(
-            parts.tokens, parts.known, centre, extent, pooled=parts.patches, beside=overview
+            torch.cat([parts.tokens, whole.unsqueeze(1)], 1),
+            torch.cat([parts.known, shown], 1),
+            functional.pad(centre, (0, 0, 0, 1)),
+            functional.pad(extent, (0, 1), value=1.0),
+            pooled=torch.cat([parts.patches, shown], 1),
+            everywhere=torch.cat([torch.zeros_like(parts.known), torch.ones_like(shown)], 1),
         )
-        return found
+        logits, weight = found
+        weight = weight[:, :n]
+        return logits, weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch, run_by_shape
+from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.image import AbstractImage
@@ -188,8 +188,8 @@ class JointSampling(AbstractMethod):
         spacing, side = batch.view.glimpse_spacing_um, batch.view.patch_um
         stages = [stage_for(self.encoder, spacing, side * scale) for scale in self.scales]
         scores, grids = [], []
-        for i, maps in enumerate(run_by_shape(self.encoder.maps, batch.glimpses())):
-            own = [self.locate(maps, stage, m)[0] for m, stage in enumerate(stages)]
+        for i, look in enumerate(batch.look(self.encoder)):
+            own = [self.locate(look.maps, stage, m)[0] for m, stage in enumerate(stages)]
             lattices = [
                 map_lattice(self.encoder, stage, s.shape, spacing)
                 for stage, s in zip(stages, own, strict=True)

@@ -44,9 +44,10 @@ from foveate.nn.streaming import Streamed
 class StreamingCnn(AbstractMethod):
     """Every pixel of the foreground, a map of cells, a pool over the cells, a linear head.
 
-    The encoder must be local: frozen batch norm, norms over channels, of kernels or none, no
-    squeeze-excite. With ``--encoder.norm local``, this method's default, foveate's own and timm's
-    plain networks are; with ``weights``, foveate's own learns small parts on a plain ground sooner.
+    The encoder must be local: frozen batch norm, as pretrained ones have, norms over channels, of
+    kernels or none, no squeeze-excite. From scratch, with ``--encoder.norm local``, this method's
+    default, foveate's own and timm's plain networks are; with ``weights``, foveate's own learns
+    small parts on a plain ground sooner.
     Evidence is the share of each cell in what is pooled.
 
     Args:
@@ -95,6 +96,11 @@ class StreamingCnn(AbstractMethod):
                 f"group, budget_mib, tile: got {group}, {budget_mib}, {tile}, expected at least "
                 "1, 1 and 0"
             )
+        if not encoder.local:
+            raise OptionError(
+                "method streaming_cnn: every cell sees the whole image in this encoder, so it "
+                "cannot be streamed; take a convolutional one, such as lite0"
+            )
         self.encoder, self.group, self.instance = encoder, group, instance
         self.budget_bytes, self.skip_background = budget_mib << 20, skip_background
         dim = encoder.map_dims[-1]
@@ -124,9 +130,10 @@ class StreamingCnn(AbstractMethod):
         streamed.train(self.training)
         wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
-        for whole, tell in zip(wholes, _tellers(batch), strict=True):
+        for i, (whole, tell) in enumerate(zip(wholes, _tellers(batch), strict=True)):
             streamed.progress = tell
-            maps.append(streamed(whole))
+            compute = functools.partial(streamed, whole)
+            maps.append(batch.kept_map(i, compute) if batch.frozen else compute())
         cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
         rows = [map_[0].flatten(1).T[own] for map_, own in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)

@@ -39,7 +39,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch, Patches, run_by_shape
+from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.evidence import Evidence
@@ -166,8 +166,8 @@ class Tnet(AbstractMethod):
     # -- descend ------------------------------------------------------------------------------
 
     def _descend(self, batch: Batch) -> Forest:
-        maps = run_by_shape(self.encoder.maps, batch.glimpses())
-        overview = torch.cat([self.encoder.pool(m) for m in maps]).float()
+        looks = batch.look(self.encoder)
+        overview = torch.cat([self.encoder.project(look.features) for look in looks]).float()
         trees = self.draws if self.training else 1
         depth = [
             self.cut.levels(item.image.box_um.size, batch.view, self.levels) for item in batch.items
@@ -176,7 +176,7 @@ class Tnet(AbstractMethod):
             image_grids(
                 batch,
                 i,
-                maps[i],
+                looks[i].maps,
                 self.encoder,
                 self.cut,
                 scale=self.cut.zoom ** (depth[i] - 1),

@@ -81,6 +81,7 @@ class Relate(nn.Module):
         position: Tensor,
         valid: Tensor,
         centre: Tensor,
+        everywhere: Tensor | None = None,
     ) -> Tensor:
         """Relate tokens.
 
@@ -90,12 +91,14 @@ class Relate(nn.Module):
             valid: ``(b, n)`` bool.
             centre: ``(b, n, ndim)`` in patches, where tokens lie; only how they lie to each other
                 counts, and gets no gradient.
+            everywhere: ``(b, n)`` bool, tokens of the image as a whole: at no distance from any
+                other, on no side of it. None by default.
 
         Returns:
             ``(b, n, d)``.
         """
         n = tokens.shape[1]
-        where = _Places(self.heads, valid, centre.detach())
+        where = _Places(self.heads, valid, centre.detach(), everywhere)
         weight = torch.cat([-1 / self.log_reach.exp()[:, None], QUICK * self.lean], 1)
         if n * n <= self.pairs:
             mixed = where.attend(self._projected(tokens, position), weight)
@@ -132,6 +135,7 @@ class _Places:
     heads: int
     valid: Tensor
     centre: Tensor
+    everywhere: Tensor | None = None
 
     def attend(self, qkv: Tensor, weight: Tensor) -> Tensor:
         """All tokens at once, ``(b, n, d)``; one more key and value of 0 are nothing.
@@ -160,6 +164,9 @@ class _Places:
         """
         exact = self.centre.to(dtype)
         step = exact[:, None, columns] - exact[:, rows, None]
+        if self.everywhere is not None:
+            whole = self.everywhere[:, None, columns] | self.everywhere[:, rows, None]
+            step = step.masked_fill(whole.unsqueeze(-1), 0.0)
         return torch.cat([step.norm(dim=-1, keepdim=True), (step / _SOFT).tanh()], -1)
 
     def split(self, x: Tensor) -> Tensor:

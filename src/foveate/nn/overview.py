@@ -50,7 +50,8 @@ class OverviewHead(nn.Module):
             parts: ``(n,)``, which rows are left out together.
 
         Returns:
-            ``(n, k)`` its logits of each row by fits that did not see the row's part.
+            ``(n, k)``, what to add to its logits of each row to have those of fits that did not see
+            the row's part.
         """
         self.standardise.settle(features)
         x = self.standardise(features.float())
@@ -67,7 +68,8 @@ class OverviewHead(nn.Module):
         trust = fit_trust(held_out, each_loss)
         self.share.copy_(share)
         self.trust.fill_(trust)
-        return (trust * held_out).float()
+        fitted: Tensor = self(features)
+        return (trust * held_out).float() - fitted
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits ``(b, k)`` from features ``(b, d)``."""

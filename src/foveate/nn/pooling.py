@@ -100,15 +100,12 @@ class CrossPool(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
 
-    def forward(
-        self, tokens: Tensor, valid: Tensor, *, beside: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Ask all questions.
 
         Args:
             tokens: ``(b, n, d)``.
             valid: ``(b, n)`` bool.
-            beside: ``(b, d)`` added to what each question found, before it is answered.
 
         Returns:
             Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``.
@@ -126,8 +123,6 @@ class CrossPool(nn.Module):
         mixed = torch.einsum("bthd,hkd->bthk", mean, to_value).flatten(-2)
         z = self.norms[0](self.questions + self.dropout(self.out(mixed)))
         z = self.norms[1](z + self.dropout(self.mlp(z)))
-        if beside is not None:
-            z = z + beside.unsqueeze(1)
         answers = [head(z[:, t]) for t, head in enumerate(self.heads)]
         return torch.cat(answers, -1), weight.mean((1, 2))
 

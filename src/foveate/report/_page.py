@@ -68,6 +68,7 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "quarantine": run.quarantine,
         "config": run.config_text,
         "env": {key: _plain(value) for key, value in run.env.items()},
+        "answering": sections.answering(run),
         "commands": sections.commands(run),
     }
 

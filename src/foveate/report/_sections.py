@@ -245,6 +245,27 @@ def localisation(run: RunFiles) -> dict[str, Any] | None:
     }
 
 
+def answering(run: RunFiles) -> str:
+    """Which models answer for new images, and whose scores these are."""
+    if not run.answering:
+        return f"No model answers for new images yet: {run.unanswered}."
+    about = run.answering[0].get("provenance")
+    if isinstance(about, dict) and about.get("refit"):
+        seconds = number(about.get("train") or {}, "seconds")
+        return (
+            f"New images are answered by one model, refitted on all {about.get('n_train')} images"
+            f" after the folds ({duration(seconds)}). The scores are those of the folds' models:"
+            " each was tested on images that it had never seen, the refitted one has seen all."
+        )
+    if len(run.answering) > 1:
+        return (
+            f"New images are answered by the models of all {len(run.answering)} folds together:"
+            " their probabilities are averaged. The scores are those of single models, each"
+            " tested on images that it had never seen."
+        )
+    return "New images are answered by the one model that was tested here."
+
+
 def commands(run: RunFiles) -> list[tuple[str, str]]:
     """What to type next, and what it does."""
     folder = shlex.quote(str(run.folder))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from foveate.errors import CheckpointError
-from foveate.run_folder import read_json, read_rows
+from foveate.run_folder import model_folders, read_json, read_rows
 
 Row = dict[str, str]
 T = TypeVar("T")
@@ -37,7 +37,11 @@ class FoldFiles:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of a run; missing ones are empty, and `problems` says of which that is a loss."""
+    """The files of a run; missing ones are empty, and `problems` says of which that is a loss.
+
+    `answering` holds the cards of the models that answer for new images; where there are none,
+    `unanswered` says why.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -52,6 +56,8 @@ class RunFiles:
     heatmaps: list[dict[str, Any]]
     baseline: list[dict[str, Any]]
     localisation: dict[str, Any]
+    answering: list[dict[str, Any]]
+    unanswered: str
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -61,7 +67,9 @@ class RunFiles:
         if stored:
             return [str(name) for name in stored]
         columns = list(self.predictions[0]) if self.predictions else []
-        return [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
+        names = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
+        spreads = {f"sd_{name}" for name in names}
+        return [name for name in names if name not in spreads]
 
     @property
     def model(self) -> dict[str, Any]:
@@ -80,6 +88,7 @@ def read_run(folder: Path) -> RunFiles:
         raise CheckpointError(f"{folder} holds no run; give the --out folder of `foveate train`")
     disk = _Disk(folder)
     folds = _read_folds(disk)
+    answering, unanswered = _read_answering(disk)
     pooled = disk.rows("predictions_oof.csv", wanted=len(folds) != 1)
     return RunFiles(
         folder=folder,
@@ -95,6 +104,8 @@ def read_run(folder: Path) -> RunFiles:
         heatmaps=disk.entries("heatmaps/index.json"),
         baseline=disk.entries("baseline.json", wanted=False),
         localisation=disk.take("localisation.json", read_json, dict, wanted=False),
+        answering=answering,
+        unanswered=unanswered,
         problems=disk.problems,
     )
 
@@ -110,6 +121,16 @@ def _read_folds(disk: _Disk) -> list[FoldFiles]:
         )
         for name in sorted(names, key=lambda name: (len(name), name))
     ]
+
+
+def _read_answering(disk: _Disk) -> tuple[list[dict[str, Any]], str]:
+    """The cards of the models that answer, or why none does."""
+    try:
+        folders = model_folders(disk.folder)
+    except CheckpointError as error:
+        return [], str(error)
+    names = [folder.relative_to(disk.folder) / "model.json" for folder in folders]
+    return [disk.take(str(name), read_json, dict) for name in names], ""
 
 
 @dataclass(frozen=True)

@@ -86,10 +86,40 @@ class AbstractTask(abc.ABC):
             optimizer.step(closure)  # type: ignore[no-untyped-call]
         return float(self.loss(logits.detach().expand(len(target), -1), target))
 
-    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
-        """Scores of a validation part, for the log; the loss aside."""
-        score = auroc(self.probabilities(logits).cpu().numpy(), target.cpu().numpy())
+    def temperature(self, logits: Tensor, target: Tensor) -> float:
+        """What logits of held-out images should be divided by, to be as sure as they are right.
+
+        From 1/20 to 20, drawn towards 1 by about the evidence of one image.
+        """
+        candidates = torch.logspace(-1.3, 1.3, 53, dtype=torch.float64)
+        exact = logits.double()
+        losses = [float(self.each_loss(exact / t, target).sum()) for t in candidates]
+        drawn = torch.tensor(losses, dtype=torch.float64) + candidates.log().square() / 2
+        return float(candidates[int(drawn.argmin())])
+
+    def score(self, logits: Tensor, target: Tensor, chance: float) -> float:
+        """How well a validation part is answered, by ranking and calibrated loss; lower is better.
+
+        The loss at the best temperature, as a share of chance, and the share of pairs of images
+        that are ranked wrongly.
+        """
+        loss = float(self.loss(logits / self.temperature(logits, target), target))
+        relative = loss / chance if chance > 0 else loss
+        return relative + 1 - self.validation(logits, target).get("val_auroc", 0.5)
+
+    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
+        """Scores of answers, for the log, by names that begin with ``val_``; the loss aside.
+
+        Args:
+            probabilities: ``(n, classes)``, of one model or the mean of several.
+            target: of the n images.
+        """
+        score = auroc(probabilities.cpu().numpy(), target.cpu().numpy())
         return {} if score is None else {"val_auroc": float(score)}
+
+    def validation(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+        """The scores of one model's logits ``(n, k)``."""
+        return self.scores(self.probabilities(logits), target)
 
     def target(self, label: str) -> int | list[float]:
         """The target of a label.

@@ -23,6 +23,7 @@ from foveate.nn.streaming._rules_windows import (
     mean_pool_call,
     pad_call,
     pad_layer,
+    padded_convolution,
     same_convolution,
     same_max_pool,
     transposed,
@@ -298,8 +299,9 @@ BY_NAME: Mapping[str, Rule] = {
     "StochasticDepth": _per_image,
     "Conv2dSame": same_convolution,
     "MaxPool2dSame": same_max_pool,
+    "PaddedConv2d": padded_convolution,
 }
-"""Layers of other libraries that cannot be traced through."""
+"""Layers from elsewhere that cannot be traced through."""
 
 _ARITHMETIC = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),

