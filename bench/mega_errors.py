@@ -153,7 +153,7 @@ def main() -> None:
     truth = truth_of(canvases, mnist, args.part, n)
     for look in [int(word) for word in args.look.split(",") if word] or [None]:
         if look is not None:
-            model.method.eval_patches = look
+            model.method.choice.eval_patches = look
             print(f"{look} patches")
         print(*told(model, parts[args.part], truth), sep="\n")
 

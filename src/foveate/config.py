@@ -12,7 +12,7 @@ import yaml
 from foveate.errors import OptionError, did_you_mean
 from foveate.loading import ViewOptions
 from foveate.plugins import find, names, options, parse_options
-from foveate.state import TrainOptions
+from foveate.schedule import TrainOptions
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from foveate.metrics import threshold_youden
 from foveate.outputs import Display, predict_into, training_bar
 from foveate.plan import Plan, make_plan, model_card
 from foveate.run_folder import aside, claim, log_to, read_json, read_rows, write_rows
+from foveate.runtime import build_fabric
 from foveate.state import Progress
-from foveate.training import Trainer, build_fabric
+from foveate.training import Trainer
 
 log = logging.getLogger("foveate")
 
@@ -172,8 +173,8 @@ def _train_fold(
     }
     val = plan.pick(fold.val)
     kept = {key: value.clone() for key, value in model.method.state_dict().items()}
-    if trainer.frozen.is_file():
-        model.method.load_state_dict(read_tensors(trainer.frozen)[0])
+    if trainer.checkpoints.frozen.is_file():
+        model.method.load_state_dict(read_tensors(trainer.checkpoints.frozen)[0])
         settled = provenance | _operating_point(trainer, val)
         card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
         save_model(own / "frozen" / "model", card, model.method.state_dict())

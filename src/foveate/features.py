@@ -68,7 +68,8 @@ class FeatureStore:
         """
         entry = self._entry(image)
         keys = [np.round(box, 3).tobytes() for box in boxes]
-        new = np.array([i for i, key in enumerate(keys) if key not in entry.row_of], np.int64)
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in entry.row_of}
+        new = np.array(sorted(first.values()), np.int64)
         if len(new):
             made = _halved(compute(new))
             begin = len(entry.row_of)
@@ -92,6 +93,16 @@ class FeatureStore:
             self._make_room()
         names = sorted((n for n in entry.tensors if n != "rows"), key=lambda n: int(n[4:]))
         return [entry.tensors[name].float() for name in names]
+
+    def save(self) -> None:
+        """Write what is not on disk yet, as far as its bound allows.
+
+        How a network rounds depends on how many images it is given at once. A training that goes on
+        after it was stopped has the same features to the last digit only if they were saved.
+        """
+        for image, entry in self._entries.items():
+            if entry.changed:
+                self._save(image, entry)
 
     def _entry(self, image: str) -> _Entry:
         entry = self._entries.get(image)
@@ -124,10 +135,11 @@ class FeatureStore:
         from safetensors.torch import save_file
 
         keys = list(entry.row_of)
-        boxes = torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).copy())
-        tensors = entry.tensors | {"boxes": boxes.reshape(len(keys), -1)}
+        boxes = np.array([np.frombuffer(key, np.uint8) for key in keys])
+        tensors = entry.tensors | {"boxes": torch.from_numpy(boxes.astype(np.uint8))}
         write_aside(path, lambda aside: save_file(tensors, aside))
         self._on_disk[path] = path.stat().st_size
+        entry.changed = False
 
     def _loaded(self, image: str) -> _Entry | None:
         path = self._path(image)
@@ -138,9 +150,9 @@ class FeatureStore:
 
         try:
             tensors = load_file(path)
-        except (SafetensorError, OSError):
+            boxes = tensors.pop("boxes").numpy()
+        except (SafetensorError, OSError, KeyError):
             return None  # what cannot be read is computed again
-        boxes = tensors.pop("boxes").numpy()
         return _Entry(tensors, {row.tobytes(): i for i, row in enumerate(boxes)})
 
 

@@ -19,8 +19,8 @@ from foveate.evaluation import evaluate_rows
 from foveate.loading import CaseLoader
 from foveate.outputs import Display, Summary, predict_into
 from foveate.run_folder import aside, write_rows
-from foveate.state import TrainOptions
-from foveate.training import build_fabric
+from foveate.runtime import build_fabric
+from foveate.schedule import TrainOptions
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 

@@ -12,81 +12,46 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from foveate.atomic import write_text
-from foveate.batch import Augment, Batch, CropError, LoadedImage, lay_kernels
+from foveate.batch import Augment, Batch, CropError, LoadedImage, augment_for, lay_kernels
 from foveate.cases import Case
-from foveate.checkpoint import Model, read_tensors, write_tensors
-from foveate.errors import FoveateError, NotFinite, OptionError, TrainingError
+from foveate.checkpoint import Model, read_tensors
+from foveate.errors import FoveateError, NotFinite, TrainingError
 from foveate.features import FeatureStore
 from foveate.frozen_start import settle_start
 from foveate.loading import CaseLoader
-from foveate.memory import computes_in_bf16, peak_memory_mib
-from foveate.methods.base import Judge, Prediction
-from foveate.plugins import options as options_of
-from foveate.state import (
-    Progress,
+from foveate.memory import peak_memory_mib
+from foveate.methods.base import further_loss
+from foveate.notice import at_chance
+from foveate.runtime import build_fabric
+from foveate.schedule import (
     TrainOptions,
-    WeightAverage,
-    as_csv,
     epoch_groups,
     learning_rate,
-    load_state,
     parameter_groups,
-    save_state,
     settle_schedule,
     step_seed,
 )
-from foveate.tasks.base import AbstractTask
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+from foveate.state import (
+    WORST_LOSS,
+    Checkpoints,
+    Progress,
+    Status,
+    Tick,
+    WeightAverage,
+    as_csv,
+    load_state,
+    save_state,
+)
 
 log = logging.getLogger("foveate")
 
 Loaded = LoadedImage | FoveateError
-
-_WORST_LOSS = 1e30
-_AT_CHANCE = (
-    "the training loss rests at {loss:.3f} after {epoch} epochs and the validation part is not "
-    "ranked: that is the entropy of the labels, so nothing is learnt yet. {advice}"
-)
-_ADVICE: tuple[tuple[str | None, float, str], ...] = (
-    ("instance", 1.0, "the method's instance head (--method.instance, 1 or more)"),
-    ("jitter", 1.0, "a lattice that moves (--method.jitter true)"),
-    ("patches", math.inf, "more patches an image (--method.patches)"),
-    ("kept", math.inf, "more patches an image (--method.kept)"),
-    (None, math.inf, "more steps (smaller --train.batch-size, more --epochs)"),
-    (None, math.inf, "a lower or higher --train.lr"),
-)
-"""What helps: the option that a method must have for it, and from where on it is set already."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a training stands.
-
-    Attributes:
-        stage: ``reading features``, ``frozen start`` or ``end to end``.
-        done, total: of all steps of the stage; within long steps, too.
-        epoch: counted from 1; 0 while features are read.
-        running: figures of the epoch so far.
-    """
-
-    stage: str
-    done: float
-    total: float
-    epoch: int
-    running: dict[str, float]
-
-
-Tick = Callable[[Status], None]
 
 
 class Trainer:
@@ -117,9 +82,7 @@ class Trainer:
         after_epoch: Callable[[Path], None] | None = None,
     ) -> None:
         self.model, self.loader, self.folder, self.options = model, loader, folder, options
-        self.latest = folder / "checkpoints" / "latest.safetensors"
-        self.best = folder / "checkpoints" / "best.safetensors"
-        self.frozen = folder / "checkpoints" / "frozen.safetensors"
+        self.checkpoints = Checkpoints(folder, model.method)
         self.progress = Progress()
         self.pretrained = not model.method.encoder.from_scratch
         self.average = WeightAverage(model.method)
@@ -144,8 +107,10 @@ class Trainer:
             TrainingError: the loss is not finite, or no training image is left.
             CheckpointError: the stored state does not fit.
         """
-        if self.latest.is_file():
-            self.progress = load_state(self.latest, self.model.method, self.optimizer, self.average)
+        if self.checkpoints.latest.is_file():
+            self.progress = load_state(
+                self.checkpoints.latest, self.model.method, self.optimizer, self.average
+            )
             log.info("resumed at epoch %d step %d", self.progress.epoch + 1, self.progress.step)
         self._chance = self.model.task.chance_loss(self._targets(train).cpu())
         self.schedule = settle_schedule(
@@ -163,39 +128,36 @@ class Trainer:
             self._train_epoch(train)
             with self.average.applied():
                 row = self._close_epoch(self._validate(val))
-                self._keep_best(row)
+                self.checkpoints.keep_best(self.progress, self.schedule, row)
             if self.progress.rests_at(self._chance):
-                log.warning(self._at_chance(row))
+                log.warning(at_chance(self.model, row))
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
             self._after_epoch(self.folder)
-        weights, _ = read_tensors(self.best)
+        weights, _ = read_tensors(self.checkpoints.best)
         self.model.method.load_state_dict(weights)
         self._let_learn(True)
         return self.progress
 
     # -- stages -------------------------------------------------------------------------------
 
-    @property
-    def _stage(self) -> str:
-        return "frozen start" if self.schedule.is_frozen(self.progress.epoch) else "end to end"
-
     def _begin_stage(self, train: Sequence[Case], val: Sequence[Case]) -> None:
         """What has to be settled before the first step of each stage; nothing within one."""
-        frozen = self._stage == "frozen start"
+        stage = self.schedule.stage(self.progress.epoch)
+        frozen = self.schedule.is_frozen(self.progress.epoch)
         if self.pretrained and (frozen or not self.progress.stage):
             self._store = self._kept = self._kept or FeatureStore(self.folder / "features")
         if self.pretrained and not self.progress.stage:
             self._let_learn(False)
             self._settle([*train, *val])
             if not frozen:
-                self._keep_start(self._validate(val))
+                self.checkpoints.keep_start(self.progress, self._validate(val))
         self._let_learn(not frozen)
         if not frozen:
             self._store = None
-        if self.progress.stage == self._stage:
+        if self.progress.stage == stage:
             return
-        self.progress.stage = self._stage
+        self.progress.stage = stage
         self.optimizer.state.clear()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
@@ -229,20 +191,14 @@ class Trainer:
             found = settle_start(method, self.model.task, cases, batches(), told)
         self.progress.corrections = found
 
-    def _keep_start(self, validation: dict[str, float]) -> None:
-        """Keep what was settled as the first candidate, where nothing is trained on features."""
-        self.progress.best_score = validation.get("val_score", _WORST_LOSS)
-        self.progress.best_epoch = 0
-        for path in (self.best, self.frozen):
-            write_tensors(path, self.model.method.state_dict(), {"epoch": 0})
-
     def _train_epoch(self, train: Sequence[Case]) -> None:
         options, progress = self.options, self.progress
         self.method.train()
         usable = [c for c in train if c.image_id not in progress.excluded]
         if not usable:
             raise TrainingError("no training image is left; see quarantine.csv for the reasons")
-        frozen, horizon = self._store is not None, self._horizon(len(usable))
+        frozen = self._store is not None
+        horizon = self.schedule.horizon(progress.epoch, len(usable), options.accumulate)
         size = self.schedule.frozen_batch if frozen else self.schedule.batch_size
         groups = epoch_groups(usable, size, seed=options.seed, epoch=progress.epoch)
         saved = time.monotonic()
@@ -267,22 +223,12 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
 
-    def _horizon(self, n_images: int) -> float:
-        """Over how many updates of this stage weights are averaged."""
-        schedule = self.schedule
-        if self._store is not None:
-            return schedule.average * schedule.frozen_epochs * n_images / schedule.frozen_batch
-        updates = schedule.epochs * n_images / schedule.batch_size / self.options.accumulate
-        return schedule.average * updates
-
     def _tell(self, step: float, steps: int, running: dict[str, float]) -> None:
         """Show how far the stage is."""
         epoch, schedule = self.progress.epoch, self.schedule
-        frozen = schedule.is_frozen(epoch)
-        epochs = schedule.frozen_epochs if frozen else schedule.epochs
-        before = epoch if frozen else epoch - schedule.frozen_epochs
-        done = before * steps + step
-        self._tick(Status(self._stage, done, epochs * steps, epoch + 1, running))
+        begin, epochs = schedule.span(epoch)
+        done = (epoch - begin) * steps + step
+        self._tick(Status(schedule.stage(epoch), done, epochs * steps, epoch + 1, running))
 
     def _teller(self, step: int, steps: int) -> Callable[[float], None]:
         """What a step tells its share to."""
@@ -347,7 +293,7 @@ class Trainer:
         if not len(stacked):
             return {}
         loss = float(self.model.task.loss(stacked, target))
-        found = {"val_loss": loss if math.isfinite(loss) else _WORST_LOSS}
+        found = {"val_loss": loss if math.isfinite(loss) else WORST_LOSS}
         if not torch.isfinite(stacked).all():
             return found
         score = self.model.task.score(stacked, target, self._chance)
@@ -390,37 +336,12 @@ class Trainer:
         log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
         return row
 
-    def _at_chance(self, row: dict[str, float]) -> str:
-        given = self.model.card.method_options
-        known = {key: option.default for key, option in options_of(type(self.model.method)).items()}
-        advice = [
-            text
-            for key, enough, text in _ADVICE
-            if key is None or (key in known and float(given.get(key, known[key])) < enough)
-        ]
-        return _AT_CHANCE.format(
-            loss=row["train_loss"],
-            epoch=int(row["epoch"]),
-            advice="What ends such a plateau: " + ", ".join(advice),
-        )
-
-    def _keep_best(self, row: dict[str, float]) -> None:
-        """Keep these weights if they may be kept and none are better; later ones win ties."""
-        progress, epoch = self.progress, int(row["epoch"])
-        if not self.schedule.may_keep(epoch):
-            return
-        if "val_loss" not in row:
-            progress.best_score = _WORST_LOSS  # nothing to choose by: the last weights are kept
-        weights, note = self.model.method.state_dict(), {"epoch": epoch}
-        if epoch == self.schedule.frozen_epochs:
-            write_tensors(self.frozen, weights, note)
-        score = row.get("val_score", row.get("val_loss", row["train_loss"]))
-        if score <= progress.best_score:
-            progress.best_score, progress.best_epoch = score, epoch
-            write_tensors(self.best, weights, note)
-
     def _save(self) -> None:
-        save_state(self.latest, self.model.method, self.optimizer, self.progress, self.average)
+        if self._kept is not None:
+            self._kept.save()
+        save_state(
+            self.checkpoints.latest, self.model.method, self.optimizer, self.progress, self.average
+        )
 
     def _timed(self, groups: Iterator[list[Loaded]]) -> Iterator[list[Loaded]]:
         """Pass groups on and count how long each was waited for as reading."""
@@ -441,9 +362,7 @@ class Trainer:
     ) -> Batch:
         wanted = augment or self.options.augment
         if wanted == "auto":
-            kinds = {item.image.kind for item in items}
-            wanted = "slide" if kinds == {"slide"} else "picture"
-            wanted = "volume" if self.loader.view.axes == 3 else wanted
+            wanted = augment_for(items, self.loader.view)
         encoder, correction = self.model.method.encoder, None
         if all(item.image_id in self.progress.corrections for item in items):
             rows = [self.progress.corrections[item.image_id] for item in items]
@@ -454,7 +373,7 @@ class Trainer:
             normalise=(encoder.mean, encoder.std),
             device=self.fabric.device,
             pool=self.loader.crops,
-            augment="none" if self._store is not None else wanted,
+            augment=wanted,
             tell=tell,
             store=self._store,
             correction=correction,
@@ -478,29 +397,3 @@ class Trainer:
     def _quarantine(self, image_id: str, reason: str) -> None:
         if self.progress.quarantine(image_id, reason):
             log.warning("set aside %s: %s", image_id, reason)
-
-
-def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
-    """What a method's own losses add to the task's loss of its prediction; a scalar."""
-    total = prediction.logits.new_zeros(()) + sum(prediction.losses.values())
-    for weight, logits in prediction.auxiliary.values():
-        total = total + weight * task.loss(logits, target)
-    judge = Judge(task, target)
-    for objective in prediction.objectives.values():
-        total = total + objective(judge)
-    return total
-
-
-def build_fabric(options: TrainOptions, *, pretrained: bool = False) -> Fabric:
-    """Fabric on one device; ``auto`` precision is bf16 where the device computes in it."""
-    from lightning.fabric import Fabric
-
-    precision = options.precision
-    if precision == "auto":
-        cuda = options.device in ("auto", "cuda") and torch.cuda.is_available()
-        fast = torch.cuda.is_bf16_supported() if cuda else computes_in_bf16()
-        precision = "bf16-mixed" if fast and (cuda or pretrained) else "32-true"
-    try:
-        return Fabric(accelerator=options.device, devices=1, precision=precision)
-    except RuntimeError as error:
-        raise OptionError(f"train.device: '{options.device}' is not on this machine") from error

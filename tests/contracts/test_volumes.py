@@ -20,7 +20,7 @@ from foveate.loading import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.nn.streaming.base import NotLocal
 from foveate.plugins import find, names
-from foveate.state import TrainOptions
+from foveate.schedule import TrainOptions
 from foveate.training import Trainer
 
 VIEW = View(spacing_um=1000.0, patch_px=16, glimpse_spacing_um=2000.0, axes=3)

@@ -97,7 +97,7 @@ def looks(method: Glimpse, batch: Batch) -> tuple[Patches, torch.Tensor, torch.T
     """Patches looked at, the drawn cells, what shows them, and patches at these very cells."""
     with torch.no_grad():
         field = method._locate(batch, run_by_shape(method.encoder.maps, batch.glimpses()))
-        seen = method._choose(batch, field)
+        seen = method.choice(batch, field, training=method.training)
         return (
             seen.patches[0],
             seen.index[0],

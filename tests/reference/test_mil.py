@@ -17,12 +17,11 @@ from foveate.batch import Batch, Patches, View
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
 from foveate.methods._bag import Bag, output_weights, patch_shares
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Prediction, further_loss
 from foveate.nn.heads import Head
 from foveate.plugins import find
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
-from foveate.training import further_loss
 
 DIM = 6
 CLASSES = Head("class", 3, True, "sum")

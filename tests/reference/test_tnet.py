@@ -22,7 +22,7 @@ from foveate.errors import OptionError
 from foveate.image import AbstractImage, Level
 from foveate.methods import _tnet_tree
 from foveate.methods._tnet_grid import Cut, cell_contrast, cell_features, corners
-from foveate.methods.base import Judge
+from foveate.methods.base import Judge, further_loss
 from foveate.methods.tnet import Answers, Tnet
 from foveate.nn.heads import Head
 from foveate.nn.reinforce import RunningReward, draw_log_prob, leave_one_out, policy_loss
@@ -30,7 +30,6 @@ from foveate.resample import Pixels
 from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
-from foveate.training import further_loss
 
 VIEW = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=8.0)
 ONE = (Head("a", 1, False, "max"),)

@@ -45,11 +45,12 @@ def test_what_is_taken_from_docstrings() -> None:
     part = find("methods", "downsampled")
     assert told(part)[""].startswith("The whole image shrunk")
     assert list(told(part)) == ["", "Source", "Use when", "Cost"]
-    assert meanings(part) == {"dropout": "before the linear layer."}
+    assert meanings(part) == {"dropout": "before the linear layer that is trained from the start."}
     page = methods_page()
     begin = page.index("## downsampled\n")
     section = page[begin : page.index("\n## ", begin)]
-    assert "| `--method.dropout` | `0.1` | Before the linear layer. |" in section
+    meaning = "Before the linear layer that is trained from the start."
+    assert f"| `--method.dropout` | `0.1` | {meaning} |" in section
     assert "**When to use it.** What decides is visible in the glimpse" in section
     assert "Evidence is the class-independent share" in section
     assert "| [`downsampled`](#downsampled) | no | no | yes | yes | partly |" in page

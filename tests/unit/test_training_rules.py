@@ -8,7 +8,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from foveate.checkpoint import Model, ModelCard, build_model, read_tensors
 from foveate.errors import CheckpointError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.nn.heads import Head
+from foveate.notice import at_chance
 from foveate.run_folder import read_rows
-from foveate.state import Progress, TrainOptions
+from foveate.schedule import TrainOptions, settle_schedule
+from foveate.state import Progress, Status
 from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
@@ -197,16 +199,20 @@ def test_every_group_follows_the_schedule(
 def test_validation_is_shown_image_by_image(
     cases: list[Case], loader: CaseLoader, tmp_path: Path
 ) -> None:
-    said: list[tuple[int, float, int, float | None]] = []
+    said: list[tuple[str, int, float, float, float | None]] = []
 
-    def note(epoch: int, step: float, steps: int, running: Mapping[str, float]) -> None:
-        said.append((epoch, step, steps, running.get("validated")))
+    def note(at: Status) -> None:
+        said.append((at.stage, at.epoch, at.done, at.total, at.running.get("validated")))
 
     options = replace(PLAIN, epochs=2, patience=0, batch_size=4)
     Trainer(build(), loader, tmp_path, options, tick=note).fit(cases[:8], cases[8:10])
     assert len(cases[8:10]) == 2
     once = [(1, None), (2, None), (2, 0.0), (2, 0.5)]
-    assert said == [(epoch, step, 2, share) for epoch in (0, 1) for step, share in once]
+    assert said == [
+        ("end to end", epoch, 2 * (epoch - 1) + step, 4, share)
+        for epoch in (1, 2)
+        for step, share in once
+    ]
 
 
 def trained(
@@ -215,7 +221,7 @@ def trained(
     options = replace(PLAIN, **changed)
     trainer = Trainer(build(dropout=0.0), loader, folder, options)
     trainer.fit(cases[:8], [])
-    return read_tensors(trainer.latest)[0]
+    return read_tensors(trainer.checkpoints.latest)[0]
 
 
 def test_two_halves_are_one_whole(
@@ -253,10 +259,11 @@ def test_training_stops_early_and_keeps_the_best(
     progress = trainer.fit(cases[:8], cases[8:])
     assert progress.epoch < 30
     assert progress.epoch == max(progress.best_epoch + 2, 1)
-    losses = [row["val_loss"] for row in progress.history]
-    assert losses[progress.best_epoch - 1] == min(losses) == progress.best_loss
-    best, _ = read_tensors(trainer.best)
-    latest, _ = read_tensors(trainer.latest)
+    scores = [row["val_score"] for row in progress.history]
+    assert scores[progress.best_epoch - 1] == min(scores) == progress.best_score
+    assert min(scores) not in scores[progress.best_epoch :], "later epochs win ties"
+    best, _ = read_tensors(trainer.checkpoints.best)
+    latest, _ = read_tensors(trainer.checkpoints.latest)
     weights = trainer.model.method.state_dict()
     assert all(torch.equal(weights[name], best[name]) for name in best)
     assert any(not torch.equal(weights[name], latest[f"method.{name}"]) for name in best)
@@ -276,7 +283,17 @@ def test_training_stops_early_and_keeps_the_best(
 )
 def test_when_training_ends(epoch: int, best: int, changed: dict[str, int], ends: bool) -> None:
     progress = Progress(epoch=epoch, best_epoch=best)
-    assert progress.finished(TrainOptions(**changed), math.nan) is ends
+    options = TrainOptions(**changed)
+    schedule = settle_schedule(options, 20, pretrained=False)
+    assert progress.finished(options, schedule, math.nan) is ends
+
+
+def test_averaged_weights_are_never_stopped_early() -> None:
+    """They improve to the end of the schedule, where the learning rate is nearly 0."""
+    options = TrainOptions(epochs=30, average=0.2)
+    schedule = settle_schedule(options, 20, pretrained=False)
+    assert not Progress(epoch=29, best_epoch=1).finished(options, schedule, math.nan)
+    assert Progress(epoch=30, best_epoch=1).finished(options, schedule, math.nan)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +313,8 @@ def test_epochs_at_chance_do_not_wear_out_patience(
     rows = [{"train_loss": loss} for loss in losses]
     progress = Progress(epoch=len(losses), best_epoch=best, history=rows)
     options = TrainOptions(epochs=30, patience=3, min_epochs=1)
-    assert progress.finished(options, 0.693) is ends
+    schedule = settle_schedule(options, 20, pretrained=False)
+    assert progress.finished(options, schedule, 0.693) is ends
 
 
 # -- at chance -------------------------------------------------------------------------------------
@@ -379,6 +397,12 @@ def test_when_a_plateau_at_chance_is_told(losses: list[float], said: list[int]) 
     assert found == said
 
 
+@pytest.mark.parametrize(("auroc", "told"), [(0.6, True), (0.7, False)])
+def test_no_plateau_is_told_where_validation_is_ranked(auroc: float, told: bool) -> None:
+    progress = Progress(history=[{"train_loss": 0.7, "val_auroc": auroc}] * 4)
+    assert progress.rests_at(0.7) is told
+
+
 @pytest.mark.parametrize("chance", [math.nan, 0.0])
 def test_no_plateau_is_told_where_there_is_no_chance(chance: float) -> None:
     progress = Progress(history=[{"train_loss": 1e-6}] * 4)
@@ -430,14 +454,14 @@ def test_a_run_that_learns_is_not_told(tmp_path: Path, caplog: pytest.LogCapture
     assert told == {}
 
 
-def test_the_notice_names_options_that_the_method_has(loader: CaseLoader, tmp_path: Path) -> None:
+def test_the_notice_names_options_that_the_method_has() -> None:
     row = {"train_loss": 0.69, "epoch": 4.0}
     for method, helps, lacks in (
         ("glimpse", ("instance", "jitter", "patches"), ("kept",)),
         ("ips", ("instance", "jitter", "kept"), ("patches",)),
         ("abmil", ("instance", "jitter"), ("kept", "patches")),
     ):
-        told = Trainer(build(method), loader, tmp_path, PLAIN)._at_chance(row)
+        told = at_chance(build(method), row)
         assert all(f"--method.{name}" in told for name in helps), told
         assert not any(f"--method.{name}" in told for name in lacks), told
 
@@ -461,8 +485,8 @@ def test_a_damaged_checkpoint_is_refused(
     options = replace(PLAIN, epochs=1)
     trainer = Trainer(build(), loader, tmp_path, options)
     trainer.fit(cases[:4], [])
-    stored = trainer.latest.read_bytes()
-    trainer.latest.write_bytes(stored[: len(stored) // 2])
+    stored = trainer.checkpoints.latest.read_bytes()
+    trainer.checkpoints.latest.write_bytes(stored[: len(stored) // 2])
     with pytest.raises(CheckpointError, match=r"latest\.safetensors cannot be read"):
         Trainer(build(), loader, tmp_path, options).fit(cases[:4], [])
 

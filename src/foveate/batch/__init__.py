@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch._augment import KINDS, Turn, draw_motions, draw_tints, move_patches
 from foveate.batch._chunks import Chunks, run_by_shape
+from foveate.batch._kept import Kept
 from foveate.batch._whole import WholeImage
 from foveate.batch.base import (
     Augment,
@@ -24,8 +23,8 @@ from foveate.batch.base import (
     Patches,
     Reads,
     View,
+    augment_for,
     channels_last,
-    identity,
     lay_kernels,
     to_rgb,
 )
@@ -49,6 +48,7 @@ __all__ = [
     "Reads",
     "View",
     "WholeImage",
+    "augment_for",
     "channels_last",
     "lay_kernels",
     "run_by_shape",
@@ -102,10 +102,11 @@ class Batch:
                 "train.augment: 'warp' is for pictures, volumes take auto, slide, picture, volume "
                 "or none"
             )
+        augment = augment if store is None else "none"
         self.items = list(items)
         self.tell = tell
         self.correction = correction
-        self._store = store
+        self._kept = None if store is None else Kept(self, store)
         self.view = view
         self.device = device
         self.seconds_reading = 0.0
@@ -133,7 +134,7 @@ class Batch:
     @property
     def frozen(self) -> bool:
         """Whether features come from a frozen encoder and are kept."""
-        return self._store is not None
+        return self._kept is not None
 
     def look(self, encoder: AbstractEncoder) -> list[Look]:
         """Every glimpse through the encoder, with gradient where there is one.
@@ -141,8 +142,8 @@ class Batch:
         Equal sizes are computed together, nothing is padded. Training turns and moves glimpses
         first, and lays the maps back.
         """
-        if self._store is not None:
-            return [self._kept_look(self._store, encoder, i) for i in range(len(self))]
+        if self._kept is not None:
+            return [self._kept.look(encoder, i) for i in range(len(self))]
         every = run_by_shape(encoder.maps, self._shown())
         cells = list(zip(encoder.strides, encoder.map_centres, strict=True))
         return [
@@ -183,16 +184,6 @@ class Batch:
             for each, (stride, centre) in zip(maps, cells, strict=True)
         ]
 
-    def _kept_look(self, store: FeatureStore, encoder: AbstractEncoder, i: int) -> Look:
-        def compute() -> list[Tensor]:
-            with torch.no_grad():
-                glimpse = to_rgb(self.items[i].glimpse[None], self.device)
-                maps = encoder.maps(self._scaled(glimpse))
-                return [*maps, encoder.features(maps, self._foreground(i))]
-
-        *maps, features = store.once(identity(self.items[i], self.view), compute)
-        return Look([m.to(self.device) for m in maps], features.to(self.device))
-
     def kept_features(
         self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int
     ) -> Tensor:
@@ -203,33 +194,13 @@ class Batch:
             patches: per image.
             size: how many are computed at a time.
         """
-        assert self._store is not None
-
-        def compute(i: int, new: NDArray[np.int64]) -> Tensor:
-            own = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
-            with torch.no_grad():
-                chunks = self.chunks(own, size, augment=False)
-                made = [encoder.features(encoder.maps(chunks(c))) for c in range(len(chunks))]
-            return torch.cat(made)
-
-        found = [torch.empty(0, encoder.n_features)]
-        for i, part in enumerate(patches):
-            if len(part):
-                boxes = np.concatenate([part.origin_um, part.side_um[:, None]], 1)
-                image = identity(self.items[i], self.view)
-                found.append(self._store.rows(image, boxes, functools.partial(compute, i)))
-        return torch.cat(found).to(self.device)
+        assert self._kept is not None
+        return self._kept.features(encoder, patches, size)
 
     def kept_map(self, i: int, compute: Callable[[], Tensor]) -> Tensor:
         """The one map that a frozen encoder gives of all of image i, from the store."""
-        assert self._store is not None
-
-        def once() -> list[Tensor]:
-            with torch.no_grad():
-                return [compute()]
-
-        (map_,) = self._store.once(f"map {identity(self.items[i], self.view)}", once)
-        return map_.to(self.device)
+        assert self._kept is not None
+        return self._kept.map(i, compute)
 
     def _foreground(self, i: int) -> Tensor | None:
         """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""

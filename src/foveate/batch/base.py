@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,6 +113,13 @@ def identity(item: LoadedImage, view: View) -> str:
         state = item.image.path.stat()
         stamp = f"{state.st_size} {state.st_mtime_ns}"
     return f"{item.image_id} {item.image.path} {stamp} {view}"
+
+
+def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
+    """How images of their kind are changed in training."""
+    if view.axes == 3:
+        return "volume"
+    return "slide" if {item.image.kind for item in items} == {"slide"} else "picture"
 
 
 class CropError(FoveateError, OSError):

@@ -16,7 +16,7 @@ from foveate.errors import OptionError, UnknownName, did_you_mean
 from foveate.loading import ViewOptions
 from foveate.outputs import Display
 from foveate.plugins import find, parse_options
-from foveate.state import TrainOptions
+from foveate.schedule import TrainOptions
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "megapixel-mnist": megapixel_mnist.BENCHMARK,

@@ -29,7 +29,8 @@ from foveate.outputs import Display, training_bar
 from foveate.plugins import find, parse_options
 from foveate.prediction import Report, predict_cases
 from foveate.run_folder import read_json, sweep
-from foveate.state import Progress, TrainOptions
+from foveate.schedule import TrainOptions
+from foveate.state import Progress
 from foveate.tasks.base import AbstractTask
 from foveate.training import Trainer
 

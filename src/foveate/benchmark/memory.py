@@ -29,13 +29,13 @@ from foveate.encoders import build_encoder
 from foveate.errors import OptionError
 from foveate.loading import CaseLoader
 from foveate.memory import give_back, peak_rss_mib
+from foveate.methods.base import further_loss
 from foveate.outputs import Display
 from foveate.plugins import add_plugin_folder, find, parse_options, plugin_folders
 from foveate.run_folder import read_json
 from foveate.sparse import Canvas, write_canvas
 from foveate.sparse.base import MOST_SIDE_PX
 from foveate.tasks.binary import BinaryTask
-from foveate.training import further_loss
 
 _STAMP_PX = 28
 _N_STAMPS = 64

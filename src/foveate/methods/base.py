@@ -133,4 +133,15 @@ class AbstractMethod(nn.Module, abc.ABC):
         return {}
 
 
+def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
+    """What a method's own losses add to the task's loss of its prediction; a scalar."""
+    total = prediction.logits.new_zeros(()) + sum(prediction.losses.values())
+    for weight, logits in prediction.auxiliary.values():
+        total = total + weight * task.loss(logits, target)
+    judge = Judge(task, target)
+    for objective in prediction.objectives.values():
+        total = total + objective(judge)
+    return total
+
+
 BASE = AbstractMethod

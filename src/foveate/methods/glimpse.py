@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,42 +37,25 @@ from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
+from foveate.methods._choice import Choice, Chosen
 from foveate.methods._locate import (
     Field,
     MapScores,
     Priors,
     Spread,
     build_field,
-    draw_settled,
     map_lattice,
     stage_for,
 )
 from foveate.methods._related import RelatedPool
-from foveate.methods._zoom import CROWD, Descent, Zoom, apart, centred, joined, nested_expectation
+from foveate.methods._zoom import Descent, Zoom, joined, nested_expectation
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead, Voted
 from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
-from foveate.nn.sampling import draw_without_replacement, expectation
+from foveate.nn.sampling import expectation
 
 _SMALL = 0.05
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Cells and the patches that show them.
-
-    Attributes:
-        index: cells ``(b, n)`` that were drawn, those of padding last; none in evaluation.
-        shows: ``(b, n)`` which of its image's patches shows each cell.
-        patches: per image.
-        field: of the cells.
-    """
-
-    index: Tensor
-    shows: Tensor
-    patches: list[Patches]
-    field: Field
 
 
 @dataclass(frozen=True)
@@ -181,11 +163,11 @@ class Glimpse(AbstractMethod):
         super().__init__()
         dim = encoder.dim
         self.encoder, self.chunk = encoder, chunk
-        self.patches, self.eval_patches = patches or 24, eval_patches or 64
-        self.strongest, self.survey = strongest, survey or 256
+        self.choice = Choice(
+            patches or 24, eval_patches or 64, survey or 256, strongest, jitter, centring
+        )
         self.smoothing, self.explore = smoothing, explore
-        self.locating, self.instance = locating, instance
-        self.jitter, self.centring, self.glimpse_dropout = jitter, centring, glimpse_dropout
+        self.locating, self.instance, self.glimpse_dropout = locating, instance, glimpse_dropout
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.whole = nn.Parameter(torch.zeros(dim))
@@ -204,17 +186,9 @@ class Glimpse(AbstractMethod):
         self.zoom: Zoom | None = None
         if zoom:
             _refuse_beside_zoom(centring=centring, strongest=strongest)
-            self.zoom = Zoom(
-                encoder,
-                scales=zoom,
-                looks=looks,
-                spread=spread,
-                mass=mass,
-                smoothing=smoothing,
-                explore=explore,
-                background=background,
-                contrast=contrast,
-            )
+            inside = {"spread": spread, "mass": mass, "smoothing": smoothing, "explore": explore}
+            inside |= {"background": background, "contrast": contrast}
+            self.zoom = Zoom(encoder, scales=zoom, looks=looks, **inside)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the glimpse and the patches it points to."""
@@ -245,7 +219,7 @@ class Glimpse(AbstractMethod):
         if beside is not None:
             auxiliary["pooled"] = (1.0, overview.detach() + beside)
         if batch.frozen:
-            taught = self._teach(seen, weight)
+            taught = weight.new_zeros(()) if isinstance(seen, Descent) else seen.taught_by(weight)
             return Prediction(logits, [], {"place": taught}, auxiliary)
         if self.overview.settled:
             auxiliary["overview"] = (1.0, overview)
@@ -260,20 +234,8 @@ class Glimpse(AbstractMethod):
         auxiliary["expected"] = (self.locating, self.head_expected(self.dropout(estimate)))
         return Prediction(logits, [], losses, auxiliary)
 
-    def _teach(self, seen: _Chosen | Descent, weight: Tensor) -> Tensor:
-        """How far attention over cells lies from what patches got, where many were looked at."""
-        if isinstance(seen, Descent):
-            return weight.new_zeros(())
-        index = seen.index[:, : weight.shape[1]]
-        shown = seen.field.real.gather(1, index)
-        learnt = seen.field.log_a.gather(1, index).masked_fill(~shown, -torch.inf)
-        log_share = learnt.log_softmax(1).masked_fill(~shown, 0.0)
-        target = weight.detach() * shown
-        target = target / target.sum(1, keepdim=True).clamp_min(1e-12)
-        return -(target * log_share).sum(1).mean()
-
     def _estimate(
-        self, seen: _Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]
+        self, seen: Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The expectation ``(b, d)`` over all cells, and the losses on how attention spreads."""
         if isinstance(seen, Descent):
@@ -303,63 +265,16 @@ class Glimpse(AbstractMethod):
             explore=self.explore if self.training else 0.0,
         )
 
-    def _look(self, batch: Batch, field: Field) -> _Chosen | Descent:
+    def _look(self, batch: Batch, field: Field) -> Chosen | Descent:
         if self.zoom is None:
-            return self._choose(batch, field)
-        n = self.patches if self.training else self.eval_patches
-        return self.zoom.descend(self.encoder, batch, field, n, jitter=self.jitter)
-
-    def _choose(self, batch: Batch, field: Field) -> _Chosen:
-        if not self.training:
-            none = torch.zeros(len(batch), 0, dtype=torch.long, device=field.log_a.device)
-            return _Chosen(none, none, self._best(batch, field, self.eval_patches), field)
-        if batch.frozen:
-            return self._surveyed(batch, field)
-        index = draw_without_replacement(field.log_a.detach(), self.patches)
-        drawn = self._placed(batch, field, index)
-        shows = torch.zeros_like(index)
-        best = self._best(batch, field, self.strongest) if self.strongest else drawn
-        patches = []
-        for i, every in enumerate(drawn):
-            kept = shown = np.arange(len(every))
-            if self.strongest:
-                every = joined([best[i], every])
-            if self.strongest or self.centring:
-                kept, shown = apart(every)
-            patches.append(every[kept])
-            own = torch.from_numpy(shown[len(shown) - len(drawn[i]) :])
-            shows[i, : len(own)] = own.to(shows)
-        return _Chosen(index, shows, patches, field)
-
-    def _surveyed(self, batch: Batch, field: Field) -> _Chosen:
-        """Very many patches of each image, always the same ones, some of them hidden."""
-        index = draw_settled(batch, field, self.survey, by_prior=True)
-        n = index.shape[1]
-        kept = torch.randperm(n)[: max(1, round(n * (0.5 + 0.5 * float(torch.rand(())))))]
-        index = index[:, kept.sort().values.to(index.device)]
-        patches = field.patches(batch, index, jitter=False)
-        return _Chosen(index, torch.zeros_like(index), patches, field)
-
-    def _best(self, batch: Batch, field: Field, n: int) -> list[Patches]:
-        """Per image n patches at its strongest cells; if they move, no two that show the same."""
-        crowd = CROWD if self.centring else 1
-        index = field.log_a.topk(min(n * crowd, field.log_a.shape[1]), dim=-1).indices
-        found = self._placed(batch, field, index)
-        if self.centring:
-            found = [every[apart(every)[0]] for every in found]
-        return [every[:n] for every in found]
-
-    def _placed(self, batch: Batch, field: Field, index: Tensor) -> list[Patches]:
-        """Patches at cells ``(b, n)``, anywhere in them in training, moved to what they show."""
-        found = field.patches(batch, index, jitter=self.training and self.jitter)
-        if not self.centring:
-            return found
-        return [centred(batch, i, each, steps=self.centring) for i, each in enumerate(found)]
+            return self.choice(batch, field, training=self.training)
+        n = self.choice.patches if self.training else self.choice.eval_patches
+        return self.zoom.descend(self.encoder, batch, field, n, jitter=self.choice.jitter)
 
     # -- aggregate ----------------------------------------------------------------------------
 
     def _tokens(
-        self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: _Chosen | Descent
+        self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: Chosen | Descent
     ) -> _Tokens:
         """The patches, then the tiles that led to them."""
         if not isinstance(seen, Descent):

@@ -92,8 +92,8 @@ def likelihood_shares(losses: Sequence[float], n: int) -> Tensor:
 def fit_trust(held_out: Tensor, each_loss: EachLoss) -> float:
     """The factor from 0 to 2 that makes left-out logits as sure as they are right.
 
-    Near 0 for answers that are no better than chance. Shrunk towards 1/2, by about the evidence of
-    one row, where few rows say little.
+    Near 0 for answers that are sure and no better than chance. Shrunk towards 1/2, by about the
+    evidence of one row, where rows say little: few of them, or logits that are near 0 anyway.
     """
     rows = torch.arange(len(held_out))
     losses = torch.stack([each_loss(held_out * t, rows).sum() for t in _TRUSTS])

@@ -1,0 +1,74 @@
+"""What a frozen encoder says of the images of a batch, each computed once and kept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.batch.base import Look, Patches, identity, to_rgb
+from foveate.encoders.base import AbstractEncoder
+from foveate.features import FeatureStore
+
+if TYPE_CHECKING:
+    from foveate.batch import Batch
+
+
+class Kept:
+    """Glimpses, patches and maps of a batch as a frozen encoder sees them: nothing is augmented.
+
+    Args:
+        batch: whose images.
+        store: where features are kept.
+    """
+
+    def __init__(self, batch: Batch, store: FeatureStore) -> None:
+        self._batch, self._store = batch, store
+
+    def look(self, encoder: AbstractEncoder, i: int) -> Look:
+        """The glimpse of image i."""
+        batch = self._batch
+
+        def compute() -> list[Tensor]:
+            with torch.no_grad():
+                glimpse = to_rgb(batch.items[i].glimpse[None], batch.device)
+                maps = encoder.maps(batch._scaled(glimpse))
+                return [*maps, encoder.features(maps, batch._foreground(i))]
+
+        *maps, features = self._store.once(self._image(i), compute)
+        return Look([m.to(batch.device) for m in maps], features.to(batch.device))
+
+    def features(self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int) -> Tensor:
+        """Of patches; arguments as of `Batch.kept_features`."""
+
+        def compute(i: int, new: NDArray[np.int64]) -> Tensor:
+            own = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
+            with torch.no_grad():
+                chunks = self._batch.chunks(own, size, augment=False)
+                made = [encoder.features(encoder.maps(chunks(c))) for c in range(len(chunks))]
+            return torch.cat(made)
+
+        found = [torch.empty(0, encoder.n_features)]
+        for i, part in enumerate(patches):
+            if len(part):
+                boxes = np.concatenate([part.origin_um, part.side_um[:, None]], 1)
+                found.append(self._store.rows(self._image(i), boxes, functools.partial(compute, i)))
+        return torch.cat(found).to(self._batch.device)
+
+    def map(self, i: int, compute: Callable[[], Tensor]) -> Tensor:
+        """Of all of image i; arguments as of `Batch.kept_map`."""
+
+        def once() -> list[Tensor]:
+            with torch.no_grad():
+                return [compute()]
+
+        (found,) = self._store.once(f"map {self._image(i)}", once)
+        return found.to(self._batch.device)
+
+    def _image(self, i: int) -> str:
+        return identity(self._batch.items[i], self._batch.view)

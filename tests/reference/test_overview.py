@@ -1,0 +1,207 @@
+"""Linear answers are logistic regression; what they say of images they saw is corrected exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional
+
+from foveate.nn._linear_fit import STRENGTHS, EachLoss, fit_linear, fit_trust, likelihood_shares
+from foveate.nn.overview import OverviewHead
+
+
+def yes_or_no(target: Tensor) -> EachLoss:
+    """The loss of one output with a sigmoid."""
+
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        truth = target[rows].to(logits.dtype)
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], truth, reduction="none")
+
+    return loss
+
+
+def one_of_several(target: Tensor) -> EachLoss:
+    """The loss of a softmax."""
+
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, target[rows], reduction="none")
+
+    return loss
+
+
+def problem(n: int, d: int, k: int, *, seed: int = 0, signal: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Features ``(n, d)`` with spread 1 and classes, which some of the features tell of."""
+    rng = np.random.default_rng(seed)
+    target = np.arange(n) % k
+    x = rng.normal(size=(n, d))
+    x[:, :k] += signal * np.eye(k)[target]
+    x = (x - x.mean(0)) / x.std(0)
+    return torch.from_numpy(x), torch.from_numpy(target)
+
+
+def peer(x: Tensor, target: Tensor, strength: float) -> LogisticRegression:
+    """Scikit-learn's, solved to the end."""
+    model = LogisticRegression(C=1 / strength, tol=1e-10, max_iter=10_000)
+    return model.fit(x.numpy(), target.numpy())
+
+
+def in_parts(n: int, k: int = 5) -> Tensor:
+    """Parts of unequal sizes, each class in each."""
+    return torch.arange(n) % 13 % k
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize(("n", "d"), [(120, 8), (40, 60)])
+def test_two_classes_are_scikit_learn_s(n: int, d: int, strength: float) -> None:
+    x, target = problem(n, d, 2)
+    fit = fit_linear(x, yes_or_no(target), 1, in_parts(n), strengths=(strength,))
+    other = peer(x, target, strength)
+    np.testing.assert_allclose(fit.weight[:, 0], other.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(fit.bias, other.intercept_, atol=1e-4)
+    assert fit.strength == strength
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_several_classes_are_scikit_learn_s(strength: float) -> None:
+    """The biases of a softmax are known but for a constant."""
+    x, target = problem(120, 8, 3)
+    fit = fit_linear(x, one_of_several(target), 3, in_parts(120), strengths=(strength,))
+    other = peer(x, target, strength)
+    np.testing.assert_allclose(fit.weight.T, other.coef_, atol=1e-4)
+    centred = fit.bias - fit.bias.mean()
+    np.testing.assert_allclose(centred, other.intercept_ - other.intercept_.mean(), atol=1e-4)
+
+
+def refitted(x: Tensor, target: Tensor, parts: Tensor, strength: float) -> np.ndarray:
+    """Logits ``(n,)`` of each row by scikit-learn's fit to all other parts."""
+    found = np.zeros(len(x))
+    for part in parts.unique().tolist():
+        out = parts == part
+        other = peer(x[~out], target[~out], strength)
+        found[out.numpy()] = other.decision_function(x[out].numpy())
+    return found
+
+
+@pytest.mark.parametrize(("n", "d"), [(120, 8), (40, 60)])
+def test_left_out_logits_are_those_of_refits(n: int, d: int) -> None:
+    x, target = problem(n, d, 2)
+    for strength in STRENGTHS:
+        fit = fit_linear(x, yes_or_no(target), 1, in_parts(n), strengths=(strength,))
+        again = refitted(x, target, in_parts(n), strength)
+        np.testing.assert_allclose(fit.held_out[:, 0], again, atol=1e-3)
+        loss = float(yes_or_no(target)(torch.from_numpy(again)[:, None], torch.arange(n)).mean())
+        assert fit.loss == pytest.approx(loss, abs=1e-4)
+
+
+def test_the_strength_is_that_of_the_least_left_out_loss() -> None:
+    for signal in (0.0, 0.3, 3.0):
+        x, target = problem(60, 20, 2, signal=signal)
+        losses = {
+            s: fit_linear(x, yes_or_no(target), 1, in_parts(60), strengths=(s,)).loss
+            for s in STRENGTHS
+        }
+        chosen = fit_linear(x, yes_or_no(target), 1, in_parts(60))
+        assert chosen.strength == min(losses, key=lambda s: losses[s])
+        assert chosen.loss == pytest.approx(min(losses.values()))
+
+
+# -- shares and trust ------------------------------------------------------------------------------
+
+
+def test_shares_follow_the_likelihood_of_left_out_rows() -> None:
+    losses = [0.50, 0.52, 0.70]
+    for n, rows in ((10, 10), (50, 50), (5000, 50)):
+        likelihood = np.exp(-rows * np.array(losses))
+        expected = likelihood / likelihood.sum()
+        np.testing.assert_allclose(likelihood_shares(losses, n), expected, rtol=1e-9)
+
+
+def test_trust_is_the_best_factor() -> None:
+    """Logits twice as sure as they are right are halved; half as sure ones doubled."""
+    generator = torch.Generator().manual_seed(0)
+    exact = 2 * torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+    target = (torch.rand(4000, generator=generator) < exact[:, 0].sigmoid()).long()
+    for factor in (0.6, 1.0, 4.0):
+        trust = fit_trust(factor * exact, yes_or_no(target))
+        assert trust == pytest.approx(1 / factor, abs=0.1)
+
+
+def settled(groups: Sequence[int], x: Tensor, target: Tensor) -> tuple[OverviewHead, Tensor]:
+    head = OverviewHead(groups, 1)
+    return head, head.settle(x.float(), yes_or_no(target), in_parts(len(x)))
+
+
+def test_sure_answers_that_tell_nothing_are_not_trusted() -> None:
+    trusts = []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        noise = 2 * torch.randn(100, 1, generator=generator, dtype=torch.float64)
+        trusts.append(fit_trust(noise, yes_or_no(torch.arange(100) % 2)))
+    assert np.mean(trusts) < 0.1, trusts
+
+
+def test_features_that_tell_nothing_say_nothing() -> None:
+    """Noise that a fit could learn by heart; over ten draws. The entropy of the labels is ln 2."""
+    said, losses = [], []
+    for seed in range(10):
+        x, target = problem(60, 40, 2, seed=seed, signal=0.0)
+        head, correction = settled((20, 20), x, target)
+        logits = (head(x.float()) + correction).detach()
+        said.append(float(logits.abs().mean()))
+        losses.append(float(yes_or_no(target)(logits, torch.arange(60)).mean()))
+    assert np.mean(said) < 0.15, said
+    assert np.mean(losses) < np.log(2) + 0.02, losses
+
+
+def test_what_tells_all_is_trusted() -> None:
+    x, target = problem(60, 40, 2, signal=8.0)
+    head, _ = settled((20, 20), x, target)
+    assert float(head.trust) >= 1.0
+    assert (((head(x.float())[:, 0] > 0) == (target > 0)).float().mean()) == 1.0
+
+
+def test_the_group_that_tells_the_classes_apart_has_the_share() -> None:
+    x, target = problem(100, 20, 2, signal=3.0)
+    head, _ = settled((10, 10), x, target)
+    assert float(head.share[0]) > 0.99
+    assert float(head.share.sum()) == pytest.approx(1.0)
+
+
+# -- the head --------------------------------------------------------------------------------------
+
+
+def test_before_it_is_settled_the_answer_is_nothing() -> None:
+    head = OverviewHead((3, 4), 2)
+    assert not head.settled
+    assert not head(torch.randn(5, 7)).any()
+
+
+def test_the_correction_makes_left_out_logits_of_the_answers() -> None:
+    """Against scikit-learn's refits, each of its group, shares and trust as found."""
+    x, target = problem(80, 24, 2, seed=3)
+    x = 5.0 * x - 2.0
+    head, correction = settled((8, 16), x, target)
+    assert head.settled
+    z = (x - x.mean(0)) / x.std(0, correction=0)
+    expected = np.zeros(80)
+    for share, group in zip(head.share.tolist(), z.split((8, 16), 1), strict=True):
+        fit = fit_linear(group, yes_or_no(target), 1, in_parts(80))
+        expected += share * refitted(group, target, in_parts(80), fit.strength)
+    expected *= float(head.trust)
+    found = head(x.float()) + correction
+    np.testing.assert_allclose(found[:, 0].detach(), expected, atol=1e-3)
+    assert np.abs(correction.numpy()).max() > 0.05, "seen images are answered otherwise"
+
+
+def test_a_stored_head_answers_alike() -> None:
+    x, target = problem(60, 12, 2)
+    head, _ = settled((4, 8), x, target)
+    other = OverviewHead((4, 8), 1)
+    other.load_state_dict(head.state_dict())
+    assert other.settled
+    torch.testing.assert_close(other(x.float()), head(x.float()))
