@@ -103,8 +103,8 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @click.option("--method", help="See `foveate methods`.  [default: glimpse]")
 @click.option(
     "--encoder",
-    help="'lite0', 'small', any network of timm; of volumes 'small3d', 'resnet3d'.  "
-    "[default: lite0]",
+    help="lite0, small, any network of timm; of volumes slices, small3d, resnet3d.  "
+    "[default: lite0, of volumes slices; ImageNet weights aboard]",
 )
 @click.option("--task", help="binary, multiclass or auto.  [default: auto]")
 @click.option("--path", "column", help="Column of the images' paths, where the guess is wrong.")
