@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class RunConfig:
 
     Attributes:
         table, view, split, train: see their classes.
-        method, encoder, task: names; their options beside them.
+        method, encoder, task: names; their options beside them. Encoder ``auto`` is lite0 for
+            pictures and slides, slices for volumes.
         heatmaps: how many test images get pictures.
         permute_labels: shuffle the labels over patients; the score must then be chance.
         refit: after the folds are scored, train one model on all images; it answers alone then.
@@ -72,7 +73,7 @@ class RunConfig:
 
     table: TableOptions
     method: str = "glimpse"
-    encoder: str = "lite0"
+    encoder: str = "auto"
     task: str = "auto"
     method_options: dict[str, Any] = field(default_factory=dict)
     encoder_options: dict[str, Any] = field(default_factory=dict)
@@ -143,14 +144,38 @@ def _checked_parts(config: RunConfig, values: dict[str, Any]) -> RunConfig:
         values["task_options"] = parse_options(
             find("tasks", config.task), config.task_options, "task"
         )
+    if config.encoder == "auto":
+        if config.encoder_options:
+            raise OptionError("encoder: its options need a name, such as --encoder lite0")
+        return RunConfig(**values)
+    values["encoder_options"] = encoder_options(config, method)
+    return RunConfig(**values)
+
+
+AUTOMATIC = {2: "lite0", 3: "slices"}
+"""The encoder that images of so many axes get where none is named."""
+
+
+def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
+    """The config with an encoder named, for images of so many axes."""
+    if config.encoder != "auto":
+        return config
+    named = replace(config, encoder=AUTOMATIC[axes])
+    return replace(named, encoder_options=encoder_options(named, find("methods", config.method)))
+
+
+def encoder_options(config: RunConfig, method: Any) -> dict[str, Any]:
+    """All options of the encoder: its own, those that the method needs, the user's.
+
+    Raises:
+        OptionError: an option that the encoder does not take.
+    """
     own = config.encoder in names("encoders") and config.encoder != "timm"
     encoder = find("encoders", config.encoder if own else "timm")
     wanted = {k: v for k, v in method.encoder_defaults.items() if k in options(encoder)}
     given = parse_options(encoder, config.encoder_options, "encoder")
-    values["encoder_options"] = _defaults(encoder) | wanted | given
-    if not own:
-        values["encoder_options"]["name"] = config.encoder
-    return RunConfig(**values)
+    settled = _defaults(encoder) | wanted | given
+    return settled if own else settled | {"name": config.encoder}
 
 
 def _defaults(part: Any) -> dict[str, Any]:

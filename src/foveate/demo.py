@@ -1,12 +1,13 @@
 """The demo: a synthetic gigapixel cohort, two methods on the same patients, one report.
 
 What makes a slide positive is visible at full resolution only, so the demo also proves the point:
-`glimpse` finds it in a small share of the pixels, `downsampled` cannot.
+`glimpse` finds it in a small share of the pixels, `downsampled` cannot. Whether that came true is
+checked at the end of every demo.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from foveate.atomic import write_json
 from foveate.config import RunConfig, build_config
+from foveate.evaluation import compare_rows
 from foveate.evidence import Evidence
 from foveate.experiment import Outcome, run_experiment
 from foveate.metrics import proportion_interval
@@ -39,11 +41,60 @@ GIGA = replace(
     n_deciding=(15, 24),
 )
 
+ENFORCED_FROM = 60
+"""Slides from which on a promise that is not kept counts as a failure."""
+
+LEAST_AUROC, LEAST_PEAKS = 0.95, 0.9
+"""Of `glimpse`: its AUROC, and positive slides whose evidence peaks in a deciding nodule."""
+
+MOST_BLIND_AUROC = 0.8
+"""Of `downsampled`. At chance an AUROC of 30 test slides scatters by 0.107, so chance alone comes
+out above this in 1 demo of 400."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One thing that the demo promises.
+
+    Attributes:
+        promised: in words.
+        came: what was measured, in words.
+        kept: whether that is enough.
+    """
+
+    promised: str
+    came: str
+    kept: bool
+
+
+@dataclass(frozen=True)
+class DemoOutcome:
+    """How the demo ended.
+
+    Attributes:
+        glimpse, downsampled: the two runs.
+        promises: what was promised, and what came.
+        enforced: whether there are slides enough for a promise to count.
+    """
+
+    glimpse: Outcome
+    downsampled: Outcome
+    promises: tuple[Promise, ...]
+    enforced: bool
+
+    @property
+    def broken(self) -> tuple[Promise, ...]:
+        """Promises that count and were not kept."""
+        return tuple(p for p in self.promises if self.enforced and not p.kept)
+
 
 def run_demo(
     folder: Path, display: Display, *, seed: int = 0, n_slides: int | None = None
-) -> Outcome:
-    """Write the cohort, train both methods, localise, report; continues where it stopped."""
+) -> DemoOutcome:
+    """Write the cohort, train both methods, localise, report; continues where it stopped.
+
+    What was promised and what came of it is written to ``promises.json``, too.
+    """
     count = n_slides or N_SLIDES
     table = write_cohort(
         folder / "cohort",
@@ -59,10 +110,75 @@ def run_demo(
         demo_config("glimpse", table, seed), folder / "glimpse", display, after_epoch=write_progress
     )
     write_json(outcome.folder / "baseline.json", [_summary("downsampled", straw)])
-    write_json(outcome.folder / "localisation.json", localisation(outcome.folder))
+    found = localisation(outcome.folder)
+    write_json(outcome.folder / "localisation.json", found)
     write_report(straw.folder)
     write_report(outcome.folder)
-    return outcome
+    promises = judge(outcome.metrics, straw.metrics, _difference(outcome, straw), found)
+    write_json(folder / "promises.json", [asdict(promise) for promise in promises])
+    return DemoOutcome(outcome, straw, promises, count >= ENFORCED_FROM)
+
+
+def judge(
+    glimpse: dict[str, Any],
+    downsampled: dict[str, Any],
+    difference: dict[str, Any] | None,
+    peaks: dict[str, Any],
+) -> tuple[Promise, ...]:
+    """Hold what was measured against what the demo promises.
+
+    Args:
+        glimpse, downsampled: the content of their ``metrics.json``.
+        difference: of their AUROCs on the same slides, as `compare_rows` gives it; None where it
+            could not be measured.
+        peaks: what `localisation` gives for `glimpse`.
+    """
+    sees, blind = (_auroc(metrics) for metrics in (glimpse, downsampled))
+    hits = round(peaks["hit_fraction"] * peaks["n"])
+    shown = {"value": peaks["hit_fraction"], "lo": peaks["lo"], "hi": peaks["hi"]}
+    return (
+        Promise(
+            f"AUROC of `glimpse` at least {LEAST_AUROC:g}",
+            _said(sees),
+            sees is not None and sees["value"] >= LEAST_AUROC,
+        ),
+        Promise(
+            f"evidence of `glimpse` peaks in a deciding nodule on at least {LEAST_PEAKS:.0%} of "
+            "the positive test slides",
+            f"{hits} of {peaks['n']}; {_said(shown)}",
+            peaks["n"] > 0 and peaks["hit_fraction"] >= LEAST_PEAKS,
+        ),
+        Promise(
+            f"AUROC of `downsampled` at most {MOST_BLIND_AUROC:g}",
+            _said(blind),
+            blind is not None and blind["value"] <= MOST_BLIND_AUROC,
+        ),
+        Promise(
+            "AUROC of `glimpse` above that of `downsampled` on the same slides, with its interval",
+            f"difference {_said(difference)}",
+            difference is not None and difference["lo"] > 0,
+        ),
+    )
+
+
+def _auroc(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = metrics["metrics"].get("auroc")
+    return found
+
+
+def _said(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "not measured: the test slides are all of one class"
+    return "{value:.3f} (95 % interval {lo:.3f} to {hi:.3f})".format(**score)
+
+
+def _difference(outcome: Outcome, straw: Outcome) -> dict[str, Any] | None:
+    """Of the AUROCs of both runs on the same slides, with its interval over patients."""
+    rows, others = (read_rows(run.folder / "predictions_oof.csv") for run in (outcome, straw))
+    found: dict[str, Any] | None = compare_rows(rows, others, outcome.metrics["classes"]).get(
+        "auroc"
+    )
+    return found
 
 
 def demo_config(method: str, table: Path, seed: int) -> RunConfig:

@@ -65,7 +65,7 @@ def run_experiment(
     log.addHandler(handlers[1])
     try:
         plan = make_plan(config, folder, display)
-        config = replace(config, method_options=plan.method_options)
+        config = plan.config
         store = FeatureStore(folder / "features")
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
@@ -157,7 +157,14 @@ def _train_fold(
     torch.manual_seed(config.train.seed)
     model = _fresh_model(config, plan)
     trainer = Trainer(
-        model, loader, own, config.train, store=store, tick=tick, after_epoch=after_epoch
+        model,
+        loader,
+        own,
+        config.train,
+        store=store,
+        tick=tick,
+        say=display.say,
+        after_epoch=after_epoch,
     )
     progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
     provenance = {
@@ -238,7 +245,14 @@ def _refit(
         model = _fresh_model(config, plan)
         tick = training_bar(display, "refit on all images")
         trainer = Trainer(
-            model, loader, own, options, store=store, tick=tick, after_epoch=after_epoch
+            model,
+            loader,
+            own,
+            options,
+            store=store,
+            tick=tick,
+            say=display.say,
+            after_epoch=after_epoch,
         )
         progress = trainer.fit(list(plan.cases.values()), ())
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -78,7 +79,10 @@ def _fit_heads(
 
 def _parts(cases: Sequence[Case]) -> NDArray[np.int64]:
     """Which of five parts each image belongs to: patients together, labels spread evenly."""
-    label = {case.patient_id: str(case.label) for case in cases}
+    count = Counter(str(case.label) for case in cases)
+    label: dict[str, str] = {}
+    for case in sorted(cases, key=lambda case: count[str(case.label)]):
+        label.setdefault(case.patient_id, str(case.label))  # a patient of several: the rarest
     order = sorted(label, key=lambda patient: (label[patient], patient))
     part = {patient: i % _PARTS for i, patient in enumerate(order)}
     return np.array([part[case.patient_id] for case in cases], np.int64)

@@ -29,7 +29,7 @@ from foveate.readers import open_image
 
 READER_THREADS = 4
 _MAX_OPEN = 64
-_SIDES_PX = {2: (224, 512), 3: (64, 128)}
+_SIDES_PX = {2: (224, 512), 3: (32, 96)}
 """By the axes of an image: of patches, and of the long side of a glimpse."""
 
 
@@ -40,9 +40,9 @@ class ViewOptions:
     Attributes:
         spacing_um: of patches; by default the median full resolution of the training images, or
             that of `fit`.
-        patch_px: side of a patch; by default 224, half a side of smaller pictures, of volumes 64.
+        patch_px: side of a patch; by default 224, half a side of smaller pictures, of volumes 32.
         glimpse_spacing_um: of the glimpse; by default what gives the median image `glimpse_px`.
-        glimpse_px: long side of the median image's glimpse; by default 512, of volumes 128.
+        glimpse_px: long side of the median image's glimpse; by default 512, of volumes 96.
         fit: bring every picture to exactly this many pixels (y,x), so that file size and shape
             cannot give the class away; for pictures without spacing.
         assume_spacing_um: spacing of images that state none and have none in the table.

@@ -22,7 +22,7 @@ from foveate.cases import (
     save_splits,
 )
 from foveate.checkpoint import ModelCard, build_model
-from foveate.config import RunConfig
+from foveate.config import RunConfig, settle_encoder
 from foveate.errors import OptionError, SplitError, TrainingError
 from foveate.loading import ImageFacts, choose_view, scan_cases
 from foveate.outputs import Display
@@ -34,11 +34,11 @@ from foveate.tasks import build_task
 class Plan:
     """What is settled before the first step and stored; a resumed run goes the same way."""
 
+    config: RunConfig
     view: View
     task: str
     classes: tuple[str, ...]
     task_options: dict[str, Any]
-    method_options: dict[str, Any]
     cases: dict[str, Case]
     quarantine: list[dict[str, str]]
     splits: Splits
@@ -65,7 +65,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         options["positive"] = task.classes[1]
     if not stored.is_file():
         axes = _check_parts(config, name, options, task.classes)
-        _settle(config, folder, table, display, axes)
+        _settle(config, folder, table, display, (name, options, task.classes), axes)
     content = read_json(stored)
     fit = content["view"].pop("fit")
     view = View(**content["view"], fit=None if fit is None else tuple(fit))
@@ -77,12 +77,14 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         splits.check(list(cases.values()))
     except SplitError as error:
         raise SplitError(f"{folder / 'splits.json'}: {error}") from None
+    settled = settle_encoder(config, view.axes)
+    methods = config.method_options | content["method_options"]
     return Plan(
+        replace(settled, method_options=methods),
         view,
         name,
         task.classes,
         options,
-        config.method_options | content["method_options"],
         cases,
         quarantine,
         splits,
@@ -109,7 +111,14 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
     return replace(table, cases=_permuted(table.cases, config.split.seed))
 
 
-def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display, axes: int) -> None:
+def _settle(
+    config: RunConfig,
+    folder: Path,
+    table: CaseTable,
+    display: Display,
+    task: tuple[str, dict[str, Any], tuple[str, ...]],
+    axes: int | None,
+) -> None:
     """Open every image once, choose the view, divide the patients, and write it all down.
 
     Raises:
@@ -131,12 +140,15 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display,
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
     view = choose_view(scan.facts.values(), config.view)
+    if axes is None:
+        axes = _check_parts(settle_encoder(config, view.axes), *task)
     if view.axes != axes:
-        other = "--encoder small3d or resnet3d" if view.axes == 3 else "--encoder resnet18 or small"
+        other = "--encoder slices or small3d" if view.axes == 3 else "--encoder lite0 or small"
         raise OptionError(
             f"encoder: '{config.encoder}' reads images of {axes} axes, these have {view.axes}: "
             f"take {other}"
         )
+    display.say(f"encoder: {settle_encoder(config, view.axes).encoder}")
     display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
     split = config.split
     splits = make_splits(
@@ -157,18 +169,22 @@ def _settle(config: RunConfig, folder: Path, table: CaseTable, display: Display,
 
 def _check_parts(
     config: RunConfig, task: str, options: dict[str, Any], classes: tuple[str, ...]
-) -> int:
-    """Build the model once, without weights, before the images cost any time.
+) -> int | None:
+    """Build the model once before the images cost any time; weights of the user's own are read.
 
     Returns:
-        how many axes the images must have.
+        how many axes the images must have; None where the encoder follows the images.
 
     Raises:
         UnknownName, OptionError: a part or an option does not exist.
+        CheckpointError: a file of weights is missing, damaged or of another network.
     """
+    automatic = config.encoder == "auto"
+    config = settle_encoder(config, 2)
     view = View(1.0, config.view.patch_px or 224, 1.0)
-    model = build_model(model_card(config, view, task, options, classes), pretrained=False)
-    return model.method.encoder.axes
+    own = bool(config.encoder_options.get("weights"))
+    model = build_model(model_card(config, view, task, options, classes), pretrained=own)
+    return None if automatic else model.method.encoder.axes
 
 
 _PIXELS = {"patches": 600_000, "eval_patches": 1_200_000, "survey": 6_000_000}

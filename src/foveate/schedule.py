@@ -126,6 +126,10 @@ class Schedule:
             return 0, self.frozen_epochs
         return self.frozen_epochs, self.epochs
 
+    def batch(self, epoch: float) -> int:
+        """Images of a step of this epoch."""
+        return self.frozen_batch if self.is_frozen(epoch) else self.batch_size
+
     def done(self, epoch: float) -> float:
         """Which share of its stage is done at this epoch, which may be a fraction."""
         begin, epochs = self.span(epoch)

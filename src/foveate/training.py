@@ -27,7 +27,7 @@ from foveate.frozen_start import settle_start
 from foveate.loading import CaseLoader
 from foveate.memory import peak_memory_mib
 from foveate.methods.base import further_loss
-from foveate.notice import at_chance
+from foveate.notice import Teller, at_chance, expectation
 from foveate.runtime import build_fabric
 from foveate.schedule import (
     TrainOptions,
@@ -67,6 +67,7 @@ class Trainer:
         store: for features of the frozen encoder, which trainings on other folds may share; one of
             its own by default.
         tick: progress display.
+        say: told in a line what a stage will take, before it begins.
         after_epoch: called with the fold's folder when an epoch's row is written.
     """
 
@@ -79,6 +80,7 @@ class Trainer:
         *,
         store: FeatureStore | None = None,
         tick: Tick | None = None,
+        say: Callable[[str], None] = log.info,
         after_epoch: Callable[[Path], None] | None = None,
     ) -> None:
         self.model, self.loader, self.folder, self.options = model, loader, folder, options
@@ -90,6 +92,7 @@ class Trainer:
         self._store: FeatureStore | None = None
         self._chance = math.nan
         self._tick = tick or (lambda _: None)
+        self._say = say
         self._after_epoch = after_epoch or (lambda _: None)
         self._taught = [p for tier in model.method.encoder.tiers() for p in tier if p.requires_grad]
         self.fabric = build_fabric(options, pretrained=self.pretrained)
@@ -119,6 +122,7 @@ class Trainer:
             pretrained=self.pretrained,
             learns_frozen=self.model.method.learns_frozen,
         )
+        self._teller = Teller(self._tick, self.schedule, self.progress)
         while not self.progress.done:
             self._begin_stage(train, val)
             if self.progress.epoch >= self.schedule.total_epochs:
@@ -164,6 +168,33 @@ class Trainer:
             self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
             self.average.begin()
+        if self.pretrained:
+            self._expect(train)
+
+    def _expect(self, train: Sequence[Case]) -> None:
+        """Say what the stage will take, from one batch taken twice; nothing is learnt from it.
+
+        What the first time takes longer is reading, which kept features spare all later epochs.
+        """
+        epoch, seed = self.progress.epoch, self.options.seed
+        epochs = self.schedule.span(epoch)[1]
+        groups = epoch_groups(train, self.schedule.batch(epoch), seed=seed, epoch=epoch)
+        if not groups or not epochs:
+            return
+        seconds = []
+        self.method.train()
+        for _ in range(2):
+            torch.manual_seed(step_seed(seed, epoch, 0))
+            begun = time.perf_counter()
+            for items in self.loader.ahead(groups[:1]):
+                self._backward(groups[0], items, lambda _: None)
+            seconds.append(time.perf_counter() - begun)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.sums = {}
+        more = max(seconds[0] - seconds[1], 0.0) if self._store is not None else 0.0
+        total = (epochs * seconds[1] + more) * len(groups)
+        stage = self.schedule.stage(epoch)
+        self._say(expectation(stage, epochs, len(groups), seconds[1], total))
 
     def _let_learn(self, learn: bool) -> None:
         """Let gradients reach the pretrained part of the encoder, as far as it is to be taught."""
@@ -200,7 +231,7 @@ class Trainer:
             raise TrainingError("no training image is left; see quarantine.csv for the reasons")
         frozen = self._store is not None
         horizon = self.schedule.horizon(progress.epoch, len(usable), options.accumulate)
-        size = self.schedule.frozen_batch if frozen else self.schedule.batch_size
+        size = self.schedule.batch(progress.epoch)
         groups = epoch_groups(usable, size, seed=options.seed, epoch=progress.epoch)
         saved = time.monotonic()
         loaded = self._timed(self.loader.ahead(groups[progress.step :]))
@@ -213,34 +244,16 @@ class Trainer:
                 group["lr"] = rate * group["scale"]
             share = self.schedule.done(progress.epoch + step / len(groups))
             self.model.method.begin_step(0.0 if frozen else share)
-            self._backward(groups[step], items, self._teller(step, len(groups)))
+            self._backward(groups[step], items, self._teller.within(step, len(groups)))
             ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
             if ends_update:
                 self._update(horizon)
             progress.step = step + 1
             progress.add(seconds=time.perf_counter() - begun)
-            self._tell(step + 1, len(groups), progress.running())
+            self._teller.step(step + 1, len(groups))
             if ends_update and time.monotonic() - saved > options.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
-
-    def _tell(self, step: float, steps: int, running: dict[str, float]) -> None:
-        """Show how far the stage is."""
-        epoch, schedule = self.progress.epoch, self.schedule
-        begin, epochs = schedule.span(epoch)
-        done = (epoch - begin) * steps + step
-        self._tick(Status(schedule.stage(epoch), done, epochs * steps, epoch + 1, running))
-
-    def _teller(self, step: int, steps: int) -> Callable[[float], None]:
-        """What a step tells its share to."""
-        running = self.progress.running()
-        return lambda share: self._tell(step + share, steps, running)
-
-    def _validated(self, done: int, of: int, share: float) -> None:
-        """Show how much of the validation part is done, `share` of one more image included."""
-        steps = max(self.progress.step, 1)
-        running = self.progress.running() | {"validated": (done + share) / of}
-        self._tell(self.progress.step, steps, running)
 
     def _backward(
         self, cases: Sequence[Case], items: Sequence[Loaded], tell: Callable[[float], None]
@@ -309,7 +322,7 @@ class Trainer:
         self.method.eval()
         loaded = self._timed(self.loader.ahead([c] for c in cases))
         for done, (case, items) in enumerate(zip(cases, loaded, strict=True)):
-            tell = functools.partial(self._validated, done, len(cases))
+            tell = functools.partial(self._teller.validated, done, len(cases))
             tell(0.0)
             for _, item in self._readable([case], items):
                 batch = self._batch([item], augment="none", tell=tell)

@@ -18,6 +18,7 @@ from foveate.errors import OptionError
 from foveate.heatmaps import draw_heatmap
 from foveate.loading import CaseLoader
 from foveate.methods.base import Prediction
+from foveate.nn.streaming.base import NotLocal
 from foveate.plugins import find, names
 from foveate.schedule import TrainOptions
 from foveate.training import Trainer
@@ -27,6 +28,7 @@ METHODS = [name for name in names("methods") if 3 in find("methods", name).axes]
 ENCODERS = [
     name for name in names("encoders") if name != "timm" and find("encoders", name).axes == 3
 ]
+STREAMED = [name for name in ENCODERS if name != "slices"]
 SHAPES = ((40, 33, 14), (31, 50, 45))
 
 
@@ -82,7 +84,7 @@ def evaluate(model: Model, batch: Batch) -> Prediction:
 
 
 def test_what_there_is_for_volumes() -> None:
-    assert {"small3d", "resnet3d"} <= set(ENCODERS)
+    assert {"slices", "small3d", "resnet3d"} <= set(ENCODERS)
     assert {"streaming_cnn", "glimpse", "ips", "abmil"} <= set(METHODS)
     with pytest.raises(OptionError, match=r"tnet.*3 axes"):
         build("tnet")
@@ -146,7 +148,7 @@ def test_maps_have_the_size_that_the_encoder_says(encoder: str) -> None:
     assert net.pool(maps).shape == (1, net.dim)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", STREAMED)
 def test_streaming_a_volume_from_its_file_is_exact(encoder: str, batch: Batch) -> None:
     """Map and gradients of tiles read from the file equal those of the volume at once."""
     options = {"depth": 10} if encoder == "resnet3d" else {"width": 4}
@@ -167,3 +169,28 @@ def test_streaming_a_volume_from_its_file_is_exact(encoder: str, batch: Batch) -
     assert len(found[0]) == len(found[1]) > 4
     for tiled, plain in zip(*found, strict=True):
         assert float((tiled - plain).abs().max()) <= 1e-10 * float(plain.abs().max())
+
+
+def test_slices_are_not_streamed() -> None:
+    with pytest.raises(NotLocal):
+        build("streaming_cnn", "slices", {})
+
+
+@pytest.mark.parametrize("name", ["glimpse", "abmil", "downsampled"])
+def test_methods_take_slices(name: str, batch: Batch) -> None:
+    """Evidence is of the volume, and a training step reaches what is taught of the pictures."""
+    model = build(name, "slices", {"taught": 1})
+    prediction = evaluate(model, batch)
+    for item, evidence in zip(batch.items, prediction.evidence, strict=True):
+        assert evidence.weight.sum() == pytest.approx(1, abs=1e-4)
+        centre = evidence.origin_um + evidence.size_um / 2
+        extent = np.asarray(item.image.box_um.size)
+        assert (centre > -VIEW.patch_um).all()
+        assert (centre < extent + 16 * VIEW.glimpse_spacing_um).all()
+    model.method.train()
+    found = model.method(batch)
+    (found.logits.square().sum() + sum(found.losses.values())).backward()
+    encoder = model.method.encoder
+    assert any(
+        n.startswith("picture.") and p.grad is not None for n, p in encoder.named_parameters()
+    )

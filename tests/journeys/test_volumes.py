@@ -48,7 +48,7 @@ def test_from_volumes_to_pictures(volumes: Path, tmp_path: Path, foveate: Comman
     run = tmp_path / "run"
     trained = foveate("train", volumes, "--out", run, *RUN)
     assert trained.returncode == 2, trained.stderr  # one file cannot be read
-    assert "cubes of 64 voxels of 1.145 mm" in trained.stdout + trained.stderr
+    assert "cubes of 32 voxels of 1.145 mm" in trained.stdout + trained.stderr
     assert [row["image_id"] for row in read_rows(run / "quarantine.csv")] == ["head_15"]
     assert read_json(run / "plan.json")["view"]["axes"] == 3
     pictures = sorted((run / "heatmaps").glob("*.png"))

@@ -92,6 +92,90 @@ def test_a_few_voxels_on_even_ground_are_seen(tmp_path: Path) -> None:
     assert (pixels > 0).sum() == 1
 
 
+def test_a_structure_of_a_few_voxels_keeps_its_values(tmp_path: Path) -> None:
+    """A nearly empty volume: the 99.5th percentile of all voxels would be ground."""
+    values = np.zeros((40, 40, 40), np.float32)
+    values[10:16, 10:16, 10:16] = np.linspace(100, 900, 216).reshape(6, 6, 6)
+    assert np.percentile(values, 99.5) == 0
+    with open_image(written(tmp_path / "v.nii.gz", values)) as image:
+        pixels = whole(image)[:, ::-1, ::-1].transpose(2, 1, 0)
+    inside = pixels[10:16, 10:16, 10:16].ravel() / 65535
+    assert (pixels > 0).sum() == 216
+    np.testing.assert_allclose(inside[5:-5], np.linspace(100, 900, 216)[5:-5] / 900, atol=0.01)
+
+
+@pytest.mark.parametrize("share", [0.003, 0.02, 0.6])
+def test_a_mask_is_black_and_white(tmp_path: Path, share: float) -> None:
+    mask = np.random.default_rng(0).random((40, 40, 40)) < share
+    with open_image(written(tmp_path / "v.nii.gz", mask.astype(np.uint8) * 255)) as image:
+        pixels = whole(image)
+    assert set(np.unique(pixels)) == {0, 65535}
+    assert (pixels > 0).sum() == mask.sum()
+
+
+def test_labels_stay_apart(tmp_path: Path) -> None:
+    """A rare second label is no brighter than the first to a percentile, but to the eye."""
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[:20] = 1
+    labels[3, 3, 3:9] = 2
+    with open_image(written(tmp_path / "v.nii.gz", labels)) as image:
+        assert {*map(int, np.unique(whole(image)))} == {0, 32768, 65535}
+
+
+def chest(rng: np.random.Generator, tissue: float) -> np.ndarray:
+    """Hounsfield units: air, a body of soft tissue with lung and bone in it, padding outside."""
+    values = rng.normal(-1000, 10, (40, 40, 40))
+    values[8:32, 8:32] = rng.normal(tissue, 10, (24, 24, 40))
+    values[12:18, 12:26] = rng.normal(-800, 40, (6, 14, 40))
+    values[26:29, 18:21] = 700
+    values[:2] = -3024
+    return values.round().astype(np.int16)
+
+
+def test_ct_keeps_hounsfield_units(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same tissue is as bright in every file, whatever else is in it."""
+    rng, found = np.random.default_rng(0), []
+    for i, (tissue, metal) in enumerate([(30, False), (30, True), (90, False)]):
+        values = chest(rng, tissue)
+        if metal:
+            values[30, 10:31] = 8000
+        with (
+            caplog.at_level(logging.INFO, "foveate"),
+            open_image(written(tmp_path / f"{i}.nii.gz", values)) as image,
+        ):
+            pixels = whole(image)[:, ::-1, ::-1].transpose(2, 1, 0) / 65535
+        assert "Hounsfield" in caplog.text
+        caplog.clear()
+        found.append(pixels[20:25, 20:30].mean())
+        assert pixels[:2].max() == 0  # padding is no darker than air can be
+        assert pixels[3:7].mean() < pixels[13:17, 13:25].mean() < 0.25 < pixels[20, 20].mean()
+        assert pixels[27, 19].mean() == pytest.approx(0.75 + 0.25 * 460 / 2831, abs=1e-3)
+    # From -160 to 240 a unit is an 800th of the scale.
+    assert found[0] == pytest.approx(0.25 + 190 / 800, abs=2e-3)
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
+    assert found[2] - found[0] == pytest.approx(60 / 800, abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["phase", "narrow phase", "scores", "shifted"])
+def test_what_only_looks_like_ct_is_not_read_as_it(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    values = {
+        "phase": rng.integers(-4096, 4096, (30, 30, 30)),
+        "narrow phase": rng.integers(-1000, 1000, (30, 30, 30)),
+        "scores": rng.normal(0, 300, (30, 30, 30)),
+        "shifted": chest(rng, 30) + 1024,
+    }[kind].astype(np.float32)
+    with (
+        caplog.at_level(logging.INFO, "foveate"),
+        open_image(written(tmp_path / "v.nii.gz", values)) as image,
+    ):
+        pixels = whole(image)
+    assert "Hounsfield" not in caplog.text
+    assert pixels.max() == 65535
+
+
 def test_what_is_no_number_is_black_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,3 +37,17 @@ def test_pictures_as_they_are_keep_their_own_resolution() -> None:
     assert view.spacing_um == 1.0
     slides = [ImageFacts((9000, 9000), (s, s), "um", "slide", "test") for s in (0.25, 0.5, 0.5)]
     assert choose_view(slides, ViewOptions()).spacing_um == 0.5
+
+
+def test_volumes_have_small_cubes_and_a_glimpse_no_finer_than_they_are() -> None:
+    """A cube costs the third power of its side."""
+
+    def volume(*shape: int, um: float) -> ImageFacts:
+        return ImageFacts(shape, (um,) * 3, "um", "volume", "test")
+
+    small = choose_view([volume(35, 50, 36, um=1000.0)], ViewOptions())
+    assert (small.axes, small.patch_px, small.patch_um) == (3, 32, 32000.0)
+    assert small.glimpse_spacing_um == small.spacing_um == 1000.0
+    large = choose_view([volume(300, 480, 480, um=800.0)], ViewOptions())
+    assert large.spacing_um == 800.0
+    assert large.glimpse_spacing_um == pytest.approx(4000.0)

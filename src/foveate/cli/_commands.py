@@ -22,6 +22,7 @@ from foveate.cli._words import (
 from foveate.errors import OptionError
 
 if TYPE_CHECKING:
+    from foveate.demo import DemoOutcome
     from foveate.experiment import Outcome
 
 
@@ -46,18 +47,51 @@ The same command continues a run that was stopped. Every key of config.yaml is a
 def demo(out: Path, seed: int, slides: int | None) -> int:
     """Write a synthetic gigapixel cohort, train on it, and report, in minutes on a CPU.
 
-    What decides is visible at full resolution only: `glimpse` finds it, `downsampled` cannot.
+    What decides is visible at full resolution only: `glimpse` finds it, `downsampled` cannot. The
+    demo checks that, and ends with exit code 1 where it did not come true.
     """
     from foveate.demo import run_demo
     from foveate.terminal import Terminal
 
     with Terminal() as terminal:
-        outcome = run_demo(out, terminal, seed=seed, n_slides=slides)
+        ended = run_demo(out, terminal, seed=seed, n_slides=slides)
+    outcome = ended.glimpse
     _show_scores(outcome.metrics)
-    click.echo(f"compared: {out / 'downsampled' / 'report.html'} (the whole slide shrunk)")
+    _say_promises(ended)
+    click.echo(f"compared: {ended.downsampled.folder / 'report.html'} (the whole slide shrunk)")
     _say_next(outcome, outcome.folder / "report.html")
     click.echo(f"          foveate train {out / 'cohort' / 'labels.csv'} --method abmil --out mine")
+    if ended.broken:
+        _say_what_to_do(ended, seed)
+        return USER_ERROR
     return PARTIAL if outcome.n_quarantined else OK
+
+
+def _say_promises(ended: DemoOutcome) -> None:
+    from foveate.demo import ENFORCED_FROM
+
+    click.echo("\npromised:")
+    for promise in ended.promises:
+        click.echo(f"  {'kept    ' if promise.kept else 'NOT KEPT'}  {promise.promised}")
+        click.echo(f"            came: {promise.came}")
+    if not ended.enforced:
+        click.echo(f"  (with fewer than {ENFORCED_FROM} slides these are told, not enforced)")
+    click.echo("")
+
+
+def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
+    click.echo("\nerror: the demo did not keep its promise.", err=True)
+    for promise in ended.broken:
+        click.echo(f"  promised: {promise.promised}\n  came:     {promise.came}", err=True)
+    page = ended.glimpse.folder / "report.html"
+    other = ended.glimpse.folder.parent.with_name(f"foveate-demo-{seed + 1}")
+    click.echo(
+        f"what to do: `foveate doctor` says whether the installation is healthy; {page} shows "
+        "under Training whether the loss fell, and in its heatmaps where the model looked. This "
+        f"was seed {seed}; another draw: foveate demo --seed {seed + 1} --out {other}. Please "
+        "report it, with the seed, what doctor says, and that page.",
+        err=True,
+    )
 
 
 @click.command(
@@ -69,7 +103,8 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
 @click.option("--method", help="See `foveate methods`.  [default: glimpse]")
 @click.option(
     "--encoder",
-    help="'small', or any network of timm; of volumes 'small3d', 'resnet3d'.  [default: resnet18]",
+    help="lite0, small, any network of timm; of volumes slices, small3d, resnet3d.  "
+    "[default: lite0, of volumes slices; ImageNet weights aboard]",
 )
 @click.option("--task", help="binary, multiclass or auto.  [default: auto]")
 @click.option("--path", "column", help="Column of the images' paths, where the guess is wrong.")

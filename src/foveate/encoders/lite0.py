@@ -79,8 +79,9 @@ class Lite0Encoder(ProjectedEncoder):
         self.last = nn.Sequential(whole.conv_head, whole.bn2)
         _fix_padding(self)
         self.strides, self.map_dims = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
-        # Where a stride of 2 shrinks, kernels look one pixel further behind than before.
-        self.map_centres = (1.5, 3.5, 7.5, 15.5, 31.5)
+        # What a cell may see is centred a stride behind its corner; what the trained network sees
+        # there, by its gradient and by its answers to blobs, in the middle of the cell.
+        self.map_centres = tuple(stride / 2 for stride in self.strides)
         self.dim = dim
         self.feature_groups = (sum(self.map_dims), sum(self.map_dims), 1280)
         self.mixed = Projection(sum(self.feature_groups), dim)

@@ -24,10 +24,17 @@ from foveate.resample import Pixels
 
 log = logging.getLogger("foveate")
 
+Floats32 = NDArray[np.float32]
+_Scale = tuple[tuple[float, ...], tuple[float, ...]]
+"""Values, rising, and the grey of each, 0 to 1."""
+
 _GZIP = b"\x1f\x8b"
 _UM = {"micron": 1.0, "mm": 1e3, "meter": 1e6, "unknown": 1e3}
 _BELIEVED_UM = (1.0, 1e5)
 _PERCENTILES = (0.5, 99.5)
+_FEW_VALUES = 32
+_GREY_OF_HU = ((-1024.0, -160.0, 240.0, 3071.0), (0.0, 0.25, 0.75, 1.0))
+"""Hounsfield units and their grey, straight between them: half the scale is soft tissue."""
 _SAMPLED = 1 << 20
 _TOP = 65535
 _KEPT_BYTES = 1 << 30
@@ -41,10 +48,18 @@ class NiftiReader(AbstractReader):
     """One volume, axes ``z, y, x``, grey, 16 bits.
 
     Axes are laid as ITK and DICOM lay them, whatever the order in the file: x runs to the left of
-    the patient, y to the back, z to the head. Values have no common unit between files (MR has
-    none at all), so the 0.5th percentile of a volume becomes black and the 99.5th white, from about
-    a million of its voxels; what lies beyond is clipped. Voxels that are no finite numbers are
-    black, and the log says so.
+    the patient, y to the back, z to the head. What becomes black and what white is settled from
+    about a million voxels of each volume:
+
+    - CT in Hounsfield units has one scale for all files, from -1024 to 3071, half of it for soft
+      tissue (-160 to 240), so that a value means the same everywhere. It is known by its values:
+      air or lung, and soft tissue around 0. The log says so. Crops without air are not known.
+    - Masks and label maps, of at most 32 different values: the least is black, the largest white.
+    - All others (MR has no unit): the 0.5th percentile is black, the 99.5th white, and what lies
+      beyond is clipped. A value that fills half of the volume or more is ground: percentiles are
+      of the rest, and the ground stays on the scale, however little there is on it.
+
+    Voxels that are no finite numbers are black, and the log says so.
 
     Volumes are decoded once and kept, up to a gigabyte of them; larger ones are read region by
     region, for which the file must not be packed.
@@ -74,7 +89,7 @@ class NiftiReader(AbstractReader):
         self.spacing_um = self._file.spacing_um
         self.reader = f"nibabel {nibabel.__version__}"
         self._lock, self._key = threading.Lock(), object()
-        self._window: tuple[float, float] | None = None
+        self._scale: _Scale | None = None
         self._closed = self._warned = False
 
     @classmethod
@@ -136,28 +151,29 @@ class NiftiReader(AbstractReader):
         self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]
     ) -> Pixels:
         """A region ``(*size, 1)`` of what is stored, laid and scaled."""
-        if self._window is None:
-            self._window = self._percentiles(stored)
+        if self._scale is None:
+            self._scale = self._settled(stored)
         values = self._file.laid(stored, origin, size)
-        low, high = self._window
         known = np.isfinite(values)
         if not known.all():
             self._warn()
-            values = np.where(known, values, low)
-        share = np.clip((values - np.float32(low)) / np.float32(max(high - low, 1e-30)), 0, 1)
+            values = np.where(known, values, self._scale[0][0])
+        share = np.interp(values, *self._scale)
         return np.asarray(np.rint(share * _TOP).astype(np.uint16)[..., None])
 
-    def _percentiles(self, stored: NDArray[Any]) -> tuple[float, float]:
-        """What becomes black and what white."""
+    def _settled(self, stored: NDArray[Any]) -> _Scale:
+        """Which value has which grey, from a sample of the voxels."""
         step = max(1, math.ceil((stored.size / _SAMPLED) ** (1 / 3)))
         values = self._file.scaled(stored[::step, ::step, ::step])
         values = values[np.isfinite(values)]
         if not values.size:
             raise UnreadableImage(f"{self.path}: holds no finite number")
-        low, high = np.percentile(values, _PERCENTILES)
-        if low == high:  # a few voxels on even ground
-            low, high = values.min(), values.max()
-        return float(low), float(high)
+        if _in_hounsfield_units(values):
+            log.info("%s: read as CT, in Hounsfield units", self.path)
+            return _GREY_OF_HU
+        low, high = _window(values)
+        # Of an even volume all is black.
+        return (low, max(high, float(np.nextafter(np.float32(low), np.float32(np.inf))))), (0, 1)
 
     def _warn(self) -> None:
         if not self._warned:
@@ -169,6 +185,30 @@ class NiftiReader(AbstractReader):
         with self._lock:
             self._closed = True
             _kept.drop_where(self._key)
+
+
+def _in_hounsfield_units(values: Floats32) -> bool:
+    """Whether there is air or lung, soft tissue, and little else.
+
+    What is below air pads round fields of view and says nothing.
+    """
+    inside = values[values >= -1100]
+    airy, soft = (inside <= -500).sum(), (np.abs(inside) <= 150).sum()
+    return bool(min(airy, soft) >= 0.01 * values.size and airy + soft >= 0.6 * inside.size)
+
+
+def _window(values: Floats32) -> tuple[float, float]:
+    """What becomes black and what white."""
+    if len(np.unique(values)) <= _FEW_VALUES:
+        return float(values.min()), float(values.max())
+    ground = np.median(values)
+    rest = values[values != ground]
+    if 2 * rest.size > values.size:
+        low, high = np.percentile(values, _PERCENTILES)
+    else:
+        low, high = np.percentile(rest, _PERCENTILES)
+        low, high = min(low, ground), max(high, ground)
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -197,9 +237,7 @@ class _Stored:
         """The byte behind the array."""
         return self.begin + math.prod(self.shape) * self.dtype.itemsize
 
-    def laid(
-        self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]
-    ) -> NDArray[np.float32]:
+    def laid(self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]) -> Floats32:
         """Values of a region, ``z, y, x``."""
         cut = [slice(None)] * 3
         for axis, turned, o, n in zip(self.axes, self.turned, origin, size, strict=True):
@@ -208,9 +246,9 @@ class _Stored:
         way = tuple(slice(None, None, -1 if turned else 1) for turned in self.turned)
         return self.scaled(stored[tuple(cut)].transpose(self.axes)[way])
 
-    def scaled(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+    def scaled(self, stored: NDArray[Any]) -> Floats32:
         """Values of stored numbers."""
-        values: NDArray[np.float32] = stored.astype(np.float32)
+        values: Floats32 = stored.astype(np.float32)
         if (self.slope, self.offset) != (1.0, 0.0):
             values = values * np.float32(self.slope) + np.float32(self.offset)
         return values

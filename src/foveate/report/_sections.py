@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from foveate.notice import duration
 from foveate.report._words import (
     MEANING,
     SMALL_IS_GOOD,
     counted,
     decimals,
-    duration,
     meaning,
     memory,
     percent,

@@ -31,23 +31,6 @@ def decimals(value: Any, places: int = 3) -> str:
     return f"{value:.{places}f}" if isinstance(value, int | float) else "–"
 
 
-def duration(seconds: float | None) -> str:
-    """``15 ms``, ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    if seconds is None:
-        return "–"
-    if seconds < 0.1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def memory(mib: float | None) -> str:
     """``812 MiB`` or ``3.4 GiB``."""
     if mib is None:
