@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +30,8 @@ from foveate.image import AbstractImage, Respaced, fitted
 from foveate.readers import open_image
 
 READER_THREADS = 4
+
+Group = TypeVar("Group")
 _MAX_OPEN = 64
 _SIDES_PX = {2: (224, 512), 3: (32, 96)}
 """By the axes of an image: of patches, and of the long side of a glimpse."""
@@ -333,6 +337,18 @@ def _places_um(case: Case, image: AbstractImage) -> Floats | None:
         )
     found: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
     return found
+
+
+def timed(groups: Iterator[Group], waited: Callable[[float], None]) -> Iterator[Group]:
+    """Pass groups on, and tell for how many seconds each was waited for."""
+    while True:
+        begun = time.perf_counter()
+        try:
+            found = next(groups)
+        except StopIteration:
+            return
+        waited(time.perf_counter() - begun)
+        yield found
 
 
 def _other_unit(case: Case, view: View) -> str:

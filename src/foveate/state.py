@@ -221,39 +221,31 @@ class Checkpoints:
             progress.best_score, progress.best_epoch = score, epoch
             write_tensors(self.best, weights, note)
 
+    def save(
+        self, optimizer: torch.optim.Optimizer, progress: Progress, average: WeightAverage
+    ) -> None:
+        """Weights, their average, optimiser and progress in one file, whole or not at all."""
+        tensors = {f"method.{k}": v for k, v in self._method.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in average.weights.items()}
+        note = asdict(progress) | {"averaged_updates": average.updates}
+        write_tensors(self.latest, tensors | optimizer_tensors(optimizer), note)
 
-def save_state(
-    path: Path,
-    method: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    average: WeightAverage,
-) -> None:
-    """Weights, their average, optimiser and progress in one file, whole or not at all."""
-    tensors = {f"method.{k}": v for k, v in method.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.weights.items()}
-    note = asdict(progress) | {"averaged_updates": average.updates}
-    write_tensors(path, tensors | optimizer_tensors(optimizer), note)
+    def load(self, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Progress:
+        """Put back what `save` wrote.
 
-
-def load_state(
-    path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage
-) -> Progress:
-    """Put back what `save_state` wrote.
-
-    Raises:
-        CheckpointError: the file is damaged or belongs to another model.
-    """
-    tensors, note = read_tensors(path)
-    try:
-        method.load_state_dict(_under("method.", tensors))
-        restore_optimizer(optimizer, tensors)
-        average.weights = _under("average.", tensors)
-        average.updates = int(note.pop("averaged_updates"))
-        return Progress(**note)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path} does not fit this run: {reason}") from error
+        Raises:
+            CheckpointError: the file is damaged or belongs to another model.
+        """
+        tensors, note = read_tensors(self.latest)
+        try:
+            self._method.load_state_dict(_under("method.", tensors))
+            restore_optimizer(optimizer, tensors)
+            average.weights = _under("average.", tensors)
+            average.updates = int(note.pop("averaged_updates"))
+            return Progress(**note)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{self.latest} does not fit this run: {reason}") from error
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from foveate.checkpoint import Model, read_tensors
 from foveate.errors import FoveateError, NotFinite, TrainingError
 from foveate.features import FeatureStore
 from foveate.frozen_start import settle_start
-from foveate.loading import CaseLoader
+from foveate.loading import CaseLoader, timed
 from foveate.memory import peak_memory_mib
 from foveate.methods.base import further_loss
 from foveate.notice import Teller, at_chance, expectation
@@ -45,8 +45,6 @@ from foveate.state import (
     Tick,
     WeightAverage,
     as_csv,
-    load_state,
-    save_state,
 )
 
 log = logging.getLogger("foveate")
@@ -111,9 +109,7 @@ class Trainer:
             CheckpointError: the stored state does not fit.
         """
         if self.checkpoints.latest.is_file():
-            self.progress = load_state(
-                self.checkpoints.latest, self.model.method, self.optimizer, self.average
-            )
+            self.progress = self.checkpoints.load(self.optimizer, self.average)
             log.info("resumed at epoch %d step %d", self.progress.epoch + 1, self.progress.step)
         self._chance = self.model.task.chance_loss(self._targets(train).cpu())
         self.schedule = settle_schedule(
@@ -234,7 +230,7 @@ class Trainer:
         size = self.schedule.batch(progress.epoch)
         groups = epoch_groups(usable, size, seed=options.seed, epoch=progress.epoch)
         saved = time.monotonic()
-        loaded = self._timed(self.loader.ahead(groups[progress.step :]))
+        loaded = timed(self.loader.ahead(groups[progress.step :]), self._waited)
         for step, items in enumerate(loaded, progress.step):
             begun = time.perf_counter()
             torch.manual_seed(step_seed(options.seed, progress.epoch, step))
@@ -320,7 +316,7 @@ class Trainer:
         """
         logits, kept = [], []
         self.method.eval()
-        loaded = self._timed(self.loader.ahead([c] for c in cases))
+        loaded = timed(self.loader.ahead([c] for c in cases), self._waited)
         for done, (case, items) in enumerate(zip(cases, loaded, strict=True)):
             tell = functools.partial(self._teller.validated, done, len(cases))
             tell(0.0)
@@ -353,20 +349,10 @@ class Trainer:
     def _save(self) -> None:
         if self._kept is not None:
             self._kept.save()
-        save_state(
-            self.checkpoints.latest, self.model.method, self.optimizer, self.progress, self.average
-        )
+        self.checkpoints.save(self.optimizer, self.progress, self.average)
 
-    def _timed(self, groups: Iterator[list[Loaded]]) -> Iterator[list[Loaded]]:
-        """Pass groups on and count how long each was waited for as reading."""
-        while True:
-            begun = time.perf_counter()
-            found = next(groups, None)
-            if found is None:
-                return
-            waited = time.perf_counter() - begun
-            self.progress.add(seconds=waited, seconds_reading=waited)
-            yield found
+    def _waited(self, seconds: float) -> None:
+        self.progress.add(seconds=seconds, seconds_reading=seconds)
 
     def _batch(
         self,

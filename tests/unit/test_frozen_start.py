@@ -197,7 +197,9 @@ def stop_at(stage: str, n: int) -> Callable[[Status], None]:
     return tick
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
+)
 def test_stopped_in_each_stage_it_ends_with_the_same_weights(
     precision: str,
     run: Run,

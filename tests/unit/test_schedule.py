@@ -23,7 +23,7 @@ from foveate.schedule import (
     parameter_groups,
     settle_schedule,
 )
-from foveate.state import Checkpoints, Progress, WeightAverage, load_state, save_state
+from foveate.state import Checkpoints, Progress, WeightAverage
 from foveate.tasks.binary import BinaryTask
 
 TWO = Schedule(
@@ -237,12 +237,12 @@ def test_the_average_is_stored_with_the_state(tmp_path: Path) -> None:
     optimizer.step()
     average.update(10.0)
     progress = Progress(epoch=3, stage="frozen start", corrections={"a": [0.5, -1.0]})
-    save_state(tmp_path / "latest.safetensors", method, optimizer, progress, average)
+    Checkpoints(tmp_path, method).save(optimizer, progress, average)
 
     other = nn.Linear(3, 2)
     again = WeightAverage(other)
     moments = torch.optim.AdamW(other.parameters())
-    found = load_state(tmp_path / "latest.safetensors", other, moments, again)
+    found = Checkpoints(tmp_path, other).load(moments, again)
     assert found == progress
     assert again.updates == 1
     for name, value in average.weights.items():
