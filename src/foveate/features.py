@@ -45,7 +45,7 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: Path | None, *, memory_bytes: int = 1 << 30, disk_bytes: int = 20 << 30
+        self, folder: Path | None, *, memory_bytes: int = 1 << 29, disk_bytes: int = 20 << 30
     ) -> None:
         self._folder, self._memory_bytes, self._disk_bytes = folder, memory_bytes, disk_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()

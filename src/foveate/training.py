@@ -25,7 +25,7 @@ from foveate.errors import FoveateError, NotFinite, TrainingError
 from foveate.features import FeatureStore
 from foveate.frozen_start import settle_start
 from foveate.loading import CaseLoader, timed
-from foveate.memory import peak_memory_mib
+from foveate.memory import give_back, peak_memory_mib
 from foveate.methods.base import further_loss
 from foveate.notice import Teller, at_chance, expectation
 from foveate.runtime import build_fabric
@@ -160,37 +160,38 @@ class Trainer:
             return
         self.progress.stage = stage
         self.optimizer.state.clear()
+        give_back()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
             self.average.begin()
-        if self.pretrained:
-            self._expect(train)
+        if self.pretrained and self.progress.epoch < self.schedule.total_epochs:
+            self._expect(train, val)
 
-    def _expect(self, train: Sequence[Case]) -> None:
+    def _expect(self, train: Sequence[Case], val: Sequence[Case]) -> None:
         """Say what the stage will take, from one batch taken twice; nothing is learnt from it.
 
         What the first time takes longer is reading, which kept features spare all later epochs.
         """
-        epoch, seed = self.progress.epoch, self.options.seed
+        epoch, seed, times = self.progress.epoch, self.options.seed, []
         epochs = self.schedule.span(epoch)[1]
         groups = epoch_groups(train, self.schedule.batch(epoch), seed=seed, epoch=epoch)
-        if not groups or not epochs:
-            return
-        seconds = []
-        self.method.train()
         for _ in range(2):
             torch.manual_seed(step_seed(seed, epoch, 0))
             begun = time.perf_counter()
+            self.method.train()
             for items in self.loader.ahead(groups[:1]):
                 self._backward(groups[0], items, lambda _: None)
-            seconds.append(time.perf_counter() - begun)
+            stepped = time.perf_counter()
+            self.answer(val[:1])
+            times.append((stepped - begun, time.perf_counter() - stepped))
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.sums = {}
-        more = max(seconds[0] - seconds[1], 0.0) if self._store is not None else 0.0
-        total = (epochs * seconds[1] + more) * len(groups)
-        stage = self.schedule.stage(epoch)
-        self._say(expectation(stage, epochs, len(groups), seconds[1], total))
+        (first, first_answer), (step, answer) = times
+        total = epochs * (step * len(groups) + answer * len(val))
+        if self._store is not None:
+            total += (first - step) * len(groups) + (first_answer - answer) * len(val)
+        self._say(expectation(self.schedule.stage(epoch), epochs, len(groups), step, total))
 
     def _let_learn(self, learn: bool) -> None:
         """Let gradients reach the pretrained part of the encoder, as far as it is to be taught."""

@@ -63,6 +63,8 @@ def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, se
     write_csv(folder / "predictions_oof.csv", rows)
     _write_small_files(folder, folds, classes, ids, patients)
     scores = score_all(prob, target, patients, predicted=predicted, n_boot=60)
+    change = {"auroc": {"value": 0.0312, "lo": 0.004, "hi": 0.0587},
+              "log_loss": {"value": 0.021, "lo": -0.01, "hi": 0.05}}  # fmt: skip
     write_json(
         folder / "metrics.json",
         {
@@ -72,6 +74,8 @@ def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, se
             "metrics": {name: vars(score) for name, score in scores.items()},
             "confusion": confusion(predicted, target, k).tolist(),
             "calibration": calibration_bins(prob, target),
+            "frozen": {"auroc": {"value": 0.8765, "lo": 0.71, "hi": 0.951}},
+            "gain": change,
         },
     )
     for fold in range(folds):
@@ -79,7 +83,7 @@ def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, se
         own = [row for row in rows if row["fold"] == fold]
         write_csv(folder / f"fold_{fold}" / "predictions.csv", own)
         card = {"method": "glimpse", "task": "binary" if k == 2 else "multiclass"}
-        provenance = {"threshold": 0.4321 if k == 2 else None}
+        provenance = {"threshold": 0.4321 if k == 2 else None, "temperature": 1.37 + fold}
         write_json(
             folder / f"fold_{fold}" / "model" / "model.json",
             {**card, "classes": list(classes), "provenance": provenance},
@@ -333,6 +337,27 @@ def test_page_says_which_models_answer(tmp_path):
     assert "one model, refitted on all 60 images after the folds (1 min 15 s)" in said
     (run / "fold_1" / "model" / "model.json").unlink()
     assert "the model of fold_1 is missing" in page_of(run).said()
+
+
+def test_frozen_start_stands_beside_the_run(tmp_path):
+    run = handmade_run(tmp_path / "run", folds=2)
+    (run / "baseline.json").unlink()
+    said = page_of(run).said()
+    assert "glimpse, frozen start 0.876 0.710 to 0.951" in said
+    assert "AUROC +0.031 (95 % interval +0.004 to +0.059): clearly better" in said
+    assert "log loss +0.021 (95 % interval -0.010 to +0.050): no clear change" in said
+    assert "a temperature of 1.37, 2.37 (one per fold)" in said
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["gain"]["log_loss"]["lo"] = 0.001
+    write_json(run / "metrics.json", metrics)
+    assert "+0.050): clearly worse" in page_of(run).said()
+
+    metrics["frozen"], metrics["gain"] = "?", {"auroc": {"value": None}, "log_loss": 3}
+    write_json(run / "metrics.json", metrics)
+    said = page_of(run).said()
+    assert "frozen start" not in said
+    assert "changed" not in said
 
 
 def test_page_of_several_classes_and_folds(tmp_path):

@@ -60,6 +60,8 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "confusion": sections.confusion(run),
         "flow": sections.patient_flow(run),
         "comparison": sections.comparison(run),
+        "gain": sections.gain(run),
+        "temperatures": sections.temperatures(run),
         "localisation": sections.localisation(run),
         "figures": _draw(run, found),
         "heatmaps": gallery(run.folder / "heatmaps", run.heatmaps),

@@ -25,9 +25,9 @@ _PARTS = ("train", "val", "test")
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
-def scores_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The scores that are stored properly, by name."""
-    stored = metrics.get("metrics")
+def scores_of(metrics: Mapping[str, Any], part: str = "metrics") -> dict[str, dict[str, Any]]:
+    """The scores that are stored properly under this key, by name."""
+    stored = metrics.get(part)
     found = stored.items() if isinstance(stored, Mapping) else ()
     return {str(name): score for name, score in found if isinstance(score, dict)}
 
@@ -164,7 +164,16 @@ def confusion(run: RunFiles) -> dict[str, Any] | None:
 
 def thresholds(run: RunFiles) -> list[float]:
     """Operating points, one per fold that stored one."""
-    found = (number(fold.model.get("provenance") or {}, "threshold") for fold in run.folds)
+    return _settled(run, "threshold")
+
+
+def temperatures(run: RunFiles) -> list[float]:
+    """What logits were divided by, one per fold that stored one."""
+    return _settled(run, "temperature")
+
+
+def _settled(run: RunFiles, key: str) -> list[float]:
+    found = (number(fold.model.get("provenance") or {}, key) for fold in run.folds)
     return [value for value in found if value is not None]
 
 
@@ -205,12 +214,17 @@ def patient_flow(run: RunFiles) -> dict[str, Any]:
 
 
 def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
-    """This run beside those in ``baseline.json``; None when there are none."""
-    if not run.baseline:
+    """This run, its frozen start and the runs in ``baseline.json``; None when it stands alone."""
+    start = scores_of(run.metrics, "frozen")
+    if not run.baseline and not start:
         return None
-    own = {"method": run.config.get("method", "this run"), "metrics": scores_of(run.metrics)}
+    name = str(run.config.get("method", "this run"))
+    own = {"method": name, "metrics": scores_of(run.metrics)}
+    entries = [{**run.cost, **own}]
+    if start:
+        entries.append({"method": f"{name}, frozen start", "metrics": start})
     rows = []
-    for k, entry in enumerate([{**run.cost, **own}, *run.baseline]):
+    for k, entry in enumerate([*entries, *run.baseline]):
         scores = scores_of(entry)
         auroc = scores.get("auroc", {})
         value, lo, hi = (number(auroc, key) for key in ("value", "lo", "hi"))
@@ -229,6 +243,22 @@ def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
             }
         )
     return rows
+
+
+def gain(run: RunFiles) -> list[str]:
+    """What training end to end changed beyond the frozen start, a sentence for each score."""
+    said = []
+    for name, change in scores_of(run.metrics, "gain").items():
+        value, lo, hi = (number(change, key) for key in ("value", "lo", "hi"))
+        if value is None or lo is None or hi is None:
+            continue
+        clear = "no clear change"
+        if lo > 0 or hi < 0:
+            clear = "clearly worse" if (lo > 0) == (name in SMALL_IS_GOOD) else "clearly better"
+        said.append(
+            f"{meaning(name)[0]} {value:+.3f} (95 % interval {lo:+.3f} to {hi:+.3f}): {clear}"
+        )
+    return said
 
 
 def localisation(run: RunFiles) -> dict[str, Any] | None:
