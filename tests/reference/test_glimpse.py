@@ -149,10 +149,12 @@ def test_what_only_both_together_tell_is_learnt(tiny_cohort: Path) -> None:
     optimizer = torch.optim.AdamW(method.related.parameters(), lr=3e-3)
     with _batch(tiny_cohort, order=(0,) * 4) as batch:
         with torch.no_grad():
-            _, shown = _parts(method, batch)
+            _, drawn = _parts(method, batch)
+        regions = drawn.regions[:1] * 4  # else where patches lie would tell images apart
         whole = kinds[0, [0, 1, 0, 1]]
-        patches = kinds[1, [0, 0, 1, 1]].unsqueeze(1).expand(-1, shown.known.shape[1], -1)
-        tokens = replace(shown, tokens=patches)
+        patches = kinds[1, [0, 0, 1, 1]].unsqueeze(1).expand(-1, len(regions[0]), -1)
+        every = torch.ones(4, len(regions[0]), dtype=torch.bool)
+        tokens = _Tokens(patches, every, every, regions)
         for _ in range(200):
             noise = 0.1 * torch.randn_like(patches)
             f = method._aggregate(batch, whole, replace(tokens, tokens=patches + noise))[0]
