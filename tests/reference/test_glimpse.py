@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from foveate.batch import Batch, View
 from foveate.cases import read_cases
+from foveate.encoders.lite0 import Lite0Encoder
 from foveate.encoders.small import SmallEncoder
+from foveate.features import FeatureStore
+from foveate.frozen_start import settle_start
 from foveate.loading import CaseLoader
+from foveate.methods._bag import embed_patches, pad_rows, padding_mask
 from foveate.methods.base import Prediction
-from foveate.methods.glimpse import Glimpse
+from foveate.methods.downsampled import Downsampled
+from foveate.methods.glimpse import Glimpse, _Tokens
 from foveate.nn.heads import Head
+from foveate.tasks.binary import BinaryTask
 
 HEADS = (
     Head("most", 2, True, "count"),
     Head("grade", 3, True, "sum"),
     Head("findings", 2, False, "max"),
 )
+Build = Callable[[Sequence[int]], Batch]
 VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 
@@ -100,6 +109,118 @@ def test_what_teaches_where_to_look_weighs_as_much_as_asked(tiny_cohort: Path) -
     assert [weight for _, weight in found] == [1.0, 0.25]
 
 
+# -- the glimpse beside the patches ----------------------------------------------------------------
+
+
+def interaction(f: Tensor) -> Tensor:
+    """What no sum of glimpse and patches gives, of ``(4, k)`` answers, in shares of their spread.
+
+    Of two glimpses o and two sets of patches p: f(o, p) - f(o', p) - f(o, p') + f(o', p').
+    """
+    return (f[0] - f[1] - f[2] + f[3]).abs() / f.std(0, correction=0)
+
+
+def test_what_patches_mean_depends_on_the_glimpse(tiny_cohort: Path) -> None:
+    """At the start, with default settings: glimpses and patches of two slides, each with each."""
+    torch.manual_seed(0)
+    method = Glimpse(encoder=Lite0Encoder(), heads=HEADS).eval()
+    with _batches(tiny_cohort) as build, torch.inference_mode():
+        looks = build(range(8)).look(method.encoder)
+        settled = torch.cat([look.features for look in looks])
+        method.encoder.mixed.standardise.settle(settled)
+        batch = build((0, 0, 1, 1))
+        whole, tokens = _parts(method, batch)
+        f = method._aggregate(batch, whole[[0, 2, 0, 2]], tokens)[0]
+    assert (f.std(0, correction=0) > 1e-4).all()
+    assert (interaction(f) > 1e-3).all()
+
+
+def test_what_only_both_together_tell_is_learnt(tiny_cohort: Path) -> None:
+    """Yes where the glimpse is of one kind and the patches of the other, and the other way round.
+
+    Neither tells anything on its own: whoever adds up what both say stays at ln 2.
+    """
+    torch.manual_seed(0)
+    heads = (Head("unlike", 1, False, "max"),)
+    method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=heads, dropout=0.0)
+    method.glimpse_dropout = 0.0
+    kinds = torch.randn(2, 2, 16)
+    target = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    optimizer = torch.optim.AdamW(method.related.parameters(), lr=3e-3)
+    with _batch(tiny_cohort, order=(0,) * 4) as batch:
+        with torch.no_grad():
+            _, drawn = _parts(method, batch)
+        regions = drawn.regions[:1] * 4  # else where patches lie would tell images apart
+        whole = kinds[0, [0, 1, 0, 1]]
+        patches = kinds[1, [0, 0, 1, 1]].unsqueeze(1).expand(-1, len(regions[0]), -1)
+        every = torch.ones(4, len(regions[0]), dtype=torch.bool)
+        tokens = _Tokens(patches, every, every, regions)
+        for _ in range(200):
+            noise = 0.1 * torch.randn_like(patches)
+            f = method._aggregate(batch, whole, replace(tokens, tokens=patches + noise))[0]
+            loss = functional.binary_cross_entropy_with_logits(f[:, 0], target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.inference_mode():
+            f = method.eval()._aggregate(batch, whole, tokens)[0]
+    assert functional.binary_cross_entropy_with_logits(f[:, 0], target) < 0.3
+    assert (interaction(f) > 1.0).all()
+
+
+def test_a_hidden_glimpse_says_nothing(tiny_cohort: Path) -> None:
+    """In training it is hidden now and then; patches then answer without it."""
+    torch.manual_seed(0)
+    encoder = SmallEncoder(width=8, dim=16)
+    method = Glimpse(encoder=encoder, heads=HEADS, dropout=0.0, jitter=False).train()
+    answers = []
+    with _batch(tiny_cohort, order=(0, 0)) as batch, torch.no_grad():
+        whole, tokens = _parts(method, batch)
+        other = whole + torch.randn_like(whole)
+        for hidden in (1.0, 0.0):
+            method.glimpse_dropout = hidden
+            answers.append([method._aggregate(batch, w, tokens)[0] for w in (whole, other)])
+    torch.testing.assert_close(answers[0][0], answers[0][1], rtol=0, atol=0)
+    assert (answers[1][0] - answers[1][1]).abs().max() > 1e-4
+    assert (answers[0][0] - answers[1][0]).abs().max() > 1e-4
+
+
+def test_where_patches_say_nothing_it_answers_as_downsampled_does(tiny_cohort: Path) -> None:
+    """Both fit the same linear answers to what a frozen encoder sees in the glimpse."""
+    task = BinaryTask(classes=("normal", "tumour"))
+    cases = read_cases(tiny_cohort).cases[:12]
+    answers, corrections = [], []
+    for kind in (Glimpse, Downsampled):
+        torch.manual_seed(0)
+        method = kind(encoder=Lite0Encoder(), heads=task.heads)
+        with _batches(tiny_cohort, FeatureStore(None)) as build:
+            alone = ((case, build((row,))) for row, case in enumerate(cases))
+            corrections.append(settle_start(method, task, cases, alone, lambda _: None))
+            if isinstance(method, Glimpse):
+                for part in (*method.related.pool.heads, *method.head_instance.parts):
+                    for p in part.parameters():
+                        nn.init.zeros_(p)
+            with torch.inference_mode():
+                answers.append(torch.cat([method.eval()(build((i,))).logits for i in range(12)]))
+    assert answers[0].std() > 1e-3
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-5, atol=1e-5)
+    assert corrections[0].keys() == corrections[1].keys() == {c.image_id for c in cases}
+    for image_id, row in corrections[0].items():
+        assert row == pytest.approx(corrections[1][image_id], abs=1e-5)
+
+
+def _parts(method: Glimpse, batch: Batch) -> tuple[Tensor, _Tokens]:
+    """The token of each glimpse ``(b, d)``, and the tokens of the patches."""
+    looks = batch.look(method.encoder)
+    seen = method._look(batch, method._locate(batch, [look.maps for look in looks]))
+    valid = padding_mask([len(p) for p in seen.patches], torch.device("cpu"))
+    f = embed_patches(method.encoder, batch, seen.patches, method.chunk)
+    f = pad_rows(method.embed(f.float()), valid)
+    features = torch.cat([look.features for look in looks])
+    whole = method.embed(method.encoder.project(features).float()) + method.whole
+    return whole, method._tokens(f, valid, [], seen)
+
+
 def _evaluated(method: Glimpse, table: Path) -> Prediction:
     with _batch(table) as batch, torch.inference_mode():
         found: Prediction = method.eval()(batch)
@@ -107,16 +228,25 @@ def _evaluated(method: Glimpse, table: Path) -> Prediction:
 
 
 @contextmanager
-def _batch(table: Path) -> Iterator[Batch]:
-    loader = CaseLoader(VIEW)
+def _batch(table: Path, order: Sequence[int] = (0, 1)) -> Iterator[Batch]:
+    """Of the images in these rows."""
+    with _batches(table) as build:
+        yield build(order)
+
+
+@contextmanager
+def _batches(table: Path, store: FeatureStore | None = None) -> Iterator[Build]:
+    """Builds batches of the images in some rows."""
+    loader, cases = CaseLoader(VIEW), read_cases(table).cases
     try:
         with ThreadPoolExecutor(1) as pool:
-            yield Batch(
-                [loader.load(case) for case in list(read_cases(table).cases)[:2]],
+            yield lambda order: Batch(
+                [loader.load(cases[row]) for row in order],
                 view=VIEW,
                 normalise=((0.5,) * 3, (0.25,) * 3),
                 device=torch.device("cpu"),
                 pool=pool,
+                store=store,
             )
     finally:
         loader.close()

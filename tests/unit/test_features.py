@@ -67,8 +67,10 @@ def test_images_do_not_share_rows() -> None:
 
 def test_a_box_that_is_asked_for_twice_at_once_is_one() -> None:
     store, log = FeatureStore(None), list[int]()
-    at = boxes(3)[[0, 1, 1, 2]]
-    close(store.rows("a", at, asked("a", at, log)), true_features("a", at))
+    at, more = boxes(3)[[0, 1, 1, 2]], boxes(3, begin=2)
+    for wanted in (at, more, at):
+        close(store.rows("a", wanted, asked("a", wanted, log)), true_features("a", wanted))
+    assert log == [3, 2]
 
 
 def test_numbers_beyond_half_precision_are_cut_not_infinite() -> None:

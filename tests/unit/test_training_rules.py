@@ -455,15 +455,19 @@ def test_a_run_that_learns_is_not_told(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_the_notice_names_options_that_the_method_has() -> None:
-    row = {"train_loss": 0.69, "epoch": 4.0}
+    """And not those that are set already."""
+    row, off = {"train_loss": 0.69, "epoch": 4.0}, {"instance": 0.0, "jitter": False}
     for method, helps, lacks in (
         ("glimpse", ("instance", "jitter", "patches"), ("kept",)),
         ("ips", ("instance", "jitter", "kept"), ("patches",)),
         ("abmil", ("instance", "jitter"), ("kept", "patches")),
     ):
-        told = at_chance(build(method), row)
+        told = at_chance(build(method, **off), row)
         assert all(f"--method.{name}" in told for name in helps), told
         assert not any(f"--method.{name}" in told for name in lacks), told
+        told = at_chance(build(method, instance=1.0, jitter=True), row)
+        assert "--method.instance" not in told
+        assert "--method.jitter" not in told
 
 
 # -- refusals --------------------------------------------------------------------------------------
