@@ -203,32 +203,56 @@ class Batch:
             patches: per image.
             size: how many are computed at a time.
         """
+        if not any(len(part) for part in patches):
+            return torch.empty(0, encoder.n_features, device=self.device)
+        return self.kept_rows("", patches, size, lambda x: encoder.features(encoder.maps(x)))
+
+    def kept_rows(
+        self,
+        kind: str,
+        patches: Sequence[Patches],
+        size: int,
+        row: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Anything that a frozen network says of patches, ``(sum n_i, d)``, from the store.
+
+        Args:
+            kind: what tells these rows from others of the same patches.
+            patches: per image, at least one in all.
+            size: how many are computed at a time.
+            row: what a group of crops gives, ``(m, d)``.
+        """
         assert self._store is not None
 
         def compute(i: int, new: NDArray[np.int64]) -> Tensor:
             own = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
             with torch.no_grad():
                 chunks = self.chunks(own, size, augment=False)
-                made = [encoder.features(encoder.maps(chunks(c))) for c in range(len(chunks))]
-            return torch.cat(made)
+                return torch.cat([row(chunks(c)) for c in range(len(chunks))])
 
-        found = [torch.empty(0, encoder.n_features)]
+        found = []
         for i, part in enumerate(patches):
             if len(part):
                 boxes = np.concatenate([part.origin_um, part.side_um[:, None]], 1)
-                image = identity(self.items[i], self.view)
+                image = f"{kind}{identity(self.items[i], self.view)}"
                 found.append(self._store.rows(image, boxes, functools.partial(compute, i)))
         return torch.cat(found).to(self.device)
 
-    def kept_map(self, i: int, compute: Callable[[], Tensor]) -> Tensor:
-        """The one map that a frozen encoder gives of all of image i, from the store."""
+    def kept_map(self, i: int, compute: Callable[[], Tensor], *, kind: str = "map") -> Tensor:
+        """One tensor that a frozen encoder gives of all of image i, from the store.
+
+        Args:
+            i: which image.
+            compute: gives it.
+            kind: what tells it from others of the same image.
+        """
         assert self._store is not None
 
         def once() -> list[Tensor]:
             with torch.no_grad():
                 return [compute()]
 
-        (map_,) = self._store.once(f"map {identity(self.items[i], self.view)}", once)
+        (map_,) = self._store.once(f"{kind} {identity(self.items[i], self.view)}", once)
         return map_.to(self.device)
 
     def _foreground(self, i: int) -> Tensor | None:
