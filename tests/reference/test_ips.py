@@ -14,6 +14,7 @@ from torch import Tensor
 from foveate.batch import Batch, Patches, View
 from foveate.cases import Case
 from foveate.encoders import build_encoder
+from foveate.features import FeatureStore
 from foveate.loading import CaseLoader
 from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
@@ -66,13 +67,19 @@ def method(**options: object) -> Ips:
     return built.eval()
 
 
-def batch_of(cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor) -> Batch:
+def batch_of(
+    cases: list[Case],
+    loader: CaseLoader,
+    pool: ThreadPoolExecutor,
+    store: FeatureStore | None = None,
+) -> Batch:
     return Batch(
         [loader.load(case) for case in cases],
         view=VIEW,
         normalise=((0.5,) * 3, (0.25,) * 3),
         device=torch.device("cpu"),
         pool=pool,
+        store=store,
     )
 
 
@@ -98,6 +105,27 @@ def select(built: Ips, batch: Batch, patches: Patches) -> set[tuple[float, ...]]
     kept, more = built._select(batch, [patches], *batch.layout([patches], len(patches)))
     assert len(more[0]) == built.buffer
     return places(patches, kept[0])
+
+
+def test_a_frozen_encoder_scans_each_patch_once(
+    tmp_path: Path, loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    """The same patches are selected, and nothing is read for it a second time."""
+    cases, store, built = (
+        [canvas(tmp_path, seed, 60) for seed in (1, 2)],
+        FeatureStore(None),
+        method(),
+    )
+    plain = built(batch_of(cases, loader, pool))
+    first, again = (batch_of(cases, loader, pool, store) for _ in range(2))
+    for batch in (first, again):
+        found = built(batch)
+        torch.testing.assert_close(found.logits, plain.logits, atol=5e-3, rtol=5e-3)
+        for own, other in zip(found.evidence, plain.evidence, strict=True):
+            shared = set(map(tuple, own.origin_um)) & set(map(tuple, other.origin_um))
+            assert len(shared) >= KEPT - 1  # kept in half precision, the last may swap places
+    assert first.seconds_reading > 0
+    assert again.seconds_reading == 0
 
 
 @pytest.mark.parametrize("chunk", [5, 64, 1000])

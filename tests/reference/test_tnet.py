@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -19,9 +20,11 @@ from foveate.batch import Augment, Batch, LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
+from foveate.features import FeatureStore
 from foveate.image import AbstractImage, Level
 from foveate.methods import _tnet_tree
 from foveate.methods._tnet_grid import Cut, cell_contrast, cell_features, corners
+from foveate.methods._tnet_shares import expected_shares
 from foveate.methods.base import Judge, further_loss
 from foveate.methods.tnet import Answers, Tnet
 from foveate.nn.heads import Head
@@ -509,7 +512,158 @@ def test_trees_learn_where_to_look_without_bias(
     assert (expected - true).norm() < 1e-4 * true.norm()
 
 
+# -- while the encoder is frozen -------------------------------------------------------------------
+
+
+def test_shares_in_a_survey_are_the_mean_over_all_trees() -> None:
+    """By enumeration of every tree of 2 crops with 2 in each, drawn with replacement."""
+    torch.manual_seed(0)
+    parent = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 0])
+    level = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0])
+    valid = torch.arange(11) < 10
+    log_prob = torch.zeros(11, dtype=torch.float64)
+    for group in ([1, 2, 3], [4, 5], [6, 7, 8], [9]):
+        log_prob[group] = torch.randn(len(group), dtype=torch.float64).log_softmax(0)
+    p, slow = log_prob.exp(), torch.zeros(11, dtype=torch.float64)
+    inside = {
+        n: [int(c) for c in torch.nonzero(parent == n)[:, 0] if level[c] == 2] for n in (1, 2, 3)
+    }
+    for above in itertools.product((1, 2, 3), repeat=2):
+        pairs = [itertools.product(inside[n], repeat=2) for n in above]
+        for below in itertools.product(*pairs):
+            nodes = [*above, *itertools.chain(*below)]
+            for node in (0, *nodes):
+                slow[node] += p[nodes].prod() / (1 + len(nodes))
+    found = expected_shares(log_prob, parent, level, valid, (2, 2))
+    torch.testing.assert_close(found, slow)
+
+
+def test_a_survey_computes_its_crops_once_and_leaves_the_encoder_alone(
+    pool: ThreadPoolExecutor,
+) -> None:
+    method = small(policy="sampled", survey=(6, 3)).train()
+    images, store = apart(load(noise((200, 333), s)) for s in range(2)), FeatureStore(None)
+    judge = Judge(BinaryTask(classes=("no", "yes")), torch.tensor([0, 1]))
+    seen: set[tuple[float, ...]] = set()
+    for step in range(12):
+        batch = frozen_batch(images, pool, method.encoder, store)
+        prediction = method(batch)
+        (prediction.logits.sum() + prediction.objectives["tree"](judge)).backward()
+        forest = method._descend(batch)
+        assert max(forest.lengths) <= 1 + 6 + 18 + 18
+        seen |= {tuple(row) for row in forest.patches[0].origin_um.round(3)}
+        if step == 8:
+            known = len(seen)
+    assert len(seen) == known
+    assert all(p.grad is None for p in method.encoder.parameters())
+    learnt = [p.grad for p in method.locate.parameters()]
+    assert all(g is not None and g.abs().sum() > 0 for g in learnt)
+
+
+def apart(items: Iterable[LoadedImage]) -> list[LoadedImage]:
+    """Images that kept features know from each other."""
+    return [dataclasses.replace(item, image_id=str(i)) for i, item in enumerate(items)]
+
+
+def frozen_batch(
+    items: list[LoadedImage],
+    pool: ThreadPoolExecutor,
+    encoder: AbstractEncoder,
+    store: FeatureStore,
+    view: View = VIEW,
+) -> Batch:
+    return Batch(
+        items,
+        view=view,
+        normalise=(encoder.mean, encoder.std),
+        device=torch.device("cpu"),
+        pool=pool,
+        store=store,
+    )
+
+
+def test_kept_features_give_the_answer_that_pixels_give(pool: ThreadPoolExecutor) -> None:
+    method = small(policy="sampled").eval()
+    nn.init.zeros_(method.locate.score.weight)  # kept in half precision, scores may swap places
+    items = apart(load(noise((200, 333), s)) for s in range(2))
+    with torch.inference_mode():
+        plain = method(batch_of(items, pool))
+        for _ in range(2):
+            store = FeatureStore(None)
+            kept = method(frozen_batch(items, pool, method.encoder, store))
+            torch.testing.assert_close(kept.logits, plain.logits, atol=2e-3, rtol=2e-3)
+            for own, other in zip(kept.evidence, plain.evidence, strict=True):
+                assert np.array_equal(own.origin_um, other.origin_um)
+
+
+def textured(seed: int) -> tuple[Pixels, int, tuple[int, int]]:
+    """Noise with a grey block in it: even, or of stripes that only full resolution shows."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 60, (128, 128), dtype=np.uint8)
+    corner = tuple(int(c) for c in generator.integers(0, 7, 2) * 16)
+    label = seed % 2
+    block = np.full((32, 32), 160, np.uint8)
+    if label:
+        block[:, ::2], block[:, 1::2] = 70, 250
+    pixels[corner[0] : corner[0] + 32, corner[1] : corner[1] + 32] = block
+    return pixels, label, (corner[0], corner[1])
+
+
+def test_a_frozen_encoder_teaches_where_to_look(pool: ThreadPoolExecutor) -> None:
+    """What decides shows at full resolution only; where it lies, the glimpse shows."""
+    torch.manual_seed(0)
+    method = Tnet(
+        encoder=SmallEncoder(width=8, dim=32),
+        heads=ONE,
+        survey=(16, 4),
+        locations=(3, 2),
+        eval_locations=(3, 2),
+    )
+    made = [textured(seed) for seed in range(72)]
+    items = apart(load(pixels) for pixels, _, _ in made)
+    seen, unseen = items[:48], items[48:]
+    task, store = BinaryTask(classes=("no", "yes")), FeatureStore(None)
+    learnt = [p for name, p in method.named_parameters() if not name.startswith("encoder")]
+    optimizer = torch.optim.Adam(learnt, lr=1e-2)
+
+    def share_on_block() -> float:
+        forest = method.eval()._descend(frozen_batch(unseen, pool, method.encoder, store))
+        on_block = [
+            (np.abs(part.centre_um[1:4] - np.add(corner, 16)) < 24).all(1).mean()
+            for part, (_, _, corner) in zip(forest.patches, made[48:], strict=True)
+        ]
+        return float(np.mean(on_block))
+
+    assert share_on_block() < 0.2
+    method.train()
+    for _ in range(40):
+        chosen = torch.randperm(48)[:8].tolist()
+        target = torch.tensor([made[i][1] for i in chosen])
+        batch = frozen_batch([seen[i] for i in chosen], pool, method.encoder, store)
+        prediction = method(batch)
+        loss = task.loss(prediction.logits, target) + further_loss(task, prediction, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert share_on_block() > 0.6
+    logits = method.eval()(frozen_batch(unseen, pool, method.encoder, store)).logits[:, 0]
+    truth = torch.tensor([label for _, label, _ in made[48:]])
+    assert ((logits > 0) == (truth > 0)).float().mean() > 0.9
+
+
 # -- the objective ---------------------------------------------------------------------------------
+
+
+def test_single_answers_are_pooled_where_crops_are_drawn() -> None:
+    """A crop that shows nothing is not to give its image's label: the strongest is."""
+    torch.manual_seed(0)
+    method, crops = small(policy="sampled"), torch.tensor([False, True, True, True, False])
+    assert method.head_instance is not None
+    assert small(policy="top").head_instance is None
+    f = torch.randn(1, 5, 8)
+    found = method.head_instance(f, crops[None])
+    each = method.head_instance.parts[0].score(f[0, crops])
+    torch.testing.assert_close(found[0], each.amax(0))
 
 
 def _written_out(
@@ -649,9 +803,28 @@ def test_top_looks_at_the_same_crops_in_training_and_in_evaluation(
     torch.nn.init.normal_(top.locate.score.weight)
     assert len({looked(top.train(mode)) for mode in (True, True, False)}) == 1
     sampled = small(jitter=False, policy="sampled", contrast=0.0)
-    sampled.load_state_dict(top.state_dict())
-    assert looked(sampled.eval()) == looked(top.eval())
+    assert len({looked(sampled.eval()) for _ in range(3)}) == 1
     assert len({looked(sampled.train()) for _ in range(8)}) > 4
+
+
+def test_evaluation_draws_the_same_crops_whatever_else_is_drawn(pool: ThreadPoolExecutor) -> None:
+    """Each as likely as in training: over many images, frequencies are probabilities."""
+    method = small(policy="sampled", overlap=0.0, levels=1, locations=(1,), eval_locations=(1,))
+    view = View(spacing_um=1.0, patch_px=8, glimpse_spacing_um=8.0)
+    contrast = np.array([[1, 4, 3], [2, 5, 4]], np.uint8)
+    items = [load(noise((16, 24), seed), contrast, view) for seed in range(300)]
+    nn.init.zeros_(method.locate.score.weight)
+    method.eval()
+    p, found = contrast.ravel() ** 2.0, np.zeros(6)
+    for item in items:
+        forests = [
+            method._descend(batch_of([*more, item], pool, view=view)) for more in ([], items[:1])
+        ]
+        first, second = (forest.patches[-1].origin_um[1] for forest in forests)
+        assert (first == second).all()
+        found[int(first[0] // 8 * 3 + first[1] // 8)] += 1
+    noise_of = np.sqrt(300 * p / p.sum() * (1 - p / p.sum()))
+    assert (np.abs(found - 300 * p / p.sum()) < 3.5 * noise_of).all()
 
 
 def test_published_scores_have_length_one(pool: ThreadPoolExecutor) -> None:
@@ -711,7 +884,7 @@ def test_evidence_is_what_boxes_add_to_the_prediction(pool: ThreadPoolExecutor) 
     with torch.inference_mode():
         prediction = method(batch)
         forest = method._descend(batch)
-        f, valid, _ = method._nodes(batch, forest)
+        f, valid, *_ = method._nodes(batch, forest)
         share = method.weigh(f, valid)[0, 0]
         single = method.head(f)[0, 0]
     torch.testing.assert_close(share @ single, prediction.logits[0])

@@ -194,13 +194,38 @@ class Batch:
             patches: per image.
             size: how many are computed at a time.
         """
-        assert self._kept is not None
-        return self._kept.features(encoder, patches, size)
+        if not any(len(part) for part in patches):
+            return torch.empty(0, encoder.n_features, device=self.device)
+        return self.kept_rows("", patches, size, lambda x: encoder.features(encoder.maps(x)))
 
-    def kept_map(self, i: int, compute: Callable[[], Tensor]) -> Tensor:
-        """The one map that a frozen encoder gives of all of image i, from the store."""
+    def kept_rows(
+        self,
+        kind: str,
+        patches: Sequence[Patches],
+        size: int,
+        row: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Anything that a frozen network says of patches, ``(sum n_i, d)``, from the store.
+
+        Args:
+            kind: what tells these rows from others of the same patches.
+            patches: per image, at least one in all.
+            size: how many are computed at a time.
+            row: what a group of crops gives, ``(m, d)``.
+        """
         assert self._kept is not None
-        return self._kept.map(i, compute)
+        return self._kept.rows(kind, patches, size, row)
+
+    def kept_map(self, i: int, compute: Callable[[], Tensor], *, kind: str = "map") -> Tensor:
+        """One tensor that a frozen encoder gives of all of image i, from the store.
+
+        Args:
+            i: which image.
+            compute: gives it.
+            kind: what tells it from others of the same image.
+        """
+        assert self._kept is not None
+        return self._kept.map(i, compute, kind)
 
     def _foreground(self, i: int) -> Tensor | None:
         """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""

@@ -43,31 +43,37 @@ class Kept:
         *maps, features = self._store.once(self._image(i), compute)
         return Look([m.to(batch.device) for m in maps], features.to(batch.device))
 
-    def features(self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int) -> Tensor:
-        """Of patches; arguments as of `Batch.kept_features`."""
+    def rows(
+        self,
+        kind: str,
+        patches: Sequence[Patches],
+        size: int,
+        row: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Anything of patches; arguments as of `Batch.kept_rows`."""
 
         def compute(i: int, new: NDArray[np.int64]) -> Tensor:
             own = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
             with torch.no_grad():
                 chunks = self._batch.chunks(own, size, augment=False)
-                made = [encoder.features(encoder.maps(chunks(c))) for c in range(len(chunks))]
-            return torch.cat(made)
+                return torch.cat([row(chunks(c)) for c in range(len(chunks))])
 
-        found = [torch.empty(0, encoder.n_features)]
+        found = []
         for i, part in enumerate(patches):
             if len(part):
                 boxes = np.concatenate([part.origin_um, part.side_um[:, None]], 1)
-                found.append(self._store.rows(self._image(i), boxes, functools.partial(compute, i)))
+                image = f"{kind}{self._image(i)}"
+                found.append(self._store.rows(image, boxes, functools.partial(compute, i)))
         return torch.cat(found).to(self._batch.device)
 
-    def map(self, i: int, compute: Callable[[], Tensor]) -> Tensor:
+    def map(self, i: int, compute: Callable[[], Tensor], kind: str) -> Tensor:
         """Of all of image i; arguments as of `Batch.kept_map`."""
 
         def once() -> list[Tensor]:
             with torch.no_grad():
                 return [compute()]
 
-        (found,) = self._store.once(f"map {self._image(i)}", once)
+        (found,) = self._store.once(f"{kind} {self._image(i)}", once)
         return found.to(self._batch.device)
 
     def _image(self, i: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -49,11 +51,13 @@ class Chosen:
     Attributes:
         patches: ``(n,)``.
         tree: which of the image's trees each belongs to, ``(n,)``.
+        grid: which of the image's grids each lies in, ``(n,)``: that of its n-th crop above.
         log_prob: of each choice, ``(n,)``.
     """
 
     patches: Patches
     tree: Index
+    grid: Index
     log_prob: Tensor
 
 
@@ -97,7 +101,7 @@ def image_grids(
     trees: int,
     jitter: bool,
 ) -> Grids:
-    """The grid over image i, once for each of its trees.
+    """The grid over image i, less its closed cells, once for each of its trees.
 
     Args:
         batch: holds the image.
@@ -115,14 +119,22 @@ def image_grids(
     rows, columns = (
         cut.over(extent, side, by) for extent, by in zip(item.image.box_um.size, shift, strict=True)
     )
-    glimpse_px = (rows / view.glimpse_spacing_um, columns / view.glimpse_spacing_um)
-    features = cell_features(encoder, maps, glimpse_px, side / view.glimpse_spacing_um)
     contrast = cell_contrast(item, view, (rows, columns), side)
-    centre = corners((rows, columns)) + side / 2
+    open_ = np.flatnonzero(contrast)
+
+    def shown() -> Tensor:
+        glimpse_px = (rows / view.glimpse_spacing_um, columns / view.glimpse_spacing_um)
+        every = cell_features(encoder, maps, glimpse_px, side / view.glimpse_spacing_um)
+        return every[0, torch.from_numpy(open_).to(every.device)]
+
+    # They stay the same while the encoder is frozen, and averaging takes longer than all the rest.
+    kind = f"cells {cut} {scale}"
+    features = batch.kept_map(i, shown, kind=kind) if batch.frozen else shown()
+    centre = corners((rows, columns))[open_] + side / 2
     return Grids(
         batch.place(i, np.tile(centre, (trees, 1)), scale=scale),
-        np.tile(contrast, (trees, 1)),
-        features[0].repeat(trees, 1),
+        np.tile(contrast[open_], (trees, 1)),
+        features.repeat(trees, 1),
         np.arange(trees),
     )
 
@@ -163,6 +175,11 @@ def no_grids(features: Tensor, cut: Cut) -> Grids:
 # -- choosing --------------------------------------------------------------------------------------
 
 
+Way = Literal["drawn", "strongest", "settled", "surveyed"]
+"""How cells are chosen: drawn without replacement; those that score highest; drawn with noise that
+is always the same in the same place; likewise, as likely as before anything was learnt."""
+
+
 def choose(
     batch: Batch,
     grids: Sequence[Grids],
@@ -171,9 +188,13 @@ def choose(
     *,
     power: float,
     normalised: bool,
-    draw: bool,
+    way: Way,
 ) -> list[Chosen]:
     """Choose at most n cells of every grid.
+
+    Log-probabilities are those of each choice given the ones before it, where cells are drawn. Of
+    cells that were surveyed they are those of a choice among them; as the survey itself follows the
+    prior, learnt scores alone count.
 
     Args:
         batch: of the images.
@@ -182,30 +203,72 @@ def choose(
         n: cells per grid.
         power: of contrast, in what is likely before anything is learnt; 0 leaves it out.
         normalised: bring the scores of a grid to a Euclidean length of 1.
-        draw: draw cells without replacement; else take those that score highest.
+        way: how they are chosen.
     """
-    logits = _logits(batch, grids, locate)
+    scores = _logits(batch, grids, locate)
     if normalised:
-        logits = _unit_length(logits)
-    logits = logits + _log_prior(grids, power, logits)
+        scores = _unit_length(scores)
+    prior = _log_prior(grids, power, scores)
+    logits = scores + prior
     log_p = logits.log_softmax(-1)
     known = log_p.detach()
-    index = draw_without_replacement(known, n) if draw else strongest(known, n)[0]
+    if way == "drawn":
+        index = draw_without_replacement(known, n)
+    elif way == "strongest":
+        index = strongest(known, n)[0]
+    else:
+        wanted = known if way == "settled" else prior.masked_fill(scores.isneginf(), -torch.inf)
+        index = strongest(wanted + _settled_noise(batch, grids, wanted), n)[0]
+    if way == "surveyed":  # some are hidden, so that no image is known by its crops
+        n = index.shape[1]
+        kept = torch.randperm(n)[: max(1, round(n * (0.5 + 0.5 * float(torch.rand(())))))]
+        index = index[:, kept.sort().values.to(index.device)]
     valid = known.gather(1, index) > -torch.inf
-    if draw:
+    if way == "drawn":
         log_prob = draw_log_prob(logits, index, valid)
+    elif way == "surveyed":
+        among = scores.gather(1, index).masked_fill(~valid, -torch.inf)
+        log_prob = among.log_softmax(-1).masked_fill(~valid, 0.0)
     else:
         log_prob = log_p.gather(1, index).masked_fill(~valid, 0.0)
+    return _chosen(grids, index, valid, log_prob)
+
+
+def _chosen(grids: Sequence[Grids], index: Tensor, valid: Tensor, log_prob: Tensor) -> list[Chosen]:
+    """Per image, the cells with these indices ``(all grids, n)``; those not valid left out."""
     found, at = [], 0
     for part in grids:
         m, c = part.contrast.shape
         kept = valid[at : at + m].cpu().numpy()
         cell = index[at : at + m].cpu().numpy() + c * np.arange(m)[:, None]
-        tree = np.broadcast_to(part.tree[:, None], kept.shape)[kept]
+        grid = np.broadcast_to(np.arange(m)[:, None], kept.shape)[kept]
         own = log_prob[at : at + m][valid[at : at + m]]
-        found.append(Chosen(part.cells[cell[kept]], tree, own))
+        found.append(Chosen(part.cells[cell[kept]], part.tree[grid], grid, own))
         at += m
     return found
+
+
+def _settled_noise(batch: Batch, grids: Sequence[Grids], like: Tensor) -> Tensor:
+    """Gumbel noise that hangs on an image and on a cell's place and side alone."""
+    rows = []
+    for part, item in zip(grids, batch.items, strict=True):
+        place = np.concatenate([part.cells.origin_um, part.cells.side_um[:, None]], 1)
+        noise = _gumbel(np.round(16 * place).astype(np.int64), zlib.crc32(item.glimpse.tobytes()))
+        m, c = part.contrast.shape
+        rows.append(np.pad(noise.reshape(m, c), ((0, 0), (0, like.shape[1] - c))))
+    return torch.from_numpy(np.concatenate(rows)).to(like)
+
+
+def _gumbel(keys: NDArray[np.int64], seed: int) -> Floats:
+    """Standard Gumbel numbers ``(n,)``, the same for the same row of whole numbers ``(n, d)``."""
+    mixed = np.full(len(keys), seed, np.uint64)
+    for column in keys.T.astype(np.uint64):
+        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+        mixed = mixed * np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(32)
+    uniform = ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+    return np.asarray(-np.log(-np.log(uniform)), np.float64)
 
 
 def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
@@ -257,6 +320,8 @@ class Forest:
         patches: per image, the nodes of its trees; the whole is a square of the image's area.
         features: ``(nodes, d)``.
         log_prob: ``(nodes,)``, 0 of the whole.
+        parent: ``(nodes,)``, which node of its tree each was cut from; the whole is its own.
+        level: ``(nodes,)``, 0 of the whole.
         lengths: nodes of each tree.
     """
 
@@ -264,6 +329,8 @@ class Forest:
     patches: list[Patches]
     features: Tensor
     log_prob: Tensor
+    parent: Tensor
+    level: Tensor
     lengths: list[int]
 
 
@@ -280,27 +347,41 @@ def gather_forest(
     """
     b = len(batch)
     owner: list[Index] = [np.arange(b * trees)]
+    parent: list[Index] = [np.arange(b * trees)]
+    level: list[Index] = [np.zeros(b * trees, np.int64)]
     origin, side = (list(each) for each in zip(*map(_whole, batch.items), strict=True))
     places = [np.repeat(np.stack(origin), trees, 0)]
     sides = [np.repeat(np.stack(side), trees)]
     features = [overview.repeat_interleave(trees, 0)]
     log_prob = [overview.new_zeros(b * trees)]
-    for chosen, f in levels:
+    above, n = trees * np.arange(b), b * trees
+    for depth, (chosen, f) in enumerate(levels, 1):
         owner += [i * trees + part.tree for i, part in enumerate(chosen)]
+        parent += [begin + part.grid for begin, part in zip(above, chosen, strict=True)]
         places += [part.patches.origin_um for part in chosen]
         sides += [part.patches.side_um for part in chosen]
         log_prob += [part.log_prob for part in chosen]
         features.append(f)
+        counts = [len(part.grid) for part in chosen]
+        level.append(np.full(sum(counts), depth))
+        above, n = n + np.cumsum([0, *counts[:-1]]), n + sum(counts)
     order = np.argsort(np.concatenate(owner), kind="stable")
     lengths = np.bincount(np.concatenate(owner), minlength=b * trees)
     place, sizes = np.concatenate(places)[order], np.concatenate(sides)[order]
     ends = lengths.reshape(b, trees).sum(1).cumsum()[:-1]
-    rows = torch.from_numpy(order).to(overview.device)
+    within = np.empty(n, np.int64)
+    within[order] = np.concatenate([np.arange(length) for length in lengths])
+    rows, up, down = (
+        torch.from_numpy(each).to(overview.device)
+        for each in (order, within[np.concatenate(parent)[order]], np.concatenate(level)[order])
+    )
     return Forest(
         trees,
         [Patches(p, s) for p, s in zip(np.split(place, ends), np.split(sizes, ends), strict=True)],
         torch.cat(features)[rows],
         torch.cat(log_prob)[rows],
+        up,
+        down,
         lengths.tolist(),
     )
 

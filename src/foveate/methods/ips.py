@@ -163,6 +163,9 @@ class Ips(AbstractMethod):
             torch.cat([x[i, : len(part)] for i, part in enumerate(patches)])
             for x in (centre, extent)
         )
+        if batch.frozen:
+            f = self.embed(embed_patches(self.encoder, batch, patches, self.chunk).float())
+            return _among(self.related.scores(f, centre, extent), patches)
         chunks, once = batch.chunks(patches, self.chunk), EmbedOnce(self.encoder)
         training, found, at = self.encoder.training, [], 0
         self.encoder.eval()
@@ -174,10 +177,7 @@ class Ips(AbstractMethod):
                 at += len(f)
         finally:
             self.encoder.train(training)
-        every = torch.cat(found)
-        ends = np.cumsum([len(part) for part in patches if len(part)])
-        own = (every[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
-        return [scores_among(logits) for logits in own]
+        return _among(torch.cat(found), patches)
 
     def _features(
         self,
@@ -198,6 +198,13 @@ class Ips(AbstractMethod):
         trained = torch.split(f, [len(row) for row in kept])
         fixed = torch.split(self.embed(g), [len(row) for row in more])
         return torch.cat([each for pair in zip(trained, fixed, strict=True) for each in pair])
+
+
+def _among(logits: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
+    """Scores ``(n_i,)`` among the patches of each image that has some, of logits of them all."""
+    ends = np.cumsum([len(part) for part in patches if len(part)])
+    own = (logits[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
+    return [scores_among(each) for each in own]
 
 
 def _dropped(patches: Patches, share: float) -> Patches:

@@ -8,15 +8,20 @@ cells as cover the image, so that any extent and any shape is met; the number of
 from the glimpse's spacing, the view's and the grid, image by image. Cells are squares that cover
 what they are cut from: an image's grid counts its cells on each axis separately and is centred,
 with overhang. Cells without foreground are not chosen. The location module reads all maps of the
-encoder, averaged exactly over each cell. The per-feature answers are what other methods call the
-instance head: `main` divides the loss between them and the main answer, so there is no further one.
-``policy=sampled`` is a policy gradient without bias: training draws crops without replacement,
-several trees for an image are each other's baseline, and all choices of a tree answer for its whole
-reward. Scores are not normalised, which would leave the draw nearly uniform; they are added to a
-prior that follows contrast, as in our other methods that draw. ``policy=top`` chooses as published,
-always what scores highest, in training as well; the published REINFORCE term is then no policy
-gradient but a surrogate: it raises the probability of whatever was chosen when the answer was
-right, and never finds out what another choice had brought. From random weights it tends to stay
+encoder, averaged exactly over each cell. While a pretrained encoder is frozen nothing is drawn:
+very many crops of each image are looked at, each weighs what it would on average over the trees
+that the policy may draw, and the gradient of that mean teaches where to look. ``policy=sampled`` is
+a policy gradient without bias: training draws crops without replacement, several trees for an image
+are each other's baseline, and all choices of a tree answer for its whole reward. Evaluation draws
+too, more crops and always the same ones of an image, because the highest scores crowd on one thing.
+Scores are not normalised, which would leave the draw nearly uniform; they are added to a prior that
+follows contrast, as in our other methods that draw. Crops that show nothing of what decides are not
+made to give the image's label, as the published per-feature answers are, which a frozen encoder
+learns by heart: an instance head pools what crops say as the task allows, and `main` divides the
+loss between it and the main answer. ``policy=top`` keeps the per-feature answers and chooses as
+published, always what scores highest, in training as well; the published REINFORCE term is then no
+policy gradient but a surrogate: it raises the probability of whatever was chosen when the answer
+was right, and never finds out what another choice had brought. From random weights it tends to stay
 where it began; it needs an encoder that already knows something. Our dropout is .1, and crops that
 are cut further are read without turns, so that a map and its crop agree.
 
@@ -30,9 +35,10 @@ and a vector per node; maps of crops are kept as one vector per cell.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -45,11 +51,13 @@ from foveate.errors import OptionError
 from foveate.evidence import Evidence
 from foveate.methods._bag import embed_patches, pad_rows, patch_shares
 from foveate.methods._tnet_grid import Cut, cell_features
+from foveate.methods._tnet_shares import FeatureWeights, expected_shares
 from foveate.methods._tnet_tree import (
     Chosen,
     Forest,
     Grids,
     Location,
+    Way,
     choose,
     crop_grids,
     gather_forest,
@@ -57,8 +65,7 @@ from foveate.methods._tnet_tree import (
     no_grids,
 )
 from foveate.methods.base import AbstractMethod, Judge, Prediction
-from foveate.nn.attention import masked_softmax
-from foveate.nn.heads import Head
+from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.position import PositionCode
 from foveate.nn.reinforce import RunningReward, leave_one_out, policy_loss
 from foveate.nn.repeated import EmbedOnce
@@ -77,18 +84,21 @@ class Tnet(AbstractMethod):
         overlap: share of a cell's side that it has in common with its neighbour. Grid and overlap
             give the zoom from level to level, ``1 + (grid - 1) (1 - overlap)``: 2 by default.
         locations: crops chosen in each region, level by level; 1 on every further level.
-        eval_locations: the same in evaluation; by default as in training.
+        eval_locations: the same in evaluation; by default four times as many in the image, else as
+            in training.
+        survey: the same while the encoder is frozen: very many, always the same ones of an image,
+            some of them hidden.
         levels: at most this many below the glimpse; ``none`` for as many as zooms lie between the
             spacings of glimpse and view. The finest always has the view's spacing: with fewer
             levels the first grid has more, smaller cells. Levels on which nothing shows yet cost
             crops and only dilute the mean.
-        policy: ``sampled`` draws in training and learns by an unbiased policy gradient; ``top``
-            looks where scores are highest, in training as in evaluation, and learns by the
-            published, biased surrogate.
+        policy: ``sampled`` draws, in evaluation always the same crops of an image, and learns by
+            an unbiased policy gradient; ``top`` looks where scores are highest, in training as in
+            evaluation, and learns by the published, biased surrogate.
         draws: with ``sampled``, trees drawn of each image in training, which are each other's
             baseline; with 1 it is the mean reward of past steps.
-        main: share of the main answer in the cross-entropy; the rest is that of the single crops'
-            answers, without which little is learnt.
+        main: share of the main answer in the cross-entropy; the rest is that of what crops say on
+            their own, without which little is learnt.
         reinforce: weight of the policy's loss.
         main_reward: share of the main answer in the reward; the rest is that of single crops.
         contrast: power of the prior, with ``sampled``: a cell is as likely, before anything is
@@ -114,6 +124,7 @@ class Tnet(AbstractMethod):
         overlap: float = 0.5,
         locations: tuple[int, ...] = (6, 2),
         eval_locations: tuple[int, ...] | None = None,
+        survey: tuple[int, ...] = (48, 3),
         levels: int | None = 2,
         policy: Literal["sampled", "top"] = "sampled",
         draws: int = 2,
@@ -131,7 +142,9 @@ class Tnet(AbstractMethod):
         dim = encoder.dim
         self.encoder, self.task_heads, self.cut = encoder, tuple(heads), Cut(grid, overlap)
         self.locations = _counts(locations, "locations")
-        self.eval_locations = _counts(eval_locations or locations, "eval_locations")
+        wider = (4 * locations[0], *locations[1:]) if policy == "sampled" else locations
+        self.eval_locations = _counts(eval_locations or wider, "eval_locations")
+        self.survey = _counts(survey, "survey")
         self.levels, self.policy = levels, policy
         self.draws = draws if policy == "sampled" else 1
         self.main, self.reinforce, self.main_reward = main, reinforce, main_reward
@@ -142,21 +155,31 @@ class Tnet(AbstractMethod):
         self.norm = nn.LayerNorm(dim)
         self.fuse = nn.Sequential(nn.Linear(dim + max(1, dim // 4), dim), nn.GELU())
         self.dropout = nn.Dropout(dropout)
-        self.weigh = _FeatureWeights(dim) if weighting else None
+        self.weigh = FeatureWeights(dim) if weighting else None
         self.head = nn.Linear(dim, sum(h.size for h in heads))
+        self.head_instance = InstanceHead(dim, heads) if policy == "sampled" else None
         self.reward = RunningReward()
 
     def forward(self, batch: Batch) -> Prediction:
         """Descend, then predict from the features of all nodes."""
         forest = self._descend(batch)
-        f, valid, log_prob = self._nodes(batch, forest)
-        share = valid / valid.sum(-1, keepdim=True) if self.weigh is None else self.weigh(f, valid)
+        f, valid, log_prob, parent, level = self._nodes(batch, forest)
+        if self.weigh is not None:
+            share = self.weigh(f, valid)
+        elif self.training and batch.frozen:
+            share = expected_shares(log_prob, parent, level, valid, self.locations)
+        else:
+            share = valid / valid.sum(-1, keepdim=True)
         logits = self.head((share.unsqueeze(-2) @ f).squeeze(-2))
         single = self.head(f)
         if not self.training:
             return Prediction(logits[:, 0], self._evidence(batch, forest, logits, single, share))
         answers = Answers(logits, single, valid, log_prob)
-        objective = functools.partial(self.objective, answers)
+        if self.head_instance is not None:
+            alone = self.head_instance(f.flatten(0, 1), answers.crops.flatten(0, 1))
+            answers = dataclasses.replace(answers, pooled=alone.view(logits.shape))
+        learn = self.survey_objective if batch.frozen else self.objective
+        objective = functools.partial(learn, answers)
         return Prediction(logits[:, 0], [], objectives={"tree": objective})
 
     def findings(self) -> dict[str, float]:
@@ -168,7 +191,8 @@ class Tnet(AbstractMethod):
     def _descend(self, batch: Batch) -> Forest:
         looks = batch.look(self.encoder)
         overview = torch.cat([self.encoder.project(look.features) for look in looks]).float()
-        trees = self.draws if self.training else 1
+        frozen = self.training and batch.frozen
+        trees = self.draws if self.training and not frozen else 1
         depth = [
             self.cut.levels(item.image.box_um.size, batch.view, self.levels) for item in batch.items
         ]
@@ -181,7 +205,7 @@ class Tnet(AbstractMethod):
                 self.cut,
                 scale=self.cut.zoom ** (depth[i] - 1),
                 trees=trees,
-                jitter=self.training and self.jitter,
+                jitter=self.training and self.jitter and not frozen,
             )
             for i in range(len(batch))
         ]
@@ -191,17 +215,23 @@ class Tnet(AbstractMethod):
                 batch,
                 grids,
                 self.locate,
-                self._count(level),
+                self._count(level, frozen),
                 power=self.contrast,
                 normalised=self.policy == "top",
-                draw=self.training and self.policy == "sampled",
+                way="surveyed" if frozen else self._way(),
             )
             f, grids = self._look(batch, chosen, [d - level for d in depth])
             found.append((chosen, f))
         return gather_forest(batch, overview, found, trees)
 
-    def _count(self, level: int) -> int:
+    def _way(self) -> Way:
+        if self.policy == "top":
+            return "strongest"
+        return "drawn" if self.training else "settled"
+
+    def _count(self, level: int, surveyed: bool) -> int:
         counts = self.locations if self.training else self.eval_locations
+        counts = self.survey if surveyed else counts
         return counts[level - 1] if level <= len(counts) else 1
 
     def _look(
@@ -231,24 +261,37 @@ class Tnet(AbstractMethod):
 
     def _embed(self, batch: Batch, patches: Sequence[Patches]) -> Tensor:
         """Per crop its feature, then what its map shows in each cell: ``(n, d + cells c)``."""
+        patch_px = batch.view.patch_px
+        if batch.frozen:
+            of = functools.partial(self._vector_and_cells, patch_px, self.encoder.features)
+            rows, n = (
+                batch.kept_rows(f"{self.cut} ", patches, self.chunk, of),
+                self.encoder.n_features,
+            )
+            return torch.cat([self.encoder.project(rows[:, :n]).float(), rows[:, n:]], 1)
         # Without turns: a map that is turned would point to the wrong part of its crop.
         chunks = batch.chunks(patches, self.chunk, augment=False)
         parameters = list(self.encoder.parameters())
-        once = EmbedOnce(functools.partial(self._vector_and_cells, batch.view.patch_px))
+        once = EmbedOnce(functools.partial(self._vector_and_cells, patch_px, self.encoder.pool))
         if not torch.is_grad_enabled() or len(chunks) == 1:
             return torch.cat([once(chunks(c)) for c in range(len(chunks))])
         return replay(once, parameters, chunks, len(chunks))
 
-    def _vector_and_cells(self, patch_px: int, x: Tensor) -> Tensor:
+    def _vector_and_cells(
+        self, patch_px: int, vector: Callable[[list[Tensor]], Tensor], x: Tensor
+    ) -> Tensor:
         maps = self.encoder.maps(x)
         begin = self.cut.inside(patch_px)
         cells = cell_features(self.encoder, maps, (begin, begin), patch_px / self.cut.zoom)
-        return torch.cat([self.encoder.pool(maps).float(), cells.flatten(1)], 1)
+        return torch.cat([vector(maps).float(), cells.flatten(1)], 1)
 
     # -- predict ------------------------------------------------------------------------------
 
-    def _nodes(self, batch: Batch, forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
-        """Features with position, which are real, and log-probabilities: ``(b, trees, n, …)``."""
+    def _nodes(self, batch: Batch, forest: Forest) -> tuple[Tensor, ...]:
+        """Of nodes, ``(b, trees, n, …)``: features with position, which are real, the rest.
+
+        That is log-probabilities, which node each was cut from, and levels.
+        """
         lengths = torch.tensor(forest.lengths, device=batch.device)
         valid = torch.arange(max(forest.lengths), device=batch.device) < lengths[:, None]
         widest = max(len(part) for part in forest.patches)
@@ -258,8 +301,11 @@ class Tnet(AbstractMethod):
         code = self.position(centre[real], extent[real])
         fused = self.dropout(self.fuse(torch.cat([self.norm(forest.features), code], -1)).float())
         shape = (len(batch), forest.trees, valid.shape[1])
-        log_prob = pad_rows(forest.log_prob.unsqueeze(-1), valid).view(shape)
-        return pad_rows(fused, valid).view(*shape, -1), valid.view(shape), log_prob
+        rest = (
+            pad_rows(each.unsqueeze(-1), valid).view(shape)
+            for each in (forest.log_prob, forest.parent, forest.level)
+        )
+        return pad_rows(fused, valid).view(*shape, -1), valid.view(shape), *rest
 
     def _evidence(
         self, batch: Batch, forest: Forest, logits: Tensor, single: Tensor, share: Tensor
@@ -272,9 +318,8 @@ class Tnet(AbstractMethod):
 
     def objective(self, answers: Answers, judge: Judge) -> Tensor:
         """The paper's objective, less the loss of the first logits, which the loop adds itself."""
-        valid, crops = answers.valid, answers.crops
-        each = _mean_over(judge.loss(answers.single), valid)
-        loss = self.main * judge.loss(answers.logits) + (1 - self.main) * each
+        crops = answers.crops
+        loss = self._loss(answers, judge)
         right, right_each = judge.correct(answers.logits), judge.correct(answers.single)
         reward = self._mixed(right, _mean_over(right_each, crops))
         if self.policy == "top":
@@ -287,6 +332,22 @@ class Tnet(AbstractMethod):
         self.reward.update(reward.mean())
         counted = judge.loss(answers.logits[:, 0])
         return loss.mean() + self.reinforce * policy.mean() - counted.mean()
+
+    def survey_objective(self, answers: Answers, judge: Judge) -> Tensor:
+        """The same of a survey: nothing was drawn, so that there is no policy's loss."""
+        right, crops = judge.correct(answers.single), answers.crops
+        reward = self._mixed(judge.correct(answers.logits), _mean_over(right, crops))
+        self.reward.update(reward.mean())
+        counted = judge.loss(answers.logits[:, 0])
+        return self._loss(answers, judge).mean() - counted.mean()
+
+    def _loss(self, answers: Answers, judge: Judge) -> Tensor:
+        """Of the main answer and of what crops say on their own, ``(b, s)``."""
+        if answers.pooled is None:
+            alone = _mean_over(judge.loss(answers.single), answers.valid)
+        else:
+            alone = judge.loss(answers.pooled)
+        return self.main * judge.loss(answers.logits) + (1 - self.main) * alone
 
     def _mixed(self, of_main: Tensor, of_crops: Tensor) -> Tensor:
         return self.main_reward * of_main + (1 - self.main_reward) * of_crops
@@ -301,35 +362,21 @@ class Answers:
         single: ``(b, s, n, k)`` of the nodes on their own; the first is the whole image.
         valid: ``(b, s, n)``, False on padding.
         log_prob: ``(b, s, n)`` of the choice of each node; 0 of the whole and of padding.
+        pooled: ``(b, s, k)``, what crops say on their own, pooled as the task allows; None where
+            each is to give the image's label.
     """
 
     logits: Tensor
     single: Tensor
     valid: Tensor
     log_prob: Tensor
+    pooled: Tensor | None = None
 
     @property
     def crops(self) -> Tensor:
         """``(b, s, n)``, True on nodes that were chosen."""
         first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
         return self.valid & ~first
-
-
-class _FeatureWeights(nn.Module):
-    """Shares of nodes in the pooled feature: squeeze and excite, a linear score, softmax."""
-
-    def __init__(self, dim: int, *, ratio: float = 0.25) -> None:
-        super().__init__()
-        inner = max(1, round(ratio * dim))
-        self.excite = nn.Sequential(
-            nn.Linear(dim, inner), nn.ReLU(), nn.Linear(inner, dim), nn.Sigmoid()
-        )
-        self.score = nn.Linear(dim, 1)
-
-    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
-        """``(…, n)`` of features ``(…, n, d)``; rows sum to 1."""
-        mean = (f * valid.unsqueeze(-1)).sum(-2) / valid.sum(-1, keepdim=True)
-        return masked_softmax(self.score(f * self.excite(mean).unsqueeze(-2)).squeeze(-1), valid)
 
 
 def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
