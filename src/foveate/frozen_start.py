@@ -52,8 +52,8 @@ def settle_start(
         if heads or (looks_only and wanted):
             features.append(batch.look(method.encoder)[0].features.float().cpu())
             kept.append(case)
-        if not looks_only and wanted:
-            patches.append(batch.kept_features(method.encoder, [_some(batch)], 32).cpu())
+        if not looks_only and wanted and batch.kept is not None:
+            patches.append(batch.kept.features(method.encoder, [_some(batch)], 32).cpu())
         done(i + 1)
     if isinstance(method.encoder, ProjectedEncoder):
         method.encoder.mixed.standardise.settle(torch.cat(features if looks_only else patches))

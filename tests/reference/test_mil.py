@@ -596,7 +596,7 @@ class Odd(SmallEncoder):
 class Slides:
     """Stands for a batch: patches are pixels already."""
 
-    device, view, frozen = torch.device("cpu"), View(0.5, 16, 4.0), False
+    device, view, kept, frozen = torch.device("cpu"), View(0.5, 16, 4.0), None, False
 
     def __init__(self, pixels: dict[str, Tensor]) -> None:
         self.items = [SimpleNamespace(image=SimpleNamespace(path=key)) for key in pixels]

@@ -106,7 +106,7 @@ class Batch:
         self.items = list(items)
         self.tell = tell
         self.correction = correction
-        self._kept = None if store is None else Kept(self, store)
+        self.kept = None if store is None else Kept(self, store)
         self.view = view
         self.device = device
         self.seconds_reading = 0.0
@@ -134,7 +134,7 @@ class Batch:
     @property
     def frozen(self) -> bool:
         """Whether features come from a frozen encoder and are kept."""
-        return self._kept is not None
+        return self.kept is not None
 
     def look(self, encoder: AbstractEncoder) -> list[Look]:
         """Every glimpse through the encoder, with gradient where there is one.
@@ -142,8 +142,8 @@ class Batch:
         Equal sizes are computed together, nothing is padded. Training turns and moves glimpses
         first, and lays the maps back.
         """
-        if self._kept is not None:
-            return [self._kept.look(encoder, i) for i in range(len(self))]
+        if self.kept is not None:
+            return [self.kept.look(encoder, i) for i in range(len(self))]
         every = run_by_shape(encoder.maps, self._shown())
         cells = list(zip(encoder.strides, encoder.map_centres, strict=True))
         return [
@@ -183,49 +183,6 @@ class Batch:
             motion.register(each, space, stride=stride, centre=centre)
             for each, (stride, centre) in zip(maps, cells, strict=True)
         ]
-
-    def kept_features(
-        self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int
-    ) -> Tensor:
-        """What the frozen encoder says of patches, ``(sum n_i, n_features)``, from the store.
-
-        Args:
-            encoder: frozen.
-            patches: per image.
-            size: how many are computed at a time.
-        """
-        if not any(len(part) for part in patches):
-            return torch.empty(0, encoder.n_features, device=self.device)
-        return self.kept_rows("", patches, size, lambda x: encoder.features(encoder.maps(x)))
-
-    def kept_rows(
-        self,
-        kind: str,
-        patches: Sequence[Patches],
-        size: int,
-        row: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """Anything that a frozen network says of patches, ``(sum n_i, d)``, from the store.
-
-        Args:
-            kind: what tells these rows from others of the same patches.
-            patches: per image, at least one in all.
-            size: how many are computed at a time.
-            row: what a group of crops gives, ``(m, d)``.
-        """
-        assert self._kept is not None
-        return self._kept.rows(kind, patches, size, row)
-
-    def kept_map(self, i: int, compute: Callable[[], Tensor], *, kind: str = "map") -> Tensor:
-        """One tensor that a frozen encoder gives of all of image i, from the store.
-
-        Args:
-            i: which image.
-            compute: gives it.
-            kind: what tells it from others of the same image.
-        """
-        assert self._kept is not None
-        return self._kept.map(i, compute, kind)
 
     def _foreground(self, i: int) -> Tensor | None:
         """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""

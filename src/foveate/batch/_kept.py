@@ -43,6 +43,18 @@ class Kept:
         *maps, features = self._store.once(self._image(i), compute)
         return Look([m.to(batch.device) for m in maps], features.to(batch.device))
 
+    def features(self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int) -> Tensor:
+        """What the frozen encoder says of patches, ``(sum n_i, n_features)``.
+
+        Args:
+            encoder: frozen.
+            patches: per image.
+            size: how many are computed at a time.
+        """
+        if not any(len(part) for part in patches):
+            return torch.empty(0, encoder.n_features, device=self._batch.device)
+        return self.rows("", patches, size, lambda x: encoder.features(encoder.maps(x)))
+
     def rows(
         self,
         kind: str,
@@ -50,7 +62,14 @@ class Kept:
         size: int,
         row: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Anything of patches; arguments as of `Batch.kept_rows`."""
+        """Anything that a frozen network says of patches, ``(sum n_i, d)``.
+
+        Args:
+            kind: what tells these rows from others of the same patches.
+            patches: per image, at least one in all.
+            size: how many are computed at a time.
+            row: what a group of crops gives, ``(m, d)``.
+        """
 
         def compute(i: int, new: NDArray[np.int64]) -> Tensor:
             own = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
@@ -66,8 +85,14 @@ class Kept:
                 found.append(self._store.rows(image, boxes, functools.partial(compute, i)))
         return torch.cat(found).to(self._batch.device)
 
-    def map(self, i: int, compute: Callable[[], Tensor], kind: str) -> Tensor:
-        """Of all of image i; arguments as of `Batch.kept_map`."""
+    def map(self, i: int, compute: Callable[[], Tensor], *, kind: str = "map") -> Tensor:
+        """One tensor that a frozen encoder gives of all of image i.
+
+        Args:
+            i: which image.
+            compute: gives it.
+            kind: what tells it from others of the same image.
+        """
 
         def once() -> list[Tensor]:
             with torch.no_grad():

@@ -89,8 +89,8 @@ def embed_patches(
         then: what each feature, as float32, goes through, in the same chunks.
         keep_pixels: up to a fixed number of bytes for the second pass; else all are read again.
     """
-    if batch.frozen:
-        vectors = encoder.project(batch.kept_features(encoder, patches, chunk))
+    if batch.kept is not None:
+        vectors = encoder.project(batch.kept.features(encoder, patches, chunk))
         return vectors if then is None else then(vectors.float())
     if torch.is_grad_enabled() and sum(map(len, patches)) > chunk:
         chunk = (chunk + 1) // 2

@@ -129,7 +129,7 @@ def image_grids(
 
     # They stay the same while the encoder is frozen, and averaging takes longer than all the rest.
     kind = f"cells {cut} {scale}"
-    features = batch.kept_map(i, shown, kind=kind) if batch.frozen else shown()
+    features = shown() if batch.kept is None else batch.kept.map(i, shown, kind=kind)
     centre = corners((rows, columns))[open_] + side / 2
     return Grids(
         batch.place(i, np.tile(centre, (trees, 1)), scale=scale),

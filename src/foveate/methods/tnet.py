@@ -262,12 +262,10 @@ class Tnet(AbstractMethod):
     def _embed(self, batch: Batch, patches: Sequence[Patches]) -> Tensor:
         """Per crop its feature, then what its map shows in each cell: ``(n, d + cells c)``."""
         patch_px = batch.view.patch_px
-        if batch.frozen:
+        if batch.kept is not None:
             of = functools.partial(self._vector_and_cells, patch_px, self.encoder.features)
-            rows, n = (
-                batch.kept_rows(f"{self.cut} ", patches, self.chunk, of),
-                self.encoder.n_features,
-            )
+            rows = batch.kept.rows(f"{self.cut} ", patches, self.chunk, of)
+            n = self.encoder.n_features
             return torch.cat([self.encoder.project(rows[:, :n]).float(), rows[:, n:]], 1)
         # Without turns: a map that is turned would point to the wrong part of its crop.
         chunks = batch.chunks(patches, self.chunk, augment=False)
