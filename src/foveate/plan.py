@@ -190,6 +190,7 @@ def _check_parts(
 _PIXELS = {"patches": 600_000, "eval_patches": 1_200_000, "survey": 6_000_000}
 """How many pixels (voxels) of patches are worth their time per image: options that follow it."""
 _AT_MOST = {"patches": 32, "eval_patches": 64, "survey": 256}
+_NOTHING_NEW = {"patches": 2, "eval_patches": 4, "survey": 4}
 
 
 def _following(options: dict[str, Any], view: View, facts: Sequence[ImageFacts]) -> dict[str, int]:
@@ -204,13 +205,15 @@ def _following(options: dict[str, Any], view: View, facts: Sequence[ImageFacts])
         )
         for fact in facts
     ]
-    cover = max(1, int(np.median(covering)))
-    each = view.patch_px**view.axes
-    return {
+    cover, each = max(1, int(np.median(covering))), view.patch_px**view.axes
+    found = {
         key: max(1, min(_AT_MOST[key], pixels // each, cover if key == "patches" else 2 * cover))
         for key, pixels in _PIXELS.items()
-        if options.get(key) == 0
     }
+    if view.glimpse_spacing_um < 1.25 * view.spacing_um:
+        # The glimpse shows all that patches do; they only look at parts apart.
+        found = {key: min(value, _NOTHING_NEW[key]) for key, value in found.items()}
+    return {key: value for key, value in found.items() if options.get(key) == 0}
 
 
 def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:

@@ -179,7 +179,8 @@ def settle_schedule(
         frozen = 0
     elif frozen is None:
         frozen = min(max(_FROZEN_STEPS // steps, 8), 40)
-    passes = min(max(_SEEN_END_TO_END // max(n_images, 1), 2), 6) if pretrained else 30
+    least = 2 if n_images < 2 * _SEEN_END_TO_END else 1
+    passes = min(max(_SEEN_END_TO_END // max(n_images, 1), least), 6) if pretrained else 30
     average = options.average
     return Schedule(
         frozen_epochs=frozen,
