@@ -69,7 +69,10 @@ def test_from_volumes_to_pictures(volumes: Path, tmp_path: Path, foveate: Comman
 def test_an_encoder_of_pictures_is_refused(volumes: Path, tmp_path: Path, foveate: Command) -> None:
     ended = foveate("train", volumes, "--out", tmp_path / "run", "--encoder", "small")
     assert ended.returncode == 1
-    assert "'small' reads images of 2 axes, these have 3: take --encoder small3d" in ended.stderr
+    assert (
+        "'small' reads images of 2 axes, these have 3: take --encoder slices or small3d"
+        in ended.stderr
+    )
 
 
 def test_a_method_that_knows_no_volumes_is_refused(

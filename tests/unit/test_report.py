@@ -17,9 +17,10 @@ from PIL import Image
 
 from foveate.errors import CheckpointError
 from foveate.metrics import calibration_bins, confusion, score_all
+from foveate.notice import duration
 from foveate.report import write_progress, write_report
 from foveate.report._curves import precision_recall, roc, wilson
-from foveate.report._words import duration, memory, percent, pixels
+from foveate.report._words import memory, percent, pixels
 
 CLASSES = ("normal", "Tumor <größer & 'böse'>")
 NASTY = "<script>alert(1)</script>.svs"
