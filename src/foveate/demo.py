@@ -191,7 +191,7 @@ def demo_config(method: str, table: Path, seed: int) -> RunConfig:
         "view": {"spacing_um": 1.0, "patch_px": 64, "glimpse_spacing_um": 32.0},
         "split": {"test_fraction": 0.3, "val_fraction": 0.15, "seed": seed},
         "method_options": {"patches": 32} if method == "glimpse" else {},
-        "train": {"seed": seed},
+        "train": {"seed": seed, "batch_size": 2},
         "heatmaps": 12,
     }
     return build_config(given)
