@@ -134,8 +134,7 @@ class Trainer:
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
             self._after_epoch(self.folder)
-        weights, _ = read_tensors(self.checkpoints.best)
-        self.model.method.load_state_dict(weights)
+        self.model.method.load_state_dict(read_tensors(self.checkpoints.best)[0])
         self._let_learn(True)
         self._store = None
         return self.progress
@@ -144,8 +143,8 @@ class Trainer:
 
     def _begin_stage(self, train: Sequence[Case], val: Sequence[Case]) -> None:
         """What has to be settled before the first step of each stage; nothing within one."""
-        stage = self.schedule.stage(self.progress.epoch)
-        frozen = self.schedule.is_frozen(self.progress.epoch)
+        epoch = self.progress.epoch
+        stage, frozen = self.schedule.stage(epoch), self.schedule.is_frozen(epoch)
         if self.pretrained and (frozen or not self.progress.stage):
             self._store = self._kept = self._kept or FeatureStore(self.folder / "features")
         if self.pretrained and not self.progress.stage:
@@ -333,6 +332,7 @@ class Trainer:
         return torch.cat(logits) if logits else torch.empty(0), self._targets(kept)
 
     def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
+        give_back()  # steps of ever new sizes leave gaps, which would add up
         progress = self.progress
         progress.epoch += 1
         decoded_px, asked_px = self.loader.take_counts()
