@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.batch import Batch, Patches
+from foveate.batch import Batch, CropError, Patches
 from foveate.cases import Case
 from foveate.encoders.base import ProjectedEncoder
 from foveate.methods.base import AbstractMethod
@@ -53,10 +54,12 @@ def settle_start(
             features.append(batch.look(method.encoder)[0].features.float().cpu())
             kept.append(case)
         if not looks_only and wanted and batch.kept is not None:
-            patches.append(batch.kept.features(method.encoder, [_some(batch)], 32).cpu())
+            with contextlib.suppress(CropError):  # set aside when a step comes to it
+                patches.append(batch.kept.features(method.encoder, [_some(batch)], 32).cpu())
         done(i + 1)
-    if isinstance(method.encoder, ProjectedEncoder):
-        method.encoder.mixed.standardise.settle(torch.cat(features if looks_only else patches))
+    seen = features if looks_only else patches
+    if seen and isinstance(method.encoder, ProjectedEncoder):
+        method.encoder.mixed.standardise.settle(torch.cat(seen))
     if not heads or not kept:
         return {}
     return _fit_heads(heads, task, kept, torch.cat(features))
