@@ -39,7 +39,7 @@ def headline(run: RunFiles) -> dict[str, Any]:
     main = scores.get(name) if name else None
     return {
         "method": str(run.config.get("method") or run.model.get("method") or "unknown method"),
-        "encoder": str(run.config.get("encoder") or run.model.get("encoder") or ""),
+        "encoder": str(run.model.get("encoder") or run.config.get("encoder") or ""),
         "task": str(run.model.get("task") or run.config.get("task") or "unknown task"),
         "classes": run.classes,
         "n_images": run.metrics.get("n_images"),
