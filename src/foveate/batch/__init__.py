@@ -161,7 +161,10 @@ class Batch:
         return [self._registered(i, maps, [(1, 0.5)] * len(maps)) for i, maps in enumerate(every)]
 
     def _shown(self) -> list[Tensor]:
-        """Glimpses as they are shown in this step; what lies beyond them is background."""
+        """Glimpses as they are shown in this step.
+
+        Beyond them lies background; pictures and volumes are mirrored there.
+        """
         glimpses = self.glimpses()
         if self._motions is None:
             return glimpses
@@ -169,7 +172,9 @@ class Batch:
         for i, (glimpse, motion) in enumerate(zip(glimpses, self._motions, strict=True)):
             colour = self.items[i].image.background.reshape(1, *(1,) * self.view.axes, -1)
             outside = self._normalised(to_rgb(colour, self.device), [i]).flatten()
-            shown.append(motion.show(glimpse, outside))
+            shown.append(
+                motion.show(glimpse, outside, mirrored=self.items[i].image.kind != "slide")
+            )
         return shown
 
     def _registered(

@@ -82,12 +82,16 @@ class Motion:
     shift: Floats
     away: Floats
 
-    def show(self, glimpse: Tensor, outside: Tensor | None = None) -> Tensor:
+    def show(
+        self, glimpse: Tensor, outside: Tensor | None = None, *, mirrored: bool = False
+    ) -> Tensor:
         """The glimpse as the encoder sees it in this step.
 
         Args:
             glimpse: ``(c, *space)``.
             outside: ``(c,)`` what lies beyond its edges; 0 by default.
+            mirrored: the glimpse is mirrored there instead: a frame of one colour, which no picture
+                has, would change what a frozen encoder says of all of it.
         """
         turned = self.turn.apply(glimpse)
         ground = 0.0 if outside is None else outside.view(-1, *(1,) * (glimpse.ndim - 1))
@@ -99,7 +103,7 @@ class Motion:
             torch.from_numpy(back)[None],
             torch.from_numpy(shift)[None],
             turned.shape[1:],
-            outside="zeros",
+            outside="reflection" if mirrored else "zeros",
         )
         return moved[0] + ground
 
