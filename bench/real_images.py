@@ -20,8 +20,6 @@ Each run is one `foveate train` with what a user would have to say of the set an
 *adrenal*      ``ct_adrenal64``: volumes, written as NIfTI by ``bench/adrenal_nifti.py``; normal
                or hyperplasia.
 
-Volumes take the encoder `slices` where this version has it, else `small3d`.
-
 Scores are of pooled predictions that no training saw, with 95 % intervals over patients; with
 three classes the AUROC is the mean of one against the rest. *frozen*: the same after the frozen
 start alone, before anything was trained end to end; *gain*: end to end above that on the same
@@ -54,7 +52,6 @@ from _rows import (
     table,
 )
 
-from foveate.plugins import names
 from foveate.run_folder import read_json
 
 COLUMNS = (
@@ -135,12 +132,7 @@ def adrenal_table(data: Path, out: Path) -> Path:
     return folder / "labels.csv"
 
 
-def volume_encoder() -> str:
-    return "slices" if "slices" in names("encoders") else "small3d"
-
-
 def known_sets() -> dict[str, Images]:
-    volumes = f"--encoder {volume_encoder()}"
     return {
         "xray": Images(
             _own("xray_kermany"), "--label label --patient patient_id --view.fit 1024x1024"
@@ -148,8 +140,8 @@ def known_sets() -> dict[str, Images]:
         "oral": Images(_own("histo_oral"), "--label label"),
         "osteosarcoma": Images(_own("histo_osteosarcoma"), "--label label --patient slide", 3),
         "stain": Images(stain_table, "--label stain_class --patient case_id", 3),
-        "hippocampus": Images(_own("mri_hippocampus"), f"--label size_class {volumes}"),
-        "adrenal": Images(adrenal_table, f"--label label {volumes}"),
+        "hippocampus": Images(_own("mri_hippocampus"), "--label size_class"),
+        "adrenal": Images(adrenal_table, "--label label"),
     }
 
 
