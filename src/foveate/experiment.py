@@ -237,11 +237,8 @@ def _refit(
         return
     folds = Ensemble(tuple(load_model(folder / f"fold_{k}" / "model") for k in range(n_folds)))
     about = [member.card.provenance for member in folds.members]
-    frozen = np.median([min(a["best_epoch"], a["frozen_epochs"]) for a in about])
-    epochs = np.median([max(a["best_epoch"] - a["frozen_epochs"], 0) for a in about])
-    options = replace(
-        config.train, frozen_epochs=round(float(frozen)), epochs=round(float(epochs)), patience=0
-    )
+    epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
+    options = replace(config.train, epochs=max(epochs, 0), patience=0)
     loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
     try:
         torch.manual_seed(options.seed)

@@ -150,10 +150,10 @@ class Schedule:
     def may_keep(self, epoch: int) -> bool:
         """Whether weights after so many epochs may be kept: never inside the warm-up.
 
-        End to end from a pretrained encoder only those of the last half, which are averaged.
+        Of a pretrained encoder those of the last half only, when weights have been averaged.
         """
         if self.is_frozen(epoch - 0.5):
-            return epoch == self.frozen_epochs or epoch > self.warmup * self.frozen_epochs
+            return epoch == self.frozen_epochs
         least = 0.5 if self.average > 0 else self.warmup
         return epoch == self.total_epochs or self.done(epoch) > least
 

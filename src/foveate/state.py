@@ -180,7 +180,7 @@ class Checkpoints:
     Attributes:
         latest: the whole state, to go on from.
         best: the weights that are kept.
-        frozen: the best of the frozen start, from which training goes on end to end.
+        frozen: those at the end of the frozen start.
 
     Args:
         folder: of the fold.
@@ -194,7 +194,7 @@ class Checkpoints:
         self.frozen = folder / "checkpoints" / "frozen.safetensors"
 
     def keep_start(self, progress: Progress, validation: Mapping[str, float]) -> None:
-        """Keep what was settled, before anything was learnt by steps, as the first candidate."""
+        """Keep what was settled as the first candidate, where nothing is trained on features."""
         progress.best_score = validation.get("val_score", WORST_LOSS)
         progress.best_epoch = 0
         for path in (self.best, self.frozen):
@@ -213,13 +213,13 @@ class Checkpoints:
             return
         if "val_loss" not in row:
             progress.best_score = WORST_LOSS  # nothing to choose by: the last weights are kept
+        weights, note = self._method.state_dict(), {"epoch": epoch}
+        if epoch == schedule.frozen_epochs:
+            write_tensors(self.frozen, weights, note)
         score = row.get("val_score", row.get("val_loss", row["train_loss"]))
-        if score > progress.best_score:
-            return
-        progress.best_score, progress.best_epoch = score, epoch
-        paths = [self.best, self.frozen] if schedule.is_frozen(epoch - 0.5) else [self.best]
-        for path in paths:
-            write_tensors(path, self._method.state_dict(), {"epoch": epoch})
+        if score <= progress.best_score:
+            progress.best_score, progress.best_epoch = score, epoch
+            write_tensors(self.best, weights, note)
 
     def save(
         self, optimizer: torch.optim.Optimizer, progress: Progress, average: WeightAverage

@@ -150,7 +150,7 @@ class Trainer:
         if self.pretrained and not self.progress.stage:
             self._let_learn(False)
             self._settle([*train, *val])
-            if self.progress.corrections or not frozen:  # linear answers are an answer already
+            if not frozen:
                 self.checkpoints.keep_start(self.progress, self._validate(val))
         self._let_learn(not frozen)
         if not frozen:
@@ -160,8 +160,8 @@ class Trainer:
         self.progress.stage = stage
         self.optimizer.state.clear()
         give_back()
-        if not frozen and self.checkpoints.frozen.is_file():
-            self.model.method.load_state_dict(read_tensors(self.checkpoints.frozen)[0])
+        if self.average.weights:
+            self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
             self.average.begin()
         if self.pretrained and self.progress.epoch < self.schedule.total_epochs:
