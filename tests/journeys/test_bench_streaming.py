@@ -26,7 +26,9 @@ def test_streamed_and_plain_steps_agree_and_rows_are_kept(tmp_path: Path, foveat
     for row in rows:
         assert float(row["output_error"]) < 1e-5
         assert float(row["gradient_error"]) < 1e-3
-        assert float(row["to_plain"]) > 0
+        assert float(row["to_plain"]) >= 0, (
+            "a ratio of times, rounded: what it is depends on the machine"
+        )
         assert float(row["bound_seconds"]) > 0
         assert f"{row['to_bound']} × the bound" in ended.stdout
     assert int(rows[1]["tiles_forward"]) > 1, "320 pixels do not fit at once"
