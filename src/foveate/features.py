@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from foveate.atomic import write_aside
 from foveate.evidence import Floats
+
+log = logging.getLogger("foveate")
 
 _HALF_MAX = 65504.0
 
@@ -132,13 +135,18 @@ class FeatureStore:
         others = sum(size for p, size in self._on_disk.items() if p != path)
         if others + entry.n_bytes > self._disk_bytes:
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         keys = list(entry.row_of)
         boxes = np.array([np.frombuffer(key, np.uint8) for key in keys])
         tensors = entry.tensors | {"boxes": torch.from_numpy(boxes.astype(np.uint8))}
-        write_aside(path, lambda aside: save_file(tensors, aside))
-        self._on_disk[path] = path.stat().st_size
+        try:
+            write_aside(path, lambda aside: save_file(tensors, aside))
+            self._on_disk[path] = path.stat().st_size
+        except (SafetensorError, OSError) as error:  # a full disk: what is not kept is made again
+            log.warning("features are not kept on disk: %s: %s", path, error)
+            self._folder = None
         entry.changed = False
 
     def _loaded(self, image: str) -> _Entry | None:

@@ -173,7 +173,7 @@ def settle_schedule(
         learns_frozen: whether the method has anything to learn while the encoder is frozen.
     """
     frozen_batch = max(1, min(_FROZEN_BATCH, n_images // 4))
-    steps = math.ceil(n_images / frozen_batch)
+    steps = max(1, math.ceil(n_images / frozen_batch))
     frozen = options.frozen_epochs
     if not pretrained or not learns_frozen:
         frozen = 0

@@ -209,3 +209,15 @@ def test_an_encoder_s_features_are_those_of_direct_computation(
             store = FeatureStore(tmp_path)
     finally:
         loader.close()
+
+
+def test_a_disk_that_takes_nothing_ends_no_training(tmp_path: Path) -> None:
+    """The folder's place is taken by a file: nothing can be written there."""
+    blocked = tmp_path / "features"
+    blocked.write_text("in the way", encoding="utf-8")
+    store = FeatureStore(blocked, memory_bytes=1)
+    boxes = np.arange(6.0).reshape(2, 3)
+    for image in ("a", "b", "a"):
+        rows = store.rows(image, boxes, lambda new: torch.ones(len(new), 4))
+        assert rows.shape == (2, 4)
+    store.save()
