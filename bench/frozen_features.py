@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from foveate.batch import Batch
+from foveate.batch import N_COLOURS, Batch
 from foveate.cases import read_cases
 from foveate.encoders import build_encoder
 from foveate.loading import CaseLoader, ViewOptions, choose_view, scan_cases
@@ -38,9 +38,11 @@ def main() -> None:
     task = build_task("auto", labels, {})
     target = torch.tensor([task.target(label) for label in labels])
     patients = np.array([case.patient_id for case in table.cases])
-    print("seed", *(f"group {i}" for i in range(len(encoder.feature_groups))), "mean", sep="\t")
+    groups = (*encoder.feature_groups, N_COLOURS)
+    names = (f"group {i}" for i in range(len(encoder.feature_groups)))
+    print("seed", *names, "colours", "mean", sep="\t")
     for seed in range(given.seeds):
-        found = _scores(features, target, patients, task, encoder.feature_groups, given, seed)
+        found = _scores(features, target, patients, task, groups, given, seed)
         print(seed, *(f"{score:.3f}" for score in found), sep="\t", flush=True)
 
 
@@ -69,7 +71,7 @@ def _features(cases, encoder, loader, view) -> torch.Tensor:
             )
             fast = torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bf16())
             with torch.no_grad(), fast:
-                rows.append(batch.look(encoder)[0].features.float())
+                rows.append(batch.look(encoder)[0].overview)
     loader.close()
     return torch.cat(rows)
 

@@ -20,6 +20,8 @@ from foveate.evidence import Floats
 log = logging.getLogger("foveate")
 
 _HALF_MAX = 65504.0
+_FORMAT = 2
+"""Of what is kept of an image: raised when it changes, so that older features are made again."""
 
 
 @dataclass
@@ -126,7 +128,8 @@ class FeatureStore:
     def _path(self, image: str) -> Path | None:
         if self._folder is None:
             return None
-        return self._folder / f"{hashlib.sha256(image.encode()).hexdigest()[:24]}.safetensors"
+        name = hashlib.sha256(f"{_FORMAT} {image}".encode()).hexdigest()[:24]
+        return self._folder / f"{name}.safetensors"
 
     def _save(self, image: str, entry: _Entry) -> None:
         path = self._path(image)

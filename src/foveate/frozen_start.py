@@ -46,23 +46,26 @@ def settle_start(
     looks_only = not method.reads & {"crops", "bag", "whole"}
     sampled = set(np.linspace(0, len(cases) - 1, _SAMPLED_IMAGES).astype(int).tolist())
     kept: list[Case] = []
-    features: list[Tensor] = []
+    overviews: list[Tensor] = []
+    glimpses: list[Tensor] = []
     patches: list[Tensor] = []
     for i, (case, batch) in enumerate(batches):
         wanted = i in sampled
         if heads or (looks_only and wanted):
-            features.append(batch.look(method.encoder)[0].features.float().cpu())
+            look = batch.look(method.encoder)[0]
+            overviews.append(look.overview.cpu())
+            glimpses.append(look.features.float().cpu())
             kept.append(case)
         if not looks_only and wanted and batch.kept is not None:
             with contextlib.suppress(CropError):  # set aside when a step comes to it
                 patches.append(batch.kept.features(method.encoder, [_some(batch)], 32).cpu())
         done(i + 1)
-    seen = features if looks_only else patches
+    seen = glimpses if looks_only else patches
     if seen and isinstance(method.encoder, ProjectedEncoder):
         method.encoder.mixed.standardise.settle(torch.cat(seen))
     if not heads or not kept:
         return {}
-    return _fit_heads(heads, task, kept, torch.cat(features))
+    return _fit_heads(heads, task, kept, torch.cat(overviews))
 
 
 def _fit_heads(

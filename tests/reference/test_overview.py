@@ -172,6 +172,15 @@ def test_the_group_that_tells_the_classes_apart_has_the_share() -> None:
     assert float(head.share.sum()) == pytest.approx(1.0)
 
 
+def test_a_group_on_a_small_scale_is_not_drowned() -> None:
+    """Colours differ by hundredths where features of a network differ by tens."""
+    x, target = problem(100, 20, 2, signal=3.0)
+    scale = torch.tensor([0.01] * 10 + [30.0] * 10)
+    plain, _ = settled((10, 10), x, target)
+    scaled, _ = settled((10, 10), x * scale, target)
+    torch.testing.assert_close(scaled((x * scale).float()), plain(x.float()), rtol=1e-3, atol=1e-3)
+
+
 # -- the head --------------------------------------------------------------------------------------
 
 

@@ -13,9 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.batch import Batch, Chunks, CropError, LoadedImage, Patches, View, _chunks
+from foveate.batch import (
+    N_COLOURS,
+    Batch,
+    Chunks,
+    CropError,
+    LoadedImage,
+    Patches,
+    View,
+    _chunks,
+)
+from foveate.batch._colours import colours
 from foveate.cases import Case
+from foveate.encoders import build_encoder
 from foveate.errors import UnreadableImage
+from foveate.features import FeatureStore
 from foveate.geometry import Box, Frame
 from foveate.image import AbstractImage, Level
 from foveate.loading import CaseLoader
@@ -93,6 +105,35 @@ def slowly(images: Sequence[FakeImage], patches: Sequence[Patches]) -> torch.Ten
             pixels = np.broadcast_to(pixels, (PATCH, PATCH, 3)) / np.iinfo(image.dtype).max
             rows.append(((pixels - MEAN) / STD).transpose(2, 0, 1))
     return torch.tensor(np.stack(rows), dtype=torch.float32)
+
+
+# -- glimpses --------------------------------------------------------------------------------------
+
+
+def test_colours_are_moments_and_quantiles_of_the_foreground() -> None:
+    rng = np.random.default_rng(0)
+    rgb = torch.from_numpy(rng.random((3, 20, 30))).float()
+    weight = torch.from_numpy(rng.random((1, 20, 30)) > 0.7).float()
+    chosen = rgb.numpy()[:, weight[0].numpy() > 0]
+    quantiles = np.quantile(chosen, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1).T
+    expected = np.concatenate([chosen.mean(1), chosen.std(1), quantiles.ravel()])
+    found = colours(rgb, weight)
+    assert found.shape == (1, N_COLOURS)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
+    # Where nothing is foreground, all of it counts.
+    torch.testing.assert_close(colours(rgb, torch.zeros_like(weight)), colours(rgb))
+
+
+def test_kept_glimpses_have_the_colours_of_those_that_are_not(
+    threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    images = [FakeImage(seed=k) for k in range(2)]
+    encoder = build_encoder("small").eval()
+    plain = batch_of(images, threads).look(encoder)
+    kept = batch_of(images, threads, store=FeatureStore(tmp_path)).look(encoder)
+    for one, other in zip(plain, kept, strict=True):
+        torch.testing.assert_close(other.overview, one.overview, rtol=2e-3, atol=2e-3)
+        assert one.overview.shape == (1, encoder.n_features + N_COLOURS)
 
 
 # -- crops -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.batch._augment import KINDS, Turn, draw_motions, draw_tints, move_patches
 from foveate.batch._chunks import Chunks, run_by_shape
+from foveate.batch._colours import N_COLOURS, colours
 from foveate.batch._kept import Kept
 from foveate.batch._whole import WholeImage
 from foveate.batch.base import (
@@ -38,6 +39,7 @@ from foveate.resample import Pixels
 from foveate.tiling import tile_foreground
 
 __all__ = [
+    "N_COLOURS",
     "Augment",
     "Batch",
     "Chunks",
@@ -144,12 +146,14 @@ class Batch:
         """
         if self.kept is not None:
             return [self.kept.look(encoder, i) for i in range(len(self))]
-        every = run_by_shape(encoder.maps, self._shown())
+        shown = self._shown()
         cells = list(zip(encoder.strides, encoder.map_centres, strict=True))
-        return [
-            Look(self._registered(i, maps, cells), encoder.features(maps, self._foreground(i)))
-            for i, maps in enumerate(every)
-        ]
+        looks = []
+        for i, maps in enumerate(run_by_shape(encoder.maps, shown)):
+            seen = self._foreground(i)
+            laid = self._registered(i, maps, cells)
+            looks.append(Look(laid, encoder.features(maps, seen), self._colours(shown[i], seen)))
+        return looks
 
     def pixel_maps(self, network: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
         """Every glimpse through a network whose maps have a cell per pixel, as `look` does.
@@ -188,6 +192,9 @@ class Batch:
             motion.register(each, space, stride=stride, centre=centre)
             for each, (stride, centre) in zip(maps, cells, strict=True)
         ]
+
+    def _colours(self, shown: Tensor, seen: Tensor | None) -> Tensor:
+        return colours(shown * self._std[0] + self._mean[0], seen)
 
     def _foreground(self, i: int) -> Tensor | None:
         """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""

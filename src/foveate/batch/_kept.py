@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.batch._colours import colours
 from foveate.batch.base import Look, Patches, identity, to_rgb
 from foveate.encoders.base import AbstractEncoder
 from foveate.features import FeatureStore
@@ -37,11 +38,11 @@ class Kept:
         def compute() -> list[Tensor]:
             with torch.no_grad():
                 glimpse = to_rgb(batch.items[i].glimpse[None], batch.device)
-                maps = encoder.maps(batch._scaled(glimpse))
-                return [*maps, encoder.features(maps, batch._foreground(i))]
+                maps, seen = encoder.maps(batch._scaled(glimpse)), batch._foreground(i)
+                return [*maps, encoder.features(maps, seen), colours(glimpse[0], seen)]
 
-        *maps, features = self._store.once(self._image(i), compute)
-        return Look([m.to(batch.device) for m in maps], features.to(batch.device))
+        looked = [tensor.to(batch.device) for tensor in self._store.once(self._image(i), compute)]
+        return Look(looked[:-2], *looked[-2:])
 
     def features(self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int) -> Tensor:
         """What the frozen encoder says of patches, ``(sum n_i, n_features)``.

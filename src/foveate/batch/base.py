@@ -100,10 +100,17 @@ class Look:
         maps: each ``(1, c, *cells)``, in register with the glimpse as it lies in the file, however
             the glimpse was turned or shifted for training.
         features: ``(1, n_features)`` of the foreground.
+        colours: ``(1, N_COLOURS)`` of the foreground.
     """
 
     maps: list[Tensor]
     features: Tensor
+    colours: Tensor
+
+    @property
+    def overview(self) -> Tensor:
+        """All that is known of the image as a whole, ``(1, n_features + N_COLOURS)``."""
+        return torch.cat([self.features.float(), self.colours], 1)
 
 
 def identity(item: LoadedImage, view: View) -> str:

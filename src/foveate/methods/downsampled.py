@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from foveate.batch import Batch
+from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.evidence import Evidence
 from foveate.methods.base import AbstractMethod, Prediction
@@ -26,9 +26,9 @@ from foveate.nn.overview import OverviewHead
 class Downsampled(AbstractMethod):
     """Encode the glimpse, pool it, classify it.
 
-    With a pretrained encoder the answers are linear, fitted to the frozen features and then moved
-    gently; without one, a linear layer is trained from the start. Evidence is the
-    class-independent share of each map cell in the pooled activation.
+    With a pretrained encoder the answers are linear, fitted to the frozen features and to the
+    colours of the glimpse, and then moved gently; without one, a linear layer is trained from the
+    start. Evidence is the class-independent share of each map cell in the pooled activation.
 
     Args:
         dropout: before the linear layer that is trained from the start.
@@ -50,13 +50,15 @@ class Downsampled(AbstractMethod):
             outputs = nn.Linear(encoder.dim, k)
             self.head = nn.Sequential(nn.LayerNorm(encoder.dim), nn.Dropout(dropout), outputs)
         else:
-            self.head = OverviewHead(encoder.feature_groups, k)
+            self.head = OverviewHead((*encoder.feature_groups, N_COLOURS), k)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from glimpses alone."""
         looks = batch.look(self.encoder)
-        features = torch.cat([look.features for look in looks])
-        vectors = features if self.encoder.feature_groups else self.encoder.project(features)
+        if self.encoder.feature_groups:
+            vectors = torch.cat([look.overview for look in looks])
+        else:
+            vectors = self.encoder.project(torch.cat([look.features for look in looks]))
         evidence = [] if self.training else [self._evidence(batch, x.maps[-1]) for x in looks]
         logits = self.head(vectors)
         if batch.correction is not None:

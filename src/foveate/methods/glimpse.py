@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.batch import Batch, Patches
+from foveate.batch import N_COLOURS, Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods._bag import embed_patches, pad_rows, padding_mask
@@ -172,7 +172,9 @@ class Glimpse(AbstractMethod):
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.whole = nn.Parameter(torch.zeros(dim))
         k = sum(head.size for head in heads)
-        self.overview = OverviewHead(encoder.feature_groups or (encoder.n_features,), k)
+        self.overview = OverviewHead(
+            (*(encoder.feature_groups or (encoder.n_features,)), N_COLOURS), k
+        )
         self.related = RelatedPool(
             encoder, heads, layers=layers, attention_heads=attention_heads, dropout=dropout
         )
@@ -206,7 +208,7 @@ class Glimpse(AbstractMethod):
         beside = None
         if self.instance > 0:
             logits, beside = self.voted(alone, logits)
-        overview = self.overview(features)
+        overview = self.overview(torch.cat([look.overview for look in looks]))
         if batch.correction is not None:
             overview = overview + batch.correction
         if not self.training:

@@ -6,6 +6,7 @@ Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learnin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,17 +81,22 @@ class Standardise(nn.Module):
         self.register_buffer("settled", torch.tensor(False))
 
     @torch.no_grad()
-    def settle(self, features: Tensor) -> None:
+    def settle(self, features: Tensor, groups: Sequence[int] = ()) -> None:
         """Take mean and spread from features ``(n, n_features)``, n at least 1.
 
         A feature that hardly varies is not blown up: its spread counts as at least a hundredth of
-        the largest.
+        the largest of its group.
+
+        Args:
+            features: to take them from.
+            groups: lengths of groups of features, which may be on different scales; one by default.
         """
         exact = features.double()
-        spread = exact.std(0, correction=0)
-        least = max(1e-2 * float(spread.max()), 1e-6)
+        parts = torch.split(exact.std(0, correction=0), list(groups or (exact.shape[1],)))
+        least = [max(1e-2 * float(part.max()), 1e-6) for part in parts]
+        spread = [part.clamp_min(low) for part, low in zip(parts, least, strict=True)]
         self.mean.copy_(exact.mean(0))
-        self.spread.copy_(spread.clamp_min(least))
+        self.spread.copy_(torch.cat(spread))
         self.settled.fill_(True)
 
     def forward(self, features: Tensor) -> Tensor:

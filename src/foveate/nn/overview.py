@@ -53,7 +53,7 @@ class OverviewHead(nn.Module):
             ``(n, k)``, what to add to its logits of each row to have those of fits that did not see
             the row's part.
         """
-        self.standardise.settle(features)
+        self.standardise.settle(features, self.groups)
         x = self.standardise(features.float())
         fits = [
             fit_linear(part, each_loss, self.n_outputs, parts) for part in x.split(self.groups, 1)
