@@ -15,10 +15,9 @@ from foveate.batch import Batch, CropError, Patches
 from foveate.cases import Case
 from foveate.encoders.base import ProjectedEncoder
 from foveate.methods.base import AbstractMethod
-from foveate.nn.overview import OverviewHead
+from foveate.nn.overview import N_PARTS, OverviewHead
 from foveate.tasks.base import AbstractTask
 
-_PARTS = 5
 _SAMPLED_IMAGES, _SAMPLED_PATCHES = 48, 8
 
 
@@ -28,7 +27,7 @@ def settle_start(
     cases: Sequence[Case],
     batches: Iterable[tuple[Case, Batch]],
     done: Callable[[int], None],
-) -> dict[str, list[float]]:
+) -> dict[str, int]:
     """Standardise features, and fit the linear answers to glimpses where the method has them.
 
     Args:
@@ -39,10 +38,10 @@ def settle_start(
         done: told how many images are done.
 
     Returns:
-        by image id, what makes logits of the linear answers those of fits that did not see the
-        image's patient; empty where the method has none.
+        by image id, the part of the images with which it was left out of the fits of the linear
+        answers; empty where the method has none.
     """
-    heads = [m for m in method.modules() if isinstance(m, OverviewHead)]
+    head = next((m for m in method.modules() if isinstance(m, OverviewHead)), None)
     looks_only = not method.reads & {"crops", "bag", "whole"}
     sampled = set(np.linspace(0, len(cases) - 1, _SAMPLED_IMAGES).astype(int).tolist())
     kept: list[Case] = []
@@ -51,7 +50,7 @@ def settle_start(
     patches: list[Tensor] = []
     for i, (case, batch) in enumerate(batches):
         wanted = i in sampled
-        if heads or (looks_only and wanted):
+        if head is not None or (looks_only and wanted):
             look = batch.look(method.encoder)[0]
             overviews.append(look.overview.cpu())
             glimpses.append(look.features.float().cpu())
@@ -63,24 +62,15 @@ def settle_start(
     seen = glimpses if looks_only else patches
     if seen and isinstance(method.encoder, ProjectedEncoder):
         method.encoder.mixed.standardise.settle(torch.cat(seen))
-    if not heads or not kept:
+    if head is None or not kept:
         return {}
-    return _fit_heads(heads, task, kept, torch.cat(overviews))
-
-
-def _fit_heads(
-    heads: Sequence[OverviewHead], task: AbstractTask, cases: Sequence[Case], features: Tensor
-) -> dict[str, list[float]]:
-    target = torch.tensor([task.target(str(case.label)) for case in cases])
-    parts = torch.from_numpy(_parts(cases))
+    target, parts = torch.tensor([task.target(str(case.label)) for case in kept]), _parts(kept)
 
     def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return task.each_loss(logits, target[rows]).double()
 
-    corrections = torch.zeros(len(cases), heads[0].n_outputs)
-    for head in heads:
-        corrections = head.settle(features, each_loss, parts)
-    return {case.image_id: row for case, row in zip(cases, corrections.tolist(), strict=True)}
+    head.settle(torch.cat(overviews), each_loss, torch.from_numpy(parts))
+    return {case.image_id: part for case, part in zip(kept, parts.tolist(), strict=True)}
 
 
 def _parts(cases: Sequence[Case]) -> NDArray[np.int64]:
@@ -90,7 +80,7 @@ def _parts(cases: Sequence[Case]) -> NDArray[np.int64]:
     for case in sorted(cases, key=lambda case: count[str(case.label)]):
         label.setdefault(case.patient_id, str(case.label))  # a patient of several: the rarest
     order = sorted(label, key=lambda patient: (label[patient], patient))
-    part = {patient: i % _PARTS for i, patient in enumerate(order)}
+    part = {patient: i % N_PARTS for i, patient in enumerate(order)}
     return np.array([part[case.patient_id] for case in cases], np.int64)
 
 

@@ -14,13 +14,10 @@ from torch import nn
 from foveate.cases import Case
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractMethod
-from foveate.nn.overview import OverviewHead
 
 _FROZEN_BATCH, _FROZEN_STEPS, _FROZEN_LR = 8, 240, 1e-3
 _SEEN_END_TO_END = 240
 _TIER_DECAY = 0.75
-_GENTLE = 0.02
-"""Share of the rate for linear answers that were fitted to the end before."""
 
 
 @dataclass(frozen=True)
@@ -208,15 +205,11 @@ def parameter_groups(method: AbstractMethod, options: TrainOptions) -> list[dict
     """Groups for the optimiser, each with its ``scale`` of the learning rate.
 
     Weight decay on matrices and kernels, none on biases, norms and scales. Tiers of a pretrained
-    encoder have smaller rates, the smaller the earlier; linear answers that were fitted to the end
-    are hardly moved.
+    encoder have smaller rates, the smaller the earlier.
     """
     scale = {id(p): 1.0 for p in method.parameters() if p.requires_grad}
     for back, tier in enumerate(reversed(method.encoder.tiers())):
         scale |= {id(p): options.encoder_lr * _TIER_DECAY**back for p in tier if id(p) in scale}
-    for module in method.modules():
-        if isinstance(module, OverviewHead):
-            scale |= {id(p): _GENTLE for p in module.parameters() if id(p) in scale}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for p in method.parameters():
         if id(p) in scale:

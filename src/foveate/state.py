@@ -53,8 +53,7 @@ class Progress:
         sums: of the present epoch so far.
         history: one row per finished epoch.
         best_score, best_epoch: of validation; the lower, the better.
-        corrections: by image, what makes logits of fitted linear answers those of fits that did
-            not see its label.
+        parts: by image, with which part it was left out of the fits of linear answers.
         quarantined: image ids set aside in training, with reasons.
         excluded: those of them that were known when the present epoch began; they are not drawn.
         done: training has ended.
@@ -67,7 +66,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     best_score: float = WORST_LOSS
     best_epoch: int = -1
-    corrections: dict[str, list[float]] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     done: bool = False

@@ -217,7 +217,7 @@ class Trainer:
         method.eval()
         with self.fabric.autocast():
             found = settle_start(method, self.model.task, cases, batches(), told)
-        self.progress.corrections = found
+        self.progress.parts = found
 
     def _train_epoch(self, train: Sequence[Case]) -> None:
         options, progress = self.options, self.progress
@@ -312,7 +312,7 @@ class Trainer:
     def answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
         """Logits ``(n, k)`` and targets of the images that can be read, in evaluation mode.
 
-        Linear answers that were fitted to an image count as if they had not seen it.
+        Images that linear answers were fitted to are answered by fits that did not see them.
         """
         logits, kept = [], []
         self.method.eval()
@@ -364,10 +364,10 @@ class Trainer:
         wanted = augment or self.options.augment
         if wanted == "auto":
             wanted = augment_for(items, self.loader.view)
-        encoder, correction = self.model.method.encoder, None
-        if all(item.image_id in self.progress.corrections for item in items):
-            rows = [self.progress.corrections[item.image_id] for item in items]
-            correction = torch.tensor(rows, device=self.fabric.device)
+        encoder, part = self.model.method.encoder, None
+        if self.progress.parts:
+            rows = [self.progress.parts.get(item.image_id, -1) for item in items]
+            part = torch.tensor(rows, device=self.fabric.device)
         return Batch(
             items,
             view=self.loader.view,
@@ -377,7 +377,7 @@ class Trainer:
             augment=wanted,
             tell=tell,
             store=self._store,
-            correction=correction,
+            part=part,
         )
 
     def _targets(self, cases: Sequence[Case]) -> Tensor:

@@ -132,7 +132,9 @@ def test_what_patches_mean_depends_on_the_glimpse(tiny_cohort: Path) -> None:
         whole, tokens = _parts(method, batch)
         f = method._aggregate(batch, whole[[0, 2, 0, 2]], tokens)[0]
     assert (f.std(0, correction=0) > 1e-4).all()
-    assert (interaction(f) > 1e-3).all()
+    measured = interaction(f)
+    assert (measured > 1e-4).all(), measured
+    assert measured.median() > 2e-3, measured
 
 
 def test_what_only_both_together_tell_is_learnt(tiny_cohort: Path) -> None:
@@ -189,13 +191,13 @@ def test_where_patches_say_nothing_it_answers_as_downsampled_does(tiny_cohort: P
     """Both fit the same linear answers to what a frozen encoder sees in the glimpse."""
     task = BinaryTask(classes=("normal", "tumour"))
     cases = read_cases(tiny_cohort).cases[:12]
-    answers, corrections = [], []
+    answers, parts = [], []
     for kind in (Glimpse, Downsampled):
         torch.manual_seed(0)
         method = kind(encoder=Lite0Encoder(), heads=task.heads)
         with _batches(tiny_cohort, FeatureStore(None)) as build:
             alone = ((case, build((row,))) for row, case in enumerate(cases))
-            corrections.append(settle_start(method, task, cases, alone, lambda _: None))
+            parts.append(settle_start(method, task, cases, alone, lambda _: None))
             if isinstance(method, Glimpse):
                 for part in (*method.related.pool.heads, *method.head_instance.parts):
                     for p in part.parameters():
@@ -204,9 +206,8 @@ def test_where_patches_say_nothing_it_answers_as_downsampled_does(tiny_cohort: P
                 answers.append(torch.cat([method.eval()(build((i,))).logits for i in range(12)]))
     assert answers[0].std() > 1e-3
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-5, atol=1e-5)
-    assert corrections[0].keys() == corrections[1].keys() == {c.image_id for c in cases}
-    for image_id, row in corrections[0].items():
-        assert row == pytest.approx(corrections[1][image_id], abs=1e-5)
+    assert parts[0] == parts[1]
+    assert parts[0].keys() == {c.image_id for c in cases}
 
 
 def _parts(method: Glimpse, batch: Batch) -> tuple[Tensor, _Tokens]:

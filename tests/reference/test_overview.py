@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.nn._linear_fit import STRENGTHS, EachLoss, fit_linear, fit_trust, likelihood_shares
-from foveate.nn.overview import OverviewHead
+from foveate.nn.overview import N_PARTS, OverviewHead
 
 
 def yes_or_no(target: Tensor) -> EachLoss:
@@ -59,10 +59,10 @@ def in_parts(n: int, k: int = 5) -> Tensor:
 @pytest.mark.parametrize(("n", "d"), [(120, 8), (40, 60)])
 def test_two_classes_are_scikit_learn_s(n: int, d: int, strength: float) -> None:
     x, target = problem(n, d, 2)
-    fit = fit_linear(x, yes_or_no(target), 1, in_parts(n), strengths=(strength,))
+    fit = fit_linear(x, yes_or_no(target), 1, in_parts(n), 5, strengths=(strength,))
     other = peer(x, target, strength)
-    np.testing.assert_allclose(fit.weight[:, 0], other.coef_[0], atol=1e-4)
-    np.testing.assert_allclose(fit.bias, other.intercept_, atol=1e-4)
+    np.testing.assert_allclose(fit.weight[0, :, 0], other.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(fit.bias[0], other.intercept_, atol=1e-4)
     assert fit.strength == strength
 
 
@@ -70,10 +70,10 @@ def test_two_classes_are_scikit_learn_s(n: int, d: int, strength: float) -> None
 def test_several_classes_are_scikit_learn_s(strength: float) -> None:
     """The biases of a softmax are known but for a constant."""
     x, target = problem(120, 8, 3)
-    fit = fit_linear(x, one_of_several(target), 3, in_parts(120), strengths=(strength,))
+    fit = fit_linear(x, one_of_several(target), 3, in_parts(120), 5, strengths=(strength,))
     other = peer(x, target, strength)
-    np.testing.assert_allclose(fit.weight.T, other.coef_, atol=1e-4)
-    centred = fit.bias - fit.bias.mean()
+    np.testing.assert_allclose(fit.weight[0].T, other.coef_, atol=1e-4)
+    centred = fit.bias[0] - fit.bias[0].mean()
     np.testing.assert_allclose(centred, other.intercept_ - other.intercept_.mean(), atol=1e-4)
 
 
@@ -91,9 +91,9 @@ def refitted(x: Tensor, target: Tensor, parts: Tensor, strength: float) -> np.nd
 def test_left_out_logits_are_those_of_refits(n: int, d: int) -> None:
     x, target = problem(n, d, 2)
     for strength in STRENGTHS:
-        fit = fit_linear(x, yes_or_no(target), 1, in_parts(n), strengths=(strength,))
+        fit = fit_linear(x, yes_or_no(target), 1, in_parts(n), 5, strengths=(strength,))
         again = refitted(x, target, in_parts(n), strength)
-        np.testing.assert_allclose(fit.held_out[:, 0], again, atol=1e-3)
+        np.testing.assert_allclose(fit.left_out[:, 0], again, atol=1e-3)
         loss = float(yes_or_no(target)(torch.from_numpy(again)[:, None], torch.arange(n)).mean())
         assert fit.loss == pytest.approx(loss, abs=1e-4)
 
@@ -102,10 +102,10 @@ def test_the_strength_is_that_of_the_least_left_out_loss() -> None:
     for signal in (0.0, 0.3, 3.0):
         x, target = problem(60, 20, 2, signal=signal)
         losses = {
-            s: fit_linear(x, yes_or_no(target), 1, in_parts(60), strengths=(s,)).loss
+            s: fit_linear(x, yes_or_no(target), 1, in_parts(60), 5, strengths=(s,)).loss
             for s in STRENGTHS
         }
-        chosen = fit_linear(x, yes_or_no(target), 1, in_parts(60))
+        chosen = fit_linear(x, yes_or_no(target), 1, in_parts(60), 5)
         assert chosen.strength == min(losses, key=lambda s: losses[s])
         assert chosen.loss == pytest.approx(min(losses.values()))
 
@@ -131,9 +131,10 @@ def test_trust_is_the_best_factor() -> None:
         assert trust == pytest.approx(1 / factor, abs=0.1)
 
 
-def settled(groups: Sequence[int], x: Tensor, target: Tensor) -> tuple[OverviewHead, Tensor]:
+def settled(groups: Sequence[int], x: Tensor, target: Tensor) -> OverviewHead:
     head = OverviewHead(groups, 1)
-    return head, head.settle(x.float(), yes_or_no(target), in_parts(len(x)))
+    head.settle(x.float(), yes_or_no(target), in_parts(len(x)))
+    return head
 
 
 def test_sure_answers_that_tell_nothing_are_not_trusted() -> None:
@@ -150,8 +151,7 @@ def test_features_that_tell_nothing_say_nothing() -> None:
     said, losses = [], []
     for seed in range(10):
         x, target = problem(60, 40, 2, seed=seed, signal=0.0)
-        head, correction = settled((20, 20), x, target)
-        logits = (head(x.float()) + correction).detach()
+        logits = settled((20, 20), x, target)(x.float(), in_parts(60))
         said.append(float(logits.abs().mean()))
         losses.append(float(yes_or_no(target)(logits, torch.arange(60)).mean()))
     assert np.mean(said) < 0.15, said
@@ -160,14 +160,14 @@ def test_features_that_tell_nothing_say_nothing() -> None:
 
 def test_what_tells_all_is_trusted() -> None:
     x, target = problem(60, 40, 2, signal=8.0)
-    head, _ = settled((20, 20), x, target)
+    head = settled((20, 20), x, target)
     assert float(head.trust) >= 1.0
     assert (((head(x.float())[:, 0] > 0) == (target > 0)).float().mean()) == 1.0
 
 
 def test_the_group_that_tells_the_classes_apart_has_the_share() -> None:
     x, target = problem(100, 20, 2, signal=3.0)
-    head, _ = settled((10, 10), x, target)
+    head = settled((10, 10), x, target)
     assert float(head.share[0]) > 0.99
     assert float(head.share.sum()) == pytest.approx(1.0)
 
@@ -176,8 +176,8 @@ def test_a_group_on_a_small_scale_is_not_drowned() -> None:
     """Colours differ by hundredths where features of a network differ by tens."""
     x, target = problem(100, 20, 2, signal=3.0)
     scale = torch.tensor([0.01] * 10 + [30.0] * 10)
-    plain, _ = settled((10, 10), x, target)
-    scaled, _ = settled((10, 10), x * scale, target)
+    plain = settled((10, 10), x, target)
+    scaled = settled((10, 10), x * scale, target)
     torch.testing.assert_close(scaled((x * scale).float()), plain(x.float()), rtol=1e-3, atol=1e-3)
 
 
@@ -190,26 +190,45 @@ def test_before_it_is_settled_the_answer_is_nothing() -> None:
     assert not head(torch.randn(5, 7)).any()
 
 
-def test_the_correction_makes_left_out_logits_of_the_answers() -> None:
+def test_images_that_it_was_fitted_to_are_answered_by_fits_that_did_not_see_them() -> None:
     """Against scikit-learn's refits, each of its group, shares and trust as found."""
     x, target = problem(80, 24, 2, seed=3)
     x = 5.0 * x - 2.0
-    head, correction = settled((8, 16), x, target)
+    head = settled((8, 16), x, target)
     assert head.settled
     z = (x - x.mean(0)) / x.std(0, correction=0)
     expected = np.zeros(80)
     for share, group in zip(head.share.tolist(), z.split((8, 16), 1), strict=True):
-        fit = fit_linear(group, yes_or_no(target), 1, in_parts(80))
+        fit = fit_linear(group, yes_or_no(target), 1, in_parts(80), N_PARTS)
         expected += share * refitted(group, target, in_parts(80), fit.strength)
     expected *= float(head.trust)
-    found = head(x.float()) + correction
-    np.testing.assert_allclose(found[:, 0].detach(), expected, atol=1e-3)
-    assert np.abs(correction.numpy()).max() > 0.05, "seen images are answered otherwise"
+    found = head(x.float(), in_parts(80))
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-3)
+    assert (found - head(x.float())).abs().max() > 0.05, "seen images are answered otherwise"
+    unseen = head(x.float(), torch.full((80,), -1))
+    torch.testing.assert_close(unseen, head(x.float()), rtol=1e-5, atol=1e-5)
+
+
+def test_what_it_knew_by_heart_is_no_merit_when_features_have_moved() -> None:
+    """Noise in features and labels, then other noise: nothing seen may be counted on or off."""
+    losses = []
+    for seed in range(10):
+        x, target = problem(60, 40, 2, seed=seed, signal=1.0)
+        head = settled((20, 20), x, target)
+        moved = x + 0.7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+        fresh, labels = problem(600, 40, 2, seed=100 + seed, signal=1.0)
+        fresh = fresh + 0.7 * torch.randn(
+            fresh.shape, generator=torch.Generator().manual_seed(seed)
+        )
+        seen = yes_or_no(target)(head(moved.float(), in_parts(60)), torch.arange(60)).mean()
+        unseen = yes_or_no(labels)(head(fresh.float()), torch.arange(600)).mean()
+        losses.append(float(seen - unseen))
+    assert abs(np.mean(losses)) < 0.05, losses
 
 
 def test_a_stored_head_answers_alike() -> None:
     x, target = problem(60, 12, 2)
-    head, _ = settled((4, 8), x, target)
+    head = settled((4, 8), x, target)
     other = OverviewHead((4, 8), 1)
     other.load_state_dict(head.state_dict())
     assert other.settled

@@ -81,8 +81,8 @@ class Batch:
         store: features that a frozen encoder gave; with it the batch is `frozen`: nothing is
             augmented, patches lie in the middle of their cells, and no gradient reaches the
             encoder.
-        correction: ``(n, k)``, what makes the logits of fitted linear answers to these images those
-            of a fit that did not see their labels; None for images that no fit has seen.
+        part: ``(n,)`` int, with which part of the images each was left out of the fits of linear
+            answers; -1 for images that no fit has seen. None where none has been seen.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Batch:
         shuffle_layout: bool = False,
         tell: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
-        correction: Tensor | None = None,
+        part: Tensor | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
@@ -107,7 +107,7 @@ class Batch:
         augment = augment if store is None else "none"
         self.items = list(items)
         self.tell = tell
-        self.correction = correction
+        self.part = part
         self.kept = None if store is None else Kept(self, store)
         self.view = view
         self.device = device

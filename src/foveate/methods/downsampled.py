@@ -27,8 +27,8 @@ class Downsampled(AbstractMethod):
     """Encode the glimpse, pool it, classify it.
 
     With a pretrained encoder the answers are linear, fitted to the frozen features and to the
-    colours of the glimpse, and then moved gently; without one, a linear layer is trained from the
-    start. Evidence is the class-independent share of each map cell in the pooled activation.
+    colours of the glimpse; without one, a linear layer is trained from the start. Evidence is the
+    class-independent share of each map cell in the pooled activation.
 
     Args:
         dropout: before the linear layer that is trained from the start.
@@ -56,13 +56,10 @@ class Downsampled(AbstractMethod):
         """Predict from glimpses alone."""
         looks = batch.look(self.encoder)
         if self.encoder.feature_groups:
-            vectors = torch.cat([look.overview for look in looks])
+            logits = self.head(torch.cat([look.overview for look in looks]), batch.part)
         else:
-            vectors = self.encoder.project(torch.cat([look.features for look in looks]))
+            logits = self.head(self.encoder.project(torch.cat([look.features for look in looks])))
         evidence = [] if self.training else [self._evidence(batch, x.maps[-1]) for x in looks]
-        logits = self.head(vectors)
-        if batch.correction is not None:
-            logits = logits + batch.correction
         return Prediction(logits, evidence)
 
     def _evidence(self, batch: Batch, last: torch.Tensor) -> Evidence:

@@ -208,13 +208,11 @@ class Glimpse(AbstractMethod):
         beside = None
         if self.instance > 0:
             logits, beside = self.voted(alone, logits)
-        overview = self.overview(torch.cat([look.overview for look in looks]))
-        if batch.correction is not None:
-            overview = overview + batch.correction
+        overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
             return Prediction(overview + logits, batch.evidence(patches, weight))
         # Patches add to what the glimpse says. What it has learnt by heart would leave them nothing
-        # to explain, hence the correction.
+        # to explain, hence answers that have not seen the image.
         logits, auxiliary = overview.detach() + logits, {}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)

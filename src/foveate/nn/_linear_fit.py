@@ -8,7 +8,7 @@ pseudo-Bayesian model averaging (Geisser & Eddy, "A Predictive Approach to Model
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,19 +25,19 @@ _TRUSTS = torch.linspace(0, 2, 41, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A linear answer.
+    """A linear answer, and those of refits that left out a part of the rows.
 
     Attributes:
-        weight: ``(d, k)``.
-        bias: ``(k,)``.
-        held_out: ``(n, k)`` logits of each row by a fit that did not see its part.
+        weight: ``(1 + parts, d, k)``, the first of a fit to all rows.
+        bias: ``(1 + parts, k)``.
+        left_out: ``(n, k)`` logits of each row by the fit that did not see its part.
         loss: their mean loss.
         strength: of the penalty, chosen by that loss.
     """
 
     weight: Tensor
     bias: Tensor
-    held_out: Tensor
+    left_out: Tensor
     loss: float
     strength: float
 
@@ -47,6 +47,7 @@ def fit_linear(
     each_loss: EachLoss,
     n_outputs: int,
     parts: Tensor,
+    n_parts: int,
     *,
     strengths: Sequence[float] = STRENGTHS,
 ) -> LinearFit:
@@ -57,27 +58,35 @@ def fit_linear(
         each_loss: convex in the logits.
         n_outputs: k.
         parts: ``(n,)`` int, which part each row belongs to; rows of one patient share a part.
+        n_parts: parts; of an empty one the fit is that to all rows.
         strengths: to choose from.
     """
     # All that a penalised fit can use lies in the span of the rows.
     x = features.double()
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     z = u * s
-    best: tuple[float, float, Tensor] | None = None
+    every = torch.arange(len(x))
+    present = [part for part in range(n_parts) if bool((parts == part).any())]
+    best: LinearFit | None = None
     for strength in strengths:
-        held_out = x.new_zeros(len(x), n_outputs)
-        for part in parts.unique():  # type: ignore[no-untyped-call]
+        weight, bias = (
+            z.new_zeros(1 + n_parts, z.shape[1], n_outputs),
+            z.new_zeros(1 + n_parts, n_outputs),
+        )
+        left_out = z.new_zeros(len(x), n_outputs)
+        for part in present:
             out = parts == part
-            rows = (~out).nonzero().flatten()
+            rows = every[~out]
             w, b = _minimise(z[rows], each_loss, rows, n_outputs, strength)
-            held_out[out] = z[out] @ w + b
-        loss = float(each_loss(held_out, torch.arange(len(x))).mean())
-        if best is None or loss < best[0]:
-            best = (loss, strength, held_out)
+            weight[1 + part], bias[1 + part], left_out[out] = w, b, z[out] @ w + b
+        loss = float(each_loss(left_out, every).mean())
+        if best is None or loss < best.loss:
+            best = LinearFit(weight, bias, left_out, loss, strength)
     assert best is not None
-    loss, strength, held_out = best
-    w, b = _minimise(z, each_loss, torch.arange(len(x)), n_outputs, strength)
-    return LinearFit(vh.T @ w, b, held_out, loss, strength)
+    w, b = _minimise(z, each_loss, every, n_outputs, best.strength)
+    absent = [0, *(1 + part for part in range(n_parts) if part not in present)]
+    best.weight[absent], best.bias[absent] = w, b
+    return replace(best, weight=vh.T @ best.weight)
 
 
 def likelihood_shares(losses: Sequence[float], n: int) -> Tensor:
@@ -89,14 +98,14 @@ def likelihood_shares(losses: Sequence[float], n: int) -> Tensor:
     return torch.softmax(-rows * torch.tensor(losses, dtype=torch.float64), 0)
 
 
-def fit_trust(held_out: Tensor, each_loss: EachLoss) -> float:
+def fit_trust(left_out: Tensor, each_loss: EachLoss) -> float:
     """The factor from 0 to 2 that makes left-out logits as sure as they are right.
 
     Near 0 for answers that are sure and no better than chance. Shrunk towards 1/2, by about the
     evidence of one row, where rows say little: few of them, or logits that are near 0 anyway.
     """
-    rows = torch.arange(len(held_out))
-    losses = torch.stack([each_loss(held_out * t, rows).sum() for t in _TRUSTS])
+    rows = torch.arange(len(left_out))
+    losses = torch.stack([each_loss(left_out * t, rows).sum() for t in _TRUSTS])
     return float(_TRUSTS[int((losses + (_TRUSTS - 0.5).square()).argmin())])
 
 

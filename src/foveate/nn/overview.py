@@ -10,18 +10,25 @@ from torch import Tensor, nn
 from foveate.nn._linear_fit import EachLoss, fit_linear, fit_trust, likelihood_shares
 from foveate.nn.base import Standardise
 
+N_PARTS = 5
+"""Parts of the images of which one is left out at a time."""
+
 
 class OverviewHead(nn.Module):
     """Linear answers to groups of features, averaged by how well each did on left-out images.
 
     Before `settle` it answers 0. After it, it is what logistic regression makes of the frozen
-    features, times a trust that is near 0 where the glimpse does not tell the classes apart.
+    features, times a trust that is near 0 where the glimpse does not tell the classes apart. It
+    keeps the answers of all refits that left out a part of the images as well: an image that it was
+    fitted to is answered by the one that did not see it, also when the network has moved since.
 
     Args:
         groups: lengths of the groups of features.
         n_outputs: k.
     """
 
+    weight: Tensor
+    bias: Tensor
     share: Tensor
     trust: Tensor
 
@@ -29,9 +36,9 @@ class OverviewHead(nn.Module):
         super().__init__()
         self.groups, self.n_outputs = tuple(groups), n_outputs
         self.standardise = Standardise(sum(groups))
-        self.answers = nn.ModuleList(nn.Linear(n, n_outputs) for n in groups)
-        for parameter in self.answers.parameters():
-            nn.init.zeros_(parameter)
+        # The answer fitted to all images, then those that left out a part.
+        self.register_buffer("weight", torch.zeros(1 + N_PARTS, sum(groups), n_outputs))
+        self.register_buffer("bias", torch.zeros(1 + N_PARTS, n_outputs))
         self.register_buffer("share", torch.full((len(self.groups),), 1 / len(self.groups)))
         self.register_buffer("trust", torch.zeros(()))
 
@@ -41,39 +48,42 @@ class OverviewHead(nn.Module):
         return bool(self.standardise.settled)
 
     @torch.no_grad()
-    def settle(self, features: Tensor, each_loss: EachLoss, parts: Tensor) -> Tensor:
+    def settle(self, features: Tensor, each_loss: EachLoss, parts: Tensor) -> None:
         """Fit it to frozen features.
 
         Args:
             features: ``(n, d)``.
             each_loss: of logits ``(m, k)`` and indices of rows.
-            parts: ``(n,)``, which rows are left out together.
-
-        Returns:
-            ``(n, k)``, what to add to its logits of each row to have those of fits that did not see
-            the row's part.
+            parts: ``(n,)`` int from 0 to `N_PARTS` - 1, which rows are left out together.
         """
         self.standardise.settle(features, self.groups)
         x = self.standardise(features.float())
         fits = [
-            fit_linear(part, each_loss, self.n_outputs, parts) for part in x.split(self.groups, 1)
+            fit_linear(group, each_loss, self.n_outputs, parts, N_PARTS)
+            for group in x.split(self.groups, 1)
         ]
-        for answer, fit in zip(self.answers, fits, strict=True):
-            assert isinstance(answer, nn.Linear)
-            answer.weight.copy_(fit.weight.T)
-            answer.bias.copy_(fit.bias)
         share = likelihood_shares([fit.loss for fit in fits], len(x))
-        held_out = sum(s * fit.held_out for s, fit in zip(share, fits, strict=True))
-        assert isinstance(held_out, Tensor)
-        trust = fit_trust(held_out, each_loss)
+        pairs = list(zip(share, fits, strict=True))
+        weight = torch.cat([s * fit.weight for s, fit in pairs], 1)
+        bias = torch.stack([s * fit.bias for s, fit in pairs]).sum(0)
+        left_out = torch.stack([s * fit.left_out for s, fit in pairs]).sum(0)
+        trust = fit_trust(left_out, each_loss)
+        self.weight.copy_(trust * weight)
+        self.bias.copy_(trust * bias)
         self.share.copy_(share)
         self.trust.fill_(trust)
-        fitted: Tensor = self(features)
-        return (trust * held_out).float() - fitted
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits ``(b, k)`` from features ``(b, d)``."""
-        parts = self.standardise(features.float()).split(self.groups, 1)
-        each = torch.stack([a(x) for a, x in zip(self.answers, parts, strict=True)])
-        logits: Tensor = self.trust * torch.einsum("g,gbk->bk", self.share, each)
-        return logits
+    def forward(self, features: Tensor, part: Tensor | None = None) -> Tensor:
+        """Logits ``(b, k)`` from features ``(b, d)``.
+
+        Args:
+            features: of the network as it is now.
+            part: ``(b,)`` int, which part each image was fitted with; -1 for images that no fit has
+                seen, as all are by default.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            x = self.standardise(features.float())
+            if part is None:
+                logits: Tensor = x @ self.weight[0] + self.bias[0]
+                return logits
+            return torch.einsum("bd,bdk->bk", x, self.weight[part + 1]) + self.bias[part + 1]
