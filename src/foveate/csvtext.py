@@ -36,9 +36,13 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
         columns: in their order; values that a row lacks are empty.
     """
     out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writerow({column: guarded(column) for column in columns})
-    writer.writerows({key: guarded(value) for key, value in row.items()} for row in rows)
+    plain = csv.writer(out, lineterminator="\n")
+    # Python up to 3.12 leaves a lone return unquoted, and would read it as the end of the row.
+    quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in (dict(zip(columns, columns, strict=True)), *rows):
+        cells = [guarded(row.get(column, "")) for column in columns]
+        writer = quoting if any(isinstance(c, str) and "\r" in c for c in cells) else plain
+        writer.writerow(cells)
     return out.getvalue()
 
 

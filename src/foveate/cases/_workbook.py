@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import re
 import zipfile
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ class Workbook:
                     f"{path}: unpacks to {unpacked >> 20} MiB, which is no table of images; save "
                     "the sheet as CSV"
                 )
-            self._book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            content = io.BytesIO(path.read_bytes())  # by content: the name may end otherwise
+            self._book = openpyxl.load_workbook(content, read_only=True, data_only=True)
         except (TableError, OSError):
             raise
         except Exception as error:  # openpyxl raises whatever the damaged part provokes
