@@ -85,7 +85,10 @@ def files_of(encoder_options: Mapping[str, Any]) -> dict[str, Path]:
     """Files of the user's own that a run rests on: weights, and plug-ins."""
     found = {}
     if encoder_options.get("weights"):
-        found["weights of the encoder"] = Path(str(encoder_options["weights"])).expanduser()
+        weights = Path(str(encoder_options["weights"])).expanduser()
+        found["weights of the encoder"] = weights
+        if weights.with_name("config.json").is_file():
+            found["config.json beside the weights"] = weights.with_name("config.json")
     for folder in plugin_folders():
         for path in sorted(folder.glob("*/*.py")):
             found[f"plug-in {path.parent.name}/{path.name}"] = path
@@ -150,17 +153,32 @@ def file_print(path: Path, known: Stated | None = None, *, whole: bool = False) 
     try:
         stat = path.stat()
         if path.is_dir():
-            names = sorted(p for p in path.rglob("*") if p.is_file())
-            sizes = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in names]
-            size, time_ns = sum(n for _, n in sizes), stat.st_mtime_ns
-            digest = hashlib.sha256(repr(sizes).encode("utf-8", "replace")).hexdigest()
-            return {"path": place, "size": size, "mtime_ns": time_ns, "sha256": digest}
+            now = {"path": place, "size": 0, "mtime_ns": stat.st_mtime_ns}
+            return {**now, "sha256": _listing(path)}
         now = {"path": place, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        companions = [p for p in _companions(path) if p.is_dir()]
+        if companions:
+            return {**now, "sha256": _digest(path, stat.st_size, whole) + _listing(companions[0])}
         if known is not None and all(known.get(key) == value for key, value in now.items()):
             return known
         return {**now, "sha256": _digest(path, stat.st_size, whole)}
     except OSError:
         return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
+
+
+def _companions(path: Path) -> tuple[Path, ...]:
+    """Folders that belong to a slide which is a file and a folder."""
+    kind = path.suffix.lower()
+    if kind == ".vsi":
+        return (path.with_name(f"_{path.stem}_"),)
+    return (path.with_suffix(""),) if kind == ".mrxs" else ()
+
+
+def _listing(folder: Path) -> str:
+    """SHA-256 of the names and sizes of all files of a folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sizes = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files]
+    return hashlib.sha256(repr(sizes).encode("utf-8", "replace")).hexdigest()
 
 
 def _digest(path: Path, size: int, whole: bool) -> str:

@@ -21,6 +21,7 @@ from foveate.errors import (
     FoveateError,
     MissingSpacing,
     OptionError,
+    TableError,
     UnreadableImage,
     UnsupportedFormat,
 )
@@ -100,14 +101,13 @@ def open_case(
 
     Raises:
         MissingSpacing: a slide or volume without spacing.
+        TableError: the table gives a spacing for another number of axes.
         ImageNotFound, UnreadableImage, UnsupportedFormat: as the reader says.
     """
     image = open_image(case.path)
     try:
         if case.spacing_um is not None:
-            given = case.spacing_um
-            spacing = given if len(given) == image.ndim else (given[0],) * image.ndim
-            return Respaced(image, spacing, unit="um")
+            return Respaced(image, _for_axes(case, case.spacing_um, image.ndim), unit="um")
         if fit is not None and image.kind == "picture":
             return fitted(image, fit)
         if image.spacing_um is not None:
@@ -374,6 +374,17 @@ def _facts(case: Case, options: ViewOptions) -> ImageFacts:
         spacing = image.known_spacing_um
         factor = _factor(case, image)
         return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader, factor)
+
+
+def _for_axes(case: Case, given_um: tuple[float, ...], axes: int) -> tuple[float, ...]:
+    """The table's spacing for so many axes; one number holds for all."""
+    if len(given_um) == axes:
+        return given_um
+    if len(set(given_um)) > 1:
+        raise TableError(
+            f"{case.path}: has {axes} axes, but the table gives {len(given_um)} pixel sizes"
+        )
+    return (given_um[0],) * axes
 
 
 def _factor(case: Case, image: AbstractImage) -> float | None:

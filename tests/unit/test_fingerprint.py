@@ -110,10 +110,14 @@ def test_folders_that_are_images(tmp_path: Path) -> None:
     (tmp_path / "z.zarr").mkdir()
     (tmp_path / "z.zarr" / "0").write_bytes(b"1234")
     before = file_print(tmp_path / "z.zarr")
-    assert before["size"] == 4
     (tmp_path / "z.zarr" / "1").write_bytes(b"")
     assert file_print(tmp_path / "z.zarr")["sha256"] != before["sha256"]
     assert file_print(tmp_path / "gone")["size"] == -1
+    (tmp_path / "m.mrxs").write_bytes(b"head")
+    (tmp_path / "m").mkdir()
+    before = file_print(tmp_path / "m.mrxs")
+    (tmp_path / "m" / "Data0000.dat").write_bytes(b"pixels")
+    assert file_print(tmp_path / "m.mrxs", before)["sha256"] != before["sha256"]
 
 
 def test_weights_count_whole(cases: list[Case], tmp_path: Path) -> None:
@@ -122,6 +126,8 @@ def test_weights_count_whole(cases: list[Case], tmp_path: Path) -> None:
     files = files_of({"weights": str(path)})
     assert files == {"weights of the encoder": path}
     assert files_of({"weights": ""}) == {}
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert "config.json beside the weights" in files_of({"weights": str(path)})
     was = note_inputs(cases, files)
     content = bytearray(BIG)
     content[BIG // 2 + 100_000] = 1

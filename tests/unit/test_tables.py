@@ -260,6 +260,7 @@ def with_patients(folder: Path, spelt: list[str], labels: list[str] | None = Non
         ["P#", "P\u00a0#", "P-0#"],
         ["Jürgen #", "Ju\u0308rgen #", "JÜRGEN#"],
         ["A#B", "a#b", "A#B\u200b"],
+        ["T-A#-x", "T\u2011A#\u2013x", "\uff34-A#-x"],
     ],
 )
 def test_spellings_of_a_patient_are_one_patient(tmp_path: Path, spelt: list[str]) -> None:
@@ -302,6 +303,7 @@ def test_joined_tables_spell_patients_differently(tmp_path: Path) -> None:
         (["1", "1.0", "01"], "1"),
         (["high grade", "high\u00a0grade", " high  grade"], "high grade"),
         (["bösartig", "bo\u0308sartig", "bösartig\u200b"], "bösartig"),
+        (["T1a", "\uff341a", "T1a\u3000"], "T1a"),
     ],
 )
 def test_spellings_of_a_label_are_one_class(tmp_path: Path, spelt: list[str], label: str) -> None:
@@ -332,7 +334,9 @@ def one_table(folder: Path, *values: str) -> Path:
     return folder / "t.csv"
 
 
-@pytest.mark.parametrize("prefix", ["", "/data/", "D:\\data\\", "../data/", "old/"])
+@pytest.mark.parametrize(
+    "prefix", ["", "/data/", "D:\\data\\", "../data/", "file:///data/", "s3://bucket/", "old/"]
+)
 def test_a_missing_file_is_not_replaced_by_its_namesake(tmp_path: Path, prefix: str) -> None:
     images(tmp_path, "siteB/001.tif", "siteB/002.tif", "siteA/003.tif")
     prefixed = [f"{prefix}{v}" for v in ("siteA/001.tif", "siteB/002.tif", "siteA/003.tif")]
@@ -484,3 +488,17 @@ def test_survival_is_recognised(tmp_path: Path, time: str, event: str, asked: st
 def test_an_event_without_a_time_is_a_class(tmp_path: Path) -> None:
     read = read_cases(of_labels(tmp_path, ["0", "1"] * 4, "event"))
     assert read.label_column == "event"
+
+
+def test_labels_that_differ_in_capitals_or_dashes_are_said(tmp_path: Path) -> None:
+    read = read_cases(of_labels(tmp_path, ["high grade", "High-grade", "HER2+", "HER2-"]))
+    assert len([note for note in read.notes if "capitals, blanks or dashes" in note]) == 2
+
+
+@pytest.mark.parametrize("row", ["," * 20_000, "a," * 3_000])
+def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path, row: str) -> None:
+    (tmp_path / "t.csv").write_text("path,label\n" + f"{row}\n" * 2000, encoding="utf-8")
+    begun = time.monotonic()
+    with pytest.raises(TableError, match="no table of images"):
+        read_cases(tmp_path / "t.csv")
+    assert time.monotonic() - begun < 10

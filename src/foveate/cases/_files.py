@@ -28,8 +28,8 @@ _SIDECARS = frozenset(
 )
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _MOST_ENTRIES = 200_000
-_FOREIGN = re.compile(r"^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
-"""How a path begins that may be one of another machine: a drive, a root, a home, a way up."""
+_FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
+"""How a path of another machine may begin: an address, a drive, a root, a home, a way up."""
 
 
 def stem(name: str) -> str:

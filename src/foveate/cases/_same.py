@@ -24,16 +24,22 @@ def plain_name(column: str) -> str:
 
 def label_key(label: str) -> str:
     """What is equal for spellings of one class: ``1``, ``1.0`` and ``01``; blanks; NFC and NFD."""
-    text = clean(label)
+    text = _compatible(label)
     number = _WHOLE.fullmatch(text)
     return f"{number[1].replace('+', '')}{number[2]}" if number else text
 
 
 def patient_key(patient: str) -> str:
     """What is equal for spellings of one patient: ``P01``, ``p01``, ``P 01``; ``1``, ``1.0``."""
-    text = clean(patient).casefold()
+    text = _compatible(patient).casefold()
     number = _NUMBERED.fullmatch(text)
     return f"{number[1]}{number[2]}" if number else text.replace(" ", "")
+
+
+def _compatible(text: str) -> str:
+    """Text in which wide letters are plain ones (NFKC) and all dashes are one."""
+    plain = unicodedata.normalize("NFKC", clean(text))
+    return clean("".join("-" if unicodedata.category(c) == "Pd" else c for c in plain))
 
 
 def one_spelling(words: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:

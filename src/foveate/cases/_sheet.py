@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -155,8 +156,8 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
     columns = ["" if name.startswith("Unnamed:") else name for name in header]
     while columns and not columns[-1]:
         columns.pop()
-    for name in columns:
-        if name and columns.count(name) > 1:
+    for name, n in Counter(columns).items():
+        if name and n > 1:
             raise TableError(f"{path}: two columns are named '{name}'; rename one")
     if not any(columns):
         raise TableError(f"{path}, row {row}: no column has a name")

@@ -304,10 +304,13 @@ class CaseBuilder:
             said = ", ".join(f"{label} {n}" for label, n in sorted(counts.items()))
             patients = len({case.patient_id for case in cases})
             self.notes.append(f"{len(cases)} images of {patients} patients: {said}")
-        alike = Counter(label.casefold() for label in counts)
+        alike = Counter(map(_alike, counts))
         for label in sorted(counts):
-            if alike[label.casefold()] > 1:
-                self.notes.append(f"warning: label '{label}' differs from another in capitals only")
+            if alike[_alike(label)] > 1:
+                self.notes.append(
+                    f"warning: label '{label}' differs from another in capitals, blanks or dashes "
+                    "only, and is a class of its own"
+                )
 
     def _note_unlisted(self, found: list[tuple[Row, Path]]) -> None:
         """Files beside the images that no row names, whether or not the row was kept."""
@@ -335,6 +338,11 @@ def _with_cell(row: Row, column: str, spelling: Mapping[str, str]) -> Row:
 def shown(word: str) -> str:
     """A word in quotation marks, in which what cannot be seen is written out."""
     return ascii(word) if word != clean(word) else f"'{word}'"
+
+
+def _alike(label: str) -> str:
+    """The label without capitals, and without what divides its words."""
+    return re.sub(r"(?<=\w)[ _-](?=\w)", "", label.casefold())
 
 
 def _elsewhere(own: tuple[str, ...], other: tuple[str, ...]) -> bool:

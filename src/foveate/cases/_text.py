@@ -14,10 +14,11 @@ from foveate.cases._same import plain_name
 from foveate.errors import TableError
 
 DELIMITERS = (",", "\t", ";", "|")
-MOST_CELLS = 20_000_000
+MOST_CELLS = 5_000_000
 """Of a table, empty ones included: more is no table of images."""
 
-_MOST_BYTES = 1 << 29
+_MOST_BYTES = 1 << 26
+_MOST_COLUMNS = 16384
 _MOST_SNIFFED = 200
 _HEAD_BYTES = 65536
 _SEP = re.compile(r"""\s*["']?sep=(.)["']?\s*""", re.IGNORECASE)
@@ -56,7 +57,7 @@ def read_text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str
 
 def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> pd.DataFrame:
     width = max((line.count(delimiter) for line in lines), default=0) + 1
-    if width * len(lines) > MOST_CELLS:
+    if width > _MOST_COLUMNS or width * len(lines) > MOST_CELLS:
         raise TableError(
             f"{path}: {len(lines)} lines of up to {width} cells are no table of images; is it "
             "the right file?"

@@ -17,7 +17,9 @@ from foveate.cases._text import MOST_CELLS
 from foveate.errors import TableError
 
 _MOST_ROWS = 1_048_576
-_MOST_BYTES = 1 << 29
+_MOST_BYTES = 1 << 28
+_MOST_SHEETS = 100
+_HEAD_ROWS = 1000
 _TOKEN = re.compile(r'"([^"]*)"|\\(.)|([-/() :])|(0+|#+|General)')
 _PLAIN_FORMATS = re.compile(r"(?:General|@|[#0?,.%]+|[#0?.]+E\+0+)?", re.IGNORECASE)
 
@@ -26,7 +28,7 @@ class Workbook:
     """An open workbook; use it in a ``with`` block.
 
     Attributes:
-        names: of the sheets that hold cells, in order.
+        names: of its sheets, in order.
         notes: what is worth saying about cells, gathered while sheets are read.
 
     Raises:
@@ -52,7 +54,7 @@ class Workbook:
             raise
         except Exception as error:  # openpyxl raises whatever the damaged part provokes
             raise self._damaged() from error
-        self._sheets = {sheet.title: sheet for sheet in self._book.worksheets}
+        self._sheets = {s.title: s for s in self._book.worksheets[:_MOST_SHEETS]}
         self.names = tuple(self._sheets)
 
     def __enter__(self) -> Workbook:
@@ -66,14 +68,15 @@ class Workbook:
 
         Args:
             name: of the sheet.
-            most_rows: read only so many filled rows.
+            most_rows: read only so many filled rows, of the first 1000.
 
         Raises:
             TableError: damaged, or a cell far outside the table.
         """
         unshown: dict[str, str] = {}
         try:
-            rows = dict(islice(self._filled(name, unshown), most_rows))
+            last = _MOST_ROWS if most_rows is None else _HEAD_ROWS
+            rows = dict(islice(self._filled(name, last, unshown), most_rows))
         except TableError:
             raise
         except Exception as error:
@@ -91,12 +94,17 @@ class Workbook:
         padded = [cells + [""] * (width - len(cells)) for cells in rows.values()]
         return pd.DataFrame(padded, index=pd.Index(list(rows), dtype="int64"), dtype=object)
 
-    def _filled(self, name: str, unshown: dict[str, str]) -> Iterator[tuple[int, list[str]]]:
+    def _filled(
+        self, name: str, last: int, unshown: dict[str, str]
+    ) -> Iterator[tuple[int, list[str]]]:
+        """The rows that hold something, by their number; `last` is the last to look at."""
         sheet = self._sheets[name]
         # The range that a sheet states may be too small: some exporters write it wrongly.
         sheet.reset_dimensions()
         for number, cells in enumerate(sheet.iter_rows(), start=1):
-            if number > _MOST_ROWS:
+            if number > last:
+                if last < _MOST_ROWS:
+                    return
                 raise self._far(name, f"more than {_MOST_ROWS} rows")
             if any(cell.value is not None for cell in cells):
                 yield number, [shown_text(cell, unshown) for cell in cells]
