@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
@@ -49,7 +50,8 @@ class Workbook:
                     "the sheet as CSV"
                 )
             content = io.BytesIO(path.read_bytes())  # by content: the name may end otherwise
-            self._book = openpyxl.load_workbook(content, read_only=True, data_only=True)
+            with warnings.catch_warnings(action="ignore"):
+                self._book = openpyxl.load_workbook(content, read_only=True, data_only=True)
         except (TableError, OSError):
             raise
         except Exception as error:  # openpyxl raises whatever the damaged part provokes
@@ -76,7 +78,8 @@ class Workbook:
         unshown: dict[str, str] = {}
         try:
             last = _MOST_ROWS if most_rows is None else _HEAD_ROWS
-            rows = dict(islice(self._filled(name, last, unshown), most_rows))
+            with warnings.catch_warnings(action="ignore"):
+                rows = dict(islice(self._filled(name, last, unshown), most_rows))
         except TableError:
             raise
         except Exception as error:
