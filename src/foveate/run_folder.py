@@ -22,7 +22,16 @@ from foveate.errors import CheckpointError
 _LATER = ("refit",)
 """Options that change nothing of what is done already, so that they may be turned on later."""
 
-_LIBRARIES = ("torch", "timm", "lightning", "numpy", "openslide-python", "tifffile", "imagecodecs")
+_LIBRARIES = (
+    "torch",
+    "timm",
+    "lightning",
+    "numpy",
+    "pandas",
+    "openslide-python",
+    "tifffile",
+    "imagecodecs",
+)
 
 
 def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
