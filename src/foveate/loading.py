@@ -16,12 +16,11 @@ import numpy as np
 
 from foveate.batch import LoadedImage, View
 from foveate.cache import ByteCache
-from foveate.cases import Case, spacing_factor
+from foveate.cases import Case, for_axes, spacing_factor
 from foveate.errors import (
     FoveateError,
     MissingSpacing,
     OptionError,
-    TableError,
     UnreadableImage,
     UnsupportedFormat,
 )
@@ -107,7 +106,7 @@ def open_case(
     image = open_image(case.path)
     try:
         if case.spacing_um is not None:
-            return Respaced(image, _for_axes(case, case.spacing_um, image.ndim), unit="um")
+            return Respaced(image, for_axes(case.spacing_um, image.ndim, case.path), unit="um")
         if fit is not None and image.kind == "picture":
             return fitted(image, fit)
         if image.spacing_um is not None:
@@ -374,17 +373,6 @@ def _facts(case: Case, options: ViewOptions) -> ImageFacts:
         spacing = image.known_spacing_um
         factor = _factor(case, image)
         return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader, factor)
-
-
-def _for_axes(case: Case, given_um: tuple[float, ...], axes: int) -> tuple[float, ...]:
-    """The table's spacing for so many axes; one number holds for all."""
-    if len(given_um) == axes:
-        return given_um
-    if len(set(given_um)) > 1:
-        raise TableError(
-            f"{case.path}: has {axes} axes, but the table gives {len(given_um)} pixel sizes"
-        )
-    return (given_um[0],) * axes
 
 
 def _factor(case: Case, image: AbstractImage) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from foveate.cases import CaseTable, read_cases
+from foveate.cases import CaseTable, for_axes, read_cases
 from foveate.errors import TableError
 
 LABELS = ("benign", "malignant")
@@ -405,6 +405,14 @@ def test_a_tables_spacing_has_the_limits_of_files(
         return
     with pytest.raises(TableError, match=rf"row 2, column 'mpp': got '{value}', expected"):
         read_cases(tmp_path / "t.csv")
+
+
+def test_a_spacing_of_other_axes_is_refused_not_guessed() -> None:
+    path = Path("a.tif")
+    assert for_axes((0.5, 0.5), 3, path) == (0.5, 0.5, 0.5)
+    assert for_axes((5.0, 0.5, 0.25), 3, path) == (5.0, 0.5, 0.25)
+    with pytest.raises(TableError, match=r"a\.tif: has 2 axes, but the table gives 3 pixel sizes"):
+        for_axes((5.0, 0.5, 0.25), 2, path)
 
 
 # -- labels that are no classes -------------------------------------------------------------------

@@ -12,7 +12,7 @@ from foveate.cases._folds import Fold, Splits, export_clam_splits, load_splits, 
 from foveate.cases._labels import no_classes
 from foveate.cases._same import patient_key, plain_name
 from foveate.cases._sheet import read_sheet
-from foveate.cases._spacing import said_factors, spacing_factor
+from foveate.cases._spacing import for_axes, said_factors, spacing_factor
 from foveate.cases._survival import survival_columns
 from foveate.cases._table import CaseBuilder
 from foveate.cases.base import Case, CaseTable, Row, SetAside, Sheet, several
@@ -27,6 +27,7 @@ __all__ = [
     "Splits",
     "cases_from_folder",
     "export_clam_splits",
+    "for_axes",
     "load_splits",
     "make_splits",
     "predefined_splits",

@@ -40,6 +40,21 @@ def believed_um(text: str, where: str, path: Path) -> float:
     return value
 
 
+def for_axes(given_um: tuple[float, ...], axes: int, path: Path) -> tuple[float, ...]:
+    """A table's spacing for an image of so many axes; one number holds for all of them.
+
+    Raises:
+        TableError: it is of another number of axes.
+    """
+    if len(given_um) == axes:
+        return given_um
+    if len(set(given_um)) > 1:
+        raise TableError(
+            f"{path}: has {axes} axes, but the table gives {len(given_um)} pixel sizes"
+        )
+    return (given_um[0],) * axes
+
+
 def spacing_factor(given_um: Sequence[float], stated_um: Sequence[float]) -> float | None:
     """How many times the file's spacing the table's is, on the axis where they differ most.
 
