@@ -21,12 +21,14 @@ class TableOptions:
 
     Attributes:
         path: the table of labels, CSV, TSV or XLSX.
+        files: a second table, one row an image, where `path` has one row a patient (STAMP's).
         images: folder that paths in the table are relative to; by default the table's own.
         label, patient, image: column names, where the guess is wrong.
         classes: keep only images of these labels (comma-separated).
     """
 
     path: str
+    files: str | None = None
     images: str | None = None
     label: str | None = None
     patient: str | None = None

@@ -326,6 +326,9 @@ class Respaced(AbstractImage):
 
     Three uses: a table's ``mpp`` overrides the file's; a picture without spacing works in pixels
     (spacing 1, unit ``px``); pictures of all sizes are brought to one (`fitted`).
+
+    Attributes:
+        stated_um: what the file itself says.
     """
 
     def __init__(
@@ -338,6 +341,7 @@ class Respaced(AbstractImage):
         self.bounds_px0, self.count = image.bounds_px0, image.count
         self.spacing_um = tuple(float(s) for s in spacing_um)
         self.unit = unit
+        self.stated_um = image.spacing_um
 
     def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
         return self._image._read_level(level, origin, size)

@@ -12,7 +12,7 @@ from typing import Any
 
 from foveate.atomic import write_json
 from foveate.audit import audit_layout
-from foveate.cases import Case, CaseTable, cases_from_folder, load_splits, read_cases
+from foveate.cases import Case, CaseTable, cases_from_folder, load_splits, read_cases, said_factors
 from foveate.ensemble import Ensemble, find_models
 from foveate.errors import ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
@@ -81,6 +81,7 @@ def evaluate_table(
     display: Display,
     *,
     label: str | None = None,
+    files: Path | None = None,
     images: Path | None = None,
     assume_spacing_um: float | None = None,
     device: str = "auto",
@@ -97,7 +98,14 @@ def evaluate_table(
     """
     models = find_models(run)
     task = models.members[0].task
-    read = read_cases(table, images=images, label=label, min_classes=1)
+    read = read_cases(
+        table,
+        files=files,
+        images=images,
+        label=label,
+        known_labels=models.classes,
+        min_classes=1,
+    )
     try:
         for case in read.cases:
             task.target(str(case.label))
@@ -183,6 +191,8 @@ def _predict(
         )
     finally:
         loader.close()
+    if contradiction := said_factors(loader.factors):
+        display.say(contradiction)
     paths = {case.image_id: str(case.path) for case in table.cases}
     rows = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside] + [
         aside(i, paths[i], "predict", reason) for i, reason in summary.failed.items()

@@ -16,7 +16,7 @@ import numpy as np
 
 from foveate.batch import LoadedImage, View
 from foveate.cache import ByteCache
-from foveate.cases import Case
+from foveate.cases import Case, for_axes, spacing_factor
 from foveate.errors import (
     FoveateError,
     MissingSpacing,
@@ -79,6 +79,8 @@ class ImageFacts:
     unit: str
     kind: str
     reader: str
+    factor: float | None = None
+    """How many times the file's spacing the table's is, where they differ."""
 
 
 @dataclass
@@ -98,14 +100,13 @@ def open_case(
 
     Raises:
         MissingSpacing: a slide or volume without spacing.
+        TableError: the table gives a spacing for another number of axes.
         ImageNotFound, UnreadableImage, UnsupportedFormat: as the reader says.
     """
     image = open_image(case.path)
     try:
         if case.spacing_um is not None:
-            given = case.spacing_um
-            spacing = given if len(given) == image.ndim else (given[0],) * image.ndim
-            return Respaced(image, spacing, unit="um")
+            return Respaced(image, for_axes(case.spacing_um, image.ndim, case.path), unit="um")
         if fit is not None and image.kind == "picture":
             return fitted(image, fit)
         if image.spacing_um is not None:
@@ -202,6 +203,9 @@ class CaseLoader:
         view: the geometry of reading.
         assume_spacing_um: for slides that state none.
         keep_bytes: how much memory glimpses may occupy.
+
+    Attributes:
+        factors: image id to how many times the file's spacing the table's is, where they differ.
     """
 
     def __init__(
@@ -213,6 +217,7 @@ class CaseLoader:
         self._open: OrderedDict[str, AbstractImage] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = self._taken = (0, 0)
+        self.factors: dict[str, float] = {}
         self._ahead = ThreadPoolExecutor(2, thread_name_prefix="glimpse")
         self.crops = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="crops")
 
@@ -298,7 +303,10 @@ class CaseLoader:
         if image.unit != self.view.unit:
             image.close()
             raise MissingSpacing(_other_unit(case, self.view))
+        factor = _factor(case, image)
         with self._lock:
+            if factor is not None:
+                self.factors[case.image_id] = factor
             self._open[case.image_id] = image
             while len(self._open) > _MAX_OPEN:
                 oldest = self._open.popitem(last=False)[1]
@@ -363,7 +371,15 @@ def _other_unit(case: Case, view: View) -> str:
 def _facts(case: Case, options: ViewOptions) -> ImageFacts:
     with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
         spacing = image.known_spacing_um
-        return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader)
+        factor = _factor(case, image)
+        return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader, factor)
+
+
+def _factor(case: Case, image: AbstractImage) -> float | None:
+    """How many times the file's spacing the table's is, where they differ."""
+    if case.spacing_um is None or not isinstance(image, Respaced) or image.stated_um is None:
+        return None
+    return spacing_factor(image.known_spacing_um, image.stated_um)
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from foveate.cases import (
     load_splits,
     make_splits,
     read_cases,
+    said_factors,
     save_splits,
 )
 from foveate.checkpoint import ModelCard, build_model
 from foveate.config import RunConfig, settle_encoder
 from foveate.errors import OptionError, SplitError, TrainingError
+from foveate.fingerprint import check_unchanged, files_of, load_inputs, note_inputs, save_inputs
 from foveate.loading import ImageFacts, choose_view, scan_cases
 from foveate.outputs import Display
 from foveate.run_folder import aside, read_json
@@ -66,7 +68,10 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     if not stored.is_file():
         axes = _check_parts(config, name, options, task.classes)
         _settle(config, folder, table, display, (name, options, task.classes), axes)
-    content = read_json(stored)
+        content = read_json(stored)
+    else:
+        content = read_json(stored)
+        _check_inputs(config, folder, table, content["quarantine"], display)
     fit = content["view"].pop("fit")
     view = View(**content["view"], fit=None if fit is None else tuple(fit))
     quarantine: list[dict[str, str]] = content["quarantine"]
@@ -95,11 +100,13 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
     options = config.table
     table = read_cases(
         Path(options.path),
+        files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         label=options.label,
         patient=options.patient,
         path=options.image,
         labels_wanted=options.classes,
+        as_classes=config.task != "auto",
     )
     for note in table.notes:
         display.say(note)
@@ -139,6 +146,9 @@ def _settle(
     if not usable:
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
+    factors = {i: fact.factor for i, fact in scan.facts.items() if fact.factor is not None}
+    if contradiction := said_factors(factors):
+        display.say(contradiction)
     view = choose_view(scan.facts.values(), config.view)
     if axes is None:
         axes = _check_parts(settle_encoder(config, view.axes), *task)
@@ -163,8 +173,33 @@ def _settle(
     chosen = _following(config.method_options, view, list(scan.facts.values()))
     if chosen:
         display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
+    inputs = note_inputs(usable, files_of(config.encoder_options), None, _noting(display))
+    save_inputs(inputs, folder / "inputs.json")
     content = {"view": asdict(view), "quarantine": quarantine, "method_options": chosen}
     write_json(folder / "plan.json", content)
+
+
+def _check_inputs(
+    config: RunConfig,
+    folder: Path,
+    table: CaseTable,
+    quarantine: Sequence[dict[str, str]],
+    display: Display,
+) -> None:
+    """Assert that labels, images and files are those that the run was begun with.
+
+    Raises:
+        CheckpointError: they are not; the message names what was changed.
+    """
+    bad = {row["image_id"] for row in quarantine}
+    usable = [case for case in table.cases if case.image_id not in bad]
+    was = load_inputs(folder / "inputs.json")
+    now = note_inputs(usable, files_of(config.encoder_options), was, _noting(display))
+    check_unchanged(was, now, folder)
+
+
+def _noting(display: Display) -> Callable[[int, int], None]:
+    return lambda done, total: display.bar("noting what the run rests on", done, total)
 
 
 def _check_parts(

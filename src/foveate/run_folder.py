@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import platform
@@ -18,12 +16,22 @@ import yaml
 
 from foveate import __version__
 from foveate.atomic import write_json, write_text
+from foveate.csvtext import csv_text, rows_of
 from foveate.errors import CheckpointError
 
 _LATER = ("refit",)
 """Options that change nothing of what is done already, so that they may be turned on later."""
 
-_LIBRARIES = ("torch", "timm", "lightning", "numpy", "openslide-python", "tifffile", "imagecodecs")
+_LIBRARIES = (
+    "torch",
+    "timm",
+    "lightning",
+    "numpy",
+    "pandas",
+    "openslide-python",
+    "tifffile",
+    "imagecodecs",
+)
 
 
 def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
@@ -161,12 +169,8 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """A CSV file with these columns, whole or not at all."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, out.getvalue())
+    """A CSV file with these columns, whole or not at all; formulas are guarded."""
+    write_text(path, csv_text(rows, columns))
 
 
 def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
@@ -177,7 +181,7 @@ def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, as text."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return rows_of(file.read())
 
 
 def read_json(path: Path) -> Any:

@@ -163,7 +163,8 @@ def test_other_patients_in_the_table_stop_the_run(
     table.write_text(text.replace("P001", "P002"), encoding="utf-8")
     ended = foveate(*words)
     assert ended.returncode == 1
-    assert "the split is not of this table" in ended.stderr
+    assert "patients of " in ended.stderr
+    assert "differ from those the run was begun with ('P001', now 'P002')" in ended.stderr
 
 
 # -- schedule, accumulation, stopping --------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import logging
 import time
@@ -21,6 +19,7 @@ from foveate.audit import audit_layout
 from foveate.batch import View
 from foveate.cases import Case
 from foveate.checkpoint import Model, ModelCard
+from foveate.csvtext import csv_text
 from foveate.encoders import build_encoder
 from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
@@ -184,11 +183,7 @@ def write_table(out: Path) -> None:
     rows = [read_json(path) for path in sorted(out.glob("runs/*/row.json"))]
     rows.sort(key=lambda row: [row.get(key, 0) for key in _ORDER])
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "results.csv", text.getvalue())
+    write_text(out / "results.csv", csv_text(rows, columns))
 
 
 def _audited(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str, Any]:

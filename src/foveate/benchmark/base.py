@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from foveate.atomic import write_aside, write_json, write_text
 from foveate.batch import View
 from foveate.benchmark._tasks import DigitTask
 from foveate.cases import Case
+from foveate.csvtext import csv_text
 from foveate.errors import OptionError
 from foveate.nn.heads import Head, Pooling
 from foveate.sparse import Canvas, write_canvas
@@ -207,7 +207,7 @@ def write_dataset(
         "boxes_px0": np.concatenate(boxes).astype(np.int64),
     }
     write_aside(folder / "digits.npz", lambda aside: _save(aside, truth))
-    write_text(table, _csv(rows))
+    write_text(table, csv_text(rows, list(rows[0])))
     return table
 
 
@@ -257,14 +257,6 @@ def _save(path: Path, arrays: NDArray[Any] | Mapping[str, NDArray[Any]]) -> None
             np.savez(file, allow_pickle=False, **arrays)
         else:
             np.save(file, arrays)
-
-
-def _csv(rows: Sequence[Mapping[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 # -- a recipe as a benchmark ----------------------------------------------------------------------

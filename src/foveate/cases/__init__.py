@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.cases._columns import PATIENT, Asked, named, recognise
+from foveate.cases._columns import PATIENT, Asked, known_names, named, recognise
 from foveate.cases._files import Finder, file_ids, image_files
 from foveate.cases._folds import Fold, Splits, export_clam_splits, load_splits, save_splits
+from foveate.cases._labels import no_classes
+from foveate.cases._same import patient_key, plain_name
 from foveate.cases._sheet import read_sheet
+from foveate.cases._spacing import for_axes, said_factors, spacing_factor
+from foveate.cases._survival import survival_columns
 from foveate.cases._table import CaseBuilder
 from foveate.cases.base import Case, CaseTable, Row, SetAside, Sheet, several
 from foveate.cases.splits import make_splits, predefined_splits
@@ -23,11 +27,15 @@ __all__ = [
     "Splits",
     "cases_from_folder",
     "export_clam_splits",
+    "for_axes",
     "load_splits",
     "make_splits",
     "predefined_splits",
     "read_cases",
+    "said_factors",
     "save_splits",
+    "several",
+    "spacing_factor",
 ]
 
 
@@ -41,8 +49,10 @@ def read_cases(
     path: str | None = None,
     split: str | None = None,
     labels_wanted: Sequence[str] | None = None,
+    known_labels: Sequence[str] = (),
     need_labels: bool = True,
     min_classes: int = 2,
+    as_classes: bool = False,
 ) -> CaseTable:
     """Read a CSV, TSV or XLSX table; columns of the common tools are recognised and told back.
 
@@ -59,20 +69,28 @@ def read_cases(
         split: a column of train, val, test or of fold names, kept in `Case.split`.
         labels_wanted: keep only rows with these labels.
         need_labels: leave rows without a label out, and refuse fewer classes than `min_classes`.
+        known_labels: labels of a model: a label that means one of them is spelt like it.
         min_classes: two to train; one is enough to evaluate.
+        as_classes: events, numbers, grades and several labels in one cell are classes, as the
+            user has said.
 
     Raises:
         TableError: the table cannot be used; the message names file, row, value and remedy.
     """
     if images is not None and not images.is_dir():
         raise TableError(f"--images {images}: no such folder")
-    sheet = read_sheet(table)
-    if files is not None:
-        sheet = _joined(sheet, read_sheet(files), patient)
     asked = Asked(path=path, patient=patient, label=label, split=split)
+    sheet = _sheet(table, files, asked)
     columns = recognise(sheet, asked, need_label=need_labels or labels_wanted is not None)
+    to_check = need_labels and min_classes > 1 and not as_classes
+    if to_check and (survival := survival_columns(sheet, [str(columns.label)])):
+        raise TableError(f"{sheet.path}: {survival}")
     builder = CaseBuilder(sheet, columns, Finder(images or (files or table).parent))
-    cases = builder.build(labels_wanted, min_classes=min_classes if need_labels else 0)
+    needed = min_classes if need_labels else 0
+    cases = builder.build(labels_wanted, min_classes=needed, known_labels=known_labels)
+    labels = [str(case.label) for case in cases]
+    if to_check and (refused := no_classes(str(columns.label), labels)):
+        raise TableError(f"{sheet.path}: {refused}")
     return CaseTable(
         cases=cases,
         label_column=columns.label,
@@ -101,22 +119,31 @@ def cases_from_folder(folder: Path) -> CaseTable:
     return CaseTable(cases, notes=(f"{len(cases)} files in {folder}",))
 
 
+def _sheet(table: Path, files: Path | None, asked: Asked) -> Sheet:
+    known = known_names(asked)
+    sheet = read_sheet(table, known)
+    return sheet if files is None else _joined(sheet, read_sheet(files, known), asked.patient)
+
+
 def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
     """One row per file, with the columns of its patient; who lacks a partner is told."""
     keys = [named(sheet, patient, "patient") or _key(sheet) for sheet in (patients, files)]
     by_patient: dict[str, Row] = {}
     for row in patients.rows:
-        key = row.cells[keys[0]]
-        if key in by_patient:
-            raise TableError(f"{patients.where(row, keys[0])}: patient '{key}' is there twice")
-        by_patient[key] = row
-    rows, alone = [], []
+        name = row.cells[keys[0]]
+        if name and patient_key(name) in by_patient:
+            raise TableError(f"{patients.where(row, keys[0])}: patient '{name}' is there twice")
+        if name:
+            by_patient[patient_key(name)] = row
+    rows, alone, found = [], [], set()
     for row in files.rows:
-        key = row.cells[keys[1]]
-        if key in by_patient:
-            rows.append(replace(row, cells={**by_patient[key].cells, **row.cells}))
-        else:
-            alone.append(key)
+        name = row.cells[keys[1]]
+        partner = by_patient.get(patient_key(name))
+        if partner is None:
+            alone.append(name or f"row {row.number}")
+            continue
+        found.add(patient_key(name))
+        rows.append(replace(row, cells={**partner.cells, **row.cells}))
     if not rows:
         raise TableError(
             f"{files.path}: no '{keys[1]}' is among the '{keys[0]}' of {patients.path}"
@@ -124,7 +151,7 @@ def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
     notes = [f"{len(rows)} rows of {files.path.name} joined to {patients.path.name} by patient"]
     if alone:
         notes.append(f"{len(alone)} files of patients without a label left out: {several(alone)}")
-    idle = sorted(by_patient.keys() - {row.cells[keys[1]] for row in rows})
+    idle = sorted(by_patient[key].cells[keys[0]] for key in by_patient.keys() - found)
     if idle:
         notes.append(f"{len(idle)} patients have no file: {several(idle)}")
     columns = tuple(dict.fromkeys((*patients.columns, *files.columns)))
@@ -134,6 +161,6 @@ def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
 def _key(sheet: Sheet) -> str:
     for candidate in PATIENT:
         for column in sheet.columns:
-            if column.lower() == candidate:
+            if plain_name(column) == candidate:
                 return column
     raise TableError(f"{sheet.path}: no column names the patient; say which with --patient")

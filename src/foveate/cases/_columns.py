@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from foveate.cases._same import plain_name
+from foveate.cases._survival import survival_columns
 from foveate.cases.base import Sheet
 from foveate.errors import TableError, did_you_mean
 
@@ -40,6 +42,12 @@ _DIALECTS = (
     ("slideflow", {"patient", "slide"}),
     ("TRIDENT", {"wsi"}),
 )
+
+
+def known_names(asked: Asked) -> frozenset[str]:
+    """Names, after `plain_name`, by which the header of a table is known."""
+    named_ones = (asked.path, asked.patient, asked.label, asked.split)
+    return frozenset({*PATH, *PATIENT, *LABEL, *SPACING, *(plain_name(n) for n in named_ones if n)})
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def named(sheet: Sheet, column: str | None, option: str) -> str | None:
     """
     if column is None or column in sheet.columns:
         return column
-    same = [c for c in sheet.columns if _plain(c) == _plain(column)]
+    same = [c for c in sheet.columns if plain_name(c) == plain_name(column)]
     if len(same) == 1:
         return same[0]
     raise TableError(
@@ -116,13 +124,9 @@ def named(sheet: Sheet, column: str | None, option: str) -> str | None:
     )
 
 
-def _plain(column: str) -> str:
-    return "_".join(column.lower().replace("-", " ").replace("_", " ").split())
-
-
 def _first(sheet: Sheet, candidates: Iterable[str], but: Iterable[str | None] = ()) -> str | None:
     """The first candidate that is a column and has a value somewhere."""
-    known = {_plain(c): c for c in reversed(sheet.columns) if c not in set(but)}
+    known = {plain_name(c): c for c in reversed(sheet.columns) if c not in set(but)}
     for candidate in candidates:
         column = known.get(candidate)
         if column is not None and any(row.cells[column] for row in sheet.rows):
@@ -148,12 +152,22 @@ def _label(sheet: Sheet, taken: set[str], *, need: bool) -> str | None:
     left = [
         c
         for c in sheet.columns
-        if c not in taken and _plain(c) not in no_label and not _plain(c).startswith("fold_")
+        if c not in taken
+        and plain_name(c) not in no_label
+        and not plain_name(c).startswith("fold_")
     ]
-    told = [c for c in left if _plain(c).endswith(("_label", "_class"))]
+    told = [c for c in left if plain_name(c).endswith(("_label", "_class"))]
     for choice in (left, told):
         if len(choice) == 1:
             return choice[0]
+    survival = survival_columns(sheet, left)
+    if survival is not None:
+        raise TableError(f"{sheet.path}: {survival}")
+    if not left and _first(sheet, PATIENT):
+        raise TableError(
+            f"{sheet.path}: no column holds the label. If the labels of patients stand in a second "
+            f"table, give that as the table, and this one with --files {sheet.path.name}"
+        )
     candidates = f"; it could be one of: {', '.join(left)}" if left else ""
     raise TableError(
         f"{sheet.path}: which column holds the label? Name it with --label{candidates}"
@@ -166,12 +180,15 @@ def _no_path(sheet: Sheet) -> str:
         "Name it 'path', or say which with --path"
     )
     if _first(sheet, PATIENT):
-        message += ". If the files stand in a second table (as STAMP's), give that as well"
+        message += (
+            ". If the files stand in a second table (as STAMP's), give that with --files, such as "
+            "--files slide.csv"
+        )
     return message
 
 
 def _dialect(sheet: Sheet) -> str:
-    columns = {_plain(c) for c in sheet.columns}
+    columns = {plain_name(c) for c in sheet.columns}
     return next((f"as {name} writes" for name, need in _DIALECTS if need <= columns), "recognised")
 
 
@@ -181,6 +198,6 @@ def _grouping(columns: Columns) -> tuple[str, ...]:
             "warning: patient_id defaults to image_id. If a patient has several images, name the "
             "patient's column with --patient, or the scores will look better than they are",
         )
-    if _plain(columns.patient_id) == "slide":
+    if plain_name(columns.patient_id) == "slide":
         return ("images are grouped by 'slide': no column names the patient",)
     return ()

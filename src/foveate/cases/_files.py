@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from foveate.cases._same import clean
 from foveate.errors import TableError
 
 SUFFIXES = (
@@ -27,6 +28,8 @@ _SIDECARS = frozenset(
 )
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _MOST_ENTRIES = 200_000
+_FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
+"""How a path of another machine may begin: an address, a drive, a root, a home, a way up."""
 
 
 def stem(name: str) -> str:
@@ -91,7 +94,12 @@ def _long_id(path: Path, base: Path, whole: bool) -> str:
 
 @dataclass
 class Finder:
-    """Finds the file that a table's value means: a path, or a name with or without suffix."""
+    """Finds the file that a table's value means: a path, or a name with or without suffix.
+
+    A value with folders means a file that lies in folders of these names. Of a path of another
+    machine, the folders that only that machine has are left out. Letters are compared after
+    `clean`, since macOS writes ``a`` with dots in another way than a table does.
+    """
 
     base: Path
     _by_name: dict[str, list[Path]] | None = field(default=None, init=False)
@@ -107,8 +115,10 @@ class Finder:
         features = value.lower().endswith(_FEATURES)
         if direct is not None and direct.is_file() and not features:
             return direct
-        name = PurePosixPath(value.replace("\\", "/")).name
-        found = self._named(name) or self._named(stem(name))
+        named = PurePosixPath(value.replace("\\", "/")).name
+        found = self._below(value, named)
+        if not found and (features or stem(named) == named):
+            found = self._below(value, stem(named))
         if len(found) > 1:
             wanted = stem(value.replace("\\", "/"))
             exact = [p for p in found if stem(p.relative_to(self.base).as_posix()) == wanted]
@@ -116,6 +126,11 @@ class Finder:
         if len(found) > 1:
             raise TableError(f"'{value}' fits several files: {found[0]} and {found[1]}")
         return found[0] if found else direct
+
+    def beside(self, value: str) -> Path | None:
+        """A file of the same name in another folder, or with another ending; it is not meant."""
+        named = stem(PurePosixPath(value.replace("\\", "/")).name)
+        return next(iter(self._index().get(clean(named), [])), None)
 
     def all(self) -> list[Path]:
         """Every file below the folder that could be an image."""
@@ -131,13 +146,33 @@ class Finder:
                 continue
         return None
 
-    def _named(self, name: str) -> list[Path]:
-        return self._index().get(name, [])
+    def _below(self, value: str, name: str) -> list[Path]:
+        """Files of this name, with or without suffix, that lie where the value says."""
+        folders = value_folders(value)
+        foreign = _FOREIGN.match(value) is not None
+        fitting = []
+        for path in self._index().get(clean(name), []):
+            lies_in = tuple(map(clean, path.absolute().parent.parts))
+            inside = tuple(map(clean, path.relative_to(self.base).parent.parts))
+            if ends_with(lies_in, folders) or (foreign and ends_with(folders, inside)):
+                fitting.append(path)
+        return fitting
 
     def _index(self) -> dict[str, list[Path]]:
         if self._by_name is None:
             self._by_name = {}
             for path in image_files(self.base):
-                for name in {path.name, stem(path.name)}:
+                for name in {clean(path.name), clean(stem(path.name))}:
                     self._by_name.setdefault(name, []).append(path)
         return self._by_name
+
+
+def value_folders(value: str) -> tuple[str, ...]:
+    """The folders that a value of a table names, without a drive or root."""
+    parts = re.split(r"[\\/]+", _FOREIGN.sub("", value))[:-1]
+    return tuple(clean(part) for part in parts if part not in ("", "."))
+
+
+def ends_with(long: Sequence[str], short: Sequence[str]) -> bool:
+    """Whether the last of `long` are all of `short`."""
+    return len(short) <= len(long) and tuple(long[len(long) - len(short) :]) == tuple(short)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +13,7 @@ from typing import Any
 
 from foveate.atomic import write_json, write_text
 from foveate.cases.base import Case, several
+from foveate.csvtext import csv_text
 from foveate.errors import SplitError
 
 _SCHEMA = 1
@@ -132,12 +131,10 @@ def export_clam_splits(splits: Splits, folder: Path) -> list[Path]:
     """Write ``splits_{i}.csv`` as CLAM reads them: columns train, val, test of image ids."""
     written = []
     for i, fold in enumerate(splits.folds):
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["", "train", "val", "test"])
-        rows = zip_longest(fold.train, fold.val, fold.test, fillvalue="")
-        writer.writerows([n, *row] for n, row in enumerate(rows))
-        write_text(folder / f"splits_{i}.csv", text.getvalue())
+        columns = ["", "train", "val", "test"]
+        ids = zip_longest(fold.train, fold.val, fold.test, fillvalue="")
+        rows = [dict(zip(columns, (n, *row), strict=True)) for n, row in enumerate(ids)]
+        write_text(folder / f"splits_{i}.csv", csv_text(rows, columns))
         written.append(folder / f"splits_{i}.csv")
     return written
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from foveate.cases.base import Row, Sheet
+import pandas as pd
+
+from foveate.cases._same import clean, plain_name
+from foveate.cases._text import read_text
+from foveate.cases._workbook import Workbook
+from foveate.cases.base import Row, Sheet, several
+from foveate.csvtext import unguarded
 from foveate.errors import TableError
 
-_MISSING = frozenset({"", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "#N/A", "null", "NULL"})
-_DELIMITERS = (",", "\t", ";", "|")
+_MISSING = frozenset({"", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"})
+_ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA")
 _EXCEL = (".xlsx", ".xlsm")
+_OLD_EXCEL = (".xls", ".xlsb", ".ods", ".numbers")
+_SEARCHED_ROWS = 30
 
-Cells = tuple[int, list[str]]
 
-
-def read_sheet(path: Path) -> Sheet:
+def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> Sheet:
     """Read a table as text.
+
+    Args:
+        path: of the table.
+        known: names of columns, after `plain_name`: where lines or sheets without a table come
+            first, they tell the header.
 
     Raises:
         TableError: no such file, not a table, no rows, a column named twice, or too many cells.
@@ -28,119 +38,138 @@ def read_sheet(path: Path) -> Sheet:
         raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
     if not path.exists():
         raise TableError(f"{path}: no such table")
+    if not path.is_file():
+        raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
     try:
-        lines, notes = _excel(path) if path.suffix.lower() in _EXCEL else _text(path)
+        excel = path.suffix.lower() in _EXCEL or _is_zip(path)
+        frame, notes = _excel(path, known) if excel else _text(path, known)
     except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror or error})") from error
-    lines = [(number, cells) for number, cells in lines if any(cells)]
-    if not lines:
+        raise TableError(f"{path}: cannot be read ({error.strerror or 'no answer'})") from error
+    frame = _stripped(frame)
+    if frame.empty:
         raise TableError(f"{path} is empty: it needs a header with at least a path column")
-    columns = _columns(path, lines[0][1])
-    if len(lines) == 1:
+    start, _ = _header(frame, known)
+    if start:
+        above = clean(" ".join(frame.iloc[0]))[:60]
+        notes.append(f"{start} rows above the header skipped: '{above}'")
+    return _as_sheet(path, frame.iloc[start:], notes)
+
+
+def _text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
+    if path.suffix.lower() in _OLD_EXCEL:
+        raise TableError(f"{path}: tables of this kind are not read; save it as XLSX or CSV")
+    return read_text(path, known)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4" and path.suffix.lower() not in _OLD_EXCEL
+
+
+def _excel(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The sheet that holds a table of images: the first with a header, else the first filled."""
+    with Workbook(path) as book:
+        heads = {name: _stripped(book.cells(name, _SEARCHED_ROWS)) for name in book.names}
+        filled = [name for name, head in heads.items() if not head.empty]
+        tables = [name for name in filled if _header(heads[name], known)[1]]
+        if not filled:
+            return pd.DataFrame(), []
+        name = (tables or filled)[0]
+        frame, notes = book.cells(name), book.notes
+    if len(book.names) > 1:
+        notes.append(f"{path.name} has {len(book.names)} sheets; '{name}' was read")
+    if tables[1:]:
+        notes.append(
+            f"warning: {several([repr(n) for n in tables[1:]])} could be the table as well; save "
+            "the sheet that is meant as CSV"
+        )
+    return frame, notes
+
+
+def _stripped(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without blanks around cells, and without empty rows."""
+    frame = frame.map(lambda cell: unguarded(str(cell).strip("\ufeff\u200b").strip()))
+    return frame.loc[(frame != "").any(axis=1)] if len(frame.columns) else frame
+
+
+def _header(frame: pd.DataFrame, known: frozenset[str]) -> tuple[int, int]:
+    """Which row holds the names of columns, and how many of these are known.
+
+    A later row is the header only if it holds two known names, or one and more cells than any row
+    above it, which are titles then.
+    """
+    counts, filled = [], []
+    for cells in frame.head(_SEARCHED_ROWS).itertuples(index=False):
+        counts.append(len({plain_name(str(c)) for c in cells if c} & known))
+        filled.append(_filled(cells))
+    best = max(counts, default=0)
+    start = counts.index(best) if counts else 0
+    if start and best < 2 and filled[start] <= max(filled[:start]):
+        start = 0
+    return start, counts[start] if counts else 0
+
+
+def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> Sheet:
+    columns = _columns(path, int(frame.index[0]), [clean(name) for name in frame.iloc[0]])
+    body = frame.iloc[1:].to_numpy(dtype=object)
+    numbers = [int(n) for n in frame.index[1:]]
+    comment = [
+        cells[0].startswith("#") and not _is_error(cells[0]) and _filled(cells) != len(columns)
+        for cells in body
+    ]
+    if any(comment):
+        notes.append(f"{sum(comment)} comment lines skipped")
+    errors: list[tuple[int, str]] = []
+    rows = tuple(
+        _row(path, columns, number, [_value(str(cell), number, errors) for cell in cells])
+        for number, cells, skip in zip(numbers, body, comment, strict=True)
+        if not skip
+    )
+    if not rows:
         raise TableError(f"{path} has a header but no rows")
-    rows = tuple(_row(path, columns, number, cells) for number, cells in lines[1:])
+    if errors:
+        notes.append(
+            f"{len(errors)} cells hold an error of the spreadsheet ('{errors[0][1]}') and count "
+            f"as empty (first: row {errors[0][0]})"
+        )
     return Sheet(path, tuple(c for c in columns if c), rows, tuple(notes))
 
 
-def _columns(path: Path, header: Sequence[str]) -> list[str]:
+def _filled(cells: Iterable[object]) -> int:
+    return sum(cell != "" for cell in cells)
+
+
+def _value(cell: str, number: int, errors: list[tuple[int, str]]) -> str:
+    """The text of a cell, empty where it says that a value is missing; `errors` are noted."""
+    if _is_error(cell):
+        errors.append((number, cell))
+        return ""
+    return "" if cell in _MISSING else cell
+
+
+def _is_error(cell: str) -> bool:
+    return cell.startswith("#") and _ERROR.fullmatch(cell) is not None
+
+
+def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
     """Names in order; a nameless column (an index that was written along) stays nameless."""
     columns = ["" if name.startswith("Unnamed:") else name for name in header]
-    for name in columns:
-        if name and columns.count(name) > 1:
+    while columns and not columns[-1]:
+        columns.pop()
+    for name, n in Counter(columns).items():
+        if name and n > 1:
             raise TableError(f"{path}: two columns are named '{name}'; rename one")
     if not any(columns):
-        raise TableError(f"{path}, row 1: no column has a name")
+        raise TableError(f"{path}, row {row}: no column has a name")
     return columns
 
 
 def _row(path: Path, columns: list[str], number: int, cells: list[str]) -> Row:
-    if any(cells[len(columns) :]):
+    beyond = [cell for cell in cells[len(columns) :] if cell]
+    if beyond:
+        filled = max(i for i, cell in enumerate(cells, 1) if cell)
         raise TableError(
-            f"{path}, row {number}: {len(cells)} cells for {len(columns)} columns; "
-            f"quote values that hold the delimiter. The last cell is '{cells[-1]}'"
+            f"{path}, row {number}: {filled} cells for {len(columns)} columns; "
+            f"quote values that hold the delimiter. The last cell is '{beyond[-1]}'"
         )
-    padded = cells + [""] * (len(columns) - len(cells))
-    return Row(
-        number,
-        {
-            column: "" if cell in _MISSING else cell
-            for column, cell in zip(columns, padded, strict=False)
-            if column
-        },
-    )
-
-
-def _text(path: Path) -> tuple[list[Cells], list[str]]:
-    text, encoding = _decode(path)
-    delimiter = _delimiter(text)
-    notes = [] if encoding.startswith("utf") else [f"{path.name} was read as {encoding}"]
-    # Rows are numbered as a text editor does, so a message leads to the line.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    lines: list[Cells] = []
-    number = 1
-    try:
-        for cells in reader:
-            lines.append((number, [cell.strip() for cell in cells]))
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise TableError(f"{path}, row {number}: {error}") from error
-    return lines, notes
-
-
-def _decode(path: Path) -> tuple[str, str]:
-    with path.open("rb") as file:
-        head = file.read(65536)
-        wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
-        if b"\0" in head and not wide:
-            raise TableError(f"{path} is no table: give a CSV, TSV or XLSX file")
-        raw = head + file.read()
-    for encoding in ("utf-16",) if wide else ("utf-8-sig", "cp1252", "latin-1"):
-        try:
-            return raw.decode(encoding), encoding
-        except UnicodeError:
-            continue
-    raise TableError(f"{path}: the text cannot be decoded; save it as UTF-8")
-
-
-def _delimiter(text: str) -> str:
-    """The delimiter that makes most columns of the header; a comma if none does."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    return max(_DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
-
-
-def _excel(path: Path) -> tuple[list[Cells], list[str]]:
-    import openpyxl
-
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        try:
-            lines = list(_excel_lines(book.worksheets[0]))
-            names = [sheet.title for sheet in book.worksheets]
-        finally:
-            book.close()
-    except OSError:
-        raise
-    except Exception as error:  # openpyxl raises whatever the damaged part provokes
-        raise TableError(f"{path}: cannot be read as Excel ({error}); save it as CSV") from error
-    notes = [f"{path.name} has {len(names)} sheets; '{names[0]}' was read"] if names[1:] else []
-    return lines, notes
-
-
-def _excel_lines(sheet: Any) -> Iterator[Cells]:
-    for number, cells in enumerate(sheet.iter_rows(), start=1):
-        yield number, [_excel_text(cell) for cell in cells]
-
-
-def _excel_text(cell: Any) -> str:
-    """What Excel shows: whole numbers without a point, and the zeros of a format such as 00000."""
-    value = cell.value
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int):
-        shape = str(cell.number_format)
-        return str(value).zfill(len(shape) if set(shape) == {"0"} else 0)
-    return str(value).strip()
+    return Row(number, {c: cell for c, cell in zip(columns, cells, strict=False) if c})

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from foveate.cases._columns import Columns
-from foveate.cases._files import Finder, file_ids, image_files, safe_id, stem
+from foveate.cases._files import (
+    Finder,
+    ends_with,
+    file_ids,
+    image_files,
+    safe_id,
+    stem,
+    value_folders,
+)
+from foveate.cases._same import clean, label_key, one_spelling, patient_key, respelt
+from foveate.cases._spacing import believed_um
 from foveate.cases.base import Case, Row, SetAside, Sheet, several
 from foveate.errors import TableError, did_you_mean
 
@@ -25,15 +34,30 @@ class CaseBuilder:
         self.notes: list[str] = []
         self.set_aside: list[SetAside] = []
 
-    def build(self, labels_wanted: Sequence[str] | None, *, min_classes: int) -> tuple[Case, ...]:
+    def build(
+        self,
+        labels_wanted: Sequence[str] | None,
+        *,
+        min_classes: int,
+        known_labels: Sequence[str] = (),
+    ) -> tuple[Case, ...]:
         """The cases in the table's order; with `min_classes` 0 labels may be missing.
+
+        Args:
+            labels_wanted: keep only rows with these labels.
+            min_classes: how many labels there must be; from two on, patients must be known.
+            known_labels: labels of a model, whose spelling is taken.
 
         Raises:
             TableError: no file is found, a value is impossible, or rows contradict each other.
         """
         rows = self._with_label(self.sheet.rows) if min_classes else list(self.sheet.rows)
+        if self.columns.label:
+            rows = self._one_label_each(rows, known_labels)
         if labels_wanted is not None:
             rows = self._wanted(rows, labels_wanted)
+        if self.columns.patient_id:
+            rows = self._one_patient_each(rows, all_known=min_classes > 1)
         found = self._with_file(rows)
         cases = self._without_duplicates([(row, self._case(row, path)) for row, path in found])
         if min_classes > len({case.label for case in cases}):
@@ -53,6 +77,46 @@ class CaseBuilder:
             self.notes.append(f"{empty} rows without a '{column}' left out (first: row {first})")
         return kept
 
+    def _one_label_each(self, rows: list[Row], known: Sequence[str]) -> list[Row]:
+        """Rows in which every class is spelt in one way: the model's, else the most frequent."""
+        column = str(self.columns.label)
+        spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], label_key)
+        models = {label_key(label): label for label in known}
+        spelling = {word: models.get(label_key(word), text) for word, text in spelling.items()}
+        for chosen, *others in respelt(spelling):
+            n = sum(row.cells[column] in others for row in rows)
+            said = several([shown(word) for word in others])
+            self.notes.append(f"label '{chosen}' is also written {said} ({n} rows): one class")
+        return [_with_cell(row, column, spelling) for row in rows]
+
+    def _one_patient_each(self, rows: list[Row], *, all_known: bool) -> list[Row]:
+        """Rows in which every patient is spelt in one way.
+
+        Raises:
+            TableError: `all_known`, and some rows have no patient.
+        """
+        column = str(self.columns.patient_id)
+        empty = [row.number for row in rows if not row.cells[column]]
+        if empty and all_known:
+            raise TableError(
+                f"{self.sheet.path}: {len(empty)} of {len(rows)} rows have no '{column}' (first: "
+                f"row {empty[0]}), so images of one patient could lie on both sides of a split. "
+                "Fill the column, or name another with --patient (that of the path, if each image "
+                "is a patient of its own)"
+            )
+        if empty:
+            self.notes.append(
+                f"warning: {len(empty)} of {len(rows)} rows have no '{column}' (first: row "
+                f"{empty[0]}); each counts as a patient of its own"
+            )
+        spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], patient_key)
+        groups = respelt(spelling)
+        if groups:
+            many = f"{len(groups)} patients are" if groups[1:] else "1 patient is"
+            said = ", ".join(shown(word) for word in groups[0])
+            self.notes.append(f"warning: {many} written in several ways ({said}): one patient each")
+        return [_with_cell(row, column, spelling) for row in rows]
+
     def _one_class(self, labels: list[str]) -> str:
         missing = f" ({len(self.set_aside)} rows lack their file)" if self.set_aside else ""
         return (
@@ -64,15 +128,17 @@ class CaseBuilder:
     def _wanted(self, rows: list[Row], wanted: Sequence[str]) -> list[Row]:
         column = str(self.columns.label)
         present = {row.cells[column] for row in rows}
+        keys = {label_key(label) for label in present}
         for label in wanted:
-            if label not in present:
+            if label_key(label) not in keys:
                 raise TableError(
                     f"{self.sheet.path}: no row has the label '{label}' in column '{column}'."
                     f"{did_you_mean(label, present)}"
                 )
-        kept = [row for row in rows if row.cells[column] in set(wanted)]
+        wanted_keys = {label_key(label) for label in wanted}
+        kept = [row for row in rows if label_key(row.cells[column]) in wanted_keys]
         if len(kept) < len(rows):
-            others = several(sorted(present - set(wanted)))
+            others = several(sorted(present - {row.cells[column] for row in kept}))
             self.notes.append(f"{len(rows) - len(kept)} rows with other labels left out: {others}")
         return kept
 
@@ -89,8 +155,8 @@ class CaseBuilder:
             if path is not None:
                 found.append((row, path))
                 continue
-            reason = f"no file '{value}' in {self.finder.base}" if value else "no path in the table"
-            self.set_aside.append(SetAside(row.number, self._image_id(row, None), value, reason))
+            self._put_aside(row, self._reason(value))
+        found = self._without_ambiguous(found)
         if not found:
             raise TableError(self._no_file(rows))
         self.notes.append(f"{len(found)} of {len(rows)} rows have their file")
@@ -98,6 +164,33 @@ class CaseBuilder:
             missing = several([f"row {s.row} '{s.path}'" for s in self.set_aside])
             self.notes.append(f"warning: {len(self.set_aside)} files not found: {missing}")
         return found
+
+    def _put_aside(self, row: Row, reason: str) -> None:
+        value = row.cells[self.columns.path]
+        self.set_aside.append(SetAside(row.number, self._image_id(row, None), value, reason))
+
+    def _reason(self, value: str) -> str:
+        if not value:
+            return "no path in the table"
+        other = self.finder.beside(value)
+        hint = f"; {other.relative_to(self.finder.base)} is another file" if other else ""
+        return f"no file '{value}' in {self.finder.base}{hint}"
+
+    def _without_ambiguous(self, found: list[tuple[Row, Path]]) -> list[tuple[Row, Path]]:
+        """Without rows that name files in different folders, of which one file only is there."""
+        column = self.columns.path
+        values: dict[Path, set[str]] = defaultdict(set)
+        for row, path in found:
+            values[path].add(row.cells[column])
+        kept = []
+        for row, path in found:
+            own = value_folders(row.cells[column])
+            others = [v for v in sorted(values[path]) if _elsewhere(own, value_folders(v))]
+            if others:
+                self._put_aside(row, f"{path} could be '{row.cells[column]}' or '{others[0]}'")
+            else:
+                kept.append((row, path))
+        return kept
 
     def _no_file(self, rows: list[Row]) -> str:
         column, label = self.columns.path, self.columns.label
@@ -125,7 +218,7 @@ class CaseBuilder:
             patient_id=patient or image_id,
             path=path,
             label=(row.cells[columns.label] or None) if columns.label else None,
-            spacing_um=self._spacing_um(row),
+            spacing_um=self._spacing_um(row, path),
             split=(row.cells[columns.split] or None) if columns.split else None,
         )
 
@@ -136,14 +229,15 @@ class CaseBuilder:
             given = stem(path.name if path else Path(value.replace("\\", "/")).name)
         return safe_id(given) or f"row_{row.number}"
 
-    def _spacing_um(self, row: Row) -> tuple[float, ...] | None:
+    def _spacing_um(self, row: Row, path: Path) -> tuple[float, ...] | None:
         texts = [row.cells[column] for column in self.columns.spacing]
         if not any(texts):
             return None
         values: list[float] = []
         for column, text in zip(self.columns.spacing, texts, strict=True):
             where = self.sheet.where(row, column)
-            values.extend(_positive(part, where) for part in re.split(r"\s*[x×;\s]\s*", text))
+            parts = re.split(r"\s*[x×;\s]\s*", text)
+            values.extend(believed_um(part, where, path) for part in parts)
         return tuple(values) if len(values) > 1 else (values[0], values[0])
 
     def _without_duplicates(self, pairs: list[tuple[Row, Case]]) -> list[Case]:
@@ -210,10 +304,13 @@ class CaseBuilder:
             said = ", ".join(f"{label} {n}" for label, n in sorted(counts.items()))
             patients = len({case.patient_id for case in cases})
             self.notes.append(f"{len(cases)} images of {patients} patients: {said}")
-        alike = Counter(label.casefold() for label in counts)
+        alike = Counter(map(_alike, counts))
         for label in sorted(counts):
-            if alike[label.casefold()] > 1:
-                self.notes.append(f"warning: label '{label}' differs from another in capitals only")
+            if alike[_alike(label)] > 1:
+                self.notes.append(
+                    f"warning: label '{label}' differs from another in capitals, blanks or dashes "
+                    "only, and is a class of its own"
+                )
 
     def _note_unlisted(self, found: list[tuple[Row, Path]]) -> None:
         """Files beside the images that no row names, whether or not the row was kept."""
@@ -233,15 +330,21 @@ def _renamed(case: Case, image_id: str) -> Case:
     return replace(case, image_id=image_id, patient_id=patient)
 
 
-def _positive(text: str, where: str) -> float:
-    try:
-        # A decimal comma is how half of Europe writes it.
-        value = float(text.replace(",", "."))
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise TableError(
-            f"{where}: got '{text}', expected micrometres per pixel above 0; leave the cell empty "
-            "to use what the file says"
-        )
-    return value
+def _with_cell(row: Row, column: str, spelling: Mapping[str, str]) -> Row:
+    word = row.cells[column]
+    return replace(row, cells={**row.cells, column: spelling.get(word, word)})
+
+
+def shown(word: str) -> str:
+    """A word in quotation marks, in which what cannot be seen is written out."""
+    return ascii(word) if word != clean(word) else f"'{word}'"
+
+
+def _alike(label: str) -> str:
+    """The label without capitals, and without what divides its words."""
+    return re.sub(r"(?<=\w)[ _-](?=\w)", "", label.casefold())
+
+
+def _elsewhere(own: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two values name folders that contradict each other."""
+    return not (ends_with(own, other) or ends_with(other, own))

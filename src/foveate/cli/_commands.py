@@ -14,6 +14,7 @@ from foveate.cli._words import (
     USER_ERROR,
     Sectioned,
     device_flag,
+    files_flag,
     merge,
     named_flags,
     plugins_flag,
@@ -110,6 +111,7 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @click.option("--path", "column", help="Column of the images' paths, where the guess is wrong.")
 @click.option("--label", help="Label column, where the guess is wrong.")
 @click.option("--patient", help="Column that groups images of one patient.")
+@files_flag
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Folder that paths are relative to."
 )
@@ -187,6 +189,7 @@ def predict(
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--label", help="Label column, where the guess is wrong.")
+@files_flag
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Folder that paths are relative to."
 )
@@ -203,6 +206,7 @@ def evaluate(
     table: Path,
     out: Path,
     label: str | None,
+    files: Path | None,
     images: Path | None,
     spacing_um: float | None,
     audit_layout: bool,
@@ -219,6 +223,7 @@ def evaluate(
             out,
             terminal,
             label=label,
+            files=files,
             images=images,
             assume_spacing_um=spacing_um,
             device=device,

@@ -75,6 +75,11 @@ spacing_flag = click.option(
     type=click.FloatRange(min=0, min_open=True),
     help="Of slides that state none (micrometres per pixel).",
 )
+files_flag = click.option(
+    "--files",
+    type=click.Path(path_type=Path),
+    help="Second table, one row an image, where TABLE has one row a patient.",
+)
 device_flag = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -90,6 +95,7 @@ def named_flags(flags: dict[str, Any]) -> dict[str, Any]:
         "column": ("table", "image"),
         "label": ("table", "label"),
         "patient": ("table", "patient"),
+        "files": ("table", "files"),
         "images": ("table", "images"),
         "classes": ("table", "classes"),
         "folds": ("split", "folds"),

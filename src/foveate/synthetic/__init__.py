@@ -8,8 +8,6 @@ each slide, for scores of localisation only: no training may read it.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,6 +19,7 @@ import imagecodecs
 import numpy as np
 
 from foveate.atomic import write_aside, write_json, write_text
+from foveate.csvtext import csv_text
 from foveate.errors import ImageNotFound, OptionError
 from foveate.synthetic.base import Nodule, SlideSpec
 from foveate.synthetic.layout import draw_layout
@@ -135,11 +134,7 @@ def write_cohort(
                     progress(done, len(jobs))
         finally:
             pool.shutdown(cancel_futures=True)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ["file", "patient_id", "label", "note"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "labels.csv", table.getvalue())
+    write_text(folder / "labels.csv", csv_text(rows, ["file", "patient_id", "label", "note"]))
     return folder / "labels.csv"
 
 
