@@ -6,6 +6,7 @@ Importing this package is light: each reader imports its library when it opens i
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 
 from foveate import plugins
@@ -17,7 +18,9 @@ from foveate.errors import (
     UnsupportedFormat,
 )
 from foveate.image import AbstractImage
-from foveate.readers.base import HEAD_BYTES, AbstractReader
+from foveate.readers.base import AGAIN, HEAD_BYTES, AbstractReader
+
+log = logging.getLogger("foveate")
 
 READABLE = (
     "TIFF and OME-TIFF, whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana), "
@@ -42,7 +45,7 @@ def open_image(path: Path | str) -> AbstractImage:
     """Open an image of any known family, judged by its content and not by its suffix.
 
     Args:
-        path: a file.
+        path: a file. What one reader finds damaged is refused, and no other reader is asked.
 
     Returns:
         The open image; close it, or use it in a ``with`` block.
@@ -64,9 +67,7 @@ def open_image(path: Path | str) -> AbstractImage:
     for reader in asked:
         try:
             return _opened(reader, path)
-        except ImageTooLarge:
-            raise
-        except FoveateError as error:
+        except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
 
@@ -79,12 +80,8 @@ def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
     except MemoryError as error:
         raise ImageTooLarge(f"{path}: opening it needs more memory than there is") from error
     except Exception as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The class and the message of an error on one line, at most 200 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        log.debug("%s", path, exc_info=True)
+        raise UnreadableImage(f"{path}: its header makes no sense{AGAIN}") from error
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -96,10 +93,18 @@ def _first_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise ImageNotFound(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
+        raise UnreadableImage(f"{path}: cannot be opened ({_why(error)})") from error
     if not head:
         raise UnsupportedFormat(f"{path}: the file is empty")
     return head
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, PermissionError):
+        return "you may not read it: change its permissions"
+    if isinstance(error, OSError) and error.strerror:
+        return f"the system says: {error.strerror}"
+    return "its name is none that the system takes: rename it"
 
 
 def _why_not(head: bytes) -> str:

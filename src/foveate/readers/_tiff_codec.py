@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from foveate.errors import UnsupportedFormat
 from foveate.resample import Pixels
 
-_CODECS = {
+CODECS = {
     1: "none",
     5: "lzw",
     7: "jpeg",
@@ -80,7 +80,7 @@ def coding_of(path: Path, page: Any) -> Coding:
     Raises:
         UnsupportedFormat: names what about the coding is not read.
     """
-    name = _CODECS.get(int(page.compression))
+    name = CODECS.get(int(page.compression))
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
     bits, kind = page.bitspersample, int(page.sampleformat or 1)
     palette = _palette(page) if photometric == _PALETTE else None

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.readers import _tiff_codec as codec
 from foveate.readers.base import AGAIN
 
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 4096
 MAX_BLOCK_BYTES = 1 << 29
 """The largest stored block (tile or strip) that is decoded: 512 MiB of pixels."""
@@ -148,6 +150,42 @@ def read_index(path: Path) -> TiffIndex:
             orientation=_orientation(base),
             nested=bool(base.subifds),
         )
+
+
+def refuse_unlisted(path: Path) -> None:
+    """Refuse a TIFF that claims tiles which it does not list, whoever is to read it.
+
+    Libraries believe the size and look for such tiles one by one, for hours.
+
+    Raises:
+        UnreadableImage: names what is claimed and what is listed.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            tiled = [page for page in _pages(file) if page.is_tiled]
+    except Exception:  # not a TIFF that tifffile knows
+        return
+    for page in tiled:
+        sides = (page.tilelength, page.imagelength), (page.tilewidth, page.imagewidth)
+        claimed = math.prod(-(-whole // side) if side else 0 for side, whole in sides)
+        if len(page.dataoffsets) < claimed:
+            raise UnreadableImage(
+                f"{path}: {page.imagewidth} x {page.imagelength} pixels need {claimed:,} tiles, "
+                f"the file lists {len(page.dataoffsets):,}{AGAIN}"
+            )
+
+
+def is_coding_read(path: Path) -> bool:
+    """Whether the compression of the first directory is one that is read here."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return int(cast("Any", file.pages[0]).compression) in codec.CODECS
+    except Exception:  # damaged: the reader says how
+        return True
 
 
 def _pages(file: Any) -> Iterator[Any]:

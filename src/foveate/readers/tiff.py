@@ -20,7 +20,7 @@ from foveate.cache import ByteCache
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.image import Level
 from foveate.readers._tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, DamagedBlock, decode_block
-from foveate.readers._tiff_index import BlockGrid, TiffIndex, read_index
+from foveate.readers._tiff_index import TIFF_MARKS, BlockGrid, TiffIndex, read_index
 from foveate.readers._tiff_levels import Turn, levels_of, pieces, stored_share
 from foveate.readers._tiff_spacing import ome_pixels, spacing_of, stated_planes
 from foveate.readers.base import AGAIN, AbstractReader, brightest, flattened, level_downsample
@@ -37,7 +37,6 @@ _READ_BYTES = 8 << 20
 _FINER_PX = 1 << 22
 """Pixels of a finer level held at once where a level lacks a block."""
 
-_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OURS = (None, "aperio", "generic-tiff")
 
 _cache: ByteCache[Pixels] = ByteCache(CACHE_BYTES)
@@ -119,7 +118,7 @@ class TiffReader(AbstractReader):
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
         """The TIFF mark, unless it is DICOM, or OpenSlide sees a vendor other than Aperio."""
-        if head[:4] not in _MARKS or head[128:132] == b"DICM":
+        if head[:4] not in TIFF_MARKS or head[128:132] == b"DICM":
             return False
         import openslide
 
