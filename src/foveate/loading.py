@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import statistics
 import threading
@@ -10,11 +12,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from foveate.batch import LoadedImage, View
+from foveate.bit_depth import Stretched, has_depth, used_bits
 from foveate.cache import ByteCache
 from foveate.cases import Case
 from foveate.errors import (
@@ -25,9 +29,11 @@ from foveate.errors import (
     UnsupportedFormat,
 )
 from foveate.evidence import Floats
-from foveate.foreground import contrast, foreground
+from foveate.foreground import contrast, ground_of, tissue_prior
 from foveate.image import AbstractImage, Respaced, fitted
 from foveate.readers import open_image
+
+log = logging.getLogger("foveate")
 
 READER_THREADS = 4
 
@@ -72,13 +78,14 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one open file says about itself."""
+    """What one open file says about itself; `bits` are those that it uses of 16, else None."""
 
     shape: tuple[int, ...]
     spacing_um: tuple[float, ...]
     unit: str
     kind: str
     reader: str
+    bits: int | None = None
 
 
 @dataclass
@@ -185,6 +192,7 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
         unit="px" if units == {"px"} else "um",
         fit=options.fit,
         axes=min(axes),
+        bits=max((f.bits for f in known if f.bits is not None), default=None),
     )
 
 
@@ -228,8 +236,10 @@ class CaseLoader:
             return replace(kept, image=image)
         glimpse = image.glimpse(self.view.glimpse_spacing_um)
         if image.kind == "slide":
-            distance = contrast(glimpse, image.background)
-            distance[~foreground(glimpse, image.background)] = 0
+            ground = ground_of(glimpse, image.background)
+            if not ground.is_around:
+                _warn_of_border(case.path)
+            distance = tissue_prior(glimpse, ground.colour)
         elif image.kind == "sparse":
             distance = contrast(glimpse, image.background)
         else:
@@ -298,6 +308,8 @@ class CaseLoader:
         if image.unit != self.view.unit:
             image.close()
             raise MissingSpacing(_other_unit(case, self.view))
+        if has_depth(image):
+            image = Stretched(image, self.view.bits or used_bits(image) or 16)
         with self._lock:
             self._open[case.image_id] = image
             while len(self._open) > _MAX_OPEN:
@@ -309,6 +321,15 @@ class CaseLoader:
                 )
                 oldest.close()
         return image
+
+
+@functools.lru_cache(maxsize=4096)
+def _warn_of_border(path: Path) -> None:
+    log.warning(
+        "%s: no glass at the border of the frame (tissue, or a black frame): tissue is told by the "
+        "glass elsewhere, or by white; look at the heatmap",
+        path,
+    )
 
 
 def _places_um(case: Case, image: AbstractImage) -> Floats | None:
@@ -363,7 +384,9 @@ def _other_unit(case: Case, view: View) -> str:
 def _facts(case: Case, options: ViewOptions) -> ImageFacts:
     with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
         spacing = image.known_spacing_um
-        return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader)
+        return ImageFacts(
+            image.shape, spacing, image.unit, image.kind, image.reader, used_bits(image)
+        )
 
 
 def _one_line(error: BaseException) -> str:

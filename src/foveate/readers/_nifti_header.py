@@ -82,6 +82,7 @@ class Stored:
         return values
 
 
+@np.errstate(all="ignore")  # numbers beyond all bounds are judged, not computed with
 def read_header(path: Path, stream: IO[bytes]) -> Stored:
     """Read and judge the header at the beginning of a stream.
 

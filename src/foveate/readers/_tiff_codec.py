@@ -108,7 +108,10 @@ def coding_of(path: Path, page: Any) -> Coding:
     elif int(page.planarconfig) == 2 and samples > 1 and name in ("webp", "jpeg2000"):
         wrong = f"separate planes with compression {name}"
     if wrong is not None or name is None:
-        raise UnsupportedFormat(f"{path}: this TIFF stores {wrong}, which is not read")
+        raise UnsupportedFormat(
+            f"{path}: this TIFF stores {wrong}, which is not read; export it as RGB or grey, of 8 "
+            "or 16 bits"
+        )
     return Coding(
         codec=name,
         samples=samples,

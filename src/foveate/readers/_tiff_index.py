@@ -35,16 +35,16 @@ few kilobytes could ask for hours of work. Deflate reaches 1032 on an empty pict
 _MAX_BLOCKS = 1 << 26
 _RAW_STRIP_BYTES = 1 << 20
 _NOT_A_LEVEL = ("label", "macro", "thumbnail", "overview")
-_VENDOR_MARKS = (
-    "is_ndpi",
-    "is_scn",
-    "is_philips",
-    "is_bif",
-    "is_qpi",
-    "is_lsm",
-    "is_stk",
-    "is_sis",
-)
+_VENDOR_MARKS = {
+    "is_ndpi": "Hamamatsu NDPI",
+    "is_scn": "Leica SCN",
+    "is_philips": "Philips TIFF",
+    "is_bif": "Ventana BIF",
+    "is_qpi": "Akoya QPTIFF",
+    "is_lsm": "Zeiss LSM",
+    "is_stk": "MetaMorph STK",
+    "is_sis": "Olympus SIS",
+}
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,13 @@ def read_index(path: Path) -> TiffIndex:
     # What tifffile logs about odd files would reach the terminal; our errors say it.
     tifffile.logger().addHandler(logging.NullHandler())
     with tifffile.TiffFile(path) as file:
-        if path.suffix.lower() == ".vsi" or any(
-            getattr(file, mark, False) for mark in _VENDOR_MARKS
-        ):
+        vendors = [name for mark, name in _VENDOR_MARKS.items() if getattr(file, mark, False)]
+        if path.suffix.lower() == ".vsi":
+            vendors = ["Olympus VSI"]
+        if vendors:
             raise UnsupportedFormat(
-                f"{path}: a vendor's own layout (Olympus VSI, say) whose picture is not in the "
-                "plain TIFF part; export it as OME-TIFF"
+                f"{path}: a vendor's own layout ({vendors[0]}), not a plain TIFF; export it as "
+                "OME-TIFF"
             )
         pages = list(_pages(file))
         if not pages:

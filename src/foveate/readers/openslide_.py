@@ -110,7 +110,9 @@ class OpenSlideReader(AbstractReader):
         try:
             region = self._region(place, level, (size[1], size[0]))
         except MemoryError as error:
-            raise ImageTooLarge(f"{self.path}: a region of {size} does not fit memory") from error
+            raise ImageTooLarge(
+                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+            ) from error
         self.count.add(decoded_px=_touched_px(self.levels[level], origin, size))
         return flattened(np.asarray(region), self._paper)
 

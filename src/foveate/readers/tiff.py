@@ -156,7 +156,9 @@ class TiffReader(AbstractReader):
         except FoveateError:
             raise
         except MemoryError as error:
-            raise ImageTooLarge(f"{self.path}: a region of {size} does not fit memory") from error
+            raise ImageTooLarge(
+                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+            ) from error
         except Exception as error:
             log.debug("%s: level %d", self.path, level, exc_info=True)
             codec = self._grids[level].coding.codec
