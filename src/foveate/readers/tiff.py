@@ -224,6 +224,10 @@ class TiffReader(AbstractReader):
         shape = _block_shape(grid, cell)
         inside, within = _overlap(grid, cell, origin, region.shape[:2])
         repeats = self._repeats[level]
+        kept = self._kept(level, cell) if repeats else None
+        if kept is not None:
+            region[inside] = kept[within]
+            return
         whole = region.shape[:2] == shape == region[inside].shape[:2]
         if whole and self._is_plain(grid) and not repeats:
             decode_block(stored[0], grid.coding, region, _visible(grid, cell))
