@@ -20,6 +20,7 @@ _GREEN, _BLUE, _RED = 35, 70, 120
 _NEUTRAL, _TINTED = 30, 80
 _BELOW_BRIGHTEST = 18
 _LEAST_GLASS = 0.01
+_NOISE = 12
 _MOST_BLACK = 0.1
 _SAMPLED = 1 << 16
 
@@ -61,7 +62,10 @@ def ground_of(glimpse: Pixels, border: Pixels) -> Ground:
         return Ground(border, True)
     if not dark and _is_glass(edge, float(np.percentile(low, 99))):
         return Ground(border, _black_share(glimpse) < _MOST_BLACK)
-    found = np.median(values[glassy], axis=0) if has_glass else np.full(3, 255.0)
+    found = np.full(3, 255.0)
+    if has_glass:  # pale tissue is glassy too: glass is the brightest of it
+        glassy &= low >= np.percentile(low[glassy], 95) - _NOISE
+        found = np.median(values[glassy], axis=0)
     return Ground(np.rint(found * brightest(glimpse.dtype) / 255).astype(glimpse.dtype), False)
 
 

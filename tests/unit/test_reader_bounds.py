@@ -209,3 +209,12 @@ def test_large_pictures_are_read_without_a_word_and_larger_ones_refused(tmp_path
     assert read == "[7]"
     assert "60.png" in refused
     assert "tiled TIFF" in refused
+
+
+def test_opening_many_files_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Handlers of the log once grew by one a file, and every odd tag was told to all of them."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise((64, 64, 3)), photometric="rgb", tile=(64, 64))
+    for _ in range(3):
+        open_image(path).close()
+    assert len(tifffile.logger().handlers) <= 1

@@ -123,7 +123,8 @@ def read_index(path: Path) -> TiffIndex:
     import tifffile
 
     # What tifffile logs about odd files would reach the terminal; our errors say it.
-    tifffile.logger().addHandler(logging.NullHandler())
+    if not tifffile.logger().handlers:
+        tifffile.logger().addHandler(logging.NullHandler())
     with tifffile.TiffFile(path) as file:
         vendors = [name for mark, name in _VENDOR_MARKS.items() if getattr(file, mark, False)]
         if path.suffix.lower() == ".vsi":
