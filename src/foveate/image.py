@@ -194,7 +194,14 @@ class AbstractImage(abc.ABC):
         Raises:
             BoxError: another frame, or fractions of a pixel.
             UnreadableImage: pixels cannot be decoded.
+            ImageTooLarge: the memory does not suffice.
         """
+        try:
+            return self._cut(box)
+        except MemoryError as error:
+            raise self._too_large(box.size) from error
+
+    def _cut(self, box: Box) -> Pixels:
         if box.frame is not Frame.PX or box.level is None:
             raise BoxError(f"read needs a box in level pixels, got {box.frame.value}")
         if any(v != int(v) for v in box.origin + box.size):
@@ -249,7 +256,10 @@ class AbstractImage(abc.ABC):
         if all(abs(s - 1) < 1e-9 for s in step):
             step = (1.0,) * self.ndim
         self.count.add(asked_px=math.prod(shape))
-        return resample_from(self._source(level), _snap(box_px.origin), step, tuple(shape))
+        try:
+            return resample_from(self._source(level), _snap(box_px.origin), step, tuple(shape))
+        except MemoryError as error:
+            raise self._too_large(shape) from error
 
     @final
     def glimpse(self, spacing_um: float) -> Pixels:
@@ -269,6 +279,13 @@ class AbstractImage(abc.ABC):
         return self.read_at(Box((0.0,) * self.ndim, size, Frame.UM), shape)
 
     # -- inside -------------------------------------------------------------------------------
+
+    def _too_large(self, shape: Sequence[float]) -> ImageTooLarge:
+        sides = " x ".join(f"{n:g}" for n in shape)
+        return ImageTooLarge(
+            f"{self.path}: {sides} pixels need more memory than there is; read at a coarser "
+            "spacing, or a smaller part"
+        )
 
     def _source(self, level: int) -> Source:
         """A level as `resample_from` reads it."""

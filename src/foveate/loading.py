@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import statistics
@@ -12,7 +11,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -23,15 +21,17 @@ from foveate.cache import ByteCache
 from foveate.cases import Case
 from foveate.errors import (
     FoveateError,
+    ImageTooLarge,
     MissingSpacing,
     OptionError,
     UnreadableImage,
     UnsupportedFormat,
 )
 from foveate.evidence import Floats
-from foveate.foreground import contrast, ground_of, tissue_prior
+from foveate.foreground import contrast, slide_prior
 from foveate.image import AbstractImage, Respaced, fitted
 from foveate.readers import open_image
+from foveate.readers.base import AGAIN
 
 log = logging.getLogger("foveate")
 
@@ -148,8 +148,10 @@ def scan_cases(
                 scan.facts[case.image_id] = job.result()
             except MissingSpacing as error:
                 missing.append(str(error))
-            except (FoveateError, OSError, ValueError) as error:
-                scan.failed[case.image_id] = _one_line(error)
+            except FoveateError as error:
+                scan.failed[case.image_id] = str(error)
+            except (OSError, ValueError, MemoryError) as error:
+                scan.failed[case.image_id] = str(_in_words(case, error))
             if progress is not None:
                 progress(done, len(cases))
     if missing:
@@ -236,10 +238,7 @@ class CaseLoader:
             return replace(kept, image=image)
         glimpse = image.glimpse(self.view.glimpse_spacing_um)
         if image.kind == "slide":
-            ground = ground_of(glimpse, image.background)
-            if not ground.is_around:
-                _warn_of_border(case.path)
-            distance = tissue_prior(glimpse, ground.colour)
+            distance = slide_prior(case.path, glimpse, image.background)
         elif image.kind == "sparse":
             distance = contrast(glimpse, image.background)
         else:
@@ -290,7 +289,7 @@ class CaseLoader:
         except FoveateError as error:
             return error
         except (OSError, ValueError, MemoryError) as error:
-            return UnreadableImage(f"{case.path}: {_one_line(error)}")
+            return _in_words(case, error)
 
     def _image(self, case: Case) -> AbstractImage:
         with self._lock:
@@ -323,15 +322,6 @@ class CaseLoader:
         return image
 
 
-@functools.lru_cache(maxsize=4096)
-def _warn_of_border(path: Path) -> None:
-    log.warning(
-        "%s: no glass at the border of the frame (tissue, or a black frame): tissue is told by the "
-        "glass elsewhere, or by white; look at the heatmap",
-        path,
-    )
-
-
 def _places_um(case: Case, image: AbstractImage) -> Floats | None:
     """The places that a case gives, in micrometres."""
     if case.places is None:
@@ -341,7 +331,7 @@ def _places_um(case: Case, image: AbstractImage) -> Floats | None:
             places = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UnreadableImage(
-            f"{case.places}: not a .npy file of places: {_one_line(error)}"
+            f"{case.places}: not a .npy file of places; write it with numpy.save(path, places)"
         ) from error
     if places.ndim != 2 or places.shape[1] != image.ndim or not len(places):
         raise UnreadableImage(
@@ -389,6 +379,11 @@ def _facts(case: Case, options: ViewOptions) -> ImageFacts:
         )
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:500]
+def _in_words(case: Case, error: OSError | ValueError | MemoryError) -> UnreadableImage:
+    """What readers do not foresee, plug-ins above all, without the exception's own text."""
+    log.debug("%s", case.path, exc_info=error)
+    if isinstance(error, MemoryError):
+        return ImageTooLarge(f"{case.path}: needs more memory than there is; free some, or cut it")
+    if isinstance(error, OSError) and error.strerror:
+        return UnreadableImage(f"{case.path}: cannot be read; the system says: {error.strerror}")
+    return UnreadableImage(f"{case.path}: its pixels or header make no sense{AGAIN}")
