@@ -6,12 +6,17 @@ where faint tissue begins, and a border of tissue is not taken for glass.
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.resample import Pixels, brightest
+
+log = logging.getLogger("foveate")
 
 _FAINTEST, _STRONGEST = 8.0, 40.0
 _DARK, _BLACK = 100, 40
@@ -134,6 +139,23 @@ def tissue_prior(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
         if (distance[~pen] > 0).any():
             distance[pen & (distance > 0)] = 1
     return distance
+
+
+def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8]:
+    """`tissue_prior` of a slide against its `ground_of`; a border that is no glass is logged once."""
+    ground = ground_of(glimpse, border)
+    if not ground.is_around:
+        _warn_of_border(path)
+    return tissue_prior(glimpse, ground.colour)
+
+
+@functools.lru_cache(maxsize=4096)
+def _warn_of_border(path: Path) -> None:
+    log.warning(
+        "%s: no glass at the border of the frame (tissue, or a black frame): tissue is told by the "
+        "glass elsewhere, or by white; look at the heatmap",
+        path,
+    )
 
 
 def _from_the_edge(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
