@@ -142,7 +142,7 @@ def tissue_prior(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
 
 
 def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8]:
-    """`tissue_prior` of a slide against its `ground_of`; a border that is no glass is logged once."""
+    """`tissue_prior` of a slide by its `ground_of`; a border that is no glass is logged once."""
     ground = ground_of(glimpse, border)
     if not ground.is_around:
         _warn_of_border(path)
