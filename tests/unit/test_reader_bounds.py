@@ -127,6 +127,13 @@ def test_a_glimpse_that_nothing_could_hold_is_refused(tmp_path: Path) -> None:
         image.glimpse(0.6)
 
 
+def test_memory_that_does_not_suffice_is_said_with_a_way_out(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "a.tif", (300, 300), 64, {})
+    side = 1 << 24
+    with open_image(path) as image, pytest.raises(ImageTooLarge, match=r"a\.tif.*coarser"):
+        image.read(Box((0, 0), (side, side), Frame.PX, 0))  # 800 TB
+
+
 def test_fixtures_are_refused_at_once() -> None:
     """Each took minutes, or ended in a traceback, before."""
     for path in sorted(DAMAGED.iterdir()):

@@ -97,6 +97,17 @@ def test_an_sform_that_contradicts_the_voxel_size_is_said_once(
     assert caplog.text.count("1 x 1 x 2, its pixdim 0.5 x 0.5 x 3") == 1
 
 
+def test_an_sform_that_runs_the_other_way_than_the_qform_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path / "odd.nii", QFORM, (280, "f", (-1.0,)))
+    with caplog.at_level(logging.WARNING, "foveate"):
+        read(path)
+        read(written(tmp_path / "good.nii", QFORM))
+    assert "left is right" in caplog.text
+    assert "good.nii" not in caplog.text
+
+
 @pytest.mark.parametrize("factor", [1e300, 1e-300, 4e305])
 def test_values_beyond_single_precision(tmp_path: Path, factor: float) -> None:
     want, _ = read(written(tmp_path / "a.nii", voxels=values().astype(np.float64)))

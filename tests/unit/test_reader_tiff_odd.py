@@ -66,7 +66,7 @@ def written(
     ]
     entries = b""
     for number, kind, values in sorted(tag for tag in tags if tag[2]):
-        raw = struct.pack("<" + {3: "H", 4: "I"}[kind] * len(values), *values)
+        raw = struct.pack("<" + {1: "B", 3: "H", 4: "I"}[kind] * len(values), *values)
         if len(raw) > 4:
             at = len(out)
             out += raw
@@ -185,18 +185,23 @@ COMMENT = b"\xff\xfe\0\x32" + b"c" * 48
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x01"
 
 
-@pytest.mark.parametrize("mark", ["jfif", "adobe"])
+@pytest.mark.parametrize("mark", ["jfif", "adobe", "tables"])
 def test_the_mark_that_says_which_colours_a_jpeg_holds_may_lie_behind_a_comment(
     tmp_path: Path, mark: str
 ) -> None:
     pixels = picture()
     tiles = [jpeg(tile) for tile in cut(pixels)]
-    if mark == "adobe":
+    extra: tuple[Tag, ...] = ()
+    if mark == "tables":
+        tiles = [without_mark(tile) for tile in tiles]
+        tables = b"\xff\xd8" + COMMENT + ADOBE + b"\xff\xd9"
+        extra = ((347, 1, list(tables)),)
+    elif mark == "adobe":
         tiles = [without_mark(tile) for tile in tiles]
         tiles = [tile[:2] + COMMENT + ADOBE + tile[2:] for tile in tiles]
     else:
         tiles = [tile[:2] + COMMENT + tile[2:] for tile in tiles]
-    path = written(tmp_path / "a.tif", tiles, coding=JPEG, photometric=RGB)
+    path = written(tmp_path / "a.tif", tiles, coding=JPEG, photometric=RGB, extra=extra)
     assert np.abs(whole(path).astype(int) - pixels).mean() < 2
 
 

@@ -82,7 +82,6 @@ class Stored:
         return values
 
 
-@np.errstate(all="ignore")  # numbers beyond all bounds are judged, not computed with
 def read_header(path: Path, stream: IO[bytes]) -> Stored:
     """Read and judge the header at the beginning of a stream.
 
@@ -186,14 +185,12 @@ def _affine(path: Path, header: Any) -> tuple[Values, bool]:
     sform = np.asarray(header.get_sform(), np.float64)
     if int(header["sform_code"]) > 0 and _is_affine(sform):
         _compare(path, sform, sizes)
+        _compare_directions(path, sform, header)
         return sform, True
     usable = bool((np.isfinite(sizes) & (sizes > 0)).all())
     header["pixdim"][1:4] = sizes if usable else 1
     if int(header["qform_code"]) > 0:
-        try:
-            qform = np.asarray(header.get_qform(), np.float64)
-        except Exception:  # quaternions that turn nothing
-            qform = np.full((4, 4), np.nan)
+        qform = _qform(header)
         if _is_affine(qform):
             return qform, usable
         lacking = "qform"
@@ -205,6 +202,13 @@ def _affine(path: Path, header: Any) -> tuple[Values, bool]:
         f"{path}: its {lacking} is empty or not finite and does not say which way the axes run; "
         "set a qform or an sform"
     )
+
+
+def _qform(header: Any) -> Values:
+    try:
+        return np.asarray(header.get_qform(), np.float64)
+    except Exception:  # quaternions that turn nothing
+        return np.full((4, 4), np.nan)
 
 
 def _is_affine(affine: Values) -> bool:
@@ -223,6 +227,16 @@ def _compare(path: Path, sform: Values, sizes: Values) -> None:
         own, other = (" x ".join(f"{v:g}" for v in sides) for sides in (lengths, sizes))
         _warn_once(
             f"{path}: its sform says voxels of {own}, its pixdim {other}; the sform is believed"
+        )
+
+
+def _compare_directions(path: Path, sform: Values, header: Any) -> None:
+    if int(header["qform_code"]) <= 0 or not _is_affine(qform := _qform(header)):
+        return
+    if ((sform[:3, :3] * qform[:3, :3]).sum(0) < 0).any():
+        _warn_once(
+            f"{path}: by its sform an axis runs the other way than by its qform (left is right, "
+            "say); the sform is believed"
         )
 
 

@@ -6,6 +6,7 @@ Part of the reader `tiff`. All codecs come from imagecodecs and release the inte
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -202,36 +203,49 @@ class JpegHead:
 def jpeg_head(data: bytes) -> JpegHead:
     """Walk the markers of a JPEG up to its frame header.
 
-    Any number of bytes FF may stand before a marker (ITU T.81, B.1.1.2).
-
     Raises:
         DamagedBlock: there is no frame header.
     """
-    at, end, marked = 2, len(data), False
-    while at + 9 <= end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
+    marked = False
+    for marker, at in _segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            shape = (data[at + 5] << 8) | data[at + 6], (data[at + 7] << 8) | data[at + 8]
+            shape = (data[at + 3] << 8) | data[at + 4], (data[at + 5] << 8) | data[at + 6]
             return JpegHead(shape, marked)
-        words = data[at + 4 : at + 9]
-        marked |= (marker == 0xE0 and words == b"JFIF\0") or (marker == 0xEE and words == b"Adobe")
-        at += 2 + ((data[at + 2] << 8) | data[at + 3])
+        marked |= _says_colours(marker, data[at + 2 : at + 7])
     raise DamagedBlock("a JPEG without a frame header")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers, and where the length of each stands.
+
+    Any number of bytes FF may stand before a marker (ITU T.81, B.1.1.2).
+    """
+    at, end = 2, len(data)
+    while at + 9 <= end and data[at] == 0xFF:
+        if data[at + 1] != 0xFF:
+            yield data[at + 1], at + 2
+            at += 1 + ((data[at + 2] << 8) | data[at + 3])
+        at += 1
+
+
+def _says_colours(marker: int, words: bytes) -> bool:
+    """Whether a JFIF or Adobe marker."""
+    return (marker == 0xE0 and words == b"JFIF\0") or (marker == 0xEE and words == b"Adobe")
 
 
 def _jpeg_colours(head: JpegHead, coding: Coding) -> tuple[str | None, str | None]:
     """The colour space inside the JPEG, and the one wanted.
 
     A block that says RGB and carries no marker of its own is RGB (Aperio); with a JFIF or Adobe
-    marker the JPEG knows better than the tag.
+    marker, in the block or in the tables, the JPEG knows better than the tag.
     """
     if coding.stored_samples == 1:
         return None, "GRAYSCALE"
     if coding.photometric == _RGB:
-        marked = head.marked or b"Adobe" in (coding.tables or b"")[:32]
+        tables = coding.tables or b""
+        marked = head.marked or any(
+            _says_colours(marker, tables[at + 2 : at + 7]) for marker, at in _segments(tables)
+        )
         return (None if marked else "RGB"), "RGB"
     return None, "RGB"
 

@@ -77,7 +77,8 @@ class NiftiReader(AbstractReader):
 
         with path.open("rb") as file:
             self._packed = file.read(2) == _GZIP
-        with self._stream() as stream:
+        # Numbers beyond all bounds are judged, not computed with.
+        with self._stream() as stream, np.errstate(all="ignore"):
             self._file = read_header(path, stream)
         shape = tuple(self._file.shape[axis] for axis in self._file.axes)
         n_bytes, end = path.stat().st_size, self._file.end
