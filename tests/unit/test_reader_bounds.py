@@ -154,6 +154,30 @@ def test_what_our_reader_finds_damaged_is_not_given_to_openslide() -> None:
         OpenSlideReader(path)
 
 
+def test_tiles_that_openslide_would_end_the_process_for_are_refused(tmp_path: Path) -> None:
+    """Found by the fuzz: a tile of 536,870,976 x 64 pixels, an allocation that aborts."""
+    path = tmp_path / "trestle.tif"
+    tifffile.imwrite(
+        path,
+        noise((128, 128, 3)),
+        photometric="rgb",
+        tile=(64, 64),
+        compression="jpeg",
+        software="MedScan 1.0",
+        description="Background Color=E6E6E6;White Balance=0;Objective Power=10;",
+        metadata=None,
+    )
+    with open_image(path) as image:
+        assert "trestle" in image.reader
+    with tifffile.TiffFile(path) as file:
+        at = file.pages[0].tags["TileLength"].offset
+    with path.open("r+b") as raw:
+        raw.seek(at)
+        raw.write(struct.pack("<HHII", 323, 4, 1, 536_870_976))
+    with pytest.raises(ImageTooLarge, match=r"trestle\.tif.*34,359,742,464 pixels"):
+        open_image(path)
+
+
 def test_a_slide_is_read_on_after_one_damaged_tile(tmp_path: Path) -> None:
     """OpenSlide refuses everything after its first failure, also what is whole."""
     pixels, path = noise((512, 512, 3)), tmp_path / "a.tif"

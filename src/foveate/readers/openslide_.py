@@ -17,7 +17,12 @@ import numpy as np
 from foveate.errors import ImageTooLarge, UnreadableImage
 from foveate.geometry import Box, Frame
 from foveate.image import Level
-from foveate.readers._tiff_index import TIFF_MARKS, is_coding_read, refuse_unlisted
+from foveate.readers._tiff_index import (
+    MAX_BLOCK_BYTES,
+    TIFF_MARKS,
+    is_coding_read,
+    refuse_unlisted,
+)
 from foveate.readers.base import (
     AGAIN,
     AbstractReader,
@@ -77,6 +82,13 @@ class OpenSlideReader(AbstractReader):
             Level(shape, level_downsample(shapes[0], shape), _tile(facts, i))
             for i, shape in enumerate(shapes)
         )
+        largest = max((math.prod(level.tile) for level in self.levels if level.tile), default=0)
+        if 4 * largest > MAX_BLOCK_BYTES:  # OpenSlide would end the process
+            self._slide.close()
+            raise ImageTooLarge(
+                f"{path}: claims tiles of {largest:,} pixels, more than "
+                f"{MAX_BLOCK_BYTES >> 20} MiB{AGAIN}"
+            )
         mpp = (_number(facts.get("openslide.mpp-y")), _number(facts.get("openslide.mpp-x")))
         self.spacing_um = believed_spacing(mpp)
         self.bounds_px0 = _bounds(facts, shapes[0])
