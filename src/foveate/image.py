@@ -8,7 +8,7 @@ here, so that resampling, background and bookkeeping are the same for every file
 from __future__ import annotations
 
 import abc
-import itertools
+import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from typing import Literal, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import BoxError, MissingSpacing
+from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
 from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
-from foveate.resample import Pixels, resample, rounded, support, weights
+from foveate.resample import Pixels, Source, resample_from
 
 Kind = Literal["slide", "picture", "volume", "sparse"]
 
-MAX_REGION_PIXELS = 1 << 24
-"""Source pixels held at once by `AbstractImage.read_at`; larger requests are cut and stitched."""
+MAX_GLIMPSE_PIXELS = 1 << 26
+"""A glimpse is held and looked at whole; larger ones are refused."""
 
 _LEVEL_TOLERANCE = 0.01
 _BORDER_PX = 32
@@ -113,6 +113,14 @@ class AbstractImage(abc.ABC):
         """The background that the file itself states, per channel; None when it states none."""
         return None
 
+    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
+        """Roughly which share of a region inside a level the file stores; the rest is background.
+
+        0 only where nothing is stored: such regions are not read. Costs no reading.
+        """
+        del level, origin, size
+        return 1.0
+
     # -- what users call ----------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -186,7 +194,14 @@ class AbstractImage(abc.ABC):
         Raises:
             BoxError: another frame, or fractions of a pixel.
             UnreadableImage: pixels cannot be decoded.
+            ImageTooLarge: the memory does not suffice.
         """
+        try:
+            return self._cut(box)
+        except MemoryError as error:
+            raise self._too_large(box.size) from error
+
+    def _cut(self, box: Box) -> Pixels:
         if box.frame is not Frame.PX or box.level is None:
             raise BoxError(f"read needs a box in level pixels, got {box.frame.value}")
         if any(v != int(v) for v in box.origin + box.size):
@@ -241,7 +256,10 @@ class AbstractImage(abc.ABC):
         if all(abs(s - 1) < 1e-9 for s in step):
             step = (1.0,) * self.ndim
         self.count.add(asked_px=math.prod(shape))
-        return self._resample(level, _snap(box_px.origin), step, tuple(shape))
+        try:
+            return resample_from(self._source(level), _snap(box_px.origin), step, tuple(shape))
+        except MemoryError as error:
+            raise self._too_large(shape) from error
 
     @final
     def glimpse(self, spacing_um: float) -> Pixels:
@@ -251,59 +269,41 @@ class AbstractImage(abc.ABC):
         spacing.
         """
         shape = glimpse_shape(self, spacing_um)
+        if math.prod(shape) > MAX_GLIMPSE_PIXELS:
+            raise ImageTooLarge(
+                f"{self.path}: at {spacing_um:g} {self.unit} a pixel its glimpse would have "
+                f"{math.prod(shape):,} pixels, more than {MAX_GLIMPSE_PIXELS:,}; is its pixel size "
+                f"right? Its full size is {self.shape}"
+            )
         size = tuple(n * spacing_um for n in shape)
         return self.read_at(Box((0.0,) * self.ndim, size, Frame.UM), shape)
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _resample(self, level: int, origin: Vector, step: Vector, shape: tuple[int, ...]) -> Pixels:
-        margin = [math.ceil(support(s)) + 1 for s in step]
-        low = [math.floor(o) - m for o, m in zip(origin, margin, strict=True)]
-        high = [
-            math.ceil(o + s * n) + m for o, s, n, m in zip(origin, step, shape, margin, strict=True)
-        ]
-        extent = [h - a for a, h in zip(low, high, strict=True)]
-        if math.prod(extent) > MAX_REGION_PIXELS and max(shape) > 1:
-            axes = [a for a in range(len(shape)) if shape[a] > 1]
-            # Files without tiles store whole rows: cut across rows, or every row is read twice.
-            tiled = self.levels[level].tile is not None
-            axis = max(axes, key=lambda a: extent[a]) if tiled else axes[0]
-            half = shape[axis] // 2
-            first = tuple(half if a == axis else n for a, n in enumerate(shape))
-            second = tuple(n - half if a == axis else n for a, n in enumerate(shape))
-            moved = tuple(
-                o + half * s if a == axis else o
-                for a, (o, s) in enumerate(zip(origin, step, strict=True))
-            )
-            parts = [
-                self._resample(level, origin, step, first),
-                self._resample(level, moved, step, second),
-            ]
-            return np.concatenate(parts, axis)
-        if all(s == 1.0 for s in step) and all(o == int(o) for o in origin):
-            return self.read(Box(origin, shape, Frame.PX, level))
-        start = tuple(o - a for o, a in zip(origin, low, strict=True))
-        if math.prod(extent) > MAX_REGION_PIXELS:
-            weight = [weights(o, s, n) for o, s, n in zip(start, step, extent, strict=True)]
-            return self._one_pixel(level, low, weight).reshape(*shape, self.channels)
-        region = self.read(Box(tuple(low), tuple(extent), Frame.PX, level))
-        return resample(region, start, step, shape)
+    def _too_large(self, shape: Sequence[float]) -> ImageTooLarge:
+        sides = " x ".join(f"{n:g}" for n in shape)
+        return ImageTooLarge(
+            f"{self.path}: {sides} pixels need more memory than there is; read at a coarser "
+            "spacing, or a smaller part"
+        )
 
-    def _one_pixel(
-        self, level: int, low: Sequence[int], weight: Sequence[NDArray[np.float64]]
-    ) -> Pixels:
-        """One output pixel ``(c,)`` that sees more than `MAX_REGION_PIXELS`, summed in blocks."""
-        side = int(MAX_REGION_PIXELS ** (1 / self.ndim))
-        total = np.zeros(self.channels)
-        for corner in itertools.product(*(range(0, len(w), side) for w in weight)):
-            shares = [w[c : c + side] for w, c in zip(weight, corner, strict=True)]
-            origin = tuple(a + c for a, c in zip(low, corner, strict=True))
-            block = self.read(Box(origin, tuple(map(len, shares)), Frame.PX, level))
-            values = block.astype(np.float64)
-            for share in shares:
-                values = np.tensordot(share, values, axes=(0, 0))
-            total += values
-        return rounded(total, self.dtype)
+    def _source(self, level: int) -> Source:
+        """A level as `resample_from` reads it."""
+
+        def read(origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+            return self.read(Box(origin, size, Frame.PX, level))
+
+        facts = self.levels[level]
+        share = functools.partial(self._stored_share, level)
+        return Source(
+            shape=facts.shape,
+            tiled=facts.tile is not None,
+            channels=self.channels,
+            dtype=self.dtype,
+            background=lambda: self.background,
+            read=read,
+            stored_share=share,
+        )
 
     def _border_median(self) -> Pixels:
         """Median over small blocks at the corners and edge middles of the coarsest level."""
@@ -345,6 +345,9 @@ class Respaced(AbstractImage):
 
     def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
         return self._image._read_level(level, origin, size)
+
+    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
+        return self._image._stored_share(level, origin, size)
 
     def _stated_background(self) -> Sequence[float] | None:
         background: NDArray[np.generic] = self._image.background

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import threading
@@ -15,19 +16,24 @@ from typing import TypeVar
 import numpy as np
 
 from foveate.batch import LoadedImage, View
+from foveate.bit_depth import Stretched, has_depth, used_bits
 from foveate.cache import ByteCache
 from foveate.cases import Case, for_axes, spacing_factor
 from foveate.errors import (
     FoveateError,
+    ImageTooLarge,
     MissingSpacing,
     OptionError,
     UnreadableImage,
     UnsupportedFormat,
 )
 from foveate.evidence import Floats
-from foveate.foreground import contrast, foreground
+from foveate.foreground import contrast, slide_prior
 from foveate.image import AbstractImage, Respaced, fitted
 from foveate.readers import open_image
+from foveate.readers.base import AGAIN
+
+log = logging.getLogger("foveate")
 
 READER_THREADS = 4
 
@@ -72,13 +78,14 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one open file says about itself."""
+    """What one open file says about itself; `bits` are those that it uses of 16, else None."""
 
     shape: tuple[int, ...]
     spacing_um: tuple[float, ...]
     unit: str
     kind: str
     reader: str
+    bits: int | None = None
     factor: float | None = None
     """How many times the file's spacing the table's is, where they differ."""
 
@@ -142,8 +149,10 @@ def scan_cases(
                 scan.facts[case.image_id] = job.result()
             except MissingSpacing as error:
                 missing.append(str(error))
-            except (FoveateError, OSError, ValueError) as error:
-                scan.failed[case.image_id] = _one_line(error)
+            except FoveateError as error:
+                scan.failed[case.image_id] = str(error)
+            except (OSError, ValueError, MemoryError) as error:
+                scan.failed[case.image_id] = str(_in_words(case, error))
             if progress is not None:
                 progress(done, len(cases))
     if missing:
@@ -186,6 +195,7 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
         unit="px" if units == {"px"} else "um",
         fit=options.fit,
         axes=min(axes),
+        bits=max((f.bits for f in known if f.bits is not None), default=None),
     )
 
 
@@ -233,8 +243,7 @@ class CaseLoader:
             return replace(kept, image=image)
         glimpse = image.glimpse(self.view.glimpse_spacing_um)
         if image.kind == "slide":
-            distance = contrast(glimpse, image.background)
-            distance[~foreground(glimpse, image.background)] = 0
+            distance = slide_prior(case.path, glimpse, image.background)
         elif image.kind == "sparse":
             distance = contrast(glimpse, image.background)
         else:
@@ -285,7 +294,7 @@ class CaseLoader:
         except FoveateError as error:
             return error
         except (OSError, ValueError, MemoryError) as error:
-            return UnreadableImage(f"{case.path}: {_one_line(error)}")
+            return _in_words(case, error)
 
     def _image(self, case: Case) -> AbstractImage:
         with self._lock:
@@ -304,6 +313,8 @@ class CaseLoader:
             image.close()
             raise MissingSpacing(_other_unit(case, self.view))
         factor = _factor(case, image)
+        if has_depth(image):
+            image = Stretched(image, self.view.bits or used_bits(image) or 16)
         with self._lock:
             if factor is not None:
                 self.factors[case.image_id] = factor
@@ -328,7 +339,7 @@ def _places_um(case: Case, image: AbstractImage) -> Floats | None:
             places = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UnreadableImage(
-            f"{case.places}: not a .npy file of places: {_one_line(error)}"
+            f"{case.places}: not a .npy file of places; write it with numpy.save(path, places)"
         ) from error
     if places.ndim != 2 or places.shape[1] != image.ndim or not len(places):
         raise UnreadableImage(
@@ -371,8 +382,10 @@ def _other_unit(case: Case, view: View) -> str:
 def _facts(case: Case, options: ViewOptions) -> ImageFacts:
     with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
         spacing = image.known_spacing_um
-        factor = _factor(case, image)
-        return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader, factor)
+        factor, bits = _factor(case, image), used_bits(image)
+        return ImageFacts(
+            image.shape, spacing, image.unit, image.kind, image.reader, bits, factor
+        )
 
 
 def _factor(case: Case, image: AbstractImage) -> float | None:
@@ -382,6 +395,11 @@ def _factor(case: Case, image: AbstractImage) -> float | None:
     return spacing_factor(image.known_spacing_um, image.stated_um)
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:500]
+def _in_words(case: Case, error: OSError | ValueError | MemoryError) -> UnreadableImage:
+    """What readers do not foresee, plug-ins above all, without the exception's own text."""
+    log.debug("%s", case.path, exc_info=error)
+    if isinstance(error, MemoryError):
+        return ImageTooLarge(f"{case.path}: needs more memory than there is; free some, or cut it")
+    if isinstance(error, OSError) and error.strerror:
+        return UnreadableImage(f"{case.path}: cannot be read; the system says: {error.strerror}")
+    return UnreadableImage(f"{case.path}: its pixels or header make no sense{AGAIN}")

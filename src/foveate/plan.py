@@ -263,6 +263,8 @@ def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
         f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
         f"glimpse at {view.glimpse_spacing_um:g}"
     )
+    if view.bits is not None and view.bits < 16:
+        told += f"\n16-bit images use {view.bits} bits: {(1 << view.bits) - 1} is white"
     if view.unit == "um":
         return told
     told += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"

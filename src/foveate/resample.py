@@ -8,7 +8,9 @@ that ``torch.nn.functional.interpolate(antialias=True)`` and Pillow's ``BILINEAR
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +18,42 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.generic]
 
+MAX_REGION_PIXELS = 1 << 24
+"""Source pixels held at once by `resample_from`; larger requests are cut and stitched."""
+
+_SUM_PIXELS = 1 << 20
+_SPARSE = 0.25
+_BEYOND = "the grid reaches beyond the region by more than the filter's support"
+
 
 def support(step: float) -> float:
     """How far, in source pixels, an output pixel looks to either side of its centre."""
     return max(float(step), 1.0)
 
 
-def weights(start: float, step: float, n: int) -> NDArray[np.float64]:
-    """Weights ``(n,)`` of n source pixels in one output pixel that begins at `start`; sum 1."""
+def weights(origin: float, step: float, n: int, first: int, m: int) -> NDArray[np.float64]:
+    """Weights of source pixels in output pixels along one axis.
+
+    Args:
+        origin: where the first output pixel begins, in source pixels.
+        step: source pixels per output pixel.
+        n: number of output pixels.
+        first: the first source pixel.
+        m: number of source pixels.
+
+    Returns:
+        ``(n, m)``; rows sum to 1 where no source pixel is left out.
+    """
+    found = np.zeros((n, m))
     radius = support(step)
-    distance = np.abs(np.arange(n) + 0.5 - (start + step / 2))
-    weight = np.asarray(np.maximum(0.0, 1.0 - distance / radius), np.float64)
-    return np.asarray(weight / weight.sum())
+    for i in range(n):
+        centre = origin + (i + 0.5) * step
+        low = math.floor(centre - radius)
+        index = np.arange(low, math.ceil(centre + radius) + 1)
+        weight = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - centre) / radius)
+        kept = (index >= first) & (index < first + m)
+        found[i, index[kept] - first] = weight[kept] / weight.sum()
+    return found
 
 
 def rounded(values: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
@@ -100,6 +126,8 @@ def _resample_axis(values: Pixels, axis: int, start: float, step: float, n: int)
     centre = start + (np.arange(n) + 0.5) * step
     first = np.floor(centre - radius).astype(np.int64)
     taps = int(np.ceil(2 * radius)) + 2
+    if n < taps:
+        return _few_outputs(values, axis, centre, radius, first, taps)
     out = np.zeros((*values.shape[:axis], n, *values.shape[axis + 1 :]), values.dtype)
     total = np.zeros(n)
     spread = (-1,) + (1,) * (values.ndim - axis - 1)
@@ -111,8 +139,165 @@ def _resample_axis(values: Pixels, axis: int, start: float, step: float, n: int)
         picked = np.take(values, np.clip(index, 0, values.shape[axis] - 1), axis=axis)
         out += picked * weight.reshape(spread).astype(values.dtype)
     if not total.all():
-        raise ValueError("the grid reaches beyond the region by more than the filter's support")
+        raise ValueError(_BEYOND)
     return out / total.reshape(spread).astype(values.dtype)
+
+
+def _few_outputs(
+    values: Pixels,
+    axis: int,
+    centre: Pixels,
+    radius: float,
+    first: NDArray[np.int64],
+    taps: int,
+) -> Pixels:
+    """The same, output by output: what each sees is long."""
+    rows = []
+    for c, low in zip(centre.tolist(), first.tolist(), strict=True):
+        index = np.arange(max(low, 0), min(low + taps, values.shape[axis]))
+        weight = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - c) / radius)
+        if not weight.any():
+            raise ValueError(_BEYOND)
+        seen = values[(slice(None),) * axis + (slice(index[0], index[-1] + 1),)]
+        share = (weight / weight.sum()).astype(values.dtype)
+        rows.append(np.tensordot(share, seen, (0, axis)))
+    return np.stack(rows, axis)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One level of an image, read by regions.
+
+    Attributes:
+        shape: pixels per axis.
+        tiled: stored in tiles, not in whole rows.
+        channels, dtype: of what is read.
+        background: ``(c,)`` outside, and inside where nothing is stored; asked only if needed.
+        read: pixels ``(*size, c)`` of an origin and a size, which may reach beyond the level.
+        stored_share: of an origin and a size inside the level: which share of it is stored, at
+            least roughly; 0 where all is background.
+    """
+
+    shape: tuple[int, ...]
+    tiled: bool
+    channels: int
+    dtype: np.dtype[np.generic]
+    background: Callable[[], Pixels]
+    read: Callable[[tuple[int, ...], tuple[int, ...]], Pixels]
+    stored_share: Callable[[tuple[int, ...], tuple[int, ...]], float]
+
+
+def resample_from(
+    source: Source, origin: Sequence[float], step: Sequence[float], shape: tuple[int, ...]
+) -> Pixels:
+    """Resample a region of any size of a level, in flat memory.
+
+    The work goes with what is stored inside the region: what lies outside the level, or is not
+    stored, is background without being read.
+
+    Args:
+        source: the level.
+        origin: where the first output pixel begins, in pixels of the level, per axis.
+        step: source pixels per output pixel, per axis.
+        shape: number of output pixels, per axis.
+
+    Returns:
+        ``(*shape, c)`` in the dtype of the level.
+    """
+    low = [math.floor(o) - math.ceil(support(s)) - 1 for o, s in zip(origin, step, strict=True)]
+    high = [
+        math.ceil(o + s * n) + math.ceil(support(s)) + 1
+        for o, s, n in zip(origin, step, shape, strict=True)
+    ]
+    extent = tuple(h - a for a, h in zip(low, high, strict=True))
+    first = tuple(min(max(a, 0), n) for a, n in zip(low, source.shape, strict=True))
+    last = (min(max(h, 0), n) for h, n in zip(high, source.shape, strict=True))
+    inside = tuple(b - a for a, b in zip(first, last, strict=True))
+    share = source.stored_share(first, inside) if math.prod(inside) else 0.0
+    if not share:
+        return np.broadcast_to(source.background(), (*shape, source.channels)).copy()
+    large = _is_large(inside, share)
+    if large and max(shape) > 1:
+        return _in_halves(source, origin, step, shape, inside)
+    if all(s == 1.0 for s in step) and all(o == int(o) for o in origin):
+        return source.read(tuple(map(int, origin)), shape)
+    if large or math.prod(extent) > _SUM_PIXELS + 4 * math.prod(inside):
+        axes = zip(origin, step, shape, first, inside, strict=True)
+        return _summed(source, first, [weights(o, s, n, a, m) for o, s, n, a, m in axes])
+    start = [o - a for o, a in zip(origin, low, strict=True)]
+    return resample(source.read(tuple(low), extent), start, step, shape)
+
+
+def _is_large(inside: Sequence[int], share: float) -> bool:
+    """Whether a region is better read in parts: by its size, or because little of it is stored."""
+    n_px = math.prod(inside)
+    return n_px > MAX_REGION_PIXELS or (share < _SPARSE and n_px > _SUM_PIXELS)
+
+
+def _in_halves(
+    source: Source,
+    origin: Sequence[float],
+    step: Sequence[float],
+    shape: tuple[int, ...],
+    inside: tuple[int, ...],
+) -> Pixels:
+    """What is too large to be read at once, as two halves side by side."""
+    axes = [a for a in range(len(shape)) if shape[a] > 1]
+    # Files without tiles store whole rows: cut across rows, or every row is read twice.
+    axis = max(axes, key=lambda a: inside[a]) if source.tiled else axes[0]
+    half = shape[axis] // 2
+    first = tuple(half if a == axis else n for a, n in enumerate(shape))
+    second = tuple(n - half if a == axis else n for a, n in enumerate(shape))
+    moved = [
+        o + half * s if a == axis else o for a, (o, s) in enumerate(zip(origin, step, strict=True))
+    ]
+    parts = [
+        resample_from(source, origin, step, first),
+        resample_from(source, moved, step, second),
+    ]
+    return np.concatenate(parts, axis)
+
+
+def _summed(
+    source: Source, first: tuple[int, ...], weight: Sequence[NDArray[np.float64]]
+) -> Pixels:
+    """Output pixels that see much, or much beside the level, summed over blocks of what is stored.
+
+    Args:
+        source: the level.
+        first: the first source pixel.
+        weight: per axis ``(outputs, source pixels)``; what lacks to a sum of 1 is background.
+    """
+    ground = source.background().astype(np.float64)
+    total = np.zeros((*(len(w) for w in weight), source.channels))
+    most = min(_SUM_PIXELS, MAX_REGION_PIXELS)
+    waiting = [((0,) * len(weight), tuple(w.shape[1] for w in weight))]
+    while waiting:
+        corner, size = waiting.pop()
+        origin = tuple(a + c for a, c in zip(first, corner, strict=True))
+        if not source.stored_share(origin, size):
+            continue
+        if math.prod(size) > most:
+            waiting += _halved(corner, size, source.tiled)
+            continue
+        # What differs from the ground is summed: what is not read, inside or outside, is ground.
+        values = source.read(origin, size).astype(np.float64) - ground
+        for axis, (w, c, n) in enumerate(zip(weight, corner, size, strict=True)):
+            values = np.moveaxis(np.tensordot(w[:, c : c + n], values, (1, axis)), 0, axis)
+        total += values
+    return rounded(total + ground, source.dtype)
+
+
+def _halved(
+    corner: tuple[int, ...], size: tuple[int, ...], tiled: bool
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A block cut in two, the first half last: across its longest axis, or across rows."""
+    rows_first = not tiled and size[0] > 1
+    axis = 0 if rows_first else max(range(len(size)), key=lambda a: size[a])
+    half = size[axis] // 2
+    moved = tuple(c + half if a == axis else c for a, c in enumerate(corner))
+    rest = tuple(n - half if a == axis else n for a, n in enumerate(size))
+    return [(moved, rest), (corner, tuple(half if a == axis else n for a, n in enumerate(size)))]
 
 
 def brightest(dtype: np.dtype[np.generic]) -> float:

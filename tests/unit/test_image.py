@@ -143,7 +143,7 @@ def test_reading_in_pieces_is_reading_whole(origin_um, target_um, n, cut):
 def test_a_small_region_limit_changes_nothing(monkeypatch, dtype, target_um):
     image = HeldImage([noise((300, 290, 3), dtype)], paper=PAPER)
     whole = image.glimpse(target_um)
-    monkeypatch.setattr("foveate.image.MAX_REGION_PIXELS", 1500)
+    monkeypatch.setattr("foveate.resample.MAX_REGION_PIXELS", 1500)
     image.largest_px = 0
     stitched = image.glimpse(target_um)
     # Both lie within one grey level of the exact value, on noise that is full of ties.

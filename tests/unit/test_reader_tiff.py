@@ -215,7 +215,9 @@ def test_absent_tiles_are_background(tmp_path):
     pixels = np.full((512, 512, 3), 230, np.uint8)
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:
-        tiles = (None if i % 2 else pixels[:128, :128] // 2 for i in range(16))
+        dark = pixels[:128, :128] // 2
+        light = pixels[:128, :128].copy()  # the writer takes the shape of tiles from the first
+        tiles = (light if i == 0 else dark if i in (5, 6, 9, 10) else None for i in range(16))
         file.write(
             tiles,
             shape=pixels.shape,
@@ -224,11 +226,10 @@ def test_absent_tiles_are_background(tmp_path):
             photometric="rgb",
             compression="zlib",
         )
+        pixels[128:384, 128:384] = 115
         file.write(pixels[::4, ::4], subfiletype=1, tile=(64, 64), photometric="rgb")
     with opened(path) as image:
-        got = whole(image)
-        assert (got[:128, :128] == 115).all()
-        assert (got[:128, 128:256] == 230).all()
+        np.testing.assert_array_equal(whole(image), pixels)
 
 
 def bright_spot(shape, centre_px0, sigma_px0, dtype=np.uint8):

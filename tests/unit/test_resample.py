@@ -105,4 +105,18 @@ def test_extremes_do_not_wrap():
 @given(STARTS, STEPS)
 def test_weights_are_a_row_of_the_matrix(start, step):
     n = int(np.ceil(start + step + support(step))) + 1
-    np.testing.assert_allclose(weights(start, step, n), matrix(start, step, 1, n)[0], atol=1e-12)
+    before = int(support(step)) + 2
+    (row,) = weights(start, step, 1, -before, before + n)
+    assert row.sum() == pytest.approx(1)
+    inside = row[before:]
+    np.testing.assert_allclose(inside / inside.sum(), matrix(start, step, 1, n)[0], atol=1e-12)
+    (cut,) = weights(start, step, 1, 1, n - 1)
+    np.testing.assert_array_equal(cut, inside[1:])
+
+
+def test_few_outputs_that_see_much_are_as_exact():
+    """Few output pixels and many: two ways of counting, one result."""
+    region = np.random.default_rng(0).integers(0, 1 << 16, (300, 40, 1), np.uint16)
+    got = resample_slow(region, (0.0, 0.0), (100.0, 1.0), (3, 40))
+    exact = matrix(0.0, 100.0, 3, 300) @ region[..., 0]
+    assert np.abs(got[..., 0] - exact).max() <= 0.6

@@ -32,6 +32,8 @@ class View:
         unit: what spacings count in.
         fit: shape that every picture is brought to, or None.
         axes: of the images: 2, or 3 for volumes.
+        bits: of pictures and slides of 16 bits, how many count (see `foveate.bit_depth`); None
+            where training saw no such image: each by its own.
     """
 
     spacing_um: float
@@ -40,6 +42,7 @@ class View:
     unit: Literal["um", "px"] = "um"
     fit: tuple[int, ...] | None = None
     axes: int = 2
+    bits: int | None = None
 
     @property
     def patch_um(self) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import BoxError
 from foveate.evidence import Evidence, Floats
-from foveate.foreground import foreground
+from foveate.foreground import foreground, ground_of
 from foveate.geometry import Box, Frame, um_from_px0
 from foveate.image import AbstractImage
 from foveate.resample import Pixels
@@ -156,7 +156,8 @@ def _field_between(camera: Camera, low: Floats, high: Floats, max_side_px: int) 
 
 def _tissue(camera: Camera, field: Field, evidence: Evidence) -> tuple[Floats, Floats]:
     """The rectangle that holds all tissue and all boxes, with a margin, inside the field."""
-    mask = foreground(field.pixels, camera.window.show(camera.image.background[None, None])[0, 0])
+    border = camera.window.show(camera.image.background[None, None])[0, 0]
+    mask = foreground(field.pixels, ground_of(field.pixels, border).colour)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     corner = np.asarray(field.origin_um)
     low = corner + np.array([rows[0], columns[0]]) * field.spacing_um

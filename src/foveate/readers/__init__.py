@@ -6,6 +6,7 @@ Importing this package is light: each reader imports its library when it opens i
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 
 from foveate import plugins
@@ -17,7 +18,9 @@ from foveate.errors import (
     UnsupportedFormat,
 )
 from foveate.image import AbstractImage
-from foveate.readers.base import HEAD_BYTES, AbstractReader
+from foveate.readers.base import AGAIN, HEAD_BYTES, AbstractReader
+
+log = logging.getLogger("foveate")
 
 READABLE = (
     "TIFF and OME-TIFF, whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana), "
@@ -26,14 +29,22 @@ READABLE = (
 
 # Where the mark lies, the mark, and what to tell the owner of such a file.
 _NOT_YET = (
-    (128, b"DICM", "DICOM is not readable yet; export it as TIFF or PNG"),
+    (
+        128,
+        b"DICM",
+        "DICOM is not readable yet; convert CT and MR series to NIfTI (dcm2niix, say), slides to "
+        "TIFF, single X-rays to 16-bit PNG",
+    ),
     (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
     (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
     (344, b"ni1\0", "NIfTI in two files (.hdr, .img) is not readable; save it as one .nii.gz"),
     (0, b"\x1f\x8b", "gzip files that are no NIfTI are not readable; unpack it first"),
     (0, b"\0\0\0\x0cjP  ", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\xff\x4f\xff\x51", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
-    (0, b"\x89HDF", "HDF5 is not readable as an image"),
+    (0, b"\x89HDF", "HDF5 is not readable as an image; export the image from it as TIFF"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
+    (0, b"{", "holds text (JSON), not an image: an answer of the server? Download it again"),
+    (0, b"%PDF", "a PDF is not readable as an image; export the image as TIFF or PNG"),
     (0, b"PK\x03\x04", "a ZIP archive is not readable as an image; unpack it first"),
 )
 
@@ -42,7 +53,7 @@ def open_image(path: Path | str) -> AbstractImage:
     """Open an image of any known family, judged by its content and not by its suffix.
 
     Args:
-        path: a file.
+        path: a file. What one reader finds damaged is refused, and no other reader is asked.
 
     Returns:
         The open image; close it, or use it in a ``with`` block.
@@ -59,14 +70,12 @@ def open_image(path: Path | str) -> AbstractImage:
         reader for reader in _readers(plugins.plugin_folders()) if reader.recognises(path, head)
     ]
     if not asked:
-        raise UnsupportedFormat(f"{path}: {_why_not(head)}. Readable: {READABLE}")
+        raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
     for reader in asked:
         try:
             return _opened(reader, path)
-        except ImageTooLarge:
-            raise
-        except FoveateError as error:
+        except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
 
@@ -77,36 +86,47 @@ def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
     except FoveateError:
         raise
     except MemoryError as error:
-        raise ImageTooLarge(f"{path}: opening it needs more memory than there is") from error
+        raise ImageTooLarge(
+            f"{path}: opening it needs more memory than there is; give the computer more"
+        ) from error
     except Exception as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The class and the message of an error on one line, at most 200 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        log.debug("%s", path, exc_info=True)
+        raise UnreadableImage(f"{path}: its header makes no sense{AGAIN}") from error
 
 
 def _first_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
+    if path.exists() and not path.is_file():
+        raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file; save it as a file")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except FileNotFoundError:
         raise ImageNotFound(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
+        raise UnreadableImage(f"{path}: cannot be opened ({_why(error)})") from error
     if not head:
-        raise UnsupportedFormat(f"{path}: the file is empty")
+        raise UnsupportedFormat(f"{path}: the file is empty; copy or download it again")
     return head
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, PermissionError):
+        return "you may not read it: change its permissions"
+    if isinstance(error, OSError) and error.strerror:
+        return f"the system says: {error.strerror}"
+    return "its name is none that the system takes: rename it"
 
 
 def _why_not(head: bytes) -> str:
     for at, mark, reason in _NOT_YET:
         if head[at : at + len(mark)] == mark:
             return reason
-    return "no reader knows this content"
+    text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "holds a web page, not an image: was a login asked for? Download it again"
+    return f"no reader knows this content. Readable: {READABLE}"
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,6 +6,7 @@ Part of the reader `tiff`. Text is searched, not parsed as XML: a hostile file c
 from __future__ import annotations
 
 import html
+import math
 import re
 
 from foveate.geometry import Vector
@@ -19,16 +20,24 @@ _UM = {
     "µm": 1.0,
     "μm": 1.0,
     "micron": 1.0,
+    "micrometer": 1.0,
     "nm": 1e-3,
+    "nanometer": 1e-3,
     "mm": 1e3,
+    "millimeter": 1e3,
     "cm": 1e4,
+    "centimeter": 1e4,
     "m": 1e6,
+    "meter": 1e6,
     "å": 1e-4,
+    "angstrom": 1e-4,
     "inch": 25400.0,
+    "inche": 25400.0,
     "in": 25400.0,
 }
+"""By the word in the singular, in American spelling; "inche" is what is left of "inches"."""
 _UM_PER_TAG_UNIT = {2: 25400.0, 3: 1e4}
-_APERIO = re.compile(r"\bMPP\s*=\s*([0-9.]+)")
+_APERIO = re.compile(r"\bMPP\s*=([^|\r\n]*)")
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b([^>]*)>")
 _ATTRIBUTE = re.compile(r'(\w+)\s*=\s*"([^"]*)"')
 _IMAGEJ_UNIT = re.compile(r"^unit=(.*)$", re.MULTILINE)
@@ -79,12 +88,16 @@ def _ome_um(ome: dict[str, str], axis: str) -> float | None:
 
 
 def _um(unit: str) -> float | None:
-    word = unit.strip().strip('"').replace("\\u00B5", "µ")
-    return _UM.get(word if word in _UM else word.lower())
+    word = unit.strip().strip('"').replace("\\u00B5", "µ").lower()
+    if len(word) > 2:
+        word = word.rstrip(".").removesuffix("s").replace("metre", "meter")
+    return _UM.get(word)
 
 
 def _number(text: str | None) -> float | None:
+    """The finite number that a text is as a whole, with a decimal point or comma."""
     try:
-        return None if text is None else float(text)
+        number = float((text or "").strip().replace(",", "."))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -20,6 +20,9 @@ from foveate.resample import Pixels
 HEAD_BYTES = 4096
 """How much of a file `AbstractReader.recognises` is shown."""
 
+AGAIN = "; the file is damaged or cut off: copy, download or export it again"
+"""What to do about a file that does not hold what its header says."""
+
 BELIEVED_UM = (0.05, 20.0)
 """Micrometres per pixel outside this range stand for "unknown" (72 dpi is 352.8, say)."""
 

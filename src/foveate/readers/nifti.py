@@ -7,8 +7,7 @@ import logging
 import math
 import threading
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, ClassVar, final
 
@@ -16,21 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.cache import ByteCache
-from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
-from foveate.geometry import Vector
+from foveate.errors import ImageTooLarge, UnreadableImage
 from foveate.image import Level
-from foveate.readers.base import AbstractReader
+from foveate.readers._nifti_header import read_header
+from foveate.readers.base import AGAIN, AbstractReader
 from foveate.resample import Pixels
 
 log = logging.getLogger("foveate")
 
-Floats32 = NDArray[np.float32]
+Values = NDArray[np.float64]
 _Scale = tuple[tuple[float, ...], tuple[float, ...]]
 """Values, rising, and the grey of each, 0 to 1."""
 
 _GZIP = b"\x1f\x8b"
-_UM = {"micron": 1.0, "mm": 1e3, "meter": 1e6, "unknown": 1e3}
-_BELIEVED_UM = (1.0, 1e5)
 _PERCENTILES = (0.5, 99.5)
 _FEW_VALUES = 32
 _GREY_OF_HU = ((-1024.0, -160.0, 240.0, 3071.0), (0.0, 0.25, 0.75, 1.0))
@@ -38,6 +35,10 @@ _GREY_OF_HU = ((-1024.0, -160.0, 240.0, 3071.0), (0.0, 0.25, 0.75, 1.0))
 _SAMPLED = 1 << 20
 _TOP = 65535
 _KEPT_BYTES = 1 << 30
+_AT_ONCE_BYTES = 1 << 28
+"""Packed volumes up to this size are unpacked at once; larger ones twice, slab by slab."""
+_MAX_PACKING = 200
+"""A gigabyte or more out of less than a 200th of it is no volume (gzip reaches 1032)."""
 
 _kept: ByteCache[Pixels] = ByteCache(_KEPT_BYTES)
 """Of all files together, by what stands for an open one."""
@@ -61,6 +62,9 @@ class NiftiReader(AbstractReader):
 
     Voxels that are no finite numbers are black, and the log says so.
 
+    Where the sform is empty the qform counts. Where the sform and the voxel size in ``pixdim``
+    disagree the sform counts, and the log says so.
+
     Volumes are decoded once and kept, up to a gigabyte of them; larger ones are read region by
     region, for which the file must not be packed.
     """
@@ -73,16 +77,20 @@ class NiftiReader(AbstractReader):
 
         with path.open("rb") as file:
             self._packed = file.read(2) == _GZIP
-        with self._stream() as stream:
-            self._file = _read_header(path, stream)
+        # Numbers beyond all bounds are judged, not computed with.
+        with self._stream() as stream, np.errstate(all="ignore"):
+            self._file = read_header(path, stream)
         shape = tuple(self._file.shape[axis] for axis in self._file.axes)
-        if not self._packed and path.stat().st_size < self._file.end:
-            raise UnreadableImage(f"{path}: truncated: its header promises {self._file.end} bytes")
+        n_bytes, end = path.stat().st_size, self._file.end
+        if not self._packed and n_bytes < end:
+            raise UnreadableImage(
+                f"{path}: truncated: its header promises {end} bytes, there are {n_bytes}{AGAIN}"
+            )
         self._small = 2 * math.prod(shape) <= _KEPT_BYTES
-        if self._packed and not self._small:
+        if self._packed and not (self._small and end <= max(_KEPT_BYTES, _MAX_PACKING * n_bytes)):
             raise ImageTooLarge(
-                f"{path}: {shape} voxels are too many to be unpacked in memory; unpack the file "
-                "(gunzip), then it is read region by region"
+                f"{path}: {end / 1e9:.1f} GB of voxels {shape} are too much to be unpacked in "
+                "memory; unpack the file (gunzip), then it is read region by region"
             )
         self.kind, self.dtype, self.channels = "volume", np.dtype(np.uint16), 1
         self.levels = (Level(shape, (1.0,) * 3),)
@@ -112,7 +120,9 @@ class NiftiReader(AbstractReader):
                 raise UnreadableImage(f"{self.path}: the image is closed")
             whole = self._whole() if self._small else None
         if whole is None:
-            pixels = self._converted(self._mapped(), origin, size)
+            stored = self._mapped()
+            self._scale = self._scale or self._settled(stored)
+            pixels = self._grey(self._file.laid(stored, origin, size))
             self.count.add(decoded_px=math.prod(size))
             return pixels
         return whole[tuple(slice(o, o + n) for o, n in zip(origin, size, strict=True))].copy()
@@ -121,13 +131,65 @@ class NiftiReader(AbstractReader):
         """The volume, decoded if it is not kept."""
         found = _kept.get((self._key,))
         if found is None:
-            stored = self._unpacked() if self._packed else self._mapped()
-            found = np.empty((*self.shape, 1), np.uint16)
-            for z in range(self.shape[0]):
-                found[z : z + 1] = self._converted(stored, (z, 0, 0), (1, *self.shape[1:]))
+            try:
+                found = self._decoded()
+            except MemoryError as error:
+                raise ImageTooLarge(
+                    f"{self.path}: {self.shape} voxels need more memory than there is; give the "
+                    "computer more, or cut the volume to what matters"
+                ) from error
             self.count.add(decoded_px=self.size_px)
             _kept.put((self._key,), found, found.nbytes)
         return found
+
+    def _decoded(self) -> Pixels:
+        if self._packed and self._file.end > _AT_ONCE_BYTES:
+            return self._streamed()
+        stored = self._unpacked() if self._packed else self._mapped()
+        self._scale = self._scale or self._settled(stored)
+        found = np.empty((*self.shape, 1), np.uint16)
+        for z in range(self.shape[0]):
+            place = (z, 0, 0), (1, *self.shape[1:])
+            found[z : z + 1] = self._grey(self._file.laid(stored, *place))
+        return found
+
+    def _streamed(self) -> Pixels:
+        """The volume in two passes over the file, in little more memory than it needs itself."""
+        file = self._file
+        if self._scale is None:
+            step = _stride(math.prod(file.shape))
+            sample = [
+                slab[::step, ::step, (-at) % step :: step].ravel() for at, slab in self._slabs()
+            ]
+            self._scale = self._settled(np.concatenate(sample))
+        found = np.empty(file.shape, np.uint16)
+        for at, slab in self._slabs():
+            found[..., at : at + slab.shape[-1]] = self._grey(file.scaled(slab))[..., 0]
+        return file.turned_round(found)[..., None]
+
+    def _slabs(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Stored values along the last axis of the file: the first index, and a slab."""
+        file = self._file
+        plane = math.prod(file.shape[:2])
+        many = max(1, _AT_ONCE_BYTES // 32 // (plane * file.dtype.itemsize))
+        with self._stream() as stream:
+            self._taken(stream, file.begin)
+            for at in range(0, file.shape[2], many):
+                n = min(many, file.shape[2] - at)
+                content = self._taken(stream, n * plane * file.dtype.itemsize)
+                slab = np.frombuffer(content, file.dtype)
+                yield at, slab.reshape((*file.shape[:2], n), order="F")
+            self._taken(stream, 0)
+
+    def _taken(self, stream: IO[bytes], n_bytes: int) -> bytes:
+        """Exactly so many bytes of a packed file; of 0 the rest is looked at, with its checksum."""
+        try:
+            content = stream.read(n_bytes or 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UnreadableImage(f"{self.path}: cannot be unpacked{AGAIN}") from error
+        if len(content) < n_bytes:
+            raise UnreadableImage(f"{self.path}: truncated inside its packed voxels{AGAIN}")
+        return content
 
     def _mapped(self) -> NDArray[Any]:
         """Stored values, axes as in the file."""
@@ -136,44 +198,38 @@ class NiftiReader(AbstractReader):
 
     def _unpacked(self) -> NDArray[Any]:
         file = self._file
-        try:
-            with self._stream() as stream:
-                # A byte more: gzip compares its checksum at the end of the file alone.
-                content = stream.read(file.end + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UnreadableImage(f"{self.path}: cannot be unpacked ({error})") from error
-        if len(content) < file.end:
-            raise UnreadableImage(f"{self.path}: truncated: {len(content)} of {file.end} bytes")
+        with self._stream() as stream:
+            content = self._taken(stream, file.end)
+            self._taken(stream, 0)  # gzip compares its checksum at the end of the file alone
         n = math.prod(file.shape)
         return np.frombuffer(content, file.dtype, n, file.begin).reshape(file.shape, order="F")
 
-    def _converted(
-        self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]
-    ) -> Pixels:
-        """A region ``(*size, 1)`` of what is stored, laid and scaled."""
-        if self._scale is None:
-            self._scale = self._settled(stored)
-        values = self._file.laid(stored, origin, size)
+    def _grey(self, values: Values) -> Pixels:
+        """Grey ``(*values.shape, 1)`` of values, on the settled scale."""
+        assert self._scale is not None
         known = np.isfinite(values)
         if not known.all():
             self._warn()
             values = np.where(known, values, self._scale[0][0])
-        share = np.interp(values, *self._scale)
+        # Divided by four, differences of the largest doubles are finite; nothing is rounded.
+        share = np.interp(values / 4, np.asarray(self._scale[0]) / 4, self._scale[1])
         return np.asarray(np.rint(share * _TOP).astype(np.uint16)[..., None])
 
     def _settled(self, stored: NDArray[Any]) -> _Scale:
         """Which value has which grey, from a sample of the voxels."""
-        step = max(1, math.ceil((stored.size / _SAMPLED) ** (1 / 3)))
-        values = self._file.scaled(stored[::step, ::step, ::step])
+        step = _stride(stored.size)
+        values = self._file.scaled(stored[(slice(None, None, step),) * stored.ndim])
         values = values[np.isfinite(values)]
         if not values.size:
-            raise UnreadableImage(f"{self.path}: holds no finite number")
+            raise UnreadableImage(
+                f"{self.path}: holds no finite number; make the volume again from its source"
+            )
         if _in_hounsfield_units(values):
             log.info("%s: read as CT, in Hounsfield units", self.path)
             return _GREY_OF_HU
         low, high = _window(values)
         # Of an even volume all is black.
-        return (low, max(high, float(np.nextafter(np.float32(low), np.float32(np.inf))))), (0, 1)
+        return (low, high if high > low else low + max(1.0, abs(low)) * 1e-6), (0, 1)
 
     def _warn(self) -> None:
         if not self._warned:
@@ -187,7 +243,12 @@ class NiftiReader(AbstractReader):
             _kept.drop_where(self._key)
 
 
-def _in_hounsfield_units(values: Floats32) -> bool:
+def _stride(n: int) -> int:
+    """Every how many voxels along each axis about a million are seen."""
+    return max(1, math.ceil(math.cbrt(n / _SAMPLED)))
+
+
+def _in_hounsfield_units(values: Values) -> bool:
     """Whether there is air or lung, soft tissue, and little else.
 
     What is below air pads round fields of view and says nothing.
@@ -197,7 +258,7 @@ def _in_hounsfield_units(values: Floats32) -> bool:
     return bool(min(airy, soft) >= 0.01 * values.size and airy + soft >= 0.6 * inside.size)
 
 
-def _window(values: Floats32) -> tuple[float, float]:
+def _window(values: Values) -> tuple[float, float]:
     """What becomes black and what white."""
     if len(np.unique(values)) <= _FEW_VALUES:
         return float(values.min()), float(values.max())
@@ -209,92 +270,3 @@ def _window(values: Floats32) -> tuple[float, float]:
         low, high = np.percentile(rest, _PERCENTILES)
         low, high = min(low, ground), max(high, ground)
     return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """How the voxels lie in the file.
-
-    Attributes:
-        shape, dtype, begin: of the array, first axis fastest, and the byte at which it begins.
-        slope, offset: a value is ``slope * stored + offset``.
-        axes: which axis of the file is z, y and x.
-        turned: whether it runs the other way.
-        spacing_um: along z, y and x; None where no size is stated.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    begin: int
-    slope: float
-    offset: float
-    axes: tuple[int, ...]
-    turned: tuple[bool, ...]
-    spacing_um: Vector | None
-
-    @property
-    def end(self) -> int:
-        """The byte behind the array."""
-        return self.begin + math.prod(self.shape) * self.dtype.itemsize
-
-    def laid(self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]) -> Floats32:
-        """Values of a region, ``z, y, x``."""
-        cut = [slice(None)] * 3
-        for axis, turned, o, n in zip(self.axes, self.turned, origin, size, strict=True):
-            low = self.shape[axis] - o - n if turned else o
-            cut[axis] = slice(low, low + n)
-        way = tuple(slice(None, None, -1 if turned else 1) for turned in self.turned)
-        return self.scaled(stored[tuple(cut)].transpose(self.axes)[way])
-
-    def scaled(self, stored: NDArray[Any]) -> Floats32:
-        """Values of stored numbers."""
-        values: Floats32 = stored.astype(np.float32)
-        if (self.slope, self.offset) != (1.0, 0.0):
-            values = values * np.float32(self.slope) + np.float32(self.offset)
-        return values
-
-
-def _read_header(path: Path, stream: IO[bytes]) -> _Stored:
-    from nibabel.nifti1 import Nifti1Header
-    from nibabel.nifti2 import Nifti2Header
-    from nibabel.orientations import io_orientation
-
-    head = stream.read(8)
-    stream.seek(0)
-    kind: Callable[..., Any] = Nifti2Header if head[4:7] == b"n+2" else Nifti1Header
-    # Checked by ourselves: nibabel would mend a size of 0 into one of 1 mm.
-    header = kind.from_fileobj(stream, check=False)  # type: ignore[attr-defined]
-    shape = tuple(map(int, header.get_data_shape()))
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        what = "a series of volumes: save one of them" if len(shape) > 3 else "not a volume"
-        raise UnsupportedFormat(f"{path}: {len(shape)} axes {shape}, {what}")
-    if min(shape) < 1:
-        raise UnreadableImage(f"{path}: a volume of {shape} voxels")
-    dtype = np.dtype(header.get_data_dtype())
-    if dtype.kind not in "iuf":
-        raise UnsupportedFormat(f"{path}: voxels of type {dtype} are not readable, only grey ones")
-    stated = bool(header["sform_code"] > 0 or (header["pixdim"][1:4] != 0).all())
-    if not stated:
-        header["pixdim"][1:4] = 1
-    affine = header.get_best_affine()
-    order = io_orientation(affine)  # type: ignore[no-untyped-call]
-    if not np.isfinite(order).all():
-        raise UnreadableImage(f"{path}: its affine does not say which way the axes run")
-    slope, offset = header.get_slope_inter()
-    axes = tuple(int(np.flatnonzero(order[:, 0] == a)[0]) for a in (2, 1, 0))
-    # To the right and to the front are the directions that nibabel counts as positive.
-    turned = tuple(order[axis, 1] != way for axis, way in zip(axes, (1, -1, -1), strict=True))
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _UM[header.get_xyzt_units()[0]]
-    known = stated and bool(((spacing >= _BELIEVED_UM[0]) & (spacing <= _BELIEVED_UM[1])).all())
-    return _Stored(
-        shape,
-        dtype,
-        int(header.get_data_offset()),
-        1.0 if slope is None else float(slope),
-        0.0 if offset is None else float(offset),
-        axes,
-        turned,
-        tuple(float(spacing[axis]) for axis in axes) if known else None,
-    )

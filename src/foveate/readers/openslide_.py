@@ -5,6 +5,7 @@ One handle serves all threads; OpenSlide releases the interpreter lock while it 
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,22 @@ import numpy as np
 from foveate.errors import ImageTooLarge, UnreadableImage
 from foveate.geometry import Box, Frame
 from foveate.image import Level
-from foveate.readers.base import AbstractReader, believed_spacing, flattened, level_downsample
+from foveate.readers._tiff_index import (
+    MAX_BLOCK_BYTES,
+    TIFF_MARKS,
+    is_coding_read,
+    refuse_unlisted,
+)
+from foveate.readers.base import (
+    AGAIN,
+    AbstractReader,
+    believed_spacing,
+    flattened,
+    level_downsample,
+)
 from foveate.resample import Pixels
+
+log = logging.getLogger("foveate")
 
 CACHE_BYTES = 256 << 20
 """Decoded tiles kept by OpenSlide, over all open slides."""
@@ -48,20 +63,32 @@ class OpenSlideReader(AbstractReader):
         super().__init__(path)
         import openslide
 
+        with path.open("rb") as file:
+            if file.read(4) in TIFF_MARKS:
+                refuse_unlisted(path)
+        self._reopening = threading.Lock()
         try:
-            self._slide = openslide.OpenSlide(path)
-            self._slide.set_cache(_shared_cache())
+            self._slide = self._handle()
             facts = self._slide.properties
             shapes = [(height, width) for width, height in self._slide.level_dimensions]
             self._steps = tuple(float(d) for d in self._slide.level_downsamples)
         except openslide.OpenSlideError as error:
-            raise UnreadableImage(f"{path}: OpenSlide cannot open it ({error})") from error
+            raise UnreadableImage(
+                f"{path}: OpenSlide takes it for a slide and cannot open it{AGAIN}"
+            ) from error
         self.kind = "slide"
         self.channels, self.dtype = 3, np.dtype(np.uint8)
         self.levels = tuple(
             Level(shape, level_downsample(shapes[0], shape), _tile(facts, i))
             for i, shape in enumerate(shapes)
         )
+        largest = max((math.prod(level.tile) for level in self.levels if level.tile), default=0)
+        if 4 * largest > MAX_BLOCK_BYTES:  # OpenSlide would end the process
+            self._slide.close()
+            raise ImageTooLarge(
+                f"{path}: claims tiles of {largest:,} pixels, more than "
+                f"{MAX_BLOCK_BYTES >> 20} MiB{AGAIN}"
+            )
         mpp = (_number(facts.get("openslide.mpp-y")), _number(facts.get("openslide.mpp-x")))
         self.spacing_um = believed_spacing(mpp)
         self.bounds_px0 = _bounds(facts, shapes[0])
@@ -73,29 +100,73 @@ class OpenSlideReader(AbstractReader):
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """What OpenSlide detects, except DICOM (wrong colours unnoticed), CZI and plain TIFF."""
+        """What OpenSlide detects, except DICOM (wrong colours unnoticed), CZI and plain TIFF.
+
+        Of Aperio only those whose coding the reader of TIFF lacks: what that one refuses for
+        another reason is not to be believed here.
+        """
         if head.startswith(_OTHER_MARKS) or head[128:132] == b"DICM":
             return False
         import openslide
 
         vendor = openslide.OpenSlide.detect_format(path)
+        if vendor == "aperio" and is_coding_read(path):
+            return False
         return vendor is not None and vendor not in _NOT_HERE
 
     def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
         if self._closed:
             raise UnreadableImage(f"{self.path}: the image is closed")
-        import openslide
-
         step = self._steps[level]
         place = (self._whole(origin[1] * step), self._whole(origin[0] * step))
         try:
-            region = self._slide.read_region(place, level, (size[1], size[0]))
-        except openslide.OpenSlideError as error:
-            raise UnreadableImage(f"{self.path}: level {level} at {origin}: {error}") from error
+            region = self._region(place, level, (size[1], size[0]))
         except MemoryError as error:
-            raise ImageTooLarge(f"{self.path}: a region of {size} does not fit memory") from error
+            raise ImageTooLarge(
+                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+            ) from error
         self.count.add(decoded_px=_touched_px(self.levels[level], origin, size))
         return flattened(np.asarray(region), self._paper)
+
+    def _region(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
+        """A region by OpenSlide.
+
+        After one failure a handle of OpenSlide fails for ever, in all threads. It is replaced, and
+        the region tried once more: the failure may have been that of another thread.
+        """
+        import openslide
+
+        for attempt in (1, 2):
+            handle = self._slide
+            try:
+                return handle.read_region(place, level, size)
+            except openslide.OpenSlideError as error:
+                log.debug("%s: level %d at %s", self.path, level, place, exc_info=True)
+                self._reopen(handle)
+                if attempt == 2:
+                    raise UnreadableImage(
+                        f"{self.path}: level {level}, region {size[::-1]} at {place[::-1]} cannot "
+                        f"be decoded{AGAIN}"
+                    ) from error
+        raise AssertionError
+
+    def _reopen(self, broken: Any) -> None:
+        """Take a new handle, unless another thread has; the old one goes with its last user."""
+        import openslide
+
+        with self._reopening:
+            if self._slide is broken and not self._closed:
+                try:
+                    self._slide = self._handle()
+                except openslide.OpenSlideError as error:
+                    raise UnreadableImage(f"{self.path}: is no longer readable{AGAIN}") from error
+
+    def _handle(self) -> Any:
+        import openslide
+
+        slide = openslide.OpenSlide(self.path)
+        slide.set_cache(_shared_cache())
+        return slide
 
     def _stated_background(self) -> Sequence[float] | None:
         return self._stated

@@ -6,7 +6,9 @@ stays on. Colour profiles are ignored: pixels are read as they are stored.
 
 from __future__ import annotations
 
+import logging
 import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -14,11 +16,13 @@ import numpy as np
 
 from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.image import Level
-from foveate.readers.base import AbstractReader, flattened
+from foveate.readers.base import AGAIN, AbstractReader, flattened
 from foveate.resample import Pixels
 
 if TYPE_CHECKING:
     from PIL import Image
+
+log = logging.getLogger("foveate")
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _EXIF_ORIENTATION = 0x0112
@@ -49,7 +53,9 @@ class PictureReader(AbstractReader):
             grey = image.mode in ("1", "L", "LA", "La", *_GREY16)
             self.dtype = np.dtype(np.uint16 if image.mode in _GREY16 else np.uint8)
             if image.mode == "F":
-                raise UnsupportedFormat(f"{path}: floating-point pictures are not readable")
+                raise UnsupportedFormat(
+                    f"{path}: floating-point pictures are not readable; save it with 8 or 16 bits"
+                )
         self.kind = "picture"
         self.levels = (Level((height, width), (1.0, 1.0)),)
         self.spacing_um = None
@@ -76,16 +82,19 @@ class PictureReader(AbstractReader):
     def _opened(self) -> Image.Image:
         from PIL import Image
 
+        # What Pillow warns of is either refused here or harmless; it would reach the terminal.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             image = Image.open(self.path, formats=FORMATS)
         except Image.DecompressionBombError as error:
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise ImageTooLarge(
                 f"{self.path}: the picture claims more pixels than the limit of {limit:,} for "
-                "pictures that are decoded whole; store it as a tiled TIFF"
+                "pictures that are decoded whole; store it as a tiled TIFF (vips tiffsave IN "
+                "OUT.tif --tile --pyramid, say)"
             ) from error
         if 0 in image.size:
-            raise UnreadableImage(f"{self.path}: the picture has no pixels")
+            raise UnreadableImage(f"{self.path}: the picture has no pixels{AGAIN}")
         return image
 
     def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
@@ -110,14 +119,16 @@ class PictureReader(AbstractReader):
         except UnreadableImage:
             raise
         except MemoryError as error:
-            raise ImageTooLarge(f"{self.path}: decoding needs more memory than there is") from error
+            raise ImageTooLarge(
+                f"{self.path}: decoding needs more memory than there is; store it as a tiled TIFF"
+            ) from error
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UnreadableImage(f"{self.path}: cannot be decoded ({reason})") from error
+            log.debug("%s", self.path, exc_info=True)
+            raise UnreadableImage(f"{self.path}: its pixels cannot be decoded{AGAIN}") from error
         if pixels.shape != (*self.shape, self.channels) or pixels.dtype != self.dtype:
             raise UnreadableImage(
                 f"{self.path}: decoded to {pixels.shape} {pixels.dtype}, "
-                f"its header promised {(*self.shape, self.channels)} {self.dtype}"
+                f"its header promised {(*self.shape, self.channels)} {self.dtype}{AGAIN}"
             )
         return pixels
 
@@ -154,7 +165,7 @@ def _array(image: Image.Image) -> Pixels:
     if image.mode in _GREY16:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            raise ValueError("grey values do not fit 16 bits")
+            return values[:, :, None]  # of a type that was not promised
         return values.astype(np.uint16)[:, :, None]
     white = np.full(1, 255, np.uint8)
     if image.mode in ("LA", "La"):

@@ -53,7 +53,9 @@ class SparseReader(AbstractReader):
         try:
             region = render_coarse(canvas, 1 << level, (origin[0], origin[1]), (size[0], size[1]))
         except MemoryError as error:
-            raise ImageTooLarge(f"{self.path}: a region of {size} does not fit memory") from error
+            raise ImageTooLarge(
+                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+            ) from error
         self.count.add(decoded_px=size[0] * size[1])
         return region
 

@@ -8,6 +8,7 @@ region touches only in part, and strips, go into a cache that all open files sha
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +19,14 @@ import numpy as np
 from foveate.cache import ByteCache
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.image import Level
-from foveate.readers._tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, decode_block
-from foveate.readers._tiff_index import BlockGrid, read_index
+from foveate.readers._tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, DamagedBlock, decode_block
+from foveate.readers._tiff_index import TIFF_MARKS, BlockGrid, TiffIndex, read_index
+from foveate.readers._tiff_levels import Turn, levels_of, pieces, stored_share
 from foveate.readers._tiff_spacing import ome_pixels, spacing_of, stated_planes
-from foveate.readers.base import AbstractReader, brightest, flattened, level_downsample
-from foveate.resample import Pixels
+from foveate.readers.base import AGAIN, AbstractReader, brightest, flattened, level_downsample
+from foveate.resample import Pixels, resample
+
+log = logging.getLogger("foveate")
 
 CACHE_BYTES = 256 << 20
 """Decoded blocks kept in memory, over all open files of a process."""
@@ -30,7 +34,9 @@ CACHE_BYTES = 256 << 20
 _LARGE_PX = 50_000_000
 _GAP_BYTES = 64 << 10
 _READ_BYTES = 8 << 20
-_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_FINER_PX = 1 << 22
+"""Pixels of a finer level held at once where a level lacks a block."""
+
 _OURS = (None, "aperio", "generic-tiff")
 
 _cache: ByteCache[Pixels] = ByteCache(CACHE_BYTES)
@@ -51,9 +57,11 @@ class TiffReader(AbstractReader):
     """A TIFF with 8 or 16 unsigned bits a sample: grey, RGB, palette, with or without alpha.
 
     A file is a slide if it is a pyramid, is tiled, states a believable pixel size, or has more than
-    50 million pixels; else it is a picture. Blocks that are not stored show the background: the
-    border of the coarsest level or, where that is not stored either, paper, which is white, or
-    black where grey pixels count up from black. Transparent pixels show paper.
+    50 million pixels; else it is a picture. It stands upright, as its tag Orientation says.
+
+    Blocks that a level lacks are made from the next finer one. Those that no level has show the
+    background: the border of the coarsest level or, where that is not stored either, paper, which
+    is white, or black where grey pixels count up from black. Transparent pixels show paper.
     """
 
     priority: ClassVar[int] = 20
@@ -63,34 +71,54 @@ class TiffReader(AbstractReader):
         import tifffile
 
         index = read_index(path)
-        self._grids = index.levels
-        full, coding = self._grids[0].shape, self._grids[0].coding
+        full, coding = index.levels[0].shape, index.levels[0].coding
         ome = ome_pixels(index.ome_xml, full)
         planes = stated_planes(index.description, ome, coding.samples)
         if planes > 1:
             raise UnsupportedFormat(f"{path}: a stack of {planes} planes; save one flat picture")
-        self.levels = tuple(
-            Level(g.shape, level_downsample(full, g.shape), g.block if g.tiled else None)
-            for g in self._grids
-        )
-        self.spacing_um = spacing_of(index.description, ome, index.resolution, index.unit)
-        large = len(self._grids) > 1 or self._grids[0].tiled or self.size_px > _LARGE_PX
-        self.kind = "slide" if large or self.spacing_um is not None else "picture"
         self.channels, self.dtype = coding.channels, coding.dtype.newbyteorder("=")
         self._coding = coding
         dark = coding.photometric == BLACK_IS_ZERO and not coding.alpha
         self._paper = np.full(self.channels, 0 if dark else brightest(self.dtype), self.dtype)
-        self._states_paper = coding.alpha or self._grids[-1].has_absent
+        self._states_paper = True  # until the levels are known
         self.reader = f"tifffile {tifffile.__version__}"
-        self._key = next(_keys)
         self._oversized: tuple[_Cell, Pixels] | None = None
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self._file_bytes = os.fstat(self._fd).st_size
+        self._grids, self._key = index.levels, next(_keys)
+        self._repeats = tuple(_repeats(grid) for grid in self._grids)
+        try:
+            self._settle_levels(index)
+        except BaseException:
+            self.close()
+            raise
+        spacing = spacing_of(index.description, ome, index.resolution, index.unit)
+        self.spacing_um = None if spacing is None else self._turn.pair(spacing)
+        large = len(self._grids) > 1 or self._grids[0].tiled or self.size_px > _LARGE_PX
+        self.kind = "slide" if large or self.spacing_um is not None else "picture"
+
+    def _settle_levels(self, index: TiffIndex) -> None:
+        """Which pages are levels, and how they lie in the upright picture."""
+        kept = levels_of(index, self._stored_region)
+        _cache.drop_where(self._key)  # blocks are known by the place of their level
+        self._grids = kept
+        self._repeats = tuple(_repeats(grid) for grid in kept)
+        self._turn = turn = Turn.of(index.orientation)
+        full = kept[0].shape
+        self.levels = tuple(
+            Level(
+                turn.pair(g.shape),
+                turn.pair(level_downsample(full, g.shape)),
+                turn.pair(g.block) if g.tiled else None,
+            )
+            for g in kept
+        )
+        self._states_paper = self._coding.alpha or kept[-1].has_absent
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
         """The TIFF mark, unless it is DICOM, or OpenSlide sees a vendor other than Aperio."""
-        if head[:4] not in _MARKS or head[128:132] == b"DICM":
+        if head[:4] not in TIFF_MARKS or head[128:132] == b"DICM":
             return False
         import openslide
 
@@ -110,16 +138,33 @@ class TiffReader(AbstractReader):
     def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
         if self._fd < 0:
             raise UnreadableImage(f"{self.path}: the image is closed")
+        place = self._turn.stored(
+            self._turn.pair(self._grids[level].shape), (origin[0], origin[1]), (size[0], size[1])
+        )
+        return self._turn.upright(self._stored_region(level, *place))
+
+    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
+        place = self._turn.stored(
+            self._turn.pair(self._grids[level].shape), (origin[0], origin[1]), (size[0], size[1])
+        )
+        return stored_share(self._grids, level, *place)
+
+    def _stored_region(self, level: int, origin: tuple[int, int], size: tuple[int, int]) -> Pixels:
+        """A region in stored rows and columns; whatever goes wrong is said in our own words."""
         try:
-            return self._region(level, (origin[0], origin[1]), (size[0], size[1]))
+            return self._region(level, origin, size)
         except FoveateError:
             raise
         except MemoryError as error:
-            raise ImageTooLarge(f"{self.path}: a region of {size} does not fit memory") from error
+            raise ImageTooLarge(
+                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+            ) from error
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            log.debug("%s: level %d", self.path, level, exc_info=True)
+            codec = self._grids[level].coding.codec
+            why = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
             raise UnreadableImage(
-                f"{self.path}: level {level}, region {size} at {origin}: {reason}"
+                f"{self.path}: level {level}, region {size} at {origin}: {why}{AGAIN}"
             ) from error
 
     def _region(self, level: int, origin: tuple[int, int], size: tuple[int, int]) -> Pixels:
@@ -128,8 +173,7 @@ class TiffReader(AbstractReader):
         missing: list[_Cell] = []
         for cell in _touched(grid, origin, size):
             if 0 in cell.offsets or 0 in cell.counts:
-                inside, _ = _overlap(grid, cell, origin, size)
-                region[inside] = self.background
+                self._fill(level, cell, region, origin)
                 continue
             kept = self._kept(level, cell)
             if kept is None:
@@ -140,6 +184,32 @@ class TiffReader(AbstractReader):
         for cell, stored in self._stored(missing):
             self._place(level, cell, stored, region, origin)
         return region
+
+    def _fill(self, level: int, cell: _Cell, region: Pixels, origin: tuple[int, int]) -> None:
+        """What a level lacks: the next finer level made smaller, else the background."""
+        grid = self._grids[level]
+        inside, within = _overlap(grid, cell, origin, region.shape[:2])
+        place = (
+            cell.row * grid.block[0] + within[0].start,
+            cell.column * grid.block[1] + within[1].start,
+        )
+        part = region[inside]
+        if level == 0 or not stored_share(self._grids, level, place, part.shape[:2]):
+            part[:] = self.background
+            return
+        finer = self._grids[level - 1].shape
+        y, x = level_downsample(finer, grid.shape)
+        for (top, left), size in pieces(place, part.shape[:2], (y, x), _FINER_PX):
+            low = (max(int(top * y - y) - 1, 0), max(int(left * x - x) - 1, 0))
+            high = (
+                min(int((top + size[0] + 1) * y) + 2, finer[0]),
+                min(int((left + size[1] + 1) * x) + 2, finer[1]),
+            )
+            fine = self._region(level - 1, low, (high[0] - low[0], high[1] - low[1]))
+            at = (top - place[0], left - place[1])
+            part[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = resample(
+                fine, (top * y - low[0], left * x - low[1]), (y, x), size
+            )
 
     def _place(
         self,
@@ -153,15 +223,21 @@ class TiffReader(AbstractReader):
         grid = self._grids[level]
         shape = _block_shape(grid, cell)
         inside, within = _overlap(grid, cell, origin, region.shape[:2])
-        if self._is_plain(grid) and region.shape[:2] == shape == region[inside].shape[:2]:
-            decode_block(stored[0], grid.coding, region)
+        repeats = self._repeats[level]
+        kept = self._kept(level, cell) if repeats else None
+        if kept is not None:
+            region[inside] = kept[within]
+            return
+        whole = region.shape[:2] == shape == region[inside].shape[:2]
+        if whole and self._is_plain(grid) and not repeats:
+            decode_block(stored[0], grid.coding, region, _visible(grid, cell))
             self.count.add(decoded_px=shape[0] * shape[1])
             return
-        pixels = self._decoded(grid, stored, shape)
+        pixels = self._decoded(grid, stored, shape, _visible(grid, cell))
         self.count.add(decoded_px=shape[0] * shape[1])
         region[inside] = pixels[within]
         # The next piece of a large reading begins with the last strips of this one.
-        if not grid.tiled or pixels[within].shape[:2] != _visible(grid, cell):
+        if repeats or not grid.tiled or pixels[within].shape[:2] != _visible(grid, cell):
             self._keep(level, cell, pixels)
 
     def _is_plain(self, grid: BlockGrid) -> bool:
@@ -169,11 +245,13 @@ class TiffReader(AbstractReader):
         changed = coding.alpha or coding.palette is not None or coding.photometric == WHITE_IS_ZERO
         return not changed and not coding.planar and coding.samples == self.channels
 
-    def _decoded(self, grid: BlockGrid, stored: list[bytes], shape: tuple[int, int]) -> Pixels:
+    def _decoded(
+        self, grid: BlockGrid, stored: list[bytes], shape: tuple[int, int], shown: tuple[int, int]
+    ) -> Pixels:
         coding = grid.coding
         planes = [np.empty((*shape, coding.stored_samples), self.dtype) for _ in stored]
         for data, out in zip(stored, planes, strict=True):
-            decode_block(data, coding, out)
+            decode_block(data, coding, out, shown)
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         if coding.palette is not None:
             return np.asarray(coding.palette[pixels[:, :, 0]])
@@ -193,7 +271,7 @@ class TiffReader(AbstractReader):
                 if offset < 0 or count < 0 or offset + count > self._file_bytes:
                     raise UnreadableImage(
                         f"{self.path}: truncated: block ({cell.row}, {cell.column}) lies at byte "
-                        f"{offset} with {count} bytes, the file ends at {self._file_bytes}"
+                        f"{offset} with {count} bytes, the file ends at {self._file_bytes}{AGAIN}"
                     )
         if len(cells) > 0 and len(cells[0].offsets) > 1:
             for cell in cells:
@@ -212,13 +290,23 @@ class TiffReader(AbstractReader):
         oversized = self._oversized
         if oversized is not None and oversized[0] == cell:
             return oversized[1]
-        return _cache.get((self._key, level, cell.row, cell.column))
+        return _cache.get(self._cache_key(level, cell))
 
     def _keep(self, level: int, cell: _Cell, pixels: Pixels) -> None:
         if pixels.nbytes > CACHE_BYTES:
             self._oversized = (cell, pixels)
         else:
-            _cache.put((self._key, level, cell.row, cell.column), pixels, pixels.nbytes)
+            _cache.put(self._cache_key(level, cell), pixels, pixels.nbytes)
+
+    def _cache_key(self, level: int, cell: _Cell) -> tuple[int, ...]:
+        """By the bytes and not by the place: a block that stands in many places is decoded once."""
+        return (self._key, level, cell.offsets[0], *_visible(self._grids[level], cell))
+
+
+def _repeats(grid: BlockGrid) -> bool:
+    """Whether some stored bytes stand in more than one place."""
+    stored = grid.offsets[grid.offsets != 0]
+    return len(np.unique(stored)) < len(stored)
 
 
 def _touched(grid: BlockGrid, origin: tuple[int, int], size: tuple[int, int]) -> Iterator[_Cell]:
