@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,18 +20,21 @@ from foveate.errors import (
     FoveateError,
     MissingSpacing,
     OptionError,
+    TooManyOpen,
     UnreadableImage,
     UnsupportedFormat,
+    as_ours,
+    out_of_files,
 )
 from foveate.evidence import Floats
 from foveate.foreground import contrast, foreground
 from foveate.image import AbstractImage, Respaced, fitted
+from foveate.open_images import OpenImages
 from foveate.readers import open_image
 
 READER_THREADS = 4
 
 Group = TypeVar("Group")
-_MAX_OPEN = 64
 _SIDES_PX = {2: (224, 512), 3: (32, 96)}
 """By the axes of an image: of patches, and of the long side of a glimpse."""
 
@@ -141,8 +143,10 @@ def scan_cases(
                 scan.facts[case.image_id] = job.result()
             except MissingSpacing as error:
                 missing.append(str(error))
-            except (FoveateError, OSError, ValueError) as error:
-                scan.failed[case.image_id] = _one_line(error)
+            except TooManyOpen:
+                raise
+            except Exception as error:
+                scan.failed[case.image_id] = _one_line(as_ours(error, case.path))
             if progress is not None:
                 progress(done, len(cases))
     if missing:
@@ -202,17 +206,23 @@ class CaseLoader:
         view: the geometry of reading.
         assume_spacing_um: for slides that state none.
         keep_bytes: how much memory glimpses may occupy.
+        keep_open: how many images stay open that nobody reads; those of the batches under way and
+            ahead are never closed.
     """
 
     def __init__(
-        self, view: View, *, assume_spacing_um: float | None = None, keep_bytes: int = 1 << 29
+        self,
+        view: View,
+        *,
+        assume_spacing_um: float | None = None,
+        keep_bytes: int = 1 << 29,
+        keep_open: int = 64,
     ) -> None:
         self.view = view
         self._assume = assume_spacing_um
         self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
-        self._open: OrderedDict[str, AbstractImage] = OrderedDict()
-        self._lock = threading.Lock()
-        self._closed = self._taken = (0, 0)
+        self._images = OpenImages(keep_open)
+        self._taken = (0, 0)
         self._ahead = ThreadPoolExecutor(2, thread_name_prefix="glimpse")
         self.crops = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="crops")
 
@@ -223,7 +233,7 @@ class CaseLoader:
             FoveateError: the image cannot be opened or read.
         """
         kept = self._glimpses.get(case.image_id)
-        image = self._image(case)
+        image = self._images.take(case.image_id, lambda: self._opened(case))
         if kept is not None:
             return replace(kept, image=image)
         glimpse = image.glimpse(self.view.glimpse_spacing_um)
@@ -242,52 +252,56 @@ class CaseLoader:
 
     def take_counts(self) -> tuple[int, int]:
         """Pixels decoded and asked for since the last call, over all images."""
-        with self._lock:
-            counts = [image.count for image in self._open.values()]
-            decoded = self._closed[0] + sum(c.decoded_px for c in counts)
-            asked = self._closed[1] + sum(c.asked_px for c in counts)
-            taken, self._taken = self._taken, (decoded, asked)
+        decoded, asked = self._images.counts()
+        taken, self._taken = self._taken, (decoded, asked)
         return decoded - taken[0], asked - taken[1]
 
     def ahead(
         self, groups: Iterable[Sequence[Case]], *, depth: int = 2
     ) -> Iterator[list[LoadedImage | FoveateError]]:
-        """Load groups of cases in order, `depth` groups ahead; what fails comes as its error."""
-        waiting: deque[list[Future[LoadedImage | FoveateError]]] = deque()
+        """Load groups of cases in order, `depth` groups ahead; what fails comes as its error.
+
+        The images of a group stay open until the next group is asked for. Where the system allows
+        too few open files for so many groups, fewer are read ahead.
+
+        Raises:
+            TooManyOpen: even one group needs more open files than the system allows.
+        """
+        waiting: deque[tuple[Sequence[Case], list[Future[LoadedImage | FoveateError]]]] = deque()
+        given: Sequence[Case] = ()
         try:
             for group in groups:
-                waiting.append([self._ahead.submit(self._try, case) for case in group])
-                if len(waiting) > depth:
-                    yield [job.result() for job in waiting.popleft()]
+                self._images.pin(case.image_id for case in group)
+                waiting.append((group, [self._ahead.submit(self._try, case) for case in group]))
+                if len(waiting) > self._images.groups_ahead(len(group), depth):
+                    given, jobs = waiting.popleft()
+                    yield _loaded(jobs)
+                    self._images.unpin(case.image_id for case in given)
+                    given = ()
             while waiting:
-                yield [job.result() for job in waiting.popleft()]
+                given, jobs = waiting.popleft()
+                yield _loaded(jobs)
+                self._images.unpin(case.image_id for case in given)
+                given = ()
         finally:
-            for group_jobs in waiting:
-                for job in group_jobs:
+            for group, jobs in [(given, []), *waiting]:
+                for job in jobs:
                     job.cancel()
+                self._images.unpin(case.image_id for case in group)
 
     def close(self) -> None:
         """Stop the threads and close the images."""
         self._ahead.shutdown(cancel_futures=True)
         self.crops.shutdown(cancel_futures=True)
-        for image in self._open.values():
-            image.close()
-        self._open.clear()
+        self._images.close()
 
     def _try(self, case: Case) -> LoadedImage | FoveateError:
         try:
             return self.load(case)
-        except FoveateError as error:
-            return error
-        except (OSError, ValueError, MemoryError) as error:
-            return UnreadableImage(f"{case.path}: {_one_line(error)}")
+        except Exception as error:
+            return TooManyOpen() if out_of_files(error) else as_ours(error, case.path)
 
-    def _image(self, case: Case) -> AbstractImage:
-        with self._lock:
-            image = self._open.get(case.image_id)
-            if image is not None:
-                self._open.move_to_end(case.image_id)
-                return image
+    def _opened(self, case: Case) -> AbstractImage:
         image = open_case(case, fit=self.view.fit, assume_spacing_um=self._assume)
         if image.ndim != self.view.axes:
             image.close()
@@ -298,17 +312,15 @@ class CaseLoader:
         if image.unit != self.view.unit:
             image.close()
             raise MissingSpacing(_other_unit(case, self.view))
-        with self._lock:
-            self._open[case.image_id] = image
-            while len(self._open) > _MAX_OPEN:
-                oldest = self._open.popitem(last=False)[1]
-                count = oldest.count
-                self._closed = (
-                    self._closed[0] + count.decoded_px,
-                    self._closed[1] + count.asked_px,
-                )
-                oldest.close()
         return image
+
+
+def _loaded(jobs: Sequence[Future[LoadedImage | FoveateError]]) -> list[LoadedImage | FoveateError]:
+    found = [job.result() for job in jobs]
+    for item in found:
+        if isinstance(item, TooManyOpen):
+            raise item
+    return found
 
 
 def _places_um(case: Case, image: AbstractImage) -> Floats | None:
