@@ -1,4 +1,4 @@
-"""Images that a batch uses are never closed under it, and open files stay within what is allowed."""
+"""Images that a batch uses are never closed under it; open files stay within what is allowed."""
 
 from __future__ import annotations
 
@@ -129,10 +129,9 @@ def test_few_open_files_are_enough(tmp_path: Path) -> None:
 def test_the_limit_of_open_files_is_named_and_no_image_blamed() -> None:
     error = OSError(24, "Too many open files")
     assert isinstance(as_ours(error, "a.tif"), TooManyOpen)
-    try:
-        raise UnreadableImage("a.tif: cannot be opened") from error
-    except UnreadableImage as told:
-        assert out_of_files(told)
+    told = UnreadableImage("a.tif: cannot be opened")
+    told.__cause__ = error
+    assert out_of_files(told)
     assert not out_of_files(OSError(2, "No such file"))
     with pytest.raises(TooManyOpen, match="ulimit -n 1024"):
         OpenImages(1).take("a", lambda: _raise(error))
