@@ -125,6 +125,12 @@ def as_ours(error: BaseException, about: object) -> FoveateError:
     )
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks, tabs, and what a terminal would act on; at most 500 letters."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split())[:500]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory did not suffice, on the CPU or a GPU."""
     for each in _chain(error):

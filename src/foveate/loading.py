@@ -29,6 +29,7 @@ from foveate.errors import (
 from foveate.evidence import Floats
 from foveate.foreground import contrast, foreground
 from foveate.image import AbstractImage, Respaced, fitted
+from foveate.likeness import ImageFacts
 from foveate.open_images import OpenImages
 from foveate.readers import open_image
 
@@ -72,17 +73,6 @@ class ViewOptions:
             raise OptionError(f"view.fit: got {self.fit}, expected two sides such as 1024x1024")
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """What one open file says about itself."""
-
-    shape: tuple[int, ...]
-    spacing_um: tuple[float, ...]
-    unit: str
-    kind: str
-    reader: str
-
-
 @dataclass
 class Scan:
     """The facts of all images that open, and the reasons of those that do not."""
@@ -92,11 +82,21 @@ class Scan:
 
 
 def open_case(
-    case: Case, *, fit: tuple[int, ...] | None = None, assume_spacing_um: float | None = None
+    case: Case,
+    *,
+    fit: tuple[int, ...] | None = None,
+    assume_spacing_um: float | None = None,
+    assume_for: Sequence[str] | None = None,
 ) -> AbstractImage:
     """Open a case's image with its spacing settled: the table's, else the file's, else assumed.
 
     Pictures without spacing work in pixels.
+
+    Args:
+        case: the row.
+        fit: shape that pictures are brought to.
+        assume_spacing_um: of images that state none.
+        assume_for: only for images of these kinds; None for all.
 
     Raises:
         MissingSpacing: a slide or volume without spacing.
@@ -112,7 +112,7 @@ def open_case(
             return fitted(image, fit)
         if image.spacing_um is not None:
             return image
-        if assume_spacing_um is not None:
+        if assume_spacing_um is not None and (assume_for is None or image.kind in assume_for):
             return Respaced(image, (assume_spacing_um,) * image.ndim, unit="um")
         if image.kind in ("picture", "sparse"):
             return Respaced(image, (1.0,) * image.ndim, unit="px")
@@ -204,7 +204,8 @@ class CaseLoader:
 
     Args:
         view: the geometry of reading.
-        assume_spacing_um: for slides that state none.
+        assume_spacing_um: for images that state none.
+        assume_for: only for images of these kinds; None for all.
         keep_bytes: how much memory glimpses may occupy.
         keep_open: how many images stay open that nobody reads; those of the batches under way and
             ahead are never closed.
@@ -215,11 +216,12 @@ class CaseLoader:
         view: View,
         *,
         assume_spacing_um: float | None = None,
+        assume_for: Sequence[str] | None = None,
         keep_bytes: int = 1 << 29,
         keep_open: int = 64,
     ) -> None:
         self.view = view
-        self._assume = assume_spacing_um
+        self._assume, self._assume_for = assume_spacing_um, assume_for
         self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
         self._images = OpenImages(keep_open)
         self._taken = (0, 0)
@@ -302,7 +304,12 @@ class CaseLoader:
             return TooManyOpen() if out_of_files(error) else as_ours(error, case.path)
 
     def _opened(self, case: Case) -> AbstractImage:
-        image = open_case(case, fit=self.view.fit, assume_spacing_um=self._assume)
+        image = open_case(
+            case,
+            fit=self.view.fit,
+            assume_spacing_um=self._assume,
+            assume_for=self._assume_for,
+        )
         if image.ndim != self.view.axes:
             image.close()
             raise UnsupportedFormat(
@@ -375,7 +382,10 @@ def _other_unit(case: Case, view: View) -> str:
 def _facts(case: Case, options: ViewOptions) -> ImageFacts:
     with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
         spacing = image.known_spacing_um
-        return ImageFacts(image.shape, spacing, image.unit, image.kind, image.reader)
+        assumed = case.spacing_um is None and image.unit == "um" and isinstance(image, Respaced)
+        return ImageFacts(
+            image.shape, spacing, image.unit, image.kind, image.reader, image.channels, assumed
+        )
 
 
 def _one_line(error: BaseException) -> str:

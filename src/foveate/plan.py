@@ -12,6 +12,7 @@ import numpy as np
 
 from foveate.atomic import write_json
 from foveate.batch import View
+from foveate.card import ModelCard, trained_on_of, view_of
 from foveate.cases import (
     Case,
     CaseTable,
@@ -21,12 +22,14 @@ from foveate.cases import (
     read_cases,
     save_splits,
 )
-from foveate.checkpoint import ModelCard, build_model
+from foveate.checkpoint import build_model
 from foveate.config import RunConfig, settle_encoder
 from foveate.errors import OptionError, SplitError, TrainingError
-from foveate.loading import ImageFacts, choose_view, scan_cases
-from foveate.outputs import Display
-from foveate.run_folder import aside, read_json
+from foveate.fields import Fields, read_fields
+from foveate.likeness import ImageFacts, TrainedOn, trained_on
+from foveate.loading import choose_view, scan_cases
+from foveate.outputs import Display, Reasons
+from foveate.run_folder import aside
 from foveate.tasks import build_task
 
 
@@ -42,6 +45,7 @@ class Plan:
     cases: dict[str, Case]
     quarantine: list[dict[str, str]]
     splits: Splits
+    trained_on: TrainedOn | None
 
     def pick(self, image_ids: Sequence[str]) -> list[Case]:
         """The cases of these images, in this order."""
@@ -66,10 +70,8 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     if not stored.is_file():
         axes = _check_parts(config, name, options, task.classes)
         _settle(config, folder, table, display, (name, options, task.classes), axes)
-    content = read_json(stored)
-    fit = content["view"].pop("fit")
-    view = View(**content["view"], fit=None if fit is None else tuple(fit))
-    quarantine: list[dict[str, str]] = content["quarantine"]
+    content = _stored(stored)
+    view, quarantine = view_of(content.part("view")), _quarantined(content)
     bad = {row["image_id"] for row in quarantine}
     cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
     splits = load_splits(folder / "splits.json")
@@ -78,7 +80,8 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     except SplitError as error:
         raise SplitError(f"{folder / 'splits.json'}: {error}") from None
     settled = settle_encoder(config, view.axes)
-    methods = config.method_options | content["method_options"]
+    methods = config.method_options | content.options("method_options")
+    facts = trained_on_of(content.part("trained_on")) if "trained_on" in content else None
     return Plan(
         replace(settled, method_options=methods),
         view,
@@ -88,7 +91,22 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         cases,
         quarantine,
         splits,
+        facts,
     )
+
+
+def _stored(path: Path) -> Fields:
+    """The content of ``plan.json``, of which each field is checked where it is used."""
+    fields = read_fields(path)
+    fields.only(("view", "quarantine", "method_options", "trained_on"))
+    return fields
+
+
+def _quarantined(fields: Fields) -> list[dict[str, str]]:
+    """The stored rows of images that were set aside before training."""
+    rows = [Fields(row, f"{fields.where}: quarantine") for row in fields.items("quarantine")]
+    keys = ("image_id", "path", "stage", "reason")
+    return [{key: row.text(key) for key in keys} for row in rows]
 
 
 def _read_table(config: RunConfig, display: Display) -> CaseTable:
@@ -133,8 +151,7 @@ def _settle(
         for c in table.cases
         if c.image_id in scan.failed
     ]
-    for row in quarantine:
-        display.say(f"set aside {row['image_id']}: {row['reason']}")
+    Reasons(display).set_all_aside(quarantine)
     usable = [case for case in table.cases if case.image_id in scan.facts]
     if not usable:
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
@@ -163,7 +180,14 @@ def _settle(
     chosen = _following(config.method_options, view, list(scan.facts.values()))
     if chosen:
         display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
-    content = {"view": asdict(view), "quarantine": quarantine, "method_options": chosen}
+    files = {case.image_id: {"file": {"path": str(case.path.absolute())}} for case in usable}
+    write_json(folder / "inputs.json", {"schema": 1, "images": files, "files": {}})
+    content = {
+        "view": asdict(view),
+        "quarantine": quarantine,
+        "method_options": chosen,
+        "trained_on": asdict(trained_on(scan.facts.values())),
+    }
     write_json(folder / "plan.json", content)
 
 

@@ -24,8 +24,9 @@ from conftest import SMALL_RUN, Ended
 from foveate import plugins
 from foveate.batch import View
 from foveate.benchmark._tasks import DigitTask, JointTask, PresenceTask
+from foveate.card import ModelCard
 from foveate.cases import Case, load_splits, make_splits, read_cases
-from foveate.checkpoint import Model, ModelCard, build_model, read_tensors
+from foveate.checkpoint import Model, build_model, read_tensors
 from foveate.errors import CheckpointError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.nn.heads import Head

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.cases._columns import PATIENT, Asked, named, recognise
-from foveate.cases._files import Finder, file_ids, image_files
+from foveate.cases._files import Finder, file_ids, image_files, safe_id
 from foveate.cases._folds import Fold, Splits, export_clam_splits, load_splits, save_splits
 from foveate.cases._sheet import read_sheet
 from foveate.cases._table import CaseBuilder
@@ -27,7 +27,9 @@ __all__ = [
     "make_splits",
     "predefined_splits",
     "read_cases",
+    "safe_id",
     "save_splits",
+    "several",
 ]
 
 
@@ -91,7 +93,7 @@ def cases_from_folder(folder: Path) -> CaseTable:
     Raises:
         TableError: no such folder, or no image in it.
     """
-    if not folder.exists():
+    if not folder.exists() and not folder.is_symlink():
         raise TableError(f"{folder}: no such folder or image")
     paths = list(image_files(folder)) if folder.is_dir() else [folder]
     if not paths:

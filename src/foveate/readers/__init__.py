@@ -6,6 +6,7 @@ Importing this package is light: each reader imports its library when it opens i
 from __future__ import annotations
 
 import functools
+import stat
 from pathlib import Path
 
 from foveate import plugins
@@ -15,6 +16,7 @@ from foveate.errors import (
     ImageTooLarge,
     UnreadableImage,
     UnsupportedFormat,
+    as_ours,
 )
 from foveate.image import AbstractImage
 from foveate.readers.base import HEAD_BYTES, AbstractReader
@@ -26,7 +28,12 @@ READABLE = (
 
 # Where the mark lies, the mark, and what to tell the owner of such a file.
 _NOT_YET = (
-    (128, b"DICM", "DICOM is not readable yet; export it as TIFF or PNG"),
+    (
+        128,
+        b"DICM",
+        "DICOM is not readable yet; convert CT and MR series to NIfTI (dcm2niix does it), "
+        "slides to pyramidal TIFF, X-ray pictures to PNG",
+    ),
     (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
     (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
     (344, b"ni1\0", "NIfTI in two files (.hdr, .img) is not readable; save it as one .nii.gz"),
@@ -88,15 +95,19 @@ def one_line(error: BaseException) -> str:
 
 
 def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+            raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file")
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except FileNotFoundError:
-        raise ImageNotFound(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
+        dangling = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise ImageNotFound(f"{path}: {dangling}") from None
+    except (FoveateError, OSError, ValueError) as error:
+        raise as_ours(error, path) from error
     if not head:
         raise UnsupportedFormat(f"{path}: the file is empty")
     return head
