@@ -162,7 +162,9 @@ def disk_full(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    been: set[int] = set()
+    while error is not None and id(error) not in been:
+        been.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

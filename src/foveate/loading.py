@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 
 from foveate.batch import LoadedImage, View
 from foveate.cache import ByteCache
+from foveate.card import PATCH_PX
 from foveate.cases import Case
 from foveate.errors import (
     FoveateError,
@@ -31,6 +32,7 @@ from foveate.foreground import contrast, foreground
 from foveate.image import AbstractImage, Respaced, fitted
 from foveate.likeness import ImageFacts
 from foveate.open_images import OpenImages
+from foveate.plugins import Within
 from foveate.readers import open_image
 
 READER_THREADS = 4
@@ -56,10 +58,10 @@ class ViewOptions:
     """
 
     spacing_um: float | None = None
-    patch_px: int | None = None
+    patch_px: Annotated[int, Within(*PATCH_PX)] | None = None
     glimpse_spacing_um: float | None = None
-    glimpse_px: int | None = None
-    fit: tuple[int, ...] | None = None
+    glimpse_px: Annotated[int, Within(16, 16384)] | None = None
+    fit: tuple[Annotated[int, Within(1, 65536)], ...] | None = None
     assume_spacing_um: float | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class ViewOptions:
                 raise OptionError(f"view.{key}: got {value}, expected a positive number")
         if min(self.patch_px or 16, self.glimpse_px or 16) < 16:
             raise OptionError("view.patch_px and view.glimpse_px need at least 16 pixels")
-        if self.fit is not None and (len(self.fit) < 2 or min(self.fit) < 16):
+        if self.fit is not None and (len(self.fit) != 2 or min(self.fit) < 16):
             raise OptionError(f"view.fit: got {self.fit}, expected two sides such as 1024x1024")
 
 
@@ -252,11 +254,11 @@ class CaseLoader:
         self._glimpses.put(case.image_id, loaded, glimpse.nbytes + distance.nbytes)
         return loaded
 
-    def take_counts(self) -> tuple[int, int]:
-        """Pixels decoded and asked for since the last call, over all images."""
+    def take_counts(self) -> dict[str, int]:
+        """``decoded_px`` and ``asked_px`` since the last call, over all images."""
         decoded, asked = self._images.counts()
         taken, self._taken = self._taken, (decoded, asked)
-        return decoded - taken[0], asked - taken[1]
+        return {"decoded_px": decoded - taken[0], "asked_px": asked - taken[1]}
 
     def ahead(
         self, groups: Iterable[Sequence[Case]], *, depth: int = 2

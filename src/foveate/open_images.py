@@ -119,13 +119,3 @@ def open_files_left() -> int:
     with contextlib.suppress(OSError):
         held = sum(1 for _ in Path("/proc/self/fd").iterdir())
     return max(4, limit - held - _OWN_FILES)
-
-
-def allow_more_files(wanted: int = 4096) -> None:
-    """Raise this process's own limit of open files, as far as the system lets it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

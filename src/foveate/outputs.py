@@ -120,11 +120,7 @@ def predict_into(
     rests_on = {"models": models.digests(), "heatmaps": n_heatmaps, **(about or {})}
     journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
     keys = {case.image_id: _key(case) for case in cases}
-    known = {i: e for i, e in journal.entries.items() if keys.get(i) == e.get("of")}
-    if about is not None:
-        _refuse_others(journal, keys, folder)
-    if known:
-        display.say(f"{len(known)} of {len(cases)} images are answered already; the rest follows")
+    known = _known(journal, keys, display, refuse_others=about is not None)
     teller = Reasons(display)
     drawn = sum(bool(entry.get("drawn")) for entry in known.values())
 
@@ -198,14 +194,25 @@ def _key(case: Case) -> dict[str, Any]:
     return key
 
 
-def _refuse_others(journal: Journal, keys: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a folder that holds answers, and pictures, of images that are not asked for now."""
+def _known(
+    journal: Journal, keys: Mapping[str, Any], display: Display, *, refuse_others: bool
+) -> dict[str, dict[str, Any]]:
+    """Entries that answer one of these images as it is now.
+
+    Raises:
+        CheckpointError: there are answers, and pictures, of images that are not asked for now.
+    """
     others = [image_id for image_id in journal.entries if image_id not in keys]
-    if others:
+    if others and refuse_others:
         raise CheckpointError(
-            f"{folder} holds answers to {len(others)} images that are not among those given now "
-            f"({several(others)}). Give these too, or another --out, or delete this folder"
+            f"{journal.path.parent} holds answers to {len(others)} images that are not among those "
+            f"given now ({several(others)}). Give these too, or another --out, or delete this "
+            "folder"
         )
+    known = {i: e for i, e in journal.entries.items() if keys.get(i) == e.get("of")}
+    if known:
+        display.say(f"{len(known)} of {len(keys)} images are answered already")
+    return known
 
 
 class Reasons:

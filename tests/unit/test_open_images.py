@@ -69,10 +69,9 @@ def test_what_is_pinned_stays_open_and_the_rest_is_bounded(tmp_path: Path) -> No
             item.image.read_at(Box((0, 0), (32, 32), Frame.UM), (32, 32))
     assert len(loader._images._images) == 3, "of those nobody uses, three stay open"
     assert not loader._images._pins
-    decoded_px, asked_px = loader.take_counts()
-    assert decoded_px == 30 * 48 * 48
-    assert asked_px == 30 * (12 * 12 + 32 * 32)
-    assert loader.take_counts() == (0, 0)
+    wanted = {"decoded_px": 30 * 48 * 48, "asked_px": 30 * (12 * 12 + 32 * 32)}
+    assert loader.take_counts() == wanted
+    assert loader.take_counts() == {"decoded_px": 0, "asked_px": 0}
     loader.close()
     assert not loader._images._images
 
@@ -133,6 +132,8 @@ def test_the_limit_of_open_files_is_named_and_no_image_blamed() -> None:
     told.__cause__ = error
     assert out_of_files(told)
     assert not out_of_files(OSError(2, "No such file"))
+    told.__cause__ = told  # which `raise error from error` makes
+    assert not out_of_files(told)
     with pytest.raises(TooManyOpen, match="ulimit -n 1024"):
         OpenImages(1).take("a", lambda: _raise(error))
 

@@ -86,12 +86,7 @@ def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
     except MemoryError as error:
         raise ImageTooLarge(f"{path}: opening it needs more memory than there is") from error
     except Exception as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({one_line(error)})") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The class and the message of an error on one line, at most 200 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise as_ours(error, path) from error
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -106,7 +101,9 @@ def _first_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         dangling = "a link to a file that is not there" if path.is_symlink() else "no such file"
         raise ImageNotFound(f"{path}: {dangling}") from None
-    except (FoveateError, OSError, ValueError) as error:
+    except FoveateError:
+        raise
+    except (OSError, ValueError) as error:
         raise as_ours(error, path) from error
     if not head:
         raise UnsupportedFormat(f"{path}: the file is empty")
