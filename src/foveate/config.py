@@ -114,6 +114,8 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
     for key in map(str, given):
         if key not in known:
             raise OptionError(f"no option '{key}'.{did_you_mean(key, known)}")
+    if "path" not in given.get("table", {}):
+        raise OptionError("table.path: missing, expected the table of labels")
     values: dict[str, Any] = {}
     for key, section in _SECTIONS.items():
         if key in given:

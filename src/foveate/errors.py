@@ -125,6 +125,11 @@ def as_ours(error: BaseException, about: object) -> FoveateError:
     )
 
 
+def legible(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 are written as a backslash, x and digits."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def one_line(text: str) -> str:
     """A text without line breaks, tabs, and what a terminal would act on; at most 500 letters."""
     plain = "".join(c if c.isprintable() else " " for c in text)

@@ -64,12 +64,14 @@ class Journal:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         data = (json.dumps(line) + "\n").encode()
-        with self.path.open("r+b") as file:
+        # Without a buffer, of which closing would try to write the rest once more.
+        with self.path.open("r+b", buffering=0) as file:
             file.seek(self._end)
             file.truncate()
             try:
-                file.write(data)
-                file.flush()
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except OSError as error:
                 os.truncate(self.path, self._end)

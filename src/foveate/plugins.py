@@ -154,7 +154,7 @@ class Within:
         Raises:
             OptionError: it does not, or is not finite.
         """
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             raise OptionError(f"{key}: got '{number}', expected a number")
         if number < self.low:
             raise OptionError(f"{key}: got {number}, expected {self.low:g} or more")
@@ -163,6 +163,14 @@ class Within:
 
 
 PART = Within(0, 1e6)
+COMMON = {
+    **dict.fromkeys(("chunk", "attention_heads", "k", "samples", "grid", "draws"), Within(1, 1e5)),
+    **dict.fromkeys(("width", "dim", "hidden", "landmarks"), Within(1, 16384)),
+    **dict.fromkeys(("dropout", "glimpse_dropout", "drop"), Within(0, 0.99)),
+    **dict.fromkeys(("layers", "looks", "iterations"), Within(0, 1000)),
+    "smoothing": Within(0, 1),
+}
+"""Limits of options that mean the same in every part; where a part's are narrower it says so."""
 SECTION = Within(-1e9, 1e12)
 
 
@@ -213,7 +221,9 @@ def parse_options(part: Callable[..., Any], given: Mapping[str, Any], where: str
         name = str(key).replace("-", "_")
         if name not in known:
             raise OptionError(f"no option '{where}.{key}'.{did_you_mean(name, known)}")
-        parsed[name] = known[name].parse(value, f"{where}.{key}", limits)
+        parsed[name] = known[name].parse(
+            value, f"{where}.{key}", limits if limits is SECTION else COMMON.get(name, limits)
+        )
     return parsed
 
 

@@ -60,6 +60,7 @@ def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
 
 
 _RUN_FILES = ("config.yaml", "plan.json", "splits.json", "model.json", "model.safetensors")
+_RUN_FOLDERS = ("refit", "heatmaps", "figures", "features", "model", "frozen", "checkpoints")
 _RESULTS = ("predictions.csv", "metrics.json", "quarantine.csv", "heatmaps")
 _ANSWERS = "answers.jsonl"
 
@@ -93,9 +94,10 @@ def check_out(out: Path, run: Path) -> None:
         )
     root = next((p for p in (run.resolve(), *run.resolve().parents) if _is_run(p)), run.resolve())
     root = root if root.name != "model" else root.parent
-    if out.resolve().is_relative_to(root) and not (out / _ANSWERS).is_file():
+    if out.resolve().is_relative_to(root):
         inside = out.resolve().relative_to(root).parts
-        if not inside or inside[0].startswith("fold_") or (root / inside[0]).exists():
+        own = not inside or inside[0].startswith("fold_") or inside[0] in _RUN_FOLDERS
+        if own or ((root / inside[0]).exists() and not (out / _ANSWERS).is_file()):
             raise CheckpointError(
                 f"--out {out} lies among the files of the run {root}: give another --out"
             )

@@ -14,54 +14,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Ended, one_thread
+from conftest import PICTURE_RUN, Ended, one_thread, picture
 from foveate.lock import NAME, hold
 from foveate.run_folder import read_json, read_rows
 
 Command = Callable[..., Ended]
 SECONDS = 120.0
-
-
-def picture(path: Path, seed: int, *, shape: tuple[int, ...] = (96, 96, 3)) -> Path:
-    """A picture in colour or grey; odd seeds have a dark square."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(150, 200, shape, dtype=np.uint8)
-    if seed % 2:
-        pixels[32:64, 32:64] //= 4
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of 24 pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    table = folder / "labels.csv"
-    with table.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label"])
-        for i in range(24):
-            picture(folder / "in" / f"P{i:02d}.png", i)
-            writer.writerow([f"in/P{i:02d}.png", "dark" if i % 2 else "plain"])
-    return table
-
-
-@pytest.fixture(scope="module")
-def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("trained") / "run"
-    ended = child("train", cohort, "--out", run, *QUICK)
-    assert ended.returncode == 0, ended.stderr
-    return run
-
-
-QUICK = (
-    *("--method", "mil_mean", "--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
-    *("--epochs", "1", "--heatmaps", "2", "--view.patch-px", "32"),
-)
 
 
 def command(*words: object) -> list[str]:
@@ -122,15 +83,15 @@ def new_images(folder: Path, n: int = 16) -> Path:
 # -- going on --------------------------------------------------------------------------------------
 
 
-def test_three_kills_change_nothing(trained: Path, tmp_path: Path) -> None:
+def test_three_kills_change_nothing(picture_run: Path, tmp_path: Path) -> None:
     images = new_images(tmp_path / "in")
     (images / "N03.png").write_bytes((images / "N03.png").read_bytes()[:300])
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert child("predict", trained, images, "--out", whole).returncode == 2
+    assert child("predict", picture_run, images, "--out", whole).returncode == 2
     rng = random.Random(0)
     for wanted in (1, 5, 10):
         with subprocess.Popen(
-            command("predict", trained, images, "--out", out),
+            command("predict", picture_run, images, "--out", out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=one_thread(),
@@ -139,7 +100,7 @@ def test_three_kills_change_nothing(trained: Path, tmp_path: Path) -> None:
             time.sleep(rng.uniform(0, 0.3))
             process.kill()
     assert (out / NAME).exists(), "what a killed process held does not stop the next one"
-    ended = child("predict", trained, images, "--out", out)
+    ended = child("predict", picture_run, images, "--out", out)
     assert ended.returncode == 2, ended.stderr
     assert "images are answered already" in ended.stderr
     assert answers(out) == answers(whole)
@@ -167,47 +128,47 @@ def wait_for_lines(process: subprocess.Popen[bytes], path: Path, n: int) -> None
 
 
 def test_what_is_answered_is_not_computed_again(
-    trained: Path, tmp_path: Path, foveate: Command
+    picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     images, out = new_images(tmp_path / "in", 4), tmp_path / "out"
-    assert foveate("predict", trained, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
     first, drawn = answers(out), stamps(out / "heatmaps")
-    again = foveate("predict", trained, images, "--out", out)
+    again = foveate("predict", picture_run, images, "--out", out)
     assert again.returncode == 0
     assert "4 of 4 images are answered already" in again.stderr
     assert (answers(out), stamps(out / "heatmaps")) == (first, drawn)
 
     picture(images / "N01.png", 7)
     picture(images / "N04.png", 8)
-    assert foveate("predict", trained, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
     changed = [i for i, row in answers(out).items() if row != first.get(i)]
     assert changed == ["N01", "N04"], "a changed file and a new one are answered anew"
     assert [e["image_id"] for e in read_json(out / "heatmaps" / "index.json")] == [*answers(out)]
 
     picture(images / "N02.png", 3).write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    assert foveate("predict", trained, images, "--out", out).returncode == 2
+    assert foveate("predict", picture_run, images, "--out", out).returncode == 2
     assert not list((out / "heatmaps").glob("N02*")), "no old picture beside a new table"
     picture(images / "N02.png", 3)
-    assert foveate("predict", trained, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
     assert len(list((out / "heatmaps").glob("N02*"))) == 3
     assert not (out / "quarantine.csv").exists()
 
 
 def test_answers_of_another_command_are_refused(
-    trained: Path, cohort: Path, tmp_path: Path, foveate: Command
+    picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     images, out = new_images(tmp_path / "in", 3), tmp_path / "out"
-    assert foveate("predict", trained, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.suffix != ".txt"}
-    told = refusal(foveate("predict", trained, images / "N00.png", "--out", out))
+    told = refusal(foveate("predict", picture_run, images / "N00.png", "--out", out))
     assert "2 images that are not among those given now (N01, N02)" in told
     assert "another --out" in told
-    told = refusal(foveate("predict", trained, images, "--out", out, "--heatmaps", "1"))
+    told = refusal(foveate("predict", picture_run, images, "--out", out, "--heatmaps", "1"))
     assert "heatmaps was 1000, now it is 1" in told
-    told = refusal(foveate("evaluate", trained, cohort, "--out", out))
+    told = refusal(foveate("evaluate", picture_run, picture_table, "--out", out))
     assert "holds the answers of another command" in told
     other = tmp_path / "other"
-    shutil.copytree(trained, other)
+    shutil.copytree(picture_run, other)
     card = other / "fold_0" / "model" / "model.json"
     card.write_text(card.read_text().replace('"threshold": ', '"threshold": 0.5, "was": '))
     assert "models was" in refusal(foveate("predict", other, images, "--out", out))
@@ -217,12 +178,12 @@ def test_answers_of_another_command_are_refused(
 
 @pytest.mark.parametrize("name", ["", "fold_0", "fold_0/model", "heatmaps", "fold_9"])
 def test_the_run_itself_is_no_out(
-    name: str, trained: Path, cohort: Path, tmp_path: Path, foveate: Command
+    name: str, picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained, run)
+    shutil.copytree(picture_run, run)
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    for words in (("predict", run, cohort.parent / "in"), ("evaluate", run, cohort)):
+    for words in (("predict", run, picture_table.parent / "in"), ("evaluate", run, picture_table)):
         for asked in (run / name, run / "fold_0" / ".." / name):
             told = refusal(foveate(*words, "--out", asked))
             assert "--out" in told
@@ -231,19 +192,21 @@ def test_the_run_itself_is_no_out(
 
 
 def test_results_of_something_else_are_not_overwritten(
-    trained: Path, tmp_path: Path, foveate: Command
+    picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     images, out = new_images(tmp_path / "in", 2), tmp_path / "out"
     out.mkdir()
     (out / "metrics.json").write_text("{}")
-    told = refusal(foveate("predict", trained, images, "--out", out))
+    told = refusal(foveate("predict", picture_run, images, "--out", out))
     assert f"{out} holds results of something else (metrics.json)" in told
     file = tmp_path / "file"
     file.write_text("x")
-    assert "is a file, not a folder" in refusal(foveate("predict", trained, images, "--out", file))
-    inside = trained / "external"
-    assert foveate("predict", trained, images, "--out", inside).returncode == 0
-    assert foveate("predict", trained, images, "--out", inside).returncode == 0
+    assert "is a file, not a folder" in refusal(
+        foveate("predict", picture_run, images, "--out", file)
+    )
+    inside = picture_run / "external"
+    assert foveate("predict", picture_run, images, "--out", inside).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", inside).returncode == 0
     shutil.rmtree(inside)
 
 
@@ -251,27 +214,27 @@ def test_results_of_something_else_are_not_overwritten(
 
 
 def test_one_process_holds_a_folder(
-    trained: Path, cohort: Path, tmp_path: Path, foveate: Command
+    picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     out = tmp_path / "out"
     images = new_images(tmp_path / "in", 2)
     with hold(out):
-        told = refusal(foveate("predict", trained, images, "--out", out))
+        told = refusal(foveate("predict", picture_run, images, "--out", out))
         assert f"{out} is in use by another foveate, process {os.getpid()} on " in told
         assert "another --out" in told
-        assert "is in use" in refusal(foveate("evaluate", trained, cohort, "--out", out))
-        assert "is in use" in refusal(foveate("train", cohort, "--out", out, *QUICK))
+        assert "is in use" in refusal(foveate("evaluate", picture_run, picture_table, "--out", out))
+        assert "is in use" in refusal(foveate("train", picture_table, "--out", out, *PICTURE_RUN))
         assert [p.name for p in out.iterdir()] == [NAME]
     assert not (out / NAME).exists()
-    assert foveate("predict", trained, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
 
 
-def test_two_at_once_lose_nothing(trained: Path, tmp_path: Path) -> None:
+def test_two_at_once_lose_nothing(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in"), tmp_path / "out"
     pipe = subprocess.PIPE
     both = [
         subprocess.Popen(
-            command("predict", trained, images, "--out", out),
+            command("predict", picture_run, images, "--out", out),
             stdout=pipe,
             stderr=pipe,
             text=True,
@@ -288,10 +251,10 @@ def test_two_at_once_lose_nothing(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_trained_is_said(
-    trained: Path, tmp_path: Path, foveate: Command
+    picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     run, images = tmp_path / "run", new_images(tmp_path / "in", 1)
-    shutil.copytree(trained, run)
+    shutil.copytree(picture_run, run)
     shutil.rmtree(run / "fold_0" / "model")
     told = refusal(foveate("predict", run, images, "--out", tmp_path / "out"))
     assert "training has not finished; repeat the `foveate train` command" in told
@@ -303,10 +266,10 @@ def test_a_run_that_is_being_trained_is_said(
 # -- a full disk -----------------------------------------------------------------------------------
 
 
-def test_a_full_disk_loses_no_prediction(trained: Path, tmp_path: Path) -> None:
+def test_a_full_disk_loses_no_prediction(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in", 12), tmp_path / "out"
     full = (resource.RLIMIT_FSIZE, 6000)
-    words = ("predict", trained, images, "--out", out, "--heatmaps", "0")
+    words = ("predict", picture_run, images, "--out", out, "--heatmaps", "0")
     told = refusal(child(*words, limit=full))
     assert f"{out / 'answers.jsonl'}: the disk is full" in told
     assert "the same command continues" in told
@@ -319,14 +282,13 @@ def test_a_full_disk_loses_no_prediction(trained: Path, tmp_path: Path) -> None:
     assert not list(out.rglob("*.part"))
 
 
-def test_a_full_disk_ends_a_training_in_one_line(cohort: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_a_training_in_one_line(picture_table: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    told = refusal(
-        child("train", cohort, "--out", run, *QUICK, limit=(resource.RLIMIT_FSIZE, 9000))
-    )
+    full = (resource.RLIMIT_FSIZE, 9000)
+    told = refusal(child("train", picture_table, "--out", run, *PICTURE_RUN, limit=full))
     assert f"{run / 'fold_0' / 'checkpoints'}" in told
     assert "the disk is full" in told
-    ended = child("train", cohort, "--out", run, *QUICK)
+    ended = child("train", picture_table, "--out", run, *PICTURE_RUN)
     assert ended.returncode == 0, ended.stderr
     assert not list(run.rglob("*.part"))
 
@@ -379,20 +341,20 @@ class OddReader(AbstractReader):
 '''
 
 
-def test_no_file_ends_a_prediction(trained: Path, tmp_path: Path, foveate: Command) -> None:
+def test_no_file_ends_a_prediction(picture_run: Path, tmp_path: Path, foveate: Command) -> None:
     plugins = tmp_path / "plugins"
     (plugins / "readers").mkdir(parents=True)
     (plugins / "readers" / "odd.py").write_text(PLUGIN, encoding="utf-8")
     images, out = new_images(tmp_path / "in", 2), tmp_path / "out"
     for word in ("overflow", "memory", "torch", "key"):
-        (images / f"{word}.odd").write_text(f"ODD {word} ")
+        (images / f"{word}.tif").write_text(f"ODD {word} ")
     os.mkfifo(images / "pipe.png")
     (images / "loop.png").symlink_to("loop.png")
     (images / "gone.png").symlink_to("nowhere.png")
     (images / "in").symlink_to(images, target_is_directory=True)
     new_images(tmp_path / "elsewhere", 5)
     (images / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    ended = foveate("predict", trained, images, "--out", out, "--plugins", plugins)
+    ended = foveate("predict", picture_run, images, "--out", out, "--plugins", plugins)
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(answers(out)) == 7, "linked folders are followed, each once"
@@ -416,7 +378,7 @@ def test_no_file_ends_a_prediction(trained: Path, tmp_path: Path, foveate: Comma
     assert "OverflowError" in (out / "log.txt").read_text(encoding="utf-8")
 
 
-def test_names_of_any_kind(trained: Path, tmp_path: Path, foveate: Command) -> None:
+def test_names_of_any_kind(picture_run: Path, tmp_path: Path, foveate: Command) -> None:
     names = [
         *("Käse & Brot (1) #2 100%", "切片一", "$P_1$x^{2$", 'a<b>&"c', "-rf", " leading", "=1+1"),
         *("line\nbreak", "tab\tname", "x" * 251, "y" * 250, "病" * 83),
@@ -427,7 +389,7 @@ def test_names_of_any_kind(trained: Path, tmp_path: Path, foveate: Command) -> N
     shutil.copy(images / "切片一.png", os.fsencode(images) + b"/caf\xe9.png")
     picture(images / "one" / "same" / "S.png", 1)
     picture(images / "two" / "same" / "S.png", 2)
-    ended = foveate("predict", trained, images, "--out", out)
+    ended = foveate("predict", picture_run, images, "--out", out)
     assert ended.returncode == 0, ended.stderr
     rows = answers(out)
     assert len(rows) == len(names) + 3
@@ -437,14 +399,14 @@ def test_names_of_any_kind(trained: Path, tmp_path: Path, foveate: Command) -> N
     for entry in index:
         assert (out / "heatmaps" / entry["png"]).is_file(), entry["image_id"]
         assert (out / "heatmaps" / entry["geojson"]).is_file()
-    assert foveate("predict", trained, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
     assert answers(out) == rows
     same = [images / part / "same" / "S.png" for part in ("one", "two")]
-    assert foveate("predict", trained, *same, "--out", tmp_path / "same").returncode == 0
+    assert foveate("predict", picture_run, *same, "--out", tmp_path / "same").returncode == 0
     assert len(answers(tmp_path / "same")) == 2
 
 
-def test_files_beside_images_are_none(trained: Path, tmp_path: Path, foveate: Command) -> None:
+def test_files_beside_images_are_none(picture_run: Path, tmp_path: Path, foveate: Command) -> None:
     images, out = new_images(tmp_path / "in", 2), tmp_path / "out"
     for name in (
         *("Thumbs.db", ".DS_Store", "._N00.png", "desktop.ini", "N00.png.md5", "N00.png.sha256"),
@@ -453,16 +415,16 @@ def test_files_beside_images_are_none(trained: Path, tmp_path: Path, foveate: Co
         (images / name).write_bytes(b"\0\1\2\3")
     for folder in ("@eaDir", "__MACOSX", "#recycle"):
         picture(images / folder / "N00.png" / "SYNOPHOTO_THUMB_M.png", 1)
-    ended = foveate("predict", trained, images, "--out", out)
+    ended = foveate("predict", picture_run, images, "--out", out)
     assert ended.returncode == 0, ended.stderr
     assert [*answers(out)] == ["N00", "N01"]
 
 
-def test_the_same_reason_is_said_once(trained: Path, tmp_path: Path, foveate: Command) -> None:
+def test_the_same_reason_is_said_once(picture_run: Path, tmp_path: Path, foveate: Command) -> None:
     images, out = new_images(tmp_path / "in", 1), tmp_path / "out"
     for i in range(20):
         (images / f"B{i:02d}.svs").write_bytes(b"")
-    ended = foveate("predict", trained, images, "--out", out)
+    ended = foveate("predict", picture_run, images, "--out", out)
     said = [line for line in ended.stderr.splitlines() if "set aside" in line]
     assert len(said) == 2, said
     assert said[0].startswith("set aside B00: ")
@@ -470,9 +432,9 @@ def test_the_same_reason_is_said_once(trained: Path, tmp_path: Path, foveate: Co
     assert len(read_rows(out / "quarantine.csv")) == 20
 
 
-def test_few_open_files(trained: Path, tmp_path: Path) -> None:
+def test_few_open_files(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in", 80), tmp_path / "out"
-    words = ("predict", trained, images, "--out", out, "--heatmaps", "0")
+    words = ("predict", picture_run, images, "--out", out, "--heatmaps", "0")
     ended = child(*words, limit=(resource.RLIMIT_NOFILE, 64))
     assert ended.returncode == 0, ended.stderr
     assert len(answers(out)) == 80
@@ -481,14 +443,14 @@ def test_few_open_files(trained: Path, tmp_path: Path) -> None:
 # -- images unlike those of training ---------------------------------------------------------------
 
 
-def test_unlike_images_are_marked(trained: Path, tmp_path: Path, foveate: Command) -> None:
+def test_unlike_images_are_marked(picture_run: Path, tmp_path: Path, foveate: Command) -> None:
     images, out = tmp_path / "in", tmp_path / "out"
     picture(images / "alike.png", 1)
     picture(images / "grey.png", 1, shape=(96, 96))
     picture(images / "large.png", 1, shape=(1200, 1200, 3))
     picture(images / "dot.png", 2, shape=(1, 1, 3))
     Image.new("RGB", (96, 96), (255, 255, 255)).save(images / "white.png")
-    ended = foveate("predict", trained, images, "--out", out)
+    ended = foveate("predict", picture_run, images, "--out", out)
     assert ended.returncode == 0, ended.stderr
     told = {row["image_id"]: row["unlike"] for row in read_rows(out / "predictions.csv")}
     assert told["alike"] == ""
@@ -499,7 +461,7 @@ def test_unlike_images_are_marked(trained: Path, tmp_path: Path, foveate: Comman
     assert "warning: 4 of 5 images are unlike those of training" in ended.stderr
     assert "UNLIKE the images of training: blank" in ended.stdout
     assert {e["image_id"]: e["unlike"] for e in read_json(out / "heatmaps/index.json")} == told
-    assert read_json(trained / "fold_0/model/model.json")["trained_on"] == {
+    assert read_json(picture_run / "fold_0/model/model.json")["trained_on"] == {
         "n": 24,
         "kinds": ["picture"],
         "channels": [3],
@@ -511,12 +473,12 @@ def test_unlike_images_are_marked(trained: Path, tmp_path: Path, foveate: Comman
 
 
 def test_an_assumed_spacing_is_for_the_kind_that_needed_it(
-    cohort: Path, tiny_cohort: Path, tmp_path: Path, foveate: Command
+    picture_table: Path, tiny_cohort: Path, tmp_path: Path, foveate: Command
 ) -> None:
     with tiny_cohort.open(encoding="utf-8", newline="") as file:
         slide = tiny_cohort.parent / next(csv.DictReader(file))["file"]
     image = picture(tmp_path / "xray.png", 1)
-    words = (*QUICK, "--view.assume-spacing-um", "0.5")
+    words = (*PICTURE_RUN, "--view.assume-spacing-um", "0.5")
     run = tmp_path / "slides"
     assert foveate("train", tiny_cohort, "--out", run, *words).returncode == 0
     ended = foveate("predict", run, image, slide, "--out", tmp_path / "a")
@@ -530,7 +492,7 @@ def test_an_assumed_spacing_is_for_the_kind_that_needed_it(
     (row,) = read_rows(tmp_path / "b" / "predictions.csv")
     assert "a picture, not a slide" in row["unlike"]
     run = tmp_path / "pictures"
-    assert foveate("train", cohort, "--out", run, *words).returncode == 0
+    assert foveate("train", picture_table, "--out", run, *words).returncode == 0
     ended = foveate("predict", run, image, "--out", tmp_path / "c")
     assert ended.returncode == 0, "pictures of the training needed it, too"
     (row,) = read_rows(tmp_path / "c" / "predictions.csv")
@@ -538,16 +500,16 @@ def test_an_assumed_spacing_is_for_the_kind_that_needed_it(
 
 
 def test_images_of_the_training_are_marked(
-    trained: Path, cohort: Path, tmp_path: Path, foveate: Command
+    picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     images, out = tmp_path / "renamed", tmp_path / "out"
     images.mkdir()
     for i in range(24):
-        (images / f"other{i:02d}.png").symlink_to(cohort.parent / "in" / f"P{i:02d}.png")
+        (images / f"other{i:02d}.png").symlink_to(picture_table.parent / "in" / f"P{i:02d}.png")
     picture(images / "new.png", 5)
-    ended = foveate("predict", trained, images, "--out", out)
+    ended = foveate("predict", picture_run, images, "--out", out)
     assert ended.returncode == 0, ended.stderr
-    fold = read_json(trained / "splits.json")["folds"][0]
+    fold = read_json(picture_run / "splits.json")["folds"][0]
     seen = len(fold["train"]) + len(fold["val"])
     assert f"warning: {seen} of 25 images trained the models that answer" in ended.stderr
     told = {i: row["in_training"] for i, row in answers(out).items()}
@@ -558,16 +520,16 @@ def test_images_of_the_training_are_marked(
 
 
 def test_labels_that_the_model_does_not_know(
-    trained: Path, cohort: Path, tmp_path: Path, foveate: Command
+    picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     table = tmp_path / "labels.csv"
-    text = cohort.read_text(encoding="utf-8").replace("in/", f"{cohort.parent}/in/")
+    text = picture_table.read_text(encoding="utf-8").replace("in/", f"{picture_table.parent}/in/")
     table.write_text(text.replace("P01.png,dark", "P01.png,odd"), encoding="utf-8")
-    ended = foveate("evaluate", trained, table, "--out", tmp_path / "out", "--heatmaps", "1")
+    ended = foveate("evaluate", picture_run, table, "--out", tmp_path / "out", "--heatmaps", "1")
     assert ended.returncode == 0, ended.stderr
     assert "1 of 24 images have labels that the model does not know (odd)" in ended.stderr
     assert read_json(tmp_path / "out" / "metrics.json")["n_images"] == 23
     assert len(list((tmp_path / "out" / "heatmaps").glob("*.png"))) == 1
     table.write_text(text.replace(",dark", ",a").replace(",plain", ",b"), encoding="utf-8")
-    told = refusal(foveate("evaluate", trained, table, "--out", tmp_path / "none"))
+    told = refusal(foveate("evaluate", picture_run, table, "--out", tmp_path / "none"))
     assert "the model knows none of the labels a, b; its classes are dark, plain" in told

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from foveate.errors import TableError
+from foveate.errors import TableError, legible
 
 SUFFIXES = (
     *(".ome.tiff", ".ome.tif", ".ome.zarr", ".nii.gz", ".svs", ".tiff", ".tif", ".ndpi"),
@@ -111,8 +111,7 @@ def safe_id(name: str) -> str:
 
     Bytes of a name that are no UTF-8 are written as ``_x`` and two digits.
     """
-    plain = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return _UNSAFE.sub("_", plain).strip(". ") or ("image" if name else "")
+    return _UNSAFE.sub("_", legible(name)).strip(". ") or ("image" if name else "")
 
 
 def file_ids(paths: Sequence[Path], base: Path) -> list[str]:

@@ -14,7 +14,6 @@ from foveate.errors import (
     FoveateError,
     ImageNotFound,
     ImageTooLarge,
-    UnreadableImage,
     UnsupportedFormat,
     as_ours,
 )
