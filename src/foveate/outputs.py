@@ -215,8 +215,11 @@ def _known(
     return known
 
 
+_SAID_EACH = 3
+
+
 class Reasons:
-    """Says why images are set aside; the same reason is said once, with a count at the end.
+    """Says why images are set aside; the same reason a few times only, with a count at the end.
 
     Args:
         display: is told.
@@ -230,7 +233,7 @@ class Reasons:
         """An image is set aside."""
         plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
         self._counts[plain] += 1
-        if self._counts[plain] == 1:
+        if self._counts[plain] <= _SAID_EACH:
             self._display.say(f"set aside {image_id}: {one_line(reason)}")
 
     def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
@@ -240,9 +243,9 @@ class Reasons:
         self.end()
 
     def end(self) -> None:
-        """Say how often what was said once has happened."""
+        """Say how often what is no longer said has happened."""
         for reason, n in self._counts.items():
-            if n > 1:
+            if n > _SAID_EACH:
                 self._display.say(
                     f"set aside {n} images in all for this reason: {one_line(reason)}"
                 )

@@ -420,15 +420,17 @@ def test_files_beside_images_are_none(picture_run: Path, tmp_path: Path, foveate
     assert [*answers(out)] == ["N00", "N01"]
 
 
-def test_the_same_reason_is_said_once(picture_run: Path, tmp_path: Path, foveate: Command) -> None:
+def test_the_same_reason_is_said_a_few_times(
+    picture_run: Path, tmp_path: Path, foveate: Command
+) -> None:
     images, out = new_images(tmp_path / "in", 1), tmp_path / "out"
     for i in range(20):
         (images / f"B{i:02d}.svs").write_bytes(b"")
     ended = foveate("predict", picture_run, images, "--out", out)
     said = [line for line in ended.stderr.splitlines() if "set aside" in line]
-    assert len(said) == 2, said
+    assert len(said) == 4, said
     assert said[0].startswith("set aside B00: ")
-    assert "20 images in all" in said[1]
+    assert "set aside 20 images in all for this reason: the file is empty" in said[3]
     assert len(read_rows(out / "quarantine.csv")) == 20
 
 

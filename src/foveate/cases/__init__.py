@@ -100,7 +100,8 @@ def cases_from_folder(folder: Path) -> CaseTable:
         raise TableError(f"{folder} holds no file that could be an image")
     ids = file_ids(paths, folder)
     cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
-    return CaseTable(cases, notes=(f"{len(cases)} files in {folder}",))
+    notes = (f"{len(cases)} files in {folder}",) if folder.is_dir() else ()
+    return CaseTable(cases, notes=notes)
 
 
 def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:

@@ -61,8 +61,9 @@ def _fault(error: Exception) -> str:
     ) as file:
         file.write(f"{' '.join(sys.argv)}\nfoveate {__version__}\n\n{text}")
     return (
-        f"this is a fault of foveate, not of yours: please report it with {file.name}, which says "
-        "where it happened. `foveate doctor` says whether the installation is healthy"
+        "this is a fault of foveate, or of a part given with --plugins: please report it with "
+        f"{file.name}, which says where it happened. `foveate doctor` says whether the installation "
+        "is healthy"
     )
 
 

@@ -40,6 +40,15 @@ _NOT_YET = (
     (0, b"\0\0\0\x0cjP  ", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\xff\x4f\xff\x51", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\x89HDF", "HDF5 is not readable as an image"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, not the file; run `git lfs pull`"),
+    *(
+        (0, mark, "a web page, such as a login page, saved as the image; download it again")
+        for mark in (b"<!DOCTYPE html", b"<!doctype html", b"<html", b"<HTML")
+    ),
+    *(
+        (0, mark, "JSON text, such as a server's refusal, not an image; download it again")
+        for mark in (b'{"', b"{\n", b"{\r", b"{ ")
+    ),
     (0, b"PK\x03\x04", "a ZIP archive is not readable as an image; unpack it first"),
 )
 
