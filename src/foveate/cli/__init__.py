@@ -62,8 +62,8 @@ def _fault(error: Exception) -> str:
         file.write(f"{' '.join(sys.argv)}\nfoveate {__version__}\n\n{text}")
     return (
         "this is a fault of foveate, or of a part given with --plugins: please report it with "
-        f"{file.name}, which says where it happened. `foveate doctor` says whether the installation "
-        "is healthy"
+        f"{file.name}, which says where it happened. `foveate doctor` says whether the "
+        "installation is healthy"
     )
 
 
