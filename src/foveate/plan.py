@@ -142,6 +142,7 @@ def _settle(
     Raises:
         OptionError: the images do not have as many `axes` as the encoder reads.
     """
+    display.bar("opening images", 0, len(table.cases))
     scan = scan_cases(
         table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
     )
