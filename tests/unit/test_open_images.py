@@ -10,16 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import Ended, one_thread
 from foveate.batch import View
+from foveate.card import ModelCard
 from foveate.cases import Case
+from foveate.checkpoint import build_model
 from foveate.errors import FoveateError, TooManyOpen, UnreadableImage, as_ours, out_of_files
 from foveate.geometry import Box, Frame
 from foveate.loading import CaseLoader
 from foveate.open_images import OpenImages
 from foveate.readers import open_image
+from foveate.schedule import TrainOptions
+from foveate.state import Status
+from foveate.training import Trainer
 
 Command = Callable[..., Ended]
 VIEW = View(1.0, 32, 4.0, unit="px")
@@ -140,3 +146,41 @@ def test_the_limit_of_open_files_is_named_and_no_image_blamed() -> None:
 
 def _raise(error: Exception) -> object:
     raise error
+
+
+class Stopped(Exception):
+    """Somebody stopped the run."""
+
+
+def test_pixels_count_on_after_a_stop(tmp_path: Path) -> None:
+    """What was read before the state was written stays in the sums of its epoch."""
+    cases = pictures(tmp_path / "in", 12)
+    options = TrainOptions(epochs=1, batch_size=2, checkpoint_seconds=0.0, precision="32-true")
+
+    def epoch_of(folder: Path, stop_after: int | None) -> list[dict[str, float]]:
+        def tick(status: Status) -> None:
+            if stop_after is not None and status.done >= stop_after:
+                raise Stopped
+
+        card = ModelCard(
+            *("mil_mean", {"chunk": 64}, "small", {"width": 8, "dim": 16}),
+            *("binary", {"positive": "dark"}, ("plain", "dark"), VIEW),
+        )
+        loader = CaseLoader(VIEW)
+        torch.manual_seed(0)
+        model = build_model(card, pretrained=False)
+        try:
+            return Trainer(model, loader, folder, options, tick=tick).fit(cases, []).history
+        finally:
+            loader.close()
+
+    (whole,) = epoch_of(tmp_path / "whole", None)
+    for stop_after in (2, 4):
+        with pytest.raises(Stopped):
+            epoch_of(tmp_path / "run", stop_after)
+    (row,) = epoch_of(tmp_path / "run", None)
+    assert row["train_loss"] == whole["train_loss"]
+    # What was read ahead when it was stopped is read, and counted, once more.
+    assert whole["decoded_px"] <= row["decoded_px"] <= 3 * whole["decoded_px"]
+    assert row["decoded_px"] >= 12 * 48 * 48
+    assert row["asked_px"] >= whole["asked_px"]
