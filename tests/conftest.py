@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
@@ -30,6 +33,12 @@ SMALL_RUN = (
     *("--view.patch-px", "64", "--view.spacing-um", "0.5", "--view.glimpse-spacing-um", "16"),
 )
 """Flags of a run of seconds on the slides of `tiny_cohort`."""
+
+PICTURE_RUN = (
+    *("--method", "mil_mean", "--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
+    *("--epochs", "1", "--heatmaps", "2", "--view.patch-px", "32"),
+)
+"""Flags of a run of seconds on the pictures of `picture_table`."""
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -102,3 +111,39 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads that read crops."""
     with ThreadPoolExecutor(2) as threads:
         yield threads
+
+
+def picture(path: Path, seed: int, *, shape: tuple[int, ...] = (96, 96, 3)) -> Path:
+    """A picture in colour or grey; odd seeds have a dark square."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(150, 200, shape, dtype=np.uint8)
+    if seed % 2:
+        pixels[32:64, 32:64] //= 4
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def picture_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 24 pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    table = folder / "labels.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"])
+        for i in range(24):
+            picture(folder / "in" / f"P{i:02d}.png", i)
+            writer.writerow([f"in/P{i:02d}.png", "dark" if i % 2 else "plain"])
+    return table
+
+
+@pytest.fixture(scope="session")
+def picture_run(picture_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of seconds on the pictures of `picture_table`."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    words = [sys.executable, "-m", "foveate", "train", str(picture_table), "--out", str(run)]
+    ended = subprocess.run(
+        [*words, *PICTURE_RUN], capture_output=True, text=True, env=one_thread(), check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return run

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +15,15 @@ from torch import Tensor
 
 from foveate import __version__
 from foveate.atomic import write_aside, write_json
-from foveate.batch import View
+from foveate.card import SCHEMA, ModelCard, read_card
 from foveate.encoders import build_encoder
-from foveate.errors import CheckpointError, OptionError
+from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName
 from foveate.methods.base import AbstractMethod
 from foveate.plugins import find, parse_options
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Everything besides weights that makes a model: names and numbers only.
-
-    Attributes:
-        method, method_options: which method, built how.
-        encoder, encoder_options: which encoder.
-        task, task_options, classes: what is predicted.
-        view: the geometry of reading.
-        assume_spacing_um: spacing given to slides that stated none.
-        provenance: split hash, counts, validation score, versions.
-    """
-
-    method: str
-    method_options: dict[str, Any]
-    encoder: str
-    encoder_options: dict[str, Any]
-    task: str
-    task_options: dict[str, Any]
-    classes: tuple[str, ...]
-    view: View
-    assume_spacing_um: float | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+log = logging.getLogger("foveate")
 
 
 @dataclass(frozen=True)
@@ -85,7 +61,12 @@ def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> 
     """Write ``model.safetensors`` and ``model.json``; the JSON, written last, seals both."""
     path = folder / "model.safetensors"
     write_tensors(path, weights, {})
-    content = {"schema": SCHEMA, "foveate": __version__, "sha256": _digest(path), **asdict(card)}
+    content = {
+        "schema": SCHEMA,
+        "foveate": __version__,
+        "sha256": file_digest(path),
+        **asdict(card),
+    }
     write_json(folder / "model.json", content)
 
 
@@ -95,30 +76,77 @@ def load_model(folder: Path) -> Model:
     Raises:
         CheckpointError: a file is missing, damaged or from a newer version.
     """
-    card, digest = _read_card(folder / "model.json")
+    card, digest = read_card(folder / "model.json")
     path = folder / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the model is incomplete")
-    if _digest(path) != digest:
+    if file_digest(path) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum is not the one in model.json")
-    model = build_model(card, pretrained=False)
+    model = _built(card, folder / "model.json")
     weights, _ = read_tensors(path)
     try:
         model.method.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path} does not fit method '{card.method}': {reason}") from error
+        raise CheckpointError(
+            f"{path} does not fit what model.json describes (method '{card.method}', encoder "
+            f"'{card.encoder}'): {_first_misfit(model.method, weights)}. The two files are not of "
+            "one model: restore both from one copy"
+        ) from error
     model.method.eval()
     return model
 
 
+def _built(card: ModelCard, path: Path) -> Model:
+    """The model that a stored card describes, with fresh weights.
+
+    Raises:
+        CheckpointError: the card describes none.
+        UnknownName: a part that is not installed.
+    """
+    try:
+        return build_model(card, pretrained=False)
+    except UnknownName as error:
+        raise UnknownName(f"{path}: {error} A part of your own needs --plugins") from error
+    except FoveateError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:
+        log.info("%s", path, exc_info=error)
+        raise CheckpointError(
+            f"{path}: no model can be built of its options (method '{card.method}', encoder "
+            f"'{card.encoder}'): restore the file from a copy, or train again"
+        ) from error
+
+
+def _first_misfit(method: AbstractMethod, weights: Mapping[str, Tensor]) -> str:
+    own = method.state_dict()
+    for name in [*own, *(n for n in weights if n not in own)]:
+        if name not in weights:
+            return f"'{name}' is missing"
+        if name not in own:
+            return f"'{name}' is too much"
+        if own[name].shape != weights[name].shape:
+            return f"'{name}' is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+    return "its tensors are of another kind"
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Tensors and a JSON note in one file, whole or not at all."""
+    """Tensors and a JSON note in one file, whole or not at all.
+
+    Raises:
+        DiskFull: there is no room.
+        CheckpointError: it cannot be written for another reason.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
     metadata = {"note": json.dumps(note, allow_nan=False)}
-    write_aside(path, lambda aside: save_file(plain, aside, metadata))
+    try:
+        write_aside(path, lambda aside: save_file(plain, aside, metadata))
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} could not be written; is the folder there and may you write to it?"
+        ) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -134,7 +162,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             note = json.loads((file.metadata() or {}).get("note", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        log.info("%s", path, exc_info=error)
+        raise CheckpointError(
+            f"{path} is damaged: restore it from a copy, or delete it and train again"
+        ) from error
     return tensors, note
 
 
@@ -159,26 +190,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _read_card(path: Path) -> tuple[ModelCard, str]:
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing: give a run folder whose training has finished, or a model folder"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("schema") > SCHEMA:
-            raise CheckpointError(f"{path} was written by a newer foveate; upgrade to read it")
-        content.pop("foveate")
-        digest = content.pop("sha256")
-        view = content.pop("view")
-        fit = None if view["fit"] is None else tuple(view["fit"])
-        classes = tuple(content.pop("classes"))
-        card = ModelCard(**content, classes=classes, view=View(**{**view, "fit": fit}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    return card, digest
-
-
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

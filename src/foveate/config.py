@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from foveate.errors import OptionError, did_you_mean
-from foveate.loading import ViewOptions
 from foveate.plugins import find, names, options, parse_options
+from foveate.scan import ViewOptions
 from foveate.schedule import TrainOptions
 
 
@@ -113,9 +113,11 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
         UnknownName: no such method, encoder or task.
     """
     known = set(RunConfig.__dataclass_fields__)
-    for key in given:
+    for key in map(str, given):
         if key not in known:
             raise OptionError(f"no option '{key}'.{did_you_mean(key, known)}")
+    if "path" not in given.get("table", {}):
+        raise OptionError("table.path: missing, expected the table of labels")
     values: dict[str, Any] = {}
     for key, section in _SECTIONS.items():
         if key in given:
@@ -124,16 +126,41 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
     values |= parse_options(RunConfig, simple, "run")
     for part in _PARTS:
         if part in given:
-            values[part] = str(given[part])
+            values[part] = _name(given[part], part)
         values[f"{part}_options"] = dict(given.get(f"{part}_options", {}))
+    if values.get("heatmaps", 0) < 0:
+        raise OptionError(f"heatmaps: got {values['heatmaps']}, expected 0 or more")
     config = RunConfig(**values)
     return _checked_parts(config, values)
+
+
+def section_keys() -> list[str]:
+    """Every key of the config with its section, as flags spell them: ``train.lr``.
+
+    Of methods, those of the default one.
+    """
+    found = [
+        f"{section}.{key}"
+        for section, kind in _SECTIONS.items()
+        for key in kind.__dataclass_fields__
+    ]
+    found += [f"method.{key}" for key in options(find("methods", RunConfig.method))]
+    return [key.replace("_", "-") for key in found]
+
+
+def _name(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise OptionError(f"{key}: got '{value}', expected a name")
+    return value
 
 
 def parse_options_all(section: type[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Like `parse_options`, keywords without a default included."""
     required = {k: v for k, v in given.items() if k == "path" and section is TableOptions}
     rest = {k: v for k, v in given.items() if k not in required}
+    for key, value in required.items():
+        if not isinstance(value, str | Path) or not str(value):
+            raise OptionError(f"{where}.{key}: got '{value}', expected a path")
     return {k: str(v) for k, v in required.items()} | parse_options(section, rest, where)
 
 
@@ -194,8 +221,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise OptionError(f"--config {path}: no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise OptionError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise OptionError(f"--config {path}: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise OptionError(
+            f"--config {path}{where}: not YAML; compare it with the config.yaml of a run"
+        ) from error
     if not isinstance(content, dict):
         raise OptionError(f"--config {path}: expected sections such as 'train:'")
     for key in (*_SECTIONS, *(f"{part}_options" for part in _PARTS)):

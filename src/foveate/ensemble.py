@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.checkpoint import Model, ModelCard, load_model
+from foveate.card import ModelCard
+from foveate.checkpoint import Model, file_digest, load_model
 from foveate.errors import CheckpointError
 from foveate.run_folder import model_folders
 
@@ -88,6 +89,10 @@ class Ensemble:
                 for i, member in enumerate(self.members)
             ],
         }
+
+    def digests(self) -> list[str]:
+        """Of each member loaded from a folder, what tells its card and weights from others."""
+        return [file_digest(folder / "model.json")[:16] for folder in self.folders]
 
     def _name(self, i: int) -> str:
         return str(self.folders[i]) if self.folders else f"model {i + 1}"

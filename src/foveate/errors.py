@@ -6,7 +6,11 @@ A message says what was got, what is allowed, what to do, and which file or key 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import logging
+from collections.abc import Iterable, Iterator
+
+log = logging.getLogger("foveate")
 
 
 class FoveateError(Exception):
@@ -63,6 +67,111 @@ class NotFinite(FoveateError, ValueError):
 
 class TrainingError(FoveateError, RuntimeError):
     """Training cannot go on: no usable image is left, or the loss is no longer finite."""
+
+
+class DiskFull(FoveateError, OSError):
+    """A file could not be written, for the disk is full or the user's share of it used up."""
+
+
+class FolderInUse(FoveateError, RuntimeError):
+    """Another process writes into the folder."""
+
+
+class OutOfMemory(FoveateError, MemoryError):
+    """Memory did not suffice for one image or one step."""
+
+
+class TooManyOpen(FoveateError, RuntimeError):
+    """The system allows no more open files."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "too many files are open for this system's limit: raise it (ulimit -n 1024), or take a "
+            "smaller --train.batch-size"
+        )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY = (
+    *("can't allocate memory", "not enough memory", "out of memory"),
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def as_ours(error: BaseException, about: object) -> FoveateError:
+    """An error in this tree that says in plain words what went wrong with `about`, a file.
+
+    What a library says is kept in the log only: its words help nobody who did not write it.
+
+    Args:
+        error: any; those of this tree are returned as they are.
+        about: the file, for the message.
+    """
+    if isinstance(error, FoveateError):
+        return error
+    log.info("%s", about, exc_info=error)
+    if out_of_memory(error):
+        return OutOfMemory(
+            f"{about}: memory does not suffice for this image; close other programs, or use a "
+            "machine with more memory"
+        )
+    if out_of_files(error):
+        return TooManyOpen()
+    if isinstance(error, OSError) and error.strerror:
+        return UnreadableImage(f"{about}: {error.strerror}")
+    return UnreadableImage(
+        f"{about}: its content is not what its reader expects; the file is damaged or of a rare "
+        "kind. Fetch it again, or convert it to a tiled TIFF"
+    )
+
+
+def legible(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 are written as a backslash, x and digits."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks, tabs, and what a terminal would act on; at most 500 letters."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split())[:500]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, on the CPU or a GPU."""
+    for each in _chain(error):
+        if isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(each, RuntimeError) and any(word in str(each) for word in _NO_MEMORY):
+            return True
+    return False
+
+
+def out_of_files(error: BaseException) -> bool:
+    """Whether the system's limit of open files was met."""
+    return any(
+        isinstance(each, TooManyOpen)
+        or (isinstance(each, OSError) and each.errno in (errno.EMFILE, errno.ENFILE))
+        for each in _chain(error)
+    )
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether a file could not be written for want of room."""
+    for each in _chain(error):
+        if isinstance(each, DiskFull) or (isinstance(each, OSError) and each.errno in _FULL):
+            return True
+        # The writer of safetensors gives the number of the error in its text only.
+        if any(f"os error {number})" in str(each) for number in _FULL):
+            return True
+    return False
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    been: set[int] = set()
+    while error is not None and id(error) not in been:
+        been.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

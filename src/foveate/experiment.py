@@ -25,11 +25,12 @@ from foveate.errors import TrainingError
 from foveate.evaluation import compare_rows, evaluate_rows
 from foveate.features import FeatureStore
 from foveate.loading import CaseLoader
+from foveate.lock import hold
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
-from foveate.outputs import Display, predict_into, training_bar
+from foveate.outputs import Aloud, Display, Summary, predict_into, training_bar
 from foveate.plan import Plan, make_plan, model_card
-from foveate.run_folder import aside, claim, log_to, read_json, read_rows, write_rows
+from foveate.run_folder import aside, check_folder, claim, log_to, read_json, read_rows, write_rows
 from foveate.runtime import build_fabric
 from foveate.state import Progress
 from foveate.training import Trainer
@@ -58,10 +59,21 @@ def run_experiment(
     Raises:
         FoveateError: whatever the user has to mend.
     """
-    claim(folder, config.as_dict(), dump_yaml(config))
+    check_folder(folder)
+    with hold(folder):
+        claim(folder, config.as_dict(), dump_yaml(config))
+        return _run(config, folder, display, after_epoch)
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    display: Display,
+    after_epoch: Callable[[Path], None] | None,
+) -> Outcome:
     if (folder / "plan.json").is_file():
         display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
-    handlers = [log_to(folder), _Aloud(display)]
+    handlers = [log_to(folder), Aloud(display)]
     log.addHandler(handlers[1])
     try:
         plan = make_plan(config, folder, display)
@@ -81,18 +93,6 @@ def run_experiment(
             handler.close()
 
 
-class _Aloud(logging.Handler):
-    """Says warnings on the display as well as in the log."""
-
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.WARNING)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say the message."""
-        self._display.say(f"warning: {record.getMessage()}")
-
-
 # -- one fold -------------------------------------------------------------------------------------
 
 
@@ -105,36 +105,53 @@ def _run_fold(
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> None:
-    own, fold = folder / f"fold_{k}", plan.splits.folds[k]
-    loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
-    try:
-        if not (own / "model" / "model.json").is_file():
+    own = folder / f"fold_{k}"
+    if not (own / "model" / "model.json").is_file():
+        loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
+        try:
             _train_fold(config, own, k, plan, loader, store, display, after_epoch)
-        device = build_fabric(config.train).device
-        summary = predict_into(
+        finally:
+            loader.close()
+    n_heatmaps = -(-config.heatmaps // len(plan.splits.folds))
+    summary = _predict_test(config, own, k, plan, display, folder / "heatmaps", n_heatmaps)
+    if (own / "frozen" / "model" / "model.json").is_file():
+        frozen = own / "frozen"
+        _predict_test(config, frozen, k, plan, display, frozen / "heatmaps", 0)
+    write_json(own / "cost.json", summary.cost)
+    write_json(own / "failed.json", summary.failed)
+
+
+def _predict_test(
+    config: RunConfig,
+    own: Path,
+    k: int,
+    plan: Plan,
+    display: Display,
+    heatmaps: Path,
+    n_heatmaps: int,
+) -> Summary:
+    """Predict the test part of fold k by the model in a folder that never saw it.
+
+    The images are opened anew and closed at once, so that what they cost is the same whether or
+    not the run was stopped before.
+    """
+    loader = CaseLoader(
+        plan.view,
+        assume_spacing_um=config.view.assume_spacing_um,
+        keep_bytes=0,
+        keep_open=0,
+    )
+    try:
+        return predict_into(
             own,
-            Ensemble((load_model(own / "model"),)),  # the one that never saw the test part
-            plan.pick(fold.test),
+            Ensemble((load_model(own / "model"),), (own / "model",)),
+            plan.pick(plan.splits.folds[k].test),
             loader,
-            device=device,
-            heatmaps=folder / "heatmaps",
-            n_heatmaps=-(-config.heatmaps // len(plan.splits.folds)),
+            device=build_fabric(config.train).device,
+            heatmaps=heatmaps,
+            n_heatmaps=n_heatmaps,
             display=display,
         )
-        if (own / "frozen" / "model" / "model.json").is_file():
-            frozen = Ensemble((load_model(own / "frozen" / "model"),))
-            predict_into(
-                own / "frozen",
-                frozen,
-                plan.pick(fold.test),
-                loader,
-                device=device,
-                heatmaps=own / "frozen" / "heatmaps",
-                n_heatmaps=0,
-                display=display,
-            )
-        write_json(own / "cost.json", summary.cost)
-        write_json(own / "failed.json", summary.failed)
     finally:
         loader.close()
 
@@ -192,6 +209,7 @@ def _train_fold(
 
 def _fresh_model(config: RunConfig, plan: Plan) -> Model:
     card = model_card(config, plan.view, plan.task, plan.task_options, plan.classes)
+    card = replace(card, trained_on=plan.trained_on)
     model = build_model(card, pretrained=True)
     settled = config.encoder_options | dict(model.method.encoder.resolved)
     return replace(model, card=replace(card, encoder_options=settled))

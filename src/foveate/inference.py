@@ -5,22 +5,43 @@ All models of a run answer together (`foveate.ensemble`), and what is written sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import contextlib
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate.atomic import write_json
 from foveate.audit import audit_layout
-from foveate.cases import Case, CaseTable, cases_from_folder, load_splits, read_cases, said_factors
+from foveate.cases import (
+    Case,
+    CaseTable,
+    cases_from_folder,
+    load_splits,
+    read_cases,
+    safe_id,
+    said_factors,
+    several,
+)
 from foveate.ensemble import Ensemble, find_models
 from foveate.errors import ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
+from foveate.fields import read_fields
 from foveate.loading import CaseLoader
-from foveate.outputs import Display, Summary, predict_into
-from foveate.run_folder import aside, write_rows
+from foveate.lock import hold
+from foveate.outputs import Aloud, Display, Summary, predict_into
+from foveate.run_folder import aside, check_out, log_to, sweep, write_rows
 from foveate.runtime import build_fabric
 from foveate.schedule import TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("foveate")
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 
@@ -28,21 +49,23 @@ _TABLES = (".csv", ".tsv", ".xlsx")
 def gather_cases(paths: Sequence[Path]) -> CaseTable:
     """Cases from files, folders and tables, with the rows of tables that cannot be used.
 
+    A link that leads nowhere is a case, too: prediction sets it aside.
+
     Raises:
         ImageNotFound: a path does not exist.
-        TableError: two images would share an id, or nothing is there.
+        TableError: nothing is there.
     """
     tables: list[CaseTable] = []
     for path in paths:
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             raise ImageNotFound(f"{path}: no such file or folder")
         if path.suffix.lower() in _TABLES and path.is_file():
             tables.append(read_cases(path, need_labels=False))
         else:
             tables.append(cases_from_folder(path))
-    once: dict[Path, Case] = {}
+    once: dict[str, Case] = {}
     for case in (case for table in tables for case in table.cases):
-        once.setdefault(case.path.resolve(), case)
+        once.setdefault(os.path.realpath(case.path), case)
     return CaseTable(
         cases=tuple(_with_distinct_ids(list(once.values()))),
         notes=tuple(note for table in tables for note in table.notes),
@@ -50,24 +73,38 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
     )
 
 
-def predict_paths(
-    run: Path,
-    paths: Sequence[Path],
-    out: Path,
-    display: Display,
-    *,
-    assume_spacing_um: float | None = None,
-    n_heatmaps: int = 1000,
-    device: str = "auto",
-) -> Summary:
-    """Predict images; results go to `out`. Images that fail are listed in ``quarantine.csv``.
+@dataclass(frozen=True)
+class Asked:
+    """How a trained run is to be used.
+
+    Attributes:
+        out: folder for the results.
+        assume_spacing_um: of images that state no spacing; None takes that of the training, for
+            images of the kind that needed it there.
+        n_heatmaps: how many images get pictures.
+        device: ``auto`` takes a GPU when there is one.
+    """
+
+    out: Path
+    assume_spacing_um: float | None = None
+    n_heatmaps: int = 1000
+    device: str = "auto"
+
+
+def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Display) -> Summary:
+    """Predict images. Images that fail are listed in ``quarantine.csv``.
+
+    The same call continues where an earlier one stopped.
 
     Raises:
         UnreadableImage: not one of them could be predicted.
+        CheckpointError: there is no whole model, or `out` holds something else.
+        FolderInUse: another process writes into `out`.
     """
-    summary = _predict(
-        find_models(run), gather_cases(paths), out, display, assume_spacing_um, n_heatmaps, device
-    )
+    check_out(asked.out, run)
+    models, table = find_models(run), gather_cases(paths)
+    with _writing(asked.out, display):
+        summary = _predict(models, table, asked, display, "predict")
     if not summary.rows:
         first = next(iter(summary.failed.values()), "there is none")
         raise UnreadableImage(f"no image could be predicted; the first: {first}")
@@ -77,27 +114,29 @@ def predict_paths(
 def evaluate_table(
     run: Path,
     table: Path,
-    out: Path,
+    asked: Asked,
     display: Display,
     *,
     label: str | None = None,
     files: Path | None = None,
     images: Path | None = None,
-    assume_spacing_um: float | None = None,
-    device: str = "auto",
     shuffle_layout: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Predict a labelled table and score it; returns the metrics and the images that failed.
 
-    Images that trained a model which answers are counted under ``n_seen_in_training``, and said.
-    With `shuffle_layout`, an audit of whether the model uses where patches lie is added under
-    ``layout`` (`foveate.audit`).
+    Images whose label the model does not know are left out, which is said. Images that trained a
+    model which answers are counted under ``n_seen_in_training``, and said. With `shuffle_layout`,
+    an audit of whether the model uses where patches lie is added under ``layout``
+    (`foveate.audit`). The same call continues where an earlier one stopped.
 
     Raises:
-        TableError: a label that the model does not know.
+        TableError: the model knows none of the labels, or no image could be predicted.
+        CheckpointError: there is no whole model, or `out` holds something else.
+        FolderInUse: another process writes into `out`.
     """
+    out = asked.out
+    check_out(out, run)
     models = find_models(run)
-    task = models.members[0].task
     read = read_cases(
         table,
         files=files,
@@ -106,120 +145,210 @@ def evaluate_table(
         known_labels=models.classes,
         min_classes=1,
     )
-    try:
-        for case in read.cases:
-            task.target(str(case.label))
-    except TableError as error:
-        raise TableError(f"{table}, column '{read.label_column}': {error}") from None
-    seen = _count_seen(models, read.cases)
-    if seen:
-        display.say(
-            f"warning: {seen} of {len(read.cases)} images trained the models that answer: these "
-            "scores are too good. Honest ones are in metrics.json of the run"
-        )
-    summary = _predict(models, read, out, display, assume_spacing_um, 40, device)
-    if not summary.rows:
-        raise TableError(f"no image of {table} could be predicted; see {out / 'quarantine.csv'}")
-    rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
-    metrics = evaluate_rows(rows, models.classes) | {"n_seen_in_training": seen}
-    if shuffle_layout:
-        good = [case for case in read.cases if case.image_id not in summary.failed]
-        metrics["layout"] = _layout(models, good, assume_spacing_um, device)
-    write_json(out / "metrics.json", metrics)
+    read = _with_known_labels(read, models, table, display)
+    with _writing(out, display):
+        summary = _predict(models, read, asked, display, "evaluate")
+        if not summary.rows:
+            raise TableError(
+                f"no image of {table} could be predicted; see {out / 'quarantine.csv'}"
+            )
+        display.say("scoring, with intervals over patients")
+        rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
+        n_seen = sum(row["in_training"] != "" for row in rows)
+        metrics = evaluate_rows(rows, models.classes) | {"n_seen_in_training": n_seen}
+        if shuffle_layout:
+            good = [case for case in read.cases if case.image_id not in summary.failed]
+            metrics["layout"] = _layout(models, good, asked)
+        write_json(out / "metrics.json", metrics)
     return metrics, summary.failed
 
 
-def _count_seen(models: Ensemble, cases: Sequence[Case]) -> int:
-    """How many of the cases, by image and patient, were in training or validation of a model.
+@contextlib.contextmanager
+def _writing(out: Path, display: Display) -> Iterator[None]:
+    """Hold `out` for this process, sweep up what a killed one left, and keep a log there."""
+    with hold(out):
+        sweep(out)
+        handlers = [log_to(out), Aloud(display)]
+        log.addHandler(handlers[1])
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                log.removeHandler(handler)
+                handler.close()
 
-    0 where the models' run folder with its split is not there.
+
+def _with_known_labels(
+    read: CaseTable, models: Ensemble, table: Path, display: Display
+) -> CaseTable:
+    """The cases whose label the model knows; the others are said.
+
+    Raises:
+        TableError: it knows none.
     """
-    seen: set[tuple[str, str]] = set()
+    unknown = sorted({str(case.label) for case in read.cases} - set(models.classes))
+    if not unknown:
+        return read
+    kept = tuple(case for case in read.cases if case.label in models.classes)
+    where = f"{table}, column '{read.label_column}'"
+    if not kept:
+        raise TableError(
+            f"{where}: the model knows none of the labels {several(unknown)}; its classes are "
+            f"{', '.join(models.classes)}. Name another column with --label, or rename the labels"
+        )
+    display.say(
+        f"warning: {where}: {len(read.cases) - len(kept)} of {len(read.cases)} images have labels "
+        f"that the model does not know ({several(unknown)}) and are left out; its classes are "
+        f"{', '.join(models.classes)}"
+    )
+    return replace(read, cases=kept)
+
+
+def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
+    """Of the cases that trained a model which answers, by image id, what they were used for.
+
+    A case is known by its id and patient, or by its file. Empty where the models' run folder with
+    its split is not there.
+    """
+    found: dict[str, str] = {}
     for model, folder in zip(models.members, models.folders, strict=False):
-        about, path = model.card.provenance, folder.resolve().parent.parent / "splits.json"
-        if not path.is_file():
+        about, root = model.card.provenance, folder.resolve().parent.parent
+        if not (root / "splits.json").is_file():
             continue
-        splits = load_splits(path)
+        splits = load_splits(root / "splits.json")
         if splits.hash != about.get("split_hash"):
             continue
-        if about.get("refit"):
-            seen |= set(splits.patients.items())
-        elif about.get("fold") is not None:
-            fold = splits.folds[about["fold"]]
-            seen |= {(i, splits.patients[i]) for i in (*fold.train, *fold.val)}
-    return sum((case.image_id, case.patient_id) in seen for case in cases)
+        use = dict.fromkeys(splits.patients, "training") if about.get("refit") else {}
+        k = about.get("fold")
+        if k is not None and k < len(splits.folds):
+            use = dict.fromkeys(splits.folds[k].val, "validation")
+            use |= dict.fromkeys(splits.folds[k].train, "training")
+        files = _files_of(root)
+        for case in cases:
+            was = files.get(os.path.realpath(case.path))
+            if was is None and splits.patients.get(case.image_id) == case.patient_id:
+                was = case.image_id
+            if was in use and found.get(case.image_id) != "training":
+                found[case.image_id] = use[was]
+    return found
 
 
-def _layout(
-    models: Ensemble, cases: Sequence[Case], assume_spacing_um: float | None, device: str
-) -> dict[str, Any]:
-    assumed = assume_spacing_um or models.card.assume_spacing_um
-    options = TrainOptions(device=device)  # type: ignore[arg-type]
-    loader = CaseLoader(models.card.view, assume_spacing_um=assumed)
+def _files_of(root: Path) -> dict[str, str]:
+    """Of each file that a run rests on, the image's id; empty where the run did not note them."""
+    path, found = root / "inputs.json", {}
+    if path.is_file():
+        images = read_fields(path).part("images")
+        for image_id in images.plain():
+            file = images.part(image_id).part("file").text("path")
+            found[os.path.realpath(file)] = image_id
+    return found
+
+
+def _layout(models: Ensemble, cases: Sequence[Case], asked: Asked) -> dict[str, Any]:
+    loader = _loader(models, asked)
     try:
-        found = audit_layout(models, cases, loader, device=build_fabric(options).device)
+        found = audit_layout(models, cases, loader, device=_device(asked))
     finally:
         loader.close()
     return {**asdict(found), "uses_layout": found.uses_layout, "told": found.told()}
 
 
 def _predict(
-    models: Ensemble,
-    table: CaseTable,
-    out: Path,
-    display: Display,
-    assume_spacing_um: float | None,
-    n_heatmaps: int,
-    device: str,
+    models: Ensemble, table: CaseTable, asked: Asked, display: Display, command: str
 ) -> Summary:
     for note in table.notes:
         display.say(note)
     display.say(models.describe())
-    assumed = assume_spacing_um or models.card.assume_spacing_um
-    options = TrainOptions(device=device)  # type: ignore[arg-type]
-    loader = CaseLoader(models.card.view, assume_spacing_um=assumed)
+    out, seen = asked.out, _seen(models, table.cases)
+    if seen:
+        display.say(
+            f"warning: {len(seen)} of {len(table.cases)} images trained the models that answer, "
+            "which makes their answers too good; they are marked in the column in_training. "
+            "Honest scores are in metrics.json of the run"
+        )
+    loader = _loader(models, asked)
     try:
         summary = predict_into(
             out,
             models,
             table.cases,
             loader,
-            device=build_fabric(options).device,
+            device=_device(asked),
             heatmaps=out / "heatmaps",
-            n_heatmaps=n_heatmaps,
+            n_heatmaps=asked.n_heatmaps,
             display=display,
+            seen=seen,
+            about={"command": command, "spacing_um": asked.assume_spacing_um},
         )
     finally:
         loader.close()
     if contradiction := said_factors(loader.factors):
         display.say(contradiction)
+    unlike = sum(bool(row["unlike"]) for row in summary.rows)
+    if unlike:
+        display.say(
+            f"warning: {unlike} of {len(summary.rows)} images are unlike those of training; their "
+            "answers mean little. The column unlike says why"
+        )
     paths = {case.image_id: str(case.path) for case in table.cases}
     rows = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside] + [
         aside(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
     ]
     for row in table.set_aside:
         summary.failed[row.image_id] = row.reason
-    (out / "quarantine.csv").unlink(missing_ok=True)
     if rows:
         write_rows(out / "quarantine.csv", rows, list(rows[0]))
+    else:
+        (out / "quarantine.csv").unlink(missing_ok=True)
     write_json(out / "cost.json", {"models": len(models), **summary.cost})
     write_json(out / "answer.json", models.record())
     return summary
 
 
+def _loader(models: Ensemble, asked: Asked) -> CaseLoader:
+    """What opens the images; each is opened once, so that its count is its own.
+
+    A spacing that was assumed in training is assumed again only for images of a kind that the
+    model was trained on, and only where an image of the training needed it.
+    """
+    known, assumed = models.card.trained_on, asked.assume_spacing_um
+    kinds: tuple[str, ...] | None = None
+    if assumed is None and (known is None or known.assumed):
+        assumed = models.card.assume_spacing_um
+        kinds = None if known is None else known.kinds
+    return CaseLoader(
+        models.card.view,
+        assume_spacing_um=assumed,
+        assume_for=kinds,
+        keep_bytes=0,
+        keep_open=0,
+    )
+
+
+def _device(asked: Asked) -> torch.device:
+    options = TrainOptions(device=asked.device)  # type: ignore[arg-type]
+    return build_fabric(options).device
+
+
 def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:
-    """Files of one name in several folders get their folder's name in front."""
-    seen: dict[str, int] = {}
-    for case in cases:
-        seen[case.image_id] = seen.get(case.image_id, 0) + 1
-    out = []
-    for case in cases:
-        name = case.image_id
-        if seen[name] > 1:
-            name = f"{case.path.parent.name}-{case.path.name}"
-        out.append(Case(name, case.patient_id, case.path, case.label, case.spacing_um))
-    ids = [case.image_id for case in out]
-    if len(set(ids)) != len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise TableError(f"two images would be called '{twice}': predict them one folder at a time")
+    """Files of one name in several folders get their folder's name in front.
+
+    Where that does not tell them apart, a few digits of their path's hash follow.
+    """
+    out = list(cases)
+    for rename in (_with_folder, _with_hash):
+        count = Counter(case.image_id.casefold() for case in out)
+        out = [
+            replace(case, image_id=rename(case)) if count[case.image_id.casefold()] > 1 else case
+            for case in out
+        ]
     return out
+
+
+def _with_folder(case: Case) -> str:
+    return f"{safe_id(case.path.parent.name)}-{safe_id(case.path.name)}"
+
+
+def _with_hash(case: Case) -> str:
+    digest = hashlib.sha256(os.fsencode(case.path.absolute())).hexdigest()
+    return f"{case.image_id}-{digest[:8]}"

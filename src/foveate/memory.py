@@ -1,4 +1,4 @@
-"""What the machine has: peak memory, giving freed memory back, arithmetic of the CPU."""
+"""What the machine has: memory, how many files may be open, arithmetic of the CPU."""
 
 from __future__ import annotations
 
@@ -44,6 +44,16 @@ def use_huge_pages() -> None:
     the time of a streamed step. Reads a variable of PyTorch's, which the user may have set.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def allow_more_files(wanted: int = 4096) -> None:
+    """Raise this process's own limit of open files, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def give_back() -> None:

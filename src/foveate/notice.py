@@ -20,19 +20,21 @@ _ADVICE: tuple[tuple[str | None, float, str], ...] = (
     ("jitter", 1.0, "a lattice that moves (--method.jitter true)"),
     ("patches", math.inf, "more patches an image (--method.patches)"),
     ("kept", math.inf, "more patches an image (--method.kept)"),
-    (None, math.inf, "more steps (smaller --train.batch-size, more --epochs)"),
+    (None, math.inf, "more steps ({steps})"),
     (None, math.inf, "a lower or higher --train.lr"),
 )
 """What helps: the option that a method must have for it, and from where on it is set already."""
 
 
-def at_chance(model: Model, row: Mapping[str, float]) -> str:
+def at_chance(model: Model, row: Mapping[str, float], *, batch: int) -> str:
     """That the training loss rests at chance, and what ends that with this method.
 
     Args:
         model: whose options say what is set already.
         row: of the epoch that has just ended.
+        batch: images of a step.
     """
+    smaller = "smaller --train.batch-size, " if batch > 1 else ""
     given = model.card.method_options
     known = {key: option.default for key, option in options_of(type(model.method)).items()}
     advice = [
@@ -43,7 +45,8 @@ def at_chance(model: Model, row: Mapping[str, float]) -> str:
     return _AT_CHANCE.format(
         loss=row["train_loss"],
         epoch=int(row["epoch"]),
-        advice="What ends such a plateau: " + ", ".join(advice),
+        advice="What ends such a plateau: "
+        + ", ".join(advice).format(steps=f"{smaller}more --epochs"),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import Any, Protocol
 import torch
 
 from foveate.atomic import write_json
-from foveate.cases import Case
+from foveate.cases import Case, several
 from foveate.ensemble import Ensemble
-from foveate.errors import FoveateError
+from foveate.errors import CheckpointError, FoveateError, disk_full, one_line, out_of_files
 from foveate.heatmaps import draw_heatmap, write_geojson
+from foveate.journal import Journal
 from foveate.loading import CaseLoader
 from foveate.prediction import Failure, Report, predict_cases
 from foveate.run_folder import read_json, write_rows
@@ -31,6 +34,22 @@ class Display(Protocol):
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
         """Work under way, which may be within one of its parts."""
+
+
+class Aloud(logging.Handler):
+    """Says warnings of the log on a display as well.
+
+    Args:
+        display: is told.
+    """
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say the message."""
+        self._display.say(f"warning: {record.getMessage()}")
 
 
 def training_bar(display: Display, title: str) -> Callable[[Any], None]:
@@ -60,6 +79,9 @@ class Summary:
     cost: dict[str, float] = field(default_factory=dict)
 
 
+_COSTS = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
+
+
 def predict_into(
     folder: Path,
     models: Ensemble,
@@ -70,46 +92,173 @@ def predict_into(
     heatmaps: Path,
     n_heatmaps: int,
     display: Display,
+    seen: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Predict cases; write ``predictions.csv`` into `folder` and pictures into `heatmaps`.
 
-    Where several models answer, the mean of their probabilities is the answer.
+    Each answer goes to ``answers.jsonl`` as soon as it is there, its pictures before it; what is
+    known there of the same file, models and options is not computed again. The table is written
+    from it at the end.
 
-    Pictures are drawn for the first `n_heatmaps` images; evidence is kept for all.
+    Args:
+        folder, heatmaps: where to.
+        models: that answer.
+        cases: in the order of the table.
+        loader: opens and reads images.
+        device: that computes.
+        n_heatmaps: for how many images pictures are drawn; evidence is kept for all.
+        display: is told.
+        seen: by image, that a model which answers was trained with it; None leaves the column out.
+        about: what the answers rest on besides models and options. None: answers of another
+            command are replaced; otherwise they are refused.
+
+    Raises:
+        CheckpointError: the folder holds answers of another command.
+        DiskFull: there is no room; what was written before is whole.
     """
-    keys = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
-    summary = Summary(models.classes, cost={**dict.fromkeys(keys, 0.0), "n_images": 0.0})
-    index: list[dict[str, Any]] = []
+    rests_on = {"models": models.digests(), "heatmaps": n_heatmaps, **(about or {})}
+    journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
+    keys = {case.image_id: _key(case) for case in cases}
+    known = _known(journal, keys, display, refuse_others=about is not None)
+    teller = Reasons(display)
+    drawn = sum(bool(entry.get("drawn")) for entry in known.values())
 
     def within(done: float) -> None:
-        display.bar("predicting", done, len(cases))
+        display.bar("predicting", len(known) + done, len(cases))
 
-    reports = predict_cases(models, cases, loader, device=device, tell=within)
+    within(0)
+    todo = [case for case in cases if case.image_id not in known]
+    reports = predict_cases(models, todo, loader, device=device, tell=within)
     for done, found in enumerate(reports, 1):
+        entry = _entry(found, models, heatmaps, draw=drawn < n_heatmaps)
         if isinstance(found, Failure):
-            summary.failed[found.case.image_id] = found.reason
-            display.say(f"set aside {found.case.image_id}: {found.reason}")
-        else:
-            row = _row(found, models)
-            summary.rows.append(row)
-            for key in keys:
-                summary.cost[key] += getattr(found, key)
-            summary.cost["n_images"] += 1
-            index.append(_pictures(found, row, models, heatmaps, draw=len(index) < n_heatmaps))
+            teller.set_aside(found.case.image_id, str(found.case.path), found.reason)
+        drawn += bool(entry.get("drawn"))
+        journal.add(found.case.image_id, {"of": keys[found.case.image_id], **entry})
         within(done)
+    teller.end()
+    return _settled(folder, models, cases, journal, heatmaps, seen)
+
+
+def _entry(
+    found: Report | Failure, models: Ensemble, heatmaps: Path, *, draw: bool
+) -> dict[str, Any]:
+    """What the journal keeps of one image; its pictures are written before."""
+    _forget_pictures(heatmaps, found.case)
+    if isinstance(found, Failure):
+        return {"failed": found.reason}
+    row, cost = _row(found, models), {key: getattr(found, key) for key in _COSTS}
+    picture = _pictures(found, row, models, heatmaps, draw=draw)
+    return {"row": row, "cost": cost, "picture": picture, "drawn": draw}
+
+
+def _settled(
+    folder: Path,
+    models: Ensemble,
+    cases: Sequence[Case],
+    journal: Journal,
+    heatmaps: Path,
+    seen: Mapping[str, str] | None,
+) -> Summary:
+    """Write the table and the index of pictures from what the journal holds of these cases."""
+    summary, index = Summary(models.classes), []
+    summary.cost = {**dict.fromkeys(_COSTS, 0.0), "n_images": 0.0}
+    for case in cases:
+        entry = journal.entries[case.image_id]
+        if "failed" in entry:
+            summary.failed[case.image_id] = entry["failed"]
+            continue
+        told = {} if seen is None else {"in_training": seen.get(case.image_id, "")}
+        summary.rows.append(entry["row"] | told)
+        index.append(entry["picture"])
+        for key in _COSTS:
+            summary.cost[key] += entry["cost"][key]
+        summary.cost["n_images"] += 1
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
-    write_rows(folder / "predictions.csv", summary.rows, _columns(models, summary.rows))
-    _merge_index(heatmaps / "index.json", index)
+    columns = _columns(models, summary.rows, seen is not None)
+    write_rows(folder / "predictions.csv", summary.rows, columns)
+    _merge_index(heatmaps / "index.json", index, {case.image_id for case in cases})
+    journal.finish()
     return summary
 
 
-def _columns(models: Ensemble, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _key(case: Case) -> dict[str, Any]:
+    """What an answer to a case rests on: the row, and the file as it is now."""
+    key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
+    key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
+    for name, path in (("file", case.path), ("places", case.places)):
+        with contextlib.suppress(OSError):
+            state = None if path is None else path.stat()
+            key[name] = state and [state.st_size, state.st_mtime_ns]
+    return key
+
+
+def _known(
+    journal: Journal, keys: Mapping[str, Any], display: Display, *, refuse_others: bool
+) -> dict[str, dict[str, Any]]:
+    """Entries that answer one of these images as it is now.
+
+    Raises:
+        CheckpointError: there are answers, and pictures, of images that are not asked for now.
+    """
+    others = [image_id for image_id in journal.entries if image_id not in keys]
+    if others and refuse_others:
+        raise CheckpointError(
+            f"{journal.path.parent} holds answers to {len(others)} images that are not among those "
+            f"given now ({several(others)}). Give these too, or another --out, or delete this "
+            "folder"
+        )
+    known = {i: e for i, e in journal.entries.items() if keys.get(i) == e.get("of")}
+    if known:
+        display.say(f"{len(known)} of {len(keys)} images are answered already")
+    return known
+
+
+_SAID_EACH = 3
+
+
+class Reasons:
+    """Says why images are set aside; the same reason a few times only, with a count at the end.
+
+    Args:
+        display: is told.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._counts: Counter[str] = Counter()
+
+    def set_aside(self, image_id: str, path: str, reason: str) -> None:
+        """An image is set aside."""
+        plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
+        self._counts[plain] += 1
+        if self._counts[plain] <= _SAID_EACH:
+            self._display.say(f"set aside {image_id}: {one_line(reason)}")
+
+    def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """These rows of ``quarantine.csv`` are all that there are."""
+        for row in rows:
+            self.set_aside(row["image_id"], row["path"], row["reason"])
+        self.end()
+
+    def end(self) -> None:
+        """Say how often what is no longer said has happened."""
+        for reason, n in self._counts.items():
+            if n > _SAID_EACH:
+                self._display.say(
+                    f"set aside {n} images in all for this reason: {one_line(reason)}"
+                )
+
+
+def _columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool) -> list[str]:
     """Of ``predictions.csv``, in order."""
     columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
     columns += ["models", *(f"prob_{c}" for c in models.classes)]
     if len(models) > 1:
         columns += [f"prob_sd_{c}" for c in models.classes]
     columns += [key for key in (rows or [{}])[0] if key.startswith("logit_sd_")]
+    columns += ["unlike", *(["in_training"] if seen else [])]
     return [*columns, "seconds", "decoded_px", "level0_px", "decoded_fraction"]
 
 
@@ -131,6 +280,7 @@ def _row(report: Report, models: Ensemble) -> dict[str, Any]:
         "threshold": "" if threshold is None else f"{threshold:.6g}",
         "spacing": f"{report.image.known_spacing_um[-1]:.4g} {report.image.unit}",
         "models": len(models),
+        "unlike": report.unlike,
         "seconds": f"{report.seconds:.3f}",
         "decoded_px": report.decoded_px,
         "level0_px": report.level0_px,
@@ -166,6 +316,7 @@ def _pictures(
         "predicted": row["predicted"],
         "probs": shares,
         "models": len(models),
+        "unlike": report.unlike,
         "png": None,
         "geojson": None,
     }
@@ -177,33 +328,58 @@ def _pictures(
     if len(models) > 1:
         said += f"; mean of {len(models)} models"
     label = f"label {row['label']}, " if row["label"] else ""
+    caption = f"{label}predicted {row['predicted']}   ({said})"
+    if report.unlike:
+        caption += f"\nunlike the images of training: {report.unlike}"
     try:
         metadata = {"label": row["label"], "predicted": row["predicted"]}
         metadata |= {f"prob_{c}": f"{p:.4f}" for c, p in shares.items()}
+        metadata |= {"unlike": report.unlike} if report.unlike else {}
         write_geojson(report.image, report.evidence, folder / f"{stem}.geojson", metadata=metadata)
         draw_heatmap(
             report.image,
             report.evidence,
             folder / f"{stem}.png",
             title=report.case.image_id,
-            caption=f"{label}predicted {row['predicted']}   ({said})",
+            caption=caption,
         )
-    except (FoveateError, OSError, ValueError) as error:
-        log.warning("no picture of %s: %s", report.case.image_id, error)
+    except Exception as error:
+        if disk_full(error) or out_of_files(error):
+            raise
+        why = str(error) if isinstance(error, FoveateError) else "drawing it went wrong"
+        log.warning("no picture of %s: %s", report.case.image_id, why)
+        log.info("%s", report.case.path, exc_info=error)
         return entry
     return entry | {"png": f"{stem}.png", "geojson": f"{stem}.geojson"}
 
 
+def _forget_pictures(folder: Path, case: Case) -> None:
+    """Remove what an earlier answer to this image left, so that no old picture stays."""
+    for suffix in (".npz", ".png", ".geojson"):
+        (folder / f"{safe_name(case.image_id)}{suffix}").unlink(missing_ok=True)
+
+
+_NAME_BYTES = 180
+"""Of a file name: with suffixes and what is written aside it stays below 255."""
+
+
 def safe_name(image_id: str) -> str:
-    """A file name from an id; one that had to be changed gets a few digits of the id's hash."""
+    """A file name from an id.
+
+    One that had to be changed or shortened gets a few digits of the id's hash.
+    """
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in image_id).lstrip(".")
-    if plain == image_id:
-        return plain
-    return f"{plain}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+    short = _bytes(plain)[:_NAME_BYTES].decode(errors="ignore")
+    if short == image_id:
+        return short
+    return f"{short}-{hashlib.sha256(_bytes(image_id)).hexdigest()[:8]}"
 
 
-def _merge_index(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Add entries to those that other folds wrote."""
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _merge_index(path: Path, entries: list[dict[str, Any]], asked: set[str]) -> None:
+    """Put these entries in the place of all that there are of the images asked for."""
     old = read_json(path) if path.is_file() else []
-    new = {entry["image_id"] for entry in entries}
-    write_json(path, [entry for entry in old if entry["image_id"] not in new] + entries)
+    write_json(path, [entry for entry in old if entry["image_id"] not in asked] + entries)

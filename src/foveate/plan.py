@@ -12,6 +12,7 @@ import numpy as np
 
 from foveate.atomic import write_json
 from foveate.batch import View
+from foveate.card import ModelCard, trained_on_of, view_of
 from foveate.cases import (
     Case,
     CaseTable,
@@ -22,13 +23,15 @@ from foveate.cases import (
     said_factors,
     save_splits,
 )
-from foveate.checkpoint import ModelCard, build_model
+from foveate.checkpoint import build_model
 from foveate.config import RunConfig, settle_encoder
 from foveate.errors import OptionError, SplitError, TrainingError
+from foveate.fields import Fields, read_fields
 from foveate.fingerprint import check_unchanged, files_of, load_inputs, note_inputs, save_inputs
-from foveate.loading import ImageFacts, choose_view, scan_cases
-from foveate.outputs import Display
-from foveate.run_folder import aside, read_json
+from foveate.likeness import ImageFacts, TrainedOn, trained_on
+from foveate.outputs import Display, Reasons
+from foveate.run_folder import aside
+from foveate.scan import Scan, choose_view, scan_cases
 from foveate.tasks import build_task
 
 
@@ -44,6 +47,7 @@ class Plan:
     cases: dict[str, Case]
     quarantine: list[dict[str, str]]
     splits: Splits
+    trained_on: TrainedOn | None
 
     def pick(self, image_ids: Sequence[str]) -> list[Case]:
         """The cases of these images, in this order."""
@@ -68,13 +72,11 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     if not stored.is_file():
         axes = _check_parts(config, name, options, task.classes)
         _settle(config, folder, table, display, (name, options, task.classes), axes)
-        content = read_json(stored)
+        content = _stored(stored)
     else:
-        content = read_json(stored)
-        _check_inputs(config, folder, table, content["quarantine"], display)
-    fit = content["view"].pop("fit")
-    view = View(**content["view"], fit=None if fit is None else tuple(fit))
-    quarantine: list[dict[str, str]] = content["quarantine"]
+        content = _stored(stored)
+        _check_inputs(config, folder, table, _quarantined(content), display)
+    view, quarantine = view_of(content.part("view")), _quarantined(content)
     bad = {row["image_id"] for row in quarantine}
     cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
     splits = load_splits(folder / "splits.json")
@@ -83,7 +85,8 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     except SplitError as error:
         raise SplitError(f"{folder / 'splits.json'}: {error}") from None
     settled = settle_encoder(config, view.axes)
-    methods = config.method_options | content["method_options"]
+    methods = config.method_options | content.options("method_options")
+    facts = trained_on_of(content.part("trained_on")) if "trained_on" in content else None
     return Plan(
         replace(settled, method_options=methods),
         view,
@@ -93,7 +96,22 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         cases,
         quarantine,
         splits,
+        facts,
     )
+
+
+def _stored(path: Path) -> Fields:
+    """The content of ``plan.json``, of which each field is checked where it is used."""
+    fields = read_fields(path)
+    fields.only(("view", "quarantine", "method_options", "trained_on"))
+    return fields
+
+
+def _quarantined(fields: Fields) -> list[dict[str, str]]:
+    """The stored rows of images that were set aside before training."""
+    rows = [Fields(row, f"{fields.where}: quarantine") for row in fields.items("quarantine")]
+    keys = ("image_id", "path", "stage", "reason")
+    return [{key: row.text(key) for key in keys} for row in rows]
 
 
 def _read_table(config: RunConfig, display: Display) -> CaseTable:
@@ -131,24 +149,8 @@ def _settle(
     Raises:
         OptionError: the images do not have as many `axes` as the encoder reads.
     """
-    scan = scan_cases(
-        table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
-    )
-    quarantine = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside]
-    quarantine += [
-        aside(c.image_id, c.path, "open", scan.failed[c.image_id])
-        for c in table.cases
-        if c.image_id in scan.failed
-    ]
-    for row in quarantine:
-        display.say(f"set aside {row['image_id']}: {row['reason']}")
+    scan, quarantine = _open_all(config, table, display)
     usable = [case for case in table.cases if case.image_id in scan.facts]
-    if not usable:
-        reason = quarantine[0]["reason"] if quarantine else "the table is empty"
-        raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
-    factors = {i: fact.factor for i, fact in scan.facts.items() if fact.factor is not None}
-    if contradiction := said_factors(factors):
-        display.say(contradiction)
     view = choose_view(scan.facts.values(), config.view)
     if axes is None:
         axes = _check_parts(settle_encoder(config, view.axes), *task)
@@ -175,8 +177,41 @@ def _settle(
         display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
     inputs = note_inputs(usable, files_of(config.encoder_options), None, _noting(display))
     save_inputs(inputs, folder / "inputs.json")
-    content = {"view": asdict(view), "quarantine": quarantine, "method_options": chosen}
+    content = {
+        "view": asdict(view),
+        "quarantine": quarantine,
+        "method_options": chosen,
+        "trained_on": asdict(trained_on(scan.facts.values())),
+    }
     write_json(folder / "plan.json", content)
+
+
+def _open_all(
+    config: RunConfig, table: CaseTable, display: Display
+) -> tuple[Scan, list[dict[str, str]]]:
+    """Facts of all images, and rows about those that are set aside; both are said.
+
+    Raises:
+        TrainingError: no image can be read.
+    """
+    display.bar("opening images", 0, len(table.cases))
+    scan = scan_cases(
+        table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
+    )
+    quarantine = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside]
+    quarantine += [
+        aside(c.image_id, c.path, "open", scan.failed[c.image_id])
+        for c in table.cases
+        if c.image_id in scan.failed
+    ]
+    Reasons(display).set_all_aside(quarantine)
+    if not scan.facts:
+        reason = quarantine[0]["reason"] if quarantine else "the table is empty"
+        raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
+    factors = {i: fact.factor for i, fact in scan.facts.items() if fact.factor is not None}
+    if contradiction := said_factors(factors):
+        display.say(contradiction)
+    return scan, quarantine
 
 
 def _check_inputs(

@@ -14,15 +14,16 @@ import enum
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 import threading
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from foveate.errors import OptionError, UnknownName, did_you_mean
 
@@ -137,6 +138,43 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
 
 
 @dataclass(frozen=True)
+class Within:
+    """The limits of an option's numbers, declared with its type: ``Annotated[int, Within(1, 9)]``.
+
+    Without a declaration, options of parts lie in `PART`, keys of the config in `SECTION`, which
+    have rules of their own.
+    """
+
+    low: float
+    high: float
+
+    def check(self, number: float, key: str) -> None:
+        """Assert that a number lies within.
+
+        Raises:
+            OptionError: it does not, or is not finite.
+        """
+        if isinstance(number, float) and not math.isfinite(number):
+            raise OptionError(f"{key}: got '{number}', expected a number")
+        if number < self.low:
+            raise OptionError(f"{key}: got {number}, expected {self.low:g} or more")
+        if number > self.high:
+            raise OptionError(f"{key}: got {number}, expected at most {self.high:g}")
+
+
+PART = Within(0, 1e6)
+COMMON = {
+    **dict.fromkeys(("chunk", "attention_heads", "k", "samples", "grid", "draws"), Within(1, 1e5)),
+    **dict.fromkeys(("width", "dim", "hidden", "landmarks"), Within(1, 16384)),
+    **dict.fromkeys(("dropout", "glimpse_dropout", "drop"), Within(0, 0.99)),
+    **dict.fromkeys(("layers", "looks", "iterations"), Within(0, 1000)),
+    "smoothing": Within(0, 1),
+}
+"""Limits of options that mean the same in every part; where a part's are narrower it says so."""
+SECTION = Within(-1e9, 1e12)
+
+
+@dataclass(frozen=True)
 class Option:
     """One option: a keyword of a constructor with a default."""
 
@@ -144,18 +182,24 @@ class Option:
     annotation: Any
     default: Any
 
-    def parse(self, value: Any, key: str) -> Any:
+    def parse(self, value: Any, key: str, limits: Within = PART) -> Any:
         """A value of the right type from text (or from JSON).
+
+        Args:
+            value: as given.
+            key: for messages.
+            limits: of numbers, where the option declares none.
 
         Raises:
             OptionError: the text does not fit; the message names the key and what is allowed.
         """
-        return _parse(value, self.annotation, key)
+        return _parse(value, self.annotation, key, limits)
 
 
 def options(part: Callable[..., Any]) -> dict[str, Option]:
     """The options of a part: the keyword arguments of its constructor that have defaults."""
-    hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
+    written = part.__init__ if inspect.isclass(part) else part
+    hints = typing.get_type_hints(written, include_extras=True)
     signature = inspect.signature(part)
     return {
         p.name: Option(p.name, hints.get(p.name, str), p.default)
@@ -171,38 +215,65 @@ def parse_options(part: Callable[..., Any], given: Mapping[str, Any], where: str
         OptionError: an unknown key (with the nearest known one) or a value that does not fit.
     """
     known = options(part)
+    limits = SECTION if is_dataclass(part) else PART
     parsed = {}
     for key, value in given.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name not in known:
             raise OptionError(f"no option '{where}.{key}'.{did_you_mean(name, known)}")
-        parsed[name] = known[name].parse(value, f"{where}.{key}")
+        parsed[name] = known[name].parse(
+            value, f"{where}.{key}", limits if limits is SECTION else COMMON.get(name, limits)
+        )
     return parsed
 
 
-def _parse(value: Any, kind: Any, key: str) -> Any:
+def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        own = next((extra for extra in args[1:] if isinstance(extra, Within)), limits)
+        return _parse(value, args[0], key, own)
     if origin in (typing.Union, types.UnionType):
         empty = value is None or (isinstance(value, str) and value.lower() == "none")
         if empty and type(None) in args:
             return None
-        return _parse(value, next(a for a in args if a is not type(None)), key)
+        return _parse(value, next(a for a in args if a is not type(None)), key, limits)
     if origin is Literal:
-        if value in args:
-            return value
+        if not isinstance(value, bool) and str(value) in map(str, args):
+            return next(a for a in args if str(a) == str(value))
         raise OptionError(
             f"{key}: got '{value}'.{did_you_mean(str(value), [str(a) for a in args])}"
         )
     if origin is tuple:
-        parts = value.replace("x", ",").split(",") if isinstance(value, str) else list(value)
-        return tuple(_parse(p, args[0], key) for p in parts)
+        return tuple(_parse(p, args[0], key, limits) for p in _items(value, key))
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
-        return kind(value)
+        return _member(kind, value, key)
     if kind is bool:
         return _parse_bool(value, key)
-    if kind in (int, float, str):
-        return _parse_number(value, kind, key)
-    return value
+    if kind in (int, float):
+        number = _parse_number(value, kind, key)
+        limits.check(number, key)
+        return number
+    return _parse_text(value, key) if kind is str else value
+
+
+def _items(value: Any, key: str) -> list[Any]:
+    """The items of a list, or of a text such as ``1,2`` or ``1024x1024``."""
+    if isinstance(value, str):
+        return value.replace("x", ",").split(",")
+    if isinstance(value, list | tuple) and len(value) <= _MOST_ITEMS:
+        return list(value)
+    raise OptionError(f"{key}: got '{value}', expected a list such as 1,2")
+
+
+_MOST_ITEMS = 1000
+
+
+def _member(kind: Any, value: Any, key: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        allowed = [str(member.value) for member in kind]
+        raise OptionError(f"{key}: got '{value}'.{did_you_mean(str(value), allowed)}") from None
 
 
 def _parse_bool(value: Any, key: str) -> bool:
@@ -215,13 +286,20 @@ def _parse_bool(value: Any, key: str) -> bool:
 
 
 def _parse_number(value: Any, kind: type, key: str) -> Any:
-    if kind is int and isinstance(value, float) and value != int(value):
-        raise OptionError(f"{key}: got {value}, expected a whole number")
+    word = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise OptionError(f"{key}: got '{value}', expected {word}")
     try:
         number = kind(value)
-    except (TypeError, ValueError):
-        word = {int: "a whole number", float: "a number"}.get(kind, "text")
+    except (ValueError, OverflowError):
         raise OptionError(f"{key}: got '{value}', expected {word}") from None
-    if kind is float and number != number:
-        raise OptionError(f"{key}: got 'nan', expected a number")
+    if kind is int and isinstance(value, float) and value != number:
+        raise OptionError(f"{key}: got {value}, expected a whole number")
     return number
+
+
+def _parse_text(value: Any, key: str) -> str:
+    """A text; a number or a date that YAML made of one is text again."""
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        raise OptionError(f"{key}: got '{value}', expected text")
+    return str(value)

@@ -14,9 +14,10 @@ from foveate.batch import Batch, LoadedImage
 from foveate.cases import Case
 from foveate.checkpoint import Model
 from foveate.ensemble import Ensemble
-from foveate.errors import FoveateError, NotFinite
+from foveate.errors import FoveateError, NotFinite, TooManyOpen, as_ours, disk_full, out_of_files
 from foveate.evidence import Evidence, mean_evidence
 from foveate.image import AbstractImage
+from foveate.likeness import unlike
 from foveate.loading import CaseLoader
 from foveate.memory import computes_in_bf16
 
@@ -59,6 +60,7 @@ class Report:
         seconds: all in all; `seconds_reading` of them waiting for pixels.
         deviation: standard deviation of each mean logit over the methods' draws, where all say so.
         probability_sd: sample standard deviation of each probability over the models; None for one.
+        unlike: what sets the image apart from those of training, in plain words; empty if nothing.
     """
 
     case: Case
@@ -74,6 +76,7 @@ class Report:
     seconds_reading: float
     deviation: tuple[float, ...] | None = None
     probability_sd: tuple[float, ...] | None = None
+    unlike: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,9 @@ def predict_cases(
     glimpse read once. The next image is opened and its glimpse read while the present one is
     computed. With `shuffle_layout`, the patches of an image trade places at random
     (`foveate.audit`). `tell` is told how many images are done while one takes long, as a fraction.
+
+    Raises:
+        TooManyOpen: the system allows too few open files; no image is to blame.
     """
     for member in models.members:
         member.method.to(device)
@@ -113,10 +119,15 @@ def predict_cases(
             for i, member in enumerate(models.members):
                 share = tell and _share_of(tell, done, i, len(models))
                 answers.append(_ask(member, case, item, loader, device, shuffle_layout, share))
-        except FoveateError as error:
-            yield Failure(case, str(error))
+        except Exception as error:
+            # Whatever one file does to a reader or a model, the others are predicted.
+            if out_of_files(error):
+                raise TooManyOpen() from error
+            if disk_full(error):
+                raise
+            yield Failure(case, str(as_ours(error, case.path)))
             continue
-        yield _averaged(case, item.image, answers, begun)
+        yield _averaged(models, case, item, answers, begun)
 
 
 def _ask(
@@ -160,9 +171,10 @@ def _ask(
 
 
 def _averaged(
-    case: Case, image: AbstractImage, answers: Sequence[ModelAnswer], begun: float
+    models: Ensemble, case: Case, item: LoadedImage, answers: Sequence[ModelAnswer], begun: float
 ) -> Report:
     """The models' mean, with what the image cost since `begun` (of `time.perf_counter`)."""
+    image = item.image
     by_class = list(zip(*(a.probabilities for a in answers), strict=True))
     deviations = [a.deviation for a in answers if a.deviation is not None]
     n = len(answers)
@@ -183,6 +195,7 @@ def _averaged(
         if len(deviations) == n
         else None,
         probability_sd=tuple(map(statistics.stdev, by_class)) if n > 1 else None,
+        unlike=unlike(image, item.glimpse, models.card.trained_on),
     )
 
 

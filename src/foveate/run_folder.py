@@ -18,6 +18,8 @@ from foveate import __version__
 from foveate.atomic import write_json, write_text
 from foveate.csvtext import csv_text, rows_of
 from foveate.errors import CheckpointError
+from foveate.lock import NAME as LOCK
+from foveate.lock import is_held
 
 _LATER = ("refit",)
 """Options that change nothing of what is done already, so that they may be turned on later."""
@@ -45,14 +47,10 @@ def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
         CheckpointError: the folder belongs to a run with other options, or holds other files.
     """
     path = folder / "config.yaml"
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file, not a folder: give another --out")
     if path.is_file():
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        added = [key for key in _LATER if isinstance(stored, dict) and not stored.get(key)]
-        difference = _first_difference(
-            stored | {key: config.get(key) for key in added} if added else stored, config
-        )
+        stored = read_yaml(path)
+        added = [key for key in _LATER if not stored.get(key)]
+        difference = _first_difference(stored | {key: config.get(key) for key in added}, config)
         if difference is not None and (folder / "plan.json").is_file():
             raise CheckpointError(
                 f"{folder} was begun with other options: {difference}. Give the same options to "
@@ -69,6 +67,59 @@ def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
     write_json(folder / "env.json", environment())
 
 
+_RUN_FILES = ("config.yaml", "plan.json", "splits.json", "model.json", "model.safetensors")
+_RUN_FOLDERS = ("refit", "heatmaps", "figures", "features", "model", "frozen", "checkpoints")
+_RESULTS = ("predictions.csv", "metrics.json", "quarantine.csv", "heatmaps")
+_ANSWERS = "answers.jsonl"
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an ``--out`` that is no folder.
+
+    Raises:
+        CheckpointError: it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file, not a folder: give another --out")
+
+
+def check_out(out: Path, run: Path) -> None:
+    """Refuse an ``--out`` in which answers would overwrite something.
+
+    Args:
+        out: where answers are to go.
+        run: that answers.
+
+    Raises:
+        CheckpointError: it is a run's or a model's folder or lies in that of `run`, or it holds
+            results of another command, or it is a file.
+    """
+    check_folder(out)
+    if _is_run(out):
+        raise CheckpointError(
+            f"--out {out} is the folder of a trained run, whose own results would be overwritten: "
+            "give another --out"
+        )
+    root = next((p for p in (run.resolve(), *run.resolve().parents) if _is_run(p)), run.resolve())
+    root = root if root.name != "model" else root.parent
+    if out.resolve().is_relative_to(root):
+        inside = out.resolve().relative_to(root).parts
+        own = not inside or inside[0].startswith("fold_") or inside[0] in _RUN_FOLDERS
+        if own or ((root / inside[0]).exists() and not (out / _ANSWERS).is_file()):
+            raise CheckpointError(
+                f"--out {out} lies among the files of the run {root}: give another --out"
+            )
+    held = [name for name in _RESULTS if (out / name).exists()]
+    if held and not (out / _ANSWERS).is_file():
+        raise CheckpointError(
+            f"{out} holds results of something else ({held[0]}): give another --out"
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _RUN_FILES)
+
+
 def sweep(folder: Path) -> None:
     """Remove half-written files whose process has ended."""
     for path in folder.rglob(".*.part"):
@@ -79,7 +130,7 @@ def sweep(folder: Path) -> None:
 
 def _foreign(path: Path) -> bool:
     """Whether a file is none of those that a run killed in its first moments leaves."""
-    return not (path.name.startswith(".") and path.name.endswith(".part"))
+    return path.name != LOCK and not (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def model_folders(run: Path) -> tuple[Path, ...]:
@@ -103,10 +154,11 @@ def model_folders(run: Path) -> tuple[Path, ...]:
         )
     folds = [run / f"fold_{k}" / "model" for k in range(_count_folds(run))]
     trained = [folder for folder in folds if _is_model(folder)]
+    wait = "repeat the `foveate train` command to continue it"
+    if is_held(run):
+        wait = "it is going on now, so wait until it has ended"
     if not trained:
-        raise CheckpointError(
-            f"{run}: training has not finished; repeat the `foveate train` command to continue it"
-        )
+        raise CheckpointError(f"{run}: training has not finished; {wait}")
     missing = [folder.parent.name for folder in folds if folder not in trained]
     refit = run / "refit" / "model"
     if not missing and not _asks_for_refit(run):
@@ -115,8 +167,7 @@ def model_folders(run: Path) -> tuple[Path, ...]:
         return (refit,)
     raise CheckpointError(
         f"{run}: training has not finished, the model of {', '.join(missing) or 'refit'} is "
-        "missing; repeat the `foveate train` command to continue it, or give the folder of one "
-        f"fold, such as {trained[0].parent}"
+        f"missing; {wait}, or give the folder of one fold, such as {trained[0].parent}"
     )
 
 
@@ -136,13 +187,29 @@ def _count_folds(run: Path) -> int:
 
 
 def _asks_for_refit(run: Path) -> bool:
-    path = run / "config.yaml"
+    return bool(read_yaml(run / "config.yaml").get("refit"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        CheckpointError: it cannot be read, is not YAML, or holds something else.
+    """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} cannot be read: {reason}") from error
-    return isinstance(config, dict) and bool(config.get("refit"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: it is not YAML. Restore it from a copy, or begin a new run"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} is damaged: it holds no keys and values. Restore it from a copy, or begin a "
+            "new run"
+        )
+    return content
 
 
 def environment() -> dict[str, Any]:
@@ -157,10 +224,17 @@ def environment() -> dict[str, Any]:
     return found
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk does not stop, nor let complain."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """What cannot be written is left out."""
+
+
 def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
     """Send foveate's log to ``log.txt``; returns the handler, to be removed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("foveate")
     logger.addHandler(handler)
@@ -192,8 +266,13 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: it is no JSON. Restore it from a copy, or repeat the command that "
+            "made it"
+        ) from error
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> str | None:

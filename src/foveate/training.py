@@ -130,7 +130,7 @@ class Trainer:
                 row = self._close_epoch(self._validate(val))
                 self.checkpoints.keep_best(self.progress, self.schedule, row)
             if self.progress.rests_at(self._chance):
-                log.warning(at_chance(self.model, row))
+                log.warning(at_chance(self.model, row, batch=self.schedule.batch(row["epoch"] - 1)))
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
             self._after_epoch(self.folder)
@@ -335,8 +335,7 @@ class Trainer:
         give_back()  # steps of ever new sizes leave gaps, which would add up
         progress = self.progress
         progress.epoch += 1
-        decoded_px, asked_px = self.loader.take_counts()
-        progress.add(decoded_px=decoded_px, asked_px=asked_px)
+        progress.add(**self.loader.take_counts())
         row = {"epoch": float(progress.epoch), **progress.running(), **validation}
         row |= {"chance_loss": self._chance, **self.model.method.findings()}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "peak_memory_mib": peak_memory_mib()}
@@ -350,6 +349,7 @@ class Trainer:
     def _save(self) -> None:
         if self._kept is not None:
             self._kept.save()
+        self.progress.add(**self.loader.take_counts())
         self.checkpoints.save(self.optimizer, self.progress, self.average)
 
     def _waited(self, seconds: float) -> None:

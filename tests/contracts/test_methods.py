@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from foveate.batch import Batch, View
+from foveate.card import ModelCard
 from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, ModelCard, build_model, load_model, save_model
+from foveate.checkpoint import Model, build_model, load_model, save_model
 from foveate.loading import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.plugins import names

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from foveate.batch import Augment, Batch, View
+from foveate.card import ModelCard
 from foveate.cases import Case
-from foveate.checkpoint import Model, ModelCard, build_model
+from foveate.checkpoint import Model, build_model
 from foveate.errors import OptionError
 from foveate.heatmaps import draw_heatmap
 from foveate.loading import CaseLoader

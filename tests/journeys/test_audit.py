@@ -17,8 +17,9 @@ import torch
 from conftest import SMALL_RUN, Ended
 from foveate.audit import LayoutAudit, audit_layout
 from foveate.batch import View
+from foveate.card import ModelCard
 from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, ModelCard, build_model, save_model
+from foveate.checkpoint import Model, build_model, save_model
 from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.loading import CaseLoader

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 something to mend, 2 done with images set aside.
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,13 @@ def test_tables_that_cannot_be_used(tiny_cohort: Path, tmp_path: Path, foveate: 
         (["--task", "binnary"], ["no task 'binnary'", "Did you mean 'binary'"]),
         (["--trian.lr", "1e-4"], ["'--trian.lr'", "Did you mean 'train'"]),
         (["--methd", "glimpse"], ["no option '--methd'", "Did you mean '--method'"]),
+        (["--lr", "1e-4"], ["no option '--lr'", "Did you mean '--train.lr'"]),
+        (["--patch-px", "64"], ["no option '--patch-px'", "Did you mean '--view.patch-px'"]),
+        (["--patches", "4"], ["no option '--patches'", "Did you mean '--method.patches'"]),
+        (["--view.patch-px", "100000"], ["view.patch_px: got 100000, expected at most 4096"]),
+        (["--method.patches", "-1"], ["method.patches: got -1, expected 0 or more"]),
+        (["--train.lr", "inf"], ["train.lr: got 'inf', expected a number"]),
+        (["--heatmaps", "-1"], ["heatmaps: got -1, expected 0 or more"]),
         (["--method.patchs", "4"], ["no option 'method.patchs'", "Did you mean 'patches'"]),
         (["--encoder.depth", "4"], ["no option 'encoder.depth'", "width"]),
         (["--train.lr", "abc"], ["train.lr: got 'abc', expected a number"]),
@@ -155,6 +163,23 @@ def test_commands_that_are_incomplete(
     monkeypatch.chdir(tmp_path)
     assert_told(foveate(*words), *parts)
     assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def test_a_fault_is_one_line_and_a_file(
+    tiny_cohort: Path, tmp_path: Path, foveate: Command
+) -> None:
+    (tmp_path / "parts" / "methods").mkdir(parents=True)
+    text = "raise KeyError('thresholds')"
+    (tmp_path / "parts" / "methods" / "faulty.py").write_text(text, encoding="utf-8")
+    words = ("--method", "faulty", "--plugins", tmp_path / "parts", "--out", tmp_path / "run")
+    ended = foveate("train", tiny_cohort, *words)
+    assert_told(ended, "this is a fault of foveate", "--plugins", "please report it")
+    assert "KeyError" not in ended.stderr
+    (path,) = re.findall(r"with (\S+\.txt), which", ended.stderr)
+    text = Path(path).read_text(encoding="utf-8")
+    assert "KeyError: 'thresholds'" in text
+    assert "foveate train" in text
+    Path(path).unlink()
 
 
 def test_config_files_that_are_none(tmp_path: Path, foveate: Command) -> None:

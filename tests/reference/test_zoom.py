@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.batch import Augment, Batch, LoadedImage, View
+from foveate.card import ModelCard
 from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, ModelCard, build_model
+from foveate.checkpoint import Model, build_model
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.evidence import Floats

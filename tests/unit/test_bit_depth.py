@@ -15,8 +15,9 @@ from foveate.batch import View
 from foveate.bit_depth import used_bits
 from foveate.cases import Case
 from foveate.geometry import Box, Frame
-from foveate.loading import CaseLoader, ViewOptions, choose_view, scan_cases
+from foveate.loading import CaseLoader
 from foveate.readers import open_image
+from foveate.scan import ViewOptions, choose_view, scan_cases
 
 
 def grey(top: int, side: int = 64) -> np.ndarray:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from foveate.batch import View
+from foveate.card import ModelCard
 from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, ModelCard, build_model, read_tensors
+from foveate.checkpoint import Model, build_model, read_tensors
 from foveate.frozen_start import _parts
 from foveate.loading import CaseLoader
 from foveate.nn.overview import N_PARTS

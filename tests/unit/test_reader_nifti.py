@@ -14,8 +14,8 @@ from foveate.cases import Case
 from foveate.errors import ImageTooLarge, MissingSpacing, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
 from foveate.image import AbstractImage
-from foveate.loading import open_case
 from foveate.readers import nifti, open_image
+from foveate.scan import open_case
 
 SHAPE = (12, 14, 10)
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"

@@ -277,6 +277,17 @@ def test_links_lead_to_files_and_errors_come_first(tmp_path):
     assert "7 images of 44 have a picture" in page.said()
 
 
+def test_a_picture_unlike_those_of_training_is_marked(tmp_path):
+    run = handmade_run(tmp_path / "run")
+    assert "Unlike the images of training" not in page_of(run).said()
+    path = run / "heatmaps" / "index.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    entries[0]["unlike"] = "grey, not in colour; <b>tiny</b>"
+    write_json(path, entries)
+    said = page_of(run).said()
+    assert "Unlike the images of training: grey, not in colour; <b>tiny</b>" in said
+
+
 def test_index_cannot_reach_outside_its_folder(tmp_path):
     run = handmade_run(tmp_path / "run")
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")

@@ -24,8 +24,9 @@ from conftest import SMALL_RUN, Ended
 from foveate import plugins
 from foveate.batch import View
 from foveate.benchmark._tasks import DigitTask, JointTask, PresenceTask
+from foveate.card import ModelCard
 from foveate.cases import Case, load_splits, make_splits, read_cases
-from foveate.checkpoint import Model, ModelCard, build_model, read_tensors
+from foveate.checkpoint import Model, build_model, read_tensors
 from foveate.errors import CheckpointError, TrainingError
 from foveate.loading import CaseLoader
 from foveate.nn.heads import Head
@@ -463,10 +464,10 @@ def test_the_notice_names_options_that_the_method_has() -> None:
         ("ips", ("instance", "jitter", "kept"), ("patches",)),
         ("abmil", ("instance", "jitter"), ("kept", "patches")),
     ):
-        told = at_chance(build(method, **off), row)
+        told = at_chance(build(method, **off), row, batch=2)
         assert all(f"--method.{name}" in told for name in helps), told
         assert not any(f"--method.{name}" in told for name in lacks), told
-        told = at_chance(build(method, instance=1.0, jitter=True), row)
+        told = at_chance(build(method, instance=1.0, jitter=True), row, batch=1)
         assert "--method.instance" not in told
         assert "--method.jitter" not in told
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.loading import ImageFacts, ViewOptions, choose_view
+from foveate.likeness import ImageFacts
+from foveate.scan import ViewOptions, choose_view
 
 
 def pictures(*sizes: tuple[int, int], fit: tuple[int, int] | None = None) -> list[ImageFacts]:

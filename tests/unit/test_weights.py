@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.batch import View
-from foveate.checkpoint import ModelCard, build_model, load_model, save_model
+from foveate.card import ModelCard
+from foveate.checkpoint import build_model, load_model, save_model
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import CheckpointError, OptionError

@@ -26,11 +26,12 @@ from foveate.batch.base import (
     View,
     augment_for,
     channels_last,
+    crop_error,
     lay_kernels,
     to_rgb,
 )
 from foveate.encoders.base import AbstractEncoder
-from foveate.errors import FoveateError, OptionError
+from foveate.errors import OptionError
 from foveate.evidence import Evidence, Floats
 from foveate.features import FeatureStore
 from foveate.geometry import Box, Frame
@@ -370,8 +371,8 @@ class Batch:
         ]
         try:
             return np.stack([item.image.read_at(box, self._patch_shape) for box in boxes])
-        except (FoveateError, OSError, ValueError) as error:
-            raise CropError(item.image_id, error) from error
+        except Exception as error:
+            raise crop_error(item, error) from error
 
     @property
     def _patch_shape(self) -> tuple[int, ...]:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.batch._augment import Turn
-from foveate.batch.base import CropError, LoadedImage, View
-from foveate.errors import FoveateError
+from foveate.batch.base import LoadedImage, View, crop_error
 from foveate.geometry import Box, Frame
 from foveate.image import glimpse_shape
 from foveate.nn.streaming.base import AbstractSource, Flags, Ints, Region, Span
@@ -124,5 +123,5 @@ class WholeImage(AbstractSource):
         box = Box(origin, tuple(n * spacing for n in shape), Frame.UM)
         try:
             return self.item.image.read_at(box, shape)
-        except (FoveateError, OSError, ValueError) as error:
-            raise CropError(self.item.image_id, error) from error
+        except Exception as error:
+            raise crop_error(self.item, error) from error

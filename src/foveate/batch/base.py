@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, TooManyOpen, as_ours, out_of_files
 from foveate.evidence import Floats
 from foveate.image import AbstractImage
 from foveate.resample import Pixels, brightest
@@ -138,6 +138,13 @@ class CropError(FoveateError, OSError):
     def __init__(self, image_id: str, cause: Exception) -> None:
         super().__init__(str(cause))
         self.image_id = image_id
+
+
+def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
+    """What is to be raised when reading pixels of this image ended in an error of any kind."""
+    if out_of_files(error):
+        return TooManyOpen()
+    return CropError(item.image_id, as_ours(error, item.image.path))
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:

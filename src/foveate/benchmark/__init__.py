@@ -13,9 +13,9 @@ from foveate.benchmark._run import Run, run_row, write_table
 from foveate.benchmark.base import Benchmark, prepare
 from foveate.benchmark.mnist import load_mnist
 from foveate.errors import OptionError, UnknownName, did_you_mean
-from foveate.loading import ViewOptions
 from foveate.outputs import Display
 from foveate.plugins import find, parse_options
+from foveate.scan import ViewOptions
 from foveate.schedule import TrainOptions
 
 BENCHMARKS: Mapping[str, Benchmark] = {

@@ -17,8 +17,9 @@ import torch
 from foveate.atomic import write_json, write_text
 from foveate.audit import audit_layout
 from foveate.batch import View
+from foveate.card import ModelCard
 from foveate.cases import Case
-from foveate.checkpoint import Model, ModelCard
+from foveate.checkpoint import Model
 from foveate.csvtext import csv_text
 from foveate.encoders import build_encoder
 from foveate.ensemble import Ensemble

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.cases._columns import PATIENT, Asked, known_names, named, recognise
-from foveate.cases._files import Finder, file_ids, image_files
+from foveate.cases._files import Finder, file_ids, image_files, safe_id
 from foveate.cases._folds import Fold, Splits, export_clam_splits, load_splits, save_splits
 from foveate.cases._labels import no_classes
 from foveate.cases._same import patient_key, plain_name
@@ -32,6 +32,7 @@ __all__ = [
     "make_splits",
     "predefined_splits",
     "read_cases",
+    "safe_id",
     "said_factors",
     "save_splits",
     "several",
@@ -109,14 +110,15 @@ def cases_from_folder(folder: Path) -> CaseTable:
     Raises:
         TableError: no such folder, or no image in it.
     """
-    if not folder.exists():
+    if not folder.exists() and not folder.is_symlink():
         raise TableError(f"{folder}: no such folder or image")
     paths = list(image_files(folder)) if folder.is_dir() else [folder]
     if not paths:
         raise TableError(f"{folder} holds no file that could be an image")
     ids = file_ids(paths, folder)
     cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
-    return CaseTable(cases, notes=(f"{len(cases)} files in {folder}",))
+    notes = (f"{len(cases)} files in {folder}",) if folder.is_dir() else ()
+    return CaseTable(cases, notes=notes)
 
 
 def _sheet(table: Path, files: Path | None, asked: Asked) -> Sheet:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from foveate.cases._same import clean
-from foveate.errors import TableError
+from foveate.errors import TableError, legible
 
 SUFFIXES = (
     *(".ome.tiff", ".ome.tif", ".ome.zarr", ".nii.gz", ".svs", ".tiff", ".tif", ".ndpi"),
@@ -25,7 +25,19 @@ _SIDECARS = frozenset(
     {".json", ".csv", ".tsv", ".txt", ".geojson", ".html", ".htm", ".xml", ".npz", ".xlsx", ".xls"}
     | {".md", ".yaml", ".yml", ".log", ".dat", ".ini", ".ets", ".pdf", ".zip", ".db", ".part"}
     | {".py", ".sh", ".safetensors", *_FEATURES}
+    | {".md5", ".sha1", ".sha256", ".sha512", ".sfv", ".crc", ".asc", ".sig", ".parcel"}
+    | {".partial", ".crdownload", ".download", ".aria2", ".tmp", ".bak", ".lnk", ".url", ".gsheet"}
 )
+_SIDECAR_NAMES = re.compile(
+    r"(?:md5|sha\d+|b2)sums?|checksums?|manifest|readme|licen[cs]e|thumbs\.db|ehthumbs\.db"
+    r"|icon\r?",
+    re.IGNORECASE,
+)
+_HELPER_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "lost+found"}
+    | {"system volume information", "@tmp", "#snapshot"}
+)
+"""What network disks and systems put beside files of the user, in small letters."""
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _MOST_ENTRIES = 200_000
 _FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
@@ -44,6 +56,9 @@ def stem(name: str) -> str:
 def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     """Files in a folder that could be images, sorted; companions of MIRAX and VSI are skipped.
 
+    Links to folders are followed, each folder once. Files that accompany images (tables,
+    checksums, thumbnails of network disks) are no images.
+
     Args:
         folder: where to look.
         deep: look in the folders below as well.
@@ -51,11 +66,18 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     Raises:
         TableError: there are more entries than anybody would want to have listed.
     """
-    seen = 0
-    for parent, folders, names in os.walk(folder):
+    seen, been = 0, set[tuple[int, int]]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if not _first_time(Path(parent), been):
+            folders.clear()
+            continue
         companions = {Path(n).stem for n in names if n.lower().endswith((".mrxs", ".vms"))}
         companions |= {f"_{Path(n).stem}_" for n in names if n.lower().endswith(".vsi")}
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in companions)
+        folders[:] = sorted(
+            f
+            for f in folders
+            if not f.startswith(".") and f not in companions and f.lower() not in _HELPER_FOLDERS
+        )
         if not deep:
             folders.clear()
         seen += len(names)
@@ -64,14 +86,35 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
                 f"{folder} holds more than {_MOST_ENTRIES} files: name the folder of the images"
             )
         for name in sorted(names):
-            sidecar = Path(name).suffix.lower() in _SIDECARS or ".truth." in name
-            if not name.startswith(".") and not sidecar:
+            if not _accompanies(name):
                 yield Path(parent, name)
 
 
+def _first_time(folder: Path, been: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not visited yet, under whatever name; links may lead in circles."""
+    try:
+        state = folder.stat()
+    except OSError:
+        return False
+    place = (state.st_dev, state.st_ino)
+    if place in been:
+        return False
+    been.add(place)
+    return True
+
+
+def _accompanies(name: str) -> bool:
+    """Whether a file of this name goes with images rather than being one."""
+    sidecar = Path(name).suffix.lower() in _SIDECARS or ".truth." in name
+    return name.startswith(".") or sidecar or _SIDECAR_NAMES.fullmatch(name) is not None
+
+
 def safe_id(name: str) -> str:
-    """An id that is safe as a file name: reports and heat maps are named by it."""
-    return _UNSAFE.sub("_", name).strip(". ")
+    """An id that is safe as a file name: reports and heat maps are named by it.
+
+    Bytes of a name that are no UTF-8 are written as ``_x`` and two digits.
+    """
+    return _UNSAFE.sub("_", legible(name)).strip(". ") or ("image" if name else "")
 
 
 def file_ids(paths: Sequence[Path], base: Path) -> list[str]:

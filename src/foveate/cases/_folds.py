@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from foveate.atomic import write_json, write_text
 from foveate.cases.base import Case, several
 from foveate.csvtext import csv_text
-from foveate.errors import SplitError
+from foveate.errors import CheckpointError, SplitError
+from foveate.fields import Fields, read_fields
 
 _SCHEMA = 1
 
@@ -103,23 +103,24 @@ def load_splits(path: Path) -> Splits:
     Raises:
         SplitError: no such file, damaged, of another version, changed, or leaking.
     """
+    if not path.is_file():
+        raise SplitError(f"{path}: no such split")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["schema"] != _SCHEMA:
-            raise SplitError(f"{path}: schema {stored['schema']}, this version reads {_SCHEMA}")
+        fields = read_fields(path)
+        schema = fields.whole("schema", 0, 1 << 30)
+        if schema != _SCHEMA:
+            raise SplitError(f"{path}: schema {schema}, this version reads {_SCHEMA}")
+        patients = fields.part("patients")
+        folds = [Fields(fold, f"{path}: folds") for fold in fields.items("folds")]
+        parts = ("train", "val", "test")
         splits = Splits(
-            tuple(Fold(*(_texts(fold[part]) for part in ("train", "val", "test")))
-                  for fold in stored["folds"]),
-            {str(k): str(v) for k, v in stored["patients"].items()},
-            int(stored["seed"]),
-            str(stored["hash"]),
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise SplitError(f"{path}: no such split") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, SplitError):
-            raise
-        raise SplitError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+            tuple(Fold(*(fold.texts(part, least=0) for part in parts)) for fold in folds),
+            {image_id: patients.text(image_id) for image_id in patients.plain()},
+            fields.whole("seed", -(1 << 63), 1 << 63),
+            fields.text("hash"),
+        )
+    except CheckpointError as error:
+        raise SplitError(str(error)) from error
     try:
         splits.check()
     except SplitError as error:
@@ -179,9 +180,3 @@ def _check_outer(folds: Sequence[Fold]) -> None:
     wrong = sorted(i for i in total if tested[i] != 1)
     if wrong:
         raise SplitError(f"{several(wrong)} are tested {tested[wrong[0]]} times, expected once")
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise TypeError("image ids must be a list of text")
-    return tuple(value)

@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
 
 from foveate import __version__
 from foveate.cli import _bench, _commands
-from foveate.cli._words import INTERRUPTED, OK, USER_ERROR
-from foveate.errors import FoveateError, did_you_mean
-from foveate.memory import use_huge_pages
+from foveate.cli._words import INTERRUPTED, OK, USER_ERROR, Sectioned
+from foveate.errors import FoveateError, did_you_mean, out_of_memory
+from foveate.memory import allow_more_files, use_huge_pages
 
 
 def main() -> None:
     """Run the command line; errors the user can mend are one line and exit code 1."""
     use_huge_pages()
+    allow_more_files()
+    _silence_libraries()
+    code = _run()
+    sys.exit(code if isinstance(code, int) else OK)
+
+
+def _run() -> object:
     try:
-        code = cli.main(prog_name="foveate", standalone_mode=False)
+        return cli.main(prog_name="foveate", standalone_mode=False)
     except click.exceptions.Exit as error:
-        code = error.exit_code
+        return error.exit_code
     except click.UsageError as error:
-        code = _complain(f"{_usage(error)} See {_path(error)} --help")
+        return _complain(f"{_usage(error)} See {_path(error)} --help")
     except click.ClickException as error:
-        code = _complain(error.format_message())
+        return _complain(error.format_message())
     except FoveateError as error:
-        code = _complain(str(error))
-    except OSError as error:
-        code = _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return _complain(str(error))
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted. The same command continues where this one stopped.", err=True)
-        code = INTERRUPTED
-    sys.exit(code if isinstance(code, int) else OK)
+        return INTERRUPTED
+    except OSError as error:
+        return _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:
+        return _complain(_NO_MEMORY if out_of_memory(error) else _fault(error))
+
+
+_NO_MEMORY = (
+    "memory does not suffice: take a smaller --train.batch-size, fewer patches (such as "
+    "--method.patches 8) or smaller ones (--view.patch-px), close other programs, or use a machine "
+    "with more memory. The same command continues where this one stopped"
+)
+
+
+def _fault(error: Exception) -> str:
+    """What is said of an error that nobody foresaw; all of it goes to a file."""
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="foveate-fault-", suffix=".txt", delete=False, errors="backslashreplace"
+    ) as file:
+        file.write(f"{' '.join(sys.argv)}\nfoveate {__version__}\n\n{text}")
+    return (
+        "this is a fault of foveate, or of a part given with --plugins: please report it with "
+        f"{file.name}, which says where it happened. `foveate doctor` says whether the "
+        "installation is healthy"
+    )
+
+
+def _silence_libraries() -> None:
+    """Keep what libraries say to programmers off the terminal; our own warnings stay."""
+    logging.captureWarnings(True)
+    if logging.lastResort is not None and not logging.lastResort.filters:
+        logging.lastResort.addFilter(logging.Filter("foveate"))
 
 
 def _complain(message: str) -> int:
@@ -43,9 +83,23 @@ def _usage(error: click.UsageError) -> str:
     """What is wrong with the words of the command, in the manner of our own errors."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         known = [word for param in error.ctx.command.params for word in param.opts]
-        return f"no option '{error.option_name}'.{did_you_mean(error.option_name, known)}"
+        return f"no option '{error.option_name}'.{_nearest(error.option_name, known, error.ctx)}"
     message = error.format_message().rstrip(".")
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else '.'}"
+
+
+def _nearest(name: str, known: list[str], ctx: click.Context) -> str:
+    """The option that is meant: one of the same name in a section, else the most alike."""
+    if isinstance(ctx.command, Sectioned):
+        from foveate.config import section_keys
+
+        bare = name.lstrip("-").replace("_", "-")
+        keys = section_keys()
+        meant = [f"--{key}" for key in keys if key.partition(".")[2] == bare]
+        if meant:
+            return f" Did you mean '{meant[0]}'?"
+        known = [*known, *(f"--{key}" for key in keys)]
+    return did_you_mean(name, known)
 
 
 def _path(error: click.UsageError) -> str:

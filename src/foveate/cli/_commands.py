@@ -163,23 +163,17 @@ def predict(
 
     Writes predictions.csv, and a heatmap and GeoJSON for QuPath per image.
     """
-    from foveate.inference import predict_paths
+    from foveate.inference import Asked, predict_paths
     from foveate.terminal import Terminal
 
+    asked = Asked(out, assume_spacing_um=spacing_um, n_heatmaps=heatmaps, device=device)
     with Terminal() as terminal:
-        summary = predict_paths(
-            run,
-            images,
-            out,
-            terminal,
-            assume_spacing_um=spacing_um,
-            n_heatmaps=heatmaps,
-            device=device,
-        )
+        summary = predict_paths(run, images, asked, terminal)
     for row in summary.rows:
         shares = "  ".join(f"{c} {float(row[f'prob_{c}']):.3f}" for c in summary.classes)
         called = f"; threshold {float(row['threshold']):.3f}" if row["threshold"] else ""
-        click.echo(f"{row['image_id']}: {row['predicted']}  ({shares}{called})")
+        doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
+        click.echo(f"{row['image_id']}: {row['predicted']}  ({shares}{called}){doubt}")
     click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
     return PARTIAL if summary.failed else OK
 
@@ -199,6 +193,7 @@ def predict(
     is_flag=True,
     help="Also let patches trade places: does the model use where they lie?",
 )
+@click.option("--heatmaps", default=40, show_default=True, help="How many images get pictures.")
 @device_flag
 @plugins_flag
 def evaluate(
@@ -209,24 +204,24 @@ def evaluate(
     files: Path | None,
     images: Path | None,
     spacing_um: float | None,
+    heatmaps: int,
     audit_layout: bool,
     device: str,
 ) -> int:
     """Score the trained RUN on a labelled TABLE that it has never seen."""
-    from foveate.inference import evaluate_table
+    from foveate.inference import Asked, evaluate_table
     from foveate.terminal import Terminal
 
+    asked = Asked(out, assume_spacing_um=spacing_um, n_heatmaps=heatmaps, device=device)
     with Terminal() as terminal:
         metrics, failed = evaluate_table(
             run,
             table,
-            out,
+            asked,
             terminal,
             label=label,
             files=files,
             images=images,
-            assume_spacing_um=spacing_um,
-            device=device,
             shuffle_layout=audit_layout,
         )
     _show_scores(metrics)

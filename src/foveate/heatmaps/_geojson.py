@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from foveate import __version__
 from foveate.atomic import write_json
-from foveate.errors import BoxError, OptionError
+from foveate.errors import BoxError, OptionError, legible
 from foveate.evidence import Evidence
 from foveate.geometry import Box, px0_from_um
 from foveate.heatmaps.base import COLOURS, ranked, relative
@@ -50,7 +50,7 @@ def write_geojson(
         raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
     chosen, shift = _shift(image, origin)
     share = relative(evidence)
-    words = {**dict(metadata or {}), "origin": chosen, "image": image.path.name}
+    words = {**dict(metadata or {}), "origin": chosen, "image": legible(image.path.name)}
     features = [
         _feature(image, evidence, int(i), rank, float(share[i]), shift, words)
         for rank, i in enumerate(ranked(evidence)[:top], 1)

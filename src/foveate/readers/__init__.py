@@ -6,21 +6,18 @@ Importing this package is light: each reader imports its library when it opens i
 from __future__ import annotations
 
 import functools
-import logging
+import stat
 from pathlib import Path
 
 from foveate import plugins
 from foveate.errors import (
     FoveateError,
     ImageNotFound,
-    ImageTooLarge,
-    UnreadableImage,
     UnsupportedFormat,
+    as_ours,
 )
 from foveate.image import AbstractImage
-from foveate.readers.base import AGAIN, HEAD_BYTES, AbstractReader
-
-log = logging.getLogger("foveate")
+from foveate.readers.base import HEAD_BYTES, AbstractReader
 
 READABLE = (
     "TIFF and OME-TIFF, whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana), "
@@ -32,8 +29,8 @@ _NOT_YET = (
     (
         128,
         b"DICM",
-        "DICOM is not readable yet; convert CT and MR series to NIfTI (dcm2niix, say), slides to "
-        "TIFF, single X-rays to 16-bit PNG",
+        "DICOM is not readable yet; convert CT and MR series to NIfTI (dcm2niix does it), "
+        "slides to pyramidal TIFF, X-ray pictures to PNG",
     ),
     (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
     (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
@@ -42,9 +39,12 @@ _NOT_YET = (
     (0, b"\0\0\0\x0cjP  ", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\xff\x4f\xff\x51", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\x89HDF", "HDF5 is not readable as an image; export the image from it as TIFF"),
-    (0, b"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
-    (0, b"{", "holds text (JSON), not an image: an answer of the server? Download it again"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, not the file; run `git lfs pull`"),
     (0, b"%PDF", "a PDF is not readable as an image; export the image as TIFF or PNG"),
+    *(
+        (0, mark, "JSON text, such as a server's refusal, not an image; download it again")
+        for mark in (b'{"', b"{\n", b"{\r", b"{ ")
+    ),
     (0, b"PK\x03\x04", "a ZIP archive is not readable as an image; unpack it first"),
 )
 
@@ -85,38 +85,29 @@ def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
         return reader(path)
     except FoveateError:
         raise
-    except MemoryError as error:
-        raise ImageTooLarge(
-            f"{path}: opening it needs more memory than there is; give the computer more"
-        ) from error
     except Exception as error:
-        log.debug("%s", path, exc_info=True)
-        raise UnreadableImage(f"{path}: its header makes no sense{AGAIN}") from error
+        raise as_ours(error, path) from error
 
 
 def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
-    if path.exists() and not path.is_file():
-        raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file; save it as a file")
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+            raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file")
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except FileNotFoundError:
-        raise ImageNotFound(f"{path}: no such file") from None
+        dangling = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise ImageNotFound(f"{path}: {dangling}") from None
+    except FoveateError:
+        raise
     except (OSError, ValueError) as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({_why(error)})") from error
+        raise as_ours(error, path) from error
     if not head:
         raise UnsupportedFormat(f"{path}: the file is empty; copy or download it again")
     return head
-
-
-def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, PermissionError):
-        return "you may not read it: change its permissions"
-    if isinstance(error, OSError) and error.strerror:
-        return f"the system says: {error.strerror}"
-    return "its name is none that the system takes: rename it"
 
 
 def _why_not(head: bytes) -> str:
@@ -125,7 +116,7 @@ def _why_not(head: bytes) -> str:
             return reason
     text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "holds a web page, not an image: was a login asked for? Download it again"
+        return "a web page, such as a login page, saved as the image; download it again"
     return f"no reader knows this content. Readable: {READABLE}"
 
 

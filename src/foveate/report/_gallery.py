@@ -25,6 +25,7 @@ class Shown:
         probability: of the predicted class.
         picture: a ``data:`` address, or None when it could not be inlined.
         png, geojson: links beside the page, or None.
+        unlike: what sets it apart from the images of training, in words; mostly empty.
     """
 
     image_id: str
@@ -36,6 +37,7 @@ class Shown:
     picture: str | None
     png: str | None
     geojson: str | None
+    unlike: str = ""
 
 
 def gallery(folder: Path, entries: Sequence[dict[str, Any]]) -> list[Shown]:
@@ -59,6 +61,7 @@ def _shown(folder: Path, entry: dict[str, Any], *, inline: bool) -> Shown:
         picture=_inlined(png) if inline and png is not None else None,
         png=None if png is None else f"heatmaps/{quote(png.name)}",
         geojson=None if geojson is None else f"heatmaps/{quote(geojson.name)}",
+        unlike=str(entry.get("unlike") or ""),
     )
 
 

@@ -1,0 +1,231 @@
+"""Folders that somebody changed: every field is refused in one line, or harmless."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import PICTURE_RUN, Ended
+from foveate.card import read_card
+from foveate.checkpoint import load_model
+from foveate.config import build_config, load_yaml
+from foveate.ensemble import find_models
+from foveate.errors import FoveateError
+from foveate.inference import _seen
+from foveate.plan import make_plan
+
+Command = Callable[..., Ended]
+MISSING = object()
+VALUES: tuple[Any, ...] = (
+    *(MISSING, None, -1, -3.5, 0, 100_000, 10**9, 10**400, 1e300, math.nan, math.inf, -math.inf),
+    *("", "x", "../../etc/passwd", "a\nb", True, [], [None], [[1]], [math.nan], {}, {"a": -1}),
+)
+
+
+def places(content: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every field, whole sections included."""
+    if at:
+        yield at
+    if isinstance(content, dict):
+        for key in content:
+            yield from places(content[key], (*at, key))
+    elif isinstance(content, list):
+        for i in range(min(len(content), 2)):
+            yield from places(content[i], (*at, i))
+
+
+def tampered(content: Any, at: tuple[Any, ...], value: Any) -> Any:
+    changed = copy.deepcopy(content)
+    parent = changed
+    for key in at[:-1]:
+        parent = parent[key]
+    if value is MISSING:
+        del parent[at[-1]]
+    else:
+        parent[at[-1]] = value
+    return changed
+
+
+def every(content: Any) -> Iterator[tuple[str, Any]]:
+    """Content with one field changed, and what was changed."""
+    for at in places(content):
+        for value in VALUES:
+            shown = "missing" if value is MISSING else repr(value)[:20]
+            yield f"{'.'.join(map(str, at))} = {shown}", tampered(content, at, value)
+
+
+def complaint(act: Callable[[], object], about: str) -> str | None:
+    """What is said, in one line; None where it goes through. Anything else fails."""
+    try:
+        act()
+    except FoveateError as error:
+        text = " ".join(str(error).split())  # as the command line prints it
+        for word in ("Error", "Traceback", "NoneType", "object has no"):
+            assert word not in text, (about, text)
+        return text
+    except Exception as error:
+        raise AssertionError(f"{about}: {type(error).__name__}: {error}") from error
+    return None
+
+
+@pytest.fixture
+def run(picture_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(picture_run, tmp_path / "run")
+
+
+REFUSED = (
+    "provenance.threshold = nan",
+    "provenance.threshold = inf",
+    "provenance.threshold = -1",
+    "provenance.threshold = 100000",
+    "provenance.temperature = 0",
+    "provenance.temperature = nan",
+    "view.patch_px = 100000",
+    "view.patch_px = -1",
+    "view.spacing_um = -3.5",
+    "view.spacing_um = inf",
+    "view.glimpse_spacing_um = 0",
+    "view.axes = 0",
+    "method_options.chunk = -1",
+    "method_options.dropout = nan",
+    "method_options.chunk = 0",
+    "encoder_options.width = -1",
+    "encoder_options.width = 1000000000",
+    "task_options.positive = []",
+    "classes = []",
+    "classes.0 = ''",
+    "trained_on.side = []",
+    "trained_on.channels.0 = -1",
+    "assume_spacing_um = -1",
+    "sha256 = 'x'",
+    "schema = 1000000000",
+    "method = '../../etc/passwd'",
+    "encoder = '../../etc/passwd'",
+)
+
+
+def test_every_field_of_a_model(run: Path) -> None:
+    folder = run / "fold_0" / "model"
+    path = folder / "model.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    said: dict[str, str | None] = {}
+    for about, changed in every(content):
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        # The card first: it is cheap, and refuses nearly all before anything is built.
+        said[about] = complaint(lambda: read_card(path), about)
+        if said[about] is None:
+            said[about] = complaint(lambda: load_model(folder), about)
+        told = said[about]
+        assert told is None or "model" in told
+    assert len(said) > 800
+    for about in REFUSED:
+        assert said[about] is not None, about
+        assert str(folder) in str(said[about])
+
+
+def test_what_is_no_json_at_all(run: Path) -> None:
+    path = run / "fold_0" / "model" / "model.json"
+    for data in (b"", b"{", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b'"x"'):
+        path.write_bytes(data)
+        told = complaint(lambda: find_models(run), repr(data[:10]))
+        assert told is not None
+        assert str(path) in told
+
+
+def test_weights_of_another_model(run: Path) -> None:
+    folder = run / "fold_0" / "model"
+    card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    card["encoder_options"]["dim"] = 32
+    (folder / "model.json").write_text(json.dumps(card), encoding="utf-8")
+    told = complaint(lambda: load_model(folder), "dim")
+    assert told is not None
+    assert "does not fit what model.json describes" in told
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    assert "its checksum is not the one" in str(complaint(lambda: load_model(folder), "weights"))
+
+
+def test_every_key_of_a_configuration(run: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "given.yaml"
+    said: dict[str, str | None] = {}
+    for about, changed in every(content):
+        path.write_text(yaml.safe_dump(changed), encoding="utf-8")
+        said[about] = complaint(lambda: build_config(load_yaml(path)), about)
+    for about in (
+        "view.patch_px = 100000",
+        "view.patch_px = -1",
+        "view.spacing_um = -3.5",
+        "view.spacing_um = nan",
+        "method_options.chunk = -1",
+        "method_options.dropout = inf",
+        "train.lr = nan",
+        "train.batch_size = 0",
+        "train.epochs = -1",
+        "split.folds = 0",
+        "split.test_fraction = nan",
+        "heatmaps = -1",
+        "method = {}",
+        "table.path = []",
+    ):
+        assert said[about] is not None, about
+    for data in (b"", b"- a", b"a: [", b"\xff\xfe\0", b"3", b"{" * 20_000, b"1: 2", b"? [a]\n: b"):
+        path.write_bytes(data)
+        assert complaint(lambda: build_config(load_yaml(path)), repr(data[:10])) is not None
+
+
+class Quiet:
+    """A display that shows nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
+        pass
+
+
+def test_every_field_of_a_plan(run: Path, picture_table: Path) -> None:
+    config = build_config(load_yaml(run / "config.yaml"))
+    path = run / "plan.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    whole = path.read_bytes()
+    refused = 0
+    for about, changed in every(content):
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        refused += complaint(lambda: make_plan(config, run, Quiet()), about) is not None
+    assert refused > 200
+    path.write_bytes(whole)
+    assert complaint(lambda: make_plan(config, run, Quiet()), "whole") is None
+
+
+def test_every_field_of_a_split(run: Path) -> None:
+    models, path = find_models(run), run / "splits.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    refused = 0
+    for about, changed in every(content):
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        refused += complaint(lambda: _seen(models, []), about) is not None
+    assert refused > 400
+
+
+@pytest.mark.parametrize("data", ["", "[]", "a: [", "3", "folds: 3", "refit: {}"])
+def test_a_run_whose_configuration_is_damaged(
+    data: str, run: Path, picture_table: Path, tmp_path: Path, foveate: Command
+) -> None:
+    (run / "config.yaml").write_text(data, encoding="utf-8")
+    images = picture_table.parent / "in"
+    for words in (
+        ("train", picture_table, "--out", run, *PICTURE_RUN),
+        ("predict", run, images, "--out", tmp_path / f"out-{len(data)}"),
+    ):
+        ended = foveate(*words)
+        assert ended.returncode in (0, 1), ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert "fault of foveate" not in ended.stderr, ended.stderr
