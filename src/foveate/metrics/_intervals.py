@@ -155,6 +155,11 @@ def of_losses(
         loss: ``(n,)``.
         unknowing: the loss of an answer that gives every class the same probability.
         high: its largest value.
+
+    The upper end is moved out where few patients have most of the loss: more such ones may be
+    among those that were not seen.
+
+    Source: Johnson, JASA 73 (1978), 536, for the idea of a correction by the skewness.
     """
     total, count = cohort.sums(loss), cohort.sums(np.ones(len(loss)))
     value = float(total.sum() / count.sum())
@@ -162,8 +167,12 @@ def of_losses(
     total, count = np.r_[total, size * unknowing], np.r_[count, size]
     middle, m = float(total.sum() / count.sum()), len(count)
     influence = (total - middle * count) / count.sum() * np.sqrt(m / (m - 1))
-    ratio = math.exp(_quantile(cohort) * float(np.sqrt((influence**2).sum())) / middle)
-    bounds = (min(value, middle / ratio), min(high, max(value, middle * ratio)))
+    spread = float(np.sqrt((influence**2).sum())) / middle
+    skewed = max(0.0, float((influence**3).mean() / max((influence**2).mean() ** 1.5, 1e-300)))
+    quantile = _quantile(cohort)
+    up = 1 + skewed * quantile / (4 * math.sqrt(m))
+    lo, hi = middle * math.exp(-quantile * spread), middle * math.exp(quantile * spread * up)
+    bounds = (min(value, lo), min(high, max(value, hi)))
     return value, bounds, influence[:-1]
 
 
