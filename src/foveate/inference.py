@@ -5,14 +5,21 @@ All models of a run answer together (`foveate.ensemble`), and what is written sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from foveate.atomic import write_json
 from foveate.audit import audit_layout
-from foveate.cases import Case, CaseTable, cases_from_folder, load_splits, read_cases
+from foveate.cases import (
+    Case,
+    CaseTable,
+    cases_from_folder,
+    load_splits,
+    read_cases,
+    with_known_labels,
+)
 from foveate.ensemble import Ensemble, find_models
 from foveate.errors import ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
@@ -84,32 +91,35 @@ def evaluate_table(
     images: Path | None = None,
     assume_spacing_um: float | None = None,
     device: str = "auto",
+    n_heatmaps: int = 0,
+    renamed: Mapping[str, str] | None = None,
     shuffle_layout: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Predict a labelled table and score it; returns the metrics and the images that failed.
 
     Images that trained a model which answers are counted under ``n_seen_in_training``, and said.
+    Labels are `renamed` first; rows with others than the model knows are left out, set aside and
+    said. Pictures are drawn of the first `n_heatmaps` images; evidence is kept of all.
     With `shuffle_layout`, an audit of whether the model uses where patches lie is added under
     ``layout`` (`foveate.audit`).
 
     Raises:
-        TableError: a label that the model does not know.
+        OptionError: a label is renamed to what is no class, or does not occur.
+        TableError: no row has a label that the model knows.
     """
     models = find_models(run)
-    task = models.members[0].task
     read = read_cases(table, images=images, label=label, min_classes=1)
     try:
-        for case in read.cases:
-            task.target(str(case.label))
+        read = with_known_labels(read, models.classes, renamed or {})
     except TableError as error:
-        raise TableError(f"{table}, column '{read.label_column}': {error}") from None
+        raise TableError(f"{table}: {error}") from None
     seen = _count_seen(models, read.cases)
     if seen:
         display.say(
             f"warning: {seen} of {len(read.cases)} images trained the models that answer: these "
             "scores are too good. Honest ones are in metrics.json of the run"
         )
-    summary = _predict(models, read, out, display, assume_spacing_um, 40, device)
+    summary = _predict(models, read, out, display, assume_spacing_um, n_heatmaps, device)
     if not summary.rows:
         raise TableError(f"no image of {table} could be predicted; see {out / 'quarantine.csv'}")
     rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]

@@ -95,6 +95,8 @@ def predict_into(
             for key in keys:
                 summary.cost[key] += getattr(found, key)
             summary.cost["n_images"] += 1
+            if not index and not len(found.evidence):
+                display.say("the method gives no evidence: heatmaps will show no regions")
             index.append(_pictures(found, row, models, heatmaps, draw=len(index) < n_heatmaps))
         within(done)
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from foveate.cases._columns import PATIENT, Asked, named, recognise
 from foveate.cases._files import Finder, file_ids, image_files
 from foveate.cases._folds import Fold, Splits, export_clam_splits, load_splits, save_splits
+from foveate.cases._labels import with_known_labels
 from foveate.cases._sheet import read_sheet
 from foveate.cases._table import CaseBuilder
 from foveate.cases.base import Case, CaseTable, Row, SetAside, Sheet, several
@@ -28,6 +29,7 @@ __all__ = [
     "predefined_splits",
     "read_cases",
     "save_splits",
+    "with_known_labels",
 ]
 
 

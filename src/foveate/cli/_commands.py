@@ -16,6 +16,7 @@ from foveate.cli._words import (
     device_flag,
     merge,
     named_flags,
+    pairs,
     plugins_flag,
     spacing_flag,
 )
@@ -196,6 +197,14 @@ def predict(
     is_flag=True,
     help="Also let patches trade places: does the model use where they lie?",
 )
+@click.option("--heatmaps", default=0, show_default=True, help="How many images get pictures.")
+@click.option(
+    "--map",
+    "renamed",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="A label of the TABLE and the class that it means; may be given several times.",
+)
 @device_flag
 @plugins_flag
 def evaluate(
@@ -206,9 +215,14 @@ def evaluate(
     images: Path | None,
     spacing_um: float | None,
     audit_layout: bool,
+    heatmaps: int,
+    renamed: tuple[str, ...],
     device: str,
 ) -> int:
-    """Score the trained RUN on a labelled TABLE that it has never seen."""
+    """Score the trained RUN on a labelled TABLE that it has never seen.
+
+    Rows with a label that the RUN does not know are left out, and said.
+    """
     from foveate.inference import evaluate_table
     from foveate.terminal import Terminal
 
@@ -222,6 +236,8 @@ def evaluate(
             images=images,
             assume_spacing_um=spacing_um,
             device=device,
+            n_heatmaps=heatmaps,
+            renamed=pairs(renamed, "--map"),
             shuffle_layout=audit_layout,
         )
     _show_scores(metrics)
