@@ -3,8 +3,9 @@
 Ranks (AUROC, average precision): all values that the seen one does not contradict, given the
 variance that a model of the value expects, times what the jackknife over patients finds of it.
 Decisions (accuracy, balanced accuracy, kappa): two imaginary patients who are answered rightly
-and two who are not are added before the spread is measured. Losses: one imaginary patient who is
-told nothing is added, and the interval is even on the logarithmic scale.
+and two who are not are added before the spread is measured. Losses: an imaginary patient is
+added, in halves without loss and with twice that of an answer that knows nothing, and the interval
+is even on the logarithmic scale.
 So no interval shrinks to nothing where no error was seen, and none jumps at the first one.
 """
 
@@ -163,9 +164,9 @@ def of_losses(
     """
     total, count = cohort.sums(loss), cohort.sums(np.ones(len(loss)))
     value = float(total.sum() / count.sum())
-    size = len(loss) / cohort.n_patients
-    total, count = np.r_[total, size * unknowing], np.r_[count, size]
-    middle, m = float(total.sum() / count.sum()), len(count)
+    half = len(loss) / cohort.n_patients / 2
+    total, count = np.r_[total, 0, 2 * half * unknowing], np.r_[count, half, half]
+    middle, m = float(total.sum() / count.sum()), len(count) - 1
     influence = (total - middle * count) / count.sum() * np.sqrt(m / (m - 1))
     spread = float(np.sqrt((influence**2).sum())) / middle
     skewed = max(0.0, float((influence**3).mean() / max((influence**2).mean() ** 1.5, 1e-300)))
@@ -173,7 +174,7 @@ def of_losses(
     up = 1 + skewed * quantile / (4 * math.sqrt(m))
     lo, hi = middle * math.exp(-quantile * spread), middle * math.exp(quantile * spread * up)
     bounds = (min(value, lo), min(high, max(value, hi)))
-    return value, bounds, influence[:-1]
+    return value, bounds, influence[:-2]
 
 
 def of_calibration(
