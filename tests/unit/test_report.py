@@ -386,9 +386,9 @@ def test_the_same_files_give_the_same_page(tmp_path):
 def test_progress_is_drawn_quickly_and_whole(tmp_path):
     write_history(tmp_path, np.random.default_rng(0), epochs=60)
     write_progress(tmp_path)
-    begun = time.perf_counter()
+    begun = time.process_time()  # of the processor: other work must not fail this
     write_progress(tmp_path)
-    assert time.perf_counter() - begun < 2.0  # 0.3 s on an idle machine
+    assert time.process_time() - begun < 2.0  # 0.3 s on an idle machine
     with Image.open(tmp_path / "progress.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.csv", "progress.png"}

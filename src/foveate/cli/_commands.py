@@ -322,3 +322,7 @@ def _show_scores(metrics: dict[str, Any]) -> None:
             f"  {name:<20} {score['value']:.3f}  (95 % interval {score['lo']:.3f} to "
             f"{score['hi']:.3f})"
         )
+    if "folds" in metrics:
+        areas = (fold["metrics"].get("auroc", {}).get("value") for fold in metrics["folds"])
+        each = " ".join("–" if area is None else f"{area:.3f}" for area in areas)
+        click.echo(f"  {'auroc by fold':<20} {each}\n  {metrics['pooling']}")
