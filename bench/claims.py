@@ -231,7 +231,7 @@ def figures(folder: Path, shared: Path, seed: int) -> Row:
     row |= _score(metrics["metrics"].get("auroc"), "auroc", "")
     if folder != shared and (shared / "metrics.json").is_file():
         rows, others = (read_rows(f / "predictions_oof.csv") for f in (folder, shared))
-        above = compare_rows(rows, others, metrics["classes"], seed=seed)
+        above = compare_rows(rows, others, metrics["classes"])
         row |= _score(above.get("auroc"), "over_abmil", "over_abmil_")
     test_seconds = cost["seconds_per_image"] * images
     row |= {

@@ -310,12 +310,12 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     if not rows:
         raise TrainingError(f"no test image could be predicted; see {folder / 'quarantine.csv'}")
     write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))
-    metrics = evaluate_rows(rows, plan.classes, seed=config.split.seed)
+    metrics = evaluate_rows(rows, plan.classes)
     start = _frozen_rows(folder, len(plan.splits.folds))
     if start:
         write_rows(folder / "predictions_frozen.csv", start, list(start[0]))
-        metrics["frozen"] = evaluate_rows(start, plan.classes, seed=config.split.seed)["metrics"]
-        metrics["gain"] = compare_rows(rows, start, plan.classes, seed=config.split.seed)
+        metrics["frozen"] = evaluate_rows(start, plan.classes)["metrics"]
+        metrics["gain"] = compare_rows(rows, start, plan.classes)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _total_cost(costs))
     return Outcome(folder, metrics, len(quarantine))

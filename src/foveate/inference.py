@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from foveate.cases import (
     read_cases,
     safe_id,
     said_factors,
-    several,
+    with_known_labels,
 )
 from foveate.ensemble import Ensemble, find_models
 from foveate.errors import ImageNotFound, TableError, UnreadableImage
@@ -120,16 +120,18 @@ def evaluate_table(
     label: str | None = None,
     files: Path | None = None,
     images: Path | None = None,
+    renamed: Mapping[str, str] | None = None,
     shuffle_layout: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Predict a labelled table and score it; returns the metrics and the images that failed.
 
-    Images whose label the model does not know are left out, which is said. Images that trained a
-    model which answers are counted under ``n_seen_in_training``, and said. With `shuffle_layout`,
-    an audit of whether the model uses where patches lie is added under ``layout``
-    (`foveate.audit`). The same call continues where an earlier one stopped.
+    Labels are `renamed` first; rows with others than the model knows are left out, set aside and
+    said. Images that trained a model which answers are counted under ``n_seen_in_training``, and
+    said. With `shuffle_layout`, an audit of whether the model uses where patches lie is added under
+    ``layout`` (`foveate.audit`). The same call continues where an earlier one stopped.
 
     Raises:
+        OptionError: a label is renamed to what is no class, or does not occur.
         TableError: the model knows none of the labels, or no image could be predicted.
         CheckpointError: there is no whole model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
@@ -145,7 +147,10 @@ def evaluate_table(
         known_labels=models.classes,
         min_classes=1,
     )
-    read = _with_known_labels(read, models, table, display)
+    try:
+        read = with_known_labels(read, models.classes, renamed or {})
+    except TableError as error:
+        raise TableError(f"{table}: {error}") from None
     with _writing(out, display):
         summary = _predict(models, read, asked, display, "evaluate")
         if not summary.rows:
@@ -176,32 +181,6 @@ def _writing(out: Path, display: Display) -> Iterator[None]:
             for handler in handlers:
                 log.removeHandler(handler)
                 handler.close()
-
-
-def _with_known_labels(
-    read: CaseTable, models: Ensemble, table: Path, display: Display
-) -> CaseTable:
-    """The cases whose label the model knows; the others are said.
-
-    Raises:
-        TableError: it knows none.
-    """
-    unknown = sorted({str(case.label) for case in read.cases} - set(models.classes))
-    if not unknown:
-        return read
-    kept = tuple(case for case in read.cases if case.label in models.classes)
-    where = f"{table}, column '{read.label_column}'"
-    if not kept:
-        raise TableError(
-            f"{where}: the model knows none of the labels {several(unknown)}; its classes are "
-            f"{', '.join(models.classes)}. Name another column with --label, or rename the labels"
-        )
-    display.say(
-        f"warning: {where}: {len(read.cases) - len(kept)} of {len(read.cases)} images have labels "
-        f"that the model does not know ({several(unknown)}) and are left out; its classes are "
-        f"{', '.join(models.classes)}"
-    )
-    return replace(read, cases=kept)
 
 
 def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:

@@ -121,7 +121,7 @@ def predict_into(
     journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
     keys = {case.image_id: _key(case) for case in cases}
     known = _known(journal, keys, display, refuse_others=about is not None)
-    teller = Reasons(display)
+    teller, silent = Reasons(display), False
     drawn = sum(bool(entry.get("drawn")) for entry in known.values())
 
     def within(done: float) -> None:
@@ -134,6 +134,9 @@ def predict_into(
         entry = _entry(found, models, heatmaps, draw=drawn < n_heatmaps)
         if isinstance(found, Failure):
             teller.set_aside(found.case.image_id, str(found.case.path), found.reason)
+        elif not len(found.evidence) and not silent:
+            silent = True
+            display.say("the method gives no evidence: heatmaps will show no regions")
         drawn += bool(entry.get("drawn"))
         journal.add(found.case.image_id, {"of": keys[found.case.image_id], **entry})
         within(done)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from foveate.batch import Batch, LoadedImage
@@ -164,10 +165,16 @@ def _ask(
     return ModelAnswer(
         probabilities=tuple(model.task.probabilities(logits)[0].tolist()),
         logits=tuple(prediction.logits[0].tolist()),
-        evidence=prediction.evidence[0],
+        evidence=prediction.evidence[0] if prediction.evidence else _no_evidence(item),
         deviation=None if spread is None else tuple(spread[0].tolist()),
         seconds_reading=batch.seconds_reading,
     )
+
+
+def _no_evidence(item: LoadedImage) -> Evidence:
+    """Of a method that does not say where it looked: no regions, which its picture then says."""
+    nowhere = np.zeros((0, item.image.ndim))
+    return Evidence(nowhere, nowhere, np.zeros(0))
 
 
 def _averaged(

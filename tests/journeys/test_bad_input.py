@@ -436,16 +436,38 @@ def test_evaluating_a_labelled_table(
     assert "auroc" in ended.stdout
     again = {r["image_id"]: r["prob_tumour"] for r in read_rows(out / "predictions.csv")}
     assert again == own
-    rows = rows_of(tiny_cohort)[:4]
-    odd = write_table(tmp_path / "odd.csv", [*rows[1:], {**rows[0], "label": "tumor"}])
-    ended = foveate("evaluate", finished, odd, "--out", out)
-    assert_told(ended, f"{odd}, column 'label'", "unknown label 'tumor'", "'tumour'")
+    assert not list((out / "heatmaps").glob("*.png")), "pictures are drawn where they are asked for"
     normal = [r for r in rows_of(tiny_cohort)[:8] if r["label"] == "normal"]
     one = write_table(tmp_path / "one.csv", normal)
     ended = foveate("evaluate", finished, one, "--out", out)
     assert ended.returncode == 0, ended.stderr
     assert "accuracy" in ended.stdout
     assert "auroc" not in ended.stdout
+
+
+def test_evaluating_labels_that_the_model_does_not_know(
+    tiny_cohort: Path, finished: Path, tmp_path: Path, foveate: Command
+) -> None:
+    rows = rows_of(tiny_cohort)[:4]
+    odd = write_table(tmp_path / "odd.csv", [*rows[1:], {**rows[0], "label": "tumor"}])
+    out = tmp_path / "out"
+    ended = foveate("evaluate", finished, odd, "--out", out)
+    assert ended.returncode == 2, ended.stderr
+    assert "1 of 4 rows left out" in ended.stderr
+    assert ended.stdout.startswith("3 images of ")
+    assert "'tumor' is none of" in (out / "quarantine.csv").read_text()
+    ended = foveate(
+        "evaluate", finished, odd, "--out", tmp_path / "2", "--map", "tumor=tumour",
+        "--heatmaps", "1",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("4 images of ")
+    assert len(list((tmp_path / "2" / "heatmaps").glob("*.png"))) == 1
+    ended = foveate("evaluate", finished, odd, "--out", out, "--map", "tumor")
+    assert_told(ended, "--map: got 'tumor', expected OLD=NEW")
+    none = write_table(tmp_path / "none.csv", [row | {"label": "x"} for row in rows])
+    ended = foveate("evaluate", finished, none, "--out", tmp_path / "3")
+    assert_told(ended, f"{none}", "no label that the model knows", "'x' 4")
 
 
 def test_methods_and_doctor(foveate: Command) -> None:

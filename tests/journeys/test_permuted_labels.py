@@ -65,6 +65,8 @@ def test_true_labels_are_learnt_and_permuted_ones_are_not(
     assert ended.returncode == 0, ended.stderr
     ended = foveate("train", table, "--out", shuffled, *OPTIONS, "--permute-labels")
     assert ended.returncode == 0, ended.stderr
+    assert "auroc by fold" in ended.stdout
+    assert len(read_json(shuffled / "metrics.json")["folds"]) == 3
     assert auroc(true)["lo"] > 0.8, "the control: these pictures can be told apart"
     score = auroc(shuffled)
     assert score["lo"] <= 0.5 <= score["hi"], score

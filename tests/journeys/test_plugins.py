@@ -51,6 +51,10 @@ class CentreCrop(AbstractMethod):
         return Prediction(self.head(vectors), batch.evidence(places, share))
 '''
 
+SILENT = METHOD.replace("CentreCrop", "Silent").replace(
+    "batch.evidence(places, share)", "None if self.training else []"
+)
+
 READER = '''
 """RAWIMG1: a mark, height, width, nanometres per pixel, and the pixels."""
 import struct
@@ -174,6 +178,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     for name, code in (
         ("methods/centre_crop.py", METHOD),
+        ("methods/silent.py", SILENT),
         ("readers/raw.py", READER),
         ("tasks/doubted.py", TASK),
     ):
@@ -221,6 +226,21 @@ def run(place: Path) -> Path:
     assert ended.returncode == 0, ended.stderr
     assert "task: doubted, classes blue, green, pink" in ended.stderr
     return folder
+
+
+def test_a_method_without_evidence_goes_all_the_way(place: Path) -> None:
+    """It failed with an IndexError after the whole training."""
+    folder = place / "silent"
+    ended = call(
+        place,
+        *("train", place / "labels.csv", "--out", folder, "--method", "silent", "--heatmaps", "1"),
+        *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
+        *("--view.patch-px", "64", "--view.glimpse-px", "64", "--epochs", "1"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "gives no evidence" in ended.stderr
+    assert (folder / "report.html").is_file()
+    assert len(list((folder / "heatmaps").glob("*.png"))) == 1
 
 
 def test_they_are_listed(place: Path) -> None:

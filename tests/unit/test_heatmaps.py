@@ -16,8 +16,9 @@ from foveate.evidence import Evidence
 from foveate.geometry import Box, Frame
 from foveate.heatmaps import draw_heatmap, weight_map, write_geojson
 from foveate.heatmaps._fields import aim, overview
+from foveate.heatmaps._glass import on_foreground, painted
 from foveate.heatmaps._panels import blended
-from foveate.heatmaps.base import at_slice, nice_length, splat
+from foveate.heatmaps.base import at_slice, nice_length, scale_of, splat
 from foveate.image import AbstractImage, Level, Respaced
 from foveate.resample import resample
 
@@ -115,6 +116,7 @@ def test_spot_lands_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
     peak_um = (np.array(np.unravel_index(np.nanargmax(mapped), shape)) + 0.5) * cell_um
     assert np.abs(peak_um - true_um).max() < 24.0 / 4
 
+    image.kind = "picture"  # the faint rim of the spot is no foreground of a slide
     write_geojson(image, evidence, tmp_path / "e.geojson", top=10_000)
     total, middle = 0.0, np.zeros(2)
     for feature in json.loads((tmp_path / "e.geojson").read_text())["features"]:
@@ -143,8 +145,97 @@ def test_picture_is_brightest_at_the_heaviest_box_though_others_overlap_it():
     evidence = boxes([[100, 100], [90, 90], [110, 110]], 40.0, [1.0, 0.1, 0.1])
     field, _ = overview(aim(image, evidence), evidence, 400)
     centre = np.floor(field.px_from_um(np.array([[115.0, 115.0]]))[0]).astype(int)
-    red_green = blended(field, evidence)[..., :2].sum(-1)
+    everywhere = np.ones(field.shape, bool)
+    red_green = blended(field, evidence, scale_of(evidence), everywhere)[..., :2].sum(-1)
     assert red_green[tuple(centre)] == red_green.max()
+
+
+# -- how far from indifferent -------------------------------------------------------------------
+
+
+def tissue_image():
+    """A slide of grey glass with a block of tissue, and the corners of its 20 µm cells."""
+    rng = np.random.default_rng(4)
+    pixels = np.full((400, 600, 3), 240, np.uint8)
+    pixels[100:300, 200:400] = np.array([170, 90, 150]) + rng.integers(-20, 20, (200, 200, 1))
+    y, x = (20.0 * np.arange(n) for n in (20, 30))
+    grid = np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+    return ArrayImage(pixels, (1.0, 1.0), paper=(240, 240, 240)), grid
+
+
+def on_tissue(grid):
+    return (grid[:, 0] >= 100) & (grid[:, 0] < 300) & (grid[:, 1] >= 200) & (grid[:, 1] < 400)
+
+
+def saturation(pixels):
+    spread = pixels.astype(int)
+    return spread.max(-1) - spread.min(-1)
+
+
+def painted_by(image, evidence):
+    camera = aim(image, evidence)
+    field, _ = overview(camera, evidence, 600)
+    return field, blended(field, evidence, scale_of(evidence), painted(camera, field))
+
+
+def test_weights_that_are_all_but_alike_are_not_bright():
+    image, grid = tissue_image()
+    grid = grid[on_tissue(grid)]
+    rng = np.random.default_rng(5)
+    weight = (1 + rng.uniform(-0.01, 0.01, len(grid))) / len(grid)
+    even = boxes(grid, 20.0, weight)
+    peaked = boxes(grid, 20.0, np.where(np.arange(len(grid)) == 40, 0.5, 0.5 / (len(grid) - 1)))
+    assert scale_of(even).indifferent
+    assert scale_of(even).strength(even.weight).max() < 0.01
+    assert not scale_of(peaked).indifferent
+    assert scale_of(peaked).strength(peaked.weight).max() == 1
+    # Almost nothing is painted on the even map; the peak of the other is.
+    field, pixels = painted_by(image, even)
+    pale = 0.35 * field.pixels + 0.65 * field.pixels.mean(-1, keepdims=True)
+    assert np.abs(pixels - pale).max() < 25
+    field, pixels = painted_by(image, peaked)
+    row, column = field.px_from_um(grid[40][None] + 10)[0].astype(int)
+    assert saturation(pixels)[row, column] > 100
+
+
+def test_an_even_map_says_that_it_is_indifferent(tmp_path):
+    image, grid = tissue_image()
+    even = boxes(grid[:60], 20.0, np.full(60, 1 / 60))
+    peaked = boxes(grid[:60], 20.0, np.where(np.arange(60) == 3, 0.9, 0.1 / 59))
+    plain, warned = (drawn(image, e, tmp_path / "p.png", caption="x") for e in (peaked, even))
+    assert warned.shape[0] >= plain.shape[0]
+    for evidence, expected in ((even, True), (peaked, False)):
+        write_geojson(image, evidence, tmp_path / "e.geojson")
+        content = json.loads((tmp_path / "e.geojson").read_text())
+        assert content["properties"]["indifferent"] is expected
+        classes = {f["properties"]["classification"]["name"] for f in content["features"]}
+        assert ("8 times an even share or more" in classes) is not expected
+        assert "largest" not in " ".join(classes)
+
+
+def test_evidence_on_glass_is_counted_and_not_painted(tmp_path):
+    """As `downsampled` gives it: a lattice over everything, its heaviest cell in a corner."""
+    image, grid = tissue_image()
+    weight = np.where(on_tissue(grid), 1.0, 0.5)
+    weight[0] = 30.0
+    evidence = boxes(grid, 20.0, weight / weight.sum())
+    kept = on_foreground(image, evidence)
+    assert len(kept) == on_tissue(grid).sum()
+    field, pixels = painted_by(image, evidence)
+    glass = np.ones(field.shape, bool)
+    low, high = (field.px_from_um(np.array([p]))[0].astype(int) for p in ((98, 198), (302, 402)))
+    glass[low[0] : high[0], low[1] : high[1]] = False
+    assert saturation(pixels)[glass].max() == 0
+    write_geojson(image, evidence, tmp_path / "e.geojson", top=1000)
+    content = json.loads((tmp_path / "e.geojson").read_text())
+    assert content["properties"]["on_background"] == len(grid) - len(kept)
+    assert len(content["features"]) == len(kept)
+    # A picture of another kind has no glass, and evidence is never hidden altogether.
+    image.kind = "picture"
+    assert on_foreground(image, evidence) is evidence
+    image.kind = "slide"
+    nowhere = boxes(grid[:5], 20.0, np.ones(5))
+    assert on_foreground(image, nowhere) is nowhere
 
 
 # -- the map --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from foveate.cases._columns import PATIENT, Asked, known_names, named, recognise
 from foveate.cases._files import Finder, file_ids, image_files, safe_id
 from foveate.cases._folds import Fold, Splits, export_clam_splits, load_splits, save_splits
+from foveate.cases._known import with_known_labels
 from foveate.cases._labels import no_classes
 from foveate.cases._same import patient_key, plain_name
 from foveate.cases._sheet import read_sheet
@@ -37,6 +38,7 @@ __all__ = [
     "save_splits",
     "several",
     "spacing_factor",
+    "with_known_labels",
 ]
 
 

@@ -17,6 +17,7 @@ from foveate.cli._words import (
     files_flag,
     merge,
     named_flags,
+    pairs,
     plugins_flag,
     spacing_flag,
 )
@@ -193,7 +194,14 @@ def predict(
     is_flag=True,
     help="Also let patches trade places: does the model use where they lie?",
 )
-@click.option("--heatmaps", default=40, show_default=True, help="How many images get pictures.")
+@click.option("--heatmaps", default=0, show_default=True, help="How many images get pictures.")
+@click.option(
+    "--map",
+    "renamed",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="A label of the TABLE and the class that it means; may be given several times.",
+)
 @device_flag
 @plugins_flag
 def evaluate(
@@ -204,11 +212,15 @@ def evaluate(
     files: Path | None,
     images: Path | None,
     spacing_um: float | None,
-    heatmaps: int,
     audit_layout: bool,
+    heatmaps: int,
+    renamed: tuple[str, ...],
     device: str,
 ) -> int:
-    """Score the trained RUN on a labelled TABLE that it has never seen."""
+    """Score the trained RUN on a labelled TABLE that it has never seen.
+
+    Rows with a label that the RUN does not know are left out, and said.
+    """
     from foveate.inference import Asked, evaluate_table
     from foveate.terminal import Terminal
 
@@ -222,6 +234,7 @@ def evaluate(
             label=label,
             files=files,
             images=images,
+            renamed=pairs(renamed, "--map"),
             shuffle_layout=audit_layout,
         )
     _show_scores(metrics)
@@ -306,3 +319,7 @@ def _show_scores(metrics: dict[str, Any]) -> None:
             f"  {name:<20} {score['value']:.3f}  (95 % interval {score['lo']:.3f} to "
             f"{score['hi']:.3f})"
         )
+    if "folds" in metrics:
+        areas = (fold["metrics"].get("auroc", {}).get("value") for fold in metrics["folds"])
+        each = " ".join("–" if area is None else f"{area:.3f}" for area in areas)
+        click.echo(f"  {'auroc by fold':<20} {each}\n  {metrics['pooling']}")

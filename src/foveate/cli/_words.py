@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +121,18 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
             into[key] |= value
         else:
             into[key] = value
+
+
+def pairs(given: Iterable[str], flag: str) -> dict[str, str]:
+    """``OLD=NEW`` as a dictionary.
+
+    Raises:
+        OptionError: there is no ``=``, or one side is empty.
+    """
+    found = {}
+    for text in given:
+        old, mark, new = text.partition("=")
+        if not (mark and old.strip() and new.strip()):
+            raise OptionError(f"{flag}: got '{text}', expected OLD=NEW")
+        found[old.strip()] = new.strip()
+    return found

@@ -13,12 +13,16 @@ from foveate.atomic import write_json
 from foveate.errors import BoxError, OptionError, legible
 from foveate.evidence import Evidence
 from foveate.geometry import Box, px0_from_um
-from foveate.heatmaps.base import COLOURS, ranked, relative
+from foveate.heatmaps._glass import on_foreground
+from foveate.heatmaps.base import COLOURS, ranked, scale_of
 from foveate.image import AbstractImage
 
 Origin = Literal["auto", "slide", "bounds"]
 
-_BINS = 5
+_BINS = ((8.0, "8 times an even share or more"), (4.0, "4 to 8 times an even share"),
+         (2.0, "2 to 4 times an even share"), (1.25, "up to twice an even share"),
+         (0.0, "about an even share or less"))  # fmt: skip
+"""Lower end, in even shares, and name; the same for every image, so that QuPath can compare."""
 
 
 def write_geojson(
@@ -31,6 +35,9 @@ def write_geojson(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the heaviest boxes as a QuPath FeatureCollection of tiles.
+
+    Boxes on the glass of a slide are left out. Classes say how many times an even share, the
+    weight if all regions counted alike, a box has.
 
     Args:
         image: whose pixels the boxes are drawn on.
@@ -49,11 +56,12 @@ def write_geojson(
     if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
         raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
     chosen, shift = _shift(image, origin)
-    share = relative(evidence)
+    scale, shown = scale_of(evidence), on_foreground(image, evidence)
+    times = scale.times_even(shown.weight)
     words = {**dict(metadata or {}), "origin": chosen, "image": legible(image.path.name)}
     features = [
-        _feature(image, evidence, int(i), rank, float(share[i]), shift, words)
-        for rank, i in enumerate(ranked(evidence)[:top], 1)
+        _feature(image, shown, int(i), rank, float(times[i]), shift, words)
+        for rank, i in enumerate(ranked(shown)[:top], 1)
     ]
     about = {
         "generator": f"foveate {__version__}",
@@ -61,6 +69,8 @@ def write_geojson(
         "origin": chosen,
         "origin_px0_xy": list(shift),
         "boxes": len(evidence),
+        "on_background": len(evidence) - len(shown),
+        "indifferent": scale.indifferent,
         "written": len(features),
     }
     write_json(path, {"type": "FeatureCollection", "properties": about, "features": features})
@@ -83,7 +93,7 @@ def _feature(
     evidence: Evidence,
     i: int,
     rank: int,
-    share: float,
+    times: float,
     shift: tuple[float, float],
     words: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -92,7 +102,7 @@ def _feature(
     geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [ring]}
     if image.ndim == 3:
         geometry["plane"] = {"c": -1, "z": math.floor(px0.centre[0]), "t": 0}
-    name, colour = _bin(share)
+    name, colour = _bin(times)
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"foveate:{words['image']}:{i}:{ring}")),
@@ -101,7 +111,11 @@ def _feature(
             "objectType": "tile",
             "name": f"#{rank}",
             "classification": {"name": name, "color": colour},
-            "measurements": {"weight": float(evidence.weight[i]), "share": share, "rank": rank},
+            "measurements": {
+                "weight": float(evidence.weight[i]),
+                "times_even": times,
+                "rank": rank,
+            },
             "isLocked": True,
             "metadata": dict(words),
         },
@@ -115,11 +129,11 @@ def _ring(box: Box, shift: tuple[float, float]) -> list[list[float]]:
     return [[round(x - shift[0], 2), round(y - shift[1], 2)] for x, y in corners]
 
 
-def _bin(share: float) -> tuple[str, list[int]]:
-    """Name and colour of the fifth of the largest weight that a box falls into."""
+def _bin(times: float) -> tuple[str, list[int]]:
+    """Name and colour of the class of so many even shares."""
     import matplotlib
 
-    k = min(int(share * _BINS), _BINS - 1)
-    name = f"weight {100 * k // _BINS}-{100 * (k + 1) // _BINS} % of the largest"
-    red, green, blue, _ = matplotlib.colormaps[COLOURS](0.15 + 0.8 * (k + 0.5) / _BINS)
-    return name, [round(255 * v) for v in (red, green, blue)]
+    k = next(k for k, (least, _) in enumerate(_BINS) if times >= least)
+    bright = 1 - k / (len(_BINS) - 1)
+    red, green, blue, _ = matplotlib.colormaps[COLOURS](0.15 + 0.8 * bright)
+    return _BINS[k][1], [round(255 * v) for v in (red, green, blue)]

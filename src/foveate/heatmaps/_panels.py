@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from foveate.evidence import Evidence, Floats
 from foveate.heatmaps._fields import Camera, Field, Shown
-from foveate.heatmaps.base import COLOURS, nice_length, ranked, relative, splat
+from foveate.heatmaps.base import COLOURS, Scale, nice_length, ranked, splat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ DPI = 100
 SHELF_PX = 30
 INK, PAPER, GREY = "#1a1a1a", "#ffffff", "#666666"
 
-_STRONGEST, _WEAKEST = 0.85, 0.35
+_STRONGEST, _WEAKEST, _FAINT = 0.85, 0.35, 0.12
 _DENSE = 0.25
 _LEAST_OUTLINE_PX = 3.0
 
@@ -69,11 +69,11 @@ def say(
     )  # fmt: skip
 
 
-def colours_of(share: Floats) -> Floats:
-    """``(…, 4)`` colours of shares of the largest weight; the ends are cut, so none vanishes."""
+def colours_of(strength: Floats) -> Floats:
+    """``(…, 4)`` colours of strengths from 0 to 1; the ends are cut, so none vanishes."""
     import matplotlib
 
-    return np.asarray(matplotlib.colormaps[COLOURS](0.15 + 0.8 * np.asarray(share)))
+    return np.asarray(matplotlib.colormaps[COLOURS](0.15 + 0.8 * np.asarray(strength)))
 
 
 def show_field(axes: Axes, field: Field, pixels: Shown) -> None:
@@ -84,39 +84,50 @@ def show_field(axes: Axes, field: Field, pixels: Shown) -> None:
     axes.set_ylim(rows, 0)
 
 
-def blended(field: Field, evidence: Evidence) -> Shown:
-    """The field, paled, with the evidence laid over it; opacity grows with weight and coverage."""
+def blended(field: Field, evidence: Evidence, scale: Scale, shown: NDArray[np.bool_]) -> Shown:
+    """The field, paled, with the evidence laid over it; opacity grows with weight and coverage.
+
+    Args:
+        field: the image.
+        evidence: boxes on it.
+        scale: of the weights of the whole image.
+        shown: ``(h, w)``, where evidence may be painted.
+    """
     base = field.pixels.astype(np.float64)
     base = 0.35 * base + 0.65 * base.mean(-1, keepdims=True)
-    share, covered = _piled(field, evidence)
+    strength, covered = _piled(field, evidence, scale)
     side_px = float(np.median(evidence.size_um[:, -2:])) / field.spacing_um if len(evidence) else 0
     strong = _STRONGEST - (_STRONGEST - _WEAKEST) * min(max(side_px - 24, 0) / 232, 1.0)
-    seen = np.minimum(covered, 1.0)
-    strong *= 1 - 0.45 * float(seen.mean())  # where all is covered the image must still show
-    alpha = (strong * (0.35 + 0.65 * share) * seen)[..., None]
-    mixed = (1 - alpha) * base + alpha * 255 * colours_of(share)[..., :3]
+    seen = np.minimum(covered, 1.0) * shown
+    painted = _FAINT + (1 - _FAINT) * strength
+    strong *= 1 - 0.45 * float((seen * strength).mean())  # under much colour it must still show
+    alpha = (strong * painted * seen)[..., None]
+    mixed = (1 - alpha) * base + alpha * 255 * colours_of(strength)[..., :3]
     return np.asarray(np.rint(np.clip(mixed, 0, 255)), np.uint8)
 
 
-def _piled(field: Field, evidence: Evidence) -> tuple[Floats, Floats]:
-    """Shares with the heaviest box on top, and the covered area of each pixel.
+def _piled(field: Field, evidence: Evidence, scale: Scale) -> tuple[Floats, Floats]:
+    """Strengths with the heaviest box on top, and the covered area of each pixel.
 
     An average, as `weight_map` takes, would pale the peak wherever weak boxes overlap it.
     """
     total, covered = splat(evidence, field.origin_um, field.extent_um, field.shape)
-    top = float(evidence.weight.max(initial=0.0)) or 1.0
-    share = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0) / top
+    mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)
+    strength, own = scale.strength(mean), scale.strength(evidence.weight)
     low = field.px_from_um(evidence.origin_um[:, -2:])
     high = low + evidence.size_um[:, -2:] / field.spacing_um
     first = np.maximum(np.ceil(low - 0.5), 0).astype(np.int64)
     last = np.maximum(np.ceil(high - 0.5), 0).astype(np.int64)
     for i in ranked(evidence)[::-1]:
-        share[first[i, 0] : last[i, 0], first[i, 1] : last[i, 1]] = evidence.weight[i] / top
-    return np.clip(share, 0, 1), covered
+        strength[first[i, 0] : last[i, 0], first[i, 1] : last[i, 1]] = own[i]
+    return strength, covered
 
 
-def draw_outlines(axes: Axes, field: Field, evidence: Evidence, *, coloured: bool) -> None:
-    """Outlines of the boxes; where they are too dense for that, the outline of them all."""
+def draw_outlines(axes: Axes, field: Field, evidence: Evidence, scale: Scale | None = None) -> None:
+    """Outlines of the boxes; where they are too dense for that, the outline of them all.
+
+    With a scale they have the colours of their weights.
+    """
     low = field.px_from_um(evidence.origin_um[:, -2:])
     high = field.px_from_um(evidence.origin_um[:, -2:] + evidence.size_um[:, -2:])
     side = high - low
@@ -129,11 +140,11 @@ def draw_outlines(axes: Axes, field: Field, evidence: Evidence, *, coloured: boo
     order = ranked(evidence)[::-1]
     corners = np.stack([low, np.stack([low[:, 0], high[:, 1]], -1), high,
                         np.stack([high[:, 0], low[:, 1]], -1)], 1)[order, :, ::-1]  # fmt: skip
-    if not coloured:
+    if scale is None:
         _add_boxes(axes, corners, _ink_on(field), 0.9)
         return
     _add_boxes(axes, corners, INK, 4.0)
-    _add_boxes(axes, corners, colours_of(relative(evidence)[order]), 2.2)
+    _add_boxes(axes, corners, colours_of(scale.strength(evidence.weight)[order]), 2.2)
 
 
 def _add_boxes(axes: Axes, corners: Floats, edges: Floats | str, width_px: float) -> None:
@@ -223,23 +234,25 @@ def length_text(length: float, unit: str) -> str:
     return f"{length:g} {'µm' if unit == 'um' else unit}"
 
 
-def draw_colour_bar(figure: Figure, rect: Rect, top: float) -> None:
-    """Colours from 0 to the largest weight, with numbers, under a heading."""
-    say(figure, rect.x, rect.y, "weight of a region", px=12, colour=GREY)
+def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
+    """Colours from an even share to full, with weights and multiples, under a heading."""
+    say(figure, rect.x, rect.y, "weight of a region (times an even share)", px=12, colour=GREY)
     axes = add_axes(figure, Rect(rect.x, rect.y + 18, rect.width, 12))
     axes.imshow(colours_of(np.linspace(0, 1, 256))[None], aspect="auto", extent=(0, 1, 0, 1))
-    for share, side in ((0.0, "left"), (0.25, "center"), (0.5, "center"), (0.75, "center"),
-                        (1.0, "right")):  # fmt: skip
-        text = f"{share * top:.3g}"
-        axes.text(share, -0.35, text, fontsize=points(12), color=INK, ha=side, va="top")
+    for place, side in ((0.0, "left"), (0.5, "center"), (1.0, "right")):
+        weight = scale.even + place * (scale.top - scale.even)
+        text = f"{weight:.3g} ({weight / scale.even:.3g}×)"
+        if place == 0:
+            text = f"up to {text}"
+        axes.text(place, -0.35, text, fontsize=points(12), color=INK, ha=side, va="top")
 
 
 def draw_gallery(
-    figure: Figure, rect: Rect, camera: Camera, evidence: Evidence, chosen: NDArray[np.intp],
-    side_px: int, columns: int,
+    figure: Figure, rect: Rect, camera: Camera, evidence: Evidence, scale: Scale,
+    chosen: NDArray[np.intp], side_px: int, columns: int,
 ) -> None:  # fmt: skip
     """The heaviest boxes as they were read, numbered as on the overview, with their weights."""
-    share = relative(evidence)
+    strength, times = scale.strength(evidence.weight), scale.times_even(evidence.weight)
     step_x = (rect.width - side_px) / max(columns - 1, 1)
     for k, i in enumerate(chosen):
         patch = camera.patch(evidence, int(i), side_px - 6)
@@ -252,6 +265,12 @@ def draw_gallery(
         frame.set_axis_on()
         frame.set(xticks=[], yticks=[], facecolor="none")
         for spine in frame.spines.values():
-            spine.set(color=colours_of(share[i]), linewidth=points(6))
+            spine.set(color=colours_of(strength[i]), linewidth=points(6))
         say(figure, x + 2, y + height + 13, f"{k + 1}", px=13, bold=True)
-        say(figure, x + 18, y + height + 13, f"weight {evidence.weight[i]:.3g}", px=13)
+        say(
+            figure,
+            x + 18,
+            y + height + 13,
+            f"weight {evidence.weight[i]:.3g} ({times[i]:.3g}×)",
+            px=13,
+        )

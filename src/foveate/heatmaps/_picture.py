@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from foveate.atomic import write_aside
 from foveate.evidence import Evidence
-from foveate.heatmaps._fields import Camera, Field, aim, overview
+from foveate.heatmaps._fields import Camera, Field, Shown, aim, overview
+from foveate.heatmaps._glass import on_foreground, painted
 from foveate.heatmaps._panels import (
     DPI,
     GREY,
@@ -29,7 +30,7 @@ from foveate.heatmaps._panels import (
     say,
     show_field,
 )
-from foveate.heatmaps.base import at_slice, ranked
+from foveate.heatmaps.base import Scale, at_slice, ranked, scale_of
 from foveate.image import AbstractImage
 
 if TYPE_CHECKING:
@@ -68,9 +69,11 @@ def draw_heatmap(
 ) -> None:
     """Draw where a model looked, as a PNG that stays readable for slides of any size.
 
-    The overview is paled and the boxes are laid over it, coloured by weight; the heaviest are
-    numbered and shown beside it in full. A canvas that is mostly empty is cropped to its tissue
-    and boxes, and said to be. Of a volume, the slice through the peak is drawn.
+    The overview is paled and the boxes are laid over it, coloured by how far their weight is
+    above an even share; the heaviest are numbered and shown beside it in full. Boxes on the glass
+    of a slide are not drawn, but counted with their weight. Where all weights are about alike,
+    the picture says so. A canvas that is mostly empty is cropped to its tissue and boxes, and
+    said to be. Of a volume, the slice through the peak is drawn.
 
     Args:
         image: the pixels.
@@ -89,26 +92,29 @@ def draw_heatmap(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    camera = aim(image, evidence)
-    shown = evidence if camera.z_um is None else at_slice(evidence, camera.z_um)
+    camera, scale = aim(image, evidence), scale_of(evidence)
+    kept = on_foreground(image, evidence)
+    shown = kept if camera.z_um is None else at_slice(kept, camera.z_um)
     field, share = overview(camera, shown, max_side_px)
     chosen = ranked(shown)[:patches]
-    lines = [line for line in caption.splitlines() if line.strip()]
+    lines = [line for line in caption.splitlines() if line.strip()] + _warnings(scale)
     header = _EDGE + (28 if title else 0) + _LINE * len(lines) + (8 if title or lines else 0)
     zooming = _worth_zooming(field, shown)
     sheet = _lay_out(field, header, len(chosen), zooming, max_side_px)
     figure = Figure(figsize=(sheet.width / DPI, sheet.height / DPI), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
     _write_header(figure, title, lines, sheet.width)
-    _draw_overview(figure, sheet, field, shown, chosen, image.unit)
-    zoom = _draw_zoom(figure, sheet, camera, shown, image.unit)
+    overlaid = blended(field, shown, scale, painted(camera, field))
+    _draw_overview(figure, sheet, field, overlaid, shown, chosen, image.unit)
+    zoom = _draw_zoom(figure, sheet, camera, shown, scale, image.unit)
     if zoom is not None:
         _draw_frame(figure, field, zoom)
     if sheet.gallery is not None:
-        draw_gallery(figure, sheet.gallery, camera, shown, chosen, sheet.tile, _COLUMNS)
-    if shown.weight.max(initial=0.0) > 0:
-        draw_colour_bar(figure, sheet.bar, float(shown.weight.max()))
-    for k, note in enumerate(_notes(camera, evidence, shown, share, zoom)):
+        draw_gallery(figure, sheet.gallery, camera, shown, scale, chosen, sheet.tile, _COLUMNS)
+    if scale.even > 0:
+        draw_colour_bar(figure, sheet.bar, scale)
+    notes = _notes(camera, evidence, shown, share, zoom) + _on_glass(evidence, kept)
+    for k, note in enumerate(notes):
         say(figure, sheet.notes.x, sheet.notes.y + k * _LINE, note, px=12, colour=GREY)
     _save(figure, path)
 
@@ -134,7 +140,7 @@ def _lay_out(field: Field, header: int, n_patches: int, zooming: bool, max_side_
     panel = _COLUMNS * tile + (_COLUMNS - 1) * 12
     shelves = (n_patches + _COLUMNS - 1) // _COLUMNS
     below = shelves * (tile + SHELF_PX)
-    notes = 3 * _LINE
+    notes = 4 * _LINE
     main = Rect(_EDGE, header, columns, rows)
     if rows >= 0.75 * columns or columns <= panel:
         x, y = _EDGE + columns + _GAP, header
@@ -176,12 +182,12 @@ def _shortened(text: str, most: float) -> str:
 
 
 def _draw_overview(
-    figure: Figure, sheet: _Sheet, field: Field, evidence: Evidence, chosen: NDArray[np.intp],
-    unit: str,
+    figure: Figure, sheet: _Sheet, field: Field, overlaid: Shown, evidence: Evidence,
+    chosen: NDArray[np.intp], unit: str,
 ) -> None:  # fmt: skip
     axes = add_axes(figure, sheet.overview)
-    show_field(axes, field, blended(field, evidence))
-    draw_outlines(axes, field, evidence, coloured=False)
+    show_field(axes, field, overlaid)
+    draw_outlines(axes, field, evidence)
     draw_scale_bar(axes, field, unit)
     # The middle of what the picture shows of a box: the box's own may lie beyond its edge.
     begin = evidence.origin_um[chosen, -2:]
@@ -192,25 +198,25 @@ def _draw_overview(
 
 
 def _draw_zoom(
-    figure: Figure, sheet: _Sheet, camera: Camera, evidence: Evidence, unit: str
+    figure: Figure, sheet: _Sheet, camera: Camera, evidence: Evidence, scale: Scale, unit: str
 ) -> Field | None:
     """The surroundings of the peak, in full colour, boxes outlined only."""
     if sheet.zoom is None:
         return None
     peak, rect = evidence.peak_um(), sheet.zoom
-    scale = _ZOOM_BOXES * max(peak.size[-2:]) / max(rect.width, rect.height)
+    step_um = _ZOOM_BOXES * max(peak.size[-2:]) / max(rect.width, rect.height)
     shape = (round(rect.height), round(rect.width))
     whole = camera.image.box_um.size[-2:]
     corner = [
-        _inside(c - n * scale / 2, n * scale, w)
+        _inside(c - n * step_um / 2, n * step_um, w)
         for c, n, w in zip(peak.centre[-2:], shape, whole, strict=True)
     ]
     origin = (corner[0], corner[1])
-    pixels = camera.window.show(camera.read(origin, (scale, scale), shape))
-    field = Field(origin, scale, pixels)
+    pixels = camera.window.show(camera.read(origin, (step_um, step_um), shape))
+    field = Field(origin, step_um, pixels)
     axes = add_axes(figure, rect)
     show_field(axes, field, field.pixels)
-    draw_outlines(axes, field, evidence, coloured=True)
+    draw_outlines(axes, field, evidence, scale)
     draw_scale_bar(axes, field, unit)
     return field
 
@@ -238,10 +244,8 @@ def _notes(
 ) -> list[str]:
     if not len(evidence):
         return ["the method gave no regions for this image"]
-    regions = "1 region" if len(evidence) == 1 else f"{len(evidence)} regions"
-    # Colours end at the largest weight: of weights that are all alike, every one is bright.
-    even = float(evidence.weight.mean())
-    notes = [f"{regions}; colour and opacity: weight, {even:.3g} if even"]
+    regions = _counted(len(evidence))
+    notes = [f"{regions}; colour and opacity: how far the weight is above an even share"]
     if camera.z_um is not None:
         index = int(camera.z_um / camera.image.known_spacing_um[0] + 1e-6)
         notes = [f"slice {index}, through the peak: {len(shown)} of {regions}"]
@@ -250,3 +254,27 @@ def _notes(
     if zoom is not None:
         notes.append("blue frame: the enlarged part")
     return notes
+
+
+def _counted(n: int) -> str:
+    return "1 region" if n == 1 else f"{n} regions"
+
+
+def _warnings(scale: Scale) -> list[str]:
+    """Said in the header, where the picture could be taken for more than it is."""
+    if not scale.indifferent:
+        return []
+    times = scale.heaviest / scale.even if scale.even > 0 else 1.0
+    return [
+        f"This map is indifferent: the heaviest region has {times:.2f} times an even share, so "
+        "the model preferred no place."
+    ]
+
+
+def _on_glass(evidence: Evidence, kept: Evidence) -> list[str]:
+    """How much evidence lies on background and is not drawn."""
+    n, total = len(evidence) - len(kept), float(evidence.weight.sum())
+    if not n:
+        return []
+    share = 1 - float(kept.weight.sum()) / total if total > 0 else 0.0
+    return [f"{_counted(n)} on background not drawn, with {share:.0%} of the weight"]

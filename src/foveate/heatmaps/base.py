@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,60 @@ COLOURS = "inferno"
 
 _LEAST_COVERAGE = 1e-6
 """Share of a map pixel; less is a rounding error of touching edges, not a look."""
+
+
+_FULL_COLOUR = 4.0
+"""The least multiple of an even share that is shown in full colour."""
+
+_INDIFFERENT = 1.25
+"""Where no region has so many times an even share, the map prefers nothing."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What weights are shown as: by how far they are above an even share.
+
+    Attributes:
+        even: the weight of each region if all counted alike.
+        top: the weight that is shown in full colour.
+        heaviest: the largest weight.
+        regions: how many there are.
+    """
+
+    even: float
+    top: float
+    heaviest: float
+    regions: int
+
+    @property
+    def indifferent(self) -> bool:
+        """Whether the regions hardly differ, so that the colours would tell of noise."""
+        return self.regions > 1 and self.heaviest < _INDIFFERENT * self.even
+
+    def strength(self, weight: Floats) -> Floats:
+        """From 0 at an even share, and below it, to 1 in full colour."""
+        if self.top <= 0:
+            return np.zeros_like(weight)
+        if self.top <= self.even:
+            return np.ones_like(weight)  # a lone region
+        return np.asarray(np.clip((weight - self.even) / (self.top - self.even), 0, 1))
+
+    def times_even(self, weight: Floats) -> Floats:
+        """Weights as multiples of an even share."""
+        return weight / self.even if self.even > 0 else np.zeros_like(weight)
+
+
+def scale_of(evidence: Evidence) -> Scale:
+    """The scale of all regions of an image.
+
+    Full colour is the largest weight, but at least four even shares, or all there is where the
+    regions are fewer: of weights that are all but alike, none is bright.
+    """
+    n = len(evidence)
+    if not n:
+        return Scale(0.0, 0.0, 0.0, 0)
+    even, heaviest = float(evidence.weight.mean()), float(evidence.weight.max())
+    return Scale(even, max(heaviest, min(_FULL_COLOUR, n) * even), heaviest, n)
 
 
 def weight_map(
@@ -77,12 +132,6 @@ def at_slice(evidence: Evidence, z_um: float) -> Evidence:
     begin = evidence.origin_um[:, 0]
     kept = (begin <= z_um) & (z_um < begin + evidence.size_um[:, 0])
     return Evidence(evidence.origin_um[kept], evidence.size_um[kept], evidence.weight[kept])
-
-
-def relative(evidence: Evidence) -> Floats:
-    """Weights as shares of the largest, ``(n,)`` from 0 to 1."""
-    top = float(evidence.weight.max(initial=0.0))
-    return evidence.weight / top if top > 0 else np.zeros(len(evidence))
 
 
 def nice_length(limit: float) -> float:

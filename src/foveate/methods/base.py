@@ -64,7 +64,8 @@ class Prediction:
 
     Attributes:
         logits: ``(b, k)``.
-        evidence: one per image in evaluation; nothing in training.
+        evidence: one per image in evaluation; nothing in training, or None where a method never
+            says where it looked: its heatmaps then show no regions.
         losses: scalars added to the task's loss in training.
         auxiliary: further logits ``(b, k)`` with the weight that the task's loss on them has in
             training.
@@ -77,14 +78,14 @@ class Prediction:
     def __init__(
         self,
         logits: Tensor,
-        evidence: Sequence[Evidence],
+        evidence: Sequence[Evidence] | None,
         losses: Mapping[str, Tensor] | None = None,
         auxiliary: Mapping[str, tuple[float, Tensor]] | None = None,
         deviation: Tensor | None = None,
         objectives: Mapping[str, Callable[[Judge], Tensor]] | None = None,
     ) -> None:
         self.logits = logits
-        self.evidence = list(evidence)
+        self.evidence = list(evidence or ())
         self.losses = dict(losses or {})
         self.auxiliary = dict(auxiliary or {})
         self.deviation = deviation

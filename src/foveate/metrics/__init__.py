@@ -1,46 +1,26 @@
 """Every number that is reported about predictions, with an interval over patients.
 
-Pure: no disk, no clock, no global seed. `prob` is ``(n, k)``, rows sum to 1, in the order of the
+Pure: no disk, no clock, no random draw. `prob` is ``(n, k)``, rows sum to 1, in the order of the
 task's classes; `target` is ``(n,)``, the number of the class.
 """
 
 from __future__ import annotations
 
-from foveate.metrics._bounds import proportion_interval
-from foveate.metrics._comparison import paired_bootstrap, paired_delong
-from foveate.metrics._scores import delong_auroc, score_all
-from foveate.metrics._values import (
-    accuracy,
-    auprc,
-    auroc,
-    balanced_accuracy,
-    brier,
-    calibration_bins,
-    calibration_error,
-    confusion,
-    kappa,
-    log_loss,
-    threshold_youden,
-)
+from foveate.metrics._comparison import compare_scores
+from foveate.metrics._scores import score_all
+from foveate.metrics._shares import proportion_interval, wilson_interval
+from foveate.metrics._values import auroc, calibration_bins, confusion, threshold_youden
 from foveate.metrics.base import Difference, Score
 
 __all__ = [
     "Difference",
     "Score",
-    "accuracy",
-    "auprc",
     "auroc",
-    "balanced_accuracy",
-    "brier",
     "calibration_bins",
-    "calibration_error",
+    "compare_scores",
     "confusion",
-    "delong_auroc",
-    "kappa",
-    "log_loss",
-    "paired_bootstrap",
-    "paired_delong",
     "proportion_interval",
     "score_all",
     "threshold_youden",
+    "wilson_interval",
 ]

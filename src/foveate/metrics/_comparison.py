@@ -1,113 +1,74 @@
-"""Paired tests: is run a better than run b on the same images?"""
+"""Is run a better than run b on the same images? Each difference with an interval over patients."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from foveate.metrics import _bounds as bounds
-from foveate.metrics import _weighted as weighted
-from foveate.metrics._delong import auroc_covariance
-from foveate.metrics._resample import patient_weights
-from foveate.metrics._values import ranked, squared_error, surprise
-from foveate.metrics.base import ALPHA, Difference, Floats, Ints, checked, numbered
+from foveate.metrics._scores import Measured, by_loss, by_rank, prepare
+from foveate.metrics.base import ALPHA, Difference, Floats, Ints
 
-Metric = Callable[[Floats, Ints, Floats], Floats]
+_TRUST = 2.0
+"""How many patients speak for two runs that go wrong independently, beside those that show it."""
 
 
-def paired_delong(
-    prob_pos_a: Floats, prob_pos_b: Floats, target: Ints, patients: Sequence[str]
-) -> Difference | None:
-    """Difference of two AUROCs on the same images, by DeLong's paired test over patients.
-
-    Returns:
-        `None` when one class only occurs, or a class has one patient only.
-
-    Source: DeLong et al. (1988), Obuchowski (1997), see `_delong`. Where both runs order all
-    images alike the variance is 0; the interval is then as wide as that of a perfect AUROC, and
-    the p value that of a sign test over pairs of patients.
-    """
-    owner = numbered(patients, len(target))
-    positive = (np.asarray(target) == 1).astype(np.int64)
-    per_class = bounds.patients_per_class(positive, owner)
-    if len(per_class) < 2 or min(per_class) < 2:
-        return None
-    scores = np.stack([np.asarray(p, np.float64) for p in (prob_pos_a, prob_pos_b)])
-    auroc, cov = auroc_covariance(scores, positive, owner)
-    value = float(auroc[0] - auroc[1])
-    error = math.sqrt(max(0.0, float(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1])))
-    n = len(owner)
-    if error < 1e-9:
-        pairs = bounds.disjoint_pairs(positive, owner)
-        wide = 1 - bounds.all_right(pairs)
-        p_value = 1.0 if abs(value) < 1e-12 else min(1.0, 2 * 0.5**pairs)
-        lo, hi = max(-1.0, value - wide), min(1.0, value + wide)
-        return Difference(value, lo, hi, p_value, "no variance: Clopper-Pearson, sign test", n)
-    spread = float(ndtri(1 - ALPHA / 2)) * error
-    p_value = float(2 * ndtr(-abs(value) / error))
-    lo, hi = max(-1.0, value - spread), min(1.0, value + spread)
-    return Difference(value, lo, hi, p_value, "DeLong paired by patients", n)
-
-
-def paired_bootstrap(
+def compare_scores(
     prob_a: Floats,
     prob_b: Floats,
     target: Ints,
     patients: Sequence[str],
     *,
-    metric: str = "auroc",
-    seed: int = 0,
-    n_boot: int = 2000,
-) -> Difference | None:
-    """Difference of a metric between two runs: the same resampled patients for both.
+    folds: Sequence[Hashable] | None = None,
+) -> dict[str, Difference]:
+    """How much better run a is than run b, by ``auroc``, ``auprc``, ``brier`` and ``log_loss``.
 
     Args:
         prob_a: ``(n, k)`` of run a.
-        prob_b: ``(n, k)`` of run b.
+        prob_b: ``(n, k)`` of run b, of the same images.
         target: ``(n,)``.
         patients: of each image.
-        metric: auroc, auprc, accuracy, balanced_accuracy, brier or log_loss.
-        seed: of the resampling.
-        n_boot: resamples.
-
-    Returns:
-        `None` when the metric needs two classes and only one occurs.
+        folds: of each image, the models that answered; ranks are compared within a fold only.
 
     Raises:
-        ValueError: an unknown metric, or inputs that do not fit.
+        ValueError: inputs that do not fit.
 
-    Source: the p value is twice the share of resamples on the other side of 0, counted with one
-    more as in Davison and Hinkley, Bootstrap Methods (1997), 4.2.
+    Source: the limits of the difference from those of each score and their correlation as in
+    Zou, Psychological Methods 12 (2007), 399; the correlation is that of what each patient adds.
     """
-    if metric not in _METRICS:
-        raise ValueError(f"metric: got '{metric}', expected one of {', '.join(_METRICS)}")
-    (prob_a, target), (prob_b, _) = checked(prob_a, target), checked(prob_b, target)
-    if len(np.unique(target)) < 2 and metric in ("auroc", "auprc", "balanced_accuracy"):
-        return None
-    owner = numbered(patients, len(target))
-    weight = patient_weights(target, owner, n_boot, seed)
-    measure, ones = _METRICS[metric], np.ones((1, len(target)))
-    value = float((measure(prob_a, target, ones) - measure(prob_b, target, ones))[0])
-    drawn = measure(prob_a, target, weight) - measure(prob_b, target, weight)
-    lo, hi = (float(q) for q in np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2]))
-    tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    p_value = min(1.0, 2 * (tail + 1) / (n_boot + 1))
-    method = f"percentile of {n_boot} resamples of patients, the same for both runs"
-    return Difference(value, lo, hi, p_value, method, len(target))
+    prob_a, cohort = prepare(prob_a, target, patients, folds)
+    prob_b, _ = prepare(prob_b, target, patients, folds)
+    same = bool(np.array_equal(prob_a, prob_b))
+    ours, theirs = (by_rank(p, cohort) | by_loss(p, cohort) for p in (prob_a, prob_b))
+    return {name: _difference(ours[name], theirs[name], same) for name in ours if name != "ece"}
 
 
-def _confusion(prob: Floats, target: Ints, weight: Floats) -> Floats:
-    return weighted.confusions(prob.argmax(1), target, weight, prob.shape[1])
+def _difference(a: Measured, b: Measured, same: bool) -> Difference:
+    n = a.score.n
+    if same:
+        return Difference(0.0, 0.0, 0.0, 1.0, "both gave the same answers", n)
+    x, y = a.score, b.score
+    alike = _correlation(a.influence, b.influence)
+    value = x.value - y.value
+    down = _combined(x.value - x.lo, y.hi - y.value, alike)
+    up = _combined(x.hi - x.value, y.value - y.lo, alike)
+    towards = down if value > 0 else up
+    z = float(ndtri(1 - ALPHA / 2)) * abs(value) / max(towards, 1e-300)
+    p_value = 1.0 if value == 0 else float(2 * ndtr(-z))
+    method = "limits of both scores and their correlation over patients"
+    return Difference(value, value - down, value + up, p_value, method, n)
 
 
-_METRICS: dict[str, Metric] = {
-    "auroc": lambda p, t, w: ranked(weighted.auroc, p, t, w),
-    "auprc": lambda p, t, w: ranked(weighted.average_precision, p, t, w),
-    "accuracy": lambda p, t, w: weighted.accuracy(_confusion(p, t, w)),
-    "balanced_accuracy": lambda p, t, w: weighted.balanced_accuracy(_confusion(p, t, w)),
-    "brier": lambda p, t, w: weighted.mean(squared_error(p, t), w),
-    "log_loss": lambda p, t, w: weighted.mean(surprise(p, t), w),
-}
+def _combined(p: float, q: float, alike: float) -> float:
+    return float(np.sqrt(max(p * p + q * q - 2 * alike * p * q, 0.0)))
+
+
+def _correlation(a: Floats, b: Floats) -> float:
+    """Of the influences; drawn towards 0 where few patients show any."""
+    sums = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    if sums <= 0:
+        return 0.0
+    both = np.abs(a * b)
+    patients = float(both.sum() ** 2 / max(float((both**2).sum()), 1e-300))
+    return float((a * b).sum()) / sums * patients / (patients + _TRUST)

@@ -1,6 +1,8 @@
-"""Plain values of the metrics, without intervals; each is one weighting of `_weighted`."""
+"""Plain values of the metrics, without intervals, and what they are made of."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -8,7 +10,9 @@ from foveate.metrics import _weighted as weighted
 from foveate.metrics.base import Floats, Ints, checked
 
 N_BINS = 10
-"""Equal-width bins of the calibration error, unless told otherwise."""
+"""Equal-width bins of the calibration error."""
+
+Curve = Callable[[Floats, Floats, Floats, Ints], Floats]
 
 
 def auroc(prob: Floats, target: Ints) -> float | None:
@@ -23,24 +27,11 @@ def auroc(prob: Floats, target: Ints) -> float | None:
         ValueError: the inputs are no probabilities and targets.
     """
     prob, target = checked(prob, target)
-    if len(np.unique(target)) < 2:
+    classes = ranked_classes(target, np.zeros_like(target), prob.shape[1])
+    if not classes:
         return None
-    return float(ranked(weighted.auroc, prob, target, _ones(target))[0])
-
-
-def auprc(prob: Floats, target: Ints) -> float | None:
-    """Average precision; with more than two classes the mean of each against the rest.
-
-    Returns:
-        `None` when only one class occurs.
-
-    Raises:
-        ValueError: the inputs are no probabilities and targets.
-    """
-    prob, target = checked(prob, target)
-    if len(np.unique(target)) < 2:
-        return None
-    return float(ranked(weighted.average_precision, prob, target, _ones(target))[0])
+    one = np.ones((1, len(target)))
+    return float(ranked(weighted.auroc, prob, target, one, np.zeros_like(target), classes)[0])
 
 
 def confusion(predicted: Ints, target: Ints, k: int) -> Ints:
@@ -49,61 +40,20 @@ def confusion(predicted: Ints, target: Ints, k: int) -> Ints:
     return cells.reshape(k, k).astype(np.int64)
 
 
-def accuracy(predicted: Ints, target: Ints) -> float:
-    """Share of images predicted right."""
-    return float(np.mean(np.asarray(predicted) == np.asarray(target)))
-
-
-def balanced_accuracy(predicted: Ints, target: Ints) -> float:
-    """Mean recall over the classes that occur."""
-    return float(weighted.balanced_accuracy(_one_confusion(predicted, target))[0])
-
-
-def kappa(predicted: Ints, target: Ints, *, power: int = 0, k: int | None = None) -> float:
-    """Cohen's kappa: power 0 plain, 1 linear and 2 quadratic weights for ordered classes.
-
-    Where truth and prediction are one and the same class throughout, it is 0 by convention.
-    """
-    return float(weighted.kappa(_one_confusion(predicted, target, k), power)[0])
-
-
-def brier(prob: Floats, target: Ints) -> float:
-    """Mean squared error of the probabilities: of the positive class for two classes (0 to 1).
-
-    With more classes it is summed over them (0 to 2).
-
-    Source: Brier, Monthly Weather Review 78 (1950), 1; for two classes half of his.
-    """
-    return float(squared_error(*checked(prob, target)).mean())
-
-
-def log_loss(prob: Floats, target: Ints) -> float:
-    """Mean negative logarithm of the true class's probability, clipped at machine precision."""
-    return float(surprise(*checked(prob, target)).mean())
-
-
-def calibration_error(prob: Floats, target: Ints, *, n_bins: int = N_BINS) -> float:
-    """Expected calibration error over equal-width bins: mean gap weighted by images.
+def calibration_bins(
+    prob: Floats, target: Ints, n_bins: int = N_BINS
+) -> list[dict[str, float | int]]:
+    """The equal-width bins of the stated probability that hold images.
 
     Of the positive class's probability for two classes, of the predicted class's for more.
+
+    Returns:
+        For each, ``mean_prob``, ``fraction`` that is of the class, and ``n`` images.
 
     Source: Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., ICML 2017.
     """
     confidence, hit = confidence_and_hit(*checked(prob, target))
-    ones = _ones(target)
-    return float(weighted.calibration_error(confidence, hit, ones, n_bins)[0])
-
-
-def calibration_bins(
-    prob: Floats, target: Ints, n_bins: int = N_BINS
-) -> list[dict[str, float | int]]:
-    """The bins of `calibration_error` that hold images.
-
-    Returns:
-        For each, ``mean_prob``, ``fraction`` that is of the class, and ``n`` images.
-    """
-    confidence, hit = confidence_and_hit(*checked(prob, target))
-    number = weighted.bin_of(confidence, n_bins)
+    number = bin_of(confidence, n_bins)
     return [
         {
             "mean_prob": float(confidence[number == i].mean()),
@@ -140,23 +90,36 @@ def threshold_youden(prob_pos: Floats, target: Ints) -> float | None:
 # -- what a metric is made of, per image ------------------------------------------------------
 
 
-def ranked(curve: object, prob: Floats, target: Ints, weight: Floats) -> Floats:
-    """Area of the positive class, or the mean over the occurring classes against the rest."""
-    assert callable(curve)
-    classes = [1] if prob.shape[1] == 2 else list(np.unique(target))
-    areas = [curve(prob[:, c], (target == c).astype(float), weight) for c in classes]
+def ranked_classes(target: Ints, fold: Ints, k: int) -> list[int]:
+    """Classes that a fold holds beside others: the second of two, or every such one."""
+    found = [
+        c
+        for c in range(k)
+        if any(0 < np.mean(target[fold == each] == c) < 1 for each in np.unique(fold))
+    ]
+    return [1] if found and k == 2 else found
+
+
+def ranked(
+    curve: Curve, prob: Floats, target: Ints, weight: Floats, fold: Ints, classes: Sequence[int]
+) -> Floats:
+    """Mean area of these classes, each against the rest, ``(r,)``."""
+    areas = [curve(prob[:, c], (target == c).astype(float), weight, fold) for c in classes]
     return np.asarray(np.mean(areas, 0))
 
 
 def squared_error(prob: Floats, target: Ints) -> Floats:
-    """Brier's loss of each image."""
+    """Brier's loss of each image: of the positive class for two (0 to 1), else summed (0 to 2).
+
+    Source: Brier, Monthly Weather Review 78 (1950), 1; for two classes half of his.
+    """
     k = prob.shape[1]
     loss: Floats = ((prob - np.eye(k)[target]) ** 2).sum(1)
     return loss / 2 if k == 2 else loss
 
 
 def surprise(prob: Floats, target: Ints) -> Floats:
-    """Logarithmic loss of each image."""
+    """Logarithmic loss of each image, the probability clipped at machine precision."""
     true = prob[np.arange(len(prob)), target]
     return np.asarray(-np.log(np.clip(true, np.finfo(np.float64).eps, 1)))
 
@@ -168,11 +131,7 @@ def confidence_and_hit(prob: Floats, target: Ints) -> tuple[Floats, Floats]:
     return prob.max(1), (prob.argmax(1) == target).astype(np.float64)
 
 
-def _ones(target: Ints) -> Floats:
-    return np.ones((1, len(target)))
-
-
-def _one_confusion(predicted: Ints, target: Ints, k: int | None = None) -> Floats:
-    predicted, target = np.asarray(predicted), np.asarray(target)
-    k = k or int(max(predicted.max(), target.max())) + 1
-    return confusion(predicted, target, k).astype(np.float64)[None]
+def bin_of(prob: Floats, n_bins: int) -> Ints:
+    """The equal-width bin of each probability; a bin holds its lower edge, the last both."""
+    edges = np.linspace(0, 1, n_bins + 1)
+    return np.clip(np.searchsorted(edges, prob, side="right") - 1, 0, n_bins - 1).astype(np.int64)

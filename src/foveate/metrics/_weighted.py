@@ -1,8 +1,10 @@
 """Metrics of many weightings of the same images at once.
 
-A bootstrap resample is a weight per image: how often its patient was drawn. Every function takes
-``(r, n)`` weights of `r` resamples and returns ``(r,)`` values; one row of ones is the plain score.
-Each class must have weight in each row.
+Leaving a patient out is a weighting of the images by 0 and 1. Every function takes ``(r, n)``
+weights and returns ``(r,)`` values; one row of ones is the plain score. NaN where a weighting
+leaves nothing to score.
+
+Scores of two models have two scales, so ranks are compared between images of one fold only.
 """
 
 from __future__ import annotations
@@ -12,51 +14,56 @@ import numpy as np
 from foveate.metrics.base import Floats, Ints
 
 
-def auroc(score: Floats, positive: Floats, weight: Floats) -> Floats:
-    """Area under the ROC curve; ties count half.
+def auroc(score: Floats, positive: Floats, weight: Floats, fold: Ints) -> Floats:
+    """Share of the pairs of a positive and a negative of one fold that are ranked rightly.
+
+    Ties count half. With one fold it is the area under the ROC curve.
 
     Args:
         score: ``(n,)``.
         positive: ``(n,)``, 1 for positives, else 0.
         weight: ``(r, n)``.
+        fold: ``(n,)``, of the model that scored each image.
     """
-    pos, neg = _by_score(score, positive, weight)
-    below = np.cumsum(neg, 1) - neg
-    pairs: Floats = (pos * (below + neg / 2)).sum(1)
-    return np.asarray(pairs / (pos.sum(1) * neg.sum(1)))
+    right = pairs = np.zeros(len(weight))
+    for each in np.unique(fold):
+        own = fold == each
+        pos, neg = _by_score(score[own], positive[own], weight[:, own])
+        below = np.cumsum(neg, 1) - neg
+        right = right + (pos * (below + neg / 2)).sum(1)
+        pairs = pairs + pos.sum(1) * neg.sum(1)
+    return _divided(right, pairs)
 
 
-def average_precision(score: Floats, positive: Floats, weight: Floats) -> Floats:
-    """Area under the precision-recall curve as a step sum, without interpolation.
+def average_precision(score: Floats, positive: Floats, weight: Floats, fold: Ints) -> Floats:
+    """Area under the precision-recall curve as a step sum; the mean of folds by their pairs.
 
     Source: the definition of scikit-learn's `average_precision_score`.
     """
-    pos, neg = _by_score(-score, positive, weight)
-    hits, alarms = np.cumsum(pos, 1), np.cumsum(neg, 1)
-    # Where nothing is above the threshold yet, nothing is gained either.
-    precision = hits / np.maximum(hits + alarms, 1e-300)
-    found: Floats = (pos * precision).sum(1)
-    return np.asarray(found / pos.sum(1))
-
-
-def confusions(predicted: Ints, target: Ints, weight: Floats, k: int) -> Floats:
-    """``(r, k, k)``: row is the truth, column the prediction."""
-    cell = np.zeros((len(target), k * k))
-    cell[np.arange(len(target)), target * k + predicted] = 1
-    return np.asarray(weight @ cell).reshape(-1, k, k)
+    total = pairs = np.zeros(len(weight))
+    for each in np.unique(fold):
+        own = fold == each
+        pos, neg = _by_score(-score[own], positive[own], weight[:, own])
+        hits, alarms = np.cumsum(pos, 1), np.cumsum(neg, 1)
+        # Where nothing is above the threshold yet, nothing is gained either.
+        precision = hits / np.maximum(hits + alarms, 1e-300)
+        count = pos.sum(1) * neg.sum(1)
+        total = total + count * (pos * precision).sum(1) / np.maximum(pos.sum(1), 1e-300)
+        pairs = pairs + count
+    return _divided(total, pairs)
 
 
 def accuracy(confusion: Floats) -> Floats:
-    """Share on the diagonal."""
+    """Share on the diagonal of ``(r, k, k)``; row is the truth, column the prediction."""
     diagonal: Floats = np.trace(confusion, axis1=1, axis2=2)
     return np.asarray(diagonal / confusion.sum((1, 2)))
 
 
 def balanced_accuracy(confusion: Floats) -> Floats:
-    """Mean recall over the classes that occur."""
+    """Mean recall over the classes that occur in any of the weightings."""
     occurring = confusion.sum((0, 2)) > 0
     recall = np.diagonal(confusion, axis1=1, axis2=2)[:, occurring]
-    return np.asarray((recall / confusion.sum(2)[:, occurring]).mean(1))
+    return np.asarray(_divided(recall, confusion.sum(2)[:, occurring]).mean(1))
 
 
 def kappa(confusion: Floats, power: int) -> Floats:
@@ -75,23 +82,8 @@ def kappa(confusion: Floats, power: int) -> Floats:
     return np.where(expected > 0, 1 - seen / np.where(expected > 0, expected, 1), 0.0)
 
 
-def mean(loss: Floats, weight: Floats) -> Floats:
-    """Weighted mean of a loss per image."""
-    return np.asarray((weight @ loss) / weight.sum(1))
-
-
-def calibration_error(prob: Floats, hit: Floats, weight: Floats, n_bins: int) -> Floats:
-    """Expected calibration error over equal-width bins."""
-    cell = np.zeros((len(prob), n_bins))
-    cell[np.arange(len(prob)), bin_of(prob, n_bins)] = 1
-    gap = np.abs(weight @ (cell * (prob - hit)[:, None])).sum(1)
-    return np.asarray(gap / weight.sum(1))
-
-
-def bin_of(prob: Floats, n_bins: int) -> Ints:
-    """The equal-width bin of each probability; a bin holds its lower edge, the last both."""
-    edges = np.linspace(0, 1, n_bins + 1)
-    return np.clip(np.searchsorted(edges, prob, side="right") - 1, 0, n_bins - 1).astype(np.int64)
+def _divided(value: Floats, by: Floats) -> Floats:
+    return np.divide(value, by, out=np.full_like(value, np.nan), where=by > 0)
 
 
 def _by_score(score: Floats, positive: Floats, weight: Floats) -> tuple[Floats, Floats]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,13 @@ def checked(prob: Floats, target: Ints) -> tuple[Floats, Ints]:
     return prob, target.astype(np.int64)
 
 
-def numbered(patients: Sequence[str], n: int) -> Ints:
-    """A number from 0 per image, equal for images of one patient.
+def numbered(names: Sequence[Hashable], n: int, what: str = "patients") -> Ints:
+    """A number from 0 per image, equal for images with the same name of `what`.
 
     Raises:
-        ValueError: not one patient per image.
+        ValueError: not one name per image.
     """
-    if len(patients) != n:
-        raise ValueError(f"{len(patients)} patients for {n} images")
-    order: dict[str, int] = {}
-    return np.array([order.setdefault(p, len(order)) for p in patients], dtype=np.int64)
+    if len(names) != n:
+        raise ValueError(f"{len(names)} {what} for {n} images")
+    order: dict[Hashable, int] = {}
+    return np.array([order.setdefault(p, len(order)) for p in names], dtype=np.int64)

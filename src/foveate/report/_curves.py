@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from foveate.evidence import Floats
 from foveate.report.base import Row, number
+
+Points = tuple[Floats, Floats]
+Curve = Callable[[Floats, Floats], Points | None]
+
+_GRID = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -20,59 +24,75 @@ class Scored:
         classes: ``k`` names.
         prob: ``(n, k)``.
         target: ``(n,)``, numbers of the classes.
+        fold: ``(n,)``, the fold whose model answered.
     """
 
     classes: list[str]
     prob: Floats
     target: Floats
+    fold: list[str]
 
-    def shown(self) -> list[tuple[str, Floats, Floats]]:
-        """The curves to draw, as name, score and truth: the second of two classes, or every one."""
-        picked = [1] if len(self.classes) == 2 else range(len(self.classes))
-        return [(self.classes[k], self.prob[:, k], self.target == k) for k in picked]
+    @property
+    def folds(self) -> list[str]:
+        """The folds, in order."""
+        return sorted(set(self.fold), key=lambda name: (len(name), name))
+
+    def shown(self) -> list[int]:
+        """The classes whose curves are drawn: the second of two, or every one."""
+        return [1] if len(self.classes) == 2 else list(range(len(self.classes)))
+
+    def by_fold(self, curve: Curve, k: int) -> dict[str, Points]:
+        """The curve of a class in each fold that holds it beside others."""
+        found = {}
+        for name in self.folds:
+            own = np.array([fold == name for fold in self.fold])
+            points = curve(self.prob[own, k], self.target[own] == k)
+            if points is not None:
+                found[name] = points
+        return found
 
 
 def scored(rows: Sequence[Row], classes: list[str]) -> Scored | None:
     """Rows with a known label and all probabilities; None when there is none."""
-    prob, target = [], []
+    prob, target, fold = [], [], []
     for row in rows:
         values = [number(row, f"prob_{name}") for name in classes]
         if row.get("label") in classes and not any(v is None for v in values):
             prob.append([float(v) for v in values if v is not None])
             target.append(classes.index(row["label"]))
+            fold.append(row.get("fold", ""))
     if not prob or len(classes) < 2:
         return None
-    return Scored(classes, np.array(prob), np.array(target, dtype=np.float64))
+    return Scored(classes, np.array(prob), np.array(target, dtype=np.float64), fold)
 
 
-def roc(score: Floats, positive: Floats) -> tuple[Floats, Floats] | None:
-    """False and true positive rates at every distinct score; None with one class only."""
-    true, false = _counts(score, positive)
-    if true[-1] == 0 or false[-1] == 0:
+def roc(score: Floats, positive: Floats) -> Points | None:
+    """False and true positive rates, rising; None with one class only."""
+    from sklearn.metrics import roc_curve
+
+    if np.all(positive) or not np.any(positive):
         return None
-    return np.r_[0, false / false[-1]], np.r_[0, true / true[-1]]
+    false, true, _ = roc_curve(positive, score)
+    return false, true
 
 
-def precision_recall(score: Floats, positive: Floats) -> tuple[Floats, Floats] | None:
-    """Recall and precision at every distinct score; None with one class only."""
-    true, false = _counts(score, positive)
-    if true[-1] == 0 or false[-1] == 0:
+def precision_recall(score: Floats, positive: Floats) -> Points | None:
+    """Recall, rising, and the precision there; None with one class only."""
+    from sklearn.metrics import precision_recall_curve
+
+    if np.all(positive) or not np.any(positive):
         return None
-    precision = true / (true + false)
-    return np.r_[0, true / true[-1]], np.r_[precision[0], precision]
+    precision, recall, _ = precision_recall_curve(positive, score)
+    return recall[::-1], precision[::-1]
 
 
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    z2 = 1.959964**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return middle - half, middle + half
+def mean_roc(curves: Sequence[Points]) -> Points:
+    """The mean true positive rate of several curves at each false positive rate."""
+    rates = [np.interp(_GRID, false, true) for false, true in curves]
+    return np.r_[0, _GRID], np.r_[0, np.mean(rates, 0)]
 
 
-def _counts(score: Floats, positive: Floats) -> tuple[Floats, Floats]:
-    """True and false positives when everything at or above each distinct score is called so."""
-    order = np.argsort(-score, kind="stable")
-    ends = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]
-    true = np.cumsum(positive[order].astype(np.float64))[ends]
-    return true, ends + 1 - true
+def mean_precision_recall(curves: Sequence[Points]) -> Points:
+    """The mean precision of several curves at each recall."""
+    steps = [precision[np.searchsorted(recall, _GRID - 1e-9)] for recall, precision in curves]
+    return _GRID, np.asarray(np.mean(steps, 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +12,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveate.atomic import write_aside
-from foveate.report._curves import Scored, precision_recall, roc, wilson
+from foveate.metrics import wilson_interval
+from foveate.report._curves import (
+    Points,
+    Scored,
+    mean_precision_recall,
+    mean_roc,
+    precision_recall,
+    roc,
+)
 from foveate.report._progress import (
     BLUE,
-    GREEN,
+    CYCLE,
     GREY,
-    ORANGE,
     draw_loss,
+    draw_rate,
     draw_score,
     draw_seconds,
+    fit_losses,
+    fit_scores,
     score_column,
 )
+from foveate.report._words import fold_title
 from foveate.report.base import FoldFiles, Row, column, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CYCLE = (BLUE, ORANGE, GREEN, "#7a4fa3", "#b03060", "#5c6b7a", "#8a7a1f", "#1f8a8a")
+_DASHES = ("-", "--")
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -78,29 +89,68 @@ def render(
     return Drawn(f"data:image/svg+xml;base64,{data}", alt)
 
 
-def draw_roc(figure: Figure, found: Scored, aurocs: dict[str, float]) -> None:
-    """True against false positive rate."""
+def draw_roc(figure: Figure, found: Scored, areas: Mapping[str, float]) -> None:
+    """True against false positive rate; of several folds their mean, and each of two classes'.
+
+    Args:
+        figure: to draw on.
+        found: the predictions.
+        areas: to be said in the legend, by class, and of folds by ``fold <name>``.
+    """
     axes = _square(figure, "false positive rate", "true positive rate")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
-    for colour, (name, score, positive) in zip(_colours(found), found.shown(), strict=True):
-        curve = roc(score, positive)
-        if curve is not None:
-            area = aurocs.get(name)
-            label = _short(name) if area is None else f"{_short(name)}  {area:.3f}"
-            axes.plot(*curve, color=colour, linewidth=2, label=label)
-    axes.legend(loc="lower right")
+    for k in found.shown():
+        curves = found.by_fold(roc, k)
+        _draw_curves(axes, found, k, curves, mean_roc, areas, "default")
+    _legend(axes, "lower right")
 
 
-def draw_precision_recall(figure: Figure, found: Scored) -> None:
+def draw_precision_recall(figure: Figure, found: Scored, areas: Mapping[str, float]) -> None:
     """Precision against recall, with the share of positives as chance."""
     axes = _square(figure, "recall (sensitivity)", "precision")
-    for colour, (name, score, positive) in zip(_colours(found), found.shown(), strict=True):
-        curve = precision_recall(score, positive)
-        if curve is not None:
-            axes.plot(*curve, color=colour, linewidth=2, label=_short(name), drawstyle="steps-pre")
-            chance = float(np.mean(positive))
-            axes.plot([0, 1], [chance, chance], color=colour, linestyle=":", linewidth=1)
-    axes.legend(loc="lower left")
+    for k in found.shown():
+        curves = found.by_fold(precision_recall, k)
+        _draw_curves(axes, found, k, curves, mean_precision_recall, areas, "steps-pre")
+        chance = float(np.mean(found.target == k))
+        axes.plot([0, 1], [chance, chance], color=_colour(found, k), linestyle=":", linewidth=1,
+                  label=f"chance  {chance:.3f}")  # fmt: skip
+    _legend(axes, "lower left")
+
+
+def _draw_curves(
+    axes: Axes,
+    found: Scored,
+    k: int,
+    curves: Mapping[str, Points],
+    mean: Callable[[Sequence[Points]], Points],
+    areas: Mapping[str, float],
+    drawstyle: Any,
+) -> None:
+    """The curve of a class; of several folds their mean in bold, and of two classes each."""
+    name, colour = found.classes[k], _colour(found, k)
+    if not curves:
+        return
+    several = len(found.folds) > 1
+    if several and len(found.classes) == 2:
+        for i, (fold, points) in enumerate(curves.items()):
+            label = _with_area(fold_title(fold), areas.get(f"fold {fold}"))
+            axes.plot(*points, color=CYCLE[1 + i % (len(CYCLE) - 1)], linewidth=1.2, alpha=0.8,
+                      linestyle=_DASHES[i // (len(CYCLE) - 1) % 2], label=label,
+                      drawstyle=drawstyle)  # fmt: skip
+    label = _with_area(f"mean of {len(curves)} folds" if several and len(found.classes) == 2
+                       else _short(name), areas.get(name))  # fmt: skip
+    points = mean(list(curves.values())) if several else next(iter(curves.values()))
+    axes.plot(*points, color=colour, linewidth=2.4, label=label, drawstyle=drawstyle)
+
+
+def _with_area(text: str, area: float | None) -> str:
+    return text if area is None else f"{text}  {area:.3f}"
+
+
+def _legend(axes: Axes, place: Any) -> None:
+    """Smaller where it has many lines."""
+    n = len(axes.get_legend_handles_labels()[0])
+    axes.legend(loc=place, fontsize=10 if n <= 6 else 7.5, ncols=1 if n <= 8 else 2)
 
 
 def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
@@ -110,7 +160,8 @@ def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
     triples = [(number(b, "mean_prob"), number(b, "fraction"), number(b, "n")) for b in bins]
     points = [(p, f, n) for p, f, n in triples if p is not None and f is not None and n]
     for p, f, n in points:
-        axes.plot([p, p], wilson(f, n), color=BLUE, linewidth=1.2, alpha=0.6)
+        limits = wilson_interval(round(f * n), round(n))
+        axes.plot([p, p], limits, color=BLUE, linewidth=1.2, alpha=0.6)
     most = max(n for _, _, n in points)
     axes.plot([p for p, _, _ in points], [f for _, f, _ in points], color=BLUE, linewidth=1.2)
     axes.scatter(
@@ -125,7 +176,7 @@ def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
     axes.legend(loc="upper left")
 
 
-def draw_distribution(figure: Figure, found: Scored, threshold: float | None) -> None:
+def draw_distribution(figure: Figure, found: Scored, thresholds: Sequence[float]) -> None:
     """Scores of the images of each class: of the second class, or of the true one."""
     axes = figure.subplots()
     two = len(found.classes) == 2
@@ -140,29 +191,33 @@ def draw_distribution(figure: Figure, found: Scored, threshold: float | None) ->
         )  # fmt: skip
         lift = -0.06 - 0.07 * k
         axes.plot(values, np.full(len(values), lift), "|", color=colour, markersize=9, alpha=0.8)
-    if two and threshold is not None:
-        axes.axvline(threshold, color="#333333", linewidth=1, linestyle="--", label="threshold")
+    for i, threshold in enumerate(thresholds if two else ()):
+        label = f"threshold  {threshold:.3f}" if len(thresholds) == 1 else "thresholds of the folds"
+        axes.axvline(threshold, color="#333333", linewidth=1, linestyle="--",
+                     label=None if i else label)  # fmt: skip
     lowest = -0.06 - 0.07 * len(found.classes)
-    axes.set(xlim=(0, 1), ylim=(lowest, 1.0), yticks=[], ylabel="share of the class")
+    axes.set(xlim=(0, 1), ylim=(lowest, 1.15), yticks=[], ylabel="share of the class")
     axes.set_xlabel(f"probability of {_short(found.classes[1])}" if two
                     else "probability of the true class")  # fmt: skip
     axes.legend(loc="upper center", ncols=2)
 
 
 def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
-    """Loss, validation score, learning rate and seconds; several folds in one panel each."""
+    """Loss, validation score, learning rate and seconds; each of several folds in its colour."""
     (loss, score), (rate, seconds) = figure.subplots(2, 2)
-    alpha = 1.0 if len(folds) == 1 else 0.65
+    histories = [fold.history for fold in folds]
     for k, fold in enumerate(folds):
-        draw_loss(loss, fold.history, alpha=alpha, legend=k == 0)
-        draw_score(score, fold.history, alpha=alpha)
-        rate.plot(
-            column(fold.history, "epoch"), column(fold.history, "lr"), color="#7a4fa3", alpha=alpha
-        )
-    rate.set_title("learning rate")
-    draw_seconds(seconds, _mean_rows([fold.history for fold in folds]))
+        own = None if len(folds) == 1 else CYCLE[k % len(CYCLE)]
+        name = None if own is None else fold_title(fold.name.removeprefix("fold_"))
+        draw_loss(loss, fold.history, colour=own)
+        draw_score(score, fold.history, colour=own, name=name)
+        draw_rate(rate, fold.history, colour=own, name=name)
+    fit_losses(loss, histories)
+    fit_scores(score, histories)
+    draw_seconds(seconds, _mean_rows(histories))
     if len(folds) > 1:
         seconds.set_title(f"seconds per epoch, mean of {len(folds)} folds")
+        _legend(rate, "upper right")
     for axes in (loss, score, rate, seconds):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -204,9 +259,8 @@ def _square(figure: Figure, x: str, y: str) -> Axes:
     return axes
 
 
-def _colours(found: Scored) -> list[str]:
-    n = len(found.shown())
-    return [CYCLE[k % len(CYCLE)] for k in range(n)]
+def _colour(found: Scored, k: int) -> str:
+    return BLUE if len(found.classes) == 2 else CYCLE[k % len(CYCLE)]
 
 
 def _many(found: Scored) -> list[str]:

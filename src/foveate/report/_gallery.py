@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Shown:
     Attributes:
         verdict: ``wrong``, ``right`` or, without a label, ``unlabelled``.
         probability: of the predicted class.
+        deciding: of two classes, name and probability of the second, and from where it is called.
         picture: a ``data:`` address, or None when it could not be inlined.
         png, geojson: links beside the page, or None.
         unlike: what sets it apart from the images of training, in words; mostly empty.
@@ -33,6 +34,7 @@ class Shown:
     predicted: str
     verdict: str
     probability: float | None
+    deciding: tuple[str, float, float] | None
     probabilities: list[tuple[str, float | None]]
     picture: str | None
     png: str | None
@@ -40,15 +42,27 @@ class Shown:
     unlike: str = ""
 
 
-def gallery(folder: Path, entries: Sequence[dict[str, Any]]) -> list[Shown]:
-    """Entries of ``index.json`` that have a picture, errors first, each group by confidence."""
+def gallery(
+    folder: Path, entries: Sequence[dict[str, Any]], thresholds: Mapping[str, float]
+) -> list[Shown]:
+    """Entries of ``index.json`` that have a picture, errors first, each group by confidence.
+
+    Args:
+        folder: of the pictures.
+        entries: what the index holds.
+        thresholds: by image, from which probability on the second of two classes is called.
+    """
     drawn = [entry for entry in entries if _file(folder, entry.get("png")) is not None]
     order = {"wrong": 0, "right": 1, "unlabelled": 2}
     drawn.sort(key=lambda entry: (order[_verdict(entry)], -(_confidence(entry) or 0.0)))
-    return [_shown(folder, entry, inline=k < MOST_INLINED) for k, entry in enumerate(drawn)]
+    return [
+        _shown(folder, entry, thresholds, inline=k < MOST_INLINED) for k, entry in enumerate(drawn)
+    ]
 
 
-def _shown(folder: Path, entry: dict[str, Any], *, inline: bool) -> Shown:
+def _shown(
+    folder: Path, entry: dict[str, Any], thresholds: Mapping[str, float], *, inline: bool
+) -> Shown:
     png, geojson = (_file(folder, entry.get(key)) for key in ("png", "geojson"))
     shares = _shares(entry)
     return Shown(
@@ -57,6 +71,7 @@ def _shown(folder: Path, entry: dict[str, Any], *, inline: bool) -> Shown:
         predicted=str(entry.get("predicted") or ""),
         verdict=_verdict(entry),
         probability=_confidence(entry),
+        deciding=_deciding(entry, thresholds),
         probabilities=[(str(name), number(shares, name)) for name in shares],
         picture=_inlined(png) if inline and png is not None else None,
         png=None if png is None else f"heatmaps/{quote(png.name)}",
@@ -78,6 +93,18 @@ def _verdict(entry: dict[str, Any]) -> str:
 
 def _confidence(entry: dict[str, Any]) -> float | None:
     return number(_shares(entry), str(entry.get("predicted")))
+
+
+def _deciding(
+    entry: dict[str, Any], thresholds: Mapping[str, float]
+) -> tuple[str, float, float] | None:
+    shares = _shares(entry)
+    threshold = thresholds.get(str(entry.get("image_id", "")))
+    if threshold is None or len(shares) != 2:
+        return None
+    name = list(shares)[1]
+    value = number(shares, name)
+    return None if value is None else (str(name), value, threshold)
 
 
 def _file(folder: Path, name: Any) -> Path | None:

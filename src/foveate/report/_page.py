@@ -57,6 +57,8 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "headline": sections.headline(run),
         "cost": sections.cost(run),
         "scores": sections.score_rows(run.metrics),
+        "pooling": str(run.metrics.get("pooling") or ""),
+        "folds": sections.fold_rows(run),
         "confusion": sections.confusion(run),
         "flow": sections.patient_flow(run),
         "comparison": sections.comparison(run),
@@ -64,7 +66,7 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "temperatures": sections.temperatures(run),
         "localisation": sections.localisation(run),
         "figures": _draw(run, found),
-        "heatmaps": gallery(run.folder / "heatmaps", run.heatmaps),
+        "heatmaps": gallery(run.folder / "heatmaps", run.heatmaps, sections.called_from(run)),
         "n_heatmaps": len(run.heatmaps),
         "most_inlined": MOST_INLINED,
         "quarantine": run.quarantine,
@@ -81,14 +83,14 @@ def _draw(run: RunFiles, found: Scored | None) -> dict[str, Drawn]:
     drawn = {}
     two_classes = found is not None and len(np.unique(found.target)) > 1
     if found is not None and two_classes:
-        areas = _areas(run, found)
+        areas = _areas(run, found, "auroc")
         drawn["roc"] = render(
-            partial(draw_roc, found=found, aurocs=areas),
+            partial(draw_roc, found=found, areas=areas),
             target / "roc.png",
             f"ROC curve over {len(found.target)} images" + _told(areas),
         )
         drawn["pr"] = render(
-            partial(draw_precision_recall, found=found),
+            partial(draw_precision_recall, found=found, areas=_areas(run, found, "auprc")),
             target / "precision_recall.png",
             f"Precision against recall over {len(found.target)} images",
         )
@@ -101,11 +103,8 @@ def _draw(run: RunFiles, found: Scored | None) -> dict[str, Drawn]:
             f"Calibration in {counted(len(kept), 'bin')}: share observed against stated",
         )
     if found is not None:
-        points = sections.thresholds(run)
         drawn["distribution"] = render(
-            partial(
-                draw_distribution, found=found, threshold=points[0] if len(points) == 1 else None
-            ),
+            partial(draw_distribution, found=found, thresholds=sections.thresholds(run)),
             target / "scores.png",
             f"Distribution of scores by class: {', '.join(found.classes)}",
         )
@@ -120,10 +119,15 @@ def _draw(run: RunFiles, found: Scored | None) -> dict[str, Drawn]:
     return drawn
 
 
-def _areas(run: RunFiles, found: Scored) -> dict[str, float]:
-    """The area of a single curve as it is in the table of scores."""
-    value = number(sections.scores_of(run.metrics).get("auroc", {}), "value")
-    return {found.classes[1]: value} if value is not None and len(found.classes) == 2 else {}
+def _areas(run: RunFiles, found: Scored, name: str) -> dict[str, float]:
+    """Areas under the curves of two classes as they are in the tables, by class and by fold."""
+    if len(found.classes) != 2:
+        return {}
+    values = {found.classes[1]: number(sections.scores_of(run.metrics).get(name, {}), "value")}
+    for fold in sections.stored_folds(run):
+        score = sections.scores_of(fold).get(name, {})
+        values[f"fold {fold.get('fold', '')}"] = number(score, "value")
+    return {title: value for title, value in values.items() if value is not None}
 
 
 def _told(areas: dict[str, float]) -> str:

@@ -13,6 +13,7 @@ from foveate.report._words import (
     SMALL_IS_GOOD,
     counted,
     decimals,
+    fold_title,
     meaning,
     memory,
     percent,
@@ -45,11 +46,19 @@ def headline(run: RunFiles) -> dict[str, Any]:
         "n_images": run.metrics.get("n_images"),
         "n_patients": run.metrics.get("n_patients"),
         "n_folds": len(_folds(run)) or len(run.folds),
-        "score_title": meaning(name)[0] if name else None,
+        "score_title": _score_title(run, name),
         "score": main,
         "sentence": _sentence(run, name, main),
         "cautions": _cautions(run, name, main),
     }
+
+
+def _score_title(run: RunFiles, name: str | None) -> str | None:
+    """What the large number is; ranks of several folds are compared within each."""
+    if name is None:
+        return None
+    within = " within folds" if name == "auroc" and stored_folds(run) else ""
+    return meaning(name)[0] + within
 
 
 def _sentence(run: RunFiles, name: str | None, score: Mapping[str, Any] | None) -> str:
@@ -69,7 +78,10 @@ def _sentence(run: RunFiles, name: str | None, score: Mapping[str, Any] | None) 
         pair = f"an image of '{run.classes[1]}' above one of '{run.classes[0]}'"
     else:
         pair = "an image of a class above one of another, on average over the classes,"
-    return f"{whom}the model ranked {pair} in {100 * value:.0f} of 100 pairs{within}."
+    who, of = "the model", ""
+    if folds := stored_folds(run):
+        who, of = f"the models of {len(folds)} folds", " of images of their own fold"
+    return f"{whom}{who} ranked {pair} in {100 * value:.0f} of 100 pairs{of}{within}."
 
 
 def _cautions(run: RunFiles, name: str | None, score: Mapping[str, Any] | None) -> list[str]:
@@ -141,6 +153,42 @@ def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def stored_folds(run: RunFiles) -> list[dict[str, Any]]:
+    """The scores of each fold; empty with one fold."""
+    found = run.metrics.get("folds")
+    folds = [fold for fold in found if isinstance(fold, dict)] if isinstance(found, list) else []
+    return folds if len(folds) > 1 else []
+
+
+def fold_rows(run: RunFiles) -> list[dict[str, Any]]:
+    """A row for each fold: its test part, its main scores, and where it calls positive."""
+    rows = []
+    for fold in stored_folds(run):
+        scores, name = scores_of(fold), str(fold.get("fold", ""))
+        auroc = scores.get("auroc", {})
+        value, lo, hi = (number(auroc, key) for key in ("value", "lo", "hi"))
+        rows.append(
+            {
+                "name": fold_title(name),
+                "images": fold.get("n_images", "–"),
+                "patients": fold.get("n_patients", "–"),
+                "auroc": decimals(value),
+                "interval": "one class only" if lo is None or hi is None
+                else f"{lo:.3f} to {hi:.3f}",
+                "bar": None if value is None or lo is None or hi is None else (value, lo, hi),
+                "balanced": decimals(number(scores.get("balanced_accuracy", {}), "value")),
+                "brier": decimals(number(scores.get("brier", {}), "value")),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def called_from(run: RunFiles) -> dict[str, float]:
+    """By image, from which probability of the second class on it is called so."""
+    points = {row.get("image_id", ""): number(row, "threshold") for row in run.predictions}
+    return {name: value for name, value in points.items() if value is not None}
 
 
 def confusion(run: RunFiles) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 MEANING = {
     "auroc": ("AUROC", "chance that a positive image ranks above a negative one; 0.5 is chance"),
-    "auroc_delong": ("AUROC, DeLong", "the same, with the interval computed and not resampled"),
     "auprc": ("AUPRC", "area under precision and recall; chance is the share of positives"),
     "accuracy": ("accuracy", "share of images whose class was predicted"),
     "balanced_accuracy": ("balanced accuracy", "mean of the classes' sensitivities"),
@@ -58,3 +57,8 @@ def percent(share: float | None) -> str:
 def counted(n: int, singular: str, plural: str | None = None) -> str:
     """``1 image`` or ``3 images``."""
     return f"{n} {singular if n == 1 else plural or singular + 's'}"
+
+
+def fold_title(name: str) -> str:
+    """Folds are counted from 1 where people read them."""
+    return f"fold {int(name) + 1}" if name.isdecimal() else name
