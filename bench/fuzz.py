@@ -278,6 +278,7 @@ def main() -> int:
     words.add_argument("--first", type=int, default=0)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--seeds", type=Path, action="append", default=[], help="further seed files")
+    words.add_argument("--only", default="", help="seeds with this in their name alone")
     words.add_argument("--keep", type=Path, help="where findings are written")
     options = words.parse_args()
     counts: collections.Counter[str] = collections.Counter()
@@ -289,6 +290,7 @@ def main() -> int:
         paths = sorted(made.iterdir())
         for folder in options.seeds:
             paths += sorted(p for p in folder.rglob("*") if p.is_file())
+        paths = [path for path in paths if options.only in path.name]
         seeds, names = [p.read_bytes() for p in paths], [p.name for p in paths]
         begun, cpu = time.perf_counter(), os.times()
         todo = range(options.first, options.first + options.inputs)

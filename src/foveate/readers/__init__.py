@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import stat
 from pathlib import Path
 
 from foveate import plugins
@@ -18,7 +19,7 @@ from foveate.errors import (
     UnsupportedFormat,
 )
 from foveate.image import AbstractImage
-from foveate.readers.base import AGAIN, HEAD_BYTES, AbstractReader
+from foveate.readers.base import AGAIN, HEAD_BYTES, AbstractReader, why
 
 log = logging.getLogger("foveate")
 
@@ -66,9 +67,8 @@ def open_image(path: Path | str) -> AbstractImage:
     """
     path = Path(path)
     head = _first_bytes(path)
-    asked = [
-        reader for reader in _readers(plugins.plugin_folders()) if reader.recognises(path, head)
-    ]
+    readers = _readers(plugins.plugin_folders())
+    asked = [reader for reader in readers if _recognises(reader, path, head)]
     if not asked:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
@@ -78,6 +78,16 @@ def open_image(path: Path | str) -> AbstractImage:
         except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
+
+
+def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
+    try:
+        return reader.recognises(path, head)
+    except FoveateError:
+        raise
+    except Exception:  # it cannot be its file
+        log.debug("%s: %s", reader.__name__, path, exc_info=True)
+        return False
 
 
 def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
@@ -91,32 +101,29 @@ def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
         ) from error
     except Exception as error:
         log.debug("%s", path, exc_info=True)
+        if isinstance(error, OSError) and error.errno:
+            raise UnreadableImage(f"{path}: cannot be opened ({why(error)})") from error
         raise UnreadableImage(f"{path}: its header makes no sense{AGAIN}") from error
 
 
 def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
-    if path.exists() and not path.is_file():
-        raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file; save it as a file")
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
+        if not stat.S_ISREG(mode):
+            raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file; save it as a file")
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    except FileNotFoundError:
+    except FoveateError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
         raise ImageNotFound(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise UnreadableImage(f"{path}: cannot be opened ({_why(error)})") from error
+        raise UnreadableImage(f"{path}: cannot be opened ({why(error)})") from error
     if not head:
         raise UnsupportedFormat(f"{path}: the file is empty; copy or download it again")
     return head
-
-
-def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, PermissionError):
-        return "you may not read it: change its permissions"
-    if isinstance(error, OSError) and error.strerror:
-        return f"the system says: {error.strerror}"
-    return "its name is none that the system takes: rename it"
 
 
 def _why_not(head: bytes) -> str:

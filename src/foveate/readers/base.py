@@ -7,6 +7,7 @@ a pyramid level lies on level 0, and what shows through transparent pixels.
 from __future__ import annotations
 
 import abc
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -49,6 +50,20 @@ class AbstractReader(AbstractImage):
 
 
 BASE = AbstractReader
+
+
+def why(error: OSError | ValueError) -> str:
+    """Why the system does not hand over a file, and what to do."""
+    if isinstance(error, PermissionError):
+        return "you may not read it: change its permissions"
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ELOOP:
+        return "its link leads back to itself: remove the link"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open: raise the limit, with ulimit -n 4096, say"
+    if isinstance(error, OSError) and error.strerror:
+        return f"the system says: {error.strerror}; is the disk or network well?"
+    return "its name is none that the system takes: rename it"
 
 
 def believed_spacing(stated_um: Sequence[float | None]) -> Vector | None:
