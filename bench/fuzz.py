@@ -244,16 +244,19 @@ def forked(
 
     start = todo.start
     while start < todo.stop:
+        before = start
         read_end, write_end = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(read_end)
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 2)
+            code = 1
             try:
                 child(inputs(start), write_end)
+                code = 0
             finally:
-                os._exit(0)
+                os._exit(code)
         os.close(write_end)
         begun = start
         with os.fdopen(read_end) as answers:
@@ -270,6 +273,8 @@ def forked(
             outcome = "hang" if number in (signal.SIGALRM, signal.SIGPROF) else "signal"
             yield {"outcome": outcome, "index": begun, "message": signal.Signals(number).name}
             start = begun + 1
+        elif start == before:
+            raise SystemExit(f"the child ended before input {start}: exit code {status >> 8}")
 
 
 def main() -> int:
@@ -278,6 +283,7 @@ def main() -> int:
     words.add_argument("--first", type=int, default=0)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--seeds", type=Path, action="append", default=[], help="further seed files")
+    words.add_argument("--only", default="", help="seeds with this in their name alone")
     words.add_argument("--keep", type=Path, help="where findings are written")
     options = words.parse_args()
     counts: collections.Counter[str] = collections.Counter()
@@ -288,7 +294,8 @@ def main() -> int:
         write_seeds(made)
         paths = sorted(made.iterdir())
         for folder in options.seeds:
-            paths += sorted(p for p in folder.rglob("*") if p.is_file())
+            paths += sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+        paths = [path for path in paths if options.only in path.name]
         seeds, names = [p.read_bytes() for p in paths], [p.name for p in paths]
         begun, cpu = time.perf_counter(), os.times()
         todo = range(options.first, options.first + options.inputs)

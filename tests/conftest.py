@@ -17,6 +17,7 @@ from PIL import Image
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
+from foveate import warn
 from foveate.plugins import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
 
@@ -66,6 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def one_thread() -> dict[str, str]:
     """The environment of child processes that share a machine."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(autouse=True)
+def _anew() -> None:
+    """What was said of files in one test is said again in the next."""
+    warn.forget()
 
 
 @pytest.fixture

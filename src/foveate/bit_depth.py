@@ -8,7 +8,6 @@ that a value means the same in every image, and when predicting.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 from foveate.geometry import Box, Frame
 from foveate.image import AbstractImage
 from foveate.resample import Pixels
-
-log = logging.getLogger("foveate")
+from foveate.warn import tell
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that detectors and cameras have."""
@@ -87,9 +85,12 @@ class Stretched(AbstractImage):
         white = (1 << self.bits) - 1
         beyond = pixels > white
         if beyond.any() and bool((pixels[beyond] < _TOP).any()):
-            _warn_once(
-                f"{self.path}: has values beyond {white}, the white of the training images "
-                f"({self.bits} bits); they are shown as white"
+            tell(
+                logging.WARNING,
+                "bits",
+                self.path,
+                f"has values beyond {white}, the white of the training images ({self.bits} bits); "
+                "they are shown as white",
             )
         return _stretched(pixels, white)
 
@@ -108,8 +109,3 @@ class Stretched(AbstractImage):
 def _stretched(pixels: Pixels, white: int) -> NDArray[np.uint16]:
     values = np.minimum(np.asarray(pixels, np.uint32), white)
     return ((values * _TOP + white // 2) // white).astype(np.uint16)
-
-
-@functools.lru_cache(maxsize=4096)
-def _warn_once(text: str) -> None:
-    log.warning(text)

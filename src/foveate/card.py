@@ -103,6 +103,7 @@ def view_of(fields: Fields) -> View:
         unit=cast(Literal["um", "px"], fields.text("unit", ("um", "px"))),
         fit=fit,
         axes=axes,
+        bits=fields.whole("bits", 8, 16) if _has(fields, "bits") else None,
     )
 
 

@@ -118,11 +118,25 @@ def as_ours(error: BaseException, about: object) -> FoveateError:
     if out_of_files(error):
         return TooManyOpen()
     if isinstance(error, OSError) and error.strerror:
-        return UnreadableImage(f"{about}: {error.strerror}")
+        return UnreadableImage(f"{about}: cannot be read ({why(error)})")
     return UnreadableImage(
         f"{about}: its content is not what its reader expects; the file is damaged or of a rare "
         "kind. Fetch it again, or convert it to a tiled TIFF"
     )
+
+
+def why(error: OSError | ValueError) -> str:
+    """Why the system does not hand over a file, and what to do."""
+    if isinstance(error, PermissionError):
+        return "you may not read it: change its permissions"
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ELOOP:
+        return "its link leads back to itself: remove the link"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open: raise the limit, with ulimit -n 4096, say"
+    if isinstance(error, OSError) and error.strerror:
+        return f"the system says: {error.strerror}; is the disk or network well?"
+    return "its name is none that the system takes: rename it"
 
 
 def legible(name: str) -> str:

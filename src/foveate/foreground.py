@@ -6,7 +6,6 @@ where faint tissue begins, and a border of tissue is not taken for glass.
 
 from __future__ import annotations
 
-import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.resample import Pixels, brightest
-
-log = logging.getLogger("foveate")
+from foveate.warn import tell
 
 _FAINTEST, _STRONGEST = 8.0, 40.0
 _DARK, _BLACK = 100, 40
@@ -145,17 +143,14 @@ def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8
     """`tissue_prior` of a slide by its `ground_of`; a border that is no glass is logged once."""
     ground = ground_of(glimpse, border)
     if not ground.is_around:
-        _warn_of_border(path)
+        tell(
+            logging.WARNING,
+            "border",
+            path,
+            "no glass at the border of the frame (tissue, or a black frame): tissue is told by the "
+            "glass elsewhere, or by white; look at the heatmap",
+        )
     return tissue_prior(glimpse, ground.colour)
-
-
-@functools.lru_cache(maxsize=4096)
-def _warn_of_border(path: Path) -> None:
-    log.warning(
-        "%s: no glass at the border of the frame (tissue, or a black frame): tissue is told by the "
-        "glass elsewhere, or by white; look at the heatmap",
-        path,
-    )
 
 
 def _from_the_edge(found: NDArray[np.bool_]) -> NDArray[np.bool_]:

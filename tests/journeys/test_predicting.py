@@ -365,7 +365,7 @@ def test_no_file_ends_a_prediction(picture_run: Path, tmp_path: Path, foveate: C
         "torch": "memory does not suffice",
         "key": "is damaged or of a rare kind",
         "pipe": "is a pipe or a device",
-        "loop": "Too many levels of symbolic links",
+        "loop": "its link leads back to itself: remove the link",
         "gone": "a link to a file that is not there",
     }
     assert reasons.keys() == wanted.keys()

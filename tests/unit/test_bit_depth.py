@@ -16,6 +16,7 @@ from foveate.bit_depth import used_bits
 from foveate.cases import Case
 from foveate.geometry import Box, Frame
 from foveate.loading import CaseLoader
+from foveate.plan import _told
 from foveate.readers import open_image
 from foveate.scan import ViewOptions, choose_view, scan_cases
 
@@ -82,6 +83,12 @@ def test_the_brightest_image_of_the_training_sets_white_for_all(tmp_path: Path) 
         got = loaded(path, View(**PX, bits=12))
         assert got.dtype == np.uint16
         np.testing.assert_array_equal(got[..., 0], np.rint(grey(top) * (65535 / 4095)))
+
+
+def test_the_plan_says_what_is_white() -> None:
+    assert "use 12 bits: 4095 is white" in _told(View(**PX, bits=12), [(64, 64)])
+    assert "white" not in _told(View(**PX, bits=16), [(64, 64)])
+    assert "white" not in _told(View(**PX), [(64, 64)])
 
 
 def test_what_is_brighter_than_the_training_images_is_white_and_said(

@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
@@ -216,6 +218,51 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tif")
     with pytest.raises(UnsupportedFormat, match=r"a\.tif.*pipe"):
         open_image(tmp_path / "a.tif")
+
+
+def test_names_that_no_file_can_have_and_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop.tif").symlink_to("loop.tif")
+    (tmp_path / "dead.tif").symlink_to("nothing.tif")
+    (tmp_path / "file").write_bytes(b"x")
+    for name, told in {
+        "loop.tif": "link leads back",
+        "dead.tif": "a link to a file that is not there",
+        "file/a.tif": "no such file",
+        f"{'n' * 300}.tif": "cannot be read",
+        "a\0.tif": "rename it",
+    }.items():
+        with pytest.raises(FoveateError, match=told) as caught:
+            open_image(tmp_path / name)
+        assert "Errno" not in str(caught.value)
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from foveate.readers import open_image\n"
+        "open_image(sys.argv[1]).close()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); held = []\n"
+        "try:\n"
+        "    while True: held.append(open_image(sys.argv[1]))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise((64, 64, 3)), photometric="rgb", tile=(64, 64))
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert "TooManyOpen" in run.stdout
+    assert "ulimit" in run.stdout
+
+
+def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise((64, 64, 3)), photometric="rgb", tile=(64, 64))
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), tmp_path / "a.nii")
+    Image.fromarray(noise((9, 9))).save(tmp_path / "a.png")
+    for kind in ("tif", "nii", "png"):
+        odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe." + kind.encode()))
+        (tmp_path / f"a.{kind}").rename(odd)
+        with open_image(odd) as image:
+            image.read(Box((0,) * image.ndim, image.shape, Frame.PX, 0))
 
 
 def test_large_pictures_are_read_without_a_word_and_larger_ones_refused(tmp_path: Path) -> None:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, fields
+
 import pytest
 
+from foveate.batch import View
+from foveate.card import view_of
+from foveate.fields import Fields
 from foveate.likeness import ImageFacts
 from foveate.scan import ViewOptions, choose_view
+
+
+def test_a_stored_view_is_read_back_with_every_field() -> None:
+    view = View(0.5, 128, 4.0, unit="px", fit=(1024, 512), axes=2, bits=12)
+    plain = View(1.0, 224, 8.0)
+    for each in (view, plain):
+        stored = json.loads(json.dumps(asdict(each)))
+        assert view_of(Fields(stored, "model.json")) == each
+    differing = {name for name, value in asdict(view).items() if value != asdict(plain)[name]}
+    assert differing | {"axes"} == {field.name for field in fields(View)}
 
 
 def pictures(*sizes: tuple[int, int], fit: tuple[int, int] | None = None) -> list[ImageFacts]:

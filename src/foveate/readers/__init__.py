@@ -6,6 +6,7 @@ Importing this package is light: each reader imports its library when it opens i
 from __future__ import annotations
 
 import functools
+import logging
 import stat
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from foveate.errors import (
 )
 from foveate.image import AbstractImage
 from foveate.readers.base import HEAD_BYTES, AbstractReader
+
+log = logging.getLogger("foveate")
 
 READABLE = (
     "TIFF and OME-TIFF, whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana), "
@@ -66,9 +69,8 @@ def open_image(path: Path | str) -> AbstractImage:
     """
     path = Path(path)
     head = _first_bytes(path)
-    asked = [
-        reader for reader in _readers(plugins.plugin_folders()) if reader.recognises(path, head)
-    ]
+    readers = _readers(plugins.plugin_folders())
+    asked = [reader for reader in readers if _recognises(reader, path, head)]
     if not asked:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
@@ -78,6 +80,16 @@ def open_image(path: Path | str) -> AbstractImage:
         except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
+
+
+def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
+    try:
+        return reader.recognises(path, head)
+    except FoveateError:
+        raise
+    except Exception:  # it cannot be its file
+        log.debug("%s: %s", reader.__name__, path, exc_info=True)
+        return False
 
 
 def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
@@ -95,16 +107,18 @@ def _first_bytes(path: Path) -> bytes:
         if stat.S_ISDIR(kind):
             raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
         if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
-            raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file")
+            raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file; save it as a file")
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         dangling = "a link to a file that is not there" if path.is_symlink() else "no such file"
         raise ImageNotFound(f"{path}: {dangling}") from None
     except FoveateError:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise as_ours(error, path) from error
+    except ValueError as error:
+        raise ImageNotFound(f"{path}: no file can have this name; rename it") from error
     if not head:
         raise UnsupportedFormat(f"{path}: the file is empty; copy or download it again")
     return head

@@ -7,7 +7,6 @@ lawful.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -21,8 +20,7 @@ from numpy.typing import NDArray
 from foveate.errors import UnreadableImage, UnsupportedFormat
 from foveate.geometry import Vector
 from foveate.readers.base import AGAIN
-
-log = logging.getLogger("foveate")
+from foveate.warn import tell
 
 Values = NDArray[np.float64]
 
@@ -225,8 +223,11 @@ def _compare(path: Path, sform: Values, sizes: Values) -> None:
     lengths = np.sqrt((sform[:3, :3] ** 2).sum(0))
     if (sizes > 0).all() and not np.allclose(lengths, sizes, rtol=0.01):
         own, other = (" x ".join(f"{v:g}" for v in sides) for sides in (lengths, sizes))
-        _warn_once(
-            f"{path}: its sform says voxels of {own}, its pixdim {other}; the sform is believed"
+        tell(
+            logging.WARNING,
+            "sform size",
+            path,
+            f"its sform says voxels of {own}, its pixdim {other}; the sform is believed",
         )
 
 
@@ -234,15 +235,13 @@ def _compare_directions(path: Path, sform: Values, header: Any) -> None:
     if int(header["qform_code"]) <= 0 or not _is_affine(qform := _qform(header)):
         return
     if ((sform[:3, :3] * qform[:3, :3]).sum(0) < 0).any():
-        _warn_once(
-            f"{path}: by its sform an axis runs the other way than by its qform (left is right, "
-            "say); the sform is believed"
+        tell(
+            logging.WARNING,
+            "sform direction",
+            path,
+            "by its sform an axis runs the other way than by its qform (left is right, say); the "
+            "sform is believed",
         )
-
-
-@functools.lru_cache(maxsize=4096)
-def _warn_once(text: str) -> None:
-    log.warning(text)
 
 
 def _directions(path: Path, affine: Values) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -20,8 +20,7 @@ from foveate.image import Level
 from foveate.readers._nifti_header import read_header
 from foveate.readers.base import AGAIN, AbstractReader
 from foveate.resample import Pixels
-
-log = logging.getLogger("foveate")
+from foveate.warn import tell
 
 Values = NDArray[np.float64]
 _Scale = tuple[tuple[float, ...], tuple[float, ...]]
@@ -98,7 +97,7 @@ class NiftiReader(AbstractReader):
         self.reader = f"nibabel {nibabel.__version__}"
         self._lock, self._key = threading.Lock(), object()
         self._scale: _Scale | None = None
-        self._closed = self._warned = False
+        self._closed = False
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
@@ -209,7 +208,8 @@ class NiftiReader(AbstractReader):
         assert self._scale is not None
         known = np.isfinite(values)
         if not known.all():
-            self._warn()
+            text = "voxels that are no finite numbers are read as black"
+            tell(logging.WARNING, "finite", self.path, text)
             values = np.where(known, values, self._scale[0][0])
         # Divided by four, differences of the largest doubles are finite; nothing is rounded.
         share = np.interp(values / 4, np.asarray(self._scale[0]) / 4, self._scale[1])
@@ -225,16 +225,11 @@ class NiftiReader(AbstractReader):
                 f"{self.path}: holds no finite number; make the volume again from its source"
             )
         if _in_hounsfield_units(values):
-            log.info("%s: read as CT, in Hounsfield units", self.path)
+            tell(logging.INFO, "ct", self.path, "read as CT, in Hounsfield units")
             return _GREY_OF_HU
         low, high = _window(values)
         # Of an even volume all is black.
         return (low, high if high > low else low + max(1.0, abs(low)) * 1e-6), (0, 1)
-
-    def _warn(self) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning("%s: voxels that are no finite numbers are read as black", self.path)
 
     def close(self) -> None:
         """Forget the voxels. Closing twice is harmless."""

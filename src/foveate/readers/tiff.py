@@ -17,13 +17,19 @@ from typing import ClassVar, NamedTuple, final
 import numpy as np
 
 from foveate.cache import ByteCache
-from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat, why
 from foveate.image import Level
 from foveate.readers._tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, DamagedBlock, decode_block
 from foveate.readers._tiff_index import TIFF_MARKS, BlockGrid, TiffIndex, read_index
 from foveate.readers._tiff_levels import Turn, levels_of, pieces, stored_share
 from foveate.readers._tiff_spacing import ome_pixels, spacing_of, stated_planes
-from foveate.readers.base import AGAIN, AbstractReader, brightest, flattened, level_downsample
+from foveate.readers.base import (
+    AGAIN,
+    AbstractReader,
+    brightest,
+    flattened,
+    level_downsample,
+)
 from foveate.resample import Pixels, resample
 
 log = logging.getLogger("foveate")
@@ -162,9 +168,12 @@ class TiffReader(AbstractReader):
         except Exception as error:
             log.debug("%s: level %d", self.path, level, exc_info=True)
             codec = self._grids[level].coding.codec
-            why = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
+            what = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
+            what += AGAIN
+            if isinstance(error, OSError) and error.errno:
+                what = why(error)
             raise UnreadableImage(
-                f"{self.path}: level {level}, region {size} at {origin}: {why}{AGAIN}"
+                f"{self.path}: level {level}, region {size} at {origin}: {what}"
             ) from error
 
     def _region(self, level: int, origin: tuple[int, int], size: tuple[int, int]) -> Pixels:
