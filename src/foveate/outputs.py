@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from foveate import __version__
 from foveate.atomic import write_json
 from foveate.cases import Case, several
 from foveate.ensemble import Ensemble
@@ -117,7 +118,8 @@ def predict_into(
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = {"models": models.digests(), "heatmaps": n_heatmaps, **(about or {})}
+    rests_on = {"foveate": __version__, "models": models.digests(), "heatmaps": n_heatmaps}
+    rests_on |= about or {}
     journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
     keys = {case.image_id: _key(case) for case in cases}
     known = _known(journal, keys, display, refuse_others=about is not None)

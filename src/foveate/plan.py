@@ -181,8 +181,7 @@ def _settle(
     chosen = _following(config.method_options, view, list(scan.facts.values()))
     if chosen:
         display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
-    files = {case.image_id: {"file": {"path": str(case.path.absolute())}} for case in usable}
-    write_json(folder / "inputs.json", {"schema": 1, "images": files, "files": {}})
+    _note_files(folder / "inputs.json", usable)
     content = {
         "view": asdict(view),
         "quarantine": quarantine,
@@ -190,6 +189,12 @@ def _settle(
         "trained_on": asdict(trained_on(scan.facts.values())),
     }
     write_json(folder / "plan.json", content)
+
+
+def _note_files(path: Path, cases: Sequence[Case]) -> None:
+    """Write which file each image is, so that prediction knows images of the training."""
+    images = {case.image_id: {"file": {"path": str(case.path.absolute())}} for case in cases}
+    write_json(path, {"schema": 1, "images": images, "files": {}})
 
 
 def _check_parts(
