@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from conftest import PICTURE_RUN, Ended, one_thread, picture
+from foveate import plugins as registry
 from foveate.lock import NAME, hold
 from foveate.run_folder import read_json, read_rows
 
@@ -342,7 +343,10 @@ class OddReader(AbstractReader):
 '''
 
 
-def test_no_file_ends_a_prediction(picture_run: Path, tmp_path: Path, foveate: Command) -> None:
+def test_no_file_ends_a_prediction(
+    picture_run: Path, tmp_path: Path, foveate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_folders", [])
     plugins = tmp_path / "plugins"
     (plugins / "readers").mkdir(parents=True)
     (plugins / "readers" / "odd.py").write_text(PLUGIN, encoding="utf-8")
