@@ -170,9 +170,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors."""
+    """The optimiser's state as named tensors, with the learning rates of its groups."""
     state = optimizer.state_dict()["state"]
-    return {
+    rates = torch.tensor([group["lr"] for group in optimizer.param_groups], dtype=torch.float64)
+    return {"learning_rates": rates} | {
         f"optimizer.{index}.{key}": torch.as_tensor(value)
         for index, values in state.items()
         for key, value in values.items()
@@ -187,6 +188,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
+    for group, rate in zip(groups, tensors.get("learning_rates", torch.empty(0)), strict=False):
+        group["lr"] = float(rate)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -257,7 +257,7 @@ def _predict(
             n_heatmaps=asked.n_heatmaps,
             display=display,
             seen=seen,
-            about={"command": command, "spacing_um": asked.assume_spacing_um},
+            about={"command": command},
         )
     finally:
         loader.close()

@@ -27,20 +27,20 @@ class Journal:
         anew: forget the entries of a file that rests on something else, instead of refusing.
 
     Raises:
-        CheckpointError: the file rests on something else, or is none of ours.
+        CheckpointError: the file holds answers that rest on something else, or is none of ours.
         DiskFull: there is no room for it.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any], *, anew: bool = False) -> None:
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
-        self._end = 0
+        self._end, self._unread = 0, False
         head = json.loads(json.dumps({"schema": SCHEMA, **about}))
         if path.is_file() and path.stat().st_size:
             changed = self._read(head)
             if changed is None:
                 return
-            if not anew:
+            if not anew and self._answered():
                 raise CheckpointError(
                     f"{path.parent} holds the answers of another command: {changed}. Give another "
                     "--out, or delete this folder"
@@ -87,10 +87,8 @@ class Journal:
         lines = data[: self._end].splitlines()
         first = _parsed(lines[0]) if lines else None
         if first is None:
+            self._unread = True
             return "it cannot be read"
-        for key in {**head, **first}:
-            if first.get(key) != head.get(key):
-                return f"its {key} was {first.get(key)}, now it is {head.get(key)}"
         for line in lines[1:]:
             entry = _parsed(line)
             if entry is None:
@@ -99,7 +97,14 @@ class Journal:
                 self.entries = {k: e for k, e in self.entries.items() if "failed" not in e}
             elif isinstance(entry.get("key"), str):
                 self.entries[entry.pop("key")] = entry
+        for key in {**head, **first}:
+            if first.get(key) != head.get(key):
+                return f"its {key} was {first.get(key)}, now it is {head.get(key)}"
         return None
+
+    def _answered(self) -> bool:
+        """Whether more than failures would be lost."""
+        return self._unread or any("failed" not in entry for entry in self.entries.values())
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

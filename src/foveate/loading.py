@@ -60,7 +60,7 @@ class CaseLoader:
         keep_open: int = 64,
     ) -> None:
         self.view = view
-        self._assume, self._assume_for = assume_spacing_um, assume_for
+        self.assumed_um, self._assume_for = assume_spacing_um, assume_for
         self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
         self._images = OpenImages(keep_open)
         self._taken = (0, 0)
@@ -146,7 +146,7 @@ class CaseLoader:
         image = open_case(
             case,
             fit=self.view.fit,
-            assume_spacing_um=self._assume,
+            assume_spacing_um=self.assumed_um,
             assume_for=self._assume_for,
         )
         if image.ndim != self.view.axes:

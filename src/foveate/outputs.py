@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from foveate import __version__
 from foveate.atomic import write_json
 from foveate.cases import Case, several
 from foveate.ensemble import Ensemble
@@ -117,9 +118,10 @@ def predict_into(
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = {"models": models.digests(), "heatmaps": n_heatmaps, **(about or {})}
+    rests_on = {"foveate": __version__, "models": models.digests(), "heatmaps": n_heatmaps}
+    rests_on |= about or {}
     journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
-    keys = {case.image_id: _key(case) for case in cases}
+    keys = {case.image_id: _key(case, loader.assumed_um) for case in cases}
     known = _known(journal, keys, display, refuse_others=about is not None)
     teller, silent = Reasons(display), False
     drawn = sum(bool(entry.get("drawn")) for entry in known.values())
@@ -186,9 +188,10 @@ def _settled(
     return summary
 
 
-def _key(case: Case) -> dict[str, Any]:
-    """What an answer to a case rests on: the row, and the file as it is now."""
+def _key(case: Case, assumed_um: float | None) -> dict[str, Any]:
+    """What an answer to a case rests on: the row, the assumed spacing, and the file as it is."""
     key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
+    key["assumed_um"] = assumed_um
     key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
     for name, path in (("file", case.path), ("places", case.places)):
         with contextlib.suppress(OSError):
@@ -205,7 +208,7 @@ def _known(
     Raises:
         CheckpointError: there are answers, and pictures, of images that are not asked for now.
     """
-    others = [image_id for image_id in journal.entries if image_id not in keys]
+    others = [i for i, e in journal.entries.items() if i not in keys and "failed" not in e]
     if others and refuse_others:
         raise CheckpointError(
             f"{journal.path.parent} holds answers to {len(others)} images that are not among those "

@@ -20,6 +20,7 @@ import tifffile
 from PIL import Image
 
 from conftest import SMALL_RUN, Ended
+from foveate import plugins
 from foveate.run_folder import read_json, read_rows
 
 Command = Callable[..., Ended]
@@ -166,8 +167,9 @@ def test_commands_that_are_incomplete(
 
 
 def test_a_fault_is_one_line_and_a_file(
-    tiny_cohort: Path, tmp_path: Path, foveate: Command
+    tiny_cohort: Path, tmp_path: Path, foveate: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(plugins, "_folders", [])
     (tmp_path / "parts" / "methods").mkdir(parents=True)
     text = "raise KeyError('thresholds')"
     (tmp_path / "parts" / "methods" / "faulty.py").write_text(text, encoding="utf-8")
@@ -439,7 +441,7 @@ def test_evaluating_a_labelled_table(
     assert not list((out / "heatmaps").glob("*.png")), "pictures are drawn where they are asked for"
     normal = [r for r in rows_of(tiny_cohort)[:8] if r["label"] == "normal"]
     one = write_table(tmp_path / "one.csv", normal)
-    ended = foveate("evaluate", finished, one, "--out", out)
+    ended = foveate("evaluate", finished, one, "--out", tmp_path / "one")
     assert ended.returncode == 0, ended.stderr
     assert "accuracy" in ended.stdout
     assert "auroc" not in ended.stdout

@@ -58,6 +58,9 @@ def test_entries_that_rest_on_something_else(tmp_path: Path) -> None:
         Journal(path, ABOUT | {"heatmaps": 4})
     assert Journal(path, ABOUT).entries, "nothing was lost by that"
     assert not Journal(path, ABOUT | {"heatmaps": 4}, anew=True).entries
+    failures = Journal(tmp_path / "failures.jsonl", ABOUT)
+    failures.add("a", {"failed": "states no pixel size"})
+    Journal(failures.path, ABOUT | {"heatmaps": 4}).add("a", {"row": 1})
     for data in (b"\xff\xfe\n", b"[]\n", b"no lines"):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match="cannot be read"):

@@ -493,7 +493,7 @@ def test_a_damaged_checkpoint_is_refused(
     trainer.fit(cases[:4], [])
     stored = trainer.checkpoints.latest.read_bytes()
     trainer.checkpoints.latest.write_bytes(stored[: len(stored) // 2])
-    with pytest.raises(CheckpointError, match=r"latest\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"latest\.safetensors is damaged"):
         Trainer(build(), loader, tmp_path, options).fit(cases[:4], [])
 
 
