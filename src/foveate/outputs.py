@@ -123,7 +123,7 @@ def predict_into(
     journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
     keys = {case.image_id: _key(case, loader.assumed_um) for case in cases}
     known = _known(journal, keys, display, refuse_others=about is not None)
-    teller, silent = Reasons(display), False
+    teller = Reasons(display)
     drawn = sum(bool(entry.get("drawn")) for entry in known.values())
 
     def within(done: float) -> None:
@@ -136,9 +136,8 @@ def predict_into(
         entry = _entry(found, models, heatmaps, draw=drawn < n_heatmaps)
         if isinstance(found, Failure):
             teller.set_aside(found.case.image_id, str(found.case.path), found.reason)
-        elif not len(found.evidence) and not silent:
-            silent = True
-            display.say("the method gives no evidence: heatmaps will show no regions")
+        elif not len(found.evidence):
+            teller.once("the method gives no evidence: heatmaps will show no regions")
         drawn += bool(entry.get("drawn"))
         journal.add(found.case.image_id, {"of": keys[found.case.image_id], **entry})
         within(done)
@@ -234,6 +233,13 @@ class Reasons:
     def __init__(self, display: Display) -> None:
         self._display = display
         self._counts: Counter[str] = Counter()
+        self._told: set[str] = set()
+
+    def once(self, text: str) -> None:
+        """Say this the first time only."""
+        if text not in self._told:
+            self._told.add(text)
+            self._display.say(text)
 
     def set_aside(self, image_id: str, path: str, reason: str) -> None:
         """An image is set aside."""
