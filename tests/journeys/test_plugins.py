@@ -289,7 +289,9 @@ def test_without_the_folder_a_model_says_what_it_lacks(place: Path, run: Path) -
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: no task 'doubted'."), ended.stderr
+    assert ended.stderr.startswith(f"error: {run / 'fold_0' / 'model' / 'model.json'}: no task")
+    assert "no task 'doubted'." in ended.stderr
+    assert "A part of your own needs --plugins" in ended.stderr
 
 
 def pytest_of(place: Path, *words: str) -> str:
