@@ -21,12 +21,12 @@ from foveate.nn.streaming.base import Flags, Span
 MIB = 1 << 20
 
 
-def deep(*, drop: float = 0.0) -> nn.Module:
+def deep() -> nn.Module:
     """Layers that shrink the map early, as encoders do."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for c, k, stride in ((3, 16, 2), (16, 16, 2), (16, 32, 2), (32, 32, 1), (32, 32, 1)):
-        layers += [nn.Conv2d(c, k, 3, stride, 1), nn.ReLU(), nn.Dropout(drop)]
+        layers += [nn.Conv2d(c, k, 3, stride, 1), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -75,12 +75,6 @@ def test_where_nothing_is_held_for_a_gradient_tiles_are_larger() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     for p, q in zip(net.parameters(), kept, strict=True):
         torch.testing.assert_close(p.grad, q, rtol=1e-10, atol=1e-12)
-
-
-def test_what_is_drawn_is_drawn_on_the_tiles_that_replay_it() -> None:
-    segments = planned(8, net=deep(drop=0.5)).segments
-    assert any(len(segment.grid) > 1 for segment in segments)
-    assert all(segment.passing is segment.grid for segment in segments if not segment.at_once)
 
 
 def test_half_precision_takes_larger_tiles() -> None:

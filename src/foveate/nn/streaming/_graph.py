@@ -77,9 +77,9 @@ class Graph:
         return self._kept[key]
 
     @property
-    def random(self) -> bool:
-        """Whether a step draws while it runs."""
-        return any(step.op.random for step in self.steps)
+    def regular(self) -> bool:
+        """Whether moving the image by whole cells moves its map by whole cells."""
+        return all(step.op.regular for step in self.steps)
 
     def _divides(self, t: int) -> bool:
         """Whether step t gives a map ``(b, c, *space)`` and all that comes after takes only it."""
@@ -106,12 +106,9 @@ class Graph:
         wanted = {c.number for c in constants(taken)}
         return {number: value for number, value in made.items() if number in wanted}
 
-    def draws(self, begin: int, end: int, like: Tensor) -> dict[int, Tensor]:
-        """Draws of the steps after `begin` up to `end` that hold for a whole image."""
-        drawn = {
-            t: self.steps[t].op.draw(self.steps[t].channels, like)
-            for t in range(begin + 1, end + 1)
-        }
+    def draws(self, like: Tensor) -> dict[int, Tensor]:
+        """What the steps draw for one image, in their order, whatever its parts are."""
+        drawn = {t: step.op.draw(step.channels, like) for t, step in enumerate(self.steps)}
         return {t: value for t, value in drawn.items() if value is not None}
 
     def run(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.nn.streaming._pointwise import Gather, PerImage, Pointwise
+from foveate.nn.streaming._dropout import dropout, dropout_call, per_image
+from foveate.nn.streaming._pointwise import Gather, Pointwise
 from foveate.nn.streaming._rules_windows import (
     convolution,
     convolution_call,
@@ -43,19 +44,8 @@ from foveate.nn.streaming._site import (
 )
 
 
-def _layer(*, work: float = 4.0, held: float = 0.0, random: bool = False) -> Rule:
-    def rule(site: Site, module: Any) -> Built:
-        if _idle(module):
-            return Built(Pointwise(), idle=True)
-        mutates = bool(getattr(module, "inplace", False))
-        return Built(Pointwise(mutates=mutates, fresh=True, random=random, work=work, held=held))
-
-    return rule
-
-
-def _idle(module: Any) -> bool:
-    dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-    return dropout and (not module.training or module.p == 0)
+def _activation(_: Site, module: Any) -> Built:
+    return Built(Pointwise(mutates=bool(getattr(module, "inplace", False)), fresh=True))
 
 
 def _batch_norm(site: Site, norm: Any) -> Built:
@@ -107,24 +97,6 @@ def _linear(site: Site, layer: Any) -> Built:
     return Built(Pointwise(fresh=True, work=2.0 * weight.shape[1]))
 
 
-def _per_image(site: Site, module: Any) -> Built:
-    if not module.training:
-        return Built(Pointwise(), idle=True)
-    feature = isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
-    if feature:
-        channels_first(site)
-    if getattr(module, "mode", "row") == "batch":
-        raise Refused("stochastic depth in mode 'batch' drops all images at once; use 'row'")
-    name = "drop_prob" if hasattr(module, "drop_prob") else "p"
-    draws = PerImage(
-        rate=lambda: float(getattr(module, name) or 0.0),
-        scale=bool(getattr(module, "scale_by_keep", True)),
-        channels=feature,
-        mutates=bool(getattr(module, "inplace", False)),
-    )
-    return Built(draws, (site.args[0],))
-
-
 def _prelu(site: Site, target: Any) -> Built:
     weight = target.weight if isinstance(target, nn.PReLU) else site.shown[1]
     if weight.numel() > 1:
@@ -157,16 +129,6 @@ def overwrites(target: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bo
         return bool(named.get("inplace"))
     names = inspect.signature(target).parameters
     return bool((dict(zip(names, args, strict=False)) | dict(named)).get("inplace"))
-
-
-def _functional_dropout(site: Site, target: Any) -> Built:
-    given = dict(zip(("input", "p", "training", "inplace"), site.shown, strict=False)) | site.named
-    p = given.get("p", 0.5)
-    if not given.get("training", True) or p == 0:
-        return Built(Pointwise(), idle=True)
-    if target is not functional.dropout:
-        raise Refused("dropout of whole channels as a function; use the layer nn.Dropout2d")
-    return Built(Pointwise(mutates=bool(given.get("inplace")), fresh=True, random=True))
 
 
 def _identity(site: Site, _: Any) -> Built:
@@ -272,9 +234,9 @@ MODULES: Mapping[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), max_pool),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), mean_pool),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
-    **{kind: _layer() for kind in _ACTIVATIONS},
-    **{kind: _layer(random=True, held=1.0) for kind in (nn.Dropout, nn.AlphaDropout)},
-    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _per_image),
+    **dict.fromkeys(_ACTIVATIONS, _activation),
+    **dict.fromkeys((nn.Dropout, nn.AlphaDropout), dropout),
+    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), per_image),
     **dict.fromkeys(
         (
             *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
@@ -295,8 +257,8 @@ MODULES: Mapping[type[nn.Module], Rule] = {
 """Layers of torch, by class; one with a `forward` of its own is traced through instead."""
 
 BY_NAME: Mapping[str, Rule] = {
-    "DropPath": _per_image,
-    "StochasticDepth": _per_image,
+    "DropPath": per_image,
+    "StochasticDepth": per_image,
     "Conv2dSame": same_convolution,
     "MaxPool2dSame": same_max_pool,
     "PaddedConv2d": padded_convolution,
@@ -320,7 +282,8 @@ FUNCTIONS: Mapping[Any, Rule] = {
     **dict.fromkeys((_F.max_pool1d, _F.max_pool2d, _F.max_pool3d), max_pool_call),
     **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool_call),
     **dict.fromkeys((_F.avg_pool1d, _F.avg_pool2d, _F.avg_pool3d), mean_pool_call),
-    **dict.fromkeys((_F.dropout, _F.dropout2d, _F.dropout3d), _functional_dropout),
+    **dict.fromkeys((_F.dropout, _F.dropout1d, _F.dropout2d, _F.dropout3d), dropout_call),
+    _F.alpha_dropout: dropout_call,
     _F.prelu: _prelu,
     _F.pad: pad_call,
     _F.interpolate: interpolate,
@@ -376,7 +339,7 @@ def may_share(target: Any) -> bool:
     """Whether the result of a layer, function or method may be a view of its first argument."""
     if isinstance(target, nn.Module):
         idle = isinstance(target, nn.Identity | nn.modules.dropout._DropoutNd)
-        return idle or BY_NAME.get(type(target).__name__) is _per_image
+        return idle or BY_NAME.get(type(target).__name__) is per_image
     rule = METHODS.get(target) if isinstance(target, str) else FUNCTIONS.get(target)
-    views = (_same_memory, _permute, _transpose, _parts, _item, _functional_dropout)
+    views = (_same_memory, _permute, _transpose, _parts, _item, dropout_call)
     return rule is None or rule in views
