@@ -29,6 +29,7 @@ class Step:
         channels: elements per cell, all outputs together.
         cell_bytes: bytes per cell, all outputs together.
         single: it gives one map, not several.
+        floating: its map may have a gradient.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Step:
     channels: int
     cell_bytes: int
     single: bool
+    floating: bool = True
 
 
 class Graph:
@@ -85,7 +87,7 @@ class Graph:
         """Whether step t gives a map ``(b, c, *space)`` and all that comes after takes only it."""
         step = self.steps[t]
         first = step.single and step.dims == tuple(range(2, 2 + len(step.dims)))
-        return first and max(self.last_use[:t]) <= t
+        return first and step.floating and max(self.last_use[:t]) <= t
 
     def constants(self, begin: int, end: int) -> dict[int, Any]:
         """What the steps after `begin` up to `end` take that is computed from parameters alone.

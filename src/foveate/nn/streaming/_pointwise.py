@@ -114,6 +114,48 @@ class Blend(AbstractOp):
         return x
 
 
+class PixelShuffle(AbstractOp):
+    """Each cell becomes ``factor x factor`` finer ones, made of its channels.
+
+    Args:
+        factor: finer cells a side.
+    """
+
+    regular = False
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """The coarse cells that the fine ones lie in."""
+        return low // self.factor, -(-high // self.factor)
+
+    def run(self, call: Call) -> Tensor:
+        """All fine cells of the coarse ones, cut to those wanted."""
+        found = functional.pixel_shuffle(call.args[0], self.factor)
+        held = tuple((low * self.factor, high * self.factor) for low, high in call.given)
+        return framed(found, call.dims, held, call.wanted, 0.0)
+
+
+class PixelUnshuffle(AbstractOp):
+    """The ``factor x factor`` cells of a block become the channels of one.
+
+    Args:
+        factor: cells a side of a block.
+    """
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """All cells of the blocks."""
+        return low * self.factor, high * self.factor
+
+    def run(self, call: Call) -> Tensor:
+        """Of the blocks asked for."""
+        return functional.pixel_unshuffle(call.args[0], self.factor)
+
+
 class ConstantPad(AbstractOp):
     """A border of one value.
 

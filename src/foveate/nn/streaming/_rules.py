@@ -7,13 +7,22 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.nn.streaming._dropout import dropout, dropout_call, per_image
-from foveate.nn.streaming._pointwise import Gather, Pointwise
+from foveate.nn.streaming._pointwise import Pointwise
+from foveate.nn.streaming._rules_channels import (
+    along,
+    along_layer,
+    attribute,
+    channel_shuffle,
+    extreme,
+    item,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
 from foveate.nn.streaming._rules_windows import (
     convolution,
     convolution_call,
@@ -28,6 +37,7 @@ from foveate.nn.streaming._rules_windows import (
     same_convolution,
     same_max_pool,
     transposed,
+    transposed_call,
     upsample,
 )
 from foveate.nn.streaming._site import (
@@ -40,7 +50,6 @@ from foveate.nn.streaming._site import (
     Scales,
     Site,
     channels_first,
-    constants,
 )
 
 
@@ -164,61 +173,11 @@ def _ascending(dims: list[int]) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _along(default: int, position: int, *, shares: bool = False) -> Rule:
-    """What runs along one dimension, which must not be spatial, nor that of the images."""
-
-    def rule(site: Site, target: Any) -> Built:
-        found = site.named.get("dim", default)
-        if "dim" not in site.named and len(site.shown) > position:
-            found = site.shown[position]
-        result = site.result[0] if isinstance(site.result, tuple | list) else site.result
-        if not isinstance(found, int | tuple | list) or any(
-            d % result.ndim in site.dims for d in _each_dim(found)
-        ):
-            raise Refused(f"it runs along a spatial axis (dim {found})")
-        if any(d % result.ndim == 0 for d in _each_dim(found)):
-            raise Refused("it runs along the images of a batch (dim 0)")
-        if constants((site.args, site.kwargs)):
-            raise Refused("it joins the map with what is computed from parameters alone")
-        if result.ndim != len(site.extent) + 2:
-            raise Refused("it changes the number of dimensions; use keepdim=True")
-        return Built(Pointwise(fresh=not shares))
-
-    return rule
-
-
-_parts = _along(0, 2, shares=True)
-
-
-def _each_dim(dim: int | Sequence[int]) -> tuple[int, ...]:
-    """One dimension or several."""
-    return (dim,) if isinstance(dim, int) else tuple(dim)
-
-
-def _item(site: Site, _: Any) -> Built:
-    value, key = site.shown[:2]
-    if isinstance(value, tuple | list):
-        return Built(Pointwise())
-    keys = list(key) if isinstance(key, tuple) else [key]
-    if Ellipsis in keys:
-        at = keys.index(Ellipsis)
-        keys[at : at + 1] = [slice(None)] * (value.ndim - len(keys) + 1)
-    if not all(isinstance(k, slice) for k in keys):
-        raise Refused("it picks single cells or dimensions; only slices keep a map a map")
-    keys += [slice(None)] * (value.ndim - len(keys))
-    if keys[0] != slice(None):
-        raise Refused("it picks images of a batch")
-    spatial = [keys[d] for d in site.dims]
-    if all(k == slice(None) for k in spatial):
-        return Built(Pointwise())
-    if any(k != slice(None) for d, k in enumerate(keys) if d not in site.dims):
-        raise Refused("it cuts channels and space at once; cut one after the other")
-    index = [np.arange(n)[k] for n, k in zip(site.extent, spatial, strict=True)]
-    return Built(Gather(index, shares=True), (site.args[0],))
-
-
 # -- the tables -----------------------------------------------------------------------------------
 
+_parts = along(0, 2, shares=True)
+_softmax = along(None, 1, missing="name its dimension: 1 for channels")
+_reduced = along(None, 1)
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ipow"}
 _F = functional
 
@@ -248,6 +207,10 @@ MODULES: Mapping[type[nn.Module], Rule] = {
         pad_layer,
     ),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), upsample),
+    **dict.fromkeys((nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU), along_layer),
+    nn.PixelShuffle: pixel_shuffle,
+    nn.PixelUnshuffle: pixel_unshuffle,
+    nn.ChannelShuffle: channel_shuffle,
     nn.PReLU: _prelu,
     nn.Identity: _identity,
     nn.LayerNorm: _layer_norm,
@@ -273,7 +236,13 @@ _ARITHMETIC = (
     *(torch.sigmoid, torch.tanh, torch.relu, torch.where, torch.erf),
     *(_F.relu, _F.relu6, _F.leaky_relu, _F.elu, _F.selu, _F.celu, _F.gelu, _F.silu, _F.mish),
     *(_F.hardswish, _F.hardsigmoid, _F.hardtanh, _F.sigmoid, _F.tanh, _F.softplus),
-    *(_F.logsigmoid, torch.relu_, torch.sigmoid_, torch.tanh_),
+    *(_F.logsigmoid, _F.softsign, _F.tanhshrink, _F.softshrink, _F.hardshrink, _F.threshold),
+    *(torch.relu_, torch.sigmoid_, torch.tanh_, torch.sin, torch.cos, torch.log1p, torch.expm1),
+    *(torch.sign, torch.reciprocal, torch.lerp, torch.addcmul, torch.addcdiv),
+    *(operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
+    *(torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne, torch.isfinite, torch.isnan),
+    *(operator.and_, operator.or_, operator.xor, operator.invert, torch.masked_fill),
+    *(torch.logical_and, torch.logical_or, torch.logical_xor, torch.logical_not),
 )
 
 FUNCTIONS: Mapping[Any, Rule] = {
@@ -292,20 +261,30 @@ FUNCTIONS: Mapping[Any, Rule] = {
     _F.linear: _linear,
     torch.permute: _permute,
     torch.transpose: _transpose,
-    torch.cat: _along(0, 1),
-    torch.concat: _along(0, 1),
+    torch.cat: along(0, 1),
+    torch.concat: along(0, 1),
     torch.chunk: _parts,
     torch.split: _parts,
-    torch.softmax: _along(-1, 1),
-    _F.softmax: _along(-1, 1),
-    _F.normalize: _along(1, 2),
-    torch.mean: _along(-1, 1),
-    torch.sum: _along(-1, 1),
-    torch.amax: _along(-1, 1),
-    operator.getitem: _item,
+    **dict.fromkeys((torch.softmax, torch.log_softmax, _F.softmax, _F.log_softmax), _softmax),
+    _F.softmin: _softmax,
+    _F.normalize: along(1, 2),
+    _F.glu: along(-1, 1),
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, torch.prod), _reduced),
+    **dict.fromkeys((torch.std, torch.var, torch.logsumexp), _reduced),
+    **dict.fromkeys((torch.max, torch.min), extreme(_elementwise)),
+    **dict.fromkeys((_F.conv_transpose1d, _F.conv_transpose2d), transposed_call),
+    _F.conv_transpose3d: transposed_call,
+    _F.pixel_shuffle: pixel_shuffle,
+    _F.pixel_unshuffle: pixel_unshuffle,
+    **dict.fromkeys((torch.channel_shuffle, _F.native_channel_shuffle), channel_shuffle),
+    operator.getitem: item,
+    getattr: attribute,
 }
 
-_SAME = ("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16")
+_SAME = (
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "bool"),
+    "detach",
+)
 _METHODS = ("add", "sub", "mul", "div", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs")
 
 METHODS: Mapping[str, Rule] = {
@@ -313,14 +292,17 @@ METHODS: Mapping[str, Rule] = {
     **{name + end: _elementwise for name in _METHODS for end in ("", "_")},
     **dict.fromkeys(("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp"), _elementwise),
     **dict.fromkeys(("clamp_", "square", "clone", "clip"), _elementwise),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "where"), _elementwise),
+    **dict.fromkeys(("masked_fill", "masked_fill_", "sign"), _elementwise),
+    **dict.fromkeys(("logical_and", "logical_or", "logical_not"), _elementwise),
     "permute": _permute,
     "transpose": _transpose,
     "chunk": _parts,
     "split": _parts,
-    "softmax": _along(-1, 1),
-    "mean": _along(-1, 1),
-    "sum": _along(-1, 1),
-    "amax": _along(-1, 1),
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "prod", "std", "var"), _reduced),
+    "logsumexp": _reduced,
+    **dict.fromkeys(("max", "min"), extreme(_elementwise)),
 }
 
 
@@ -341,5 +323,5 @@ def may_share(target: Any) -> bool:
         idle = isinstance(target, nn.Identity | nn.modules.dropout._DropoutNd)
         return idle or BY_NAME.get(type(target).__name__) is per_image
     rule = METHODS.get(target) if isinstance(target, str) else FUNCTIONS.get(target)
-    views = (_same_memory, _permute, _transpose, _parts, _item, dropout_call)
+    views = (_same_memory, _permute, _transpose, _parts, item, attribute, dropout_call)
     return rule is None or rule in views

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,18 +56,26 @@ def convolution(site: Site, conv: Any) -> Built:
 
 def convolution_call(site: Site, _: Any) -> Built:
     """A convolution as a function: weights may be computed."""
-    given = dict(zip(("input", "weight", "bias", *_CONV_OPTIONS), site.shown, strict=False))
-    given = {"bias": None, **_CONV_OPTIONS, **given, **site.named}
-    names = dict(zip(("input", "weight", "bias"), site.args, strict=False)) | site.kwargs
-    args = (names["input"], names["weight"], names.get("bias"))
+    args, given = _convolution_arguments(site, ("stride", "padding", "dilation", "groups"))
+    weight, stride, padding, dilation, groups = given
+    return Built(_convolve(site, weight, stride, padding, dilation, groups, site.extent), args)
+
+
+def _convolution_arguments(site: Site, options: Sequence[str]) -> tuple[tuple[Any, ...], list[Any]]:
+    """What a convolution takes, to run with; and its weight and options, to look at.
+
+    Args:
+        site: the call.
+        options: names of what follows the bias; those left blank are not looked at.
+    """
+    names = ("input", "weight", "bias", *options)
+    usual = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given = usual | dict(zip(names, site.shown, strict=False)) | site.named
+    own = {"bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
+    args = (own["input"], own["weight"], own["bias"])
     if any(isinstance(arg, Ref) for arg in args[1:]):
         raise Refused("its weights are computed from the image")
-    stride, padding, dilation, groups = (given[key] for key in _CONV_OPTIONS)
-    slid = _convolve(site, given["weight"], stride, padding, dilation, groups, site.extent)
-    return Built(slid, args)
-
-
-_CONV_OPTIONS: Mapping[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    return args, [given["weight"], *(given[name] for name in options if name)]
 
 
 def _convolve(
@@ -108,19 +116,32 @@ def padded_convolution(site: Site, conv: Any) -> Built:
 
 
 def transposed(site: Site, conv: Any) -> Built:
-    """A transposed convolution."""
+    """A transposed convolution layer."""
+    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
+    given = (conv.stride, conv.padding, conv.dilation)
+    return Built(_spread(site, conv.weight, *given, conv.groups), args)
+
+
+def transposed_call(site: Site, _: Any) -> Built:
+    """A transposed convolution as a function: weights may be computed."""
+    args, given = _convolution_arguments(site, ("stride", "padding", "", "groups", "dilation"))
+    weight, stride, padding, groups, dilation = given
+    return Built(_spread(site, weight, stride, padding, dilation, groups), args)
+
+
+def _spread(
+    site: Site, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> TransposedConvolution:
     channels_first(site)
     d = len(site.extent)
-    k, s, dilation, p = (
-        each(v, d) for v in (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
-    )
+    s, dil, p = (each(v, d) for v in (stride, dilation, padding))
     spreads = [
-        Spread(k[axis], s[axis], dilation[axis], p[axis], n) for axis, n in enumerate(site.extent)
+        Spread(weight.shape[2 + axis], s[axis], dil[axis], p[axis], n)
+        for axis, n in enumerate(site.extent)
     ]
-    work = 2.0 * conv.weight.shape[0] / conv.groups
+    work = 2.0 * weight.shape[0] / groups
     work *= math.prod(-(-s.kernel // s.stride) for s in spreads)
-    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
-    return Built(TransposedConvolution(spreads, groups=conv.groups, work=work), args)
+    return TransposedConvolution(spreads, groups=groups, work=work)
 
 
 def max_pool(site: Site, pool: Any) -> Built:

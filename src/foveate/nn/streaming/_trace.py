@@ -12,6 +12,10 @@ from foveate.nn.streaming._rules import may_share, overwrites, rule_of
 from foveate.nn.streaming.base import NotLocal
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_GLOBAL = "squeeze-excite and global pooling look at the whole image: take a network without"
+_REDUCTIONS = frozenset(
+    ("mean", "sum", "amax", "amin", "max", "min", "std", "var", "norm", "median", "prod", "argmax")
+)
 _ADVICE = {
     "GroupNorm": "take layer norm over channels (encoders: norm 'channel') or frozen batch norm",
     "InstanceNorm": "take layer norm over channels (encoders: norm 'channel') or frozen batch norm",
@@ -19,8 +23,7 @@ _ADVICE = {
     "Adaptive": "pool after streaming, on the map that it returns",
     "Multihead": "attend after streaming, on the map that it returns",
     "Transformer": "attend after streaming, on the map that it returns",
-    "mean": "squeeze-excite and global pooling look at the whole image: take a network without",
-    "adaptive": "squeeze-excite and global pooling look at the whole image: take a network without",
+    "adaptive": _GLOBAL,
     "Flatten": "flatten after streaming, what it returns",
     "flatten": "flatten after streaming, what it returns",
     "view": "it rearranges cells; a map must stay a map",
@@ -113,6 +116,7 @@ def refusal(node: fx.Node, traced: Traced, reason: str) -> NotLocal:
         inside = next((f"'{p}' ({k})" for p, k in reversed(owners) if p), "the stack")
         path = f"{what} in {inside}"
     advice = next((text for word, text in _ADVICE.items() if what.startswith(word)), "")
+    advice = _GLOBAL if what in _REDUCTIONS else advice
     return NotLocal(f"{path} cannot be streamed: {reason}" + (f"; {advice}" if advice else ""))
 
 
