@@ -117,7 +117,7 @@ class Streamed(nn.Module):
         self.budget_bytes, self.scratch, self.map_dtype = budget_bytes, scratch, map_dtype
         self.progress: Callable[[float], None] | None = None
         self.counts: dict[str, int] = {}
-        self._traced: dict[tuple[tuple[int, bool], ...], Traced] = {}
+        self._traced: dict[tuple[Any, ...], Traced] = {}
         self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -326,11 +326,12 @@ class Streamed(nn.Module):
         return self._graphs[key]
 
     def _trace(self) -> Traced:
-        """Once per mode and layers: between two steps, layers may be frozen or replaced."""
+        """Once per mode, layers and device: between two steps, layers may be frozen or replaced."""
         modes = tuple((id(m), m.training) for m in self.stack.modules())
-        if modes not in self._traced:
-            self._traced[modes] = trace(self.stack)
-        return self._traced[modes]
+        device = self._kind(None)[0]
+        if (modes, device) not in self._traced:
+            self._traced[modes, device] = trace(self.stack)
+        return self._traced[modes, device]
 
     def __getstate__(self) -> dict[str, Any]:
         """What was traced belongs to these very layers: a copy traces its own."""
