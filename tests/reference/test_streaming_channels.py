@@ -189,6 +189,39 @@ def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
                 torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-9)
 
 
+# -- the nearest cell -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_nearest_cell_is_that_of_the_layer_at_every_ratio(
+    mode: str, dtype: torch.dtype
+) -> None:
+    """In its own rank: one axis alone is rounded otherwise than two (20 cells to 46)."""
+    sizes = [(20, 46), (20, 54), (24, 37), (24, 123), (301, 389)]
+    sizes += [(n, m) for n in range(11, 90, 7) for m in range(13, 200, 9)]
+    tried = [(n, {"size": (m, 5)}) for n, m in sizes] + [(n, {"size": (5, m)}) for n, m in sizes]
+    scales = (1 / 3, 0.7, 1.1, 1.3, 2, 2.9)
+    tried += [(n, {"scale_factor": scale}) for n in (301, 419, 607) for scale in scales]
+    refused = 0
+    for n, options in tried:
+        layer = nn.Upsample(**options, mode=mode)  # type: ignore[arg-type]
+        across = options.get("size", (0, 5))[0] == 5  # type: ignore[index]
+        x = torch.randn(1, 4, *((5, n) if across else (n, 5)), dtype=dtype)
+        try:
+            found = Streamed(layer, tile=97)(x)
+        except NotLocal as reason:
+            assert "nearest hangs on how large" in str(reason)  # noqa: PT017
+            refused += 1
+            continue
+        assert torch.equal(found, layer(x)), (n, options)
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(found, layer(last)), (n, options)
+    assert refused < 0.08 * len(tried)
+    # Sides that stay as they are at a scale of 1.1, and little else.
+    assert refused < 0.02 * len(tried) or dtype == torch.float64
+
+
 # -- refused --------------------------------------------------------------------------------------
 
 WHOLE: dict[str, Callable[[Tensor], Tensor]] = {

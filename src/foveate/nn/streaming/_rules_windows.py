@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from foveate.nn.streaming._windows import (
     same_windows,
     windows,
 )
-from foveate.nn.streaming.base import AbstractOp
+from foveate.nn.streaming.base import AbstractOp, Ints
 
 
 def convolution(site: Site, conv: Any) -> Built:
@@ -255,34 +255,64 @@ def interpolate(site: Site, _: Any) -> Built:
 def _resized(
     site: Site, size: Any, scale: Any, mode: str, recompute: Any, align: dict[str, bool]
 ) -> Built:
-    """The layer itself says where its cells lie: it is asked to resize a ramp, axis by axis.
-
-    The nearest cell is found in the precision of the map, so the ramp has it too.
-    """
+    """The layer itself says where its cells lie: it is asked to resize a ramp, axis by axis."""
     channels_first(site)
-    linear = mode in ("linear", "bilinear", "trilinear")
-    if not linear and mode not in ("nearest", "nearest-exact"):
+    options = {"recompute_scale_factor": recompute, "mode": mode}
+    if mode in ("linear", "bilinear", "trilinear"):
+        options |= {"mode": "linear", **align}
+        places = []
+        for axis, n in enumerate(site.extent):
+            ramp = torch.arange(n, dtype=torch.float64).view(1, 1, n)
+            own = {"size": _of_axis(size, axis), "scale_factor": _of_axis(scale, axis)}
+            found = functional.interpolate(ramp, **own, **options)
+            places.append(found.flatten().numpy())
+        return Built(Blend(places, site.extent), (first_argument(site),))
+    if mode not in ("nearest", "nearest-exact"):
         raise Refused(f"mode '{mode}' is not supported; use 'nearest' or a linear one")
-    double = linear or site.result.dtype == torch.float64
-    places = []
-    for axis, n in enumerate(site.extent):
-        ramp = torch.arange(n, dtype=torch.float64 if double else torch.float32).view(1, 1, n)
-        found = functional.interpolate(
-            ramp,
-            size=None if size is None else _of_axis(size, axis),
-            scale_factor=None if scale is None else _of_axis(scale, axis),
-            mode="linear" if linear else mode,
-            recompute_scale_factor=recompute,
-            **(align if linear else {}),
+    index = [_nearest(site, axis, size, scale, options) for axis in range(len(site.extent))]
+    return Built(Gather(index), (first_argument(site),))
+
+
+_PROBES: Mapping[int, Sequence[tuple[torch.memory_format, tuple[int, ...]]]] = {
+    1: [(torch.contiguous_format, ())],
+    2: [(f, (m,)) for f in (torch.contiguous_format, torch.channels_last) for m in (3, 150)],
+    3: [(f, (3, m)) for f in (torch.contiguous_format, torch.channels_last_3d) for m in (3, 150)],
+}
+"""By axes: orders of a map in memory, and output cells of the axes that are not asked about."""
+
+
+def _nearest(site: Site, axis: int, size: Any, scale: Any, options: dict[str, Any]) -> Ints:
+    """The input cell of every output cell along an axis, as the layer itself gives it for a ramp.
+
+    Asked in the map's own rank, precision and device, and for small and large maps in both orders
+    in memory: the layer has several ways to compute it, which round otherwise.
+    """
+    n, outer = site.extent[axis], site.result.shape[2 + axis]
+    if scale is None and outer == n:
+        return np.arange(n)
+    dtype = torch.promote_types(site.result.dtype, torch.float32)
+    ramp = torch.arange(n, dtype=dtype, device=site.result.device)
+    found = []
+    for form, others in _PROBES[len(site.extent)]:
+        sides, given = [2] * len(others), [float(m) / 2 for m in others]
+        sides.insert(axis, n)
+        own: dict[str, Any] = {"size": None, "scale_factor": None}
+        if scale is None:
+            own["size"] = [*others[:axis], outer, *others[axis:]]
+        else:
+            own["scale_factor"] = [*given[:axis], _of_axis(scale, axis), *given[axis:]]
+        shape = [-1 if i == axis else 1 for i in range(len(sides))]
+        maps = ramp.view(shape).expand(1, 8, *sides).contiguous(memory_format=form)
+        cells = functional.interpolate(maps, **own, **options)[0, 0].movedim(axis, 0)
+        found.append(cells.reshape(len(cells), -1)[:, 0].cpu().numpy().astype(np.int64))
+    if any(not np.array_equal(other, found[0]) for other in found):
+        raise Refused(
+            "between these sizes, which cell is nearest hangs on how large the map is and how it "
+            "lies in memory; take a whole scale_factor, another size, or a linear mode"
         )
-        places.append(found.flatten().numpy())
-    op: AbstractOp = (
-        Blend(places, site.extent)
-        if linear
-        else Gather([np.rint(p).astype(np.int64) for p in places])
-    )
-    return Built(op, (first_argument(site),))
+    return found[0]
 
 
 def _of_axis(value: Any, axis: int) -> Any:
+    """A size or scale of one axis; None stays."""
     return value[axis] if isinstance(value, tuple | list | torch.Size) else value
