@@ -61,7 +61,7 @@ class _Stand(fx.Interpreter):
 
 class _Builder:
     def __init__(self, traced: Traced, shape: Sequence[int], like: Tensor) -> None:
-        self.traced, self.shape = traced, tuple(shape)
+        self.traced, self.shape, self.device = traced, tuple(shape), like.device.type
         self.steps: list[Step] = []
         self.viewed: list[int] = []
         self.constants: list[tuple[Any, ...]] = []
@@ -111,7 +111,8 @@ class _Builder:
         if step.dims != tuple(range(2, 2 + len(step.extent))) or end == 0:
             raise NotLocal("the stack must return a map (b, c, *space)")
         learnt = [p for p in self.traced.stack.parameters() if p.requires_grad]
-        return Graph(self.steps[: end + 1], self.constants, sum(p.nbytes for p in learnt))
+        size = sum(p.nbytes for p in learnt)
+        return Graph(self.steps[: end + 1], self.constants, size, self.device)
 
     def _input(self, node: fx.Node) -> None:
         space = self.shape[1:]

@@ -47,6 +47,10 @@ class Step:
     floating: bool = True
 
 
+_MOST_ELEMENTS = {"cuda": 2**31 - 1}
+"""By kind of device. With places that take 64 bits, a GPU took seven times as long."""
+
+
 class Graph:
     """The steps of a stack for images of one shape; step 0 is the image.
 
@@ -55,12 +59,18 @@ class Graph:
         last_use: of each step's map, the last step that takes it.
         n_uses: how many steps take it.
         gradient_bytes: of the parameters that learn.
+        most_elements: of a map, beyond which layers are slow on its device; None without bound.
     """
 
     def __init__(
-        self, steps: Sequence[Step], constants: Sequence[tuple[Any, ...]], gradient_bytes: int
+        self,
+        steps: Sequence[Step],
+        constants: Sequence[tuple[Any, ...]],
+        gradient_bytes: int,
+        device: str = "cpu",
     ) -> None:
         self.steps = list(steps)
+        self.most_elements = _MOST_ELEMENTS.get(device)
         self.gradient_bytes = gradient_bytes
         self._constants = list(constants)
         self.n_uses = [0] * len(steps)

@@ -88,6 +88,11 @@ class Grid:
         return float(self._cost.passing_bytes(self._cells(np.max)))
 
     @property
+    def quick(self) -> bool:
+        """Whether no map of a block is larger than its device takes well."""
+        return bool(self._cost.quick(self._cells(np.max)))
+
+    @property
     def _cost(self) -> Cost:
         return cost(self.graph, self.begin, self.end)
 

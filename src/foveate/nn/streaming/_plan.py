@@ -251,7 +251,7 @@ def _segment(
     """The fewest operations within the budget; held at once where that fits and may be."""
     if learns and not tiled:
         whole = Grid(graph, begin, end, (1,) * len(graph.steps[end].extent))
-        if whole.held_bytes <= budget:
+        if whole.held_bytes <= budget and whole.quick:
             return Segment(whole, whole, at_once=True)
     every = ways(graph, begin, end)
     passing = every.cheapest(budget, "passing")
