@@ -328,10 +328,10 @@ class Streamed(nn.Module):
     def _trace(self) -> Traced:
         """Once per mode, layers and device: between two steps, layers may be frozen or replaced."""
         modes = tuple((id(m), m.training) for m in self.stack.modules())
-        device = self._kind(None)[0]
-        if (modes, device) not in self._traced:
-            self._traced[modes, device] = trace(self.stack)
-        return self._traced[modes, device]
+        key = (self._kind(None)[0], modes)
+        if key not in self._traced:
+            self._traced[key] = trace(self.stack)
+        return self._traced[key]
 
     def __getstate__(self) -> dict[str, Any]:
         """What was traced belongs to these very layers: a copy traces its own."""
