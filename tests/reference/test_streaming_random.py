@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ import torchvision
 from timm.layers import DropPath
 from torch import Tensor, distributed, nn
 
-from foveate.nn.streaming import Streamed
+from foveate.nn.streaming import AbstractSource, Region, Streamed
+from foveate.nn.streaming.base import Flags, Span
 
 
 def stack(*layers: nn.Module) -> nn.Module:
@@ -146,6 +147,40 @@ def test_draws_do_not_hang_on_the_plan(name: str) -> None:
 
 
 BUDGETS = [{"budget_bytes": n << 20} for n in (1, 2, 1000)]
+
+
+class Half(AbstractSource):
+    """An image whose right half is known to be background."""
+
+    has_blank, device, dtype = True, torch.device("cpu"), torch.float64
+
+    def __init__(self, image: Tensor) -> None:
+        self.image, self.shape = image, tuple(image.shape)
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        for (a, b), (c, d) in regions:
+            yield self.image[None, :, a:b, c:d]
+
+    def blank(self, spans: Sequence[Span]) -> Flags:
+        (rows, _), (columns, _) = spans
+        found: Flags = (rows[:, None] >= 0) & (columns >= self.shape[2] // 2)
+        return found
+
+    def background(self) -> Tensor:
+        return torch.full((3,), 0.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["elements", "channels"])
+def test_tiles_over_background_are_equal_only_where_nothing_is_dropped_by_place(name: str) -> None:
+    net = stack(LAYERS[name](), nn.Conv2d(8, 8, 3, padding=1), LAYERS[name]()).double()
+    image = torch.randn(3, 64, 160, dtype=torch.float64)
+    image[..., 80:] = 0.5
+    torch.manual_seed(3)
+    whole = Streamed(net, tile=200)(image[None])
+    torch.manual_seed(3)
+    streamed = Streamed(net, tile=16)
+    torch.testing.assert_close(streamed(Half(image)), whole, rtol=1e-10, atol=1e-10)
+    assert (streamed.counts["forward"] < 40) == (name == "channels")
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
