@@ -146,7 +146,7 @@ class Tiled(torch.autograd.Function):
                 job.let_go()
         if out is None:
             raise AssertionError("a segment without tiles")
-        # Weights cast here have no gradient; PyTorch 2.8 would hand them to `backward` all the same.
+        # Weights cast here have no gradient; PyTorch 2.8 would hand them to `backward` as well.
         torch.clear_autocast_cache()
         job.trim()
         return out
