@@ -132,6 +132,7 @@ FAST: dict[str, Callable[[], nn.Module]] = {
     "small with standardised kernels": lambda: own("small", norm="weights"),
     "own resnet10t": lambda: own("resnet10t", norm="channel", pretrained=False, stages=2),
     "monai": monai_narrow,
+    "hooks": lambda: of_timm("legacy_xception", out_indices=(1,)),
 }
 SLOW: dict[str, Callable[[], nn.Module]] = {
     "resnet34": lambda: resnet("resnet34"),
@@ -150,6 +151,7 @@ SLOW: dict[str, Callable[[], nn.Module]] = {
     "own resnet18": lambda: own("resnet18", norm="channel", pretrained=False),
     "own convnext": lambda: own("convnext_atto", norm="local", pretrained=False),
     "monai resnet10": monai_resnet,
+    "xception41": lambda: of_timm("xception41", out_indices=(3,)),
 }
 NETS = FAST | SLOW
 
@@ -349,6 +351,16 @@ def test_buffers_of_traced_layers_move_with_the_network() -> None:
     randomised(net)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(streamed(x), net(x))
+
+
+def test_networks_that_gather_maps_by_hooks_are_as_they_were_afterwards() -> None:
+    net = of_timm("legacy_xception", out_indices=(0, 1)).eval()
+    x = torch.randn(1, 3, 61, 67)
+    plain, streamed = net(x), Streamed(net, tile=24)
+    torch.testing.assert_close(streamed(x), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net(x), plain)
+    other = copy.deepcopy(streamed)
+    torch.testing.assert_close(other(x), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_copies_have_weights_of_their_own() -> None:

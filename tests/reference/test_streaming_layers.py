@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.nn.channel_norm import ChannelNorm
-from foveate.nn.streaming import Streamed
+from foveate.nn.streaming import NotLocal, Streamed
 from foveate.nn.streaming._graph import _narrowed
 
 Map = Callable[[Tensor], Tensor]
@@ -183,20 +183,12 @@ def test_random_options_equal_the_plain_layer(
         try:
             nearest = str(getattr(layer, "mode", "")).startswith("nearest")
             assert_streams(layer, x, rng, like=Indexed(layer) if nearest else None)
+        except NotLocal as reason:
+            assert "nearest hangs on how large" in str(reason)  # noqa: PT017
+            n_checked -= 1
         except Exception as error:
             raise AssertionError(f"seed {seed}: {layer} on {tuple(x.shape)}") from error
     assert n_checked >= 25
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("scale", [1 / 3, 0.7, 1.1, 1.3, 2.9])
-def test_nearest_cells_are_those_of_the_layer_in_its_precision(
-    dtype: torch.dtype, scale: float
-) -> None:
-    for n in (301, 419, 607):
-        x = torch.arange(n, dtype=dtype).view(1, 1, n, 1).expand(1, 1, n, 4)
-        for layer in (nn.Upsample(scale_factor=scale), nn.Upsample(size=(int(n * scale), 4))):
-            torch.testing.assert_close(Streamed(layer, tile=97)(x), layer(x), rtol=0, atol=0)
 
 
 # -- stacks of functions --------------------------------------------------------------------------

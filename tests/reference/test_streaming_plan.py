@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,19 +15,21 @@ from foveate.benchmark._process import measured_apart
 from foveate.benchmark.streaming import Streaming, measure_streaming
 from foveate.nn.streaming import AbstractSource, Plan, Region, Streamed
 from foveate.nn.streaming._cost import ways
+from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._grid import Grid
+from foveate.nn.streaming._plan import choose
 from foveate.nn.streaming._scratch import Stored
 from foveate.nn.streaming.base import Flags, Span
 
 MIB = 1 << 20
 
 
-def deep(*, drop: float = 0.0) -> nn.Module:
+def deep() -> nn.Module:
     """Layers that shrink the map early, as encoders do."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for c, k, stride in ((3, 16, 2), (16, 16, 2), (16, 32, 2), (32, 32, 1), (32, 32, 1)):
-        layers += [nn.Conv2d(c, k, 3, stride, 1), nn.ReLU(), nn.Dropout(drop)]
+        layers += [nn.Conv2d(c, k, 3, stride, 1), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -75,12 +78,6 @@ def test_where_nothing_is_held_for_a_gradient_tiles_are_larger() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     for p, q in zip(net.parameters(), kept, strict=True):
         torch.testing.assert_close(p.grad, q, rtol=1e-10, atol=1e-12)
-
-
-def test_what_is_drawn_is_drawn_on_the_tiles_that_replay_it() -> None:
-    segments = planned(8, net=deep(drop=0.5)).segments
-    assert any(len(segment.grid) > 1 for segment in segments)
-    assert all(segment.passing is segment.grid for segment in segments if not segment.at_once)
 
 
 def test_half_precision_takes_larger_tiles() -> None:
@@ -193,6 +190,34 @@ def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mi
         assert (found is None) == (not fits)
         if found is not None:
             assert Grid(graph, begin, end, found).work == min(g.work for g in fits)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("space", [(16384, 16384), (11000, 70001), (700, 900, 1000)])
+def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
+    space: tuple[int, ...], learns: bool
+) -> None:
+    """Whatever memory there is; on a processor whole maps are no slower."""
+    conv = nn.Conv2d if len(space) == 2 else nn.Conv3d
+    net = nn.Sequential(conv(3, 8, 3, padding=1), nn.ReLU(), conv(8, 4, 3, 2, 1), conv(4, 4, 3))
+    cpu = Streamed(net)._graph_of((3, *space), torch.device("cpu"), torch.float32)
+    cuda = Graph(cpu.steps, [], cpu.gradient_bytes, "cuda")
+    assert cpu.most_elements is None
+    plans = []
+    for graph in (cpu, cuda):
+        options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "sides": None, "most_stored": 3}
+        plans.append(choose(graph, learns=learns, **options))  # type: ignore[arg-type]
+    assert all(len(segment.grid) == 1 for segment in plans[0].segments)
+    largest = []
+    for segment in plans[1].segments:
+        for grid in (segment.grid, segment.passing):
+            for tile in grid:
+                regions = [
+                    (cuda.steps[t].channels, region) for t, region in grid.spans(tile).items()
+                ]
+                largest += [c * math.prod(b - a for a, b in r) for c, r in regions]
+    assert 2**27 < max(largest) < 2**31
+    assert plans[1].work < 1.6
 
 
 class Glass(AbstractSource):

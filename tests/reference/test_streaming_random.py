@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ import torchvision
 from timm.layers import DropPath
 from torch import Tensor, distributed, nn
 
-from foveate.nn.streaming import Streamed
+from foveate.nn.streaming import AbstractSource, Region, Streamed
+from foveate.nn.streaming.base import Flags, Span
 
 
 def stack(*layers: nn.Module) -> nn.Module:
@@ -45,6 +46,29 @@ class Kept(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         return self.drop(y) + y
+
+
+class Turned(nn.Module):
+    """A layer between two permutations."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return found
+
+
+class Drawing(nn.Module):
+    """Dropout as a function."""
+
+    def __init__(self, function: Callable[..., Tensor], **options: bool) -> None:
+        super().__init__()
+        self.function, self.options = function, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, 0.4, **self.options)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -86,12 +110,116 @@ def test_dropout_is_replayed(inplace: bool) -> None:
     assert (torch.get_rng_state() == after).all()  # as many draws, whatever the weights
 
 
-def test_dropout_on_one_tile_is_that_of_the_plain_stack() -> None:
-    net, x = stack(nn.Dropout(0.5)), torch.randn(1, 3, 29, 34)
-    torch.manual_seed(4)
-    expected = net(x)
-    torch.manual_seed(4)
-    torch.testing.assert_close(Streamed(net, tile=64)(x), expected)
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "elements": lambda: nn.Dropout(0.4),
+    "elements in place": lambda: Kept(nn.Dropout(0.4, inplace=True)),
+    "alpha": lambda: nn.AlphaDropout(0.4),
+    "channels": lambda: nn.Dropout2d(0.4),
+    "branch": lambda: Residual(DropPath(0.4)),
+    "function": lambda: Drawing(nn.functional.dropout),
+    "function of channels": lambda: Drawing(nn.functional.dropout2d),
+    "alpha function": lambda: Drawing(nn.functional.alpha_dropout, training=True),
+    "channels last": lambda: Turned(nn.Dropout(0.4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_draws_do_not_hang_on_the_plan(name: str) -> None:
+    """Whatever the tiles, the budget and the maps that are stored between rounds of tiles."""
+    torch.manual_seed(2)
+    layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, 2, 1), LAYERS[name]()]
+    for _ in range(2):
+        layers += [nn.Conv2d(8, 8, 3, 2, 1), nn.Tanh(), LAYERS[name]()]
+    net = nn.Sequential(*layers, nn.Conv2d(8, 8, 5, padding=2), LAYERS[name]()).double()
+    x = torch.randn(3, 3, 203, 214, dtype=torch.float64)
+    learnt, found, segments = list(net.parameters()), [], set()
+    for options in ({"tile": 214}, {"tile": 37}, {"tile": (50, 17)}, *BUDGETS):
+        streamed = Streamed(net, **options)  # type: ignore[arg-type]
+        segments.add(len(streamed.plan(x.shape[1:], x, 3).segments))
+        torch.manual_seed(6)
+        map_ = streamed(x)
+        gradients = torch.autograd.grad(map_.square().sum(), learnt)
+        found.append([map_, *gradients, torch.rand(1)])
+    assert len(segments) > 1
+    for each in found[1:]:
+        for a, b in zip(each, found[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+BUDGETS = [{"budget_bytes": n << 20} for n in (1, 2, 1000)]
+
+
+class Half(AbstractSource):
+    """An image whose right half is known to be background."""
+
+    has_blank, device, dtype = True, torch.device("cpu"), torch.float64
+
+    def __init__(self, image: Tensor) -> None:
+        self.image, self.shape = image, tuple(image.shape)
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        for (a, b), (c, d) in regions:
+            yield self.image[None, :, a:b, c:d]
+
+    def blank(self, spans: Sequence[Span]) -> Flags:
+        (rows, _), (columns, _) = spans
+        found: Flags = (rows[:, None] >= 0) & (columns >= self.shape[2] // 2)
+        return found
+
+    def background(self) -> Tensor:
+        return torch.full((3,), 0.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["elements", "channels"])
+def test_tiles_over_background_are_equal_only_where_nothing_is_dropped_by_place(name: str) -> None:
+    net = stack(LAYERS[name](), nn.Conv2d(8, 8, 3, padding=1), LAYERS[name]()).double()
+    image = torch.randn(3, 64, 160, dtype=torch.float64)
+    image[..., 80:] = 0.5
+    torch.manual_seed(3)
+    whole = Streamed(net, tile=200)(image[None])
+    torch.manual_seed(3)
+    streamed = Streamed(net, tile=16)
+    torch.testing.assert_close(streamed(Half(image)), whole, rtol=1e-10, atol=1e-10)
+    assert (streamed.counts["forward"] < 40) == (name == "channels")
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_elements_are_dropped_at_their_rate_each_by_itself(d: int) -> None:
+    net = nn.Sequential((nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1](2, 2, 1), nn.Dropout(0.3))
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.fill_(1.0)
+    torch.manual_seed(1)
+    x = torch.zeros(2, 2, *{1: (90000,), 2: (301, 299), 3: (45, 44, 46)}[d])
+    kept = torch.stack([Streamed(net, tile=40 if d > 1 else 5000)(x) for _ in range(2)])
+    torch.testing.assert_close(kept.unique(), torch.tensor([0.0, 1 / 0.7]))
+    kept = (kept > 0).double()
+    assert float(kept.mean()) == pytest.approx(0.7, abs=0.005)
+    centred = kept - 0.7
+    for dim in range(kept.ndim):
+        n = kept.shape[dim]
+        # The next one, and the one at the same place of the next block.
+        for shift in (1, 12, 32, 1024):
+            if shift < n:
+                product = centred.narrow(dim, 0, n - shift) * centred.narrow(dim, shift, n - shift)
+                assert abs(float(product.mean())) < 0.21 * 5 / product.numel() ** 0.5
+
+
+def test_alpha_dropout_keeps_mean_and_variance() -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AlphaDropout(0.3))
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.zero_()
+    x = torch.randn(1, 1, 400, 400)
+    found = Streamed(net, tile=90)(x)
+    assert float(found.detach().mean()) == pytest.approx(0, abs=0.02)
+    assert float(found.detach().std()) == pytest.approx(1, abs=0.02)
+    # Both values that a plain layer gives: what is dropped, and what it makes of what is kept.
+    plain = net(x)
+    torch.testing.assert_close(found.min(), plain.min(), atol=0.5, rtol=0)
+    (dropped,), (other,) = (m.flatten().mode().values.view(1) for m in (found, plain))
+    torch.testing.assert_close(dropped, other)
 
 
 DROPS: dict[str, Callable[[], nn.Module]] = {

@@ -67,10 +67,25 @@ def _attention(x: Tensor, layer: nn.Module) -> Tensor:
     return layer(rows, rows, rows)[0]
 
 
-def _with_hook() -> nn.Module:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3))
-    net[0].register_forward_hook(lambda *_: None)
+def _with_hook(where: str) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+    net.get_submodule(where).register_forward_hook(lambda *_: None)
     return net
+
+
+class Gathering(nn.Module):
+    """Returns what a hook of nobody's gathers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        found: list[Tensor] = []
+        self.found, self.none = found, None
+        self.conv.register_forward_hook(lambda *args: found.append(args[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv(x)
+        return self.found.pop()
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
@@ -164,7 +179,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "maps": (lambda: Around(lambda x: [x, x]), "return one map", "wrap it"),  # type: ignore[arg-type, return-value]
     "view overwritten": (lambda: Around(_seen_elsewhere), "mul_ in", "inplace=False"),
-    "hook": (_with_hook, r"'0' \(Conv2d\)", "remove the hook"),
+    "hook": (lambda: _with_hook("0"), r"'0' \(Conv2d\)", "remove the hook"),
+    "hook of a block": (lambda: _with_hook("1"), r"'1' \(Sequential\)", "remove the hook"),
+    "hook of the stack": (lambda: _with_hook(""), "^Sequential cannot", "remove the hook"),
+    "hook that gathers": (Gathering, r"hooks on 'conv' may gather", "return the maps from forward"),
     "weights from the image": (
         lambda: Around(lambda x: functional.conv2d(x, x)),
         "conv2d in",

@@ -77,6 +77,6 @@ class RelatedPool(nn.Module):
         return found
 
     def scores(self, tokens: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
-        """Logits of attention ``(n, t, h)`` for tokens ``(n, d)`` that are not related yet."""
+        """Logits of attention ``(n, t, h)``, float64, for tokens ``(n, d)`` not related yet."""
         keys = self.pool.keys(tokens + self.position(centre, extent))
-        return attention_logits(self.pool.query(), keys).float()
+        return attention_logits(self.pool.query(), keys)

@@ -136,33 +136,40 @@ class Ips(AbstractMethod):
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Per image, which patches are kept and which follow them into the buffer."""
-        crowded = [len(part) > self.kept for part in patches]
-        scanned = [p if many else p[:0] for p, many in zip(patches, crowded, strict=True)]
+        # In the order of their places: an encoder rounds otherwise in other company.
+        orders = [_by_place(part if len(part) > self.kept else part[:0]) for part in patches]
+        scanned = [part[rows.numpy()] for part, rows in zip(patches, orders, strict=True)]
+        centre, extent = (
+            torch.cat([x[i, rows.to(x.device)] for i, rows in enumerate(orders)])
+            for x in (centre, extent)
+        )
         scores = iter(self._scan(batch, scanned, centre, extent))
         kept, more = [], []
-        for part, many in zip(patches, crowded, strict=True):
-            if not many:
+        for part, rows in zip(patches, orders, strict=True):
+            if not len(rows):
                 kept.append(torch.arange(len(part)))
                 more.append(torch.arange(0))
                 continue
             score = next(scores)
             best = with_exploration(score, self.kept, explore=self.explore if self.training else 0)
             rest = ranked(score.scatter(0, best, -torch.inf))
-            kept.append(best.cpu())
-            more.append(rest[: self.buffer].cpu())
+            kept.append(rows[best.cpu()])
+            more.append(rows[rest[: self.buffer].cpu()])
         return kept, more
 
     @torch.no_grad()
     def _scan(
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
     ) -> list[Tensor]:
-        """Scores ``(n_i,)`` of the images that have patches here, in evaluation mode."""
+        """Scores ``(n_i,)`` of the images that have patches here, in evaluation mode.
+
+        Args:
+            batch: the images.
+            patches: per image, in an order that does not hang on how they came.
+            centre, extent: of all these patches, ``(sum n_i, d)`` and ``(sum n_i,)``.
+        """
         if not any(len(part) for part in patches):
             return []
-        centre, extent = (
-            torch.cat([x[i, : len(part)] for i, part in enumerate(patches)])
-            for x in (centre, extent)
-        )
         if batch.frozen:
             f = self.embed(embed_patches(self.encoder, batch, patches, self.chunk).float())
             return _among(self.related.scores(f, centre, extent), patches)
@@ -205,6 +212,11 @@ def _among(logits: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
     ends = np.cumsum([len(part) for part in patches if len(part)])
     own = (logits[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
     return [scores_among(each) for each in own]
+
+
+def _by_place(patches: Patches) -> Tensor:
+    """Positions ``(n,)`` of the patches by size and place."""
+    return torch.from_numpy(np.lexsort((*patches.origin_um.T[::-1], patches.side_um)))
 
 
 def _dropped(patches: Patches, share: float) -> Patches:

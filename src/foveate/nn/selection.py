@@ -25,8 +25,9 @@ def attention_scores(query: Tensor, key: Tensor, normaliser: Tensor | None = Non
 
     The score is the log-sum-exp over tokens and heads of the logits before their softmax: a patch
     counts if one head asks for it. (The plain sum lets heads cancel each other; it is one linear
-    score, however many heads there are.) Computed in float64, so that a patch scores the same in
-    any chunk and equal patches tie; returned in float32.
+    score, however many heads there are.) In float64: at the beginning of a training queries are
+    small and scores all but equal, and float32 would make ties of patches that differ. A patch
+    scores the same to the last bit in any chunk, so equal patches tie.
 
     Args:
         query: ``(t, h, dk)``, tokens and heads.
@@ -38,7 +39,7 @@ def attention_scores(query: Tensor, key: Tensor, normaliser: Tensor | None = Non
             of the published one, up to a constant, without its dependence on order.
 
     Returns:
-        ``(n,)`` float32, without gradient.
+        ``(n,)`` float64, without gradient.
     """
     return pooled_scores(attention_logits(query, key), normaliser)
 
@@ -48,7 +49,7 @@ def pooled_scores(logits: Tensor, normaliser: Tensor | None = None) -> Tensor:
     logits = logits.to(torch.float64)
     if normaliser is not None:
         logits = logits - normaliser.detach().to(logits)
-    return logits.flatten(1).logsumexp(1).float()
+    return logits.flatten(1).logsumexp(1)
 
 
 def scores_among(logits: Tensor) -> Tensor:
@@ -78,10 +79,15 @@ def log_normaliser(query: Tensor, key: Tensor) -> Tensor:
 
 
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:
-    """Scaled dot products ``(n, t, h)`` in float64, without gradient."""
+    """Scaled dot products ``(n, t, h)`` in float64, without gradient.
+
+    Summed term by term: a matrix product adds up in another order where there are more rows.
+    """
     q, k = query.detach().to(torch.float64), key.detach().to(torch.float64)
-    with torch.autocast(query.device.type, enabled=False):
-        return torch.einsum("thd,nhd->nth", q, k) / math.sqrt(query.shape[-1])
+    total = q.new_zeros(len(k), *q.shape[:2])
+    for d in range(q.shape[-1]):
+        total += q[None, ..., d] * k[:, None, :, d]
+    return total / math.sqrt(query.shape[-1])
 
 
 def ranked(scores: Tensor, index: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -76,7 +76,8 @@ class Streamed(nn.Module):
     """A stack of local layers, with its outputs and gradients, in bounded memory.
 
     Parameters get their gradients through autograd: any loop, optimiser, accumulation over steps,
-    DDP and autocast work. Dropout is replayed; stochastic depth draws once per image.
+    DDP and autocast work. Dropout and stochastic depth draw for each image at the beginning of a
+    step, and dropout by the place of each element: the same elements are dropped in any tiles.
 
     Args:
         stack: from ``(b, c, *space)`` to one map ``(b, k, *cells)``. Convolutions, pooling, layers
@@ -116,7 +117,7 @@ class Streamed(nn.Module):
         self.budget_bytes, self.scratch, self.map_dtype = budget_bytes, scratch, map_dtype
         self.progress: Callable[[float], None] | None = None
         self.counts: dict[str, int] = {}
-        self._traced: dict[tuple[tuple[int, bool], ...], Traced] = {}
+        self._traced: dict[tuple[Any, ...], Traced] = {}
         self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -136,11 +137,17 @@ class Streamed(nn.Module):
         graph = self._graph(sources[0])
         plan = self.plan_for(sources[0], len(sources))
         self.counts = {"forward": 0, "backward": 0}
+        draws = [graph.draws(torch.empty(0, device=each.device)) for each in sources]
         meter = self._meter(plan, len(sources))
         for segment in plan.segments:
             dtype = self.map_dtype if segment is plan.segments[-1] else None
             if segment.at_once and len(sources) * plan.held_bytes <= self.budget_bytes:
-                held = torch.cat([self._at_once(graph, segment.grid, each) for each in sources])
+                held = torch.cat(
+                    [
+                        self._at_once(graph, segment.grid, each, drawn)
+                        for each, drawn in zip(sources, draws, strict=True)
+                    ]
+                )
                 held = held if dtype is None else held.to(dtype)
                 below = None
             else:
@@ -148,6 +155,7 @@ class Streamed(nn.Module):
                     segment.grid,
                     segment.passing,
                     sources,
+                    draws,
                     dtype=dtype,
                     below=below,
                     scratch=self.scratch if segment.on_disk else None,
@@ -253,13 +261,14 @@ class Streamed(nn.Module):
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _at_once(self, graph: Graph, grid: Grid, source: AbstractSource) -> Tensor:
+    def _at_once(
+        self, graph: Graph, grid: Grid, source: AbstractSource, draws: Mapping[int, Tensor]
+    ) -> Tensor:
         (tile,) = grid
         if isinstance(source, MapSource):
             crop = cut(source.x, tile.region)
         else:
             (crop,) = source.crops([tile.region])
-        draws = graph.draws(grid.begin, grid.end, crop)
         self.counts["forward"] += 1
         constants = graph.constants(grid.begin, grid.end)
         return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws, constants)
@@ -317,11 +326,12 @@ class Streamed(nn.Module):
         return self._graphs[key]
 
     def _trace(self) -> Traced:
-        """Once per mode and layers: between two steps, layers may be frozen or replaced."""
+        """Once per mode, layers and device: between two steps, layers may be frozen or replaced."""
         modes = tuple((id(m), m.training) for m in self.stack.modules())
-        if modes not in self._traced:
-            self._traced[modes] = trace(self.stack)
-        return self._traced[modes]
+        key = (self._kind(None)[0], modes)
+        if key not in self._traced:
+            self._traced[key] = trace(self.stack)
+        return self._traced[key]
 
     def __getstate__(self) -> dict[str, Any]:
         """What was traced belongs to these very layers: a copy traces its own."""

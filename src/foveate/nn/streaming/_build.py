@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from foveate.nn.streaming._graph import Graph, Step
 from foveate.nn.streaming._pointwise import Pointwise
@@ -39,19 +43,25 @@ class _Stand(fx.Interpreter):
 
     def __init__(self, traced: Traced) -> None:
         super().__init__(traced.stack, garbage_collect_values=False, graph=traced.graph)
+        self.traced = traced
         self.found: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Note what comes out; leave assertions on stand-ins out."""
         if n.target is torch._assert:
             return None
-        self.found[n] = super().run_node(n)
+        try:
+            self.found[n] = super().run_node(n)
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            raise refusal(
+                n, self.traced, "what it gives hangs on the values of the image"
+            ) from None
         return self.found[n]
 
 
 class _Builder:
     def __init__(self, traced: Traced, shape: Sequence[int], like: Tensor) -> None:
-        self.traced, self.shape = traced, tuple(shape)
+        self.traced, self.shape, self.device = traced, tuple(shape), like.device.type
         self.steps: list[Step] = []
         self.viewed: list[int] = []
         self.constants: list[tuple[Any, ...]] = []
@@ -101,7 +111,8 @@ class _Builder:
         if step.dims != tuple(range(2, 2 + len(step.extent))) or end == 0:
             raise NotLocal("the stack must return a map (b, c, *space)")
         learnt = [p for p in self.traced.stack.parameters() if p.requires_grad]
-        return Graph(self.steps[: end + 1], self.constants, sum(p.nbytes for p in learnt))
+        size = sum(p.nbytes for p in learnt)
+        return Graph(self.steps[: end + 1], self.constants, size, self.device)
 
     def _input(self, node: fx.Node) -> None:
         space = self.shape[1:]
@@ -167,6 +178,7 @@ class _Builder:
             channels=sum(p.numel() for p in parts) // max(math.prod(extent), 1),
             cell_bytes=sum(p.nbytes for p in parts) // max(math.prod(extent), 1),
             single=parts[0] is stand,
+            floating=parts[0].is_floating_point(),
         )
         self.steps.append(step)
         self.known[node] = Ref(len(self.steps) - 1)

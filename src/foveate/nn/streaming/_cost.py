@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from foveate.nn.streaming._graph import Graph
 from foveate.nn.streaming._spans import axis_spans, split
-from foveate.nn.streaming.base import Ints
+from foveate.nn.streaming.base import Flags, Ints
 
 Floats = NDArray[np.float64]
 
@@ -35,12 +35,19 @@ class Cost:
         self._per_cell = np.asarray(
             [0.0, *(s.channels * (s.op.work + _MOVED * s.op.fresh) for s in others)]
         )
+        self._channels = np.asarray([s.channels for s in steps], np.float64)
+        self._most = np.inf if graph.most_elements is None else graph.most_elements
         self._bytes = np.asarray([s.cell_bytes for s in steps], np.float64)
         own = [s.op.fresh and not getattr(s.op, "mutates", False) for s in others]
         more = [s.op.held * s.channels for s in steps]
         self._held = self._bytes * [True, *own] + more
         self._margin = _MARGIN[len(first.extent)]
         self._gradients = 2 * graph.gradient_bytes
+
+    def quick(self, cells: Floats) -> Flags:
+        """Whether no map of a tile is larger than its device takes well."""
+        found: Flags = (cells * self._channels).max(-1) <= self._most
+        return found
 
     def work(self, cells: Floats, n_tiles: Ints | int) -> Floats:
         """Operations of one forward pass; `cells` of all tiles together."""
@@ -82,12 +89,14 @@ class Ways:
         self._allowed = near & (n_tiles <= MOST_TILES)
         model = cost(graph, begin, end)
         most = _outer([largest[:, begin:] for _, _, largest in each])
+        self._quick = model.quick(most)
         self._work = model.work(_outer([total[:, begin:] for _, total, _ in each]), n_tiles)
         self._bytes = {"held": model.held_bytes(most), "passing": model.passing_bytes(most)}
 
     def cheapest(self, budget: float, holds: Literal["held", "passing"]) -> tuple[int, ...] | None:
-        """Tiles per axis with the fewest operations, of those that fit."""
+        """Tiles per axis with the fewest operations, of those that fit; of slow ones last."""
         fits = self._allowed & (self._bytes[holds] <= budget)
+        fits = fits & self._quick if (fits & self._quick).any() else fits
         if not fits.any():
             return None
         best = np.unravel_index(np.where(fits, self._work, np.inf).argmin(), fits.shape)

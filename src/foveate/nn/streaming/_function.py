@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from foveate.memory import trim
-from foveate.nn.replay import _generator_states, _restore
 from foveate.nn.streaming._cut import cut
 from foveate.nn.streaming._grid import Grid, Tile
 from foveate.nn.streaming._scratch import Stored
@@ -65,6 +64,7 @@ class Job:
         grid: its tiles, for the gradient.
         passing: its tiles, for the map.
         sources: one per image.
+        draws: of each image, from `Graph.draws`.
         dtype: of the map that is returned; None for that of the tiles.
         below: where its input lies on disk.
         scratch: the folder to lay its map in; None holds it in memory.
@@ -76,6 +76,7 @@ class Job:
     grid: Grid
     passing: Grid
     sources: Sequence[AbstractSource]
+    draws: Sequence[Mapping[int, Tensor]]
     dtype: torch.dtype | None = None
     below: Stored | None = None
     scratch: Path | None = None
@@ -134,22 +135,19 @@ class Tiled(torch.autograd.Function):
         # Saved, not merely kept: autograd then sees when they are overwritten before `backward`.
         ctx.save_for_backward(x, *parameters)
         ctx.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        ctx.draws, ctx.states = [], []
         out: Tensor | None = None
         begin, end = job.grid.begin, job.grid.end
         constants = job.grid.graph.constants(begin, end)
         for i, source in enumerate(job.sources):
-            like = torch.empty(0, device=source.device)
-            ctx.draws.append(job.grid.graph.draws(begin, end, like))
-            ctx.states.append({})
-            replayed = (ctx.draws[i], ctx.states[i], constants)
-            for tile, map_ in _forward(job, source, *replayed, device):
+            for tile, map_ in _forward(job, source, job.draws[i], constants):
                 if out is None:
                     out = job.empty(map_)
                 cut(out[i : i + 1], tile.own).copy_(map_)
                 job.let_go()
         if out is None:
             raise AssertionError("a segment without tiles")
+        # Weights cast here have no gradient; PyTorch 2.8 would hand them to `backward` as well.
+        torch.clear_autocast_cache()
         job.trim()
         return out
 
@@ -169,7 +167,6 @@ class Tiled(torch.autograd.Function):
         ]
         totals = _Totals([*learnt, *leaves.values()])
         toward = job.empty_gradient(x) if wants_input else None
-        outside = _generator_states(ctx.device)
         try:
             for i in range(len(job.sources)):
                 blank = job.grid.blank(job.sources[i])
@@ -177,12 +174,10 @@ class Tiled(torch.autograd.Function):
                 crops = _crops(job.sources[i], [t for t, _ in tiles], blank)
                 job.done(job.grid, len(job.grid) - len(tiles), passes=3)
                 for (tile, part), crop in zip(tiles, crops, strict=True):
-                    if tile.own in ctx.states[i]:
-                        _restore(ctx.states[i][tile.own], ctx.device)
                     crop = crop.detach().requires_grad_(wants_input)
                     with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
                         spans = job.grid.spans(tile)
-                        out = graph.run(begin, end, crop, spans, ctx.draws[i], constants | leaves)
+                        out = graph.run(begin, end, crop, spans, job.draws[i], constants | leaves)
                     if not out.requires_grad:  # all that the segment uses is frozen
                         return (None,) * len(ctx.needs_input_grad)
                     found = torch.autograd.grad(
@@ -198,7 +193,6 @@ class Tiled(torch.autograd.Function):
                     job.done(job.grid, 1, passes=3)
                     job.let_go()
         finally:
-            _restore(outside, ctx.device)
             if job.made is not None:
                 job.made.gradient = None
         job.trim()
@@ -211,9 +205,7 @@ def _forward(
     job: Job,
     source: AbstractSource,
     draws: Mapping[int, Tensor],
-    states: dict[Region, Any],
     constants: Mapping[int, Any],
-    device: str,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """The maps of all tiles of an image; equal tiles over background are computed once."""
     grid = job.passing
@@ -229,8 +221,6 @@ def _forward(
         if kept is not None and kept in known:
             yield tile, known[kept]
             continue
-        if graph.random:
-            states[tile.own] = _generator_states(device)
         map_ = graph.run(begin, end, next(crops), grid.spans(tile), draws, constants)
         job.computed("forward")
         if kept is not None:
@@ -257,8 +247,6 @@ def _with_gradient(job: Job, blank: Flags, gradient: Tensor) -> list[tuple[Tile,
 
 def _first_alike(grid: Grid, blank: Flags) -> dict[Region, Region]:
     """Of each tile over nothing but background, the first one that gives the same map."""
-    if grid.graph.random:
-        return {}
     first: dict[Any, Region] = {}
     alike = (tile for tile in grid if blank[tile.place])
     return {tile.own: first.setdefault(grid.key(tile), tile.own) for tile in alike}

@@ -29,6 +29,7 @@ class Step:
         channels: elements per cell, all outputs together.
         cell_bytes: bytes per cell, all outputs together.
         single: it gives one map, not several.
+        floating: its map may have a gradient.
     """
 
     name: str
@@ -43,6 +44,11 @@ class Step:
     channels: int
     cell_bytes: int
     single: bool
+    floating: bool = True
+
+
+_MOST_ELEMENTS = {"cuda": 2**31 - 1}
+"""By kind of device. With places that take 64 bits, a GPU took seven times as long."""
 
 
 class Graph:
@@ -53,12 +59,18 @@ class Graph:
         last_use: of each step's map, the last step that takes it.
         n_uses: how many steps take it.
         gradient_bytes: of the parameters that learn.
+        most_elements: of a map, beyond which layers are slow on its device; None without bound.
     """
 
     def __init__(
-        self, steps: Sequence[Step], constants: Sequence[tuple[Any, ...]], gradient_bytes: int
+        self,
+        steps: Sequence[Step],
+        constants: Sequence[tuple[Any, ...]],
+        gradient_bytes: int,
+        device: str = "cpu",
     ) -> None:
         self.steps = list(steps)
+        self.most_elements = _MOST_ELEMENTS.get(device)
         self.gradient_bytes = gradient_bytes
         self._constants = list(constants)
         self.n_uses = [0] * len(steps)
@@ -77,15 +89,15 @@ class Graph:
         return self._kept[key]
 
     @property
-    def random(self) -> bool:
-        """Whether a step draws while it runs."""
-        return any(step.op.random for step in self.steps)
+    def regular(self) -> bool:
+        """Whether moving the image by whole cells moves its map by whole cells."""
+        return all(step.op.regular for step in self.steps)
 
     def _divides(self, t: int) -> bool:
         """Whether step t gives a map ``(b, c, *space)`` and all that comes after takes only it."""
         step = self.steps[t]
         first = step.single and step.dims == tuple(range(2, 2 + len(step.dims)))
-        return first and max(self.last_use[:t]) <= t
+        return first and step.floating and max(self.last_use[:t]) <= t
 
     def constants(self, begin: int, end: int) -> dict[int, Any]:
         """What the steps after `begin` up to `end` take that is computed from parameters alone.
@@ -106,12 +118,9 @@ class Graph:
         wanted = {c.number for c in constants(taken)}
         return {number: value for number, value in made.items() if number in wanted}
 
-    def draws(self, begin: int, end: int, like: Tensor) -> dict[int, Tensor]:
-        """Draws of the steps after `begin` up to `end` that hold for a whole image."""
-        drawn = {
-            t: self.steps[t].op.draw(self.steps[t].channels, like)
-            for t in range(begin + 1, end + 1)
-        }
+    def draws(self, like: Tensor) -> dict[int, Tensor]:
+        """What the steps draw for one image, in their order, whatever its parts are."""
+        drawn = {t: step.op.draw(step.channels, like) for t, step in enumerate(self.steps)}
         return {t: value for t, value in drawn.items() if value is not None}
 
     def run(

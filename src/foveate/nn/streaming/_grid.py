@@ -88,6 +88,11 @@ class Grid:
         return float(self._cost.passing_bytes(self._cells(np.max)))
 
     @property
+    def quick(self) -> bool:
+        """Whether no map of a block is larger than its device takes well."""
+        return bool(self._cost.quick(self._cells(np.max)))
+
+    @property
     def _cost(self) -> Cost:
         return cost(self.graph, self.begin, self.end)
 
@@ -102,7 +107,7 @@ class Grid:
     def _kinds(self) -> list[list[object]]:
         """Per axis and block its length where no step reaches a border, else its own cells."""
         steps = self.graph.steps[self.begin : self.end + 1]
-        regular = all(s.op.regular for s in self.graph.steps)
+        regular = self.graph.regular
         kinds: list[list[object]] = []
         for axis, (low, high) in enumerate(self.axes):
             extent = np.asarray([s.extent[axis] for s in steps])[:, None]

@@ -177,7 +177,7 @@ def for_tissue(graph: Graph, plan: Plan, source: AbstractSource) -> Plan:
     """
     first, *others = plan.segments
     grid, work = _finer(first.grid, source)
-    passing, once = (grid, work) if graph.random else _finer(first.passing, source)
+    passing, once = _finer(first.passing, source)
     work = 3 * work * plan.learns + once
     whole = first.work(plan.learns)
     if work >= whole:
@@ -197,7 +197,8 @@ def _finer(grid: Grid, source: AbstractSource) -> tuple[Grid, float]:
             break
         sides = finer
         each = Grid(grid.graph, grid.begin, grid.end, sides)
-        live = len(each) - int(each.blank(source).sum()) + 1
+        alike = int(each.blank(source).sum()) if grid.graph.regular else 1
+        live = len(each) - alike + 1
         work = each.work * min(live / len(each), 1.0)
         if work < least:
             best, least = each, work
@@ -250,7 +251,7 @@ def _segment(
     """The fewest operations within the budget; held at once where that fits and may be."""
     if learns and not tiled:
         whole = Grid(graph, begin, end, (1,) * len(graph.steps[end].extent))
-        if whole.held_bytes <= budget:
+        if whole.held_bytes <= budget and whole.quick:
             return Segment(whole, whole, at_once=True)
     every = ways(graph, begin, end)
     passing = every.cheapest(budget, "passing")
@@ -258,8 +259,7 @@ def _segment(
     if passing is None or sides is None:
         return None
     grid = Grid(graph, begin, end, sides)
-    # What is drawn is replayed tile by tile.
-    same = graph.random or passing == sides
+    same = passing == sides
     return Segment(grid, grid if same else Grid(graph, begin, end, passing), at_once=False)
 
 

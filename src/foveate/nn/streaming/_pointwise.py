@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ class Pointwise(AbstractOp):
     Args:
         mutates: it overwrites its first argument.
         fresh: its result is new memory.
-        random: it draws from the generator.
         work: floating-point operations per element of its output.
         held: bytes that autograd holds per element, beside its output.
     """
@@ -29,11 +28,10 @@ class Pointwise(AbstractOp):
         *,
         mutates: bool = False,
         fresh: bool = False,
-        random: bool = False,
         work: float = 4.0,
         held: float = 0.0,
     ) -> None:
-        self.mutates, self.fresh, self.random = mutates, fresh or mutates, random
+        self.mutates, self.fresh = mutates, fresh or mutates
         self.shares = not fresh or mutates
         self.work, self.held = work, held
 
@@ -47,40 +45,6 @@ class Pointwise(AbstractOp):
             first, *others = call.args
             return call.apply(first.clone(), *others, **call.kwargs)
         return call.apply(*call.args, **call.kwargs)
-
-
-class PerImage(Pointwise):
-    """Drops a branch, or channels, of a whole image: the draw is one for all its parts.
-
-    Args:
-        rate: gives the probability of being dropped; schedules change it between steps.
-        scale: whether what is kept is divided by its probability.
-        channels: drop single channels (dropout of feature maps) rather than all.
-        mutates: it overwrites its argument.
-    """
-
-    def __init__(
-        self, *, rate: Callable[[], float], scale: bool, channels: bool, mutates: bool
-    ) -> None:
-        super().__init__(fresh=True, mutates=mutates)
-        self.rate, self.scale, self.channels = rate, scale, channels
-
-    def draw(self, channels: int, like: Tensor) -> Tensor | None:
-        """0 where dropped, else 1: ``(1, 1 or c)``."""
-        if self.rate() == 0:
-            return None
-        shape = (1, channels if self.channels else 1)
-        return like.new_empty(shape).bernoulli_(1 - self.rate())
-
-    def run(self, call: Call) -> Tensor:
-        """The input times the draw, over the probability of being kept."""
-        x: Tensor = call.args[0]
-        if call.drawn is None:
-            return x.clone()
-        keep = 1 - self.rate()
-        # Divided in the map's own type, as the layers do.
-        drawn = call.drawn.to(x) / (keep if self.scale and keep > 0 else 1)
-        return x * drawn.view(1, -1, *(1,) * (x.ndim - 2))
 
 
 class Gather(AbstractOp):
@@ -148,6 +112,48 @@ class Blend(AbstractOp):
             above = _picked(x, dim, self.above[axis][cut] - begin)
             x = below * (1 - share) + above * share
         return x
+
+
+class PixelShuffle(AbstractOp):
+    """Each cell becomes ``factor x factor`` finer ones, made of its channels.
+
+    Args:
+        factor: finer cells a side.
+    """
+
+    regular = False
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """The coarse cells that the fine ones lie in."""
+        return low // self.factor, -(-high // self.factor)
+
+    def run(self, call: Call) -> Tensor:
+        """All fine cells of the coarse ones, cut to those wanted."""
+        found = functional.pixel_shuffle(call.args[0], self.factor)
+        held = tuple((low * self.factor, high * self.factor) for low, high in call.given)
+        return framed(found, call.dims, held, call.wanted, 0.0)
+
+
+class PixelUnshuffle(AbstractOp):
+    """The ``factor x factor`` cells of a block become the channels of one.
+
+    Args:
+        factor: cells a side of a block.
+    """
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """All cells of the blocks."""
+        return low * self.factor, high * self.factor
+
+    def run(self, call: Call) -> Tensor:
+        """Of the blocks asked for."""
+        return functional.pixel_unshuffle(call.args[0], self.factor)
 
 
 class ConstantPad(AbstractOp):

@@ -7,12 +7,22 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.nn.streaming._pointwise import Gather, PerImage, Pointwise
+from foveate.nn.streaming._dropout import dropout, dropout_call, per_image
+from foveate.nn.streaming._pointwise import Pointwise
+from foveate.nn.streaming._rules_channels import (
+    along,
+    along_layer,
+    attribute,
+    channel_shuffle,
+    extreme,
+    item,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
 from foveate.nn.streaming._rules_windows import (
     convolution,
     convolution_call,
@@ -27,6 +37,7 @@ from foveate.nn.streaming._rules_windows import (
     same_convolution,
     same_max_pool,
     transposed,
+    transposed_call,
     upsample,
 )
 from foveate.nn.streaming._site import (
@@ -39,23 +50,11 @@ from foveate.nn.streaming._site import (
     Scales,
     Site,
     channels_first,
-    constants,
 )
 
 
-def _layer(*, work: float = 4.0, held: float = 0.0, random: bool = False) -> Rule:
-    def rule(site: Site, module: Any) -> Built:
-        if _idle(module):
-            return Built(Pointwise(), idle=True)
-        mutates = bool(getattr(module, "inplace", False))
-        return Built(Pointwise(mutates=mutates, fresh=True, random=random, work=work, held=held))
-
-    return rule
-
-
-def _idle(module: Any) -> bool:
-    dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-    return dropout and (not module.training or module.p == 0)
+def _activation(_: Site, module: Any) -> Built:
+    return Built(Pointwise(mutates=bool(getattr(module, "inplace", False)), fresh=True))
 
 
 def _batch_norm(site: Site, norm: Any) -> Built:
@@ -107,24 +106,6 @@ def _linear(site: Site, layer: Any) -> Built:
     return Built(Pointwise(fresh=True, work=2.0 * weight.shape[1]))
 
 
-def _per_image(site: Site, module: Any) -> Built:
-    if not module.training:
-        return Built(Pointwise(), idle=True)
-    feature = isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
-    if feature:
-        channels_first(site)
-    if getattr(module, "mode", "row") == "batch":
-        raise Refused("stochastic depth in mode 'batch' drops all images at once; use 'row'")
-    name = "drop_prob" if hasattr(module, "drop_prob") else "p"
-    draws = PerImage(
-        rate=lambda: float(getattr(module, name) or 0.0),
-        scale=bool(getattr(module, "scale_by_keep", True)),
-        channels=feature,
-        mutates=bool(getattr(module, "inplace", False)),
-    )
-    return Built(draws, (site.args[0],))
-
-
 def _prelu(site: Site, target: Any) -> Built:
     weight = target.weight if isinstance(target, nn.PReLU) else site.shown[1]
     if weight.numel() > 1:
@@ -157,16 +138,6 @@ def overwrites(target: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bo
         return bool(named.get("inplace"))
     names = inspect.signature(target).parameters
     return bool((dict(zip(names, args, strict=False)) | dict(named)).get("inplace"))
-
-
-def _functional_dropout(site: Site, target: Any) -> Built:
-    given = dict(zip(("input", "p", "training", "inplace"), site.shown, strict=False)) | site.named
-    p = given.get("p", 0.5)
-    if not given.get("training", True) or p == 0:
-        return Built(Pointwise(), idle=True)
-    if target is not functional.dropout:
-        raise Refused("dropout of whole channels as a function; use the layer nn.Dropout2d")
-    return Built(Pointwise(mutates=bool(given.get("inplace")), fresh=True, random=True))
 
 
 def _identity(site: Site, _: Any) -> Built:
@@ -202,61 +173,11 @@ def _ascending(dims: list[int]) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _along(default: int, position: int, *, shares: bool = False) -> Rule:
-    """What runs along one dimension, which must not be spatial, nor that of the images."""
-
-    def rule(site: Site, target: Any) -> Built:
-        found = site.named.get("dim", default)
-        if "dim" not in site.named and len(site.shown) > position:
-            found = site.shown[position]
-        result = site.result[0] if isinstance(site.result, tuple | list) else site.result
-        if not isinstance(found, int | tuple | list) or any(
-            d % result.ndim in site.dims for d in _each_dim(found)
-        ):
-            raise Refused(f"it runs along a spatial axis (dim {found})")
-        if any(d % result.ndim == 0 for d in _each_dim(found)):
-            raise Refused("it runs along the images of a batch (dim 0)")
-        if constants((site.args, site.kwargs)):
-            raise Refused("it joins the map with what is computed from parameters alone")
-        if result.ndim != len(site.extent) + 2:
-            raise Refused("it changes the number of dimensions; use keepdim=True")
-        return Built(Pointwise(fresh=not shares))
-
-    return rule
-
-
-_parts = _along(0, 2, shares=True)
-
-
-def _each_dim(dim: int | Sequence[int]) -> tuple[int, ...]:
-    """One dimension or several."""
-    return (dim,) if isinstance(dim, int) else tuple(dim)
-
-
-def _item(site: Site, _: Any) -> Built:
-    value, key = site.shown[:2]
-    if isinstance(value, tuple | list):
-        return Built(Pointwise())
-    keys = list(key) if isinstance(key, tuple) else [key]
-    if Ellipsis in keys:
-        at = keys.index(Ellipsis)
-        keys[at : at + 1] = [slice(None)] * (value.ndim - len(keys) + 1)
-    if not all(isinstance(k, slice) for k in keys):
-        raise Refused("it picks single cells or dimensions; only slices keep a map a map")
-    keys += [slice(None)] * (value.ndim - len(keys))
-    if keys[0] != slice(None):
-        raise Refused("it picks images of a batch")
-    spatial = [keys[d] for d in site.dims]
-    if all(k == slice(None) for k in spatial):
-        return Built(Pointwise())
-    if any(k != slice(None) for d, k in enumerate(keys) if d not in site.dims):
-        raise Refused("it cuts channels and space at once; cut one after the other")
-    index = [np.arange(n)[k] for n, k in zip(site.extent, spatial, strict=True)]
-    return Built(Gather(index, shares=True), (site.args[0],))
-
-
 # -- the tables -----------------------------------------------------------------------------------
 
+_parts = along(0, 2, shares=True)
+_softmax = along(None, 1, missing="name its dimension: 1 for channels")
+_reduced = along(None, 1)
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ipow"}
 _F = functional
 
@@ -272,9 +193,9 @@ MODULES: Mapping[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), max_pool),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), mean_pool),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
-    **{kind: _layer() for kind in _ACTIVATIONS},
-    **{kind: _layer(random=True, held=1.0) for kind in (nn.Dropout, nn.AlphaDropout)},
-    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _per_image),
+    **dict.fromkeys(_ACTIVATIONS, _activation),
+    **dict.fromkeys((nn.Dropout, nn.AlphaDropout), dropout),
+    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), per_image),
     **dict.fromkeys(
         (
             *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
@@ -286,6 +207,10 @@ MODULES: Mapping[type[nn.Module], Rule] = {
         pad_layer,
     ),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), upsample),
+    **dict.fromkeys((nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU), along_layer),
+    nn.PixelShuffle: pixel_shuffle,
+    nn.PixelUnshuffle: pixel_unshuffle,
+    nn.ChannelShuffle: channel_shuffle,
     nn.PReLU: _prelu,
     nn.Identity: _identity,
     nn.LayerNorm: _layer_norm,
@@ -295,8 +220,8 @@ MODULES: Mapping[type[nn.Module], Rule] = {
 """Layers of torch, by class; one with a `forward` of its own is traced through instead."""
 
 BY_NAME: Mapping[str, Rule] = {
-    "DropPath": _per_image,
-    "StochasticDepth": _per_image,
+    "DropPath": per_image,
+    "StochasticDepth": per_image,
     "Conv2dSame": same_convolution,
     "MaxPool2dSame": same_max_pool,
     "PaddedConv2d": padded_convolution,
@@ -311,7 +236,13 @@ _ARITHMETIC = (
     *(torch.sigmoid, torch.tanh, torch.relu, torch.where, torch.erf),
     *(_F.relu, _F.relu6, _F.leaky_relu, _F.elu, _F.selu, _F.celu, _F.gelu, _F.silu, _F.mish),
     *(_F.hardswish, _F.hardsigmoid, _F.hardtanh, _F.sigmoid, _F.tanh, _F.softplus),
-    *(_F.logsigmoid, torch.relu_, torch.sigmoid_, torch.tanh_),
+    *(_F.logsigmoid, _F.softsign, _F.tanhshrink, _F.softshrink, _F.hardshrink, _F.threshold),
+    *(torch.relu_, torch.sigmoid_, torch.tanh_, torch.sin, torch.cos, torch.log1p, torch.expm1),
+    *(torch.sign, torch.reciprocal, torch.lerp, torch.addcmul, torch.addcdiv),
+    *(operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
+    *(torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne, torch.isfinite, torch.isnan),
+    *(operator.and_, operator.or_, operator.xor, operator.invert, torch.masked_fill),
+    *(torch.logical_and, torch.logical_or, torch.logical_xor, torch.logical_not),
 )
 
 FUNCTIONS: Mapping[Any, Rule] = {
@@ -320,7 +251,8 @@ FUNCTIONS: Mapping[Any, Rule] = {
     **dict.fromkeys((_F.max_pool1d, _F.max_pool2d, _F.max_pool3d), max_pool_call),
     **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool_call),
     **dict.fromkeys((_F.avg_pool1d, _F.avg_pool2d, _F.avg_pool3d), mean_pool_call),
-    **dict.fromkeys((_F.dropout, _F.dropout2d, _F.dropout3d), _functional_dropout),
+    **dict.fromkeys((_F.dropout, _F.dropout1d, _F.dropout2d, _F.dropout3d), dropout_call),
+    _F.alpha_dropout: dropout_call,
     _F.prelu: _prelu,
     _F.pad: pad_call,
     _F.interpolate: interpolate,
@@ -329,20 +261,30 @@ FUNCTIONS: Mapping[Any, Rule] = {
     _F.linear: _linear,
     torch.permute: _permute,
     torch.transpose: _transpose,
-    torch.cat: _along(0, 1),
-    torch.concat: _along(0, 1),
+    torch.cat: along(0, 1),
+    torch.concat: along(0, 1),
     torch.chunk: _parts,
     torch.split: _parts,
-    torch.softmax: _along(-1, 1),
-    _F.softmax: _along(-1, 1),
-    _F.normalize: _along(1, 2),
-    torch.mean: _along(-1, 1),
-    torch.sum: _along(-1, 1),
-    torch.amax: _along(-1, 1),
-    operator.getitem: _item,
+    **dict.fromkeys((torch.softmax, torch.log_softmax, _F.softmax, _F.log_softmax), _softmax),
+    _F.softmin: _softmax,
+    _F.normalize: along(1, 2),
+    _F.glu: along(-1, 1),
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, torch.prod), _reduced),
+    **dict.fromkeys((torch.std, torch.var, torch.logsumexp), _reduced),
+    **dict.fromkeys((torch.max, torch.min), extreme(_elementwise)),
+    **dict.fromkeys((_F.conv_transpose1d, _F.conv_transpose2d), transposed_call),
+    _F.conv_transpose3d: transposed_call,
+    _F.pixel_shuffle: pixel_shuffle,
+    _F.pixel_unshuffle: pixel_unshuffle,
+    **dict.fromkeys((torch.channel_shuffle, _F.native_channel_shuffle), channel_shuffle),
+    operator.getitem: item,
+    getattr: attribute,
 }
 
-_SAME = ("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16")
+_SAME = (
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "bool"),
+    "detach",
+)
 _METHODS = ("add", "sub", "mul", "div", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs")
 
 METHODS: Mapping[str, Rule] = {
@@ -350,14 +292,17 @@ METHODS: Mapping[str, Rule] = {
     **{name + end: _elementwise for name in _METHODS for end in ("", "_")},
     **dict.fromkeys(("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp"), _elementwise),
     **dict.fromkeys(("clamp_", "square", "clone", "clip"), _elementwise),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "where"), _elementwise),
+    **dict.fromkeys(("masked_fill", "masked_fill_", "sign"), _elementwise),
+    **dict.fromkeys(("logical_and", "logical_or", "logical_not"), _elementwise),
     "permute": _permute,
     "transpose": _transpose,
     "chunk": _parts,
     "split": _parts,
-    "softmax": _along(-1, 1),
-    "mean": _along(-1, 1),
-    "sum": _along(-1, 1),
-    "amax": _along(-1, 1),
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "prod", "std", "var"), _reduced),
+    "logsumexp": _reduced,
+    **dict.fromkeys(("max", "min"), extreme(_elementwise)),
 }
 
 
@@ -376,7 +321,7 @@ def may_share(target: Any) -> bool:
     """Whether the result of a layer, function or method may be a view of its first argument."""
     if isinstance(target, nn.Module):
         idle = isinstance(target, nn.Identity | nn.modules.dropout._DropoutNd)
-        return idle or BY_NAME.get(type(target).__name__) is _per_image
+        return idle or BY_NAME.get(type(target).__name__) is per_image
     rule = METHODS.get(target) if isinstance(target, str) else FUNCTIONS.get(target)
-    views = (_same_memory, _permute, _transpose, _parts, _item, _functional_dropout)
+    views = (_same_memory, _permute, _transpose, _parts, item, attribute, dropout_call)
     return rule is None or rule in views

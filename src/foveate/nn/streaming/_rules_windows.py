@@ -33,7 +33,7 @@ from foveate.nn.streaming._windows import (
     same_windows,
     windows,
 )
-from foveate.nn.streaming.base import AbstractOp
+from foveate.nn.streaming.base import AbstractOp, Ints
 
 
 def convolution(site: Site, conv: Any) -> Built:
@@ -56,18 +56,26 @@ def convolution(site: Site, conv: Any) -> Built:
 
 def convolution_call(site: Site, _: Any) -> Built:
     """A convolution as a function: weights may be computed."""
-    given = dict(zip(("input", "weight", "bias", *_CONV_OPTIONS), site.shown, strict=False))
-    given = {"bias": None, **_CONV_OPTIONS, **given, **site.named}
-    names = dict(zip(("input", "weight", "bias"), site.args, strict=False)) | site.kwargs
-    args = (names["input"], names["weight"], names.get("bias"))
+    args, given = _convolution_arguments(site, ("stride", "padding", "dilation", "groups"))
+    weight, stride, padding, dilation, groups = given
+    return Built(_convolve(site, weight, stride, padding, dilation, groups, site.extent), args)
+
+
+def _convolution_arguments(site: Site, options: Sequence[str]) -> tuple[tuple[Any, ...], list[Any]]:
+    """What a convolution takes, to run with; and its weight and options, to look at.
+
+    Args:
+        site: the call.
+        options: names of what follows the bias; those left blank are not looked at.
+    """
+    names = ("input", "weight", "bias", *options)
+    usual = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given = usual | dict(zip(names, site.shown, strict=False)) | site.named
+    own = {"bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
+    args = (own["input"], own["weight"], own["bias"])
     if any(isinstance(arg, Ref) for arg in args[1:]):
         raise Refused("its weights are computed from the image")
-    stride, padding, dilation, groups = (given[key] for key in _CONV_OPTIONS)
-    slid = _convolve(site, given["weight"], stride, padding, dilation, groups, site.extent)
-    return Built(slid, args)
-
-
-_CONV_OPTIONS: Mapping[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    return args, [given["weight"], *(given[name] for name in options if name)]
 
 
 def _convolve(
@@ -108,19 +116,32 @@ def padded_convolution(site: Site, conv: Any) -> Built:
 
 
 def transposed(site: Site, conv: Any) -> Built:
-    """A transposed convolution."""
+    """A transposed convolution layer."""
+    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
+    given = (conv.stride, conv.padding, conv.dilation)
+    return Built(_spread(site, conv.weight, *given, conv.groups), args)
+
+
+def transposed_call(site: Site, _: Any) -> Built:
+    """A transposed convolution as a function: weights may be computed."""
+    args, given = _convolution_arguments(site, ("stride", "padding", "", "groups", "dilation"))
+    weight, stride, padding, groups, dilation = given
+    return Built(_spread(site, weight, stride, padding, dilation, groups), args)
+
+
+def _spread(
+    site: Site, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> TransposedConvolution:
     channels_first(site)
     d = len(site.extent)
-    k, s, dilation, p = (
-        each(v, d) for v in (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
-    )
+    s, dil, p = (each(v, d) for v in (stride, dilation, padding))
     spreads = [
-        Spread(k[axis], s[axis], dilation[axis], p[axis], n) for axis, n in enumerate(site.extent)
+        Spread(weight.shape[2 + axis], s[axis], dil[axis], p[axis], n)
+        for axis, n in enumerate(site.extent)
     ]
-    work = 2.0 * conv.weight.shape[0] / conv.groups
+    work = 2.0 * weight.shape[0] / groups
     work *= math.prod(-(-s.kernel // s.stride) for s in spreads)
-    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
-    return Built(TransposedConvolution(spreads, groups=conv.groups, work=work), args)
+    return TransposedConvolution(spreads, groups=groups, work=work)
 
 
 def max_pool(site: Site, pool: Any) -> Built:
@@ -234,34 +255,64 @@ def interpolate(site: Site, _: Any) -> Built:
 def _resized(
     site: Site, size: Any, scale: Any, mode: str, recompute: Any, align: dict[str, bool]
 ) -> Built:
-    """The layer itself says where its cells lie: it is asked to resize a ramp, axis by axis.
-
-    The nearest cell is found in the precision of the map, so the ramp has it too.
-    """
+    """The layer itself says where its cells lie: it is asked to resize a ramp, axis by axis."""
     channels_first(site)
-    linear = mode in ("linear", "bilinear", "trilinear")
-    if not linear and mode not in ("nearest", "nearest-exact"):
+    options = {"recompute_scale_factor": recompute, "mode": mode}
+    if mode in ("linear", "bilinear", "trilinear"):
+        options |= {"mode": "linear", **align}
+        places = []
+        for axis, n in enumerate(site.extent):
+            ramp = torch.arange(n, dtype=torch.float64).view(1, 1, n)
+            own = {"size": _of_axis(size, axis), "scale_factor": _of_axis(scale, axis)}
+            found = functional.interpolate(ramp, **own, **options)
+            places.append(found.flatten().numpy())
+        return Built(Blend(places, site.extent), (first_argument(site),))
+    if mode not in ("nearest", "nearest-exact"):
         raise Refused(f"mode '{mode}' is not supported; use 'nearest' or a linear one")
-    double = linear or site.result.dtype == torch.float64
-    places = []
-    for axis, n in enumerate(site.extent):
-        ramp = torch.arange(n, dtype=torch.float64 if double else torch.float32).view(1, 1, n)
-        found = functional.interpolate(
-            ramp,
-            size=None if size is None else _of_axis(size, axis),
-            scale_factor=None if scale is None else _of_axis(scale, axis),
-            mode="linear" if linear else mode,
-            recompute_scale_factor=recompute,
-            **(align if linear else {}),
+    index = [_nearest(site, axis, size, scale, options) for axis in range(len(site.extent))]
+    return Built(Gather(index), (first_argument(site),))
+
+
+_PROBES: Mapping[int, Sequence[tuple[torch.memory_format, tuple[int, ...]]]] = {
+    1: [(torch.contiguous_format, ())],
+    2: [(f, (m,)) for f in (torch.contiguous_format, torch.channels_last) for m in (3, 150)],
+    3: [(f, (3, m)) for f in (torch.contiguous_format, torch.channels_last_3d) for m in (3, 150)],
+}
+"""By axes: orders of a map in memory, and output cells of the axes that are not asked about."""
+
+
+def _nearest(site: Site, axis: int, size: Any, scale: Any, options: dict[str, Any]) -> Ints:
+    """The input cell of every output cell along an axis, as the layer itself gives it for a ramp.
+
+    Asked in the map's own rank, precision and device, and for small and large maps in both orders
+    in memory: the layer has several ways to compute it, which round otherwise.
+    """
+    n, outer = site.extent[axis], site.result.shape[2 + axis]
+    if scale is None and outer == n:
+        return np.arange(n)
+    dtype = torch.promote_types(site.result.dtype, torch.float32)
+    ramp = torch.arange(n, dtype=dtype, device=site.result.device)
+    found = []
+    for form, others in _PROBES[len(site.extent)]:
+        sides, given = [2] * len(others), [float(m) / 2 for m in others]
+        sides.insert(axis, n)
+        own: dict[str, Any] = {"size": None, "scale_factor": None}
+        if scale is None:
+            own["size"] = [*others[:axis], outer, *others[axis:]]
+        else:
+            own["scale_factor"] = [*given[:axis], _of_axis(scale, axis), *given[axis:]]
+        shape = [-1 if i == axis else 1 for i in range(len(sides))]
+        maps = ramp.view(shape).expand(1, 8, *sides).contiguous(memory_format=form)
+        cells = functional.interpolate(maps, **own, **options)[0, 0].movedim(axis, 0)
+        found.append(cells.reshape(len(cells), -1)[:, 0].cpu().numpy().astype(np.int64))
+    if any(not np.array_equal(other, found[0]) for other in found):
+        raise Refused(
+            "between these sizes, which cell is nearest hangs on how large the map is and how it "
+            "lies in memory; take a whole scale_factor, another size, or a linear mode"
         )
-        places.append(found.flatten().numpy())
-    op: AbstractOp = (
-        Blend(places, site.extent)
-        if linear
-        else Gather([np.rint(p).astype(np.int64) for p in places])
-    )
-    return Built(op, (first_argument(site),))
+    return found[0]
 
 
 def _of_axis(value: Any, axis: int) -> Any:
+    """A size or scale of one axis; None stays."""
     return value[axis] if isinstance(value, tuple | list | torch.Size) else value

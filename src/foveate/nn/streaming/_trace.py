@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,11 @@ from foveate.nn.streaming._rules import may_share, overwrites, rule_of
 from foveate.nn.streaming.base import NotLocal
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_GLOBAL = "squeeze-excite and global pooling look at the whole image: take a network without"
+_REDUCTIONS = frozenset(
+    ("mean", "sum", "amax", "amin", "max", "min", "std", "var", "norm", "median", "prod", "argmax")
+)
+_HOOK = "it has a hook, which would see parts of the image; remove the hook"
 _ADVICE = {
     "GroupNorm": "take layer norm over channels (encoders: norm 'channel') or frozen batch norm",
     "InstanceNorm": "take layer norm over channels (encoders: norm 'channel') or frozen batch norm",
@@ -19,8 +26,7 @@ _ADVICE = {
     "Adaptive": "pool after streaming, on the map that it returns",
     "Multihead": "attend after streaming, on the map that it returns",
     "Transformer": "attend after streaming, on the map that it returns",
-    "mean": "squeeze-excite and global pooling look at the whole image: take a network without",
-    "adaptive": "squeeze-excite and global pooling look at the whole image: take a network without",
+    "adaptive": _GLOBAL,
     "Flatten": "flatten after streaming, what it returns",
     "flatten": "flatten after streaming, what it returns",
     "view": "it rearranges cells; a map must stay a map",
@@ -52,14 +58,18 @@ def trace(stack: nn.Module) -> Traced:
     Raises:
         NotLocal: a layer has no rule, or the stack cannot be traced.
     """
-    tracer = _Tracer()
+    tracer = _Tracer(stack)
     if tracer.is_leaf_module(stack, ""):
         stack = nn.Sequential(stack)  # a single layer is not looked into
     try:
+        if tracer.foreign_hooks(stack):
+            raise NotLocal(f"{type(stack).__name__} cannot be streamed: {_HOOK}")
         found = Traced(stack, tracer.trace(stack))
     except NotLocal:
         raise
     except Exception as error:
+        if tracer.passed_over:
+            raise NotLocal(f"{type(stack).__name__} {_hooked(tracer.passed_over)}") from error
         raise NotLocal(
             f"{type(stack).__name__} cannot be traced by torch.fx ({_one_line(error)}): what it "
             "computes must not hang on the values or the size of its input"
@@ -71,11 +81,18 @@ def trace(stack: nn.Module) -> Traced:
         layer = found.layer(node)
         if rule_of(layer) is None:
             raise refusal(node, found, "it looks at more than a neighbourhood, or is unknown")
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            raise refusal(
-                node, found, "it has a hook, which would see parts of the image; remove the hook"
-            )
+        if str(node.target) in tracer.passed_over:
+            raise refusal(node, found, _HOOK)
     return found
+
+
+def _hooked(layers: Iterable[str]) -> str:
+    """Where a stack that cannot be traced has hooks that are not its own, these may be why."""
+    return (
+        f"cannot be traced by torch.fx: hooks on {', '.join(map(repr, layers))} may gather the "
+        "maps that it returns, and tracing calls only hooks of an object that a module of the "
+        "stack holds, as timm's are; remove them, and return the maps from forward"
+    )
 
 
 def _drop_unused(traced: Traced) -> None:
@@ -113,6 +130,7 @@ def refusal(node: fx.Node, traced: Traced, reason: str) -> NotLocal:
         inside = next((f"'{p}' ({k})" for p, k in reversed(owners) if p), "the stack")
         path = f"{what} in {inside}"
     advice = next((text for word, text in _ADVICE.items() if what.startswith(word)), "")
+    advice = _GLOBAL if what in _REDUCTIONS else advice
     return NotLocal(f"{path} cannot be streamed: {reason}" + (f"; {advice}" if advice else ""))
 
 
@@ -122,6 +140,14 @@ def _one_line(error: BaseException) -> str:
 
 class _Overwritable(fx.Proxy):
     """Notes ``x += y`` as what it is; `fx.Proxy` would make ``x = x + y`` of it."""
+
+    tracer: _Tracer
+
+    @property
+    def device(self) -> Any:
+        """A device that can be looked up by; that of the map where no parameter knows it."""
+        known = self.tracer.device
+        return fx.proxy.Attribute(self, "device") if known is None else known
 
     def _overwritten(self, name: str, other: Any) -> Any:
         function = getattr(operator, name)
@@ -144,10 +170,20 @@ class _Overwritable(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
+    """Traces a stack down to layers with a rule.
+
+    Attributes:
+        device: of the stack's parameters; None without any.
+        passed_over: layers whose hooks were not called.
+    """
+
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, stack: nn.Module) -> None:
         super().__init__()
+        self.device = next((p.device for p in stack.parameters()), None)
+        self.passed_over: list[str] = []
+        self._holders = {id(v) for m in stack.modules() for v in (m, *vars(m).values())}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a map while tracing."""
@@ -158,3 +194,43 @@ class _Tracer(fx.Tracer):
         if rule_of(m) is not None:
             return True
         return m.__module__.startswith("torch.nn") and not isinstance(m, _CONTAINERS)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A layer, with the hooks by which its own network gathers maps.
+
+        Hooks of others would be shown parts of images, or stand-ins: they are not called.
+        """
+        name = self.path_of_module(m)
+        own = not self.foreign_hooks(m)
+        if not self.is_leaf_module(m, name):
+            if not own:
+                raise NotLocal(f"'{name}' ({type(m).__name__}) cannot be streamed: {_HOOK}")
+            return super().call_module(m, forward, args, kwargs)
+        if kwargs or not own:
+            self.passed_over += [] if own else [name]
+            return super().call_module(m, forward, args, kwargs)
+        for hook in m._forward_pre_hooks.values():
+            changed = hook(m, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        found = super().call_module(m, forward, args, kwargs)
+        for hook in m._forward_hooks.values():
+            changed = hook(m, args, found)
+            found = found if changed is None else changed
+        return found
+
+    def foreign_hooks(self, m: nn.Module) -> bool:
+        """Whether a hook is no method of anything that a module of the stack holds."""
+        for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values()):
+            while isinstance(hook, functools.partial):
+                hook = hook.func
+            owner = getattr(hook, "__self__", None)
+            if owner is None or id(owner) not in self._holders:
+                return True
+        return False

@@ -59,7 +59,6 @@ class AbstractOp(abc.ABC):
 
     Attributes:
         fresh: its result is new memory that nobody else holds.
-        random: it draws from the generator while it runs.
         regular: moving its input by whole cells moves its output by whole cells.
         shares: in the plain stack, its result is a view of its first argument.
         work: floating-point operations per element of its output.
@@ -67,7 +66,6 @@ class AbstractOp(abc.ABC):
     """
 
     fresh: bool = True
-    random: bool = False
     regular: bool = True
     shares: bool = False
     work: float = 4.0
@@ -82,7 +80,7 @@ class AbstractOp(abc.ABC):
         """The wanted cells."""
 
     def draw(self, channels: int, like: Tensor) -> Tensor | None:
-        """What holds for a whole image, drawn once per step; None for all but stochastic depth."""
+        """What holds for a whole image, drawn once per step; None where nothing is dropped."""
         return None
 
 
