@@ -232,6 +232,7 @@ WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "amax": lambda x: x / x.amax(),
     "amin": lambda x: x - torch.amin(x),
     "amax of no axis": lambda x: x / x.amax(()),
+    "sum of no axis": lambda x: x / torch.sum(x, []),
     "max": lambda x: x / x.max(),
     "std": lambda x: x / x.std(),
     "var, biased": lambda x: x / torch.var(x, False),

@@ -205,6 +205,27 @@ def test_elements_are_dropped_at_their_rate_each_by_itself(d: int) -> None:
                 assert abs(float(product.mean())) < 0.21 * 5 / product.numel() ** 0.5
 
 
+def test_a_large_map_is_drawn_in_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a few calls, which on a GPU is more than what it computes."""
+    net, x = nn.Sequential(nn.AvgPool2d((1, 1)), nn.Dropout(0.3)), torch.ones(1, 1, 4000, 1501)
+    drawn = []
+    bernoulli = Tensor.bernoulli_
+
+    def spied(self: Tensor, *args: float, **options: torch.Generator) -> Tensor:
+        drawn.append(self.numel())
+        return bernoulli(self, *args, **options)
+
+    monkeypatch.setattr(Tensor, "bernoulli_", spied)
+    torch.manual_seed(2)
+    whole = Streamed(net, tile=4000)(x)
+    assert sum(drawn) == x.numel()
+    assert len(drawn) <= 64 * 48
+    assert float((whole > 0).double().mean()) == pytest.approx(0.7, abs=0.002)
+    torch.manual_seed(2)
+    assert torch.equal(Streamed(net, tile=(999, 780))(x), whole)
+    assert sum(drawn) < 2.3 * x.numel()
+
+
 def test_alpha_dropout_keeps_mean_and_variance() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AlphaDropout(0.3))

@@ -22,7 +22,9 @@ from foveate.nn.streaming._site import Built, Refused, Site, channels_first, fir
 from foveate.nn.streaming.base import Call
 
 _BLOCK = {1: 1024, 2: 32, 3: 12}
-"""Side of what is drawn together, in cells, by axes."""
+"""Least side of what is drawn together, in cells, by axes: a part draws all of a block it meets."""
+_MOST_BLOCKS = {1: 4096, 2: 64, 3: 24}
+"""Along an axis, by axes: each costs a few calls, whatever its size."""
 _SELU = 1.7580993408473766
 """What a unit of SELU falls to: scale times alpha (Klambauer et al., NeurIPS 2017)."""
 
@@ -78,6 +80,8 @@ class PerElement(Pointwise):
     ) -> None:
         super().__init__(fresh=True, mutates=mutates, held=1.0)
         self.rate, self.extent, self.alpha = rate, tuple(extent), alpha
+        d = len(self.extent)
+        self.sides = [max(_BLOCK[d], -(-n // _MOST_BLOCKS[d])) for n in self.extent]
 
     def draw(self, channels: int, like: Tensor) -> Tensor | None:
         """The number that the image's draws come from."""
@@ -102,12 +106,14 @@ class PerElement(Pointwise):
         Drawn block by block, each with a generator of its own.
         """
         found = torch.empty(like.shape, dtype=torch.bool, device=like.device)
-        side = _BLOCK[len(self.extent)]
-        rows = [range(low // side, -(-high // side)) for low, high in call.wanted]
+        rows = [
+            range(low // side, -(-high // side))
+            for side, (low, high) in zip(self.sides, call.wanted, strict=True)
+        ]
         for place in itertools.product(*rows):
             shape, block, part = list(like.shape), found, []
-            for dim, i, n, (low, high) in zip(
-                call.dims, place, self.extent, call.wanted, strict=True
+            for dim, i, side, n, (low, high) in zip(
+                call.dims, place, self.sides, self.extent, call.wanted, strict=True
             ):
                 first, last = i * side, min((i + 1) * side, n)
                 shape[dim] = last - first

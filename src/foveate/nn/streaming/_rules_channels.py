@@ -45,7 +45,7 @@ def along(
 
 
 def _check_dims(site: Site, found: Any, missing: str) -> None:
-    if found is None or found == () or isinstance(found, bool):
+    if found is None or found in ((), []) or isinstance(found, bool):
         raise Refused(missing)
     ndim = len(site.extent) + 2
     result = site.result[0] if isinstance(site.result, tuple | list) else site.result
