@@ -533,10 +533,11 @@ def test_labels_that_the_model_does_not_know(
     text = picture_table.read_text(encoding="utf-8").replace("in/", f"{picture_table.parent}/in/")
     table.write_text(text.replace("P01.png,dark", "P01.png,odd"), encoding="utf-8")
     ended = foveate("evaluate", picture_run, table, "--out", tmp_path / "out", "--heatmaps", "1")
-    assert ended.returncode == 0, ended.stderr
-    assert "1 of 24 images have labels that the model does not know (odd)" in ended.stderr
+    assert ended.returncode == 2, ended.stderr
+    assert "1 of 24 rows left out, for the model does not know their label: 'odd' 1" in ended.stderr
     assert read_json(tmp_path / "out" / "metrics.json")["n_images"] == 23
     assert len(list((tmp_path / "out" / "heatmaps").glob("*.png"))) == 1
     table.write_text(text.replace(",dark", ",a").replace(",plain", ",b"), encoding="utf-8")
     told = refusal(foveate("evaluate", picture_run, table, "--out", tmp_path / "none"))
-    assert "the model knows none of the labels a, b; its classes are dark, plain" in told
+    assert "column 'label' holds no label that the model knows: 'a' 12, 'b' 12" in told
+    assert "it knows dark, plain" in told

@@ -183,14 +183,23 @@ def test_no_patches_are_no_crops(threads: ThreadPoolExecutor) -> None:
     assert chunks(0).shape == (0, 3, PATCH, PATCH)
 
 
-@pytest.mark.parametrize("error", [UnreadableImage("torn"), OSError("torn"), ValueError("torn")])
-def test_an_unreadable_image_is_named(error: Exception, threads: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UnreadableImage("torn"), "torn"),
+        (OSError("torn"), "fake1: its content is not what its reader expects"),
+        (ValueError("torn"), "fake1: its content is not what its reader expects"),
+    ],
+)
+def test_an_unreadable_image_is_named(
+    error: Exception, told: str, threads: ThreadPoolExecutor
+) -> None:
     def fail(_: tuple[int, ...]) -> None:
         raise error
 
     images = [FakeImage(0), FakeImage(1, on_read=fail), FakeImage(2)]
     batch = batch_of(images, threads)
-    with pytest.raises(CropError, match="torn") as caught:
+    with pytest.raises(CropError, match=told) as caught:
         batch.crops([row_of(5)] * 3)
     assert caught.value.image_id == "i1"
     chunks = batch.chunks([row_of(5)] * 3, 5)

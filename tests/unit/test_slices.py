@@ -166,8 +166,8 @@ def test_a_step_reaches_what_is_taught_and_nothing_else() -> None:
     ("options", "told"),
     [
         ({"enlarge": 3}, "enlarge: got 3"),
-        ({"step": 0}, "step and encoder.thinning: got 0 and 2"),
-        ({"thinning": -1}, "got 2 and -1"),
+        ({"step": 0}, "encoder.step: got 0, expected 1 or more"),
+        ({"thinning": -1}, "encoder.thinning: got -1, expected 1 or more"),
         ({"picture": "small3d"}, "'small3d' reads volumes"),
         ({"step": 40}, "step: 40 voxels"),
     ],

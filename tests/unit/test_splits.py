@@ -196,8 +196,8 @@ def changed(path: Path, key: str) -> None:
         ("moved", "changed after it was written"),
         ("seed", "changed after it was written"),
         ("schema", "schema 99"),
-        ("patients", "damaged"),
-        ("not text", "damaged"),
+        ("patients", "'patients' is missing"),
+        ("not text", "'test' is 'abc', expected a list"),
     ],
 )
 def test_a_changed_file_is_refused(tmp_path: Path, key: str, message: str) -> None:

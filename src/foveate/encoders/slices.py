@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 from foveate.encoders._build import build_encoder
 from foveate.encoders.base import ProjectedEncoder, Projection
 from foveate.errors import OptionError
+from foveate.plugins import Within
 
 _AT_ONCE = 32
 """Slices that go through the picture encoder together."""
@@ -50,15 +51,15 @@ class SlicesEncoder(ProjectedEncoder):
         *,
         picture: str = "lite0",
         planes: Literal["axial", "three"] = "three",
-        step: int = 2,
-        thinning: int = 2,
+        step: Annotated[int, Within(1, 64)] = 2,
+        thinning: Annotated[int, Within(1, 64)] = 2,
         enlarge: int = 1,
         dim: int = 256,
         taught: int = 4,
         pretrained: bool = True,
     ) -> None:
         super().__init__()
-        _check(step, thinning, enlarge)
+        _check(enlarge)
         self.picture = build_encoder(
             picture, {}, {"taught": taught, "pretrained": pretrained, "dim": dim}
         )
@@ -154,11 +155,7 @@ class SlicesEncoder(ProjectedEncoder):
         return self.picture.tiers()
 
 
-def _check(step: int, thinning: int, enlarge: int) -> None:
-    if min(step, thinning) < 1:
-        raise OptionError(
-            f"encoder.step and encoder.thinning: got {step} and {thinning}, expected 1 or more"
-        )
+def _check(enlarge: int) -> None:
     if enlarge not in (1, 2, 4, 8):
         raise OptionError(f"encoder.enlarge: got {enlarge}, expected 1, 2, 4 or 8")
 
