@@ -104,9 +104,12 @@ def as_ours(error: BaseException, about: object) -> FoveateError:
     What a library says is kept in the log only: its words help nobody who did not write it.
 
     Args:
-        error: any; those of this tree are returned as they are.
+        error: any; those of this tree are returned as they are, but for one that the limit of open
+            files has caused: the file is not to blame.
         about: the file, for the message.
     """
+    if out_of_files(error):
+        return TooManyOpen()
     if isinstance(error, FoveateError):
         return error
     log.info("%s", about, exc_info=error)
@@ -115,8 +118,6 @@ def as_ours(error: BaseException, about: object) -> FoveateError:
             f"{about}: memory does not suffice for this image; close other programs, or use a "
             "machine with more memory"
         )
-    if out_of_files(error):
-        return TooManyOpen()
     if isinstance(error, OSError) and error.strerror:
         return UnreadableImage(f"{about}: cannot be read ({why(error)})")
     return UnreadableImage(
@@ -132,8 +133,6 @@ def why(error: OSError | ValueError) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ELOOP:
         return "its link leads back to itself: remove the link"
-    if number in (errno.EMFILE, errno.ENFILE):
-        return "too many files are open: raise the limit, with ulimit -n 4096, say"
     if isinstance(error, OSError) and error.strerror:
         return f"the system says: {error.strerror}; is the disk or network well?"
     return "its name is none that the system takes: rename it"

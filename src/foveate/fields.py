@@ -40,12 +40,15 @@ class Fields:
             if key not in known:
                 raise CheckpointError(f"{self.where}: unknown key {_told(key)}. {_REMEDY}")
 
-    def text(self, key: str, allowed: Sequence[str] | None = None) -> str:
+    def text(
+        self, key: str, allowed: Sequence[str] | None = None, *, may_be_empty: bool = False
+    ) -> str:
         """A text, one of `allowed` where there are some."""
         value = self._value(key)
-        if not isinstance(value, str) or not value or (allowed and value not in allowed):
+        fits = isinstance(value, str) and (value or may_be_empty)
+        if not fits or (allowed and value not in allowed):
             raise self._wrong(key, f"one of {', '.join(allowed)}" if allowed else "a text")
-        return value
+        return str(value)
 
     def whole(self, key: str, low: int, high: int) -> int:
         """A whole number in a range."""

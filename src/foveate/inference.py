@@ -30,7 +30,7 @@ from foveate.cases import (
 from foveate.ensemble import Ensemble, find_models
 from foveate.errors import ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
-from foveate.fields import read_fields
+from foveate.fingerprint import Inputs, file_print, load_inputs
 from foveate.loading import CaseLoader
 from foveate.lock import hold
 from foveate.outputs import Aloud, Display, Summary, predict_into
@@ -186,13 +186,13 @@ def _writing(out: Path, display: Display) -> Iterator[None]:
 def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
     """Of the cases that trained a model which answers, by image id, what they were used for.
 
-    A case is known by its id and patient, or by its file. Empty where the models' run folder with
-    its split is not there.
+    A case is known by what its file holds, wherever it lies and whatever it is called. Empty where
+    the models' run folder with its split is not there.
     """
     found: dict[str, str] = {}
     for model, folder in zip(models.members, models.folders, strict=False):
         about, root = model.card.provenance, folder.resolve().parent.parent
-        if not (root / "splits.json").is_file():
+        if not all((root / name).is_file() for name in ("splits.json", "inputs.json")):
             continue
         splits = load_splits(root / "splits.json")
         if splits.hash != about.get("split_hash"):
@@ -202,25 +202,29 @@ def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
         if k is not None and k < len(splits.folds):
             use = dict.fromkeys(splits.folds[k].val, "validation")
             use |= dict.fromkeys(splits.folds[k].train, "training")
-        files = _files_of(root)
-        for case in cases:
-            was = files.get(os.path.realpath(case.path))
-            if was is None and splits.patients.get(case.image_id) == case.patient_id:
-                was = case.image_id
-            if was in use and found.get(case.image_id) != "training":
-                found[case.image_id] = use[was]
+        for image_id, was in _same_files(load_inputs(root / "inputs.json"), cases).items():
+            if was in use and found.get(image_id) != "training":
+                found[image_id] = use[was]
     return found
 
 
-def _files_of(root: Path) -> dict[str, str]:
-    """Of each file that a run rests on, the image's id; empty where the run did not note them."""
-    path, found = root / "inputs.json", {}
-    if path.is_file():
-        images = read_fields(path).part("images")
-        for image_id in images.plain():
-            file = images.part(image_id).part("file").text("path")
-            found[os.path.realpath(file)] = image_id
-    return found
+def _same_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
+    """Of the cases whose file a run was begun with, by image id, its id in that run."""
+    known = {
+        (stated["file"]["size"], stated["file"]["sha256"]): (image_id, stated["file"])
+        for image_id, stated in inputs.images.items()
+    }
+    sizes = {size for size, _ in known}
+    by_path = {file["path"]: file for _, file in known.values()}
+    same = {}
+    for case in cases:
+        with contextlib.suppress(OSError):
+            if case.path.is_file() and case.path.stat().st_size not in sizes:
+                continue
+        now = file_print(case.path, by_path.get(str(case.path.absolute())))
+        if now["size"] >= 0 and (now["size"], now["sha256"]) in known:
+            same[case.image_id] = known[now["size"], now["sha256"]][0]
+    return same
 
 
 def _layout(models: Ensemble, cases: Sequence[Case], asked: Asked) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from foveate.errors import (
     UnreadableImage,
     UnsupportedFormat,
     as_ours,
-    out_of_files,
 )
 from foveate.evidence import Floats
 from foveate.foreground import contrast, slide_prior
@@ -140,7 +139,7 @@ class CaseLoader:
         try:
             return self.load(case)
         except Exception as error:
-            return TooManyOpen() if out_of_files(error) else as_ours(error, case.path)
+            return as_ours(error, case.path)
 
     def _opened(self, case: Case) -> AbstractImage:
         image = open_case(

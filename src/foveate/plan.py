@@ -111,7 +111,8 @@ def _quarantined(fields: Fields) -> list[dict[str, str]]:
     """The stored rows of images that were set aside before training."""
     rows = [Fields(row, f"{fields.where}: quarantine") for row in fields.items("quarantine")]
     keys = ("image_id", "path", "stage", "reason")
-    return [{key: row.text(key) for key in keys} for row in rows]
+    # A row of the table without a path has none.
+    return [{key: row.text(key, may_be_empty=key == "path") for key in keys} for row in rows]
 
 
 def _read_table(config: RunConfig, display: Display) -> CaseTable:

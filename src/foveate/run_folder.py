@@ -20,6 +20,7 @@ from foveate.csvtext import csv_text, rows_of
 from foveate.errors import CheckpointError
 from foveate.lock import NAME as LOCK
 from foveate.lock import is_held
+from foveate.warn import forget
 
 _LATER = ("refit",)
 """Options that change nothing of what is done already, so that they may be turned on later."""
@@ -232,7 +233,11 @@ class _LogFile(logging.FileHandler):
 
 
 def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
-    """Send foveate's log to ``log.txt``; returns the handler, to be removed at the end."""
+    """Send foveate's log to ``log.txt``; returns the handler, to be removed at the end.
+
+    What was said of files before is said anew: another log begins.
+    """
+    forget()
     folder.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from foveate.batch import View
 from foveate.bit_depth import used_bits
-from foveate.card import PATCH_PX
+from foveate.card import PATCH_PX, SPACING
 from foveate.cases import Case, for_axes, spacing_factor
 from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_ours, one_line
 from foveate.image import AbstractImage, Respaced, fitted
@@ -49,8 +49,10 @@ class ViewOptions:
     def __post_init__(self) -> None:
         for key in ("spacing_um", "glimpse_spacing_um", "assume_spacing_um"):
             value = getattr(self, key)
-            if value is not None and not 0 < value < 1e5:
-                raise OptionError(f"view.{key}: got {value}, expected a positive number")
+            if value is not None and not SPACING[0] <= value <= SPACING[1]:
+                raise OptionError(
+                    f"view.{key}: got {value}, expected {SPACING[0]:g} to {SPACING[1]:g}"
+                )
         if min(self.patch_px or 16, self.glimpse_px or 16) < 16:
             raise OptionError("view.patch_px and view.glimpse_px need at least 16 pixels")
         if self.fit is not None and (len(self.fit) != 2 or min(self.fit) < 16):
@@ -126,10 +128,13 @@ def scan_cases(
                 scan.facts[case.image_id] = job.result()
             except MissingSpacing as error:
                 missing.append(str(error))
-            except TooManyOpen:
+            except OptionError:
                 raise
             except Exception as error:
-                scan.failed[case.image_id] = one_line(str(as_ours(error, case.path)))
+                ours = as_ours(error, case.path)
+                if isinstance(ours, TooManyOpen):
+                    raise ours from error
+                scan.failed[case.image_id] = one_line(str(ours))
             if progress is not None:
                 progress(done, len(cases))
     if missing:
@@ -184,6 +189,11 @@ def _patch_px(side_px: float) -> int:
 
 
 def _facts(case: Case, options: ViewOptions) -> ImageFacts:
+    if options.fit is not None and case.spacing_um is not None:
+        raise OptionError(
+            f"view.fit: brings pictures to one size in pixels, but the table gives {case.path} a "
+            "pixel size in micrometres; leave one of the two out"
+        )
     with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
         spacing = image.known_spacing_um
         assumed = case.spacing_um is None and image.unit == "um" and isinstance(image, Respaced)

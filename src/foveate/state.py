@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +76,14 @@ class Progress:
         """Add to the sums of the present epoch."""
         for key, value in values.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the seconds that a block takes; those that it has added itself count once."""
+        begun, known = time.perf_counter(), self.sums.get("seconds", 0.0)
+        yield
+        added = self.sums.get("seconds", 0.0) - known
+        self.add(seconds=time.perf_counter() - begun - added)
 
     def quarantine(self, image_id: str, reason: str) -> bool:
         """Set an image aside; False when it already was."""

@@ -172,8 +172,8 @@ class Trainer:
 
         What the first time takes longer is reading, which kept features spare all later epochs.
         """
-        epoch, seed, times = self.progress.epoch, self.options.seed, []
-        epochs = self.schedule.span(epoch)[1]
+        epoch, seed, times, sums = self.progress.epoch, self.options.seed, [], self.progress.sums
+        self.progress.sums, epochs = dict(sums), self.schedule.span(epoch)[1]
         groups = epoch_groups(train, self.schedule.batch(epoch), seed=seed, epoch=epoch)
         for _ in range(2):
             torch.manual_seed(step_seed(seed, epoch, 0))
@@ -185,7 +185,7 @@ class Trainer:
             self.answer(val[:1])
             times.append((stepped - begun, time.perf_counter() - stepped))
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress.sums = {}
+        self.progress.sums = sums  # without what this trial added
         (first, first_answer), (step, answer) = times
         total = epochs * (step * len(groups) + answer * len(val))
         if self._store is not None:
@@ -215,9 +215,8 @@ class Trainer:
 
         told(0)
         method.eval()
-        with self.fabric.autocast():
-            found = settle_start(method, self.model.task, cases, batches(), told)
-        self.progress.parts = found
+        with self.fabric.autocast(), self.progress.timed():
+            self.progress.parts = settle_start(method, self.model.task, cases, batches(), told)
 
     def _train_epoch(self, train: Sequence[Case]) -> None:
         options, progress = self.options, self.progress
@@ -297,9 +296,8 @@ class Trainer:
 
     def _validate(self, val: Sequence[Case]) -> dict[str, float]:
         """Loss, ranking and score of the inner validation part, in evaluation mode."""
-        begun = time.perf_counter()
-        stacked, target = self.answer(val)
-        self.progress.add(seconds=time.perf_counter() - begun)
+        with self.progress.timed():
+            stacked, target = self.answer(val)
         if not len(stacked):
             return {}
         loss = float(self.model.task.loss(stacked, target))
@@ -381,8 +379,8 @@ class Trainer:
         )
 
     def _targets(self, cases: Sequence[Case]) -> Tensor:
-        labels = [self.model.task.target(str(case.label)) for case in cases]
-        return torch.tensor(labels, device=self.fabric.device)
+        task = self.model.task
+        return torch.tensor([task.target(str(c.label)) for c in cases], device=self.fabric.device)
 
     def _readable(
         self, cases: Sequence[Case], items: Sequence[Loaded]

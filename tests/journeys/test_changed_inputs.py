@@ -204,3 +204,22 @@ def test_evaluation_knows_its_classes_in_other_spellings(mine: Path, foveate: Co
     table = write_table(mine / "spelt.csv", rows)
     ended = foveate("evaluate", "run", table, "--out", "e")
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_row_without_a_path_is_set_aside_each_time(mine: Path, foveate: Command) -> None:
+    write_table(mine / "gap.csv", [*ROWS, ("", "benign")])
+    for _ in range(2):
+        ended = foveate("train", "gap.csv", "--out", "gap", *WORDS)
+        assert ended.returncode == 2, ended.stderr
+        rows = read_rows(mine / "gap" / "quarantine.csv")
+        assert [(row["path"], row["stage"]) for row in rows] == [("", "table")]
+
+
+def test_one_size_in_pixels_and_a_pixel_size_exclude_each_other(
+    mine: Path, foveate: Command
+) -> None:
+    rows = [(name, label, "0.5") for name, label in ROWS]
+    write_table(mine / "sized.csv", rows, "path", "label", "mpp")
+    ended = foveate("train", "sized.csv", "--out", "sized", *WORDS, "--view.fit", "128x128")
+    assert ended.returncode == 1
+    assert "view.fit: brings pictures to one size in pixels, but the table gives" in ended.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +225,17 @@ def test_averaged_weights_are_lent() -> None:
     with average.applied():
         assert torch.equal(method.weight, own["weight"])
     assert torch.equal(method.weight, own["weight"] + 1.0)
+
+
+def test_waits_within_a_timed_block_count_once() -> None:
+    progress = Progress()
+    begun = time.perf_counter()
+    with progress.timed():
+        progress.add(seconds=1000.0, seconds_reading=1000.0)
+        time.sleep(0.01)
+    took = time.perf_counter() - begun
+    assert 0 <= progress.sums["seconds"] <= took, "a wait of 1000 s lies in a block of less"
+    assert progress.sums["seconds_reading"] == 1000.0
 
 
 def test_the_average_is_stored_with_the_state(tmp_path: Path) -> None:
