@@ -1,7 +1,7 @@
 """Images of 16 bits that use only some of them, as X-ray detectors and cameras write.
 
 Values of 12 bits in a file of 16 are nearly black if 65535 is white. The file seldom says how many
-bits count, and one dark image does not show it, so the images of a training decide together: white
+bits count, and one dark image does not show it, so all images of a run decide together: white
 is the largest value of the fewest bits that hold them all. The model keeps it (`View.bits`), so
 that a value means the same in every image, and when predicting.
 """

@@ -15,11 +15,12 @@ import numpy as np
 
 from foveate.atomic import write_json
 from foveate.config import RunConfig, build_config
+from foveate.display import Display
 from foveate.evaluation import compare_rows
 from foveate.evidence import Evidence
 from foveate.experiment import Outcome, run_experiment
 from foveate.metrics import proportion_interval
-from foveate.outputs import Display, safe_name
+from foveate.outputs import safe_name
 from foveate.report import write_progress, write_report
 from foveate.run_folder import read_json, read_rows
 from foveate.synthetic import SlideSpec, read_truth, write_cohort

@@ -20,6 +20,7 @@ from foveate.atomic import write_json
 from foveate.cases import Case
 from foveate.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.config import RunConfig, dump_yaml
+from foveate.display import Aloud, Display, training_bar
 from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.evaluation import compare_rows, evaluate_rows
@@ -28,7 +29,7 @@ from foveate.loading import CaseLoader
 from foveate.lock import hold
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
-from foveate.outputs import Aloud, Display, Summary, predict_into, training_bar
+from foveate.outputs import Summary, predict_into
 from foveate.plan import Plan, make_plan, model_card
 from foveate.run_folder import aside, check_folder, claim, log_to, read_json, read_rows, write_rows
 from foveate.runtime import build_fabric

@@ -8,6 +8,7 @@ were changed since is not continued: old scores would stand beside new labels.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.atomic import write_json
-from foveate.cases import Case, several
+from foveate.cases import Case, patient_key, several
 from foveate.errors import CheckpointError
 from foveate.plugins import plugin_folders
 from foveate.run_folder import read_json
@@ -199,7 +200,8 @@ def _change(was: Inputs, now: Inputs) -> str | None:
     if new:
         return f"images that the run was not begun with are in the table: {several(new)}"
     for key, what in (("label", "labels"), ("patient", "patients"), ("spacing_um", "spacings")):
-        other = [i for i in was.images if was.images[i][key] != now.images[i][key]]
+        same = _same_patient if key == "patient" else operator.eq
+        other = [i for i in was.images if not same(was.images[i][key], now.images[i][key])]
         if other:
             old, new_one = (side.images[min(other)][key] for side in (was, now))
             example = f"{_said(old)}, now {_said(new_one)}"
@@ -220,6 +222,10 @@ def _change(was: Inputs, now: Inputs) -> str | None:
             path = (now.files.get(what) or was.files[what])["path"]
             return f"the {what} ({path}) is not the one the run was begun with"
     return None
+
+
+def _same_patient(one: str, other: str) -> bool:
+    return patient_key(one) == patient_key(other)
 
 
 def _content(stated: Stated | None) -> tuple[Any, Any] | None:

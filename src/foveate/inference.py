@@ -22,18 +22,20 @@ from foveate.cases import (
     CaseTable,
     cases_from_folder,
     load_splits,
+    patient_key,
     read_cases,
     safe_id,
     said_factors,
     with_known_labels,
 )
+from foveate.display import Aloud, Display
 from foveate.ensemble import Ensemble, find_models
-from foveate.errors import ImageNotFound, TableError, UnreadableImage
+from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
 from foveate.fingerprint import Inputs, file_print, load_inputs
 from foveate.loading import CaseLoader
 from foveate.lock import hold
-from foveate.outputs import Aloud, Display, Summary, predict_into
+from foveate.outputs import Summary, predict_into
 from foveate.run_folder import aside, check_out, log_to, sweep, write_rows
 from foveate.runtime import build_fabric
 from foveate.schedule import TrainOptions
@@ -102,6 +104,12 @@ def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Displ
         FolderInUse: another process writes into `out`.
     """
     check_out(asked.out, run)
+    for path in paths:
+        if path.is_dir() and path.resolve() == asked.out.resolve():
+            raise CheckpointError(
+                f"--out {asked.out} is the folder of the images, among which pictures would be "
+                "written: give another --out"
+            )
     models, table = find_models(run), gather_cases(paths)
     with _writing(asked.out, display):
         summary = _predict(models, table, asked, display, "predict")
@@ -184,10 +192,11 @@ def _writing(out: Path, display: Display) -> Iterator[None]:
 
 
 def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
-    """Of the cases that trained a model which answers, by image id, what they were used for.
+    """Of the cases that models which answer know from training, by image id, from where.
 
-    A case is known by what its file holds, wherever it lies and whatever it is called. Empty where
-    the models' run folder with its split is not there.
+    ``training`` and ``validation``: the image itself, known by what its file holds, wherever it
+    lies and whatever it is called. ``patient``: another image of a patient whose images trained.
+    Empty where the models' run folder with its split is not there.
     """
     found: dict[str, str] = {}
     for model, folder in zip(models.members, models.folders, strict=False):
@@ -205,6 +214,11 @@ def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
         for image_id, was in _same_files(load_inputs(root / "inputs.json"), cases).items():
             if was in use and found.get(image_id) != "training":
                 found[image_id] = use[was]
+        # Without a column of patients an image's own id stands for its patient, and says nothing.
+        named = {patient_key(p) for i, p in splits.patients.items() if i in use and p != i}
+        for case in cases:
+            if case.patient_id != case.image_id and patient_key(case.patient_id) in named:
+                found.setdefault(case.image_id, "patient")
     return found
 
 
@@ -243,11 +257,15 @@ def _predict(
         display.say(note)
     display.say(models.describe())
     out, seen = asked.out, _seen(models, table.cases)
-    if seen:
+    known = Counter(
+        "are other images of patients that trained" if use == "patient" else "trained"
+        for use in seen.values()
+    )
+    for how, n in sorted(known.items(), reverse=True):
         display.say(
-            f"warning: {len(seen)} of {len(table.cases)} images trained the models that answer, "
-            "which makes their answers too good; they are marked in the column in_training. "
-            "Honest scores are in metrics.json of the run"
+            f"warning: {n} of {len(table.cases)} images {how} the models that answer, which makes "
+            "their answers too good; they are marked in the column in_training. Honest scores are "
+            "in metrics.json of the run"
         )
     loader = _loader(models, asked)
     try:
@@ -265,7 +283,7 @@ def _predict(
         )
     finally:
         loader.close()
-    if contradiction := said_factors(loader.factors):
+    if contradiction := said_factors(summary.factors):
         display.say(contradiction)
     unlike = sum(bool(row["unlike"]) for row in summary.rows)
     if unlike:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from foveate import __version__
 from foveate.atomic import write_json
 from foveate.cases import Case, several
+from foveate.display import Display, Reasons
 from foveate.ensemble import Ensemble
-from foveate.errors import CheckpointError, FoveateError, disk_full, one_line, out_of_files
+from foveate.errors import CheckpointError, FoveateError, disk_full, out_of_files
 from foveate.heatmaps import draw_heatmap, write_geojson
 from foveate.journal import Journal
 from foveate.loading import CaseLoader
@@ -27,57 +27,15 @@ from foveate.run_folder import read_json, write_rows
 log = logging.getLogger("foveate")
 
 
-class Display(Protocol):
-    """Where progress goes: a terminal, a log, or nowhere."""
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Work under way, which may be within one of its parts."""
-
-
-class Aloud(logging.Handler):
-    """Says warnings of the log on a display as well.
-
-    Args:
-        display: is told.
-    """
-
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.WARNING)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say the message."""
-        self._display.say(f"warning: {record.getMessage()}")
-
-
-def training_bar(display: Display, title: str) -> Callable[[Any], None]:
-    """Shows each stage of training as one bar; nothing of an epoch before its first step."""
-
-    def tick(status: Any) -> None:
-        running, note = status.running, ""
-        if status.epoch:
-            note = f"epoch {status.epoch}"
-        if running.get("seconds_computing", 0) > 0:
-            waiting = running["seconds_reading"] / running["seconds"]
-            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
-        if "validated" in running:
-            note += f"  validating {running['validated']:.0%}"
-        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
-
-    return tick
-
-
 @dataclass
 class Summary:
-    """Predictions as rows, failures with reasons, and what it cost; `classes` in their order."""
+    """Predictions as rows, failures with reasons, what it cost, and contradictory spacings."""
 
     classes: tuple[str, ...]
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
 
 
 _COSTS = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
@@ -104,10 +62,8 @@ def predict_into(
 
     Args:
         folder, heatmaps: where to.
-        models: that answer.
-        cases: in the order of the table.
-        loader: opens and reads images.
-        device: that computes.
+        models, device: what answers, and what computes.
+        cases, loader: in the order of the table, and what reads them.
         n_heatmaps: for how many images pictures are drawn; evidence is kept for all.
         display: is told.
         seen: by image, that a model which answers was trained with it; None leaves the column out.
@@ -133,13 +89,15 @@ def predict_into(
     todo = [case for case in cases if case.image_id not in known]
     reports = predict_cases(models, todo, loader, device=device, tell=within)
     for done, found in enumerate(reports, 1):
+        image_id = found.case.image_id
         entry = _entry(found, models, heatmaps, draw=drawn < n_heatmaps)
+        entry |= {"of": keys[image_id], "factor": loader.factors.get(image_id)}
         if isinstance(found, Failure):
-            teller.set_aside(found.case.image_id, str(found.case.path), found.reason)
+            teller.set_aside(image_id, str(found.case.path), found.reason)
         elif not len(found.evidence):
             teller.once("the method gives no evidence: heatmaps will show no regions")
         drawn += bool(entry.get("drawn"))
-        journal.add(found.case.image_id, {"of": keys[found.case.image_id], **entry})
+        journal.add(image_id, entry)
         within(done)
     teller.end()
     return _settled(folder, models, cases, journal, heatmaps, seen)
@@ -175,6 +133,8 @@ def _settled(
             continue
         told = {} if seen is None else {"in_training": seen.get(case.image_id, "")}
         summary.rows.append(entry["row"] | told)
+        if entry.get("factor") is not None:
+            summary.factors[case.image_id] = entry["factor"]
         index.append(entry["picture"])
         for key in _COSTS:
             summary.cost[key] += entry["cost"][key]
@@ -218,49 +178,6 @@ def _known(
     if known:
         display.say(f"{len(known)} of {len(keys)} images are answered already")
     return known
-
-
-_SAID_EACH = 3
-
-
-class Reasons:
-    """Says why images are set aside; the same reason a few times only, with a count at the end.
-
-    Args:
-        display: is told.
-    """
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-        self._counts: Counter[str] = Counter()
-        self._told: set[str] = set()
-
-    def once(self, text: str) -> None:
-        """Say this the first time only."""
-        if text not in self._told:
-            self._told.add(text)
-            self._display.say(text)
-
-    def set_aside(self, image_id: str, path: str, reason: str) -> None:
-        """An image is set aside."""
-        plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
-        self._counts[plain] += 1
-        if self._counts[plain] <= _SAID_EACH:
-            self._display.say(f"set aside {image_id}: {one_line(reason)}")
-
-    def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """These rows of ``quarantine.csv`` are all that there are."""
-        for row in rows:
-            self.set_aside(row["image_id"], row["path"], row["reason"])
-        self.end()
-
-    def end(self) -> None:
-        """Say how often what is no longer said has happened."""
-        for reason, n in self._counts.items():
-            if n > _SAID_EACH:
-                self._display.say(
-                    f"set aside {n} images in all for this reason: {one_line(reason)}"
-                )
 
 
 def _columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool) -> list[str]:

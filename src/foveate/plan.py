@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from foveate.cases import (
     read_cases,
     said_factors,
     save_splits,
+    several,
 )
 from foveate.checkpoint import build_model
 from foveate.config import RunConfig, settle_encoder
+from foveate.display import Display, Reasons
 from foveate.errors import OptionError, SplitError, TrainingError
 from foveate.fields import Fields, read_fields
 from foveate.fingerprint import check_unchanged, files_of, load_inputs, note_inputs, save_inputs
 from foveate.likeness import ImageFacts, TrainedOn, trained_on
-from foveate.outputs import Display, Reasons
 from foveate.run_folder import aside
 from foveate.scan import Scan, choose_view, scan_cases
 from foveate.tasks import build_task
@@ -163,6 +165,7 @@ def _settle(
         )
     display.say(f"encoder: {settle_encoder(config, view.axes).encoder}")
     display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
+    _warn_of_bits(scan.facts, display)
     split = config.split
     splits = make_splits(
         usable,
@@ -213,6 +216,20 @@ def _open_all(
     if contradiction := said_factors(factors):
         display.say(contradiction)
     return scan, quarantine
+
+
+def _warn_of_bits(facts: Mapping[str, ImageFacts], display: Display) -> None:
+    """Say which images make the others dark, as they use more of 16 bits than most."""
+    bits = {image_id: fact.bits for image_id, fact in facts.items() if fact.bits is not None}
+    if not bits:
+        return
+    usual = statistics.median_low(bits.values())
+    more = sorted(image_id for image_id, n in bits.items() if n > usual)
+    if more:
+        display.say(
+            f"warning: {several(more)} use {max(bits.values())} bits where most images use "
+            f"{usual}, so that most are shown dark; mend these, or leave them out of the table"
+        )
 
 
 def _check_inputs(
@@ -299,7 +316,7 @@ def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
         f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
         f"glimpse at {view.glimpse_spacing_um:g}"
     )
-    if view.bits is not None and view.bits < 16:
+    if view.bits is not None:
         told += f"\n16-bit images use {view.bits} bits: {(1 << view.bits) - 1} is white"
     if view.unit == "um":
         return told

@@ -223,3 +223,33 @@ def test_one_size_in_pixels_and_a_pixel_size_exclude_each_other(
     ended = foveate("train", "sized.csv", "--out", "sized", *WORDS, "--view.fit", "128x128")
     assert ended.returncode == 1
     assert "view.fit: brings pictures to one size in pixels, but the table gives" in ended.stderr
+
+
+def test_spellings_of_a_patient_are_no_change(mine: Path, foveate: Command) -> None:
+    rows = [(name, label, f"P{i // 2:02d}") for i, (name, label) in enumerate(ROWS)]
+    table = write_table(mine / "p.csv", rows, "path", "label", "patient_id")
+    assert foveate("train", table, "--out", "p", *WORDS).returncode == 0
+    write_table(table, [(*row[:2], row[2].lower()) for row in rows], "path", "label", "patient_id")
+    assert foveate("train", table, "--out", "p", *WORDS).returncode == 0
+    # Other images of patients that trained, spelt in another way.
+    other = []
+    for i, (name, label, patient) in enumerate(rows):
+        write_slide(mine / "other" / name, 100 + i)
+        other.append((f"other/{name}", label, f"{patient[0]} {patient[1:]}"))
+    table = write_table(mine / "other.csv", other, "path", "label", "patient_id")
+    ended = foveate("evaluate", "p", table, "--out", "scores")
+    assert ended.returncode == 0, ended.stderr
+    marks = [row["in_training"] for row in read_rows(mine / "scores" / "predictions.csv")]
+    n = marks.count("patient")
+    assert 0 < n < len(marks), "not those of the test part"
+    assert f"warning: {n} of 12 images are other images of patients that trained" in ended.stderr
+    assert "never saw" not in ended.stdout
+
+
+def test_a_contradiction_is_said_each_time(mine: Path, foveate: Command) -> None:
+    rows = [(name, label, "1.0") for name, label in ROWS[:3]]
+    table = write_table(mine / "odd.csv", rows, "path", "label", "mpp")
+    for _ in range(2):
+        ended = foveate("predict", "run", table, "--out", "again")
+        assert ended.returncode == 0, ended.stderr
+        assert "the table's pixel size of 3 images is 2 times what the file says" in ended.stderr

@@ -541,3 +541,16 @@ def test_labels_that_the_model_does_not_know(
     told = refusal(foveate("evaluate", picture_run, table, "--out", tmp_path / "none"))
     assert "column 'label' holds no label that the model knows: 'a' 12, 'b' 12" in told
     assert "it knows dark, plain" in told
+
+
+def test_results_are_not_written_among_images_nor_taken_for_them(
+    picture_run: Path, tmp_path: Path, foveate: Command
+) -> None:
+    images = new_images(tmp_path / "in", 4)
+    told = refusal(foveate("predict", picture_run, images, "--out", images))
+    assert "is the folder of the images" in told
+    for _ in range(2):
+        ended = foveate("predict", picture_run, images, "--out", images / "answers")
+        assert ended.returncode == 0, ended.stderr
+        assert "4 files in" in ended.stderr
+    assert len(answers(images / "answers")) == 4

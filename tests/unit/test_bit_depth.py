@@ -87,7 +87,7 @@ def test_the_brightest_image_of_the_training_sets_white_for_all(tmp_path: Path) 
 
 def test_the_plan_says_what_is_white() -> None:
     assert "use 12 bits: 4095 is white" in _told(View(**PX, bits=12), [(64, 64)])
-    assert "white" not in _told(View(**PX, bits=16), [(64, 64)])
+    assert "use 16 bits: 65535 is white" in _told(View(**PX, bits=16), [(64, 64)])
     assert "white" not in _told(View(**PX), [(64, 64)])
 
 

@@ -21,11 +21,11 @@ from foveate.card import ModelCard
 from foveate.cases import Case
 from foveate.checkpoint import Model
 from foveate.csvtext import csv_text
+from foveate.display import Display, training_bar
 from foveate.encoders import build_encoder
 from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.loading import CaseLoader
-from foveate.outputs import Display, training_bar
 from foveate.plugins import find, parse_options
 from foveate.prediction import Report, predict_cases
 from foveate.run_folder import read_json, sweep

@@ -25,12 +25,12 @@ from foveate.batch import Batch, View
 from foveate.benchmark._process import measured_apart, peaks
 from foveate.benchmark._run import forget_peaks, write_table
 from foveate.cases import Case
+from foveate.display import Display
 from foveate.encoders import build_encoder
 from foveate.errors import OptionError
 from foveate.loading import CaseLoader
 from foveate.memory import give_back, peak_rss_mib
 from foveate.methods.base import further_loss
-from foveate.outputs import Display
 from foveate.plugins import add_plugin_folder, find, parse_options, plugin_folders
 from foveate.run_folder import read_json
 from foveate.sparse import Canvas, write_canvas

@@ -31,6 +31,7 @@ __all__ = [
     "for_axes",
     "load_splits",
     "make_splits",
+    "patient_key",
     "predefined_splits",
     "read_cases",
     "safe_id",

@@ -38,6 +38,8 @@ _HELPER_FOLDERS = frozenset(
     | {"system volume information", "@tmp", "#snapshot"}
 )
 """What network disks and systems put beside files of the user, in small letters."""
+_OURS = frozenset({"answers.jsonl", "splits.json"})
+"""Files that only a folder of foveate's own results holds."""
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _MOST_ENTRIES = 200_000
 _FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
@@ -68,8 +70,8 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     """
     seen, been = 0, set[tuple[int, int]]()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if not _first_time(Path(parent), been):
-            folders.clear()
+        if not _first_time(Path(parent), been) or _OURS & set(names):
+            folders.clear()  # answers and pictures of foveate are no images
             continue
         companions = {Path(n).stem for n in names if n.lower().endswith((".mrxs", ".vms"))}
         companions |= {f"_{Path(n).stem}_" for n in names if n.lower().endswith(".vsi")}

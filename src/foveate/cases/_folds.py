@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from foveate.atomic import write_json, write_text
+from foveate.cases._same import patient_key
 from foveate.cases.base import Case, several
 from foveate.csvtext import csv_text
 from foveate.errors import CheckpointError, SplitError
@@ -69,7 +70,9 @@ class Splits:
     def _check_cases(self, cases: Sequence[Case]) -> None:
         given = {case.image_id: case.patient_id for case in cases}
         other = sorted(given.keys() ^ self.patients.keys())
-        other = other or sorted(i for i in given if given[i] != self.patients[i])
+        other = other or sorted(
+            i for i in given if patient_key(given[i]) != patient_key(self.patients[i])
+        )
         if other:
             raise SplitError(
                 f"the split is not of this table: {several(other)} differ; use the table it was "

@@ -40,14 +40,15 @@ def with_known_labels(
     known = ", ".join(classes)
     said = several([f"'{label}' {n}" for label, n in sorted(odd.items())])
     first = min(odd)
+    maps = " ".join(f"--map '{label}=CLASS'" for label in sorted(odd)[:3])
     if len(left) == len(cases):
         raise TableError(
             f"column '{table.label_column}' holds no label that the model knows: {said}; it knows "
-            f"{known}.{did_you_mean(first, classes)} Rename with --map '{first}={classes[0]}'"
+            f"{known}.{did_you_mean(first, classes)} Rename with {maps}"
         )
     note = (
         f"warning: {len(left)} of {len(cases)} rows left out, for the model does not know their "
-        f"label: {said}; it knows {known}. Rename with --map '{first}=CLASS'"
+        f"label: {said}; it knows {known}. Rename with {maps}"
     )
     aside = [
         SetAside(0, case.image_id, str(case.path), f"label '{case.label}' is none of {known}")

@@ -312,7 +312,9 @@ def _say_next(outcome: Outcome, page: Path) -> None:
 
 def _show_scores(metrics: dict[str, Any]) -> None:
     seen = metrics.get("n_seen_in_training", 0)
-    whom = f", {seen} of which training saw" if seen else " that training never saw"
+    whom = " that training never saw"
+    if seen:
+        whom = f", {seen} images of which, or others of their patients, training saw"
     click.echo(f"{metrics['n_images']} images of {metrics['n_patients']} patients{whom}:")
     for name, score in metrics["metrics"].items():
         click.echo(
