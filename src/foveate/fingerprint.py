@@ -156,6 +156,8 @@ def file_print(path: Path, known: Stated | None = None, *, whole: bool = False) 
         if path.is_dir():
             now = {"path": place, "size": 0, "mtime_ns": stat.st_mtime_ns}
             return {**now, "sha256": _listing(path)}
+        if not path.is_file():  # opening a pipe would wait for ever
+            return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
         now = {"path": place, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         companions = [p for p in _companions(path) if p.is_dir()]
         if companions:

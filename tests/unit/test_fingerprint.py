@@ -145,3 +145,8 @@ def test_damaged_notes_are_refused(tmp_path: Path, content: str) -> None:
         load_inputs(tmp_path / "inputs.json")
     with pytest.raises(CheckpointError, match="is missing"):
         load_inputs(tmp_path / "none.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tif")
+    assert file_print(tmp_path / "a.tif")["size"] == -1
