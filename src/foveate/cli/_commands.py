@@ -314,7 +314,7 @@ def _show_scores(metrics: dict[str, Any]) -> None:
     seen = metrics.get("n_seen_in_training", 0)
     whom = " that training never saw"
     if seen:
-        whom = f", {seen} images of which, or others of their patients, training saw"
+        whom = f", {seen} of which training saw, or other images of their patients"
     click.echo(f"{metrics['n_images']} images of {metrics['n_patients']} patients{whom}:")
     for name, score in metrics["metrics"].items():
         click.echo(
