@@ -20,7 +20,7 @@ from foveate.atomic import write_json
 from foveate.cases import Case
 from foveate.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.config import RunConfig, dump_yaml
-from foveate.display import Aloud, Display, training_bar
+from foveate.display import Display, training_bar
 from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
 from foveate.evaluation import compare_rows, evaluate_rows
@@ -31,7 +31,7 @@ from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.metrics import threshold_youden
 from foveate.outputs import Summary, predict_into
 from foveate.plan import Plan, make_plan, model_card
-from foveate.run_folder import aside, check_folder, claim, log_to, read_json, read_rows, write_rows
+from foveate.run_folder import aside, check_folder, claim, logged, read_json, read_rows, write_rows
 from foveate.runtime import build_fabric
 from foveate.state import Progress
 from foveate.training import Trainer
@@ -74,9 +74,7 @@ def _run(
 ) -> Outcome:
     if (folder / "plan.json").is_file():
         display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
-    handlers = [log_to(folder), Aloud(display)]
-    log.addHandler(handlers[1])
-    try:
+    with logged(folder, display):
         plan = make_plan(config, folder, display)
         config = plan.config
         store = FeatureStore(folder / "features")
@@ -88,10 +86,6 @@ def _run(
             _refit(config, folder, plan, store, display, after_epoch)
         shutil.rmtree(folder / "features", ignore_errors=True)
         return outcome
-    finally:
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
 
 
 # -- one fold -------------------------------------------------------------------------------------

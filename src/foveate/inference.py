@@ -28,7 +28,7 @@ from foveate.cases import (
     said_factors,
     with_known_labels,
 )
-from foveate.display import Aloud, Display
+from foveate.display import Display
 from foveate.ensemble import Ensemble, find_models
 from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation import evaluate_rows
@@ -36,7 +36,7 @@ from foveate.fingerprint import Inputs, file_print, load_inputs
 from foveate.loading import CaseLoader
 from foveate.lock import hold
 from foveate.outputs import Summary, predict_into
-from foveate.run_folder import aside, check_out, log_to, sweep, write_rows
+from foveate.run_folder import aside, check_out, logged, sweep, write_rows
 from foveate.runtime import build_fabric
 from foveate.schedule import TrainOptions
 
@@ -181,14 +181,8 @@ def _writing(out: Path, display: Display) -> Iterator[None]:
     """Hold `out` for this process, sweep up what a killed one left, and keep a log there."""
     with hold(out):
         sweep(out)
-        handlers = [log_to(out), Aloud(display)]
-        log.addHandler(handlers[1])
-        try:
+        with logged(out, display):
             yield
-        finally:
-            for handler in handlers:
-                log.removeHandler(handler)
-                handler.close()
 
 
 def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from foveate import __version__
 from foveate.atomic import write_json, write_text
 from foveate.csvtext import csv_text, rows_of
+from foveate.display import Aloud, Display
 from foveate.errors import CheckpointError
 from foveate.lock import NAME as LOCK
 from foveate.lock import is_held
@@ -230,6 +232,19 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """What cannot be written is left out."""
+
+
+@contextlib.contextmanager
+def logged(folder: Path, display: Display) -> Iterator[None]:
+    """Keep foveate's log in ``log.txt`` of a folder, and say its warnings on a display as well."""
+    handlers = [log_to(folder), Aloud(display)]
+    logging.getLogger("foveate").addHandler(handlers[1])
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logging.getLogger("foveate").removeHandler(handler)
+            handler.close()
 
 
 def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.checkpoint import optimizer_tensors, read_tensors, restore_optimizer, write_tensors
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, one_line
 from foveate.schedule import Schedule, TrainOptions
 
 WORST_LOSS = 1e30
@@ -252,7 +252,7 @@ class Checkpoints:
             average.updates = int(note.pop("averaged_updates"))
             return Progress(**note)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(str(error))
             raise CheckpointError(f"{self.latest} does not fit this run: {reason}") from error
 
 

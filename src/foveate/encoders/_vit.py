@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.errors import OptionError
+from foveate.errors import OptionError, one_line
 
 Arguments = dict[str, Any]
 
@@ -87,7 +87,7 @@ def create_vit(name: str, given: Mapping[str, Any], **options: Any) -> nn.Module
     try:
         return VitMap(timm.create_model(name, dynamic_img_size=True, **known, **options))
     except (TypeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(str(error))
         raise OptionError(f"encoder.model_args: timm cannot make '{name}' so: {reason}") from error
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from foveate.atomic import write_aside
-from foveate.errors import ImageNotFound, UnreadableImage
+from foveate.errors import ImageNotFound, UnreadableImage, one_line
 from foveate.sparse.base import Canvas, check
 
 MAGIC = b"\x89SPARSE\n"
@@ -81,7 +81,7 @@ def read_canvas(path: Path) -> Canvas:
     except FileNotFoundError:
         raise ImageNotFound(f"{path}: no such file") from None
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(str(error))
         raise UnreadableImage(f"{path}: cannot be opened ({reason})") from error
 
 
