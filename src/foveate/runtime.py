@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,8 @@ def build_fabric(options: TrainOptions, *, pretrained: bool = False) -> Fabric:
     """Fabric on one device; ``auto`` precision is bf16 where the device computes in it."""
     from lightning.fabric import Fabric
 
+    # Importing it sets its level, so that it says its precision on the terminal.
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     precision = options.precision
     if precision == "auto":
         cuda = options.device in ("auto", "cuda") and torch.cuda.is_available()

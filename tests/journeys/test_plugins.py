@@ -212,6 +212,12 @@ def call(place: Path, *words: object) -> Ended:
     )
 
 
+SMALL = (
+    *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
+    *("--view.patch-px", "64", "--view.glimpse-px", "64"),
+)
+
+
 @pytest.fixture(scope="module")
 def run(place: Path) -> Path:
     """Trained with nothing but the three files added."""
@@ -220,8 +226,8 @@ def run(place: Path) -> Path:
         place,
         *("train", place / "labels.csv", "--out", folder, "--method", "centre_crop"),
         *("--method.dropout", "0", "--task", "doubted", "--task.doubt", "0.2"),
-        *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
-        *("--view.patch-px", "64", "--view.glimpse-px", "64", "--epochs", "2"),
+        *SMALL,
+        *("--epochs", "2"),
     )
     assert ended.returncode == 0, ended.stderr
     assert "task: doubted, classes blue, green, pink" in ended.stderr
@@ -234,8 +240,8 @@ def test_a_method_without_evidence_goes_all_the_way(place: Path) -> None:
     ended = call(
         place,
         *("train", place / "labels.csv", "--out", folder, "--method", "silent", "--heatmaps", "1"),
-        *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
-        *("--view.patch-px", "64", "--view.glimpse-px", "64", "--epochs", "1"),
+        *SMALL,
+        *("--epochs", "1"),
     )
     assert ended.returncode == 0, ended.stderr
     assert "gives no evidence" in ended.stderr
