@@ -19,8 +19,9 @@ def build_fabric(options: TrainOptions, *, pretrained: bool = False) -> Fabric:
     """Fabric on one device; ``auto`` precision is bf16 where the device computes in it."""
     from lightning.fabric import Fabric
 
-    # Importing it sets its level, so that it says its precision on the terminal.
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Importing it sets their levels, so that it says its precision on the terminal.
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     precision = options.precision
     if precision == "auto":
         cuda = options.device in ("auto", "cuda") and torch.cuda.is_available()
