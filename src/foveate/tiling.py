@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from foveate.evidence import Floats
 from foveate.geometry import Lattice
 
+LEAST_FOREGROUND = 0.05
+"""Share of a patch that must be foreground for the patch to be worth a look."""
+
 
 def tile_foreground(
     mask: NDArray[np.bool_],
@@ -18,7 +21,7 @@ def tile_foreground(
     extent_um: tuple[float, ...],
     patch_um: float,
     offset_um: tuple[float, ...] = (0.0, 0.0),
-    min_fraction: float = 0.05,
+    min_fraction: float = LEAST_FOREGROUND,
 ) -> Floats:
     """Corners of the lattice patches that hold some foreground.
 

@@ -23,7 +23,7 @@ from foveate.evidence import Floats
 from foveate.geometry import Lattice
 from foveate.nn.attention import masked_softmax
 from foveate.nn.sampling import divergence, expectation, smoothed_log_softmax, strongest
-from foveate.tiling import cell_means
+from foveate.tiling import LEAST_FOREGROUND, cell_means
 
 Inference = Literal["top", "expectation"]
 
@@ -31,7 +31,8 @@ CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3
 """By the axes of an image."""
 
 _KEPT_PRIORS_BYTES = 1 << 26
-_LEAST_PRIOR = 1e-12
+_FAINTEST_PRIOR = 1e-3
+"""Of a cell that holds some foreground, relative to one of the strongest contrast."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Grid:
     Attributes:
         lattice: where they lie.
         scale: side of the patch that a cell stands for, in sides of the finest.
-        log_prior: ``(cells,)``, not normalised: what is known before anything is learnt.
+        log_prior: ``(cells,)``, not normalised: what is known before anything is learnt; ``-inf``
+            on cells that take no part.
     """
 
     lattice: Lattice
@@ -57,7 +59,8 @@ class Field:
         grids: per image, its lattices in the order of the cells.
         log_a: ``(b, k)``, ``-inf`` on padding.
         log_prior: ``(b, k)`` likewise, normalised.
-        real: ``(b, k)``, False on padding and on cells of grids that were left out.
+        real: ``(b, k)``, False on padding, on cells without foreground that are left out, and on
+            those of grids that are.
     """
 
     grids: list[list[Grid]]
@@ -157,17 +160,24 @@ def contrast_prior(
         lattice: of cells.
         view: of the glimpse.
         power: 0 leaves foreground and background only.
-        background: least probability, relative to a cell of the strongest contrast; above 0.
+        background: probability of a cell without foreground, relative to one of the strongest
+            contrast; 0 leaves it out, unless the image has no others.
 
     Returns:
-        ``(cells,)``.
+        ``(cells,)``, ``-inf`` on those left out; at least one is not.
     """
-    seen = item.contrast if power > 0 else item.contrast > 0
-    means = cell_means(seen.astype(np.float64), lattice, spacing_um=view.glimpse_spacing_um)
+    spacing = view.glimpse_spacing_um
+    share = cell_means((item.contrast > 0).astype(np.float64), lattice, spacing_um=spacing)
+    means = share
+    if power > 0:
+        means = cell_means(item.contrast.astype(np.float64), lattice, spacing_um=spacing)
     shape = np.clip(means / max(means.max(), 1e-9), 0, 1) ** (power or 1.0)
-    return (
-        torch.from_numpy(np.log(np.maximum(shape, max(background, _LEAST_PRIOR)))).float().flatten()
-    )
+    prior = np.maximum(shape, max(background, _FAINTEST_PRIOR))
+    is_foreground = share >= LEAST_FOREGROUND
+    if is_foreground.any():
+        prior[~is_foreground] = background
+    with np.errstate(divide="ignore"):
+        return torch.from_numpy(np.log(prior)).float().flatten()
 
 
 class Priors:
@@ -334,7 +344,8 @@ def _real(grids: Sequence[Grid], kept: Sequence[bool] | None, k: int) -> Tensor:
     begin = 0
     for j, grid in enumerate(grids):
         end = begin + len(grid.log_prior)
-        row[begin:end] = kept is None or kept[j]
+        if kept is None or kept[j]:
+            row[begin:end] = ~grid.log_prior.isneginf().cpu()
         begin = end
     return row
 

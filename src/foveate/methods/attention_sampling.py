@@ -6,14 +6,14 @@ head, entropy term.
 
 Differs: the attention gradient without replacement is unbiased, which the published code's is not
 (`foveate.nn.sampling`); it concentrates attention faster, so the weight of the entropy term grows
-with the mass that the drawn patches hold. There is a prior: cells without foreground begin a
-thousand times less likely than others (`background`), because on a slide that is nine tenths glass
-the paper's even start would draw nine patches of glass in ten; with ``background=1 contrast=0``
-attention begins even, as in the paper. Scores begin at 0. Features have the length ``sqrt(d)``
-where the paper's have 1, which suits the linear head better. The attention network repeats border
-pixels where the published one pads with zeros, which are grey once pixels are normalised. Inference
-takes many draws, settled by the image, or the cells of highest attention; the published code draws
-at random. An instance head gives every patch a gradient of its own.
+with the mass that the drawn patches hold. Cells without foreground take no part (`background`),
+because on a slide that is nine tenths glass the paper's even start would draw nine patches of glass
+in ten; with ``background=1 contrast=0`` attention begins even, as in the paper. Scores begin at 0.
+Features have the length ``sqrt(d)`` where the paper's have 1, which suits the linear head better.
+The attention network repeats border pixels where the published one pads with zeros, which are grey
+once pixels are normalised. Inference takes many draws, settled by the image, or the cells of
+highest attention; the published code draws at random. An instance head gives every patch a gradient
+of its own.
 
 Use when: a few small parts decide, each on its own, and the glimpse shows where they may be; as the
 plain form of `glimpse`, without relations between patches. With ``inference=expectation`` the
@@ -80,7 +80,8 @@ class AttentionSampling(AbstractMethod):
         mass: share of attention that the drawn patches should hold at most; above it that weight
             grows up to a hundredfold.
         smoothing: share of attention spread evenly over all cells.
-        background: prior probability of a cell without foreground, relative to one with it.
+        background: prior probability of a cell without foreground, relative to one with it; 0
+            leaves such cells out, unless an image has no others.
         contrast: power of the prior: a cell of the foreground is as likely, before anything is
             learnt, as its difference from the background to this power; 0 makes all alike.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
@@ -107,7 +108,7 @@ class AttentionSampling(AbstractMethod):
         spread: float = 1e-3,
         mass: float = 0.5,
         smoothing: float = 1e-5,
-        background: float = 1e-3,
+        background: float = 0.0,
         contrast: float = 0.0,
         instance: float = 1.0,
         chunk: int = 256,

@@ -49,7 +49,7 @@ class DifferentiableTopK(AbstractMethod):
         spread: weight of the divergence of the scores' softmax from the prior (with an even prior,
             the paper's entropy term), which keeps scores from running apart.
         background: prior probability of a cell without foreground, relative to one of the
-            strongest contrast.
+            strongest contrast; 0 leaves such cells out, unless an image has no others.
         contrast: power of the prior: a cell is as likely, before anything is learnt, as its
             difference from the background to this power; 0 leaves foreground and background only.
         dropout: on the pooled vector.
@@ -75,7 +75,7 @@ class DifferentiableTopK(AbstractMethod):
         sigma: float = 0.05,
         most: int = 48,
         spread: float = 1e-2,
-        background: float = 1e-3,
+        background: float = 0.0,
         contrast: float = 2.0,
         dropout: float = 0.1,
         instance: float = 1.0,

@@ -103,7 +103,7 @@ class Glimpse(AbstractMethod):
         smoothing: share of attention spread evenly over all cells.
         explore: share of attention, in training, that follows the prior whatever was learnt.
         background: prior probability of a cell without foreground, relative to one of the
-            strongest contrast.
+            strongest contrast; 0 leaves such cells out, unless an image has no others.
         contrast: power of the prior: a cell is as likely, before anything is learnt, as its
             difference from the background to this power. Cellular tissue is darker than stroma
             and glass; 0 leaves foreground and background only.
@@ -149,7 +149,7 @@ class Glimpse(AbstractMethod):
         locating: float = 0.1,
         smoothing: float = 1e-3,
         explore: float = 0.0,
-        background: float = 1e-3,
+        background: float = 0.0,
         contrast: float = 2.0,
         glimpse_dropout: float = 0.5,
         dropout: float = 0.1,

@@ -81,7 +81,7 @@ class JointSampling(AbstractMethod):
             grows up to a hundredfold.
         explore: share of attention that follows the prior whatever was learnt.
         background: prior probability of a cell without foreground, relative to one of the
-            strongest contrast.
+            strongest contrast; 0 leaves such cells out, unless an image has no others.
         contrast: power of the prior: within a scale, a cell is as likely, before anything is
             learnt, as its difference from the background to this power; 0 leaves foreground and
             background only.
@@ -118,7 +118,7 @@ class JointSampling(AbstractMethod):
         spread: float = 1e-3,
         mass: float = 0.5,
         explore: float = 1e-3,
-        background: float = 1e-3,
+        background: float = 0.0,
         contrast: float = 2.0,
         instance: float = 1.0,
         chunk: int = 256,
