@@ -39,11 +39,11 @@ from typing import Any
 import numpy as np
 from _rows import Row, Rows, between, drop_bulk, group, mean, outcome_of, run_child, said, table
 
-from foveate.demo import SLIDE, SLIDES_PER_PATIENT, localisation
-from foveate.evaluation import compare_rows
-from foveate.evidence import Evidence
-from foveate.run_folder import read_json, read_rows
+from foveate.evaluation.scores import compare_rows
+from foveate.images.evidence import Evidence
+from foveate.runs.folder import read_json, read_rows
 from foveate.synthetic import SlideSpec, write_cohort
+from foveate.workflows.demo import SLIDE, SLIDES_PER_PATIENT, localisation
 
 COMMON = (
     "--encoder lite0 --task binary --task.positive tumour --view.patch-px 64 "

@@ -29,7 +29,7 @@ from _rows import Rows, group, mean, said, table
 from scipy.special import expit, logit, ndtri
 
 from foveate.metrics import Score, compare_scores, score_all
-from foveate.metrics.base import Floats, Ints
+from foveate.metrics.types import Floats, Ints
 
 AUROCS, PATIENTS, SHARES = (0.6, 0.75, 0.9, 0.97), (20, 50, 200), (0.2, 0.5)
 OFFSETS, FOLDS = (0.0, 0.5, 1.0, 2.0), 5

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from _rows import Ended, Row, Rows, drop_bulk, numbers, outcome_of, run_child, said, table
 
-from foveate.run_folder import read_json
+from foveate.runs.folder import read_json
 
 COLUMNS = (
     "seed",

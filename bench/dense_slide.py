@@ -15,8 +15,8 @@ import numpy as np
 
 from foveate.geometry import Box, Frame
 from foveate.readers import open_image
-from foveate.synthetic.base import Bytes, SlideSpec, Tile
 from foveate.synthetic.pyramid import write_pyramid
+from foveate.synthetic.spec import Bytes, SlideSpec, Tile
 
 PIECE, TILE = 4096, 512
 COARSE = 64

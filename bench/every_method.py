@@ -33,11 +33,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foveate.atomic import write_json
-from foveate.demo import SLIDE, localisation
-from foveate.plugins import names
-from foveate.run_folder import read_json, read_rows, write_rows
+from foveate.files.atomic import write_json
+from foveate.parts import names
+from foveate.runs.folder import read_json, read_rows, write_rows
 from foveate.synthetic import write_cohort
+from foveate.workflows.demo import SLIDE, localisation
 
 SLIDE_SMALL = replace(
     SLIDE,

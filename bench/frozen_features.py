@@ -16,12 +16,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from foveate.batch import N_COLOURS, Batch
-from foveate.cases import read_cases
 from foveate.encoders import build_encoder
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
+from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.memory import computes_in_bf16
 from foveate.nn.overview import OverviewHead
-from foveate.scan import ViewOptions, choose_view, scan_cases
+from foveate.table import read_cases
 from foveate.tasks import build_task
 
 

@@ -33,7 +33,7 @@ from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage, Respaced
 from foveate.readers import open_image
 from foveate.sparse import Canvas, write_canvas
 

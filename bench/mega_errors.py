@@ -29,13 +29,13 @@ import torch
 from foveate.benchmark import megapixel_mnist
 from foveate.benchmark.base import Bytes, Ints, Mnist, prepare
 from foveate.benchmark.mnist import load_mnist
-from foveate.cases import Case
-from foveate.checkpoint import Model, ModelCard, read_tensors
 from foveate.encoders import build_encoder
-from foveate.ensemble import Ensemble
-from foveate.loading import CaseLoader
-from foveate.plugins import find
-from foveate.prediction import Report, predict_cases
+from foveate.loading.loader import CaseLoader
+from foveate.parts import find
+from foveate.prediction.predict import Report, predict_cases
+from foveate.runs.checkpoint import Model, ModelCard, read_tensors
+from foveate.runs.models import Ensemble
+from foveate.table import Case
 
 RECIPE = {"variant": "ips", "side": 1500, "noise": 50}
 NEAR_PX = 12

@@ -20,7 +20,7 @@ import numpy as np
 import tifffile
 
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage
+from foveate.images.image import AbstractImage
 from foveate.readers.openslide_ import OpenSlideReader
 from foveate.readers.tiff import TiffReader
 

@@ -52,7 +52,7 @@ from _rows import (
     table,
 )
 
-from foveate.run_folder import read_json
+from foveate.runs.folder import read_json
 
 COLUMNS = (
     "set",

@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from foveate.nn.streaming import Streamed
+from foveate.streaming import Streamed
 
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 Passed = tuple[Tensor, list[Tensor]]

@@ -17,8 +17,8 @@ from PIL import Image
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
-from foveate import warn
-from foveate.plugins import add_plugin_folder
+from foveate.messages import warn
+from foveate.parts import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
 
 TINY = SlideSpec(

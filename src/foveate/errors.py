@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator
 
 log = logging.getLogger("foveate")
 
+AGAIN = "; the file is damaged or cut off: copy, download or export it again"
+"""What to do about a file that does not hold what its header says."""
+
 
 class FoveateError(Exception):
     """Root of the tree: the command line prints it as one line and exits with 1."""

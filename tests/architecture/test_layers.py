@@ -13,11 +13,19 @@ SOURCE = ROOT / "src" / "foveate"
 UNLAYERED = {"__init__", "__main__"}
 
 
-def _layers() -> dict[str, int]:
+PARTS = {"methods", "readers", "encoders", "tasks"}
+
+
+def _rows() -> dict[int, list[str]]:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     table = text.split("<!-- layers -->")[1].split("<!-- /layers -->")[0]
     rows = re.findall(r"^\|\s*(\d+)\s*\|([^|]+)\|", table, re.MULTILINE)
-    return {name: int(layer) for layer, names in rows for name in names.split()}
+    return {int(layer): names.split() for layer, names in rows}
+
+
+def _order() -> list[str]:
+    """All packages, each after those that it may import."""
+    return [name for _, names in sorted(_rows().items()) for name in names]
 
 
 def _part(path: Path) -> str:
@@ -26,9 +34,23 @@ def _part(path: Path) -> str:
 
 
 def _imports(path: Path) -> set[str]:
-    """Full names of foveate modules that a file imports, wherever in the file."""
+    """Full names of foveate modules that a file imports, wherever in the file.
+
+    Imports for the sake of types alone are left out within a package: they are none when it runs.
+    """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = f"foveate.{_part(path)}"
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith(own)
+    }
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.startswith("foveate")}
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foveate"):
@@ -46,32 +68,38 @@ def _is_module(name: str) -> bool:
 FILES = sorted(p for p in SOURCE.rglob("*.py"))
 
 
-def test_every_module_has_a_layer() -> None:
+def test_every_package_has_a_layer() -> None:
     present = {_part(p) for p in FILES} - UNLAYERED
-    assert present == set(_layers())
+    assert sorted(present) == sorted(_order())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_imports_point_down(path: Path) -> None:
-    layers, own = _layers(), _part(path)
+    order, own = _order(), _part(path)
     if own in UNLAYERED:
         return
     for name in _imports(path):
         target = name.split(".")[1]
-        if target == own:
-            _check_inside(path, name)
-        else:
-            assert layers[target] < layers[own], f"{path.name} ({own}) imports {name}"
+        if target != own:
+            assert order.index(target) < order.index(own), f"{path.name} ({own}) imports {name}"
+        elif own in PARTS and path.name != "__init__.py":
+            shared = name.split(".")[-1]
+            assert shared == "base" or shared.startswith("_"), f"{path} imports its sibling {name}"
 
 
-def _check_inside(path: Path, name: str) -> None:
-    """Inside a package: its ``__init__`` composes; parts import ``base`` or private files."""
-    if path.name == "__init__.py" or path.name.startswith("_"):
-        return
-    below = name.split(".")[2:]
-    assert below, f"{path} imports its own package"
-    shared = below[0] == "base" or below[0].startswith("_")
-    assert shared, f"{path.relative_to(SOURCE)} imports its sibling {name}"
+def test_no_two_modules_import_each_other() -> None:
+    """The graph of all modules has no cycle; a package stands for its ``__init__``."""
+    files = [path for path in FILES if path.name != "__main__.py"]
+    graph = {_module(path): _imports(path) - {_module(path)} for path in files}
+    while graph:
+        leaves = {name for name, below in graph.items() if not below & graph.keys()}
+        assert leaves, f"in cycles: {sorted(graph)}"
+        graph = {name: below for name, below in graph.items() if name not in leaves}
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(["foveate", *(part for part in parts if part != "__init__")])
 
 
 def test_the_figure_in_the_readme_is_the_table() -> None:
@@ -79,11 +107,10 @@ def test_the_figure_in_the_readme_is_the_table() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     figure = text.split("<!-- architecture -->")[1].split("<!-- /architecture -->")[0]
     drawn = {
-        name: int(layer)
+        int(layer): names.split()
         for layer, names in re.findall(r"^\s*(\d+)\s+│\s*([\w ]+?)\s*│", figure, re.MULTILINE)
-        for name in names.split()
     }
-    assert drawn == _layers()
+    assert drawn == _rows()
 
 
 def test_files_and_functions_stay_small() -> None:

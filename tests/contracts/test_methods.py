@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from foveate.batch import Batch, View
-from foveate.card import ModelCard
-from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, build_model, load_model, save_model
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction
-from foveate.plugins import names
+from foveate.parts import names
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, build_model, load_model, save_model
+from foveate.table import Case, read_cases
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
 METHODS = names("methods")

@@ -21,14 +21,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from foveate import plugins
+from foveate import parts
 from foveate.errors import (
     FoveateError,
     MissingSpacing,
     UnreadableImage,
 )
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage, Respaced
 from foveate.readers import open_image
 from foveate.readers.base import HEAD_BYTES, AbstractReader
 from foveate.sparse import Canvas, write_canvas
@@ -103,9 +103,9 @@ def head_of(path: Path) -> bytes:
 def pairs() -> list[tuple[str, str]]:
     """Every reader with every sample file that it takes; absent files stay, and are skipped."""
     found = []
-    for reader, name in itertools.product(plugins.names("readers"), [*MADE, *SAMPLES]):
+    for reader, name in itertools.product(parts.names("readers"), [*MADE, *SAMPLES]):
         path = made_files() / name if name in MADE else DATA / name
-        if not path.is_file() or plugins.find("readers", reader).recognises(path, head_of(path)):
+        if not path.is_file() or parts.find("readers", reader).recognises(path, head_of(path)):
             found.append((reader, name))
     return found
 
@@ -122,15 +122,15 @@ def made() -> Path:
     return made_files()
 
 
-@pytest.fixture(params=plugins.names("readers"))
+@pytest.fixture(params=parts.names("readers"))
 def reader(request: pytest.FixtureRequest) -> type[AbstractReader]:
-    found: type[AbstractReader] = plugins.find("readers", request.param)
+    found: type[AbstractReader] = parts.find("readers", request.param)
     return found
 
 
 @pytest.fixture(params=pairs(), ids="-".join)
 def image(request, made):
-    reader, path = plugins.find("readers", request.param[0]), sample(request.param[1], made)
+    reader, path = parts.find("readers", request.param[0]), sample(request.param[1], made)
     if not reader.recognises(path, head_of(path)):
         pytest.skip(f"{reader.__name__} does not take {path.name}")
     with reader(path) as opened:
@@ -301,7 +301,7 @@ def test_one_picture_in_many_layouts_is_one_picture(name):
 def test_stored_blocks_are_what_openslide_shows(name):
     if not (DATA / name).is_file():
         pytest.skip(NO_DATA)
-    tiff, slide = plugins.find("readers", "tiff"), plugins.find("readers", "openslide")
+    tiff, slide = parts.find("readers", "tiff"), parts.find("readers", "openslide")
     with tiff(DATA / name) as ours, slide(DATA / name) as theirs:
         assert [a.shape for a in ours.levels] == [b.shape for b in theirs.levels]
         assert [a.downsample for a in ours.levels] == [b.downsample for b in theirs.levels]

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from foveate.batch import Augment, Batch, View
-from foveate.card import ModelCard
-from foveate.cases import Case
-from foveate.checkpoint import Model, build_model
 from foveate.errors import OptionError
 from foveate.heatmaps import draw_heatmap
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction
-from foveate.nn.streaming.base import NotLocal
-from foveate.plugins import find, names
-from foveate.schedule import TrainOptions
-from foveate.training import Trainer
+from foveate.parts import find, names
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, build_model
+from foveate.runs.schedule import TrainOptions
+from foveate.streaming.base import NotLocal
+from foveate.table import Case
+from foveate.training.loop import Trainer
 
 VIEW = View(spacing_um=1000.0, patch_px=16, glimpse_spacing_um=2000.0, axes=3)
 METHODS = [name for name in names("methods") if 3 in find("methods", name).axes]

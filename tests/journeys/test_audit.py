@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from conftest import SMALL_RUN, Ended
-from foveate.audit import LayoutAudit, audit_layout
 from foveate.batch import View
-from foveate.card import ModelCard
-from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, build_model, save_model
-from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
-from foveate.loading import CaseLoader
+from foveate.evaluation.audit import LayoutAudit, audit_layout
+from foveate.loading.loader import CaseLoader
 from foveate.metrics import auroc
-from foveate.prediction import Report, predict_cases
-from foveate.run_folder import read_json
+from foveate.prediction.predict import Report, predict_cases
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, build_model, save_model
+from foveate.runs.folder import read_json
+from foveate.runs.models import Ensemble
+from foveate.table import Case, read_cases
 
 VIEW = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=16.0)
 CPU = torch.device("cpu")

@@ -20,8 +20,8 @@ import tifffile
 from PIL import Image
 
 from conftest import SMALL_RUN, Ended
-from foveate import plugins
-from foveate.run_folder import read_json, read_rows
+from foveate import parts
+from foveate.runs.folder import read_json, read_rows
 
 Command = Callable[..., Ended]
 QUICK = (*SMALL_RUN, "--method", "downsampled", "--epochs", "1", "--heatmaps", "1")
@@ -169,7 +169,7 @@ def test_commands_that_are_incomplete(
 def test_a_fault_is_one_line_and_a_file(
     tiny_cohort: Path, tmp_path: Path, foveate: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins, "_folders", [])
+    monkeypatch.setattr(parts, "_folders", [])
     (tmp_path / "parts" / "methods").mkdir(parents=True)
     text = "raise KeyError('thresholds')"
     (tmp_path / "parts" / "methods" / "faulty.py").write_text(text, encoding="utf-8")
@@ -505,7 +505,7 @@ def test_alone_it_shows_its_help(foveate: Command) -> None:
 
 
 def test_a_bar_tells_no_rate_before_there_is_one(capfd: pytest.CaptureFixture[str]) -> None:
-    from foveate.terminal import Terminal
+    from foveate.cli.terminal import Terminal
 
     with Terminal(bars=False) as terminal:
         terminal.bar("working", 1, 3)

@@ -17,14 +17,14 @@ import psutil
 import pytest
 
 from conftest import Ended
-from foveate import plugins
+from foveate import parts
 from foveate.benchmark import BENCHMARKS, _run
 from foveate.benchmark.mnist import FILES
-from foveate.cases import Case
-from foveate.cli._bench import _RECIPES
-from foveate.loading import CaseLoader
-from foveate.run_folder import read_json, read_rows
-from foveate.training import Trainer
+from foveate.cli.bench import _RECIPES
+from foveate.loading.loader import CaseLoader
+from foveate.runs.folder import read_json, read_rows
+from foveate.table import Case
+from foveate.training.loop import Trainer
 
 Command = Callable[..., Ended]
 
@@ -392,7 +392,7 @@ def test_memory_has_a_row_for_every_side_and_number_kept(
 def test_a_process_that_dies_is_said_to_have(
     tmp_path: Path, foveate: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins, "_folders", [])
+    monkeypatch.setattr(parts, "_folders", [])
     part = tmp_path / "parts" / "methods" / "hungry.py"
     part.parent.mkdir(parents=True)
     part.write_text(HUNGRY, encoding="utf-8")

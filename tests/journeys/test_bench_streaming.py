@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from conftest import Ended
-from foveate.run_folder import read_rows
+from foveate.runs.folder import read_rows
 
 Command = Callable[..., Ended]
 

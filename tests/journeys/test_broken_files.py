@@ -20,7 +20,7 @@ import pytest
 
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage, Respaced
 from foveate.readers import open_image
 
 BROKEN = Path(__file__).resolve().parents[2] / "../shared/data/broken"

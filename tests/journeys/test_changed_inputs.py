@@ -15,7 +15,7 @@ import tifffile
 import torch
 
 from conftest import SMALL_RUN, Ended, one_thread
-from foveate.run_folder import read_rows
+from foveate.runs.folder import read_rows
 
 Command = Callable[..., Ended]
 LABELS = ("benign", "malignant")

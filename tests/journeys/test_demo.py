@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from conftest import Ended
-from foveate import demo
-from foveate.demo import judge
 from foveate.metrics import proportion_interval
-from foveate.run_folder import read_json
+from foveate.runs.folder import read_json
+from foveate.workflows import demo
+from foveate.workflows.demo import judge
 
 PERFECT = {"value": 1.0, "lo": 0.735, "hi": 1.0}
 CHANCE = {"value": 0.529, "lo": 0.333, "hi": 0.741}

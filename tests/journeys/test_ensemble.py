@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import SMALL_RUN, Ended, one_thread
-from foveate.checkpoint import load_model, save_model
-from foveate.ensemble import Ensemble, find_models
 from foveate.errors import CheckpointError
-from foveate.evidence import Evidence, mean_evidence
-from foveate.run_folder import read_json, read_rows
+from foveate.images.evidence import Evidence, mean_evidence
+from foveate.runs.checkpoint import load_model, save_model
+from foveate.runs.folder import read_json, read_rows
+from foveate.runs.models import Ensemble, find_models
 
 Command = Callable[..., Ended]
 THREE = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL_RUN, Ended
-from foveate.plugins import names
-from foveate.run_folder import read_json
+from foveate.parts import names
+from foveate.runs.folder import read_json
 
 FAST = ("streaming_cnn",)
 """Those that ask more of their encoder than others do."""

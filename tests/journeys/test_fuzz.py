@@ -37,7 +37,7 @@ def test_a_reader_that_raises_kills_or_hangs_is_found(tmp_path: Path) -> None:
     (tmp_path / "plug" / "readers" / "odd.py").write_text(ODD, encoding="utf-8")
     program = (
         f"import sys, pathlib; sys.path.insert(0, {str(FUZZ.parent)!r}); "
-        "from foveate.plugins import add_plugin_folder; "
+        "from foveate.parts import add_plugin_folder; "
         f"add_plugin_folder(pathlib.Path({str(tmp_path / 'plug')!r})); "
         "import fuzz; fuzz.write_seeds = lambda folder: None; "
         f"sys.argv = ['fuzz', '--inputs', '40', '--seeds', {str(tmp_path / 'seeds')!r}]; "

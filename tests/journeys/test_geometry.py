@@ -12,13 +12,13 @@ import tifffile
 import torch
 
 from foveate.batch import Batch, View
-from foveate.cases import Case
 from foveate.encoders import build_encoder
 from foveate.geometry import Box, Frame
 from foveate.heatmaps import write_geojson
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head
+from foveate.table import Case
 
 SHAPE_PX0 = (1500, 2300)
 SPOT_PX0 = (437.0, 1711.0)

@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import SMALL_RUN, one_thread
-from foveate.run_folder import read_json, read_rows
+from foveate.runs.folder import read_json, read_rows
 
 SECONDS = 120.0
 OPTIONS = (

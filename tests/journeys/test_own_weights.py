@@ -10,7 +10,7 @@ import timm
 import torch
 
 from conftest import Ended
-from foveate.run_folder import read_json
+from foveate.runs.folder import read_json
 
 Command = Callable[..., Ended]
 

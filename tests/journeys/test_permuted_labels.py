@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from conftest import Ended
-from foveate.run_folder import read_json, read_rows
+from foveate.runs.folder import read_json, read_rows
 
 PATIENTS, PICTURES_EACH = 48, 2
 OPTIONS = (

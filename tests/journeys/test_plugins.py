@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from conftest import Ended, one_thread
-from foveate.run_folder import read_json, read_rows
+from foveate.runs.folder import read_json, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ import struct
 import numpy as np
 
 from foveate.errors import UnreadableImage
-from foveate.image import Level
+from foveate.images.image import Level
 from foveate.readers.base import AbstractReader
 
 MARK = b"RAWIMG1"

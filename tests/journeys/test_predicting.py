@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from conftest import PICTURE_RUN, Ended, one_thread, picture
-from foveate import plugins as registry
-from foveate.lock import NAME, hold
-from foveate.run_folder import read_json, read_rows
+from foveate import parts as registry
+from foveate.files.lock import NAME, hold
+from foveate.runs.folder import read_json, read_rows
 
 Command = Callable[..., Ended]
 SECONDS = 120.0
@@ -306,7 +306,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.image import Level
+from foveate.images.image import Level
 from foveate.readers.base import AbstractReader
 
 

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from conftest import PICTURE_RUN, Ended
-from foveate.card import read_card
-from foveate.checkpoint import load_model
-from foveate.config import build_config, load_yaml
-from foveate.ensemble import find_models
 from foveate.errors import FoveateError
-from foveate.inference import _seen
-from foveate.plan import make_plan
+from foveate.runs.card import read_card
+from foveate.runs.checkpoint import load_model
+from foveate.runs.config import build_config, load_yaml
+from foveate.runs.models import find_models
+from foveate.runs.plan import make_plan
+from foveate.workflows.predict import _seen
 
 Command = Callable[..., Ended]
 MISSING = object()

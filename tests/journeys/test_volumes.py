@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import Ended
-from foveate.run_folder import read_json, read_rows
+from foveate.runs.folder import read_json, read_rows
 
 Command = Callable[..., Ended]
 RUN = (

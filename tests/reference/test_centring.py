@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.batch import Batch, Patches, View, run_by_shape
-from foveate.cases import Case
 from foveate.encoders import build_encoder
 from foveate.errors import OptionError
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.methods.glimpse import Glimpse
 from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
 from foveate.sparse import Canvas, write_canvas
+from foveate.table import Case
 
 VIEW = View(1.0, 32, 8.0, unit="px")
 HEADS = (Head("which", 3, True, "sum"), Head("present", 2, False, "max"))

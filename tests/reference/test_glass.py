@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from foveate.attention_maps.cells import contrast_prior, pixel_lattice
 from foveate.batch import Batch, LoadedImage, View
-from foveate.methods._locate import contrast_prior, pixel_lattice
 from foveate.methods.attention_sampling import AttentionSampling
 from foveate.methods.base import AbstractMethod
 from foveate.methods.differentiable_top_k import DifferentiableTopK

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch, View
-from foveate.cases import read_cases
+from foveate.batch.features import FeatureStore
 from foveate.encoders.lite0 import Lite0Encoder
 from foveate.encoders.small import SmallEncoder
-from foveate.features import FeatureStore
-from foveate.frozen_start import settle_start
-from foveate.loading import CaseLoader
-from foveate.methods._bag import embed_patches, pad_rows, padding_mask
+from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.methods.downsampled import Downsampled
 from foveate.methods.glimpse import Glimpse, _Tokens
 from foveate.nn.heads import Head
+from foveate.table import read_cases
 from foveate.tasks.binary import BinaryTask
+from foveate.training.frozen_start import settle_start
 
 HEADS = (
     Head("most", 2, True, "count"),

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from foveate.batch import Batch, Patches, View
-from foveate.cases import Case
+from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
-from foveate.features import FeatureStore
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
 from foveate.nn.selection import scores_among
 from foveate.sparse import Canvas, write_canvas
+from foveate.table import Case
 
 VIEW = View(1.0, 32, 8.0, unit="px")
 HEADS = (Head("which", 3, True, "sum"), Head("present", 2, False, "max"))

@@ -14,11 +14,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from foveate.batch import Batch, LoadedImage, View
-from foveate.encoders.small import SmallEncoder
-from foveate.geometry import Lattice
-from foveate.image import AbstractImage, Level
-from foveate.methods._locate import (
+from foveate.attention_maps.cells import (
     Field,
     Grid,
     MapScores,
@@ -34,6 +30,10 @@ from foveate.methods._locate import (
     stage_for,
     weigh_settled,
 )
+from foveate.batch import Batch, LoadedImage, View
+from foveate.encoders.small import SmallEncoder
+from foveate.geometry import Lattice
+from foveate.images.image import AbstractImage, Level
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)
 FINE, COARSE = (2, 3), (1, 2)

@@ -15,10 +15,10 @@ from torchmetrics.functional.classification import (
 )
 
 from foveate import metrics
-from foveate.metrics import _weighted as weighted
-from foveate.metrics._intervals import auroc_variance
-from foveate.metrics._jackknife import gather, without_each
-from foveate.metrics.base import Floats, Ints
+from foveate.metrics import weighted
+from foveate.metrics.intervals import auroc_variance
+from foveate.metrics.jackknife import gather, without_each
+from foveate.metrics.types import Floats, Ints
 
 
 def run(n: int, k: int, seed: int, *, ties: bool = False) -> tuple[Floats, Ints]:

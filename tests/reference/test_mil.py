@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.bags.embedding import Bag, output_weights, patch_shares
 from foveate.batch import Batch, Patches, View
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
-from foveate.methods._bag import Bag, output_weights, patch_shares
 from foveate.methods.base import AbstractMethod, Prediction, further_loss
 from foveate.nn.heads import Head
-from foveate.plugins import find
+from foveate.parts import find
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
 

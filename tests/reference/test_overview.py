@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.nn._linear_fit import STRENGTHS, EachLoss, fit_linear, fit_trust, likelihood_shares
+from foveate.nn.linear_fit import STRENGTHS, EachLoss, fit_linear, fit_trust, likelihood_shares
 from foveate.nn.overview import N_PARTS, OverviewHead
 
 

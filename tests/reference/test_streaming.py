@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
-from foveate.nn.streaming import Streamed
+from foveate.streaming import Streamed
 
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.nn.streaming import NotLocal, Streamed
+from foveate.streaming import NotLocal, Streamed
 from reference.test_streaming_layers import Function, assert_streams, image, transposed
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.nn.streaming import NotLocal, Streamed
+from foveate.streaming import NotLocal, Streamed
 
 DOUBLE = torch.float64
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.nn.channel_norm import ChannelNorm
-from foveate.nn.streaming import NotLocal, Streamed
-from foveate.nn.streaming._graph import _narrowed
+from foveate.streaming import NotLocal, Streamed
+from foveate.streaming.graph import _narrowed
 
 Map = Callable[[Tensor], Tensor]
 

@@ -16,9 +16,9 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from foveate.nn.streaming import Streamed, TooLittleMemory
-from foveate.nn.streaming._dropout import PerElement
-from foveate.nn.streaming.base import Call
+from foveate.streaming import Streamed, TooLittleMemory
+from foveate.streaming.base import Call
+from foveate.streaming.dropout import PerElement
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

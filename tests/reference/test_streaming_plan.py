@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from foveate.benchmark._process import measured_apart
 from foveate.benchmark.streaming import Streaming, measure_streaming
-from foveate.nn.streaming import AbstractSource, Plan, Region, Streamed
-from foveate.nn.streaming._cost import ways
-from foveate.nn.streaming._graph import Graph
-from foveate.nn.streaming._grid import Grid
-from foveate.nn.streaming._plan import choose
-from foveate.nn.streaming._scratch import Stored
-from foveate.nn.streaming.base import Flags, Span
+from foveate.streaming import AbstractSource, Plan, Region, Streamed
+from foveate.streaming.base import Flags, Span
+from foveate.streaming.cost import ways
+from foveate.streaming.graph import Graph
+from foveate.streaming.grid import Grid
+from foveate.streaming.plan import choose
+from foveate.streaming.scratch import Stored
 
 MIB = 1 << 20
 

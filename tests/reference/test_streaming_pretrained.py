@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from foveate.batch import Batch, View
-from foveate.cases import read_cases
+from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder, CellMap
-from foveate.features import FeatureStore
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.methods.streaming_cnn import StreamingCnn
 from foveate.nn.base import Head
-from foveate.nn.streaming import Streamed
+from foveate.streaming import Streamed
+from foveate.table import read_cases
 from reference.test_streaming import assert_same, passed, randomised
 
 SIZE, TILES = (101, 139), (64, (50, 139))

@@ -12,8 +12,8 @@ import torchvision
 from timm.layers import DropPath
 from torch import Tensor, distributed, nn
 
-from foveate.nn.streaming import AbstractSource, Region, Streamed
-from foveate.nn.streaming.base import Flags, Span
+from foveate.streaming import AbstractSource, Region, Streamed
+from foveate.streaming.base import Flags, Span
 
 
 def stack(*layers: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.nn.streaming import NotLocal, Streamed
+from foveate.streaming import NotLocal, Streamed
 
 
 class Around(nn.Module):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from foveate.batch import Augment, Batch, View
-from foveate.cases import Case
 from foveate.encoders import build_encoder
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.methods.streaming_cnn import StreamingCnn
 from foveate.nn.heads import Head
-from foveate.nn.streaming import AbstractSource, Region, Streamed, TooLittleMemory
-from foveate.nn.streaming.base import Flags, Span
+from foveate.streaming import AbstractSource, Region, Streamed, TooLittleMemory
+from foveate.streaming.base import Flags, Span
+from foveate.table import Case
 
 VIEW = View(spacing_um=1.0, patch_px=64, glimpse_spacing_um=8.0)
 NORMALISE = ((0.5, 0.4, 0.6), (0.25, 0.2, 0.3))

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.attention_maps import tree as tree_module
+from foveate.attention_maps.tree_cells import Cut, cell_contrast, cell_features, corners
+from foveate.attention_maps.tree_shares import expected_shares
 from foveate.batch import Augment, Batch, LoadedImage, View
+from foveate.batch.features import FeatureStore
 from foveate.encoders.base import AbstractEncoder
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
-from foveate.features import FeatureStore
-from foveate.image import AbstractImage, Level
-from foveate.methods import _tnet_tree
-from foveate.methods._tnet_grid import Cut, cell_contrast, cell_features, corners
-from foveate.methods._tnet_shares import expected_shares
+from foveate.images.image import AbstractImage, Level
+from foveate.images.resample import Pixels
 from foveate.methods.base import Judge, further_loss
 from foveate.methods.tnet import Answers, Tnet
 from foveate.nn.heads import Head
 from foveate.nn.reinforce import RunningReward, draw_log_prob, leave_one_out, policy_loss
-from foveate.resample import Pixels
 from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
@@ -483,7 +483,7 @@ def test_trees_learn_where_to_look_without_bias(
     judge = Judge(Graded(classes=("no", "yes")), torch.ones(1))
     parameters = list(method.locate.parameters())
     forced: list[Tensor] = []
-    monkeypatch.setattr(_tnet_tree, "draw_without_replacement", lambda *_: forced.pop(0))
+    monkeypatch.setattr(tree_module, "draw_without_replacement", lambda *_: forced.pop(0))
 
     def answers(trees: tuple[tuple[int, int], ...]) -> Answers:
         forced[:] = [torch.tensor([[tree[level]] for tree in trees]) for level in (0, 1)]

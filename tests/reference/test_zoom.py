@@ -16,18 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.batch import Augment, Batch, LoadedImage, View
-from foveate.card import ModelCard
-from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, build_model
-from foveate.encoders.base import AbstractEncoder
-from foveate.errors import OptionError
-from foveate.evidence import Floats
-from foveate.geometry import Lattice
-from foveate.loading import CaseLoader
-from foveate.methods._bag import pad_rows
-from foveate.methods._locate import Field, Grid, MapScores, build_field, contrast_prior
-from foveate.methods._zoom import (
+from foveate.attention_maps.cells import Field, Grid, MapScores, build_field, contrast_prior
+from foveate.attention_maps.zoom import (
     Descent,
     Draw,
     Look,
@@ -38,10 +28,20 @@ from foveate.methods._zoom import (
     nested_expectation,
     tile_prior,
 )
+from foveate.bags.embedding import pad_rows
+from foveate.batch import Augment, Batch, LoadedImage, View
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.geometry import Lattice
+from foveate.images.evidence import Floats
+from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head
 from foveate.nn.sampling import smoothed_log_softmax
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, build_model
+from foveate.table import Case, read_cases
 from reference.test_locate import HeldImage
 
 D = 3

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch import Augment, Batch, LoadedImage, Patches, View
-from foveate.batch._augment import KINDS, Motion, Turn
+from foveate.batch.augment import KINDS, Motion, Turn
 from foveate.encoders.base import AbstractEncoder
 from foveate.encoders.small import SmallEncoder
-from foveate.image import AbstractImage, Level
+from foveate.images.image import AbstractImage, Level
 from foveate.nn.replay import replay
 from foveate.nn.warp import resample
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from foveate.bags.embedding import Bag
 from foveate.batch import (
     N_COLOURS,
     Batch,
@@ -23,16 +24,15 @@ from foveate.batch import (
     View,
     _chunks,
 )
-from foveate.batch._colours import colours
-from foveate.cases import Case
+from foveate.batch.colours import colours
+from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
 from foveate.errors import UnreadableImage
-from foveate.features import FeatureStore
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage, Level
-from foveate.loading import CaseLoader
-from foveate.methods._bag import Bag
+from foveate.images.image import AbstractImage, Level
+from foveate.loading.loader import CaseLoader
 from foveate.sparse import Canvas, write_canvas
+from foveate.table import Case
 
 PATCH = 8
 VIEW = View(spacing_um=1.0, patch_px=PATCH, glimpse_spacing_um=8.0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.evidence import Evidence
-from foveate.run_folder import read_rows, write_rows
+from foveate.images.evidence import Evidence
+from foveate.runs.folder import read_rows, write_rows
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import _rows

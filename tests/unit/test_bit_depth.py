@@ -12,13 +12,13 @@ import tifffile
 from PIL import Image
 
 from foveate.batch import View
-from foveate.bit_depth import used_bits
-from foveate.cases import Case
 from foveate.geometry import Box, Frame
-from foveate.loading import CaseLoader
-from foveate.plan import _told
+from foveate.images.bit_depth import used_bits
+from foveate.loading.loader import CaseLoader
+from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.readers import open_image
-from foveate.scan import ViewOptions, choose_view, scan_cases
+from foveate.runs.plan import _told
+from foveate.table import Case
 
 
 def grey(top: int, side: int = 64) -> np.ndarray:

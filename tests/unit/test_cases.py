@@ -6,8 +6,8 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from foveate.cases import CaseTable, cases_from_folder, read_cases, with_known_labels
 from foveate.errors import OptionError, TableError
+from foveate.table import CaseTable, cases_from_folder, read_cases, with_known_labels
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared images are not here")

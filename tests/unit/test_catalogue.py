@@ -7,10 +7,17 @@ from typing import get_args
 
 import pytest
 
-from foveate import plugins
+from foveate import parts
 from foveate.batch import Reads
-from foveate.catalogue import COMMAND, PARAGRAPHS, REQUIREMENTS, meanings, methods_page, told
-from foveate.plugins import find, names, options
+from foveate.parts import find, names, options
+from foveate.workflows.catalogue import (
+    COMMAND,
+    PARAGRAPHS,
+    REQUIREMENTS,
+    meanings,
+    methods_page,
+    told,
+)
 
 METHODS = names("methods")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
@@ -70,6 +77,6 @@ def test_tables_are_whole() -> None:
 
 
 def test_the_page_is_that_of_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_folders", [])
+    monkeypatch.setattr(parts, "_folders", [])
     written = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     assert written == methods_page(), f"docs/methods.md is out of date; run: {COMMAND}"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.cases import export_clam_splits, make_splits
-from foveate.cases.base import Case
-from foveate.csvtext import csv_text, guarded, rows_of
-from foveate.run_folder import read_rows, write_rows
+from foveate.files.csvtext import csv_text, guarded, rows_of
+from foveate.runs.folder import read_rows, write_rows
+from foveate.table import export_clam_splits, make_splits
+from foveate.table.types import Case
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch import Batch, View
-from foveate.cases import read_cases
+from foveate.batch.features import FeatureStore
 from foveate.encoders.lite0 import Lite0Encoder
-from foveate.features import FeatureStore
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
+from foveate.table import read_cases
 
 DIM = 64
 Compute = Callable[[NDArray[np.int64]], Tensor]

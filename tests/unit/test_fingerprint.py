@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate.cases import Case
 from foveate.errors import CheckpointError
-from foveate.fingerprint import (
+from foveate.runs.fingerprint import (
     Inputs,
     check_unchanged,
     file_print,
@@ -17,6 +16,7 @@ from foveate.fingerprint import (
     note_inputs,
     save_inputs,
 )
+from foveate.table import Case
 
 BIG = 9 << 20
 

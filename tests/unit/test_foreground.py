@@ -10,10 +10,10 @@ import pytest
 import tifffile
 
 from foveate.batch import View
-from foveate.cases import Case
-from foveate.foreground import contrast, foreground, ground_of, tissue_prior
-from foveate.loading import CaseLoader
-from foveate.scan import ViewOptions, choose_view, scan_cases
+from foveate.images.foreground import contrast, foreground, ground_of, tissue_prior
+from foveate.loading.loader import CaseLoader
+from foveate.loading.scan import ViewOptions, choose_view, scan_cases
+from foveate.table import Case
 
 SIDE = 256
 PINK, PALE, GLASS = (205, 150, 190), (225, 218, 212), (243, 243, 243)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from foveate.batch import View
-from foveate.card import ModelCard
-from foveate.cases import Case, read_cases
-from foveate.checkpoint import Model, build_model, read_tensors
-from foveate.frozen_start import _parts
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.nn.overview import N_PARTS
-from foveate.schedule import TrainOptions
-from foveate.state import Progress, Status
-from foveate.training import Trainer
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, build_model, read_tensors
+from foveate.runs.schedule import TrainOptions
+from foveate.table import Case, read_cases
+from foveate.training.frozen_start import _parts
+from foveate.training.loop import Trainer
+from foveate.training.state import Progress, Status
 
 VIEW = View(spacing_um=1.0, patch_px=64, glimpse_spacing_um=16.0)
 OPTIONS = {"patches": 3, "eval_patches": 4, "survey": 9}

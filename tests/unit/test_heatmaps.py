@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 from foveate.errors import BoxError, MissingSpacing, OptionError
-from foveate.evidence import Evidence
 from foveate.geometry import Box, Frame
 from foveate.heatmaps import draw_heatmap, weight_map, write_geojson
-from foveate.heatmaps._fields import aim, overview
-from foveate.heatmaps._glass import on_foreground, painted
-from foveate.heatmaps._panels import blended
-from foveate.heatmaps.base import at_slice, nice_length, scale_of, splat
-from foveate.image import AbstractImage, Level, Respaced
-from foveate.resample import resample
+from foveate.heatmaps.fields import aim, overview
+from foveate.heatmaps.glass import on_foreground, painted
+from foveate.heatmaps.panels import blended
+from foveate.heatmaps.raster import at_slice, nice_length, scale_of, splat
+from foveate.images.evidence import Evidence
+from foveate.images.image import AbstractImage, Level, Respaced
+from foveate.images.resample import resample
 
 SHAPE = (611, 1097)
 SPOT_PX0 = (447.3, 902.7)

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from foveate.encoders._hub import stored_file, why_unreachable
+from foveate.pretrained.hub import stored_file, why_unreachable
 
 CONFIG = SimpleNamespace(hf_hub_id="someone/net", hf_hub_filename=None, url=None)
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import BoxError, MissingSpacing
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage, Level, Respaced, fitted, glimpse_shape, level_box_um
+from foveate.images.image import AbstractImage, Level, Respaced, fitted, glimpse_shape, level_box_um
 
 
 class HeldImage(AbstractImage):
@@ -143,7 +143,7 @@ def test_reading_in_pieces_is_reading_whole(origin_um, target_um, n, cut):
 def test_a_small_region_limit_changes_nothing(monkeypatch, dtype, target_um):
     image = HeldImage([noise((300, 290, 3), dtype)], paper=PAPER)
     whole = image.glimpse(target_um)
-    monkeypatch.setattr("foveate.resample.MAX_REGION_PIXELS", 1500)
+    monkeypatch.setattr("foveate.images.resample.MAX_REGION_PIXELS", 1500)
     image.largest_px = 0
     stitched = image.glimpse(target_um)
     # Both lie within one grey level of the exact value, on noise that is full of ties.

@@ -15,10 +15,10 @@ import pytest
 
 from conftest import one_thread
 from foveate.errors import CheckpointError, FolderInUse
-from foveate.journal import Journal
-from foveate.likeness import ImageFacts, is_blank, trained_on
-from foveate.lock import NAME, hold, is_held
-from foveate.outputs import safe_name
+from foveate.files.journal import Journal
+from foveate.files.lock import NAME, hold, is_held
+from foveate.images.likeness import ImageFacts, is_blank, trained_on
+from foveate.prediction.outputs import safe_name
 
 ABOUT = {"models": ["ab"], "heatmaps": 3}
 
@@ -70,7 +70,7 @@ def test_entries_that_rest_on_something_else(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from foveate.lock import hold
+from foveate.files.lock import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -107,7 +107,7 @@ RACER = """
 import sys
 from pathlib import Path
 from foveate.errors import FolderInUse
-from foveate.lock import hold
+from foveate.files.lock import hold
 folder = Path(sys.argv[1])
 for _ in range(300):
     try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from scipy.stats import norm
 
-from foveate.evaluation import compare_rows, evaluate_rows
+from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.metrics import (
     auroc,
     calibration_bins,
@@ -22,8 +22,8 @@ from foveate.metrics import (
     threshold_youden,
     wilson_interval,
 )
-from foveate.metrics._jackknife import gather
-from foveate.metrics.base import Floats, Ints
+from foveate.metrics.jackknife import gather
+from foveate.metrics.types import Floats, Ints
 
 
 def two(positive: object) -> Floats:
@@ -316,7 +316,7 @@ def test_groups_of_patients_give_the_interval_of_single_ones(
     target = np.arange(400) % 2
     prob = two(expit(target + np.random.default_rng(6).normal(size=400)))
     single = score_all(prob, target, names(400))["auroc"]
-    monkeypatch.setattr("foveate.metrics._jackknife._MOST_GROUPS", 100)
+    monkeypatch.setattr("foveate.metrics.jackknife._MOST_GROUPS", 100)
     grouped = score_all(prob, target, names(400))["auroc"]
     assert grouped.hi - grouped.lo == pytest.approx(single.hi - single.lo, rel=0.15)
 

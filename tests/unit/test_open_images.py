@@ -15,17 +15,17 @@ from PIL import Image
 
 from conftest import Ended, one_thread
 from foveate.batch import View
-from foveate.card import ModelCard
-from foveate.cases import Case
-from foveate.checkpoint import build_model
 from foveate.errors import FoveateError, TooManyOpen, UnreadableImage, as_ours, out_of_files
 from foveate.geometry import Box, Frame
-from foveate.loading import CaseLoader
-from foveate.open_images import OpenImages
+from foveate.loading.loader import CaseLoader
+from foveate.loading.open_images import OpenImages
 from foveate.readers import open_image
-from foveate.schedule import TrainOptions
-from foveate.state import Status
-from foveate.training import Trainer
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import build_model
+from foveate.runs.schedule import TrainOptions
+from foveate.table import Case
+from foveate.training.loop import Trainer
+from foveate.training.state import Status
 
 Command = Callable[..., Ended]
 VIEW = View(1.0, 32, 4.0, unit="px")
@@ -110,7 +110,7 @@ sys.path[:0] = [{tests!r}, {unit!r}]
 from pathlib import Path
 from test_open_images import VIEW, pictures
 from foveate.errors import FoveateError
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 cases = pictures(Path({folder!r}), 90)
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 loader = CaseLoader(VIEW)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage, Respaced
 from foveate.readers import open_image
 from foveate.readers.openslide_ import OpenSlideReader
 
@@ -75,8 +75,8 @@ def test_what_is_stored_here_and_there_is_seen_exactly(
     path = sparse(tmp_path / "a.tif", (1990, 1500), 64, tiles)
     with open_image(path) as image:
         usual = image.glimpse(target_um)
-    monkeypatch.setattr("foveate.resample._SUM_PIXELS", 3000)
-    monkeypatch.setattr("foveate.resample.MAX_REGION_PIXELS", 50_000)
+    monkeypatch.setattr("foveate.images.resample._SUM_PIXELS", 3000)
+    monkeypatch.setattr("foveate.images.resample.MAX_REGION_PIXELS", 50_000)
     with open_image(path) as image:
         pieces = image.glimpse(target_um)
     assert np.abs(usual.astype(int) - pieces).max() <= 2

@@ -60,8 +60,8 @@ def test_a_reader_in_a_plugin_folder_takes_part(tmp_path):
     (folder / "plain.py").write_text(PLAIN_READER, encoding="utf-8")
     (tmp_path / "a.plain").write_bytes(b"PLAIN7")
     program = (
-        "from pathlib import Path; from foveate import plugins; from foveate.readers import "
-        f"open_image; plugins.add_plugin_folder(Path({str(tmp_path)!r})); "
+        "from pathlib import Path; from foveate import parts; from foveate.readers import "
+        f"open_image; parts.add_plugin_folder(Path({str(tmp_path)!r})); "
         f"print(open_image({str(tmp_path / 'a.plain')!r}).glimpse(1.0).sum())"
     )
     run = subprocess.run(
@@ -72,7 +72,7 @@ def test_a_reader_in_a_plugin_folder_takes_part(tmp_path):
 
 PLAIN_READER = '''
 import numpy as np
-from foveate.image import Level
+from foveate.images.image import Level
 from foveate.readers.base import AbstractReader
 
 
@@ -101,8 +101,8 @@ class PlainReader(AbstractReader):
 
 def test_importing_the_readers_is_light():
     program = (
-        "import sys, foveate.readers; from foveate import plugins; "
-        "[plugins.find('readers', n) for n in plugins.names('readers')]; "
+        "import sys, foveate.readers; from foveate import parts; "
+        "[parts.find('readers', n) for n in parts.names('readers')]; "
         "heavy = ('tifffile', 'imagecodecs', 'openslide', 'PIL', 'torch'); "
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -10,12 +10,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from foveate.cases import Case
 from foveate.errors import ImageTooLarge, MissingSpacing, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
-from foveate.image import AbstractImage
+from foveate.images.image import AbstractImage
+from foveate.loading.scan import open_case
 from foveate.readers import nifti, open_image
-from foveate.scan import open_case
+from foveate.table import Case
 
 SHAPE = (12, 14, 10)
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"

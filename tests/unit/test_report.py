@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from foveate.errors import CheckpointError
-from foveate.evaluation import evaluate_rows
-from foveate.notice import duration
+from foveate.evaluation.scores import evaluate_rows
 from foveate.report import write_progress, write_report
-from foveate.report._curves import mean_precision_recall, mean_roc, precision_recall, roc, scored
-from foveate.report._words import memory, percent, pixels
+from foveate.report.curves import mean_precision_recall, mean_roc, precision_recall, roc, scored
+from foveate.report.words import memory, percent, pixels
+from foveate.training.notice import duration
 
 CLASSES = ("normal", "Tumor <größer & 'böse'>")
 NASTY = "<script>alert(1)</script>.svs"
@@ -459,7 +459,7 @@ def texts(figure):
 
 
 def read_folds(run):
-    from foveate.report.base import read_run
+    from foveate.report.run_files import read_run
 
     return read_run(run)
 
@@ -467,8 +467,8 @@ def read_folds(run):
 def test_curves_of_folds_are_named_and_told_apart(tmp_path):
     from matplotlib.figure import Figure
 
-    from foveate.report._figures import draw_precision_recall, draw_roc, draw_training
-    from foveate.report._page import _areas
+    from foveate.report.figures import draw_precision_recall, draw_roc, draw_training
+    from foveate.report.page import _areas
 
     run = read_folds(handmade_run(tmp_path / "run", folds=3, n=60))
     found = scored(run.predictions, run.classes)
@@ -494,7 +494,7 @@ def test_curves_of_folds_are_named_and_told_apart(tmp_path):
 def test_a_missing_or_constant_validation_score_draws_no_empty_axis(tmp_path):
     from matplotlib.figure import Figure
 
-    from foveate.report._progress import draw_score, fit_scores
+    from foveate.report.progress import draw_score, fit_scores
 
     epochs = [{"epoch": str(k), "train_loss": "0.5"} for k in (1, 2, 3)]
     for values, expected in (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.resample import resample, resample_slow, support, weights
+from foveate.images.resample import resample, resample_slow, support, weights
 
 
 def matrix(start: float, step: float, n_out: int, n_in: int) -> np.ndarray:

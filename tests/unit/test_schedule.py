@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-from foveate.checkpoint import read_tensors
 from foveate.encoders.lite0 import Lite0Encoder
 from foveate.errors import OptionError
 from foveate.methods.downsampled import Downsampled
 from foveate.nn.heads import Head
-from foveate.schedule import (
+from foveate.runs.checkpoint import read_tensors
+from foveate.runs.schedule import (
     Schedule,
     TrainOptions,
     learning_rate,
     parameter_groups,
     settle_schedule,
 )
-from foveate.state import Checkpoints, Progress, WeightAverage
 from foveate.tasks.binary import BinaryTask
+from foveate.training.state import Checkpoints, Progress, WeightAverage
 
 TWO = Schedule(
     frozen_epochs=4,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import ImageNotFound, OptionError, UnreadableImage
 from foveate.geometry import Box, Frame
-from foveate.image import Respaced
+from foveate.images.image import Respaced
 from foveate.readers import open_image
 from foveate.sparse import Canvas, _coarse, read_canvas, render, render_coarse, write_canvas
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.cases import (
+from foveate.errors import SplitError
+from foveate.table import (
     Case,
     Splits,
     export_clam_splits,
@@ -19,7 +20,6 @@ from foveate.cases import (
     predefined_splits,
     save_splits,
 )
-from foveate.errors import SplitError
 
 
 def cohort(*sizes: int, images: int = 1) -> list[Case]:
@@ -219,7 +219,7 @@ def test_missing_and_truncated_files(tmp_path: Path) -> None:
 
 def rehashed(splits: Splits, **changes: object) -> Splits:
     """A split that is wrong in itself, but whose hash fits."""
-    from foveate.cases._folds import split_hash
+    from foveate.table.folds import split_hash
 
     wrong = replace(splits, **changes)  # type: ignore[arg-type]
     return replace(wrong, hash=split_hash(wrong.folds, wrong.patients, wrong.seed))

@@ -10,8 +10,8 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from foveate.cases import CaseTable, for_axes, read_cases
 from foveate.errors import TableError
+from foveate.table import CaseTable, for_axes, read_cases
 
 LABELS = ("benign", "malignant")
 ROWS = [(f"{i:03d}.tif", LABELS[i % 2]) for i in range(1, 9)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveate.geometry import Lattice
-from foveate.tiling import cell_means, shift_to_mass
+from foveate.images.tiling import cell_means, shift_to_mass
 
 
 @pytest.mark.parametrize("shape", [(13, 17), (6, 7, 5)])

@@ -21,23 +21,23 @@ from PIL import Image
 from torch import nn
 
 from conftest import SMALL_RUN, Ended
-from foveate import plugins
+from foveate import parts
 from foveate.batch import View
 from foveate.benchmark._tasks import DigitTask, JointTask, PresenceTask
-from foveate.card import ModelCard
-from foveate.cases import Case, load_splits, make_splits, read_cases
-from foveate.checkpoint import Model, build_model, read_tensors
 from foveate.errors import CheckpointError, TrainingError
-from foveate.loading import CaseLoader
+from foveate.loading.loader import CaseLoader
 from foveate.nn.heads import Head
-from foveate.notice import at_chance
-from foveate.run_folder import read_rows
-from foveate.schedule import TrainOptions, settle_schedule
-from foveate.state import Progress, Status
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, build_model, read_tensors
+from foveate.runs.folder import read_rows
+from foveate.runs.schedule import TrainOptions, settle_schedule
+from foveate.table import Case, load_splits, make_splits, read_cases
 from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
-from foveate.training import Trainer
+from foveate.training.loop import Trainer
+from foveate.training.notice import at_chance
+from foveate.training.state import Progress, Status
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
 PLAIN = TrainOptions(epochs=2, batch_size=4, warmup=0.25, augment="none", device="cpu")
@@ -94,7 +94,7 @@ def test_only_training_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Validation, threshold and test run in evaluation mode, without gradients; steps do not."""
-    monkeypatch.setattr(plugins, "_folders", [])
+    monkeypatch.setattr(parts, "_folders", [])
     part = tmp_path / "parts" / "methods" / "probe.py"
     part.parent.mkdir(parents=True)
     part.write_text(PROBE, encoding="utf-8")
@@ -141,7 +141,7 @@ def test_a_patient_on_both_sides_stops_the_run(
     assert ended.returncode == 1
     assert f"error: {path}: the split was changed" in ended.stderr
 
-    from foveate.cases._folds import Fold, split_hash
+    from foveate.table.folds import Fold, split_hash
 
     folds = [Fold(tuple(fold["train"]), tuple(fold["val"]), tuple(fold["test"]))]
     stored["hash"] = split_hash(folds, patients, stored["seed"])
@@ -230,7 +230,7 @@ def test_two_halves_are_one_whole(
     cases: list[Case], loader: CaseLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients of two batches of two are those of one batch of four."""
-    monkeypatch.setattr("foveate.training.learning_rate", lambda options, _: options.lr)
+    monkeypatch.setattr("foveate.training.loop.learning_rate", lambda options, _: options.lr)
     whole = trained(cases, loader, tmp_path / "whole", batch_size=4)
     halves = trained(cases, loader, tmp_path / "halves", batch_size=2, accumulate=2)
     unlike = trained(cases, loader, tmp_path / "unlike", batch_size=2)

@@ -8,10 +8,10 @@ from dataclasses import asdict, fields
 import pytest
 
 from foveate.batch import View
-from foveate.card import view_of
-from foveate.fields import Fields
-from foveate.likeness import ImageFacts
-from foveate.scan import ViewOptions, choose_view
+from foveate.files.fields import Fields
+from foveate.images.likeness import ImageFacts
+from foveate.loading.scan import ViewOptions, choose_view
+from foveate.runs.card import view_of
 
 
 def test_a_stored_view_is_read_back_with_every_field() -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from foveate.encoders import build_encoder
-from foveate.encoders._vit import arguments_of, create_vit, parse_arguments, write_arguments
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import CheckpointError, OptionError
 from foveate.methods.streaming_cnn import StreamingCnn
 from foveate.nn.base import Head
+from foveate.pretrained.vit import arguments_of, create_vit, parse_arguments, write_arguments
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 64}
 

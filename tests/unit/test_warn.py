@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.warn import tell
+from foveate.messages.warn import tell
 
 
 def test_three_files_of_a_kind_are_named_once_each(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.batch import View
-from foveate.card import ModelCard
-from foveate.checkpoint import build_model, load_model, save_model
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import CheckpointError, OptionError
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import build_model, load_model, save_model
 
 State = dict[str, Tensor]
 

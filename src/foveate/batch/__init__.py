@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.batch._augment import KINDS, Turn, draw_motions, draw_tints, move_patches
-from foveate.batch._chunks import Chunks, run_by_shape
-from foveate.batch._colours import N_COLOURS, colours
-from foveate.batch._kept import Kept
-from foveate.batch._whole import WholeImage
-from foveate.batch.base import (
+from foveate.batch.augment import KINDS, Turn, draw_motions, draw_tints, move_patches
+from foveate.batch.chunks import Chunks, run_by_shape
+from foveate.batch.colours import N_COLOURS, colours
+from foveate.batch.features import FeatureStore
+from foveate.batch.kept import Kept
+from foveate.batch.types import (
     Augment,
     CropError,
     LoadedImage,
@@ -30,14 +30,14 @@ from foveate.batch.base import (
     lay_kernels,
     to_rgb,
 )
+from foveate.batch.whole import WholeImage
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.evidence import Evidence, Floats
-from foveate.features import FeatureStore
 from foveate.geometry import Box, Frame
+from foveate.images.evidence import Evidence, Floats
+from foveate.images.resample import Pixels
+from foveate.images.tiling import tile_foreground
 from foveate.nn.warp import warp
-from foveate.resample import Pixels
-from foveate.tiling import tile_foreground
 
 __all__ = [
     "N_COLOURS",

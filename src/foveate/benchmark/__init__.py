@@ -12,11 +12,11 @@ from foveate.benchmark import megapixel_mnist, needle_mnist, spatial_bag, ultra_
 from foveate.benchmark._run import Run, run_row, write_table
 from foveate.benchmark.base import Benchmark, prepare
 from foveate.benchmark.mnist import load_mnist
-from foveate.display import Display
 from foveate.errors import OptionError, UnknownName, did_you_mean
-from foveate.plugins import find, parse_options
-from foveate.scan import ViewOptions
-from foveate.schedule import TrainOptions
+from foveate.loading.scan import ViewOptions
+from foveate.messages.display import Display
+from foveate.parts import find, parse_options
+from foveate.runs.schedule import TrainOptions
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "megapixel-mnist": megapixel_mnist.BENCHMARK,

@@ -14,25 +14,25 @@ from typing import Any
 
 import torch
 
-from foveate.atomic import write_json, write_text
-from foveate.audit import audit_layout
 from foveate.batch import View
-from foveate.card import ModelCard
-from foveate.cases import Case
-from foveate.checkpoint import Model
-from foveate.csvtext import csv_text
-from foveate.display import Display, training_bar
 from foveate.encoders import build_encoder
-from foveate.ensemble import Ensemble
 from foveate.errors import TrainingError
-from foveate.loading import CaseLoader
-from foveate.plugins import find, parse_options
-from foveate.prediction import Report, predict_cases
-from foveate.run_folder import read_json, sweep
-from foveate.schedule import TrainOptions
-from foveate.state import Progress
+from foveate.evaluation.audit import audit_layout
+from foveate.files.atomic import write_json, write_text
+from foveate.files.csvtext import csv_text
+from foveate.loading.loader import CaseLoader
+from foveate.messages.display import Display, training_bar
+from foveate.parts import find, parse_options
+from foveate.prediction.predict import Report, predict_cases
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model
+from foveate.runs.folder import read_json, sweep
+from foveate.runs.models import Ensemble
+from foveate.runs.schedule import TrainOptions
+from foveate.table import Case
 from foveate.tasks.base import AbstractTask
-from foveate.training import Trainer
+from foveate.training.loop import Trainer
+from foveate.training.state import Progress
 
 log = logging.getLogger("foveate")
 

@@ -19,14 +19,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.atomic import write_aside, write_json, write_text
 from foveate.batch import View
 from foveate.benchmark._tasks import DigitTask
-from foveate.cases import Case
-from foveate.csvtext import csv_text
 from foveate.errors import OptionError
+from foveate.files.atomic import write_aside, write_json, write_text
+from foveate.files.csvtext import csv_text
 from foveate.nn.heads import Head, Pooling
 from foveate.sparse import Canvas, write_canvas
+from foveate.table import Case
 from foveate.tasks.base import AbstractTask
 
 Bytes = NDArray[np.uint8]

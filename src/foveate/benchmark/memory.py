@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.atomic import write_json
 from foveate.batch import Batch, View
 from foveate.benchmark._process import measured_apart, peaks
 from foveate.benchmark._run import forget_peaks, write_table
-from foveate.cases import Case
-from foveate.display import Display
 from foveate.encoders import build_encoder
 from foveate.errors import OptionError
-from foveate.loading import CaseLoader
+from foveate.files.atomic import write_json
+from foveate.loading.loader import CaseLoader
 from foveate.memory import give_back, peak_rss_mib
+from foveate.messages.display import Display
 from foveate.methods.base import further_loss
-from foveate.plugins import add_plugin_folder, find, parse_options, plugin_folders
-from foveate.run_folder import read_json
+from foveate.parts import add_plugin_folder, find, parse_options, plugin_folders
+from foveate.runs.folder import read_json
 from foveate.sparse import Canvas, write_canvas
 from foveate.sparse.base import MOST_SIDE_PX
+from foveate.table import Case
 from foveate.tasks.binary import BinaryTask
 
 _STAMP_PX = 28

@@ -23,19 +23,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.atomic import write_json
 from foveate.batch import Batch, View, channels_last, lay_kernels
 from foveate.benchmark._process import measured_apart, peaks, say_done
 from foveate.benchmark._run import forget_peaks, write_table
-from foveate.cases import Case
-from foveate.display import Display
 from foveate.encoders import build_encoder
 from foveate.encoders.base import CellMap
 from foveate.errors import OptionError
-from foveate.loading import CaseLoader
+from foveate.files.atomic import write_json
+from foveate.loading.loader import CaseLoader
 from foveate.memory import give_back, peak_rss_mib
-from foveate.nn.streaming import AbstractSource, Plan, Region, Streamed
-from foveate.run_folder import read_json
+from foveate.messages.display import Display
+from foveate.runs.folder import read_json
+from foveate.streaming import AbstractSource, Plan, Region, Streamed
+from foveate.table import Case
 
 _RATE_SIDE = {2: 1024, 3: 128}
 _REPEATS = 3

@@ -8,8 +8,8 @@ import sys
 import click
 
 from foveate import __version__
-from foveate.cli import _bench, _commands
-from foveate.cli._words import INTERRUPTED, OK, USER_ERROR, Sectioned
+from foveate.cli import bench, commands
+from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
 from foveate.errors import FoveateError, did_you_mean, out_of_memory
 from foveate.memory import allow_more_files, use_huge_pages
 
@@ -91,7 +91,7 @@ def _usage(error: click.UsageError) -> str:
 def _nearest(name: str, known: list[str], ctx: click.Context) -> str:
     """The option that is meant: one of the same name in a section, else the most alike."""
     if isinstance(ctx.command, Sectioned):
-        from foveate.config import section_keys
+        from foveate.runs.config import section_keys
 
         bare = name.lstrip("-").replace("_", "-")
         keys = section_keys()
@@ -129,12 +129,12 @@ def cli(ctx: click.Context, /) -> None:
 
 
 for command in (
-    _commands.demo,
-    _commands.train,
-    _commands.predict,
-    _commands.evaluate,
-    _commands.methods,
-    _commands.doctor,
-    _bench.bench,
+    commands.demo,
+    commands.train,
+    commands.predict,
+    commands.evaluate,
+    commands.methods,
+    commands.doctor,
+    bench.bench,
 ):
     cli.add_command(command)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from foveate.encoders.base import AbstractEncoder, without_weights
 from foveate.errors import OptionError
-from foveate.plugins import find, names, options, parse_options
+from foveate.parts import find, names, options, parse_options
 
 
 def build_encoder(

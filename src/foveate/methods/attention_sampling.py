@@ -32,10 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch, Patches
-from foveate.encoders.base import AbstractEncoder
-from foveate.methods._bag import embed_patches, pad_rows, padding_mask
-from foveate.methods._locate import (
+from foveate.attention_maps.cells import (
     CONVOLUTIONS,
     Field,
     Inference,
@@ -50,6 +47,9 @@ from foveate.methods._locate import (
     stage_for,
     weigh_settled,
 )
+from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
+from foveate.batch import Batch, Patches
+from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import (

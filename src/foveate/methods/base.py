@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate.batch import Batch, Reads
 from foveate.encoders.base import AbstractEncoder
-from foveate.evidence import Evidence
+from foveate.images.evidence import Evidence
 from foveate.tasks.base import AbstractTask
 
 Meets = Literal["yes", "partly", "no", "not stated"]

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.bags.embedding import Bag, evaluating, output_weights
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.methods._bag import Bag, evaluating, output_weights
 from foveate.methods.base import AbstractMethod, Judge, Prediction
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head, InstanceHead

@@ -27,10 +27,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from foveate.attention_maps.cells import (
+    Field,
+    MapScores,
+    Priors,
+    build_field,
+    map_lattice,
+    stage_for,
+)
+from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods._bag import embed_patches, pad_rows, padding_mask
-from foveate.methods._locate import Field, MapScores, Priors, build_field, map_lattice, stage_for
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import divergence

@@ -17,7 +17,7 @@ from torch import nn
 
 from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.evidence import Evidence
+from foveate.images.evidence import Evidence
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head
 from foveate.nn.overview import OverviewHead

@@ -33,12 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.batch import N_COLOURS, Batch, Patches
-from foveate.encoders.base import AbstractEncoder
-from foveate.errors import OptionError
-from foveate.methods._bag import embed_patches, pad_rows, padding_mask
-from foveate.methods._choice import Choice, Chosen
-from foveate.methods._locate import (
+from foveate.attention_maps.cells import (
     Field,
     MapScores,
     Priors,
@@ -47,8 +42,13 @@ from foveate.methods._locate import (
     map_lattice,
     stage_for,
 )
-from foveate.methods._related import RelatedPool
-from foveate.methods._zoom import Descent, Zoom, joined, nested_expectation
+from foveate.attention_maps.choice import Choice, Chosen
+from foveate.attention_maps.zoom import Descent, Zoom, joined, nested_expectation
+from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
+from foveate.bags.related import RelatedPool
+from foveate.batch import N_COLOURS, Batch, Patches
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead, Voted
 from foveate.nn.overview import OverviewHead

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from foveate.attention_maps.zoom import apart, centred
+from foveate.bags.embedding import Bag, embed_patches, pad_rows, padding_mask
+from foveate.bags.related import RelatedPool
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods._bag import Bag, embed_patches, pad_rows, padding_mask
-from foveate.methods._related import RelatedPool
-from foveate.methods._zoom import apart, centred
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.repeated import EmbedOnce

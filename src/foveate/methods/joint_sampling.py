@@ -31,12 +31,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch
-from foveate.encoders.base import AbstractEncoder
-from foveate.errors import OptionError
-from foveate.image import AbstractImage
-from foveate.methods._bag import embed_patches, pad_rows, padding_mask
-from foveate.methods._locate import (
+from foveate.attention_maps.cells import (
     Field,
     Grid,
     Inference,
@@ -50,6 +45,11 @@ from foveate.methods._locate import (
     stage_for,
     weigh_settled,
 )
+from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.images.image import AbstractImage
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import deviation, draw_without_replacement, expectation

@@ -23,9 +23,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from foveate.bags.embedding import Bag, output_weights
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods._bag import Bag, output_weights
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head

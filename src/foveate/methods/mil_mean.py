@@ -20,9 +20,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from foveate.bags.embedding import Bag, patch_shares
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods._bag import Bag, patch_shares
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 

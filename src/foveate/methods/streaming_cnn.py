@@ -30,15 +30,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch, WholeImage
 from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
-from foveate.evidence import Evidence
-from foveate.methods._bag import pad_rows, padding_mask
+from foveate.images.evidence import Evidence
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
-from foveate.nn.streaming import Streamed
+from foveate.streaming import Streamed
 
 
 class StreamingCnn(AbstractMethod):

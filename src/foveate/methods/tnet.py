@@ -45,14 +45,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.batch import Batch, Patches
-from foveate.encoders.base import AbstractEncoder
-from foveate.errors import OptionError
-from foveate.evidence import Evidence
-from foveate.methods._bag import embed_patches, pad_rows, patch_shares
-from foveate.methods._tnet_grid import Cut, cell_features
-from foveate.methods._tnet_shares import FeatureWeights, expected_shares
-from foveate.methods._tnet_tree import (
+from foveate.attention_maps.tree import (
     Chosen,
     Forest,
     Grids,
@@ -64,6 +57,13 @@ from foveate.methods._tnet_tree import (
     image_grids,
     no_grids,
 )
+from foveate.attention_maps.tree_cells import Cut, cell_features
+from foveate.attention_maps.tree_shares import FeatureWeights, expected_shares
+from foveate.bags.embedding import embed_patches, pad_rows, patch_shares
+from foveate.batch import Batch, Patches
+from foveate.encoders.base import AbstractEncoder
+from foveate.errors import OptionError
+from foveate.images.evidence import Evidence
 from foveate.methods.base import AbstractMethod, Judge, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.position import PositionCode

@@ -25,9 +25,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from foveate.bags.embedding import Bag
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods._bag import Bag
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank

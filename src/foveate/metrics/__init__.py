@@ -6,11 +6,11 @@ task's classes; `target` is ``(n,)``, the number of the class.
 
 from __future__ import annotations
 
-from foveate.metrics._comparison import compare_scores
-from foveate.metrics._scores import score_all
-from foveate.metrics._shares import proportion_interval, wilson_interval
-from foveate.metrics._values import auroc, calibration_bins, confusion, threshold_youden
-from foveate.metrics.base import Difference, Score
+from foveate.metrics.comparison import compare_scores
+from foveate.metrics.scores import score_all
+from foveate.metrics.shares import proportion_interval, wilson_interval
+from foveate.metrics.types import Difference, Score
+from foveate.metrics.values import auroc, calibration_bins, confusion, threshold_youden
 
 __all__ = [
     "Difference",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.nn._additive import AdditiveHead, small_linear
+from foveate.nn.additive import AdditiveHead, small_linear
 from foveate.nn.base import QUICK, Head, Pooling
 
 __all__ = ["Head", "InstanceHead", "Pooling", "Voted"]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.nn._linear_fit import EachLoss, fit_linear, fit_trust, likelihood_shares
 from foveate.nn.base import Standardise
+from foveate.nn.linear_fit import EachLoss, fit_linear, fit_trust, likelihood_shares
 
 N_PARTS = 5
 """Parts of the images of which one is left out at a time."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn._additive import AdditiveHead
+from foveate.nn.additive import AdditiveHead
 from foveate.nn.base import GatedAttention, Head, masked_softmax
 
 

@@ -10,14 +10,14 @@ import logging
 import stat
 from pathlib import Path
 
-from foveate import plugins
+from foveate import parts
 from foveate.errors import (
     FoveateError,
     ImageNotFound,
     UnsupportedFormat,
     as_ours,
 )
-from foveate.image import AbstractImage
+from foveate.images.image import AbstractImage
 from foveate.readers.base import HEAD_BYTES, AbstractReader
 
 log = logging.getLogger("foveate")
@@ -69,7 +69,7 @@ def open_image(path: Path | str) -> AbstractImage:
     """
     path = Path(path)
     head = _first_bytes(path)
-    readers = _readers(plugins.plugin_folders())
+    readers = _readers(parts.plugin_folders())
     asked = [reader for reader in readers if _recognises(reader, path, head)]
     if not asked:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
@@ -139,6 +139,6 @@ def _readers(folders: tuple[Path, ...]) -> tuple[type[AbstractReader], ...]:
     """Every reader, by falling priority; looked up once for each set of plug-in folders."""
     del folders
     found: list[type[AbstractReader]] = [
-        plugins.find("readers", name) for name in plugins.names("readers")
+        parts.find("readers", name) for name in parts.names("readers")
     ]
     return tuple(sorted(found, key=lambda reader: -reader.priority))

@@ -1,30 +1,15 @@
-"""What a reader adds to the image contract: recognising its files by their first bytes.
-
-Also the judgements that every reader must make alike: which stated pixel sizes are believed, where
-a pyramid level lies on level 0, and what shows through transparent pixels.
-"""
+"""What a reader adds to the image contract: recognising its files by their first bytes."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from foveate.geometry import Vector
-from foveate.image import AbstractImage
-from foveate.resample import Pixels
+from foveate.images.image import AbstractImage
 
 HEAD_BYTES = 4096
 """How much of a file `AbstractReader.recognises` is shown."""
-
-AGAIN = "; the file is damaged or cut off: copy, download or export it again"
-"""What to do about a file that does not hold what its header says."""
-
-BELIEVED_UM = (0.05, 20.0)
-"""Micrometres per pixel outside this range stand for "unknown" (72 dpi is 352.8, say)."""
 
 
 class AbstractReader(AbstractImage):
@@ -49,49 +34,3 @@ class AbstractReader(AbstractImage):
 
 
 BASE = AbstractReader
-
-
-def believed_spacing(stated_um: Sequence[float | None]) -> Vector | None:
-    """A stated pixel size ``(y, x)`` in micrometres, or None where it cannot be a physical one."""
-    low, high = BELIEVED_UM
-    known = [float(v) for v in stated_um if v is not None and low <= v <= high]
-    return tuple(known) if len(known) == len(stated_um) else None
-
-
-def level_downsample(full: Sequence[int], shape: Sequence[int]) -> Vector:
-    """Level-0 pixels per pixel of a level, per axis.
-
-    Writers shrink by a whole number and round the size of the level up or down, so the quotient of
-    the sizes is off by up to a pixel at the far edge. Where a whole number explains the size, it is
-    taken (registering levels against level 0 finds it exact); otherwise the quotient.
-    """
-    return tuple(_axis_downsample(n, m) for n, m in zip(full, shape, strict=True))
-
-
-def _axis_downsample(full: int, size: int) -> float:
-    whole = max(1, round(full / size))
-    return float(whole) if abs(full / whole - size) < 1 else full / size
-
-
-def brightest(dtype: np.dtype[np.generic]) -> int:
-    """The largest value of an unsigned dtype."""
-    return (1 << 8 * dtype.itemsize) - 1
-
-
-def flattened(pixels: Pixels, background: Pixels, *, premultiplied: bool = False) -> Pixels:
-    """Colour or grey over an opaque background: ``(y, x, c + 1)`` with alpha last to ``(y, x, c)``.
-
-    Args:
-        pixels: ``uint8`` or ``uint16``; the dtype is kept.
-        background: ``(c,)`` or one value for all.
-        premultiplied: the colours are already multiplied by alpha.
-    """
-    top = brightest(pixels.dtype)
-    colour, alpha = pixels[..., :-1], pixels[..., -1:]
-    if bool((alpha == top).all()):
-        return np.ascontiguousarray(colour)
-    share = alpha.astype(np.float32) / np.float32(top)
-    own = colour.astype(np.float32)
-    mixed = (own if premultiplied else own * share) + background.astype(np.float32) * (1 - share)
-    opaque: Pixels = np.rint(np.minimum(mixed, top)).astype(pixels.dtype)
-    return opaque

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.cache import ByteCache
-from foveate.errors import ImageTooLarge, UnreadableImage
-from foveate.image import Level
-from foveate.readers._nifti_header import read_header
-from foveate.readers.base import AGAIN, AbstractReader
-from foveate.resample import Pixels
-from foveate.warn import tell
+from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
+from foveate.formats.nifti_header import read_header
+from foveate.images.image import Level
+from foveate.images.resample import Pixels
+from foveate.messages.warn import tell
+from foveate.readers.base import AbstractReader
 
 Values = NDArray[np.float64]
 _Scale = tuple[tuple[float, ...], tuple[float, ...]]

@@ -14,23 +14,19 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
-from foveate.errors import ImageTooLarge, UnreadableImage
-from foveate.geometry import Box, Frame
-from foveate.image import Level
-from foveate.readers._tiff_index import (
+from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
+from foveate.formats.tiff_index import (
     MAX_BLOCK_BYTES,
     TIFF_MARKS,
     is_coding_read,
     refuse_unlisted,
 )
-from foveate.readers.base import (
-    AGAIN,
-    AbstractReader,
-    believed_spacing,
-    flattened,
-    level_downsample,
-)
-from foveate.resample import Pixels
+from foveate.geometry import Box, Frame
+from foveate.images.alpha import flattened
+from foveate.images.image import Level
+from foveate.images.resample import Pixels
+from foveate.images.stated import believed_spacing, level_downsample
+from foveate.readers.base import AbstractReader
 
 log = logging.getLogger("foveate")
 

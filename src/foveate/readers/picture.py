@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
-from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
-from foveate.image import Level
-from foveate.readers.base import AGAIN, AbstractReader, flattened
-from foveate.resample import Pixels
+from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.images.alpha import flattened
+from foveate.images.image import Level
+from foveate.images.resample import Pixels
+from foveate.readers.base import AbstractReader
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,9 +9,9 @@ from typing import ClassVar, final
 import numpy as np
 
 from foveate.errors import ImageTooLarge, UnreadableImage
-from foveate.image import Level
+from foveate.images.image import Level
+from foveate.images.resample import Pixels
 from foveate.readers.base import AbstractReader
-from foveate.resample import Pixels
 from foveate.sparse import MAGIC, Canvas, read_canvas, render_coarse
 
 COARSEST_PX = 2048

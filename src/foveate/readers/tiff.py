@@ -17,20 +17,23 @@ from typing import ClassVar, NamedTuple, final
 import numpy as np
 
 from foveate.cache import ByteCache
-from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat, why
-from foveate.image import Level
-from foveate.readers._tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, DamagedBlock, decode_block
-from foveate.readers._tiff_index import TIFF_MARKS, BlockGrid, TiffIndex, read_index
-from foveate.readers._tiff_levels import Turn, levels_of, pieces, stored_share
-from foveate.readers._tiff_spacing import ome_pixels, spacing_of, stated_planes
-from foveate.readers.base import (
+from foveate.errors import (
     AGAIN,
-    AbstractReader,
-    brightest,
-    flattened,
-    level_downsample,
+    FoveateError,
+    ImageTooLarge,
+    UnreadableImage,
+    UnsupportedFormat,
+    why,
 )
-from foveate.resample import Pixels, resample
+from foveate.formats.tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, DamagedBlock, decode_block
+from foveate.formats.tiff_index import TIFF_MARKS, BlockGrid, TiffIndex, read_index
+from foveate.formats.tiff_levels import Turn, levels_of, pieces, stored_share
+from foveate.formats.tiff_spacing import ome_pixels, spacing_of, stated_planes
+from foveate.images.alpha import flattened
+from foveate.images.image import Level
+from foveate.images.resample import Pixels, brightest, resample
+from foveate.images.stated import level_downsample
+from foveate.readers.base import AbstractReader
 
 log = logging.getLogger("foveate")
 

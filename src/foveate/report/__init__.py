@@ -17,13 +17,13 @@ def write_report(run: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no run.
     """
-    from foveate.report._page import write_page
+    from foveate.report.page import write_page
 
     return write_page(Path(run))
 
 
 def write_progress(run_fold: Path) -> None:
     """Redraw ``progress.png`` of a fold from its ``metrics.csv``; no rows, no picture."""
-    from foveate.report._progress import redraw
+    from foveate.report.progress import redraw
 
     redraw(Path(run_fold))

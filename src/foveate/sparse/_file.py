@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate.atomic import write_aside
 from foveate.errors import ImageNotFound, UnreadableImage, one_line
+from foveate.files.atomic import write_aside
 from foveate.sparse.base import Canvas, check
 
 MAGIC = b"\x89SPARSE\n"

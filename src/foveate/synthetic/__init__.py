@@ -18,13 +18,13 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from foveate.atomic import write_aside, write_json, write_text
-from foveate.csvtext import csv_text
 from foveate.errors import ImageNotFound, OptionError
-from foveate.synthetic.base import Nodule, SlideSpec
+from foveate.files.atomic import write_aside, write_json, write_text
+from foveate.files.csvtext import csv_text
 from foveate.synthetic.layout import draw_layout
 from foveate.synthetic.pyramid import write_pyramid
 from foveate.synthetic.render import Renderer
+from foveate.synthetic.spec import Nodule, SlideSpec
 from foveate.synthetic.texture import make_bank, stain
 
 __all__ = ["Nodule", "SlideSpec", "read_truth", "write_cohort", "write_slide"]

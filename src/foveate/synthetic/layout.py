@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from foveate.errors import OptionError
-from foveate.synthetic.base import STROMA_PX0, Island, Layout, Nodule, SlideSpec
+from foveate.synthetic.spec import STROMA_PX0, Island, Layout, Nodule, SlideSpec
 
 _MARGIN_PX0 = 24
 _TRIES = 300

@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from foveate.synthetic.base import LEVEL_FACTOR, Bytes, Floats, SlideSpec, Tile
+from foveate.synthetic.spec import LEVEL_FACTOR, Bytes, Floats, SlideSpec, Tile
 
 _SPOOL_BYTES = 1 << 24
 

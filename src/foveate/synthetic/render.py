@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from foveate.synthetic.base import (
+from foveate.synthetic.spec import (
     STROMA_PX0,
     TEXTURE_PX0,
     Bytes,

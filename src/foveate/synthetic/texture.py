@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from foveate.synthetic.base import (
+from foveate.synthetic.spec import (
     BENIGN_NUCLEUS_PX0,
     DECIDING_NUCLEUS_PX0,
     STROMA_PX0,

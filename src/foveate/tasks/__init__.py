@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.errors import TableError
-from foveate.plugins import find, names, parse_options
+from foveate.parts import find, names, parse_options
 from foveate.tasks.base import AbstractTask
 
 

@@ -1,0 +1,1 @@
+"""Bags of patches: embedded, and related to each other."""

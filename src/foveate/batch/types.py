@@ -1,0 +1,176 @@
+"""What a method sees of images and patches: the geometry of reading, and pixels as tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError, TooManyOpen, as_ours, out_of_files
+from foveate.images.evidence import Floats
+from foveate.images.image import AbstractImage
+from foveate.images.resample import Pixels, brightest
+
+Reads = Literal["glimpse", "crops", "bag", "whole"]
+Augment = Literal["slide", "picture", "volume", "warp", "none"]
+
+PATCH_PX = (16, 4096)
+"""Sides of patches that are believed."""
+SPACING = (1e-4, 1e6)
+"""Lengths of pixels that are believed, micrometres (or pixels of the picture)."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The geometry in which a model reads images; stored with the model.
+
+    Attributes:
+        spacing_um: of patches (``unit`` px: in pixels of the picture as fitted).
+        patch_px: side of a patch.
+        glimpse_spacing_um: of the glimpse.
+        unit: what spacings count in.
+        fit: shape that every picture is brought to, or None.
+        axes: of the images: 2, or 3 for volumes.
+        bits: of pictures and slides of 16 bits, how many count (`foveate.images.bit_depth`);
+            None where training saw no such image: each by its own.
+    """
+
+    spacing_um: float
+    patch_px: int
+    glimpse_spacing_um: float
+    unit: Literal["um", "px"] = "um"
+    fit: tuple[int, ...] | None = None
+    axes: int = 2
+    bits: int | None = None
+
+    @property
+    def patch_um(self) -> float:
+        """Side of a patch."""
+        return self.spacing_um * self.patch_px
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An open image with its glimpse.
+
+    Attributes:
+        image_id: from the table.
+        image: open; crops are read from it.
+        glimpse: ``(*space, c)`` as read.
+        contrast: ``(*space)`` difference from the background, 1 to 255 on foreground, else 0.
+        places_um: centres ``(n, d)`` of the patches that scanning methods look at, where the case
+            gives them; else None, and a lattice covers the foreground.
+    """
+
+    image_id: str
+    image: AbstractImage
+    glimpse: Pixels
+    contrast: NDArray[np.uint8]
+    places_um: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Squares (in volumes cubes) of one image, each read as ``patch_px`` pixels a side.
+
+    Attributes:
+        origin_um: corners ``(n, d)``.
+        side_um: ``(n,)``.
+    """
+
+    origin_um: Floats
+    side_um: Floats
+
+    def __len__(self) -> int:
+        return len(self.origin_um)
+
+    def __getitem__(self, part: slice | NDArray[np.int64]) -> Patches:
+        return Patches(self.origin_um[part], self.side_um[part])
+
+    @property
+    def centre_um(self) -> Floats:
+        """Centres ``(n, d)``."""
+        centre: Floats = self.origin_um + self.side_um[:, None] / 2
+        return centre
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an encoder makes of the glimpse of one image.
+
+    Attributes:
+        maps: each ``(1, c, *cells)``, in register with the glimpse as it lies in the file, however
+            the glimpse was turned or shifted for training.
+        features: ``(1, n_features)`` of the foreground.
+        colours: ``(1, N_COLOURS)`` of the foreground.
+    """
+
+    maps: list[Tensor]
+    features: Tensor
+    colours: Tensor
+
+    @property
+    def overview(self) -> Tensor:
+        """All that is known of the image as a whole, ``(1, n_features + N_COLOURS)``."""
+        return torch.cat([self.features.float(), self.colours], 1)
+
+
+def identity(item: LoadedImage, view: View) -> str:
+    """What tells an image, as its file is now, from others."""
+    stamp = ""
+    with contextlib.suppress(OSError):
+        state = item.image.path.stat()
+        stamp = f"{state.st_size} {state.st_mtime_ns}"
+    return f"{item.image_id} {item.image.path} {stamp} {view}"
+
+
+def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
+    """How images of their kind are changed in training."""
+    if view.axes == 3:
+        return "volume"
+    return "slide" if {item.image.kind for item in items} == {"slide"} else "picture"
+
+
+class CropError(FoveateError, OSError):
+    """Reading crops of one image failed; `image_id` says of which."""
+
+    def __init__(self, image_id: str, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.image_id = image_id
+
+
+def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
+    """What is to be raised when reading pixels of this image ended in an error of any kind."""
+    if out_of_files(error):
+        return TooManyOpen()
+    return CropError(item.image_id, as_ours(error, item.image.path))
+
+
+def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
+    """``(n, *space, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, *space)`` in [0, 1]."""
+    top = brightest(pixels.dtype)
+    if pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.int32)
+    tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).movedim(-1, 1)
+    tensor = tensor.to(torch.float32) / top
+    wanted = (-1, 3, *(-1,) * (tensor.ndim - 2))
+    return tensor.expand(wanted) if tensor.shape[1] == 1 else tensor[:, :3]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``(n, c, *space)`` with the channels of a pixel side by side, as convolutions like it."""
+    form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=form)
+
+
+def lay_kernels(network: nn.Module) -> None:
+    """Lay the kernels of convolutions of any number of axes channels last, in place."""
+    for parameter in network.parameters():
+        if parameter.ndim in (4, 5):
+            parameter.data = channels_last(parameter.data)

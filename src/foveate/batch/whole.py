@@ -1,0 +1,127 @@
+"""A whole image, region by region, read ahead of the device."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.batch.augment import Turn
+from foveate.batch.types import LoadedImage, View, crop_error
+from foveate.geometry import Box, Frame
+from foveate.images.image import glimpse_shape
+from foveate.images.resample import Pixels
+from foveate.streaming.base import AbstractSource, Flags, Ints, Region, Span
+
+_AHEAD = 2
+_BAND_PX = 1 << 19
+
+
+class WholeImage(AbstractSource):
+    """An image at the spacing of patches; normalised, and turned in training.
+
+    Args:
+        item: the image with its glimpse.
+        view: the geometry of reading.
+        normalise: pixels ``(1, *size, c)`` to ``(1, 3, *size)`` on the device.
+        device: where that is.
+        pool: threads that read.
+        turn: how the picture is laid.
+        skip_background: whether regions without foreground are left out; see `blank`.
+        waited: is told the seconds that the device waited for pixels.
+    """
+
+    def __init__(
+        self,
+        item: LoadedImage,
+        view: View,
+        *,
+        normalise: Callable[[Pixels], Tensor],
+        device: torch.device,
+        pool: ThreadPoolExecutor,
+        turn: Turn,
+        skip_background: bool,
+        waited: Callable[[float], None],
+    ) -> None:
+        self.item, self.view, self.device = item, view, device
+        self._normalise, self._pool, self._waited = normalise, pool, waited
+        self.turn = turn
+        self._space = glimpse_shape(item.image, view.spacing_um)
+        self.shape = (3, *turn.shape(self._space))
+        self.has_blank = skip_background and bool((item.contrast == 0).any())
+
+    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+        """The regions in order; two more are being read while one is used.
+
+        Raises:
+            CropError: the image could not be read.
+        """
+        waiting: deque[list[Future[Pixels]]] = deque()
+        try:
+            for k in range(len(regions) + _AHEAD):
+                if k < len(regions):
+                    waiting.append(self._start(self.turn.origin(regions[k], self._space)))
+                if k >= _AHEAD:
+                    yield self._finished(waiting.popleft())
+        finally:
+            for job in (job for jobs in waiting for job in jobs):
+                job.cancel()
+
+    def blank(self, spans: Sequence[Span]) -> Flags:
+        """Where the glimpse shows nothing but background, a pixel of it around included."""
+        ratio = self.view.spacing_um / self.view.glimpse_spacing_um
+        n_marked = self._n_marked
+        for axis, (low, high) in enumerate(self.turn.origin(spans, self._space)):
+            n = n_marked.shape[axis] - 1
+            first = np.clip(np.floor(low * ratio).astype(np.int64) - 1, 0, n)
+            end = np.clip(np.ceil(high * ratio).astype(np.int64) + 1, 0, n)
+            n_marked = n_marked.take(end, axis) - n_marked.take(first, axis)
+        unmarked: Flags = (n_marked.swapaxes(-1, -2) if self.turn.bits & 4 else n_marked) == 0
+        return unmarked
+
+    def background(self) -> Tensor:
+        """The background's colour, normalised: ``(3,)``."""
+        colour = self.item.image.background
+        pixel = colour.reshape(1, *(1,) * len(self._space), -1)
+        return self._normalise(pixel).flatten()
+
+    @functools.cached_property
+    def _n_marked(self) -> Ints:
+        """Pixels of the glimpse that show something, summed up to every corner of them."""
+        found = np.pad((self.item.contrast != 0).astype(np.int64), ((1, 0),))
+        for axis in range(found.ndim):
+            found = found.cumsum(axis)
+        return found
+
+    def _start(self, spans: Region) -> list[Future[Pixels]]:
+        """Bands of rows, so that several threads decode one region."""
+        low, high = spans[0]
+        row = int(np.prod([b - a for a, b in spans[1:]]))
+        step = max(1, _BAND_PX // max(row, 1))
+        return [
+            self._pool.submit(self._read, ((at, min(at + step, high)), *spans[1:]))
+            for at in range(low, high, step)
+        ]
+
+    def _finished(self, jobs: list[Future[Pixels]]) -> Tensor:
+        begun = time.perf_counter()
+        bands = [job.result() for job in jobs]
+        self._waited(time.perf_counter() - begun)
+        pixels = np.concatenate(bands) if len(bands) > 1 else bands[0]
+        return self.turn.apply(self._normalise(pixels[None]))
+
+    def _read(self, spans: Region) -> Pixels:
+        spacing = self.view.spacing_um
+        origin = tuple(low * spacing for low, _ in spans)
+        shape = tuple(high - low for low, high in spans)
+        box = Box(origin, tuple(n * spacing for n in shape), Frame.UM)
+        try:
+            return self.item.image.read_at(box, shape)
+        except Exception as error:
+            raise crop_error(self.item, error) from error

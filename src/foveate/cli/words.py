@@ -1,0 +1,140 @@
+"""The words of the command line: exit codes, ``--section.key``, flags that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from foveate.errors import OptionError, did_you_mean
+
+OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
+_PARTS = ("method", "encoder", "task")
+_SECTIONS = ("train", "view", "split", "table", *_PARTS)
+
+
+class Sectioned(click.Command):
+    """A command that also takes ``--section.key value`` for every key of the config."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take these out, so that their values are not taken for the table."""
+        plain: list[str] = []
+        rest = list(args)
+        ctx.obj = {}
+        while rest:
+            word = rest.pop(0)
+            if not word.startswith("--") or "." not in word.partition("=")[0]:
+                plain.append(word)
+                continue
+            key, equals, value = word.partition("=")
+            if not equals:
+                if not rest:
+                    raise OptionError(f"{key} needs a value")
+                value = rest.pop(0)
+            _put_section(ctx.obj, key, value)
+        return super().parse_args(ctx, plain)
+
+
+def _put_section(into: dict[str, Any], key: str, value: str) -> None:
+    section, _, name = key.removeprefix("--").partition(".")
+    if section not in _SECTIONS:
+        raise OptionError(f"no option '{key}': no section '{section}'.{_near(section)}")
+    if section in _PARTS:
+        section += "_options"
+    into.setdefault(section, {})[name.replace("-", "_")] = value
+
+
+def _near(section: str) -> str:
+    return did_you_mean(section, _SECTIONS)
+
+
+def _add_plugins(_: click.Context, __: click.Parameter, folders: Sequence[Path]) -> None:
+    from foveate.parts import add_plugin_folder
+
+    for folder in folders:
+        add_plugin_folder(folder)
+
+
+plugins_flag = click.option(
+    "--plugins",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    expose_value=False,
+    callback=_add_plugins,
+    is_eager=True,
+    help="Folder with methods/, readers/, tasks/ or encoders/ of your own. Its code is run.",
+)
+
+
+spacing_flag = click.option(
+    "--spacing-um",
+    "--view.assume-spacing-um",
+    "spacing_um",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of slides that state none (micrometres per pixel).",
+)
+files_flag = click.option(
+    "--files",
+    type=click.Path(path_type=Path),
+    help="Second table, one row an image, where TABLE has one row a patient.",
+)
+device_flag = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+)
+
+
+def named_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the flags that were set, by section and key of the configuration."""
+    given: dict[str, Any] = {}
+    places = {
+        "table": ("table", "path"),
+        "column": ("table", "image"),
+        "label": ("table", "label"),
+        "patient": ("table", "patient"),
+        "files": ("table", "files"),
+        "images": ("table", "images"),
+        "classes": ("table", "classes"),
+        "folds": ("split", "folds"),
+        "epochs": ("train", "epochs"),
+    }
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        if name in places:
+            section, key = places[name]
+            given.setdefault(section, {})[key] = str(value) if isinstance(value, Path) else value
+        elif name == "seed":
+            given.setdefault("train", {})["seed"] = value
+            given.setdefault("split", {})["seed"] = value
+        else:
+            given[name] = value
+    return given
+
+
+def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+    """Write `more` over `into`, section by section."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            into[key] |= value
+        else:
+            into[key] = value
+
+
+def pairs(given: Iterable[str], flag: str) -> dict[str, str]:
+    """``OLD=NEW`` as a dictionary.
+
+    Raises:
+        OptionError: there is no ``=``, or one side is empty.
+    """
+    found = {}
+    for text in given:
+        old, mark, new = text.partition("=")
+        if not (mark and old.strip() and new.strip()):
+            raise OptionError(f"{flag}: got '{text}', expected OLD=NEW")
+        found[old.strip()] = new.strip()
+    return found

@@ -1,0 +1,1 @@
+"""What is inside files of the formats that foveate decodes itself."""

@@ -1,0 +1,331 @@
+"""Decoding one stored block of a TIFF into pixels.
+
+Part of the reader `tiff`. All codecs come from imagecodecs and release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import UnsupportedFormat
+from foveate.images.resample import Pixels
+
+CODECS = {
+    1: "none",
+    5: "lzw",
+    7: "jpeg",
+    8: "deflate",
+    32946: "deflate",
+    32773: "packbits",
+    33005: "jpeg2000",
+    34712: "jpeg2000",
+    50000: "zstd",
+    34926: "zstd",
+    50001: "webp",
+}
+WHITE_IS_ZERO, BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_PICTURE_CODECS = ("jpeg", "jpeg2000", "webp")
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the samples of one directory are stored.
+
+    Attributes:
+        codec: the name of the compression.
+        samples: samples per pixel as stored, alpha included.
+        planar: each sample in blocks of its own.
+        dtype: of a stored sample, in the byte order of the file.
+        photometric: TIFF's number for the meaning of the samples.
+        differenced: horizontal predictor.
+        extra: samples after the colours that are stored; the first may be opacity.
+        alpha: the sample after the colours is opacity.
+        premultiplied: the colours are multiplied by it already.
+        tables: JPEG tables shared by all blocks.
+        palette: ``(entries, 3)`` uint8, or None.
+    """
+
+    codec: str
+    samples: int
+    planar: bool
+    dtype: np.dtype[np.generic]
+    photometric: int
+    differenced: bool
+    extra: int
+    alpha: bool
+    premultiplied: bool
+    tables: bytes | None
+    palette: NDArray[np.uint8] | None
+
+    @property
+    def stored_samples(self) -> int:
+        """Samples of one pixel inside one block."""
+        return 1 if self.planar else self.samples
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pixels that come out: 3 for RGB, 1 for grey."""
+        return 3 if self.palette is not None else self.samples - self.extra
+
+
+def coding_of(path: Path, page: Any) -> Coding:
+    """The coding of a directory.
+
+    Raises:
+        UnsupportedFormat: names what about the coding is not read.
+    """
+    name = CODECS.get(int(page.compression))
+    photometric, samples = int(page.photometric), int(page.samplesperpixel)
+    bits, kind = page.bitspersample, int(page.sampleformat or 1)
+    palette = _palette(page) if photometric == _PALETTE else None
+    extra = tuple(int(v) for v in page.extrasamples)
+    colours = samples - len(extra)
+    wrong = None
+    if name is None:
+        wrong = f"compression {int(page.compression)}"
+    elif kind != 1 or bits not in (8, 16):
+        wrong = f"samples of {bits} bits in format {kind} (1 is unsigned)"
+    elif photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR):
+        wrong = f"colour space {photometric} (CMYK, CIELab or the like)"
+    elif colours != (3 if photometric in (_RGB, _YCBCR) else 1):
+        wrong = f"{samples} samples a pixel in colour space {photometric}"
+    elif len(extra) > 1 or (extra and (palette is not None or name == "jpeg")):
+        wrong = f"{len(extra)} extra samples with compression {name}"
+    elif photometric == _YCBCR and name != "jpeg":
+        wrong = f"YCbCr with compression {name}"
+    elif photometric == _PALETTE and palette is None:
+        wrong = "a palette that is damaged or not for 8 bits"
+    elif int(page.predictor) not in (1, 2):
+        wrong = f"predictor {int(page.predictor)}"
+    elif int(page.fillorder) != 1:
+        wrong = "reversed bit order"
+    elif int(page.planarconfig) == 2 and samples > 1 and name in ("webp", "jpeg2000"):
+        wrong = f"separate planes with compression {name}"
+    if wrong is not None or name is None:
+        raise UnsupportedFormat(
+            f"{path}: this TIFF stores {wrong}, which is not read; export it as RGB or grey, of 8 "
+            "or 16 bits"
+        )
+    return Coding(
+        codec=name,
+        samples=samples,
+        planar=int(page.planarconfig) == 2 and samples > 1,
+        dtype=np.dtype(f"{page.parent.byteorder}u{bits // 8}"),
+        photometric=photometric,
+        differenced=int(page.predictor) == 2,
+        extra=len(extra),
+        alpha=extra in ((1,), (2,)),
+        premultiplied=extra == (1,),
+        tables=page.jpegtables,
+        palette=palette,
+    )
+
+
+def _palette(page: Any) -> NDArray[np.uint8] | None:
+    table = page.colormap
+    if table is None or page.bitspersample != 8 or np.shape(table) != (3, 256):
+        return None
+    values = np.asarray(table, np.uint16).T
+    return (values >> 8 if int(values.max()) > 255 else values).astype(np.uint8)
+
+
+class DamagedBlock(ValueError):
+    """A stored block that does not hold the pixels it should; its text says why, in plain words."""
+
+
+def decode_block(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
+    """Decode one stored block into `out`.
+
+    Writers may crop the blocks at the edge of a picture to what is shown, or store more rows than
+    there are; both are read.
+
+    Args:
+        data: the stored bytes.
+        coding: how they are stored.
+        out: ``(rows, columns, stored_samples)``, contiguous, in native byte order; filled as far
+            as `shown`.
+        shown: rows and columns of the block that lie inside the picture.
+
+    Raises:
+        DamagedBlock: the block holds fewer pixels than are shown, or others.
+        Exception: whatever the codec raises.
+    """
+    if coding.codec == "jpeg":
+        _decode_jpeg(data, coding, out, shown)
+    elif coding.codec in _PICTURE_CODECS:
+        _decode_picture(data, coding, out, shown)
+    else:
+        _decode_bytes(data, coding, out, shown)
+
+
+def _decode_jpeg(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
+    import imagecodecs
+
+    head = jpeg_head(data)
+    stored, wanted = _jpeg_colours(head, coding)
+    target = out[:, :, 0] if out.shape[2] == 1 else out
+    if head.shape == target.shape[:2]:
+        imagecodecs.jpeg8_decode(
+            data, tables=coding.tables, colorspace=stored, outcolorspace=wanted, out=target
+        )
+        return
+    height, width = head.shape
+    if height > 2 * out.shape[0] or width > 2 * out.shape[1]:
+        raise DamagedBlock(
+            f"a JPEG of {width} x {height} in a block of {out.shape[1]} x {out.shape[0]}"
+        )
+    decoded = imagecodecs.jpeg8_decode(
+        data, tables=coding.tables, colorspace=stored, outcolorspace=wanted
+    )
+    _place(decoded, out, shown)
+
+
+@dataclass(frozen=True)
+class JpegHead:
+    """What the markers before the pixels of a JPEG say.
+
+    Attributes:
+        shape: height and width.
+        marked: whether a JFIF or Adobe marker says which colours are stored.
+    """
+
+    shape: tuple[int, int]
+    marked: bool
+
+
+def jpeg_head(data: bytes) -> JpegHead:
+    """Walk the markers of a JPEG up to its frame header.
+
+    Raises:
+        DamagedBlock: there is no frame header.
+    """
+    marked = False
+    for marker, at in _segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            shape = (data[at + 3] << 8) | data[at + 4], (data[at + 5] << 8) | data[at + 6]
+            return JpegHead(shape, marked)
+        marked |= _says_colours(marker, data[at + 2 : at + 7])
+    raise DamagedBlock("a JPEG without a frame header")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers, and where the length of each stands.
+
+    Any number of bytes FF may stand before a marker (ITU T.81, B.1.1.2).
+    """
+    at, end = 2, len(data)
+    while at + 9 <= end and data[at] == 0xFF:
+        if data[at + 1] != 0xFF:
+            yield data[at + 1], at + 2
+            at += 1 + ((data[at + 2] << 8) | data[at + 3])
+        at += 1
+
+
+def _says_colours(marker: int, words: bytes) -> bool:
+    """Whether a JFIF or Adobe marker."""
+    return (marker == 0xE0 and words == b"JFIF\0") or (marker == 0xEE and words == b"Adobe")
+
+
+def _jpeg_colours(head: JpegHead, coding: Coding) -> tuple[str | None, str | None]:
+    """The colour space inside the JPEG, and the one wanted.
+
+    A block that says RGB and carries no marker of its own is RGB (Aperio); with a JFIF or Adobe
+    marker, in the block or in the tables, the JPEG knows better than the tag.
+    """
+    if coding.stored_samples == 1:
+        return None, "GRAYSCALE"
+    if coding.photometric == _RGB:
+        tables = coding.tables or b""
+        marked = head.marked or any(
+            _says_colours(marker, tables[at + 2 : at + 7]) for marker, at in _segments(tables)
+        )
+        return (None if marked else "RGB"), "RGB"
+    return None, "RGB"
+
+
+def _decode_picture(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
+    import imagecodecs
+
+    if coding.codec == "webp":
+        decoded = imagecodecs.webp_decode(data, hasalpha=coding.extra > 0)
+    else:
+        height, width = _jpeg2000_size(data[:256])
+        if height > 2 * out.shape[0] or width > 2 * out.shape[1]:
+            raise DamagedBlock(f"a JPEG 2000 of {width} x {height} in a block of {out.shape[:2]}")
+        decoded = imagecodecs.jpeg2k_decode(data)
+    _place(decoded, out, shown)
+
+
+def _jpeg2000_size(head: bytes) -> tuple[int, int]:
+    at = head.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(head) < at + 24:
+        raise DamagedBlock("a JPEG 2000 without a size")
+    right, bottom, left, top = (
+        int.from_bytes(head[at + i : at + i + 4], "big") for i in (8, 12, 16, 20)
+    )
+    return bottom - top, right - left
+
+
+def _place(decoded: Pixels, out: Pixels, shown: tuple[int, int]) -> None:
+    """Copy a decoded block; it may be larger than `out`, or end where the picture ends."""
+    if decoded.ndim == 2:
+        decoded = decoded[:, :, None]
+    if decoded.ndim != 3 or decoded.shape[2] != out.shape[2] or decoded.dtype != out.dtype:
+        raise DamagedBlock(f"a block of {decoded.shape} {decoded.dtype}, expected {out.shape}")
+    if decoded.shape[0] < shown[0] or decoded.shape[1] < shown[1]:
+        raise DamagedBlock(f"a block of {decoded.shape[:2]} pixels, expected {out.shape[:2]}")
+    rows, columns = min(decoded.shape[0], out.shape[0]), min(decoded.shape[1], out.shape[1])
+    if (rows, columns) != out.shape[:2]:
+        out[:] = 0
+    out[:rows, :columns] = decoded[:rows, :columns]
+
+
+def _decode_bytes(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
+    import imagecodecs
+
+    raw = data if coding.codec == "none" else _unpacked(data, coding.codec, out.nbytes)
+    rows, columns, samples = out.shape
+    for height, width in ((rows, columns), (shown[0], columns), shown):
+        n = height * width * samples
+        if len(raw) >= n * coding.dtype.itemsize:
+            break
+    else:
+        raise DamagedBlock(f"a block of {len(raw)} bytes, expected {out.nbytes}")
+    part = out[:height, :width]
+    if part.shape != out.shape:
+        out[:] = 0
+    stored = np.frombuffer(raw, coding.dtype, n).reshape(part.shape)
+    if coding.differenced:
+        own = np.ascontiguousarray(stored, out.dtype)
+        part[:] = imagecodecs.delta_decode(own, axis=-2)
+    else:
+        part[:] = stored
+
+
+def _unpacked(data: bytes, codec: str, n_bytes: int) -> bytes | bytearray:
+    """At least as much as was packed, up to `n_bytes`; more where the last rows are padded."""
+    import imagecodecs
+
+    if codec == "lzw":
+        return cast("bytes", imagecodecs.lzw_decode(data, out=n_bytes))
+    if codec == "packbits":
+        return cast("bytes", imagecodecs.packbits_decode(data))
+    if codec == "zstd":
+        return cast("bytes", imagecodecs.zstd_decode(data, out=n_bytes))
+    try:
+        return cast("bytes", imagecodecs.deflate_decode(data, out=n_bytes))
+    except imagecodecs.DeflateError:
+        # A last strip that is padded to its full number of rows holds more than fits; whatever
+        # ends in time must end as it should, checksum and all.
+        stream = zlib.decompressobj()
+        raw = stream.decompress(data, n_bytes + 1)
+        if len(raw) <= n_bytes and not stream.eof:
+            raise
+        return raw

@@ -1,0 +1,376 @@
+"""Where the blocks of a TIFF lie: every pyramid level as arrays of offsets and byte counts.
+
+Part of the reader `tiff`. tifffile parses the directories; every number that a file claims is
+checked here before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.formats import tiff_codec as codec
+
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_DIRECTORIES = 4096
+MAX_BLOCK_BYTES = 1 << 29
+"""The largest stored block (tile or strip) that is decoded: 512 MiB of pixels."""
+
+_FREE_BYTES = 1 << 30
+_MAX_PACKING = 2000
+"""Pixels of more than `_FREE_BYTES` are refused if they are packed tighter than this: a file of a
+few kilobytes could ask for hours of work. Deflate reaches 1032 on an empty picture."""
+
+_MAX_BLOCKS = 1 << 26
+_RAW_STRIP_BYTES = 1 << 20
+_NOT_A_LEVEL = ("label", "macro", "thumbnail", "overview")
+_VENDOR_MARKS = {
+    "is_ndpi": "Hamamatsu NDPI",
+    "is_scn": "Leica SCN",
+    "is_philips": "Philips TIFF",
+    "is_bif": "Ventana BIF",
+    "is_qpi": "Akoya QPTIFF",
+    "is_lsm": "Zeiss LSM",
+    "is_stk": "MetaMorph STK",
+    "is_sis": "Olympus SIS",
+}
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """One pyramid level: a grid of stored blocks, row by row, plane after plane.
+
+    Attributes:
+        shape: pixels, ``(y, x)``.
+        block: pixels of one stored block, ``(y, x)``; a strip is a block as wide as the level.
+        grid: number of blocks, ``(y, x)``.
+        offsets: bytes from the start of the file, ``(planes * grid_y * grid_x,)``; 0 is absent.
+        counts: bytes stored, the same shape; 0 is absent.
+        tiled: stored as tiles, not as strips.
+        coding: how a block is decoded.
+        marked: the file says that the page is a smaller version of another.
+    """
+
+    shape: tuple[int, int]
+    block: tuple[int, int]
+    grid: tuple[int, int]
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    tiled: bool
+    coding: codec.Coding
+    marked: bool = False
+
+    @functools.cached_property
+    def stored(self) -> NDArray[np.bool_]:
+        """Whether a block is stored, ``grid``."""
+        both: NDArray[np.bool_] = (self.offsets != 0) & (self.counts != 0)
+        return np.asarray(both.reshape(-1, *self.grid).all(0))
+
+    @functools.cached_property
+    def has_absent(self) -> bool:
+        """Whether some block is not stored."""
+        return not bool(self.stored.all())
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one unpacked block of one plane."""
+        item = self.coding.stored_samples * self.coding.dtype.itemsize
+        return self.block[0] * self.block[1] * item
+
+
+@dataclass(frozen=True)
+class TiffIndex:
+    """The pyramid of one file, finest level first, and what the file says in words.
+
+    Attributes:
+        levels: one grid per page that may be a level, by its size and coding.
+        description: the image description of level 0.
+        ome_xml: the OME-XML block, or None.
+        resolution: ``(y, x)`` pixels per `unit`, None where not stated.
+        unit: 1 none, 2 inch, 3 centimetre.
+        orientation: how the stored rows and columns lie in the picture, 1 to 8.
+        nested: the smaller levels are sub-directories of the first, so that they belong to it.
+    """
+
+    levels: tuple[BlockGrid, ...]
+    description: str
+    ome_xml: str | None
+    resolution: tuple[float | None, float | None]
+    unit: int
+    orientation: int
+    nested: bool
+
+
+def read_index(path: Path) -> TiffIndex:
+    """Parse the directories of a TIFF.
+
+    Raises:
+        UnsupportedFormat: a stack, a vendor's own layout, or a coding that is not read.
+        UnreadableImage: directories are damaged.
+        ImageTooLarge: a block or the number of blocks is beyond the limits.
+    """
+    import tifffile
+
+    # What tifffile logs about odd files would reach the terminal; our errors say it.
+    if not tifffile.logger().handlers:
+        tifffile.logger().addHandler(logging.NullHandler())
+    with tifffile.TiffFile(path) as file:
+        vendors = [name for mark, name in _VENDOR_MARKS.items() if getattr(file, mark, False)]
+        if path.suffix.lower() == ".vsi":
+            vendors = ["Olympus VSI"]
+        if vendors:
+            raise UnsupportedFormat(
+                f"{path}: a vendor's own layout ({vendors[0]}), not a plain TIFF; export it as "
+                "OME-TIFF"
+            )
+        pages = list(_pages(file))
+        if not pages:
+            raise UnreadableImage(f"{path}: the TIFF holds no readable directory{AGAIN}")
+        base = max(
+            pages, key=lambda page: 0 if page.is_reduced else page.imagelength * page.imagewidth
+        )
+        _refuse_stack(path, base, pages)
+        levels = [_grid(path, base)]
+        levels += [_grid(path, page) for page in _finer_to_coarser(base, pages)]
+        return TiffIndex(
+            levels=tuple(levels),
+            description=str(base.description or ""),
+            ome_xml=file.ome_metadata if file.is_ome else None,
+            resolution=(_rational(base, "YResolution"), _rational(base, "XResolution")),
+            unit=_whole_number(_tag(base, "ResolutionUnit", 2), 1),
+            orientation=_orientation(base),
+            nested=bool(base.subifds),
+        )
+
+
+def refuse_unlisted(path: Path) -> None:
+    """Refuse a TIFF that claims tiles which it does not list, whoever is to read it.
+
+    Libraries believe the size and look for such tiles one by one, for hours.
+
+    Raises:
+        UnreadableImage: names what is claimed and what is listed.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            tiled = [page for page in _pages(file) if page.is_tiled]
+    except Exception:  # not a TIFF that tifffile knows
+        return
+    for page in tiled:
+        sides = (page.tilelength, page.imagelength), (page.tilewidth, page.imagewidth)
+        claimed = math.prod(-(-whole // side) if side else 0 for side, whole in sides)
+        if len(page.dataoffsets) < claimed:
+            raise UnreadableImage(
+                f"{path}: {page.imagewidth} x {page.imagelength} pixels need {claimed:,} tiles, "
+                f"the file lists {len(page.dataoffsets):,}{AGAIN}"
+            )
+
+
+def is_coding_read(path: Path) -> bool:
+    """Whether the compression of the first directory is one that is read here."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return int(cast("Any", file.pages[0]).compression) in codec.CODECS
+    except Exception:  # damaged: the reader says how
+        return True
+
+
+def _pages(file: Any) -> Iterator[Any]:
+    """Directories in sequence; a chain that goes wrong after the first ends there."""
+    import tifffile
+
+    seen: set[int] = set()
+    for i in range(MAX_DIRECTORIES):
+        try:
+            page = file.pages[i]
+            if isinstance(page, tifffile.TiffFrame):
+                page = page.aspage()
+        except IndexError:
+            return
+        except Exception:
+            if i == 0:
+                raise
+            return
+        if page.offset in seen:
+            return
+        seen.add(page.offset)
+        yield page
+
+
+def _refuse_stack(path: Path, base: Any, pages: list[Any]) -> None:
+    same = sum(
+        (p.imagelength, p.imagewidth) == (base.imagelength, base.imagewidth)
+        and not p.is_reduced
+        and p.is_tiled == base.is_tiled
+        for p in pages
+    )
+    deep = max(int(getattr(base, "imagedepth", 1) or 1), int(getattr(base, "tiledepth", 1) or 1))
+    if same > 1 or deep > 1:
+        raise UnsupportedFormat(
+            f"{path}: holds {max(same, deep)} pages of the same size (a stack, or channels in "
+            "separate pages); save one flat picture or an RGB pyramid"
+        )
+
+
+def _finer_to_coarser(base: Any, pages: list[Any]) -> list[Any]:
+    candidates = list(base.pages)[:MAX_DIRECTORIES] if base.subifds else pages
+    levels: list[Any] = []
+    finer = base
+    for page in sorted(candidates, key=lambda p: -p.imagelength * p.imagewidth):
+        if page is not base and _is_level(base, page) and page.imagewidth < finer.imagewidth:
+            levels.append(page)
+            finer = page
+    return levels
+
+
+def _is_level(base: Any, page: Any) -> bool:
+    """Whether a smaller page is the same picture: same coding of samples, same proportions."""
+    words = str(page.description or "").lower()
+    last_line = words.splitlines()[-1] if words else ""
+    if any(word in last_line for word in _NOT_A_LEVEL):
+        return False
+    if not base.is_tiled and not page.is_reduced and not base.subifds:
+        return False
+    if page.is_tiled != base.is_tiled or min(page.imagelength, page.imagewidth) < 1:
+        return False
+    alike = ("samplesperpixel", "bitspersample", "photometric", "planarconfig")
+    if any(getattr(page, name) != getattr(base, name) for name in alike):
+        return False
+    if _orientation(page) != _orientation(base):
+        return False
+    step = max(base.imagelength / page.imagelength, base.imagewidth / page.imagewidth)
+    largest = min(
+        base.imagelength / max(page.imagelength - 1, 0.5),
+        base.imagewidth / max(page.imagewidth - 1, 0.5),
+    )
+    return bool(1.01 < step <= largest)
+
+
+def _grid(path: Path, page: Any) -> BlockGrid:
+    shape = (int(page.imagelength), int(page.imagewidth))
+    tiled = bool(page.is_tiled)
+    if tiled:
+        block = (int(page.tilelength), int(page.tilewidth))
+    else:
+        block = (min(int(page.rowsperstrip) or shape[0], shape[0]), shape[1])
+    if min(shape + block) < 1:
+        raise UnreadableImage(f"{path}: claims a size of {shape} in blocks of {block}{AGAIN}")
+    coding = codec.coding_of(path, page)
+    grid = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
+    planes = coding.samples if coding.planar else 1
+    n_blocks = grid[0] * grid[1] * planes
+    if n_blocks > _MAX_BLOCKS:
+        raise ImageTooLarge(
+            f"{path}: claims {n_blocks:,} blocks, more than {_MAX_BLOCKS:,}; use larger tiles"
+        )
+    counted = (325 if tiled else 279) in page.tags
+    listed = len(page.databytecounts) if counted else n_blocks
+    if min(len(page.dataoffsets), listed) < n_blocks:
+        raise UnreadableImage(
+            f"{path}: {shape[1]} x {shape[0]} pixels need {n_blocks:,} blocks, the file lists "
+            f"{min(len(page.dataoffsets), listed):,}{AGAIN}"
+        )
+    offsets = np.asarray(page.dataoffsets[:n_blocks], np.int64)
+    if counted:
+        counts = np.asarray(page.databytecounts[:n_blocks], np.int64)
+    else:
+        counts = np.zeros(n_blocks, np.int64)
+    marked = bool(page.is_reduced)
+    found = BlockGrid(shape, block, grid, offsets, counts, tiled, coding, marked)
+    if not (counted and tiled):  # of tiles a count of 0 says that one is not stored
+        found = _counted(found, page.parent.filehandle.size)
+    return _bounded(path, found, page.parent.filehandle.size)
+
+
+def _counted(grid: BlockGrid, file_bytes: int) -> BlockGrid:
+    """The grid with the byte counts that its writer left out, or wrote as 0.
+
+    A raw block is as long as its pixels; a packed one ends where the next block of the file begins,
+    at the latest.
+    """
+    unknown = (grid.counts == 0) & (grid.offsets != 0)
+    if not unknown.any():
+        return grid
+    if grid.coding.codec == "none":
+        counts = _raw_counts(grid)
+    else:
+        ends = np.append(np.unique(grid.offsets), max(file_bytes, int(grid.offsets.max()) + 1))
+        counts = ends[np.searchsorted(ends, grid.offsets, side="right")] - grid.offsets
+    return dataclasses.replace(grid, counts=np.where(unknown, counts, grid.counts))
+
+
+def _raw_counts(grid: BlockGrid) -> NDArray[np.int64]:
+    """Bytes of every block if nothing is packed: the last strip is as short as the picture."""
+    counts = np.full(len(grid.offsets), grid.block_bytes, np.int64)
+    if not grid.tiled:
+        rest = grid.shape[0] - (grid.grid[0] - 1) * grid.block[0]
+        counts[grid.grid[0] - 1 :: grid.grid[0]] = grid.block_bytes // grid.block[0] * rest
+    return counts
+
+
+def _bounded(path: Path, grid: BlockGrid, file_bytes: int) -> BlockGrid:
+    """Raw strips that follow each other are cut anew into small ones; other blocks are checked."""
+    coding = grid.coding
+    claimed = int(grid.stored.sum()) * grid.block_bytes * (coding.samples if coding.planar else 1)
+    if claimed > _FREE_BYTES + _MAX_PACKING * file_bytes:
+        raise ImageTooLarge(
+            f"{path}: claims {claimed / 1e9:.1f} GB of pixels in {file_bytes:,} bytes{AGAIN}"
+        )
+    if coding.codec == "none" and not grid.tiled and not coding.planar:
+        row_bytes, needed = grid.block_bytes // grid.block[0], _raw_counts(grid)
+        follows = bool((grid.offsets[1:] == grid.offsets[:-1] + needed[:-1]).all())
+        if follows and not grid.has_absent and bool((grid.counts >= needed).all()):
+            rows = min(max(1, _RAW_STRIP_BYTES // row_bytes), grid.shape[0])
+            n = -(-grid.shape[0] // rows)
+            offsets = grid.offsets[0] + np.arange(n, dtype=np.int64) * rows * row_bytes
+            counts = np.full(n, rows * row_bytes, np.int64)
+            counts[-1] = (grid.shape[0] - (n - 1) * rows) * row_bytes
+            return dataclasses.replace(
+                grid, block=(rows, grid.shape[1]), grid=(n, 1), offsets=offsets, counts=counts
+            )
+    if grid.block_bytes > MAX_BLOCK_BYTES:
+        raise ImageTooLarge(
+            f"{path}: one stored block holds {grid.block[1]} x {grid.block[0]} pixels, more than "
+            f"{MAX_BLOCK_BYTES >> 20} MiB; convert it to a tiled TIFF"
+        )
+    return grid
+
+
+def _tag(page: Any, name: str, default: Any = None) -> Any:
+    tag = page.tags.get(name)
+    return default if tag is None else tag.value
+
+
+def _rational(page: Any, name: str) -> float | None:
+    value = _tag(page, name)
+    try:
+        number = value[0] / value[1] if isinstance(value, tuple) else float(value)
+    except (TypeError, ValueError, ZeroDivisionError, IndexError):
+        return None
+    return number if number > 0 else None
+
+
+def _whole_number(value: Any, default: int) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return default
+
+
+def _orientation(page: Any) -> int:
+    value = _whole_number(_tag(page, "Orientation", 1), 1)
+    return value if 1 <= value <= 8 else 1

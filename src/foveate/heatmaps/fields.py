@@ -1,0 +1,186 @@
+"""Parts of an image made ready for a screen: which part, how large, and how bright."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import BoxError
+from foveate.geometry import Box, Frame, um_from_px0
+from foveate.images.evidence import Evidence, Floats
+from foveate.images.foreground import foreground, ground_of
+from foveate.images.image import AbstractImage
+from foveate.images.resample import Pixels
+
+Shown = NDArray[np.uint8]
+Pair = tuple[float, float]
+
+_LEAST_SIDE_PX = 512
+_CROP_BELOW = 0.5
+_MARGIN = 0.04
+
+
+@dataclass(frozen=True)
+class Window:
+    """The stored values that become black and white, per channel; None shows them as they are."""
+
+    low: Floats | None = None
+    high: Floats | None = None
+
+    def show(self, pixels: Pixels) -> Shown:
+        """``(h, w, c)`` of any kind to ``(h, w, 3)`` for a screen, of the first three channels."""
+        values = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
+        if self.low is not None and self.high is not None:
+            scaled = (values.astype(np.float64) - self.low) / np.maximum(self.high - self.low, 1e-9)
+            values = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)), np.uint8)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A rectangle of an image as pixels.
+
+    Attributes:
+        origin_um: its corner ``(y, x)``.
+        spacing_um: size of a pixel, the same on both axes.
+        pixels: ``(h, w, 3)``, for a screen.
+    """
+
+    origin_um: Pair
+    spacing_um: float
+    pixels: Shown
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    @property
+    def extent_um(self) -> Pair:
+        """Height and width."""
+        return self.shape[0] * self.spacing_um, self.shape[1] * self.spacing_um
+
+    def px_from_um(self, points_um: Floats) -> Floats:
+        """Continuous pixel coordinates ``(n, 2)`` of points ``(n, 2)``, ``y, x``."""
+        return np.asarray((points_um - np.asarray(self.origin_um)) / self.spacing_um)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Reads an image for the screen: one slice, one brightness window."""
+
+    image: AbstractImage
+    z_um: float | None = None
+    window: Window = Window()
+
+    def read(self, origin_um: Pair, spacing_um: Pair, shape: tuple[int, int]) -> Pixels:
+        """Stored values ``(*shape, c)`` from this corner at this spacing."""
+        size = (shape[0] * spacing_um[0], shape[1] * spacing_um[1])
+        if self.z_um is None:
+            return self.image.read_at(Box(origin_um, size, Frame.UM), shape)
+        step = self.image.known_spacing_um[0]
+        # The whole slice that holds z: half a slice lower would blend two of them.
+        z = math.floor(self.z_um / step + 1e-6) * step
+        box = Box((z, *origin_um), (step, *size), Frame.UM)
+        return np.asarray(self.image.read_at(box, (1, *shape))[0])
+
+    def field(self, origin_um: Pair, size_um: Pair, max_side_px: int) -> Field:
+        """A rectangle whose longer side is `max_side_px`; small pictures are not blown up."""
+        finest = min(self.image.known_spacing_um[-2:])
+        native = max(size_um) / finest
+        side = min(float(max_side_px), max(native, float(min(max_side_px, _LEAST_SIDE_PX))))
+        spacing = max(size_um) / side
+        shape = (
+            max(1, math.ceil(size_um[0] / spacing - 1e-6)),
+            max(1, math.ceil(size_um[1] / spacing - 1e-6)),
+        )
+        pixels = self.read(origin_um, (spacing, spacing), shape)
+        return Field(origin_um, spacing, self.window.show(pixels))
+
+    def patch(self, evidence: Evidence, i: int, side_px: int) -> Shown:
+        """One box in full, its longer side `side_px` pixels."""
+        origin, size = evidence.origin_um[i, -2:], evidence.size_um[i, -2:]
+        scale = float(size.max()) / side_px
+        shape = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
+        spacing = (float(size[0]) / shape[0], float(size[1]) / shape[1])
+        return self.window.show(self.read((float(origin[0]), float(origin[1])), spacing, shape))
+
+
+def aim(image: AbstractImage, evidence: Evidence) -> Camera:
+    """A camera at the slice of the peak, its window set by what that slice holds.
+
+    Raises:
+        BoxError: image and evidence differ in their axes, or there are neither two nor three.
+        MissingSpacing: the image states no pixel size.
+    """
+    if image.ndim not in (2, 3):
+        raise BoxError(f"{image.path}: {image.ndim} axes cannot be drawn, only 2 or 3")
+    if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
+        raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
+    z_um = None
+    if image.ndim == 3:
+        middle = evidence.peak_um() if len(evidence) else image.box_um
+        last = image.box_um.size[0] - image.known_spacing_um[0]
+        z_um = min(max(middle.centre[0], 0.0), last)
+    if image.dtype == np.uint8 and image.channels >= 3:
+        return Camera(image, z_um)
+    return Camera(image, z_um, _window(Camera(image, z_um)))
+
+
+def overview(camera: Camera, evidence: Evidence, max_side_px: int) -> tuple[Field, float]:
+    """The image, or the part of it that holds anything, and which share of the canvas that is."""
+    image = camera.image
+    low, high = np.zeros(2), np.asarray(image.box_um.size[-2:])
+    canvas = float(np.prod(high - low))
+    if image.bounds_px0 is not None:
+        bounds = um_from_px0(image.bounds_px0, image.known_spacing_um)
+        low, high = _united(np.asarray(bounds.origin[-2:]), np.asarray(bounds.end[-2:]), evidence)
+    found = _field_between(camera, low, high, max_side_px)
+    if image.kind == "slide" and image.ndim == 2:
+        tight = _tissue(camera, found, evidence)
+        if float(np.prod(tight[1] - tight[0])) < _CROP_BELOW * float(np.prod(high - low)):
+            low, high = tight
+            found = _field_between(camera, low, high, max_side_px)
+    return found, float(np.prod(high - low)) / canvas
+
+
+def _field_between(camera: Camera, low: Floats, high: Floats, max_side_px: int) -> Field:
+    size = high - low
+    return camera.field(
+        (float(low[0]), float(low[1])), (float(size[0]), float(size[1])), max_side_px
+    )
+
+
+def _tissue(camera: Camera, field: Field, evidence: Evidence) -> tuple[Floats, Floats]:
+    """The rectangle that holds all tissue and all boxes, with a margin, inside the field."""
+    border = camera.window.show(camera.image.background[None, None])[0, 0]
+    mask = foreground(field.pixels, ground_of(field.pixels, border).colour)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    corner = np.asarray(field.origin_um)
+    low = corner + np.array([rows[0], columns[0]]) * field.spacing_um
+    high = corner + np.array([rows[-1] + 1, columns[-1] + 1]) * field.spacing_um
+    low, high = _united(low, high, evidence)
+    margin = _MARGIN * float((high - low).max())
+    end = corner + np.asarray(field.extent_um)
+    return np.maximum(low - margin, corner), np.minimum(high + margin, end)
+
+
+def _united(low: Floats, high: Floats, evidence: Evidence) -> tuple[Floats, Floats]:
+    begin = evidence.origin_um[:, -2:]
+    end = begin + evidence.size_um[:, -2:]
+    return np.vstack([low[None], begin]).min(0), np.vstack([high[None], end]).max(0)
+
+
+def _window(camera: Camera) -> Window:
+    """Black and white at the 0.5th and the 99.5th percentile of a coarse view."""
+    size = camera.image.box_um.size[-2:]
+    scale = max(size) / 256
+    shape = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
+    values = camera.read((0.0, 0.0), (size[0] / shape[0], size[1] / shape[1]), shape)
+    values = values[..., :3] if values.shape[-1] >= 3 else values[..., :1]
+    flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    low, high = np.percentile(flat, (0.5, 99.5), axis=0)
+    return Window(low, high)

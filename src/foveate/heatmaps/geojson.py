@@ -1,0 +1,139 @@
+"""Evidence as QuPath reads it: closed polygons in level-0 pixels, ``(x, y)``."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from foveate import __version__
+from foveate.errors import BoxError, OptionError, legible
+from foveate.files.atomic import write_json
+from foveate.geometry import Box, px0_from_um
+from foveate.heatmaps.glass import on_foreground
+from foveate.heatmaps.raster import COLOURS, ranked, scale_of
+from foveate.images.evidence import Evidence
+from foveate.images.image import AbstractImage
+
+Origin = Literal["auto", "slide", "bounds"]
+
+_BINS = ((8.0, "8 times an even share or more"), (4.0, "4 to 8 times an even share"),
+         (2.0, "2 to 4 times an even share"), (1.25, "up to twice an even share"),
+         (0.0, "about an even share or less"))  # fmt: skip
+"""Lower end, in even shares, and name; the same for every image, so that QuPath can compare."""
+
+
+def write_geojson(
+    image: AbstractImage,
+    evidence: Evidence,
+    path: Path,
+    *,
+    top: int = 200,
+    origin: Origin = "auto",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the heaviest boxes as a QuPath FeatureCollection of tiles.
+
+    Boxes on the glass of a slide are left out. Classes say how many times an even share, the
+    weight if all regions counted alike, a box has.
+
+    Args:
+        image: whose pixels the boxes are drawn on.
+        evidence: where the model looked.
+        path: of the file; its name ends in ``.geojson``.
+        top: at most so many boxes, since viewers choke on a hundred thousand.
+        origin: what ``(0, 0)`` is: the corner of the whole canvas (``slide``) or of the scanned
+            part (``bounds``), where QuPath puts it whenever the file states one (``auto``).
+        metadata: words to keep with every box: label, prediction, probabilities.
+
+    Raises:
+        OptionError: `origin` is not known, or ``bounds`` is asked of a file that states none.
+        BoxError: image and evidence differ in their axes.
+        MissingSpacing: the image states no pixel size.
+    """
+    if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
+        raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
+    chosen, shift = _shift(image, origin)
+    scale, shown = scale_of(evidence), on_foreground(image, evidence)
+    times = scale.times_even(shown.weight)
+    words = {**dict(metadata or {}), "origin": chosen, "image": legible(image.path.name)}
+    features = [
+        _feature(image, shown, int(i), rank, float(times[i]), shift, words)
+        for rank, i in enumerate(ranked(shown)[:top], 1)
+    ]
+    about = {
+        "generator": f"foveate {__version__}",
+        "frame": "level-0 pixels (x, y)",
+        "origin": chosen,
+        "origin_px0_xy": list(shift),
+        "boxes": len(evidence),
+        "on_background": len(evidence) - len(shown),
+        "indifferent": scale.indifferent,
+        "written": len(features),
+    }
+    write_json(path, {"type": "FeatureCollection", "properties": about, "features": features})
+
+
+def _shift(image: AbstractImage, origin: Origin) -> tuple[str, tuple[float, float]]:
+    """The origin by name, and where it lies on the canvas, ``(x, y)`` in level-0 pixels."""
+    if origin not in ("auto", "slide", "bounds"):
+        raise OptionError(f"origin: got '{origin}', expected auto, slide or bounds")
+    if origin == "slide" or (origin == "auto" and image.bounds_px0 is None):
+        return "slide", (0.0, 0.0)
+    if image.bounds_px0 is None:
+        raise OptionError(f"{image.path}: the file states no bounds; use origin 'slide'")
+    y, x = image.bounds_px0.origin[-2:]
+    return "bounds", (x, y)
+
+
+def _feature(
+    image: AbstractImage,
+    evidence: Evidence,
+    i: int,
+    rank: int,
+    times: float,
+    shift: tuple[float, float],
+    words: Mapping[str, str],
+) -> dict[str, Any]:
+    px0 = px0_from_um(evidence.box_um(i), image.known_spacing_um)
+    ring = _ring(px0, shift)
+    geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [ring]}
+    if image.ndim == 3:
+        geometry["plane"] = {"c": -1, "z": math.floor(px0.centre[0]), "t": 0}
+    name, colour = _bin(times)
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"foveate:{words['image']}:{i}:{ring}")),
+        "geometry": geometry,
+        "properties": {
+            "objectType": "tile",
+            "name": f"#{rank}",
+            "classification": {"name": name, "color": colour},
+            "measurements": {
+                "weight": float(evidence.weight[i]),
+                "times_even": times,
+                "rank": rank,
+            },
+            "isLocked": True,
+            "metadata": dict(words),
+        },
+    }
+
+
+def _ring(box: Box, shift: tuple[float, float]) -> list[list[float]]:
+    """The outline, closed; hundredths of a pixel are finer than any scanner."""
+    (y0, x0), (y1, x1) = box.origin[-2:], box.end[-2:]
+    corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+    return [[round(x - shift[0], 2), round(y - shift[1], 2)] for x, y in corners]
+
+
+def _bin(times: float) -> tuple[str, list[int]]:
+    """Name and colour of the class of so many even shares."""
+    import matplotlib
+
+    k = next(k for k, (least, _) in enumerate(_BINS) if times >= least)
+    bright = 1 - k / (len(_BINS) - 1)
+    red, green, blue, _ = matplotlib.colormaps[COLOURS](0.15 + 0.8 * bright)
+    return _BINS[k][1], [round(255 * v) for v in (red, green, blue)]

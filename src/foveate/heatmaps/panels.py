@@ -1,0 +1,276 @@
+"""The parts of a heatmap picture, each drawn into a rectangle that is given in exact pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.heatmaps.fields import Camera, Field, Shown
+from foveate.heatmaps.raster import COLOURS, Scale, nice_length, ranked, splat
+from foveate.images.evidence import Evidence, Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 100
+SHELF_PX = 30
+INK, PAPER, GREY = "#1a1a1a", "#ffffff", "#666666"
+
+_STRONGEST, _WEAKEST, _FAINT = 0.85, 0.35, 0.12
+_DENSE = 0.25
+_LEAST_OUTLINE_PX = 3.0
+
+
+@dataclass(frozen=True)
+class Rect:
+    """A rectangle of the picture in pixels from its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def points(px: float) -> float:
+    """Matplotlib's points from pixels."""
+    return px * 72 / DPI
+
+
+def add_axes(figure: Figure, rect: Rect) -> Axes:
+    """Bare axes at exact pixels."""
+    width, height = figure.get_size_inches() * DPI
+    bottom = height - rect.y - rect.height
+    place = (rect.x / width, bottom / height, rect.width / width, rect.height / height)
+    axes = figure.add_axes(place)
+    axes.set_axis_off()
+    return axes
+
+
+def say(
+    figure: Figure,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    px: float = 13,
+    bold: bool = False,
+    colour: str = INK,
+) -> None:
+    """A line of text whose upper left corner is given; nothing in it is taken for mathematics."""
+    width, height = figure.get_size_inches() * DPI
+    figure.text(
+        x / width, 1 - y / height, text, fontsize=points(px), color=colour,
+        fontweight="bold" if bold else "normal", va="top", ha="left", parse_math=False,
+    )  # fmt: skip
+
+
+def colours_of(strength: Floats) -> Floats:
+    """``(…, 4)`` colours of strengths from 0 to 1; the ends are cut, so none vanishes."""
+    import matplotlib
+
+    return np.asarray(matplotlib.colormaps[COLOURS](0.15 + 0.8 * np.asarray(strength)))
+
+
+def show_field(axes: Axes, field: Field, pixels: Shown) -> None:
+    """Pixels one to one, in coordinates that begin at the outer corner of the first pixel."""
+    rows, columns = field.shape
+    axes.imshow(pixels, interpolation="nearest", extent=(0, columns, rows, 0), aspect="auto")
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows, 0)
+
+
+def blended(field: Field, evidence: Evidence, scale: Scale, shown: NDArray[np.bool_]) -> Shown:
+    """The field, paled, with the evidence laid over it; opacity grows with weight and coverage.
+
+    Args:
+        field: the image.
+        evidence: boxes on it.
+        scale: of the weights of the whole image.
+        shown: ``(h, w)``, where evidence may be painted.
+    """
+    base = field.pixels.astype(np.float64)
+    base = 0.35 * base + 0.65 * base.mean(-1, keepdims=True)
+    strength, covered = _piled(field, evidence, scale)
+    side_px = float(np.median(evidence.size_um[:, -2:])) / field.spacing_um if len(evidence) else 0
+    strong = _STRONGEST - (_STRONGEST - _WEAKEST) * min(max(side_px - 24, 0) / 232, 1.0)
+    seen = np.minimum(covered, 1.0) * shown
+    painted = _FAINT + (1 - _FAINT) * strength
+    strong *= 1 - 0.45 * float((seen * strength).mean())  # under much colour it must still show
+    alpha = (strong * painted * seen)[..., None]
+    mixed = (1 - alpha) * base + alpha * 255 * colours_of(strength)[..., :3]
+    return np.asarray(np.rint(np.clip(mixed, 0, 255)), np.uint8)
+
+
+def _piled(field: Field, evidence: Evidence, scale: Scale) -> tuple[Floats, Floats]:
+    """Strengths with the heaviest box on top, and the covered area of each pixel.
+
+    An average, as `weight_map` takes, would pale the peak wherever weak boxes overlap it.
+    """
+    total, covered = splat(evidence, field.origin_um, field.extent_um, field.shape)
+    mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)
+    strength, own = scale.strength(mean), scale.strength(evidence.weight)
+    low = field.px_from_um(evidence.origin_um[:, -2:])
+    high = low + evidence.size_um[:, -2:] / field.spacing_um
+    first = np.maximum(np.ceil(low - 0.5), 0).astype(np.int64)
+    last = np.maximum(np.ceil(high - 0.5), 0).astype(np.int64)
+    for i in ranked(evidence)[::-1]:
+        strength[first[i, 0] : last[i, 0], first[i, 1] : last[i, 1]] = own[i]
+    return strength, covered
+
+
+def draw_outlines(axes: Axes, field: Field, evidence: Evidence, scale: Scale | None = None) -> None:
+    """Outlines of the boxes; where they are too dense for that, the outline of them all.
+
+    With a scale they have the colours of their weights.
+    """
+    low = field.px_from_um(evidence.origin_um[:, -2:])
+    high = field.px_from_um(evidence.origin_um[:, -2:] + evidence.size_um[:, -2:])
+    side = high - low
+    if not len(low):
+        return
+    dense = 2 * side.sum() > _DENSE * math.prod(field.shape)
+    if dense or float(np.median(side)) < _LEAST_OUTLINE_PX:
+        _draw_border(axes, field, evidence)
+        return
+    order = ranked(evidence)[::-1]
+    corners = np.stack([low, np.stack([low[:, 0], high[:, 1]], -1), high,
+                        np.stack([high[:, 0], low[:, 1]], -1)], 1)[order, :, ::-1]  # fmt: skip
+    if scale is None:
+        _add_boxes(axes, corners, _ink_on(field), 0.9)
+        return
+    _add_boxes(axes, corners, INK, 4.0)
+    _add_boxes(axes, corners, colours_of(scale.strength(evidence.weight)[order]), 2.2)
+
+
+def _add_boxes(axes: Axes, corners: Floats, edges: Floats | str, width_px: float) -> None:
+    from matplotlib.collections import PolyCollection
+
+    axes.add_collection(
+        PolyCollection(
+            list(corners), facecolors="none", edgecolors=edges, linewidths=points(width_px)
+        )
+    )
+
+
+def _draw_border(axes: Axes, field: Field, evidence: Evidence) -> None:
+    _, covered = splat(evidence, field.origin_um, field.extent_um, field.shape)
+    padded = np.pad(covered, 1)
+    if padded.max() <= 0.5 or min(padded.shape) < 2:
+        return
+    rows, columns = np.arange(padded.shape[0]) - 0.5, np.arange(padded.shape[1]) - 0.5
+    axes.contour(columns, rows, padded, [0.5], colors=[_ink_on(field)], linewidths=points(1.0))
+
+
+def _ink_on(field: Field) -> str:
+    return "#000000b0" if float(np.median(field.pixels)) > 110 else "#ffffffb0"
+
+
+def draw_markers(axes: Axes, field: Field, centres_px: Floats) -> None:
+    """Numbered discs beside their places, with a line to each, none upon another."""
+    from matplotlib.patheffects import withStroke
+
+    rim = [withStroke(linewidth=points(3), foreground=PAPER)]
+    taken: list[NDArray[np.float64]] = list(centres_px)
+    for number, centre in enumerate(centres_px, 1):
+        place = _free_place(centre, taken, field.shape)
+        taken.append(place)
+        (y, x), (v, u) = centre, place
+        axes.plot([x, u], [y, v], color=INK, linewidth=points(1.4), path_effects=rim)
+        axes.text(
+            u, v, str(number), fontsize=points(13), fontweight="bold", color=PAPER,
+            ha="center", va="center_baseline",
+            bbox={"boxstyle": "circle,pad=0.25", "fc": INK, "ec": PAPER, "lw": points(1.2)},
+        )  # fmt: skip
+
+
+def _free_place(
+    centre: NDArray[np.float64], taken: list[NDArray[np.float64]], shape: tuple[int, int]
+) -> NDArray[np.float64]:
+    """The nearest of some places around a point that lies inside and away from the others."""
+    inside = np.asarray(shape, np.float64)
+    best, best_room = centre, -math.inf
+    for radius in (32, 48, 70, 100):
+        for turn in range(12):
+            angle = math.pi * (2 * turn / 12 - 0.25)
+            place = centre + radius * np.array([math.sin(angle), math.cos(angle)])
+            if (place < 14).any() or (place > inside - 14).any():
+                continue
+            room = min(float(np.hypot(*(place - other))) for other in taken)
+            if room >= 27:
+                return np.asarray(place)
+            if room > best_room:
+                best, best_room = np.asarray(place), room
+    return best
+
+
+def draw_scale_bar(axes: Axes, field: Field, unit: str) -> None:
+    """A bar of a round length at the lower right, dark on a pale plate."""
+    rows, columns = field.shape
+    length_um = nice_length(max(field.extent_um[1] * 0.3, field.spacing_um))
+    length_px = length_um / field.spacing_um
+    right, y = columns - 14, rows - 14
+    from matplotlib.patches import Rectangle
+
+    middle, reach = right - length_px / 2, max(length_px, 52) / 2 + 6
+    middle = min(middle, columns - reach - 4)
+    axes.add_patch(
+        Rectangle((middle - reach, y - 24), 2 * reach, 32, fc=PAPER, ec="none", alpha=0.8)
+    )
+    axes.plot([middle - length_px / 2, middle + length_px / 2], [y, y], color=INK,
+              linewidth=points(4), solid_capstyle="butt")  # fmt: skip
+    axes.text(middle, y - 5, length_text(length_um, unit), fontsize=points(12), color=INK,
+              ha="center", va="bottom")  # fmt: skip
+
+
+def length_text(length: float, unit: str) -> str:
+    """``2 mm``, ``500 µm`` or ``100 px``."""
+    if unit == "um" and length >= 1000:
+        return f"{length / 1000:g} mm"
+    return f"{length:g} {'µm' if unit == 'um' else unit}"
+
+
+def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
+    """Colours from an even share to full, with weights and multiples, under a heading."""
+    say(figure, rect.x, rect.y, "weight of a region (times an even share)", px=12, colour=GREY)
+    axes = add_axes(figure, Rect(rect.x, rect.y + 18, rect.width, 12))
+    axes.imshow(colours_of(np.linspace(0, 1, 256))[None], aspect="auto", extent=(0, 1, 0, 1))
+    for place, side in ((0.0, "left"), (0.5, "center"), (1.0, "right")):
+        weight = scale.even + place * (scale.top - scale.even)
+        text = f"{weight:.3g} ({weight / scale.even:.3g}×)"
+        if place == 0:
+            text = f"up to {text}"
+        axes.text(place, -0.35, text, fontsize=points(12), color=INK, ha=side, va="top")
+
+
+def draw_gallery(
+    figure: Figure, rect: Rect, camera: Camera, evidence: Evidence, scale: Scale,
+    chosen: NDArray[np.intp], side_px: int, columns: int,
+) -> None:  # fmt: skip
+    """The heaviest boxes as they were read, numbered as on the overview, with their weights."""
+    strength, times = scale.strength(evidence.weight), scale.times_even(evidence.weight)
+    step_x = (rect.width - side_px) / max(columns - 1, 1)
+    for k, i in enumerate(chosen):
+        patch = camera.patch(evidence, int(i), side_px - 6)
+        height, width = patch.shape[:2]
+        x = rect.x + (k % columns) * step_x
+        y = rect.y + (k // columns) * (side_px + SHELF_PX)
+        axes = add_axes(figure, Rect(x + 3, y + 3, width, height))
+        axes.imshow(patch, interpolation="nearest", aspect="auto", extent=(0, 1, 0, 1))
+        frame = add_axes(figure, Rect(x, y, width + 6, height + 6))
+        frame.set_axis_on()
+        frame.set(xticks=[], yticks=[], facecolor="none")
+        for spine in frame.spines.values():
+            spine.set(color=colours_of(strength[i]), linewidth=points(6))
+        say(figure, x + 2, y + height + 13, f"{k + 1}", px=13, bold=True)
+        say(
+            figure,
+            x + 18,
+            y + height + 13,
+            f"weight {evidence.weight[i]:.3g} ({times[i]:.3g}×)",
+            px=13,
+        )

@@ -1,0 +1,1 @@
+"""Images: the contract, exact resampling, foreground, evidence."""

@@ -1,0 +1,111 @@
+"""Images of 16 bits that use only some of them, as X-ray detectors and cameras write.
+
+Values of 12 bits in a file of 16 are nearly black if 65535 is white. The file seldom says how many
+bits count, and one dark image does not show it, so all images of a run decide together: white
+is the largest value of the fewest bits that hold them all. The model keeps it (`View.bits`), so
+that a value means the same in every image, and when predicting.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.geometry import Box, Frame
+from foveate.images.image import AbstractImage
+from foveate.images.resample import Pixels
+from foveate.messages.warn import tell
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that detectors and cameras have."""
+
+_TOP = 65535
+_WHOLE_PX = 1 << 24
+_WINDOW_PX, _WINDOWS = 256, 4
+
+
+def has_depth(image: AbstractImage) -> bool:
+    """Whether it is for this module: 16 bits, and no volume (readers scale those themselves)."""
+    return image.dtype == np.uint16 and image.kind != "volume"
+
+
+def used_bits(image: AbstractImage) -> int | None:
+    """The fewest of `DEPTHS` that hold the values of an image; None if it has 8 bits.
+
+    Looks at the coarsest level whole if it has up to 16 million pixels, and at windows of the
+    finest. Pixels of 65535 are left out: so the reader shows what is not stored.
+
+    Raises:
+        UnreadableImage: pixels cannot be decoded.
+    """
+    if not has_depth(image):
+        return None
+    most = 0
+    coarsest = len(image.levels) - 1
+    for level in {0, coarsest}:
+        shape = image.levels[level].shape
+        sides = shape
+        if level != coarsest or image.levels[level].shape[0] * shape[1] > _WHOLE_PX:
+            sides = tuple(min(_WINDOW_PX, n) for n in shape)
+        starts = [
+            sorted({(n - side) * i // (_WINDOWS - 1) for i in range(_WINDOWS)})
+            for n, side in zip(shape, sides, strict=True)
+        ]
+        for origin in itertools.product(*starts):
+            pixels = np.asarray(image.read(Box(origin, sides, Frame.PX, level)), np.uint16)
+            seen = pixels[pixels < _TOP]
+            most = max(most, int(seen.max()) if seen.size else 0)
+    return next(bits for bits in DEPTHS if most < 1 << bits)
+
+
+@final
+class Stretched(AbstractImage):
+    """An image of 16 bits whose white is that of fewer: values are multiplied, the rest is clipped.
+
+    Args:
+        image: of 16 bits.
+        bits: how many count.
+    """
+
+    def __init__(self, image: AbstractImage, bits: int) -> None:
+        super().__init__()
+        self._image, self.bits = image, bits
+        self.path, self.kind, self.levels = image.path, image.kind, image.levels
+        self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
+        self.bounds_px0, self.count = image.bounds_px0, image.count
+        self.spacing_um, self.unit = image.spacing_um, image.unit
+
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+        pixels = np.asarray(self._image._read_level(level, origin, size), np.uint16)
+        white = (1 << self.bits) - 1
+        beyond = pixels > white
+        if beyond.any() and bool((pixels[beyond] < _TOP).any()):
+            tell(
+                logging.WARNING,
+                "bits",
+                self.path,
+                f"has values beyond {white}, the white of the training images ({self.bits} bits); "
+                "they are shown as white",
+            )
+        return _stretched(pixels, white)
+
+    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
+        return self._image._stored_share(level, origin, size)
+
+    def _stated_background(self) -> Sequence[float] | None:
+        colour = _stretched(self._image.background, (1 << self.bits) - 1)
+        return [float(v) for v in colour.tolist()]
+
+    def close(self) -> None:
+        """Close the wrapped image."""
+        self._image.close()
+
+
+def _stretched(pixels: Pixels, white: int) -> NDArray[np.uint16]:
+    values = np.minimum(np.asarray(pixels, np.uint32), white)
+    return ((values * _TOP + white // 2) // white).astype(np.uint16)

@@ -1,0 +1,384 @@
+"""The image contract: a file of any size, read by boxes in physical units.
+
+A reader (one file in `foveate.readers`) subclasses `AbstractImage` and supplies six facts and one
+method, `_read_level`. Everything users call — `read`, `read_at`, `glimpse` — is final and lives
+here, so that resampling, background and bookkeeping are the same for every file family.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
+from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
+from foveate.images.resample import Pixels, Source, resample_from
+
+Kind = Literal["slide", "picture", "volume", "sparse"]
+
+MAX_GLIMPSE_PIXELS = 1 << 26
+"""A glimpse is held and looked at whole; larger ones are refused."""
+
+_LEVEL_TOLERANCE = 0.01
+_BORDER_PX = 32
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a pyramid.
+
+    Attributes:
+        shape: pixels per axis, ``(z,) y, x``.
+        downsample: level-0 pixels per pixel of this level, per axis, a float.
+        tile: shape of a stored tile, or None where the file has none.
+    """
+
+    shape: tuple[int, ...]
+    downsample: Vector
+    tile: tuple[int, ...] | None = None
+
+
+class ReadCount:
+    """How much was read from one file: pixels decoded and pixels asked for. Safe over threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.decoded_px = 0
+        self.asked_px = 0
+
+    def add(self, *, decoded_px: int = 0, asked_px: int = 0) -> None:
+        """Count pixels of any level."""
+        with self._lock:
+            self.decoded_px += decoded_px
+            self.asked_px += asked_px
+
+
+class AbstractImage(abc.ABC):
+    """A large image in a file. Safe to use from several threads; cheap to open again.
+
+    Attributes:
+        path: the file.
+        kind: what the file family holds. Slides must state their spacing; pictures may lack it.
+            Sparse is a constant ground with things on it: what differs from it is foreground.
+        levels: finest first; level 0 is full resolution.
+        spacing_um: micrometres per level-0 pixel, per axis; None when the file states none.
+        unit: what `spacing_um` counts in, ``um``, or ``px`` for pictures without spacing.
+        channels: number of channels of every array that is read.
+        dtype: of every array that is read.
+        reader: which library read it, with its version.
+        bounds_px0: the scanned part of a larger canvas, as the file states it, or None; GeoJSON
+            for QuPath is shifted by its origin.
+        count: pixels read so far.
+    """
+
+    path: Path
+    kind: Kind
+    levels: tuple[Level, ...]
+    spacing_um: Vector | None
+    unit: Literal["um", "px"] = "um"
+    channels: int
+    dtype: np.dtype[np.generic]
+    reader: str
+    bounds_px0: Box | None = None
+
+    def __init__(self) -> None:
+        self.count = ReadCount()
+        self._background: Pixels | None = None
+
+    # -- what a reader supplies ---------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+        """Pixels ``(*size, c)`` of a region that lies wholly inside a level.
+
+        Counts what it decodes with ``self.count.add(decoded_px=…)``. Absent tiles are filled with
+        `background`. Raises `UnreadableImage` when pixels cannot be decoded.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release the file. Closing twice is harmless."""
+
+    def _stated_background(self) -> Sequence[float] | None:
+        """The background that the file itself states, per channel; None when it states none."""
+        return None
+
+    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
+        """Roughly which share of a region inside a level the file stores; the rest is background.
+
+        0 only where nothing is stored: such regions are not read. Costs no reading.
+        """
+        del level, origin, size
+        return 1.0
+
+    # -- what users call ----------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    @final
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.levels[0].shape)
+
+    @property
+    @final
+    def shape(self) -> tuple[int, ...]:
+        """Level-0 pixels per axis."""
+        return self.levels[0].shape
+
+    @property
+    @final
+    def size_px(self) -> int:
+        """Number of level-0 pixels."""
+        return math.prod(self.shape)
+
+    @property
+    @final
+    def known_spacing_um(self) -> Vector:
+        """`spacing_um`, or `MissingSpacing` naming the file and the ways out."""
+        if self.spacing_um is None:
+            raise MissingSpacing(
+                f"{self.path}: the file states no pixel size. Give it in a column 'mpp' of the "
+                "table (micrometres per pixel), or for all such files with --spacing-um"
+            )
+        return self.spacing_um
+
+    @property
+    @final
+    def box_um(self) -> Box:
+        """The whole image."""
+        zero = (0.0,) * self.ndim
+        whole = Box(zero, tuple(float(n) for n in self.shape), Frame.PX0)
+        return um_from_px0(whole, self.known_spacing_um)
+
+    @property
+    @final
+    def background(self) -> Pixels:
+        """The colour outside the image, ``(c,)``: as stated, else the median of its own border."""
+        if self._background is None:
+            stated = self._stated_background()
+            value = self._border_median() if stated is None else np.asarray(stated)
+            self._background = value.astype(self.dtype)
+        return self._background
+
+    @final
+    def read(self, box: Box) -> Pixels:
+        """Stored pixels of one level, unscaled; outside the image lies `background`.
+
+        Args:
+            box: in frame ``PX`` with whole numbers; may reach beyond the image.
+
+        Returns:
+            ``(*size, c)``.
+
+        Raises:
+            BoxError: another frame, or fractions of a pixel.
+            UnreadableImage: pixels cannot be decoded.
+            ImageTooLarge: the memory does not suffice.
+        """
+        try:
+            return self._cut(box)
+        except MemoryError as error:
+            raise self._too_large(box.size) from error
+
+    def _cut(self, box: Box) -> Pixels:
+        if box.frame is not Frame.PX or box.level is None:
+            raise BoxError(f"read needs a box in level pixels, got {box.frame.value}")
+        if any(v != int(v) for v in box.origin + box.size):
+            raise BoxError(f"read needs whole pixels, got {box.origin}, {box.size}; use read_at")
+        origin, size = tuple(map(int, box.origin)), tuple(map(int, box.size))
+        shape = self.levels[box.level].shape
+        low = tuple(min(max(o, 0), n) for o, n in zip(origin, shape, strict=True))
+        high = tuple(min(max(o + s, 0), n) for o, s, n in zip(origin, size, shape, strict=True))
+        inside = tuple(h - a for a, h in zip(low, high, strict=True))
+        if inside == size:
+            return self._read_level(box.level, low, size)
+        out = np.empty((*size, self.channels), self.dtype)
+        out[:] = self.background
+        if all(n > 0 for n in inside):
+            cut = tuple(
+                slice(a - o, a - o + n) for a, o, n in zip(low, origin, inside, strict=True)
+            )
+            out[cut] = self._read_level(box.level, low, inside)
+        return out
+
+    @final
+    def level_for(self, spacing_um: Sequence[float]) -> int:
+        """The coarsest level that is still at least as fine as this spacing on every axis."""
+        best = 0
+        for i, level in enumerate(self.levels):
+            fine = (s * d for s, d in zip(self.known_spacing_um, level.downsample, strict=True))
+            coarser = level.downsample[-1] > self.levels[best].downsample[-1]
+            limits = (t * (1 + _LEVEL_TOLERANCE) for t in spacing_um)
+            if coarser and all(f <= t for f, t in zip(fine, limits, strict=True)):
+                best = i
+        return best
+
+    @final
+    def read_at(self, box_um: Box, shape: Sequence[int]) -> Pixels:
+        """A box brought to exactly this many pixels, from the nearest finer level, antialiased.
+
+        Args:
+            box_um: in frame ``UM``; may reach beyond the image, where `background` lies.
+            shape: output pixels per axis; the spacing per axis is ``box_um.size / shape``.
+
+        Returns:
+            ``(*shape, c)`` in the image's dtype.
+
+        Raises:
+            MissingSpacing: the file states no pixel size.
+            UnreadableImage: pixels cannot be decoded.
+        """
+        target = tuple(s / n for s, n in zip(box_um.size, shape, strict=True))
+        level = self.level_for(target)
+        box_px = px_from_um(box_um, self.known_spacing_um, self.levels[level].downsample, level)
+        step = tuple(s / n for s, n in zip(box_px.size, shape, strict=True))
+        if all(abs(s - 1) < 1e-9 for s in step):
+            step = (1.0,) * self.ndim
+        self.count.add(asked_px=math.prod(shape))
+        try:
+            return resample_from(self._source(level), _snap(box_px.origin), step, tuple(shape))
+        except MemoryError as error:
+            raise self._too_large(shape) from error
+
+    @final
+    def glimpse(self, spacing_um: float) -> Pixels:
+        """The whole image at this spacing on every axis: ``(*ceil(extent / spacing), c)``.
+
+        The last row and column may reach beyond the image, so that every pixel has exactly this
+        spacing.
+        """
+        shape = glimpse_shape(self, spacing_um)
+        if math.prod(shape) > MAX_GLIMPSE_PIXELS:
+            raise ImageTooLarge(
+                f"{self.path}: at {spacing_um:g} {self.unit} a pixel its glimpse would have "
+                f"{math.prod(shape):,} pixels, more than {MAX_GLIMPSE_PIXELS:,}; is its pixel size "
+                f"right? Its full size is {self.shape}"
+            )
+        size = tuple(n * spacing_um for n in shape)
+        return self.read_at(Box((0.0,) * self.ndim, size, Frame.UM), shape)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _too_large(self, shape: Sequence[float]) -> ImageTooLarge:
+        sides = " x ".join(f"{n:g}" for n in shape)
+        return ImageTooLarge(
+            f"{self.path}: {sides} pixels need more memory than there is; read at a coarser "
+            "spacing, or a smaller part"
+        )
+
+    def _source(self, level: int) -> Source:
+        """A level as `resample_from` reads it."""
+
+        def read(origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+            return self.read(Box(origin, size, Frame.PX, level))
+
+        facts = self.levels[level]
+        share = functools.partial(self._stored_share, level)
+        return Source(
+            shape=facts.shape,
+            tiled=facts.tile is not None,
+            channels=self.channels,
+            dtype=self.dtype,
+            background=lambda: self.background,
+            read=read,
+            stored_share=share,
+        )
+
+    def _border_median(self) -> Pixels:
+        """Median over small blocks at the corners and edge middles of the coarsest level."""
+        level = len(self.levels) - 1
+        shape = self.levels[level].shape
+        blocks = []
+        for place in np.ndindex(*(3,) * self.ndim):
+            if all(p == 1 for p in place):
+                continue
+            size = tuple(min(_BORDER_PX, n) for n in shape)
+            origin = tuple((n - s) * p // 2 for n, s, p in zip(shape, size, place, strict=True))
+            block = self._read_level(level, origin, size)
+            blocks.append(block.reshape(-1, self.channels).astype(np.float64))
+        return np.asarray(np.median(np.concatenate(blocks), axis=0))
+
+
+@final
+class Respaced(AbstractImage):
+    """An image whose spacing is stated from outside.
+
+    Three uses: a table's ``mpp`` overrides the file's; a picture without spacing works in pixels
+    (spacing 1, unit ``px``); pictures of all sizes are brought to one (`fitted`).
+
+    Attributes:
+        stated_um: what the file itself says.
+    """
+
+    def __init__(
+        self, image: AbstractImage, spacing_um: Sequence[float], *, unit: Literal["um", "px"]
+    ) -> None:
+        super().__init__()
+        self._image = image
+        self.path, self.kind, self.levels = image.path, image.kind, image.levels
+        self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
+        self.bounds_px0, self.count = image.bounds_px0, image.count
+        self.spacing_um = tuple(float(s) for s in spacing_um)
+        self.unit = unit
+        self.stated_um = image.spacing_um
+
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+        return self._image._read_level(level, origin, size)
+
+    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
+        return self._image._stored_share(level, origin, size)
+
+    def _stated_background(self) -> Sequence[float] | None:
+        background: NDArray[np.generic] = self._image.background
+        return [float(v) for v in background]
+
+    def close(self) -> None:
+        """Close the wrapped image."""
+        self._image.close()
+
+
+def fitted(image: AbstractImage, shape: Sequence[int]) -> Respaced:
+    """The image as if it had exactly `shape` pixels: one size for all, each axis by its own ratio.
+
+    For pictures whose file size or shape would give the class away.
+    """
+    return Respaced(image, [n / m for n, m in zip(shape, image.shape, strict=True)], unit="px")
+
+
+def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:
+    """Pixels per axis of `AbstractImage.glimpse` at this spacing; at least one."""
+    return tuple(max(1, math.ceil(s / spacing_um - 1e-6)) for s in image.box_um.size)
+
+
+def level_box_um(image: AbstractImage, box: Box) -> Box:
+    """Micrometres from a box in level pixels of this image."""
+    if box.level is None:
+        raise BoxError("a box in level pixels names its level")
+    px0 = px0_from_px(box, image.levels[box.level].downsample)
+    return um_from_px0(px0, image.known_spacing_um)
+
+
+def _snap(origin: Vector) -> Vector:
+    """Origins within a millionth of a pixel of a whole number are that number."""
+    return tuple(float(round(o)) if abs(o - round(o)) < 1e-6 else o for o in origin)

@@ -1,0 +1,222 @@
+"""Images ahead of use: opened, with their glimpses, in groups before they are asked for."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from foveate.batch import LoadedImage, View
+from foveate.cache import ByteCache
+from foveate.errors import (
+    FoveateError,
+    MissingSpacing,
+    TooManyOpen,
+    UnreadableImage,
+    UnsupportedFormat,
+    as_ours,
+)
+from foveate.images.bit_depth import Stretched, has_depth, used_bits
+from foveate.images.evidence import Floats
+from foveate.images.foreground import contrast, slide_prior
+from foveate.images.image import AbstractImage
+from foveate.loading.open_images import OpenImages
+from foveate.loading.scan import open_case, stated_factor
+from foveate.table import Case
+
+READER_THREADS = 4
+
+Group = TypeVar("Group")
+
+
+class CaseLoader:
+    """Opens images and reads glimpses, ahead of use; keeps glimpses in bounded memory.
+
+    Args:
+        view: the geometry of reading.
+        assume_spacing_um: for images that state none.
+        assume_for: only for images of these kinds; None for all.
+        keep_bytes: how much memory glimpses may occupy.
+        keep_open: how many images stay open that nobody reads; those of the batches under way and
+            ahead are never closed.
+
+    Attributes:
+        factors: image id to how many times the file's spacing the table's is, where they differ.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        *,
+        assume_spacing_um: float | None = None,
+        assume_for: Sequence[str] | None = None,
+        keep_bytes: int = 1 << 29,
+        keep_open: int = 64,
+    ) -> None:
+        self.view = view
+        self.assumed_um, self._assume_for = assume_spacing_um, assume_for
+        self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
+        self._images = OpenImages(keep_open)
+        self._taken = (0, 0)
+        self.factors: dict[str, float] = {}
+        self._ahead = ThreadPoolExecutor(2, thread_name_prefix="glimpse")
+        self.crops = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="crops")
+
+    def load(self, case: Case) -> LoadedImage:
+        """The open image with its glimpse.
+
+        Raises:
+            FoveateError: the image cannot be opened or read.
+        """
+        kept = self._glimpses.get(case.image_id)
+        image = self._images.take(case.image_id, lambda: self._opened(case))
+        if kept is not None:
+            return replace(kept, image=image)
+        glimpse = image.glimpse(self.view.glimpse_spacing_um)
+        if image.kind == "slide":
+            distance = slide_prior(case.path, glimpse, image.background)
+        elif image.kind == "sparse":
+            distance = contrast(glimpse, image.background)
+        else:
+            distance = np.full(glimpse.shape[:-1], 255, np.uint8)
+        if not distance.any():
+            distance[:] = 255
+        loaded = LoadedImage(case.image_id, image, glimpse, distance, _places_um(case, image))
+        self._glimpses.put(case.image_id, loaded, glimpse.nbytes + distance.nbytes)
+        return loaded
+
+    def take_counts(self) -> dict[str, int]:
+        """``decoded_px`` and ``asked_px`` since the last call, over all images."""
+        decoded, asked = self._images.counts()
+        taken, self._taken = self._taken, (decoded, asked)
+        return {"decoded_px": decoded - taken[0], "asked_px": asked - taken[1]}
+
+    def ahead(
+        self, groups: Iterable[Sequence[Case]], *, depth: int = 2
+    ) -> Iterator[list[LoadedImage | FoveateError]]:
+        """Load groups of cases in order, `depth` groups ahead; what fails comes as its error.
+
+        The images of a group stay open until the next group is asked for. Where the system allows
+        too few open files for so many groups, fewer are read ahead.
+
+        Raises:
+            TooManyOpen: even one group needs more open files than the system allows.
+        """
+        waiting: deque[tuple[Sequence[Case], list[Future[LoadedImage | FoveateError]]]] = deque()
+        given: Sequence[Case] = ()
+        try:
+            for group in groups:
+                self._images.pin(case.image_id for case in group)
+                waiting.append((group, [self._ahead.submit(self._try, case) for case in group]))
+                if len(waiting) > self._images.groups_ahead(len(group), depth):
+                    given, jobs = waiting.popleft()
+                    yield _loaded(jobs)
+                    self._images.unpin(case.image_id for case in given)
+                    given = ()
+            while waiting:
+                given, jobs = waiting.popleft()
+                yield _loaded(jobs)
+                self._images.unpin(case.image_id for case in given)
+                given = ()
+        finally:
+            for group, jobs in [(given, []), *waiting]:
+                for job in jobs:
+                    job.cancel()
+                self._images.unpin(case.image_id for case in group)
+
+    def close(self) -> None:
+        """Stop the threads and close the images."""
+        self._ahead.shutdown(cancel_futures=True)
+        self.crops.shutdown(cancel_futures=True)
+        self._images.close()
+
+    def _try(self, case: Case) -> LoadedImage | FoveateError:
+        try:
+            return self.load(case)
+        except Exception as error:
+            return as_ours(error, case.path)
+
+    def _opened(self, case: Case) -> AbstractImage:
+        image = open_case(
+            case,
+            fit=self.view.fit,
+            assume_spacing_um=self.assumed_um,
+            assume_for=self._assume_for,
+        )
+        if image.ndim != self.view.axes:
+            image.close()
+            raise UnsupportedFormat(
+                f"{case.path}: has {image.ndim} axes, but the model reads images of "
+                f"{self.view.axes}"
+            )
+        if image.unit != self.view.unit:
+            image.close()
+            raise MissingSpacing(_other_unit(case, self.view))
+        factor = stated_factor(case, image)
+        if factor is not None:
+            self.factors[case.image_id] = factor
+        if has_depth(image):
+            image = Stretched(image, self.view.bits or used_bits(image) or 16)
+        return image
+
+
+def _loaded(jobs: Sequence[Future[LoadedImage | FoveateError]]) -> list[LoadedImage | FoveateError]:
+    found = [job.result() for job in jobs]
+    for item in found:
+        if isinstance(item, TooManyOpen):
+            raise item
+    return found
+
+
+def _places_um(case: Case, image: AbstractImage) -> Floats | None:
+    """The places that a case gives, in micrometres."""
+    if case.places is None:
+        return None
+    try:
+        with case.places.open("rb") as file:
+            places = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UnreadableImage(
+            f"{case.places}: not a .npy file of places; write it with numpy.save(path, places)"
+        ) from error
+    if places.ndim != 2 or places.shape[1] != image.ndim or not len(places):
+        raise UnreadableImage(
+            f"{case.places}: places of shape {places.shape}, expected (n, {image.ndim}), n > 0"
+        )
+    if places.dtype.kind not in "iuf" or not np.isfinite(places).all():
+        raise UnreadableImage(f"{case.places}: places that are not all finite numbers")
+    outside = (places < 0) | (places > np.asarray(image.shape))
+    if outside.any():
+        first = places[outside.any(1)][0].tolist()
+        raise UnreadableImage(
+            f"{case.places}: {first} lies outside the image of {image.shape} pixels; places are "
+            "level-0 pixels in the order (z,) y, x"
+        )
+    found: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
+    return found
+
+
+def timed(groups: Iterator[Group], waited: Callable[[float], None]) -> Iterator[Group]:
+    """Pass groups on, and tell for how many seconds each was waited for."""
+    while True:
+        begun = time.perf_counter()
+        try:
+            found = next(groups)
+        except StopIteration:
+            return
+        waited(time.perf_counter() - begun)
+        yield found
+
+
+def _other_unit(case: Case, view: View) -> str:
+    if view.unit == "um":
+        return (
+            f"{case.path}: states no pixel size, but the model reads in micrometres. Give it in a "
+            "column 'mpp' of a table (micrometres per pixel), or with --spacing-um"
+        )
+    return f"{case.path}: has a pixel size, but the model reads pictures in pixels"

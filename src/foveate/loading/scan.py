@@ -1,0 +1,217 @@
+"""Every image opened once before training: its spacing settled, its facts, and the view of all."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from foveate.batch import View
+from foveate.batch.types import PATCH_PX, SPACING
+from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_ours, one_line
+from foveate.images.bit_depth import used_bits
+from foveate.images.image import AbstractImage, Respaced, fitted
+from foveate.images.likeness import ImageFacts
+from foveate.parts import Within
+from foveate.readers import open_image
+from foveate.table import Case, for_axes, spacing_factor
+
+_THREADS = 4
+_SIDES_PX = {2: (224, 512), 3: (32, 96)}
+"""By the axes of an image: of patches, and of the long side of a glimpse."""
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How images are read; what is None is chosen from the training images.
+
+    Attributes:
+        spacing_um: of patches; by default the median full resolution of the training images, or
+            that of `fit`.
+        patch_px: side of a patch; by default 224, half a side of smaller pictures, of volumes 32.
+        glimpse_spacing_um: of the glimpse; by default what gives the median image `glimpse_px`.
+        glimpse_px: long side of the median image's glimpse; by default 512, of volumes 96.
+        fit: bring every picture to exactly this many pixels (y,x), so that file size and shape
+            cannot give the class away; for pictures without spacing.
+        assume_spacing_um: spacing of images that state none and have none in the table.
+    """
+
+    spacing_um: float | None = None
+    patch_px: Annotated[int, Within(*PATCH_PX)] | None = None
+    glimpse_spacing_um: float | None = None
+    glimpse_px: Annotated[int, Within(16, 16384)] | None = None
+    fit: tuple[Annotated[int, Within(1, 65536)], ...] | None = None
+    assume_spacing_um: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("spacing_um", "glimpse_spacing_um", "assume_spacing_um"):
+            value = getattr(self, key)
+            if value is not None and not SPACING[0] <= value <= SPACING[1]:
+                raise OptionError(
+                    f"view.{key}: got {value}, expected {SPACING[0]:g} to {SPACING[1]:g}"
+                )
+        if min(self.patch_px or 16, self.glimpse_px or 16) < 16:
+            raise OptionError("view.patch_px and view.glimpse_px need at least 16 pixels")
+        if self.fit is not None and (len(self.fit) != 2 or min(self.fit) < 16):
+            raise OptionError(f"view.fit: got {self.fit}, expected two sides such as 1024x1024")
+
+
+@dataclass
+class Scan:
+    """The facts of all images that open, and the reasons of those that do not."""
+
+    facts: dict[str, ImageFacts] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def open_case(
+    case: Case,
+    *,
+    fit: tuple[int, ...] | None = None,
+    assume_spacing_um: float | None = None,
+    assume_for: Sequence[str] | None = None,
+) -> AbstractImage:
+    """Open a case's image with its spacing settled: the table's, else the file's, else assumed.
+
+    Pictures without spacing work in pixels.
+
+    Args:
+        case: the row.
+        fit: shape that pictures are brought to.
+        assume_spacing_um: of images that state none.
+        assume_for: only for images of these kinds; None for all.
+
+    Raises:
+        MissingSpacing: a slide or volume without spacing.
+        TableError: the table gives a spacing for another number of axes.
+        ImageNotFound, UnreadableImage, UnsupportedFormat: as the reader says.
+    """
+    image = open_image(case.path)
+    try:
+        if case.spacing_um is not None:
+            return Respaced(image, for_axes(case.spacing_um, image.ndim, case.path), unit="um")
+        if fit is not None and image.kind == "picture":
+            return fitted(image, fit)
+        if image.spacing_um is not None:
+            return image
+        if assume_spacing_um is not None and (assume_for is None or image.kind in assume_for):
+            return Respaced(image, (assume_spacing_um,) * image.ndim, unit="um")
+        if image.kind in ("picture", "sparse"):
+            return Respaced(image, (1.0,) * image.ndim, unit="px")
+        raise MissingSpacing(
+            f"{case.path}: a {image.kind} that states no pixel size. Give it in a column 'mpp' of "
+            "the table (micrometres per pixel), or for all such with --view.assume-spacing-um"
+        )
+    except BaseException:
+        image.close()
+        raise
+
+
+def scan_cases(
+    cases: Sequence[Case],
+    options: ViewOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Open every image once and note its facts or why it does not open.
+
+    Raises:
+        MissingSpacing: slides without spacing; names the first and how many there are.
+    """
+    scan, missing = Scan(), []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        jobs = [(case, pool.submit(_facts, case, options)) for case in cases]
+        for done, (case, job) in enumerate(jobs, 1):
+            try:
+                scan.facts[case.image_id] = job.result()
+            except MissingSpacing as error:
+                missing.append(str(error))
+            except OptionError:
+                raise
+            except Exception as error:
+                ours = as_ours(error, case.path)
+                if isinstance(ours, TooManyOpen):
+                    raise ours from error
+                scan.failed[case.image_id] = one_line(str(ours))
+            if progress is not None:
+                progress(done, len(cases))
+    if missing:
+        more = f" ({len(missing)} images of {len(cases)} lack it)" if len(missing) > 1 else ""
+        raise MissingSpacing(missing[0] + more)
+    return scan
+
+
+def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
+    """The view that the options ask for, gaps filled from the images.
+
+    Raises:
+        OptionError: images with and without spacing are mixed, or pictures and volumes.
+    """
+    known = list(facts)
+    axes = {len(f.shape) for f in known}
+    if len(axes) > 1:
+        raise OptionError("pictures and volumes are mixed: a model reads one or the other")
+    if axes == {3} and options.fit is not None:
+        raise OptionError("view.fit: is for pictures; volumes are read at their physical size")
+    units = {f.unit for f in known}
+    if len(units) > 1:
+        raise OptionError(
+            "some images state micrometres per pixel and some do not: give the missing ones in a "
+            "column 'mpp', or bring all pictures to one size with --view.fit 1024x1024"
+        )
+    finest = statistics.median(math.prod(f.spacing_um) ** (1 / len(f.spacing_um)) for f in known)
+    extents = [max(n * s for n, s in zip(f.shape, f.spacing_um, strict=True)) for f in known]
+    # Pictures brought to one size are read at that size, whatever sizes they came from.
+    own = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
+    spacing = options.spacing_um or own
+    patch_px, glimpse_px = _SIDES_PX[min(axes)]
+    if axes == {2}:
+        patch_px = _patch_px(statistics.median(extents) / spacing)
+    coarse = max(spacing, statistics.median(extents) / (options.glimpse_px or glimpse_px))
+    return View(
+        spacing_um=spacing,
+        patch_px=options.patch_px or patch_px,
+        glimpse_spacing_um=options.glimpse_spacing_um or float(f"{coarse:.4g}"),
+        unit="px" if units == {"px"} else "um",
+        fit=options.fit,
+        axes=min(axes),
+        bits=max((f.bits for f in known if f.bits is not None), default=None),
+    )
+
+
+def _patch_px(side_px: float) -> int:
+    """Of pictures: 224, or half a side of those that are not several patches long."""
+    if side_px >= 3 * _SIDES_PX[2][0]:
+        return _SIDES_PX[2][0]
+    return max(32, 32 * round(side_px / 64))
+
+
+def _facts(case: Case, options: ViewOptions) -> ImageFacts:
+    if options.fit is not None and case.spacing_um is not None:
+        raise OptionError(
+            f"view.fit: brings pictures to one size in pixels, but the table gives {case.path} a "
+            "pixel size in micrometres; leave one of the two out"
+        )
+    with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
+        spacing = image.known_spacing_um
+        assumed = case.spacing_um is None and image.unit == "um" and isinstance(image, Respaced)
+        return ImageFacts(
+            image.shape,
+            spacing,
+            image.unit,
+            image.kind,
+            image.reader,
+            image.channels,
+            assumed,
+            used_bits(image),
+            stated_factor(case, image),
+        )
+
+
+def stated_factor(case: Case, image: AbstractImage) -> float | None:
+    """How many times the file's spacing the table's is, where they differ."""
+    if case.spacing_um is None or not isinstance(image, Respaced) or image.stated_um is None:
+        return None
+    return spacing_factor(image.known_spacing_um, image.stated_um)

@@ -1,0 +1,1 @@
+"""How trained models answer, and what that leaves on disk."""

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: files, hubs, and the networks they fit."""

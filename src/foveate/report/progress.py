@@ -1,0 +1,147 @@
+"""How training goes, as a picture that is redrawn after each epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from foveate.files.atomic import write_aside
+from foveate.report.run_files import Row, column
+from foveate.runs.folder import read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, GREY = "#1f5a99", "#c8641b", "#2e7d4f", "#8a8f98"
+CYCLE = (BLUE, ORANGE, GREEN, "#7a4fa3", "#b03060", "#5c6b7a", "#8a7a1f", "#1f8a8a")
+
+_LEAST_SPAN = 0.2
+"""Of an axis of scores: a score that hardly moves must look so."""
+
+
+def redraw(fold: Path) -> None:
+    """Write ``progress.png`` beside ``metrics.csv``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = fold / "metrics.csv"
+    rows = read_rows(path) if path.is_file() else []
+    if not rows:
+        return
+    figure = Figure(figsize=(11, 3.2), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, score, seconds = figure.subplots(1, 3)
+    draw_loss(loss, rows)
+    fit_losses(loss, [rows])
+    draw_score(score, rows)
+    fit_scores(score, [rows])
+    draw_seconds(seconds, rows)
+    for axes in (loss, score, seconds):
+        axes.set_xlabel("epoch")
+        axes.spines[["top", "right"]].set_visible(False)
+    write_aside(fold / "progress.png", lambda aside: figure.savefig(aside, format="png"))
+
+
+def draw_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:
+    """Loss of training, and of validation in dashes; in two colours where none is given."""
+    epoch = column(rows, "epoch")
+    for key, own, line in (("train_loss", BLUE, ".-"), ("val_loss", ORANGE, ".--")):
+        values = column(rows, key)
+        if not np.isnan(values).all():
+            axes.plot(epoch, values, line, color=colour or own)
+
+
+def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
+    """Title, legend and limits of the panel of losses."""
+    from matplotlib.lines import Line2D
+
+    several = len(histories) > 1
+    kinds: tuple[tuple[str, str, Literal["-", "--"], str], ...] = (
+        ("train_loss", BLUE, "-", "training"),
+        ("val_loss", ORANGE, "--", "validation"),
+    )
+    lines = []
+    for key, own, line, name in kinds:
+        if any(not np.isnan(column(rows, key)).all() for rows in histories):
+            colour = GREY if several else own
+            lines.append(Line2D([], [], color=colour, linestyle=line, label=name))
+    axes.set_title("loss")
+    if not lines:
+        _say_nothing(axes, "no loss was stored")
+        return
+    axes.legend(handles=lines, frameon=False)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+
+
+def draw_score(
+    axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
+) -> None:
+    """The validation score, whichever there is, its best epoch ringed."""
+    key = score_column(rows)
+    values = [] if key is None else column(rows, key)
+    if not values or np.isnan(values).all():
+        return
+    epoch, own = column(rows, "epoch"), colour or GREEN
+    axes.plot(epoch, values, ".-", color=own, label=name)
+    best = int(np.nanargmax(values))
+    axes.plot(epoch[best], values[best], "o", ms=9, mfc="none", mec=own,
+              label="best" if name is None else None)  # fmt: skip
+
+
+def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
+    """Title, legend and limits of the panel of validation scores."""
+    keys = [key for key in map(score_column, histories) if key is not None]
+    values = [v for rows in histories for v in column(rows, score_column(rows) or "")]
+    seen = np.array(values)[~np.isnan(values)] if values else np.zeros(0)
+    axes.set_title("validation score" if not keys else f"validation {keys[0][4:]}")
+    if not len(seen):
+        _say_nothing(axes, "no score: the validation part is empty\nor holds one class only")
+        return
+    middle = (float(seen.min()) + float(seen.max())) / 2
+    half = max(float(np.ptp(seen)) / 2 * 1.15, _LEAST_SPAN / 2)
+    low, high = middle - half, middle + half
+    if seen.min() >= 0 and seen.max() <= 1:  # a share: nothing lies beyond 0 and 1
+        low, high = max(low, -0.02), min(high, 1.02)
+    axes.set_ylim(low, high)
+    handles = axes.get_legend_handles_labels()[0]
+    axes.legend(frameon=False, loc="lower right", fontsize=10 if len(handles) <= 6 else 7.5,
+                ncols=1 if len(handles) <= 6 else 2)  # fmt: skip
+
+
+def draw_rate(
+    axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
+) -> None:
+    """Learning rate by epoch."""
+    values = column(rows, "lr")
+    axes.set_title("learning rate")
+    if np.isnan(values).all():
+        _say_nothing(axes, "none was stored")
+        return
+    axes.plot(column(rows, "epoch"), values, color=colour or CYCLE[3], label=name)
+    axes.set_ylim(0, max(1.1 * float(np.nanmax(values)), axes.get_ylim()[1], 1e-12))
+
+
+def _say_nothing(axes: Axes, text: str) -> None:
+    """Instead of an empty frame with numbers that mean nothing."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
+
+
+def draw_seconds(axes: Axes, rows: list[Row]) -> None:
+    """Seconds per epoch, waiting for pixels below and computing above."""
+    epoch = column(rows, "epoch")
+    reading = np.nan_to_num(column(rows, "seconds_reading"))
+    computing = np.nan_to_num(column(rows, "seconds_computing"))
+    axes.bar(epoch, reading, color=GREY, label="reading")
+    axes.bar(epoch, computing, bottom=reading, color=BLUE, label="computing")
+    axes.set_ylim(0, 1.35 * max(float(np.max(reading + computing)), 1e-9))
+    axes.set_title("seconds per epoch")
+    axes.legend(frameon=False, ncols=2, loc="upper right")
+
+
+def score_column(rows: list[Row]) -> str | None:
+    """The first ``val_…`` column that is no loss."""
+    names = (name for name in rows[0] if name.startswith("val_") and name != "val_loss")
+    return next(names, None)

@@ -1,0 +1,193 @@
+"""What a run folder holds, read without complaint: what is missing or damaged is noted."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from foveate.errors import CheckpointError
+from foveate.runs.folder import model_folders, read_json, read_rows
+
+Row = dict[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FoldFiles:
+    """The files of one fold.
+
+    Attributes:
+        name: of its folder.
+        history: rows of ``metrics.csv``.
+        predictions: rows of ``predictions.csv``.
+        model: content of ``model/model.json``.
+    """
+
+    name: str
+    history: list[Row]
+    predictions: list[Row]
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run; missing ones are empty, and `problems` says of which that is a loss.
+
+    `answering` holds the cards of the models that answer for new images; where there are none,
+    `unanswered` says why.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    env: dict[str, Any]
+    splits: dict[str, Any]
+    quarantine: list[Row]
+    folds: list[FoldFiles]
+    predictions: list[Row]
+    metrics: dict[str, Any]
+    cost: dict[str, Any]
+    heatmaps: list[dict[str, Any]]
+    baseline: list[dict[str, Any]]
+    localisation: dict[str, Any]
+    answering: list[dict[str, Any]]
+    unanswered: str
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in the order of the probabilities."""
+        stored = self.metrics.get("classes") or self.model.get("classes")
+        if stored:
+            return [str(name) for name in stored]
+        columns = list(self.predictions[0]) if self.predictions else []
+        names = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
+        spreads = {f"sd_{name}" for name in names}
+        return [name for name in names if name not in spreads]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The card of the first fold's model."""
+        return next((fold.model for fold in self.folds if fold.model), {})
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Everything in a run folder that a report can show.
+
+    Raises:
+        CheckpointError: not a folder, or nothing of a run in it.
+    """
+    known = ("config.yaml", "metrics.json", "predictions_oof.csv", "fold_0", "splits.json")
+    if not folder.is_dir() or not any((folder / name).exists() for name in known):
+        raise CheckpointError(f"{folder} holds no run; give the --out folder of `foveate train`")
+    disk = _Disk(folder)
+    folds = _read_folds(disk)
+    answering, unanswered = _read_answering(disk)
+    pooled = disk.rows("predictions_oof.csv", wanted=len(folds) != 1)
+    return RunFiles(
+        folder=folder,
+        config=disk.take("config.yaml", _read_yaml, dict),
+        config_text=disk.take("config.yaml", _read_text, str, wanted=False),
+        env=disk.take("env.json", read_json, dict),
+        splits=disk.take("splits.json", read_json, dict),
+        quarantine=disk.rows("quarantine.csv", wanted=False),
+        folds=folds,
+        predictions=pooled or [row for fold in folds for row in fold.predictions],
+        metrics=disk.take("metrics.json", read_json, dict),
+        cost=disk.take("cost.json", read_json, dict),
+        heatmaps=disk.entries("heatmaps/index.json"),
+        baseline=disk.entries("baseline.json", wanted=False),
+        localisation=disk.take("localisation.json", read_json, dict, wanted=False),
+        answering=answering,
+        unanswered=unanswered,
+        problems=disk.problems,
+    )
+
+
+def _read_folds(disk: _Disk) -> list[FoldFiles]:
+    names = [p.name for p in disk.folder.glob("fold_*") if p.is_dir()]
+    return [
+        FoldFiles(
+            name,
+            disk.rows(f"{name}/metrics.csv"),
+            disk.rows(f"{name}/predictions.csv", wanted=False),
+            disk.take(f"{name}/model/model.json", read_json, dict, wanted=False),
+        )
+        for name in sorted(names, key=lambda name: (len(name), name))
+    ]
+
+
+def _read_answering(disk: _Disk) -> tuple[list[dict[str, Any]], str]:
+    """The cards of the models that answer, or why none does."""
+    try:
+        folders = model_folders(disk.folder)
+    except CheckpointError as error:
+        return [], str(error)
+    names = [folder.relative_to(disk.folder) / "model.json" for folder in folders]
+    return [disk.take(str(name), read_json, dict) for name in names], ""
+
+
+@dataclass(frozen=True)
+class _Disk:
+    """Reads files of one folder; of what is amiss, `problems` tells, and it comes back empty."""
+
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+
+    def take(
+        self, name: str, read: Callable[[Path], Any], kind: Callable[[], T], *, wanted: bool = True
+    ) -> T:
+        """What `read` finds, if it is of this kind."""
+        path, empty = self.folder / name, kind()
+        if not path.is_file():
+            if wanted:
+                self.problems.append(f"{name} is missing")
+            return empty
+        try:
+            found = read(path)
+        except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
+            self.problems.append(f"{name} cannot be read: {' '.join(str(error).split())[:200]}")
+            return empty
+        if not isinstance(found, type(empty)):
+            self.problems.append(f"{name} holds something else than expected")
+            return empty
+        return found
+
+    def rows(self, name: str, *, wanted: bool = True) -> list[Row]:
+        """Rows of a CSV file."""
+        return self.take(name, read_rows, list, wanted=wanted)
+
+    def entries(self, name: str, *, wanted: bool = True) -> list[dict[str, Any]]:
+        """Objects of a JSON list."""
+        found: list[Any] = self.take(name, read_json, list, wanted=wanted)
+        return [entry for entry in found if isinstance(entry, dict)]
+
+
+def number(values: Mapping[str, Any], key: str) -> float | None:
+    """A finite number of this key, whether stored as number or as text; None for anything else."""
+    try:
+        value = float(values[key])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def column(rows: list[Row], key: str) -> list[float]:
+    """Numbers of a column; NaN where there is none."""
+    found = (number(row, key) for row in rows)
+    return [math.nan if value is None else value for value in found]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

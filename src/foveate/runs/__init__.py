@@ -1,0 +1,1 @@
+"""A run: its options, its plan, its folder and its models."""

@@ -1,0 +1,146 @@
+"""What makes a model besides its weights, and the careful reading of it from ``model.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from foveate.batch import View
+from foveate.batch.types import PATCH_PX, SPACING
+from foveate.errors import CheckpointError
+from foveate.files.fields import Fields, read_fields
+from foveate.images.likeness import TrainedOn
+
+SCHEMA = 1
+_SIDE_PX = (16, 65536)
+_LARGE = 1e12
+_KEYS = (
+    *("schema", "foveate", "sha256", "method", "method_options", "encoder", "encoder_options"),
+    *("task", "task_options", "classes", "view", "assume_spacing_um", "provenance", "trained_on"),
+)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything besides weights that makes a model: names and numbers only.
+
+    Attributes:
+        method, method_options: which method, built how.
+        encoder, encoder_options: which encoder.
+        task, task_options, classes: what is predicted.
+        view: the geometry of reading.
+        assume_spacing_um: spacing given to slides that stated none.
+        provenance: split hash, counts, validation score, versions.
+        trained_on: facts of the images of the run; None in models of older versions.
+    """
+
+    method: str
+    method_options: dict[str, Any]
+    encoder: str
+    encoder_options: dict[str, Any]
+    task: str
+    task_options: dict[str, Any]
+    classes: tuple[str, ...]
+    view: View
+    assume_spacing_um: float | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    trained_on: TrainedOn | None = None
+
+
+def read_card(path: Path) -> tuple[ModelCard, str]:
+    """The card in a ``model.json``, and the sha256 of the weights that it was written with.
+
+    Every field is checked before anything is built of it.
+
+    Raises:
+        CheckpointError: missing, damaged, from a newer version, or a field that does not fit; the
+            message names file and field.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing: give a run folder whose training has finished, or a model folder"
+        )
+    fields = read_fields(path)
+    if fields.whole("schema", 1, 1 << 30) > SCHEMA:
+        raise CheckpointError(f"{path} was written by a newer foveate; upgrade to read it")
+    fields.text("foveate")
+    fields.only(_KEYS)
+    card = ModelCard(
+        method=fields.text("method"),
+        method_options=fields.options("method_options"),
+        encoder=fields.text("encoder"),
+        encoder_options=fields.options("encoder_options"),
+        task=fields.text("task"),
+        task_options=fields.options("task_options"),
+        classes=fields.texts("classes", least=2),
+        view=view_of(fields.part("view")),
+        assume_spacing_um=fields.maybe_number("assume_spacing_um", *SPACING),
+        provenance=_provenance(fields.part("provenance")),
+        trained_on=trained_on_of(fields.part("trained_on")) if _has(fields, "trained_on") else None,
+    )
+    return card, fields.text("sha256")
+
+
+def view_of(fields: Fields) -> View:
+    """A stored view.
+
+    Raises:
+        CheckpointError: a field does not fit.
+    """
+    fields.only(tuple(View.__dataclass_fields__))
+    axes = fields.whole("axes", 2, 3) if "axes" in fields else 2
+    fit = None
+    if _has(fields, "fit"):
+        fit = tuple(int(side) for side in fields.numbers("fit", *_SIDE_PX, n=2))
+    return View(
+        spacing_um=fields.number("spacing_um", *SPACING),
+        patch_px=fields.whole("patch_px", *PATCH_PX),
+        glimpse_spacing_um=fields.number("glimpse_spacing_um", *SPACING),
+        unit=cast(Literal["um", "px"], fields.text("unit", ("um", "px"))),
+        fit=fit,
+        axes=axes,
+        bits=fields.whole("bits", 8, 16) if _has(fields, "bits") else None,
+    )
+
+
+def trained_on_of(fields: Fields) -> TrainedOn:
+    """Stored facts of the images of a run.
+
+    Raises:
+        CheckpointError: a field does not fit.
+    """
+    fields.only(tuple(TrainedOn.__dataclass_fields__))
+    low, high = fields.numbers("spacing", *SPACING, n=2)
+    short, long = fields.numbers("side", 1e-4, _LARGE, n=2)
+    return TrainedOn(
+        n=fields.whole("n", 1, 1 << 40),
+        kinds=fields.texts("kinds"),
+        channels=tuple(int(c) for c in fields.numbers("channels", 1, 1024)),
+        unit=fields.text("unit", ("um", "px")),
+        spacing=(low, high),
+        side=(short, long),
+        assumed=fields.whole("assumed", 0, 1 << 40),
+    )
+
+
+def _provenance(fields: Fields) -> dict[str, Any]:
+    """What is used of it is checked; the rest is for the record."""
+    fields.maybe_number("threshold", 0.0, 1.0)
+    if "temperature" in fields:
+        fields.number("temperature", 1e-6, 1e6)
+    for key in ("fold", "n_train", "n_val"):
+        if _has(fields, key):
+            fields.whole(key, 0, 1 << 40)
+    if "refit" in fields:
+        fields.flag("refit")
+    if _has(fields, "split_hash"):
+        fields.text("split_hash")
+    for key in ("quarantined", "train"):
+        if key in fields:
+            fields.part(key)
+    return fields.plain()
+
+
+def _has(fields: Fields, key: str) -> bool:
+    return fields.plain().get(key) is not None

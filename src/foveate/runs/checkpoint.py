@@ -1,0 +1,199 @@
+"""Models and training states as data, never code: safetensors with JSON beside or inside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate import __version__
+from foveate.encoders import build_encoder
+from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName
+from foveate.files.atomic import write_aside, write_json
+from foveate.methods.base import AbstractMethod
+from foveate.parts import find, parse_options
+from foveate.runs.card import SCHEMA, ModelCard, read_card
+from foveate.tasks import restore_task
+from foveate.tasks.base import AbstractTask
+
+log = logging.getLogger("foveate")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A method with its task and view, ready to predict."""
+
+    card: ModelCard
+    method: AbstractMethod
+    task: AbstractTask
+
+
+def build_model(card: ModelCard, *, pretrained: bool) -> Model:
+    """A model with fresh weights; `pretrained` False leaves out an encoder's own.
+
+    Raises:
+        UnknownName, OptionError: the card names a part or option that does not exist, or parts
+            that do not fit each other.
+    """
+    task = restore_task(card.task, card.classes, card.task_options)
+    part = find("methods", card.method)
+    encoder = build_encoder(
+        card.encoder, card.encoder_options, part.encoder_defaults, pretrained=pretrained
+    )
+    if encoder.axes not in part.axes:
+        raise OptionError(
+            f"method: '{card.method}' takes no images of {encoder.axes} axes, which encoder "
+            f"'{card.encoder}' reads; `foveate methods` lists the others"
+        )
+    given = parse_options(part, card.method_options, "method")
+    method: AbstractMethod = part(encoder=encoder, heads=task.heads, **given)
+    return Model(card, method, task)
+
+
+def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> None:
+    """Write ``model.safetensors`` and ``model.json``; the JSON, written last, seals both."""
+    path = folder / "model.safetensors"
+    write_tensors(path, weights, {})
+    content = {
+        "schema": SCHEMA,
+        "foveate": __version__,
+        "sha256": file_digest(path),
+        **asdict(card),
+    }
+    write_json(folder / "model.json", content)
+
+
+def load_model(folder: Path) -> Model:
+    """The model in a folder that holds ``model.json`` and ``model.safetensors``.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or from a newer version.
+    """
+    card, digest = read_card(folder / "model.json")
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the model is incomplete")
+    if file_digest(path) != digest:
+        raise CheckpointError(f"{path} is damaged: its checksum is not the one in model.json")
+    model = _built(card, folder / "model.json")
+    weights, _ = read_tensors(path)
+    try:
+        model.method.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit what model.json describes (method '{card.method}', encoder "
+            f"'{card.encoder}'): {_first_misfit(model.method, weights)}. The two files are not of "
+            "one model: restore both from one copy"
+        ) from error
+    model.method.eval()
+    return model
+
+
+def _built(card: ModelCard, path: Path) -> Model:
+    """The model that a stored card describes, with fresh weights.
+
+    Raises:
+        CheckpointError: the card describes none.
+        UnknownName: a part that is not installed.
+    """
+    try:
+        return build_model(card, pretrained=False)
+    except UnknownName as error:
+        raise UnknownName(f"{path}: {error} A part of your own needs --plugins") from error
+    except FoveateError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:
+        log.info("%s", path, exc_info=error)
+        raise CheckpointError(
+            f"{path}: no model can be built of its options (method '{card.method}', encoder "
+            f"'{card.encoder}'): restore the file from a copy, or train again"
+        ) from error
+
+
+def _first_misfit(method: AbstractMethod, weights: Mapping[str, Tensor]) -> str:
+    own = method.state_dict()
+    for name in [*own, *(n for n in weights if n not in own)]:
+        if name not in weights:
+            return f"'{name}' is missing"
+        if name not in own:
+            return f"'{name}' is too much"
+        if own[name].shape != weights[name].shape:
+            return f"'{name}' is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+    return "its tensors are of another kind"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Tensors and a JSON note in one file, whole or not at all.
+
+    Raises:
+        DiskFull: there is no room.
+        CheckpointError: it cannot be written for another reason.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
+    metadata = {"note": json.dumps(note, allow_nan=False)}
+    try:
+        write_aside(path, lambda aside: save_file(plain, aside, metadata))
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} could not be written; is the folder there and may you write to it?"
+        ) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            note = json.loads((file.metadata() or {}).get("note", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        log.info("%s", path, exc_info=error)
+        raise CheckpointError(
+            f"{path} is damaged: restore it from a copy, or delete it and train again"
+        ) from error
+    return tensors, note
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, with the learning rates of its groups."""
+    state = optimizer.state_dict()["state"]
+    rates = torch.tensor([group["lr"] for group in optimizer.param_groups], dtype=torch.float64)
+    return {"learning_rates": rates} | {
+        f"optimizer.{index}.{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    for group, rate in zip(groups, tensors.get("learning_rates", torch.empty(0)), strict=False):
+        group["lr"] = float(rate)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

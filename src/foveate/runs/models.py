@@ -1,0 +1,122 @@
+"""The trained models that answer together: those of all folds, or one alone."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import CheckpointError
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, file_digest, load_model
+from foveate.runs.folder import model_folders
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models whose probabilities are averaged; a single model is an ensemble of one.
+
+    Attributes:
+        members: at least one; of one task, with the same classes, and reading images alike.
+        folders: where they were loaded from, in the same order; empty for models in memory.
+
+    Raises:
+        CheckpointError: the models differ in what they predict or in how they read images.
+    """
+
+    members: tuple[Model, ...]
+    folders: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise CheckpointError("an ensemble needs at least one model")
+        first = _contract(self.members[0].card)
+        for i, member in enumerate(self.members):
+            for key, value in _contract(member.card).items():
+                if value != first[key]:
+                    raise CheckpointError(
+                        f"{self._name(i)} cannot answer together with {self._name(0)}: its {key} "
+                        f"is {value}, not {first[key]}. Give the folder of one model"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def card(self) -> ModelCard:
+        """The first member's card; what it says of task, classes and view holds for all."""
+        return self.members[0].card
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        return self.members[0].task.classes
+
+    @property
+    def threshold(self) -> float | None:
+        """Of a binary task: the mean of the members' thresholds; None where no member has one."""
+        found = [m.card.provenance.get("threshold") for m in self.members]
+        known = [float(value) for value in found if value is not None]
+        return statistics.fmean(known) if known else None
+
+    def describe(self) -> str:
+        """Which models answer, as one sentence."""
+        if len(self) > 1:
+            return (
+                f"{len(self)} models answer together, one of each fold: probabilities, evidence "
+                "and thresholds are averaged"
+            )
+        about = self.card.provenance
+        if about.get("refit"):
+            return f"one model answers, refitted on all {about['n_train']} images of the run"
+        return f"one model answers: {self._name(0)}"
+
+    def record(self) -> dict[str, Any]:
+        """The content of ``answer.json``: which models answered, and how."""
+        return {
+            "models": len(self),
+            "how": "mean of the models' probabilities" if len(self) > 1 else "one model",
+            "refit": bool(self.card.provenance.get("refit")),
+            "threshold": self.threshold,
+            "members": [
+                {
+                    "folder": str(self.folders[i]) if self.folders else None,
+                    "fold": member.card.provenance.get("fold"),
+                    "threshold": member.card.provenance.get("threshold"),
+                    "split_hash": member.card.provenance.get("split_hash"),
+                }
+                for i, member in enumerate(self.members)
+            ],
+        }
+
+    def digests(self) -> list[str]:
+        """Of each member loaded from a folder, what tells its card and weights from others."""
+        return [file_digest(folder / "model.json")[:16] for folder in self.folders]
+
+    def _name(self, i: int) -> str:
+        return str(self.folders[i]) if self.folders else f"model {i + 1}"
+
+
+def find_models(run: Path) -> Ensemble:
+    """The models that answer for a run folder, or the one of a fold's or a model's folder.
+
+    Of a run these are the models of all folds, or the refitted model where the run has one.
+
+    Raises:
+        CheckpointError: no trained model there, one is missing or damaged, or they do not fit
+            each other.
+    """
+    folders = model_folders(run)
+    return Ensemble(tuple(load_model(folder) for folder in folders), folders)
+
+
+def _contract(card: ModelCard) -> dict[str, Any]:
+    """What models that answer together must have in common."""
+    return {
+        "task": card.task,
+        "classes": ", ".join(card.classes),
+        "view": card.view,
+        "assumed spacing": card.assume_spacing_um,
+        "split": card.provenance.get("split_hash"),
+    }

@@ -1,0 +1,358 @@
+"""What is settled before the first step: cases, task, view, and the division of patients."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.batch import View
+from foveate.errors import OptionError, SplitError, TrainingError
+from foveate.files.atomic import write_json
+from foveate.files.fields import Fields, read_fields
+from foveate.images.likeness import ImageFacts, TrainedOn, trained_on
+from foveate.loading.scan import Scan, choose_view, scan_cases
+from foveate.messages.display import Display, Reasons
+from foveate.runs.card import ModelCard, trained_on_of, view_of
+from foveate.runs.checkpoint import build_model
+from foveate.runs.config import RunConfig, settle_encoder
+from foveate.runs.fingerprint import (
+    check_unchanged,
+    files_of,
+    load_inputs,
+    note_inputs,
+    save_inputs,
+)
+from foveate.runs.folder import aside
+from foveate.table import (
+    Case,
+    CaseTable,
+    Splits,
+    load_splits,
+    make_splits,
+    read_cases,
+    said_factors,
+    save_splits,
+    several,
+)
+from foveate.tasks import build_task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is settled before the first step and stored; a resumed run goes the same way."""
+
+    config: RunConfig
+    view: View
+    task: str
+    classes: tuple[str, ...]
+    task_options: dict[str, Any]
+    cases: dict[str, Case]
+    quarantine: list[dict[str, str]]
+    splits: Splits
+    trained_on: TrainedOn | None
+
+    def pick(self, image_ids: Sequence[str]) -> list[Case]:
+        """The cases of these images, in this order."""
+        return [self.cases[i] for i in image_ids]
+
+
+def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
+    """Read the table, and settle what is open; what was settled before is read from the folder.
+
+    Raises:
+        FoveateError: whatever the user has to mend.
+    """
+    table = _read_table(config, display)
+    labels = [str(case.label) for case in table.cases]
+    task = build_task(config.task, labels, config.task_options)
+    name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
+    display.say(f"task: {name}, classes {', '.join(task.classes)} (in this order)")
+    stored = folder / "plan.json"
+    options = dict(config.task_options)
+    if name == "binary":
+        options["positive"] = task.classes[1]
+    if not stored.is_file():
+        axes = _check_parts(config, name, options, task.classes)
+        _settle(config, folder, table, display, (name, options, task.classes), axes)
+        content = _stored(stored)
+    else:
+        content = _stored(stored)
+        _check_inputs(config, folder, table, _quarantined(content), display)
+    view, quarantine = view_of(content.part("view")), _quarantined(content)
+    bad = {row["image_id"] for row in quarantine}
+    cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
+    splits = load_splits(folder / "splits.json")
+    try:
+        splits.check(list(cases.values()))
+    except SplitError as error:
+        raise SplitError(f"{folder / 'splits.json'}: {error}") from None
+    settled = settle_encoder(config, view.axes)
+    methods = config.method_options | content.options("method_options")
+    facts = trained_on_of(content.part("trained_on")) if "trained_on" in content else None
+    return Plan(
+        replace(settled, method_options=methods),
+        view,
+        name,
+        task.classes,
+        options,
+        cases,
+        quarantine,
+        splits,
+        facts,
+    )
+
+
+def _stored(path: Path) -> Fields:
+    """The content of ``plan.json``, of which each field is checked where it is used."""
+    fields = read_fields(path)
+    fields.only(("view", "quarantine", "method_options", "trained_on"))
+    return fields
+
+
+def _quarantined(fields: Fields) -> list[dict[str, str]]:
+    """The stored rows of images that were set aside before training."""
+    rows = [Fields(row, f"{fields.where}: quarantine") for row in fields.items("quarantine")]
+    keys = ("image_id", "path", "stage", "reason")
+    # A row of the table without a path has none.
+    return [{key: row.text(key, may_be_empty=key == "path") for key in keys} for row in rows]
+
+
+def _read_table(config: RunConfig, display: Display) -> CaseTable:
+    options = config.table
+    table = read_cases(
+        Path(options.path),
+        files=None if options.files is None else Path(options.files),
+        images=None if options.images is None else Path(options.images),
+        label=options.label,
+        patient=options.patient,
+        path=options.image,
+        labels_wanted=options.classes,
+        as_classes=config.task != "auto",
+    )
+    for note in table.notes:
+        display.say(note)
+    if not config.permute_labels:
+        return table
+    # Before the split: folds stratified by the true labels would hold uneven shares of the new
+    # ones, and a fold's test part would lack what its training part has too many of.
+    display.say("labels are shuffled over patients: the scores must be those of chance")
+    return replace(table, cases=_permuted(table.cases, config.split.seed))
+
+
+def _settle(
+    config: RunConfig,
+    folder: Path,
+    table: CaseTable,
+    display: Display,
+    task: tuple[str, dict[str, Any], tuple[str, ...]],
+    axes: int | None,
+) -> None:
+    """Open every image once, choose the view, divide the patients, and write it all down.
+
+    Raises:
+        OptionError: the images do not have as many `axes` as the encoder reads.
+    """
+    scan, quarantine = _open_all(config, table, display)
+    usable = [case for case in table.cases if case.image_id in scan.facts]
+    view = choose_view(scan.facts.values(), config.view)
+    if axes is None:
+        axes = _check_parts(settle_encoder(config, view.axes), *task)
+    if view.axes != axes:
+        other = "--encoder slices or small3d" if view.axes == 3 else "--encoder lite0 or small"
+        raise OptionError(
+            f"encoder: '{config.encoder}' reads images of {axes} axes, these have {view.axes}: "
+            f"take {other}"
+        )
+    display.say(f"encoder: {settle_encoder(config, view.axes).encoder}")
+    display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
+    _warn_of_bits(scan.facts, display)
+    split = config.split
+    splits = make_splits(
+        usable,
+        folds=split.folds,
+        test_fraction=split.test_fraction,
+        val_fraction=split.val_fraction,
+        seed=split.seed,
+    )
+    labels = {case.image_id: str(case.label) for case in usable}
+    save_splits(splits, folder / "splits.json", labels=labels)
+    chosen = _following(config.method_options, view, list(scan.facts.values()))
+    if chosen:
+        display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
+    inputs = note_inputs(usable, files_of(config.encoder_options), None, _noting(display))
+    save_inputs(inputs, folder / "inputs.json")
+    content = {
+        "view": asdict(view),
+        "quarantine": quarantine,
+        "method_options": chosen,
+        "trained_on": asdict(trained_on(scan.facts.values())),
+    }
+    write_json(folder / "plan.json", content)
+
+
+def _open_all(
+    config: RunConfig, table: CaseTable, display: Display
+) -> tuple[Scan, list[dict[str, str]]]:
+    """Facts of all images, and rows about those that are set aside; both are said.
+
+    Raises:
+        TrainingError: no image can be read.
+    """
+    display.bar("opening images", 0, len(table.cases))
+    scan = scan_cases(
+        table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
+    )
+    quarantine = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside]
+    quarantine += [
+        aside(c.image_id, c.path, "open", scan.failed[c.image_id])
+        for c in table.cases
+        if c.image_id in scan.failed
+    ]
+    Reasons(display).set_all_aside(quarantine)
+    if not scan.facts:
+        reason = quarantine[0]["reason"] if quarantine else "the table is empty"
+        raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
+    factors = {i: fact.factor for i, fact in scan.facts.items() if fact.factor is not None}
+    if contradiction := said_factors(factors):
+        display.say(contradiction)
+    return scan, quarantine
+
+
+def _warn_of_bits(facts: Mapping[str, ImageFacts], display: Display) -> None:
+    """Say which images make the others dark, as they use more of 16 bits than most."""
+    bits = {image_id: fact.bits for image_id, fact in facts.items() if fact.bits is not None}
+    if not bits:
+        return
+    usual = statistics.median_low(bits.values())
+    more = sorted(image_id for image_id, n in bits.items() if n > usual)
+    if more:
+        display.say(
+            f"warning: {several(more)} use {max(bits.values())} bits where most images use "
+            f"{usual}, so that most are shown dark; mend these, or leave them out of the table"
+        )
+
+
+def _check_inputs(
+    config: RunConfig,
+    folder: Path,
+    table: CaseTable,
+    quarantine: Sequence[dict[str, str]],
+    display: Display,
+) -> None:
+    """Assert that labels, images and files are those that the run was begun with.
+
+    Raises:
+        CheckpointError: they are not; the message names what was changed.
+    """
+    bad = {row["image_id"] for row in quarantine}
+    usable = [case for case in table.cases if case.image_id not in bad]
+    was = load_inputs(folder / "inputs.json")
+    now = note_inputs(usable, files_of(config.encoder_options), was, _noting(display))
+    check_unchanged(was, now, folder)
+
+
+def _noting(display: Display) -> Callable[[int, int], None]:
+    return lambda done, total: display.bar("noting what the run rests on", done, total)
+
+
+def _check_parts(
+    config: RunConfig, task: str, options: dict[str, Any], classes: tuple[str, ...]
+) -> int | None:
+    """Build the model once before the images cost any time; weights of the user's own are read.
+
+    Returns:
+        how many axes the images must have; None where the encoder follows the images.
+
+    Raises:
+        UnknownName, OptionError: a part or an option does not exist.
+        CheckpointError: a file of weights is missing, damaged or of another network.
+    """
+    automatic = config.encoder == "auto"
+    config = settle_encoder(config, 2)
+    view = View(1.0, config.view.patch_px or 224, 1.0)
+    own = bool(config.encoder_options.get("weights"))
+    model = build_model(model_card(config, view, task, options, classes), pretrained=own)
+    return None if automatic else model.method.encoder.axes
+
+
+_PIXELS = {"patches": 600_000, "eval_patches": 1_200_000, "survey": 6_000_000}
+"""How many pixels (voxels) of patches are worth their time per image: options that follow it."""
+_AT_MOST = {"patches": 32, "eval_patches": 64, "survey": 256}
+_NOTHING_NEW = {"patches": 2, "eval_patches": 4, "survey": 4}
+
+
+def _following(options: dict[str, Any], view: View, facts: Sequence[ImageFacts]) -> dict[str, int]:
+    """Numbers of patches that follow the images, of the options that are left at 0.
+
+    As many as are worth their time, and no more than cover the median image twice.
+    """
+    covering = [
+        math.prod(
+            max(1, math.ceil(n * s / view.patch_um - 1e-6))
+            for n, s in zip(fact.shape, fact.spacing_um, strict=True)
+        )
+        for fact in facts
+    ]
+    cover, each = max(1, int(np.median(covering))), view.patch_px**view.axes
+    found = {
+        key: max(1, min(_AT_MOST[key], pixels // each, cover if key == "patches" else 2 * cover))
+        for key, pixels in _PIXELS.items()
+    }
+    if view.glimpse_spacing_um < 1.25 * view.spacing_um:
+        # The glimpse shows all that patches do; they only look at parts apart.
+        found = {key: min(value, _NOTHING_NEW[key]) for key, value in found.items()}
+    return {key: value for key, value in found.items() if options.get(key) == 0}
+
+
+def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
+    """The view in words."""
+    if view.axes == 3:
+        return (
+            f"view: cubes of {view.patch_px} voxels of {view.spacing_um / 1000:g} mm, "
+            f"glimpse at {view.glimpse_spacing_um / 1000:g} mm"
+        )
+    unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
+    told = (
+        f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
+        f"glimpse at {view.glimpse_spacing_um:g}"
+    )
+    if view.bits is not None:
+        told += f"\n16-bit images use {view.bits} bits: {(1 << view.bits) - 1} is white"
+    if view.unit == "um":
+        return told
+    told += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"
+    if view.fit is None and len(set(shapes)) > 1:
+        told += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
+    return told
+
+
+def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
+    """Labels shuffled over patients; every image of a patient gets the patient's new label."""
+    first = {c.patient_id: str(c.label) for c in sorted(cases, key=lambda c: c.image_id)}
+    patients = sorted(first)
+    order = np.random.default_rng((seed, 17)).permutation(len(patients))
+    label = {p: first[patients[i]] for p, i in zip(patients, order, strict=True)}
+    return tuple(replace(case, label=label[case.patient_id]) for case in cases)
+
+
+def model_card(
+    config: RunConfig, view: View, task: str, options: dict[str, Any], classes: tuple[str, ...]
+) -> ModelCard:
+    """The card of a model that this config asks for, before anything is trained."""
+    return ModelCard(
+        method=config.method,
+        method_options=config.method_options,
+        encoder=config.encoder,
+        encoder_options=config.encoder_options,
+        task=task,
+        task_options=options,
+        classes=classes,
+        view=view,
+        assume_spacing_um=config.view.assume_spacing_um,
+    )

@@ -1,0 +1,236 @@
+"""From a stack of layers to a graph of their uses: traced, checked layer by layer."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from foveate.streaming.base import NotLocal
+from foveate.streaming.rules import may_share, overwrites, rule_of
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_GLOBAL = "squeeze-excite and global pooling look at the whole image: take a network without"
+_REDUCTIONS = frozenset(
+    ("mean", "sum", "amax", "amin", "max", "min", "std", "var", "norm", "median", "prod", "argmax")
+)
+_HOOK = "it has a hook, which would see parts of the image; remove the hook"
+_ADVICE = {
+    "GroupNorm": "take layer norm over channels (encoders: norm 'channel') or frozen batch norm",
+    "InstanceNorm": "take layer norm over channels (encoders: norm 'channel') or frozen batch norm",
+    "SyncBatchNorm": "take batch norm and freeze it",
+    "Adaptive": "pool after streaming, on the map that it returns",
+    "Multihead": "attend after streaming, on the map that it returns",
+    "Transformer": "attend after streaming, on the map that it returns",
+    "adaptive": _GLOBAL,
+    "Flatten": "flatten after streaming, what it returns",
+    "flatten": "flatten after streaming, what it returns",
+    "view": "it rearranges cells; a map must stay a map",
+    "reshape": "it rearranges cells; a map must stay a map",
+    "matmul": "attend after streaming, on the map that it returns",
+    "scaled_dot_product_attention": "attend after streaming, on the map that it returns",
+}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a stack computes; layers and parameters are looked up in the stack itself.
+
+    `fx.GraphModule` would keep parameters and buffers of its own, which stay behind when the stack
+    is moved to another device or type.
+    """
+
+    stack: nn.Module
+    graph: fx.Graph
+
+    def layer(self, node: fx.Node) -> nn.Module:
+        """The layer that a node calls."""
+        return self.stack.get_submodule(str(node.target))
+
+
+def trace(stack: nn.Module) -> Traced:
+    """The computation of a stack in its present mode.
+
+    Raises:
+        NotLocal: a layer has no rule, or the stack cannot be traced.
+    """
+    tracer = _Tracer(stack)
+    if tracer.is_leaf_module(stack, ""):
+        stack = nn.Sequential(stack)  # a single layer is not looked into
+    try:
+        if tracer.foreign_hooks(stack):
+            raise NotLocal(f"{type(stack).__name__} cannot be streamed: {_HOOK}")
+        found = Traced(stack, tracer.trace(stack))
+    except NotLocal:
+        raise
+    except Exception as error:
+        if tracer.passed_over:
+            raise NotLocal(f"{type(stack).__name__} {_hooked(tracer.passed_over)}") from error
+        raise NotLocal(
+            f"{type(stack).__name__} cannot be traced by torch.fx ({_one_line(error)}): what it "
+            "computes must not hang on the values or the size of its input"
+        ) from error
+    _drop_unused(found)
+    for node in found.graph.nodes:
+        if node.op != "call_module":
+            continue
+        layer = found.layer(node)
+        if rule_of(layer) is None:
+            raise refusal(node, found, "it looks at more than a neighbourhood, or is unknown")
+        if str(node.target) in tracer.passed_over:
+            raise refusal(node, found, _HOOK)
+    return found
+
+
+def _hooked(layers: Iterable[str]) -> str:
+    """Where a stack that cannot be traced has hooks that are not its own, these may be why."""
+    return (
+        f"cannot be traced by torch.fx: hooks on {', '.join(map(repr, layers))} may gather the "
+        "maps that it returns, and tracing calls only hooks of an object that a module of the "
+        "stack holds, as timm's are; remove them, and return the maps from forward"
+    )
+
+
+def _drop_unused(traced: Traced) -> None:
+    """Remove what the result does not hang on, such as overwriting a map that is not read later."""
+    roots: dict[fx.Node, fx.Node] = {}
+    writers: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        target = traced.layer(node) if node.op == "call_module" else node.target
+        roots[node] = node
+        if node.op.startswith("call") and node.all_input_nodes:
+            writes = overwrites(target, node.args, node.kwargs)
+            writers |= {node} if writes else set()
+            if writes or may_share(target):
+                roots[node] = roots[node.all_input_nodes[0]]
+    live: set[fx.Node] = set()
+    read: set[fx.Node] = set()
+    for node in reversed(traced.graph.nodes):
+        used = any(user in live for user in node.users)
+        ends = node.op in ("placeholder", "output")
+        if ends or used or (node in writers and roots[node] in read):
+            live.add(node)
+            read |= {roots[taken] for taken in node.all_input_nodes}
+    traced.graph.eliminate_dead_code(lambda node: node in live)
+
+
+def refusal(node: fx.Node, traced: Traced, reason: str) -> NotLocal:
+    """Names the layer, says why it is not local, and what to do instead."""
+    stack = node.meta.get("nn_module_stack") or {}
+    owners = [(str(path), getattr(kind, "__name__", str(kind))) for path, kind in stack.values()]
+    what = str(getattr(node.target, "__name__", node.target))
+    if node.op == "call_module":
+        what = type(traced.layer(node)).__name__
+        path = f"'{node.target}' ({what})"
+    else:
+        inside = next((f"'{p}' ({k})" for p, k in reversed(owners) if p), "the stack")
+        path = f"{what} in {inside}"
+    advice = next((text for word, text in _ADVICE.items() if what.startswith(word)), "")
+    advice = _GLOBAL if what in _REDUCTIONS else advice
+    return NotLocal(f"{path} cannot be streamed: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+class _Overwritable(fx.Proxy):
+    """Notes ``x += y`` as what it is; `fx.Proxy` would make ``x = x + y`` of it."""
+
+    tracer: _Tracer
+
+    @property
+    def device(self) -> Any:
+        """A device that can be looked up by; that of the map where no parameter knows it."""
+        known = self.tracer.device
+        return fx.proxy.Attribute(self, "device") if known is None else known
+
+    def _overwritten(self, name: str, other: Any) -> Any:
+        function = getattr(operator, name)
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._overwritten("iadd", other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._overwritten("isub", other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._overwritten("imul", other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._overwritten("itruediv", other)
+
+    def __ipow__(self, other: Any) -> Any:
+        return self._overwritten("ipow", other)
+
+
+class _Tracer(fx.Tracer):
+    """Traces a stack down to layers with a rule.
+
+    Attributes:
+        device: of the stack's parameters; None without any.
+        passed_over: layers whose hooks were not called.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, stack: nn.Module) -> None:
+        super().__init__()
+        self.device = next((p.device for p in stack.parameters()), None)
+        self.passed_over: list[str] = []
+        self._holders = {id(v) for m in stack.modules() for v in (m, *vars(m).values())}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a map while tracing."""
+        return _Overwritable(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers with a rule, and those of torch, which are refused later unless they have one."""
+        if rule_of(m) is not None:
+            return True
+        return m.__module__.startswith("torch.nn") and not isinstance(m, _CONTAINERS)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A layer, with the hooks by which its own network gathers maps.
+
+        Hooks of others would be shown parts of images, or stand-ins: they are not called.
+        """
+        name = self.path_of_module(m)
+        own = not self.foreign_hooks(m)
+        if not self.is_leaf_module(m, name):
+            if not own:
+                raise NotLocal(f"'{name}' ({type(m).__name__}) cannot be streamed: {_HOOK}")
+            return super().call_module(m, forward, args, kwargs)
+        if kwargs or not own:
+            self.passed_over += [] if own else [name]
+            return super().call_module(m, forward, args, kwargs)
+        for hook in m._forward_pre_hooks.values():
+            changed = hook(m, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        found = super().call_module(m, forward, args, kwargs)
+        for hook in m._forward_hooks.values():
+            changed = hook(m, args, found)
+            found = found if changed is None else changed
+        return found
+
+    def foreign_hooks(self, m: nn.Module) -> bool:
+        """Whether a hook is no method of anything that a module of the stack holds."""
+        for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values()):
+            while isinstance(hook, functools.partial):
+                hook = hook.func
+            owner = getattr(hook, "__self__", None)
+            if owner is None or id(owner) not in self._holders:
+                return True
+        return False

@@ -1,0 +1,203 @@
+"""Which column plays which role: the dialects of other tools are recognised, and told back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from foveate.errors import TableError, did_you_mean
+from foveate.table.same import plain_name
+from foveate.table.survival import survival_columns
+from foveate.table.types import Sheet
+
+PATH = (
+    *("path", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
+    *("wsi_path", "slide_path", "image_file", "wsi", "image", "img", "image_index", "origin"),
+    *("slide_id", "slide", "image_id", "sample_id", "wsi_id"),
+)
+IMAGE_ID = ("image_id", "sample_id", "slide_id", "wsi_id")
+PATIENT = (
+    *("patient_id", "patient", "patientid", "case_id", "case", "caseid", "subject_id", "subject"),
+    "slide",
+)
+LABEL = ("label", "labels", "class", "target", "category", "diagnosis_label", "outcome", "y")
+SPACING_Y = ("mpp_y", "spacing_y", "spacing_um_y")
+SPACING_X = ("mpp_x", "spacing_x", "spacing_um_x")
+SPACING = (
+    *("mpp", "spacing", "spacing_um", "spacing_at_level_0"),
+    *("um_per_px", "microns_per_pixel", "pixel_size_um"),
+)
+_NO_LABEL = (
+    *("mask", "mask_path", "site", "center", "centre", "split", "fold", "note", "notes", "comment"),
+    *("width", "height", "stain", "scanner", "source", "age", "sex", "gender", "series", "time"),
+    *("embeddings", "objective", "magnification", "status", "dataset", "cohort", "project_id"),
+    *("index", "id", "shape", "dtype", "full_width", "full_height", "full_mpp"),
+)
+_DIALECTS = (
+    ("slide2vec", {"sample_id", "image_path"}),
+    ("eva", {"origin", "embeddings"}),
+    ("Patho-Bench", {"case_id", "slide_id", "fold_0"}),
+    ("CLAM", {"case_id", "slide_id"}),
+    ("STAMP", {"patient", "filename"}),
+    ("slideflow", {"patient", "slide"}),
+    ("TRIDENT", {"wsi"}),
+)
+
+
+def known_names(asked: Asked) -> frozenset[str]:
+    """Names, after `plain_name`, by which the header of a table is known."""
+    named_ones = (asked.path, asked.patient, asked.label, asked.split)
+    return frozenset({*PATH, *PATIENT, *LABEL, *SPACING, *(plain_name(n) for n in named_ones if n)})
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The column of each role; `None` when there is none."""
+
+    path: str
+    image_id: str | None
+    patient_id: str | None
+    label: str | None
+    spacing: tuple[str, ...]
+    split: str | None
+    notes: tuple[str, ...]
+
+    def by_role(self) -> dict[str, str]:
+        """Role to column, for those that were found."""
+        found = {
+            "path": self.path,
+            "image_id": self.image_id,
+            "patient_id": self.patient_id,
+            "label": self.label,
+            "spacing": ", ".join(self.spacing),
+            "split": self.split,
+        }
+        return {role: column for role, column in found.items() if column}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Columns that the user names; the others are recognised."""
+
+    path: str | None = None
+    patient: str | None = None
+    label: str | None = None
+    split: str | None = None
+
+
+def recognise(sheet: Sheet, asked: Asked, *, need_label: bool) -> Columns:
+    """Find the column of each role.
+
+    Raises:
+        TableError: a named column does not exist, or there is none for the path or the label.
+    """
+    path = named(sheet, asked.path, "path") or _first(sheet, PATH)
+    if path is None:
+        raise TableError(_no_path(sheet))
+    patient = named(sheet, asked.patient, "patient") or _first(sheet, PATIENT, {path})
+    image_id = _first(sheet, IMAGE_ID, {asked.patient, asked.label})
+    spacing = _spacing(sheet)
+    split = named(sheet, asked.split, "split")
+    label = named(sheet, asked.label, "label")
+    if label is None:
+        taken = {path, patient, image_id, split, *spacing}
+        label = _label(sheet, {t for t in taken if t}, need=need_label)
+    found = Columns(path, image_id, patient, label, spacing, split, ())
+    said = ", ".join(f"{role} = '{column}'" for role, column in found.by_role().items())
+    notes = (f"columns ({_dialect(sheet)}): {said}", *_grouping(found))
+    return Columns(path, image_id, patient, label, spacing, split, notes)
+
+
+def named(sheet: Sheet, column: str | None, option: str) -> str | None:
+    """The column that the user names, capitals aside.
+
+    Raises:
+        TableError: there is none; the message names the nearest.
+    """
+    if column is None or column in sheet.columns:
+        return column
+    same = [c for c in sheet.columns if plain_name(c) == plain_name(column)]
+    if len(same) == 1:
+        return same[0]
+    raise TableError(
+        f"{sheet.path}: no column '{column}' (--{option}).{did_you_mean(column, sheet.columns)}"
+    )
+
+
+def _first(sheet: Sheet, candidates: Iterable[str], but: Iterable[str | None] = ()) -> str | None:
+    """The first candidate that is a column and has a value somewhere."""
+    known = {plain_name(c): c for c in reversed(sheet.columns) if c not in set(but)}
+    for candidate in candidates:
+        column = known.get(candidate)
+        if column is not None and any(row.cells[column] for row in sheet.rows):
+            return column
+    return None
+
+
+def _spacing(sheet: Sheet) -> tuple[str, ...]:
+    y, x = _first(sheet, SPACING_Y), _first(sheet, SPACING_X)
+    if y and x:
+        return (y, x)
+    if y or x:
+        raise TableError(f"{sheet.path}: column '{y or x}' needs one for the other axis as well")
+    one = _first(sheet, SPACING)
+    return (one,) if one else ()
+
+
+def _label(sheet: Sheet, taken: set[str], *, need: bool) -> str | None:
+    known = _first(sheet, LABEL, taken)
+    if known or not need:
+        return known
+    no_label = {*PATH, *IMAGE_ID, *PATIENT, *SPACING, *SPACING_X, *SPACING_Y, *_NO_LABEL}
+    left = [
+        c
+        for c in sheet.columns
+        if c not in taken
+        and plain_name(c) not in no_label
+        and not plain_name(c).startswith("fold_")
+    ]
+    told = [c for c in left if plain_name(c).endswith(("_label", "_class"))]
+    for choice in (left, told):
+        if len(choice) == 1:
+            return choice[0]
+    survival = survival_columns(sheet, left)
+    if survival is not None:
+        raise TableError(f"{sheet.path}: {survival}")
+    if not left and _first(sheet, PATIENT):
+        raise TableError(
+            f"{sheet.path}: no column holds the label. If the labels of patients stand in a second "
+            f"table, give that as the table, and this one with --files {sheet.path.name}"
+        )
+    candidates = f"; it could be one of: {', '.join(left)}" if left else ""
+    raise TableError(
+        f"{sheet.path}: which column holds the label? Name it with --label{candidates}"
+    )
+
+
+def _no_path(sheet: Sheet) -> str:
+    message = (
+        f"{sheet.path}: no column holds the images' paths (columns: {', '.join(sheet.columns)}). "
+        "Name it 'path', or say which with --path"
+    )
+    if _first(sheet, PATIENT):
+        message += (
+            ". If the files stand in a second table (as STAMP's), give that with --files, such as "
+            "--files slide.csv"
+        )
+    return message
+
+
+def _dialect(sheet: Sheet) -> str:
+    columns = {plain_name(c) for c in sheet.columns}
+    return next((f"as {name} writes" for name, need in _DIALECTS if need <= columns), "recognised")
+
+
+def _grouping(columns: Columns) -> tuple[str, ...]:
+    if columns.patient_id is None:
+        return (
+            "warning: patient_id defaults to image_id. If a patient has several images, name the "
+            "patient's column with --patient, or the scores will look better than they are",
+        )
+    if plain_name(columns.patient_id) == "slide":
+        return ("images are grouped by 'slide': no column names the patient",)
+    return ()

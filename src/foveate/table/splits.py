@@ -1,0 +1,216 @@
+"""Drawing splits: by patient, stratified by label, the same whatever the order of the rows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from foveate.errors import SplitError
+from foveate.table.folds import Fold, Splits, split_hash
+from foveate.table.types import Case, several
+
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "tune", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def make_splits(
+    cases: Sequence[Case],
+    *,
+    folds: int = 1,
+    test_fraction: float = 0.25,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    test_ids: Sequence[str] | None = None,
+) -> Splits:
+    """Split patients, stratified by their label (the most frequent one of their images).
+
+    The order of `cases` has no influence.
+
+    Args:
+        cases: with labels.
+        folds: 1 for a hold-out; more for cross-validation, where every patient is tested once.
+        test_fraction: of the patients, when there is one fold.
+        val_fraction: of the patients that are not tested.
+        seed: of the shuffling.
+        test_ids: images to test on, instead of drawn ones.
+
+    Raises:
+        SplitError: a class has too few patients, or `test_ids` cut a patient in two.
+    """
+    _check_sizes(folds, test_fraction, val_fraction)
+    strata = _strata(cases)
+    order = _shuffled(strata, seed)
+    if test_ids is not None:
+        tests = [_patients_of(cases, test_ids, folds)]
+    elif folds > 1:
+        _check_enough(strata, _needed(folds, val_fraction), f"{folds} folds", "fewer folds")
+        tests = _dealt(order, folds)
+    else:
+        need = 1 + (test_fraction > 0) + (val_fraction > 0)
+        _check_enough(strata, need, "train, val and test parts", "smaller parts")
+        spare = 1 + (val_fraction > 0)
+        tests = [_first_share(order, test_fraction, spare)]
+    return _assembled(cases, [_with_val(order, test, val_fraction) for test in tests], seed)
+
+
+def predefined_splits(cases: Sequence[Case], *, val_fraction: float = 0.2, seed: int = 0) -> Splits:
+    """The split that the table itself gives in `Case.split`.
+
+    Words such as train, val and test make one fold; any other values are names of folds, each
+    the test part in turn. A missing validation part is drawn from the training patients.
+
+    Raises:
+        SplitError: a row has no value, a part is missing, or a patient is on two sides.
+    """
+    _check_sizes(1, 0, val_fraction)
+    without = sorted(case.image_id for case in cases if not case.split)
+    if without:
+        raise SplitError(f"the split column is empty for {several(without)}")
+    said = {case.image_id: str(case.split) for case in cases}
+    parts = {i: _PARTS.get(value.lower(), "") for i, value in said.items()}
+    order = _shuffled(_strata(cases), seed)
+    if not any(parts.values()):
+        owners = _owners(cases, said)
+        names = sorted(set(owners.values()))
+        if len(names) < 2:
+            raise SplitError(f"the split column names one fold only, '{names[0]}'; two are needed")
+        tests = [{p for p in owners if owners[p] == name} for name in names]
+        return _assembled(cases, [_with_val(order, test, val_fraction) for test in tests], seed)
+    odd = sorted({said[i] for i, part in parts.items() if not part})
+    if odd:
+        raise SplitError(f"the split column mixes train, val, test with {several(odd)}")
+    owners = _owners(cases, parts)
+    test = {p for p, part in owners.items() if part == "test"}
+    val = {p for p, part in owners.items() if part == "val"}
+    return _assembled(cases, [(val, test) if val else _with_val(order, test, val_fraction)], seed)
+
+
+# -- who goes where ---------------------------------------------------------------------------
+
+
+def _strata(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Label to its patients, both sorted; a patient counts for its most frequent label.
+
+    Where two labels are as frequent, for the one that fewer images carry: a rare class needs every
+    patient it can get.
+    """
+    if not cases:
+        raise SplitError("there are no cases to split")
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for case in cases:
+        if case.label is None:
+            raise SplitError(f"'{case.image_id}' has no label, so it cannot be split by label")
+        votes[case.patient_id][case.label] += 1
+    images = Counter(case.label for case in cases)
+    strata: dict[str, list[str]] = defaultdict(list)
+    for patient in sorted(votes):
+        own = votes[patient]
+        label = min(own, key=lambda word: (-own[word], images[word], word))
+        strata[label].append(patient)
+    return {label: strata[label] for label in sorted(strata)}
+
+
+def _shuffled(strata: dict[str, list[str]], seed: int) -> dict[str, list[str]]:
+    rng = np.random.default_rng((seed, 0x5EED))
+    return {label: [p[i] for i in rng.permutation(len(p))] for label, p in strata.items()}
+
+
+def _check_sizes(folds: int, test_fraction: float, val_fraction: float) -> None:
+    if folds < 1:
+        raise SplitError(f"folds: got {folds}, expected at least 1")
+    for name, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
+        if not 0 <= value < 1:
+            raise SplitError(f"{name}: got {value}, expected at least 0 and below 1")
+
+
+def _needed(folds: int, val_fraction: float) -> int:
+    """Patients of a class, so that each part of each fold gets one."""
+    left = 1 + (val_fraction > 0)
+    return next(n for n in range(folds, folds + 4) if n - math.ceil(n / folds) >= left)
+
+
+def _check_enough(strata: dict[str, list[str]], need: int, what: str, remedy: str) -> None:
+    few = {label: len(patients) for label, patients in strata.items() if len(patients) < need}
+    if few:
+        label, n = min(few.items(), key=lambda item: item[1])
+        raise SplitError(
+            f"label '{label}' has {n} patient{'' if n == 1 else 's'}, {what} need at least {need} "
+            f"of each class: use {remedy}, add patients, or leave the class out"
+        )
+
+
+def _dealt(order: dict[str, list[str]], folds: int) -> list[set[str]]:
+    """Patients dealt out like cards, class after class, so that folds differ by one at most."""
+    tests: list[set[str]] = [set() for _ in range(folds)]
+    for n, patient in enumerate(p for patients in order.values() for p in patients):
+        tests[n % folds].add(patient)
+    return tests
+
+
+def _first_share(order: dict[str, list[str]], fraction: float, spare: int) -> set[str]:
+    """The first patients of each class: at least one, and `spare` are left."""
+    if fraction == 0:
+        return set()
+    return {
+        patient
+        for patients in order.values()
+        for patient in patients[: max(0, min(max(1, round(len(patients) * fraction)),
+                                             len(patients) - spare))]
+    }  # fmt: skip
+
+
+def _with_val(
+    order: dict[str, list[str]], test: set[str], fraction: float
+) -> tuple[set[str], set[str]]:
+    left = {label: [p for p in patients if p not in test] for label, patients in order.items()}
+    return _first_share(left, fraction, spare=1), test
+
+
+def _patients_of(cases: Sequence[Case], test_ids: Sequence[str], folds: int) -> set[str]:
+    if folds != 1:
+        raise SplitError(f"folds: got {folds}; given test images make exactly one fold")
+    known = {case.image_id for case in cases}
+    unknown = sorted(set(test_ids) - known)
+    if unknown:
+        raise SplitError(f"test images that are not in the table: {several(unknown)}")
+    sides = {i: "test" if i in set(test_ids) else "train" for i in known}
+    owners = _owners(cases, sides)
+    return {patient for patient, side in owners.items() if side == "test"}
+
+
+def _owners(cases: Sequence[Case], sides: dict[str, str]) -> dict[str, str]:
+    """Patient to the one side that all its images are on."""
+    owners: dict[str, str] = {}
+    for case in sorted(cases, key=lambda c: c.image_id):
+        side = sides[case.image_id]
+        if owners.setdefault(case.patient_id, side) != side:
+            raise SplitError(
+                f"patient '{case.patient_id}' has images in '{owners[case.patient_id]}' and in "
+                f"'{side}': scores would be too good. Put all of them on one side"
+            )
+    return owners
+
+
+def _assembled(
+    cases: Sequence[Case], pairs: Iterable[tuple[set[str], set[str]]], seed: int
+) -> Splits:
+    patients = {c.image_id: c.patient_id for c in sorted(cases, key=lambda c: c.image_id)}
+    if len(patients) < len(cases):
+        raise SplitError("an image_id occurs twice among the cases")
+    folds = []
+    for val, test in pairs:
+        parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+        for image_id, patient in patients.items():
+            parts["test" if patient in test else "val" if patient in val else "train"].append(
+                image_id
+            )
+        folds.append(Fold(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"])))
+    splits = Splits(tuple(folds), patients, seed, split_hash(folds, patients, seed))
+    splits.check()
+    return splits

@@ -1,0 +1,52 @@
+"""Times to an event are recognised: as classes of "event" they would be wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from foveate.table.same import plain_name
+from foveate.table.types import Sheet
+
+_KINDS = "os|pfs|dfs|dss|rfs|efs|pfi|dfi|ttp|survival|overall_survival"
+_EVENT = re.compile(
+    rf"(?:{_KINDS})(?:_(?:event|status|censor|censored|censoring|cens|indicator|e|bin))?"
+    r"|(?:\w+_)?(?:event|censor|censored|censoring|censorship|vital_status|dead|death|died)"
+    r"|(?:event|death|censor)_(?:\w+)|deceased|status|relapse|recurrence|progression"
+)
+_TIME = re.compile(
+    rf"(?:{_KINDS})(?:_(?:time|days|months|years|weeks|t|m|d))?"
+    r"|(?:\w+_)?(?:time|days|months|weeks|duration|follow_?up)"
+    r"|(?:time|days|months|years|follow_?up|survival|duration)_\w+|years|tte"
+)
+
+
+def survival_columns(sheet: Sheet, events: Iterable[str]) -> str | None:
+    """Why `events` cannot be trained as classes, where one of them goes with a time.
+
+    Args:
+        sheet: the table.
+        events: columns that are, or could be, the label.
+
+    Returns:
+        a sentence that names both columns and says what to do; None where there is no such pair.
+    """
+    for event in events:
+        if not _EVENT.fullmatch(plain_name(event)):
+            continue
+        for time in sheet.columns:
+            if time != event and _TIME.fullmatch(plain_name(time)) and _counts(sheet, time):
+                return (
+                    f"'{event}' and '{time}' are survival data (an event, and the time until it), "
+                    "for which there is no task yet; as a class of its own, an event would say "
+                    "how long somebody was followed. Make a column of classes, such as alive or "
+                    "dead after five years, without those who were followed for less, and name it "
+                    "with --label; where all were followed for as long, say --task binary"
+                )
+    return None
+
+
+def _counts(sheet: Sheet, column: str) -> bool:
+    """Whether a column holds times: numbers from 0 up, more than two of them."""
+    values = {row.cells[column] for row in sheet.rows if row.cells[column]}
+    return len(values) > 2 and all(re.fullmatch(r"\d+(?:[.,]\d+)?", v) for v in values)

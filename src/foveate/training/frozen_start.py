@@ -1,0 +1,91 @@
+"""What is settled on a frozen encoder before anything is trained by gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.batch import Batch, CropError, Patches
+from foveate.encoders.base import ProjectedEncoder
+from foveate.methods.base import AbstractMethod
+from foveate.nn.overview import N_PARTS, OverviewHead
+from foveate.table import Case
+from foveate.tasks.base import AbstractTask
+
+_SAMPLED_IMAGES, _SAMPLED_PATCHES = 48, 8
+
+
+def settle_start(
+    method: AbstractMethod,
+    task: AbstractTask,
+    cases: Sequence[Case],
+    batches: Iterable[tuple[Case, Batch]],
+    done: Callable[[int], None],
+) -> dict[str, int]:
+    """Standardise features, and fit the linear answers to glimpses where the method has them.
+
+    Args:
+        method: whose encoder is pretrained; it is changed.
+        task: gives the loss.
+        cases: of the training and the validation part.
+        batches: frozen ones, of one image each; images that fail are left out.
+        done: told how many images are done.
+
+    Returns:
+        by image id, the part of the images with which it was left out of the fits of the linear
+        answers; empty where the method has none.
+    """
+    head = next((m for m in method.modules() if isinstance(m, OverviewHead)), None)
+    looks_only = not method.reads & {"crops", "bag", "whole"}
+    sampled = set(np.linspace(0, len(cases) - 1, _SAMPLED_IMAGES).astype(int).tolist())
+    kept: list[Case] = []
+    overviews: list[Tensor] = []
+    glimpses: list[Tensor] = []
+    patches: list[Tensor] = []
+    for i, (case, batch) in enumerate(batches):
+        wanted = i in sampled
+        if head is not None or (looks_only and wanted):
+            look = batch.look(method.encoder)[0]
+            overviews.append(look.overview.cpu())
+            glimpses.append(look.features.float().cpu())
+            kept.append(case)
+        if not looks_only and wanted and batch.kept is not None:
+            with contextlib.suppress(CropError):  # set aside when a step comes to it
+                patches.append(batch.kept.features(method.encoder, [_some(batch)], 32).cpu())
+        done(i + 1)
+    seen = glimpses if looks_only else patches
+    if seen and isinstance(method.encoder, ProjectedEncoder):
+        method.encoder.mixed.standardise.settle(torch.cat(seen))
+    if head is None or not kept:
+        return {}
+    target, parts = torch.tensor([task.target(str(case.label)) for case in kept]), _parts(kept)
+
+    def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
+        return task.each_loss(logits, target[rows]).double()
+
+    head.settle(torch.cat(overviews), each_loss, torch.from_numpy(parts))
+    return {case.image_id: part for case, part in zip(kept, parts.tolist(), strict=True)}
+
+
+def _parts(cases: Sequence[Case]) -> NDArray[np.int64]:
+    """Which of five parts each image belongs to: patients together, labels spread evenly."""
+    count = Counter(str(case.label) for case in cases)
+    label: dict[str, str] = {}
+    for case in sorted(cases, key=lambda case: count[str(case.label)]):
+        label.setdefault(case.patient_id, str(case.label))  # a patient of several: the rarest
+    order = sorted(label, key=lambda patient: (label[patient], patient))
+    part = {patient: i % N_PARTS for i, patient in enumerate(order)}
+    return np.array([part[case.patient_id] for case in cases], np.int64)
+
+
+def _some(batch: Batch) -> Patches:
+    """A few patches of the foreground, evenly over the lattice."""
+    every = batch.cover(0, (0.0,) * batch.view.axes)
+    n = min(len(every), _SAMPLED_PATCHES)
+    return every[np.linspace(0, len(every) - 1, n).astype(np.int64)]

@@ -1,0 +1,1 @@
+"""Whole commands: train, predict, evaluate, demo, doctor."""

@@ -1,0 +1,349 @@
+"""A trained run on images it has never seen: predictions, and scores where there are labels.
+
+All models of a run answer together (`foveate.runs.models`), and what is written says which did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
+from foveate.evaluation.audit import audit_layout
+from foveate.evaluation.scores import evaluate_rows
+from foveate.files.atomic import write_json
+from foveate.files.lock import hold
+from foveate.loading.loader import CaseLoader
+from foveate.messages.display import Display
+from foveate.prediction.outputs import Summary, predict_into
+from foveate.runs.fingerprint import Inputs, file_print, load_inputs
+from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
+from foveate.runs.models import Ensemble, find_models
+from foveate.runs.runtime import build_fabric
+from foveate.runs.schedule import TrainOptions
+from foveate.table import (
+    Case,
+    CaseTable,
+    cases_from_folder,
+    load_splits,
+    patient_key,
+    read_cases,
+    safe_id,
+    said_factors,
+    with_known_labels,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("foveate")
+
+_TABLES = (".csv", ".tsv", ".xlsx")
+
+
+def gather_cases(paths: Sequence[Path]) -> CaseTable:
+    """Cases from files, folders and tables, with the rows of tables that cannot be used.
+
+    A link that leads nowhere is a case, too: prediction sets it aside.
+
+    Raises:
+        ImageNotFound: a path does not exist.
+        TableError: nothing is there.
+    """
+    tables: list[CaseTable] = []
+    for path in paths:
+        if not path.exists() and not path.is_symlink():
+            raise ImageNotFound(f"{path}: no such file or folder")
+        if path.suffix.lower() in _TABLES and path.is_file():
+            tables.append(read_cases(path, need_labels=False))
+        else:
+            tables.append(cases_from_folder(path))
+    once: dict[str, Case] = {}
+    for case in (case for table in tables for case in table.cases):
+        once.setdefault(os.path.realpath(case.path), case)
+    return CaseTable(
+        cases=tuple(_with_distinct_ids(list(once.values()))),
+        notes=tuple(note for table in tables for note in table.notes),
+        set_aside=tuple(row for table in tables for row in table.set_aside),
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a trained run is to be used.
+
+    Attributes:
+        out: folder for the results.
+        assume_spacing_um: of images that state no spacing; None takes that of the training, for
+            images of the kind that needed it there.
+        n_heatmaps: how many images get pictures.
+        device: ``auto`` takes a GPU when there is one.
+    """
+
+    out: Path
+    assume_spacing_um: float | None = None
+    n_heatmaps: int = 1000
+    device: str = "auto"
+
+
+def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Display) -> Summary:
+    """Predict images. Images that fail are listed in ``quarantine.csv``.
+
+    The same call continues where an earlier one stopped.
+
+    Raises:
+        UnreadableImage: not one of them could be predicted.
+        CheckpointError: there is no whole model, or `out` holds something else.
+        FolderInUse: another process writes into `out`.
+    """
+    check_out(asked.out, run)
+    for path in paths:
+        if path.is_dir() and path.resolve() == asked.out.resolve():
+            raise CheckpointError(
+                f"--out {asked.out} is the folder of the images, among which pictures would be "
+                "written: give another --out"
+            )
+    models, table = find_models(run), gather_cases(paths)
+    with _writing(asked.out, display):
+        summary = _predict(models, table, asked, display, "predict")
+    if not summary.rows:
+        first = next(iter(summary.failed.values()), "there is none")
+        raise UnreadableImage(f"no image could be predicted; the first: {first}")
+    return summary
+
+
+def evaluate_table(
+    run: Path,
+    table: Path,
+    asked: Asked,
+    display: Display,
+    *,
+    label: str | None = None,
+    files: Path | None = None,
+    images: Path | None = None,
+    renamed: Mapping[str, str] | None = None,
+    shuffle_layout: bool = False,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Predict a labelled table and score it; returns the metrics and the images that failed.
+
+    Labels are `renamed` first; rows with others than the model knows are left out, set aside and
+    said. Images that trained a model which answers are counted under ``n_seen_in_training``, and
+    said. With `shuffle_layout`, an audit of whether the model uses where patches lie is added under
+    ``layout`` (`foveate.evaluation.audit`). The same call continues where an earlier one stopped.
+
+    Raises:
+        OptionError: a label is renamed to what is no class, or does not occur.
+        TableError: the model knows none of the labels, or no image could be predicted.
+        CheckpointError: there is no whole model, or `out` holds something else.
+        FolderInUse: another process writes into `out`.
+    """
+    out = asked.out
+    check_out(out, run)
+    models = find_models(run)
+    read = read_cases(
+        table,
+        files=files,
+        images=images,
+        label=label,
+        known_labels=models.classes,
+        min_classes=1,
+    )
+    try:
+        read = with_known_labels(read, models.classes, renamed or {})
+    except TableError as error:
+        raise TableError(f"{table}: {error}") from None
+    with _writing(out, display):
+        summary = _predict(models, read, asked, display, "evaluate")
+        if not summary.rows:
+            raise TableError(
+                f"no image of {table} could be predicted; see {out / 'quarantine.csv'}"
+            )
+        display.say("scoring, with intervals over patients")
+        rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
+        n_seen = sum(row["in_training"] != "" for row in rows)
+        metrics = evaluate_rows(rows, models.classes) | {"n_seen_in_training": n_seen}
+        if shuffle_layout:
+            good = [case for case in read.cases if case.image_id not in summary.failed]
+            metrics["layout"] = _layout(models, good, asked)
+        write_json(out / "metrics.json", metrics)
+    return metrics, summary.failed
+
+
+@contextlib.contextmanager
+def _writing(out: Path, display: Display) -> Iterator[None]:
+    """Hold `out` for this process, sweep up what a killed one left, and keep a log there."""
+    with hold(out):
+        sweep(out)
+        with logged(out, display):
+            yield
+
+
+def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
+    """Of the cases that models which answer know from training, by image id, from where.
+
+    ``training`` and ``validation``: the image itself, known by what its file holds, wherever it
+    lies and whatever it is called. ``patient``: another image of a patient whose images trained.
+    Empty where the models' run folder with its split is not there.
+    """
+    found: dict[str, str] = {}
+    for model, folder in zip(models.members, models.folders, strict=False):
+        about, root = model.card.provenance, folder.resolve().parent.parent
+        if not all((root / name).is_file() for name in ("splits.json", "inputs.json")):
+            continue
+        splits = load_splits(root / "splits.json")
+        if splits.hash != about.get("split_hash"):
+            continue
+        use = dict.fromkeys(splits.patients, "training") if about.get("refit") else {}
+        k = about.get("fold")
+        if k is not None and k < len(splits.folds):
+            use = dict.fromkeys(splits.folds[k].val, "validation")
+            use |= dict.fromkeys(splits.folds[k].train, "training")
+        for image_id, was in _same_files(load_inputs(root / "inputs.json"), cases).items():
+            if was in use and found.get(image_id) != "training":
+                found[image_id] = use[was]
+        # Without a column of patients an image's own id stands for its patient, and says nothing.
+        named = {patient_key(p) for i, p in splits.patients.items() if i in use and p != i}
+        for case in cases:
+            if case.patient_id != case.image_id and patient_key(case.patient_id) in named:
+                found.setdefault(case.image_id, "patient")
+    return found
+
+
+def _same_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
+    """Of the cases whose file a run was begun with, by image id, its id in that run."""
+    known = {
+        (stated["file"]["size"], stated["file"]["sha256"]): (image_id, stated["file"])
+        for image_id, stated in inputs.images.items()
+    }
+    sizes = {size for size, _ in known}
+    by_path = {file["path"]: file for _, file in known.values()}
+    same = {}
+    for case in cases:
+        with contextlib.suppress(OSError):
+            if case.path.is_file() and case.path.stat().st_size not in sizes:
+                continue
+        now = file_print(case.path, by_path.get(str(case.path.absolute())))
+        if now["size"] >= 0 and (now["size"], now["sha256"]) in known:
+            same[case.image_id] = known[now["size"], now["sha256"]][0]
+    return same
+
+
+def _layout(models: Ensemble, cases: Sequence[Case], asked: Asked) -> dict[str, Any]:
+    loader = _loader(models, asked)
+    try:
+        found = audit_layout(models, cases, loader, device=_device(asked))
+    finally:
+        loader.close()
+    return {**asdict(found), "uses_layout": found.uses_layout, "told": found.told()}
+
+
+def _predict(
+    models: Ensemble, table: CaseTable, asked: Asked, display: Display, command: str
+) -> Summary:
+    for note in table.notes:
+        display.say(note)
+    display.say(models.describe())
+    out, seen = asked.out, _seen(models, table.cases)
+    known = Counter(
+        "are other images of patients that trained" if use == "patient" else "trained"
+        for use in seen.values()
+    )
+    for how, n in sorted(known.items(), reverse=True):
+        display.say(
+            f"warning: {n} of {len(table.cases)} images {how} the models that answer, which makes "
+            "their answers too good; they are marked in the column in_training. Honest scores are "
+            "in metrics.json of the run"
+        )
+    loader = _loader(models, asked)
+    try:
+        summary = predict_into(
+            out,
+            models,
+            table.cases,
+            loader,
+            device=_device(asked),
+            heatmaps=out / "heatmaps",
+            n_heatmaps=asked.n_heatmaps,
+            display=display,
+            seen=seen,
+            about={"command": command},
+        )
+    finally:
+        loader.close()
+    if contradiction := said_factors(summary.factors):
+        display.say(contradiction)
+    unlike = sum(bool(row["unlike"]) for row in summary.rows)
+    if unlike:
+        display.say(
+            f"warning: {unlike} of {len(summary.rows)} images are unlike those of training; their "
+            "answers mean little. The column unlike says why"
+        )
+    paths = {case.image_id: str(case.path) for case in table.cases}
+    rows = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside] + [
+        aside(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
+    ]
+    for row in table.set_aside:
+        summary.failed[row.image_id] = row.reason
+    if rows:
+        write_rows(out / "quarantine.csv", rows, list(rows[0]))
+    else:
+        (out / "quarantine.csv").unlink(missing_ok=True)
+    write_json(out / "cost.json", {"models": len(models), **summary.cost})
+    write_json(out / "answer.json", models.record())
+    return summary
+
+
+def _loader(models: Ensemble, asked: Asked) -> CaseLoader:
+    """What opens the images; each is opened once, so that its count is its own.
+
+    A spacing that was assumed in training is assumed again only for images of a kind that the
+    model was trained on, and only where an image of the training needed it.
+    """
+    known, assumed = models.card.trained_on, asked.assume_spacing_um
+    kinds: tuple[str, ...] | None = None
+    if assumed is None and (known is None or known.assumed):
+        assumed = models.card.assume_spacing_um
+        kinds = None if known is None else known.kinds
+    return CaseLoader(
+        models.card.view,
+        assume_spacing_um=assumed,
+        assume_for=kinds,
+        keep_bytes=0,
+        keep_open=0,
+    )
+
+
+def _device(asked: Asked) -> torch.device:
+    options = TrainOptions(device=asked.device)  # type: ignore[arg-type]
+    return build_fabric(options).device
+
+
+def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:
+    """Files of one name in several folders get their folder's name in front.
+
+    Where that does not tell them apart, a few digits of their path's hash follow.
+    """
+    out = list(cases)
+    for rename in (_with_folder, _with_hash):
+        count = Counter(case.image_id.casefold() for case in out)
+        out = [
+            replace(case, image_id=rename(case)) if count[case.image_id.casefold()] > 1 else case
+            for case in out
+        ]
+    return out
+
+
+def _with_folder(case: Case) -> str:
+    return f"{safe_id(case.path.parent.name)}-{safe_id(case.path.name)}"
+
+
+def _with_hash(case: Case) -> str:
+    digest = hashlib.sha256(os.fsencode(case.path.absolute())).hexdigest()
+    return f"{case.image_id}-{digest[:8]}"
