@@ -22,8 +22,8 @@ from foveate.batch import (
     LoadedImage,
     Patches,
     View,
-    _chunks,
 )
+from foveate.batch import chunks as chunks_module
 from foveate.batch.colours import colours
 from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
@@ -274,7 +274,7 @@ def test_pixels_are_kept_up_to_a_bound_and_read_again_beyond(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 2 * PATCH * PATCH * 3
-    monkeypatch.setattr(_chunks, "_KEPT_BYTES", 2 * each + 5)
+    monkeypatch.setattr(chunks_module, "_KEPT_BYTES", 2 * each + 5)
     image = FakeImage(0, (64, 2048))
     chunks = batch_of([image], threads).chunks([row_of(200)], 2)
     first = []
@@ -299,7 +299,7 @@ def test_chunks_that_the_second_pass_leaves_out_do_not_pile_up(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where few patches have a gradient, replay asks for few chunks, each with others behind it."""
-    monkeypatch.setattr(_chunks, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(chunks_module, "_KEPT_BYTES", 0)
     chunks = batch_of([FakeImage(0, (64, 4096))], threads).chunks([row_of(400)], 2)
     for c in range(0, len(chunks), 10):
         chunks(c)

@@ -11,12 +11,13 @@ from foveate import __version__
 from foveate.cli import bench, commands
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
 from foveate.errors import FoveateError, did_you_mean, out_of_memory
-from foveate.memory import allow_more_files, use_huge_pages
+from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
 
 
 def main() -> None:
     """Run the command line; errors the user can mend are one line and exit code 1."""
     use_huge_pages()
+    wait_briefly()
     allow_more_files()
     _silence_libraries()
     code = _run()
