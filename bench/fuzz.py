@@ -33,7 +33,8 @@ from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage
+from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 from foveate.sparse import Canvas, write_canvas
 
@@ -190,7 +191,7 @@ def visit(path: Path) -> dict[str, object]:
         with open_image(path) as image:
             placed: AbstractImage = image
             if image.spacing_um is None:
-                placed = Respaced(image, (1.0,) * image.ndim, unit="px")
+                placed = RespacedImage(image, (1.0,) * image.ndim, unit="px")
             placed.glimpse(max(placed.box_um.size) / 128)
             for level, facts in list(enumerate(image.levels))[:8]:
                 size = tuple(min(n, 70) for n in facts.shape)

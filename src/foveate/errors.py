@@ -146,10 +146,15 @@ def legible(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def one_line(text: str) -> str:
-    """A text without line breaks, tabs, and what a terminal would act on; at most 500 letters."""
+def one_line(text: str, *, most: int = 500) -> str:
+    """Remove line breaks, tabs and control characters from a text, and shorten it.
+
+    Args:
+        text: any text, such as the message of another library's error.
+        most: the number of letters after which it is cut.
+    """
     plain = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(plain.split())[:500]
+    return " ".join(plain.split())[:most]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -116,6 +116,26 @@ class Lattice:
         return tuple(reversed(cell))
 
 
+def mean_spacing(spacing: Sequence[float]) -> float:
+    """Compute the geometric mean of a spacing's axes: the side of a pixel of the same size.
+
+    Args:
+        spacing: length of a pixel per axis, in micrometres, or in pixels of a picture without a
+            physical size; the result is in the same unit.
+    """
+    return float(math.prod(spacing) ** (1 / len(spacing)))
+
+
+def long_side(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Compute the longest extent of an image, in the unit of its spacing.
+
+    Args:
+        shape: pixels per axis.
+        spacing: length of a pixel per axis.
+    """
+    return max(n * s for n, s in zip(shape, spacing, strict=True))
+
+
 def _expect(box: Box, frame: Frame, ndim: int) -> None:
     if box.frame is not frame:
         raise BoxError(f"expected a box in frame {frame.value}, got {box.frame.value}")

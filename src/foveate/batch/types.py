@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, TooManyOpen, as_ours, out_of_files
 from foveate.images.evidence import Floats
 from foveate.images.image import AbstractImage
-from foveate.images.resample import Pixels, brightest
+from foveate.images.resample import Pixels, white_value
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
 Augment = Literal["slide", "picture", "volume", "warp", "none"]
@@ -154,7 +154,7 @@ def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
     """``(n, *space, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, *space)`` in [0, 1]."""
-    top = brightest(pixels.dtype)
+    top = white_value(pixels.dtype)
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.int32)
     tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).movedim(-1, 1)

@@ -21,7 +21,7 @@ from foveate.errors import (
     UnsupportedFormat,
     as_ours,
 )
-from foveate.images.bit_depth import Stretched, has_depth, used_bits
+from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
 from foveate.images.evidence import Floats
 from foveate.images.foreground import contrast, slide_prior
 from foveate.images.image import AbstractImage
@@ -161,7 +161,7 @@ class CaseLoader:
         if factor is not None:
             self.factors[case.image_id] = factor
         if has_depth(image):
-            image = Stretched(image, self.view.bits or used_bits(image) or 16)
+            image = StretchedImage(image, self.view.bits or used_bits(image) or 16)
         return image
 
 

@@ -15,7 +15,7 @@ from foveate.batch import Batch, LoadedImage
 from foveate.errors import FoveateError, NotFinite, TooManyOpen, as_ours, disk_full, out_of_files
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.image import AbstractImage
-from foveate.images.likeness import unlike
+from foveate.images.likeness import describe_unlikeness
 from foveate.loading.loader import CaseLoader
 from foveate.memory import computes_in_bf16
 from foveate.runs.checkpoint import Model
@@ -203,7 +203,7 @@ def _averaged(
         if len(deviations) == n
         else None,
         probability_sd=tuple(map(statistics.stdev, by_class)) if n > 1 else None,
-        unlike=unlike(image, item.glimpse, models.card.trained_on),
+        unlike=describe_unlikeness(image, item.glimpse, models.card.trained_on),
     )
 
 

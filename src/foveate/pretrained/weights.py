@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -14,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, one_line
+from foveate.files.digest import file_sha256
 
 log = logging.getLogger("foveate")
 
@@ -39,8 +39,7 @@ def read_weights(file: str, expected: str = "") -> tuple[Tensors, str]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise CheckpointError(f"encoder.weights: {path}: no such file")
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = file_sha256(path)
     if not digest.startswith(expected.lower()):
         raise CheckpointError(
             f"encoder.weights: {path}: its sha256 begins with {digest[:_DIGITS]}, expected "
@@ -85,7 +84,7 @@ def fit_weights(
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"encoder.weights: {file} does not fit encoder '{encoder}': "
-                f"{' '.join(str(error).split())[:160]}"
+                f"{one_line(str(error), most=160)}"
             ) from error
     given = {name: tensor for name, tensor in given.items() if not _is_count(name)}
     _check(net, given, wanted, f"encoder.weights: {file}", encoder)
