@@ -16,7 +16,7 @@ import pytest
 from conftest import one_thread
 from foveate.errors import CheckpointError, FolderInUse
 from foveate.files.journal import Journal
-from foveate.files.lock import NAME, hold, is_held
+from foveate.files.lock import NAME, is_locked, lock_folder
 from foveate.images.likeness import ImageFacts, is_blank, trained_on
 from foveate.prediction.outputs import safe_name
 
@@ -82,14 +82,14 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=one_thread()) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
-        assert is_held(tmp_path)
-        with pytest.raises(FolderInUse, match=f"process {child.pid} on"), hold(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(FolderInUse, match=f"process {child.pid} on"), lock_folder(tmp_path):
             pass
         child.send_signal(signal.SIGKILL)
     assert (tmp_path / NAME).exists()
-    assert not is_held(tmp_path)
-    with hold(tmp_path):
-        assert is_held(tmp_path)
+    assert not is_locked(tmp_path)
+    with lock_folder(tmp_path):
+        assert is_locked(tmp_path)
     assert not (tmp_path / NAME).exists()
 
 

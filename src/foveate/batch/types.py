@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError, TooManyOpen, as_ours, out_of_files
+from foveate.errors import FoveateError, TooManyOpen, as_foveate_error, out_of_files
 from foveate.images.evidence import Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
@@ -149,7 +149,7 @@ def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
     """What is to be raised when reading pixels of this image ended in an error of any kind."""
     if out_of_files(error):
         return TooManyOpen()
-    return CropError(item.image_id, as_ours(error, item.image.path))
+    return CropError(item.image_id, as_foveate_error(error, item.image.path))
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:

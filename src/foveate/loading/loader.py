@@ -19,7 +19,7 @@ from foveate.errors import (
     TooManyOpen,
     UnreadableImage,
     UnsupportedFormat,
-    as_ours,
+    as_foveate_error,
 )
 from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
 from foveate.images.evidence import Floats
@@ -139,7 +139,7 @@ class CaseLoader:
         try:
             return self.load(case)
         except Exception as error:
-            return as_ours(error, case.path)
+            return as_foveate_error(error, case.path)
 
     def _opened(self, case: Case) -> AbstractImage:
         image = open_case(

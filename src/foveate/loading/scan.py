@@ -10,7 +10,7 @@ from typing import Annotated
 
 from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
-from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_ours, one_line
+from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_foveate_error, one_line
 from foveate.geometry import long_side, mean_spacing
 from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
@@ -132,7 +132,7 @@ def scan_cases(
             except OptionError:
                 raise
             except Exception as error:
-                ours = as_ours(error, case.path)
+                ours = as_foveate_error(error, case.path)
                 if isinstance(ours, TooManyOpen):
                     raise ours from error
                 scan.failed[case.image_id] = one_line(str(ours))

@@ -1,4 +1,4 @@
-"""Where progress goes, and how often the same thing is said there."""
+"""Show progress, and report why images are set aside without repeating a reason too often."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, Protocol
 
 from foveate.errors import one_line
 
-_SAID_EACH = 3
-"""So often a reason is said with the name of an image."""
+_NAMED_PER_REASON = 3
+"""How many images are named per reason."""
 
 
 class Display(Protocol):
-    """Where progress goes: a terminal, a log, or nowhere."""
+    """A place that shows progress: a terminal, a log, or none."""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Work under way, which may be within one of its parts."""
+        """Show a progress bar; `done` of `total` steps may be a fraction within a step."""
 
 
-class Aloud(logging.Handler):
-    """Says warnings of the log on a display as well.
+class DisplayHandler(logging.Handler):
+    """Shows warnings of the log on a display too.
 
     Args:
-        display: is told.
+        display: the display.
     """
 
     def __init__(self, display: Display) -> None:
@@ -36,12 +36,15 @@ class Aloud(logging.Handler):
         self._display = display
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say the message."""
+        """Show the message of a record."""
         self._display.say(f"warning: {record.getMessage()}")
 
 
 def training_bar(display: Display, title: str) -> Callable[[Any], None]:
-    """Shows each stage of training as one bar; nothing of an epoch before its first step."""
+    """Return a callback that shows each stage of training as one bar on a display.
+
+    It shows nothing of an epoch before its first step.
+    """
 
     def tick(status: Any) -> None:
         running, note = status.running, ""
@@ -57,41 +60,41 @@ def training_bar(display: Display, title: str) -> Callable[[Any], None]:
     return tick
 
 
-class Reasons:
-    """Says why images are set aside; the same reason a few times only, with a count at the end.
+class QuarantineMessages:
+    """Shows why images are set aside: a reason for a few images, with a count at the end.
 
     Args:
-        display: is told.
+        display: the display.
     """
 
     def __init__(self, display: Display) -> None:
         self._display = display
         self._counts: Counter[str] = Counter()
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def once(self, text: str) -> None:
-        """Say this the first time only."""
-        if text not in self._told:
-            self._told.add(text)
+        """Show a text the first time only."""
+        if text not in self._shown:
+            self._shown.add(text)
             self._display.say(text)
 
     def set_aside(self, image_id: str, path: str, reason: str) -> None:
-        """An image is set aside."""
+        """Show that an image is set aside, unless its reason was shown often enough."""
         plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
         self._counts[plain] += 1
-        if self._counts[plain] <= _SAID_EACH:
+        if self._counts[plain] <= _NAMED_PER_REASON:
             self._display.say(f"set aside {image_id}: {one_line(reason)}")
 
     def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """These rows of ``quarantine.csv`` are all that there are."""
+        """Show all rows of ``quarantine.csv``, and the counts."""
         for row in rows:
             self.set_aside(row["image_id"], row["path"], row["reason"])
         self.end()
 
     def end(self) -> None:
-        """Say how often what is no longer said has happened."""
+        """Show how many images were set aside for the reasons that are no longer shown."""
         for reason, n in self._counts.items():
-            if n > _SAID_EACH:
+            if n > _NAMED_PER_REASON:
                 self._display.say(
                     f"set aside {n} images in all for this reason: {one_line(reason)}"
                 )

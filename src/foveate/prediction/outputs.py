@@ -18,7 +18,7 @@ from foveate.files.atomic import write_json
 from foveate.files.journal import Journal
 from foveate.heatmaps import draw_heatmap, write_geojson
 from foveate.loading.loader import CaseLoader
-from foveate.messages.display import Display, Reasons
+from foveate.messages.display import Display, QuarantineMessages
 from foveate.prediction.predict import Failure, Report, predict_cases
 from foveate.runs.folder import read_json, write_rows
 from foveate.runs.models import Ensemble
@@ -79,7 +79,7 @@ def predict_into(
     journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
     keys = {case.image_id: _key(case, loader.assumed_um) for case in cases}
     known = _known(journal, keys, display, refuse_others=about is not None)
-    teller = Reasons(display)
+    teller = QuarantineMessages(display)
     drawn = sum(bool(entry.get("drawn")) for entry in known.values())
 
     def within(done: float) -> None:

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from foveate.batch import Batch, LoadedImage
-from foveate.errors import FoveateError, NotFinite, TooManyOpen, as_ours, disk_full, out_of_files
+from foveate.errors import (
+    FoveateError,
+    NotFinite,
+    TooManyOpen,
+    as_foveate_error,
+    disk_full,
+    out_of_files,
+)
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import describe_unlikeness
@@ -127,7 +134,7 @@ def predict_cases(
                 raise TooManyOpen() from error
             if disk_full(error):
                 raise
-            yield Failure(case, str(as_ours(error, case.path)))
+            yield Failure(case, str(as_foveate_error(error, case.path)))
             continue
         yield _averaged(models, case, item, answers, begun)
 

@@ -91,9 +91,8 @@ def _try_proxy(proxy: str, host: str, port: int) -> None:
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port or 80, timeout=_PATIENCE_S
-    )
+    address = (parts.hostname or "", parts.port or 80)
+    connection = http.client.HTTPConnection(*address, timeout=_PATIENCE_S)
     connection.set_tunnel(host, port, headers)
     try:
         connection.connect()

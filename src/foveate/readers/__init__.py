@@ -15,7 +15,7 @@ from foveate.errors import (
     FoveateError,
     ImageNotFound,
     UnsupportedFormat,
-    as_ours,
+    as_foveate_error,
 )
 from foveate.images.image import AbstractImage
 from foveate.readers.base import HEAD_BYTES, AbstractReader
@@ -100,7 +100,7 @@ def _open(reader: type[AbstractReader], path: Path) -> AbstractImage:
     except FoveateError:
         raise
     except Exception as error:
-        raise as_ours(error, path) from error
+        raise as_foveate_error(error, path) from error
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -119,7 +119,7 @@ def _first_bytes(path: Path) -> bytes:
     except FoveateError:
         raise
     except OSError as error:
-        raise as_ours(error, path) from error
+        raise as_foveate_error(error, path) from error
     except ValueError as error:
         raise ImageNotFound(f"{path}: no file can have this name; rename it") from error
     if not head:

@@ -23,7 +23,7 @@ from foveate.errors import (
     ImageTooLarge,
     UnreadableImage,
     UnsupportedFormat,
-    why,
+    explain_os_error,
 )
 from foveate.formats.tiff_blocks import (
     StoredBlock,
@@ -175,7 +175,7 @@ class TiffReader(AbstractReader):
             reason = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
             reason += AGAIN
             if isinstance(error, OSError) and error.errno:
-                reason = why(error)
+                reason = explain_os_error(error)
             raise UnreadableImage(
                 f"{self.path}: level {level}, region {size} at {origin}: {reason}"
             ) from error

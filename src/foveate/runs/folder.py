@@ -18,11 +18,11 @@ import yaml
 from foveate import __version__
 from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json, write_text
-from foveate.files.csvtext import csv_text, rows_of
+from foveate.files.csvtext import csv_text, parse_csv
 from foveate.files.lock import NAME as LOCK
-from foveate.files.lock import is_held
-from foveate.messages.display import Aloud, Display
-from foveate.messages.warn import forget
+from foveate.files.lock import is_locked
+from foveate.messages.display import Display, DisplayHandler
+from foveate.messages.warn import reset_warnings
 
 _LATER = ("refit",)
 """Options that change nothing of what is done already, so that they may be turned on later."""
@@ -158,7 +158,7 @@ def model_folders(run: Path) -> tuple[Path, ...]:
     folds = [run / f"fold_{k}" / "model" for k in range(_count_folds(run))]
     trained = [folder for folder in folds if _is_model(folder)]
     wait = "repeat the `foveate train` command to continue it"
-    if is_held(run):
+    if is_locked(run):
         wait = "it is going on now, so wait until it has ended"
     if not trained:
         raise CheckpointError(f"{run}: training has not finished; {wait}")
@@ -237,7 +237,7 @@ class _LogFile(logging.FileHandler):
 @contextlib.contextmanager
 def logged(folder: Path, display: Display) -> Iterator[None]:
     """Keep foveate's log in ``log.txt`` of a folder, and say its warnings on a display as well."""
-    handlers = [log_to(folder), Aloud(display)]
+    handlers = [log_to(folder), DisplayHandler(display)]
     logging.getLogger("foveate").addHandler(handlers[1])
     try:
         yield
@@ -252,7 +252,7 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
 
     What was said of files before is said anew: another log begins.
     """
-    forget()
+    reset_warnings()
     folder.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -275,7 +275,7 @@ def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, as text."""
     with path.open(encoding="utf-8", newline="") as file:
-        return rows_of(file.read())
+        return parse_csv(file.read())
 
 
 def read_json(path: Path) -> Any:

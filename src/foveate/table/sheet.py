@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from foveate.errors import TableError
-from foveate.files.csvtext import unguarded
+from foveate.files.csvtext import unguard_cell
 from foveate.table.same import clean, plain_name
 from foveate.table.text import read_text
 from foveate.table.types import Row, Sheet, several
@@ -88,7 +88,7 @@ def _excel(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
 
 def _stripped(frame: pd.DataFrame) -> pd.DataFrame:
     """Without blanks around cells, and without empty rows."""
-    frame = frame.map(lambda cell: unguarded(str(cell).strip("\ufeff\u200b").strip()))
+    frame = frame.map(lambda cell: unguard_cell(str(cell).strip("\ufeff\u200b").strip()))
     return frame.loc[(frame != "").any(axis=1)] if len(frame.columns) else frame
 
 

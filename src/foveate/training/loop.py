@@ -22,7 +22,7 @@ from foveate.batch.features import FeatureStore
 from foveate.errors import FoveateError, NotFinite, TrainingError
 from foveate.files.atomic import write_text
 from foveate.loading.loader import CaseLoader, timed
-from foveate.memory import give_back, peak_memory_mib
+from foveate.memory import peak_memory_mib, release_memory
 from foveate.methods.base import further_loss
 from foveate.runs.checkpoint import Model, read_tensors
 from foveate.runs.runtime import build_fabric
@@ -159,7 +159,7 @@ class Trainer:
             return
         self.progress.stage = stage
         self.optimizer.state.clear()
-        give_back()
+        release_memory()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
@@ -330,7 +330,7 @@ class Trainer:
         return torch.cat(logits) if logits else torch.empty(0), self._targets(kept)
 
     def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
-        give_back()  # steps of ever new sizes leave gaps, which would add up
+        release_memory()  # steps of ever new sizes leave gaps, which would add up
         progress = self.progress
         progress.epoch += 1
         progress.add(**self.loader.take_counts())

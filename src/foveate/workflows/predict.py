@@ -19,7 +19,7 @@ from foveate.errors import CheckpointError, ImageNotFound, TableError, Unreadabl
 from foveate.evaluation.audit import audit_layout
 from foveate.evaluation.scores import evaluate_rows
 from foveate.files.atomic import write_json
-from foveate.files.lock import hold
+from foveate.files.lock import lock_folder
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display
 from foveate.prediction.outputs import Summary, predict_into
@@ -179,7 +179,7 @@ def evaluate_table(
 @contextlib.contextmanager
 def _writing(out: Path, display: Display) -> Iterator[None]:
     """Hold `out` for this process, sweep up what a killed one left, and keep a log there."""
-    with hold(out):
+    with lock_folder(out):
         sweep(out)
         with logged(out, display):
             yield
