@@ -70,8 +70,8 @@ def test_entries_that_rest_on_something_else(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from foveate.files.lock import hold
-with hold(Path(sys.argv[1])):
+from foveate.files.lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -107,11 +107,11 @@ RACER = """
 import sys
 from pathlib import Path
 from foveate.errors import FolderInUse
-from foveate.files.lock import hold
+from foveate.files.lock import lock_folder
 folder = Path(sys.argv[1])
 for _ in range(300):
     try:
-        with hold(folder):
+        with lock_folder(folder):
             path = folder / "count"
             n = int(path.read_text() or 0) if path.exists() else 0
             path.write_text(str(n + 1))
