@@ -82,6 +82,14 @@ def foveate(
     """The command line in this process: words in, exit code and both streams out."""
     from foveate.cli import main
 
+    return command(main, capfd, monkeypatch)
+
+
+def command(
+    main: Callable[[], None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """A command line in this process."""
+
     def run(*words: object) -> Ended:
         given = [str(word) for word in words]
         monkeypatch.setattr(sys, "argv", ["foveate", *given])

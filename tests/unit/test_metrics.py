@@ -152,7 +152,7 @@ def test_one_patient_in_a_class_is_said_and_gives_a_wide_interval() -> None:
 
 
 def test_intervals_cover_in_the_hardest_settings() -> None:
-    """`bench/coverage.py` in small, at the corners where the percentile bootstrap had 0.79."""
+    """`benchmarks/coverage.py` in small, at the corners where the percentile bootstrap had 0.79."""
     rng, missed = np.random.default_rng(12), {}
     for n, n_pos, area in ((20, 4, 0.97), (20, 10, 0.9), (50, 10, 0.75)):
         gap = np.sqrt(2) * norm.ppf(area)

@@ -24,7 +24,7 @@ from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
 from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
 from foveate.images.resample import Pixels, Source, resample_from
 
-Kind = Literal["slide", "picture", "volume", "sparse"]
+Kind = Literal["slide", "picture", "volume"]
 
 MAX_GLIMPSE_PIXELS = 1 << 26
 """A glimpse is held and looked at whole; larger ones are refused."""
@@ -69,7 +69,6 @@ class AbstractImage(abc.ABC):
     Attributes:
         path: the file.
         kind: what the file family holds. Slides must state their spacing; pictures may lack it.
-            Sparse is a constant ground with things on it: what differs from it is foreground.
         levels: finest first; level 0 is full resolution.
         spacing_um: micrometres per level-0 pixel, per axis; None when the file states none.
         unit: what `spacing_um` counts in, ``um``, or ``px`` for pictures without spacing.

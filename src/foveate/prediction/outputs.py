@@ -152,10 +152,9 @@ def _key(case: Case, assumed_um: float | None) -> dict[str, Any]:
     key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
     key["assumed_um"] = assumed_um
     key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
-    for name, path in (("file", case.path), ("places", case.places)):
-        with contextlib.suppress(OSError):
-            state = None if path is None else path.stat()
-            key[name] = state and [state.st_size, state.st_mtime_ns]
+    with contextlib.suppress(OSError):
+        state = case.path.stat()
+        key["file"] = [state.st_size, state.st_mtime_ns]
     return key
 
 
