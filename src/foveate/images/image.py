@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
-from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
+from foveate.geometry import Box, Frame, Vector, px_from_um, um_from_px0
 from foveate.images.resample import Pixels, Source, resample_from
 
 Kind = Literal["slide", "picture", "volume"]
@@ -368,14 +368,6 @@ def fitted(image: AbstractImage, shape: Sequence[int]) -> Respaced:
 def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:
     """Pixels per axis of `AbstractImage.glimpse` at this spacing; at least one."""
     return tuple(max(1, math.ceil(s / spacing_um - 1e-6)) for s in image.box_um.size)
-
-
-def level_box_um(image: AbstractImage, box: Box) -> Box:
-    """Micrometres from a box in level pixels of this image."""
-    if box.level is None:
-        raise BoxError("a box in level pixels names its level")
-    px0 = px0_from_px(box, image.levels[box.level].downsample)
-    return um_from_px0(px0, image.known_spacing_um)
 
 
 def _snap(origin: Vector) -> Vector:

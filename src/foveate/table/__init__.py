@@ -10,13 +10,13 @@ from foveate.errors import TableError
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import PATIENT, Asked, known_names, named, recognise
 from foveate.table.files import Finder, file_ids, image_files, safe_id
-from foveate.table.folds import Fold, Splits, export_clam_splits, load_splits, save_splits
+from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.known import with_known_labels
 from foveate.table.labels import no_classes
 from foveate.table.same import patient_key, plain_name
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import for_axes, said_factors, spacing_factor
-from foveate.table.splits import make_splits, predefined_splits
+from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
 from foveate.table.types import Case, CaseTable, Row, SetAside, Sheet, several
 
@@ -27,12 +27,10 @@ __all__ = [
     "SetAside",
     "Splits",
     "cases_from_folder",
-    "export_clam_splits",
     "for_axes",
     "load_splits",
     "make_splits",
     "patient_key",
-    "predefined_splits",
     "read_cases",
     "safe_id",
     "said_factors",
@@ -51,7 +49,6 @@ def read_cases(
     label: str | None = None,
     patient: str | None = None,
     path: str | None = None,
-    split: str | None = None,
     labels_wanted: Sequence[str] | None = None,
     known_labels: Sequence[str] = (),
     need_labels: bool = True,
@@ -70,7 +67,6 @@ def read_cases(
         label: the label's column, where it is not recognised.
         patient: the patient's column.
         path: the path's column.
-        split: a column of train, val, test or of fold names, kept in `Case.split`.
         labels_wanted: keep only rows with these labels.
         need_labels: leave rows without a label out, and refuse fewer classes than `min_classes`.
         known_labels: labels of a model: a label that means one of them is spelt like it.
@@ -83,7 +79,7 @@ def read_cases(
     """
     if images is not None and not images.is_dir():
         raise TableError(f"--images {images}: no such folder")
-    asked = Asked(path=path, patient=patient, label=label, split=split)
+    asked = Asked(path=path, patient=patient, label=label)
     sheet = _sheet(table, files, asked)
     columns = recognise(sheet, asked, need_label=need_labels or labels_wanted is not None)
     to_check = need_labels and min_classes > 1 and not as_classes

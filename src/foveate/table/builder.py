@@ -219,7 +219,6 @@ class CaseBuilder:
             path=path,
             label=(row.cells[columns.label] or None) if columns.label else None,
             spacing_um=self._spacing_um(row, path),
-            split=(row.cells[columns.split] or None) if columns.split else None,
         )
 
     def _image_id(self, row: Row, path: Path | None) -> str:
