@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +42,6 @@ from foveate.table import (
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("foveate")
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 

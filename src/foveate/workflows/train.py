@@ -6,7 +6,6 @@ same command continues a run that was stopped.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,8 +34,6 @@ from foveate.runs.runtime import build_fabric
 from foveate.table import Case
 from foveate.training.loop import Trainer
 from foveate.training.state import Progress
-
-log = logging.getLogger("foveate")
 
 
 @dataclass(frozen=True)
