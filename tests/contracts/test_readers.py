@@ -21,6 +21,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from conftest import box_around
 from foveate import parts
 from foveate.errors import (
     FoveateError,
@@ -213,7 +214,7 @@ def test_glimpse_and_read_at(image):
     centre = spaced.box_um.centre
     side = min(extent) / 4
     shape = (61,) * image.ndim
-    patch = spaced.read_at(Box.around(centre, (side,) * image.ndim, Frame.UM), shape)
+    patch = spaced.read_at(box_around(centre, (side,) * image.ndim), shape)
     assert patch.shape == (*shape, image.channels)
     assert patch.dtype == image.dtype
 
@@ -326,7 +327,7 @@ def test_the_gigapixel_slide_is_read_where_it_lies():
         assert image.size_px == 70_779 * 22_023
         glimpse = image.glimpse(64.0).mean(2)
         darkest = np.unravel_index(glimpse.argmin(), glimpse.shape)
-        tissue = Box.around([(p + 0.5) * 64.0 for p in darkest], (400.0, 300.0), Frame.UM)
+        tissue = box_around([(p + 0.5) * 64.0 for p in darkest], (400.0, 300.0))
         fine = image.read_at(tissue, (200, 150))
         with Respaced(image, image.known_spacing_um, unit="um") as alone:
             alone.levels = image.levels[:1]
