@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from foveate.errors import CheckpointError, SplitError
+from foveate.errors import CheckpointError, SplitError, several
 from foveate.files.atomic import write_json, write_text
 from foveate.files.csvtext import csv_text
 from foveate.files.fields import Fields, read_fields
 from foveate.table.same import patient_key
-from foveate.table.types import Case, several
+from foveate.table.types import Case
 
 _SCHEMA = 1
 
