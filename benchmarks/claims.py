@@ -41,6 +41,7 @@ from _rows import Row, Rows, between, drop_bulk, group, mean, outcome_of, run_ch
 
 from foveate.evaluation.scores import compare_rows
 from foveate.images.evidence import Evidence
+from foveate.runs.checkpoint import load_model
 from foveate.runs.folder import read_json, read_rows
 from foveate.synthetic import SlideSpec, write_cohort
 from foveate.workflows.demo import SLIDE, SLIDES_PER_PATIENT, localisation
@@ -231,7 +232,7 @@ def figures(folder: Path, shared: Path, seed: int) -> Row:
     row |= _score(metrics["metrics"].get("auroc"), "auroc", "")
     if folder != shared and (shared / "metrics.json").is_file():
         rows, others = (read_rows(f / "predictions_oof.csv") for f in (folder, shared))
-        above = compare_rows(rows, others, metrics["classes"])
+        above = compare_rows(rows, others, load_model(folder / "fold_0" / "model").task)
         row |= _score(above.get("auroc"), "over_abmil", "over_abmil_")
     test_seconds = cost["seconds_per_image"] * images
     row |= {

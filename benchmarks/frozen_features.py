@@ -37,7 +37,7 @@ def main() -> None:
     features = _features(table.cases, encoder, CaseLoader(view), view)
     labels = [str(case.label) for case in table.cases]
     task = build_task("auto", labels, {})
-    target = torch.tensor([task.target(label) for label in labels])
+    target = task.targets(labels)
     patients = np.array([case.patient_id for case in table.cases])
     groups = (*encoder.feature_groups, N_COLOURS)
     names = (f"group {i}" for i in range(len(encoder.feature_groups)))
@@ -99,7 +99,7 @@ def _scores(features, target, patients, task, groups, given, seed) -> list[float
             logits[-1, test] = head(features[test])
     found = []
     for row in logits:
-        prob = task.probabilities(row).numpy()
+        prob = task.decode(row, {}).numpy()
         if prob.shape[1] == 2:
             found.append(roc_auc_score(target, prob[:, 1]))
         else:

@@ -82,7 +82,7 @@ def model_of(run: Path, row: Mapping[str, Any], glimpse_um: float | None) -> Mod
     method = part(encoder=encoder, heads=task.heads, **json.loads(row["method_options"]))
     weights, _ = read_tensors(run / "checkpoints" / "best.safetensors")
     method.load_state_dict(weights)
-    card = ModelCard(row["method"], {}, row["encoder"], {}, "benchmark", {}, task.classes, view)
+    card = ModelCard(row["method"], {}, row["encoder"], {}, "benchmark", {}, task.settled, view)
     return Model(card, method, task)
 
 
@@ -95,8 +95,9 @@ def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
         loader.close()
     reports = [report for report in found if isinstance(report, Report)]
     assert len(reports) == len(cases)
-    target = torch.tensor([model.task.target(str(case.label)) for case in cases])
-    right = model.task.validation(torch.tensor([report.logits for report in reports]), target)
+    target = model.task.targets([str(case.label) for case in cases])
+    logits = torch.tensor([report.logits for report in reports])
+    right = model.task.log_scores(model.task.decode(logits, {}), target)
     yield "right: " + "  ".join(
         f"{k.removeprefix('val_')} {v:.3f}" for k, v in right.items() if k != "val_loss"
     )

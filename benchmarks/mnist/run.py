@@ -169,8 +169,8 @@ def score(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str
     if not good:
         raise TrainingError("not one image of the test part could be predicted")
     logits = torch.tensor([r.logits for r in good])
-    target = torch.tensor([model.task.target(str(r.case.label)) for r in good])
-    found = model.task.validation(logits, target)
+    target = model.task.targets([str(r.case.label) for r in good])
+    found = model.task.log_scores(model.task.decode(logits, {}), target)
     level0 = sum(r.level0_px for r in good)
     return {
         **{k.replace("val_", "test_"): round(v, 4) for k, v in found.items()},
@@ -242,7 +242,7 @@ def _build(run: Run, task: AbstractTask) -> Model:
         encoder_options=dict(run.encoder_options),
         task="benchmark",
         task_options={},
-        classes=task.classes,
+        settled=task.settled,
         view=run.view,
     )
     return Model(card, method, task)

@@ -9,22 +9,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.nn.heads import Head
-from foveate.tasks.base import AbstractTask
+from foveate.tasks.classes import ClassTask
 
 
-class PresenceTask(AbstractTask):
+class PresenceTask(ClassTask):
     """Which of the classes are in the image: a label lists them, ``1 3 9``; a sigmoid each."""
 
     def __init__(self, *, classes: Sequence[str], name: str = "present") -> None:
         super().__init__(classes=classes)
-        self.heads = (Head(name, len(self.classes), False, "max"),)
+        self.heads = (Head(name, len(self.columns), False, "max"),)
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
         """Never by itself: it is asked for."""
         return False
 
-    def target(self, label: str) -> list[float]:
+    def parse(self, label: str) -> list[float]:
         """1 for each class listed."""
         present = set(label.split())
         return [float(c in present) for c in self.classes]
@@ -37,13 +37,13 @@ class PresenceTask(AbstractTask):
         """Of each class; rows need not sum to 1."""
         return logits.double().sigmoid()
 
-    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
+    def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
         """Share of images with every class right."""
-        right = ((probabilities > 0.5) == (target > 0.5)).all(1)
+        right = ((values > 0.5) == (target > 0.5)).all(1)
         return {f"val_{self.heads[0].name}": float(right.double().mean())}
 
 
-class DigitTask(AbstractTask):
+class DigitTask(ClassTask):
     """One of the classes, by accuracy."""
 
     def __init__(self, *, classes: Sequence[str], head: Head, smoothing: float = 0.0) -> None:
@@ -65,20 +65,20 @@ class DigitTask(AbstractTask):
         """Softmax."""
         return logits.double().softmax(-1)
 
-    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
+    def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
         """Accuracy."""
-        right = probabilities.argmax(1) == target.long()
+        right = values.argmax(1) == target.long()
         return {f"val_{self.heads[0].name}": float(right.double().mean())}
 
 
-class JointTask(AbstractTask):
+class JointTask(ClassTask):
     """Several questions about one image; a label is ``name=answer`` joined by ``;``.
 
     Args:
         parts: by name, in order; the loss is the mean of theirs.
     """
 
-    def __init__(self, parts: Mapping[str, AbstractTask]) -> None:
+    def __init__(self, parts: Mapping[str, ClassTask]) -> None:
         super().__init__(classes=[f"{n}:{c}" for n, part in parts.items() for c in part.classes])
         self.parts = dict(parts)
         self.heads = tuple(head for part in parts.values() for head in part.heads)
@@ -88,12 +88,12 @@ class JointTask(AbstractTask):
         """Never by itself: it is asked for."""
         return False
 
-    def target(self, label: str) -> list[float]:
+    def parse(self, label: str) -> list[float]:
         """The targets of all parts, one after the other."""
         answers = dict(each.split("=", 1) for each in label.split(";"))
         found: list[float] = []
         for name, part in self.parts.items():
-            value = part.target(answers[name])
+            value = part.parse(answers[name])
             found += value if isinstance(value, list) else [float(value)]
         return found
 
@@ -107,16 +107,16 @@ class JointTask(AbstractTask):
         each = [part.probabilities(x) for part, x, _ in self._split(logits, None)]
         return torch.cat(each, -1)
 
-    def scores(self, probabilities: Tensor, target: Tensor) -> dict[str, float]:
+    def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
         """Those of the parts."""
         found: dict[str, float] = {}
-        for part, x, y in self._split(probabilities, target):
-            found |= part.scores(x, y)
+        for part, x, y in self._split(values, target):
+            found |= part.log_scores(x, y)
         return found
 
     def _split(
         self, outputs: Tensor, target: Tensor | None
-    ) -> list[tuple[AbstractTask, Tensor, Tensor]]:
+    ) -> list[tuple[ClassTask, Tensor, Tensor]]:
         """Each part with its logits or probabilities, which have the same widths."""
         found, at, begin = [], 0, 0
         for part in self.parts.values():

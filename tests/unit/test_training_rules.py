@@ -44,8 +44,8 @@ PLAIN = TrainOptions(epochs=2, batch_size=4, warmup=0.25, augment="none", device
 def build(method: str = "downsampled", **options: Any) -> Model:
     torch.manual_seed(0)
     size = {"width": 8, "dim": 16}
-    classes = ("normal", "tumour")
-    card = ModelCard(method, options, "small", size, "binary", {}, classes, VIEW)
+    settled = {"classes": ["normal", "tumour"]}
+    card = ModelCard(method, options, "small", size, "binary", {}, settled, VIEW)
     return build_model(card, pretrained=False)
 
 
@@ -383,7 +383,7 @@ def test_when_a_plateau_at_chance_is_told(losses: list[float], said: list[int]) 
     progress, found = Progress(), []
     for epoch, loss in enumerate(losses, 1):
         progress.history.append({"epoch": epoch, "train_loss": loss})
-        if progress.rests_at(0.7):
+        if progress.rests_at(0.7, binary().learnt):
             found.append(epoch)
     assert found == said
 
@@ -391,13 +391,13 @@ def test_when_a_plateau_at_chance_is_told(losses: list[float], said: list[int]) 
 @pytest.mark.parametrize(("auroc", "told"), [(0.6, True), (0.7, False)])
 def test_no_plateau_is_told_where_validation_is_ranked(auroc: float, told: bool) -> None:
     progress = Progress(history=[{"train_loss": 0.7, "val_auroc": auroc}] * 4)
-    assert progress.rests_at(0.7) is told
+    assert progress.rests_at(0.7, binary().learnt) is told
 
 
 @pytest.mark.parametrize("chance", [math.nan, 0.0])
 def test_no_plateau_is_told_where_there_is_no_chance(chance: float) -> None:
     progress = Progress(history=[{"train_loss": 1e-6}] * 4)
-    assert not progress.rests_at(chance)
+    assert not progress.rests_at(chance, binary().learnt)
 
 
 def warned(

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveate.errors import CheckpointError, SplitError
+from foveate.errors import CheckpointError, SplitError, several
 from foveate.files.atomic import write_json
 from foveate.files.fields import Fields, read_fields
 from foveate.table.same import patient_key
-from foveate.table.types import Case, several
+from foveate.table.types import Case
 
 _SCHEMA = 1
 

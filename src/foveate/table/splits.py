@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +21,7 @@ def make_splits(
     test_fraction: float = 0.25,
     val_fraction: float = 0.2,
     seed: int = 0,
+    strata: Sequence[str] | None = None,
 ) -> Splits:
     """Split patients, stratified by their label (the most frequent one of their images).
 
@@ -31,25 +33,31 @@ def make_splits(
         test_fraction: of the patients, when there is one fold.
         val_fraction: of the patients that are not tested.
         seed: of the shuffling.
+        strata: of each image, what it counts as where the parts are made alike; by default its
+            label.
 
     Raises:
         SplitError: a class has too few patients.
     """
     _check_sizes(folds, test_fraction, val_fraction)
-    strata = _strata(cases)
-    order = _shuffled(strata, seed)
+    grouped = _strata(cases if strata is None else _relabelled(cases, strata))
+    order = _shuffled(grouped, seed)
     if folds > 1:
-        _check_enough(strata, _needed(folds, val_fraction), f"{folds} folds", "fewer folds")
+        _check_enough(grouped, _needed(folds, val_fraction), f"{folds} folds", "fewer folds")
         tests = _dealt(order, folds)
     else:
         need = 1 + (test_fraction > 0) + (val_fraction > 0)
-        _check_enough(strata, need, "train, val and test parts", "smaller parts")
+        _check_enough(grouped, need, "train, val and test parts", "smaller parts")
         spare = 1 + (val_fraction > 0)
         tests = [_first_share(order, test_fraction, spare)]
     return _assembled(cases, [_with_val(order, test, val_fraction) for test in tests], seed)
 
 
 # -- who goes where ---------------------------------------------------------------------------
+
+
+def _relabelled(cases: Sequence[Case], strata: Sequence[str]) -> list[Case]:
+    return [replace(case, label=label) for case, label in zip(cases, strata, strict=True)]
 
 
 def _strata(cases: Sequence[Case]) -> dict[str, list[str]]:

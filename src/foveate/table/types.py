@@ -83,9 +83,3 @@ class Sheet:
     def where(self, row: Row, column: str) -> str:
         """``file, row 3, column 'mpp'`` for messages."""
         return f"{self.path}, row {row.number}, column '{column}'"
-
-
-def several(words: list[str], limit: int = 3) -> str:
-    """``a, b, c and 4 more``."""
-    more = len(words) - limit
-    return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")

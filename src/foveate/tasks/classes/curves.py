@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.images.evidence import Floats
-from foveate.report.run_files import Row, number
+from foveate.metrics.types import Floats
+from foveate.presentation import finite
+from foveate.tasks.base import Rows
 
 Points = tuple[Floats, Floats]
 Curve = Callable[[Floats, Floats], Points | None]
@@ -52,18 +53,18 @@ class Scored:
         return found
 
 
-def scored(rows: Sequence[Row], classes: list[str]) -> Scored | None:
+def scored(rows: Rows, classes: Sequence[str]) -> Scored | None:
     """Rows with a known label and all probabilities; None when there is none."""
     prob, target, fold = [], [], []
     for row in rows:
-        values = [number(row, f"prob_{name}") for name in classes]
+        values = [finite(row, f"prob_{name}") for name in classes]
         if row.get("label") in classes and not any(v is None for v in values):
             prob.append([float(v) for v in values if v is not None])
             target.append(classes.index(row["label"]))
             fold.append(row.get("fold", ""))
     if not prob or len(classes) < 2:
         return None
-    return Scored(classes, np.array(prob), np.array(target, dtype=np.float64), fold)
+    return Scored(list(classes), np.array(prob), np.array(target, dtype=np.float64), fold)
 
 
 def roc(score: Floats, positive: Floats) -> Points | None:

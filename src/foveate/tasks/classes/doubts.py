@@ -1,4 +1,4 @@
-"""Labels that are no classes: numbers, several in one cell, ordered grades. Refused until tasks."""
+"""Labels that are no classes: numbers, several in one cell, ordered grades."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from foveate.table.same import plain_name
-from foveate.table.types import several
+from foveate.errors import several
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 _MOST_CODES = 100
@@ -31,8 +30,8 @@ _UNORDERED = (
 )
 
 
-def no_classes(column: str, labels: Sequence[str]) -> str | None:
-    """Why the labels of a column are not trained as classes unless the user says so.
+def doubt(column: str, labels: Sequence[str]) -> str | None:
+    """Say why the labels of a column are not trained as classes unless the user says so.
 
     Args:
         column: of the labels.
@@ -57,8 +56,8 @@ def _numbers(column: str, counts: Counter[str]) -> str | None:
         return None
     return (
         f"column '{column}' holds {len(counts)} different numbers ({values[0]:g} to "
-        f"{values[-1]:g}): a value that is measured, for which there is no task yet. Make classes "
-        "of it in a column of its own, such as below and above a limit, and name it with --label; "
+        f"{values[-1]:g}): a value that is measured, which --task regression learns. For classes, "
+        "such as below and above a limit, make a column of their own, and name it with --label; "
         "where the numbers are names of classes, say --task multiclass"
     )
 
@@ -89,7 +88,7 @@ def _grades(column: str, counts: Counter[str]) -> str | None:
         return None
     words = {label.casefold() for label in counts}
     ranks = all(map(_RANK.fullmatch, words))
-    named = bool(_GRADE_COLUMN.fullmatch(plain_name(column)))
+    named = bool(_GRADE_COLUMN.fullmatch(re.sub(r"[\s._-]+", "_", column.strip(" ._-").casefold())))
     numbered = named and all(re.fullmatch(r"\d|iv|i{1,3}|v", word) for word in words)
     first = {re.split(r"[\s_-]", word)[0] for word in words}
     told = words if len(first) < len(words) else first
