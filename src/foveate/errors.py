@@ -203,3 +203,9 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Allowed: {', '.join(choices)}." if choices else ""
+
+
+def several(words: list[str], limit: int = 3) -> str:
+    """Return ``a, b, c and 4 more``."""
+    more = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -36,7 +36,8 @@ SHAPES = ((40, 33, 14), (31, 50, 45))
 def build(method: str, encoder: str = "small3d", options: dict[str, int] | None = None) -> Model:
     torch.manual_seed(0)
     options = {"width": 4, "dim": 16} if options is None else options
-    card = ModelCard(method, {}, encoder, options, "binary", {}, ("small", "large"), VIEW)
+    settled = {"classes": ["small", "large"]}
+    card = ModelCard(method, {}, encoder, options, "binary", {}, settled, VIEW)
     return build_model(card, pretrained=False)
 
 

@@ -34,9 +34,9 @@ CPU = torch.device("cpu")
 def build(method: str) -> Model:
     torch.manual_seed(0)
     size = {"width": 8, "dim": 16}
-    classes = ("normal", "tumour")
+    settled = {"classes": ["normal", "tumour"]}
     return build_model(
-        ModelCard(method, {}, "small", size, "binary", {}, classes, VIEW), pretrained=False
+        ModelCard(method, {}, "small", size, "binary", {}, settled, VIEW), pretrained=False
     )
 
 
@@ -95,7 +95,7 @@ def test_scores_are_those_of_predicting_and_the_audit_repeats_itself(
     assert other.largest_change != found.largest_change, "other places were drawn"
 
     reports = [r for r in predict_cases(models, cases, loader, device=CPU) if isinstance(r, Report)]
-    shares = np.asarray([r.probabilities for r in reports])
+    shares = np.asarray([r.values for r in reports])
     assert found.scores == {"val_auroc": pytest.approx(auroc(shares, [0, 0, 0, 1, 1, 1]))}
 
 

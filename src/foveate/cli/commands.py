@@ -108,7 +108,7 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
     help="lite0, small, any network of timm; of volumes slices, small3d, resnet3d.  "
     "[default: lite0, of volumes slices; ImageNet weights aboard]",
 )
-@click.option("--task", help="binary, multiclass or auto.  [default: auto]")
+@click.option("--task", help="binary, multiclass, regression or auto.  [default: auto]")
 @click.option("--path", "column", help="Column of the images' paths, where the guess is wrong.")
 @click.option("--label", help="Label column, where the guess is wrong.")
 @click.option("--patient", help="Column that groups images of one patient.")
@@ -171,10 +171,10 @@ def predict(
     with Terminal() as terminal:
         summary = predict_paths(run, images, asked, terminal)
     for row in summary.rows:
-        shares = "  ".join(f"{c} {float(row[f'prob_{c}']):.3f}" for c in summary.classes)
-        called = f"; threshold {float(row['threshold']):.3f}" if row["threshold"] else ""
+        values = [float(row[column]) for column in summary.task.columns]
+        told = summary.task.explain(values, {"threshold": row["threshold"] or None})
         doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
-        click.echo(f"{row['image_id']}: {row['predicted']}  ({shares}{called}){doubt}")
+        click.echo(f"{row['image_id']}: {row['predicted']}  ({told}){doubt}")
     click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
     return PARTIAL if summary.failed else OK
 
@@ -322,6 +322,7 @@ def _show_scores(metrics: dict[str, Any]) -> None:
             f"{score['hi']:.3f})"
         )
     if "folds" in metrics:
-        areas = (fold["metrics"].get("auroc", {}).get("value") for fold in metrics["folds"])
-        each = " ".join("–" if area is None else f"{area:.3f}" for area in areas)
-        click.echo(f"  {'auroc by fold':<20} {each}\n  {metrics['pooling']}")
+        main = next(iter(metrics["metrics"]))
+        values = (fold["metrics"].get(main, {}).get("value") for fold in metrics["folds"])
+        each = " ".join("–" if value is None else f"{value:.3f}" for value in values)
+        click.echo(f"  {f'{main} by fold':<20} {each}\n  {metrics['pooling']}")

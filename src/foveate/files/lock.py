@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foveate.errors import FolderInUse
 
-NAME = ".foveate.files.lock"
+NAME = ".foveate.lock"
 _BUSY = (BlockingIOError, PermissionError)
 
 

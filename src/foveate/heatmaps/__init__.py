@@ -8,6 +8,5 @@ from __future__ import annotations
 
 from foveate.heatmaps.geojson import write_geojson
 from foveate.heatmaps.picture import draw_heatmap
-from foveate.heatmaps.raster import weight_map
 
-__all__ = ["draw_heatmap", "weight_map", "write_geojson"]
+__all__ = ["draw_heatmap", "write_geojson"]

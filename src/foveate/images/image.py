@@ -20,10 +20,10 @@ from typing import Literal, Self, final
 import numpy as np
 
 from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
-from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
+from foveate.geometry import Box, Frame, Vector, px_from_um, um_from_px0
 from foveate.images.resample import Pixels, Source, resample_from
 
-Kind = Literal["slide", "picture", "volume", "sparse"]
+Kind = Literal["slide", "picture", "volume"]
 
 MAX_GLIMPSE_PIXELS = 1 << 26
 """The largest glimpse in pixels, since it must fit in memory; larger ones are refused."""
@@ -77,8 +77,7 @@ class AbstractImage(abc.ABC):
 
     Attributes:
         path: the file.
-        kind: the kind of image. Slides must state their spacing; pictures may lack it. A sparse
-            image has a constant background, and all that differs from it is foreground.
+        kind: the kind of image. Slides must state their spacing; pictures may lack it.
         levels: levels of the pyramid, finest first; level 0 is full resolution.
         spacing_um: micrometres per level-0 pixel, per axis; None when the file states none.
         unit: unit of `spacing_um`: ``um``, or ``px`` for pictures without spacing.
@@ -369,18 +368,6 @@ class AbstractImage(abc.ABC):
 def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:
     """Compute the pixels per axis of `AbstractImage.glimpse` at a spacing; at least one each."""
     return tuple(max(1, math.ceil(s / spacing_um - 1e-6)) for s in image.box_um.size)
-
-
-def level_box_um(image: AbstractImage, box: Box) -> Box:
-    """Convert a box from pixels of a level of an image to micrometres.
-
-    Raises:
-        BoxError: the box is not in frame ``PX``.
-    """
-    if box.level is None:
-        raise BoxError("a box in level pixels names its level")
-    px0 = px0_from_px(box, image.levels[box.level].downsample)
-    return um_from_px0(px0, image.known_spacing_um)
 
 
 def _snap(origin: Vector) -> Vector:

@@ -47,7 +47,7 @@ class TrainedOn:
 
     Attributes:
         n: number of images.
-        kinds: kinds of image that occur: slide, picture, volume, sparse.
+        kinds: kinds of image that occur: slide, picture, volume.
         channels: numbers of channels that occur.
         unit: the unit of all lengths, ``um`` or ``px``.
         spacing: smallest and largest mean spacing of an image.

@@ -66,49 +66,30 @@ def cell_means(values: Floats, lattice: Lattice, *, spacing_um: float) -> Floats
     return means.reshape(lattice.shape)
 
 
-def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) -> Floats:
-    """Move boxes to the centre of mass of their content by mean shift with a square window.
-
-    A box in which all values are 0 stays where it is.
-
-    Args:
-        values: at least 0, ``((z,) y, x)``; counts as 0 beyond its edges.
-        centre: centres of the boxes, ``(n, d)``, in pixels of `values`; pixel i covers
-            ``[i, i + 1)``.
-        side: side of the boxes in the same pixels.
-        steps: number of steps of mean shift.
-
-    Returns:
-        the new centres, ``(n, d)``.
-    """
-    ndim = values.ndim
-    axes = np.meshgrid(*(np.arange(n) + 0.5 for n in values.shape), indexing="ij")
-    moments = _integral(np.stack([values, *(values * axis for axis in axes)], -1), ndim)
-    for _ in range(steps):
-        sums = _box_sums(moments, centre - side / 2, side)
-        mass = sums[:, :1]
-        centre = np.where(mass > 1e-9, sums[:, 1:] / np.maximum(mass, 1e-12), centre)
-    return centre
-
-
 def _box_means(values: Floats, origin: Floats, side: float) -> Floats:
     """Average an array, ``((z,) y, x)`` and 0 outside, over boxes with fractional corners.
 
     Returns ``(n,)`` for corners `origin` ``(n, d)``.
     """
-    integral = _integral(values[..., None], values.ndim)
-    return _box_sums(integral, origin, side)[:, 0] / side**values.ndim
+    integral = integral_image(values[..., None], values.ndim)
+    return box_sums(integral, origin, side)[:, 0] / side**values.ndim
 
 
-def _integral(values: Floats, ndim: int) -> Floats:
+def integral_image(values: Floats, ndim: int) -> Floats:
     """Compute the integral image over the first `ndim` axes, padded with zeros before each."""
     for axis in range(ndim):
         values = np.cumsum(values, axis)
     return np.pad(values, [(1, 0)] * ndim + [(0, 0)])
 
 
-def _box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
-    """Sum boxes with fractional corners by their integral image ``((z,) y, x, c)``: ``(n, c)``."""
+def box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
+    """Sum boxes with fractional corners by their integral image ``((z,) y, x, c)``: ``(n, c)``.
+
+    Args:
+        integral: the integral image.
+        origin: corners of the boxes, ``(n, d)``, in pixels.
+        side: side of the boxes in pixels.
+    """
     ndim = integral.ndim - 1
     total = np.zeros((len(origin), integral.shape[-1]))
     for corner in np.ndindex(*(2,) * ndim):

@@ -23,6 +23,7 @@ from foveate.prediction.predict import Failure, Report, predict_cases
 from foveate.runs.folder import read_json, write_rows
 from foveate.runs.models import Ensemble
 from foveate.table import Case, several
+from foveate.tasks.base import AbstractTask
 
 log = logging.getLogger("foveate")
 
@@ -31,7 +32,7 @@ log = logging.getLogger("foveate")
 class Summary:
     """Predictions as rows, failures with reasons, what it cost, and contradictory spacings."""
 
-    classes: tuple[str, ...]
+    task: AbstractTask
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
@@ -124,7 +125,7 @@ def _settled(
     seen: Mapping[str, str] | None,
 ) -> Summary:
     """Write the table and the index of pictures from what the journal holds of these cases."""
-    summary, index = Summary(models.classes), []
+    summary, index = Summary(models.task), []
     summary.cost = {**dict.fromkeys(_COSTS, 0.0), "n_images": 0.0}
     for case in cases:
         entry = journal.entries[case.image_id]
@@ -152,10 +153,9 @@ def _key(case: Case, assumed_um: float | None) -> dict[str, Any]:
     key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
     key["assumed_um"] = assumed_um
     key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
-    for name, path in (("file", case.path), ("places", case.places)):
-        with contextlib.suppress(OSError):
-            state = None if path is None else path.stat()
-            key[name] = state and [state.st_size, state.st_mtime_ns]
+    with contextlib.suppress(OSError):
+        state = case.path.stat()
+        key["file"] = [state.st_size, state.st_mtime_ns]
     return key
 
 
@@ -183,29 +183,23 @@ def _known(
 def _columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool) -> list[str]:
     """Of ``predictions.csv``, in order."""
     columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
-    columns += ["models", *(f"prob_{c}" for c in models.classes)]
+    columns += ["models", *models.task.columns]
     if len(models) > 1:
-        columns += [f"prob_sd_{c}" for c in models.classes]
+        columns += models.task.spread_columns
     columns += [key for key in (rows or [{}])[0] if key.startswith("logit_sd_")]
     columns += ["unlike", *(["in_training"] if seen else [])]
     return [*columns, "seconds", "decoded_px", "level0_px", "decoded_fraction"]
 
 
-def decide(probabilities: Sequence[float], classes: Sequence[str], threshold: float | None) -> str:
-    """The predicted class: the most probable, or by the threshold of a binary task."""
-    if threshold is not None and len(classes) == 2:
-        return classes[int(probabilities[1] >= threshold)]
-    return classes[max(range(len(classes)), key=lambda i: probabilities[i])]
-
-
 def _row(report: Report, models: Ensemble) -> dict[str, Any]:
-    threshold, case = models.threshold, report.case
+    task, point, case = models.task, models.point, report.case
+    threshold = point.get("threshold")
     row: dict[str, Any] = {
         "image_id": case.image_id,
         "patient_id": case.patient_id,
         "path": str(case.path),
         "label": case.label or "",
-        "predicted": decide(report.probabilities, models.classes, threshold),
+        "predicted": task.predict(report.values, point),
         "threshold": "" if threshold is None else f"{threshold:.6g}",
         "spacing": f"{report.image.known_spacing_um[-1]:.4g} {report.image.unit}",
         "models": len(models),
@@ -215,21 +209,14 @@ def _row(report: Report, models: Ensemble) -> dict[str, Any]:
         "level0_px": report.level0_px,
         "decoded_fraction": f"{report.decoded_px / report.level0_px:.5f}",
     }
-    shares = zip(models.classes, report.probabilities, strict=True)
-    row |= {f"prob_{c}": f"{p:.6f}" for c, p in shares}
-    if report.probability_sd is not None:
-        spread = zip(models.classes, report.probability_sd, strict=True)
-        row |= {f"prob_sd_{c}": f"{sd:.6f}" for c, sd in spread}
-    return row | _deviations(report, models.classes)
-
-
-def _deviations(report: Report, classes: Sequence[str]) -> dict[str, str]:
-    """What a method says of the noise in its logits; one logit of two classes is the second's."""
+    row |= {key: task.write(v) for key, v in zip(task.columns, report.values, strict=True)}
+    if report.spread is not None:
+        spread = zip(task.spread_columns, report.spread, strict=True)
+        row |= {key: task.write(sd) for key, sd in spread}
     if report.deviation is None:
-        return {}
-    n = len(report.deviation)
-    said = classes[-n:] if n in (1, len(classes)) else [str(j) for j in range(n)]
-    return {f"logit_sd_{c}": f"{d:.6f}" for c, d in zip(said, report.deviation, strict=True)}
+        return row
+    noise = zip(task.outputs, report.deviation, strict=True)
+    return row | {f"logit_sd_{name}": f"{sd:.6f}" for name, sd in noise}
 
 
 def _pictures(
@@ -238,12 +225,11 @@ def _pictures(
     """Write evidence and, if asked, the pictures; a picture that fails is said, not fatal."""
     stem = safe_name(report.case.image_id)
     report.evidence.save(folder / f"{stem}.npz")
-    shares = dict(zip(models.classes, report.probabilities, strict=True))
     entry: dict[str, Any] = {
         "image_id": report.case.image_id,
         "label": row["label"],
         "predicted": row["predicted"],
-        "probs": shares,
+        **models.task.record(report.values),
         "models": len(models),
         "unlike": report.unlike,
         "png": None,
@@ -251,9 +237,7 @@ def _pictures(
     }
     if not draw:
         return entry
-    said = "  ".join(f"{c} {p:.3f}" for c, p in shares.items())
-    if row["threshold"] != "":
-        said += f"; {models.classes[1]} from {float(row['threshold']):.3f}"
+    said = models.task.explain(report.values, models.point)
     if len(models) > 1:
         said += f"; mean of {len(models)} models"
     label = f"label {row['label']}, " if row["label"] else ""
@@ -262,7 +246,8 @@ def _pictures(
         caption += f"\nunlike the images of training: {report.unlike}"
     try:
         metadata = {"label": row["label"], "predicted": row["predicted"]}
-        metadata |= {f"prob_{c}": f"{p:.4f}" for c, p in shares.items()}
+        numbers = zip(models.task.columns, report.values, strict=True)
+        metadata |= {column: models.task.write(v, short=True) for column, v in numbers}
         metadata |= {"unlike": report.unlike} if report.unlike else {}
         write_geojson(report.image, report.evidence, folder / f"{stem}.geojson", metadata=metadata)
         draw_heatmap(

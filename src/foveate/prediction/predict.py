@@ -37,14 +37,14 @@ class ModelAnswer:
     """What one model says of one image.
 
     Attributes:
-        probabilities: one per class, sum to 1.
+        values: the numbers of the answer, in the order of the task's columns.
         logits: as the method gave them.
         evidence: where it looked.
         deviation: standard deviation of each logit over a method's draws, where it says so.
         seconds_reading: waiting for pixels.
     """
 
-    probabilities: tuple[float, ...]
+    values: tuple[float, ...]
     logits: tuple[float, ...]
     evidence: Evidence
     deviation: tuple[float, ...] | None
@@ -58,7 +58,7 @@ class Report:
     Attributes:
         case: the row.
         answers: of each model.
-        probabilities: one per class, sum to 1; the mean over the models.
+        values: the numbers of the answer; the mean over the models.
         logits: the mean over the models.
         evidence: where they looked; the mean over the models.
         image: still open while the report is being used.
@@ -67,13 +67,13 @@ class Report:
         level0_px: pixels of the full resolution.
         seconds: all in all; `seconds_reading` of them waiting for pixels.
         deviation: standard deviation of each mean logit over the methods' draws, where all say so.
-        probability_sd: sample standard deviation of each probability over the models; None for one.
+        spread: sample standard deviation of each value over the models; None for one.
         unlike: what sets the image apart from those of training, in plain words; empty if nothing.
     """
 
     case: Case
     answers: tuple[ModelAnswer, ...]
-    probabilities: tuple[float, ...]
+    values: tuple[float, ...]
     logits: tuple[float, ...]
     evidence: Evidence
     image: AbstractImage
@@ -83,7 +83,7 @@ class Report:
     seconds: float
     seconds_reading: float
     deviation: tuple[float, ...] | None = None
-    probability_sd: tuple[float, ...] | None = None
+    spread: tuple[float, ...] | None = None
     unlike: str = ""
 
 
@@ -169,9 +169,9 @@ def _ask(
     if not torch.isfinite(prediction.logits).all():
         raise NotFinite(f"{case.path}: the prediction is not a finite number")
     spread = prediction.deviation
-    logits = prediction.logits.double() / model.card.provenance.get("temperature", 1.0)
+    values = model.task.decode(prediction.logits.double(), model.card.provenance)
     return ModelAnswer(
-        probabilities=tuple(model.task.probabilities(logits)[0].tolist()),
+        values=tuple(values[0].tolist()),
         logits=tuple(prediction.logits[0].tolist()),
         evidence=prediction.evidence[0] if prediction.evidence else _no_evidence(item),
         deviation=None if spread is None else tuple(spread[0].tolist()),
@@ -190,13 +190,13 @@ def _averaged(
 ) -> Report:
     """The models' mean, with what the image cost since `begun` (of `time.perf_counter`)."""
     image = item.image
-    by_class = list(zip(*(a.probabilities for a in answers), strict=True))
+    by_column = list(zip(*(a.values for a in answers), strict=True))
     deviations = [a.deviation for a in answers if a.deviation is not None]
     n = len(answers)
     return Report(
         case=case,
         answers=tuple(answers),
-        probabilities=tuple(map(statistics.fmean, by_class)),
+        values=tuple(map(statistics.fmean, by_column)),
         logits=tuple(map(statistics.fmean, zip(*(a.logits for a in answers), strict=True))),
         evidence=mean_evidence([a.evidence for a in answers]),
         image=image,
@@ -209,7 +209,7 @@ def _averaged(
         deviation=tuple(math.hypot(*each) / n for each in zip(*deviations, strict=True))
         if len(deviations) == n
         else None,
-        probability_sd=tuple(map(statistics.stdev, by_class)) if n > 1 else None,
+        spread=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
         unlike=describe_unlikeness(image, item.glimpse, models.card.trained_on),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 
 from foveate.errors import CheckpointError, one_line
 from foveate.files.digest import file_sha256
-
-log = logging.getLogger("foveate")
 
 Tensors = dict[str, Tensor]
 

@@ -129,7 +129,7 @@ class Trainer:
             with self.average.applied():
                 row = self._close_epoch(self._validate(val))
                 self.checkpoints.keep_best(self.progress, self.schedule, row)
-            if self.progress.rests_at(self._chance):
+            if self.progress.rests_at(self._chance, self.model.task.learnt):
                 log.warning(at_chance(self.model, row, batch=self.schedule.batch(row["epoch"] - 1)))
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
@@ -304,8 +304,7 @@ class Trainer:
         found = {"val_loss": loss if math.isfinite(loss) else WORST_LOSS}
         if not torch.isfinite(stacked).all():
             return found
-        score = self.model.task.score(stacked, target, self._chance)
-        return found | {"val_score": score} | self.model.task.validation(stacked, target)
+        return found | self.model.task.validate(stacked, target, self._chance)
 
     def answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
         """Logits ``(n, k)`` and targets of the images that can be read, in evaluation mode.
@@ -379,8 +378,8 @@ class Trainer:
         )
 
     def _targets(self, cases: Sequence[Case]) -> Tensor:
-        task = self.model.task
-        return torch.tensor([task.target(str(c.label)) for c in cases], device=self.fabric.device)
+        labels = [str(case.label) for case in cases]
+        return self.model.task.targets(labels).to(self.fabric.device)
 
     def _readable(
         self, cases: Sequence[Case], items: Sequence[Loaded]

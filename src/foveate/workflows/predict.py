@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +42,6 @@ from foveate.table import (
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("foveate")
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 
@@ -152,11 +150,11 @@ def evaluate_table(
         files=files,
         images=images,
         label=label,
-        known_labels=models.classes,
-        min_classes=1,
+        known_labels=models.task.known_labels,
+        for_training=False,
     )
     try:
-        read = with_known_labels(read, models.classes, renamed or {})
+        read = with_known_labels(read, models.task, renamed or {})
     except TableError as error:
         raise TableError(f"{table}: {error}") from None
     with _writing(out, display):
@@ -168,7 +166,7 @@ def evaluate_table(
         display.say("scoring, with intervals over patients")
         rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
         n_seen = sum(row["in_training"] != "" for row in rows)
-        metrics = evaluate_rows(rows, models.classes) | {"n_seen_in_training": n_seen}
+        metrics = evaluate_rows(rows, models.task) | {"n_seen_in_training": n_seen}
         if shuffle_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _layout(models, good, asked)

@@ -6,7 +6,6 @@ same command continues a run that was stopped.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from foveate.files.lock import lock_folder
 from foveate.loading.loader import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.messages.display import Display, training_bar
-from foveate.metrics import threshold_youden
+from foveate.parts import find
 from foveate.prediction.outputs import Summary, predict_into
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.runs.config import RunConfig, dump_yaml
@@ -33,19 +32,20 @@ from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan, model_card
 from foveate.runs.runtime import build_fabric
 from foveate.table import Case
+from foveate.tasks import restore_task
+from foveate.tasks.base import AbstractTask
 from foveate.training.loop import Trainer
 from foveate.training.state import Progress
-
-log = logging.getLogger("foveate")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its scores, and whether images were set aside."""
+    """How a run ended: its scores, whether images were set aside, and what the labels mean."""
 
     folder: Path
     metrics: dict[str, Any]
     n_quarantined: int
+    task: AbstractTask
 
 
 def run_experiment(
@@ -167,7 +167,7 @@ def _train_fold(
 
     tick = training_bar(display, title)
     torch.manual_seed(config.train.seed)
-    model = _fresh_model(config, plan)
+    model = _fresh_model(config, plan, plan.pick(fold.train))
     trainer = Trainer(
         model,
         loader,
@@ -202,8 +202,11 @@ def _train_fold(
     save_model(own / "model", replace(model.card, provenance=provenance), kept)
 
 
-def _fresh_model(config: RunConfig, plan: Plan) -> Model:
-    card = model_card(config, plan.view, plan.task, plan.task_options, plan.classes)
+def _fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
+    """A model with fresh weights, and with what its task learns from the training part."""
+    labels = [str(case.label) for case in train]
+    settled = find("tasks", plan.task).settle(labels, plan.settled)
+    card = model_card(config, plan.view, plan.task, plan.task_options, settled)
     card = replace(card, trained_on=plan.trained_on)
     model = build_model(card, pretrained=True)
     settled = config.encoder_options | dict(model.method.encoder.resolved)
@@ -211,17 +214,9 @@ def _fresh_model(config: RunConfig, plan: Plan) -> Model:
 
 
 def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
-    """Temperature, and the threshold of a binary task, from the inner validation part alone."""
-    task = trainer.model.task
-    logits, target = (t.cpu() for t in trainer.answer(val))
-    if not len(logits):
-        return {"temperature": 1.0, "threshold": None}
-    temperature = task.temperature(logits, target)
-    if len(task.classes) != 2:
-        return {"temperature": temperature, "threshold": None}
-    probabilities = task.probabilities(logits / temperature)[:, 1]
-    best = threshold_youden(probabilities.numpy(), target.numpy())
-    return {"temperature": temperature, "threshold": 0.5 if best is None else float(best)}
+    """How logits become answers, from the inner validation part alone."""
+    logits, target = trainer.answer(val)
+    return trainer.model.task.calibrate(logits.cpu(), target.cpu())
 
 
 def _training_cost(progress: Progress) -> dict[str, float]:
@@ -243,7 +238,7 @@ def _refit(
     """Train one model on all usable images, as long as the folds' models were.
 
     It is scored on nothing, for it has seen everything. What folds settle on their validation
-    parts is the mean of theirs: the threshold, and the number of epochs (the median).
+    parts is the mean of theirs, as the number of epochs is (the median).
     """
     own, n_folds = folder / "refit", len(plan.splits.folds)
     if (own / "model" / "model.json").is_file():
@@ -255,7 +250,7 @@ def _refit(
     loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
     try:
         torch.manual_seed(options.seed)
-        model = _fresh_model(config, plan)
+        model = _fresh_model(config, plan, list(plan.cases.values()))
         tick = training_bar(display, "refit on all images")
         trainer = Trainer(
             model,
@@ -276,8 +271,7 @@ def _refit(
         "n_train": len(plan.cases) - len(progress.quarantined),
         "best_epoch": progress.best_epoch,
         "frozen_epochs": trainer.schedule.frozen_epochs,
-        "threshold": folds.threshold,
-        "temperature": float(np.exp(np.mean(np.log([a["temperature"] for a in about])))),
+        **folds.point,
         "train": _training_cost(progress),
         "quarantined": progress.quarantined,
     }
@@ -305,15 +299,16 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     if not rows:
         raise TrainingError(f"no test image could be predicted; see {folder / 'quarantine.csv'}")
     write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))
-    metrics = evaluate_rows(rows, plan.classes)
+    task = restore_task(plan.task, plan.settled, plan.task_options)
+    metrics = evaluate_rows(rows, task)
     start = _frozen_rows(folder, len(plan.splits.folds))
     if start:
         write_rows(folder / "predictions_frozen.csv", start, list(start[0]))
-        metrics["frozen"] = evaluate_rows(start, plan.classes)["metrics"]
-        metrics["gain"] = compare_rows(rows, start, plan.classes)
+        metrics["frozen"] = evaluate_rows(start, task)["metrics"]
+        metrics["gain"] = compare_rows(rows, start, task)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _total_cost(costs))
-    return Outcome(folder, metrics, len(quarantine))
+    return Outcome(folder, metrics, len(quarantine), task)
 
 
 def _frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:
