@@ -133,7 +133,7 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
     """Return the only part that a module defines; `where` names its file in messages."""
     base_module = importlib.import_module(f"foveate.{kind}.base")
     base = base_module.BASE
-    classes = [
+    candidates = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
@@ -142,11 +142,11 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
         and value.__module__ == module.__name__
         and not value.__name__.startswith("_")
     ]
-    if len(classes) != 1:
+    if len(candidates) != 1:
         raise OptionError(
-            f"{where} must hold exactly one public {base.__name__}, found {len(classes)}"
+            f"{where} must hold exactly one public {base.__name__}, found {len(candidates)}"
         )
-    return classes[0]
+    return candidates[0]
 
 
 # -- signatures as option schemas -------------------------------------------------------------
