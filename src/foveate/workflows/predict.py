@@ -31,11 +31,11 @@ from foveate.table import (
     Case,
     CaseTable,
     cases_from_folder,
+    describe_factors,
     load_splits,
     patient_key,
     read_cases,
     safe_id,
-    said_factors,
     with_known_labels,
 )
 
@@ -275,7 +275,7 @@ def _predict(
         )
     finally:
         loader.close()
-    if contradiction := said_factors(summary.factors):
+    if contradiction := describe_factors(summary.factors):
         display.say(contradiction)
     unlike = sum(bool(row["unlike"]) for row in summary.rows)
     if unlike:
