@@ -32,7 +32,7 @@ from foveate.benchmark.mnist import load_mnist
 from foveate.encoders import build_encoder
 from foveate.loading.loader import CaseLoader
 from foveate.parts import find
-from foveate.prediction.predict import Report, predict_cases
+from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.checkpoint import Model, ModelCard, read_tensors
 from foveate.runs.models import Ensemble
 from foveate.table import Case
@@ -91,7 +91,7 @@ def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
         found = list(predict_cases(Ensemble((model,)), cases, loader, device=torch.device("cpu")))
     finally:
         loader.close()
-    reports = [report for report in found if isinstance(report, Report)]
+    reports = [report for report in found if isinstance(report, Answer)]
     assert len(reports) == len(cases)
     target = torch.tensor([model.task.target(str(case.label)) for case in cases])
     right = model.task.validation(torch.tensor([report.logits for report in reports]), target)
@@ -113,7 +113,7 @@ def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
     )
 
 
-def _seen(report: Report, centre: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _seen(report: Answer, centre: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Which of the digits ``(5,)`` lie in the middle of some box."""
     middle = report.evidence.origin_um + report.evidence.size_um / 2
     away = np.abs(middle[:, None] - centre).max(-1)

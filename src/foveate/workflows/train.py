@@ -35,17 +35,21 @@ from foveate.runs.runtime import build_fabric
 from foveate.table import Case
 from foveate.training.loop import Trainer
 from foveate.training.state import Progress
+from foveate.workflows.words import describe_scores
 
 log = logging.getLogger("foveate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """How a run ended: its scores, and whether images were set aside."""
 
     folder: Path
     metrics: dict[str, Any]
     n_quarantined: int
+
+    def __repr__(self) -> str:
+        return f"Run {self.folder}: {describe_scores(self.metrics)}"
 
 
 def run_experiment(

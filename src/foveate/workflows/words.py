@@ -1,0 +1,28 @@
+"""Scores in words, for the command line and for whoever looks at a result in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def describe_scores(metrics: dict[str, Any]) -> str:
+    """Say the scores with their intervals, a line each.
+
+    Args:
+        metrics: the content of ``metrics.json``.
+    """
+    seen = metrics.get("n_seen_in_training", 0)
+    whom = " that training never saw"
+    if seen:
+        whom = f", {seen} of which training saw, or other images of their patients"
+    lines = [f"{metrics['n_images']} images of {metrics['n_patients']} patients{whom}:"]
+    for name, score in metrics["metrics"].items():
+        lines.append(
+            f"  {name:<20} {score['value']:.3f}  (95 % interval {score['lo']:.3f} to "
+            f"{score['hi']:.3f})"
+        )
+    if "folds" in metrics:
+        areas = (fold["metrics"].get("auroc", {}).get("value") for fold in metrics["folds"])
+        each = " ".join("–" if area is None else f"{area:.3f}" for area in areas)
+        lines += [f"  {'auroc by fold':<20} {each}", f"  {metrics['pooling']}"]
+    return "\n".join(lines)
