@@ -36,9 +36,10 @@ from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 from foveate.training.loop import Trainer
 from foveate.training.state import Progress
+from foveate.workflows.words import describe_scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """How a run ended: its scores, whether images were set aside, and what the labels mean."""
 
@@ -46,6 +47,9 @@ class Outcome:
     metrics: dict[str, Any]
     n_quarantined: int
     task: AbstractTask
+
+    def __repr__(self) -> str:
+        return f"Run {self.folder}: {describe_scores(self.metrics)}"
 
 
 def run_experiment(
