@@ -43,7 +43,7 @@ def add_plugin_folder(folder: Path) -> None:
         OptionError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise OptionError(f"--plugins {folder}: no such folder")
+        raise OptionError(f"--plugins {folder}: no such folder; check the name")
     folder = folder.resolve()
     if folder not in _folders:
         _folders.insert(0, folder)
@@ -110,7 +110,9 @@ def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise OptionError(f"{path} cannot be imported")
+            raise OptionError(
+                f"{path} cannot be imported: rename it to NAME.py, with letters, digits and _"
+            )
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -135,7 +137,9 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
     ]
     if len(found) != 1:
         raise OptionError(
-            f"{where} must hold exactly one public {base.__name__}, found {len(found)}"
+            f"{where} must hold exactly one public {base.__name__}, found {len(found)}: put each "
+            "in "
+            "a file of its own, and begin names of helpers with _"
         )
     return found[0]
 

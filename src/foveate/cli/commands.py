@@ -190,7 +190,7 @@ def predict(
         doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
         click.echo(f"{row['image_id']}: {row['predicted']}  ({told}){doubt}")
     click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
-    return PARTIAL if summary.failed else OK
+    return _say_set_aside(len(summary.failed), out)
 
 
 @click.command(short_help="Score the trained RUN on a labelled TABLE it has never seen.")
@@ -252,7 +252,7 @@ def evaluate(
     if audit_layout:
         click.echo(f"  {metrics['layout']['told']}")
     click.echo(f"\nwritten: {out / 'metrics.json'}, {out / 'predictions.csv'}")
-    return PARTIAL if ended.failed else OK
+    return _say_set_aside(len(ended.failed), out)
 
 
 @click.command()
@@ -312,9 +312,13 @@ def _train(given: dict[str, Any], out: Path) -> int:
 
 def _say_next(outcome: Outcome, page: Path) -> None:
     click.echo(f"\nreport:   {page}\nheatmaps: {outcome.folder / 'heatmaps'}")
-    if outcome.n_quarantined:
-        click.echo(
-            f"set aside: {outcome.n_quarantined} images, reasons in "
-            f"{outcome.folder / 'quarantine.csv'} (exit code 2)"
-        )
+    _say_set_aside(outcome.n_quarantined, outcome.folder)
     click.echo(f"next:     foveate predict {outcome.folder} NEW_IMAGES --out predictions")
+
+
+def _say_set_aside(n: int, folder: Path) -> int:
+    """Say how many images were set aside, if any; return the exit code that goes with it."""
+    if not n:
+        return OK
+    click.echo(f"set aside: {n} images, reasons in {folder / 'quarantine.csv'} (exit code 2)")
+    return PARTIAL

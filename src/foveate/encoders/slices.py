@@ -74,7 +74,9 @@ class SlicesEncoder(ProjectedEncoder):
             if s % enlarge == 0 and s >= step * enlarge
         )
         if not self.kept:
-            raise OptionError(f"encoder.step: {step} voxels are more than the coarsest cell")
+            raise OptionError(
+                f"encoder.step: {step} voxels are more than the coarsest cell: take a smaller step"
+            )
         # A cell of border before every slice: beyond it zeros are all that a network sees.
         self.before = self.picture.strides[-1]
         self.strides = tuple(self.picture.strides[i] // enlarge for i in self.kept)

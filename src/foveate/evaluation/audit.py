@@ -113,5 +113,7 @@ def _answers(
         logits.append([answer.logits for answer in report.answers])
         values.append(report.values)
     if not logits:
-        raise TrainingError("the layout audit needs images")
+        raise TrainingError(
+            "the layout audit needs images: give a table of which at least one can be read"
+        )
     return torch.tensor(logits), torch.tensor(values, dtype=torch.float64)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import DiskFull, disk_full
+from foveate.errors import (
+    DiskFull,
+    FoveateError,
+    NotWritable,
+    TooManyOpen,
+    disk_full,
+    out_of_files,
+)
 
 
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
@@ -16,6 +24,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises:
         DiskFull: there is no room; the file that was there before still is.
+        NotWritable: the file may not be written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -27,9 +36,14 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     except Exception as error:
         if disk_full(error):
             raise no_room(path) from error
+        if isinstance(error, OSError) and not isinstance(error, FoveateError):
+            if out_of_files(error):
+                raise TooManyOpen() from error
+            raise NotWritable(path, error) from error
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def no_room(path: Path) -> DiskFull:

@@ -136,8 +136,10 @@ def read_entries(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, An
 def _difference(first: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
     """Say what a journal rests on otherwise than `head`; None where all is the same."""
     for key in {**head, **first}:
-        if first.get(key) != head.get(key):
-            return f"its {key} was {first.get(key)}, now it is {head.get(key)}"
+        was, now = first.get(key), head.get(key)
+        if was != now:
+            was, now = ("none" if value is None else value for value in (was, now))
+            return f"its {key} was {was}, now it is {now}"
     return None
 
 

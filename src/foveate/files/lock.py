@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from foveate.errors import FolderInUse
+from foveate.errors import FolderInUse, NotWritable
 
 NAME = ".foveate.lock"
 _BUSY = (BlockingIOError, PermissionError)
@@ -23,10 +23,14 @@ def hold(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderInUse: another process holds it.
+        NotWritable: the folder cannot be made, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    file = _locked(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked(path)
+    except OSError as error:
+        raise NotWritable(folder, error) from error
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
             os.ftruncate(file, 0)

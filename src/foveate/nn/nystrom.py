@@ -163,7 +163,9 @@ class NystromAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise OptionError(f"width {dim} cannot be shared by {heads} attention heads")
+            raise OptionError(
+                f"width {dim} cannot be shared by {heads} attention heads: take a multiple of them"
+            )
         self.heads, self.landmarks, self.iterations = heads, landmarks, iterations
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))

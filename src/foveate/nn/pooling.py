@@ -86,7 +86,10 @@ class CrossPool(nn.Module):
     ) -> None:
         super().__init__()
         if attention_heads < 1 or dim % attention_heads:
-            raise OptionError(f"attention_heads {attention_heads} does not divide the {dim} of dim")
+            raise OptionError(
+                f"attention_heads {attention_heads} does not divide the {dim} of dim: take 1, or "
+                "another number that does"
+            )
         self.attention_heads = attention_heads
         bound = (dim // attention_heads) ** -0.5
         self.questions = nn.Parameter(torch.empty(len(heads), dim).uniform_(-bound, bound))

@@ -100,7 +100,7 @@ def predict_into(
     """
     rests_on = _rests_on(models, n_heatmaps, about or {})
     journal = Journal(folder / ANSWERS, rests_on, anew=about is None)
-    keys = {case.image_id: _key(case, loader.assumed_um) for case in cases}
+    keys = {case.image_id: _key(case) for case in cases}
     known = _still_true(journal.entries, keys)
     if about is not None:
         collected = _of_parts(folder, rests_on)
@@ -152,7 +152,7 @@ def predict_part(
     rests_on = _rests_on(models, n_heatmaps, about)
     drawn = {case.image_id for case in cases[:n_heatmaps]}
     own = part.pick(cases)
-    keys = {case.image_id: _key(case, loader.assumed_um) for case in own}
+    keys = {case.image_id: _key(case) for case in own}
     journal = Journal(folder / PARTS / part.folder / ANSWERS, rests_on)
     whole, others = read_entries(folder / ANSWERS, rests_on), _of_parts(folder, rests_on)
     _refuse_others(folder, {**others, **whole}, {case.image_id for case in cases})
@@ -220,7 +220,7 @@ def _answer_all(
     workers: AbstractWorkers | None,
 ) -> None:
     """Write each answer to the journal as soon as it is there, its pictures before it."""
-    teller, n_known = Reasons(display), len(keys) - len(todo)
+    teller, n_known = Reasons(display.say), len(keys) - len(todo)
 
     def within(done: float) -> None:
         display.bar("predicting", n_known + done, len(keys))
@@ -286,10 +286,9 @@ def _settled(
     return summary
 
 
-def _key(case: Case, assumed_um: float | None) -> dict[str, Any]:
-    """What an answer to a case rests on: the row, the assumed spacing, and the file as it is."""
+def _key(case: Case) -> dict[str, Any]:
+    """What an answer to a case rests on: the row, and the file as it is."""
     key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
-    key["assumed_um"] = assumed_um
     key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
     with contextlib.suppress(OSError):
         state = case.path.stat()

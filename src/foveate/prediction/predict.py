@@ -18,7 +18,7 @@ from foveate.errors import FoveateError, NotFinite, TooManyOpen, as_ours, disk_f
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import unlike
-from foveate.loading.loader import CaseLoader
+from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import computes_in_bf16
 from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
@@ -61,7 +61,8 @@ class Answer:
         decoded_px: pixels decoded, all levels, stored tiles counted whole.
         asked_px: pixels that the models received.
         level0_px: pixels of the full resolution.
-        seconds: all in all; `seconds_reading` of them waiting for pixels.
+        seconds: all in all, with the wait until the image was open and its glimpse read;
+            `seconds_reading` of them waiting for pixels.
         deviation: standard deviation of each mean logit over the methods' draws, where all say so.
         spread: sample standard deviation of each value over the models; None for one.
         unlike: what sets the image apart from those of training, in plain words; empty if nothing.
@@ -129,12 +130,15 @@ def predict_one(
     if not isinstance(case, Case):
         case = Case(Path(case).stem, Path(case).stem, Path(case))
     with contextlib.closing(open_loader(models, assume_spacing_um)) as loader:
-        groups = loader.ahead([[case]])  # the image stays open as long as this lives
+        waits: list[float] = []
+        groups = timed(loader.ahead([[case]]), waits.append)  # the image stays open while it lives
         (item,) = next(groups)
         try:
             if isinstance(item, FoveateError):
                 raise item
-            return _answer(models, case, item, loader, torch.device(device), finish)
+            return _answer(
+                models, case, item, loader, torch.device(device), finish, waited=waits[-1]
+            )
         except Exception as error:
             raise as_ours(error, case.path) from error
 
@@ -184,14 +188,17 @@ def predict_cases(
     Raises:
         TooManyOpen: the system allows too few open files; no image is to blame.
     """
-    every = zip(cases, loader.ahead([c] for c in cases), strict=True)
-    for done, (case, (item,)) in enumerate(every):
+    waits: list[float] = []
+    loaded = timed(loader.ahead([c] for c in cases), waits.append)
+    for done, (case, (item,)) in enumerate(zip(cases, loaded, strict=True)):
         if isinstance(item, FoveateError):
             yield Failure(case, str(item))
             continue
         share = None if tell is None else _share_of(tell, done)
         try:
-            yield _answer(models, case, item, loader, device, finish, shuffle_layout, share)
+            yield _answer(
+                models, case, item, loader, device, finish, shuffle_layout, share, waits[-1]
+            )
         except Exception as error:
             # Whatever one file does to a reader or a model, the others are predicted.
             if out_of_files(error):
@@ -210,8 +217,13 @@ def _answer(
     finish: Finish | None,
     shuffle_layout: bool = False,
     tell: Tell | None = None,
+    waited: float = 0.0,
 ) -> Answer:
     """Ask all models about one open image.
+
+    Args:
+        models, case, item, loader, device, finish, shuffle_layout, tell: as of `predict_cases`.
+        waited: seconds until the image was open and its glimpse read.
 
     Raises:
         FoveateError: pixels cannot be read, or an answer is not a finite number.
@@ -222,7 +234,8 @@ def _answer(
             member.method.to(device)
             share = None if tell is None else _member_share(tell, i, n)
             answers.append(_ask(member, case, item, loader, device, shuffle_layout, share))
-    averaged = _averaged(models, case, item, answers, begun, loader.factors.get(case.image_id))
+    factor = loader.factors.get(case.image_id)
+    averaged = _averaged(models, case, item, answers, begun, waited, factor)
     return averaged if finish is None else finish(models, averaged, item.image)
 
 
@@ -263,7 +276,11 @@ def _ask(
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=fast):
         prediction = method(batch)
     if not torch.isfinite(prediction.logits).all():
-        raise NotFinite(f"{case.path}: the prediction is not a finite number")
+        raise NotFinite(
+            f"{case.path}: the prediction is not a finite number. If other images fare alike, "
+            "train "
+            "again with a lower --train.lr; otherwise look at this one"
+        )
     spread = prediction.deviation
     values = model.task.decode(prediction.logits.double(), model.card.provenance)
     return ModelAnswer(
@@ -287,9 +304,17 @@ def _averaged(
     item: LoadedImage,
     answers: Sequence[ModelAnswer],
     begun: float,
+    waited: float,
     factor: float | None,
 ) -> Answer:
-    """The models' mean, with what the image cost since `begun` (of `time.perf_counter`)."""
+    """Average the models' answers, with what the image cost.
+
+    Args:
+        models, case, item, answers: what was asked, about what, and what came.
+        begun: when the models were asked, of `time.perf_counter`.
+        waited: seconds until the image was open and its glimpse read.
+        factor: how many times the file's spacing the table's is, where they differ.
+    """
     image = item.image
     by_column = list(zip(*(a.values for a in answers), strict=True))
     deviations = [a.deviation for a in answers if a.deviation is not None]
@@ -305,8 +330,8 @@ def _averaged(
         decoded_px=image.count.decoded_px,
         asked_px=image.count.asked_px,
         level0_px=image.size_px,
-        seconds=time.perf_counter() - begun,
-        seconds_reading=sum(a.seconds_reading for a in answers),
+        seconds=waited + time.perf_counter() - begun,
+        seconds_reading=waited + sum(a.seconds_reading for a in answers),
         # The models draw independently, so the variance of their mean is the sum over n squared.
         deviation=tuple(math.hypot(*each) / n for each in zip(*deviations, strict=True))
         if len(deviations) == n

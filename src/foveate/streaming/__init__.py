@@ -112,7 +112,7 @@ class Streamed(nn.Module):
         if tile is not None and min([tile] if isinstance(tile, int) else tile) < 1:
             raise OptionError(f"tile: got {tile}, expected at least 1")
         if scratch is not None and not scratch.is_dir():
-            raise OptionError(f"scratch: {scratch} is no folder")
+            raise OptionError(f"scratch: {scratch} is no folder; make it first")
         self.stack, self.tile = stack, tile
         self.budget_bytes, self.scratch, self.map_dtype = budget_bytes, scratch, map_dtype
         self.progress: Callable[[float], None] | None = None

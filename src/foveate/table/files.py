@@ -169,7 +169,10 @@ class Finder:
             exact = [p for p in found if stem(p.relative_to(self.base).as_posix()) == wanted]
             found = exact or found
         if len(found) > 1:
-            raise TableError(f"'{value}' fits several files: {found[0]} and {found[1]}")
+            raise TableError(
+                f"'{value}' fits several files: {found[0]} and {found[1]}; write its folder before "
+                "it"
+            )
         return found[0] if found else direct
 
     def beside(self, value: str) -> Path | None:

@@ -61,7 +61,7 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
     tables: list[CaseTable] = []
     for path in paths:
         if not path.exists() and not path.is_symlink():
-            raise ImageNotFound(f"{path}: no such file or folder")
+            raise ImageNotFound(f"{path}: no such file or folder; check the name")
         if path.suffix.lower() in _TABLES and path.is_file():
             tables.append(read_cases(path, need_labels=False))
         else:
@@ -293,7 +293,7 @@ def _predict(
                 n_heatmaps=asked.n_heatmaps,
                 display=display,
                 seen=seen,
-                about={"command": command},
+                about={"command": command, "--spacing-um": asked.assume_spacing_um},
                 workers=workers,
             )
     finally:
@@ -361,7 +361,7 @@ def _predict_part(
                     heatmaps=out / "heatmaps",
                     n_heatmaps=asked.n_heatmaps,
                     display=display,
-                    about={"command": "predict"},
+                    about={"command": "predict", "--spacing-um": asked.assume_spacing_um},
                     workers=workers,
                 )
         finally:
