@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from foveate.errors import one_line
 
+log = logging.getLogger("foveate")
+
 _SAID_EACH, _SAID_IN_ALL, _COUNTED = 3, 12, 5
 """So often a reason is said with the name of an image, so many images are named for all reasons,
 and so many reasons are counted at the end."""
