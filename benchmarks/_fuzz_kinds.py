@@ -16,8 +16,9 @@ from PIL import Image
 
 from foveate.batch import View
 from foveate.errors import FoveateError
+from foveate.files.digest import file_sha256
 from foveate.runs.card import ModelCard
-from foveate.runs.checkpoint import build_model, file_digest, save_model
+from foveate.runs.checkpoint import build_model, save_model
 from foveate.runs.config import build_config, dump_yaml, load_yaml
 from foveate.runs.models import find_models
 from foveate.table import read_cases
@@ -195,7 +196,7 @@ def visit_model(path: Path, kept: Path) -> None:
         shutil.copy(path, folder / f"model.{part}")
         if part == "safetensors":
             card = json.loads((folder / "model.json").read_text())
-            card["sha256"] = file_digest(folder / "model.safetensors")
+            card["sha256"] = file_sha256(folder / "model.safetensors")
             (folder / "model.json").write_text(json.dumps(card))
         find_models(folder).describe()
     finally:

@@ -16,7 +16,7 @@ import numpy as np
 from foveate.geometry import Box, Frame
 from foveate.readers import open_image
 from foveate.synthetic.pyramid import write_pyramid
-from foveate.synthetic.spec import Bytes, SlideSpec, Tile
+from foveate.synthetic.spec import Bytes, SlideSpec, SlideTile
 
 PIECE, TILE = 4096, 512
 COARSE = 64
@@ -41,7 +41,7 @@ def main() -> None:
         piece = image.read_at(place, (PIECE, PIECE))
     n = PIECE // TILE
 
-    def row(k: int) -> dict[int, Tile]:
+    def row(k: int) -> dict[int, SlideTile]:
         return {c: _tile(piece, k % n, c % n) for c in range(options.side // TILE)}
 
     spec = SlideSpec(shape_px0=(options.side,) * 2, tile_px=TILE)
@@ -59,9 +59,9 @@ def _fullest(small: Bytes) -> tuple[int, int]:
     return int(y), int(x)
 
 
-def _tile(piece: Bytes, row: int, column: int) -> Tile:
+def _tile(piece: Bytes, row: int, column: int) -> SlideTile:
     y, x = row * TILE, column * TILE
-    return Tile(np.ascontiguousarray(piece[y : y + TILE, x : x + TILE]), (row, column))
+    return SlideTile(np.ascontiguousarray(piece[y : y + TILE, x : x + TILE]), (row, column))
 
 
 if __name__ == "__main__":

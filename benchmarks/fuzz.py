@@ -38,7 +38,8 @@ from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage
+from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 
 SECONDS_EACH = 20
@@ -226,7 +227,7 @@ def visit_image(path: Path) -> None:
     with open_image(path) as image:
         placed: AbstractImage = image
         if image.spacing_um is None:
-            placed = Respaced(image, (1.0,) * image.ndim, unit="px")
+            placed = RespacedImage(image, (1.0,) * image.ndim, unit="px")
         placed.glimpse(max(placed.box_um.size) / 128)
         for level, facts in list(enumerate(image.levels))[:8]:
             size = tuple(min(n, 70) for n in facts.shape)

@@ -29,7 +29,7 @@ from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
 from foveate.errors import OptionError
 from foveate.files.atomic import write_json
-from foveate.memory import give_back, peak_rss_mib
+from foveate.memory import peak_rss_mib, release_memory
 from foveate.messages.display import Display
 from foveate.methods.base import further_loss
 from foveate.parts import add_plugin_folder, find, parse_options, plugin_folders
@@ -179,7 +179,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
     warm.sum().backward()
     optimizer.zero_grad(set_to_none=True)
     del warm
-    give_back()
+    release_memory()
     forget_peaks()
     before, begun = peak_rss_mib(), time.perf_counter()
     try:

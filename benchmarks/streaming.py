@@ -31,7 +31,7 @@ from foveate.encoders.base import CellMap
 from foveate.errors import OptionError
 from foveate.files.atomic import write_json
 from foveate.loading.loader import CaseLoader
-from foveate.memory import give_back, peak_rss_mib
+from foveate.memory import peak_rss_mib, release_memory
 from foveate.messages.display import Display
 from foveate.runs.folder import read_json
 from foveate.streaming import AbstractSource, Plan, Region, Streamed
@@ -134,7 +134,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
         rate = _plain_seconds(net, step)
         with _precision(step):
             plan = streamed.plan_for(source)
-        give_back()
+        release_memory()
         forget_peaks()
         streamed.progress = say_done
         before, begun = peak_rss_mib(), time.perf_counter()

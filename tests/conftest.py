@@ -73,7 +73,7 @@ def one_thread() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _anew() -> None:
     """What was said of files in one test is said again in the next."""
-    warn.forget()
+    warn.reset_warnings()
 
 
 @pytest.fixture

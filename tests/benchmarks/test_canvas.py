@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.canvas import Canvas, _coarse, read_canvas, render, render_coarse, write_canvas
 from foveate.errors import ImageNotFound, OptionError, UnreadableImage
 from foveate.geometry import Box, Frame
-from foveate.images.image import Respaced
+from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 
 BLENDS = ("overwrite", "add")
@@ -162,7 +162,7 @@ def test_a_17_gigapixel_image_is_a_small_file_with_a_quick_glimpse(tmp_path):
         assert image.size_px == 131_072**2
         assert image.kind == "picture"
         assert [level.shape[0] for level in image.levels] == [131_072 >> k for k in range(7)]
-        spaced = Respaced(image, (1.0, 1.0), unit="px")
+        spaced = RespacedImage(image, (1.0, 1.0), unit="px")
         glimpse = spaced.glimpse(64.0)
         assert glimpse.shape == (2048, 2048, 1)
         total = int(canvas.stamp_pixels.reshape(-1, 784).sum(1)[canvas.stamp_ids].sum())

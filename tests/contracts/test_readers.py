@@ -29,7 +29,8 @@ from foveate.errors import (
     UnreadableImage,
 )
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage
+from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 from foveate.readers.base import HEAD_BYTES, AbstractReader
 
@@ -136,7 +137,7 @@ def placed(image: AbstractImage) -> AbstractImage:
     """The image with a spacing, if need be in pixels."""
     if image.spacing_um is not None:
         return image
-    return Respaced(image, (1.0,) * image.ndim, unit="px")
+    return RespacedImage(image, (1.0,) * image.ndim, unit="px")
 
 
 def some_boxes(image: AbstractImage) -> list[Box]:
@@ -329,7 +330,7 @@ def test_the_gigapixel_slide_is_read_where_it_lies():
         darkest = np.unravel_index(glimpse.argmin(), glimpse.shape)
         tissue = box_around([(p + 0.5) * 64.0 for p in darkest], (400.0, 300.0))
         fine = image.read_at(tissue, (200, 150))
-        with Respaced(image, image.known_spacing_um, unit="um") as alone:
+        with RespacedImage(image, image.known_spacing_um, unit="um") as alone:
             alone.levels = image.levels[:1]
             exact = alone.read_at(tissue, (200, 150))
         assert fine.std() > 5

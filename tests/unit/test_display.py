@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from foveate.messages.display import Reasons
+from foveate.messages.display import QuarantineMessages
 
 
 def said_of(reasons: list[tuple[str, str]]) -> list[str]:
     said: list[str] = []
-    teller = Reasons(said.append)
+    teller = QuarantineMessages(said.append)
     for name, reason in reasons:
         teller.set_aside(name, f"/in/{name}.tif", f"/in/{name}.tif: {reason}")
     teller.end()
@@ -42,7 +42,7 @@ def test_many_reasons_are_counted() -> None:
 
 def test_it_begins_anew() -> None:
     said: list[str] = []
-    teller = Reasons(said.append)
+    teller = QuarantineMessages(said.append)
     for _ in range(2):
         for i in range(10):
             teller.set_aside(str(i), f"{i}.png", "empty")

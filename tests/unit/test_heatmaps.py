@@ -20,8 +20,9 @@ from foveate.heatmaps.glass import on_foreground, painted
 from foveate.heatmaps.panels import blended
 from foveate.heatmaps.raster import at_slice, nice_length, scale_of, splat
 from foveate.images.evidence import Evidence
-from foveate.images.image import AbstractImage, Level, Respaced
+from foveate.images.image import AbstractImage, Level
 from foveate.images.resample import resample
+from foveate.images.respaced import RespacedImage
 
 SHAPE = (611, 1097)
 SPOT_PX0 = (447.3, 902.7)
@@ -398,7 +399,7 @@ def test_picture_of_awkward_evidence(tmp_path):
 def test_grey_and_deep_pictures_are_windowed(dtype, tmp_path):
     ramp = np.linspace(0.1, 0.2, 600)[None, :, None] * np.ones((400, 1, 1))
     image = ArrayImage((ramp * np.iinfo(dtype).max).astype(dtype), None, kind="picture")
-    image = Respaced(image, (1.0, 1.0), unit="px")
+    image = RespacedImage(image, (1.0, 1.0), unit="px")
     evidence = boxes([[100.0, 100.0]], 64.0, [1.0])
     field, _ = overview(aim(image, evidence), evidence, 300)
     assert field.pixels.min() < 10

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from foveate.pretrained.hub import stored_file, why_unreachable
+from foveate.pretrained.hub import find_stored_file, why_unreachable
 
 CONFIG = SimpleNamespace(hf_hub_id="someone/net", hf_hub_filename=None, url=None)
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -109,7 +109,7 @@ def test_a_proxy_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch)
 def test_networks_without_an_address(tmp_path: Path) -> None:
     nowhere = SimpleNamespace(hf_hub_id=None, url=None)
     assert why_unreachable(nowhere) == "they lie at no known address"
-    assert stored_file(nowhere) is None
+    assert find_stored_file(nowhere) is None
 
 
 BUILD = """

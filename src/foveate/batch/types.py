@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError, TooManyOpen, as_ours, out_of_files
+from foveate.errors import FoveateError, TooManyOpen, as_foveate_error, out_of_files
 from foveate.images.evidence import Floats
 from foveate.images.image import AbstractImage
-from foveate.images.resample import Pixels, brightest
+from foveate.images.resample import Pixels, white_value
 from foveate.images.tiling import tile_foreground
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
@@ -164,12 +164,12 @@ def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
     """What is to be raised when reading pixels of this image ended in an error of any kind."""
     if out_of_files(error):
         return TooManyOpen()
-    return CropError(item.image_id, item.image.path, as_ours(error, item.image.path))
+    return CropError(item.image_id, item.image.path, as_foveate_error(error, item.image.path))
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
     """``(n, *space, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, *space)`` in [0, 1]."""
-    top = brightest(pixels.dtype)
+    top = white_value(pixels.dtype)
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.int32)
     tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves either the old file or the new one."""
+"""Write files so that a kill at any moment leaves either the old file or the new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from foveate.errors import (
 
 
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, then rename it.
+    """Write a file beside `path`, flush it to the disk, then rename it to `path`.
+
+    Args:
+        path: the file to write; its folder is made if need be.
+        write: writes the content to the path that it is called with.
 
     Raises:
         DiskFull: there is no room; the file that was there before still is.
@@ -35,7 +39,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         aside.replace(path)
     except Exception as error:
         if disk_full(error):
-            raise no_room(path) from error
+            raise disk_full_error(path) from error
         if isinstance(error, OSError) and not isinstance(error, FoveateError):
             if out_of_files(error):
                 raise TooManyOpen() from error
@@ -46,8 +50,8 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
             aside.unlink(missing_ok=True)
 
 
-def no_room(path: Path) -> DiskFull:
-    """What is to be raised when there was no room for a file."""
+def disk_full_error(path: Path) -> DiskFull:
+    """Build the error to raise when there is no room for a file."""
     return DiskFull(
         f"{path}: the disk is full, this file could not be written. What was written before is "
         "whole: make room, and the same command continues"
@@ -64,7 +68,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all; bytes of file names that are no UTF-8 are written out."""
+    """Write a text file, completely or not at all.
+
+    Bytes of file names that are no UTF-8 are written as backslash escapes.
+
+    Raises:
+        DiskFull: there is no room.
+    """
 
     def write(aside: Path) -> None:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""One process at a time in a folder that results are written to."""
+"""Lock a folder, so that only one process at a time writes results to it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _BUSY = (BlockingIOError, PermissionError)
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, for this process; a killed process holds nothing.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process while the context lasts; a kill releases the lock.
 
-    Where the file system knows no locks, nothing is held.
+    Where the file system has no locks, nothing is locked.
+
+    Args:
+        folder: the folder; made if it does not exist.
 
     Raises:
         FolderInUse: another process holds it.
@@ -28,7 +31,7 @@ def hold(folder: Path) -> Iterator[None]:
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _locked(path)
+        file = _open_locked(path)
     except OSError as error:
         raise NotWritable(folder, error) from error
     try:
@@ -41,8 +44,8 @@ def hold(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def is_held(folder: Path) -> bool:
-    """Whether another process, or another place in this one, holds the folder."""
+def is_locked(folder: Path) -> bool:
+    """Return whether another process, or another context in this one, has locked a folder."""
     try:
         file = os.open(folder / NAME, os.O_RDWR)
     except OSError:
@@ -59,8 +62,12 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def _locked(path: Path) -> int:
-    """The open lock file. One that its holder has just removed is no lock, so it is made again."""
+def _open_locked(path: Path) -> int:
+    """Open and lock the lock file; return its descriptor.
+
+    The process that held the lock removes the file at its end, so a file that was removed meanwhile
+    is opened again.
+    """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -81,6 +88,7 @@ def _locked(path: Path) -> int:
 
 
 def _same_file(file: int, path: Path) -> bool:
+    """Return whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from foveate import __version__
-from foveate.errors import BoxError, OptionError, legible
+from foveate.errors import BoxError, OptionError, printable_name
 from foveate.geometry import Box, px0_from_um
 from foveate.heatmaps.glass import on_foreground
 from foveate.heatmaps.raster import COLOURS, ranked, scale_of
@@ -57,7 +57,7 @@ def build_geojson(
     chosen, shift = _shift(image, origin)
     scale, shown = scale_of(evidence), on_foreground(image, evidence)
     times = scale.times_even(shown.weight)
-    words = {**dict(metadata or {}), "origin": chosen, "image": legible(image.path.name)}
+    words = {**dict(metadata or {}), "origin": chosen, "image": printable_name(image.path.name)}
     features = [
         _feature(image, shown, int(i), rank, float(times[i]), shift, words)
         for rank, i in enumerate(ranked(shown)[:top], 1)

@@ -1,4 +1,4 @@
-"""What a method says about where it looked: boxes and weights, and nothing else.
+"""Evidence: the boxes of an image that a prediction rests on, and their weights.
 
 Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone.
 """
@@ -22,13 +22,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Regions of one image and how much each counted for its prediction.
+    """Boxes of one image and how much each of them counted for the prediction.
 
     Attributes:
-        origin_um: corners of the boxes, ``(n, d)``, micrometres, axes ``(z,) y, x``.
-        size_um: their sizes, ``(n, d)``.
-        weight: ``(n,)``, at least 0; comparable within an image. Methods with attention give
-            weights that sum to 1.
+        origin_um: corners of the boxes, ``(n, d)``, axes ``(z,) y, x``.
+        size_um: sizes of the boxes, ``(n, d)``.
+        weight: weights of the boxes, ``(n,)``, at least 0; comparable within an image. Methods
+            with attention give weights that sum to 1.
 
     Raises:
         ValueError: shapes disagree, or a weight is negative or not finite.
@@ -50,11 +50,11 @@ class Evidence:
         return len(self.weight)
 
     def box_um(self, i: int) -> Box:
-        """The i-th box."""
+        """Return one box in micrometres, by its index."""
         return Box(tuple(self.origin_um[i]), tuple(self.size_um[i]), Frame.UM)
 
     def peak_um(self) -> Box:
-        """The box that counted most."""
+        """Return the box with the largest weight, in micrometres."""
         return self.box_um(int(np.argmax(self.weight)))
 
     def to_bytes(self) -> bytes:
@@ -71,20 +71,20 @@ class Evidence:
 
     @staticmethod
     def load(path: Path) -> Evidence:
-        """Read what `save` wrote."""
+        """Read the evidence from a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
             return Evidence(stored["origin_um"], stored["size_um"], stored["weight"])
 
 
 def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
-    """The mean over models of where each looked at one image.
+    """Average the evidence of several models about one image.
 
-    All boxes are kept, with their weights divided by the number of models, so that weights which
-    sum to 1 in each part sum to 1 again. A box that several models looked at (the same corner and
-    size to a thousandth of a micrometre) becomes one with the sum of its weights: its mean weight.
+    The result holds the boxes of all models, with weights divided by the number of models, so that
+    weights which sum to 1 for each model sum to 1 again. A box that several models looked at (the
+    same corner and size to a thousandth of a micrometre) becomes one, with its mean weight.
 
     Args:
-        parts: one per model, at least one; all with the same axes.
+        parts: the evidence of each model, at least one; all with the same axes.
     """
     if len(parts) == 1:
         return parts[0]

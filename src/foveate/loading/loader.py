@@ -18,9 +18,9 @@ from foveate.errors import (
     MissingSpacing,
     TooManyOpen,
     UnsupportedFormat,
-    as_ours,
+    as_foveate_error,
 )
-from foveate.images.bit_depth import Stretched, has_depth, used_bits
+from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
 from foveate.images.foreground import slide_prior
 from foveate.images.image import AbstractImage
 from foveate.loading.open_images import OpenImages
@@ -140,7 +140,7 @@ class CaseLoader:
         try:
             return self.load(case)
         except Exception as error:
-            return as_ours(error, case.path)
+            return as_foveate_error(error, case.path)
 
     def _opened(self, case: Case) -> AbstractImage:
         image = open_case(
@@ -162,7 +162,7 @@ class CaseLoader:
         if factor is not None:
             self.factors[case.image_id] = factor
         if has_depth(image):
-            image = Stretched(image, self.view.bits or used_bits(image) or 16)
+            image = StretchedImage(image, self.view.bits or used_bits(image) or 16)
         return image
 
 

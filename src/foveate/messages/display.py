@@ -1,4 +1,4 @@
-"""Where progress goes, and how often the same thing is said there."""
+"""Show progress, and report why images are set aside without repeating a reason too often."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _NUMBER = re.compile(r"\d[\d.,]*")
 
 
 class Display(Protocol):
-    """Where progress goes: a terminal, a log, or nowhere."""
+    """A place that shows progress: a terminal, a log, or none."""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Work under way, which may be within one of its parts."""
+        """Show a progress bar; `done` of `total` steps may be a fraction within a step."""
 
 
-class Aloud(logging.Handler):
-    """Says warnings of the log on a display as well.
+class DisplayHandler(logging.Handler):
+    """Shows warnings of the log on a display too.
 
     Args:
-        display: is told.
+        display: the display.
     """
 
     def __init__(self, display: Display) -> None:
@@ -41,12 +41,15 @@ class Aloud(logging.Handler):
         self._display = display
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say the message."""
+        """Show the message of a record."""
         self._display.say(f"warning: {record.getMessage()}")
 
 
 def training_bar(display: Display, title: str) -> Callable[[Any], None]:
-    """Shows each stage of training as one bar; nothing of an epoch before its first step."""
+    """Return a callback that shows each stage of training as one bar on a display.
+
+    It shows nothing of an epoch before its first step.
+    """
 
     def tick(status: Any) -> None:
         running, note = status.running, ""
@@ -62,10 +65,10 @@ def training_bar(display: Display, title: str) -> Callable[[Any], None]:
     return tick
 
 
-class Reasons:
+class QuarantineMessages:
     """Says why images are set aside; a few times for a reason and in all, with counts at the end.
 
-    Reasons that differ in numbers only are one.
+    QuarantineMessages that differ in numbers only are one.
 
     Args:
         say: is told, a line each.
@@ -96,7 +99,7 @@ class Reasons:
             self._say(f"set aside {image_id}: {one_line(reason)}")
 
     def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """These rows of ``quarantine.csv`` are all that there are."""
+        """Show all rows of ``quarantine.csv``, and the counts."""
         for row in rows:
             self.set_aside(row["image_id"], row["path"], row["reason"])
         self.end()

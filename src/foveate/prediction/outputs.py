@@ -18,7 +18,7 @@ from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
 from foveate.files.journal import Journal, read_entries
 from foveate.loading.loader import CaseLoader
-from foveate.messages.display import Display, Reasons
+from foveate.messages.display import Display, QuarantineMessages
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.pictures import add_files, forget_files, write_files
 from foveate.prediction.predict import Failure, Outcome, predict_cases
@@ -220,7 +220,7 @@ def _answer_all(
     workers: AbstractWorkers | None,
 ) -> None:
     """Write each answer to the journal as soon as it is there, its pictures before it."""
-    teller, n_known = Reasons(display.say), len(keys) - len(todo)
+    teller, n_known = QuarantineMessages(display.say), len(keys) - len(todo)
 
     def within(done: float) -> None:
         display.bar("predicting", n_known + done, len(keys))

@@ -14,10 +14,17 @@ import numpy as np
 import torch
 
 from foveate.batch import Batch, LoadedImage
-from foveate.errors import FoveateError, NotFinite, TooManyOpen, as_ours, disk_full, out_of_files
+from foveate.errors import (
+    FoveateError,
+    NotFinite,
+    TooManyOpen,
+    as_foveate_error,
+    disk_full,
+    out_of_files,
+)
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.image import AbstractImage
-from foveate.images.likeness import unlike
+from foveate.images.likeness import describe_unlikeness
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import computes_in_bf16
 from foveate.runs.checkpoint import Model
@@ -140,7 +147,7 @@ def predict_one(
                 models, case, item, loader, torch.device(device), finish, waited=waits[-1]
             )
         except Exception as error:
-            raise as_ours(error, case.path) from error
+            raise as_foveate_error(error, case.path) from error
 
 
 def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> CaseLoader:
@@ -205,7 +212,7 @@ def predict_cases(
                 raise TooManyOpen() from error
             if disk_full(error):
                 raise
-            yield Failure(case, str(as_ours(error, case.path)))
+            yield Failure(case, str(as_foveate_error(error, case.path)))
 
 
 def _answer(
@@ -337,7 +344,7 @@ def _averaged(
         if len(deviations) == n
         else None,
         spread=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
-        unlike=unlike(image, item.glimpse, models.card.trained_on),
+        unlike=describe_unlikeness(image, item.glimpse, models.card.trained_on),
         factor=factor,
     )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from foveate.errors import CheckpointError, FoveateError, WorkerLost, as_ours
+from foveate.errors import CheckpointError, FoveateError, WorkerLost, as_foveate_error
 from foveate.memory import allow_more_files
 from foveate.parts import add_plugin_folder
 from foveate.prediction.pictures import add_files
@@ -108,7 +108,7 @@ class Worker:
         try:
             self._build(setup)
         except Exception as error:
-            self._broken = as_ours(error, "the models of a worker process")
+            self._broken = as_foveate_error(error, "the models of a worker process")
 
     def ready(self) -> Reply:
         """Return an empty reply, with what went wrong while the models were loaded."""
@@ -125,7 +125,7 @@ class Worker:
                 self._models, [job.case], self._loader, device=self._device, finish=finish
             )
         except Exception as error:
-            return Reply(records=self._take_records(), stop=as_ours(error, job.case.path))
+            return Reply(records=self._take_records(), stop=as_foveate_error(error, job.case.path))
         return Reply(outcome, self._take_records())
 
     def _build(self, setup: Setup) -> None:

@@ -1,4 +1,4 @@
-"""One door to every file family: `open_image` looks at the first bytes and asks the readers.
+"""Open image files of all families: `open_image` finds the reader by a file's first bytes.
 
 Importing this package is light: each reader imports its library when it opens its first file.
 """
@@ -15,7 +15,7 @@ from foveate.errors import (
     FoveateError,
     ImageNotFound,
     UnsupportedFormat,
-    as_ours,
+    as_foveate_error,
 )
 from foveate.images.image import AbstractImage
 from foveate.readers.base import HEAD_BYTES, AbstractReader
@@ -27,7 +27,7 @@ READABLE = (
     "PNG, JPEG, BMP, GIF, WebP, volumes in NIfTI (.nii, .nii.gz)"
 )
 
-# Where the mark lies, the mark, and what to tell the owner of such a file.
+# The first byte of the mark, the mark, and what the user is told about such a file.
 _NOT_YET = (
     (
         128,
@@ -53,55 +53,58 @@ _NOT_YET = (
 
 
 def open_image(path: Path | str) -> AbstractImage:
-    """Open an image of any known family, judged by its content and not by its suffix.
+    """Open an image of any known family, recognised by its content and not by its suffix.
 
     Args:
-        path: a file. What one reader finds damaged is refused, and no other reader is asked.
+        path: the file. A file that one reader finds damaged is refused without asking another.
 
     Returns:
-        The open image; close it, or use it in a ``with`` block.
+        the open image; close it, or use it in a ``with`` block.
 
     Raises:
-        ImageNotFound: nothing is there.
-        UnsupportedFormat: a folder, an empty file, or content that no reader takes.
-        UnreadableImage: a reader takes the file, but it is damaged.
+        ImageNotFound: the file does not exist.
+        UnsupportedFormat: the path is a folder, or the file is empty or of an unknown format.
+        UnreadableImage: a reader recognises the file, but it is damaged.
         ImageTooLarge: opening it would need more memory than there is or than is allowed.
     """
     path = Path(path)
     head = _first_bytes(path)
     readers = _readers(parts.plugin_folders())
-    asked = [reader for reader in readers if _recognises(reader, path, head)]
-    if not asked:
+    candidates = [reader for reader in readers if _recognises(reader, path, head)]
+    if not candidates:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
-    for reader in asked:
+    for reader in candidates:
         try:
-            return _opened(reader, path)
+            return _open(reader, path)
         except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
 
 
 def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
+    """Return whether a reader recognises a file; one that fails on it does not."""
     try:
         return reader.recognises(path, head)
     except FoveateError:
         raise
-    except Exception:  # it cannot be its file
+    except Exception:
         log.debug("%s: %s", reader.__name__, path, exc_info=True)
         return False
 
 
-def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
+def _open(reader: type[AbstractReader], path: Path) -> AbstractImage:
+    """Open a file with a reader; any other library's error becomes one of `foveate.errors`."""
     try:
         return reader(path)
     except FoveateError:
         raise
     except Exception as error:
-        raise as_ours(error, path) from error
+        raise as_foveate_error(error, path) from error
 
 
 def _first_bytes(path: Path) -> bytes:
+    """Read the first bytes of a file, or refuse it as `open_image` describes."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
@@ -116,7 +119,7 @@ def _first_bytes(path: Path) -> bytes:
     except FoveateError:
         raise
     except OSError as error:
-        raise as_ours(error, path) from error
+        raise as_foveate_error(error, path) from error
     except ValueError as error:
         raise ImageNotFound(f"{path}: no file can have this name; rename it") from error
     if not head:
@@ -125,6 +128,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _why_not(head: bytes) -> str:
+    """Explain by the first bytes of a file why no reader takes it."""
     for at, mark, reason in _NOT_YET:
         if head[at : at + len(mark)] == mark:
             return reason
@@ -136,9 +140,9 @@ def _why_not(head: bytes) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _readers(folders: tuple[Path, ...]) -> tuple[type[AbstractReader], ...]:
-    """Every reader, by falling priority; looked up once for each set of plug-in folders."""
+    """Return all readers by falling priority, looked up once for each set of plug-in folders."""
     del folders
-    found: list[type[AbstractReader]] = [
+    readers: list[type[AbstractReader]] = [
         parts.find("readers", name) for name in parts.names("readers")
     ]
-    return tuple(sorted(found, key=lambda reader: -reader.priority))
+    return tuple(sorted(readers, key=lambda reader: -reader.priority))

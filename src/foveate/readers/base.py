@@ -1,4 +1,4 @@
-"""What a reader adds to the image contract: recognising its files by their first bytes."""
+"""The base class of readers, which adds to the image contract how a reader knows its files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import ClassVar
 from foveate.images.image import AbstractImage
 
 HEAD_BYTES = 4096
-"""How much of a file `AbstractReader.recognises` is shown."""
+"""How many bytes of a file `AbstractReader.recognises` receives."""
 
 
 class AbstractReader(AbstractImage):
-    """A file family. The file of a reader is named after it and holds this one class.
+    """The reader of a file family; a reader's module has its name and holds this one class.
 
     Attributes:
         priority: readers are asked in falling order; the first that recognises a file opens it.
@@ -23,14 +23,23 @@ class AbstractReader(AbstractImage):
 
     @abc.abstractmethod
     def __init__(self, path: Path) -> None:
-        """Open a file. Raises an error of `foveate.errors` that names it."""
+        """Open a file.
+
+        Raises:
+            FoveateError: the file cannot be opened; the message names it.
+        """
         super().__init__()
         self.path = path
 
     @classmethod
     @abc.abstractmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Whether this reader takes the file, judged by its first 4 KiB (or by the library)."""
+        """Return whether this reader reads a file.
+
+        Args:
+            path: the file, for libraries that detect formats themselves.
+            head: its first `HEAD_BYTES` bytes.
+        """
 
 
 BASE = AbstractReader

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from foveate.errors import OptionError, did_you_mean, why
+from foveate.errors import OptionError, did_you_mean, explain_os_error
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names, options, parse_options
 from foveate.runs.schedule import TrainOptions
@@ -223,7 +223,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OptionError(f"--config {path} cannot be read: {why(error)}") from error
+        raise OptionError(f"--config {path} cannot be read: {explain_os_error(error)}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
+from foveate.files.digest import file_sha256
 from foveate.parts import plugin_folders
 from foveate.runs.folder import read_json
 from foveate.table import Case, patient_key, several
@@ -186,9 +187,9 @@ def _listing(folder: Path) -> str:
 
 
 def _digest(path: Path, size: int, whole: bool) -> str:
+    if whole or size <= _WHOLE_BYTES:
+        return file_sha256(path)
     with path.open("rb") as file:
-        if whole or size <= _WHOLE_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         found = hashlib.sha256()
         for n in range(_BLOCKS):
             file.seek((size - _BLOCK_BYTES) * n // (_BLOCKS - 1))

@@ -16,13 +16,13 @@ import psutil
 import yaml
 
 from foveate import __version__
-from foveate.errors import CheckpointError, why
+from foveate.errors import CheckpointError, explain_os_error
 from foveate.files.atomic import write_json, write_text
-from foveate.files.csvtext import csv_text, rows_of
+from foveate.files.csvtext import csv_text, parse_csv
 from foveate.files.lock import NAME as LOCK
-from foveate.files.lock import is_held
-from foveate.messages.display import Aloud, Display
-from foveate.messages.warn import forget
+from foveate.files.lock import is_locked
+from foveate.messages.display import Display, DisplayHandler
+from foveate.messages.warn import reset_warnings
 from foveate.yamltext import parse_yaml
 
 _LATER = ("refit",)
@@ -173,7 +173,7 @@ def model_folders(run: Path) -> tuple[Path, ...]:
     folds = [run / f"fold_{k}" / "model" for k in range(_count_folds(run))]
     trained = [folder for folder in folds if _is_model(folder)]
     wait = "repeat the `foveate train` command to continue it"
-    if is_held(run):
+    if is_locked(run):
         wait = "it is going on now, so wait until it has ended"
     if not trained:
         raise CheckpointError(f"{run}: training has not finished; {wait}")
@@ -219,7 +219,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {why(error)}") from error
+        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(
             f"{path} is damaged: it is not YAML. Restore it from a copy, or begin a new run"
@@ -254,7 +254,7 @@ class _LogFile(logging.FileHandler):
 @contextlib.contextmanager
 def logged(folder: Path, display: Display) -> Iterator[None]:
     """Keep foveate's log in ``log.txt`` of a folder, and say its warnings on a display as well."""
-    handlers = [log_to(folder), Aloud(display)]
+    handlers = [log_to(folder), DisplayHandler(display)]
     logging.getLogger("foveate").addHandler(handlers[1])
     try:
         yield
@@ -269,7 +269,7 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
 
     What was said of files before is said anew: another log begins.
     """
-    forget()
+    reset_warnings()
     folder.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -292,7 +292,7 @@ def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, as text."""
     with path.open(encoding="utf-8", newline="") as file:
-        return rows_of(file.read())
+        return parse_csv(file.read())
 
 
 def read_json(path: Path) -> Any:
@@ -304,7 +304,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {why(error)}") from error
+        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged: it is no JSON. Restore it from a copy, or repeat the command that "

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import CheckpointError
+from foveate.files.digest import file_sha256
 from foveate.runs.card import ModelCard
-from foveate.runs.checkpoint import Model, file_digest, load_model
+from foveate.runs.checkpoint import Model, load_model
 from foveate.runs.folder import model_folders
 from foveate.tasks.base import AbstractTask
 
@@ -97,7 +98,7 @@ class Ensemble:
 
     def digests(self) -> list[str]:
         """Of each member loaded from a folder, what tells its card and weights from others."""
-        return [file_digest(folder / "model.json")[:16] for folder in self.folders]
+        return [file_sha256(folder / "model.json")[:16] for folder in self.folders]
 
     def _name(self, i: int) -> str:
         return str(self.folders[i]) if self.folders else f"model {i + 1}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from foveate.errors import TableError, legible
+from foveate.errors import TableError, printable_name
 from foveate.table.same import clean
 
 SUFFIXES = (
@@ -116,7 +116,7 @@ def safe_id(name: str) -> str:
 
     Bytes of a name that are no UTF-8 are written as ``_x`` and two digits.
     """
-    return _UNSAFE.sub("_", legible(name)).strip(". ") or ("image" if name else "")
+    return _UNSAFE.sub("_", printable_name(name)).strip(". ") or ("image" if name else "")
 
 
 def file_ids(paths: Sequence[Path], base: Path) -> list[str]:

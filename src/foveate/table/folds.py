@@ -111,7 +111,7 @@ def load_splits(path: Path) -> Splits:
         raise SplitError(f"{path}: no such split{_AGAIN}")
     try:
         fields = read_fields(path)
-        schema = fields.whole("schema", 0, 1 << 30)
+        schema = fields.integer("schema", 0, 1 << 30)
         if schema != _SCHEMA:
             raise SplitError(f"{path}: schema {schema}, this version reads {_SCHEMA}{_AGAIN}")
         patients = fields.part("patients")
@@ -120,7 +120,7 @@ def load_splits(path: Path) -> Splits:
         splits = Splits(
             tuple(Fold(*(fold.texts(part, least=0) for part in parts)) for fold in folds),
             {image_id: patients.text(image_id) for image_id in patients.plain()},
-            fields.whole("seed", -(1 << 63), 1 << 63),
+            fields.integer("seed", -(1 << 63), 1 << 63),
             fields.text("hash"),
         )
     except CheckpointError as error:

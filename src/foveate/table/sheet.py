@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from foveate.errors import TableError, several, why
-from foveate.files.csvtext import unguarded
+from foveate.errors import TableError, explain_os_error, several
+from foveate.files.csvtext import unguard_cell
 from foveate.table.same import clean, plain_name
 from foveate.table.text import read_text
 from foveate.table.types import Row, Sheet
@@ -46,7 +46,7 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> Sheet:
         excel = path.suffix.lower() in _EXCEL or _is_zip(path)
         frame, notes = _excel(path, known) if excel else _text(path, known)
     except OSError as error:
-        raise TableError(f"{path}: cannot be read ({why(error)})") from error
+        raise TableError(f"{path}: cannot be read ({explain_os_error(error)})") from error
     frame = _stripped(frame)
     if frame.empty:
         raise TableError(f"{path} is empty: it needs a header with at least a path column")
@@ -90,7 +90,7 @@ def _excel(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
 
 def _stripped(frame: pd.DataFrame) -> pd.DataFrame:
     """Without blanks around cells, and without empty rows."""
-    frame = frame.map(lambda cell: unguarded(str(cell).strip("\ufeff\u200b").strip()))
+    frame = frame.map(lambda cell: unguard_cell(str(cell).strip("\ufeff\u200b").strip()))
     return frame.loc[(frame != "").any(axis=1)] if len(frame.columns) else frame
 
 

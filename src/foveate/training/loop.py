@@ -22,8 +22,8 @@ from foveate.batch.features import FeatureStore
 from foveate.errors import FoveateError, NotFinite, TrainingError
 from foveate.files.atomic import write_text
 from foveate.loading.loader import CaseLoader, timed
-from foveate.memory import give_back, peak_memory_mib
-from foveate.messages.display import Reasons
+from foveate.memory import peak_memory_mib, release_memory
+from foveate.messages.display import QuarantineMessages
 from foveate.methods.base import further_loss
 from foveate.runs.checkpoint import Model, read_tensors
 from foveate.runs.runtime import build_fabric
@@ -91,7 +91,7 @@ class Trainer:
         self._store: FeatureStore | None = None
         self._chance = math.nan
         self._tick = tick or (lambda _: None)
-        self._say, self._reasons = say, Reasons(say)
+        self._say, self._reasons = say, QuarantineMessages(say)
         self._after_epoch = after_epoch or (lambda _: None)
         self._taught = [p for tier in model.method.encoder.tiers() for p in tier if p.requires_grad]
         self.fabric = build_fabric(options, pretrained=self.pretrained)
@@ -161,7 +161,7 @@ class Trainer:
             return
         self.progress.stage = stage
         self.optimizer.state.clear()
-        give_back()
+        release_memory()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
@@ -332,7 +332,7 @@ class Trainer:
         return torch.cat(logits) if logits else torch.empty(0), self._targets(kept)
 
     def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
-        give_back()  # steps of ever new sizes leave gaps, which would add up
+        release_memory()  # steps of ever new sizes leave gaps, which would add up
         progress = self.progress
         progress.epoch += 1
         progress.add(**self.loader.take_counts())

@@ -18,7 +18,7 @@ from foveate.errors import CheckpointError, FolderInUse, ImageNotFound, TableErr
 from foveate.evaluation.audit import audit_layout
 from foveate.evaluation.scores import evaluate_rows
 from foveate.files.atomic import write_json
-from foveate.files.lock import hold, is_held
+from foveate.files.lock import is_locked, lock_folder
 from foveate.messages.display import Display
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.outputs import PARTS, Summary, predict_into, predict_part
@@ -192,9 +192,9 @@ def _writing(out: Path, display: Display) -> Iterator[None]:
     Raises:
         FolderInUse: another process writes the whole, or a part.
     """
-    with hold(out):
+    with lock_folder(out):
         for part in sorted((out / PARTS).glob("*/")):
-            if is_held(part):
+            if is_locked(part):
                 raise FolderInUse(
                     f"{out}: part {part.name.replace('_of_', '/')} is still being predicted; wait "
                     "until it has ended"
@@ -343,7 +343,7 @@ def _predict_part(
     """
     out = asked.out
     with _writing(out / PARTS / part.folder, display):
-        if is_held(out):
+        if is_locked(out):
             raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
         for note in table.notes:
             display.say(note)

@@ -19,7 +19,7 @@ from foveate.batch.features import FeatureStore
 from foveate.errors import TrainingError
 from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.files.atomic import write_json
-from foveate.files.lock import hold
+from foveate.files.lock import lock_folder
 from foveate.loading.loader import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.messages.display import Display, training_bar
@@ -66,7 +66,7 @@ def run_experiment(
         FoveateError: whatever the user has to mend.
     """
     check_folder(folder)
-    with hold(folder):
+    with lock_folder(folder):
         claim(folder, config.as_dict(), dump_yaml(config))
         return _run(config, folder, display, after_epoch)
 
