@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import (
 from foveate import metrics
 from foveate.metrics import weighted
 from foveate.metrics.intervals import auroc_variance
-from foveate.metrics.jackknife import gather, without_each
+from foveate.metrics.jackknife import group_patients, measure_leaving_out
 from foveate.metrics.types import Floats, Ints
 
 
@@ -106,16 +106,16 @@ def test_youden_is_the_best_of_the_roc_curve() -> None:
 
 
 def influences(score: Floats, target: Ints, owner: Ints, fold: Ints | None = None) -> Floats:
-    """What each patient adds to the AUROC, by the product's jackknife."""
+    """Return the influence of each patient on the AUROC, by the product's jackknife."""
     fold = np.zeros_like(target) if fold is None else fold
-    cohort = gather(target, owner, fold)
+    cohort = group_patients(target, owner, fold)
     one = target.astype(float)
 
     def measure(weight: Floats) -> Floats:
         return weighted.auroc(score, one, weight, fold)
 
-    whole = float(measure(np.ones((1, len(score))))[0])
-    return cohort.influence(whole, without_each(cohort, measure))
+    full = float(measure(np.ones((1, len(score))))[0])
+    return cohort.compute_influence(full, measure_leaving_out(cohort, measure))
 
 
 def test_jackknife_variance_is_that_of_delong() -> None:
@@ -142,7 +142,7 @@ def test_hanley_and_mcneil_published_ct_ratings() -> None:
     assert metrics.auroc(np.c_[1 - rating, rating], target) == pytest.approx(0.893, abs=5e-4)
     found = influences(rating, target, np.arange(109))
     assert math.sqrt((found**2).sum()) == pytest.approx(0.032, abs=2e-3)
-    cohort = gather(target, np.arange(109), np.zeros(109, np.int64))
+    cohort = group_patients(target, np.arange(109), np.zeros(109, np.int64))
     assert math.sqrt(auroc_variance(cohort, [1])(0.893)) == pytest.approx(0.032, abs=1e-3)
 
 
@@ -177,7 +177,7 @@ def test_leaving_out_is_the_same_as_taking_away() -> None:
     """A weighting must score exactly as the images that it leaves."""
     prob, target = run(40, 2, 11, ties=True)
     owner, fold = np.arange(40) // 2, np.arange(40) // 2 % 3
-    weight = gather(target, owner, fold).without_each()
+    weight = group_patients(target, owner, fold).leave_one_out_weights()
     positive = target.astype(float)
     for curve in (weighted.auroc, weighted.average_precision):
         fast = curve(prob[:, 1], positive, weight, fold)

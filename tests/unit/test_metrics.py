@@ -22,7 +22,7 @@ from foveate.metrics import (
     threshold_youden,
     wilson_interval,
 )
-from foveate.metrics.jackknife import gather
+from foveate.metrics.jackknife import group_patients
 from foveate.metrics.types import Floats, Ints
 
 
@@ -299,13 +299,13 @@ def test_patients_are_left_out_whole_and_very_many_in_groups() -> None:
     rng = np.random.default_rng(0)
     target = np.r_[rng.integers(0, 2, 38), 2, 2]
     owner = np.arange(40) // 3
-    cohort = gather(target, owner, np.zeros(40, np.int64))
+    cohort = group_patients(target, owner, np.zeros(40, np.int64))
     assert cohort.n_groups == 14
-    for weight in cohort.without_each():
+    for weight in cohort.leave_one_out_weights():
         assert len(set(owner[weight == 0])) == 1
         assert (np.isin(owner, owner[weight == 0]) == (weight == 0)).all()
     many = np.r_[np.zeros(5000), np.ones(20)].astype(np.int64)
-    grouped = gather(many, np.arange(5020), np.arange(5020) % 5)
+    grouped = group_patients(many, np.arange(5020), np.arange(5020) % 5)
     assert grouped.n_groups < 500
     assert (grouped.stratum == 1).sum() == 20  # a rare class keeps all its patients apart
 
@@ -316,7 +316,7 @@ def test_groups_of_patients_give_the_interval_of_single_ones(
     target = np.arange(400) % 2
     prob = two(expit(target + np.random.default_rng(6).normal(size=400)))
     single = score_all(prob, target, names(400))["auroc"]
-    monkeypatch.setattr("foveate.metrics.jackknife._MOST_GROUPS", 100)
+    monkeypatch.setattr("foveate.metrics.jackknife._MAX_GROUPS", 100)
     grouped = score_all(prob, target, names(400))["auroc"]
     assert grouped.hi - grouped.lo == pytest.approx(single.hi - single.lo, rel=0.15)
 

@@ -1,7 +1,7 @@
-"""Every number that is reported about predictions, with an interval over patients.
+"""Scores of predictions with intervals over patients, and comparisons of two runs.
 
-Pure: no disk, no clock, no random draw. `prob` is ``(n, k)``, rows sum to 1, in the order of the
-task's classes; `target` is ``(n,)``, the number of the class.
+The functions are pure: no disk, no clock, no random draw. `prob` is ``(n, k)``, rows sum to 1, in
+the order of the task's classes; `target` is ``(n,)``, the number of each image's class.
 """
 
 from __future__ import annotations
