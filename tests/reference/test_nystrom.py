@@ -185,7 +185,7 @@ def test_the_first_token_is_always_exact() -> None:
     module = attention(2)
     tokens = torch.randn(2, 9, HEADS * DIM, dtype=torch.float64)
     valid, _ = ranks_of([list(range(9)), list(range(6))], 9)
-    added, weight = module.of_first(tokens, valid)
+    added, weight = module.attend_from_first(tokens, valid)
     for i, n in enumerate((9, 6)):
         close(added[i], slow_self_attention(module, tokens[i, :n])[0])
         q, k, _ = (tokens[i, :n] @ w.T for w in module.query_key_value.weight.chunk(3))

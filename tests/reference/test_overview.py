@@ -11,11 +11,17 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.nn.linear_fit import STRENGTHS, EachLoss, fit_linear, fit_trust, likelihood_shares
+from foveate.nn.linear_fit import (
+    STRENGTHS,
+    RowLosses,
+    compute_pseudo_bma_weights,
+    fit_linear,
+    fit_trust,
+)
 from foveate.nn.overview import N_PARTS, OverviewHead
 
 
-def yes_or_no(target: Tensor) -> EachLoss:
+def yes_or_no(target: Tensor) -> RowLosses:
     """The loss of one output with a sigmoid."""
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
@@ -25,7 +31,7 @@ def yes_or_no(target: Tensor) -> EachLoss:
     return loss
 
 
-def one_of_several(target: Tensor) -> EachLoss:
+def one_of_several(target: Tensor) -> RowLosses:
     """The loss of a softmax."""
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
@@ -118,7 +124,7 @@ def test_shares_follow_the_likelihood_of_left_out_rows() -> None:
     for n, rows in ((10, 10), (50, 50), (5000, 50)):
         likelihood = np.exp(-rows * np.array(losses))
         expected = likelihood / likelihood.sum()
-        np.testing.assert_allclose(likelihood_shares(losses, n), expected, rtol=1e-9)
+        np.testing.assert_allclose(compute_pseudo_bma_weights(losses, n), expected, rtol=1e-9)
 
 
 def test_trust_is_the_best_factor() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn.attention import Relate
+from foveate.nn.attention import RelationLayer
 from foveate.nn.heads import Head
 from foveate.nn.pooling import AdditivePool, CrossPool, GatedPool, MaxPool, MeanPool
 from foveate.nn.selection import attention_scores
@@ -208,7 +208,7 @@ def test_what_every_pool_keeps(name: str) -> None:
 # -- relations -------------------------------------------------------------------------------------
 
 
-def _slow_relate(layer: Relate, x: Tensor, position: Tensor, centre: Tensor) -> Tensor:
+def _slow_relate(layer: RelationLayer, x: Tensor, position: Tensor, centre: Tensor) -> Tensor:
     """One image, all tokens valid: a loop over pairs."""
     n, d, size = len(x), x.shape[1], x.shape[1] // layer.heads
     wq, wk, wv = layer.query_key_value.weight.split(d)
@@ -241,7 +241,7 @@ def scene(n: int, ndim: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_relate_is_a_loop_over_pairs(ndim: int) -> None:
-    layer = trained(Relate(DIM, heads=2, ndim=ndim))
+    layer = trained(RelationLayer(DIM, heads=2, ndim=ndim))
     x, position, centre = scene(7, ndim)
     valid = torch.ones(1, 7, dtype=torch.bool)
     found = layer(x, position, valid, centre)
@@ -257,7 +257,7 @@ def test_relate_is_a_loop_over_pairs(ndim: int) -> None:
 
 
 def test_relate_knows_no_origin_and_no_order() -> None:
-    layer = trained(Relate(DIM, heads=2))
+    layer = trained(RelationLayer(DIM, heads=2))
     x, position, centre = scene(9)
     valid = torch.ones(1, 9, dtype=torch.bool)
     found = layer(x, position, valid, centre)
@@ -270,7 +270,7 @@ def test_relate_knows_no_origin_and_no_order() -> None:
 
 
 def test_relate_ignores_padding() -> None:
-    layer = trained(Relate(DIM, heads=2))
+    layer = trained(RelationLayer(DIM, heads=2))
     x, position, centre = scene(6)
     valid = torch.ones(1, 6, dtype=torch.bool)
     outcomes = []
@@ -292,7 +292,7 @@ def test_relate_ignores_padding() -> None:
 
 def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
     torch.manual_seed(0)
-    layer = Relate(64)
+    layer = RelationLayer(64)
     x, centre = torch.randn(2, 30, 64), 20 * torch.randn(2, 30, 2)
     valid = torch.ones(2, 30, dtype=torch.bool)
     valid[1, 1:] = False
@@ -306,8 +306,8 @@ def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
 @pytest.mark.parametrize("pairs", [9, 65, 150])
 def test_relate_in_tiles_is_relate_at_once(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.nn.attention._ROWS", 4)
-    whole = trained(Relate(16, heads=4))
-    tiles = Relate(16, heads=4, pairs=pairs).double()
+    whole = trained(RelationLayer(16, heads=4))
+    tiles = RelationLayer(16, heads=4, pairs=pairs).double()
     tiles.load_state_dict(whole.state_dict())
     torch.manual_seed(1)
     tokens, position = torch.randn(2, 2, 13, 16, dtype=torch.float64)
@@ -325,7 +325,7 @@ def test_relate_in_tiles_is_relate_at_once(pairs: int, monkeypatch: pytest.Monke
 
 
 def test_relate_in_tiles_of_logits_far_apart() -> None:
-    layer = Relate(16, heads=4, pairs=16)
+    layer = RelationLayer(16, heads=4, pairs=16)
     x = (1e3 * torch.randn(1, 30, 16)).requires_grad_()
     valid = torch.ones(1, 30, dtype=torch.bool)
     with torch.no_grad():

@@ -12,14 +12,14 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from foveate.nn.sampling import (
-    deviation,
-    divergence,
     draw_with_replacement,
     draw_without_replacement,
+    estimate_deviation,
     expectation,
     expectation_with_replacement,
+    kl_divergence,
+    select_strongest,
     smoothed_log_softmax,
-    strongest,
 )
 
 K, N, D = 5, 3, 4
@@ -151,7 +151,7 @@ def test_deviation_is_that_of_the_estimate(concentration: float, replacement: bo
                 a[None, drawn], values[None, drawn]
             )
             variance += share * (estimate[0] - a @ values) ** 2
-            found = deviation(a[None, drawn], values[None, drawn], replacement=replacement)
+            found = estimate_deviation(a[None, drawn], values[None, drawn], replacement=replacement)
             squares += share * found[0] ** 2
         torch.testing.assert_close(squares, variance, atol=1e-12, rtol=1e-10)
 
@@ -159,7 +159,7 @@ def test_deviation_is_that_of_the_estimate(concentration: float, replacement: bo
 def test_deviation_of_one_draw_is_unknown() -> None:
     a = torch.tensor([[0.5, 0.2], [0.5, 0.2], [0.0, 0.0]])
     valid = torch.tensor([[True, True], [True, False], [False, False]])
-    found = deviation(a, torch.randn(3, 2, 2), valid)
+    found = estimate_deviation(a, torch.randn(3, 2, 2), valid)
     assert found[0].isfinite().all()
     assert found[1:].isnan().all()
 
@@ -329,7 +329,7 @@ def test_strongest_cells_share_one() -> None:
     log_a = torch.tensor([[1.0, 3.0, 2.0, 3.0], [0.0, -torch.inf, 1.0, -torch.inf]])
     log_a = torch.cat([log_a, torch.full((1, 4), -torch.inf)]).log_softmax(-1)
     log_a = log_a.masked_fill(log_a.isnan(), -torch.inf).requires_grad_()
-    index, weight = strongest(log_a, 3)
+    index, weight = select_strongest(log_a, 3)
     assert index.tolist()[0] == [1, 3, 2]
     assert index.tolist()[1][:2] == [2, 0]
     expected = torch.tensor([3.0, 3.0, 2.0]).softmax(0)
@@ -377,7 +377,7 @@ def test_logits_a_hundred_apart() -> None:
         for dtype in (torch.float64, torch.float32):
             leaf = logits.detach().to(dtype).requires_grad_()
             log_a = smoothed_log_softmax(leaf, real, smoothing=smoothing)
-            (by_leaf,) = torch.autograd.grad(divergence(log_a, _uniform(real).to(dtype)), leaf)
+            (by_leaf,) = torch.autograd.grad(kl_divergence(log_a, _uniform(real).to(dtype)), leaf)
             assert by_leaf.isfinite().all()
             found.append(by_leaf.double())
         torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
@@ -394,7 +394,7 @@ def test_padding_changes_nothing() -> None:
     assert long[:, 6:].isneginf().all()
     assert (draw_without_replacement(long.expand(500, -1).clone(), 6) < 6).all()
     torch.testing.assert_close(
-        divergence(long, _uniform(real)), divergence(short, _uniform(real[:, :6]))
+        kl_divergence(long, _uniform(real)), kl_divergence(short, _uniform(real[:, :6]))
     )
 
 
@@ -402,7 +402,7 @@ def test_padding_gets_no_gradient_through_the_softmax() -> None:
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     real = torch.tensor([[True] * 5, [True, True, True, False, False]])
     log_a = smoothed_log_softmax(logits, real, smoothing=1e-3)
-    divergence(log_a, _uniform(real)).backward()
+    kl_divergence(log_a, _uniform(real)).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert (logits.grad[1, 3:] == 0).all()
@@ -427,14 +427,14 @@ def test_divergence_from_uniform_is_negative_entropy() -> None:
     real = torch.ones(1, 8, dtype=torch.bool)
     log_a = smoothed_log_softmax(torch.randn(1, 8).double(), real, smoothing=0.0)
     expected = math.log(8) - _entropy(log_a)
-    torch.testing.assert_close(divergence(log_a, _uniform(real)), expected)
+    torch.testing.assert_close(kl_divergence(log_a, _uniform(real)), expected)
 
 
 def test_the_term_added_to_the_loss_spreads_attention() -> None:
     logits = torch.randn(1, 8, requires_grad=True)
     real = torch.ones(1, 8, dtype=torch.bool)
     before = smoothed_log_softmax(logits, real, smoothing=0.0)
-    divergence(before, _uniform(real).float()).backward()
+    kl_divergence(before, _uniform(real).float()).backward()
     assert logits.grad is not None
     after = smoothed_log_softmax(logits.detach() - logits.grad, real, smoothing=0.0)
     assert _entropy(after) > _entropy(before)

@@ -15,8 +15,8 @@ from foveate.nn.selection import (
     TopM,
     attention_scores,
     log_normaliser,
-    ranked,
-    with_exploration,
+    rank_patches,
+    select_with_exploration,
 )
 
 N, M, TOKENS, HEADS, DK = 300, 40, 4, 8, 16
@@ -105,7 +105,7 @@ def test_ties_across_the_border_go_by_index() -> None:
                 best.add(scores[part], part)
             assert best.selected().tolist() == [1, 4, 0]
             assert best.sub_salient().tolist() == [2, 3]
-    assert ranked(scores)[:5].tolist() == [1, 4, 0, 2, 3]
+    assert rank_patches(scores)[:5].tolist() == [1, 4, 0, 2, 3]
 
 
 def test_memory_is_that_of_the_selected() -> None:
@@ -180,25 +180,25 @@ def test_exploration_keeps_the_best_and_draws_the_rest(explore: float) -> None:
     torch.manual_seed(0)
     scores = torch.randn(50)
     scores[40:] = -torch.inf
-    found = with_exploration(scores, 10, explore=explore)
+    found = select_with_exploration(scores, 10, explore=explore)
     drawn = math.ceil(round(10 * explore, 9))
     assert len(set(found.tolist())) == 10
     assert (found < 40).all()
-    assert found[: 10 - drawn].tolist() == ranked(scores)[: 10 - drawn].tolist()
-    again = with_exploration(scores, 10, explore=explore)
+    assert found[: 10 - drawn].tolist() == rank_patches(scores)[: 10 - drawn].tolist()
+    again = select_with_exploration(scores, 10, explore=explore)
     assert torch.equal(found, again) == (explore == 0)
 
 
 def test_rounding_draws_no_patch_more() -> None:
     """0.07 * 100 is a little more than 7 in floating point."""
     scores = torch.randn(300)
-    found = with_exploration(scores, 100, explore=0.07)
-    assert torch.equal(found[:93], ranked(scores)[:93])
+    found = select_with_exploration(scores, 100, explore=0.07)
+    assert torch.equal(found[:93], rank_patches(scores)[:93])
 
 
 def test_no_exploration_draws_nothing() -> None:
     scores, before = torch.randn(30), torch.get_rng_state()
-    assert torch.equal(with_exploration(scores, 5, explore=0), ranked(scores)[:5])
+    assert torch.equal(select_with_exploration(scores, 5, explore=0), rank_patches(scores)[:5])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -209,7 +209,9 @@ def test_explored_patches_follow_their_probability(temperature: float, uniform: 
     times = 4000
     drawn = torch.stack(
         [
-            with_exploration(scores, 3, explore=0.5, temperature=temperature, uniform=uniform)
+            select_with_exploration(
+                scores, 3, explore=0.5, temperature=temperature, uniform=uniform
+            )
             for _ in range(times)
         ]
     )
@@ -226,9 +228,11 @@ def test_explored_patches_follow_their_probability(temperature: float, uniform: 
 
 def test_a_patch_far_below_the_rest_can_fill_a_slot() -> None:
     scores = torch.tensor([0.0, -2000.0, -3000.0, 1.0])
-    found = [with_exploration(scores, 3, explore=1.0, uniform=0.0).tolist() for _ in range(40)]
+    found = [
+        select_with_exploration(scores, 3, explore=1.0, uniform=0.0).tolist() for _ in range(40)
+    ]
     assert {frozenset(f) for f in found} == {frozenset({0, 3, 1}), frozenset({0, 3, 2})}
-    assert with_exploration(scores, 9, explore=0.5).tolist() == [3, 0, 1, 2]
+    assert select_with_exploration(scores, 9, explore=0.5).tolist() == [3, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -237,4 +241,4 @@ def test_a_patch_far_below_the_rest_can_fill_a_slot() -> None:
 )
 def test_options_without_a_meaning(options: dict[str, float]) -> None:
     with pytest.raises(OptionError, match="explore"):
-        with_exploration(torch.zeros(4), 2, **options)
+        select_with_exploration(torch.zeros(4), 2, **options)

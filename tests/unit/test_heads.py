@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.heads import Head, InstanceHead, VotingHead
 
 DIM = 12
 PRESENCE = Head("presence", 3, False, "max")
@@ -175,7 +175,7 @@ def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> Non
         Head("stage", 2, True, "max"),
         Head("site", 2, True, "none"),
     )
-    voted = Voted(heads).train(training)
+    voted = VotingHead(heads).train(training)
     with torch.no_grad():
         voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
     said, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
@@ -190,5 +190,5 @@ def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> Non
     assert learnt[0] is None
     counted = torch.tensor([False] * 3 + [True] * 2 + [False] * 2 + [True] + [False] * 5)
     assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
-    assert Voted(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
-    assert Voted(heads[:1]).log_trust is None
+    assert VotingHead(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
+    assert VotingHead(heads[:1]).log_trust is None

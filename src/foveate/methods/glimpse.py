@@ -50,7 +50,7 @@ from foveate.batch import N_COLOURS, Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.heads import Head, InstanceHead, VotingHead
 from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
 from foveate.nn.sampling import expectation
@@ -181,7 +181,7 @@ class Glimpse(AbstractMethod):
         _begin_small(self.related.pool, heads)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, k)
-        self.head_instance, self.voted = InstanceHead(dim, heads), Voted(heads)
+        self.head_instance, self.voted = InstanceHead(dim, heads), VotingHead(heads)
         self.adds_up = any(head.pooling in ("sum", "count") for head in heads)
         self.spread = Spread(weight=spread, mass=mass)
         self._priors = Priors(power=contrast, background=background)
