@@ -85,12 +85,12 @@ def test_several_classes_are_scikit_learn_s(strength: float) -> None:
 
 def refitted(x: Tensor, target: Tensor, parts: Tensor, strength: float) -> np.ndarray:
     """Logits ``(n,)`` of each row by scikit-learn's fit to all other parts."""
-    found = np.zeros(len(x))
+    actual = np.zeros(len(x))
     for part in parts.unique().tolist():
         out = parts == part
         other = peer(x[~out], target[~out], strength)
-        found[out.numpy()] = other.decision_function(x[out].numpy())
-    return found
+        actual[out.numpy()] = other.decision_function(x[out].numpy())
+    return actual
 
 
 @pytest.mark.parametrize(("n", "d"), [(120, 8), (40, 60)])
@@ -154,13 +154,13 @@ def test_sure_answers_that_tell_nothing_are_not_trusted() -> None:
 
 def test_features_that_tell_nothing_say_nothing() -> None:
     """Noise that a fit could learn by heart; over ten draws. The entropy of the labels is ln 2."""
-    said, losses = [], []
+    sizes, losses = [], []
     for seed in range(10):
         x, target = problem(60, 40, 2, seed=seed, signal=0.0)
         logits = settled((20, 20), x, target)(x.float(), in_parts(60))
-        said.append(float(logits.abs().mean()))
+        sizes.append(float(logits.abs().mean()))
         losses.append(float(yes_or_no(target)(logits, torch.arange(60)).mean()))
-    assert np.mean(said) < 0.15, said
+    assert np.mean(sizes) < 0.15, sizes
     assert np.mean(losses) < np.log(2) + 0.02, losses
 
 
@@ -208,9 +208,9 @@ def test_images_that_it_was_fitted_to_are_answered_by_fits_that_did_not_see_them
         fit = fit_linear(group, yes_or_no(target), 1, in_parts(80), N_PARTS)
         expected += share * refitted(group, target, in_parts(80), fit.strength)
     expected *= float(head.trust)
-    found = head(x.float(), in_parts(80))
-    np.testing.assert_allclose(found[:, 0], expected, atol=1e-3)
-    assert (found - head(x.float())).abs().max() > 0.05, "seen images are answered otherwise"
+    actual = head(x.float(), in_parts(80))
+    np.testing.assert_allclose(actual[:, 0], expected, atol=1e-3)
+    assert (actual - head(x.float())).abs().max() > 0.05, "seen images are answered otherwise"
     unseen = head(x.float(), torch.full((80,), -1))
     torch.testing.assert_close(unseen, head(x.float()), rtol=1e-5, atol=1e-5)
 

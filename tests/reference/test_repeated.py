@@ -43,8 +43,8 @@ def mixed() -> Tensor:
     almost = flat(GREY, BLACK)
     almost[0, 1, 2, 3] += 1e-9
     almost[1, 2, 5, 5] = 1.0
-    found = torch.cat([flat(GREY, RED, GREY), varied(3), flat(BLACK, GREY, RED), almost])
-    return torch.cat([found, flat(BLACK)])
+    actual = torch.cat([flat(GREY, RED, GREY), varied(3), flat(BLACK, GREY, RED), almost])
+    return torch.cat([actual, flat(BLACK)])
 
 
 BAGS: dict[str, tuple[Callable[[], Tensor], int]] = {
@@ -66,9 +66,9 @@ def loss_of(f: Tensor) -> Tensor:
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
-    found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    actual = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
-    return found
+    return actual
 
 
 def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -81,15 +81,15 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 def test_values_and_gradients_are_those_of_embedding_every_patch(name: str) -> None:
     make, n_needed = BAGS[name]
     network, patches = encoder(), make()
-    want = network(patches)
-    loss_of(want).backward()
+    expected = network(patches)
+    loss_of(expected).backward()
     theirs = gradients(network)
 
     once = EmbedOnce(network)
-    found = once(patches)
-    loss_of(found).backward()
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, want, atol=1e-13, rtol=0)
+    actual = once(patches)
+    loss_of(actual).backward()
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
     assert_close(gradients(network), theirs)
     assert once.n_embedded == n_needed
 
@@ -121,8 +121,8 @@ def test_without_gradient_a_colour_is_embedded_once_over_all_calls() -> None:
 
     once, chunks = EmbedOnce(watched), mixed().split(2)
     with torch.no_grad():
-        found = torch.cat([once(chunk) for chunk in chunks])
-        torch.testing.assert_close(found, network(mixed()), atol=1e-13, rtol=0)
+        actual = torch.cat([once(chunk) for chunk in chunks])
+        torch.testing.assert_close(actual, network(mixed()), atol=1e-13, rtol=0)
     colours = [tuple(p[:, 0, 0].tolist()) for p in met if constant(p)]
     assert sorted(colours) == sorted([GREY, RED, BLACK])
     assert len(met) == once.n_embedded == 3 + 5
@@ -147,21 +147,23 @@ def test_replay_across_chunks_has_the_gradient_of_embedding_every_patch(
 ) -> None:
     network, patches = encoder(), BAGS[name][0]()
     chunks = patches.split(size)
-    found = replay(EmbedOnce(network), list(network.parameters()), lambda i: chunks[i], len(chunks))
-    loss_of(found).backward()
+    actual = replay(
+        EmbedOnce(network), list(network.parameters()), lambda i: chunks[i], len(chunks)
+    )
+    loss_of(actual).backward()
     ours = gradients(network)
-    want = network(patches)
-    loss_of(want).backward()
-    torch.testing.assert_close(found, want, atol=1e-13, rtol=0)
+    expected = network(patches)
+    loss_of(expected).backward()
+    torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
     assert_close(ours, gradients(network))
 
 
 def test_the_first_pass_of_replay_embeds_each_colour_once() -> None:
     network, chunks = encoder(), mixed().split(3)
     once = EmbedOnce(network)
-    found = replay(once, list(network.parameters()), lambda i: chunks[i], len(chunks))
+    actual = replay(once, list(network.parameters()), lambda i: chunks[i], len(chunks))
     assert once.n_embedded == 3 + 5
-    loss_of(found).backward()
+    loss_of(actual).backward()
     assert once.n_embedded > 3 + 5, "the second pass needs the gradient of each chunk's own"
 
 

@@ -46,7 +46,7 @@ def test_replay_equals_one_pass(dropout: bool, size: int) -> None:
     loss = _head(replay(encoder, list(encoder.parameters()), lambda i: chunks[i], len(chunks)))
     after = torch.rand(3)
     loss.backward()
-    found = _gradients(encoder)
+    actual = _gradients(encoder)
 
     encoder.zero_grad()
     torch.manual_seed(7)
@@ -54,8 +54,8 @@ def test_replay_equals_one_pass(dropout: bool, size: int) -> None:
     assert torch.equal(torch.rand(3), after)
     once.backward()
     torch.testing.assert_close(loss, once, atol=1e-12, rtol=0)
-    assert len(found) == len(list(encoder.parameters()))
-    for ours, theirs in zip(found, _gradients(encoder), strict=True):
+    assert len(actual) == len(list(encoder.parameters()))
+    for ours, theirs in zip(actual, _gradients(encoder), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 

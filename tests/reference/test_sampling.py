@@ -66,8 +66,8 @@ def _over_draws(
     for order, share in draws:
         a, drawn = logits.softmax(0), list(order)
         estimate = estimator(a[None, drawn], features[None, drawn])[0]
-        found = torch.autograd.grad(estimate @ weights, [logits, features])
-        values = [estimate.detach(), *found]
+        actual = torch.autograd.grad(estimate @ weights, [logits, features])
+        values = [estimate.detach(), *actual]
         first = [t + share * v for t, v in zip(first or [0] * 3, values, strict=True)]
         second = [t + share * v**2 for t, v in zip(second or [0] * 3, values, strict=True)]
     return first, second
@@ -86,8 +86,8 @@ def _assert_unbiased(
 ) -> None:
     exact = logits.softmax(0) @ features
     truth = [exact.detach(), *torch.autograd.grad(exact @ weights, [logits, features])]
-    found, _ = _over_draws(estimator, draws, logits, features, weights)
-    for mean, expected in zip(found, truth, strict=True):
+    actual, _ = _over_draws(estimator, draws, logits, features, weights)
+    for mean, expected in zip(actual, truth, strict=True):
         torch.testing.assert_close(mean, expected, atol=1e-12, rtol=0)
 
 
@@ -151,17 +151,19 @@ def test_deviation_is_that_of_the_estimate(concentration: float, replacement: bo
                 a[None, drawn], values[None, drawn]
             )
             variance += share * (estimate[0] - a @ values) ** 2
-            found = estimate_deviation(a[None, drawn], values[None, drawn], replacement=replacement)
-            squares += share * found[0] ** 2
+            actual = estimate_deviation(
+                a[None, drawn], values[None, drawn], replacement=replacement
+            )
+            squares += share * actual[0] ** 2
         torch.testing.assert_close(squares, variance, atol=1e-12, rtol=1e-10)
 
 
 def test_deviation_of_one_draw_is_unknown() -> None:
     a = torch.tensor([[0.5, 0.2], [0.5, 0.2], [0.0, 0.0]])
     valid = torch.tensor([[True, True], [True, False], [False, False]])
-    found = estimate_deviation(a, torch.randn(3, 2, 2), valid)
-    assert found[0].isfinite().all()
-    assert found[1:].isnan().all()
+    actual = estimate_deviation(a, torch.randn(3, 2, 2), valid)
+    assert actual[0].isfinite().all()
+    assert actual[1:].isnan().all()
 
 
 def _inclusive(a: Tensor, f: Tensor) -> Tensor:
@@ -188,10 +190,10 @@ def test_the_traps_are_biased() -> None:
     draws = _ordered_draws(logits.softmax(0))
     probabilities = logits.softmax(0).detach()
     (truth,) = torch.autograd.grad((logits.softmax(0) @ features) @ weights, logits)
-    found, _ = _over_draws(_inclusive, draws, logits, features, weights)
-    assert (found[0] - probabilities @ features).abs().max() > 1e-2
+    actual, _ = _over_draws(_inclusive, draws, logits, features, weights)
+    assert (actual[0] - probabilities @ features).abs().max() > 1e-2
     expected = probabilities.unsqueeze(1) * weights
-    assert (found[2] - expected).norm() / expected.norm() > 0.1
+    assert (actual[2] - expected).norm() / expected.norm() > 0.1
     gradient = torch.zeros(K).double()
     for order, share in draws:
         drawn = list(order)
@@ -206,10 +208,10 @@ def test_nothing_remains_only_in_the_inclusive_sum() -> None:
     """With every cell drawn, the last draw still has its own mass before it."""
     logits, features, _ = _problem(1, 1.0)
     a = logits.softmax(0).detach()[None]
-    found = features.detach()[None].clone().requires_grad_()
-    expectation(a, found).sum().backward()
-    assert found.grad is not None
-    torch.testing.assert_close(found.grad[0, -1], (a[0, -1] / K).expand(D))
+    actual = features.detach()[None].clone().requires_grad_()
+    expectation(a, actual).sum().backward()
+    assert actual.grad is not None
+    torch.testing.assert_close(actual.grad[0, -1], (a[0, -1] / K).expand(D))
 
 
 def _hindsight(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
@@ -274,14 +276,14 @@ def test_float32_gradients_agree_with_float64() -> None:
     logits = torch.tensor([[30.0, 12.0, 3.0, 0.0, -20.0]], dtype=torch.float64)
     f = torch.randn(1, 5, 3, dtype=torch.float64)
     for baseline in (False, True):
-        found = []
+        actual = []
         for dtype in (torch.float64, torch.float32):
             leaf = logits.to(dtype, copy=True).requires_grad_()
             a = leaf.softmax(-1)
             expectation(a, f.to(dtype), baseline=baseline).sum().backward()
             assert leaf.grad is not None
-            found.append(leaf.grad.double())
-        torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
+            actual.append(leaf.grad.double())
+        torch.testing.assert_close(actual[1], actual[0], atol=1e-6, rtol=1e-5)
 
 
 def test_gumbel_order_is_sequential_sampling() -> None:
@@ -353,10 +355,10 @@ def test_padded_draws_change_nothing(make: Callable[..., Estimator], baseline: b
     short = [a[:1, :4].clone().requires_grad_(), f[:1, :4].clone().requires_grad_()]
     long = [a.clone().requires_grad_(), f.clone().requires_grad_()]
     expected = function(*short, baseline=baseline)
-    found = function(*long, valid, baseline=baseline)
-    torch.testing.assert_close(found[:1], expected)
+    actual = function(*long, valid, baseline=baseline)
+    torch.testing.assert_close(actual[:1], expected)
     by_short = torch.autograd.grad((expected @ weights).sum(), short)
-    by_long = torch.autograd.grad((found @ weights).sum(), long)
+    by_long = torch.autograd.grad((actual @ weights).sum(), long)
     for one, other in zip(by_short, by_long, strict=True):
         torch.testing.assert_close(other[:1, :4], one)
         assert (other[0, 4:] == 0).all()
@@ -373,14 +375,14 @@ def test_logits_a_hundred_apart() -> None:
     (lost,) = torch.autograd.grad(-(logits.softmax(-1) + 1e-6).log()[0, 2], logits)
     assert lost.abs().max() < 1e-6
     for smoothing in (0.0, 1e-3):
-        found = []
+        actual = []
         for dtype in (torch.float64, torch.float32):
             leaf = logits.detach().to(dtype).requires_grad_()
             log_a = smoothed_log_softmax(leaf, real, smoothing=smoothing)
             (by_leaf,) = torch.autograd.grad(kl_divergence(log_a, _uniform(real).to(dtype)), leaf)
             assert by_leaf.isfinite().all()
-            found.append(by_leaf.double())
-        torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
+            actual.append(by_leaf.double())
+        torch.testing.assert_close(actual[1], actual[0], atol=1e-6, rtol=1e-4)
 
 
 def test_padding_changes_nothing() -> None:

@@ -42,22 +42,22 @@ def _ours(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
 
 def _published(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
     """Softmax over the buffer and the chunk at hand, mean over heads and tokens."""
-    kept = order[:M]
+    buffer = order[:M]
     for part in order[M:].split(chunk):
-        kept = torch.cat([kept, part])
-        logits = torch.einsum("thd,nhd->thn", query, key[kept]) / math.sqrt(DK)
-        kept = kept[logits.softmax(-1).mean((0, 1)).topk(M).indices]
-    return kept.tolist()
+        buffer = torch.cat([buffer, part])
+        logits = torch.einsum("thd,nhd->thn", query, key[buffer]) / math.sqrt(DK)
+        buffer = buffer[logits.softmax(-1).mean((0, 1)).topk(M).indices]
+    return buffer.tolist()
 
 
 def _outcomes(select: Callable[..., list[int]]) -> set[tuple[int, ...]]:
     """What is selected in ten shuffles and several chunk sizes."""
     query, key = _patches()
-    found = set()
+    selected = set()
     for seed in range(10):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-        found |= {tuple(select(query, key, order, chunk)) for chunk in CHUNKS}
-    return found
+        selected |= {tuple(select(query, key, order, chunk)) for chunk in CHUNKS}
+    return selected
 
 
 def test_any_order_and_chunks_select_the_best_of_all() -> None:
@@ -79,19 +79,19 @@ def test_patches_that_all_but_tie_are_selected_in_any_order() -> None:
         kinds = key.flatten(1).unique(dim=0, return_inverse=True)[1]
         order = sorted(range(N), key=lambda i: -float(scores[i]))
         best = {int(kinds[i]) for i in order[:M]}
-        found = set()
+        selected = set()
         for turn in range(10):
             order = torch.randperm(N, generator=generator)
-            found.add(tuple(_ours(query, key, order, CHUNKS[turn % len(CHUNKS)])))
-        assert len(found) == 1
-        assert {int(kinds[i]) for i in found.pop()} == best
+            selected.add(tuple(_ours(query, key, order, CHUNKS[turn % len(CHUNKS)])))
+        assert len(selected) == 1
+        assert {int(kinds[i]) for i in selected.pop()} == best
 
 
 def test_the_published_rule_depends_on_order() -> None:
     """The check above has teeth, even where only the set counts and equal patches are one."""
     _, key = _patches()
     value = key.flatten(1).unique(dim=0, return_inverse=True)[1].tolist()
-    sets = {tuple(sorted(value[i] for i in found)) for found in _outcomes(_published)}
+    sets = {tuple(sorted(value[i] for i in selected)) for selected in _outcomes(_published)}
     assert len(sets) > 10
 
 
@@ -112,8 +112,8 @@ def test_memory_is_that_of_the_selected() -> None:
     best = TopM(m=3, sub_salient=2)
     for part in torch.arange(1000).split(100):
         best.add(torch.rand(100), part)
-        held = [v for v in vars(best).values() if isinstance(v, Tensor)]
-        assert max(v.untyped_storage().nbytes() for v in held) <= 5 * 8
+        tensors = [v for v in vars(best).values() if isinstance(v, Tensor)]
+        assert max(v.untyped_storage().nbytes() for v in tensors) <= 5 * 8
 
 
 def test_padding_and_few_patches() -> None:
@@ -157,12 +157,12 @@ def test_a_patch_scores_the_same_whatever_the_others_are() -> None:
 
 def test_one_head_that_is_high_everywhere_does_not_decide_alone() -> None:
     query, key = _patches()
-    whole = log_normaliser(query, key)
+    normaliser = log_normaliser(query, key)
     halves = [log_normaliser(query, part) for part in key.split(N // 2)]
-    torch.testing.assert_close(torch.logaddexp(*halves), whole)
+    torch.testing.assert_close(torch.logaddexp(*halves), normaliser)
     logits = torch.einsum("thd,nhd->thn", query, key) / math.sqrt(DK)
     expected = logits.softmax(-1).mean((0, 1))
-    scores = attention_scores(query, key, whole)
+    scores = attention_scores(query, key, normaliser)
     torch.testing.assert_close(scores.softmax(0).float(), expected, atol=1e-6, rtol=1e-4)
     # The same shift of one head's keys leaves attention, and with it the selection, as it was.
     shift = torch.zeros(HEADS, DK)
@@ -180,20 +180,20 @@ def test_exploration_keeps_the_best_and_draws_the_rest(explore: float) -> None:
     torch.manual_seed(0)
     scores = torch.randn(50)
     scores[40:] = -torch.inf
-    found = select_with_exploration(scores, 10, explore=explore)
+    selected = select_with_exploration(scores, 10, explore=explore)
     drawn = math.ceil(round(10 * explore, 9))
-    assert len(set(found.tolist())) == 10
-    assert (found < 40).all()
-    assert found[: 10 - drawn].tolist() == rank_patches(scores)[: 10 - drawn].tolist()
+    assert len(set(selected.tolist())) == 10
+    assert (selected < 40).all()
+    assert selected[: 10 - drawn].tolist() == rank_patches(scores)[: 10 - drawn].tolist()
     again = select_with_exploration(scores, 10, explore=explore)
-    assert torch.equal(found, again) == (explore == 0)
+    assert torch.equal(selected, again) == (explore == 0)
 
 
 def test_rounding_draws_no_patch_more() -> None:
     """0.07 * 100 is a little more than 7 in floating point."""
     scores = torch.randn(300)
-    found = select_with_exploration(scores, 100, explore=0.07)
-    assert torch.equal(found[:93], rank_patches(scores)[:93])
+    selected = select_with_exploration(scores, 100, explore=0.07)
+    assert torch.equal(selected[:93], rank_patches(scores)[:93])
 
 
 def test_no_exploration_draws_nothing() -> None:
@@ -228,10 +228,10 @@ def test_explored_patches_follow_their_probability(temperature: float, uniform: 
 
 def test_a_patch_far_below_the_rest_can_fill_a_slot() -> None:
     scores = torch.tensor([0.0, -2000.0, -3000.0, 1.0])
-    found = [
+    selected = [
         select_with_exploration(scores, 3, explore=1.0, uniform=0.0).tolist() for _ in range(40)
     ]
-    assert {frozenset(f) for f in found} == {frozenset({0, 3, 1}), frozenset({0, 3, 2})}
+    assert {frozenset(f) for f in selected} == {frozenset({0, 3, 1}), frozenset({0, 3, 2})}
     assert select_with_exploration(scores, 9, explore=0.5).tolist() == [3, 0, 1, 2]
 
 

@@ -178,19 +178,19 @@ def passed(
     """Gradients of parameters and image for a random upstream gradient, and the map."""
     x = x.clone().requires_grad_()
     net.zero_grad()
-    found = run(x)
+    actual = run(x)
     generator = torch.Generator().manual_seed(11)
-    upstream = torch.randn(found.shape, generator=generator, dtype=torch.float64)
-    found.backward(upstream.to(found.dtype))
-    return {"image": x.grad} | {n: p.grad for n, p in net.named_parameters()}, found.detach()
+    upstream = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
+    actual.backward(upstream.to(actual.dtype))
+    return {"image": x.grad} | {n: p.grad for n, p in net.named_parameters()}, actual.detach()
 
 
 def assert_same(
-    found: dict[str, Tensor | None], expected: dict[str, Tensor | None], bound: float = 1e-10
+    actual: dict[str, Tensor | None], expected: dict[str, Tensor | None], bound: float = 1e-10
 ) -> None:
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, right in expected.items():
-        left = found[name]
+        left = actual[name]
         if right is None or left is None:
             assert right is left, name
             continue
@@ -209,10 +209,10 @@ def test_maps_and_gradients_are_those_of_the_plain_network(name: str) -> None:
     expected, plain = passed(net, net, x)
     for tile in tiles:
         streamed = Streamed(net, tile=tile)
-        found, map_ = passed(net, streamed, x)
+        actual, map_ = passed(net, streamed, x)
         assert streamed.counts["forward"] == streamed.counts["backward"] >= 4
         assert_same({"map": map_}, {"map": plain})
-        assert_same(found, expected)
+        assert_same(actual, expected)
 
 
 # -- in use ---------------------------------------------------------------------------------------
@@ -250,14 +250,14 @@ def test_gradients_of_several_passes_add_up() -> None:
 def test_tiles_without_gradient_are_not_computed_again() -> None:
     net, x = tiny(), torch.randn(2, 3, 64, 64)
     streamed = Streamed(net, tile=16)
-    found = streamed(x)
+    actual = streamed(x)
     assert streamed.counts == {"forward": 32, "backward": 0}
-    found[0, :, 5, 9].sum().backward()
+    actual[0, :, 5, 9].sum().backward()
     assert streamed.counts == {"forward": 32, "backward": 1}
-    kept = [p.grad.clone() for p in net.parameters()]
+    gradients = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     net(x)[0, :, 5, 9].sum().backward()
-    for p, q in zip(net.parameters(), kept, strict=True):
+    for p, q in zip(net.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, q, rtol=1e-4, atol=1e-5)
 
 
@@ -287,11 +287,11 @@ def test_frozen_layers_below_a_stored_map() -> None:
 
 def test_what_is_overwritten_before_backward_is_noticed() -> None:
     net, x = tiny(), torch.randn(1, 3, 32, 32)
-    found = Streamed(net, tile=16)(x)
+    actual = Streamed(net, tile=16)(x)
     with torch.no_grad():
         net[0].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        found.sum().backward()
+        actual.sum().backward()
 
 
 def test_second_derivatives_are_refused() -> None:
@@ -339,8 +339,8 @@ def test_a_network_may_change_after_the_first_call(change: Callable[[nn.Module],
     x = torch.randn(1, 3, 40, 33)
     x = x.double() if change is nn.Module.double else x
     expected, plain = passed(net, net, x)
-    found, map_ = passed(net, streamed, x)
-    assert_same({"map": map_} | found, {"map": plain} | expected, 1e-4)
+    actual, map_ = passed(net, streamed, x)
+    assert_same({"map": map_} | actual, {"map": plain} | expected, 1e-4)
 
 
 def test_buffers_of_traced_layers_move_with_the_network() -> None:

@@ -159,9 +159,9 @@ def test_transposed_convolutions_as_functions(named: bool) -> None:
 def test_a_mask_may_be_the_map(tile: int) -> None:
     net = called(lambda x: x > 0)[:-1]
     x = torch.randn(2, 4, 31, 36)
-    found = Streamed(net, tile=tile)(x)
-    assert found.dtype == torch.bool
-    assert torch.equal(found, net(x))
+    actual = Streamed(net, tile=tile)(x)
+    assert actual.dtype == torch.bool
+    assert torch.equal(actual, net(x))
 
 
 def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
@@ -179,9 +179,9 @@ def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
         expected = [p.grad for p in net.parameters()]
         net.zero_grad()
         streamed = Streamed(net, budget_bytes=budget)
-        found = streamed(x)
-        torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
-        found.square().sum().backward()
+        actual = streamed(x)
+        torch.testing.assert_close(actual, plain, rtol=1e-10, atol=1e-10)
+        actual.square().sum().backward()
         for p, gradient in zip(net.parameters(), expected, strict=True):
             if gradient is None:
                 assert p.grad is None or not p.grad.any()
@@ -209,14 +209,14 @@ def test_the_nearest_cell_is_that_of_the_layer_at_every_ratio(
         across = options.get("size", (0, 5))[0] == 5  # type: ignore[index]
         x = torch.randn(1, 4, *((5, n) if across else (n, 5)), dtype=dtype)
         try:
-            found = Streamed(layer, tile=97)(x)
+            actual = Streamed(layer, tile=97)(x)
         except NotLocal as reason:
             assert "nearest hangs on how large" in str(reason)  # noqa: PT017
             refused += 1
             continue
-        assert torch.equal(found, layer(x)), (n, options)
+        assert torch.equal(actual, layer(x)), (n, options)
         last = x.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(found, layer(last)), (n, options)
+        assert torch.equal(actual, layer(last)), (n, options)
     assert refused < 0.08 * len(tried)
     # Sides that stay as they are at a scale of 1.1, and little else.
     assert refused < 0.02 * len(tried) or dtype == torch.float64
@@ -244,10 +244,12 @@ WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_looks_at_the_whole_image_is_refused_by_name(name: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Function(WHOLE[name]))
     word = name.split(",")[0].split(" ")[0].replace("axis", "mean")
-    with pytest.raises(NotLocal, match=rf"^{word} in '1' \(Function\) cannot be streamed") as found:
+    with pytest.raises(
+        NotLocal, match=rf"^{word} in '1' \(Function\) cannot be streamed"
+    ) as actual:
         Streamed(net).check()
-    assert found.match("whole image|spatial axis")
-    assert found.match("take a network without")
+    assert actual.match("whole image|spatial axis")
+    assert actual.match("take a network without")
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {

@@ -34,17 +34,17 @@ class Called(nn.Module):
         self.norm, self.named = frozen(5), named
 
     def forward(self, x: Tensor) -> Tensor:
-        own = self.norm
+        norm = self.norm
         if self.named:
             return functional.batch_norm(
                 x,
-                running_var=own.running_var,
+                running_var=norm.running_var,
                 eps=0.2,
-                running_mean=own.running_mean,
-                bias=own.bias,
+                running_mean=norm.running_mean,
+                bias=norm.bias,
             )
         return functional.batch_norm(
-            x, own.running_mean, own.running_var, own.weight, own.bias, False, 0.1, own.eps
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, norm.eps
         )
 
 
@@ -105,8 +105,8 @@ def assert_equal_to_plain(net: nn.Module) -> Streamed:
     streamed = Streamed(net, tile=9)
     z = streamed(x)
     torch.testing.assert_close(z, y, rtol=1e-12, atol=1e-12)
-    found = torch.autograd.grad((z * weight).sum(), learnt, allow_unused=True)
-    for ours, plain in zip(found, expected, strict=True):
+    actual = torch.autograd.grad((z * weight).sum(), learnt, allow_unused=True)
+    for ours, plain in zip(actual, expected, strict=True):
         if plain is not None:
             torch.testing.assert_close(ours, plain, rtol=0, atol=1e-11 * float(plain.abs().max()))
     return streamed

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from foveate.streaming import Streamed, TooLittleMemory
 from foveate.streaming.base import Call
-from foveate.streaming.dropout import PerElement
+from foveate.streaming.dropout import ElementDropout
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -37,8 +37,8 @@ class Normalised(nn.Module):
         self.first = (0, 1 + d, *range(1, 1 + d))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.norm(x.permute(self.last)).permute(self.first)
-        return found
+        out: Tensor = self.norm(x.permute(self.last)).permute(self.first)
+        return out
 
 
 class Residual(nn.Module):
@@ -49,8 +49,8 @@ class Residual(nn.Module):
         self.branch, self.drop = branch, DropPath(drop) if drop else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = x + self.drop(self.branch(x))
-        return found
+        out: Tensor = x + self.drop(self.branch(x))
+        return out
 
 
 class Beside(nn.Module):
@@ -221,18 +221,18 @@ class Drawn:
 
 def _dropped(self: nn.Module, x: Tensor) -> Tensor:
     """What a layer of dropout gives where all of an image's elements are drawn at once."""
-    whole = tuple((0, n) for n in x.shape[2:])
-    call = Call(self, (x,), {}, tuple(range(2, x.ndim)), whole, whole, reuse=False)
-    op = PerElement(rate=lambda: self.p, extent=x.shape[2:], alpha=False, mutates=False)
+    region = tuple((0, n) for n in x.shape[2:])
+    call = Call(self, (x,), {}, tuple(range(2, x.ndim)), region, region, reuse=False)
+    op = ElementDropout(rate=lambda: self.p, extent=x.shape[2:], alpha=False, mutates=False)
     seed = op.draw(x.shape[1], x)
     assert seed is not None
-    kept = op.kept(int(seed), x, call)
+    mask = op.draw_mask(int(seed), x, call)
     if not isinstance(self, nn.AlphaDropout):
-        found = torch.where(kept, x / (1 - self.p), 0.0)
-        return x.copy_(found) if self.inplace else found
+        dropped = torch.where(mask, x / (1 - self.p), 0.0)
+        return x.copy_(dropped) if self.inplace else dropped
     alpha = -1.7580993408473766
     a = ((1 - self.p) * (1 + self.p * alpha**2)) ** -0.5
-    return a * torch.where(kept, x, alpha) - a * alpha * self.p
+    return a * torch.where(mask, x, alpha) - a * alpha * self.p
 
 
 def within_least(net: nn.Module, x: Tensor) -> Streamed:
@@ -264,10 +264,10 @@ def compare(seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int, lis
     else:
         streamed = within_least(net, x)
     torch.manual_seed(seed)
-    found = streamed(x)
-    got = torch.autograd.grad(found, learnt, upstream, allow_unused=True)
-    assert found.shape == plain.shape
-    worst = float((found - plain).detach().abs().max() / plain.detach().abs().max())
+    actual = streamed(x)
+    got = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
+    assert actual.shape == plain.shape
+    worst = float((actual - plain).detach().abs().max() / plain.detach().abs().max())
     # Of a weight that hardly counts, all is rounding: it is compared with what the others get.
     least = 1e-6 * max(float(b.abs().max()) for b in expected if b is not None)
     for a, b in zip(got, expected, strict=True):

@@ -222,4 +222,4 @@ def test_what_the_result_does_not_hang_on_is_not_looked_at() -> None:
     x = torch.randn(1, 3, 32, 32)
     streamed = Streamed(net, tile=8)
     torch.testing.assert_close(streamed(x), net(x))
-    assert {id(p) for p in streamed.reached()} == {id(p) for p in net.conv.parameters()}
+    assert {id(p) for p in streamed.used_parameters()} == {id(p) for p in net.conv.parameters()}

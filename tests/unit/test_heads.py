@@ -178,17 +178,17 @@ def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> Non
     voted = VotingHead(heads).train(training)
     with torch.no_grad():
         voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
-    said, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
-    answer, beside = voted(said, pooled)
+    votes, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
+    answer, beside = voted(votes, pooled)
     count, several = (1.0, 0.0) if training else (0.5, 0.5)
     share = torch.tensor([0.0] * 3 + [2 * count] * 2 + [several] * 2 + [3 * count] + [0.0] * 5)
     rest = torch.tensor([1.0] * 3 + [1 - count] * 2 + [1 - several] * 2 + [1 - count] + [1.0] * 5)
-    torch.testing.assert_close(answer, said * share + pooled * rest)
+    torch.testing.assert_close(answer, votes * share + pooled * rest)
     torch.testing.assert_close(beside, pooled)
     # Beside the answer only what is pooled for counts learns.
-    learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
+    learnt = torch.autograd.grad(beside.square().sum(), (votes, pooled), allow_unused=True)
     assert learnt[0] is None
     counted = torch.tensor([False] * 3 + [True] * 2 + [False] * 2 + [True] + [False] * 5)
     assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
-    assert VotingHead(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
+    assert VotingHead(heads[:1])(votes[:, :3], pooled[:, :3])[1] is None
     assert VotingHead(heads[:1]).log_trust is None

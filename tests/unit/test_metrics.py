@@ -94,14 +94,14 @@ def test_three_patients_are_not_sure_of_anything() -> None:
 @pytest.mark.parametrize(("n_pos", "n_neg"), [(5, 5), (12, 18), (4, 16), (50, 50), (10, 90)])
 def test_a_worse_result_does_not_look_surer(n_pos: int, n_neg: int) -> None:
     """It was 0.735 to 1.000 of a perfect order, and 0.972 to 1.000 with a pair swapped."""
-    found = []
+    scores = []
     for n_swaps in (0, 1, 2):
         prob, target = ordered(n_pos, n_neg, n_swaps)
-        found.append(score_all(prob, target, names(len(target)), predicted=target))
-    perfect, *worse = found
+        scores.append(score_all(prob, target, names(len(target)), predicted=target))
+    perfect, *worse = scores
     for name in ("auroc", "auprc"):
         assert perfect[name].value == perfect[name].hi == 1
-        for score in (each[name] for each in worse):
+        for score in (run[name] for run in worse):
             assert score.value < 1
             width = perfect[name].hi - perfect[name].lo
             assert score.hi - score.lo >= width - 1e-9
@@ -112,13 +112,13 @@ def test_a_worse_result_does_not_look_surer(n_pos: int, n_neg: int) -> None:
 @pytest.mark.parametrize("n", [6, 20, 100])
 def test_decisions_do_not_jump_at_the_first_error(name: str, n: int) -> None:
     target = np.array([0, 1] * (n // 2))
-    prob, found = two(target * 0.8 + 0.1), []
+    prob, scores = two(target * 0.8 + 0.1), []
     for n_wrong in range(4):
         predicted = target.copy()
         predicted[:n_wrong] = 1 - predicted[:n_wrong]
-        found.append(score_all(prob, target, names(n), predicted=predicted)[name])
-    lows, widths = [s.lo for s in found], [s.hi - s.lo for s in found]
-    assert found[0].value == found[0].hi == 1
+        scores.append(score_all(prob, target, names(n), predicted=predicted)[name])
+    lows, widths = [s.lo for s in scores], [s.hi - s.lo for s in scores]
+    assert scores[0].value == scores[0].hi == 1
     assert lows == sorted(lows, reverse=True)
     assert widths == sorted(widths)
 
@@ -170,10 +170,10 @@ def test_intervals_cover_in_the_hardest_settings() -> None:
         for _ in range(200):
             score = gap * target + 0.7 * rng.normal(size=n)[owner] + 0.714 * rng.normal(size=2 * n)
             prob = two(expit(gap * (score - gap / 2)))
-            found = score_all(prob, target, [str(p) for p in owner])
+            scores = score_all(prob, target, [str(p) for p in owner])
             for name, true in truth.items():
-                held = found[name].lo <= true <= found[name].hi
-                missed[name, n, n_pos] = missed.get((name, n, n_pos), 0) + (not held)
+                contains = scores[name].lo <= true <= scores[name].hi
+                missed[name, n, n_pos] = missed.get((name, n, n_pos), 0) + (not contains)
     assert max(missed.values()) <= 20, missed
     assert sum(missed.values()) / (200 * len(missed)) <= 0.06, missed
 
@@ -245,22 +245,22 @@ def rows_of(prob: Floats, target: Ints, fold: list[int]) -> list[dict[str, str]]
 
 def test_metrics_hold_the_folds_and_say_what_the_headline_is() -> None:
     prob, target, fold = five_folds(0, 2.0)
-    found = evaluate_rows(rows_of(prob, target, fold), ["a", "b"])
-    each = [entry["metrics"]["auroc"]["value"] for entry in found["folds"]]
-    assert [entry["fold"] for entry in found["folds"]] == ["0", "1", "2", "3", "4"]
-    assert found["metrics"]["auroc"]["value"] == pytest.approx(np.mean(each))
-    assert "one fold only" in found["pooling"]
+    scores = evaluate_rows(rows_of(prob, target, fold), ["a", "b"])
+    areas = [entry["metrics"]["auroc"]["value"] for entry in scores["folds"]]
+    assert [entry["fold"] for entry in scores["folds"]] == ["0", "1", "2", "3", "4"]
+    assert scores["metrics"]["auroc"]["value"] == pytest.approx(np.mean(areas))
+    assert "one fold only" in scores["pooling"]
     single = evaluate_rows(rows_of(prob, target, [0] * 100), ["a", "b"])
     assert "folds" not in single
-    assert single["metrics"]["auroc"]["value"] < found["metrics"]["auroc"]["value"]
+    assert single["metrics"]["auroc"]["value"] < scores["metrics"]["auroc"]["value"]
 
 
 def test_a_comparison_respects_the_folds_of_both_runs() -> None:
     plain, target, fold = five_folds(3, 0.0)
     shifted, _, _ = five_folds(3, 3.0)
     ours, theirs = (rows_of(p, target, fold) for p in (plain, shifted))
-    found = compare_rows(ours, theirs, ["a", "b"])["auroc"]
-    assert found["value"] == pytest.approx(0, abs=1e-9)
+    difference = compare_rows(ours, theirs, ["a", "b"])["auroc"]
+    assert difference["value"] == pytest.approx(0, abs=1e-9)
     # A run without folds against one with: only pairs that both ranked by one model count.
     alone = rows_of(plain, target, [0] * 100)
     assert compare_rows(alone, theirs, ["a", "b"])["auroc"]["value"] == pytest.approx(0, abs=1e-9)
@@ -374,18 +374,18 @@ def test_identical_runs_differ_by_nothing() -> None:
     rng = np.random.default_rng(3)
     target = rng.integers(0, 2, 40)
     prob = two(rng.random(40))
-    for found in compare_scores(prob, prob, target, names(40)).values():
-        assert (found.value, found.lo, found.hi, found.p_value) == (0, 0, 0, 1)
+    for difference in compare_scores(prob, prob, target, names(40)).values():
+        assert (difference.value, difference.lo, difference.hi, difference.p_value) == (0, 0, 0, 1)
 
 
 def test_two_perfect_runs_are_not_sure_to_be_equal() -> None:
     target = np.array([0, 1] * 6)
     other = target * 0.7 + np.linspace(0, 0.2, 12)
-    found = compare_scores(two(target * 0.8 + 0.1), two(other), target, names(12))["auroc"]
-    assert found.value == 0
-    assert found.lo < -0.1
-    assert found.hi > 0.1
-    assert found.p_value == 1
+    difference = compare_scores(two(target * 0.8 + 0.1), two(other), target, names(12))["auroc"]
+    assert difference.value == 0
+    assert difference.lo < -0.1
+    assert difference.hi > 0.1
+    assert difference.p_value == 1
 
 
 def test_a_p_value_and_its_interval_agree() -> None:
@@ -393,8 +393,8 @@ def test_a_p_value_and_its_interval_agree() -> None:
     for _ in range(40):
         target = np.arange(60) % 2
         a, b = (two(expit(g * target + rng.normal(size=60))) for g in (1.5, 0.5))
-        for found in compare_scores(a, b, target, names(60)).values():
-            assert (found.p_value < 0.05) == (found.lo > 0 or found.hi < 0)
+        for difference in compare_scores(a, b, target, names(60)).values():
+            assert (difference.p_value < 0.05) == (difference.lo > 0 or difference.hi < 0)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Cohort:
 
     @property
     def n_patients(self) -> int:
-        """Number of patients."""
+        """Number of patients of all images."""
         return int(self.patient.max()) + 1
 
     @property

@@ -100,6 +100,7 @@ def kappa(confusion: Floats, power: int) -> Floats:
 
 
 def _divide(value: Floats, divisor: Floats) -> Floats:
+    """Divide arrays of one shape element by element; NaN where the divisor is 0."""
     return np.divide(value, divisor, out=np.full_like(value, np.nan), where=divisor > 0)
 
 

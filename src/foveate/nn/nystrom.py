@@ -236,12 +236,14 @@ class NystromAttention(nn.Module):
         return q, k, v
 
     def _nystrom(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, rank: Tensor) -> Tensor:
+        """Attend through landmarks; the shapes are those of `nystrom_attention`."""
         return nystrom_attention(
             q, k, v, valid, rank, landmarks=self.landmarks, iterations=self.iterations
         )
 
 
 def _attend_exactly(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+    """Attend from q to k and v, all ``(b, h, n, d / h)``, where ``valid (b, n)``."""
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
 
 

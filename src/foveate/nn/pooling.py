@@ -141,6 +141,7 @@ class CrossPool(nn.Module):
         return self._split(self.to_key(tokens))
 
     def _split(self, vectors: Tensor) -> Tensor:
+        """Reshape vectors ``(…, d)`` to ``(…, h, dk)``."""
         return vectors.view(*vectors.shape[:-1], self.attention_heads, -1)
 
 

@@ -65,9 +65,12 @@ def policy_loss(reward: Tensor, baseline: Tensor, log_prob: Tensor) -> Tensor:
     Its value has no meaning. Neither the reward nor the baseline gets a gradient.
 
     Args:
-        reward: rewards of draws, any shape.
-        baseline: baselines of the same shape, or one that expands to it.
-        log_prob: log-probabilities of the draws, of the same shape.
+        reward: rewards of draws, ``(…)``.
+        baseline: baselines, ``(…)`` or a shape that expands to it.
+        log_prob: log-probabilities of the draws, ``(…)``.
+
+    Returns:
+        The losses ``(…)``.
     """
     return (baseline - reward).detach() * log_prob
 
@@ -89,6 +92,6 @@ class RunningReward(nn.Module):
 
     @torch.no_grad()
     def update(self, reward: Tensor) -> None:
-        """Update the running mean by the mean reward of a step, a scalar, after its use there."""
+        """Update the running mean by the mean reward ``()`` of a step, after its use there."""
         # A new tensor: the old one may belong to a graph that is still to be differentiated.
         self.value = self.value.lerp(reward.to(self.value), 1 - self.decay)

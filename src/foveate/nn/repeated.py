@@ -66,5 +66,6 @@ class EmbedOnce:
         return torch.stack([rows[key] for key in keys])
 
     def _embed(self, patches: Tensor) -> Tensor:
+        """Embed patches ``(m, c, *space)`` to ``(m, d)``, and count them."""
         self.n_embedded += len(patches)
         return self._encoder(patches)
