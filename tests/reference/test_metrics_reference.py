@@ -155,7 +155,7 @@ def test_kappa_published_by_cohen() -> None:
 @pytest.mark.parametrize("per_patient", [1, 2, 4])
 @pytest.mark.parametrize("n_folds", [1, 5])
 def test_jackknife_variance_is_that_of_many_cohorts(per_patient: int, n_folds: int) -> None:
-    """Patients whose images share most of their luck, drawn anew again and again."""
+    """Images of a patient are strongly correlated; cohorts are drawn many times."""
     rng = np.random.default_rng(9)
     n = 240
     owner = np.arange(n) // per_patient
@@ -174,7 +174,7 @@ def test_jackknife_variance_is_that_of_many_cohorts(per_patient: int, n_folds: i
 
 
 def test_leaving_out_is_the_same_as_taking_away() -> None:
-    """A weighting must score exactly as the images that it leaves."""
+    """A weighting by 0 and 1 scores exactly as the images of weight 1."""
     prob, target = run(40, 2, 11, ties=True)
     owner, fold = np.arange(40) // 2, np.arange(40) // 2 % 3
     weight = group_patients(target, owner, fold).leave_one_out_weights()

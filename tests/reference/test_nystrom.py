@@ -1,4 +1,4 @@
-"""Nystrom attention and sparse convolution against attention and convolution written out."""
+"""Nystrom attention and sparse convolution against slow attention and dense convolution."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def close(actual: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Of one head, ``(n, d)`` each."""
+    """Compute exact attention of one head, with ``(n, d)`` queries, keys and values."""
     return (q @ k.T / math.sqrt(q.shape[1])).softmax(-1) @ v
 
 
 def slow_nystrom(q: Tensor, k: Tensor, v: Tensor, order: list[int], landmarks: int) -> Tensor:
-    """Of one image and head; `order` lists its tokens along the curve."""
+    """Compute Nystrom attention of one image and head; `order` lists tokens along the curve."""
     n, scale = len(order), math.sqrt(q.shape[1])
     m = min(landmarks, n)
     members: list[list[int]] = [[] for _ in range(m)]
@@ -52,7 +52,7 @@ def draw(b: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ranks_of(orders: list[list[int]], n: int) -> tuple[Tensor, Tensor]:
-    """The mask and the ranks of images with these orders of their tokens, padding last."""
+    """Return mask and ranks of images whose tokens have these orders, padding last."""
     valid = torch.zeros(len(orders), n, dtype=torch.bool)
     rank = torch.zeros(len(orders), n, dtype=torch.long)
     for i, order in enumerate(orders):
@@ -67,7 +67,7 @@ def ranks_of(orders: list[list[int]], n: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("landmarks", [1, 5, 8])
 def test_nystrom_equals_the_formula_written_out(landmarks: int) -> None:
-    """Images of 12, 7 and 1 tokens at scattered places among 14, so some landmarks are missing."""
+    """Images of 12, 7 and 1 tokens at scattered positions among 14: some landmarks do not exist."""
     orders = [torch.randperm(14)[:n].tolist() for n in (12, 7, 1)]
     valid, rank = ranks_of(orders, 14)
     q, k, v = draw(3, 14)
@@ -83,7 +83,7 @@ def test_nystrom_equals_the_formula_written_out(landmarks: int) -> None:
 
 
 def test_nystrom_approaches_exact_attention() -> None:
-    """Neighbours along the curve resemble each other, as landmarks suppose."""
+    """Neighbours along the curve are similar, as landmarks assume."""
     n = 64
     along = torch.linspace(0, 3, n, dtype=torch.float64)[:, None]
     q, k, v = (
@@ -105,7 +105,7 @@ def test_nystrom_approaches_exact_attention() -> None:
 
 
 def test_padding_is_in_no_landmark() -> None:
-    """Garbage in padded rows changes neither outputs nor gradients; taken for tokens it would."""
+    """Garbage in padded rows changes neither outputs nor gradients."""
     q, k, v = draw(1, 20)
     order = torch.randperm(20)[:13].tolist()
     valid, rank = ranks_of([order], 20)
@@ -128,7 +128,7 @@ def test_padding_is_in_no_landmark() -> None:
 
 
 def test_landmarks_that_do_not_exist_change_nothing() -> None:
-    """Seven tokens have seven landmarks, whatever is asked for; also after few iterations."""
+    """Seven tokens have seven landmarks, however many are asked for, also after few iterations."""
     q, k, v = draw(2, 7)
     valid, rank = ranks_of([torch.randperm(7).tolist(), [4, 2, 5]], 7)
     actual = nystrom_attention(q, k, v, valid, rank, landmarks=11)
@@ -156,7 +156,7 @@ def attention(landmarks: int) -> NystromAttention:
 
 
 def slow_self_attention(module: NystromAttention, tokens: Tensor) -> Tensor:
-    """Exact, of one image ``(n, d)``."""
+    """Compute exact attention of one image ``(n, d)``."""
     q, k, v = (tokens @ w.T for w in module.query_key_value.weight.chunk(3))
     heads = [
         softmax_attention(*(t[:, h * DIM : (h + 1) * DIM] for t in (q, k, v))) for h in range(HEADS)
@@ -205,7 +205,7 @@ def test_heads_must_share_the_width() -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 0.25, 0.5, 0.999, -7.5])
 def test_cells_of_a_lattice(offset: float) -> None:
-    """At any offset, with places rounded to pixels: also where a plain floor would jump."""
+    """At any offset, with positions rounded to pixels: also where a plain floor would jump."""
     generator = torch.Generator().manual_seed(0)
     true = torch.cartesian_prod(torch.arange(9), torch.arange(5))
     expected = true[(torch.rand(45, generator=generator) < 0.6).nonzero()[:, 0]]
@@ -224,7 +224,7 @@ def test_cells_of_a_lattice(offset: float) -> None:
 
 
 def test_rank_follows_the_curve() -> None:
-    """Against bits of Python integers; places that share a cell go by their centres."""
+    """Against bits of Python integers; tokens of one cell are ranked by their centres."""
     generator = torch.Generator().manual_seed(1)
     n = 40
     centre = 12 * torch.rand(1, n, 2, generator=generator)
@@ -248,7 +248,7 @@ def test_rank_follows_the_curve() -> None:
 
 
 def dense_position(module: PyramidPosition, tokens: Tensor, cells: Tensor) -> Tensor:
-    """Of one image ``(n, d)``: a full grid, three convolutions, and back."""
+    """Compute three dense convolutions over the grid of one image ``(n, d)``."""
     shape = (cells.amax(0) + 1).tolist()
     grid, count = torch.zeros(*shape, tokens.shape[1], dtype=tokens.dtype), torch.zeros(*shape)
     for token, cell in zip(tokens, cells.tolist(), strict=True):

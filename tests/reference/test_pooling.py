@@ -1,4 +1,4 @@
-"""Aggregators and relations against slow loops, in float64."""
+"""Poolings and relations against slow loops, in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 
 
 def trained(module: nn.Module, seed: int = 0) -> nn.Module:
-    """As after training: weights of ordinary size, in float64."""
+    """Return a module with weights of ordinary size, as after training, in float64."""
     torch.manual_seed(seed)
     for p in module.parameters():
         nn.init.normal_(p, std=0.6)
@@ -50,7 +50,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def _slow_additive(pool: AdditivePool, f: Tensor, k_min: float) -> tuple[list[Tensor], list[float]]:
-    """Probabilities per head and shares per patch, of one image."""
+    """Return probabilities per head and shares per patch of one image."""
     answers, shares = [], [0.0] * len(f)
     for part, head in zip(pool.parts, HEADS, strict=True):
         w = [torch.sigmoid(part.gate(x)) for x in f]
@@ -209,7 +209,7 @@ def test_what_every_pool_keeps(name: str) -> None:
 
 
 def _slow_relate(layer: RelationLayer, x: Tensor, position: Tensor, centre: Tensor) -> Tensor:
-    """One image, all tokens valid: a loop over pairs."""
+    """Relate the tokens of one image without padding, by a loop over pairs."""
     n, d, size = len(x), x.shape[1], x.shape[1] // layer.heads
     wq, wk, wv = layer.query_key_value.weight.split(d)
     z = layer.norm(x)

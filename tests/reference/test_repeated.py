@@ -28,7 +28,7 @@ def encoder() -> nn.Sequential:
 
 
 def flat(*colours: tuple[float, float, float]) -> Tensor:
-    """One constant patch of each colour, ``(n, 3, 6, 6)``."""
+    """Return one constant patch of each colour, ``(n, 3, 6, 6)``."""
     rows = torch.tensor(colours, dtype=torch.float64).view(-1, 3, 1, 1)
     return rows.expand(-1, -1, SIDE, SIDE).contiguous()
 
@@ -39,7 +39,7 @@ def varied(n: int) -> Tensor:
 
 
 def mixed() -> Tensor:
-    """Three colours, twelve patches, in no order; two differ from a colour in one pixel only."""
+    """Return twelve patches of three colours in no order; two differ in one pixel only."""
     almost = flat(GREY, BLACK)
     almost[0, 1, 2, 3] += 1e-9
     almost[1, 2, 5, 5] = 1.0
@@ -60,7 +60,7 @@ BAGS: dict[str, tuple[Callable[[], Tensor], int]] = {
 
 
 def loss_of(f: Tensor) -> Tensor:
-    """A loss in which every row counts differently."""
+    """Return a loss that weighs every row differently."""
     weight = torch.linspace(0.5, 2, f.numel(), dtype=f.dtype).view_as(f)
     return (weight * f.sin()).sum()
 
@@ -129,7 +129,7 @@ def test_without_gradient_a_colour_is_embedded_once_over_all_calls() -> None:
 
 
 def test_rows_kept_without_gradient_are_not_taken_where_there_is_one() -> None:
-    """A row that was kept carries no gradient: taking it would leave parameters untrained."""
+    """A cached row has no gradient: using it in training would leave parameters untrained."""
     network = encoder()
     once = EmbedOnce(network)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_the_first_pass_of_replay_embeds_each_colour_once() -> None:
 
 
 def test_no_more_colours_are_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foveate.nn.repeated._MOST_COLOURS", 2)
+    monkeypatch.setattr("foveate.nn.repeated._MAX_COLOURS", 2)
     network = encoder()
     once = EmbedOnce(network)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The estimators against every possible draw, and the order of draws against chi-square."""
+"""Estimators against all possible draws, and the order of draws against a chi-square test."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ Draws = list[tuple[tuple[int, ...], float]]
 
 
 def _ordered_draws(a: Tensor, n: int = N) -> Draws:
-    """Every ordered draw without replacement and its probability."""
+    """Return every ordered draw without replacement and its probability."""
     a = a.detach()
     return [(o, _draw_probability(a, o)) for o in itertools.permutations(range(len(a)), n)]
 
 
 def _independent_draws(a: Tensor, n: int = N) -> Draws:
-    """Every draw with replacement and its probability."""
+    """Return every draw with replacement and its probability."""
     a = a.detach()
     return [(o, float(a[list(o)].prod())) for o in itertools.product(range(len(a)), repeat=n)]
 
@@ -60,7 +60,7 @@ def _independent_draws(a: Tensor, n: int = N) -> Draws:
 def _over_draws(
     estimator: Estimator, draws: Draws, logits: Tensor, features: Tensor, weights: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean and second moment, over all draws, of the estimate and of its two gradients."""
+    """Return first and second moments, over all draws, of the estimate and its two gradients."""
     first: list[Tensor] = []
     second: list[Tensor] = []
     for order, share in draws:
@@ -167,7 +167,7 @@ def test_deviation_of_one_draw_is_unknown() -> None:
 
 
 def _inclusive(a: Tensor, f: Tensor) -> Tensor:
-    """The trap of several ports: mass that counts the present draw too."""
+    """Estimate as several ports do: the remaining mass already lacks the present draw."""
     remaining = 1 - a.cumsum(-1)
     scored = a / (a / remaining.clamp_min(1e-12)).detach()
     weighted = a.unsqueeze(-1) * f
@@ -175,7 +175,7 @@ def _inclusive(a: Tensor, f: Tensor) -> Tensor:
 
 
 def _published(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
-    """The attention gradient of the published code (METHODS of the paper's repository)."""
+    """Return the attention gradient of the published code (METHODS of the paper's repository)."""
     remaining = 1 - (a.cumsum(-1) - a)
     weighted = a.unsqueeze(-1) * f
     terms = weighted.cumsum(1) - weighted + remaining.unsqueeze(-1) * f
@@ -185,7 +185,7 @@ def _published(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
 
 
 def test_the_traps_are_biased() -> None:
-    """The enumeration above has teeth: published variants fail it by far."""
+    """Enumeration detects the bias: published variants fail it by far."""
     logits, features, weights = _problem(0, 1.0)
     draws = _ordered_draws(logits.softmax(0))
     probabilities = logits.softmax(0).detach()
@@ -215,7 +215,7 @@ def test_nothing_remains_only_in_the_inclusive_sum() -> None:
 
 
 def _hindsight(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
-    """The trap of a baseline that counts the present draw: its part of ``dL/da``, 3.3's form."""
+    """Return the part of ``dL/da`` of a baseline that includes the present draw."""
     v = f @ g
     before = a.cumsum(1) - a
     left, terms = 1 - before, (a * v).cumsum(1) - a * v + (1 - before) * v
@@ -272,7 +272,7 @@ def test_mass_of_nearly_one_keeps_gradients_finite(estimator: Estimator, rest: l
 
 
 def test_float32_gradients_agree_with_float64() -> None:
-    """Cells far apart: what single precision gives is what double precision gives."""
+    """With cells of very different attention, both precisions agree."""
     logits = torch.tensor([[30.0, 12.0, 3.0, 0.0, -20.0]], dtype=torch.float64)
     f = torch.randn(1, 5, 3, dtype=torch.float64)
     for baseline in (False, True):

@@ -24,7 +24,7 @@ CHUNKS = (1, 7, 64, N)
 
 
 def _patches() -> tuple[Tensor, Tensor]:
-    """Queries, and keys of which each occurs up to three times: background makes exact ties."""
+    """Draw queries, and keys of which each occurs up to three times, so that scores tie."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(TOKENS, HEADS, DK, generator=generator)
     key = torch.randn(N, HEADS, DK, generator=generator)
@@ -41,7 +41,7 @@ def _ours(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
 
 
 def _published(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
-    """Softmax over the buffer and the chunk at hand, mean over heads and tokens."""
+    """Select by a softmax over the buffer and the chunk, averaged over heads and tokens."""
     buffer = order[:M]
     for part in order[M:].split(chunk):
         buffer = torch.cat([buffer, part])
@@ -51,7 +51,7 @@ def _published(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[in
 
 
 def _outcomes(select: Callable[..., list[int]]) -> set[tuple[int, ...]]:
-    """What is selected in ten shuffles and several chunk sizes."""
+    """Return the selections of ten shuffles and several chunk sizes."""
     query, key = _patches()
     selected = set()
     for seed in range(10):
@@ -69,7 +69,7 @@ def test_any_order_and_chunks_select_the_best_of_all() -> None:
 
 
 def test_patches_that_all_but_tie_are_selected_in_any_order() -> None:
-    """As at the beginning of a training: 300 selections, of scores that differ by 1e-8."""
+    """When a training begins, scores differ by 1e-8: 300 selections."""
     _, key = _patches()
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def test_patches_that_all_but_tie_are_selected_in_any_order() -> None:
 
 
 def test_the_published_rule_depends_on_order() -> None:
-    """The check above has teeth, even where only the set counts and equal patches are one."""
+    """The test above can fail, even if equal patches count as one and only the set counts."""
     _, key = _patches()
     value = key.flatten(1).unique(dim=0, return_inverse=True)[1].tolist()
     sets = {tuple(sorted(value[i] for i in selected)) for selected in _outcomes(_published)}

@@ -1,4 +1,4 @@
-"""Streaming beside the plain network: maps and gradients of published architectures."""
+"""Streaming against the plain network: maps and gradients of published architectures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "laye
 
 
 class LastMap(nn.Module):
-    """The coarsest of the maps that a network gives."""
+    """A network that returns the coarsest of its maps."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LastMap(nn.Module):
 
 
 class UNet(nn.Module):
-    """Three levels with skip connections; odd sides are cut to meet."""
+    """Three levels with skip connections; maps of odd sides are cropped to match."""
 
     def __init__(self, up: str) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class UNet(nn.Module):
 
 
 class UNetEncoder(UNet):
-    """The way down alone."""
+    """The encoder of the U-Net alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.encode(x)[-1]
@@ -157,7 +157,7 @@ NETS = FAST | SLOW
 
 
 def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
-    """In double precision; frozen norms far from the identity, layer scales of order 1."""
+    """Return the network in double precision, with norms far from the identity."""
     torch.manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -175,7 +175,7 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
 def passed(
     net: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[dict[str, Tensor | None], Tensor]:
-    """Gradients of parameters and image for a random upstream gradient, and the map."""
+    """Return gradients of parameters and image for a random upstream gradient, and the map."""
     x = x.clone().requires_grad_()
     net.zero_grad()
     actual = run(x)
@@ -262,14 +262,14 @@ def test_tiles_without_gradient_are_not_computed_again() -> None:
 
 
 def test_a_gradient_of_zeros_is_one_of_zeros() -> None:
-    """Optimisers treat it otherwise than none at all: weights decay."""
+    """Optimisers treat zeros otherwise than None: they decay the weights."""
     net = tiny()
     (Streamed(net, tile=16)(torch.randn(1, 3, 32, 32)) * 0).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
 def test_frozen_layers_below_a_stored_map() -> None:
-    """A segment of the plan in which nothing is learnt gives nothing, and does not fail."""
+    """A segment without trained parameters has no gradients, and does not fail."""
     below = [nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(4, 32, 1)]
     above = [layer for _ in range(6) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())]
     net = randomised(nn.Sequential(*below, *above))
@@ -344,7 +344,7 @@ def test_a_network_may_change_after_the_first_call(change: Callable[[nn.Module],
 
 
 def test_buffers_of_traced_layers_move_with_the_network() -> None:
-    """Those of timm's norms are read in passing; they are not the ones of the first call."""
+    """Buffers of timm's norms are read at each call, not only at the first one."""
     net = of_timm("regnetx_002", out_indices=(0,)).eval()
     streamed = Streamed(net, tile=32)
     streamed(torch.randn(1, 3, 64, 64))

@@ -25,14 +25,14 @@ TRANSPOSED = (
 
 
 def between(*layers: nn.Module, d: int = 2, channels: int = 4) -> nn.Module:
-    """Convolutions before and after, so that halos and inner gradients count."""
+    """Put layers between two convolutions, so that halos and inner gradients count."""
     conv = CONVOLUTIONS[d - 1]
     first, last = conv(4, 8, 3, padding=1), conv(channels, 3, 3, 2)
     return nn.Sequential(first, nn.Tanh(), *layers, last)
 
 
 def called(function: Callable[..., Tensor], *, d: int = 2, channels: int = 8) -> nn.Module:
-    """The same around a function."""
+    """Put a function between two convolutions."""
     return between(Function(function), d=d, channels=channels)
 
 
@@ -119,7 +119,7 @@ def test_cells_become_channels(factor: int) -> None:
 
 
 class Spread(nn.Module):
-    """A transposed convolution as a function, with a weight that is computed."""
+    """A transposed convolution as a function, with a computed weight."""
 
     def __init__(self, conv: nn.Module, *, named: bool) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ def test_a_mask_may_be_the_map(tile: int) -> None:
 
 
 def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
-    """Nor is what follows from them without a gradient: the rest of the stack could not learn."""
+    """Nor are maps without gradient that follow from masks: layers before them would not train."""
     net = nn.Sequential(
         *(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh(), Function(lambda x: x > 0)),
         *(Function(lambda m: m.double()), nn.Conv2d(4, 16, 3, 2, 1)),
@@ -197,7 +197,7 @@ def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
 def test_the_nearest_cell_is_that_of_the_layer_at_every_ratio(
     mode: str, dtype: torch.dtype
 ) -> None:
-    """In its own rank: one axis alone is rounded otherwise than two (20 cells to 46)."""
+    """PyTorch rounds one axis alone otherwise than two (20 cells to 46)."""
     sizes = [(20, 46), (20, 54), (24, 37), (24, 123), (301, 389)]
     sizes += [(n, m) for n in range(11, 90, 7) for m in range(13, 200, 9)]
     tried = [(n, {"size": (m, 5)}) for n, m in sizes] + [(n, {"size": (5, m)}) for n, m in sizes]

@@ -1,4 +1,4 @@
-"""Frozen batch norms that become part of the convolution before them."""
+"""Frozen batch norms that are folded into the convolution before them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOUBLE = torch.float64
 
 
 def frozen(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
-    """With statistics and weights of no particular value."""
+    """Make a frozen norm with arbitrary statistics and weights."""
     norm = nn.BatchNorm2d(n, affine=affine, eps=1e-3).eval().to(DOUBLE)
     for values, low in ((norm.running_mean, -1.0), (norm.running_var, 0.3)):
         assert values is not None
@@ -27,7 +27,7 @@ def frozen(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
 
 
 class Called(nn.Module):
-    """The norm as a function, by place and by name."""
+    """The norm as a function, with positional or keyword arguments."""
 
     def __init__(self, *, named: bool) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Called(nn.Module):
 
 
 class Twice(nn.Module):
-    """The convolution's own map is used beside the normalised one."""
+    """A network that uses the convolution's map beside the normalised one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
 
 
 def norms(streamed: Streamed) -> int:
-    """Steps that are a norm of their own."""
+    """List the steps that are a norm, not folded into a convolution."""
     graph = streamed._graph_of((3, 41, 38), torch.device("cpu"), DOUBLE)
     kinds = [
         isinstance(step.apply, nn.BatchNorm2d) or step.apply is functional.batch_norm

@@ -1,4 +1,4 @@
-"""Each operation of streaming beside the plain layer, over many options; fields; refusals."""
+"""Each operation of streaming against the plain layer, over many options; receptive fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Function(nn.Module):
-    """A function as a stack, with layers for it to use."""
+    """A function as a network, with layers for it to use."""
 
     def __init__(self, function: Callable[..., Tensor], **layers: nn.Module) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class Function(nn.Module):
 
 
 class Indexed(nn.Module):
-    """Picks the cells that a layer of nearest cells picks.
+    """Nearest up-sampling by indexing, whose gradient is exact.
 
-    The gradient of torch's own is not that of its map where single and double precision round the
-    place of a cell differently.
+    PyTorch's gradient of nearest up-sampling does not match its map where single and double
+    precision round the position of a cell differently.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -59,7 +59,7 @@ class Indexed(nn.Module):
 def assert_streams(
     stack: nn.Module, x: Tensor, rng: random.Random, n_grids: int = 2, like: nn.Module | None = None
 ) -> None:
-    """Map, gradient of the image and of all parameters, on random tiles, in double precision."""
+    """Compare map and gradients with the plain layer's on random tiles, in double precision."""
     stack.double()
     x = x.double().requires_grad_()
     plain = (like or stack)(x.clone())  # a layer may overwrite its input
@@ -83,7 +83,7 @@ def image(rng: random.Random, d: int, channels: int = 4, low: int = 9, high: int
 
 
 def plain_or_none(stack: nn.Module, x: Tensor) -> bool:
-    """Whether torch itself takes these options for this image."""
+    """Return the plain layer's map; None where PyTorch refuses these options for this image."""
     try:
         with torch.no_grad():
             return stack(x.clone()).numel() > 0
@@ -288,7 +288,7 @@ def test_functions_equal_the_plain_stack(name: str) -> None:
 
 
 class Reaching(nn.Module):
-    """Two branches of the same stride and unequal reach."""
+    """Two branches of equal stride and different receptive fields."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,7 +317,7 @@ FIELDS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields_are_those_that_nan_shows(name: str) -> None:
-    """A NaN in one line of the image reaches the cells that see it, and no other."""
+    """A NaN in one line of the image reaches the cells whose field contains it, and no other."""
     torch.manual_seed(0)
     stack, side = FIELDS[name](), 96
     fields = Streamed(stack).receptive_field(channels=1)
@@ -346,7 +346,7 @@ def test_fields_are_those_that_nan_shows(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_tiles_never_see_beyond_what_they_read(name: str) -> None:
-    """What a tile reads is all that its cells depend on: NaN elsewhere changes nothing."""
+    """A tile depends on its input region alone: NaN elsewhere changes nothing."""
     torch.manual_seed(0)
     stack = FIELDS[name]()
     x = torch.randn(1, 1, 61, 67)
@@ -368,7 +368,7 @@ def test_tiles_never_see_beyond_what_they_read(name: str) -> None:
 def test_the_gradient_of_a_part_of_a_map_is_laid_out_as_the_map(
     form: torch.memory_format, dense: bool
 ) -> None:
-    """In another order all that follows would copy it, which took a third of a tile's time."""
+    """In another layout the layers before would copy it, in a third of a tile's time."""
     x = torch.randn(1, 5, 9, 12, dtype=torch.double).contiguous(memory_format=form)
     x = (x if dense else x[..., 1:10]).detach().requires_grad_()
     covered = ((3, 12), (10, 10 + x.shape[-1]))

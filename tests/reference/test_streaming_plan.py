@@ -1,4 +1,4 @@
-"""What is chosen within a budget: tiles, stored maps, and what they are said to hold."""
+"""Plans within a budget: tiles, stored maps, and estimates of memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def deep() -> nn.Module:
 
 
 def planned(budget_mib: float, *, side: int = 1024, net: nn.Module | None = None) -> StreamingPlan:
-    """For an image of this side."""
+    """Plan images of this side."""
     return Streamed(net or deep(), budget_bytes=int(budget_mib * MIB)).plan((3, side, side))
 
 
@@ -89,7 +89,7 @@ def test_half_precision_takes_larger_tiles() -> None:
 
 
 def halving(kind: str) -> nn.Module:
-    """Maps whose halos are larger than what a small budget lets a tile be."""
+    """Make layers whose halos are larger than the tiles that fit into a small budget."""
     torch.manual_seed(0)
     conv = {"2d": nn.Conv2d, "3d": nn.Conv3d}[kind]
     layers: list[nn.Module] = [conv(2, 8, 3, 2, 1), nn.Tanh()]
@@ -135,7 +135,7 @@ def test_a_map_that_finds_no_room_on_disk_is_an_error_before_it_is_written(tmp_p
 def test_of_a_map_on_disk_only_the_part_in_use_comes_to_memory(
     form: torch.memory_format, tmp_path: Path
 ) -> None:
-    """Not the rest of its rows, as large pages of the system's would."""
+    """The rest of its rows does not, as it would with large pages of the system."""
     status = Path("/proc/self/status")
     if not status.is_file():
         pytest.skip("needs /proc/self/status")
@@ -158,7 +158,7 @@ def test_of_a_map_on_disk_only_the_part_in_use_comes_to_memory(
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
-    """In a process of its own; the plan is a model, within a fifth of what is measured."""
+    """In a separate process, memory is within a fifth of the plan's estimate."""
     budget_mib = 96
     step = Streaming(
         encoder="small",
@@ -197,15 +197,15 @@ def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mi
 def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
     space: tuple[int, ...], learns: bool
 ) -> None:
-    """Whatever memory there is; on a processor whole maps are no slower."""
+    """However much memory there is; on a CPU large maps are no slower."""
     conv = nn.Conv2d if len(space) == 2 else nn.Conv3d
     net = nn.Sequential(conv(3, 8, 3, padding=1), nn.ReLU(), conv(8, 4, 3, 2, 1), conv(4, 4, 3))
     cpu = Streamed(net)._graph_of((3, *space), torch.device("cpu"), torch.float32)
     cuda = Graph(cpu.steps, [], cpu.gradient_bytes, "cuda")
-    assert cpu.most_elements is None
+    assert cpu.max_elements is None
     plans = []
     for graph in (cpu, cuda):
-        options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "sides": None, "most_stored": 3}
+        options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "sides": None, "max_stored": 3}
         plans.append(make_plan(graph, learns=learns, **options))  # type: ignore[arg-type]
     assert all(len(segment.grid) == 1 for segment in plans[0].segments)
     largest = []
@@ -221,7 +221,7 @@ def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
 
 
 class Glass(AbstractSource):
-    """Nothing but background outside one corner."""
+    """An image of background, except for one corner."""
 
     has_blank = True
     shape, device = (3, 1024, 1024), torch.device("cpu")
@@ -240,7 +240,7 @@ class Glass(AbstractSource):
 
 
 def test_over_glass_one_round_of_small_tiles_beats_stored_maps() -> None:
-    """A stored map is gone through whole; what is cheapest for a full image is not for this one."""
+    """Segments after a stored map compute background too: the cheapest plan is another one."""
     streamed = Streamed(deep(), budget_bytes=32 * MIB)
     full, ours = streamed.plan(Glass.shape), streamed.plan_for(Glass())
     assert len(full.segments) > 1

@@ -25,7 +25,7 @@ SIZE, TILES = (101, 139), (64, (50, 139))
 
 
 def encoder_of(name: str, folder: Path) -> AbstractEncoder:
-    """With weights from a file, norms far from the identity."""
+    """Build an encoder with weights from a file, and norms far from the identity."""
     network = randomised(timm.create_model("tf_efficientnet_lite0" if name == "lite0" else name))
     path = folder / "weights.pth"
     torch.save(network.state_dict(), path)
@@ -60,7 +60,7 @@ def test_maps_and_gradients_are_those_of_the_plain_network(
 
 @pytest.mark.parametrize("name", ["lite0", "resnet18"])
 def test_the_method_takes_pretrained_encoders(name: str, tmp_path: Path) -> None:
-    """Norms are frozen from the beginning, before `train` is called, and what is kept stays."""
+    """Norms are frozen before `train` is called, and frozen parameters stay frozen."""
     encoder = encoder_of(name, tmp_path)
     frozen = [p for tier in encoder.tiers() for p in tier if not p.requires_grad]
     assert frozen

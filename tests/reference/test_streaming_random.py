@@ -1,4 +1,4 @@
-"""Streaming with layers that draw, in half precision, and among several processes."""
+"""Streaming with random layers, in half precision, and among several processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
 
 class Kept(nn.Module):
-    """Uses a map again after dropout has overwritten it."""
+    """A network that uses a map again after dropout has overwritten it."""
 
     def __init__(self, drop: nn.Module) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Turned(nn.Module):
 
 
 class Drawing(nn.Module):
-    """Dropout as a function."""
+    """Dropout as a function, as a network."""
 
     def __init__(self, function: Callable[..., Tensor], **options: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Drawing(nn.Module):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_dropout_is_replayed(inplace: bool) -> None:
-    """With the generator's state given, the gradient is that of what was computed."""
+    """With the generator in the same state, the gradient is that of the computed map."""
     net = stack(nn.Conv2d(8, 8, 1), nn.Dropout(0.5, inplace), nn.AlphaDropout(0.3)).double()
     streamed = Streamed(net, tile=11)
     x = torch.randn(2, 3, 29, 34, dtype=torch.float64)
@@ -125,7 +125,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_draws_do_not_hang_on_the_plan(name: str) -> None:
-    """Whatever the tiles, the budget and the maps that are stored between rounds of tiles."""
+    """Draws are the same for all tiles, budgets and stored maps."""
     torch.manual_seed(2)
     layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, 2, 1), LAYERS[name]()]
     for _ in range(2):
@@ -150,7 +150,7 @@ BUDGETS = [{"budget_bytes": n << 20} for n in (1, 2, 1000)]
 
 
 class Half(AbstractSource):
-    """An image whose right half is known to be background."""
+    """An image whose right half is background, and is known to be."""
 
     has_blank, device, dtype = True, torch.device("cpu"), torch.float64
 
@@ -206,7 +206,7 @@ def test_elements_are_dropped_at_their_rate_each_by_itself(d: int) -> None:
 
 
 def test_a_large_map_is_drawn_in_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each costs a few calls, which on a GPU is more than what it computes."""
+    """Each block takes a few calls, which on a GPU take longer than the drawing."""
     net, x = nn.Sequential(nn.AvgPool2d((1, 1)), nn.Dropout(0.3)), torch.ones(1, 1, 4000, 1501)
     drawn = []
     bernoulli = Tensor.bernoulli_

@@ -1,4 +1,4 @@
-"""Images that are read region by region, background that is not read, and the method on top."""
+"""Images that are read region by region, background that is not read, and the streaming method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """White, with two pieces of coloured noise; odd sides."""
+    """Write a white slide with two pieces of coloured noise and odd sides."""
     rng = np.random.default_rng(3)
     pixels = np.full((611, 845, 3), 255, np.uint8)
     pixels[96:180, 100:260] = rng.integers(40, 160, (84, 160, 3))
@@ -86,7 +86,7 @@ def test_regions_of_a_turned_image_are_those_of_the_turned_array(
 def test_background_of_blocks_is_what_the_glimpse_shows_there(
     slide: Path, loader: CaseLoader
 ) -> None:
-    """Against a slice of the turned glimpse per block, one more pixel of it on every side."""
+    """Against slices of the turned glimpse per block, with one more pixel on every side."""
     results = {}
     rng = np.random.default_rng(0)
     for seed in range(40):
@@ -139,7 +139,7 @@ def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoade
 
 
 class Patterned(AbstractSource):
-    """A map in memory whose left half is said to be background."""
+    """A map in memory whose left half counts as background."""
 
     has_blank = True
 
@@ -162,7 +162,7 @@ class Patterned(AbstractSource):
 
 @pytest.mark.parametrize("tile", [16, 24, 40])
 def test_background_at_borders_and_up_sampling(tile: int) -> None:
-    """Borders pad, and up-sampled maps have a phase: equal tiles are only those that are equal."""
+    """Padding and the phase of up-sampling make tiles differ: only equal tiles are merged."""
     torch.manual_seed(0)
     x = torch.randn(1, 2, 131, 206, dtype=torch.double)
     x[..., :103] = torch.tensor([0.3, -0.2], dtype=torch.double).view(2, 1, 1)
@@ -185,7 +185,7 @@ def test_background_at_borders_and_up_sampling(tile: int) -> None:
 
 
 def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoader) -> None:
-    """Logits and gradients of all parameters: in many tiles, in two stages, and at once."""
+    """Compare logits and gradients in many tiles, in two segments, and at once."""
     results = []
     for options in ({"tile": 128}, {"budget_mib": 24}, {"budget_mib": 4096}):
         torch.manual_seed(0)
@@ -208,7 +208,7 @@ def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoad
 
 
 def test_a_long_step_tells_how_much_of_it_is_done(slide: Path, loader: CaseLoader) -> None:
-    """Of all images of a batch, backwards too; in prediction each image is one."""
+    """The share counts all images of a batch, and the backward pass; in prediction, one image."""
     encoder = build_encoder("small", {"width": 8, "norm": "local"})
     head = (Head("class", 2, True, "max"),)
     method = StreamingCnn(encoder=encoder, heads=head, tile=128, skip_background=False)

@@ -49,14 +49,14 @@ def _smoothed(scores: Tensor, n: int, sigma: float) -> Tensor:
 
 
 def _dense(top: TopK, k: int) -> Tensor:
-    """``(b, n, k)`` weights over all cells."""
+    """Return ``(b, n, k)`` weights over all cells."""
     out = torch.zeros(*top.weight.shape[:2], k, dtype=top.weight.dtype)
     where = top.index.unsqueeze(1).expand_as(top.weight)
     return out.scatter_add(2, where, top.weight * top.used.unsqueeze(1))
 
 
 def _replicates(n: int, g: Tensor, *, samples: int, many: int) -> tuple[Tensor, Tensor]:
-    """Weights ``(many, n, k)`` and gradients ``(many, k)`` of as many independent estimates."""
+    """Return weights ``(many, n, k)`` and gradients ``(many, k)`` of independent estimates."""
     scores = SCORES.expand(many, -1).clone().requires_grad_()
     dense = _dense(perturbed_top_k(scores, n, sigma=SIGMA, samples=samples), K)
     (gradient,) = torch.autograd.grad((dense * g).sum(), scores)
@@ -64,7 +64,7 @@ def _replicates(n: int, g: Tensor, *, samples: int, many: int) -> tuple[Tensor, 
 
 
 def _distance(actual: Tensor, truth: Tensor) -> float:
-    """Greatest distance of the mean over the first axis from the truth, in standard errors."""
+    """Return the largest distance of the mean from the truth, in standard errors."""
     error = actual.std(0) / math.sqrt(len(actual))
     return float(((actual.mean(0) - truth).abs() / error.clamp_min(1e-12)).max())
 
@@ -130,7 +130,7 @@ def test_few_samples_do_not_shrink_the_gradient(samples: int) -> None:
 
 
 def _conditional(z: Tensor, scores: Tensor, n: int) -> Tensor:
-    """The mean of each cell's noise given the choice, one cell at a time, by scipy's normal."""
+    """Return the mean of each cell's noise given the choice, one cell at a time, by scipy."""
     actual = torch.zeros_like(z)
     for at in itertools.product(*map(range, z.shape[:2])):
         x = scores[at[0]] + SIGMA * z[at]
@@ -150,7 +150,7 @@ def _conditional(z: Tensor, scores: Tensor, n: int) -> Tensor:
 def test_equals_the_dense_version_of_the_same_noise(
     monkeypatch: pytest.MonkeyPatch, at_once: int, keep: int | None
 ) -> None:
-    """Worked on in parts, and over few cells: as if everything had been kept."""
+    """Computation in blocks and over few cells equals that over all cells at once."""
     monkeypatch.setattr(module, "_AT_ONCE", at_once)
     b, k, n, samples = 2, 12, 3, 40
     torch.manual_seed(0)

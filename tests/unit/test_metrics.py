@@ -36,7 +36,7 @@ def names(n: int) -> list[str]:
 
 
 def ordered(n_pos: int, n_neg: int, n_swaps: int) -> tuple[Floats, Ints]:
-    """Scores that rank all rightly but for so many pairs of neighbours, and their targets."""
+    """Return scores in perfect order but for some swapped neighbours, and their targets."""
     score = np.arange(n_neg + n_pos, dtype=np.float64) / (n_neg + n_pos)
     target = np.r_[np.zeros(n_neg), np.ones(n_pos)].astype(np.int64)
     for k in range(n_swaps):  # each positive passes one negative more
@@ -79,7 +79,7 @@ def test_any_small_run_gives_finite_ordered_intervals(
 
 
 def test_three_patients_are_not_sure_of_anything() -> None:
-    """Three patients of five images each, of which three are right: it said 0.600 to 0.600."""
+    """Three of each patient's five images are right: the interval was 0.600 to 0.600 before."""
     target = np.array([0, 0, 0, 1, 1] * 3)
     prob = two(np.tile([0.2, 0.3, 0.7, 0.4, 0.8], 3))
     patients = [f"p{i // 5}" for i in range(15)]
@@ -93,7 +93,7 @@ def test_three_patients_are_not_sure_of_anything() -> None:
 
 @pytest.mark.parametrize(("n_pos", "n_neg"), [(5, 5), (12, 18), (4, 16), (50, 50), (10, 90)])
 def test_a_worse_result_does_not_look_surer(n_pos: int, n_neg: int) -> None:
-    """It was 0.735 to 1.000 of a perfect order, and 0.972 to 1.000 with a pair swapped."""
+    """Before, it was 0.735 to 1.000 in perfect order, and 0.972 to 1.000 with one pair swapped."""
     scores = []
     for n_swaps in (0, 1, 2):
         prob, target = ordered(n_pos, n_neg, n_swaps)
@@ -152,7 +152,7 @@ def test_one_patient_in_a_class_is_said_and_gives_a_wide_interval() -> None:
 
 
 def test_intervals_cover_in_the_hardest_settings() -> None:
-    """`bench/coverage.py` in small, at the corners where the percentile bootstrap had 0.79."""
+    """A small `bench/coverage.py`, in settings where the percentile bootstrap covered 0.79."""
     rng, missed = np.random.default_rng(12), {}
     for n, n_pos, area in ((20, 4, 0.97), (20, 10, 0.9), (50, 10, 0.75)):
         gap = np.sqrt(2) * norm.ppf(area)
@@ -182,7 +182,7 @@ def test_intervals_cover_in_the_hardest_settings() -> None:
 
 
 def five_folds(seed: int, offset: float, gap: float = 1.0) -> tuple[Floats, Ints, list[int]]:
-    """A hundred patients; the logits of each fold's model are shifted by a draw."""
+    """Draw a hundred patients; the logits of each fold's model have an offset of their own."""
     rng = np.random.default_rng(seed)
     target, fold = np.arange(100) % 2, np.arange(100) // 2 % 5
     logit = gap * target + rng.normal(size=100) + offset * rng.normal(size=5)[fold]
@@ -210,7 +210,7 @@ def test_identical_models_score_the_same_pooled_or_not() -> None:
 
 
 def test_folds_of_different_scales_are_not_pooled() -> None:
-    """Areas of 1, 0 and 1 in three folds became 0.370; they are 2/3 of all pairs within folds."""
+    """Areas of 1, 0 and 1 in three folds gave 0.370 when pooled; within folds they are 2/3."""
     prob = two([0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 0.7, 0.6, 0.45, 0.5, 0.55, 0.58])
     target = np.array([0, 0, 1, 1] * 3)
     fold = np.repeat([0, 1, 2], 4)

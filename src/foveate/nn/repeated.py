@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_MOST_COLOURS = 4096
+_MAX_COLOURS = 4096
 """Colours whose embeddings are stored from call to call."""
 
 
@@ -61,7 +61,7 @@ class EmbedOnce:
         new = [j for j, key in enumerate(keys) if key not in rows]
         if new:
             rows |= {keys[j]: row for j, row in zip(new, self._embed(patches[new]), strict=True)}
-            if len(self._cache) + len(new) <= _MOST_COLOURS:
+            if len(self._cache) + len(new) <= _MAX_COLOURS:
                 self._cache |= rows
         return torch.stack([rows[key] for key in keys])
 

@@ -36,7 +36,7 @@ from foveate.streaming.function import MapSource, Meter, SegmentJob, TiledSegmen
 from foveate.streaming.graph import Graph
 from foveate.streaming.grid import TileGrid
 from foveate.streaming.plan import (
-    MOST_STORED,
+    MAX_STORED,
     StreamingPlan,
     check_rank,
     make_plan,
@@ -57,7 +57,7 @@ __all__ = [
     "TooLittleMemory",
 ]
 
-_MOST_SIZES = 256
+_MAX_SIZES = 256
 """Image sizes whose plans are cached: volumes may all differ in size, and planning takes longer
 than computing."""
 
@@ -195,7 +195,7 @@ class Streamed(nn.Module):
         graph, plans = self._graph(source), [plan]
         # Segments after a stored map compute its background too: one segment may be cheaper.
         with suppress(TooLittleMemory):
-            plans.append(self._plan(graph, n_images, scratch=None, most_stored=0))
+            plans.append(self._plan(graph, n_images, scratch=None, max_stored=0))
         return min((refine_for_background(graph, p, source) for p in plans), key=lambda p: p.work)
 
     def check(self, n_axes: int = 2, channels: int = 3) -> None:
@@ -234,7 +234,7 @@ class Streamed(nn.Module):
         device, dtype = self._device_and_dtype(like)
         graph = self._graph_of(tuple(shape), device, dtype)
         scratch = self.scratch if device.type == "cpu" else None
-        return self._plan(graph, n_images, scratch, MOST_STORED)
+        return self._plan(graph, n_images, scratch, MAX_STORED)
 
     def receptive_field(self, n_axes: int = 2, channels: int = 3) -> tuple[ReceptiveField, ...]:
         """Compute stride and receptive field per axis, from the layers alone.
@@ -299,10 +299,10 @@ class Streamed(nn.Module):
         return graph.run(grid.begin, grid.end, crop, grid.spans(tile), draws, constants)
 
     def _plan(
-        self, graph: Graph, n_images: int, scratch: Path | None, most_stored: int
+        self, graph: Graph, n_images: int, scratch: Path | None, max_stored: int
     ) -> StreamingPlan:
         learns = torch.is_grad_enabled()
-        key = (id(graph), learns, self.budget_bytes, n_images, scratch, most_stored, str(self.tile))
+        key = (id(graph), learns, self.budget_bytes, n_images, scratch, max_stored, str(self.tile))
         if key not in self._plans:
             room = 0 if scratch is None else shutil.disk_usage(scratch).free // 2
             self._plans[key] = make_plan(
@@ -311,7 +311,7 @@ class Streamed(nn.Module):
                 scratch_bytes=room // n_images,
                 learns=learns,
                 sides=self._sides(graph.steps[0].extent),
-                most_stored=most_stored,
+                max_stored=max_stored,
             )
         return self._plans[key]
 
@@ -349,7 +349,7 @@ class Streamed(nn.Module):
         cast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         key = (id(traced), shape, device, dtype, cast)
         if key not in self._graphs:
-            if len(self._graphs) > _MOST_SIZES:
+            if len(self._graphs) > _MAX_SIZES:
                 self._graphs.clear()
                 self._plans.clear()
             like = torch.empty(0, device=device, dtype=dtype)

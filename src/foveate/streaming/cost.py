@@ -24,7 +24,7 @@ _MARGIN = {1: 1.1, 2: 1.1, 3: 1.35}
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 _MANY = (160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Numbers of tiles along an axis that are tried, after those of `_FEW`."""
-MOST_TILES = 1 << 16
+MAX_TILES = 1 << 16
 
 
 class CostModel:
@@ -45,7 +45,7 @@ class CostModel:
             [0.0, *(s.channels * (s.op.work + _WRITE_WORK * s.op.fresh) for s in others)]
         )
         self._channels = np.asarray([s.channels for s in steps], np.float64)
-        self._most_elements = np.inf if graph.most_elements is None else graph.most_elements
+        self._max_elements = np.inf if graph.max_elements is None else graph.max_elements
         self._bytes = np.asarray([s.cell_bytes for s in steps], np.float64)
         saved = [s.op.fresh and not getattr(s.op, "mutates", False) for s in others]
         extra = [s.op.saved_bytes * s.channels for s in steps]
@@ -55,7 +55,7 @@ class CostModel:
 
     def fits_device(self, cells: Floats) -> Flags:
         """Return whether every map of a tile is small enough for its device to be fast."""
-        fits: Flags = (cells * self._channels).max(-1) <= self._most_elements
+        fits: Flags = (cells * self._channels).max(-1) <= self._max_elements
         return fits
 
     def work(self, cells: Floats, n_tiles: Ints | int) -> Floats:
@@ -108,7 +108,7 @@ class TilingOptions:
         sides = np.stack(np.meshgrid(*self.counts, indexing="ij"))
         # Tried are tilings with similar numbers of tiles on all axes, or with few tiles.
         balanced = (sides.max(0) <= 8 * sides.min(0)) | (n_tiles <= 64)
-        self._allowed = balanced & (n_tiles <= MOST_TILES)
+        self._allowed = balanced & (n_tiles <= MAX_TILES)
         model = get_cost_model(graph, begin, end)
         largest_cells = _outer([largest[:, begin:] for _, _, largest in axes])
         self._fits_device = model.fits_device(largest_cells)

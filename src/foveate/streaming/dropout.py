@@ -30,7 +30,7 @@ from foveate.streaming.site import (
 _BLOCK = {1: 1024, 2: 32, 3: 12}
 """Smallest side, in cells, of a block of elements that are drawn together, by number of axes. A
 tile draws the full blocks that it overlaps."""
-_MOST_BLOCKS = {1: 4096, 2: 64, 3: 24}
+_MAX_BLOCKS = {1: 4096, 2: 64, 3: 24}
 """Largest number of blocks along an axis, by number of axes: each takes a few calls."""
 _SELU = 1.7580993408473766
 """Minus the lower limit of SELU: scale times alpha (Klambauer et al., NeurIPS 2017)."""
@@ -88,7 +88,7 @@ class ElementDropout(Pointwise):
         super().__init__(fresh=True, mutates=mutates, saved_bytes=1.0)
         self.rate, self.extent, self.alpha = rate, tuple(extent), alpha
         d = len(self.extent)
-        self.sides = [max(_BLOCK[d], -(-n // _MOST_BLOCKS[d])) for n in self.extent]
+        self.sides = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent]
 
     def draw(self, channels: int, like: Tensor) -> Tensor | None:
         """Draw the seed of the image, ``(1,)`` int64."""

@@ -50,7 +50,7 @@ class GraphStep:
     floating: bool = True
 
 
-_MOST_ELEMENTS = {"cuda": 2**31 - 1}
+_MAX_ELEMENTS = {"cuda": 2**31 - 1}
 """Elements of a map up to which layers are fast, by type of device: with indices of 64 bits, a GPU
 took seven times as long."""
 
@@ -70,7 +70,7 @@ class Graph:
         n_uses: for each step, the number of steps that take its map.
         storable: numbers of the steps at which the stack can be divided into segments.
         gradient_bytes: bytes of the gradients of the trained parameters.
-        most_elements: elements of a map up to which layers are fast on the device; None without
+        max_elements: elements of a map up to which layers are fast on the device; None without
             bound.
     """
 
@@ -82,7 +82,7 @@ class Graph:
         device: str = "cpu",
     ) -> None:
         self.steps = list(steps)
-        self.most_elements = _MOST_ELEMENTS.get(device)
+        self.max_elements = _MAX_ELEMENTS.get(device)
         self.gradient_bytes = gradient_bytes
         self._constants = list(constants)
         self.n_uses = [0] * len(steps)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from foveate.streaming.base import AbstractSource, NotLocal, TooLittleMemory
-from foveate.streaming.cost import MOST_TILES, get_tiling_options
+from foveate.streaming.cost import MAX_TILES, get_tiling_options
 from foveate.streaming.graph import Graph
 from foveate.streaming.grid import TileGrid
 
-MOST_STORED = 3
+MAX_STORED = 3
 """Largest number of stored maps; the number of possible plans multiplies with each."""
 _FINER = (1, 2, 4, 8, 16, 32)
 """Factors of the number of tiles per axis that are tried to leave out background."""
@@ -102,7 +102,7 @@ def make_plan(
     scratch_bytes: int,
     learns: bool,
     sides: Sequence[int] | None,
-    most_stored: int,
+    max_stored: int,
 ) -> StreamingPlan:
     """Find the plan of the fewest operations that fits: its tiles, and the maps it stores.
 
@@ -113,7 +113,7 @@ def make_plan(
         learns: whether a backward pass follows.
         sides: tiles per axis of the output, where the user chose them: then the plan is one segment
             of these tiles, whether it fits or not. None searches.
-        most_stored: largest number of stored maps.
+        max_stored: largest number of stored maps.
 
     Raises:
         TooLittleMemory: not even tiles of one cell fit.
@@ -128,7 +128,7 @@ def make_plan(
         return undivided
     candidates = _list_candidates(graph, budget_bytes, scratch_bytes)
     plans = [] if undivided is None else [undivided]
-    for n in range(1, most_stored + 1):
+    for n in range(1, max_stored + 1):
         for stored in itertools.combinations(candidates, n):
             if len({s.step for s in stored}) < n or _disk_bytes(stored) > scratch_bytes:
                 continue
@@ -208,7 +208,7 @@ def _refine_grid(grid: TileGrid, source: AbstractSource) -> tuple[TileGrid, floa
     best, least_work, sides = grid, float("inf"), None
     for factor in _FINER:
         finer_sides = tuple(min(s * factor, n) for s, n in zip(grid.sides, extent, strict=True))
-        if finer_sides == sides or (factor > 1 and math.prod(finer_sides) > MOST_TILES):
+        if finer_sides == sides or (factor > 1 and math.prod(finer_sides) > MAX_TILES):
             break
         sides = finer_sides
         finer = TileGrid(grid.graph, grid.begin, grid.end, sides)
