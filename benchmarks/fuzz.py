@@ -1,10 +1,13 @@
 """Damaged and hostile files: seeds of every readable kind, with bytes flipped, cut and spliced.
 
-    python benchmarks/fuzz.py [--inputs 20000] [--seed 0] [--keep FOLDER] [--seeds FOLDER ...]
+    python benchmarks/fuzz.py [--inputs 20000] [--seed 0] [--kinds images,tables,configs,models]
+        [--keep FOLDER] [--seeds FOLDER ...]
 
-Every input is opened by `foveate.readers.open_image`, looked at as a glimpse, and read at two
-corners of each level, in child processes with limits. It has to end as a picture or as an error of
-`foveate.errors` of one line that names the file. The exit code is 1 if one did not.
+Every image is opened by `foveate.readers.open_image`, looked at as a glimpse, and read at two
+corners of each level; tables are read as `train` and `predict` do, configurations parsed, model
+folders loaded; all in child processes with limits. Each has to end well or as an error of
+`foveate.errors` of one line; of images and tables it names the file. The exit code is 1 if one did
+not.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import _fuzz_kinds as kinds
 import imagecodecs
 import nibabel
 import numpy as np
 import openslide
 import tifffile
+import torch
 from PIL import Image
 
 from foveate.errors import FoveateError
@@ -42,6 +47,7 @@ SECONDS_EACH = 20
 MEMORY_BYTES = 2 << 30
 _ADDRESS_BYTES = 6 << 30
 _RENEW_BYTES = 1 << 30
+_MOST_LETTERS = 2000
 _NUMBERS = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 _PYTHON = re.compile(r"\b[A-Z]\w*(Error|Exception|Warning)\b|Traceback|object at 0x|Errno")
 
@@ -139,14 +145,24 @@ def _write_pictures(folder: Path, rgb: np.ndarray, grey: np.ndarray) -> None:
 # -- mutations -----------------------------------------------------------------------------------
 
 
-def mutated(seeds: list[bytes], rng: np.random.Generator) -> tuple[int, bytes]:
+def mutated(seeds: list[bytes], names: list[str], rng: np.random.Generator) -> tuple[int, bytes]:
     """The number of a seed, and its bytes after a few mutations, mostly one or two."""
     which = int(rng.integers(len(seeds)))
-    data = bytearray(seeds[which])
-    for _ in range(min(6, int(rng.geometric(0.5)))):
-        _mutate(data, seeds, rng)
-        if not data:
-            data = bytearray(b"\0")
+    data, n = bytearray(seeds[which]), min(6, int(rng.geometric(0.5)))
+    is_text = names[which].endswith((".csv", ".tsv", ".yaml", ".json"))
+
+    def mutate(content: bytearray, by_words: bool = is_text) -> None:
+        for _ in range(n):
+            if by_words and rng.integers(3):
+                kinds.mutate_words(content, rng)
+            else:
+                _mutate(content, seeds, rng)
+            content[:] = content or b"\0"
+
+    if names[which].endswith(".xlsx") and rng.integers(4):
+        kinds.mutate_member(data, rng, mutate)
+    else:
+        mutate(data)
     return which, bytes(data)
 
 
@@ -182,27 +198,42 @@ def _mutate(data: bytearray, seeds: list[bytes], rng: np.random.Generator) -> No
 
 
 def visit(path: Path) -> dict[str, object]:
-    """Open, take a glimpse, and read two corners of each level."""
+    """Use a file as a user would, and say how that ended."""
+    kind = kinds.kind_of(path.name)
     try:
-        with open_image(path) as image:
-            placed: AbstractImage = image
-            if image.spacing_um is None:
-                placed = RespacedImage(image, (1.0,) * image.ndim, unit="px")
-            placed.glimpse(max(placed.box_um.size) / 128)
-            for level, facts in list(enumerate(image.levels))[:8]:
-                size = tuple(min(n, 70) for n in facts.shape)
-                far = tuple(n - s for n, s in zip(facts.shape, size, strict=True))
-                for origin in ((0,) * image.ndim, far):
-                    image.read(Box(origin, size, Frame.PX, level))
+        if kind == "images":
+            visit_image(path)
+        elif kind == "tables":
+            kinds.visit_table(path, path.parent / "images")
+        elif kind == "configs":
+            kinds.visit_config(path)
+        else:
+            kinds.visit_model(path, path.parent / "kept")
         return {"outcome": "read"}
     except FoveateError as error:
         text = str(error)
-        clear = "\n" not in text and path.name in text and not _PYTHON.search(text)
-        return {"outcome": "refused" if clear else "unclear", "message": text}
+        # The command line puts what is quoted from a configuration or a card on one line.
+        clear = kind in ("configs", "models") or ("\n" not in text and path.name in text)
+        clear &= not _PYTHON.search(text) and len(text) <= _MOST_LETTERS
+        return {"outcome": "refused" if clear else "unclear", "message": text[:_MOST_LETTERS]}
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
         return {"outcome": "foreign", "message": told}
+
+
+def visit_image(path: Path) -> None:
+    """Open, take a glimpse, and read two corners of each level."""
+    with open_image(path) as image:
+        placed: AbstractImage = image
+        if image.spacing_um is None:
+            placed = RespacedImage(image, (1.0,) * image.ndim, unit="px")
+        placed.glimpse(max(placed.box_um.size) / 128)
+        for level, facts in list(enumerate(image.levels))[:8]:
+            size = tuple(min(n, 70) for n in facts.shape)
+            far = tuple(n - s for n, s in zip(facts.shape, size, strict=True))
+            for origin in ((0,) * image.ndim, far):
+                image.read(Box(origin, size, Frame.PX, level))
 
 
 def child(inputs: Iterator[tuple[int, Path]], answers: int) -> None:
@@ -233,7 +264,7 @@ def forked(
 
     def inputs(start: int) -> Iterator[tuple[int, Path]]:
         for i in range(start, todo.stop):
-            which, data = mutated(seeds, np.random.default_rng((seed, i)))
+            which, data = mutated(seeds, names, np.random.default_rng((seed, i)))
             path = folder / f"{i}_{names[which]}"
             path.write_bytes(data)
             yield i, path
@@ -281,18 +312,25 @@ def main() -> int:
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--seeds", type=Path, action="append", default=[], help="further seed files")
     words.add_argument("--only", default="", help="seeds with this in their name alone")
+    words.add_argument("--kinds", default=",".join(kinds.KINDS), help="of seeds, of these alone")
     words.add_argument("--keep", type=Path, help="where findings are written")
     options = words.parse_args()
+    torch.set_num_threads(1)  # children are forked, and threads are not
     counts: collections.Counter[str] = collections.Counter()
     slowest: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as held:
         made = Path(held) / "seeds"
         made.mkdir()
         write_seeds(made)
+        for name in ("images", "kept"):
+            (Path(held) / name).mkdir()
+        kinds.write_images(Path(held) / "images")
+        kinds.write_seeds(made, options.kinds.split(","))
         paths = sorted(made.iterdir())
         for folder in options.seeds:
             paths += sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
         paths = [path for path in paths if options.only in path.name]
+        paths = [path for path in paths if kinds.kind_of(path.name) in options.kinds.split(",")]
         seeds, names = [p.read_bytes() for p in paths], [p.name for p in paths]
         begun, cpu = time.perf_counter(), os.times()
         todo = range(options.first, options.first + options.inputs)
@@ -305,7 +343,8 @@ def main() -> int:
             if outcome in ("read", "refused"):
                 continue
             index = int(found["index"])
-            which, data = mutated(seeds, np.random.default_rng((options.seed, index)))
+            rng = np.random.default_rng((options.seed, index))
+            which, data = mutated(seeds, names, rng)
             print(f"{outcome}: input {index} of {names[which]}: {found.get('message')}", flush=True)
             if options.keep is not None:
                 options.keep.mkdir(parents=True, exist_ok=True)

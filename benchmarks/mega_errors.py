@@ -34,7 +34,7 @@ from benchmarks.mnist.base import Bytes, Ints, Mnist, prepare
 from benchmarks.mnist.idx import load_mnist
 from foveate.encoders import build_encoder
 from foveate.parts import add_plugin_folder, find
-from foveate.prediction.predict import Report, predict_cases
+from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.checkpoint import Model, ModelCard, read_tensors
 from foveate.runs.models import Ensemble
 from foveate.table import Case
@@ -93,7 +93,7 @@ def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
         found = list(predict_cases(Ensemble((model,)), cases, loader, device=torch.device("cpu")))
     finally:
         loader.close()
-    reports = [report for report in found if isinstance(report, Report)]
+    reports = [report for report in found if isinstance(report, Answer)]
     assert len(reports) == len(cases)
     target = model.task.targets([str(case.label) for case in cases])
     logits = torch.tensor([report.logits for report in reports])
@@ -116,7 +116,7 @@ def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
     )
 
 
-def _seen(report: Report, centre: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _seen(report: Answer, centre: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Which of the digits ``(5,)`` lie in the middle of some box."""
     middle = report.evidence.origin_um + report.evidence.size_um / 2
     away = np.abs(middle[:, None] - centre).max(-1)

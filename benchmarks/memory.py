@@ -221,4 +221,4 @@ def _check(sides: Sequence[int], batch_size: int, patch_px: int, device: str) ->
     if batch_size < 1:
         raise OptionError(f"--batch-size: got {batch_size}, expected 1 or more")
     if device == "cuda" and not torch.cuda.is_available():
-        raise OptionError("--device: 'cuda' is not on this machine")
+        raise OptionError("--device: 'cuda' is not on this machine; take cpu")

@@ -34,7 +34,7 @@ from foveate.loading.loader import CaseLoader
 from foveate.memory import peak_rss_mib, release_memory
 from foveate.messages.display import Display
 from foveate.runs.folder import read_json
-from foveate.streaming import AbstractSource, Plan, Region, Streamed
+from foveate.streaming import AbstractSource, Region, Streamed, StreamingPlan
 from foveate.table import Case
 
 _RATE_SIDE = {2: 1024, 3: 128}
@@ -136,11 +136,11 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
             plan = streamed.plan_for(source)
         release_memory()
         forget_peaks()
-        streamed.progress = say_done
+        streamed.on_progress = say_done
         before, begun = peak_rss_mib(), time.perf_counter()
         _step(streamed, source, step)
         seconds = time.perf_counter() - begun
-        held, streamed.progress = peaks(before, "cpu"), None
+        held, streamed.on_progress = peaks(before, "cpu"), None
         rate = (rate + _plain_seconds(net, step)) / 2
         size = math.prod(source.shape[1:])
         found = {
@@ -151,7 +151,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
             "budget_mib": 0 if step.tile else step.budget_mib,
             "precision": "bf16" if step.bf16 else "fp32",
             "frugal": step.frugal,
-            "tiles": plan.told(),
+            "tiles": plan.describe(),
             "tiles_forward": streamed.counts["forward"],
             "tiles_backward": streamed.counts["backward"],
             "work_ratio": round(plan.work, 3),
@@ -165,7 +165,7 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
         return found | (_beside_plain(net, streamed, source, step) if step.plain else {})
 
 
-def _live_share(plan: Plan, source: AbstractSource) -> float:
+def _live_share(plan: StreamingPlan, source: AbstractSource) -> float:
     """Of the tiles, those that hold more than background."""
     return 1.0 - float(plan.segments[0].grid.blank(source).mean())
 

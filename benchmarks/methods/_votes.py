@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.nn.base import QUICK
+from foveate.nn.base import FAST_RATE
 from foveate.nn.heads import Head
 
 
@@ -47,7 +47,7 @@ class Voted(nn.Module):
             where nothing is counted.
         """
         sizes = [head.size for head in self.heads]
-        trusts = iter(() if self.log_trust is None else (QUICK * self.log_trust).exp())
+        trusts = iter(() if self.log_trust is None else (FAST_RATE * self.log_trust).exp())
         found, beside = [], []
         parts = zip(torch.split(answers, sizes, -1), torch.split(pooled, sizes, -1), strict=True)
         for head, (said, other) in zip(self.heads, parts, strict=True):

@@ -23,7 +23,7 @@ from foveate.files.atomic import write_json, write_text
 from foveate.files.csvtext import csv_text
 from foveate.messages.display import Display, training_bar
 from foveate.parts import find, parse_options
-from foveate.prediction.predict import Report, predict_cases
+from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model
 from foveate.runs.folder import read_json, sweep
@@ -162,10 +162,10 @@ def score(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str
         reports = list(predict_cases(Ensemble((model,)), cases, loader, device=device))
     finally:
         loader.close()
-    failed = [r for r in reports if not isinstance(r, Report)]
+    failed = [r for r in reports if not isinstance(r, Answer)]
     if failed:
         log.warning("%d of %d images could not be predicted", len(failed), len(cases))
-    good = [r for r in reports if isinstance(r, Report)]
+    good = [r for r in reports if isinstance(r, Answer)]
     if not good:
         raise TrainingError("not one image of the test part could be predicted")
     logits = torch.tensor([r.logits for r in good])

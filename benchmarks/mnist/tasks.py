@@ -48,7 +48,7 @@ class DigitTask(ClassTask):
 
     def __init__(self, *, classes: Sequence[str], head: Head, smoothing: float = 0.0) -> None:
         super().__init__(classes=classes)
-        self.heads, self.smoothing = (head,), smoothing
+        self.head, self.heads, self.smoothing = head, (head,), smoothing
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:

@@ -9,15 +9,39 @@ import difflib
 import errno
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 log = logging.getLogger("foveate")
 
 AGAIN = "; the file is damaged or cut off: copy, download or export it again"
-"""The end of messages about files whose content contradicts their header."""
+"""What to do about a file that does not hold what its header says."""
+_MOST_LETTERS = 1600
 
 
 class FoveateError(Exception):
-    """The root of the tree: the command line prints it as one line and exits with 1."""
+    """Root of the tree: the command line prints it as one line and exits with 1.
+
+    Errors of every class travel from one process to another with their message; one whose
+    constructor takes something else arrives as the root. A message that quotes something very long
+    is shown by its beginning and its end, where the remedy stands.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= _MOST_LETTERS:
+            return text
+        return f"{text[: _MOST_LETTERS // 2]} … {text[-_MOST_LETTERS // 4 :]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild the error from its message."""
+        return _rebuild_error, (type(self), self.args)
+
+
+def _rebuild_error(kind: type[FoveateError], args: tuple[Any, ...]) -> FoveateError:
+    try:
+        return kind(*args)
+    except TypeError:
+        return FoveateError(*args)
 
 
 class ImageNotFound(FoveateError, FileNotFoundError):
@@ -76,8 +100,29 @@ class DiskFull(FoveateError, OSError):
     """A file could not be written because the disk, or the user's quota, is full."""
 
 
+class NotWritable(FoveateError, OSError):
+    """A file or folder cannot be written where it was asked for."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        reason = error.strerror or "the system refuses it"
+        if isinstance(error, PermissionError):
+            reason = "you may not write there"
+        elif error.errno == errno.EROFS:
+            reason = "the disk may only be read"
+        elif isinstance(error, NotADirectoryError):
+            reason = "a file lies where a folder would have to be"
+        super().__init__(
+            f"{path} cannot be written ({reason}): give an --out where you may write, or change "
+            "the permissions of this one"
+        )
+
+
 class FolderInUse(FoveateError, RuntimeError):
     """Another process writes into the folder."""
+
+
+class WorkerLost(FoveateError, RuntimeError):
+    """Other processes that predict cannot be started, or end one after the other."""
 
 
 class OutOfMemory(FoveateError, MemoryError):
@@ -197,11 +242,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` with the nearest allowed name, or else all allowed names."""
+    """`` Did you mean 'x'?`` for the nearest allowed name, or the list of what is allowed.
+
+    Capitals do not count, and a name that begins like one allowed name alone means it.
+    """
     choices = sorted(set(allowed))
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
+    by_small = {choice.casefold(): choice for choice in choices}
+    begun = [small for small in by_small if name and small.startswith(name.casefold())]
+    near = difflib.get_close_matches(name.casefold(), by_small, n=1, cutoff=0.5)
+    if len(begun) == 1 or near:
+        return f" Did you mean '{by_small[(begun if len(begun) == 1 else near)[0]]}'?"
     return f" Allowed: {', '.join(choices)}." if choices else ""
 
 

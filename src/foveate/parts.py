@@ -43,7 +43,7 @@ def add_plugin_folder(folder: Path) -> None:
         OptionError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise OptionError(f"--plugins {folder}: no such folder")
+        raise OptionError(f"--plugins {folder}: no such folder; check the name")
     folder = folder.resolve()
     if folder not in _folders:
         _folders.insert(0, folder)
@@ -118,7 +118,9 @@ def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise OptionError(f"{path} cannot be imported")
+            raise OptionError(
+                f"{path} cannot be imported: rename it to NAME.py, with letters, digits and _"
+            )
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -133,7 +135,7 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
     """Return the only part that a module defines; `where` names its file in messages."""
     base_module = importlib.import_module(f"foveate.{kind}.base")
     base = base_module.BASE
-    candidates = [
+    public = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
@@ -142,11 +144,12 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
         and value.__module__ == module.__name__
         and not value.__name__.startswith("_")
     ]
-    if len(candidates) != 1:
+    if len(public) != 1:
         raise OptionError(
-            f"{where} must hold exactly one public {base.__name__}, found {len(candidates)}"
+            f"{where} must hold exactly one public {base.__name__}, found {len(public)}: put each "
+            "in a file of its own, and begin names of helpers with _"
         )
-    return candidates[0]
+    return public[0]
 
 
 # -- signatures as option schemas -------------------------------------------------------------
@@ -157,7 +160,7 @@ class Within:
     """Limits of an option's numbers, declared with its type: ``Annotated[int, Within(1, 9)]``.
 
     Without a declaration, `PART` limits the options of parts, and `SECTION` the keys of the config,
-    whose classes check their values themselves.
+    whose public check their values themselves.
 
     Attributes:
         low: the smallest allowed number.

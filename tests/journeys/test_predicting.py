@@ -433,8 +433,9 @@ def test_the_same_reason_is_said_a_few_times(
         (images / f"B{i:02d}.svs").write_bytes(b"")
     ended = foveate("predict", picture_run, images, "--out", out)
     said = [line for line in ended.stderr.splitlines() if "set aside" in line]
-    assert len(said) == 4, said
+    assert len(said) == 5, said
     assert said[0].startswith("set aside B00: ")
+    assert said[4] == "set aside 20 images in all; quarantine.csv lists them"
     assert "set aside 20 images in all for this reason: the file is empty" in said[3]
     assert len(read_rows(out / "quarantine.csv")) == 20
 

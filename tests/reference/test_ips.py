@@ -18,7 +18,7 @@ from foveate.encoders import build_encoder
 from foveate.loading.loader import CaseLoader
 from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
-from foveate.nn.selection import scores_among
+from foveate.nn.selection import normalised_scores
 from foveate.table import Case
 
 VIEW = View(1.0, 32, 8.0, unit="px")
@@ -258,4 +258,4 @@ def test_scores_of_many_patches_are_made_in_parts(monkeypatch: pytest.MonkeyPatc
     share = logits.double().softmax(0).sum((1, 2)).log()
     for size in (7, 50, 100):
         monkeypatch.setattr("foveate.nn.selection._PATCHES", size)
-        torch.testing.assert_close(scores_among(logits), share, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(normalised_scores(logits), share, atol=1e-6, rtol=1e-6)

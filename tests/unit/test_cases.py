@@ -372,9 +372,9 @@ def test_labels_are_renamed(tmp_path: Path) -> None:
 
 def test_a_label_is_renamed_to_a_class_only(tmp_path: Path) -> None:
     read = four_labels(tmp_path)
-    with pytest.raises(OptionError, match="--map x=c: no class 'c'"):
+    with pytest.raises(OptionError, match="--map x=c: the model knows no 'c'"):
         with_known_labels(read, classes("a", "b"), {"x": "c"})
-    with pytest.raises(OptionError, match="--map z=a: no label 'z'"):
+    with pytest.raises(OptionError, match="--map z=a: the table has no label 'z'"):
         with_known_labels(read, classes("a", "b"), {"z": "a"})
     with pytest.raises(TableError, match="holds no label that the model knows: 'a' 1, 'b' 2"):
         with_known_labels(read, classes("tumour", "normal"), {})

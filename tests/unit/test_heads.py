@@ -1,4 +1,4 @@
-"""Instance heads: what they pool, how they begin, and what padding and extremes do to them."""
+"""Instance heads: pooling, initial logits, padding and extreme values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALL = (PRESENCE, GRADE, PRIOR, SPREAD)
 
 
 def trained(heads: tuple[Head, ...], *, k_min: float = 1.0, seed: int = 0) -> InstanceHead:
-    """As after training: weights of ordinary size, in float64."""
+    """Return a module with weights of ordinary size, as after training, in float64."""
     torch.manual_seed(seed)
     head = InstanceHead(DIM, heads, k_min=k_min).double()
     for p in head.parameters():
@@ -134,7 +134,7 @@ def test_extremes_stay_finite_in_float32(head: Head, gate: float, size: float) -
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_a_patch_that_is_wrong_by_a_hundred_gets_its_whole_gradient(exclusive: bool) -> None:
-    """One open patch whose logits are 100 apart, on the wrong side: loss 100, slope 1."""
+    """One patch with an open gate whose logits are wrong by 100: loss 100, slope 1."""
     head = InstanceHead(DIM, (Head("q", 2, exclusive, "sum"),))
     part = head.parts[0].sum
     part.gate.score.bias.data.fill_(40.0)
@@ -152,7 +152,7 @@ def test_a_patch_that_is_wrong_by_a_hundred_gets_its_whole_gradient(exclusive: b
 
 
 def test_k_min_demands_evidence_from_more_patches() -> None:
-    """The same patch, open and sure: with k_min patches of it the answer is as sure as it is."""
+    """With `k_min` equal patches of open gate, the answer is as certain as the patch."""
     for k_min in (1.0, 4.0):
         head = InstanceHead(DIM, (Head("q", 1, False, "sum"),), k_min=k_min)
         head.parts[0].sum.gate.score.bias.data.fill_(40.0)

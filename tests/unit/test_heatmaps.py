@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from foveate.errors import BoxError, MissingSpacing, OptionError
+from foveate.files.atomic import write_bytes, write_json
 from foveate.geometry import Box, Frame
-from foveate.heatmaps import draw_heatmap, write_geojson
+from foveate.heatmaps import build_geojson, render_heatmap
 from foveate.heatmaps.fields import aim, overview
 from foveate.heatmaps.glass import on_foreground, paintable_mask
 from foveate.heatmaps.panels import blend_evidence
@@ -118,7 +119,7 @@ def test_spot_lands_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
     assert np.abs(peak_um - true_um).max() < 24.0 / 4
 
     image.kind = "picture"  # the faint rim of the spot is no foreground of a slide
-    write_geojson(image, evidence, tmp_path / "e.geojson", top=10_000)
+    write_json(tmp_path / "e.geojson", build_geojson(image, evidence, top=10_000))
     total, middle = 0.0, np.zeros(2)
     for feature in json.loads((tmp_path / "e.geojson").read_text())["features"]:
         ring = np.array(feature["geometry"]["coordinates"][0][:4])
@@ -206,7 +207,7 @@ def test_an_even_map_says_that_it_is_indifferent(tmp_path):
     plain, warned = (drawn(image, e, tmp_path / "p.png", caption="x") for e in (peaked, even))
     assert warned.shape[0] >= plain.shape[0]
     for evidence, expected in ((even, True), (peaked, False)):
-        write_geojson(image, evidence, tmp_path / "e.geojson")
+        write_json(tmp_path / "e.geojson", build_geojson(image, evidence))
         content = json.loads((tmp_path / "e.geojson").read_text())
         assert content["properties"]["indifferent"] is expected
         classes = {f["properties"]["classification"]["name"] for f in content["features"]}
@@ -227,7 +228,7 @@ def test_evidence_on_glass_is_counted_and_not_painted(tmp_path):
     low, high = (field.px_from_um(np.array([p]))[0].astype(int) for p in ((98, 198), (302, 402)))
     glass[low[0] : high[0], low[1] : high[1]] = False
     assert saturation(pixels)[glass].max() == 0
-    write_geojson(image, evidence, tmp_path / "e.geojson", top=1000)
+    write_json(tmp_path / "e.geojson", build_geojson(image, evidence, top=1000))
     content = json.loads((tmp_path / "e.geojson").read_text())
     assert content["properties"]["on_background"] == len(grid) - len(kept)
     assert len(content["features"]) == len(kept)
@@ -309,7 +310,9 @@ def test_geojson_is_what_qupath_reads(tmp_path):
     rng = np.random.default_rng(0)
     evidence = boxes(rng.uniform(0, 100, (50, 2)), 16.0, rng.random(50))
     for name in ("a", "b"):
-        write_geojson(image, evidence, tmp_path / name, top=20, metadata={"label": "ü <b>"})
+        write_json(
+            tmp_path / name, build_geojson(image, evidence, top=20, metadata={"label": "ü <b>"})
+        )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     content = json.loads((tmp_path / "a").read_text(encoding="utf-8"))
     assert content["type"] == "FeatureCollection"
@@ -339,7 +342,7 @@ def test_geojson_origin_follows_the_bounds_as_qupath_does(tmp_path):
     image.bounds_px0 = Box((101, 203), (400, 700), Frame.PX0)
     corners = {}
     for origin in ("auto", "slide", "bounds"):
-        write_geojson(image, evidence, tmp_path / "e", origin=origin)
+        write_json(tmp_path / "e", build_geojson(image, evidence, origin=origin))
         content = json.loads((tmp_path / "e").read_text())
         corners[origin] = content["features"][0]["geometry"]["coordinates"][0][0]
         assert (
@@ -355,14 +358,14 @@ def test_geojson_origin_follows_the_bounds_as_qupath_does(tmp_path):
 def test_geojson_says_what_it_cannot_do(tmp_path):
     image = spot_image()
     with pytest.raises(OptionError, match="states no bounds"):
-        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e", origin="bounds")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1]), origin="bounds"))
     with pytest.raises(OptionError, match="expected auto, slide or bounds"):
-        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e", origin="qupath")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1]), origin="qupath"))
     with pytest.raises(BoxError, match="axes"):
-        write_geojson(image, boxes([[0, 0, 0]], 1, [1]), tmp_path / "e")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0, 0]], 1, [1])))
     image.spacing_um = None
     with pytest.raises(MissingSpacing):
-        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1])))
     assert not list(tmp_path.iterdir())
 
 
@@ -370,7 +373,7 @@ def test_geojson_says_what_it_cannot_do(tmp_path):
 
 
 def drawn(image, evidence, path, **options):
-    draw_heatmap(image, evidence, path, **options)
+    write_bytes(path, render_heatmap(image, evidence, **options))
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -415,7 +418,7 @@ def test_a_volume_is_drawn_at_the_slice_of_its_peak(tmp_path):
     expected = field.px_from_um(np.array([[17.5, 38.5]]))[0]
     assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.5
     assert drawn(image, evidence, tmp_path / "v.png").std() > 5
-    write_geojson(image, evidence, tmp_path / "v.geojson")
+    write_json(tmp_path / "v.geojson", build_geojson(image, evidence))
     first = json.loads((tmp_path / "v.geojson").read_text())["features"][0]
     assert first["geometry"]["plane"]["z"] == 7
 
@@ -454,8 +457,8 @@ def test_overview_of_a_pyramid_reads_little(tmp_path):
 def test_nothing_is_left_behind_when_drawing_fails(tmp_path):
     image = spot_image()
     with pytest.raises(BoxError):
-        draw_heatmap(image, boxes([[0, 0, 0]], 1, [1]), tmp_path / "p.png")
-    draw_heatmap(image, boxes([[9, 9]], 9, [1]), tmp_path / "p.png")
+        write_bytes(tmp_path / "p.png", render_heatmap(image, boxes([[0, 0, 0]], 1, [1])))
+    write_bytes(tmp_path / "p.png", render_heatmap(image, boxes([[9, 9]], 9, [1])))
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -152,18 +153,18 @@ def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
 
 
 class CropError(FoveateError, OSError):
-    """Reading crops of one image failed; `image_id` says of which."""
+    """Reading crops of one image failed; `image_id` and `path` say of which."""
 
-    def __init__(self, image_id: str, cause: Exception) -> None:
+    def __init__(self, image_id: str, path: Path, cause: Exception) -> None:
         super().__init__(str(cause))
-        self.image_id = image_id
+        self.image_id, self.path = image_id, path
 
 
 def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
     """What is to be raised when reading pixels of this image ended in an error of any kind."""
     if out_of_files(error):
         return TooManyOpen()
-    return CropError(item.image_id, as_foveate_error(error, item.image.path))
+    return CropError(item.image_id, item.image.path, as_foveate_error(error, item.image.path))
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:

@@ -45,7 +45,10 @@ def _run(command: click.Command, name: str) -> object:
         click.echo("\ninterrupted. The same command continues where this one stopped.", err=True)
         return INTERRUPTED
     except OSError as error:
-        return _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return _complain(
+            f"{error.filename or 'the system'}: {error.strerror or 'it refuses'}; may you read and "
+            "write there, and is the disk or network well?"
+        )
     except Exception as error:
         return _complain(_NO_MEMORY if out_of_memory(error) else _fault(error))
 

@@ -73,9 +73,11 @@ class SlicesEncoder(ProjectedEncoder):
             for i, s in enumerate(self.picture.strides)
             if s % enlarge == 0 and s >= step * enlarge
         )
-        if not self.map_indices:
-            raise OptionError(f"encoder.step: {step} voxels are more than the coarsest cell")
-        # Padding of one cell before a slice: beyond it lie the zeros that the network itself pads.
+        if not self.kept:
+            raise OptionError(
+                f"encoder.step: {step} voxels are more than the coarsest cell: take a smaller step"
+            )
+        # A cell of border before every slice: beyond it zeros are all that a network sees.
         self.before = self.picture.strides[-1]
         self.strides = tuple(self.picture.strides[i] // enlarge for i in self.map_indices)
         self.map_dims = tuple(len(self.along) * self.picture.map_dims[i] for i in self.map_indices)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import DiskFull, disk_full
+from foveate.errors import (
+    DiskFull,
+    FoveateError,
+    NotWritable,
+    TooManyOpen,
+    disk_full,
+    out_of_files,
+)
 
 
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
@@ -19,7 +27,8 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         write: writes the content to the path that it is called with.
 
     Raises:
-        DiskFull: there is no room; an earlier file at `path` is unchanged.
+        DiskFull: there is no room; the file that was there before still is.
+        NotWritable: the file may not be written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -31,9 +40,14 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     except Exception as error:
         if disk_full(error):
             raise disk_full_error(path) from error
+        if isinstance(error, OSError) and not isinstance(error, FoveateError):
+            if out_of_files(error):
+                raise TooManyOpen() from error
+            raise NotWritable(path, error) from error
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def disk_full_error(path: Path) -> DiskFull:
@@ -44,6 +58,20 @@ def disk_full_error(path: Path) -> DiskFull:
     )
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, completely or not at all.
+
+    Raises:
+        DiskFull: there is no room.
+        NotWritable: the system does not let the file be written.
+    """
+
+    def write(aside: Path) -> None:
+        aside.write_bytes(content)
+
+    write_aside(path, write)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, completely or not at all.
 
@@ -51,6 +79,7 @@ def write_text(path: Path, text: str) -> None:
 
     Raises:
         DiskFull: there is no room.
+        NotWritable: the system does not let the file be written.
     """
 
     def write(aside: Path) -> None:
@@ -64,6 +93,16 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises:
         DiskFull: there is no room.
+        NotWritable: the system does not let the file be written.
         ValueError: the value holds NaN or infinity.
     """
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as the text of a JSON file, indented by one.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+    """
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, explain_os_error
 
 _MOST_BYTES = 64 << 20
 _REMEDY = "Restore the file from a copy, or train again"
@@ -30,7 +30,9 @@ class Fields:
 
     def __init__(self, content: Any, where: str) -> None:
         if not isinstance(content, dict):
-            raise CheckpointError(f"{where}: got {_describe(content)}, expected keys and values")
+            raise CheckpointError(
+                f"{where}: got {_describe(content)}, expected keys and values. {_REMEDY}"
+            )
         self.where = where
         self._content: dict[str, Any] = content
 
@@ -151,7 +153,9 @@ def read_fields(path: Path) -> Fields:
             raise CheckpointError(f"{path} is larger than any such file. {_REMEDY}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {explain_os_error(error)}. {_REMEDY}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is no JSON. {_REMEDY}") from error
     return Fields(content, str(path))

@@ -61,14 +61,22 @@ class Journal:
         self._append({"key": key, **entry})
         self.entries[key] = dict(entry)
 
+    def add_all(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write many entries at once.
+
+        Raises:
+            DiskFull: there is no room; none of them is written.
+        """
+        self._append(*({"key": key, **entry} for key, entry in entries.items()))
+        self.entries |= {key: dict(entry) for key, entry in entries.items()}
+
     def finish(self) -> None:
         """Write that all is done, so that the next command tries failed entries again."""
         self._append({"finished": True})
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        """Write a line after the last complete one, or nothing if there is no room."""
-        data = (json.dumps(line) + "\n").encode()
-        # Unbuffered: closing a buffered file would try to write the rest once more.
+    def _append(self, *lines: Mapping[str, Any]) -> None:
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        # Without a buffer, of which closing would try to write the rest once more.
         with self.path.open("r+b", buffering=0) as file:
             file.seek(self._end)
             file.truncate()
@@ -93,26 +101,52 @@ class Journal:
         if first is None:
             self._unread = True
             return "it cannot be read"
-        for line in lines[1:]:
-            entry = _parse_line(line)
-            if entry is None:
-                continue
+        for entry in filter(None, map(_parse_line, lines[1:])):
             if entry.get("finished"):
                 self.entries = {k: e for k, e in self.entries.items() if "failed" not in e}
             elif isinstance(entry.get("key"), str):
                 self.entries[entry.pop("key")] = entry
-        for key in {**head, **first}:
-            if first.get(key) != head.get(key):
-                return f"its {key} was {first.get(key)}, now it is {head.get(key)}"
-        return None
+        return _difference(first, head)
 
     def _has_answers(self) -> bool:
         """Return whether dropping the entries would lose more than failures."""
         return self._unread or any("failed" not in entry for entry in self.entries.values())
 
 
+def read_entries(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the entries of a journal that another process may be writing; none where it is not.
+
+    Failures count here, even those from before the journal was finished.
+
+    Raises:
+        CheckpointError: the entries rest on something else than `about`.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    lines = [_parse_line(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    if not lines:
+        return {}
+    head = json.loads(json.dumps({"schema": SCHEMA, **about}))
+    changed = "it cannot be read" if lines[0] is None else _difference(lines[0], head)
+    if changed is not None:
+        raise CheckpointError(
+            f"{path.parent} holds the answers of another command: {changed}. Give another --out, "
+            "or delete this folder"
+        )
+    keyed = [line for line in lines[1:] if line is not None and isinstance(line.get("key"), str)]
+    return {line.pop("key"): line for line in keyed}
+
+
+def _difference(first: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
+    """Say what a journal rests on otherwise than `head`; None where all is the same."""
+    for key in {**head, **first}:
+        was, now = first.get(key), head.get(key)
+        if was != now:
+            was, now = ("none" if value is None else value for value in (was, now))
+            return f"its {key} was {was}, now it is {now}"
+    return None
+
+
 def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """Parse a line to a JSON object; None for a damaged one."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from foveate.errors import FolderInUse
+from foveate.errors import FolderInUse, NotWritable
 
 NAME = ".foveate.lock"
 _BUSY = (BlockingIOError, PermissionError)
@@ -25,11 +25,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder: the folder; made if it does not exist.
 
     Raises:
-        FolderInUse: another process has locked the folder.
+        FolderInUse: another process holds it.
+        NotWritable: the folder cannot be made, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    file = _open_locked(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(path)
+    except OSError as error:
+        raise NotWritable(folder, error) from error
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
             os.ftruncate(file, 0)
@@ -47,7 +51,8 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared, so that many who ask at the same moment do not take each other for the holder.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except _BUSY:
         return True
     except OSError:

@@ -114,12 +114,19 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        reason = "a series of volumes: save one of them" if len(shape) > 3 else "not a volume"
+        reason = (
+            "a series of volumes: save one of them"
+            if len(shape) > 3
+            else "not a volume: save it as a picture"
+        )
         raise UnsupportedFormat(f"{path}: {len(shape)} axes {shape}, {reason}")
     if min(shape) < 1:
         raise UnreadableImage(f"{path}: a volume of {shape} voxels{AGAIN}")
     if dtype.kind not in "iuf":
-        raise UnsupportedFormat(f"{path}: voxels of type {dtype} are not readable, only grey ones")
+        raise UnsupportedFormat(
+            f"{path}: voxels of type {dtype} are not readable, only grey ones; save one channel "
+            "alone"
+        )
     affine, stated = _affine(path, header)
     axes, flipped = _directions(path, affine)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _unit_um(path, header)

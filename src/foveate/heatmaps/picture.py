@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.files.atomic import write_aside
 from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels, aim, overview
 from foveate.heatmaps.glass import on_foreground, paintable_mask
 from foveate.heatmaps.panels import (
@@ -68,17 +67,16 @@ class _PageLayout:
     tile: int
 
 
-def draw_heatmap(
+def render_heatmap(
     image: AbstractImage,
     evidence: Evidence,
-    path: Path,
     *,
     max_side_px: int = 1024,
     title: str | None = None,
     caption: str = "",
     patches: int = 6,
-) -> None:
-    """Draw evidence over an image, as a PNG that stays readable for slides of any size.
+) -> bytes:
+    """Draw evidence over an image, as the bytes of a PNG, readable for slides of any size.
 
     The boxes are drawn over a pale overview, coloured by how far their weight is above an even
     share; the heaviest are numbered, and shown beside it at full resolution. Boxes on the glass of
@@ -89,7 +87,6 @@ def draw_heatmap(
     Args:
         image: the image.
         evidence: the evidence; may be empty.
-        path: the file of the PNG.
         max_side_px: longer side of the overview.
         title: the line above the picture.
         caption: text below the title; may have several lines.
@@ -127,15 +124,17 @@ def draw_heatmap(
     notes = _notes(camera, evidence, shown, share, zoom) + _on_glass(evidence, drawable)
     for k, note in enumerate(notes):
         draw_text(figure, sheet.notes.x, sheet.notes.y + k * _LINE, note, px=12, colour=GREY)
-    _save(figure, path)
+    return _png(figure)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, completely or not at all."""
+def _png(figure: Figure) -> bytes:
+    """Write a figure as the bytes of a PNG."""
+    file = io.BytesIO()
     with warnings.catch_warnings():
         # Letters that the font lacks are drawn as boxes; the warning would reach the terminal.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        write_aside(path, lambda aside: figure.savefig(aside, format="png", dpi=DPI))
+        figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
 
 
 def _worth_zooming(screen: ScreenImage, evidence: Evidence) -> bool:

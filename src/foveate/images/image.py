@@ -318,7 +318,7 @@ class AbstractImage(abc.ABC):
             raise ImageTooLarge(
                 f"{self.path}: at {spacing_um:g} {self.unit} a pixel its glimpse would have "
                 f"{math.prod(shape):,} pixels, more than {MAX_GLIMPSE_PIXELS:,}; is its pixel size "
-                f"right? Its full size is {self.shape}"
+                f"right? Its full size is {self.shape}. Correct it in a column 'mpp' of the table"
             )
         size = tuple(n * spacing_um for n in shape)
         return self.read_at(Box((0.0,) * self.ndim, size, Frame.UM), shape)

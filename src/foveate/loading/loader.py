@@ -57,7 +57,7 @@ class CaseLoader:
         keep_open: int = 64,
     ) -> None:
         self.view = view
-        self.assumed_um, self._assume_for = assume_spacing_um, assume_for
+        self._assumed_um, self._assume_for = assume_spacing_um, assume_for
         self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
         self._images = OpenImages(keep_open)
         self._taken = (0, 0)
@@ -146,14 +146,14 @@ class CaseLoader:
         image = open_case(
             case,
             fit=self.view.fit,
-            assume_spacing_um=self.assumed_um,
+            assume_spacing_um=self._assumed_um,
             assume_for=self._assume_for,
         )
         if image.ndim != self.view.axes:
             image.close()
             raise UnsupportedFormat(
                 f"{case.path}: has {image.ndim} axes, but the model reads images of "
-                f"{self.view.axes}"
+                f"{self.view.axes}: leave it out, or take a model that was trained on such"
             )
         if image.unit != self.view.unit:
             image.close()
@@ -192,4 +192,8 @@ def _other_unit(case: Case, view: View) -> str:
             f"{case.path}: states no pixel size, but the model reads in micrometres. Give it in a "
             "column 'mpp' of a table (micrometres per pixel), or with --spacing-um"
         )
-    return f"{case.path}: has a pixel size, but the model reads pictures in pixels"
+    return (
+        f"{case.path}: has a pixel size, but the model was trained on pictures without one, which "
+        "it reads in pixels. Save it without (as PNG, say), or train on images with a pixel size, "
+        "given in a column 'mpp' or with --view.assume-spacing-um"
+    )

@@ -155,9 +155,11 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
     known = list(facts)
     axes = {len(f.shape) for f in known}
     if len(axes) > 1:
-        raise OptionError("pictures and volumes are mixed: a model reads one or the other")
+        raise OptionError(
+            "pictures and volumes are mixed: a model reads one or the other; give a table of each"
+        )
     if axes == {3} and options.fit is not None:
-        raise OptionError("view.fit: is for pictures; volumes are read at their physical size")
+        raise OptionError("view.fit: is for pictures; leave it out, volumes have a size")
     units = {f.unit for f in known}
     if len(units) > 1:
         raise OptionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any, Protocol
 
 from foveate.errors import one_line
 
-_NAMED_PER_REASON = 3
-"""How many images are named per reason."""
+log = logging.getLogger("foveate")
+
+_SAID_EACH, _SAID_IN_ALL, _COUNTED = 3, 12, 5
+"""So often a reason is said with the name of an image, so many images are named for all reasons,
+and so many reasons are counted at the end."""
+_NUMBER = re.compile(r"\d[\d.,]*")
 
 
 class Display(Protocol):
@@ -61,29 +66,37 @@ def training_bar(display: Display, title: str) -> Callable[[Any], None]:
 
 
 class QuarantineMessages:
-    """Shows why images are set aside: a reason for a few images, with a count at the end.
+    """Says why images are set aside; a few times for a reason and in all, with counts at the end.
+
+    QuarantineMessages that differ in numbers only are one.
 
     Args:
-        display: the display.
+        say: is told, a line each.
     """
 
-    def __init__(self, display: Display) -> None:
-        self._display = display
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._counts: Counter[str] = Counter()
-        self._shown: set[str] = set()
+        self._named: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def once(self, text: str) -> None:
-        """Show a text the first time only."""
-        if text not in self._shown:
-            self._shown.add(text)
-            self._display.say(text)
+        """Say this the first time only."""
+        if text not in self._told:
+            self._told.add(text)
+            self._say(text)
 
     def set_aside(self, image_id: str, path: str, reason: str) -> None:
-        """Show that an image is set aside, unless its reason was shown often enough."""
+        """Tell and log that an image is set aside, and why."""
+        log.info("set aside %s: %s", image_id, reason)
         plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
-        self._counts[plain] += 1
-        if self._counts[plain] <= _NAMED_PER_REASON:
-            self._display.say(f"set aside {image_id}: {one_line(reason)}")
+        kind = _NUMBER.sub("0", plain)
+        self._counts[kind] += 1
+        self._examples.setdefault(kind, plain)
+        if self._named[kind] < _SAID_EACH and self._named.total() < _SAID_IN_ALL:
+            self._named[kind] += 1
+            self._say(f"set aside {image_id}: {one_line(reason)}")
 
     def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Show all rows of ``quarantine.csv``, and the counts."""
@@ -92,9 +105,18 @@ class QuarantineMessages:
         self.end()
 
     def end(self) -> None:
-        """Show how many images were set aside for the reasons that are no longer shown."""
-        for reason, n in self._counts.items():
-            if n > _NAMED_PER_REASON:
-                self._display.say(
-                    f"set aside {n} images in all for this reason: {one_line(reason)}"
-                )
+        """Say how often what is no longer said has happened, and begin anew."""
+        unsaid = self._counts - self._named
+        often = [kind for kind, _ in unsaid.most_common(_COUNTED)]
+        for kind in often:
+            self._say(
+                f"set aside {self._counts[kind]} images in all for this reason: "
+                f"{one_line(self._examples[kind])}"
+            )
+        rest = unsaid.total() - sum(unsaid[kind] for kind in often)
+        if rest:
+            self._say(f"set aside {rest} images for further reasons")
+        if unsaid:
+            self._say(f"set aside {self._counts.total()} images in all; quarantine.csv lists them")
+        self._counts.clear()
+        self._named.clear()

@@ -33,7 +33,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.repeated import EmbedOnce
-from foveate.nn.selection import ranked, scores_among, with_exploration
+from foveate.nn.selection import normalised_scores, rank_patches, select_with_exploration
 
 _MANY = 1024
 
@@ -137,8 +137,10 @@ class Ips(AbstractMethod):
                 more.append(torch.arange(0))
                 continue
             score = next(scores)
-            best = with_exploration(score, self.kept, explore=self.explore if self.training else 0)
-            rest = ranked(score.scatter(0, best, -torch.inf))
+            best = select_with_exploration(
+                score, self.kept, explore=self.explore if self.training else 0
+            )
+            rest = rank_patches(score.scatter(0, best, -torch.inf))
             kept.append(rows[best.cpu()])
             more.append(rows[rest[: self.buffer].cpu()])
         return kept, more
@@ -197,7 +199,7 @@ def _among(logits: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
     """Scores ``(n_i,)`` among the patches of each image that has some, of logits of them all."""
     ends = np.cumsum([len(part) for part in patches if len(part)])
     own = (logits[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
-    return [scores_among(each) for each in own]
+    return [normalised_scores(each) for each in own]
 
 
 def _by_place(patches: Patches) -> Tensor:

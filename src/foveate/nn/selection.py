@@ -1,4 +1,4 @@
-"""Selection of the patches that matter most, whatever the order in which they are seen.
+"""Selection of the patches of highest score, independent of the order in which they are read.
 
 Source: Bergner, Lippert & Mahendran, "Iterative Patch Selection for High-Resolution Image
 Recognition", ICLR 2023; exploration and the sub-salient set after DBPS (CVPR 2025). Where we
@@ -17,9 +17,10 @@ from torch import Tensor
 from foveate.errors import NotFinite, OptionError
 
 _PATCHES = 1 << 14
+"""Patches that are scored at a time."""
 
 
-def scores_among(logits: Tensor) -> Tensor:
+def normalised_scores(logits: Tensor) -> Tensor:
     """Score patches by their attention over all of them, of any token and head.
 
     The score is the log of the attention of all tokens and heads together: a patch counts if one
@@ -40,14 +41,17 @@ def scores_among(logits: Tensor) -> Tensor:
 
 
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:
-    """Scaled dot products ``(n, t, h)`` in float64, without gradient.
+    """Compute the scaled dot products of queries and keys, bit by bit the same in any chunk.
 
-    Summed term by term: a matrix product adds up in another order where there are more rows. So a
-    patch has the same logits to the last bit in any chunk, and equal patches tie.
+    They are summed term by term, as the order of summation in a matrix product depends on the
+    number of rows.
 
     Args:
-        query: ``(t, h, dk)``, tokens and heads.
-        key: ``(n, h, dk)``, patches.
+        query: queries of tokens, ``(t, h, dk)``.
+        key: keys of patches, ``(n, h, dk)``.
+
+    Returns:
+        Logits ``(n, t, h)`` in float64, without gradient.
     """
     q, k = query.detach().to(torch.float64), key.detach().to(torch.float64)
     total = q.new_zeros(len(k), *q.shape[:2])
@@ -56,15 +60,15 @@ def attention_logits(query: Tensor, key: Tensor) -> Tensor:
     return total / math.sqrt(query.shape[-1])
 
 
-def ranked(scores: Tensor) -> Tensor:
-    """Positions of all patches from the highest score to the lowest, equals by index.
+def rank_patches(scores: Tensor) -> Tensor:
+    """Sort patches from the highest score to the lowest, and those of equal score by index.
 
     Args:
-        scores: ``(n,)``; ``-inf`` marks patches that must not be selected, and are left out.
+        scores: scores of patches, ``(n,)``; ``-inf`` marks patches that are left out.
 
     Returns:
-        ``(n',)`` positions in `scores`. The best M are the first M, the sub-salient ones of DBPS
-        the next S.
+        Positions in `scores`, ``(n',)``. The first M are the best, the next S the sub-salient ones
+        of DBPS.
 
     Raises:
         NotFinite: a score is nan or ``+inf``.
@@ -75,24 +79,24 @@ def ranked(scores: Tensor) -> Tensor:
     return order[~scores[order].isneginf()]
 
 
-def with_exploration(
+def select_with_exploration(
     scores: Tensor, m: int, *, explore: float, temperature: float = 1.0, uniform: float = 0.5
 ) -> Tensor:
-    """Select m patches, some of them by chance, so that an overlooked patch gets a gradient too.
+    """Select the best patches and some at random, so that an overlooked patch gets a gradient too.
 
-    ``ceil(explore * m)`` patches are drawn without replacement from all that are not among the best
-    others, with probability ``(1 - uniform) * softmax(scores / temperature)`` plus a share of
-    `uniform` that is the same for each. Draws come from torch's global generator.
+    The best ``m - ceil(explore * m)`` are selected. The others are drawn without replacement from
+    the remaining patches: with probability `uniform` evenly, else by ``softmax(scores /
+    temperature)``. Draws come from torch's global generator.
 
     Args:
-        scores: ``(n,)`` of all patches; ``-inf`` marks padding.
-        m: patches to select; all are if there are no more.
-        explore: share of them that is drawn, 0…1. At 0 the selection is the best m.
-        temperature: of the softmax; high draws evenly.
-        uniform: share of the probability that is spread evenly, 0…1.
+        scores: scores of all patches, ``(n,)``; ``-inf`` marks padding.
+        m: number of patches to select; all n' valid ones if there are no more.
+        explore: share of the selected patches that is drawn, from 0 to 1. With 0 they are the best.
+        temperature: temperature of the softmax; a high one draws evenly.
+        uniform: share of the probability that is spread evenly, from 0 to 1.
 
     Returns:
-        Indices ``(min(m, n'),)``: the best, best first, then the drawn ones.
+        Indices ``(min(m, n'),)``: the best patches, best first, then the drawn ones.
 
     Raises:
         NotFinite: a score is nan or ``+inf``.
@@ -103,7 +107,7 @@ def with_exploration(
             f"explore {explore}, uniform {uniform}, temperature {temperature}: "
             "need 0 <= explore, uniform <= 1 and temperature > 0"
         )
-    order = ranked(scores)
+    order = rank_patches(scores)
     m = min(m, len(order))
     drawn = 0 if m == len(order) else math.ceil(round(explore * m, 9))
     best, others = order[: m - drawn], order[m - drawn :]
@@ -111,5 +115,6 @@ def with_exploration(
         return best
     logits = scores.detach()[others].to(torch.float64) / temperature
     p = (1 - uniform) * logits.softmax(0) + uniform / len(others)
-    # Where uniform is 0, patches far below the best may have to fill the last slots.
+    # Where uniform is 0, the probability of patches far below the best may round to 0, but they may
+    # be needed to fill the last places.
     return torch.cat([best, others[torch.multinomial(p.clamp_min(1e-100), drawn)]])

@@ -37,17 +37,21 @@ def read_weights(file: str, expected: str = "") -> tuple[Tensors, str]:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"encoder.weights: {path}: no such file")
+        raise CheckpointError(
+            f"encoder.weights: {path}: no such file; check the name, or leave the option out"
+        )
     digest = file_sha256(path)
     if not digest.startswith(expected.lower()):
         raise CheckpointError(
             f"encoder.weights: {path}: its sha256 begins with {digest[:_DIGITS]}, expected "
-            f"{expected}: it is another file"
+            f"{expected}: it is another file; fetch the right one, or mend the digits"
         )
     content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     tensors = _unwrap(content)
     if not tensors:
-        raise CheckpointError(f"encoder.weights: {path} holds no tensors by name")
+        raise CheckpointError(
+            f"encoder.weights: {path} holds no tensors by name; save the network's state_dict()"
+        )
     return tensors, digest[:_DIGITS]
 
 
@@ -125,7 +129,8 @@ def _check(
     if len(missing) == len(wanted):
         raise CheckpointError(
             f"{file}: none of its {len(stored)} tensors belongs to encoder '{encoder}' (it has "
-            f"'{next(iter(weights), '')}', expected '{missing[0]}'): is it of another network?"
+            f"'{next(iter(weights), '')}', expected '{missing[0]}'): is it of another network? "
+            "Name that with --encoder"
         )
     other = [n for n in wanted if n in stored and stored[n] != shapes[wanted[n]]]
     parts = {_part(name) for name in wanted.values()}
@@ -142,7 +147,10 @@ def _check(
     if beyond:
         faults.append(f"{len(beyond)} that it has no place for (first: {beyond[0]})")
     if faults:
-        raise CheckpointError(f"{file} does not fit encoder '{encoder}': {'; '.join(faults)}")
+        raise CheckpointError(
+            f"{file} does not fit encoder '{encoder}': {'; '.join(faults)}. Name the network that "
+            "these weights are of with --encoder"
+        )
 
 
 def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, str]) -> str:

@@ -79,9 +79,15 @@ def load_model(folder: Path) -> Model:
     card, digest = read_card(folder / "model.json")
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the model is incomplete")
+        raise CheckpointError(
+            f"{path} is missing: the model is incomplete; restore it, or train again"
+        )
     if file_sha256(path) != digest:
-        raise CheckpointError(f"{path} is damaged: its checksum is not the one in model.json")
+        raise CheckpointError(
+            f"{path} is damaged: its checksum is not the one in model.json; restore both from a "
+            "copy, "
+            "or train again"
+        )
     model = _built(card, folder / "model.json")
     weights, _ = read_tensors(path)
     try:

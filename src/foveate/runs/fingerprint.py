@@ -108,14 +108,17 @@ def load_inputs(path: Path) -> Inputs:
     """
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing, so nobody knows whether labels or images were changed: give "
-            "another --out for a new run"
+            f"{path} is missing: this run was begun by an earlier version, or the file was "
+            "removed, so nobody knows whether labels or images were changed. Its models still "
+            f"answer (foveate predict {path.parent} IMAGES --out OTHER); to train, give another "
+            "--out for a new run"
         )
     stored = read_json(path)
     try:
         if stored["schema"] != _SCHEMA:
             raise CheckpointError(
-                f"{path}: schema {stored['schema']}, this version reads {_SCHEMA}"
+                f"{path}: schema {stored['schema']}, this version reads {_SCHEMA}; give another "
+                "--out for a new run"
             )
         return Inputs(dict(stored["images"]), dict(stored["files"]))
     except (KeyError, TypeError, ValueError) as error:

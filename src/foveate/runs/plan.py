@@ -225,7 +225,7 @@ def _open_all(
         for c in table.cases
         if c.image_id in scan.failed
     ]
-    QuarantineMessages(display).set_all_aside(quarantine)
+    QuarantineMessages(display.say).set_all_aside(quarantine)
     if not scan.facts:
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")

@@ -78,7 +78,7 @@ def read_cases(
         TableError: the table cannot be used; the message names file, row, value and remedy.
     """
     if images is not None and not images.is_dir():
-        raise TableError(f"--images {images}: no such folder")
+        raise TableError(f"--images {images}: no such folder; check the name")
     names = NamedColumns(path=path, patient=patient, label=label)
     sheet = _read_tables(table, files, names)
     columns = recognise(sheet, names, need_label=need_labels or labels_wanted is not None)
@@ -121,10 +121,13 @@ def cases_from_folder(folder: Path) -> CaseTable:
         TableError: the folder does not exist, or holds no image.
     """
     if not folder.exists() and not folder.is_symlink():
-        raise TableError(f"{folder}: no such folder or image")
+        raise TableError(f"{folder}: no such folder or image; check the name")
     paths = list(image_files(folder)) if folder.is_dir() else [folder]
     if not paths:
-        raise TableError(f"{folder} holds no file that could be an image")
+        raise TableError(
+            f"{folder} holds no file that could be an image: give the folder of the images, or a "
+            "table"
+        )
     ids = file_ids(paths, folder)
     cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
     notes = (f"{len(cases)} files in {folder}",) if folder.is_dir() else ()
@@ -148,7 +151,10 @@ def _join(patients: TableSheet, files: TableSheet, patient: str | None) -> Table
     for row in patients.rows:
         name = row.cells[keys[0]]
         if name and patient_key(name) in by_patient:
-            raise TableError(f"{patients.where(row, keys[0])}: patient '{name}' is there twice")
+            raise TableError(
+                f"{patients.where(row, keys[0])}: patient '{name}' is there twice; keep one row of "
+                "each patient"
+            )
         if name:
             by_patient[patient_key(name)] = row
     rows, without_patient, patients_with_file = [], [], set()
@@ -162,7 +168,8 @@ def _join(patients: TableSheet, files: TableSheet, patient: str | None) -> Table
         rows.append(replace(row, cells={**partner.cells, **row.cells}))
     if not rows:
         raise TableError(
-            f"{files.path}: no '{keys[1]}' is among the '{keys[0]}' of {patients.path}"
+            f"{files.path}: no '{keys[1]}' is among the '{keys[0]}' of {patients.path}; name the "
+            "column that both tables share with --patient, or spell patients alike"
         )
     notes = [f"{len(rows)} rows of {files.path.name} joined to {patients.path.name} by patient"]
     if without_patient:

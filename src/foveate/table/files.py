@@ -181,7 +181,10 @@ class Finder:
             exact = [p for p in matches if stem(p.relative_to(self.base).as_posix()) == wanted]
             matches = exact or matches
         if len(matches) > 1:
-            raise TableError(f"'{value}' fits several files: {matches[0]} and {matches[1]}")
+            raise TableError(
+                f"'{value}' fits several files: {matches[0]} and {matches[1]}; write its folder "
+                "before it"
+            )
         return matches[0] if matches else direct
 
     def beside(self, value: str) -> Path | None:

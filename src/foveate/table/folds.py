@@ -16,6 +16,7 @@ from foveate.table.same import patient_key
 from foveate.table.types import Case
 
 _SCHEMA = 1
+_AGAIN = ". Restore splits.json from a copy, or give another --out for a new run"
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ class Splits:
             SplitError: a check fails; the message names images or patients.
         """
         if self.hash != split_hash(self.folds, self.patients, self.seed):
-            raise SplitError("the split was changed after it was written: its hash does not fit")
+            raise SplitError(
+                f"the split was changed after it was written: its hash does not fit{_AGAIN}"
+            )
         if not self.folds:
-            raise SplitError("the split has no folds")
+            raise SplitError(f"the split has no folds{_AGAIN}")
         for i, fold in enumerate(self.folds):
             _check_fold(f"fold {i}", fold, self.patients)
         if len(self.folds) > 1:
@@ -120,12 +123,12 @@ def load_splits(path: Path) -> Splits:
             is in two parts.
     """
     if not path.is_file():
-        raise SplitError(f"{path}: no such split")
+        raise SplitError(f"{path}: no such split{_AGAIN}")
     try:
         fields = read_fields(path)
         schema = fields.integer("schema", 0, 1 << 30)
         if schema != _SCHEMA:
-            raise SplitError(f"{path}: schema {schema}, this version reads {_SCHEMA}")
+            raise SplitError(f"{path}: schema {schema}, this version reads {_SCHEMA}{_AGAIN}")
         patients = fields.part("patients")
         folds = [Fields(fold, f"{path}: folds") for fold in fields.items("folds")]
         parts = ("train", "val", "test")
@@ -164,19 +167,19 @@ def _check_fold(name: str, fold: Fold, patients: dict[str, str]) -> None:
     ids = [*fold.train, *fold.val, *fold.test]
     twice = [i for i, n in Counter(ids).items() if n > 1]
     if twice:
-        raise SplitError(f"{name}: {several(sorted(twice))} occur more than once")
+        raise SplitError(f"{name}: {several(sorted(twice))} occur more than once{_AGAIN}")
     other = sorted(set(ids) ^ patients.keys())
     if other:
-        raise SplitError(f"{name}: {several(other)} are missing or have no patient")
+        raise SplitError(f"{name}: {several(other)} are missing or have no patient{_AGAIN}")
     if not fold.train:
-        raise SplitError(f"{name}: nothing is left to train on")
+        raise SplitError(f"{name}: nothing is left to train on; add images, or make smaller parts")
     part_of: dict[str, str] = {}
     for part, members in fold.parts().items():
         for image_id in members:
             patient = patients[image_id]
             if part_of.setdefault(patient, part) != part:
                 raise SplitError(
-                    f"{name}: patient '{patient}' is in {part_of[patient]} and in {part}"
+                    f"{name}: patient '{patient}' is in {part_of[patient]} and in {part}{_AGAIN}"
                 )
 
 
@@ -186,4 +189,6 @@ def _check_outer(folds: Sequence[Fold]) -> None:
     total = {i for fold in folds for part in fold.parts().values() for i in part}
     wrong = sorted(i for i in total if tested[i] != 1)
     if wrong:
-        raise SplitError(f"{several(wrong)} are tested {tested[wrong[0]]} times, expected once")
+        raise SplitError(
+            f"{several(wrong)} are tested {tested[wrong[0]]} times, expected once{_AGAIN}"
+        )

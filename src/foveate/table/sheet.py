@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from foveate.errors import TableError, several
+from foveate.errors import TableError, explain_os_error, several
 from foveate.files.csvtext import unguard_cell
 from foveate.table.same import clean, plain_name
 from foveate.table.text import read_text
@@ -21,6 +21,8 @@ _ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA")
 _EXCEL = (".xlsx", ".xlsm")
 _OLD_EXCEL = (".xls", ".xlsb", ".ods", ".numbers")
 _SEARCHED_ROWS = 30
+_MOST_LETTERS = 32_767
+"""The largest number of letters in a cell, as in Excel."""
 
 
 def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
@@ -38,14 +40,14 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
     if path.is_dir():
         raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
     if not path.exists():
-        raise TableError(f"{path}: no such table")
+        raise TableError(f"{path}: no such table; check the name")
     if not path.is_file():
         raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
     try:
         excel = path.suffix.lower() in _EXCEL or _is_zip(path)
         frame, notes = _read_excel(path, known) if excel else _read_text_file(path, known)
     except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror or 'no answer'})") from error
+        raise TableError(f"{path}: cannot be read ({explain_os_error(error)})") from error
     frame = _strip(frame)
     if frame.empty:
         raise TableError(f"{path} is empty: it needs a header with at least a path column")
@@ -132,7 +134,7 @@ def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> TableSheet:
         if not skip
     )
     if not rows:
-        raise TableError(f"{path} has a header but no rows")
+        raise TableError(f"{path} has a header but no rows; add a row for each image")
     if errors:
         notes.append(
             f"{len(errors)} cells hold an error of the spreadsheet ('{errors[0][1]}') and count "
@@ -161,6 +163,7 @@ def _is_error(cell: str) -> bool:
 
 def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
     """Return the names of columns; that of a nameless one, such as a written index, is empty."""
+    _check_lengths(path, row, header)
     columns = ["" if name.startswith("Unnamed:") else name for name in header]
     while columns and not columns[-1]:
         columns.pop()
@@ -168,12 +171,25 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
         if name and n > 1:
             raise TableError(f"{path}: two columns are named '{name}'; rename one")
     if not any(columns):
-        raise TableError(f"{path}, row {row}: no column has a name")
+        raise TableError(
+            f"{path}, row {row}: no column has a name; write names such as path and label there"
+        )
     return columns
+
+
+def _check_lengths(path: Path, row: int, cells: Sequence[str]) -> None:
+    """Raise `TableError` if a cell is longer than a spreadsheet allows."""
+    longest = max(map(len, cells), default=0)
+    if longest > _MOST_LETTERS:
+        raise TableError(
+            f"{path}, row {row}: a cell of {longest:,} letters, more than {_MOST_LETTERS:,}; is a "
+            "quotation mark not closed before it? Mend the row, or leave the column out"
+        )
 
 
 def _row(path: Path, columns: list[str], number: int, cells: list[str]) -> Row:
     """Build a row from its cells; refuse cells beyond the last column."""
+    _check_lengths(path, number, cells)
     beyond = [cell for cell in cells[len(columns) :] if cell]
     if beyond:
         filled = max(i for i, cell in enumerate(cells, 1) if cell)

@@ -54,7 +54,8 @@ def spacing_for_axes(spacing_um: tuple[float, ...], axes: int, path: Path) -> tu
         return spacing_um
     if len(set(spacing_um)) > 1:
         raise TableError(
-            f"{path}: has {axes} axes, but the table gives {len(spacing_um)} pixel sizes"
+            f"{path}: has {axes} axes, but the table gives {len(spacing_um)} pixel sizes; "
+            "give one for all axes, or one of each"
         )
     return (spacing_um[0],) * axes
 

@@ -14,14 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
+from foveate.errors import CheckpointError, FolderInUse, ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation.audit import audit_layout
 from foveate.evaluation.scores import evaluate_rows
 from foveate.files.atomic import write_json
-from foveate.files.lock import lock_folder
-from foveate.loading.loader import CaseLoader
+from foveate.files.lock import is_locked, lock_folder
 from foveate.messages.display import Display
-from foveate.prediction.outputs import Summary, predict_into
+from foveate.prediction.job_array import JobPart
+from foveate.prediction.outputs import PARTS, Summary, predict_into, predict_part
+from foveate.prediction.predict import open_loader
+from foveate.prediction.spread import open_workers
+from foveate.prediction.workers import AbstractWorkers
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
 from foveate.runs.models import Ensemble, find_models
@@ -58,7 +61,7 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
     tables: list[CaseTable] = []
     for path in paths:
         if not path.exists() and not path.is_symlink():
-            raise ImageNotFound(f"{path}: no such file or folder")
+            raise ImageNotFound(f"{path}: no such file or folder; check the name")
         if path.suffix.lower() in _TABLES and path.is_file():
             tables.append(read_cases(path, need_labels=False))
         else:
@@ -81,14 +84,20 @@ class Asked:
         out: folder for the results.
         assume_spacing_um: of images that state no spacing; None takes that of the training, for
             images of the kind that needed it there.
-        n_heatmaps: how many images get pictures.
+        n_heatmaps: so many images from the first on get pictures.
         device: ``auto`` takes a GPU when there is one.
+        workers: processes that predict; 0 lets this one do it, or takes all of a cluster of Ray.
+        ray: address of a cluster of Ray; ``auto``, ``local``, or None for none.
+        part: predict this part of the images only, for a later call without one to collect.
     """
 
     out: Path
     assume_spacing_um: float | None = None
     n_heatmaps: int = 1000
     device: str = "auto"
+    workers: int = 0
+    ray: str | None = None
+    part: JobPart | None = None
 
 
 def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Display) -> Summary:
@@ -109,6 +118,8 @@ def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Displ
                 "written: give another --out"
             )
     models, table = find_models(run), gather_cases(paths)
+    if asked.part is not None:
+        return _predict_part(models, table, asked, asked.part, display)
     with _writing(asked.out, display):
         summary = _predict(models, table, asked, display, "predict")
     if not summary.rows:
@@ -176,8 +187,18 @@ def evaluate_table(
 
 @contextlib.contextmanager
 def _writing(out: Path, display: Display) -> Iterator[None]:
-    """Hold `out` for this process, sweep up what a killed one left, and keep a log there."""
+    """Hold `out` for this process, sweep up what a killed one left, and keep a log there.
+
+    Raises:
+        FolderInUse: another process writes the whole, or a part.
+    """
     with lock_folder(out):
+        for part in sorted((out / PARTS).glob("*/")):
+            if is_locked(part):
+                raise FolderInUse(
+                    f"{out}: part {part.name.replace('_of_', '/')} is still being predicted; wait "
+                    "until it has ended"
+                )
         sweep(out)
         with logged(out, display):
             yield
@@ -234,7 +255,7 @@ def _same_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _layout(models: Ensemble, cases: Sequence[Case], asked: Asked) -> dict[str, Any]:
-    loader = _loader(models, asked)
+    loader = open_loader(models, asked.assume_spacing_um)
     try:
         found = audit_layout(models, cases, loader, device=_device(asked))
     finally:
@@ -259,20 +280,22 @@ def _predict(
             "their answers too good; they are marked in the column in_training. Honest scores are "
             "in metrics.json of the run"
         )
-    loader = _loader(models, asked)
+    loader = open_loader(models, asked.assume_spacing_um)
     try:
-        summary = predict_into(
-            out,
-            models,
-            table.cases,
-            loader,
-            device=_device(asked),
-            heatmaps=out / "heatmaps",
-            n_heatmaps=asked.n_heatmaps,
-            display=display,
-            seen=seen,
-            about={"command": command},
-        )
+        with _workers(models, asked) as workers:
+            summary = predict_into(
+                out,
+                models,
+                table.cases,
+                loader,
+                device=_device(asked),
+                heatmaps=out / "heatmaps",
+                n_heatmaps=asked.n_heatmaps,
+                display=display,
+                seen=seen,
+                about={"command": command, "--spacing-um": asked.assume_spacing_um},
+                workers=workers,
+            )
     finally:
         loader.close()
     if contradiction := describe_factors(summary.factors):
@@ -298,24 +321,52 @@ def _predict(
     return summary
 
 
-def _loader(models: Ensemble, asked: Asked) -> CaseLoader:
-    """What opens the images; each is opened once, so that its count is its own.
-
-    A spacing that was assumed in training is assumed again only for images of a kind that the
-    model was trained on, and only where an image of the training needed it.
-    """
-    known, assumed = models.card.trained_on, asked.assume_spacing_um
-    kinds: tuple[str, ...] | None = None
-    if assumed is None and (known is None or known.assumed):
-        assumed = models.card.assume_spacing_um
-        kinds = None if known is None else known.kinds
-    return CaseLoader(
-        models.card.view,
-        assume_spacing_um=assumed,
-        assume_for=kinds,
-        keep_bytes=0,
-        keep_open=0,
+def _workers(
+    models: Ensemble, asked: Asked
+) -> contextlib.AbstractContextManager[AbstractWorkers | None]:
+    return open_workers(
+        models,
+        assume_spacing_um=asked.assume_spacing_um,
+        device=asked.device,
+        n=asked.workers,
+        ray=asked.ray,
     )
+
+
+def _predict_part(
+    models: Ensemble, table: CaseTable, asked: Asked, part: JobPart, display: Display
+) -> Summary:
+    """Predict one part of the images, beside processes that predict others.
+
+    Raises:
+        FolderInUse: another process predicts this part, or the whole.
+    """
+    out = asked.out
+    with _writing(out / PARTS / part.folder, display):
+        if is_locked(out):
+            raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
+        for note in table.notes:
+            display.say(note)
+        display.say(models.describe())
+        loader = open_loader(models, asked.assume_spacing_um)
+        try:
+            with _workers(models, asked) as workers:
+                failed = predict_part(
+                    out,
+                    part,
+                    models,
+                    table.cases,
+                    loader,
+                    device=_device(asked),
+                    heatmaps=out / "heatmaps",
+                    n_heatmaps=asked.n_heatmaps,
+                    display=display,
+                    about={"command": "predict", "--spacing-um": asked.assume_spacing_um},
+                    workers=workers,
+                )
+        finally:
+            loader.close()
+    return Summary(models.task, failed=failed)
 
 
 def _device(asked: Asked) -> torch.device:
