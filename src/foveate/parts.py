@@ -1,9 +1,10 @@
-"""Finding methods, readers, tasks and encoders by name, and turning signatures into options.
+"""Finding parts by name, and turning signatures into options.
 
-A name is found, in this order, in a folder that the user names (``--plugins DIR`` holding
-``methods/``, ``readers/``, ``tasks/``, ``encoders/``), among installed packages' entry points
-(groups ``foveate.methods`` and so on), and among foveate's own files. A file holds one part and the
-part carries the file's name; files beginning with ``_`` and ``base.py`` are no parts.
+Parts are methods, readers, tasks, encoders and exports. A name is found, in this order, in a
+folder that the user names (``--plugins DIR`` holding ``methods/``, ``readers/``, ``tasks/``,
+``encoders/``, ``exports/``), among installed packages' entry points (groups ``foveate.methods`` and
+so on), and among foveate's own files. A file holds one part and the part carries the file's name;
+files beginning with ``_`` and ``base.py`` are no parts.
 
 Nothing read from a model or run folder is ever imported: folders are named on the command line.
 """
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 from foveate.errors import OptionError, UnknownName, did_you_mean
 
-PartKind = Literal["methods", "readers", "tasks", "encoders"]
+PartKind = Literal["methods", "readers", "tasks", "encoders", "exports"]
 
 _folders: list[Path] = []
 _loading = threading.RLock()

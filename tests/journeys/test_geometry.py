@@ -13,8 +13,8 @@ import torch
 
 from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
+from foveate.exports.geojson import write_geojson
 from foveate.geometry import Box, Frame
-from foveate.heatmaps import write_geojson
 from foveate.loading.loader import CaseLoader
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head

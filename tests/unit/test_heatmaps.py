@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from foveate.errors import BoxError, MissingSpacing, OptionError
+from foveate.exports.geojson import write_geojson
 from foveate.geometry import Box, Frame
-from foveate.heatmaps import draw_heatmap, weight_map, write_geojson
+from foveate.heatmaps import draw_heatmap, weight_map
 from foveate.heatmaps.fields import aim, overview
 from foveate.heatmaps.glass import on_foreground, painted
 from foveate.heatmaps.panels import blended

@@ -14,6 +14,8 @@ from foveate.cli.words import (
     USER_ERROR,
     Sectioned,
     device_flag,
+    export_flag,
+    exports_of,
     files_flag,
     merge,
     named_flags,
@@ -121,6 +123,7 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @click.option("--epochs", type=int, help="At most so many.")
 @click.option("--seed", type=int, help="Of the split and of training.")
 @click.option("--heatmaps", type=int, help="How many test images get pictures.  [default: 40]")
+@export_flag
 @click.option(
     "--refit",
     is_flag=True,
@@ -147,6 +150,7 @@ def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @spacing_flag
 @click.option("--heatmaps", default=1000, show_default=True, help="How many images get pictures.")
+@export_flag
 @device_flag
 @plugins_flag
 def predict(
@@ -155,6 +159,7 @@ def predict(
     out: Path,
     spacing_um: float | None,
     heatmaps: int,
+    export: str | None,
     device: str,
 ) -> int:
     """Predict IMAGES (files, folders or a table) with the trained RUN.
@@ -167,7 +172,13 @@ def predict(
     from foveate.cli.terminal import Terminal
     from foveate.workflows.predict import Asked, predict_paths
 
-    asked = Asked(out, assume_spacing_um=spacing_um, n_heatmaps=heatmaps, device=device)
+    asked = Asked(
+        out,
+        assume_spacing_um=spacing_um,
+        n_heatmaps=heatmaps,
+        device=device,
+        exports=exports_of(export),
+    )
     with Terminal() as terminal:
         summary = predict_paths(run, images, asked, terminal)
     for row in summary.rows:
@@ -195,6 +206,7 @@ def predict(
     help="Also let patches trade places: does the model use where they lie?",
 )
 @click.option("--heatmaps", default=0, show_default=True, help="How many images get pictures.")
+@export_flag
 @click.option(
     "--map",
     "renamed",
@@ -214,6 +226,7 @@ def evaluate(
     spacing_um: float | None,
     audit_layout: bool,
     heatmaps: int,
+    export: str | None,
     renamed: tuple[str, ...],
     device: str,
 ) -> int:
@@ -224,7 +237,13 @@ def evaluate(
     from foveate.cli.terminal import Terminal
     from foveate.workflows.predict import Asked, evaluate_table
 
-    asked = Asked(out, assume_spacing_um=spacing_um, n_heatmaps=heatmaps, device=device)
+    asked = Asked(
+        out,
+        assume_spacing_um=spacing_um,
+        n_heatmaps=heatmaps,
+        device=device,
+        exports=exports_of(export),
+    )
     with Terminal() as terminal:
         metrics, failed = evaluate_table(
             run,

@@ -64,7 +64,7 @@ plugins_flag = click.option(
     expose_value=False,
     callback=_add_plugins,
     is_eager=True,
-    help="Folder with methods/, readers/, tasks/ or encoders/ of your own. Its code is run.",
+    help="Folder with methods/, readers/, tasks/, encoders/ or exports/ of your own, which is run.",
 )
 
 
@@ -79,6 +79,10 @@ files_flag = click.option(
     "--files",
     type=click.Path(path_type=Path),
     help="Second table, one row an image, where TABLE has one row a patient.",
+)
+export_flag = click.option(
+    "--export",
+    help="Kinds of pictures, comma-separated.  [default: png,geojson]",
 )
 device_flag = click.option(
     "--device",
@@ -138,3 +142,16 @@ def pairs(given: Iterable[str], flag: str) -> dict[str, str]:
             raise OptionError(f"{flag}: got '{text}', expected OLD=NEW")
         found[old.strip()] = new.strip()
     return found
+
+
+def exports_of(given: str | None) -> tuple[str, ...]:
+    """Return the names of exports in a flag; those of the default where it was not set.
+
+    Raises:
+        UnknownName: no export of this name.
+    """
+    from foveate.exports import DEFAULT, build_exports
+
+    names = DEFAULT if given is None else tuple(name.strip() for name in given.split(","))
+    build_exports(names)
+    return names

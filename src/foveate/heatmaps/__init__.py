@@ -1,4 +1,4 @@
-"""Where a model looked: a map, a picture and a QuPath file, from an image and its evidence alone.
+"""Where a model looked: a map and a picture, from an image and its evidence alone.
 
 Boxes are drawn from their own float coordinates by one affine map, never by counting tiles, so
 nothing drifts towards the bottom right of a large slide.
@@ -6,8 +6,7 @@ nothing drifts towards the bottom right of a large slide.
 
 from __future__ import annotations
 
-from foveate.heatmaps.geojson import write_geojson
 from foveate.heatmaps.picture import draw_heatmap
 from foveate.heatmaps.raster import weight_map
 
-__all__ = ["draw_heatmap", "weight_map", "write_geojson"]
+__all__ = ["draw_heatmap", "weight_map"]

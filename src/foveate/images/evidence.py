@@ -1,4 +1,4 @@
-"""What a method says about where it looked: boxes and weights, and nothing else.
+"""Where a method looked: boxes of an image, their weights, and what lies in no box.
 
 Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone.
 """
@@ -6,8 +6,9 @@ Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from foveate.files.atomic import write_aside
 from foveate.geometry import Box, Frame
 
 Floats = NDArray[np.float64]
+
+_OPTIONAL = ("extent_um", "by_output")
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,30 @@ class Evidence:
         size_um: their sizes, ``(n, d)``.
         weight: ``(n,)``, at least 0; comparable within an image. Methods with attention give
             weights that sum to 1.
+        extent_um: size of the whole image, ``(d,)``; None where the boxes are of no image.
+        by_output: ``(n, k)``, the weights for each output of the model, of methods that look once
+            for each; else None.
+        remainder: share of the prediction that rests on no box, 0 to 1: on the image as a whole.
 
     Raises:
-        ValueError: shapes disagree, or a weight is negative or not finite.
+        ValueError: shapes disagree, or the remainder is no share.
+        NotFinite: a weight is negative or not finite.
     """
 
     origin_um: Floats
     size_um: Floats
     weight: Floats
+    extent_um: Floats | None = None
+    by_output: Floats | None = None
+    remainder: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.extent_um is not None and self.extent_um.shape != self.origin_um.shape[1:]:
+            raise ValueError(f"boxes of {self.origin_um.shape} in an image of {self.extent_um}")
+        if self.by_output is not None and len(self.by_output) != len(self.origin_um):
+            raise ValueError(f"{len(self.by_output)} rows of weights for {len(self.origin_um)}")
+        if not 0 <= self.remainder <= 1:
+            raise ValueError(f"a remainder of {self.remainder}, expected 0 to 1")
         if self.origin_um.shape != self.size_um.shape or self.origin_um.ndim != 2:
             raise ValueError(f"boxes of {self.origin_um.shape} and {self.size_um.shape}")
         if self.weight.shape != self.origin_um.shape[:1]:
@@ -56,14 +73,28 @@ class Evidence:
         """The box that counted most."""
         return self.box_um(int(np.argmax(self.weight)))
 
+    def pick(self, kept: NDArray[np.bool_]) -> Evidence:
+        """Return the evidence of some boxes alone, ``(n,)``."""
+        return replace(
+            self,
+            origin_um=self.origin_um[kept],
+            size_um=self.size_um[kept],
+            weight=self.weight[kept],
+            by_output=None if self.by_output is None else self.by_output[kept],
+        )
+
     def save(self, path: Path) -> None:
         """Write as ``.npz`` (arrays only; loading one never runs code)."""
+        arrays: dict[str, Any] = {
+            name: getattr(self, name) for name in ("origin_um", "size_um", "weight", "remainder")
+        }
+        for name in _OPTIONAL:
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
 
         def write(aside: Path) -> None:
             with aside.open("wb") as file:
-                np.savez_compressed(
-                    file, origin_um=self.origin_um, size_um=self.size_um, weight=self.weight
-                )
+                np.savez_compressed(file, **arrays)
 
         write_aside(path, write)
 
@@ -71,7 +102,10 @@ class Evidence:
     def load(path: Path) -> Evidence:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
-            return Evidence(stored["origin_um"], stored["size_um"], stored["weight"])
+            more = {name: stored[name] for name in _OPTIONAL if name in stored}
+            if "remainder" in stored:
+                more["remainder"] = float(stored["remainder"])
+            return Evidence(stored["origin_um"], stored["size_um"], stored["weight"], **more)
 
 
 def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
@@ -80,6 +114,7 @@ def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
     All boxes are kept, with their weights divided by the number of models, so that weights which
     sum to 1 in each part sum to 1 again. A box that several models looked at (the same corner and
     size to a thousandth of a micrometre) becomes one with the sum of its weights: its mean weight.
+    Weights for each output are kept where all parts have them.
 
     Args:
         parts: one per model, at least one; all with the same axes.
@@ -91,7 +126,20 @@ def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
     weight = np.concatenate([part.weight for part in parts]) / len(parts)
     boxes = np.round(np.concatenate([origin, size], 1), 3)
     _, first, number = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
-    total = np.zeros(len(first))
-    np.add.at(total, number.reshape(-1), weight)
     order = np.argsort(first)  # in the order of the first model that looked there
-    return Evidence(origin[first][order], size[first][order], total[order])
+
+    def united(values: Floats) -> Floats:
+        total = np.zeros((len(first), *values.shape[1:]))
+        np.add.at(total, number.reshape(-1), values)
+        return total[order]
+
+    several = [part.by_output for part in parts if part.by_output is not None]
+    whole = len(several) == len(parts)
+    return Evidence(
+        origin[first][order],
+        size[first][order],
+        united(weight),
+        extent_um=parts[0].extent_um,
+        by_output=united(np.concatenate(several) / len(parts)) if whole else None,
+        remainder=sum(part.remainder for part in parts) / len(parts),
+    )

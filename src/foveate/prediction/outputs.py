@@ -14,11 +14,12 @@ import torch
 
 from foveate import __version__
 from foveate.errors import CheckpointError, FoveateError, disk_full, out_of_files
+from foveate.exports import DEFAULT, About, build_exports
 from foveate.files.atomic import write_json
 from foveate.files.journal import Journal
-from foveate.heatmaps import draw_heatmap, write_geojson
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, Reasons
+from foveate.parts import find, names
 from foveate.prediction.predict import Failure, Report, predict_cases
 from foveate.runs.folder import read_json, write_rows
 from foveate.runs.models import Ensemble
@@ -54,6 +55,7 @@ def predict_into(
     display: Display,
     seen: Mapping[str, str] | None = None,
     about: Mapping[str, Any] | None = None,
+    exports: Sequence[str] = DEFAULT,
 ) -> Summary:
     """Predict cases; write ``predictions.csv`` into `folder` and pictures into `heatmaps`.
 
@@ -62,26 +64,25 @@ def predict_into(
     from it at the end.
 
     Args:
-        folder, heatmaps: where to.
-        models, device: what answers, and what computes.
+        folder, heatmaps, models, device: where to, what answers, and what computes.
         cases, loader: in the order of the table, and what reads them.
         n_heatmaps: for how many images pictures are drawn; evidence is kept for all.
         display: is told.
         seen: by image, that a model which answers was trained with it; None leaves the column out.
         about: what the answers rest on besides models and options. None: answers of another
             command are replaced; otherwise they are refused.
+        exports: kinds of pictures.
 
     Raises:
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
     rests_on = {"foveate": __version__, "models": models.digests(), "heatmaps": n_heatmaps}
-    rests_on |= about or {}
+    rests_on |= {"exports": list(exports), **(about or {})}
     journal = Journal(folder / "answers.jsonl", rests_on, anew=about is None)
     keys = {case.image_id: _key(case, loader.assumed_um) for case in cases}
     known = _known(journal, keys, display, refuse_others=about is not None)
-    teller = Reasons(display)
-    drawn = sum(bool(entry.get("drawn")) for entry in known.values())
+    teller, drawn = Reasons(display), sum(bool(e.get("drawn")) for e in known.values())
 
     def within(done: float) -> None:
         display.bar("predicting", len(known) + done, len(cases))
@@ -90,8 +91,8 @@ def predict_into(
     todo = [case for case in cases if case.image_id not in known]
     reports = predict_cases(models, todo, loader, device=device, tell=within)
     for done, found in enumerate(reports, 1):
+        entry = _entry(found, models, heatmaps, exports if drawn < n_heatmaps else ())
         image_id = found.case.image_id
-        entry = _entry(found, models, heatmaps, draw=drawn < n_heatmaps)
         entry |= {"of": keys[image_id], "factor": loader.factors.get(image_id)}
         if isinstance(found, Failure):
             teller.set_aside(image_id, str(found.case.path), found.reason)
@@ -105,15 +106,15 @@ def predict_into(
 
 
 def _entry(
-    found: Report | Failure, models: Ensemble, heatmaps: Path, *, draw: bool
+    found: Report | Failure, models: Ensemble, heatmaps: Path, exports: Sequence[str]
 ) -> dict[str, Any]:
     """What the journal keeps of one image; its pictures are written before."""
     _forget_pictures(heatmaps, found.case)
     if isinstance(found, Failure):
         return {"failed": found.reason}
     row, cost = _row(found, models), {key: getattr(found, key) for key in _COSTS}
-    picture = _pictures(found, row, models, heatmaps, draw=draw)
-    return {"row": row, "cost": cost, "picture": picture, "drawn": draw}
+    picture = _pictures(found, row, models, heatmaps, exports)
+    return {"row": row, "cost": cost, "picture": picture, "drawn": bool(exports)}
 
 
 def _settled(
@@ -221,9 +222,13 @@ def _row(report: Report, models: Ensemble) -> dict[str, Any]:
 
 
 def _pictures(
-    report: Report, row: dict[str, Any], models: Ensemble, folder: Path, *, draw: bool
+    report: Report,
+    row: dict[str, Any],
+    models: Ensemble,
+    folder: Path,
+    exports: Sequence[str],
 ) -> dict[str, Any]:
-    """Write evidence and, if asked, the pictures; a picture that fails is said, not fatal."""
+    """Write evidence and the pictures asked for; a picture that fails is said, not fatal."""
     stem = safe_name(report.case.image_id)
     report.evidence.save(folder / f"{stem}.npz")
     entry: dict[str, Any] = {
@@ -233,44 +238,45 @@ def _pictures(
         **models.task.record(report.values),
         "models": len(models),
         "unlike": report.unlike,
-        "png": None,
-        "geojson": None,
+        **dict.fromkeys((*DEFAULT, *exports)),
     }
-    if not draw:
-        return entry
-    said = models.task.explain(report.values, models.point)
+    about = _about(report, row, models)
+    for name, export in build_exports(exports).items():
+        path = folder / f"{stem}{export.suffix}"
+        try:
+            export.write(report.image, report.evidence, path, about)
+        except Exception as error:
+            if disk_full(error) or out_of_files(error):
+                raise
+            why = str(error) if isinstance(error, FoveateError) else "drawing it went wrong"
+            log.warning("no %s of %s: %s", export.title, report.case.image_id, why)
+            log.info("%s", report.case.path, exc_info=error)
+            continue
+        entry[name] = path.name
+    return entry
+
+
+def _about(report: Report, row: Mapping[str, Any], models: Ensemble) -> About:
+    """What pictures say of an answer."""
+    task = models.task
+    said = task.explain(report.values, models.point)
     if len(models) > 1:
         said += f"; mean of {len(models)} models"
     label = f"label {row['label']}, " if row["label"] else ""
     caption = f"{label}predicted {row['predicted']}   ({said})"
+    numbers = {"label": row["label"], "predicted": row["predicted"]}
+    values = zip(task.columns, report.values, strict=True)
+    numbers |= {column: task.write(value, short=True) for column, value in values}
     if report.unlike:
         caption += f"\nunlike the images of training: {report.unlike}"
-    try:
-        metadata = {"label": row["label"], "predicted": row["predicted"]}
-        numbers = zip(models.task.columns, report.values, strict=True)
-        metadata |= {column: models.task.write(v, short=True) for column, v in numbers}
-        metadata |= {"unlike": report.unlike} if report.unlike else {}
-        write_geojson(report.image, report.evidence, folder / f"{stem}.geojson", metadata=metadata)
-        draw_heatmap(
-            report.image,
-            report.evidence,
-            folder / f"{stem}.png",
-            title=report.case.image_id,
-            caption=caption,
-        )
-    except Exception as error:
-        if disk_full(error) or out_of_files(error):
-            raise
-        why = str(error) if isinstance(error, FoveateError) else "drawing it went wrong"
-        log.warning("no picture of %s: %s", report.case.image_id, why)
-        log.info("%s", report.case.path, exc_info=error)
-        return entry
-    return entry | {"png": f"{stem}.png", "geojson": f"{stem}.geojson"}
+        numbers["unlike"] = report.unlike
+    return About(report.case.image_id, caption, numbers)
 
 
 def _forget_pictures(folder: Path, case: Case) -> None:
     """Remove what an earlier answer to this image left, so that no old picture stays."""
-    for suffix in (".npz", ".png", ".geojson"):
+    suffixes = [find("exports", name).suffix for name in names("exports")]
+    for suffix in (".npz", *suffixes):
         (folder / f"{safe_name(case.image_id)}{suffix}").unlink(missing_ok=True)
 
 

@@ -175,7 +175,8 @@ def _ask(
 def _no_evidence(item: LoadedImage) -> Evidence:
     """Of a method that does not say where it looked: no regions, which its picture then says."""
     nowhere = np.zeros((0, item.image.ndim))
-    return Evidence(nowhere, nowhere, np.zeros(0))
+    extent = np.asarray(item.image.box_um.size)
+    return Evidence(nowhere, nowhere, np.zeros(0), extent, remainder=1.0)
 
 
 def _averaged(

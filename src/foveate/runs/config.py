@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from foveate.errors import OptionError, did_you_mean
+from foveate.exports import DEFAULT, build_exports
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names, options, parse_options
 from foveate.runs.schedule import TrainOptions
@@ -69,6 +70,7 @@ class RunConfig:
         method, encoder, task: names; their options beside them. Encoder ``auto`` is lite0 for
             pictures and slides, slices for volumes.
         heatmaps: how many test images get pictures.
+        export: which kinds of pictures, by name (comma-separated).
         permute_labels: shuffle the labels over patients; the score must then be chance.
         refit: after the folds are scored, train one model on all images; it answers alone then.
     """
@@ -84,6 +86,7 @@ class RunConfig:
     split: SplitOptions = field(default_factory=SplitOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     heatmaps: int = 40
+    export: tuple[str, ...] = DEFAULT
     permute_labels: bool = False
     refit: bool = False
 
@@ -99,6 +102,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "split": SplitOptions,
     "train": TrainOptions,
 }
+_PLAIN = ("heatmaps", "export", "permute_labels", "refit")
 _PARTS = {"method": "methods", "encoder": "encoders", "task": "tasks"}
 
 
@@ -110,7 +114,7 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
 
     Raises:
         OptionError: an unknown key, with the nearest known one, or a value that does not fit.
-        UnknownName: no such method, encoder or task.
+        UnknownName: no such method, encoder, task or export.
     """
     known = set(RunConfig.__dataclass_fields__)
     for key in map(str, given):
@@ -122,7 +126,7 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
     for key, section in _SECTIONS.items():
         if key in given:
             values[key] = section(**parse_options_all(section, given[key], key))
-    simple = {k: v for k, v in given.items() if k in ("heatmaps", "permute_labels", "refit")}
+    simple = {k: v for k, v in given.items() if k in _PLAIN}
     values |= parse_options(RunConfig, simple, "run")
     for part in _PARTS:
         if part in given:
@@ -131,6 +135,7 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
     if values.get("heatmaps", 0) < 0:
         raise OptionError(f"heatmaps: got {values['heatmaps']}, expected 0 or more")
     config = RunConfig(**values)
+    build_exports(config.export)
     return _checked_parts(config, values)
 
 

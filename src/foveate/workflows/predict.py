@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation.audit import audit_layout
 from foveate.evaluation.scores import evaluate_rows
+from foveate.exports import DEFAULT
 from foveate.files.atomic import write_json
 from foveate.files.lock import hold
 from foveate.loading.loader import CaseLoader
@@ -85,12 +86,14 @@ class Asked:
             images of the kind that needed it there.
         n_heatmaps: how many images get pictures.
         device: ``auto`` takes a GPU when there is one.
+        exports: which kinds of pictures.
     """
 
     out: Path
     assume_spacing_um: float | None = None
     n_heatmaps: int = 1000
     device: str = "auto"
+    exports: tuple[str, ...] = DEFAULT
 
 
 def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Display) -> Summary:
@@ -274,6 +277,7 @@ def _predict(
             display=display,
             seen=seen,
             about={"command": command},
+            exports=asked.exports,
         )
     finally:
         loader.close()

@@ -149,6 +149,7 @@ def _predict_test(
             heatmaps=heatmaps,
             n_heatmaps=n_heatmaps,
             display=display,
+            exports=config.export,
         )
     finally:
         loader.close()
