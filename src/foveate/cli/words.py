@@ -12,7 +12,7 @@ from foveate.errors import OptionError, did_you_mean
 
 OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
 _PARTS = ("method", "encoder", "task")
-_SECTIONS = ("train", "view", "split", "table", *_PARTS)
+_SECTIONS = ("train", "view", "split", "table", "reader", *_PARTS)
 
 
 class Sectioned(click.Command):
@@ -41,9 +41,21 @@ def _put_section(into: dict[str, Any], key: str, value: str) -> None:
     section, _, name = key.removeprefix("--").partition(".")
     if section not in _SECTIONS:
         raise OptionError(f"no option '{key}': no section '{section}'.{_near(section)}")
+    if section == "reader":
+        _put_reader(into, key, name, value)
+        return
     if section in _PARTS:
         section += "_options"
     into.setdefault(section, {})[name.replace("-", "_")] = value
+
+
+def _put_reader(into: dict[str, Any], key: str, name: str, value: str) -> None:
+    """Put ``--reader.NAME.option value`` among the options of that reader."""
+    reader, dot, option = name.partition(".")
+    if not dot:
+        raise OptionError(f"{key}: expected a reader and its option, --reader.NAME.option")
+    options = into.setdefault("reader_options", {}).setdefault(reader.replace("-", "_"), {})
+    options[option.replace("-", "_")] = value
 
 
 def _near(section: str) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from foveate import parts
 from foveate.errors import (
@@ -52,34 +54,66 @@ _NOT_YET = (
 )
 
 
-def open_image(path: Path | str) -> AbstractImage:
+ReaderOptions = Mapping[str, Mapping[str, Any]]
+"""Options of readers: by name of the reader, by name of the option."""
+
+
+def open_image(path: Path | str, options: ReaderOptions | None = None) -> AbstractImage:
     """Open an image of any known family, judged by its content and not by its suffix.
 
     Args:
-        path: a file. What one reader finds damaged is refused, and no other reader is asked.
+        path: a file, or a folder that a reader takes for an image. What one reader finds damaged is
+            refused, and no other reader is asked.
+        options: of readers, as `check_options` gives them.
 
     Returns:
         The open image; close it, or use it in a ``with`` block.
 
     Raises:
         ImageNotFound: nothing is there.
-        UnsupportedFormat: a folder, an empty file, or content that no reader takes.
+        UnsupportedFormat: a folder or content that no reader takes, or an empty file.
         UnreadableImage: a reader takes the file, but it is damaged.
         ImageTooLarge: opening it would need more memory than there is or than is allowed.
     """
     path = Path(path)
-    head = _first_bytes(path)
+    folder = path.is_dir()
+    head = b"" if folder else _first_bytes(path)
     readers = _readers(parts.plugin_folders())
-    asked = [reader for reader in readers if _recognises(reader, path, head)]
+    asked = [
+        (name, reader)
+        for name, reader in readers
+        if (reader.takes_folders or not folder) and _recognises(reader, path, head)
+    ]
+    if not asked and folder:
+        raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
     if not asked:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
-    for reader in asked:
+    for name, reader in asked:
         try:
-            return _opened(reader, path)
+            return _opened(reader, path, (options or {}).get(name, {}))
         except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
+
+
+def is_image_folder(path: Path) -> bool:
+    """Say whether a folder is an image to one of the readers."""
+    readers = [reader for _, reader in _readers(parts.plugin_folders()) if reader.takes_folders]
+    return any(_recognises(reader, path, b"") for reader in readers)
+
+
+def check_options(given: ReaderOptions) -> dict[str, dict[str, Any]]:
+    """Return options of readers, checked against their signatures.
+
+    Raises:
+        UnknownName: no reader of this name.
+        OptionError: an option that it does not take, or a value that does not fit.
+    """
+    return {
+        name: parts.parse_options(parts.find("readers", name), own, f"reader.{name}")
+        for name, own in given.items()
+    }
 
 
 def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
@@ -92,9 +126,9 @@ def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
         return False
 
 
-def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
+def _opened(reader: type[AbstractReader], path: Path, options: Mapping[str, Any]) -> AbstractImage:
     try:
-        return reader(path)
+        return reader(path, **options)
     except FoveateError:
         raise
     except Exception as error:
@@ -104,8 +138,6 @@ def _opened(reader: type[AbstractReader], path: Path) -> AbstractImage:
 def _first_bytes(path: Path) -> bytes:
     try:
         kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
         if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
             raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file; save it as a file")
         with path.open("rb") as file:
@@ -135,10 +167,10 @@ def _why_not(head: bytes) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _readers(folders: tuple[Path, ...]) -> tuple[type[AbstractReader], ...]:
-    """Every reader, by falling priority; looked up once for each set of plug-in folders."""
+def _readers(folders: tuple[Path, ...]) -> tuple[tuple[str, type[AbstractReader]], ...]:
+    """Every reader by name, by falling priority; looked up once for each set of plug-in folders."""
     del folders
-    found: list[type[AbstractReader]] = [
-        parts.find("readers", name) for name in parts.names("readers")
+    found: list[tuple[str, type[AbstractReader]]] = [
+        (name, parts.find("readers", name)) for name in parts.names("readers")
     ]
-    return tuple(sorted(found, key=lambda reader: -reader.priority))
+    return tuple(sorted(found, key=lambda pair: -pair[1].priority))

@@ -24,6 +24,7 @@ from foveate.files.lock import hold
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display
 from foveate.prediction.outputs import Summary, predict_into
+from foveate.readers import is_image_folder
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
 from foveate.runs.models import Ensemble, find_models
@@ -65,7 +66,7 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
         if path.suffix.lower() in _TABLES and path.is_file():
             tables.append(read_cases(path, need_labels=False))
         else:
-            tables.append(cases_from_folder(path))
+            tables.append(cases_from_folder(path, is_image_folder))
     once: dict[str, Case] = {}
     for case in (case for table in tables for case in table.cases):
         once.setdefault(os.path.realpath(case.path), case)
@@ -319,6 +320,7 @@ def _loader(models: Ensemble, asked: Asked) -> CaseLoader:
         models.card.view,
         assume_spacing_um=assumed,
         assume_for=kinds,
+        readers=models.card.readers,
         keep_bytes=0,
         keep_open=0,
     )
