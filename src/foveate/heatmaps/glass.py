@@ -45,7 +45,7 @@ def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
     kept = _shares(field, painted(camera, field), evidence) > _LEAST_SHARE
     if kept.all() or not kept.any():
         return evidence
-    return Evidence(evidence.origin_um[kept], evidence.size_um[kept], evidence.weight[kept])
+    return evidence.pick(kept)
 
 
 def _has_glass(image: AbstractImage) -> bool:

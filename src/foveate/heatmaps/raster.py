@@ -103,7 +103,7 @@ def at_slice(evidence: Evidence, z_um: float) -> Evidence:
         return evidence
     begin = evidence.origin_um[:, 0]
     kept = (begin <= z_um) & (z_um < begin + evidence.size_um[:, 0])
-    return Evidence(evidence.origin_um[kept], evidence.size_um[kept], evidence.weight[kept])
+    return evidence.pick(kept)
 
 
 def nice_length(limit: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,18 +109,25 @@ def _check_labels(
         raise TableError(f"{sheet.path}: {reason}{missing}")
 
 
-def cases_from_folder(folder: Path) -> CaseTable:
+def cases_from_folder(
+    folder: Path, is_image: Callable[[Path], bool] = lambda _: False
+) -> CaseTable:
     """Every file below a folder that could be an image, as a case without a label.
 
     Hidden files, sidecars (JSON, CSV, XML …) and the companion folders of slides are skipped. One
     image file instead of a folder is one case.
+
+    Args:
+        folder: where to look.
+        is_image: says of a folder whether it is an image itself, such as a series of slices.
 
     Raises:
         TableError: no such folder, or no image in it.
     """
     if not folder.exists() and not folder.is_symlink():
         raise TableError(f"{folder}: no such folder or image; check the name")
-    paths = list(image_files(folder)) if folder.is_dir() else [folder]
+    one = not folder.is_dir() or is_image(folder)
+    paths = [folder] if one else list(image_files(folder, is_image=is_image))
     if not paths:
         raise TableError(
             f"{folder} holds no file that could be an image: give the folder of the images, or a "
@@ -128,7 +135,7 @@ def cases_from_folder(folder: Path) -> CaseTable:
         )
     ids = file_ids(paths, folder)
     cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
-    notes = (f"{len(cases)} files in {folder}",) if folder.is_dir() else ()
+    notes = (f"{len(cases)} files in {folder}",) if not one else ()
     return CaseTable(cases, notes=notes)
 
 

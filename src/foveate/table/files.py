@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -55,7 +55,9 @@ def stem(name: str) -> str:
     return name
 
 
-def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+def image_files(
+    folder: Path, *, deep: bool = True, is_image: Callable[[Path], bool] = lambda _: False
+) -> Iterator[Path]:
     """Files in a folder that could be images, sorted; companions of MIRAX and VSI are skipped.
 
     Links to folders are followed, each folder once. Files that accompany images (tables,
@@ -64,6 +66,7 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     Args:
         folder: where to look.
         deep: look in the folders below as well.
+        is_image: says of a folder below whether it is one image; nothing in it is one then.
 
     Raises:
         TableError: there are more entries than anybody would want to have listed.
@@ -82,6 +85,9 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
         )
         if not deep:
             folders.clear()
+        wholes = [f for f in folders if is_image(Path(parent, f))]
+        yield from (Path(parent, f) for f in wholes)
+        folders[:] = [f for f in folders if f not in wholes]
         seen += len(names)
         if seen > _MOST_ENTRIES:
             raise TableError(
