@@ -17,12 +17,12 @@ from PIL import Image
 from foveate.batch import View
 from foveate.errors import FoveateError
 from foveate.files.digest import file_sha256
+from foveate.loading.gather import gather_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model, save_model
 from foveate.runs.config import build_config, dump_yaml, load_yaml
 from foveate.runs.models import find_models
 from foveate.table import read_cases
-from foveate.workflows.predict import gather_cases
 
 KINDS = ("images", "tables", "configs", "models")
 _TABLES = (".csv", ".tsv", ".xlsx")

@@ -81,7 +81,7 @@ class OptionError(FoveateError, ValueError):
 
 
 class UnknownName(FoveateError, LookupError):
-    """No method, reader, task or encoder of this name."""
+    """No method, reader, task, encoder or export of this name."""
 
 
 class CheckpointError(FoveateError, ValueError):

@@ -1,9 +1,9 @@
-"""Find methods, readers, tasks and encoders by name, and read their options from signatures.
+"""Find methods, readers, tasks, encoders and exports by name; read options from signatures.
 
 A name is looked up, in this order, in a folder that the user names (``--plugins DIR`` with
-``methods/``, ``readers/``, ``tasks/``, ``encoders/``), among installed packages' entry points
-(groups ``foveate.methods`` and so on), and among foveate's own files. A file holds one part, which
-has the file's name; files beginning with ``_`` and ``base.py`` are no parts.
+``methods/``, ``readers/``, ``tasks/``, ``encoders/``, ``exports/``), among installed packages'
+entry points (groups ``foveate.methods`` and so on), and among foveate's own files. A file holds one
+part, which has the file's name; files beginning with ``_`` and ``base.py`` are no parts.
 
 Nothing is imported from a model or run folder: only the command line names folders of plug-ins.
 """
@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 
 from foveate.errors import OptionError, UnknownName, did_you_mean
 
-PartKind = Literal["methods", "readers", "tasks", "encoders"]
+PartKind = Literal["methods", "readers", "tasks", "encoders", "exports"]
 
 _folders: list[Path] = []
 _loading = threading.RLock()

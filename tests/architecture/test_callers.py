@@ -12,7 +12,7 @@ from foveate import parts
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "foveate"
 
-FOUND_BY_NAME = ("methods", "readers", "tasks", "encoders")
+FOUND_BY_NAME = ("methods", "readers", "tasks", "encoders", "exports")
 """Packages whose public classes `foveate.parts` finds by the names of their files."""
 
 EXEMPT = {

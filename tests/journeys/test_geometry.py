@@ -13,9 +13,9 @@ import torch
 
 from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
+from foveate.exports.geojson import build_geojson
 from foveate.files.atomic import write_json
 from foveate.geometry import Box, Frame
-from foveate.heatmaps import build_geojson
 from foveate.loading.loader import CaseLoader
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head

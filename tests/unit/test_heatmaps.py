@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from foveate.errors import BoxError, MissingSpacing, OptionError
+from foveate.exports.geojson import build_geojson
 from foveate.files.atomic import write_bytes, write_json
 from foveate.geometry import Box, Frame
-from foveate.heatmaps import build_geojson, render_heatmap
+from foveate.heatmaps import render_heatmap
 from foveate.heatmaps.fields import aim, overview
 from foveate.heatmaps.glass import on_foreground, paintable_mask
 from foveate.heatmaps.panels import blend_evidence

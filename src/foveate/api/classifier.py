@@ -18,6 +18,7 @@ from foveate.api.commands import train
 from foveate.api.explanation import Explanation
 from foveate.api.progress import OnProgress
 from foveate.errors import FoveateError, OptionError, UnreadableImage
+from foveate.loading.gather import gather_cases
 from foveate.prediction.pictures import add_files
 from foveate.prediction.predict import Answer, Finish, Outcome, open_loader, predict_cases
 from foveate.runs.folder import read_json
@@ -25,7 +26,6 @@ from foveate.runs.models import Ensemble, find_models
 from foveate.runs.runtime import build_fabric
 from foveate.runs.schedule import TrainOptions
 from foveate.table import Case
-from foveate.workflows.predict import gather_cases
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ def predict(
     *,
     assume_spacing_um: float | None = None,
     n_heatmaps: int = 1000,
+    exports: Sequence[str] = ("png", "geojson"),
     workers: int = 0,
     ray: str | None = None,
     part: str | JobPart | None = None,
@@ -97,6 +98,7 @@ def predict(
         assume_spacing_um: of images that state no spacing, micrometres per pixel; None as in
             training.
         n_heatmaps: so many images from the first on get pictures.
+        exports: which kinds of pictures.
         workers: processes that predict, each with its own models; 0 lets this one do it.
         ray: the address of a cluster of Ray, ``auto`` or ``local``.
         part: predict this part only, such as ``2/5``, or ``array`` in a job array; the same call
@@ -125,6 +127,7 @@ def predict(
         workers=workers,
         ray=ray,
         part=chosen,
+        exports=tuple(exports),
     )
     several = [images] if isinstance(images, str | Path) else list(images)
     return predict_paths(Path(run), [Path(p) for p in several], asked, as_display(on_progress))
@@ -158,6 +161,7 @@ def evaluate(
     audit_layout: bool = False,
     assume_spacing_um: float | None = None,
     n_heatmaps: int = 0,
+    exports: Sequence[str] = ("png", "geojson"),
     workers: int = 0,
     ray: str | None = None,
     device: str = "auto",
@@ -174,7 +178,8 @@ def evaluate(
         images: the folder that paths are relative to.
         renamed: a label of the table to the class that it means.
         audit_layout: also let patches trade places: does the model use where they lie?
-        assume_spacing_um, n_heatmaps, workers, ray, device, on_progress: as of `predict`.
+        assume_spacing_um, n_heatmaps, exports, workers, ray, device, on_progress: as of
+            `predict`.
 
     Raises:
         TableError: the model knows none of the labels, or no image could be predicted.
@@ -186,7 +191,9 @@ def evaluate(
     """
     from foveate.workflows.predict import Asked, evaluate_table
 
-    asked = Asked(Path(out), assume_spacing_um, n_heatmaps, device, workers, ray)
+    asked = Asked(
+        Path(out), assume_spacing_um, n_heatmaps, device, workers, ray, exports=tuple(exports)
+    )
     stored = store_table(table, Path(out))
     folder = images if images is not None else stored.get("images")
     metrics, failed = evaluate_table(

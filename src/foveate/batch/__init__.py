@@ -27,6 +27,7 @@ from foveate.batch.types import (
     augment_for,
     channels_last,
     crop_error,
+    evidence_of,
     lay_kernels,
     to_rgb,
 )
@@ -301,17 +302,23 @@ class Batch:
         tensors = (torch.from_numpy(each).float().to(self.device) for each in (centre, extent))
         return next(tensors), next(tensors)
 
-    def evidence(self, patches: Sequence[Patches], weight: Tensor) -> list[Evidence]:
-        """Evidence per image of padded weights ``(b, n)``; the first ``n_i`` are of patches."""
-        shares = weight.detach().double().cpu().numpy()
-        return [
-            Evidence(
-                part.origin_um,
-                np.repeat(part.side_um[:, None], part.origin_um.shape[1], 1),
-                shares[i, : len(part)],
-            )
-            for i, part in enumerate(patches)
-        ]
+    def evidence(
+        self,
+        patches: Sequence[Patches],
+        weight: Tensor,
+        *,
+        by_output: Tensor | None = None,
+        remainder: Tensor | None = None,
+    ) -> list[Evidence]:
+        """Return the evidence of each image; the first ``n_i`` of padded weights are of patches.
+
+        Args:
+            patches: of each image.
+            weight: ``(b, n)``.
+            by_output: ``(b, k, n)``, of methods that look once for each output.
+            remainder: ``(b,)``, the share of the prediction that rests on no patch.
+        """
+        return evidence_of(self.items, patches, weight, by_output, remainder)
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, TooManyOpen, as_foveate_error, out_of_files
-from foveate.images.evidence import Floats
+from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
 from foveate.images.tiling import tile_foreground
@@ -189,3 +189,27 @@ def lay_kernels(network: nn.Module) -> None:
     for parameter in network.parameters():
         if parameter.ndim in (4, 5):
             parameter.data = channels_last(parameter.data)
+
+
+def evidence_of(
+    items: Sequence[LoadedImage],
+    patches: Sequence[Patches],
+    weight: Tensor,
+    by_output: Tensor | None,
+    remainder: Tensor | None,
+) -> list[Evidence]:
+    """Return the evidence of each image, as `Batch.evidence` does."""
+    shares = weight.detach().double().cpu().numpy()
+    each = None if by_output is None else by_output.detach().double().cpu().numpy()
+    beyond = None if remainder is None else remainder.detach().double().clamp(0, 1).tolist()
+    return [
+        Evidence(
+            part.origin_um,
+            np.repeat(part.side_um[:, None], part.origin_um.shape[1], 1),
+            shares[i, : len(part)],
+            extent_um=np.asarray(item.image.box_um.size),
+            by_output=None if each is None else each[i, :, : len(part)].T,
+            remainder=0.0 if beyond is None else beyond[i],
+        )
+        for i, (item, part) in enumerate(zip(items, patches, strict=True))
+    ]

@@ -14,6 +14,8 @@ from foveate.cli.words import (
     USER_ERROR,
     Sectioned,
     device_flag,
+    export_flag,
+    exports_of,
     files_flag,
     merge,
     named_flags,
@@ -125,6 +127,7 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @click.option("--epochs", type=int, help="At most so many.")
 @click.option("--seed", type=int, help="Of the split and of training.")
 @click.option("--heatmaps", type=int, help="How many test images get pictures.  [default: 40]")
+@export_flag
 @click.option(
     "--refit",
     is_flag=True,
@@ -157,6 +160,7 @@ def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -
     show_default=True,
     help="How many images get pictures.",
 )
+@export_flag
 @workers_flag
 @ray_flag
 @part_flag
@@ -167,6 +171,7 @@ def predict(
     images: tuple[Path, ...],
     out: Path,
     part: str | None,
+    export: str | None,
     **chosen: Any,
 ) -> int:
     """Predict IMAGES (files, folders or a table) with the trained RUN.
@@ -179,6 +184,7 @@ def predict(
     import foveate
     from foveate.cli.terminal import Terminal
 
+    chosen["exports"] = exports_of(export)
     with Terminal() as terminal:
         summary = foveate.predict(run, images, out, part=part, on_progress=terminal, **chosen)
     if part is not None:
@@ -211,6 +217,7 @@ def predict(
 @click.option(
     "--heatmaps", "n_heatmaps", default=0, show_default=True, help="How many images get pictures."
 )
+@export_flag
 @workers_flag
 @ray_flag
 @click.option(
@@ -227,6 +234,7 @@ def evaluate(
     table: Path,
     out: Path,
     audit_layout: bool,
+    export: str | None,
     renamed: tuple[str, ...],
     **chosen: Any,
 ) -> int:
@@ -237,6 +245,7 @@ def evaluate(
     import foveate
     from foveate.cli.terminal import Terminal
 
+    chosen["exports"] = exports_of(export)
     with Terminal() as terminal:
         ended = foveate.evaluate(
             run,

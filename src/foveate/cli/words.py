@@ -12,7 +12,7 @@ from foveate.errors import OptionError, did_you_mean
 
 OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
 _PARTS = ("method", "encoder", "task")
-_SECTIONS = ("train", "view", "split", "table", *_PARTS)
+_SECTIONS = ("train", "view", "split", "table", "reader", *_PARTS)
 
 
 class Sectioned(click.Command):
@@ -41,9 +41,21 @@ def _put_section(into: dict[str, Any], key: str, value: str) -> None:
     section, _, name = key.removeprefix("--").partition(".")
     if section not in _SECTIONS:
         raise OptionError(f"no option '{key}': no section '{section}'.{_near(section)}")
+    if section == "reader":
+        _put_reader(into, key, name, value)
+        return
     if section in _PARTS:
         section += "_options"
     into.setdefault(section, {})[name.replace("-", "_")] = value
+
+
+def _put_reader(into: dict[str, Any], key: str, name: str, value: str) -> None:
+    """Put ``--reader.NAME.option value`` among the options of that reader."""
+    reader, dot, option = name.partition(".")
+    if not dot:
+        raise OptionError(f"{key}: expected a reader and its option, --reader.NAME.option")
+    options = into.setdefault("reader_options", {}).setdefault(reader.replace("-", "_"), {})
+    options[option.replace("-", "_")] = value
 
 
 def _near(section: str) -> str:
@@ -64,7 +76,7 @@ plugins_flag = click.option(
     expose_value=False,
     callback=_add_plugins,
     is_eager=True,
-    help="Folder with methods/, readers/, tasks/ or encoders/ of your own. Its code is run.",
+    help="Folder with methods/, readers/, tasks/, encoders/ or exports/ of your own, which is run.",
 )
 
 
@@ -79,6 +91,10 @@ files_flag = click.option(
     "--files",
     type=click.Path(path_type=Path),
     help="Second table, one row an image, where TABLE has one row a patient.",
+)
+export_flag = click.option(
+    "--export",
+    help="Kinds of pictures, comma-separated.  [default: png,geojson]",
 )
 device_flag = click.option(
     "--device",
@@ -158,3 +174,16 @@ def pairs(given: Iterable[str], flag: str) -> dict[str, str]:
             raise OptionError(f"{flag}: got '{text}', expected OLD=NEW")
         found[old.strip()] = new.strip()
     return found
+
+
+def exports_of(given: str | None) -> tuple[str, ...]:
+    """Return the names of exports in a flag; those of the default where it was not set.
+
+    Raises:
+        UnknownName: no export of this name.
+    """
+    from foveate.exports import DEFAULT, build_exports
+
+    names = DEFAULT if given is None else tuple(name.strip() for name in given.split(","))
+    build_exports(names)
+    return names

@@ -1,4 +1,4 @@
-"""Show evidence as a picture and a QuPath file, from an image and its evidence alone.
+"""Show evidence as a picture, from an image and its evidence alone.
 
 Boxes are drawn from their float coordinates by one affine map, not by counting tiles, so that
 nothing drifts towards the bottom right of a large slide.
@@ -6,7 +6,6 @@ nothing drifts towards the bottom right of a large slide.
 
 from __future__ import annotations
 
-from foveate.heatmaps.geojson import build_geojson
 from foveate.heatmaps.picture import render_heatmap
 
-__all__ = ["build_geojson", "render_heatmap"]
+__all__ = ["render_heatmap"]

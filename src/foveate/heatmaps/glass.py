@@ -45,7 +45,7 @@ def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
     chosen = _shares(screen, paintable_mask(camera, screen), evidence) > _LEAST_SHARE
     if chosen.all() or not chosen.any():
         return evidence
-    return Evidence(evidence.origin_um[chosen], evidence.size_um[chosen], evidence.weight[chosen])
+    return evidence.pick(chosen)
 
 
 def _has_glass(image: AbstractImage) -> bool:

@@ -115,9 +115,7 @@ def at_slice(evidence: Evidence, z_um: float) -> Evidence:
         return evidence
     begin = evidence.origin_um[:, 0]
     crosses = (begin <= z_um) & (z_um < begin + evidence.size_um[:, 0])
-    return Evidence(
-        evidence.origin_um[crosses], evidence.size_um[crosses], evidence.weight[crosses]
-    )
+    return evidence.pick(crosses)
 
 
 def nice_length(limit: float) -> float:

@@ -1,4 +1,4 @@
-"""Evidence: the boxes of an image that a prediction rests on, and their weights.
+"""Evidence: the boxes of an image that a prediction rests on, their weights, and what lies in none.
 
 Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +20,42 @@ from foveate.geometry import Box, Frame
 
 Floats = NDArray[np.float64]
 
+_OPTIONAL = ("extent_um", "by_output")
+
 
 @dataclass(frozen=True)
 class Evidence:
     """Boxes of one image and how much each of them counted for the prediction.
 
     Attributes:
-        origin_um: corners of the boxes, ``(n, d)``, axes ``(z,) y, x``.
+        origin_um: corners of the boxes, ``(n, d)``, micrometres, axes ``(z,) y, x``.
         size_um: sizes of the boxes, ``(n, d)``.
         weight: weights of the boxes, ``(n,)``, at least 0; comparable within an image. Methods
             with attention give weights that sum to 1.
+        extent_um: size of the whole image, ``(d,)``; None where the boxes are of no image.
+        by_output: weights for each output of the model, ``(n, k)``, of methods that look once for
+            each; else None.
+        remainder: share of the prediction that rests on no box, 0 to 1: on the image as a whole.
 
     Raises:
-        ValueError: shapes disagree, or a weight is negative or not finite.
+        ValueError: shapes disagree, or the remainder is no share.
+        NotFinite: a weight is negative or not finite.
     """
 
     origin_um: Floats
     size_um: Floats
     weight: Floats
+    extent_um: Floats | None = None
+    by_output: Floats | None = None
+    remainder: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.extent_um is not None and self.extent_um.shape != self.origin_um.shape[1:]:
+            raise ValueError(f"boxes of {self.origin_um.shape} in an image of {self.extent_um}")
+        if self.by_output is not None and len(self.by_output) != len(self.origin_um):
+            raise ValueError(f"{len(self.by_output)} rows of weights for {len(self.origin_um)}")
+        if not 0 <= self.remainder <= 1:
+            raise ValueError(f"a remainder of {self.remainder}, expected 0 to 1")
         if self.origin_um.shape != self.size_um.shape or self.origin_um.ndim != 2:
             raise ValueError(f"boxes of {self.origin_um.shape} and {self.size_um.shape}")
         if self.weight.shape != self.origin_um.shape[:1]:
@@ -57,12 +74,26 @@ class Evidence:
         """Return the box with the largest weight, in micrometres."""
         return self.box_um(int(np.argmax(self.weight)))
 
+    def pick(self, mask: NDArray[np.bool_]) -> Evidence:
+        """Return the evidence of the boxes where `mask`, ``(n,)``, is True."""
+        return replace(
+            self,
+            origin_um=self.origin_um[mask],
+            size_um=self.size_um[mask],
+            weight=self.weight[mask],
+            by_output=None if self.by_output is None else self.by_output[mask],
+        )
+
     def to_bytes(self) -> bytes:
         """Return the content of a ``.npz`` file (arrays only; loading one never runs code)."""
+        arrays: dict[str, Any] = {
+            name: getattr(self, name) for name in ("origin_um", "size_um", "weight", "remainder")
+        }
+        for name in _OPTIONAL:
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
         file = io.BytesIO()
-        np.savez_compressed(
-            file, origin_um=self.origin_um, size_um=self.size_um, weight=self.weight
-        )
+        np.savez_compressed(file, **arrays)
         return file.getvalue()
 
     def save(self, path: Path) -> None:
@@ -73,7 +104,10 @@ class Evidence:
     def load(path: Path) -> Evidence:
         """Read the evidence from a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
-            return Evidence(stored["origin_um"], stored["size_um"], stored["weight"])
+            more = {name: stored[name] for name in _OPTIONAL if name in stored}
+            if "remainder" in stored:
+                more["remainder"] = float(stored["remainder"])
+            return Evidence(stored["origin_um"], stored["size_um"], stored["weight"], **more)
 
 
 def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
@@ -81,7 +115,8 @@ def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
 
     The result holds the boxes of all models, with weights divided by the number of models, so that
     weights which sum to 1 for each model sum to 1 again. A box that several models looked at (the
-    same corner and size to a thousandth of a micrometre) becomes one, with its mean weight.
+    same corner and size to a thousandth of a micrometre) becomes one, with its mean weight. Weights
+    for each output are kept where all models have them.
 
     Args:
         parts: the evidence of each model, at least one; all with the same axes.
@@ -93,7 +128,20 @@ def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
     weight = np.concatenate([part.weight for part in parts]) / len(parts)
     boxes = np.round(np.concatenate([origin, size], 1), 3)
     _, first, number = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
-    total = np.zeros(len(first))
-    np.add.at(total, number.reshape(-1), weight)
     order = np.argsort(first)  # in the order of the first model that looked there
-    return Evidence(origin[first][order], size[first][order], total[order])
+
+    def united(values: Floats) -> Floats:
+        total = np.zeros((len(first), *values.shape[1:]))
+        np.add.at(total, number.reshape(-1), values)
+        return total[order]
+
+    several = [part.by_output for part in parts if part.by_output is not None]
+    whole = len(several) == len(parts)
+    return Evidence(
+        origin[first][order],
+        size[first][order],
+        united(weight),
+        extent_um=parts[0].extent_um,
+        by_output=united(np.concatenate(several) / len(parts)) if whole else None,
+        remainder=sum(part.remainder for part in parts) / len(parts),
+    )

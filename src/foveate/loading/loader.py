@@ -25,6 +25,7 @@ from foveate.images.foreground import slide_prior
 from foveate.images.image import AbstractImage
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
+from foveate.readers import ReaderOptions
 from foveate.table import Case
 
 READER_THREADS = 4
@@ -40,6 +41,7 @@ class CaseLoader:
         assume_spacing_um: for images that state none.
         assume_for: only for images of these kinds; None for all.
         keep_bytes: how much memory glimpses may occupy.
+        readers: options of readers.
         keep_open: how many images stay open that nobody reads; those of the batches under way and
             ahead are never closed.
 
@@ -53,11 +55,13 @@ class CaseLoader:
         *,
         assume_spacing_um: float | None = None,
         assume_for: Sequence[str] | None = None,
+        readers: ReaderOptions | None = None,
         keep_bytes: int = 1 << 29,
         keep_open: int = 64,
     ) -> None:
         self.view = view
         self._assumed_um, self._assume_for = assume_spacing_um, assume_for
+        self._options = readers
         self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
         self._images = OpenImages(keep_open)
         self._taken = (0, 0)
@@ -148,6 +152,7 @@ class CaseLoader:
             fit=self.view.fit,
             assume_spacing_um=self._assumed_um,
             assume_for=self._assume_for,
+            readers=self._options,
         )
         if image.ndim != self.view.axes:
             image.close()

@@ -17,7 +17,7 @@ from foveate.images.image import AbstractImage
 from foveate.images.likeness import ImageFacts
 from foveate.images.respaced import RespacedImage, fit_to_shape
 from foveate.parts import Within
-from foveate.readers import open_image
+from foveate.readers import ReaderOptions, open_image
 from foveate.table import Case, spacing_factor, spacing_for_axes
 
 _THREADS = 4
@@ -74,6 +74,7 @@ def open_case(
     fit: tuple[int, ...] | None = None,
     assume_spacing_um: float | None = None,
     assume_for: Sequence[str] | None = None,
+    readers: ReaderOptions | None = None,
 ) -> AbstractImage:
     """Open a case's image with its spacing settled: the table's, else the file's, else assumed.
 
@@ -84,13 +85,14 @@ def open_case(
         fit: shape that pictures are brought to.
         assume_spacing_um: of images that state none.
         assume_for: only for images of these kinds; None for all.
+        readers: options of readers.
 
     Raises:
         MissingSpacing: a slide or volume without spacing.
         TableError: the table gives a spacing for another number of axes.
         ImageNotFound, UnreadableImage, UnsupportedFormat: as the reader says.
     """
-    image = open_image(case.path)
+    image = open_image(case.path, readers)
     try:
         if case.spacing_um is not None:
             return RespacedImage(
@@ -117,6 +119,7 @@ def scan_cases(
     cases: Sequence[Case],
     options: ViewOptions,
     progress: Callable[[int, int], None] | None = None,
+    readers: ReaderOptions | None = None,
 ) -> Scan:
     """Open every image once and note its facts or why it does not open.
 
@@ -125,7 +128,7 @@ def scan_cases(
     """
     scan, missing = Scan(), []
     with ThreadPoolExecutor(_THREADS) as pool:
-        jobs = [(case, pool.submit(_facts, case, options)) for case in cases]
+        jobs = [(case, pool.submit(_facts, case, options, readers)) for case in cases]
         for done, (case, job) in enumerate(jobs, 1):
             try:
                 scan.facts[case.image_id] = job.result()
@@ -193,13 +196,14 @@ def _patch_px(side_px: float) -> int:
     return max(32, 32 * round(side_px / 64))
 
 
-def _facts(case: Case, options: ViewOptions) -> ImageFacts:
+def _facts(case: Case, options: ViewOptions, readers: ReaderOptions | None) -> ImageFacts:
     if options.fit is not None and case.spacing_um is not None:
         raise OptionError(
             f"view.fit: brings pictures to one size in pixels, but the table gives {case.path} a "
             "pixel size in micrometres; leave one of the two out"
         )
-    with open_case(case, fit=options.fit, assume_spacing_um=options.assume_spacing_um) as image:
+    assumed_um = options.assume_spacing_um
+    with open_case(case, fit=options.fit, assume_spacing_um=assumed_um, readers=readers) as image:
         spacing = image.known_spacing_um
         assumed = (
             case.spacing_um is None and image.unit == "um" and isinstance(image, RespacedImage)

@@ -105,11 +105,12 @@ class Clam(AbstractMethod):
         h = self.embed(f)
         logits, attention = self.aggregate(h, valid)
         if not self.training:
-            weight = attention[:, 0]
+            weight, each = attention[:, 0], None
             if self.branch == "multi":
+                each = attention
                 shares = output_weights(logits, self.task_heads)
                 weight = (shares.unsqueeze(-1) * attention).sum(1)
-            return Prediction(logits, batch.evidence(patches, weight))
+            return Prediction(logits, batch.evidence(patches, weight, by_output=each))
         objectives = {}
         if self.clustering > 0:
             # What attention finds strongest is a guess at first, which no encoder should learn.

@@ -59,10 +59,12 @@ class Downsampled(AbstractMethod):
             logits = self.head(torch.cat([look.overview for look in looks]), batch.part)
         else:
             logits = self.head(self.encoder.project(torch.cat([look.features for look in looks])))
-        evidence = [] if self.training else [self._evidence(batch, x.maps[-1]) for x in looks]
+        evidence = []
+        if not self.training:
+            evidence = [self._evidence(batch, i, look.maps[-1]) for i, look in enumerate(looks)]
         return Prediction(logits, evidence)
 
-    def _evidence(self, batch: Batch, last: torch.Tensor) -> Evidence:
+    def _evidence(self, batch: Batch, i: int, last: torch.Tensor) -> Evidence:
         strength = last.detach()[0].float().clamp_min(0).mean(0)
         cell = self.encoder.strides[-1] * batch.view.glimpse_spacing_um
         corner = self.encoder.map_centres[-1] * batch.view.glimpse_spacing_um - cell / 2
@@ -70,4 +72,5 @@ class Downsampled(AbstractMethod):
         weight = strength.flatten().double().cpu().numpy()
         weight = weight / max(weight.sum(), 1e-12)
         origin = corner + cell * places.astype(np.float64)
-        return Evidence(origin, np.full_like(origin, cell), weight)
+        extent = np.asarray(batch.items[i].image.box_um.size)
+        return Evidence(origin, np.full_like(origin, cell), weight, extent)

@@ -82,7 +82,7 @@ class Dsmil(AbstractMethod):
         if not self.training:
             shares = output_weights(logits, self.task_heads)
             weight = (shares.unsqueeze(-1) * attention).sum(1)
-            return Prediction(logits, batch.evidence(patches, weight))
+            return Prediction(logits, batch.evidence(patches, weight, by_output=attention))
         auxiliary = {"instance": (self.instance, alone)} if self.instance > 0 else {}
         return Prediction(logits, [], auxiliary=auxiliary)
 

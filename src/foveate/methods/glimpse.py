@@ -189,11 +189,12 @@ class Glimpse(AbstractMethod):
         tiles = [self.embed(v) for v in seen.vectors] if isinstance(seen, Descent) else []
         alone = self.head_instance(f, valid)
         whole = self.embed(self.encoder.project(features).float()) + self.whole
-        logits, weight = self._aggregate(batch, whole, self._tokens(f, valid, tiles, seen))
+        logits, weight, beyond = self._aggregate(batch, whole, self._tokens(f, valid, tiles, seen))
         logits, further = self.answer(alone, logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
-            return Prediction(overview + logits, batch.evidence(patches, weight))
+            evidence = batch.evidence(patches, weight, remainder=beyond)
+            return Prediction(overview + logits, evidence)
         # Patches add to what the glimpse says. What it has learnt by heart would leave them nothing
         # to explain, hence answers that have not seen the image.
         logits, auxiliary = overview.detach() + logits, {}
@@ -284,8 +285,12 @@ class Glimpse(AbstractMethod):
         patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
         return _Tokens(pad_rows(torch.cat(shown), known), known, patches, every)
 
-    def _aggregate(self, batch: Batch, whole: Tensor, parts: _Tokens) -> tuple[Tensor, Tensor]:
-        """Answers to all questions ``(b, k)``; the share of each patch ``(b, n)``.
+    def _aggregate(
+        self, batch: Batch, whole: Tensor, parts: _Tokens
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Answers to all questions ``(b, k)``; of what patches have, the share of each ``(b, n)``.
+
+        And the share of the glimpse ``(b,)``, which lies in no patch.
 
         Args:
             batch: of the images.
@@ -306,8 +311,8 @@ class Glimpse(AbstractMethod):
             everywhere=torch.cat([torch.zeros_like(parts.known), torch.ones_like(shown)], 1),
         )
         logits, weight = found
-        weight = weight[:, :n]
-        return logits, weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+        own, beyond = weight[:, :n], weight[:, n]
+        return logits, own / own.sum(1, keepdim=True).clamp_min(1e-12), beyond
 
 
 @torch.no_grad()

@@ -142,8 +142,8 @@ class StreamingCnn(AbstractMethod):
         logits = self.head(vector)
         if not self.training:
             evidence = [
-                self._evidence(batch, map_, own, each)
-                for map_, own, each in zip(maps, cells, share, strict=True)
+                self._evidence(batch, i, map_, own, each)
+                for i, (map_, own, each) in enumerate(zip(maps, cells, share, strict=True))
             ]
             return Prediction(logits, evidence)
         if self.head_instance is None:
@@ -162,14 +162,17 @@ class StreamingCnn(AbstractMethod):
         shown = torch.from_numpy(~blank.ravel()).to(map_.device)
         return every[shown] if shown.any() else every
 
-    def _evidence(self, batch: Batch, map_: Tensor, cells: Tensor, share: Tensor) -> Evidence:
+    def _evidence(
+        self, batch: Batch, i: int, map_: Tensor, cells: Tensor, share: Tensor
+    ) -> Evidence:
         spacing = batch.view.spacing_um
         places = np.unravel_index(cells.cpu().numpy(), tuple(map_.shape[2:]))
         origin = spacing * (
             self._corner_px + self._size_px * np.stack(places, -1).astype(np.float64)
         )
         weight = share[: len(origin)].detach().double().cpu().numpy()
-        return Evidence(origin, np.full_like(origin, self._size_px * spacing), weight)
+        extent = np.asarray(batch.items[i].image.box_um.size)
+        return Evidence(origin, np.full_like(origin, self._size_px * spacing), weight, extent)
 
     @property
     def _size_px(self) -> int:

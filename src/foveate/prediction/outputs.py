@@ -15,6 +15,7 @@ import torch
 
 from foveate import __version__
 from foveate.errors import CheckpointError
+from foveate.exports import DEFAULT
 from foveate.files.atomic import write_json
 from foveate.files.journal import Journal, read_entries
 from foveate.loading.loader import CaseLoader
@@ -75,6 +76,7 @@ def predict_into(
     display: Display,
     seen: Mapping[str, str] | None = None,
     about: Mapping[str, Any] | None = None,
+    exports: Sequence[str] = DEFAULT,
     workers: AbstractWorkers | None = None,
 ) -> Summary:
     """Predict cases; write ``predictions.csv`` into `folder` and pictures into `heatmaps`.
@@ -84,21 +86,21 @@ def predict_into(
     from it at the end. Answers of parts (`predict_part`) are collected first.
 
     Args:
-        folder, heatmaps: where to.
-        models, device: what answers, and what computes.
+        folder, heatmaps, models, device: where to, what answers, and what computes.
         cases, loader: in the order of the table, and what reads them.
         n_heatmaps: so many images from the first on get pictures; evidence is kept for all.
         display: is told.
         seen: by image, that a model which answers was trained with it; None leaves the column out.
         about: what the answers rest on besides models and options. None: answers of another
             command are replaced; otherwise they are refused.
+        exports: which kinds of pictures.
         workers: other processes that predict; by default this one does.
 
     Raises:
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = _rests_on(models, n_heatmaps, about or {})
+    rests_on = _rests_on(models, n_heatmaps, exports, about or {})
     journal = Journal(folder / ANSWERS, rests_on, anew=about is None)
     keys = {case.image_id: _key(case) for case in cases}
     known = _still_true(journal.entries, keys)
@@ -111,7 +113,7 @@ def predict_into(
     if known:
         display.say(f"{len(known)} of {len(keys)} images are answered already")
     todo = [Job(case, n < n_heatmaps) for n, case in enumerate(cases) if case.image_id not in known]
-    _answer_all(journal, models, todo, keys, loader, device, heatmaps, display, workers)
+    _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
     summary = _settled(folder, models, cases, journal, heatmaps, seen)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return summary
@@ -129,6 +131,7 @@ def predict_part(
     n_heatmaps: int,
     display: Display,
     about: Mapping[str, Any],
+    exports: Sequence[str] = DEFAULT,
     workers: AbstractWorkers | None = None,
 ) -> dict[str, str]:
     """Predict one part of the cases; its answers wait in a folder of their own for `predict_into`.
@@ -139,8 +142,8 @@ def predict_part(
     Args:
         folder: where the whole goes; the caller holds ``parts/2_of_5`` in it.
         part: which one.
-        models, cases, loader, device, heatmaps, n_heatmaps, display, about, workers: of the whole,
-            as of `predict_into`.
+        models, cases, loader, device, heatmaps, n_heatmaps, display, about, exports, workers: of
+            the whole, as of `predict_into`.
 
     Returns:
         the images of this part that failed, with the reasons.
@@ -149,7 +152,7 @@ def predict_part(
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = _rests_on(models, n_heatmaps, about)
+    rests_on = _rests_on(models, n_heatmaps, exports, about)
     drawn = {case.image_id for case in cases[:n_heatmaps]}
     own = part.pick(cases)
     keys = {case.image_id: _key(case) for case in own}
@@ -160,18 +163,21 @@ def predict_part(
     known = _still_true({**journal.entries, **known}, keys)
     display.say(f"part {part}: {len(own)} of {len(cases)} images, {len(known)} answered already")
     todo = [Job(case, case.image_id in drawn) for case in own if case.image_id not in known]
-    _answer_all(journal, models, todo, keys, loader, device, heatmaps, display, workers)
+    _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()
     return failed
 
 
-def _rests_on(models: Ensemble, n_heatmaps: int, about: Mapping[str, Any]) -> dict[str, Any]:
+def _rests_on(
+    models: Ensemble, n_heatmaps: int, exports: Sequence[str], about: Mapping[str, Any]
+) -> dict[str, Any]:
     """What all answers of a folder rest on."""
     return {
         "foveate": __version__,
         "models": models.digests(),
         "heatmaps": n_heatmaps,
+        "exports": list(exports),
         **about,
     }
 
@@ -216,6 +222,7 @@ def _answer_all(
     loader: CaseLoader,
     device: torch.device,
     heatmaps: Path,
+    exports: Sequence[str],
     display: Display,
     workers: AbstractWorkers | None,
 ) -> None:
@@ -228,14 +235,14 @@ def _answer_all(
     within(0)
     if workers is None:
         drawn = frozenset(job.case.image_id for job in todo if job.draw)
-        finish = functools.partial(add_files, drawn=drawn)
+        finish = functools.partial(add_files, drawn=drawn, exports=exports)
         cases = [job.case for job in todo]
         outcomes = predict_cases(models, cases, loader, device=device, tell=within, finish=finish)
     else:
         outcomes = map_cases(workers, todo)
     for done, outcome in enumerate(outcomes, 1):
         image_id = outcome.case.image_id
-        journal.add(image_id, _entry(outcome, models, heatmaps) | {"of": keys[image_id]})
+        journal.add(image_id, _entry(outcome, models, heatmaps, exports) | {"of": keys[image_id]})
         if isinstance(outcome, Failure):
             teller.set_aside(image_id, str(outcome.case.path), outcome.reason)
         elif not len(outcome.evidence):
@@ -244,13 +251,15 @@ def _answer_all(
     teller.end()
 
 
-def _entry(outcome: Outcome, models: Ensemble, heatmaps: Path) -> dict[str, Any]:
+def _entry(
+    outcome: Outcome, models: Ensemble, heatmaps: Path, exports: Sequence[str]
+) -> dict[str, Any]:
     """What the journal keeps of one image; its pictures are written before."""
     forget_files(heatmaps, outcome.case)
     if isinstance(outcome, Failure):
         return {"failed": outcome.reason, "factor": None}
     row, cost = build_row(outcome, models), {key: getattr(outcome, key) for key in _COSTS}
-    picture = write_files(outcome, row, models, heatmaps)
+    picture = write_files(outcome, row, models, heatmaps, exports)
     return {"row": row, "cost": cost, "picture": picture, "factor": outcome.factor}
 
 

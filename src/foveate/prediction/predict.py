@@ -169,6 +169,7 @@ def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> Cas
         models.card.view,
         assume_spacing_um=assume_spacing_um,
         assume_for=kinds,
+        readers=models.card.readers,
         keep_bytes=0,
         keep_open=0,
     )
@@ -302,7 +303,8 @@ def _ask(
 def _no_evidence(item: LoadedImage) -> Evidence:
     """Of a method that does not say where it looked: no regions, which its picture then says."""
     nowhere = np.zeros((0, item.image.ndim))
-    return Evidence(nowhere, nowhere, np.zeros(0))
+    extent = np.asarray(item.image.box_um.size)
+    return Evidence(nowhere, nowhere, np.zeros(0), extent, remainder=1.0)
 
 
 def _averaged(

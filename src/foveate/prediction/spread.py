@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from foveate.errors import WorkerLost
+from foveate.exports import DEFAULT
 from foveate.parts import plugin_folders
 from foveate.prediction.workers import AbstractWorkers, Setup
 from foveate.runs.models import Ensemble
@@ -14,7 +15,13 @@ from foveate.runs.models import Ensemble
 
 @contextlib.contextmanager
 def open_workers(
-    models: Ensemble, *, assume_spacing_um: float | None, device: str, n: int, ray: str | None
+    models: Ensemble,
+    *,
+    assume_spacing_um: float | None,
+    device: str,
+    n: int,
+    ray: str | None,
+    exports: Sequence[str] = DEFAULT,
 ) -> Iterator[AbstractWorkers | None]:
     """Hold workers that are not started yet, and stop them at the end.
 
@@ -24,6 +31,7 @@ def open_workers(
         device: ``auto`` takes a GPU when there is one.
         n: how many; 0 for this process alone, or for all places of a cluster of Ray.
         ray: the address of the cluster, ``auto`` or ``local``; None for none.
+        exports: which kinds of pictures are drawn.
 
     Raises:
         WorkerLost: the models lie in no folder.
@@ -40,6 +48,7 @@ def open_workers(
         plugins=plugin_folders(),
         assume_spacing_um=assume_spacing_um,
         device=device,
+        exports=tuple(exports),
         cwd=Path.cwd(),
     )
     if ray is None:

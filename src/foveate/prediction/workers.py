@@ -60,6 +60,7 @@ class Setup:
         plugins: folders of the user's own parts.
         assume_spacing_um: of images that state no spacing; None as in training.
         device: ``auto`` takes a GPU when there is one.
+        exports: which kinds of pictures are drawn.
         cwd: the folder that relative paths begin at.
         threads: that compute; 0 leaves PyTorch its own number.
     """
@@ -69,6 +70,7 @@ class Setup:
     plugins: tuple[Path, ...]
     assume_spacing_um: float | None
     device: str
+    exports: tuple[str, ...]
     cwd: Path
     threads: int = 0
 
@@ -105,6 +107,7 @@ class Worker:
         logger.addHandler(logging.handlers.QueueHandler(self._records))
         logger.setLevel(logging.INFO)
         self._broken: FoveateError | None = None
+        self._exports = setup.exports
         try:
             self._build(setup)
         except Exception as error:
@@ -119,7 +122,7 @@ class Worker:
         if self._broken is not None:
             return self.ready()
         drawn = frozenset({job.case.image_id} if job.draw else ())
-        finish = functools.partial(add_files, drawn=drawn)
+        finish = functools.partial(add_files, drawn=drawn, exports=self._exports)
         try:
             (outcome,) = predict_cases(
                 self._models, [job.case], self._loader, device=self._device, finish=finish

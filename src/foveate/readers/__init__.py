@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from foveate import parts
 from foveate.errors import (
@@ -52,34 +54,66 @@ _NOT_YET = (
 )
 
 
-def open_image(path: Path | str) -> AbstractImage:
+ReaderOptions = Mapping[str, Mapping[str, Any]]
+"""Options of readers: by name of the reader, by name of the option."""
+
+
+def open_image(path: Path | str, options: ReaderOptions | None = None) -> AbstractImage:
     """Open an image of any known family, recognised by its content and not by its suffix.
 
     Args:
-        path: the file. A file that one reader finds damaged is refused without asking another.
+        path: the file, or a folder that a reader reads as one image. What one reader finds damaged
+            is refused without asking another.
+        options: options of readers, as `check_options` returns them.
 
     Returns:
         the open image; close it, or use it in a ``with`` block.
 
     Raises:
-        ImageNotFound: the file does not exist.
-        UnsupportedFormat: the path is a folder, or the file is empty or of an unknown format.
+        ImageNotFound: nothing exists at the path.
+        UnsupportedFormat: a folder or content that no reader reads, or an empty file.
         UnreadableImage: a reader recognises the file, but it is damaged.
         ImageTooLarge: opening it would need more memory than there is or than is allowed.
     """
     path = Path(path)
-    head = _first_bytes(path)
+    folder = path.is_dir()
+    head = b"" if folder else _first_bytes(path)
     readers = _readers(parts.plugin_folders())
-    candidates = [reader for reader in readers if _recognises(reader, path, head)]
+    candidates = [
+        (name, reader)
+        for name, reader in readers
+        if (reader.takes_folders or not folder) and _recognises(reader, path, head)
+    ]
+    if not candidates and folder:
+        raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
     if not candidates:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
-    for reader in candidates:
+    for name, reader in candidates:
         try:
-            return _open(reader, path)
+            return _open(reader, path, (options or {}).get(name, {}))
         except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
+
+
+def is_image_folder(path: Path) -> bool:
+    """Say whether a folder is an image to one of the readers."""
+    readers = [reader for _, reader in _readers(parts.plugin_folders()) if reader.takes_folders]
+    return any(_recognises(reader, path, b"") for reader in readers)
+
+
+def check_options(given: ReaderOptions) -> dict[str, dict[str, Any]]:
+    """Return options of readers, checked against their signatures.
+
+    Raises:
+        UnknownName: no reader of this name.
+        OptionError: an option that it does not take, or a value that does not fit.
+    """
+    return {
+        name: parts.parse_options(parts.find("readers", name), own, f"reader.{name}")
+        for name, own in given.items()
+    }
 
 
 def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
@@ -93,10 +127,10 @@ def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
         return False
 
 
-def _open(reader: type[AbstractReader], path: Path) -> AbstractImage:
+def _open(reader: type[AbstractReader], path: Path, options: Mapping[str, Any]) -> AbstractImage:
     """Open a file with a reader; any other library's error becomes one of `foveate.errors`."""
     try:
-        return reader(path)
+        return reader(path, **options)
     except FoveateError:
         raise
     except Exception as error:
@@ -107,8 +141,6 @@ def _first_bytes(path: Path) -> bytes:
     """Read the first bytes of a file, or refuse it as `open_image` describes."""
     try:
         kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
         if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
             raise UnsupportedFormat(f"{path}: is a pipe or a device, not a file; save it as a file")
         with path.open("rb") as file:
@@ -139,10 +171,10 @@ def _why_not(head: bytes) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _readers(folders: tuple[Path, ...]) -> tuple[type[AbstractReader], ...]:
+def _readers(folders: tuple[Path, ...]) -> tuple[tuple[str, type[AbstractReader]], ...]:
     """Return all readers by falling priority, looked up once for each set of plug-in folders."""
     del folders
-    readers: list[type[AbstractReader]] = [
-        parts.find("readers", name) for name in parts.names("readers")
+    readers: list[tuple[str, type[AbstractReader]]] = [
+        (name, parts.find("readers", name)) for name in parts.names("readers")
     ]
-    return tuple(sorted(readers, key=lambda reader: -reader.priority))
+    return tuple(sorted(readers, key=lambda pair: -pair[1].priority))

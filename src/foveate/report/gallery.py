@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from foveate.parts import find, names
 from foveate.presentation import Verdict
 from foveate.report.run_files import Row
 from foveate.tasks.base import AbstractTask
@@ -25,7 +26,8 @@ class Shown:
     Attributes:
         verdict: what the task says of the answer.
         picture: a ``data:`` address, or None when it could not be inlined.
-        png, geojson: links beside the page, or None.
+        png: link to the picture beside the page, or None.
+        links: all files of the answer, by what they are called.
         unlike: what sets it apart from the images of training, in words; mostly empty.
     """
 
@@ -35,7 +37,7 @@ class Shown:
     verdict: Verdict
     picture: str | None
     png: str | None
-    geojson: str | None
+    links: list[tuple[str, str]]
     unlike: str = ""
 
 
@@ -67,7 +69,9 @@ def gallery(
 
 
 def _shown(folder: Path, entry: dict[str, Any], verdict: Verdict, *, inline: bool) -> Shown:
-    png, geojson = (_file(folder, entry.get(key)) for key in ("png", "geojson"))
+    kinds = [name for name in names("exports") if name != "png"]
+    files = [(name, _file(folder, entry.get(name))) for name in ("png", *kinds)]
+    png = dict(files)["png"]
     return Shown(
         image_id=str(entry.get("image_id", "")),
         label=str(entry.get("label") or ""),
@@ -75,7 +79,11 @@ def _shown(folder: Path, entry: dict[str, Any], verdict: Verdict, *, inline: boo
         verdict=verdict,
         picture=_inlined(png) if inline and png is not None else None,
         png=None if png is None else f"heatmaps/{quote(png.name)}",
-        geojson=None if geojson is None else f"heatmaps/{quote(geojson.name)}",
+        links=[
+            (find("exports", name).title, f"heatmaps/{quote(path.name)}")
+            for name, path in files
+            if path is not None
+        ],
         unlike=str(entry.get("unlike") or ""),
     )
 

@@ -17,7 +17,16 @@ _SIDE_PX = (16, 65536)
 _LARGE = 1e12
 _KEYS = (
     *("schema", "foveate", "sha256", "method", "method_options", "encoder", "encoder_options"),
-    *("task", "task_options", "settled", "view", "assume_spacing_um", "provenance", "trained_on"),
+    *(
+        "task",
+        "task_options",
+        "settled",
+        "view",
+        "assume_spacing_um",
+        "provenance",
+        "trained_on",
+        "readers",
+    ),
 )
 
 
@@ -34,6 +43,7 @@ class ModelCard:
         assume_spacing_um: spacing given to slides that stated none.
         provenance: split hash, counts, validation score, versions.
         trained_on: facts of the images of the run; None in models of older versions.
+        readers: options of readers that the images were opened with, by name.
     """
 
     method: str
@@ -47,6 +57,7 @@ class ModelCard:
     assume_spacing_um: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     trained_on: TrainedOn | None = None
+    readers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def read_card(path: Path) -> tuple[ModelCard, str]:
@@ -79,8 +90,13 @@ def read_card(path: Path) -> tuple[ModelCard, str]:
         assume_spacing_um=fields.maybe_number("assume_spacing_um", *SPACING),
         provenance=_provenance(fields.part("provenance")),
         trained_on=trained_on_of(fields.part("trained_on")) if _has(fields, "trained_on") else None,
+        readers=_readers(fields.part("readers")) if _has(fields, "readers") else {},
     )
     return card, fields.text("sha256")
+
+
+def _readers(fields: Fields) -> dict[str, dict[str, Any]]:
+    return {name: fields.options(name) for name in fields.plain()}
 
 
 def view_of(fields: Fields) -> View:

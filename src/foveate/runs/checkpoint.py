@@ -19,6 +19,7 @@ from foveate.files.atomic import write_aside, write_json
 from foveate.files.digest import file_sha256
 from foveate.methods.base import AbstractMethod
 from foveate.parts import find, parse_options
+from foveate.readers import check_options
 from foveate.runs.card import SCHEMA, ModelCard, read_card
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
@@ -42,6 +43,7 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
         UnknownName, OptionError: the card names a part or option that does not exist, or parts
             that do not fit each other.
     """
+    check_options(card.readers)
     task = restore_task(card.task, card.settled, card.task_options)
     part = find("methods", card.method)
     encoder = build_encoder(

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from foveate.errors import OptionError, did_you_mean, explain_os_error
+from foveate.exports import DEFAULT, build_exports
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names, options, parse_options
+from foveate.readers import check_options
 from foveate.runs.schedule import TrainOptions
 from foveate.yamltext import parse_yaml
 
@@ -69,7 +71,9 @@ class RunConfig:
         table, view, split, train: see their classes.
         method, encoder, task: names; their options beside them. Encoder ``auto`` is lite0 for
             pictures and slides, slices for volumes.
+        reader_options: options of readers, by the reader's name.
         heatmaps: how many test images get pictures.
+        export: which kinds of pictures, by name (comma-separated).
         permute_labels: shuffle the labels over patients; the score must then be chance.
         refit: after the folds are scored, train one model on all images; it answers alone then.
     """
@@ -81,10 +85,12 @@ class RunConfig:
     method_options: dict[str, Any] = field(default_factory=dict)
     encoder_options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
+    reader_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     view: ViewOptions = field(default_factory=ViewOptions)
     split: SplitOptions = field(default_factory=SplitOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     heatmaps: int = 40
+    export: tuple[str, ...] = DEFAULT
     permute_labels: bool = False
     refit: bool = False
 
@@ -100,6 +106,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "split": SplitOptions,
     "train": TrainOptions,
 }
+_PLAIN = ("heatmaps", "export", "permute_labels", "refit")
 _PARTS = {"method": "methods", "encoder": "encoders", "task": "tasks"}
 
 
@@ -111,7 +118,7 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
 
     Raises:
         OptionError: an unknown key, with the nearest known one, or a value that does not fit.
-        UnknownName: no such method, encoder or task.
+        UnknownName: no such method, encoder, task or export.
     """
     known = set(RunConfig.__dataclass_fields__)
     for key in map(str, given):
@@ -123,7 +130,7 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
     for key, section in _SECTIONS.items():
         if key in given:
             values[key] = section(**parse_options_all(section, given[key], key))
-    simple = {k: v for k, v in given.items() if k in ("heatmaps", "permute_labels", "refit")}
+    simple = {k: v for k, v in given.items() if k in _PLAIN}
     values |= parse_options(RunConfig, simple, "run")
     for part in _PARTS:
         if part in given:
@@ -131,7 +138,9 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
         values[f"{part}_options"] = dict(given.get(f"{part}_options", {}))
     if values.get("heatmaps", 0) < 0:
         raise OptionError(f"heatmaps: got {values['heatmaps']}, expected 0 or more")
+    values["reader_options"] = check_options(_sections(given.get("reader_options", {})))
     config = RunConfig(**values)
+    build_exports(config.export)
     return _checked_parts(config, values)
 
 
@@ -147,6 +156,14 @@ def section_keys() -> list[str]:
     ]
     found += [f"method.{key}" for key in options(find("methods", RunConfig.method))]
     return [key.replace("_", "-") for key in found]
+
+
+def _sections(given: Any) -> dict[str, dict[str, Any]]:
+    """Options of readers, which are sections within a section."""
+    for name, own in dict(given).items():
+        if not isinstance(own, dict):
+            raise OptionError(f"reader.{name}: got '{own}', expected a reader's options")
+    return dict(given)
 
 
 def _name(value: Any, key: str) -> str:
@@ -232,7 +249,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise OptionError(f"--config {path}: expected sections such as 'train:'")
-    for key in (*_SECTIONS, *(f"{part}_options" for part in _PARTS)):
+    for key in (*_SECTIONS, "reader_options", *(f"{part}_options" for part in _PARTS)):
         if not isinstance(content.get(key, {}), dict):
             raise OptionError(
                 f"--config {path}: '{key}' is '{content[key]}', expected a section of keys and "

@@ -132,6 +132,7 @@ def _contract(model: Model) -> dict[str, Any]:
         "task": card.task,
         **model.task.common,
         "view": card.view,
+        "readers": card.readers,
         "assumed spacing": card.assume_spacing_um,
         "split": card.provenance.get("split_hash"),
     }

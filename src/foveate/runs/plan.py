@@ -217,7 +217,10 @@ def _open_all(
     """
     display.bar("opening images", 0, len(table.cases))
     scan = scan_cases(
-        table.cases, config.view, lambda done, total: display.bar("opening images", done, total)
+        table.cases,
+        config.view,
+        lambda done, total: display.bar("opening images", done, total),
+        config.reader_options,
     )
     quarantine = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside]
     quarantine += [
@@ -366,4 +369,5 @@ def model_card(
         settled=settled,
         view=view,
         assume_spacing_um=config.view.assume_spacing_um,
+        readers=config.reader_options,
     )

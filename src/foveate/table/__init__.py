@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,20 +109,24 @@ def _check_labels(
         raise TableError(f"{sheet.path}: {reason}{missing}")
 
 
-def cases_from_folder(folder: Path) -> CaseTable:
+def cases_from_folder(
+    folder: Path, is_image: Callable[[Path], bool] = lambda _: False
+) -> CaseTable:
     """Make a case without a label of each file below a folder that could be an image.
 
     Hidden files, sidecars (JSON, CSV, XML …) and the companion folders of slides are skipped.
 
     Args:
         folder: the folder, or one image file, which is one case.
+        is_image: returns whether a folder is an image itself, such as a series of slices.
 
     Raises:
         TableError: the folder does not exist, or holds no image.
     """
     if not folder.exists() and not folder.is_symlink():
         raise TableError(f"{folder}: no such folder or image; check the name")
-    paths = list(image_files(folder)) if folder.is_dir() else [folder]
+    one = not folder.is_dir() or is_image(folder)
+    paths = [folder] if one else list(image_files(folder, is_image=is_image))
     if not paths:
         raise TableError(
             f"{folder} holds no file that could be an image: give the folder of the images, or a "
@@ -130,7 +134,7 @@ def cases_from_folder(folder: Path) -> CaseTable:
         )
     ids = file_ids(paths, folder)
     cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
-    notes = (f"{len(cases)} files in {folder}",) if folder.is_dir() else ()
+    notes = (f"{len(cases)} files in {folder}",) if not one else ()
     return CaseTable(cases, notes=notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -55,7 +55,9 @@ def stem(name: str) -> str:
     return name
 
 
-def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+def image_files(
+    folder: Path, *, deep: bool = True, is_image: Callable[[Path], bool] = lambda _: False
+) -> Iterator[Path]:
     """Yield the files in a folder that could be images, sorted; skip companions of MIRAX and VSI.
 
     Links to folders are followed, once per folder. Files that accompany images (tables, checksums,
@@ -64,6 +66,7 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     Args:
         folder: the folder to search.
         deep: whether to search the folders below too.
+        is_image: returns whether a folder below is one image; nothing in it is listed then.
 
     Raises:
         TableError: the folder holds too many files.
@@ -82,6 +85,9 @@ def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
         )
         if not deep:
             folders.clear()
+        wholes = [f for f in folders if is_image(Path(parent, f))]
+        yield from (Path(parent, f) for f in wholes)
+        folders[:] = [f for f in folders if f not in wholes]
         seen += len(names)
         if seen > _MOST_ENTRIES:
             raise TableError(

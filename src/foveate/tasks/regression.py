@@ -230,7 +230,8 @@ class RegressionTask(AbstractTask):
         error, constant = np.abs(answer - truth), np.abs(truth - np.median(truth))
         measured = _ranked(answer, truth, cohort)
         for name, loss in (("mae", error), ("mae_constant", constant)):
-            value, (lo, hi), influence = measure_losses(cohort, loss, float(loss.mean()), math.inf)
+            usual = max(float(loss.mean()), 1e-9 * self.spread)  # where every answer is exact
+            value, (lo, hi), influence = measure_losses(cohort, loss, usual, math.inf)
             how = "logarithmic scale, jackknife over patients"
             measured[name] = MeasuredScore(Score(value, lo, hi, how, n), influence)
         return measured
@@ -359,4 +360,4 @@ def _draw_answers(figure: Figure, known: Floats) -> None:
     axes.scatter(known[:, 0], known[:, 1], color=BLUE, edgecolor="white", s=30, alpha=0.8, zorder=3)
     axes.set(xlim=ends, ylim=ends, xlabel="label", ylabel="answer")
     axes.set_aspect("equal")
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")

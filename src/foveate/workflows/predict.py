@@ -6,19 +6,19 @@ All models of a run answer together (`foveate.runs.models`), and what is written
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import CheckpointError, FolderInUse, ImageNotFound, TableError, UnreadableImage
+from foveate.errors import CheckpointError, FolderInUse, TableError, UnreadableImage
 from foveate.evaluation.audit import audit_layout
 from foveate.evaluation.scores import evaluate_rows
+from foveate.exports import DEFAULT
 from foveate.files.atomic import write_json
 from foveate.files.lock import is_locked, lock_folder
+from foveate.loading.gather import gather_cases
 from foveate.messages.display import Display
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.outputs import PARTS, Summary, predict_into, predict_part
@@ -33,47 +33,15 @@ from foveate.runs.schedule import TrainOptions
 from foveate.table import (
     Case,
     CaseTable,
-    cases_from_folder,
     describe_factors,
     load_splits,
     patient_key,
     read_cases,
-    safe_id,
     with_known_labels,
 )
 
 if TYPE_CHECKING:
     import torch
-
-
-_TABLES = (".csv", ".tsv", ".xlsx")
-
-
-def gather_cases(paths: Sequence[Path]) -> CaseTable:
-    """Cases from files, folders and tables, with the rows of tables that cannot be used.
-
-    A link that leads nowhere is a case, too: prediction sets it aside.
-
-    Raises:
-        ImageNotFound: a path does not exist.
-        TableError: nothing is there.
-    """
-    tables: list[CaseTable] = []
-    for path in paths:
-        if not path.exists() and not path.is_symlink():
-            raise ImageNotFound(f"{path}: no such file or folder; check the name")
-        if path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(read_cases(path, need_labels=False))
-        else:
-            tables.append(cases_from_folder(path))
-    once: dict[str, Case] = {}
-    for case in (case for table in tables for case in table.cases):
-        once.setdefault(os.path.realpath(case.path), case)
-    return CaseTable(
-        cases=tuple(_with_distinct_ids(list(once.values()))),
-        notes=tuple(note for table in tables for note in table.notes),
-        set_aside=tuple(row for table in tables for row in table.set_aside),
-    )
 
 
 @dataclass(frozen=True)
@@ -89,6 +57,7 @@ class Asked:
         workers: processes that predict; 0 lets this one do it, or takes all of a cluster of Ray.
         ray: address of a cluster of Ray; ``auto``, ``local``, or None for none.
         part: predict this part of the images only, for a later call without one to collect.
+        exports: which kinds of pictures.
     """
 
     out: Path
@@ -98,6 +67,7 @@ class Asked:
     workers: int = 0
     ray: str | None = None
     part: JobPart | None = None
+    exports: tuple[str, ...] = DEFAULT
 
 
 def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Display) -> Summary:
@@ -294,6 +264,7 @@ def _predict(
                 display=display,
                 seen=seen,
                 about={"command": command, "--spacing-um": asked.assume_spacing_um},
+                exports=asked.exports,
                 workers=workers,
             )
     finally:
@@ -330,6 +301,7 @@ def _workers(
         device=asked.device,
         n=asked.workers,
         ray=asked.ray,
+        exports=asked.exports,
     )
 
 
@@ -362,6 +334,7 @@ def _predict_part(
                     n_heatmaps=asked.n_heatmaps,
                     display=display,
                     about={"command": "predict", "--spacing-um": asked.assume_spacing_um},
+                    exports=asked.exports,
                     workers=workers,
                 )
         finally:
@@ -372,27 +345,3 @@ def _predict_part(
 def _device(asked: Asked) -> torch.device:
     options = TrainOptions(device=asked.device)  # type: ignore[arg-type]
     return build_fabric(options).device
-
-
-def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:
-    """Files of one name in several folders get their folder's name in front.
-
-    Where that does not tell them apart, a few digits of their path's hash follow.
-    """
-    out = list(cases)
-    for rename in (_with_folder, _with_hash):
-        count = Counter(case.image_id.casefold() for case in out)
-        out = [
-            replace(case, image_id=rename(case)) if count[case.image_id.casefold()] > 1 else case
-            for case in out
-        ]
-    return out
-
-
-def _with_folder(case: Case) -> str:
-    return f"{safe_id(case.path.parent.name)}-{safe_id(case.path.name)}"
-
-
-def _with_hash(case: Case) -> str:
-    digest = hashlib.sha256(os.fsencode(case.path.absolute())).hexdigest()
-    return f"{case.image_id}-{digest[:8]}"

@@ -108,7 +108,7 @@ def _run_fold(
 ) -> None:
     own = folder / f"fold_{k}"
     if not (own / "model" / "model.json").is_file():
-        loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
+        loader = _loader(config, plan)
         try:
             _train_fold(config, own, k, plan, loader, store, display, after_epoch)
         finally:
@@ -136,12 +136,7 @@ def _predict_test(
     The images are opened anew and closed at once, so that what they cost is the same whether or
     not the run was stopped before.
     """
-    loader = CaseLoader(
-        plan.view,
-        assume_spacing_um=config.view.assume_spacing_um,
-        keep_bytes=0,
-        keep_open=0,
-    )
+    loader = _loader(config, plan, keep=False)
     try:
         return predict_into(
             own,
@@ -152,9 +147,24 @@ def _predict_test(
             heatmaps=heatmaps,
             n_heatmaps=n_heatmaps,
             display=display,
+            exports=config.export,
         )
     finally:
         loader.close()
+
+
+def _loader(config: RunConfig, plan: Plan, *, keep: bool = True) -> CaseLoader:
+    """What opens the images of a run; with `keep`, those that nobody reads stay open."""
+    assumed = config.view.assume_spacing_um
+    if keep:
+        return CaseLoader(plan.view, assume_spacing_um=assumed, readers=config.reader_options)
+    return CaseLoader(
+        plan.view,
+        assume_spacing_um=assumed,
+        readers=config.reader_options,
+        keep_bytes=0,
+        keep_open=0,
+    )
 
 
 def _train_fold(
@@ -256,7 +266,7 @@ def _refit(
     about = [member.card.provenance for member in folds.members]
     epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
     options = replace(config.train, epochs=max(epochs, 0), patience=0)
-    loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
+    loader = _loader(config, plan)
     try:
         torch.manual_seed(options.seed)
         model = _fresh_model(config, plan, list(plan.cases.values()))

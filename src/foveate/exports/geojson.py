@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from foveate import __version__
 from foveate.errors import BoxError, OptionError, printable_name
+from foveate.exports.base import About, AbstractExport
+from foveate.files.atomic import json_text
 from foveate.geometry import Box, px0_from_um
 from foveate.heatmaps.glass import on_foreground
 from foveate.heatmaps.raster import COLOURS, ranked, scale_of
@@ -21,6 +23,17 @@ _BINS = ((8.0, "8 times an even share or more"), (4.0, "4 to 8 times an even sha
          (2.0, "2 to 4 times an even share"), (1.25, "up to twice an even share"),
          (0.0, "about an even share or less"))  # fmt: skip
 """Lower end, in even shares, and name; the same for every image, so that QuPath can compare."""
+
+
+class GeojsonExport(AbstractExport):
+    """The heaviest regions as tiles, for QuPath."""
+
+    title: ClassVar[str] = "GeoJSON"
+    suffix: ClassVar[str] = ".geojson"
+
+    def render(self, image: AbstractImage, evidence: Evidence, about: About) -> bytes:
+        """Return the collection of `build_geojson` as JSON."""
+        return json_text(build_geojson(image, evidence, metadata=about.numbers)).encode()
 
 
 def build_geojson(
@@ -69,6 +82,7 @@ def build_geojson(
         "origin_px0_xy": list(shift),
         "boxes": len(evidence),
         "on_background": len(evidence) - len(shown),
+        "remainder": evidence.remainder,
         "indifferent": scale.indifferent,
         "written": len(features),
     }
