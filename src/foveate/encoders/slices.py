@@ -73,7 +73,7 @@ class SlicesEncoder(ProjectedEncoder):
             for i, s in enumerate(self.picture.strides)
             if s % enlarge == 0 and s >= step * enlarge
         )
-        if not self.kept:
+        if not self.map_indices:
             raise OptionError(
                 f"encoder.step: {step} voxels are more than the coarsest cell: take a smaller step"
             )
