@@ -112,7 +112,10 @@ def test_one_image_is_answered_by_a_pure_function(
     fitted: fv.Classifier, picture_table: Path
 ) -> None:
     model = fv.load_model(fitted.run_)
-    assert repr(model) == "one model: method mil_mean, encoder small, classes dark, plain (in this order)"
+    assert (
+        repr(model)
+        == "one model: method mil_mean, encoder small, classes dark, plain (in this order)"
+    )
     path = images(picture_table, 1)[0]
     answer = fv.predict_one(model, path)
     assert fitted.predict_proba([path])[0].tolist() == list(answer.values)
