@@ -147,8 +147,7 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
     if len(public) != 1:
         raise OptionError(
             f"{where} must hold exactly one public {base.__name__}, found {len(public)}: put each "
-            "in "
-            "a file of its own, and begin names of helpers with _"
+            "in a file of its own, and begin names of helpers with _"
         )
     return public[0]
 

@@ -13,6 +13,8 @@ from foveate.errors import BoxError
 from foveate.geometry import (
     Box,
     Frame,
+    long_side,
+    mean_spacing,
     px0_from_um,
     px_from_px0,
     px_from_um,
@@ -104,3 +106,12 @@ def test_converters_refuse_another_frame_and_other_axes():
         um_from_px0(box, (1.0, 1.0))
     with pytest.raises(BoxError, match="axes"):
         px0_from_um(box, (1.0, 1.0, 1.0))
+
+
+def test_the_mean_spacing_keeps_the_volume_of_a_pixel() -> None:
+    assert mean_spacing((2.0, 0.5)) == pytest.approx(1.0)
+    assert mean_spacing((4.0, 1.0, 2.0)) ** 3 == pytest.approx(8.0)
+
+
+def test_the_long_side_is_a_length_and_not_a_number_of_pixels() -> None:
+    assert long_side((100, 30), (1.0, 4.0)) == 120.0

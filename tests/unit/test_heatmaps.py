@@ -17,8 +17,8 @@ from foveate.files.atomic import write_bytes, write_json
 from foveate.geometry import Box, Frame
 from foveate.heatmaps import render_heatmap
 from foveate.heatmaps.fields import aim, overview
-from foveate.heatmaps.glass import on_foreground, painted
-from foveate.heatmaps.panels import blended
+from foveate.heatmaps.glass import on_foreground, paintable_mask
+from foveate.heatmaps.panels import blend_evidence
 from foveate.heatmaps.raster import at_slice, nice_length, scale_of, splat
 from foveate.images.evidence import Evidence
 from foveate.images.image import AbstractImage, Level
@@ -149,7 +149,7 @@ def test_picture_is_brightest_at_the_heaviest_box_though_others_overlap_it():
     field, _ = overview(aim(image, evidence), evidence, 400)
     centre = np.floor(field.px_from_um(np.array([[115.0, 115.0]]))[0]).astype(int)
     everywhere = np.ones(field.shape, bool)
-    red_green = blended(field, evidence, scale_of(evidence), everywhere)[..., :2].sum(-1)
+    red_green = blend_evidence(field, evidence, scale_of(evidence), everywhere)[..., :2].sum(-1)
     assert red_green[tuple(centre)] == red_green.max()
 
 
@@ -178,7 +178,7 @@ def saturation(pixels):
 def painted_by(image, evidence):
     camera = aim(image, evidence)
     field, _ = overview(camera, evidence, 600)
-    return field, blended(field, evidence, scale_of(evidence), painted(camera, field))
+    return field, blend_evidence(field, evidence, scale_of(evidence), paintable_mask(camera, field))
 
 
 def test_weights_that_are_all_but_alike_are_not_bright():

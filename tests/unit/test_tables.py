@@ -11,7 +11,7 @@ import openpyxl
 import pytest
 
 from foveate.errors import TableError
-from foveate.table import CaseTable, for_axes, read_cases
+from foveate.table import CaseTable, read_cases, spacing_for_axes
 
 LABELS = ("benign", "malignant")
 ROWS = [(f"{i:03d}.tif", LABELS[i % 2]) for i in range(1, 9)]
@@ -409,10 +409,10 @@ def test_a_tables_spacing_has_the_limits_of_files(
 
 def test_a_spacing_of_other_axes_is_refused_not_guessed() -> None:
     path = Path("a.tif")
-    assert for_axes((0.5, 0.5), 3, path) == (0.5, 0.5, 0.5)
-    assert for_axes((5.0, 0.5, 0.25), 3, path) == (5.0, 0.5, 0.25)
+    assert spacing_for_axes((0.5, 0.5), 3, path) == (0.5, 0.5, 0.5)
+    assert spacing_for_axes((5.0, 0.5, 0.25), 3, path) == (5.0, 0.5, 0.25)
     with pytest.raises(TableError, match=r"a\.tif: has 2 axes, but the table gives 3 pixel sizes"):
-        for_axes((5.0, 0.5, 0.25), 2, path)
+        spacing_for_axes((5.0, 0.5, 0.25), 2, path)
 
 
 # -- labels that are no classes -------------------------------------------------------------------

@@ -59,7 +59,12 @@ def disk_full_error(path: Path) -> DiskFull:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, completely or not at all.
+
+    Raises:
+        DiskFull: there is no room.
+        NotWritable: the system does not let the file be written.
+    """
 
     def write(aside: Path) -> None:
         aside.write_bytes(content)
@@ -74,6 +79,7 @@ def write_text(path: Path, text: str) -> None:
 
     Raises:
         DiskFull: there is no room.
+        NotWritable: the system does not let the file be written.
     """
 
     def write(aside: Path) -> None:
@@ -83,10 +89,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all. NaN is refused."""
+    """Write a JSON file, completely or not at all.
+
+    Raises:
+        DiskFull: there is no room.
+        NotWritable: the system does not let the file be written.
+        ValueError: the value holds NaN or infinity.
+    """
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """Return the content of a JSON file, indented by one. NaN is refused."""
+    """Return a value as the text of a JSON file, indented by one.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+    """
     return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -27,7 +27,7 @@ def guard_cell(value: Any) -> Any:
 
 
 def unguard_cell(text: str) -> str:
-    """Undo `guard_cell`."""
+    """Remove the apostrophe that `guard_cell` put before a text."""
     return text[1:] if _GUARDED.match(text) else text
 
 

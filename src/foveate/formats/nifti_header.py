@@ -114,12 +114,12 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        what = (
+        reason = (
             "a series of volumes: save one of them"
             if len(shape) > 3
             else "not a volume: save it as a picture"
         )
-        raise UnsupportedFormat(f"{path}: {len(shape)} axes {shape}, {what}")
+        raise UnsupportedFormat(f"{path}: {len(shape)} axes {shape}, {reason}")
     if min(shape) < 1:
         raise UnreadableImage(f"{path}: a volume of {shape} voxels{AGAIN}")
     if dtype.kind not in "iuf":

@@ -1,6 +1,6 @@
-"""Where a model looked: a map and a picture, from an image and its evidence alone.
+"""Show evidence as a picture, from an image and its evidence alone.
 
-Boxes are drawn from their own float coordinates by one affine map, never by counting tiles, so
+Boxes are drawn from their float coordinates by one affine map, not by counting tiles, so that
 nothing drifts towards the bottom right of a large slide.
 """
 

@@ -1,4 +1,4 @@
-"""Parts of an image made ready for a screen: which part, how large, and how bright."""
+"""Read parts of an image for a screen: choose the part, its size and its brightness."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.images.foreground import find_ground, foreground
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels
 
-Shown = NDArray[np.uint8]
+ScreenPixels = NDArray[np.uint8]
 Pair = tuple[float, float]
 
 _LEAST_SIDE_PX = 512
@@ -24,14 +24,19 @@ _MARGIN = 0.04
 
 
 @dataclass(frozen=True)
-class Window:
-    """The stored values that become black and white, per channel; None shows them as they are."""
+class BrightnessWindow:
+    """The stored values that are shown as black and white.
+
+    Attributes:
+        low: value of black per channel, ``(c,)``; None to show values unchanged.
+        high: value of white per channel, ``(c,)``; None to show values unchanged.
+    """
 
     low: Floats | None = None
     high: Floats | None = None
 
-    def show(self, pixels: Pixels) -> Shown:
-        """``(h, w, c)`` of any kind to ``(h, w, 3)`` for a screen, of the first three channels."""
+    def show(self, pixels: Pixels) -> ScreenPixels:
+        """Convert the first three channels of ``(h, w, c)`` to ``(h, w, 3)`` for a screen."""
         values = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
         if self.low is not None and self.high is not None:
             scaled = (values.astype(np.float64) - self.low) / np.maximum(self.high - self.low, 1e-9)
@@ -40,55 +45,61 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Field:
-    """A rectangle of an image as pixels.
+class ScreenImage:
+    """A rectangle of an image as pixels for a screen.
 
     Attributes:
-        origin_um: its corner ``(y, x)``.
-        spacing_um: size of a pixel, the same on both axes.
-        pixels: ``(h, w, 3)``, for a screen.
+        origin_um: corner of the rectangle, ``(y, x)``.
+        spacing_um: spacing of the pixels, the same on both axes.
+        pixels: the pixels, ``(h, w, 3)``.
     """
 
     origin_um: Pair
     spacing_um: float
-    pixels: Shown
+    pixels: ScreenPixels
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of rows and columns."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
     @property
     def extent_um(self) -> Pair:
-        """Height and width."""
+        """Height and width in micrometres."""
         return self.shape[0] * self.spacing_um, self.shape[1] * self.spacing_um
 
     def px_from_um(self, points_um: Floats) -> Floats:
-        """Continuous pixel coordinates ``(n, 2)`` of points ``(n, 2)``, ``y, x``."""
+        """Convert points ``(n, 2)``, ``y, x``, to continuous pixel coordinates ``(n, 2)``."""
         return np.asarray((points_um - np.asarray(self.origin_um)) / self.spacing_um)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Reads an image for the screen: one slice, one brightness window."""
+    """Reads an image for a screen, with one slice and one brightness window.
+
+    Attributes:
+        image: the image.
+        z_um: place of the slice in a volume; None for a picture.
+        window: the brightness window.
+    """
 
     image: AbstractImage
     z_um: float | None = None
-    window: Window = Window()
+    window: BrightnessWindow = BrightnessWindow()
 
     def read(self, origin_um: Pair, spacing_um: Pair, shape: tuple[int, int]) -> Pixels:
-        """Stored values ``(*shape, c)`` from this corner at this spacing."""
+        """Read stored values ``(*shape, c)`` of the rectangle of a corner, spacing and shape."""
         size = (shape[0] * spacing_um[0], shape[1] * spacing_um[1])
         if self.z_um is None:
             return self.image.read_at(Box(origin_um, size, Frame.UM), shape)
         step = self.image.known_spacing_um[0]
-        # The whole slice that holds z: half a slice lower would blend two of them.
+        # Aligned with the slice that holds z: otherwise two slices would be blended.
         z = math.floor(self.z_um / step + 1e-6) * step
         box = Box((z, *origin_um), (step, *size), Frame.UM)
         return np.asarray(self.image.read_at(box, (1, *shape))[0])
 
-    def field(self, origin_um: Pair, size_um: Pair, max_side_px: int) -> Field:
-        """A rectangle whose longer side is `max_side_px`; small pictures are not blown up."""
+    def capture(self, origin_um: Pair, size_um: Pair, max_side_px: int) -> ScreenImage:
+        """Read a rectangle with a longer side of `max_side_px`; small pictures are not enlarged."""
         finest = min(self.image.known_spacing_um[-2:])
         native = max(size_um) / finest
         side = min(float(max_side_px), max(native, float(min(max_side_px, _LEAST_SIDE_PX))))
@@ -98,10 +109,10 @@ class Camera:
             max(1, math.ceil(size_um[1] / spacing - 1e-6)),
         )
         pixels = self.read(origin_um, (spacing, spacing), shape)
-        return Field(origin_um, spacing, self.window.show(pixels))
+        return ScreenImage(origin_um, spacing, self.window.show(pixels))
 
-    def patch(self, evidence: Evidence, i: int, side_px: int) -> Shown:
-        """One box in full, its longer side `side_px` pixels."""
+    def patch(self, evidence: Evidence, i: int, side_px: int) -> ScreenPixels:
+        """Read the box `i` of evidence, its longer side `side_px` pixels, as ``(h, w, 3)``."""
         origin, size = evidence.origin_um[i, -2:], evidence.size_um[i, -2:]
         scale = float(size.max()) / side_px
         shape = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
@@ -110,7 +121,7 @@ class Camera:
 
 
 def aim(image: AbstractImage, evidence: Evidence) -> Camera:
-    """A camera at the slice of the peak, its window set by what that slice holds.
+    """Build the camera of an image, at the slice of the peak and with a window for that slice.
 
     Raises:
         BoxError: image and evidence differ in their axes, or there are neither two nor three.
@@ -127,55 +138,66 @@ def aim(image: AbstractImage, evidence: Evidence) -> Camera:
         z_um = min(max(middle.centre[0], 0.0), last)
     if image.dtype == np.uint8 and image.channels >= 3:
         return Camera(image, z_um)
-    return Camera(image, z_um, _window(Camera(image, z_um)))
+    return Camera(image, z_um, _choose_window(Camera(image, z_um)))
 
 
-def overview(camera: Camera, evidence: Evidence, max_side_px: int) -> tuple[Field, float]:
-    """The image, or the part of it that holds anything, and which share of the canvas that is."""
+def overview(camera: Camera, evidence: Evidence, max_side_px: int) -> tuple[ScreenImage, float]:
+    """Read the image, or its part with tissue and boxes if that is less than half of it.
+
+    Returns:
+        the pixels, and the share of the image that they show.
+    """
     image = camera.image
     low, high = np.zeros(2), np.asarray(image.box_um.size[-2:])
     canvas = float(np.prod(high - low))
     if image.bounds_px0 is not None:
         bounds = um_from_px0(image.bounds_px0, image.known_spacing_um)
-        low, high = _united(np.asarray(bounds.origin[-2:]), np.asarray(bounds.end[-2:]), evidence)
-    found = _field_between(camera, low, high, max_side_px)
+        low, high = _enclose(np.asarray(bounds.origin[-2:]), np.asarray(bounds.end[-2:]), evidence)
+    screen = _capture_between(camera, low, high, max_side_px)
     if image.kind == "slide" and image.ndim == 2:
-        tight = _tissue(camera, found, evidence)
+        tight = _tissue_rectangle(camera, screen, evidence)
         if float(np.prod(tight[1] - tight[0])) < _CROP_BELOW * float(np.prod(high - low)):
             low, high = tight
-            found = _field_between(camera, low, high, max_side_px)
-    return found, float(np.prod(high - low)) / canvas
+            screen = _capture_between(camera, low, high, max_side_px)
+    return screen, float(np.prod(high - low)) / canvas
 
 
-def _field_between(camera: Camera, low: Floats, high: Floats, max_side_px: int) -> Field:
+def _capture_between(camera: Camera, low: Floats, high: Floats, max_side_px: int) -> ScreenImage:
+    """Read the rectangle between two corners ``(2,)`` in micrometres."""
     size = high - low
-    return camera.field(
+    return camera.capture(
         (float(low[0]), float(low[1])), (float(size[0]), float(size[1])), max_side_px
     )
 
 
-def _tissue(camera: Camera, field: Field, evidence: Evidence) -> tuple[Floats, Floats]:
-    """The rectangle that holds all tissue and all boxes, with a margin, inside the field."""
+def _tissue_rectangle(
+    camera: Camera, field: ScreenImage, evidence: Evidence
+) -> tuple[Floats, Floats]:
+    """Find the rectangle that holds all tissue and boxes, with a margin, as two corners ``(2,)``.
+
+    It lies inside the picture that is shown.
+    """
     border = camera.window.show(camera.image.background[None, None])[0, 0]
     mask = foreground(field.pixels, find_ground(field.pixels, border).colour)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     corner = np.asarray(field.origin_um)
     low = corner + np.array([rows[0], columns[0]]) * field.spacing_um
     high = corner + np.array([rows[-1] + 1, columns[-1] + 1]) * field.spacing_um
-    low, high = _united(low, high, evidence)
+    low, high = _enclose(low, high, evidence)
     margin = _MARGIN * float((high - low).max())
     end = corner + np.asarray(field.extent_um)
     return np.maximum(low - margin, corner), np.minimum(high + margin, end)
 
 
-def _united(low: Floats, high: Floats, evidence: Evidence) -> tuple[Floats, Floats]:
+def _enclose(low: Floats, high: Floats, evidence: Evidence) -> tuple[Floats, Floats]:
+    """Enlarge the rectangle between two corners ``(2,)`` so that it holds all boxes."""
     begin = evidence.origin_um[:, -2:]
     end = begin + evidence.size_um[:, -2:]
     return np.vstack([low[None], begin]).min(0), np.vstack([high[None], end]).max(0)
 
 
-def _window(camera: Camera) -> Window:
-    """Black and white at the 0.5th and the 99.5th percentile of a coarse view."""
+def _choose_window(camera: Camera) -> BrightnessWindow:
+    """Choose black and white as the 0.5th and the 99.5th percentile of a coarse picture."""
     size = camera.image.box_um.size[-2:]
     scale = max(size) / 256
     shape = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
@@ -183,4 +205,4 @@ def _window(camera: Camera) -> Window:
     values = values[..., :3] if values.shape[-1] >= 3 else values[..., :1]
     flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
     low, high = np.percentile(flat, (0.5, 99.5), axis=0)
-    return Window(low, high)
+    return BrightnessWindow(low, high)

@@ -1,4 +1,4 @@
-"""What of a picture is background: evidence that lies there is counted, not painted."""
+"""Find the glass of a slide: evidence that lies on it is counted, not painted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.geometry import um_from_px0
-from foveate.heatmaps.fields import Camera, Field, aim
+from foveate.heatmaps.fields import Camera, ScreenImage, aim
 from foveate.images.evidence import Evidence
 from foveate.images.foreground import foreground
 from foveate.images.image import AbstractImage
@@ -16,22 +16,22 @@ _LEAST_SHARE = 0.05
 _CLOSED = 0.01
 
 
-def painted(camera: Camera, field: Field) -> NDArray[np.bool_]:
-    """Where evidence may be painted, ``(h, w)``: on a slide tissue with its gaps, else all."""
+def paintable_mask(camera: Camera, screen: ScreenImage) -> NDArray[np.bool_]:
+    """Find where evidence may be painted, ``(h, w)``: on slides the tissue with its small gaps."""
     if not _has_glass(camera.image):
-        return np.ones(field.shape, np.bool_)
+        return np.ones(screen.shape, np.bool_)
     from scipy.ndimage import maximum_filter, minimum_filter
 
-    mask = foreground(field.pixels, camera.window.show(camera.image.background[None, None])[0, 0])
-    reach = 1 + 2 * round(_CLOSED * max(field.shape) / 2)
-    # Holes and gaps that a screen hardly shows are part of the tissue; its rim stays.
+    mask = foreground(screen.pixels, camera.window.show(camera.image.background[None, None])[0, 0])
+    reach = 1 + 2 * round(_CLOSED * max(screen.shape) / 2)
+    # Closing fills holes and gaps that a screen hardly shows; the union keeps the rim of tissue.
     return np.asarray(minimum_filter(maximum_filter(mask, reach), reach) | mask, np.bool_)
 
 
 def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
-    """The regions that hold more than a trace of foreground; all where none does.
+    """Select the boxes that hold more than 5 % of foreground; all of them if none does.
 
-    Of anything but a slide, which alone has glass, all regions.
+    All boxes of an image that is no slide, since only slides have glass.
 
     Raises:
         BoxError: image and evidence differ in their axes.
@@ -41,35 +41,39 @@ def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
     if not len(evidence) or not _has_glass(image):
         return evidence
     camera = aim(image, evidence)
-    field = _coarse(camera)
-    kept = _shares(field, painted(camera, field), evidence) > _LEAST_SHARE
-    if kept.all() or not kept.any():
+    screen = _capture_coarse(camera)
+    chosen = _shares(screen, paintable_mask(camera, screen), evidence) > _LEAST_SHARE
+    if chosen.all() or not chosen.any():
         return evidence
-    return evidence.pick(kept)
+    return evidence.pick(chosen)
 
 
 def _has_glass(image: AbstractImage) -> bool:
+    """Return whether an image is a slide, in two axes."""
     return image.kind == "slide" and image.ndim == 2
 
 
-def _coarse(camera: Camera) -> Field:
+def _capture_coarse(camera: Camera) -> ScreenImage:
+    """Read the scanned part of a slide in a small size."""
     image = camera.image
-    whole = image.box_um
+    scanned = image.box_um
     if image.bounds_px0 is not None:
-        whole = um_from_px0(image.bounds_px0, image.known_spacing_um)
-    (y, x), (height, width) = whole.origin[-2:], whole.size[-2:]
-    return camera.field((y, x), (height, width), _SIDE_PX)
+        scanned = um_from_px0(image.bounds_px0, image.known_spacing_um)
+    (y, x), (height, width) = scanned.origin[-2:], scanned.size[-2:]
+    return camera.capture((y, x), (height, width), _SIDE_PX)
 
 
-def _shares(field: Field, mask: NDArray[np.bool_], evidence: Evidence) -> NDArray[np.float64]:
-    """Of each box inside the field, the share that is foreground, ``(n,)``; 0 outside."""
+def _shares(
+    screen: ScreenImage, mask: NDArray[np.bool_], evidence: Evidence
+) -> NDArray[np.float64]:
+    """Compute the share of foreground of the boxes, ``(n,)``; it is 0 outside the picture."""
     from scipy.ndimage import map_coordinates
 
-    # Sums of the mask from its corner, which are linear between the edges of pixels: exact.
+    # The integral image is linear between the edges of pixels, so that interpolation is exact.
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     total[1:, 1:] = mask.cumsum(0).cumsum(1)
-    low = np.clip(field.px_from_um(evidence.origin_um), 0, mask.shape)
-    high = np.clip(field.px_from_um(evidence.origin_um + evidence.size_um), 0, mask.shape)
+    low = np.clip(screen.px_from_um(evidence.origin_um), 0, mask.shape)
+    high = np.clip(screen.px_from_um(evidence.origin_um + evidence.size_um), 0, mask.shape)
     (y0, x0), (y1, x1) = low.T, high.T
     area = (y1 - y0) * (x1 - x0)
     corners = ((y1, x1, 1), (y0, x1, -1), (y1, x0, -1), (y0, x0, 1))

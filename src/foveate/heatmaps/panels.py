@@ -1,4 +1,4 @@
-"""The parts of a heatmap picture, each drawn into a rectangle that is given in exact pixels."""
+"""Draw the parts of a heatmap picture, each into a rectangle of exact pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.heatmaps.fields import Camera, Field, Shown
+from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels
 from foveate.heatmaps.raster import COLOURS, Scale, nice_length, ranked, splat
 from foveate.images.evidence import Evidence, Floats
 
@@ -28,7 +28,14 @@ _LEAST_OUTLINE_PX = 3.0
 
 @dataclass(frozen=True)
 class Rect:
-    """A rectangle of the picture in pixels from its upper left corner."""
+    """A rectangle of the picture, in pixels.
+
+    Attributes:
+        x: distance of its left side from that of the picture.
+        y: distance of its upper side from that of the picture.
+        width: its width.
+        height: its height.
+    """
 
     x: float
     y: float
@@ -37,12 +44,12 @@ class Rect:
 
 
 def points(px: float) -> float:
-    """Matplotlib's points from pixels."""
+    """Convert a length from pixels to Matplotlib's points."""
     return px * 72 / DPI
 
 
 def add_axes(figure: Figure, rect: Rect) -> Axes:
-    """Bare axes at exact pixels."""
+    """Add axes without ticks and frame at exact pixels."""
     width, height = figure.get_size_inches() * DPI
     bottom = height - rect.y - rect.height
     place = (rect.x / width, bottom / height, rect.width / width, rect.height / height)
@@ -51,7 +58,7 @@ def add_axes(figure: Figure, rect: Rect) -> Axes:
     return axes
 
 
-def say(
+def draw_text(
     figure: Figure,
     x: float,
     y: float,
@@ -61,7 +68,17 @@ def say(
     bold: bool = False,
     colour: str = INK,
 ) -> None:
-    """A line of text whose upper left corner is given; nothing in it is taken for mathematics."""
+    """Draw a line of text with its upper left corner at (x, y), without parsing mathematics.
+
+    Args:
+        figure: the figure.
+        x: pixels from the left side.
+        y: pixels from the upper side.
+        text: the text.
+        px: height of the letters in pixels.
+        bold: whether the letters are bold.
+        colour: colour of the letters.
+    """
     width, height = figure.get_size_inches() * DPI
     figure.text(
         x / width, 1 - y / height, text, fontsize=points(px), color=colour,
@@ -69,85 +86,97 @@ def say(
     )  # fmt: skip
 
 
-def colours_of(strength: Floats) -> Floats:
-    """``(…, 4)`` colours of strengths from 0 to 1; the ends are cut, so none vanishes."""
+def weight_colours(strength: Floats) -> Floats:
+    """Convert strengths from 0 to 1, ``(…)``, to colours ``(…, 4)``.
+
+    The ends of the colour map are left out, so that all colours differ from black and white.
+    """
     import matplotlib
 
     return np.asarray(matplotlib.colormaps[COLOURS](0.15 + 0.8 * np.asarray(strength)))
 
 
-def show_field(axes: Axes, field: Field, pixels: Shown) -> None:
-    """Pixels one to one, in coordinates that begin at the outer corner of the first pixel."""
-    rows, columns = field.shape
+def show_screen(axes: Axes, screen: ScreenImage, pixels: ScreenPixels) -> None:
+    """Show pixels one to one, in coordinates from the outer corner of the first pixel."""
+    rows, columns = screen.shape
     axes.imshow(pixels, interpolation="nearest", extent=(0, columns, rows, 0), aspect="auto")
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, 0)
 
 
-def blended(field: Field, evidence: Evidence, scale: Scale, shown: NDArray[np.bool_]) -> Shown:
-    """The field, paled, with the evidence laid over it; opacity grows with weight and coverage.
+def blend_evidence(
+    screen: ScreenImage, evidence: Evidence, scale: Scale, shown: NDArray[np.bool_]
+) -> ScreenPixels:
+    """Blend evidence over a pale picture; opacity grows with weight and coverage.
 
     Args:
-        field: the image.
-        evidence: boxes on it.
-        scale: of the weights of the whole image.
-        shown: ``(h, w)``, where evidence may be painted.
+        screen: the picture.
+        evidence: the boxes on it.
+        scale: scale of the weights of all boxes of the image.
+        shown: where evidence may be painted, ``(h, w)``.
+
+    Returns:
+        the pixels, ``(h, w, 3)``.
     """
-    base = field.pixels.astype(np.float64)
+    base = screen.pixels.astype(np.float64)
     base = 0.35 * base + 0.65 * base.mean(-1, keepdims=True)
-    strength, covered = _piled(field, evidence, scale)
-    side_px = float(np.median(evidence.size_um[:, -2:])) / field.spacing_um if len(evidence) else 0
+    strength, covered = _pile_boxes(screen, evidence, scale)
+    side_px = float(np.median(evidence.size_um[:, -2:])) / screen.spacing_um if len(evidence) else 0
     strong = _STRONGEST - (_STRONGEST - _WEAKEST) * min(max(side_px - 24, 0) / 232, 1.0)
-    seen = np.minimum(covered, 1.0) * shown
-    painted = _FAINT + (1 - _FAINT) * strength
-    strong *= 1 - 0.45 * float((seen * strength).mean())  # under much colour it must still show
-    alpha = (strong * painted * seen)[..., None]
-    mixed = (1 - alpha) * base + alpha * 255 * colours_of(strength)[..., :3]
+    visible = np.minimum(covered, 1.0) * shown
+    opacity = _FAINT + (1 - _FAINT) * strength
+    # The more of the picture is coloured, the more transparent the colour, so that it still shows.
+    strong *= 1 - 0.45 * float((visible * strength).mean())
+    alpha = (strong * opacity * visible)[..., None]
+    mixed = (1 - alpha) * base + alpha * 255 * weight_colours(strength)[..., :3]
     return np.asarray(np.rint(np.clip(mixed, 0, 255)), np.uint8)
 
 
-def _piled(field: Field, evidence: Evidence, scale: Scale) -> tuple[Floats, Floats]:
-    """Strengths with the heaviest box on top, and the covered area of each pixel.
+def _pile_boxes(screen: ScreenImage, evidence: Evidence, scale: Scale) -> tuple[Floats, Floats]:
+    """Compute strengths with the heaviest box on top, and covered areas, ``(h, w)`` each.
 
     An average of all boxes would pale the peak wherever weak ones overlap it.
     """
-    total, covered = splat(evidence, field.origin_um, field.extent_um, field.shape)
+    total, covered = splat(evidence, screen.origin_um, screen.extent_um, screen.shape)
     mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)
-    strength, own = scale.strength(mean), scale.strength(evidence.weight)
-    low = field.px_from_um(evidence.origin_um[:, -2:])
-    high = low + evidence.size_um[:, -2:] / field.spacing_um
+    strength, box_strength = scale.strength(mean), scale.strength(evidence.weight)
+    low = screen.px_from_um(evidence.origin_um[:, -2:])
+    high = low + evidence.size_um[:, -2:] / screen.spacing_um
     first = np.maximum(np.ceil(low - 0.5), 0).astype(np.int64)
     last = np.maximum(np.ceil(high - 0.5), 0).astype(np.int64)
     for i in ranked(evidence)[::-1]:
-        strength[first[i, 0] : last[i, 0], first[i, 1] : last[i, 1]] = own[i]
+        strength[first[i, 0] : last[i, 0], first[i, 1] : last[i, 1]] = box_strength[i]
     return strength, covered
 
 
-def draw_outlines(axes: Axes, field: Field, evidence: Evidence, scale: Scale | None = None) -> None:
-    """Outlines of the boxes; where they are too dense for that, the outline of them all.
+def draw_outlines(
+    axes: Axes, screen: ScreenImage, evidence: Evidence, scale: Scale | None = None
+) -> None:
+    """Draw the outlines of the boxes, or the outline of their union if they are too dense.
 
-    With a scale they have the colours of their weights.
+    With a scale, outlines have the colours of the weights.
     """
-    low = field.px_from_um(evidence.origin_um[:, -2:])
-    high = field.px_from_um(evidence.origin_um[:, -2:] + evidence.size_um[:, -2:])
+    low = screen.px_from_um(evidence.origin_um[:, -2:])
+    high = screen.px_from_um(evidence.origin_um[:, -2:] + evidence.size_um[:, -2:])
     side = high - low
     if not len(low):
         return
-    dense = 2 * side.sum() > _DENSE * math.prod(field.shape)
+    dense = 2 * side.sum() > _DENSE * math.prod(screen.shape)
     if dense or float(np.median(side)) < _LEAST_OUTLINE_PX:
-        _draw_border(axes, field, evidence)
+        _draw_border(axes, screen, evidence)
         return
     order = ranked(evidence)[::-1]
     corners = np.stack([low, np.stack([low[:, 0], high[:, 1]], -1), high,
                         np.stack([high[:, 0], low[:, 1]], -1)], 1)[order, :, ::-1]  # fmt: skip
     if scale is None:
-        _add_boxes(axes, corners, _ink_on(field), 0.9)
+        _add_boxes(axes, corners, _ink_on(screen), 0.9)
         return
     _add_boxes(axes, corners, INK, 4.0)
-    _add_boxes(axes, corners, colours_of(scale.strength(evidence.weight)[order]), 2.2)
+    _add_boxes(axes, corners, weight_colours(scale.strength(evidence.weight)[order]), 2.2)
 
 
 def _add_boxes(axes: Axes, corners: Floats, edges: Floats | str, width_px: float) -> None:
+    """Draw outlines of boxes with corners ``(n, 4, 2)``, ``x, y``."""
     from matplotlib.collections import PolyCollection
 
     axes.add_collection(
@@ -157,27 +186,29 @@ def _add_boxes(axes: Axes, corners: Floats, edges: Floats | str, width_px: float
     )
 
 
-def _draw_border(axes: Axes, field: Field, evidence: Evidence) -> None:
-    _, covered = splat(evidence, field.origin_um, field.extent_um, field.shape)
+def _draw_border(axes: Axes, screen: ScreenImage, evidence: Evidence) -> None:
+    """Draw the outline of the union of all boxes."""
+    _, covered = splat(evidence, screen.origin_um, screen.extent_um, screen.shape)
     padded = np.pad(covered, 1)
     if padded.max() <= 0.5 or min(padded.shape) < 2:
         return
     rows, columns = np.arange(padded.shape[0]) - 0.5, np.arange(padded.shape[1]) - 0.5
-    axes.contour(columns, rows, padded, [0.5], colors=[_ink_on(field)], linewidths=points(1.0))
+    axes.contour(columns, rows, padded, [0.5], colors=[_ink_on(screen)], linewidths=points(1.0))
 
 
-def _ink_on(field: Field) -> str:
-    return "#000000b0" if float(np.median(field.pixels)) > 110 else "#ffffffb0"
+def _ink_on(screen: ScreenImage) -> str:
+    """Return a colour of lines that contrasts with a picture: black or white."""
+    return "#000000b0" if float(np.median(screen.pixels)) > 110 else "#ffffffb0"
 
 
-def draw_markers(axes: Axes, field: Field, centres_px: Floats) -> None:
-    """Numbered discs beside their places, with a line to each, none upon another."""
+def draw_markers(axes: Axes, screen: ScreenImage, centres_px: Floats) -> None:
+    """Draw numbered discs that do not overlap beside points ``(n, 2)``, with lines to them."""
     from matplotlib.patheffects import withStroke
 
     rim = [withStroke(linewidth=points(3), foreground=PAPER)]
     taken: list[NDArray[np.float64]] = list(centres_px)
     for number, centre in enumerate(centres_px, 1):
-        place = _free_place(centre, taken, field.shape)
+        place = _free_place(centre, taken, screen.shape)
         taken.append(place)
         (y, x), (v, u) = centre, place
         axes.plot([x, u], [y, v], color=INK, linewidth=points(1.4), path_effects=rim)
@@ -191,7 +222,7 @@ def draw_markers(axes: Axes, field: Field, centres_px: Floats) -> None:
 def _free_place(
     centre: NDArray[np.float64], taken: list[NDArray[np.float64]], shape: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """The nearest of some places around a point that lies inside and away from the others."""
+    """Find the nearest place around a point that is inside the picture and away from others."""
     inside = np.asarray(shape, np.float64)
     best, best_room = centre, -math.inf
     for radius in (32, 48, 70, 100):
@@ -208,11 +239,11 @@ def _free_place(
     return best
 
 
-def draw_scale_bar(axes: Axes, field: Field, unit: str) -> None:
-    """A bar of a round length at the lower right, dark on a pale plate."""
-    rows, columns = field.shape
-    length_um = nice_length(max(field.extent_um[1] * 0.3, field.spacing_um))
-    length_px = length_um / field.spacing_um
+def draw_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
+    """Draw a scale bar of a round length at the lower right, dark on a pale plate."""
+    rows, columns = screen.shape
+    length_um = nice_length(max(screen.extent_um[1] * 0.3, screen.spacing_um))
+    length_px = length_um / screen.spacing_um
     right, y = columns - 14, rows - 14
     from matplotlib.patches import Rectangle
 
@@ -223,22 +254,24 @@ def draw_scale_bar(axes: Axes, field: Field, unit: str) -> None:
     )
     axes.plot([middle - length_px / 2, middle + length_px / 2], [y, y], color=INK,
               linewidth=points(4), solid_capstyle="butt")  # fmt: skip
-    axes.text(middle, y - 5, length_text(length_um, unit), fontsize=points(12), color=INK,
+    axes.text(middle, y - 5, format_length(length_um, unit), fontsize=points(12), color=INK,
               ha="center", va="bottom")  # fmt: skip
 
 
-def length_text(length: float, unit: str) -> str:
-    """``2 mm``, ``500 µm`` or ``100 px``."""
+def format_length(length: float, unit: str) -> str:
+    """Write a length in micrometres or pixels as ``2 mm``, ``500 µm`` or ``100 px``."""
     if unit == "um" and length >= 1000:
         return f"{length / 1000:g} mm"
     return f"{length:g} {'µm' if unit == 'um' else unit}"
 
 
 def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
-    """Colours from an even share to full, with weights and multiples, under a heading."""
-    say(figure, rect.x, rect.y, "weight of a region (times an even share)", px=12, colour=GREY)
+    """Draw the colour bar from an even share to full colour, with weights and multiples."""
+    draw_text(
+        figure, rect.x, rect.y, "weight of a region (times an even share)", px=12, colour=GREY
+    )
     axes = add_axes(figure, Rect(rect.x, rect.y + 18, rect.width, 12))
-    axes.imshow(colours_of(np.linspace(0, 1, 256))[None], aspect="auto", extent=(0, 1, 0, 1))
+    axes.imshow(weight_colours(np.linspace(0, 1, 256))[None], aspect="auto", extent=(0, 1, 0, 1))
     for place, side in ((0.0, "left"), (0.5, "center"), (1.0, "right")):
         weight = scale.even + place * (scale.top - scale.even)
         text = f"{weight:.3g} ({weight / scale.even:.3g}×)"
@@ -251,7 +284,7 @@ def draw_gallery(
     figure: Figure, rect: Rect, camera: Camera, evidence: Evidence, scale: Scale,
     chosen: NDArray[np.intp], side_px: int, columns: int,
 ) -> None:  # fmt: skip
-    """The heaviest boxes as they were read, numbered as on the overview, with their weights."""
+    """Draw the heaviest boxes at full resolution, numbered as on the overview, with weights."""
     strength, times = scale.strength(evidence.weight), scale.times_even(evidence.weight)
     step_x = (rect.width - side_px) / max(columns - 1, 1)
     for k, i in enumerate(chosen):
@@ -265,9 +298,9 @@ def draw_gallery(
         frame.set_axis_on()
         frame.set(xticks=[], yticks=[], facecolor="none")
         for spine in frame.spines.values():
-            spine.set(color=colours_of(strength[i]), linewidth=points(6))
-        say(figure, x + 2, y + height + 13, f"{k + 1}", px=13, bold=True)
-        say(
+            spine.set(color=weight_colours(strength[i]), linewidth=points(6))
+        draw_text(figure, x + 2, y + height + 13, f"{k + 1}", px=13, bold=True)
+        draw_text(
             figure,
             x + 18,
             y + height + 13,

@@ -1,4 +1,4 @@
-"""The heatmap picture: overview, enlargement, colour bar and the heaviest patches, on one sheet."""
+"""Draw the heatmap picture: overview, enlargement, colour bar and heaviest patches on one page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.heatmaps.fields import Camera, Field, Shown, aim, overview
-from foveate.heatmaps.glass import on_foreground, painted
+from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels, aim, overview
+from foveate.heatmaps.glass import on_foreground, paintable_mask
 from foveate.heatmaps.panels import (
     DPI,
     GREY,
@@ -19,14 +19,14 @@ from foveate.heatmaps.panels import (
     SHELF_PX,
     Rect,
     add_axes,
-    blended,
+    blend_evidence,
     draw_colour_bar,
     draw_gallery,
     draw_markers,
     draw_outlines,
     draw_scale_bar,
-    say,
-    show_field,
+    draw_text,
+    show_screen,
 )
 from foveate.heatmaps.raster import Scale, at_slice, ranked, scale_of
 from foveate.images.evidence import Evidence
@@ -43,8 +43,19 @@ _BAR_HEIGHT = 58
 
 
 @dataclass(frozen=True)
-class _Sheet:
-    """Where everything goes, in pixels; parts that are not shown are None."""
+class _PageLayout:
+    """The places of the parts of the picture, in pixels.
+
+    Attributes:
+        width: width of the picture.
+        height: height of the picture.
+        overview: place of the overview.
+        bar: place of the colour bar.
+        notes: place of the notes.
+        zoom: place of the enlargement, or None.
+        gallery: place of the heaviest patches, or None.
+        tile: side of a patch in the gallery.
+    """
 
     width: int
     height: int
@@ -65,21 +76,21 @@ def render_heatmap(
     caption: str = "",
     patches: int = 6,
 ) -> bytes:
-    """Draw where a model looked, as the bytes of a PNG, readable for slides of any size.
+    """Draw evidence over an image, as the bytes of a PNG, readable for slides of any size.
 
-    The overview is paled and the boxes are laid over it, coloured by how far their weight is
-    above an even share; the heaviest are numbered and shown beside it in full. Boxes on the glass
-    of a slide are not drawn, but counted with their weight. Where all weights are about alike,
-    the picture says so. A canvas that is mostly empty is cropped to its tissue and boxes, and
-    said to be. Of a volume, the slice through the peak is drawn.
+    The boxes are drawn over a pale overview, coloured by how far their weight is above an even
+    share; the heaviest are numbered, and shown beside it at full resolution. Boxes on the glass of
+    a slide are not drawn, but a note counts them with their weight. A line says so where all
+    weights are nearly equal. An image that is mostly empty is cropped to its tissue and boxes, with
+    a note. Of a volume, the slice through the peak is drawn.
 
     Args:
-        image: the pixels.
-        evidence: where the model looked; may be empty.
+        image: the image.
+        evidence: the evidence; may be empty.
         max_side_px: longer side of the overview.
-        title: above the picture.
-        caption: below the title; may have several lines.
-        patches: how many of the heaviest boxes are shown in full.
+        title: the line above the picture.
+        caption: text below the title; may have several lines.
+        patches: number of the heaviest boxes that are shown beside the overview.
 
     Raises:
         BoxError: image and evidence differ in their axes.
@@ -90,51 +101,63 @@ def render_heatmap(
     from matplotlib.figure import Figure
 
     camera, scale = aim(image, evidence), scale_of(evidence)
-    kept = on_foreground(image, evidence)
-    shown = kept if camera.z_um is None else at_slice(kept, camera.z_um)
-    field, share = overview(camera, shown, max_side_px)
+    drawable = on_foreground(image, evidence)
+    shown = drawable if camera.z_um is None else at_slice(drawable, camera.z_um)
+    screen, share = overview(camera, shown, max_side_px)
     chosen = ranked(shown)[:patches]
     lines = [line for line in caption.splitlines() if line.strip()] + _warnings(scale)
     header = _EDGE + (28 if title else 0) + _LINE * len(lines) + (8 if title or lines else 0)
-    zooming = _worth_zooming(field, shown)
-    sheet = _lay_out(field, header, len(chosen), zooming, max_side_px)
+    zooming = _worth_zooming(screen, shown)
+    sheet = _lay_out(screen, header, len(chosen), zooming, max_side_px)
     figure = Figure(figsize=(sheet.width / DPI, sheet.height / DPI), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
     _write_header(figure, title, lines, sheet.width)
-    overlaid = blended(field, shown, scale, painted(camera, field))
-    _draw_overview(figure, sheet, field, overlaid, shown, chosen, image.unit)
+    overlaid = blend_evidence(screen, shown, scale, paintable_mask(camera, screen))
+    _draw_overview(figure, sheet, screen, overlaid, shown, chosen, image.unit)
     zoom = _draw_zoom(figure, sheet, camera, shown, scale, image.unit)
     if zoom is not None:
-        _draw_frame(figure, field, zoom)
+        _draw_frame(figure, screen, zoom)
     if sheet.gallery is not None:
         draw_gallery(figure, sheet.gallery, camera, shown, scale, chosen, sheet.tile, _COLUMNS)
     if scale.even > 0:
         draw_colour_bar(figure, sheet.bar, scale)
-    notes = _notes(camera, evidence, shown, share, zoom) + _on_glass(evidence, kept)
+    notes = _notes(camera, evidence, shown, share, zoom) + _on_glass(evidence, drawable)
     for k, note in enumerate(notes):
-        say(figure, sheet.notes.x, sheet.notes.y + k * _LINE, note, px=12, colour=GREY)
+        draw_text(figure, sheet.notes.x, sheet.notes.y + k * _LINE, note, px=12, colour=GREY)
     return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:
+    """Write a figure as the bytes of a PNG."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in a script that the font lacks shows boxes; that is no news for the terminal.
+        # Letters that the font lacks are drawn as boxes; the warning would reach the terminal.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
 
 
-def _worth_zooming(field: Field, evidence: Evidence) -> bool:
+def _worth_zooming(screen: ScreenImage, evidence: Evidence) -> bool:
+    """Return whether an enlargement of the peak would show much less than the overview."""
     if not len(evidence):
         return False
     side = _ZOOM_BOXES * max(evidence.peak_um().size[-2:])
-    return side < _ZOOM_BELOW * max(field.extent_um)
+    return side < _ZOOM_BELOW * max(screen.extent_um)
 
 
-def _lay_out(field: Field, header: int, n_patches: int, zooming: bool, max_side_px: int) -> _Sheet:
-    """Tall overviews have the rest at their right, wide ones below."""
-    rows, columns = field.shape
+def _lay_out(
+    screen: ScreenImage, header: int, n_patches: int, zooming: bool, max_side_px: int
+) -> _PageLayout:
+    """Lay out the picture: the other parts stand beside a tall overview, and below a wide one.
+
+    Args:
+        screen: the overview.
+        header: height of the title and the lines below it, in pixels.
+        n_patches: number of patches in the gallery.
+        zooming: whether there is an enlargement.
+        max_side_px: longer side of the overview.
+    """
+    rows, columns = screen.shape
     tile = max(96, round(_TILE_SHARE * max_side_px))
     panel = _COLUMNS * tile + (_COLUMNS - 1) * 12
     shelves = (n_patches + _COLUMNS - 1) // _COLUMNS
@@ -150,7 +173,7 @@ def _lay_out(field: Field, header: int, n_patches: int, zooming: bool, max_side_
         bar = Rect(x, y + below, panel, _BAR_HEIGHT)
         text = Rect(x, y + below + _BAR_HEIGHT, panel, notes)
         bottom = max(header + rows, text.y + notes)
-        return _Sheet(
+        return _PageLayout(
             x + panel + _EDGE, round(bottom) + _EDGE, main, bar, text, zoom, gallery, tile
         )
     x, y = _EDGE, header + rows + _GAP
@@ -162,76 +185,79 @@ def _lay_out(field: Field, header: int, n_patches: int, zooming: bool, max_side_
     gallery = Rect(x + left + _GAP, y, panel, below) if n_patches else None
     width = _EDGE + max(columns, left + (_GAP + panel if n_patches else 0)) + _EDGE
     bottom = max(text.y + notes, y + below)
-    return _Sheet(width, round(bottom) + _EDGE, main, bar, text, zoom, gallery, tile)
+    return _PageLayout(width, round(bottom) + _EDGE, main, bar, text, zoom, gallery, tile)
 
 
 def _write_header(figure: Figure, title: str | None, lines: list[str], width: int) -> None:
+    """Write the title and the lines below it."""
     y = _EDGE - 6
     if title:
-        say(figure, _EDGE, y, _shortened(title, (width - 2 * _EDGE) / 11), px=19, bold=True)
+        draw_text(figure, _EDGE, y, _shorten(title, (width - 2 * _EDGE) / 11), px=19, bold=True)
         y += 28
     for line in lines:
-        say(figure, _EDGE, y, _shortened(line, (width - 2 * _EDGE) / 8), px=14)
+        draw_text(figure, _EDGE, y, _shorten(line, (width - 2 * _EDGE) / 8), px=14)
         y += _LINE
 
 
-def _shortened(text: str, most: float) -> str:
-    keep = max(8, int(most))
-    return text if len(text) <= keep else f"{text[: keep // 2 - 1]} … {text[-keep // 2 + 2 :]}"
+def _shorten(text: str, most: float) -> str:
+    """Cut the middle out of a text of more than `most` letters."""
+    n = max(8, int(most))
+    return text if len(text) <= n else f"{text[: n // 2 - 1]} … {text[-n // 2 + 2 :]}"
 
 
 def _draw_overview(
-    figure: Figure, sheet: _Sheet, field: Field, overlaid: Shown, evidence: Evidence,
-    chosen: NDArray[np.intp], unit: str,
+    figure: Figure, sheet: _PageLayout, screen: ScreenImage, overlaid: ScreenPixels,
+    evidence: Evidence, chosen: NDArray[np.intp], unit: str,
 ) -> None:  # fmt: skip
+    """Draw the overview with outlines, scale bar and the numbers of the heaviest boxes."""
     axes = add_axes(figure, sheet.overview)
-    show_field(axes, field, overlaid)
-    draw_outlines(axes, field, evidence)
-    draw_scale_bar(axes, field, unit)
-    # The middle of what the picture shows of a box: the box's own may lie beyond its edge.
+    show_screen(axes, screen, overlaid)
+    draw_outlines(axes, screen, evidence)
+    draw_scale_bar(axes, screen, unit)
+    # Markers are centred on the visible part of a box, whose middle may lie beyond the picture.
     begin = evidence.origin_um[chosen, -2:]
-    end, corner = begin + evidence.size_um[chosen, -2:], np.asarray(field.origin_um)
-    far = corner + np.asarray(field.extent_um)
+    end, corner = begin + evidence.size_um[chosen, -2:], np.asarray(screen.origin_um)
+    far = corner + np.asarray(screen.extent_um)
     centres = (np.clip(begin, corner, far) + np.clip(end, corner, far)) / 2
-    draw_markers(axes, field, field.px_from_um(centres))
+    draw_markers(axes, screen, screen.px_from_um(centres))
 
 
 def _draw_zoom(
-    figure: Figure, sheet: _Sheet, camera: Camera, evidence: Evidence, scale: Scale, unit: str
-) -> Field | None:
-    """The surroundings of the peak, in full colour, boxes outlined only."""
+    figure: Figure, sheet: _PageLayout, camera: Camera, evidence: Evidence, scale: Scale, unit: str
+) -> ScreenImage | None:
+    """Draw the surroundings of the peak, with outlined boxes; return its pixels, or None."""
     if sheet.zoom is None:
         return None
     peak, rect = evidence.peak_um(), sheet.zoom
     step_um = _ZOOM_BOXES * max(peak.size[-2:]) / max(rect.width, rect.height)
     shape = (round(rect.height), round(rect.width))
-    whole = camera.image.box_um.size[-2:]
+    extent = camera.image.box_um.size[-2:]
     corner = [
-        _inside(c - n * step_um / 2, n * step_um, w)
-        for c, n, w in zip(peak.centre[-2:], shape, whole, strict=True)
+        _move_inside(c - n * step_um / 2, n * step_um, e)
+        for c, n, e in zip(peak.centre[-2:], shape, extent, strict=True)
     ]
     origin = (corner[0], corner[1])
     pixels = camera.window.show(camera.read(origin, (step_um, step_um), shape))
-    field = Field(origin, step_um, pixels)
+    screen = ScreenImage(origin, step_um, pixels)
     axes = add_axes(figure, rect)
-    show_field(axes, field, field.pixels)
-    draw_outlines(axes, field, evidence, scale)
-    draw_scale_bar(axes, field, unit)
-    return field
+    show_screen(axes, screen, screen.pixels)
+    draw_outlines(axes, screen, evidence, scale)
+    draw_scale_bar(axes, screen, unit)
+    return screen
 
 
-def _inside(start: float, size: float, whole: float) -> float:
-    """Moved so that a window does not hang over the edge, or centred where it is the larger."""
-    return min(max(start, 0.0), whole - size) if size <= whole else (whole - size) / 2
+def _move_inside(start: float, size: float, extent: float) -> float:
+    """Move an interval inside an extent that begins at 0, or centre it if it is larger."""
+    return min(max(start, 0.0), extent - size) if size <= extent else (extent - size) / 2
 
 
-def _draw_frame(figure: Figure, field: Field, zoom: Field) -> None:
-    """Where the enlargement lies on the overview."""
+def _draw_frame(figure: Figure, screen: ScreenImage, zoom: ScreenImage) -> None:
+    """Draw the frame of the enlargement on the overview."""
     from matplotlib.patches import Rectangle
 
     (y, x), (height, width) = (
-        field.px_from_um(np.asarray([zoom.origin_um]))[0],
-        np.asarray(zoom.extent_um) / field.spacing_um,
+        screen.px_from_um(np.asarray([zoom.origin_um]))[0],
+        np.asarray(zoom.extent_um) / screen.spacing_um,
     )
     figure.axes[0].add_patch(
         Rectangle((x, y), width, height, fill=False, edgecolor="#0a58ca", linewidth=1.2)
@@ -239,11 +265,11 @@ def _draw_frame(figure: Figure, field: Field, zoom: Field) -> None:
 
 
 def _notes(
-    camera: Camera, evidence: Evidence, shown: Evidence, share: float, zoom: Field | None
+    camera: Camera, evidence: Evidence, shown: Evidence, share: float, zoom: ScreenImage | None
 ) -> list[str]:
     if not len(evidence):
         return ["the method gave no regions for this image"]
-    regions = _counted(len(evidence))
+    regions = _count_regions(len(evidence))
     notes = [f"{regions}; colour and opacity: how far the weight is above an even share"]
     if camera.z_um is not None:
         index = int(camera.z_um / camera.image.known_spacing_um[0] + 1e-6)
@@ -255,12 +281,13 @@ def _notes(
     return notes
 
 
-def _counted(n: int) -> str:
+def _count_regions(n: int) -> str:
+    """Write a number of regions."""
     return "1 region" if n == 1 else f"{n} regions"
 
 
 def _warnings(scale: Scale) -> list[str]:
-    """Said in the header, where the picture could be taken for more than it is."""
+    """Return the warning for the header if the weights are nearly equal."""
     if not scale.indifferent:
         return []
     times = scale.heaviest / scale.even if scale.even > 0 else 1.0
@@ -270,10 +297,10 @@ def _warnings(scale: Scale) -> list[str]:
     ]
 
 
-def _on_glass(evidence: Evidence, kept: Evidence) -> list[str]:
-    """How much evidence lies on background and is not drawn."""
-    n, total = len(evidence) - len(kept), float(evidence.weight.sum())
+def _on_glass(evidence: Evidence, drawable: Evidence) -> list[str]:
+    """Return the note that counts the boxes on background, which are not drawn."""
+    n, total = len(evidence) - len(drawable), float(evidence.weight.sum())
     if not n:
         return []
-    share = 1 - float(kept.weight.sum()) / total if total > 0 else 0.0
-    return [f"{_counted(n)} on background not drawn, with {share:.0%} of the weight"]
+    share = 1 - float(drawable.weight.sum()) / total if total > 0 else 0.0
+    return [f"{_count_regions(n)} on background not drawn, with {share:.0%} of the weight"]

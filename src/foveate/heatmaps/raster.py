@@ -1,4 +1,4 @@
-"""Evidence as a raster, in rank order, and the colours it is shown in."""
+"""Rasterise evidence, rank its boxes, and scale weights to colours."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 COLOURS = "inferno"
-"""Perceptually even, readable without colour vision, from dark (little) to bright (much)."""
+"""The colour map, from dark (little weight) to bright (much).
+
+It is perceptually uniform and readable with colour blindness.
+"""
 
 _FULL_COLOUR = 4.0
 """The least multiple of an even share that is shown in full colour."""
 
 _INDIFFERENT = 1.25
-"""Where no region has so many times an even share, the map prefers nothing."""
+"""A map whose heaviest region has less than this multiple of an even share prefers no region."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What weights are shown as: by how far they are above an even share.
+    """The scale by which weights are shown: by how far they are above an even share.
 
     Attributes:
-        even: the weight of each region if all counted alike.
+        even: the even share: the weight that all regions would have if they counted equally.
         top: the weight that is shown in full colour.
         heaviest: the largest weight.
-        regions: how many there are.
+        regions: number of regions.
     """
 
     even: float
@@ -42,27 +45,27 @@ class Scale:
 
     @property
     def indifferent(self) -> bool:
-        """Whether the regions hardly differ, so that the colours would tell of noise."""
+        """Whether the weights of regions hardly differ, so that colours would show noise."""
         return self.regions > 1 and self.heaviest < _INDIFFERENT * self.even
 
     def strength(self, weight: Floats) -> Floats:
-        """From 0 at an even share, and below it, to 1 in full colour."""
+        """Convert weights ``(n,)`` to strengths: 0 up to an even share, to 1 for full colour."""
         if self.top <= 0:
             return np.zeros_like(weight)
         if self.top <= self.even:
-            return np.ones_like(weight)  # a lone region
+            return np.ones_like(weight)  # there is one region only
         return np.asarray(np.clip((weight - self.even) / (self.top - self.even), 0, 1))
 
     def times_even(self, weight: Floats) -> Floats:
-        """Weights as multiples of an even share."""
+        """Convert weights ``(n,)`` to multiples of an even share."""
         return weight / self.even if self.even > 0 else np.zeros_like(weight)
 
 
 def scale_of(evidence: Evidence) -> Scale:
-    """The scale of all regions of an image.
+    """Compute the scale of the weights of an image.
 
-    Full colour is the largest weight, but at least four even shares, or all there is where the
-    regions are fewer: of weights that are all but alike, none is bright.
+    Full colour is the largest weight, but at least four even shares (or the total weight of fewer
+    regions), so that none of nearly equal weights is bright.
     """
     n = len(evidence)
     if not n:
@@ -77,10 +80,19 @@ def splat(
     extent_um: tuple[float, float],
     shape: tuple[int, int],
 ) -> tuple[Floats, Floats]:
-    """Sums over boxes of weight times covered area, and of covered area, in map pixels.
+    """Sum weight times covered area over boxes, and covered area, for the pixels of a grid.
 
     The overlap of two rectangles is the product of the overlaps along the axes, so the sum over
     boxes is a product of two sparse matrices.
+
+    Args:
+        evidence: the boxes.
+        origin_um: corner of the grid, ``(y, x)``.
+        extent_um: height and width of the grid.
+        shape: rows and columns of the grid.
+
+    Returns:
+        both sums, of shape `shape`, areas in pixels of the grid.
     """
     low = evidence.origin_um[:, -2:] - np.asarray(origin_um)
     high = low + evidence.size_um[:, -2:]
@@ -93,27 +105,27 @@ def splat(
 
 
 def ranked(evidence: Evidence) -> NDArray[np.intp]:
-    """Numbers of the boxes, the heaviest first; ties in the order given."""
+    """Return the indices of the boxes, ``(n,)``, the heaviest first; ties in their order."""
     return np.argsort(-evidence.weight, kind="stable")
 
 
 def at_slice(evidence: Evidence, z_um: float) -> Evidence:
-    """The boxes of a volume that cross a plane; 2D evidence unchanged."""
+    """Select the boxes of a volume that cross the plane at `z_um`; return 2D evidence unchanged."""
     if evidence.origin_um.shape[1] == 2:
         return evidence
     begin = evidence.origin_um[:, 0]
-    kept = (begin <= z_um) & (z_um < begin + evidence.size_um[:, 0])
-    return evidence.pick(kept)
+    crosses = (begin <= z_um) & (z_um < begin + evidence.size_um[:, 0])
+    return evidence.pick(crosses)
 
 
 def nice_length(limit: float) -> float:
-    """The largest of 1, 2, 5, 10, 20 … (and 0.5, 0.2 …) that is at most `limit`."""
+    """Return the largest of 1, 2, 5, 10, 20 … (and 0.5, 0.2 …) that is at most `limit`."""
     power = 10.0 ** math.floor(math.log10(limit))
     return max(step * power for step in (1, 2, 5) if step * power <= limit * (1 + 1e-9))
 
 
 def _overlaps(low: Floats, high: Floats, n: int) -> sparse.csr_array:
-    """Length of each interval in each of n unit cells, ``(len(low), n)``."""
+    """Compute overlaps ``(m, n)`` of intervals from `low` to `high` ``(m,)`` with n unit cells."""
     from scipy import sparse
 
     low, high = np.clip(low, 0, n), np.clip(high, 0, n)
@@ -122,5 +134,7 @@ def _overlaps(low: Floats, high: Floats, n: int) -> sparse.csr_array:
     box = np.repeat(np.arange(len(low)), count)
     cell = np.arange(len(box)) - np.repeat(np.cumsum(count) - count, count) + first[box]
     length = np.minimum(high[box], cell + 1) - np.maximum(low[box], cell)
-    kept = length > 0
-    return sparse.csr_array((length[kept], (box[kept], cell[kept])), shape=(len(low), n))
+    positive = length > 0
+    return sparse.csr_array(
+        (length[positive], (box[positive], cell[positive])), shape=(len(low), n)
+    )

@@ -32,10 +32,10 @@ class Evidence:
         size_um: sizes of the boxes, ``(n, d)``.
         weight: weights of the boxes, ``(n,)``, at least 0; comparable within an image. Methods
             with attention give weights that sum to 1.
-        extent_um: size of the whole image, ``(d,)``; None where the boxes are of no image.
-        by_output: weights for each output of the model, ``(n, k)``, of methods that look once for
-            each; else None.
-        remainder: share of the prediction that rests on no box, 0 to 1: on the image as a whole.
+        extent_um: extent of the image, ``(d,)``; None where the boxes are of no image.
+        by_output: weights for each output of the model, ``(n, k)``, for methods that look at the
+            image once per output; else None.
+        remainder: share of the prediction that rests on the whole image and on no box, 0 to 1.
 
     Raises:
         ValueError: shapes disagree, or the remainder is no share.
@@ -85,7 +85,7 @@ class Evidence:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the content of a ``.npz`` file (arrays only; loading one never runs code)."""
+        """Return the evidence as the bytes of an ``.npz`` file."""
         arrays: dict[str, Any] = {
             name: getattr(self, name) for name in ("origin_um", "size_um", "weight", "remainder")
         }
@@ -97,7 +97,7 @@ class Evidence:
         return file.getvalue()
 
     def save(self, path: Path) -> None:
-        """Write `to_bytes` to a file."""
+        """Write the evidence to an ``.npz`` file (arrays only: loading one never runs code)."""
         write_bytes(path, self.to_bytes())
 
     @staticmethod
@@ -130,18 +130,18 @@ def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
     _, first, number = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)  # in the order of the first model that looked there
 
-    def united(values: Floats) -> Floats:
+    def sum_same_boxes(values: Floats) -> Floats:
         total = np.zeros((len(first), *values.shape[1:]))
         np.add.at(total, number.reshape(-1), values)
         return total[order]
 
     several = [part.by_output for part in parts if part.by_output is not None]
-    whole = len(several) == len(parts)
+    in_all = len(several) == len(parts)
     return Evidence(
         origin[first][order],
         size[first][order],
-        united(weight),
+        sum_same_boxes(weight),
         extent_um=parts[0].extent_um,
-        by_output=united(np.concatenate(several) / len(parts)) if whole else None,
+        by_output=sum_same_boxes(np.concatenate(several) / len(parts)) if in_all else None,
         remainder=sum(part.remainder for part in parts) / len(parts),
     )

@@ -18,7 +18,7 @@ from foveate.images.likeness import ImageFacts
 from foveate.images.respaced import RespacedImage, fit_to_shape
 from foveate.parts import Within
 from foveate.readers import ReaderOptions, open_image
-from foveate.table import Case, for_axes, spacing_factor
+from foveate.table import Case, spacing_factor, spacing_for_axes
 
 _THREADS = 4
 _SIDES_PX = {2: (224, 512), 3: (32, 96)}
@@ -95,7 +95,9 @@ def open_case(
     image = open_image(case.path, readers)
     try:
         if case.spacing_um is not None:
-            return RespacedImage(image, for_axes(case.spacing_um, image.ndim, case.path), unit="um")
+            return RespacedImage(
+                image, spacing_for_axes(case.spacing_um, image.ndim, case.path), unit="um"
+            )
         if fit is not None and image.kind == "picture":
             return fit_to_shape(image, fit)
         if image.spacing_um is not None:

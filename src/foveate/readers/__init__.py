@@ -98,21 +98,21 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
 
 
 def is_image_folder(path: Path) -> bool:
-    """Say whether a folder is an image to one of the readers."""
+    """Return whether a reader reads a folder as one image."""
     readers = [reader for _, reader in _readers(parts.plugin_folders()) if reader.takes_folders]
     return any(_recognises(reader, path, b"") for reader in readers)
 
 
-def check_options(given: ReaderOptions) -> dict[str, dict[str, Any]]:
-    """Return options of readers, checked against their signatures.
+def check_options(options: ReaderOptions) -> dict[str, dict[str, Any]]:
+    """Parse options of readers by the signatures of the readers.
 
     Raises:
-        UnknownName: no reader of this name.
-        OptionError: an option that it does not take, or a value that does not fit.
+        UnknownName: there is no reader of a name.
+        OptionError: a reader does not have an option, or a value does not fit.
     """
     return {
-        name: parts.parse_options(parts.find("readers", name), own, f"reader.{name}")
-        for name, own in given.items()
+        name: parts.parse_options(parts.find("readers", name), values, f"reader.{name}")
+        for name, values in options.items()
     }
 
 

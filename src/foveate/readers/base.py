@@ -1,4 +1,4 @@
-"""The base class of readers: how a reader knows its files, and options of its own."""
+"""The base class of readers, which recognise the files of a family and may have options."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HEAD_BYTES = 4096
 class AbstractReader(AbstractImage):
     """The reader of a file family; a reader's module has its name and holds this one class.
 
-    Keywords of its constructor that have a default are its options. They are given as
-    ``--reader.NAME.option value`` in training, and stored with the model.
+    Keywords of its constructor that have a default are its options. In training the user sets them
+    by ``--reader.NAME.option value``, and the model stores them.
 
     Attributes:
         priority: readers are asked in falling order; the first that recognises a file opens it.
-        takes_folders: a folder may be one image, such as a series of slices.
+        takes_folders: whether the reader reads folders, such as a series of slices, as images.
     """
 
     priority: ClassVar[int] = 0
@@ -31,7 +31,7 @@ class AbstractReader(AbstractImage):
         """Open a file or a folder.
 
         Raises:
-            FoveateError: it cannot be opened; the message names it.
+            FoveateError: the file cannot be opened; the message names it.
         """
         super().__init__()
         self.path = path
@@ -44,8 +44,8 @@ class AbstractReader(AbstractImage):
         Folders, whose `head` is empty, are shown only to readers that take folders.
 
         Args:
-            path: the file, for libraries that detect formats themselves.
-            head: its first `HEAD_BYTES` bytes.
+            path: the file or folder, for libraries that detect formats themselves.
+            head: the first `HEAD_BYTES` bytes of a file.
         """
 
 

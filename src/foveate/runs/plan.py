@@ -33,10 +33,10 @@ from foveate.table import (
     Case,
     CaseTable,
     Splits,
+    describe_factors,
     load_splits,
     make_splits,
     read_cases,
-    said_factors,
     save_splits,
     several,
     with_known_labels,
@@ -233,7 +233,7 @@ def _open_all(
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
     factors = {i: fact.factor for i, fact in scan.facts.items() if fact.factor is not None}
-    if contradiction := said_factors(factors):
+    if contradiction := describe_factors(factors):
         display.say(contradiction)
     return scan, quarantine
 

@@ -1,4 +1,4 @@
-"""Cases: a table of labels or a folder of images in, checked cases and patient-level splits out."""
+"""Read cases from a table of labels or a folder of images, and split their patients."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from foveate.errors import TableError, several
 from foveate.table.builder import CaseBuilder
-from foveate.table.columns import PATIENT, Asked, known_names, named, recognise
+from foveate.table.columns import PATIENT, NamedColumns, find_named, header_names, recognise
 from foveate.table.files import Finder, file_ids, image_files, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.known import with_known_labels
 from foveate.table.same import patient_key, plain_name
 from foveate.table.sheet import read_sheet
-from foveate.table.spacing import for_axes, said_factors, spacing_factor
+from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
 from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
-from foveate.table.types import Case, CaseTable, Row, SetAside, Sheet
+from foveate.table.types import Case, CaseTable, Row, SetAside, TableSheet
 from foveate.tasks import AUTO, why_not
 
 __all__ = [
@@ -27,16 +27,16 @@ __all__ = [
     "SetAside",
     "Splits",
     "cases_from_folder",
-    "for_axes",
+    "describe_factors",
     "load_splits",
     "make_splits",
     "patient_key",
     "read_cases",
     "safe_id",
-    "said_factors",
     "save_splits",
     "several",
     "spacing_factor",
+    "spacing_for_axes",
     "with_known_labels",
 ]
 
@@ -55,33 +55,33 @@ def read_cases(
     for_training: bool = True,
     task: str = AUTO,
 ) -> CaseTable:
-    """Read a CSV, TSV or XLSX table; columns of the common tools are recognised and told back.
+    """Read cases from a CSV, TSV or XLSX table; columns of common tools are recognised.
 
-    Rows whose file is missing are set aside. Without `images`, paths are relative to the table's
-    folder. A name fits a file with or without its suffix.
+    Rows whose file is missing are set aside. A name matches a file with or without its suffix.
 
     Args:
-        table: one row per image; or, together with `files`, one row per patient.
-        images: the folder that paths are relative to.
-        files: a second table, one row per image, joined by patient (STAMP's slide table).
-        label: the label's column, where it is not recognised.
-        patient: the patient's column.
-        path: the path's column.
-        labels_wanted: keep only rows with these labels.
-        need_labels: leave rows without a label out.
-        known_labels: labels of a model: a label that means one of them is spelt like it.
-        for_training: the labels must be such that the task can be trained on them, and patients
-            known where there is a column of them.
-        task: that is trained; where none is named, labels that are hardly classes are refused.
+        table: a table with one row per image; or, together with `files`, with one per patient.
+        images: the folder that paths are relative to; by default that of the table.
+        files: a second table, with one row per image, joined by patient (STAMP's slide table).
+        label: name of the label's column, where it is not recognised.
+        patient: name of the patient's column, where it is not recognised.
+        path: name of the path's column, where it is not recognised.
+        labels_wanted: labels of the rows to keep; None for all.
+        need_labels: whether rows without a label are left out.
+        known_labels: labels of a model, whose spelling is used for labels with the same meaning.
+        for_training: whether labels must be such that the task can be trained on them, and
+            patients must be known where there is a column of them.
+        task: name of the task to train; where none is named, labels that are hardly classes are
+            refused.
 
     Raises:
         TableError: the table cannot be used; the message names file, row, value and remedy.
     """
     if images is not None and not images.is_dir():
         raise TableError(f"--images {images}: no such folder; check the name")
-    asked = Asked(path=path, patient=patient, label=label)
-    sheet = _sheet(table, files, asked)
-    columns = recognise(sheet, asked, need_label=need_labels or labels_wanted is not None)
+    names = NamedColumns(path=path, patient=patient, label=label)
+    sheet = _read_tables(table, files, names)
+    columns = recognise(sheet, names, need_label=need_labels or labels_wanted is not None)
     to_train = need_labels and for_training
     if to_train and task == AUTO and (survival := survival_columns(sheet, [str(columns.label)])):
         raise TableError(f"{sheet.path}: {survival}")
@@ -101,9 +101,9 @@ def read_cases(
 
 
 def _check_labels(
-    sheet: Sheet, column: str, builder: CaseBuilder, cases: Sequence[Case], task: str
+    sheet: TableSheet, column: str, builder: CaseBuilder, cases: Sequence[Case], task: str
 ) -> None:
-    """Refuse labels that the task cannot be trained on."""
+    """Raise `TableError` if the task cannot be trained on the labels."""
     if reason := why_not(task, [str(case.label) for case in cases], column):
         missing = f" ({len(builder.set_aside)} rows lack their file)" if builder.set_aside else ""
         raise TableError(f"{sheet.path}: {reason}{missing}")
@@ -112,17 +112,16 @@ def _check_labels(
 def cases_from_folder(
     folder: Path, is_image: Callable[[Path], bool] = lambda _: False
 ) -> CaseTable:
-    """Every file below a folder that could be an image, as a case without a label.
+    """Make a case without a label of each file below a folder that could be an image.
 
-    Hidden files, sidecars (JSON, CSV, XML …) and the companion folders of slides are skipped. One
-    image file instead of a folder is one case.
+    Hidden files, sidecars (JSON, CSV, XML …) and the companion folders of slides are skipped.
 
     Args:
-        folder: where to look.
-        is_image: says of a folder whether it is an image itself, such as a series of slices.
+        folder: the folder, or one image file, which is one case.
+        is_image: returns whether a folder is an image itself, such as a series of slices.
 
     Raises:
-        TableError: no such folder, or no image in it.
+        TableError: the folder does not exist, or holds no image.
     """
     if not folder.exists() and not folder.is_symlink():
         raise TableError(f"{folder}: no such folder or image; check the name")
@@ -139,15 +138,19 @@ def cases_from_folder(
     return CaseTable(cases, notes=notes)
 
 
-def _sheet(table: Path, files: Path | None, asked: Asked) -> Sheet:
-    known = known_names(asked)
+def _read_tables(table: Path, files: Path | None, names: NamedColumns) -> TableSheet:
+    """Read the table, joined with the table of files if there is one."""
+    known = header_names(names)
     sheet = read_sheet(table, known)
-    return sheet if files is None else _joined(sheet, read_sheet(files, known), asked.patient)
+    return sheet if files is None else _join(sheet, read_sheet(files, known), names.patient)
 
 
-def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
-    """One row per file, with the columns of its patient; who lacks a partner is told."""
-    keys = [named(sheet, patient, "patient") or _key(sheet) for sheet in (patients, files)]
+def _join(patients: TableSheet, files: TableSheet, patient: str | None) -> TableSheet:
+    """Join two tables to one row per file; notes name files and patients without a partner."""
+    keys = [
+        find_named(sheet, patient, "patient") or _patient_column(sheet)
+        for sheet in (patients, files)
+    ]
     by_patient: dict[str, Row] = {}
     for row in patients.rows:
         name = row.cells[keys[0]]
@@ -158,14 +161,14 @@ def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
             )
         if name:
             by_patient[patient_key(name)] = row
-    rows, alone, found = [], [], set()
+    rows, without_patient, patients_with_file = [], [], set()
     for row in files.rows:
         name = row.cells[keys[1]]
         partner = by_patient.get(patient_key(name))
         if partner is None:
-            alone.append(name or f"row {row.number}")
+            without_patient.append(name or f"row {row.number}")
             continue
-        found.add(patient_key(name))
+        patients_with_file.add(patient_key(name))
         rows.append(replace(row, cells={**partner.cells, **row.cells}))
     if not rows:
         raise TableError(
@@ -173,16 +176,21 @@ def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
             "column that both tables share with --patient, or spell patients alike"
         )
     notes = [f"{len(rows)} rows of {files.path.name} joined to {patients.path.name} by patient"]
-    if alone:
-        notes.append(f"{len(alone)} files of patients without a label left out: {several(alone)}")
-    idle = sorted(by_patient[key].cells[keys[0]] for key in by_patient.keys() - found)
-    if idle:
-        notes.append(f"{len(idle)} patients have no file: {several(idle)}")
+    if without_patient:
+        notes.append(
+            f"{len(without_patient)} files of patients without a label left out: "
+            f"{several(without_patient)}"
+        )
+    missing = by_patient.keys() - patients_with_file
+    without_file = sorted(by_patient[key].cells[keys[0]] for key in missing)
+    if without_file:
+        notes.append(f"{len(without_file)} patients have no file: {several(without_file)}")
     columns = tuple(dict.fromkeys((*patients.columns, *files.columns)))
-    return Sheet(files.path, columns, tuple(rows), (*patients.notes, *files.notes, *notes))
+    return TableSheet(files.path, columns, tuple(rows), (*patients.notes, *files.notes, *notes))
 
 
-def _key(sheet: Sheet) -> str:
+def _patient_column(sheet: TableSheet) -> str:
+    """Return the column that names the patient, or raise `TableError`."""
     for candidate in PATIENT:
         for column in sheet.columns:
             if plain_name(column) == candidate:

@@ -1,4 +1,4 @@
-"""From a sheet and its recognised columns to cases: files found, duplicates dropped, all told."""
+"""Build cases from a table and its recognised columns: find files, drop duplicates, take notes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,25 @@ from foveate.table.files import (
     stem,
     value_folders,
 )
-from foveate.table.same import clean, label_key, one_spelling, patient_key, respelt
-from foveate.table.spacing import believed_um
-from foveate.table.types import Case, Row, SetAside, Sheet
+from foveate.table.same import clean, label_key, one_spelling, patient_key, respelt_groups
+from foveate.table.spacing import parse_spacing
+from foveate.table.types import Case, Row, SetAside, TableSheet
 
 
 class CaseBuilder:
-    """Builds the cases of a sheet step by step; `notes` and `set_aside` gather what is said."""
+    """Builds the cases of a table step by step.
 
-    def __init__(self, sheet: Sheet, columns: Columns, finder: Finder) -> None:
+    Args:
+        sheet: the table.
+        columns: the column of each role.
+        finder: finds files.
+
+    Attributes:
+        notes: lines to show to the user.
+        set_aside: rows that cannot be used.
+    """
+
+    def __init__(self, sheet: TableSheet, columns: Columns, finder: Finder) -> None:
         self.sheet = sheet
         self.columns = columns
         self.finder = finder
@@ -42,35 +52,36 @@ class CaseBuilder:
         need_patients: bool,
         known_labels: Sequence[str] = (),
     ) -> tuple[Case, ...]:
-        """The cases in the table's order.
+        """Build the cases in the table's order.
 
         Args:
-            labels_wanted: keep only rows with these labels.
-            need_labels: leave rows without a label out.
-            need_patients: refuse rows without a patient where others have one.
-            known_labels: labels of a model, whose spelling is taken.
+            labels_wanted: labels of the rows to keep; None for all.
+            need_labels: whether rows without a label are left out.
+            need_patients: whether rows without a patient are refused where others have one.
+            known_labels: labels of a model, whose spelling is used.
 
         Raises:
             TableError: no file is found, a value is impossible, or rows contradict each other.
         """
-        rows = self._with_label(self.sheet.rows) if need_labels else list(self.sheet.rows)
+        rows = self._keep_labelled(self.sheet.rows) if need_labels else list(self.sheet.rows)
         if self.columns.label:
-            rows = self._one_label_each(rows, known_labels)
+            rows = self._unify_labels(rows, known_labels)
         if labels_wanted is not None:
-            rows = self._wanted(rows, labels_wanted)
+            rows = self._keep_wanted(rows, labels_wanted)
         if self.columns.patient_id:
-            rows = self._one_patient_each(rows, all_known=need_patients)
-        found = self._with_file(rows)
-        cases = self._without_duplicates([(row, self._case(row, path)) for row, path in found])
+            rows = self._unify_patients(rows, all_known=need_patients)
+        pairs = self._find_files(rows)
+        cases = self._drop_duplicates([(row, self._case(row, path)) for row, path in pairs])
         self._note_patients(cases)
-        self._note_unlisted(found)
+        self._note_unlisted(pairs)
         return tuple(cases)
 
-    def _with_label(self, rows: Iterable[Row]) -> list[Row]:
+    def _keep_labelled(self, rows: Iterable[Row]) -> list[Row]:
+        """Return the rows with a label."""
         column = str(self.columns.label)
-        kept = [row for row in rows if row.cells[column]]
-        empty = len(self.sheet.rows) - len(kept)
-        if not kept:
+        labelled = [row for row in rows if row.cells[column]]
+        empty = len(self.sheet.rows) - len(labelled)
+        if not labelled:
             raise TableError(
                 f"{self.sheet.path}: column '{column}' is empty in every row; fill it, or name "
                 "another with --label"
@@ -78,25 +89,25 @@ class CaseBuilder:
         if empty:
             first = next(row.number for row in self.sheet.rows if not row.cells[column])
             self.notes.append(f"{empty} rows without a '{column}' left out (first: row {first})")
-        return kept
+        return labelled
 
-    def _one_label_each(self, rows: list[Row], known: Sequence[str]) -> list[Row]:
-        """Rows in which every class is spelt in one way: the model's, else the most frequent."""
+    def _unify_labels(self, rows: list[Row], known: Sequence[str]) -> list[Row]:
+        """Give all labels with one meaning one spelling: the model's, else the most frequent."""
         column = str(self.columns.label)
         spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], label_key)
         models = {label_key(label): label for label in known}
         spelling = {word: models.get(label_key(word), text) for word, text in spelling.items()}
-        for chosen, *others in respelt(spelling):
+        for chosen, *others in respelt_groups(spelling):
             n = sum(row.cells[column] in others for row in rows)
-            said = several([shown(word) for word in others])
-            self.notes.append(f"label '{chosen}' is also written {said} ({n} rows): one class")
+            spellings = several([quoted(word) for word in others])
+            self.notes.append(f"label '{chosen}' is also written {spellings} ({n} rows): one class")
         return [_with_cell(row, column, spelling) for row in rows]
 
-    def _one_patient_each(self, rows: list[Row], *, all_known: bool) -> list[Row]:
-        """Rows in which every patient is spelt in one way.
+    def _unify_patients(self, rows: list[Row], *, all_known: bool) -> list[Row]:
+        """Give all names of one patient one spelling.
 
         Raises:
-            TableError: `all_known`, and some rows have no patient.
+            TableError: some rows have no patient, and `all_known` is true.
         """
         column = str(self.columns.patient_id)
         empty = [row.number for row in rows if not row.cells[column]]
@@ -113,14 +124,16 @@ class CaseBuilder:
                 f"{empty[0]}); each counts as a patient of its own"
             )
         spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], patient_key)
-        groups = respelt(spelling)
+        groups = respelt_groups(spelling)
         if groups:
             many = f"{len(groups)} patients are" if groups[1:] else "1 patient is"
-            said = ", ".join(shown(word) for word in groups[0])
-            self.notes.append(f"warning: {many} written in several ways ({said}): one patient each")
+            spellings = ", ".join(quoted(word) for word in groups[0])
+            self.notes.append(
+                f"warning: {many} written in several ways ({spellings}): one patient each"
+            )
         return [_with_cell(row, column, spelling) for row in rows]
 
-    def _wanted(self, rows: list[Row], wanted: Sequence[str]) -> list[Row]:
+    def _keep_wanted(self, rows: list[Row], wanted: Sequence[str]) -> list[Row]:
         column = str(self.columns.label)
         present = {row.cells[column] for row in rows}
         keys = {label_key(label) for label in present}
@@ -131,16 +144,21 @@ class CaseBuilder:
                     f"{did_you_mean(label, present)}"
                 )
         wanted_keys = {label_key(label) for label in wanted}
-        kept = [row for row in rows if label_key(row.cells[column]) in wanted_keys]
-        if len(kept) < len(rows):
-            others = several(sorted(present - {row.cells[column] for row in kept}))
-            self.notes.append(f"{len(rows) - len(kept)} rows with other labels left out: {others}")
-        return kept
+        chosen = [row for row in rows if label_key(row.cells[column]) in wanted_keys]
+        n_left_out = len(rows) - len(chosen)
+        if n_left_out:
+            others = several(sorted(present - {row.cells[column] for row in chosen}))
+            self.notes.append(f"{n_left_out} rows with other labels left out: {others}")
+        return chosen
 
-    def _with_file(self, rows: list[Row]) -> list[tuple[Row, Path]]:
-        """Rows whose file exists; the others are set aside, unless they are all."""
+    def _find_files(self, rows: list[Row]) -> list[tuple[Row, Path]]:
+        """Return the rows whose file exists, with the file; set the others aside.
+
+        Raises:
+            TableError: no row has its file, or a value fits several files.
+        """
         column = self.columns.path
-        found: list[tuple[Row, Path]] = []
+        pairs: list[tuple[Row, Path]] = []
         for row in rows:
             value = row.cells[column]
             try:
@@ -148,49 +166,51 @@ class CaseBuilder:
             except TableError as error:
                 raise TableError(f"{self.sheet.where(row, column)}: {error}") from None
             if path is not None:
-                found.append((row, path))
+                pairs.append((row, path))
                 continue
-            self._put_aside(row, self._reason(value))
-        found = self._without_ambiguous(found)
-        if not found:
-            raise TableError(self._no_file(rows))
-        self.notes.append(f"{len(found)} of {len(rows)} rows have their file")
+            self._set_row_aside(row, self._missing_reason(value))
+        pairs = self._drop_ambiguous(pairs)
+        if not pairs:
+            raise TableError(self._no_file_message(rows))
+        self.notes.append(f"{len(pairs)} of {len(rows)} rows have their file")
         if self.set_aside:
             missing = several([f"row {s.row} '{s.path}'" for s in self.set_aside])
             self.notes.append(f"warning: {len(self.set_aside)} files not found: {missing}")
-        return found
+        return pairs
 
-    def _put_aside(self, row: Row, reason: str) -> None:
+    def _set_row_aside(self, row: Row, reason: str) -> None:
+        """Add a row to those that cannot be used."""
         value = row.cells[self.columns.path]
         self.set_aside.append(SetAside(row.number, self._image_id(row, None), value, reason))
 
-    def _reason(self, value: str) -> str:
+    def _missing_reason(self, value: str) -> str:
+        """Explain why a row has no file; name a similar file if there is one."""
         if not value:
             return "no path in the table"
         other = self.finder.beside(value)
         hint = f"; {other.relative_to(self.finder.base)} is another file" if other else ""
         return f"no file '{value}' in {self.finder.base}{hint}"
 
-    def _without_ambiguous(self, found: list[tuple[Row, Path]]) -> list[tuple[Row, Path]]:
-        """Without rows that name files in different folders, of which one file only is there."""
+    def _drop_ambiguous(self, pairs: list[tuple[Row, Path]]) -> list[tuple[Row, Path]]:
+        """Set aside rows that name files in different folders of which only one exists."""
         column = self.columns.path
         values: dict[Path, set[str]] = defaultdict(set)
-        for row, path in found:
+        for row, path in pairs:
             values[path].add(row.cells[column])
-        kept = []
-        for row, path in found:
-            own = value_folders(row.cells[column])
-            others = [v for v in sorted(values[path]) if _elsewhere(own, value_folders(v))]
+        clear = []
+        for row, path in pairs:
+            folders = value_folders(row.cells[column])
+            others = [v for v in sorted(values[path]) if _contradict(folders, value_folders(v))]
             if others:
-                self._put_aside(row, f"{path} could be '{row.cells[column]}' or '{others[0]}'")
+                self._set_row_aside(row, f"{path} could be '{row.cells[column]}' or '{others[0]}'")
             else:
-                kept.append((row, path))
-        return kept
+                clear.append((row, path))
+        return clear
 
-    def _no_file(self, rows: list[Row]) -> str:
+    def _no_file_message(self, rows: list[Row]) -> str:
         column, label = self.columns.path, self.columns.label
         value = rows[0].cells[column]
-        what = f"no file '{value}' in {self.finder.base}" if value else "no path"
+        problem = f"no file '{value}' in {self.finder.base}" if value else "no path"
         many = f"; none of the {len(rows)} files is there" if rows[1:] else ""
         labels = {row.cells[label] for row in rows} if label else set()
         one = (
@@ -199,8 +219,8 @@ class CaseBuilder:
             else ""
         )
         return (
-            f"{self.sheet.where(rows[0], column)}: {what}{many}. Paths are relative to the table's "
-            "folder: name the images' folder with --images, or another column with --path."
+            f"{self.sheet.where(rows[0], column)}: {problem}{many}. Paths are relative to the "
+            "table's folder: name the images' folder with --images, or another column with --path."
             f"{one}"
         )
 
@@ -217,11 +237,11 @@ class CaseBuilder:
         )
 
     def _image_id(self, row: Row, path: Path | None) -> str:
-        given = row.cells[self.columns.image_id] if self.columns.image_id else ""
-        if self.columns.image_id == self.columns.path or not given:
-            value = given or row.cells[self.columns.path]
-            given = stem(path.name if path else Path(value.replace("\\", "/")).name)
-        return safe_id(given) or f"row_{row.number}"
+        name = row.cells[self.columns.image_id] if self.columns.image_id else ""
+        if self.columns.image_id == self.columns.path or not name:
+            value = name or row.cells[self.columns.path]
+            name = stem(path.name if path else Path(value.replace("\\", "/")).name)
+        return safe_id(name) or f"row_{row.number}"
 
     def _spacing_um(self, row: Row, path: Path) -> tuple[float, ...] | None:
         texts = [row.cells[column] for column in self.columns.spacing]
@@ -231,10 +251,10 @@ class CaseBuilder:
         for column, text in zip(self.columns.spacing, texts, strict=True):
             where = self.sheet.where(row, column)
             parts = re.split(r"\s*[x×;\s]\s*", text)
-            values.extend(believed_um(part, where, path) for part in parts)
+            values.extend(parse_spacing(part, where, path) for part in parts)
         return tuple(values) if len(values) > 1 else (values[0], values[0])
 
-    def _without_duplicates(self, pairs: list[tuple[Row, Case]]) -> list[Case]:
+    def _drop_duplicates(self, pairs: list[tuple[Row, Case]]) -> list[Case]:
         pairs = self._unique_default_ids(pairs)
         by_path: dict[Path, tuple[Row, Case]] = {}
         by_id: dict[str, tuple[Row, Case]] = {}
@@ -242,7 +262,7 @@ class CaseBuilder:
         for row, case in pairs:
             earlier = by_path.get(case.path.resolve())
             if earlier is not None:
-                self._same_or_raise(earlier, (row, case))
+                self._check_same(earlier, (row, case))
                 repeated.append(row.number)
                 continue
             same_id = by_id.get(case.image_id)
@@ -258,15 +278,15 @@ class CaseBuilder:
             self.notes.append(f"{len(repeated)} repeated rows dropped: {rows}")
         return [case for _, case in by_path.values()]
 
-    def _same_or_raise(self, earlier: tuple[Row, Case], later: tuple[Row, Case]) -> None:
+    def _check_same(self, earlier: tuple[Row, Case], later: tuple[Row, Case]) -> None:
         (first, a), (second, b) = earlier, later
-        for what, was, now in (
+        for role, was, now in (
             ("label", a.label, b.label),
             ("patient", self._patient(first), self._patient(second)),
         ):
             if was != now:
                 raise TableError(
-                    f"{self.sheet.path}, row {second.number}: {b.path.name} has the {what} "
+                    f"{self.sheet.path}, row {second.number}: {b.path.name} has the {role} "
                     f"'{now}', but '{was}' in row {first.number}; keep one of the two"
                 )
 
@@ -274,7 +294,7 @@ class CaseBuilder:
         return row.cells[self.columns.patient_id] if self.columns.patient_id else None
 
     def _unique_default_ids(self, pairs: list[tuple[Row, Case]]) -> list[tuple[Row, Case]]:
-        """Ids made from file names get their folder in front where two would be the same."""
+        """Put the folder before ids made from file names where two would be equal."""
         if self.columns.image_id and self.columns.image_id != self.columns.path:
             return pairs
         paths = sorted({case.path for _, case in pairs})
@@ -289,29 +309,29 @@ class CaseBuilder:
         for case in cases:
             if case.label is not None:
                 labels[case.patient_id].add(case.label)
-        mixed = sorted(p for p, found in labels.items() if len(found) > 1)
+        mixed = sorted(p for p, own_labels in labels.items() if len(own_labels) > 1)
         if mixed:
             many = f"{len(mixed)} patients have" if mixed[1:] else "1 patient has"
             self.notes.append(f"{many} images of several classes: {several(mixed)}")
         counts = Counter(case.label for case in cases if case.label is not None)
         if 0 < len(counts) <= 20:
-            said = ", ".join(f"{label} {n}" for label, n in sorted(counts.items()))
+            by_label = ", ".join(f"{label} {n}" for label, n in sorted(counts.items()))
             patients = len({case.patient_id for case in cases})
-            self.notes.append(f"{len(cases)} images of {patients} patients: {said}")
-        alike = Counter(map(_alike, counts))
+            self.notes.append(f"{len(cases)} images of {patients} patients: {by_label}")
+        similar = Counter(map(_loose_key, counts))
         for label in sorted(counts):
-            if alike[_alike(label)] > 1:
+            if similar[_loose_key(label)] > 1:
                 self.notes.append(
                     f"warning: label '{label}' differs from another in capitals, blanks or dashes "
                     "only, and is a class of its own"
                 )
 
-    def _note_unlisted(self, found: list[tuple[Row, Path]]) -> None:
+    def _note_unlisted(self, pairs: list[tuple[Row, Path]]) -> None:
         """Files beside the images that no row names, whether or not the row was kept."""
         values = [row.cells[self.columns.path] for row in self.sheet.rows]
         listed = {stem(Path(value.replace("\\", "/")).name) for value in values if value}
-        listed |= {stem(path.name) for _, path in found}
-        folders = {path.parent for _, path in found}
+        listed |= {stem(path.name) for _, path in pairs}
+        folders = {path.parent for _, path in pairs}
         files = sorted(p.name for folder in folders for p in image_files(folder, deep=False))
         unlisted = [name for name in files if stem(name) not in listed]
         if unlisted:
@@ -320,25 +340,27 @@ class CaseBuilder:
 
 
 def _renamed(case: Case, image_id: str) -> Case:
+    """Return a case with another id, also as its patient where that was the id."""
     patient = image_id if case.patient_id == case.image_id else case.patient_id
     return replace(case, image_id=image_id, patient_id=patient)
 
 
 def _with_cell(row: Row, column: str, spelling: Mapping[str, str]) -> Row:
+    """Return a row with the chosen spelling in one column."""
     word = row.cells[column]
     return replace(row, cells={**row.cells, column: spelling.get(word, word)})
 
 
-def shown(word: str) -> str:
-    """A word in quotation marks, in which what cannot be seen is written out."""
+def quoted(word: str) -> str:
+    """Put a word in quotation marks, with invisible characters written as escapes."""
     return ascii(word) if word != clean(word) else f"'{word}'"
 
 
-def _alike(label: str) -> str:
-    """The label without capitals, and without what divides its words."""
+def _loose_key(label: str) -> str:
+    """Remove capitals, and the blanks and dashes between words, from a label."""
     return re.sub(r"(?<=\w)[ _-](?=\w)", "", label.casefold())
 
 
-def _elsewhere(own: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether two values name folders that contradict each other."""
-    return not (ends_with(own, other) or ends_with(other, own))
+def _contradict(folders: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Return whether the folders of two values cannot be those of one file."""
+    return not (ends_with(folders, other) or ends_with(other, folders))

@@ -1,4 +1,4 @@
-"""Which column plays which role: the dialects of other tools are recognised, and told back."""
+"""Recognise the role of each column, also in the tables of other tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from foveate.errors import TableError, did_you_mean
 from foveate.table.same import plain_name
 from foveate.table.survival import survival_columns
-from foveate.table.types import Sheet
+from foveate.table.types import TableSheet
 
 PATH = (
     *("path", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
@@ -44,15 +44,24 @@ _DIALECTS = (
 )
 
 
-def known_names(asked: Asked) -> frozenset[str]:
-    """Names, after `plain_name`, by which the header of a table is known."""
-    named_ones = (asked.path, asked.patient, asked.label)
+def header_names(names: NamedColumns) -> frozenset[str]:
+    """Return the names, after `plain_name`, by which the header of a table is recognised."""
+    named_ones = (names.path, names.patient, names.label)
     return frozenset({*PATH, *PATIENT, *LABEL, *SPACING, *(plain_name(n) for n in named_ones if n)})
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of each role; `None` when there is none."""
+    """The column of each role.
+
+    Attributes:
+        path: column of the images' paths.
+        image_id: column of the images' names, or None.
+        patient_id: column of the patients' names, or None.
+        label: column of the labels, or None.
+        spacing: columns of the spacing: one, one each for y and x, or none.
+        notes: lines to show to the user.
+    """
 
     path: str
     image_id: str | None
@@ -62,53 +71,69 @@ class Columns:
     notes: tuple[str, ...]
 
     def by_role(self) -> dict[str, str]:
-        """Role to column, for those that were found."""
-        found = {
+        """Return the columns by their role, without those that do not exist."""
+        columns = {
             "path": self.path,
             "image_id": self.image_id,
             "patient_id": self.patient_id,
             "label": self.label,
             "spacing": ", ".join(self.spacing),
         }
-        return {role: column for role, column in found.items() if column}
+        return {role: column for role, column in columns.items() if column}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Columns that the user names; the others are recognised."""
+class NamedColumns:
+    """The columns that the user names; None for those to be recognised.
+
+    Attributes:
+        path: column of the images' paths.
+        patient: column of the patients.
+        label: column of the labels.
+    """
 
     path: str | None = None
     patient: str | None = None
     label: str | None = None
 
 
-def recognise(sheet: Sheet, asked: Asked, *, need_label: bool) -> Columns:
+def recognise(sheet: TableSheet, names: NamedColumns, *, need_label: bool) -> Columns:
     """Find the column of each role.
+
+    Args:
+        sheet: the table.
+        names: the columns that the user names.
+        need_label: whether there must be a column of labels.
 
     Raises:
         TableError: a named column does not exist, or there is none for the path or the label.
     """
-    path = named(sheet, asked.path, "path") or _first(sheet, PATH)
+    path = find_named(sheet, names.path, "path") or _first(sheet, PATH)
     if path is None:
-        raise TableError(_no_path(sheet))
-    patient = named(sheet, asked.patient, "patient") or _first(sheet, PATIENT, {path})
-    image_id = _first(sheet, IMAGE_ID, {asked.patient, asked.label})
-    spacing = _spacing(sheet)
-    label = named(sheet, asked.label, "label")
+        raise TableError(_no_path_message(sheet))
+    patient = find_named(sheet, names.patient, "patient") or _first(sheet, PATIENT, {path})
+    image_id = _first(sheet, IMAGE_ID, {names.patient, names.label})
+    spacing = _spacing_columns(sheet)
+    label = find_named(sheet, names.label, "label")
     if label is None:
         taken = {path, patient, image_id, *spacing}
-        label = _label(sheet, {t for t in taken if t}, need=need_label)
-    found = Columns(path, image_id, patient, label, spacing, ())
-    said = ", ".join(f"{role} = '{column}'" for role, column in found.by_role().items())
-    notes = (f"columns ({_dialect(sheet)}): {said}", *_grouping(found))
+        label = _label_column(sheet, {t for t in taken if t}, need=need_label)
+    columns = Columns(path, image_id, patient, label, spacing, ())
+    roles = ", ".join(f"{role} = '{column}'" for role, column in columns.by_role().items())
+    notes = (f"columns ({_dialect(sheet)}): {roles}", *_patient_notes(columns))
     return Columns(path, image_id, patient, label, spacing, notes)
 
 
-def named(sheet: Sheet, column: str | None, option: str) -> str | None:
-    """The column that the user names, capitals aside.
+def find_named(sheet: TableSheet, column: str | None, option: str) -> str | None:
+    """Find the column that the user names, ignoring capitals; None if the user names none.
+
+    Args:
+        sheet: the table.
+        column: the name.
+        option: the option by which it was named, for the message.
 
     Raises:
-        TableError: there is none; the message names the nearest.
+        TableError: there is no such column; the message gives the nearest name.
     """
     if column is None or column in sheet.columns:
         return column
@@ -120,8 +145,10 @@ def named(sheet: Sheet, column: str | None, option: str) -> str | None:
     )
 
 
-def _first(sheet: Sheet, candidates: Iterable[str], but: Iterable[str | None] = ()) -> str | None:
-    """The first candidate that is a column and has a value somewhere."""
+def _first(
+    sheet: TableSheet, candidates: Iterable[str], but: Iterable[str | None] = ()
+) -> str | None:
+    """Return the first candidate that is a column with any value, except those in `but`."""
     known = {plain_name(c): c for c in reversed(sheet.columns) if c not in set(but)}
     for candidate in candidates:
         column = known.get(candidate)
@@ -130,7 +157,8 @@ def _first(sheet: Sheet, candidates: Iterable[str], but: Iterable[str | None] = 
     return None
 
 
-def _spacing(sheet: Sheet) -> tuple[str, ...]:
+def _spacing_columns(sheet: TableSheet) -> tuple[str, ...]:
+    """Return the columns of the spacing: y and x, one for both, or none."""
     y, x = _first(sheet, SPACING_Y), _first(sheet, SPACING_X)
     if y and x:
         return (y, x)
@@ -144,7 +172,8 @@ def _spacing(sheet: Sheet) -> tuple[str, ...]:
     return (one,) if one else ()
 
 
-def _label(sheet: Sheet, taken: set[str], *, need: bool) -> str | None:
+def _label_column(sheet: TableSheet, taken: set[str], *, need: bool) -> str | None:
+    """Return the column of labels among those that are not taken; raise if needed and unclear."""
     known = _first(sheet, LABEL, taken)
     if known or not need:
         return known
@@ -156,8 +185,8 @@ def _label(sheet: Sheet, taken: set[str], *, need: bool) -> str | None:
         and plain_name(c) not in no_label
         and not plain_name(c).startswith("fold_")
     ]
-    told = [c for c in left if plain_name(c).endswith(("_label", "_class"))]
-    for choice in (left, told):
+    by_name = [c for c in left if plain_name(c).endswith(("_label", "_class"))]
+    for choice in (left, by_name):
         if len(choice) == 1:
             return choice[0]
     survival = survival_columns(sheet, left)
@@ -174,7 +203,8 @@ def _label(sheet: Sheet, taken: set[str], *, need: bool) -> str | None:
     )
 
 
-def _no_path(sheet: Sheet) -> str:
+def _no_path_message(sheet: TableSheet) -> str:
+    """Write the message for a table without a column of paths."""
     message = (
         f"{sheet.path}: no column holds the images' paths (columns: {', '.join(sheet.columns)}). "
         "Name it 'path', or say which with --path"
@@ -187,12 +217,14 @@ def _no_path(sheet: Sheet) -> str:
     return message
 
 
-def _dialect(sheet: Sheet) -> str:
+def _dialect(sheet: TableSheet) -> str:
+    """Name the tool that writes tables with these columns."""
     columns = {plain_name(c) for c in sheet.columns}
     return next((f"as {name} writes" for name, need in _DIALECTS if need <= columns), "recognised")
 
 
-def _grouping(columns: Columns) -> tuple[str, ...]:
+def _patient_notes(columns: Columns) -> tuple[str, ...]:
+    """Return a note if no column names the patient."""
     if columns.patient_id is None:
         return (
             "warning: patient_id defaults to image_id. If a patient has several images, name the "

@@ -1,4 +1,4 @@
-"""Which file a table's value means, and which files of a folder could be images."""
+"""Find the file that a table's value means, and the files of a folder that could be images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = (
     *(".isyntax", ".zarr", ".dcm", ".png", ".jpeg", ".jpg", ".jp2", ".j2k", ".webp", ".bmp"),
     *(".gif", ".nii", ".mha", ".mhd", ".nrrd", ".npy", ".h5", ".pt"),
 )
-"""Endings that are no part of a name; any other dot belongs to it."""
+"""Suffixes that are no part of an image's name; any other dot belongs to the name."""
 
 _FEATURES = (".h5", ".pt")
 _SIDECARS = frozenset(
@@ -37,17 +37,17 @@ _HELPER_FOLDERS = frozenset(
     {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "lost+found"}
     | {"system volume information", "@tmp", "#snapshot"}
 )
-"""What network disks and systems put beside files of the user, in small letters."""
-_OURS = frozenset({"answers.jsonl", "splits.json"})
+"""Folders that network disks and systems put beside the user's files, in small letters."""
+_RESULT_FILES = frozenset({"answers.jsonl", "splits.json"})
 """Files that only a folder of foveate's own results holds."""
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _MOST_ENTRIES = 200_000
 _FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
-"""How a path of another machine may begin: an address, a drive, a root, a home, a way up."""
+"""The beginning of a path of another machine: an address, drive, root, home or parent folder."""
 
 
 def stem(name: str) -> str:
-    """The name without a known suffix: ``TCGA-AA-0001.F6E9.svs`` keeps its inner dot."""
+    """Remove a known suffix from a name: ``TCGA-AA-0001.F6E9.svs`` keeps its inner dot."""
     lower = name.lower()
     for suffix in SUFFIXES:
         if lower.endswith(suffix) and len(name) > len(suffix):
@@ -58,23 +58,23 @@ def stem(name: str) -> str:
 def image_files(
     folder: Path, *, deep: bool = True, is_image: Callable[[Path], bool] = lambda _: False
 ) -> Iterator[Path]:
-    """Files in a folder that could be images, sorted; companions of MIRAX and VSI are skipped.
+    """Yield the files in a folder that could be images, sorted; skip companions of MIRAX and VSI.
 
-    Links to folders are followed, each folder once. Files that accompany images (tables,
-    checksums, thumbnails of network disks) are no images.
+    Links to folders are followed, once per folder. Files that accompany images (tables, checksums,
+    thumbnails of network disks) are skipped.
 
     Args:
-        folder: where to look.
-        deep: look in the folders below as well.
-        is_image: says of a folder below whether it is one image; nothing in it is one then.
+        folder: the folder to search.
+        deep: whether to search the folders below too.
+        is_image: returns whether a folder below is one image; nothing in it is listed then.
 
     Raises:
-        TableError: there are more entries than anybody would want to have listed.
+        TableError: the folder holds too many files.
     """
-    seen, been = 0, set[tuple[int, int]]()
+    seen, visited = 0, set[tuple[int, int]]()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if not _first_time(Path(parent), been) or _OURS & set(names):
-            folders.clear()  # answers and pictures of foveate are no images
+        if not _first_visit(Path(parent), visited) or _RESULT_FILES & set(names):
+            folders.clear()  # heatmaps that foveate wrote are no images of the user
             continue
         companions = {Path(n).stem for n in names if n.lower().endswith((".mrxs", ".vms"))}
         companions |= {f"_{Path(n).stem}_" for n in names if n.lower().endswith(".vsi")}
@@ -98,48 +98,57 @@ def image_files(
                 yield Path(parent, name)
 
 
-def _first_time(folder: Path, been: set[tuple[int, int]]) -> bool:
-    """Whether a folder was not visited yet, under whatever name; links may lead in circles."""
+def _first_visit(folder: Path, visited: set[tuple[int, int]]) -> bool:
+    """Return whether a folder was not visited yet under any name, and add it to `visited`.
+
+    Links may lead in circles.
+    """
     try:
         state = folder.stat()
     except OSError:
         return False
     place = (state.st_dev, state.st_ino)
-    if place in been:
+    if place in visited:
         return False
-    been.add(place)
+    visited.add(place)
     return True
 
 
 def _accompanies(name: str) -> bool:
-    """Whether a file of this name goes with images rather than being one."""
+    """Return whether a file accompanies images rather than being one, by its name."""
     sidecar = Path(name).suffix.lower() in _SIDECARS or ".truth." in name
     return name.startswith(".") or sidecar or _SIDECAR_NAMES.fullmatch(name) is not None
 
 
 def safe_id(name: str) -> str:
-    """An id that is safe as a file name: reports and heat maps are named by it.
+    """Convert a name to an id that is safe as a file name, for reports and heatmaps.
 
-    Bytes of a name that are no UTF-8 are written as ``_x`` and two digits.
+    Bytes of the name that are no UTF-8 are written as ``_x`` and two digits.
     """
     return _UNSAFE.sub("_", printable_name(name)).strip(". ") or ("image" if name else "")
 
 
 def file_ids(paths: Sequence[Path], base: Path) -> list[str]:
-    """Unique ids of different files: the name; with its folder (``a__1``), or suffix, at need."""
+    """Make unique ids of different files: the name, where needed with folder (``a__1``) or suffix.
+
+    Args:
+        paths: the files.
+        base: the folder that folders in ids are relative to.
+    """
     ids = [safe_id(stem(path.name)) for path in paths]
-    for whole in (False, True):
+    for with_suffix in (False, True):
         count = Counter(i.casefold() for i in ids)
         ids = [
-            _long_id(path, base, whole) if count[i.casefold()] > 1 else i
+            _long_id(path, base, with_suffix) if count[i.casefold()] > 1 else i
             for i, path in zip(ids, paths, strict=True)
         ]
     return ids
 
 
-def _long_id(path: Path, base: Path, whole: bool) -> str:
+def _long_id(path: Path, base: Path, with_suffix: bool) -> str:
+    """Make an id of a file's folders below `base` and its name."""
     inside = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
-    name = path.name if whole else stem(path.name)
+    name = path.name if with_suffix else stem(path.name)
     return "__".join(safe_id(part) for part in (*inside.parts[:-1], name))
 
 
@@ -147,50 +156,54 @@ def _long_id(path: Path, base: Path, whole: bool) -> str:
 class Finder:
     """Finds the file that a table's value means: a path, or a name with or without suffix.
 
-    A value with folders means a file that lies in folders of these names. Of a path of another
-    machine, the folders that only that machine has are left out. Letters are compared after
-    `clean`, since macOS writes ``a`` with dots in another way than a table does.
+    A value with folders means a file in folders of these names. Of a path of another machine, the
+    folders that only that machine has are ignored. Letters are compared after `clean`, since macOS
+    encodes a letter such as ``ä`` in another way than tables do.
+
+    Attributes:
+        base: the folder of the images.
     """
 
     base: Path
     _by_name: dict[str, list[Path]] | None = field(default=None, init=False)
 
     def find(self, value: str) -> Path | None:
-        """The file, or `None`.
+        """Find the file that a value means, or None.
 
         Raises:
-            TableError: several files fit.
+            TableError: the value fits several files.
         """
         direct = self._direct(value)
-        # A table of features (STAMP's) means the slide of that name.
+        # Tables of STAMP name files of features, and mean the slides of the same names.
         features = value.lower().endswith(_FEATURES)
         if direct is not None and direct.is_file() and not features:
             return direct
-        named = PurePosixPath(value.replace("\\", "/")).name
-        found = self._below(value, named)
-        if not found and (features or stem(named) == named):
-            found = self._below(value, stem(named))
-        if len(found) > 1:
+        name = PurePosixPath(value.replace("\\", "/")).name
+        matches = self._below(value, name)
+        if not matches and (features or stem(name) == name):
+            matches = self._below(value, stem(name))
+        if len(matches) > 1:
             wanted = stem(value.replace("\\", "/"))
-            exact = [p for p in found if stem(p.relative_to(self.base).as_posix()) == wanted]
-            found = exact or found
-        if len(found) > 1:
+            exact = [p for p in matches if stem(p.relative_to(self.base).as_posix()) == wanted]
+            matches = exact or matches
+        if len(matches) > 1:
             raise TableError(
-                f"'{value}' fits several files: {found[0]} and {found[1]}; write its folder before "
-                "it"
+                f"'{value}' fits several files: {matches[0]} and {matches[1]}; write its folder "
+                "before it"
             )
-        return found[0] if found else direct
+        return matches[0] if matches else direct
 
     def beside(self, value: str) -> Path | None:
-        """A file of the same name in another folder, or with another ending; it is not meant."""
-        named = stem(PurePosixPath(value.replace("\\", "/")).name)
-        return next(iter(self._index().get(clean(named), [])), None)
+        """Return a file of the same name in another folder or with another suffix, for hints."""
+        name = stem(PurePosixPath(value.replace("\\", "/")).name)
+        return next(iter(self._index().get(clean(name), [])), None)
 
     def all(self) -> list[Path]:
-        """Every file below the folder that could be an image."""
+        """Return all files below the folder that could be images, sorted."""
         return sorted({path for paths in self._index().values() for path in paths})
 
     def _direct(self, value: str) -> Path | None:
+        """Return the file or folder of a value that is a path, or None."""
         for text in (value, value.replace("\\", "/")):
             try:
                 path = self.base / Path(text).expanduser()
@@ -201,7 +214,7 @@ class Finder:
         return None
 
     def _below(self, value: str, name: str) -> list[Path]:
-        """Files of this name, with or without suffix, that lie where the value says."""
+        """Return files of a name, with or without suffix, in the folders that the value names."""
         folders = value_folders(value)
         foreign = _FOREIGN.match(value) is not None
         fitting = []
@@ -213,6 +226,7 @@ class Finder:
         return fitting
 
     def _index(self) -> dict[str, list[Path]]:
+        """Return all files below the folder by their cleaned names, listed on first use."""
         if self._by_name is None:
             self._by_name = {}
             for path in image_files(self.base):
@@ -222,11 +236,11 @@ class Finder:
 
 
 def value_folders(value: str) -> tuple[str, ...]:
-    """The folders that a value of a table names, without a drive or root."""
+    """Return the folders that a table's value names, without a drive or root."""
     parts = re.split(r"[\\/]+", _FOREIGN.sub("", value))[:-1]
     return tuple(clean(part) for part in parts if part not in ("", "."))
 
 
 def ends_with(long: Sequence[str], short: Sequence[str]) -> bool:
-    """Whether the last of `long` are all of `short`."""
+    """Return whether a sequence ends with another one."""
     return len(short) <= len(long) and tuple(long[len(long) - len(short) :]) == tuple(short)

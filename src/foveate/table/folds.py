@@ -1,4 +1,4 @@
-"""A split as it is kept: folds of image ids, a hash, and the checks made at every load."""
+"""Store splits as folds of image ids with a hash, and check them whenever they are loaded."""
 
 from __future__ import annotations
 
@@ -21,24 +21,32 @@ _AGAIN = ". Restore splits.json from a copy, or give another --out for a new run
 
 @dataclass(frozen=True)
 class Fold:
-    """Image ids of the three parts; `val` is the inner part that may be looked at in training."""
+    """The image ids of the three parts of one fold.
+
+    Attributes:
+        train: images to train on.
+        val: images by which training chooses weights and thresholds.
+        test: images to test on.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
 
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Name of a part to its image ids."""
+        """Return the image ids by the name of the part."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Folds over the same images.
+    """One or several folds over the same images.
 
     Attributes:
-        patients: image id to patient id.
-        hash: of all the rest; a model keeps it, to tell which images it has never seen.
+        folds: the folds.
+        patients: patient id by image id.
+        seed: the seed that the folds were drawn with.
+        hash: hash of all of the above; a model stores it to recognise images of its training.
     """
 
     folds: tuple[Fold, ...]
@@ -47,13 +55,13 @@ class Splits:
     hash: str
 
     def check(self, cases: Sequence[Case] | None = None) -> None:
-        """Assert that nobody is on two sides, and nothing was changed or left out.
+        """Check that no patient is in two parts, and that nothing was changed or left out.
 
         Args:
-            cases: if given, the split must be over exactly these images and patients.
+            cases: the cases that the split must be over; None to leave this out.
 
         Raises:
-            SplitError: what is wrong, and with whom.
+            SplitError: a check fails; the message names images or patients.
         """
         if self.hash != split_hash(self.folds, self.patients, self.seed):
             raise SplitError(
@@ -69,10 +77,11 @@ class Splits:
             self._check_cases(cases)
 
     def _check_cases(self, cases: Sequence[Case]) -> None:
-        given = {case.image_id: case.patient_id for case in cases}
-        other = sorted(given.keys() ^ self.patients.keys())
+        """Raise `SplitError` unless the split is over exactly these images and patients."""
+        patients = {case.image_id: case.patient_id for case in cases}
+        other = sorted(patients.keys() ^ self.patients.keys())
         other = other or sorted(
-            i for i in given if patient_key(given[i]) != patient_key(self.patients[i])
+            i for i in patients if patient_key(patients[i]) != patient_key(self.patients[i])
         )
         if other:
             raise SplitError(
@@ -82,10 +91,15 @@ class Splits:
 
 
 def save_splits(splits: Splits, path: Path, *, labels: Mapping[str, str] | None = None) -> None:
-    """Write as JSON, whole or not at all; labels of images go beside, for reports only.
+    """Write splits as JSON, completely or not at all.
+
+    Args:
+        splits: the splits.
+        path: the file.
+        labels: labels by image, for reports only.
 
     Raises:
-        SplitError: it does not pass its own check.
+        SplitError: the splits do not pass their check.
     """
     splits.check()
     write_json(
@@ -102,10 +116,11 @@ def save_splits(splits: Splits, path: Path, *, labels: Mapping[str, str] | None 
 
 
 def load_splits(path: Path) -> Splits:
-    """Read what `save_splits` wrote; hash and disjointness are asserted.
+    """Read splits that `save_splits` wrote, and check them.
 
     Raises:
-        SplitError: no such file, damaged, of another version, changed, or leaking.
+        SplitError: the file is missing, damaged, of another version, or was changed; or a patient
+            is in two parts.
     """
     if not path.is_file():
         raise SplitError(f"{path}: no such split{_AGAIN}")
@@ -136,7 +151,7 @@ def load_splits(path: Path) -> Splits:
 
 
 def split_hash(folds: Iterable[Fold], patients: dict[str, str], seed: int) -> str:
-    """SHA-256 of everything a split says."""
+    """Compute the SHA-256 of folds, patients and seed."""
     value = {
         "schema": _SCHEMA,
         "seed": seed,
@@ -148,6 +163,7 @@ def split_hash(folds: Iterable[Fold], patients: dict[str, str], seed: int) -> st
 
 
 def _check_fold(name: str, fold: Fold, patients: dict[str, str]) -> None:
+    """Raise `SplitError` if a fold repeats or lacks images, or has a patient in two parts."""
     ids = [*fold.train, *fold.val, *fold.test]
     twice = [i for i, n in Counter(ids).items() if n > 1]
     if twice:
@@ -157,18 +173,18 @@ def _check_fold(name: str, fold: Fold, patients: dict[str, str]) -> None:
         raise SplitError(f"{name}: {several(other)} are missing or have no patient{_AGAIN}")
     if not fold.train:
         raise SplitError(f"{name}: nothing is left to train on; add images, or make smaller parts")
-    side: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for part, members in fold.parts().items():
         for image_id in members:
             patient = patients[image_id]
-            if side.setdefault(patient, part) != part:
+            if part_of.setdefault(patient, part) != part:
                 raise SplitError(
-                    f"{name}: patient '{patient}' is in {side[patient]} and in {part}{_AGAIN}"
+                    f"{name}: patient '{patient}' is in {part_of[patient]} and in {part}{_AGAIN}"
                 )
 
 
 def _check_outer(folds: Sequence[Fold]) -> None:
-    """With several folds, every image is tested exactly once."""
+    """Raise `SplitError` unless each image is tested in exactly one of several folds."""
     tested = Counter(i for fold in folds for i in fold.test)
     total = {i for fold in folds for part in fold.parts().values() for i in part}
     wrong = sorted(i for i in total if tested[i] != 1)

@@ -1,4 +1,4 @@
-"""Labels of a table that a task understands, or does not."""
+"""Rename the labels of a table, and set aside those that a task does not understand."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from foveate.tasks.base import AbstractTask
 def with_known_labels(
     table: CaseTable, task: AbstractTask, renamed: Mapping[str, str]
 ) -> CaseTable:
-    """Return the table with labels renamed, and without rows whose label has no target.
+    """Return a table with labels renamed, and without rows whose label has no target.
 
-    What is left out is counted in a note, and set aside.
+    Rows that are left out are set aside, and a note counts them.
 
     Args:
-        table: of labelled cases.
-        task: of the model.
-        renamed: labels of the table to labels that the task understands.
+        table: the table, of labelled cases.
+        task: the task of the model.
+        renamed: labels that the task understands, by labels of the table.
 
     Raises:
-        OptionError: a label shall become something that has no target, or does not occur.
+        OptionError: a label does not occur, or its new name has no target.
         TableError: no row is left.
     """
     present = Counter(str(case.label) for case in table.cases)
     for old, new in renamed.items():
         _check_pair(old, new, task, present)
     cases = [replace(case, label=renamed.get(str(case.label), case.label)) for case in table.cases]
-    left = [case for case in cases if not task.understands(case.label)]
-    if not left:
+    excluded = [case for case in cases if not task.understands(case.label)]
+    if not excluded:
         return replace(table, cases=tuple(cases))
-    odd = Counter(str(case.label) for case in left)
+    unknown = Counter(str(case.label) for case in excluded)
     known = task.allowed
-    said = several([f"'{label}' {n}" for label, n in sorted(odd.items())])
-    first = min(odd)
-    maps = " ".join(f"--map '{label}=LABEL'" for label in sorted(odd)[:3])
-    if len(left) == len(cases):
+    counts = several([f"'{label}' {n}" for label, n in sorted(unknown.items())])
+    first = min(unknown)
+    maps = " ".join(f"--map '{label}=LABEL'" for label in sorted(unknown)[:3])
+    if len(excluded) == len(cases):
         raise TableError(
-            f"column '{table.label_column}' holds no label that the model knows: {said}; it knows "
-            f"{known}.{did_you_mean(first, task.known_labels)} Rename with {maps}"
+            f"column '{table.label_column}' holds no label that the model knows: {counts}; it "
+            f"knows {known}.{did_you_mean(first, task.known_labels)} Rename with {maps}"
         )
     note = (
-        f"warning: {len(left)} of {len(cases)} rows left out, for the model does not know their "
-        f"label: {said}; it knows {known}. Rename with {maps}"
+        f"warning: {len(excluded)} of {len(cases)} rows left out, for the model does not know "
+        f"their label: {counts}; it knows {known}. Rename with {maps}"
     )
     aside = [
         SetAside(0, case.image_id, str(case.path), f"label '{case.label}' is none of {known}")
-        for case in left
+        for case in excluded
     ]
     return replace(
         table,

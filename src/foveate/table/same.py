@@ -1,4 +1,4 @@
-"""When two spellings mean the same: column names, labels and patients of a table."""
+"""Compare spellings of column names, labels and patients that mean the same."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ _NUMBERED = re.compile(r"([^\W\d_]*)[ _-]?0*(\d+)(?:[.,]0+)?")
 
 
 def clean(text: str) -> str:
-    """Text as it is shown: composed letters (NFC), single blanks, no invisible characters."""
+    """Normalise a text: composed letters (NFC), single blanks, no invisible characters."""
     visible = (c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
     return " ".join("".join(visible).split())
 
 
 def plain_name(column: str) -> str:
-    """A column's name without capitals, with ``_`` for blanks, dots and dashes."""
+    """Normalise a column's name: no capitals, and ``_`` for blanks, dots and dashes."""
     return "_".join(re.split(r"[\s._-]+", clean(column).lower().strip(" ._-")))
 
 
 def label_key(label: str) -> str:
-    """What is equal for spellings of one class: ``1``, ``1.0`` and ``01``; blanks; NFC and NFD."""
+    """Return a key that is equal for spellings of one label: ``1``, ``1.0`` and ``01``; blanks."""
     text = _compatible(label)
     number = _WHOLE.fullmatch(text)
     return f"{number[1].replace('+', '')}{number[2]}" if number else text
 
 
 def patient_key(patient: str) -> str:
-    """What is equal for spellings of one patient: ``P01``, ``p01``, ``P 01``; ``1``, ``1.0``."""
+    """Return a key that is equal for spellings of one patient: ``P01``, ``p 01``; ``1``, ``01``."""
     text = _compatible(patient).casefold()
     number = _NUMBERED.fullmatch(text)
     return f"{number[1]}{number[2]}" if number else text.replace(" ", "")
 
 
 def _compatible(text: str) -> str:
-    """Text in which wide letters are plain ones (NFKC) and all dashes are one."""
+    """Normalise a text so that wide letters become plain ones (NFKC), and all dashes ``-``."""
     plain = unicodedata.normalize("NFKC", clean(text))
     return clean("".join("-" if unicodedata.category(c) == "Pd" else c for c in plain))
 
 
 def one_spelling(words: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
-    """The spelling that stands for each word: the most frequent of those with the same key.
+    """Choose one spelling for all words with the same key: the most frequent one.
 
     Args:
-        words: with repetition; their order has no influence.
-        key: equal for words that mean the same.
+        words: the words with repetitions; their order has no influence.
+        key: returns a key that is equal for words that mean the same.
 
     Returns:
-        every word, and its spelling after `clean`.
+        the chosen spelling, after `clean`, by word.
     """
     counts = Counter(words)
     groups: dict[str, list[str]] = defaultdict(list)
@@ -63,8 +63,12 @@ def one_spelling(words: Iterable[str], key: Callable[[str], str]) -> dict[str, s
     }
 
 
-def respelt(spelling: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Groups of words that became one, each with the chosen spelling first."""
+def respelt_groups(spelling: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Return the groups of different words that got one spelling, the chosen one first.
+
+    Args:
+        spelling: the result of `one_spelling`.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for word in sorted(spelling):
         groups[spelling[word]].append(word)

@@ -1,4 +1,4 @@
-"""A CSV, TSV or Excel file as rows of text: ids keep their zeros, and nothing becomes a number."""
+"""Read a CSV, TSV or Excel file as rows of text, so that ids keep their leading zeros."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.errors import TableError, explain_os_error, several
 from foveate.files.csvtext import unguard_cell
 from foveate.table.same import clean, plain_name
 from foveate.table.text import read_text
-from foveate.table.types import Row, Sheet
+from foveate.table.types import Row, TableSheet
 from foveate.table.workbook import Workbook
 
 _MISSING = frozenset({"", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"})
@@ -22,19 +22,20 @@ _EXCEL = (".xlsx", ".xlsm")
 _OLD_EXCEL = (".xls", ".xlsb", ".ods", ".numbers")
 _SEARCHED_ROWS = 30
 _MOST_LETTERS = 32_767
-"""In one cell, as of Excel."""
+"""The largest number of letters in a cell, as in Excel."""
 
 
-def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> Sheet:
+def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
     """Read a table as text.
 
     Args:
-        path: of the table.
-        known: names of columns, after `plain_name`: where lines or sheets without a table come
-            first, they tell the header.
+        path: the table's file.
+        known: names of columns, after `plain_name`, by which the header is found where other lines
+            or sheets come first.
 
     Raises:
-        TableError: no such file, not a table, no rows, a column named twice, or too many cells.
+        TableError: the file does not exist, is no table, has no rows or too many cells, or two
+            columns have one name.
     """
     if path.is_dir():
         raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
@@ -44,10 +45,10 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> Sheet:
         raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
     try:
         excel = path.suffix.lower() in _EXCEL or _is_zip(path)
-        frame, notes = _excel(path, known) if excel else _text(path, known)
+        frame, notes = _read_excel(path, known) if excel else _read_text_file(path, known)
     except OSError as error:
         raise TableError(f"{path}: cannot be read ({explain_os_error(error)})") from error
-    frame = _stripped(frame)
+    frame = _strip(frame)
     if frame.empty:
         raise TableError(f"{path} is empty: it needs a header with at least a path column")
     start, _ = _header(frame, known)
@@ -57,21 +58,23 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> Sheet:
     return _as_sheet(path, frame.iloc[start:], notes)
 
 
-def _text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
+def _read_text_file(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Read the cells of a text file, and notes; refuse old Excel files."""
     if path.suffix.lower() in _OLD_EXCEL:
         raise TableError(f"{path}: tables of this kind are not read; save it as XLSX or CSV")
     return read_text(path, known)
 
 
 def _is_zip(path: Path) -> bool:
+    """Return whether a file is a ZIP archive, as XLSX files are, whatever its suffix."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\3\4" and path.suffix.lower() not in _OLD_EXCEL
 
 
-def _excel(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The sheet that holds a table of images: the first with a header, else the first filled."""
+def _read_excel(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Read the sheet with a table of images: the first with a known header, else with any cell."""
     with Workbook(path) as book:
-        heads = {name: _stripped(book.cells(name, _SEARCHED_ROWS)) for name in book.names}
+        heads = {name: _strip(book.cells(name, _SEARCHED_ROWS)) for name in book.names}
         filled = [name for name, head in heads.items() if not head.empty]
         tables = [name for name in filled if _header(heads[name], known)[1]]
         if not filled:
@@ -88,22 +91,22 @@ def _excel(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
     return frame, notes
 
 
-def _stripped(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without blanks around cells, and without empty rows."""
+def _strip(frame: pd.DataFrame) -> pd.DataFrame:
+    """Remove blanks around cells, and empty rows."""
     frame = frame.map(lambda cell: unguard_cell(str(cell).strip("\ufeff\u200b").strip()))
     return frame.loc[(frame != "").any(axis=1)] if len(frame.columns) else frame
 
 
 def _header(frame: pd.DataFrame, known: frozenset[str]) -> tuple[int, int]:
-    """Which row holds the names of columns, and how many of these are known.
+    """Find the row with the names of columns; return it and how many of the names are known.
 
-    A later row is the header only if it holds two known names, or one and more cells than any row
-    above it, which are titles then.
+    A later row is the header only if it holds two known names, or one and more cells than all rows
+    above it, which then are titles.
     """
     counts, filled = [], []
     for cells in frame.head(_SEARCHED_ROWS).itertuples(index=False):
         counts.append(len({plain_name(str(c)) for c in cells if c} & known))
-        filled.append(_filled(cells))
+        filled.append(_count_filled(cells))
     best = max(counts, default=0)
     start = counts.index(best) if counts else 0
     if start and best < 2 and filled[start] <= max(filled[:start]):
@@ -111,12 +114,15 @@ def _header(frame: pd.DataFrame, known: frozenset[str]) -> tuple[int, int]:
     return start, counts[start] if counts else 0
 
 
-def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> Sheet:
+def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> TableSheet:
+    """Convert cells whose first row is the header to a table."""
     columns = _columns(path, int(frame.index[0]), [clean(name) for name in frame.iloc[0]])
     body = frame.iloc[1:].to_numpy(dtype=object)
     numbers = [int(n) for n in frame.index[1:]]
     comment = [
-        cells[0].startswith("#") and not _is_error(cells[0]) and _filled(cells) != len(columns)
+        cells[0].startswith("#")
+        and not _is_error(cells[0])
+        and _count_filled(cells) != len(columns)
         for cells in body
     ]
     if any(comment):
@@ -134,15 +140,16 @@ def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> Sheet:
             f"{len(errors)} cells hold an error of the spreadsheet ('{errors[0][1]}') and count "
             f"as empty (first: row {errors[0][0]})"
         )
-    return Sheet(path, tuple(c for c in columns if c), rows, tuple(notes))
+    return TableSheet(path, tuple(c for c in columns if c), rows, tuple(notes))
 
 
-def _filled(cells: Iterable[object]) -> int:
+def _count_filled(cells: Iterable[object]) -> int:
+    """Count the cells that are not empty."""
     return sum(cell != "" for cell in cells)
 
 
 def _value(cell: str, number: int, errors: list[tuple[int, str]]) -> str:
-    """The text of a cell, empty where it says that a value is missing; `errors` are noted."""
+    """Return the text of a cell, empty for a missing value; append Excel's errors to `errors`."""
     if _is_error(cell):
         errors.append((number, cell))
         return ""
@@ -150,11 +157,12 @@ def _value(cell: str, number: int, errors: list[tuple[int, str]]) -> str:
 
 
 def _is_error(cell: str) -> bool:
+    """Return whether a cell holds an error of a spreadsheet, such as ``#REF!``."""
     return cell.startswith("#") and _ERROR.fullmatch(cell) is not None
 
 
 def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
-    """Names in order; a nameless column (an index that was written along) stays nameless."""
+    """Return the names of columns; that of a nameless one, such as a written index, is empty."""
     _check_lengths(path, row, header)
     columns = ["" if name.startswith("Unnamed:") else name for name in header]
     while columns and not columns[-1]:
@@ -170,11 +178,7 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
 
 
 def _check_lengths(path: Path, row: int, cells: Sequence[str]) -> None:
-    """Assert that no cell is longer than a spreadsheet's may be.
-
-    Raises:
-        TableError: one is.
-    """
+    """Raise `TableError` if a cell is longer than a spreadsheet allows."""
     longest = max(map(len, cells), default=0)
     if longest > _MOST_LETTERS:
         raise TableError(
@@ -184,6 +188,7 @@ def _check_lengths(path: Path, row: int, cells: Sequence[str]) -> None:
 
 
 def _row(path: Path, columns: list[str], number: int, cells: list[str]) -> Row:
+    """Build a row from its cells; refuse cells beyond the last column."""
     _check_lengths(path, number, cells)
     beyond = [cell for cell in cells[len(columns) :] if cell]
     if beyond:

@@ -1,4 +1,4 @@
-"""A table's spacing: its limits, and where it contradicts what the file says."""
+"""Check a table's spacing, and compare it with the file's."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from foveate.images.stated import BELIEVED_UM
 
 _VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 _VOLUME_UM = (1.0, 1e5)
-_ALIKE = 1.05
+_LARGEST_RATIO = 1.05
 
 
-def believed_um(text: str, where: str, path: Path) -> float:
-    """A spacing in micrometres, within the limits that hold for what a file of this kind states.
+def parse_spacing(text: str, where: str, path: Path) -> float:
+    """Parse a spacing in micrometres, with the same limits as for spacings that files state.
 
     Args:
-        text: of the cell; a decimal comma will do.
+        text: text of the cell, with a decimal point or comma.
         where: file, row and column, for the message.
-        path: of the image.
+        path: the image's file, whose suffix distinguishes volumes.
 
     Raises:
-        TableError: no number, or outside the limits.
+        TableError: the text is no number, or outside the limits.
     """
     low, high = _VOLUME_UM if path.name.lower().endswith(_VOLUMES) else BELIEVED_UM
     try:
@@ -39,35 +39,48 @@ def believed_um(text: str, where: str, path: Path) -> float:
     return value
 
 
-def for_axes(given_um: tuple[float, ...], axes: int, path: Path) -> tuple[float, ...]:
-    """A table's spacing for an image of so many axes; one number holds for all of them.
+def spacing_for_axes(spacing_um: tuple[float, ...], axes: int, path: Path) -> tuple[float, ...]:
+    """Return a table's spacing for an image with `axes` axes; equal numbers hold for all axes.
+
+    Args:
+        spacing_um: the numbers in the table.
+        axes: number of axes of the image.
+        path: the image's file, for the message.
 
     Raises:
-        TableError: it is of another number of axes.
+        TableError: the table has different numbers for another number of axes.
     """
-    if len(given_um) == axes:
-        return given_um
-    if len(set(given_um)) > 1:
+    if len(spacing_um) == axes:
+        return spacing_um
+    if len(set(spacing_um)) > 1:
         raise TableError(
-            f"{path}: has {axes} axes, but the table gives {len(given_um)} pixel sizes; "
+            f"{path}: has {axes} axes, but the table gives {len(spacing_um)} pixel sizes; "
             "give one for all axes, or one of each"
         )
-    return (given_um[0],) * axes
+    return (spacing_um[0],) * axes
 
 
-def spacing_factor(given_um: Sequence[float], stated_um: Sequence[float]) -> float | None:
-    """How many times the file's spacing the table's is, on the axis where they differ most.
+def spacing_factor(table_um: Sequence[float], stated_um: Sequence[float]) -> float | None:
+    """Divide the table's spacing by the file's, on the axis where they differ most.
+
+    Args:
+        table_um: the table's spacing per axis.
+        stated_um: the file's spacing per axis.
 
     Returns:
-        None where they differ by less than 5 %.
+        the ratio, or None where they differ by less than 5 %.
     """
-    factors = [g / s for g, s in zip(given_um, stated_um, strict=True)]
+    factors = [g / s for g, s in zip(table_um, stated_um, strict=True)]
     factor = max(factors, key=lambda f: abs(math.log(f)))
-    return None if 1 / _ALIKE < factor < _ALIKE else factor
+    return None if 1 / _LARGEST_RATIO < factor < _LARGEST_RATIO else factor
 
 
-def said_factors(factors: Mapping[str, float]) -> str | None:
-    """One line about images whose spacing in the table is `spacing_factor` times the file's."""
+def describe_factors(factors: Mapping[str, float]) -> str | None:
+    """Write a warning about images whose spacing differs between table and file; None for none.
+
+    Args:
+        factors: `spacing_factor` by image.
+    """
     if not factors:
         return None
     low, high = min(factors.values()), max(factors.values())

@@ -1,4 +1,4 @@
-"""Drawing splits: by patient, stratified by label, the same whatever the order of the rows."""
+"""Draw splits by patient, stratified by label; the order of the rows has no influence."""
 
 from __future__ import annotations
 
@@ -28,43 +28,45 @@ def make_splits(
     The order of `cases` has no influence.
 
     Args:
-        cases: with labels.
-        folds: 1 for a hold-out; more for cross-validation, where every patient is tested once.
-        test_fraction: of the patients, when there is one fold.
-        val_fraction: of the patients that are not tested.
-        seed: of the shuffling.
-        strata: of each image, what it counts as where the parts are made alike; by default its
-            label.
+        cases: the cases, with labels.
+        folds: 1 for a hold-out; more for cross-validation, where each patient is tested once.
+        test_fraction: share of the patients to test on, with one fold.
+        val_fraction: share of the other patients to validate on.
+        seed: seed of the shuffling.
+        strata: the stratum of each image; by default its label.
 
     Raises:
         SplitError: a class has too few patients.
     """
     _check_sizes(folds, test_fraction, val_fraction)
-    grouped = _strata(cases if strata is None else _relabelled(cases, strata))
-    order = _shuffled(grouped, seed)
+    grouped = _group_by_label(cases if strata is None else _with_strata(cases, strata))
+    order = _shuffle(grouped, seed)
     if folds > 1:
-        _check_enough(grouped, _needed(folds, val_fraction), f"{folds} folds", "fewer folds")
-        tests = _dealt(order, folds)
+        _check_enough(
+            grouped, _patients_needed(folds, val_fraction), f"{folds} folds", "fewer folds"
+        )
+        tests = _deal(order, folds)
     else:
         need = 1 + (test_fraction > 0) + (val_fraction > 0)
         _check_enough(grouped, need, "train, val and test parts", "smaller parts")
         spare = 1 + (val_fraction > 0)
-        tests = [_first_share(order, test_fraction, spare)]
-    return _assembled(cases, [_with_val(order, test, val_fraction) for test in tests], seed)
+        tests = [_take_share(order, test_fraction, spare)]
+    return _build_splits(cases, [_add_val(order, test, val_fraction) for test in tests], seed)
 
 
-# -- who goes where ---------------------------------------------------------------------------
+# -- assigning patients to parts --------------------------------------------------------------
 
 
-def _relabelled(cases: Sequence[Case], strata: Sequence[str]) -> list[Case]:
+def _with_strata(cases: Sequence[Case], strata: Sequence[str]) -> list[Case]:
+    """Replace the labels of cases by their strata."""
     return [replace(case, label=label) for case, label in zip(cases, strata, strict=True)]
 
 
-def _strata(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """Label to its patients, both sorted; a patient counts for its most frequent label.
+def _group_by_label(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Group patients by their most frequent label; labels and patients are sorted.
 
-    Where two labels are as frequent, for the one that fewer images carry: a rare class needs every
-    patient it can get.
+    Of two labels that are equally frequent for a patient, the one with fewer images counts, since
+    a rare class has few patients.
     """
     if not cases:
         raise SplitError("there are no cases to split")
@@ -76,18 +78,20 @@ def _strata(cases: Sequence[Case]) -> dict[str, list[str]]:
     images = Counter(case.label for case in cases)
     strata: dict[str, list[str]] = defaultdict(list)
     for patient in sorted(votes):
-        own = votes[patient]
-        label = min(own, key=lambda word: (-own[word], images[word], word))
+        counts = votes[patient]
+        label = min(counts, key=lambda word: (-counts[word], images[word], word))
         strata[label].append(patient)
     return {label: strata[label] for label in sorted(strata)}
 
 
-def _shuffled(strata: dict[str, list[str]], seed: int) -> dict[str, list[str]]:
+def _shuffle(strata: dict[str, list[str]], seed: int) -> dict[str, list[str]]:
+    """Shuffle the patients of each label."""
     rng = np.random.default_rng((seed, 0x5EED))
     return {label: [p[i] for i in rng.permutation(len(p))] for label, p in strata.items()}
 
 
 def _check_sizes(folds: int, test_fraction: float, val_fraction: float) -> None:
+    """Raise `SplitError` if the number of folds or a share is out of range."""
     if folds < 1:
         raise SplitError(f"folds: got {folds}, expected at least 1")
     for name, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
@@ -95,32 +99,33 @@ def _check_sizes(folds: int, test_fraction: float, val_fraction: float) -> None:
             raise SplitError(f"{name}: got {value}, expected at least 0 and below 1")
 
 
-def _needed(folds: int, val_fraction: float) -> int:
-    """Patients of a class, so that each part of each fold gets one."""
+def _patients_needed(folds: int, val_fraction: float) -> int:
+    """Compute how many patients a class needs so that all parts of all folds have one."""
     left = 1 + (val_fraction > 0)
     return next(n for n in range(folds, folds + 4) if n - math.ceil(n / folds) >= left)
 
 
-def _check_enough(strata: dict[str, list[str]], need: int, what: str, remedy: str) -> None:
+def _check_enough(strata: dict[str, list[str]], need: int, parts: str, remedy: str) -> None:
+    """Raise `SplitError` if a label has fewer patients than the parts need."""
     few = {label: len(patients) for label, patients in strata.items() if len(patients) < need}
     if few:
         label, n = min(few.items(), key=lambda item: item[1])
         raise SplitError(
-            f"label '{label}' has {n} patient{'' if n == 1 else 's'}, {what} need at least {need} "
+            f"label '{label}' has {n} patient{'' if n == 1 else 's'}, {parts} need at least {need} "
             f"of each class: use {remedy}, add patients, or leave the class out"
         )
 
 
-def _dealt(order: dict[str, list[str]], folds: int) -> list[set[str]]:
-    """Patients dealt out like cards, class after class, so that folds differ by one at most."""
+def _deal(order: dict[str, list[str]], folds: int) -> list[set[str]]:
+    """Deal patients to folds in turn, class after class, so that sizes differ by one at most."""
     tests: list[set[str]] = [set() for _ in range(folds)]
     for n, patient in enumerate(p for patients in order.values() for p in patients):
         tests[n % folds].add(patient)
     return tests
 
 
-def _first_share(order: dict[str, list[str]], fraction: float, spare: int) -> set[str]:
-    """The first patients of each class: at least one, and `spare` are left."""
+def _take_share(order: dict[str, list[str]], fraction: float, spare: int) -> set[str]:
+    """Take a share of the patients of each class: the first, at least one, leaving `spare`."""
     if fraction == 0:
         return set()
     return {
@@ -131,14 +136,15 @@ def _first_share(order: dict[str, list[str]], fraction: float, spare: int) -> se
     }  # fmt: skip
 
 
-def _with_val(
+def _add_val(
     order: dict[str, list[str]], test: set[str], fraction: float
 ) -> tuple[set[str], set[str]]:
+    """Take the validation part from the patients that are not tested; return it and the test."""
     left = {label: [p for p in patients if p not in test] for label, patients in order.items()}
-    return _first_share(left, fraction, spare=1), test
+    return _take_share(left, fraction, spare=1), test
 
 
-def _assembled(
+def _build_splits(
     cases: Sequence[Case], pairs: Iterable[tuple[set[str], set[str]]], seed: int
 ) -> Splits:
     patients = {c.image_id: c.patient_id for c in sorted(cases, key=lambda c: c.image_id)}

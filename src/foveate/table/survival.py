@@ -1,4 +1,4 @@
-"""Times to an event are recognised: as classes of "event" they would be wrong."""
+"""Recognise survival data, whose events must not be trained as classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from foveate.table.same import plain_name
-from foveate.table.types import Sheet
+from foveate.table.types import TableSheet
 
 _KINDS = "os|pfs|dfs|dss|rfs|efs|pfi|dfi|ttp|survival|overall_survival"
 _EVENT = re.compile(
@@ -21,8 +21,8 @@ _TIME = re.compile(
 )
 
 
-def survival_columns(sheet: Sheet, events: Iterable[str]) -> str | None:
-    """Why `events` cannot be trained as classes, where one of them goes with a time.
+def survival_columns(sheet: TableSheet, events: Iterable[str]) -> str | None:
+    """Find a column of events and one of times, which cannot be trained as classes.
 
     Args:
         sheet: the table.
@@ -35,7 +35,7 @@ def survival_columns(sheet: Sheet, events: Iterable[str]) -> str | None:
         if not _EVENT.fullmatch(plain_name(event)):
             continue
         for time in sheet.columns:
-            if time != event and _TIME.fullmatch(plain_name(time)) and _counts(sheet, time):
+            if time != event and _TIME.fullmatch(plain_name(time)) and _holds_times(sheet, time):
                 return (
                     f"'{event}' and '{time}' are survival data (an event, and the time until it), "
                     "for which there is no task yet; as a class of its own, an event would say "
@@ -46,7 +46,7 @@ def survival_columns(sheet: Sheet, events: Iterable[str]) -> str | None:
     return None
 
 
-def _counts(sheet: Sheet, column: str) -> bool:
-    """Whether a column holds times: numbers from 0 up, more than two of them."""
+def _holds_times(sheet: TableSheet, column: str) -> bool:
+    """Return whether a column holds more than two different numbers, none below 0."""
     values = {row.cells[column] for row in sheet.rows if row.cells[column]}
     return len(values) > 2 and all(re.fullmatch(r"\d+(?:[.,]\d+)?", v) for v in values)

@@ -1,4 +1,4 @@
-"""The text of a CSV or TSV file as cells: code page, delimiter, comments. pandas splits it."""
+"""Read the cells of a CSV or TSV file: code page, comments and delimiter; pandas splits lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.table.same import plain_name
 
 DELIMITERS = (",", "\t", ";", "|")
 MOST_CELLS = 5_000_000
-"""Of a table, empty ones included: more is no table of images."""
+"""The largest number of cells of a table, empty ones included; more is no table of images."""
 
 _MOST_BYTES = 1 << 26
 _MOST_COLUMNS = 16384
@@ -27,24 +27,25 @@ _WESTERN_MARKS = frozenset("°±²³µ§©®«»–—‘’“”…€œŒ")
 
 
 def read_text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The cells of a text file, and what is worth saying about how they were read.
+    """Read the cells of a text file.
 
     Args:
-        path: of the file.
-        known: names of columns, after `plain_name`, that tell a header from a comment.
+        path: the file.
+        known: names of columns, after `plain_name`, that distinguish a header from a comment.
 
     Returns:
-        cells as text, one column a place, the index being the line in the file; and notes.
+        cells as text, indexed by the line in the file, and notes for the user.
 
     Raises:
-        TableError: no text, an unknown code page, a quotation mark that is not closed, too large.
+        TableError: the file is no text, is too large, has an unknown code page, or a quotation mark
+            that is not closed.
     """
     text, notes = _decode(path)
     text = text.lstrip("\ufeff")
     lines = _LINE.split(text)
     skipped, delimiter = 0, ""
-    if found := _SEP.fullmatch(lines[0]):
-        skipped, delimiter = 1, found[1]
+    if match := _SEP.fullmatch(lines[0]):
+        skipped, delimiter = 1, match[1]
     comments = _leading_comments(lines[skipped:], known)
     skipped += comments
     if comments:
@@ -56,6 +57,7 @@ def read_text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str
 
 
 def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> pd.DataFrame:
+    """Split lines into cells, indexed by the line in the file, which begins at `first_line`."""
     width = max((line.count(delimiter) for line in lines), default=0) + 1
     if width > _MOST_COLUMNS or width * len(lines) > MOST_CELLS:
         raise TableError(
@@ -82,13 +84,14 @@ def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> 
             f"{path}{where}: a quotation mark is opened and not closed; the table ends inside "
             "it: close it, or take it out"
         ) from error
-    # Lines are counted as a text editor does, so that a message leads to the line.
+    # Lines are counted as in a text editor, so that users find the line of a message.
     height = 1 + frame.apply(lambda column: column.str.count("\n")).sum(axis=1)
     frame.index = pd.Index(first_line + height.cumsum() - height)
     return frame
 
 
 def _decode(path: Path) -> tuple[str, list[str]]:
+    """Read a file as text of any of the known encodings, and notes for the user."""
     no_table = TableError(f"{path} is no table: give a CSV, TSV or XLSX file")
     with path.open("rb") as file:
         raw = file.read(_HEAD_BYTES)
@@ -115,7 +118,7 @@ def _decode(path: Path) -> tuple[str, list[str]]:
 
 
 def _wide(raw: bytes) -> str | None:
-    """The name of an encoding of two or four bytes a letter."""
+    """Return the name of an encoding with two or four bytes a letter, or None."""
     if raw[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         return "utf-32"
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -124,7 +127,7 @@ def _wide(raw: bytes) -> str | None:
 
 
 def _wide_without_mark(raw: bytes) -> str | None:
-    """UTF-16 of which the byte-order mark is missing: every second byte of a header is 0."""
+    """Recognise UTF-16 without a byte-order mark: most second bytes of a header are 0."""
     head = raw[:512]
     low, high = head[0::2], head[1::2]
     if len(head) >= 4:
@@ -136,10 +139,10 @@ def _wide_without_mark(raw: bytes) -> str | None:
 
 
 def _western(path: Path, raw: bytes) -> tuple[str, list[str]]:
-    """Text of cp1252, if its letters stand as those of a Western language do.
+    """Decode bytes as cp1252 if their letters are placed as in a Western language.
 
     Raises:
-        TableError: bytes of another code page; read as cp1252 they would make classes of nonsense.
+        TableError: the bytes are of another code page, and as cp1252 would give senseless labels.
     """
     refused = TableError(
         f"{path} is not UTF-8, and its code page is unknown (GB18030, Shift-JIS, Windows-1251 …): "
@@ -160,7 +163,10 @@ def _western(path: Path, raw: bytes) -> tuple[str, list[str]]:
 
 
 def _is_western(word: str) -> bool:
-    """At most two accented letters in a row, and not alone: others are two-byte characters."""
+    """Return whether a word has at most two accented letters in a row, and not only those.
+
+    Words of other code pages, read as cp1252, have more.
+    """
     letters = "".join(c for c in word if c not in _WESTERN_MARKS)
     runs = re.findall(r"[^\x00-\x7f]+", letters)
     if not all("À" <= c <= "ÿ" and c not in "×÷" for run in runs for c in run):
@@ -170,7 +176,7 @@ def _is_western(word: str) -> bool:
 
 
 def _leading_comments(lines: list[str], known: frozenset[str]) -> int:
-    """How many lines above the header begin with ``#``; a header may begin so as well."""
+    """Count the lines of comments above the header; a header may begin with ``#`` too."""
     for n, line in enumerate(lines):
         if line.strip() and not line.startswith("#"):
             return n if any(above.startswith("#") for above in lines[:n]) else 0
@@ -181,7 +187,10 @@ def _leading_comments(lines: list[str], known: frozenset[str]) -> int:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """The delimiter that divides most lines alike, and them into most cells; else a comma."""
+    """Choose the delimiter by which most lines have the same number of cells, else a comma.
+
+    Of several, the one with the most cells.
+    """
 
     def agreement(delimiter: str) -> tuple[int, int]:
         widths = Counter(

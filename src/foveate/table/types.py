@@ -1,4 +1,4 @@
-"""What a table of cases becomes: frozen values, everything as text, nothing guessed silently."""
+"""The values that a table of cases is read into; all cells are text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Case:
-    """One image, whose it is, and what it shows.
+    """One image with its patient and its label.
 
     Attributes:
-        image_id: unique, and safe as a file name.
-        patient_id: images of one patient never lie on two sides of a split.
-        path: of the image.
-        label: as written in the table; `None` when there is none.
-        spacing_um: level-0 spacing ``(y, x)``, when the table gives one; it overrides the file's.
+        image_id: name of the image, unique and safe as a file name.
+        patient_id: name of the patient; all images of a patient lie in one part of a split.
+        path: the image's file.
+        label: the label as written in the table, or None.
+        spacing_um: level-0 spacing ``(y, x)`` from the table, which overrides the file's, or None.
     """
 
     image_id: str
@@ -27,10 +27,13 @@ class Case:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A row that cannot be used, and why.
+    """A row that cannot be used.
 
     Attributes:
-        row: line in the table; the header is line 1.
+        row: line in the table; the header is line 1. 0 where it is not known.
+        image_id: name of the image.
+        path: the image's path as written in the table.
+        reason: why the row cannot be used.
     """
 
     row: int
@@ -41,12 +44,13 @@ class SetAside:
 
 @dataclass(frozen=True)
 class CaseTable:
-    """The cases of a table, and everything that is worth saying about how it was read.
+    """The cases of a table, and how they were read.
 
     Attributes:
-        label_column: `None` when there is no label.
-        columns: role (``path``, ``image_id``, ``patient_id``, ``label``, ``spacing``, ``split``)
-            to the column that plays it.
+        cases: the usable cases, in the order of the table.
+        label_column: name of the label's column, or None.
+        columns: names of columns by their role: ``path``, ``image_id``, ``patient_id``, ``label``,
+            ``spacing``.
         notes: lines to show to the user.
         set_aside: rows that cannot be used, for the quarantine.
     """
@@ -64,7 +68,7 @@ class Row:
 
     Attributes:
         number: line in the table; the header is line 1.
-        cells: column to text; ways of writing "missing" are already empty.
+        cells: texts by column; words for a missing value are replaced by the empty text.
     """
 
     number: int
@@ -72,8 +76,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table as text."""
+class TableSheet:
+    """A table as text.
+
+    Attributes:
+        path: the table's file.
+        columns: names of the columns.
+        rows: the rows below the header.
+        notes: lines to show to the user about how the table was read.
+    """
 
     path: Path
     columns: tuple[str, ...]
@@ -81,5 +92,5 @@ class Sheet:
     notes: tuple[str, ...] = ()
 
     def where(self, row: Row, column: str) -> str:
-        """``file, row 3, column 'mpp'`` for messages."""
+        """Return the place of a cell for messages, such as ``file, row 3, column 'mpp'``."""
         return f"{self.path}, row {row.number}, column '{column}'"

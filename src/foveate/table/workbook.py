@@ -1,4 +1,4 @@
-"""The sheets of an Excel workbook as cells: text as it is shown, whatever range is stated."""
+"""Read the sheets of an Excel workbook as cells with the text that Excel shows."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Workbook:
     """An open workbook; use it in a ``with`` block.
 
     Attributes:
-        names: of its sheets, in order.
-        notes: what is worth saying about cells, gathered while sheets are read.
+        names: names of its sheets, in order.
+        notes: lines to show to the user about cells that were read.
 
     Raises:
-        TableError: no Excel file, damaged, or far larger than a table of images.
+        TableError: the file is no Excel file, damaged, or far larger than a table of images.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,12 +49,12 @@ class Workbook:
                     f"{path}: unpacks to {unpacked >> 20} MiB, which is no table of images; save "
                     "the sheet as CSV"
                 )
-            content = io.BytesIO(path.read_bytes())  # by content: the name may end otherwise
+            content = io.BytesIO(path.read_bytes())  # openpyxl refuses paths with other suffixes
             with warnings.catch_warnings(action="ignore"):
                 self._book = openpyxl.load_workbook(content, read_only=True, data_only=True)
         except (TableError, OSError):
             raise
-        except Exception as error:  # openpyxl raises whatever the damaged part provokes
+        except Exception as error:  # openpyxl raises any exception for damaged files
             raise self._damaged() from error
         self._sheets = {s.title: s for s in self._book.worksheets[:_MOST_SHEETS]}
         self.names = tuple(self._sheets)
@@ -66,20 +66,21 @@ class Workbook:
         self._book.close()
 
     def cells(self, name: str, most_rows: int | None = None) -> pd.DataFrame:
-        """The filled rows of a sheet as text, the index being the row in the sheet.
+        """Read the filled rows of a sheet as text, indexed by the row in the sheet.
 
         Args:
-            name: of the sheet.
-            most_rows: read only so many filled rows, of the first 1000.
+            name: name of the sheet.
+            most_rows: the largest number of filled rows to read, of the first 1000 rows; None for
+                all rows.
 
         Raises:
-            TableError: damaged, or a cell far outside the table.
+            TableError: the sheet is damaged, or has a cell far outside the table.
         """
-        unshown: dict[str, str] = {}
+        unsupported: dict[str, str] = {}
         try:
             last = _MOST_ROWS if most_rows is None else _HEAD_ROWS
             with warnings.catch_warnings(action="ignore"):
-                rows = dict(islice(self._filled(name, last, unshown), most_rows))
+                rows = dict(islice(self._filled(name, last, unsupported), most_rows))
         except TableError:
             raise
         except Exception as error:
@@ -87,8 +88,8 @@ class Workbook:
         width = max(map(len, rows.values()), default=0)
         if width * len(rows) > MOST_CELLS:
             raise self._far(name, f"{len(rows)} rows of up to {width} columns")
-        if most_rows is None and unshown:
-            shape, text = next(iter(unshown.items()))
+        if most_rows is None and unsupported:
+            shape, text = next(iter(unsupported.items()))
             self.notes.append(
                 f"warning: sheet '{name}' shows numbers by the format '{shape}', which is not "
                 f"followed: the cell's own value was read ('{text}'). If names were meant, save "
@@ -98,9 +99,9 @@ class Workbook:
         return pd.DataFrame(padded, index=pd.Index(list(rows), dtype="int64"), dtype=object)
 
     def _filled(
-        self, name: str, last: int, unshown: dict[str, str]
+        self, name: str, last: int, unsupported: dict[str, str]
     ) -> Iterator[tuple[int, list[str]]]:
-        """The rows that hold something, by their number; `last` is the last to look at."""
+        """Yield the rows with at least one value, with their number, up to row `last`."""
         sheet = self._sheets[name]
         # The range that a sheet states may be too small: some exporters write it wrongly.
         sheet.reset_dimensions()
@@ -110,27 +111,31 @@ class Workbook:
                     return
                 raise self._far(name, f"more than {_MOST_ROWS} rows")
             if any(cell.value is not None for cell in cells):
-                yield number, [shown_text(cell, unshown) for cell in cells]
+                yield number, [shown_text(cell, unsupported) for cell in cells]
 
-    def _far(self, name: str, what: str) -> TableError:
+    def _far(self, name: str, size: str) -> TableError:
+        """Build the error for a sheet that states far too many cells."""
         return TableError(
-            f"{self.path}: sheet '{name}' states {what}, which is no table of images; save it as "
+            f"{self.path}: sheet '{name}' states {size}, which is no table of images; save it as "
             "CSV, or copy the table into a new workbook"
         )
 
     def _damaged(self) -> TableError:
+        """Build the error for a file that cannot be read."""
         return TableError(
             f"{self.path}: cannot be read as Excel: it is damaged, or another kind of file; save "
             "the table as CSV"
         )
 
 
-def shown_text(cell: Any, unshown: dict[str, str]) -> str:
-    """What Excel shows: whole numbers without a point, zeros and words of a format such as Q-000.
+def shown_text(cell: Any, unsupported: dict[str, str]) -> str:
+    """Return the text that Excel shows for a cell.
+
+    Whole numbers have no point; zeros and words of a format such as Q-000 are written.
 
     Args:
-        cell: of openpyxl.
-        unshown: gets formats that are not followed, each with the first value read instead.
+        cell: a cell of openpyxl.
+        unsupported: receives formats that are not supported, with the first value read instead.
     """
     value = cell.value
     if value is None:
@@ -144,14 +149,14 @@ def shown_text(cell: Any, unshown: dict[str, str]) -> str:
     shape = str(cell.number_format).split(";")[0]
     if _PLAIN_FORMATS.fullmatch(shape) and set(shape) != {"0"}:
         return str(value)
-    text = _formatted(value, shape)
+    text = _format_number(value, shape)
     if text is None:
-        unshown.setdefault(shape, str(value))
+        unsupported.setdefault(shape, str(value))
     return str(value) if text is None else text
 
 
-def _formatted(value: float, shape: str) -> str | None:
-    """A whole number in a format of literal text around zeros; None for other formats."""
+def _format_number(value: float, shape: str) -> str | None:
+    """Write a whole number in a format of literal text around zeros; None for other formats."""
     if not isinstance(value, int) or value < 0:
         return None
     text, end, digits = "", 0, 0

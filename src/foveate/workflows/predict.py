@@ -33,10 +33,10 @@ from foveate.runs.schedule import TrainOptions
 from foveate.table import (
     Case,
     CaseTable,
+    describe_factors,
     load_splits,
     patient_key,
     read_cases,
-    said_factors,
     with_known_labels,
 )
 
@@ -269,7 +269,7 @@ def _predict(
             )
     finally:
         loader.close()
-    if contradiction := said_factors(summary.factors):
+    if contradiction := describe_factors(summary.factors):
         display.say(contradiction)
     unlike = sum(bool(row["unlike"]) for row in summary.rows)
     if unlike:

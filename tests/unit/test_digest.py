@@ -1,0 +1,22 @@
+"""The digest by which files are recognised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foveate.errors import one_line
+from foveate.files.digest import file_sha256
+
+
+def test_the_digest_is_that_of_the_standard(tmp_path: Path) -> None:
+    """FIPS 180-2, example B.1."""
+    file = tmp_path / "abc"
+    file.write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(file) == expected
+
+
+def test_a_foreign_message_becomes_one_short_line() -> None:
+    assert one_line("a\n  b\tc\x1b[31m") == "a b c [31m"
+    assert one_line("x" * 900) == "x" * 500
+    assert one_line("x" * 900, most=160) == "x" * 160
