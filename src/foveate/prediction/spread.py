@@ -14,7 +14,7 @@ from foveate.runs.models import Ensemble
 
 @contextlib.contextmanager
 def open_workers(
-    models: Ensemble, *, assume_spacing_um: float | None, device: str, n: int, ray: str | None
+    models: Ensemble, assume_spacing_um: float | None, device: str, n: int, ray: str | None
 ) -> Iterator[AbstractWorkers | None]:
     """Hold workers that are not started yet, and stop them at the end.
 

@@ -66,6 +66,11 @@ def open_image(path: Path | str) -> AbstractImage:
         UnsupportedFormat: a folder, an empty file, or content that no reader takes.
         UnreadableImage: a reader takes the file, but it is damaged.
         ImageTooLarge: opening it would need more memory than there is or than is allowed.
+
+    Example:
+        >>> with foveate.open_image("S1.svs") as image:
+        ...     image.shape, image.spacing_um, image.glimpse(32.0).shape
+        ((98304, 81920), (0.25, 0.25), (768, 640, 3))
     """
     path = Path(path)
     head = _first_bytes(path)

@@ -114,6 +114,11 @@ def find_models(run: Path | str) -> Ensemble:
     Raises:
         CheckpointError: no trained model there, one is missing or damaged, or they do not fit
             each other.
+
+    Example:
+        >>> model = foveate.load_model("runs/first")
+        >>> foveate.predict_one(model, "S1.svs").probabilities
+        (0.03, 0.97)
     """
     return load_models(model_folders(Path(run)))
 

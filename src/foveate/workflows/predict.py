@@ -295,7 +295,7 @@ def _predict(
                 n_heatmaps=asked.n_heatmaps,
                 display=display,
                 seen=seen,
-                about={"command": command},
+                about=_about(command),
                 workers=workers,
             )
     finally:
@@ -326,13 +326,12 @@ def _predict(
 def _workers(
     models: Ensemble, asked: Asked
 ) -> contextlib.AbstractContextManager[AbstractWorkers | None]:
-    return open_workers(
-        models,
-        assume_spacing_um=asked.assume_spacing_um,
-        device=asked.device,
-        n=asked.workers,
-        ray=asked.ray,
-    )
+    return open_workers(models, asked.assume_spacing_um, asked.device, asked.workers, asked.ray)
+
+
+def _about(command: str) -> dict[str, Any]:
+    """What the answers of the whole and of its parts rest on besides models and pictures."""
+    return {"command": command}
 
 
 def _predict_part(
@@ -363,7 +362,7 @@ def _predict_part(
                     heatmaps=out / "heatmaps",
                     n_heatmaps=asked.n_heatmaps,
                     display=display,
-                    about={"command": "predict"},
+                    about=_about("predict"),
                     workers=workers,
                 )
         finally:
