@@ -33,15 +33,24 @@ _folders: list[Path] = []
 _loading = threading.RLock()
 
 
-def add_plugin_folder(folder: Path) -> None:
+def add_plugin_folder(folder: Path | str) -> None:
     """Look for parts in a folder before all others.
 
     A folder that is a package (it holds ``__init__.py``) can be imported by its name, so that its
     parts may share files.
 
+    Args:
+        folder: with ``methods/``, ``readers/``, ``tasks/`` or ``encoders/`` in it, whose code is
+            run.
+
     Raises:
         OptionError: the folder does not exist.
+
+    Example:
+        >>> foveate.add_plugin_folder("my_parts")
+        >>> foveate.Classifier("own_method").fit("labels.csv")
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise OptionError(f"--plugins {folder}: no such folder; check the name")
     folder = folder.resolve()

@@ -92,7 +92,7 @@ def test_an_explanation_is_a_picture_and_a_file_for_qupath(
     frame = explanation.to_frame()
     assert list(frame.columns) == ["y_px0", "x_px0", "size_y_px0", "size_x_px0", "weight"]
     assert frame["weight"].is_monotonic_decreasing
-    assert repr(explanation).startswith(f"P01.png: {explanation.predicted} (dark 0.")
+    assert repr(explanation).startswith(f"P01.png: {explanation.predicted} (prob_dark 0.")
     assert "evidence in 9 regions" in repr(explanation)
 
 
@@ -112,7 +112,10 @@ def test_one_image_is_answered_by_a_pure_function(
     fitted: fv.Classifier, picture_table: Path
 ) -> None:
     model = fv.load_model(fitted.run_)
-    assert repr(model) == "one model: method mil_mean, encoder small, classes dark, plain"
+    assert (
+        repr(model)
+        == "one model: method mil_mean, encoder small, classes dark, plain (in this order)"
+    )
     path = images(picture_table, 1)[0]
     answer = fv.predict_one(model, path)
     assert fitted.predict_proba([path])[0].tolist() == list(answer.values)
@@ -211,7 +214,7 @@ def test_public_names_are_documented_with_an_example() -> None:
         value = getattr(fv, name)
         text = inspect.getdoc(value) or ""
         assert len(text.split()) > 5, name
-        if inspect.isfunction(value) and name not in ("open_image", "add_plugin_folder"):
+        if inspect.isfunction(value) or name == "Classifier":
             assert "Example:" in text, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         fv.nothing  # noqa: B018

@@ -74,6 +74,11 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
         UnsupportedFormat: a folder or content that no reader reads, or an empty file.
         UnreadableImage: a reader recognises the file, but it is damaged.
         ImageTooLarge: opening it would need more memory than there is or than is allowed.
+
+    Example:
+        >>> with foveate.open_image("S1.svs") as image:
+        ...     image.shape, image.spacing_um, image.glimpse(32.0).shape
+        ((98304, 81920), (0.25, 0.25), (768, 640, 3))
     """
     path = Path(path)
     folder = path.is_dir()

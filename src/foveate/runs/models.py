@@ -112,6 +112,10 @@ def find_models(run: Path | str) -> Ensemble:
     Raises:
         CheckpointError: no trained model there, one is missing or damaged, or they do not fit
             each other.
+
+    Example:
+        >>> find_models("runs/first")
+        one model: method glimpse, encoder lite0, classes normal, tumour (in this order)
     """
     return load_models(model_folders(Path(run)))
 

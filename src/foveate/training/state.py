@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import CheckpointError, one_line
+from foveate.files.csvtext import csv_text
 from foveate.runs.checkpoint import (
     optimizer_tensors,
     read_tensors,
@@ -268,10 +267,6 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_csv(rows: Sequence[dict[str, float]]) -> str:
-    """Rows as CSV text; columns in order of appearance."""
+    """Return rows as CSV text, numbers with six digits; columns in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
-    return out.getvalue()
+    return csv_text([{k: f"{v:.6g}" for k, v in row.items()} for row in rows], columns)

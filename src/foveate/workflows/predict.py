@@ -263,7 +263,7 @@ def _predict(
                 n_heatmaps=asked.n_heatmaps,
                 display=display,
                 seen=seen,
-                about={"command": command, "--spacing-um": asked.assume_spacing_um},
+                about=_about(command, asked),
                 exports=asked.exports,
                 workers=workers,
             )
@@ -305,6 +305,11 @@ def _workers(
     )
 
 
+def _about(command: str, asked: Asked) -> dict[str, Any]:
+    """Return what the answers of the whole and of its parts rest on besides models and pictures."""
+    return {"command": command, "--spacing-um": asked.assume_spacing_um}
+
+
 def _predict_part(
     models: Ensemble, table: CaseTable, asked: Asked, part: JobPart, display: Display
 ) -> Summary:
@@ -333,7 +338,7 @@ def _predict_part(
                     heatmaps=out / "heatmaps",
                     n_heatmaps=asked.n_heatmaps,
                     display=display,
-                    about={"command": "predict", "--spacing-um": asked.assume_spacing_um},
+                    about=_about("predict", asked),
                     exports=asked.exports,
                     workers=workers,
                 )
