@@ -3,7 +3,8 @@
 One image is predicted; its answer is written for all the others, as parts would have left it; then
 the real command collects them.
 
-    python benchmarks/collect_parts.py --run runs/first --image one.png --out /tmp/many --images 100000
+    python benchmarks/collect_parts.py --run runs/first --image one.png \\
+        --out /tmp/many --images 100000
 """
 
 from __future__ import annotations
