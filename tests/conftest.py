@@ -6,7 +6,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
+from foveate.geometry import Box, Frame
 from foveate.messages import warn
 from foveate.parts import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
@@ -72,7 +73,7 @@ def one_thread() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _anew() -> None:
     """What was said of files in one test is said again in the next."""
-    warn.forget()
+    warn.reset_warnings()
 
 
 @pytest.fixture
@@ -81,6 +82,14 @@ def foveate(
 ) -> Callable[..., Ended]:
     """The command line in this process: words in, exit code and both streams out."""
     from foveate.cli import main
+
+    return command(main, capfd, monkeypatch)
+
+
+def command(
+    main: Callable[[], None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """A command line in this process."""
 
     def run(*words: object) -> Ended:
         given = [str(word) for word in words]
@@ -118,6 +127,12 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads that read crops."""
     with ThreadPoolExecutor(2) as threads:
         yield threads
+
+
+def box_around(centre: Sequence[float], size: Sequence[float]) -> Box:
+    """The box of this size, in micrometres, in the middle of which `centre` lies."""
+    origin = tuple(c - s / 2 for c, s in zip(centre, size, strict=True))
+    return Box(origin, tuple(size), Frame.UM)
 
 
 def picture(path: Path, seed: int, *, shape: tuple[int, ...] = (96, 96, 3)) -> Path:

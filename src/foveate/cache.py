@@ -1,4 +1,4 @@
-"""A cache bounded in bytes, shared by threads."""
+"""A cache of a limited number of bytes that threads share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ V = TypeVar("V")
 
 
 class ByteCache(Generic[V]):
-    """Keeps the values used last, up to a number of bytes; the one used longest ago goes first.
+    """A cache that drops the value used longest ago when a number of bytes is exceeded.
 
     Args:
-        max_bytes: the bound. A value larger than the bound is not kept.
+        max_bytes: the limit; a value larger than that is not stored.
+
+    Attributes:
+        held_bytes: bytes of the values that are stored now.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -24,7 +27,7 @@ class ByteCache(Generic[V]):
         self._values: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
 
     def get(self, key: Hashable) -> V | None:
-        """The value, now the most recently used one, or None."""
+        """Return the value of a key and mark it as used last; None where it is not stored."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -32,7 +35,7 @@ class ByteCache(Generic[V]):
             return self._values[key][0]
 
     def put(self, key: Hashable, value: V, n_bytes: int) -> None:
-        """Keep a value that occupies this many bytes."""
+        """Store a value that occupies `n_bytes` bytes."""
         with self._lock:
             self._drop(key)
             if n_bytes > self.max_bytes:
@@ -43,7 +46,7 @@ class ByteCache(Generic[V]):
                 self._drop(next(iter(self._values)))
 
     def drop_where(self, first: Hashable) -> None:
-        """Forget every key that is a tuple beginning with `first` (a file that was closed)."""
+        """Drop all keys that are tuples beginning with `first` (those of a closed file, say)."""
         with self._lock:
             for key in [k for k in self._values if isinstance(k, tuple) and k[0] == first]:
                 self._drop(key)

@@ -1,6 +1,6 @@
-"""Every error that foveate raises on purpose: one tree, each leaf also the built-in it resembles.
+"""All errors that foveate raises on purpose, as one tree; each is also a kind of built-in error.
 
-A message says what was got, what is allowed, what to do, and which file or key it is about.
+A message states the value that was got, what is allowed, what to do, and the file or key.
 """
 
 from __future__ import annotations
@@ -9,19 +9,43 @@ import difflib
 import errno
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 log = logging.getLogger("foveate")
 
 AGAIN = "; the file is damaged or cut off: copy, download or export it again"
 """What to do about a file that does not hold what its header says."""
+_MOST_LETTERS = 1600
 
 
 class FoveateError(Exception):
-    """Root of the tree: the command line prints it as one line and exits with 1."""
+    """Root of the tree: the command line prints it as one line and exits with 1.
+
+    Errors of every class travel from one process to another with their message; one whose
+    constructor takes something else arrives as the root. A message that quotes something very long
+    is shown by its beginning and its end, where the remedy stands.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= _MOST_LETTERS:
+            return text
+        return f"{text[: _MOST_LETTERS // 2]} … {text[-_MOST_LETTERS // 4 :]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild the error from its message."""
+        return _rebuild_error, (type(self), self.args)
+
+
+def _rebuild_error(kind: type[FoveateError], args: tuple[Any, ...]) -> FoveateError:
+    try:
+        return kind(*args)
+    except TypeError:
+        return FoveateError(*args)
 
 
 class ImageNotFound(FoveateError, FileNotFoundError):
-    """A path that should hold an image holds nothing."""
+    """There is no file at the path of an image."""
 
 
 class UnreadableImage(FoveateError, OSError):
@@ -29,7 +53,7 @@ class UnreadableImage(FoveateError, OSError):
 
 
 class UnsupportedFormat(FoveateError, ValueError):
-    """No reader takes this file."""
+    """No reader supports the format of a file."""
 
 
 class ImageTooLarge(UnreadableImage):
@@ -65,7 +89,7 @@ class CheckpointError(FoveateError, ValueError):
 
 
 class NotFinite(FoveateError, ValueError):
-    """A network's answer is no finite number."""
+    """A network's output is no finite number."""
 
 
 class TrainingError(FoveateError, RuntimeError):
@@ -73,11 +97,32 @@ class TrainingError(FoveateError, RuntimeError):
 
 
 class DiskFull(FoveateError, OSError):
-    """A file could not be written, for the disk is full or the user's share of it used up."""
+    """A file could not be written because the disk, or the user's quota, is full."""
+
+
+class NotWritable(FoveateError, OSError):
+    """A file or folder cannot be written where it was asked for."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        reason = error.strerror or "the system refuses it"
+        if isinstance(error, PermissionError):
+            reason = "you may not write there"
+        elif error.errno == errno.EROFS:
+            reason = "the disk may only be read"
+        elif isinstance(error, NotADirectoryError):
+            reason = "a file lies where a folder would have to be"
+        super().__init__(
+            f"{path} cannot be written ({reason}): give an --out where you may write, or change "
+            "the permissions of this one"
+        )
 
 
 class FolderInUse(FoveateError, RuntimeError):
     """Another process writes into the folder."""
+
+
+class WorkerLost(FoveateError, RuntimeError):
+    """Other processes that predict cannot be started, or end one after the other."""
 
 
 class OutOfMemory(FoveateError, MemoryError):
@@ -101,14 +146,14 @@ _NO_MEMORY = (
 )
 
 
-def as_ours(error: BaseException, about: object) -> FoveateError:
-    """An error in this tree that says in plain words what went wrong with `about`, a file.
+def as_foveate_error(error: BaseException, about: object) -> FoveateError:
+    """Convert any error about a file to one of this tree, with a message in plain words.
 
-    What a library says is kept in the log only: its words help nobody who did not write it.
+    A library's own message goes to the log only, since it does not help users.
 
     Args:
-        error: any; those of this tree are returned as they are, but for one that the limit of open
-            files has caused: the file is not to blame.
+        error: any error. Errors of this tree are returned unchanged, except those that the limit of
+            open files has caused, for which the file is not to blame.
         about: the file, for the message.
     """
     if out_of_files(error):
@@ -122,15 +167,15 @@ def as_ours(error: BaseException, about: object) -> FoveateError:
             "machine with more memory"
         )
     if isinstance(error, OSError) and error.strerror:
-        return UnreadableImage(f"{about}: cannot be read ({why(error)})")
+        return UnreadableImage(f"{about}: cannot be read ({explain_os_error(error)})")
     return UnreadableImage(
         f"{about}: its content is not what its reader expects; the file is damaged or of a rare "
         "kind. Fetch it again, or convert it to a tiled TIFF"
     )
 
 
-def why(error: OSError | ValueError) -> str:
-    """Why the system does not hand over a file, and what to do."""
+def explain_os_error(error: OSError | ValueError) -> str:
+    """Explain why the system does not open or read a file, and what to do."""
     if isinstance(error, PermissionError):
         return "you may not read it: change its permissions"
     number = error.errno if isinstance(error, OSError) else None
@@ -141,61 +186,72 @@ def why(error: OSError | ValueError) -> str:
     return "its name is none that the system takes: rename it"
 
 
-def legible(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 are written as a backslash, x and digits."""
+def printable_name(name: str) -> str:
+    """Convert a file's name to valid text: bytes that are no UTF-8 become hexadecimal escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def one_line(text: str) -> str:
-    """A text without line breaks, tabs, and what a terminal would act on; at most 500 letters."""
+def one_line(text: str, *, most: int = 500) -> str:
+    """Remove line breaks, tabs and control characters from a text, and shorten it.
+
+    Args:
+        text: any text, such as the message of another library's error.
+        most: the number of letters after which it is cut.
+    """
     plain = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(plain.split())[:500]
+    return " ".join(plain.split())[:most]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice, on the CPU or a GPU."""
-    for each in _chain(error):
-        if isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError":
+    """Return whether an error was caused by a lack of memory, on the CPU or a GPU."""
+    for cause in _chain(error):
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return True
-        if isinstance(each, RuntimeError) and any(word in str(each) for word in _NO_MEMORY):
+        if isinstance(cause, RuntimeError) and any(word in str(cause) for word in _NO_MEMORY):
             return True
     return False
 
 
 def out_of_files(error: BaseException) -> bool:
-    """Whether the system's limit of open files was met."""
+    """Return whether an error was caused by the system's limit of open files."""
     return any(
-        isinstance(each, TooManyOpen)
-        or (isinstance(each, OSError) and each.errno in (errno.EMFILE, errno.ENFILE))
-        for each in _chain(error)
+        isinstance(cause, TooManyOpen)
+        or (isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE))
+        for cause in _chain(error)
     )
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether a file could not be written for want of room."""
-    for each in _chain(error):
-        if isinstance(each, DiskFull) or (isinstance(each, OSError) and each.errno in _FULL):
+    """Return whether an error was caused by a full disk."""
+    for cause in _chain(error):
+        if isinstance(cause, DiskFull) or (isinstance(cause, OSError) and cause.errno in _FULL):
             return True
-        # The writer of safetensors gives the number of the error in its text only.
-        if any(f"os error {number})" in str(each) for number in _FULL):
+        # The writer of safetensors states the number of the error only in its text.
+        if any(f"os error {number})" in str(cause) for number in _FULL):
             return True
     return False
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    been: set[int] = set()
-    while error is not None and id(error) not in been:
-        been.add(id(error))
+    """Yield an error, its cause, the cause of that, and so on."""
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest allowed name, or the list of what is allowed."""
+    """`` Did you mean 'x'?`` for the nearest allowed name, or the list of what is allowed.
+
+    Capitals do not count, and a name that begins like one allowed name alone means it.
+    """
     choices = sorted(set(allowed))
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
+    by_small = {choice.casefold(): choice for choice in choices}
+    begun = [small for small in by_small if name and small.startswith(name.casefold())]
+    near = difflib.get_close_matches(name.casefold(), by_small, n=1, cutoff=0.5)
+    if len(begun) == 1 or near:
+        return f" Did you mean '{by_small[(begun if len(begun) == 1 else near)[0]]}'?"
     return f" Allowed: {', '.join(choices)}." if choices else ""
 
 

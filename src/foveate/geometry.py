@@ -1,4 +1,4 @@
-"""Boxes, frames and the converters between them, the same code for 2D and 3D.
+"""Boxes, frames and the converters between frames, with the same code for 2D and 3D.
 
 Axes are always ``(z,) y, x``. Coordinates are continuous and measured from the outer corner of the
 first level-0 pixel, so a pixel ``i`` covers ``[i, i + 1)`` and its centre lies at ``i + 0.5``.
@@ -11,7 +11,6 @@ Frames, and the suffix that a variable in that frame carries:
 ``PX0``      _px0     pixels of level 0, the full resolution
 ``PX``       _px      pixels of the box's own pyramid level
 ``UM``       _um      micrometres (for pictures without spacing: level-0 pixels)
-``CELL``     _cell    cells of an attention lattice
 ===========  =======  ==========================================================
 
 Converters are named target-from-source and live only here.
@@ -35,12 +34,17 @@ class Frame(Enum):
     PX0 = "px0"
     PX = "px"
     UM = "um"
-    CELL = "cell"
 
 
 @dataclass(frozen=True)
 class Box:
-    """An axis-aligned region: where it starts, how large it is, and in which frame.
+    """An axis-aligned region of an image.
+
+    Attributes:
+        origin: the corner with the smallest coordinates, ``(z,) y, x``.
+        size: its size along the same axes.
+        frame: the frame of both.
+        level: index of the pyramid level in frame ``PX``, else None.
 
     Raises:
         BoxError: axes disagree, a size is not positive, a number is not finite, or a level is
@@ -71,23 +75,13 @@ class Box:
 
     @property
     def end(self) -> Vector:
-        """The far corner, exclusive."""
+        """The corner with the largest coordinates, exclusive."""
         return tuple(o + s for o, s in zip(self.origin, self.size, strict=True))
 
     @property
     def centre(self) -> Vector:
-        """The middle of the box."""
+        """The point in the middle of the box."""
         return tuple(o + s / 2 for o, s in zip(self.origin, self.size, strict=True))
-
-    @staticmethod
-    def around(centre: Sequence[float], size: Sequence[float], frame: Frame) -> Box:
-        """The box of this size in the middle of which `centre` lies."""
-        origin = tuple(c - s / 2 for c, s in zip(centre, size, strict=True))
-        return Box(origin, tuple(size), frame)
-
-    def contains(self, point: Sequence[float]) -> bool:
-        """Whether a point of the same frame lies inside."""
-        return all(o <= p < e for o, p, e in zip(self.origin, point, self.end, strict=True))
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class Lattice:
 
     Attributes:
         origin_um: corner of cell ``(0, 0)``.
-        cell_um: size of one cell, per axis.
+        cell_um: size of a cell, per axis.
         shape: number of cells, per axis.
     """
 
@@ -107,23 +101,37 @@ class Lattice:
     def __len__(self) -> int:
         return math.prod(self.shape)
 
-    def unravel(self, index: int) -> tuple[int, ...]:
-        """The cell of a flat index in C order."""
-        cell = []
-        for n in reversed(self.shape):
-            index, rest = divmod(index, n)
-            cell.append(rest)
-        return tuple(reversed(cell))
+
+def mean_spacing(spacing: Sequence[float]) -> float:
+    """Compute the geometric mean of a spacing's axes: the side of a pixel of the same size.
+
+    Args:
+        spacing: length of a pixel per axis, in micrometres, or in pixels of a picture without a
+            physical size; the result is in the same unit.
+    """
+    return float(math.prod(spacing) ** (1 / len(spacing)))
+
+
+def long_side(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Compute the longest extent of an image, in the unit of its spacing.
+
+    Args:
+        shape: pixels per axis.
+        spacing: length of a pixel per axis.
+    """
+    return max(n * s for n, s in zip(shape, spacing, strict=True))
 
 
 def _expect(box: Box, frame: Frame, ndim: int) -> None:
+    """Raise `BoxError` unless a box has a frame and a number of axes."""
     if box.frame is not frame:
         raise BoxError(f"expected a box in frame {frame.value}, got {box.frame.value}")
     if box.ndim != ndim:
         raise BoxError(f"expected a box with {ndim} axes, got {box.ndim}")
 
 
-def _scaled(box: Box, factor: Sequence[float], frame: Frame, level: int | None = None) -> Box:
+def _scale(box: Box, factor: Sequence[float], frame: Frame, level: int | None = None) -> Box:
+    """Multiply a box by a factor per axis, which gives a box of another frame."""
     return Box(
         tuple(v * f for v, f in zip(box.origin, factor, strict=True)),
         tuple(v * f for v, f in zip(box.size, factor, strict=True)),
@@ -133,46 +141,32 @@ def _scaled(box: Box, factor: Sequence[float], frame: Frame, level: int | None =
 
 
 def um_from_px0(box: Box, spacing_um: Sequence[float]) -> Box:
-    """Micrometres from level-0 pixels; `spacing_um` is the image's, per axis."""
+    """Convert a box from level-0 pixels to micrometres; `spacing_um` is the image's, per axis."""
     _expect(box, Frame.PX0, len(spacing_um))
-    return _scaled(box, spacing_um, Frame.UM)
+    return _scale(box, spacing_um, Frame.UM)
 
 
 def px0_from_um(box: Box, spacing_um: Sequence[float]) -> Box:
-    """Level-0 pixels from micrometres."""
+    """Convert a box from micrometres to level-0 pixels; `spacing_um` is the image's, per axis."""
     _expect(box, Frame.UM, len(spacing_um))
-    return _scaled(box, [1 / s for s in spacing_um], Frame.PX0)
+    return _scale(box, [1 / s for s in spacing_um], Frame.PX0)
 
 
 def px_from_px0(box: Box, downsample: Sequence[float], level: int) -> Box:
-    """Pixels of a level from level-0 pixels; `downsample` is that level's, per axis, a float."""
+    """Convert a box from level-0 pixels to pixels of a level with this `downsample` per axis."""
     _expect(box, Frame.PX0, len(downsample))
-    return _scaled(box, [1 / d for d in downsample], Frame.PX, level)
-
-
-def px0_from_px(box: Box, downsample: Sequence[float]) -> Box:
-    """Level-0 pixels from pixels of the box's own level."""
-    _expect(box, Frame.PX, len(downsample))
-    return _scaled(box, downsample, Frame.PX0)
-
-
-def um_from_cell(box: Box, lattice: Lattice) -> Box:
-    """Micrometres from cells of a lattice."""
-    _expect(box, Frame.CELL, len(lattice.shape))
-    moved = _scaled(box, lattice.cell_um, Frame.UM)
-    origin = tuple(a + b for a, b in zip(moved.origin, lattice.origin_um, strict=True))
-    return Box(origin, moved.size, Frame.UM)
-
-
-def cell_from_um(box: Box, lattice: Lattice) -> Box:
-    """Cells of a lattice from micrometres."""
-    _expect(box, Frame.UM, len(lattice.shape))
-    origin = tuple(a - b for a, b in zip(box.origin, lattice.origin_um, strict=True))
-    return _scaled(Box(origin, box.size, Frame.UM), [1 / c for c in lattice.cell_um], Frame.CELL)
+    return _scale(box, [1 / d for d in downsample], Frame.PX, level)
 
 
 def px_from_um(
     box: Box, spacing_um: Sequence[float], downsample: Sequence[float], level: int
 ) -> Box:
-    """Pixels of a level from micrometres."""
+    """Convert a box from micrometres to pixels of a level.
+
+    Args:
+        box: in frame ``UM``.
+        spacing_um: spacing of the image, per axis.
+        downsample: level-0 pixels per pixel of the level, per axis.
+        level: index of the level.
+    """
     return px_from_px0(px0_from_um(box, spacing_um), downsample, level)

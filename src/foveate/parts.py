@@ -1,12 +1,11 @@
-"""Finding parts by name, and turning signatures into options.
+"""Find methods, readers, tasks, encoders and exports by name; read options from signatures.
 
-Parts are methods, readers, tasks, encoders and exports. A name is found, in this order, in a
-folder that the user names (``--plugins DIR`` holding ``methods/``, ``readers/``, ``tasks/``,
-``encoders/``, ``exports/``), among installed packages' entry points (groups ``foveate.methods`` and
-so on), and among foveate's own files. A file holds one part and the part carries the file's name;
-files beginning with ``_`` and ``base.py`` are no parts.
+A name is looked up, in this order, in a folder that the user names (``--plugins DIR`` with
+``methods/``, ``readers/``, ``tasks/``, ``encoders/``, ``exports/``), among installed packages'
+entry points (groups ``foveate.methods`` and so on), and among foveate's own files. A file holds one
+part, which has the file's name; files beginning with ``_`` and ``base.py`` are no parts.
 
-Nothing read from a model or run folder is ever imported: folders are named on the command line.
+Nothing is imported from a model or run folder: only the command line names folders of plug-ins.
 """
 
 from __future__ import annotations
@@ -35,35 +34,45 @@ _loading = threading.RLock()
 
 
 def add_plugin_folder(folder: Path) -> None:
-    """Look for parts in this folder first.
+    """Look for parts in a folder before all others.
+
+    A folder that is a package (it holds ``__init__.py``) can be imported by its name, so that its
+    parts may share files.
 
     Raises:
         OptionError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise OptionError(f"--plugins {folder}: no such folder")
-    if folder.resolve() not in _folders:
-        _folders.insert(0, folder.resolve())
+        raise OptionError(f"--plugins {folder}: no such folder; check the name")
+    folder = folder.resolve()
+    if folder not in _folders:
+        _folders.insert(0, folder)
+    if (folder / "__init__.py").is_file() and str(folder.parent) not in sys.path:
+        sys.path.append(str(folder.parent))
 
 
 def plugin_folders() -> tuple[Path, ...]:
-    """The folders named so far, the one that is asked first first."""
+    """Return the folders of plug-ins, in the order in which they are searched."""
     return tuple(_folders)
 
 
 def names(kind: PartKind) -> list[str]:
-    """Every name of a kind, sorted. Imports nothing."""
-    found = {_name(p) for p in _own_files(kind)}
-    found |= {_name(p) for folder in _folders for p in _part_files(folder / kind)}
-    found |= {entry.name for entry in entry_points(group=f"foveate.{kind}")}
-    return sorted(found)
+    """Return the names of all parts of a kind, sorted, without importing them."""
+    available = {_name(p) for p in _package_files(kind)}
+    available |= {_name(p) for folder in _folders for p in _part_files(folder / kind)}
+    available |= {entry.name for entry in entry_points(group=f"foveate.{kind}")}
+    return sorted(available)
 
 
 def find(kind: PartKind, name: str) -> type[Any]:
-    """The class of a part.
+    """Find the class of a part.
+
+    Args:
+        kind: the kind of part.
+        name: its name.
 
     Raises:
-        UnknownName: nothing of this name; the message names the nearest.
+        UnknownName: there is no part of this name; the message gives the nearest name.
         OptionError: the file holds no part, or more than one.
     """
     for folder in _folders:
@@ -73,7 +82,7 @@ def find(kind: PartKind, name: str) -> type[Any]:
     for entry in entry_points(group=f"foveate.{kind}", name=name):
         loaded: type[Any] = entry.load()
         return loaded
-    for path in _own_files(kind):
+    for path in _package_files(kind):
         if _name(path) == name:
             module = importlib.import_module(f"foveate.{kind}.{path.stem}")
             return _only_class(module, kind, str(path))
@@ -81,14 +90,17 @@ def find(kind: PartKind, name: str) -> type[Any]:
 
 
 def _name(path: Path) -> str:
+    """Return the name of the part in a file; a ``_`` at the end avoids names of libraries."""
     return path.stem.rstrip("_")
 
 
-def _own_files(kind: PartKind) -> list[Path]:
+def _package_files(kind: PartKind) -> list[Path]:
+    """Return the files of foveate's own parts of a kind."""
     return _part_files(Path(__file__).parent / kind)
 
 
 def _part_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold parts; none if it does not exist."""
     if not folder.is_dir():
         return []
     skip = {"base.py", "__init__.py"}
@@ -98,14 +110,17 @@ def _part_files(folder: Path) -> list[Path]:
 
 
 def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
+    """Import a plug-in from its file, once."""
     name = f"foveate_plugins.{kind}.{path.stem}"
-    # Images are opened by several threads: none may see a module that another is still running.
+    # Several threads open images: none may see a module that another is still importing.
     with _loading:
         if name in sys.modules and sys.modules[name].__file__ == str(path):
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise OptionError(f"{path} cannot be imported")
+            raise OptionError(
+                f"{path} cannot be imported: rename it to NAME.py, with letters, digits and _"
+            )
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -117,9 +132,10 @@ def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
 
 
 def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[Any]:
+    """Return the only part that a module defines; `where` names its file in messages."""
     base_module = importlib.import_module(f"foveate.{kind}.base")
     base = base_module.BASE
-    found = [
+    public = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
@@ -128,11 +144,13 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
         and value.__module__ == module.__name__
         and not value.__name__.startswith("_")
     ]
-    if len(found) != 1:
+    if len(public) != 1:
         raise OptionError(
-            f"{where} must hold exactly one public {base.__name__}, found {len(found)}"
+            f"{where} must hold exactly one public {base.__name__}, found {len(public)}: put each "
+            "in "
+            "a file of its own, and begin names of helpers with _"
         )
-    return found[0]
+    return public[0]
 
 
 # -- signatures as option schemas -------------------------------------------------------------
@@ -140,20 +158,28 @@ def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[An
 
 @dataclass(frozen=True)
 class Within:
-    """The limits of an option's numbers, declared with its type: ``Annotated[int, Within(1, 9)]``.
+    """Limits of an option's numbers, declared with its type: ``Annotated[int, Within(1, 9)]``.
 
-    Without a declaration, options of parts lie in `PART`, keys of the config in `SECTION`, which
-    have rules of their own.
+    Without a declaration, `PART` limits the options of parts, and `SECTION` the keys of the config,
+    whose public check their values themselves.
+
+    Attributes:
+        low: the smallest allowed number.
+        high: the largest allowed number.
     """
 
     low: float
     high: float
 
     def check(self, number: float, key: str) -> None:
-        """Assert that a number lies within.
+        """Check that a number lies within the limits.
+
+        Args:
+            number: the number.
+            key: the option's name, for the message.
 
         Raises:
-            OptionError: it does not, or is not finite.
+            OptionError: the number lies outside, or is not finite.
         """
         if isinstance(number, float) and not math.isfinite(number):
             raise OptionError(f"{key}: got '{number}', expected a number")
@@ -171,36 +197,42 @@ COMMON = {
     **dict.fromkeys(("layers", "looks", "iterations"), Within(0, 1000)),
     "smoothing": Within(0, 1),
 }
-"""Limits of options that mean the same in every part; where a part's are narrower it says so."""
+"""Limits of options that have the same meaning in all parts; a part may declare narrower ones."""
 SECTION = Within(-1e9, 1e12)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option: a keyword of a constructor with a default."""
+    """One option of a part: a keyword argument of its constructor that has a default.
+
+    Attributes:
+        name: the keyword.
+        annotation: its type annotation, by which values are parsed.
+        default: its default.
+    """
 
     name: str
     annotation: Any
     default: Any
 
     def parse(self, value: Any, key: str, limits: Within = PART) -> Any:
-        """A value of the right type from text (or from JSON).
+        """Parse a value from text, YAML or JSON to the type of the option.
 
         Args:
-            value: as given.
-            key: for messages.
-            limits: of numbers, where the option declares none.
+            value: the text or value.
+            key: the option's full name, for messages.
+            limits: limits of numbers, where the option declares none.
 
         Raises:
-            OptionError: the text does not fit; the message names the key and what is allowed.
+            OptionError: the value does not fit; the message names the key and what is allowed.
         """
         return _parse(value, self.annotation, key, limits)
 
 
 def options(part: Callable[..., Any]) -> dict[str, Option]:
-    """The options of a part: the keyword arguments of its constructor that have defaults."""
-    written = part.__init__ if inspect.isclass(part) else part
-    hints = typing.get_type_hints(written, include_extras=True)
+    """Return the options of a part: the keyword arguments of its constructor with defaults."""
+    constructor = part.__init__ if inspect.isclass(part) else part
+    hints = typing.get_type_hints(constructor, include_extras=True)
     signature = inspect.signature(part)
     return {
         p.name: Option(p.name, hints.get(p.name, str), p.default)
@@ -209,16 +241,23 @@ def options(part: Callable[..., Any]) -> dict[str, Option]:
     }
 
 
-def parse_options(part: Callable[..., Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check and convert options against a signature; `where` prefixes the keys in messages.
+def parse_options(
+    part: Callable[..., Any], values: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Parse the values of options by the signature of a part.
+
+    Args:
+        part: the part's class, or a function.
+        values: values by name; ``-`` stands for ``_`` in names.
+        where: the prefix of keys in messages.
 
     Raises:
-        OptionError: an unknown key (with the nearest known one) or a value that does not fit.
+        OptionError: a key is unknown (the message gives the nearest one), or a value does not fit.
     """
     known = options(part)
     limits = SECTION if is_dataclass(part) else PART
     parsed = {}
-    for key, value in given.items():
+    for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise OptionError(f"no option '{where}.{key}'.{did_you_mean(name, known)}")
@@ -229,10 +268,11 @@ def parse_options(part: Callable[..., Any], given: Mapping[str, Any], where: str
 
 
 def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
+    """Parse a value to the type `kind`; see `Option.parse`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        own = next((extra for extra in args[1:] if isinstance(extra, Within)), limits)
-        return _parse(value, args[0], key, own)
+        declared = next((extra for extra in args[1:] if isinstance(extra, Within)), limits)
+        return _parse(value, args[0], key, declared)
     if origin in (typing.Union, types.UnionType):
         empty = value is None or (isinstance(value, str) and value.lower() == "none")
         if empty and type(None) in args:
@@ -258,7 +298,7 @@ def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
 
 
 def _items(value: Any, key: str) -> list[Any]:
-    """The items of a list, or of a text such as ``1,2`` or ``1024x1024``."""
+    """Split a list, or a text such as ``1,2`` or ``1024x1024``, into its items."""
     if isinstance(value, str):
         return value.replace("x", ",").split(",")
     if isinstance(value, list | tuple) and len(value) <= _MOST_ITEMS:
@@ -270,6 +310,7 @@ _MOST_ITEMS = 1000
 
 
 def _member(kind: Any, value: Any, key: str) -> Any:
+    """Return the member of an enumeration for a value."""
     try:
         return kind(value)
     except ValueError:
@@ -278,6 +319,7 @@ def _member(kind: Any, value: Any, key: str) -> Any:
 
 
 def _parse_bool(value: Any, key: str) -> bool:
+    """Parse a truth value from words such as ``true``, ``no`` or ``1``."""
     word = str(value).lower()
     if word in ("true", "yes", "on", "1"):
         return True
@@ -287,6 +329,7 @@ def _parse_bool(value: Any, key: str) -> bool:
 
 
 def _parse_number(value: Any, kind: type, key: str) -> Any:
+    """Parse a number of the type `kind`, int or float."""
     word = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise OptionError(f"{key}: got '{value}', expected {word}")
@@ -300,7 +343,7 @@ def _parse_number(value: Any, kind: type, key: str) -> Any:
 
 
 def _parse_text(value: Any, key: str) -> str:
-    """A text; a number or a date that YAML made of one is text again."""
+    """Parse a text; numbers and dates, which YAML makes of some texts, become text again."""
     if value is None or isinstance(value, bool | list | tuple | dict):
         raise OptionError(f"{key}: got '{value}', expected text")
     return str(value)

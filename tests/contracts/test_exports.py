@@ -10,7 +10,7 @@ import pytest
 from conftest import picture
 from foveate.exports import DEFAULT, About, AbstractExport, build_exports
 from foveate.images.evidence import Evidence, mean_evidence
-from foveate.images.image import Respaced
+from foveate.images.respaced import RespacedImage
 from foveate.parts import names
 from foveate.readers import open_image
 
@@ -36,16 +36,13 @@ def evidence(n: int, *, k: int = 2, remainder: float = 0.25) -> Evidence:
 
 
 @pytest.mark.parametrize("n", [0, 1, 9])
-def test_it_writes_one_file_whatever_the_evidence(
-    export: AbstractExport, n: int, tmp_path: Path
-) -> None:
-    path = tmp_path / "out" / f"x{export.suffix}"
-    path.parent.mkdir()
+def test_it_renders_whatever_the_evidence(export: AbstractExport, n: int, tmp_path: Path) -> None:
     about = About("x <b>", "label a\npredicted b", {"label": "a", "predicted": "b"})
     with open_image(picture(tmp_path / "in.png", 1)) as image:
-        export.write(Respaced(image, (1.0, 1.0), unit="px"), evidence(n), path, about)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-    assert path.stat().st_size > 20
+        content = export.render(RespacedImage(image, (1.0, 1.0), unit="px"), evidence(n), about)
+    assert isinstance(content, bytes)
+    assert len(content) > 20
+    assert [p.name for p in tmp_path.iterdir()] == ["in.png"], "nothing is written beside it"
 
 
 def test_names_and_suffixes_are_their_own() -> None:

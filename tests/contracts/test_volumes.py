@@ -13,7 +13,8 @@ import torch
 
 from foveate.batch import Augment, Batch, View
 from foveate.errors import OptionError
-from foveate.heatmaps import draw_heatmap
+from foveate.files.atomic import write_bytes
+from foveate.heatmaps import render_heatmap
 from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.parts import find, names
@@ -103,7 +104,9 @@ def test_prediction_evidence_and_picture(name: str, batch: Batch, tmp_path: Path
         extent = np.asarray(item.image.box_um.size)
         assert (centre > -VIEW.patch_um).all()
         assert (centre < extent + VIEW.patch_um + 16 * VIEW.glimpse_spacing_um).all()
-    draw_heatmap(batch.items[0].image, prediction.evidence[0], tmp_path / "heatmap.png")
+    write_bytes(
+        tmp_path / "heatmap.png", render_heatmap(batch.items[0].image, prediction.evidence[0])
+    )
     assert (tmp_path / "heatmap.png").stat().st_size > 10_000
 
 

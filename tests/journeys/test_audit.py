@@ -20,7 +20,7 @@ from foveate.errors import TrainingError
 from foveate.evaluation.audit import LayoutAudit, audit_layout
 from foveate.loading.loader import CaseLoader
 from foveate.metrics import auroc
-from foveate.prediction.predict import Report, predict_cases
+from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, save_model
 from foveate.runs.folder import read_json
@@ -94,7 +94,7 @@ def test_scores_are_those_of_predicting_and_the_audit_repeats_itself(
     assert other.scores == found.scores
     assert other.largest_change != found.largest_change, "other places were drawn"
 
-    reports = [r for r in predict_cases(models, cases, loader, device=CPU) if isinstance(r, Report)]
+    reports = [r for r in predict_cases(models, cases, loader, device=CPU) if isinstance(r, Answer)]
     shares = np.asarray([r.values for r in reports])
     assert found.scores == {"val_auroc": pytest.approx(auroc(shares, [0, 0, 0, 1, 1, 1]))}
 

@@ -20,7 +20,8 @@ import pytest
 
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage
+from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 
 BROKEN = Path(__file__).resolve().parents[2] / "../shared/data/broken"
@@ -42,7 +43,7 @@ def visit(path: str) -> dict[str, object]:
         with open_image(path) as image:
             placed: AbstractImage = image
             if image.spacing_um is None:
-                placed = Respaced(image, (1.0,) * image.ndim, unit="px")
+                placed = RespacedImage(image, (1.0,) * image.ndim, unit="px")
             extent_um = placed.box_um.size
             glimpse = placed.glimpse(max(extent_um) / 200)
             assert glimpse.dtype == image.dtype

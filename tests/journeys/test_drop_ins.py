@@ -173,7 +173,6 @@ class TextSlicesReader(AbstractReader):
 EXPORT = '''
 """The heaviest box, in one line of text."""
 from foveate.exports.base import AbstractExport
-from foveate.files.atomic import write_text
 
 
 class PeakExport(AbstractExport):
@@ -182,12 +181,12 @@ class PeakExport(AbstractExport):
     title = "peak"
     suffix = ".peak.txt"
 
-    def write(self, image, evidence, path, about):
-        """Write the centre and the extent of the image."""
+    def render(self, image, evidence, about):
+        """Return the centre and the extent of the image."""
         centre = evidence.peak_um().centre
         extent = evidence.extent_um.tolist()
         said = f"{about.image_id} {about.numbers['predicted']} {list(centre)} of {extent}"
-        write_text(path, f"{said} {image.reader}\\n")
+        return f"{said} {image.reader}\\n".encode()
 '''
 
 METHOD = '''

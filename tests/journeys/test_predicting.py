@@ -20,7 +20,7 @@ from PIL import Image
 
 from conftest import PICTURE_RUN, Ended, one_thread, picture
 from foveate import parts as registry
-from foveate.files.lock import NAME, hold
+from foveate.files.lock import NAME, lock_folder
 from foveate.runs.folder import read_json, read_rows
 
 Command = Callable[..., Ended]
@@ -220,7 +220,7 @@ def test_one_process_holds_a_folder(
 ) -> None:
     out = tmp_path / "out"
     images = new_images(tmp_path / "in", 2)
-    with hold(out):
+    with lock_folder(out):
         told = refusal(foveate("predict", picture_run, images, "--out", out))
         assert f"{out} is in use by another foveate, process {os.getpid()} on " in told
         assert "another --out" in told
@@ -260,7 +260,7 @@ def test_a_run_that_is_being_trained_is_said(
     shutil.rmtree(run / "fold_0" / "model")
     told = refusal(foveate("predict", run, images, "--out", tmp_path / "out"))
     assert "training has not finished; repeat the `foveate train` command" in told
-    with hold(run):
+    with lock_folder(run):
         told = refusal(foveate("predict", run, images, "--out", tmp_path / "out"))
         assert "training has not finished; it is going on now, so wait" in told
 
@@ -433,8 +433,9 @@ def test_the_same_reason_is_said_a_few_times(
         (images / f"B{i:02d}.svs").write_bytes(b"")
     ended = foveate("predict", picture_run, images, "--out", out)
     said = [line for line in ended.stderr.splitlines() if "set aside" in line]
-    assert len(said) == 4, said
+    assert len(said) == 5, said
     assert said[0].startswith("set aside B00: ")
+    assert said[4] == "set aside 20 images in all; quarantine.csv lists them"
     assert "set aside 20 images in all for this reason: the file is empty" in said[3]
     assert len(read_rows(out / "quarantine.csv")) == 20
 

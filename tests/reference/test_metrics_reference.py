@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import (
 from foveate import metrics
 from foveate.metrics import weighted
 from foveate.metrics.intervals import auroc_variance
-from foveate.metrics.jackknife import gather, without_each
+from foveate.metrics.jackknife import group_patients, measure_leaving_out
 from foveate.metrics.types import Floats, Ints
 
 
@@ -106,16 +106,16 @@ def test_youden_is_the_best_of_the_roc_curve() -> None:
 
 
 def influences(score: Floats, target: Ints, owner: Ints, fold: Ints | None = None) -> Floats:
-    """What each patient adds to the AUROC, by the product's jackknife."""
+    """Return the influence of each patient on the AUROC, by the product's jackknife."""
     fold = np.zeros_like(target) if fold is None else fold
-    cohort = gather(target, owner, fold)
+    cohort = group_patients(target, owner, fold)
     one = target.astype(float)
 
     def measure(weight: Floats) -> Floats:
         return weighted.auroc(score, one, weight, fold)
 
-    whole = float(measure(np.ones((1, len(score))))[0])
-    return cohort.influence(whole, without_each(cohort, measure))
+    full = float(measure(np.ones((1, len(score))))[0])
+    return cohort.compute_influence(full, measure_leaving_out(cohort, measure))
 
 
 def test_jackknife_variance_is_that_of_delong() -> None:
@@ -126,8 +126,8 @@ def test_jackknife_variance_is_that_of_delong() -> None:
         psi = np.heaviside(score[target == 1][:, None] - score[target == 0][None], 0.5)
         m, n = psi.shape
         expected = psi.mean(1).var(ddof=1) / m + psi.mean(0).var(ddof=1) / n
-        found = influences(score, target, np.arange(50))
-        assert (found**2).sum() == pytest.approx(expected, rel=1e-9)
+        actual = influences(score, target, np.arange(50))
+        assert (actual**2).sum() == pytest.approx(expected, rel=1e-9)
 
 
 def test_hanley_and_mcneil_published_ct_ratings() -> None:
@@ -140,9 +140,9 @@ def test_hanley_and_mcneil_published_ct_ratings() -> None:
     rating = np.repeat([1, 2, 3, 4, 5] * 2, normal + abnormal) / 6
     target = np.repeat([0, 1], [58, 51])
     assert metrics.auroc(np.c_[1 - rating, rating], target) == pytest.approx(0.893, abs=5e-4)
-    found = influences(rating, target, np.arange(109))
-    assert math.sqrt((found**2).sum()) == pytest.approx(0.032, abs=2e-3)
-    cohort = gather(target, np.arange(109), np.zeros(109, np.int64))
+    actual = influences(rating, target, np.arange(109))
+    assert math.sqrt((actual**2).sum()) == pytest.approx(0.032, abs=2e-3)
+    cohort = group_patients(target, np.arange(109), np.zeros(109, np.int64))
     assert math.sqrt(auroc_variance(cohort, [1])(0.893)) == pytest.approx(0.032, abs=1e-3)
 
 
@@ -155,7 +155,7 @@ def test_kappa_published_by_cohen() -> None:
 @pytest.mark.parametrize("per_patient", [1, 2, 4])
 @pytest.mark.parametrize("n_folds", [1, 5])
 def test_jackknife_variance_is_that_of_many_cohorts(per_patient: int, n_folds: int) -> None:
-    """Patients whose images share most of their luck, drawn anew again and again."""
+    """Images of a patient are strongly correlated; cohorts are drawn many times."""
     rng = np.random.default_rng(9)
     n = 240
     owner = np.arange(n) // per_patient
@@ -174,17 +174,17 @@ def test_jackknife_variance_is_that_of_many_cohorts(per_patient: int, n_folds: i
 
 
 def test_leaving_out_is_the_same_as_taking_away() -> None:
-    """A weighting must score exactly as the images that it leaves."""
+    """A weighting by 0 and 1 scores exactly as the images of weight 1."""
     prob, target = run(40, 2, 11, ties=True)
     owner, fold = np.arange(40) // 2, np.arange(40) // 2 % 3
-    weight = gather(target, owner, fold).without_each()
+    weight = group_patients(target, owner, fold).leave_one_out_weights()
     positive = target.astype(float)
     for curve in (weighted.auroc, weighted.average_precision):
         fast = curve(prob[:, 1], positive, weight, fold)
         for row, w in enumerate(weight):
-            kept = w > 0
-            one = np.ones((1, int(kept.sum())))
-            slow = curve(prob[kept, 1], positive[kept], one, fold[kept])
+            inside = w > 0
+            one = np.ones((1, int(inside.sum())))
+            slow = curve(prob[inside, 1], positive[inside], one, fold[inside])
             assert fast[row] == pytest.approx(slow[0], abs=1e-12)
 
 
@@ -196,10 +196,10 @@ def test_areas_of_folds_are_means_weighted_by_pairs() -> None:
         (weighted.auroc, sk.roc_auc_score),
         (weighted.average_precision, sk.average_precision_score),
     ):
-        each = [theirs(target[fold == f], prob[fold == f, 1]) for f in range(3)]
+        areas = [theirs(target[fold == f], prob[fold == f, 1]) for f in range(3)]
         pairs = [(target[fold == f] == 1).sum() * (target[fold == f] == 0).sum() for f in range(3)]
-        found = curve(prob[:, 1], positive, one, fold)[0]
-        assert found == pytest.approx(np.average(each, weights=pairs))
+        actual = curve(prob[:, 1], positive, one, fold)[0]
+        assert actual == pytest.approx(np.average(areas, weights=pairs))
 
 
 def test_comparison_is_delongs_paired_test_where_patients_are_many() -> None:
@@ -211,14 +211,14 @@ def test_comparison_is_delongs_paired_test_where_patients_are_many() -> None:
         1 / (1 + np.exp(-(gain * target + common + 0.7 * rng.normal(size=n)))) for gain in (2, 1)
     )
     patients = [str(i) for i in range(n)]
-    found = metrics.compare_scores(np.c_[1 - good, good], np.c_[1 - bad, bad], target, patients)[
+    actual = metrics.compare_scores(np.c_[1 - good, good], np.c_[1 - bad, bad], target, patients)[
         "auroc"
     ]
     change = influences(good, target, np.arange(n)) - influences(bad, target, np.arange(n))
     half = norm.ppf(0.975) * math.sqrt((change**2).sum())
     areas = [sk.roc_auc_score(target, score) for score in (good, bad)]
-    assert found.value == pytest.approx(areas[0] - areas[1])
-    assert (found.lo, found.hi) == pytest.approx(
-        (found.value - half, found.value + half), abs=0.015
+    assert actual.value == pytest.approx(areas[0] - areas[1])
+    assert (actual.lo, actual.hi) == pytest.approx(
+        (actual.value - half, actual.value + half), abs=0.015
     )
-    assert found.p_value < 0.01
+    assert actual.p_value < 0.01

@@ -1,4 +1,4 @@
-"""Nystrom attention and sparse convolution against attention and convolution written out."""
+"""Nystrom attention and sparse convolution against slow attention and dense convolution."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from foveate.nn.nystrom import (
 HEADS, DIM = 2, 4
 
 
-def close(found: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
-    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
+def close(actual: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Of one head, ``(n, d)`` each."""
+    """Compute exact attention of one head, with ``(n, d)`` queries, keys and values."""
     return (q @ k.T / math.sqrt(q.shape[1])).softmax(-1) @ v
 
 
 def slow_nystrom(q: Tensor, k: Tensor, v: Tensor, order: list[int], landmarks: int) -> Tensor:
-    """Of one image and head; `order` lists its tokens along the curve."""
+    """Compute Nystrom attention of one image and head; `order` lists tokens along the curve."""
     n, scale = len(order), math.sqrt(q.shape[1])
     m = min(landmarks, n)
     members: list[list[int]] = [[] for _ in range(m)]
     for place, token in enumerate(order):
         members[place * m // n].append(token)
-    q_mark = torch.stack([q[each].mean(0) for each in members])
-    k_mark = torch.stack([k[each].mean(0) for each in members])
+    q_mark = torch.stack([q[rows].mean(0) for rows in members])
+    k_mark = torch.stack([k[rows].mean(0) for rows in members])
     from_tokens = (q @ k_mark.T / scale).softmax(-1)
     between = (q_mark @ k_mark.T / scale).softmax(-1)
     to_tokens = (q_mark @ k.T / scale).softmax(-1)
@@ -52,7 +52,7 @@ def draw(b: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ranks_of(orders: list[list[int]], n: int) -> tuple[Tensor, Tensor]:
-    """The mask and the ranks of images with these orders of their tokens, padding last."""
+    """Return mask and ranks of images whose tokens have these orders, padding last."""
     valid = torch.zeros(len(orders), n, dtype=torch.bool)
     rank = torch.zeros(len(orders), n, dtype=torch.long)
     for i, order in enumerate(orders):
@@ -67,11 +67,11 @@ def ranks_of(orders: list[list[int]], n: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("landmarks", [1, 5, 8])
 def test_nystrom_equals_the_formula_written_out(landmarks: int) -> None:
-    """Images of 12, 7 and 1 tokens at scattered places among 14, so some landmarks are missing."""
+    """Images of 12, 7 and 1 tokens at scattered positions among 14: some landmarks do not exist."""
     orders = [torch.randperm(14)[:n].tolist() for n in (12, 7, 1)]
     valid, rank = ranks_of(orders, 14)
     q, k, v = draw(3, 14)
-    found = nystrom_attention(q, k, v, valid, rank, landmarks=landmarks, iterations=60)
+    actual = nystrom_attention(q, k, v, valid, rank, landmarks=landmarks, iterations=60)
     for i, order in enumerate(orders):
         for h in range(HEADS):
             place = sorted(order)
@@ -79,11 +79,11 @@ def test_nystrom_equals_the_formula_written_out(landmarks: int) -> None:
                 q[i, h, place], k[i, h, place], v[i, h, place], [place.index(t) for t in order],
                 landmarks,
             )  # fmt: skip
-            close(found[i, h, place], slow, 1e-6)
+            close(actual[i, h, place], slow, 1e-6)
 
 
 def test_nystrom_approaches_exact_attention() -> None:
-    """Neighbours along the curve resemble each other, as landmarks suppose."""
+    """Neighbours along the curve are similar, as landmarks assume."""
     n = 64
     along = torch.linspace(0, 3, n, dtype=torch.float64)[:, None]
     q, k, v = (
@@ -95,49 +95,49 @@ def test_nystrom_approaches_exact_attention() -> None:
     for iterations, least in ((6, 1e-2), (40, 1e-6)):
         errors = []
         for landmarks in (1, 2, 4, 16, n):
-            found = nystrom_attention(
+            actual = nystrom_attention(
                 q, k, v, valid, rank, landmarks=landmarks, iterations=iterations
             )
-            errors.append(float((found[0, 0] - exact).abs().max()))
+            errors.append(float((actual[0, 0] - exact).abs().max()))
         assert errors == sorted(errors, reverse=True), errors
         assert errors[0] > 0.1, errors
         assert errors[-1] < least, errors
 
 
 def test_padding_is_in_no_landmark() -> None:
-    """Garbage in padded rows changes neither outputs nor gradients; taken for tokens it would."""
+    """Garbage in padded rows changes neither outputs nor gradients."""
     q, k, v = draw(1, 20)
     order = torch.randperm(20)[:13].tolist()
     valid, rank = ranks_of([order], 20)
 
     def run(rows: Tensor, valid: Tensor, rank: Tensor, garbage: float) -> tuple[Tensor, Tensor]:
-        own = [t.clone().requires_grad_() for t in (q, k, v)]
-        filled = [t.masked_fill(~valid[:, None, :, None], garbage)[:, :, rows] for t in own]
-        found = nystrom_attention(*filled, valid[:, rows], rank[:, rows], landmarks=4)
-        kept = found[:, :, valid[0, rows]]
-        gradients = torch.autograd.grad(kept.pow(2).sum(), own)
-        return kept, torch.stack(gradients)
+        inputs = [t.clone().requires_grad_() for t in (q, k, v)]
+        filled = [t.masked_fill(~valid[:, None, :, None], garbage)[:, :, rows] for t in inputs]
+        actual = nystrom_attention(*filled, valid[:, rows], rank[:, rows], landmarks=4)
+        out = actual[:, :, valid[0, rows]]
+        gradients = torch.autograd.grad(out.pow(2).sum(), inputs)
+        return out, torch.stack(gradients)
 
     alone = run(torch.tensor(sorted(order)), valid, rank, 0.0)
     padded = run(torch.arange(20), valid, rank, 50.0)
-    for found, expected in zip(padded, alone, strict=True):
-        close(found, expected)
+    for actual, expected in zip(padded, alone, strict=True):
+        close(actual, expected)
     everything = torch.ones_like(valid)
     taken, _ = run(torch.arange(20), everything, torch.arange(20)[None], 50.0)
     assert (taken[:, :, valid[0]] - alone[0]).abs().max() > 1e-3
 
 
 def test_landmarks_that_do_not_exist_change_nothing() -> None:
-    """Seven tokens have seven landmarks, whatever is asked for; also after few iterations."""
+    """Seven tokens have seven landmarks, however many are asked for, also after few iterations."""
     q, k, v = draw(2, 7)
     valid, rank = ranks_of([torch.randperm(7).tolist(), [4, 2, 5]], 7)
-    found = nystrom_attention(q, k, v, valid, rank, landmarks=11)
-    close(found[:1], nystrom_attention(q[:1], k[:1], v[:1], valid[:1], rank[:1], landmarks=7))
+    actual = nystrom_attention(q, k, v, valid, rank, landmarks=11)
+    close(actual[:1], nystrom_attention(q[:1], k[:1], v[:1], valid[:1], rank[:1], landmarks=7))
     few = [2, 4, 5]
     alone = nystrom_attention(
         *(t[1:, :, few] for t in (q, k, v)), valid[1:, few], rank[1:, few], landmarks=3
     )
-    close(found[1:, :, few], alone)
+    close(actual[1:, :, few], alone)
 
 
 def test_pseudo_inverse() -> None:
@@ -156,7 +156,7 @@ def attention(landmarks: int) -> NystromAttention:
 
 
 def slow_self_attention(module: NystromAttention, tokens: Tensor) -> Tensor:
-    """Exact, of one image ``(n, d)``."""
+    """Compute exact attention of one image ``(n, d)``."""
     q, k, v = (tokens @ w.T for w in module.query_key_value.weight.chunk(3))
     heads = [
         softmax_attention(*(t[:, h * DIM : (h + 1) * DIM] for t in (q, k, v))) for h in range(HEADS)
@@ -185,7 +185,7 @@ def test_the_first_token_is_always_exact() -> None:
     module = attention(2)
     tokens = torch.randn(2, 9, HEADS * DIM, dtype=torch.float64)
     valid, _ = ranks_of([list(range(9)), list(range(6))], 9)
-    added, weight = module.of_first(tokens, valid)
+    added, weight = module.attend_from_first(tokens, valid)
     for i, n in enumerate((9, 6)):
         close(added[i], slow_self_attention(module, tokens[i, :n])[0])
         q, k, _ = (tokens[i, :n] @ w.T for w in module.query_key_value.weight.chunk(3))
@@ -205,24 +205,26 @@ def test_heads_must_share_the_width() -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 0.25, 0.5, 0.999, -7.5])
 def test_cells_of_a_lattice(offset: float) -> None:
-    """At any offset, with places rounded to pixels: also where a plain floor would jump."""
+    """At any offset, with positions rounded to pixels: also where a plain floor would jump."""
     generator = torch.Generator().manual_seed(0)
     true = torch.cartesian_prod(torch.arange(9), torch.arange(5))
-    kept = true[(torch.rand(45, generator=generator) < 0.6).nonzero()[:, 0]]
-    kept = kept - kept.amin(0)
-    noise = (torch.rand(kept.shape, generator=generator) - 0.5) / 64
+    expected = true[(torch.rand(45, generator=generator) < 0.6).nonzero()[:, 0]]
+    expected = expected - expected.amin(0)
+    noise = (torch.rand(expected.shape, generator=generator) - 0.5) / 64
     centre = torch.zeros(1, 50, 2)
-    centre[0, : len(kept)] = kept + offset + noise
-    valid = torch.arange(50)[None] < len(kept)
+    centre[0, : len(expected)] = expected + offset + noise
+    valid = torch.arange(50)[None] < len(expected)
     cells = lattice_cells(centre, valid)
-    assert torch.equal(cells[0, : len(kept)], kept)
-    assert (cells[0, len(kept) :] == 0).all()
+    assert torch.equal(cells[0, : len(expected)], expected)
+    assert (cells[0, len(expected) :] == 0).all()
     if offset == 0.0:
-        assert not torch.equal(centre[0, : len(kept)].floor().long(), kept), "floor would jump"
+        assert not torch.equal(centre[0, : len(expected)].floor().long(), expected), (
+            "floor would jump"
+        )
 
 
 def test_rank_follows_the_curve() -> None:
-    """Against bits of Python integers; places that share a cell go by their centres."""
+    """Against bits of Python integers; tokens of one cell are ranked by their centres."""
     generator = torch.Generator().manual_seed(1)
     n = 40
     centre = 12 * torch.rand(1, n, 2, generator=generator)
@@ -246,7 +248,7 @@ def test_rank_follows_the_curve() -> None:
 
 
 def dense_position(module: PyramidPosition, tokens: Tensor, cells: Tensor) -> Tensor:
-    """Of one image ``(n, d)``: a full grid, three convolutions, and back."""
+    """Compute three dense convolutions over the grid of one image ``(n, d)``."""
     shape = (cells.amax(0) + 1).tolist()
     grid, count = torch.zeros(*shape, tokens.shape[1], dtype=tokens.dtype), torch.zeros(*shape)
     for token, cell in zip(tokens, cells.tolist(), strict=True):
@@ -268,11 +270,11 @@ def test_position_equals_dense_convolution(ndim: int) -> None:
     for i, shape in enumerate(shapes):
         cells[i] = torch.stack([torch.randint(size, (36,)) for size in shape], -1)
     valid = torch.arange(36) < torch.tensor([[36], [25]])
-    found = module(tokens, cells, valid)
+    actual = module(tokens, cells, valid)
     for i, n in enumerate((36, 25)):
         assert len(torch.unique(cells[i, :n], dim=0)) < n, "some share a cell"
-        close(found[i, :n], dense_position(module, tokens[i, :n], cells[i, :n]))
-    assert (found[1, 25:] == 0).all()
+        close(actual[i, :n], dense_position(module, tokens[i, :n], cells[i, :n]))
+    assert (actual[1, 25:] == 0).all()
 
 
 def test_position_does_not_wrap_around() -> None:
@@ -281,9 +283,9 @@ def test_position_does_not_wrap_around() -> None:
     module = PyramidPosition(2).double()
     cells = torch.cartesian_prod(torch.arange(4), torch.arange(6)).expand(2, -1, -1)
     tokens = torch.randn(2, 24, 2, dtype=torch.float64)
-    found = module(tokens, cells, torch.ones(2, 24, dtype=torch.bool))
+    actual = module(tokens, cells, torch.ones(2, 24, dtype=torch.bool))
     for i in range(2):
-        close(found[i], dense_position(module, tokens[i], cells[i]))
+        close(actual[i], dense_position(module, tokens[i], cells[i]))
 
 
 def test_position_of_places_far_apart() -> None:
@@ -291,13 +293,13 @@ def test_position_of_places_far_apart() -> None:
     module = PyramidPosition(2).double()
     cells = torch.tensor([[[0, 0], [10**6, 10**6], [10**6, 10**6 - 3]]])
     tokens = torch.randn(1, 3, 2, dtype=torch.float64)
-    found = module(tokens, cells, torch.ones(1, 3, dtype=torch.bool))
+    actual = module(tokens, cells, torch.ones(1, 3, dtype=torch.bool))
     centre = sum(
         conv.weight[:, 0].flatten(1)[:, conv.weight[0, 0].numel() // 2] for conv in module.convs
     )
     bias = sum(conv.bias for conv in module.convs)
-    close(found[0, 0], tokens[0, 0] * (1 + centre) + bias)
-    close(found[0, 1:], dense_position(module, tokens[0, 1:], cells[0, 1:] - 10**6 + 3))
+    close(actual[0, 0], tokens[0, 0] * (1 + centre) + bias)
+    close(actual[0, 1:], dense_position(module, tokens[0, 1:], cells[0, 1:] - 10**6 + 3))
 
 
 def test_position_gradcheck() -> None:

@@ -1,4 +1,4 @@
-"""Linear answers are logistic regression; what they say of images they saw is corrected exactly."""
+"""Linear models against logistic regression, and their answers to images of the fit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.nn.linear_fit import STRENGTHS, EachLoss, fit_linear, fit_trust, likelihood_shares
+from foveate.nn.linear_fit import (
+    STRENGTHS,
+    RowLosses,
+    compute_pseudo_bma_weights,
+    fit_linear,
+    fit_trust,
+)
 from foveate.nn.overview import N_PARTS, OverviewHead
 
 
-def yes_or_no(target: Tensor) -> EachLoss:
-    """The loss of one output with a sigmoid."""
+def yes_or_no(target: Tensor) -> RowLosses:
+    """Return the losses of one output with a sigmoid."""
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         truth = target[rows].to(logits.dtype)
@@ -25,8 +31,8 @@ def yes_or_no(target: Tensor) -> EachLoss:
     return loss
 
 
-def one_of_several(target: Tensor) -> EachLoss:
-    """The loss of a softmax."""
+def one_of_several(target: Tensor) -> RowLosses:
+    """Return the losses of a softmax."""
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         return functional.cross_entropy(logits, target[rows], reduction="none")
@@ -35,7 +41,7 @@ def one_of_several(target: Tensor) -> EachLoss:
 
 
 def problem(n: int, d: int, k: int, *, seed: int = 0, signal: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Features ``(n, d)`` with spread 1 and classes, which some of the features tell of."""
+    """Draw features ``(n, d)`` of spread 1, and classes that depend on some of them."""
     rng = np.random.default_rng(seed)
     target = np.arange(n) % k
     x = rng.normal(size=(n, d))
@@ -45,13 +51,13 @@ def problem(n: int, d: int, k: int, *, seed: int = 0, signal: float = 1.0) -> tu
 
 
 def peer(x: Tensor, target: Tensor, strength: float) -> LogisticRegression:
-    """Scikit-learn's, solved to the end."""
+    """Fit scikit-learn's logistic regression to convergence."""
     model = LogisticRegression(C=1 / strength, tol=1e-10, max_iter=10_000)
     return model.fit(x.numpy(), target.numpy())
 
 
 def in_parts(n: int, k: int = 5) -> Tensor:
-    """Parts of unequal sizes, each class in each."""
+    """Return parts of unequal sizes, which all contain every class."""
     return torch.arange(n) % 13 % k
 
 
@@ -68,7 +74,7 @@ def test_two_classes_are_scikit_learn_s(n: int, d: int, strength: float) -> None
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_several_classes_are_scikit_learn_s(strength: float) -> None:
-    """The biases of a softmax are known but for a constant."""
+    """The biases of a softmax are determined up to a constant."""
     x, target = problem(120, 8, 3)
     fit = fit_linear(x, one_of_several(target), 3, in_parts(120), 5, strengths=(strength,))
     other = peer(x, target, strength)
@@ -78,13 +84,13 @@ def test_several_classes_are_scikit_learn_s(strength: float) -> None:
 
 
 def refitted(x: Tensor, target: Tensor, parts: Tensor, strength: float) -> np.ndarray:
-    """Logits ``(n,)`` of each row by scikit-learn's fit to all other parts."""
-    found = np.zeros(len(x))
+    """Return logits ``(n,)`` of each row by scikit-learn's fit to all other parts."""
+    actual = np.zeros(len(x))
     for part in parts.unique().tolist():
         out = parts == part
         other = peer(x[~out], target[~out], strength)
-        found[out.numpy()] = other.decision_function(x[out].numpy())
-    return found
+        actual[out.numpy()] = other.decision_function(x[out].numpy())
+    return actual
 
 
 @pytest.mark.parametrize(("n", "d"), [(120, 8), (40, 60)])
@@ -118,11 +124,11 @@ def test_shares_follow_the_likelihood_of_left_out_rows() -> None:
     for n, rows in ((10, 10), (50, 50), (5000, 50)):
         likelihood = np.exp(-rows * np.array(losses))
         expected = likelihood / likelihood.sum()
-        np.testing.assert_allclose(likelihood_shares(losses, n), expected, rtol=1e-9)
+        np.testing.assert_allclose(compute_pseudo_bma_weights(losses, n), expected, rtol=1e-9)
 
 
 def test_trust_is_the_best_factor() -> None:
-    """Logits twice as sure as they are right are halved; half as sure ones doubled."""
+    """Logits that are twice too large are halved; logits that are half too small are doubled."""
     generator = torch.Generator().manual_seed(0)
     exact = 2 * torch.randn(4000, 1, generator=generator, dtype=torch.float64)
     target = (torch.rand(4000, generator=generator) < exact[:, 0].sigmoid()).long()
@@ -147,14 +153,14 @@ def test_sure_answers_that_tell_nothing_are_not_trusted() -> None:
 
 
 def test_features_that_tell_nothing_say_nothing() -> None:
-    """Noise that a fit could learn by heart; over ten draws. The entropy of the labels is ln 2."""
-    said, losses = [], []
+    """On noise, over ten draws, logits are small. The entropy of the labels is ln 2."""
+    sizes, losses = [], []
     for seed in range(10):
         x, target = problem(60, 40, 2, seed=seed, signal=0.0)
         logits = settled((20, 20), x, target)(x.float(), in_parts(60))
-        said.append(float(logits.abs().mean()))
+        sizes.append(float(logits.abs().mean()))
         losses.append(float(yes_or_no(target)(logits, torch.arange(60)).mean()))
-    assert np.mean(said) < 0.15, said
+    assert np.mean(sizes) < 0.15, sizes
     assert np.mean(losses) < np.log(2) + 0.02, losses
 
 
@@ -191,7 +197,7 @@ def test_before_it_is_settled_the_answer_is_nothing() -> None:
 
 
 def test_images_that_it_was_fitted_to_are_answered_by_fits_that_did_not_see_them() -> None:
-    """Against scikit-learn's refits, each of its group, shares and trust as found."""
+    """Against scikit-learn's refits of each group, with the fitted shares and trust."""
     x, target = problem(80, 24, 2, seed=3)
     x = 5.0 * x - 2.0
     head = settled((8, 16), x, target)
@@ -202,15 +208,15 @@ def test_images_that_it_was_fitted_to_are_answered_by_fits_that_did_not_see_them
         fit = fit_linear(group, yes_or_no(target), 1, in_parts(80), N_PARTS)
         expected += share * refitted(group, target, in_parts(80), fit.strength)
     expected *= float(head.trust)
-    found = head(x.float(), in_parts(80))
-    np.testing.assert_allclose(found[:, 0], expected, atol=1e-3)
-    assert (found - head(x.float())).abs().max() > 0.05, "seen images are answered otherwise"
+    actual = head(x.float(), in_parts(80))
+    np.testing.assert_allclose(actual[:, 0], expected, atol=1e-3)
+    assert (actual - head(x.float())).abs().max() > 0.05, "seen images are answered otherwise"
     unseen = head(x.float(), torch.full((80,), -1))
     torch.testing.assert_close(unseen, head(x.float()), rtol=1e-5, atol=1e-5)
 
 
 def test_what_it_knew_by_heart_is_no_merit_when_features_have_moved() -> None:
-    """Noise in features and labels, then other noise: nothing seen may be counted on or off."""
+    """Features and labels are noise, then other noise: images of the fit must not gain or lose."""
     losses = []
     for seed in range(10):
         x, target = problem(60, 40, 2, seed=seed, signal=1.0)

@@ -1,4 +1,4 @@
-"""Aggregators and relations against slow loops, in float64."""
+"""Poolings and relations against slow loops, in float64."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn.attention import Relate
+from foveate.nn.attention import RelationLayer
 from foveate.nn.heads import Head
 from foveate.nn.pooling import AdditivePool, CrossPool, GatedPool, MaxPool, MeanPool
-from foveate.nn.selection import attention_scores
+from foveate.nn.selection import attention_logits
 
 DIM = 8
 HEADS = (Head("grade", 3, True, "sum"), Head("finding", 2, False, "max"))
@@ -29,7 +29,7 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 
 
 def trained(module: nn.Module, seed: int = 0) -> nn.Module:
-    """As after training: weights of ordinary size, in float64."""
+    """Return a module with weights of ordinary size, as after training, in float64."""
     torch.manual_seed(seed)
     for p in module.parameters():
         nn.init.normal_(p, std=0.6)
@@ -42,15 +42,15 @@ def bag(lengths: tuple[int, ...], seed: int = 1) -> tuple[Tensor, Tensor]:
     return torch.randn(*valid.shape, DIM, dtype=torch.float64), valid
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 # -- pooling ---------------------------------------------------------------------------------------
 
 
 def _slow_additive(pool: AdditivePool, f: Tensor, k_min: float) -> tuple[list[Tensor], list[float]]:
-    """Probabilities per head and shares per patch, of one image."""
+    """Return probabilities per head and shares per patch of one image."""
     answers, shares = [], [0.0] * len(f)
     for part, head in zip(pool.parts, HEADS, strict=True):
         w = [torch.sigmoid(part.gate(x)) for x in f]
@@ -62,8 +62,8 @@ def _slow_additive(pool: AdditivePool, f: Tensor, k_min: float) -> tuple[list[Te
             answer = answer + max(torch.zeros(()), k_min - total) / head.size
         answers.append(answer / max(total, torch.tensor(k_min)))
         chosen = [int(answer.argmax())] if head.exclusive else range(head.size)
-        said = [(a * sum(b[c] for c in chosen)).item() for a, b in zip(w, p, strict=True)]
-        shares = [s + x / sum(said) / len(HEADS) for s, x in zip(shares, said, strict=True)]
+        terms = [(a * sum(b[c] for c in chosen)).item() for a, b in zip(w, p, strict=True)]
+        shares = [s + x / sum(terms) / len(HEADS) for s, x in zip(shares, terms, strict=True)]
     return answers, shares
 
 
@@ -98,9 +98,9 @@ def test_cross_pool() -> None:
             for head in (slice(0, 4), slice(4, 8)):
                 k = [(pool.to_key.weight @ x)[head] for x in f[i, :n]]
                 v = [(pool.to_value.weight @ x)[head] for x in f[i, :n]]
-                e = torch.stack([torch.exp(q[head] @ each / 2) for each in k])
+                e = torch.stack([torch.exp(q[head] @ vector / 2) for vector in k])
                 a = e / e.sum()
-                mixed.append(sum(share * each for share, each in zip(a, v, strict=True)))
+                mixed.append(sum(share * vector for share, vector in zip(a, v, strict=True)))
                 attention += a / (2 * len(HEADS))
             z = pool.norms[0](question + pool.out.weight @ torch.cat(mixed))
             z = pool.norms[1](z + pool.mlp(z))
@@ -134,10 +134,10 @@ def test_cross_pool_scores_patches_alike_in_either_mode() -> None:
     f = torch.randn(40, DIM) * 5
     valid = torch.ones(1, 40, dtype=torch.bool)
     assert torch.equal(pool.train()(f[None], valid)[1], pool.eval()(f[None], valid)[1])
-    scores = attention_scores(pool.train().query(), pool.keys(f))
-    assert torch.equal(scores, attention_scores(pool.eval().query(), pool.keys(f)))
-    assert torch.equal(scores[10:20], attention_scores(pool.query(), pool.keys(f[10:20])))
-    assert scores.unique().numel() == 40
+    scores = attention_logits(pool.train().query(), pool.keys(f))
+    assert torch.equal(scores, attention_logits(pool.eval().query(), pool.keys(f)))
+    assert torch.equal(scores[10:20], attention_logits(pool.query(), pool.keys(f[10:20])))
+    assert len(scores.unique(dim=0)) == 40
 
 
 def test_cross_pool_of_logits_far_apart() -> None:
@@ -208,8 +208,8 @@ def test_what_every_pool_keeps(name: str) -> None:
 # -- relations -------------------------------------------------------------------------------------
 
 
-def _slow_relate(layer: Relate, x: Tensor, position: Tensor, centre: Tensor) -> Tensor:
-    """One image, all tokens valid: a loop over pairs."""
+def _slow_relate(layer: RelationLayer, x: Tensor, position: Tensor, centre: Tensor) -> Tensor:
+    """Relate the tokens of one image without padding, by a loop over pairs."""
     n, d, size = len(x), x.shape[1], x.shape[1] // layer.heads
     wq, wk, wv = layer.query_key_value.weight.split(d)
     z = layer.norm(x)
@@ -241,36 +241,36 @@ def scene(n: int, ndim: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_relate_is_a_loop_over_pairs(ndim: int) -> None:
-    layer = trained(Relate(DIM, heads=2, ndim=ndim))
+    layer = trained(RelationLayer(DIM, heads=2, ndim=ndim))
     x, position, centre = scene(7, ndim)
     valid = torch.ones(1, 7, dtype=torch.bool)
-    found = layer(x, position, valid, centre)
+    actual = layer(x, position, valid, centre)
     expected = _slow_relate(layer, x[0], position[0], centre[0])
-    close(found[0], expected)
-    fast = torch.autograd.grad(found.square().sum(), list(layer.parameters()))
+    close(actual[0], expected)
+    fast = torch.autograd.grad(actual.square().sum(), list(layer.parameters()))
     slow = torch.autograd.grad(expected.square().sum(), list(layer.parameters()))
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     for other in (centre / 2, -centre):
         moved = layer(x, position, valid, other)
-        assert (moved - found).abs().max() > 1e-3
+        assert (moved - actual).abs().max() > 1e-3
 
 
 def test_relate_knows_no_origin_and_no_order() -> None:
-    layer = trained(Relate(DIM, heads=2))
+    layer = trained(RelationLayer(DIM, heads=2))
     x, position, centre = scene(9)
     valid = torch.ones(1, 9, dtype=torch.bool)
-    found = layer(x, position, valid, centre)
-    close(layer(x, position, valid, centre + torch.tensor([300.0, -70.0])), found)
+    actual = layer(x, position, valid, centre)
+    close(layer(x, position, valid, centre + torch.tensor([300.0, -70.0])), actual)
     order = torch.randperm(9)
     permuted = layer(x[:, order], position[:, order], valid, centre[:, order])
-    close(permuted, found[:, order])
+    close(permuted, actual[:, order])
     # Tokens that keep their places while their contents move are something else.
     assert (layer(x[:, order], position[:, order], valid, centre) - permuted).abs().max() > 1e-2
 
 
 def test_relate_ignores_padding() -> None:
-    layer = trained(Relate(DIM, heads=2))
+    layer = trained(RelationLayer(DIM, heads=2))
     x, position, centre = scene(6)
     valid = torch.ones(1, 6, dtype=torch.bool)
     outcomes = []
@@ -279,10 +279,10 @@ def test_relate_ignores_padding() -> None:
         rows = functional.pad(x, (0, 0, 0, extra), value=40.0).requires_grad_()
         where = functional.pad(centre, (0, 0, 0, extra))
         code = functional.pad(position, (0, 0, 0, extra), value=7.0)
-        found = layer(rows, code, functional.pad(valid, (0, extra)), where)[:, :6]
-        found.square().sum().backward()
+        actual = layer(rows, code, functional.pad(valid, (0, extra)), where)[:, :6]
+        actual.square().sum().backward()
         gradients = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
-        outcomes.append((found.detach(), rows.grad, gradients))
+        outcomes.append((actual.detach(), rows.grad, gradients))
     close(outcomes[0][0], outcomes[1][0])
     close(outcomes[0][1], outcomes[1][1][:, :6])
     assert (outcomes[1][1][:, 6:] == 0).all()
@@ -292,7 +292,7 @@ def test_relate_ignores_padding() -> None:
 
 def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
     torch.manual_seed(0)
-    layer = Relate(64)
+    layer = RelationLayer(64)
     x, centre = torch.randn(2, 30, 64), 20 * torch.randn(2, 30, 2)
     valid = torch.ones(2, 30, dtype=torch.bool)
     valid[1, 1:] = False
@@ -306,26 +306,26 @@ def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
 @pytest.mark.parametrize("pairs", [9, 65, 150])
 def test_relate_in_tiles_is_relate_at_once(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.nn.attention._ROWS", 4)
-    whole = trained(Relate(16, heads=4))
-    tiles = Relate(16, heads=4, pairs=pairs).double()
-    tiles.load_state_dict(whole.state_dict())
+    at_once = trained(RelationLayer(16, heads=4))
+    tiles = RelationLayer(16, heads=4, pairs=pairs).double()
+    tiles.load_state_dict(at_once.state_dict())
     torch.manual_seed(1)
     tokens, position = torch.randn(2, 2, 13, 16, dtype=torch.float64)
     centre = 9 * torch.randn(2, 13, 2, dtype=torch.float64)
     valid = torch.arange(13) < torch.tensor([[13], [8]])
-    found = []
-    for layer in (whole, tiles):
+    actual = []
+    for layer in (at_once, tiles):
         x, code = tokens.clone().requires_grad_(), position.clone().requires_grad_()
         out = layer(x, code, valid, centre)
         assert torch.equal(out.detach(), layer(x, code, valid, centre).detach())
         (out.sin() * valid.unsqueeze(-1)).sum().backward()
-        found.append([out, x.grad, code.grad, *(p.grad for p in layer.parameters())])
-    for one, other in zip(*found, strict=True):
+        actual.append([out, x.grad, code.grad, *(p.grad for p in layer.parameters())])
+    for one, other in zip(*actual, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_relate_in_tiles_of_logits_far_apart() -> None:
-    layer = Relate(16, heads=4, pairs=16)
+    layer = RelationLayer(16, heads=4, pairs=16)
     x = (1e3 * torch.randn(1, 30, 16)).requires_grad_()
     valid = torch.ones(1, 30, dtype=torch.bool)
     with torch.no_grad():

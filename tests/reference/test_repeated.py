@@ -28,7 +28,7 @@ def encoder() -> nn.Sequential:
 
 
 def flat(*colours: tuple[float, float, float]) -> Tensor:
-    """One constant patch of each colour, ``(n, 3, 6, 6)``."""
+    """Return one constant patch of each colour, ``(n, 3, 6, 6)``."""
     rows = torch.tensor(colours, dtype=torch.float64).view(-1, 3, 1, 1)
     return rows.expand(-1, -1, SIDE, SIDE).contiguous()
 
@@ -39,12 +39,12 @@ def varied(n: int) -> Tensor:
 
 
 def mixed() -> Tensor:
-    """Three colours, twelve patches, in no order; two differ from a colour in one pixel only."""
+    """Return twelve patches of three colours in no order; two differ in one pixel only."""
     almost = flat(GREY, BLACK)
     almost[0, 1, 2, 3] += 1e-9
     almost[1, 2, 5, 5] = 1.0
-    found = torch.cat([flat(GREY, RED, GREY), varied(3), flat(BLACK, GREY, RED), almost])
-    return torch.cat([found, flat(BLACK)])
+    actual = torch.cat([flat(GREY, RED, GREY), varied(3), flat(BLACK, GREY, RED), almost])
+    return torch.cat([actual, flat(BLACK)])
 
 
 BAGS: dict[str, tuple[Callable[[], Tensor], int]] = {
@@ -60,15 +60,15 @@ BAGS: dict[str, tuple[Callable[[], Tensor], int]] = {
 
 
 def loss_of(f: Tensor) -> Tensor:
-    """A loss in which every row counts differently."""
+    """Return a loss that weighs every row differently."""
     weight = torch.linspace(0.5, 2, f.numel(), dtype=f.dtype).view_as(f)
     return (weight * f.sin()).sum()
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
-    found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    actual = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
-    return found
+    return actual
 
 
 def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -81,15 +81,15 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 def test_values_and_gradients_are_those_of_embedding_every_patch(name: str) -> None:
     make, n_needed = BAGS[name]
     network, patches = encoder(), make()
-    want = network(patches)
-    loss_of(want).backward()
+    expected = network(patches)
+    loss_of(expected).backward()
     theirs = gradients(network)
 
     once = EmbedOnce(network)
-    found = once(patches)
-    loss_of(found).backward()
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, want, atol=1e-13, rtol=0)
+    actual = once(patches)
+    loss_of(actual).backward()
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
     assert_close(gradients(network), theirs)
     assert once.n_embedded == n_needed
 
@@ -121,15 +121,15 @@ def test_without_gradient_a_colour_is_embedded_once_over_all_calls() -> None:
 
     once, chunks = EmbedOnce(watched), mixed().split(2)
     with torch.no_grad():
-        found = torch.cat([once(chunk) for chunk in chunks])
-        torch.testing.assert_close(found, network(mixed()), atol=1e-13, rtol=0)
+        actual = torch.cat([once(chunk) for chunk in chunks])
+        torch.testing.assert_close(actual, network(mixed()), atol=1e-13, rtol=0)
     colours = [tuple(p[:, 0, 0].tolist()) for p in met if constant(p)]
     assert sorted(colours) == sorted([GREY, RED, BLACK])
     assert len(met) == once.n_embedded == 3 + 5
 
 
 def test_rows_kept_without_gradient_are_not_taken_where_there_is_one() -> None:
-    """A row that was kept carries no gradient: taking it would leave parameters untrained."""
+    """A cached row has no gradient: using it in training would leave parameters untrained."""
     network = encoder()
     once = EmbedOnce(network)
     with torch.no_grad():
@@ -147,26 +147,28 @@ def test_replay_across_chunks_has_the_gradient_of_embedding_every_patch(
 ) -> None:
     network, patches = encoder(), BAGS[name][0]()
     chunks = patches.split(size)
-    found = replay(EmbedOnce(network), list(network.parameters()), lambda i: chunks[i], len(chunks))
-    loss_of(found).backward()
+    actual = replay(
+        EmbedOnce(network), list(network.parameters()), lambda i: chunks[i], len(chunks)
+    )
+    loss_of(actual).backward()
     ours = gradients(network)
-    want = network(patches)
-    loss_of(want).backward()
-    torch.testing.assert_close(found, want, atol=1e-13, rtol=0)
+    expected = network(patches)
+    loss_of(expected).backward()
+    torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
     assert_close(ours, gradients(network))
 
 
 def test_the_first_pass_of_replay_embeds_each_colour_once() -> None:
     network, chunks = encoder(), mixed().split(3)
     once = EmbedOnce(network)
-    found = replay(once, list(network.parameters()), lambda i: chunks[i], len(chunks))
+    actual = replay(once, list(network.parameters()), lambda i: chunks[i], len(chunks))
     assert once.n_embedded == 3 + 5
-    loss_of(found).backward()
+    loss_of(actual).backward()
     assert once.n_embedded > 3 + 5, "the second pass needs the gradient of each chunk's own"
 
 
 def test_no_more_colours_are_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foveate.nn.repeated._MOST_COLOURS", 2)
+    monkeypatch.setattr("foveate.nn.repeated._MAX_COLOURS", 2)
     network = encoder()
     once = EmbedOnce(network)
     with torch.no_grad():

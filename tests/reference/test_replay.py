@@ -46,7 +46,7 @@ def test_replay_equals_one_pass(dropout: bool, size: int) -> None:
     loss = _head(replay(encoder, list(encoder.parameters()), lambda i: chunks[i], len(chunks)))
     after = torch.rand(3)
     loss.backward()
-    found = _gradients(encoder)
+    actual = _gradients(encoder)
 
     encoder.zero_grad()
     torch.manual_seed(7)
@@ -54,8 +54,8 @@ def test_replay_equals_one_pass(dropout: bool, size: int) -> None:
     assert torch.equal(torch.rand(3), after)
     once.backward()
     torch.testing.assert_close(loss, once, atol=1e-12, rtol=0)
-    assert len(found) == len(list(encoder.parameters()))
-    for ours, theirs in zip(found, _gradients(encoder), strict=True):
+    assert len(actual) == len(list(encoder.parameters()))
+    for ours, theirs in zip(actual, _gradients(encoder), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
@@ -118,6 +118,6 @@ def _peak_kib(n_patches: int) -> int:
 
 
 def test_peak_memory_does_not_grow_with_patches() -> None:
-    """Whole-process peaks, 64 patches against 4,096: within 5 %."""
+    """Peaks of a process with 64 and with 4,096 patches differ by less than 5 %."""
     few, many = _peak_kib(64), _peak_kib(4096)
     assert abs(many - few) / few < 0.05, (few, many)

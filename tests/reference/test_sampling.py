@@ -1,4 +1,4 @@
-"""The estimators against every possible draw, and the order of draws against chi-square."""
+"""Estimators against all possible draws, and the order of draws against a chi-square test."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from foveate.nn.sampling import (
-    deviation,
-    divergence,
     draw_with_replacement,
     draw_without_replacement,
+    estimate_deviation,
     expectation,
     expectation_with_replacement,
+    kl_divergence,
+    select_strongest,
     smoothed_log_softmax,
-    strongest,
 )
 
 K, N, D = 5, 3, 4
@@ -46,13 +46,13 @@ Draws = list[tuple[tuple[int, ...], float]]
 
 
 def _ordered_draws(a: Tensor, n: int = N) -> Draws:
-    """Every ordered draw without replacement and its probability."""
+    """Return every ordered draw without replacement and its probability."""
     a = a.detach()
     return [(o, _draw_probability(a, o)) for o in itertools.permutations(range(len(a)), n)]
 
 
 def _independent_draws(a: Tensor, n: int = N) -> Draws:
-    """Every draw with replacement and its probability."""
+    """Return every draw with replacement and its probability."""
     a = a.detach()
     return [(o, float(a[list(o)].prod())) for o in itertools.product(range(len(a)), repeat=n)]
 
@@ -60,14 +60,14 @@ def _independent_draws(a: Tensor, n: int = N) -> Draws:
 def _over_draws(
     estimator: Estimator, draws: Draws, logits: Tensor, features: Tensor, weights: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean and second moment, over all draws, of the estimate and of its two gradients."""
+    """Return first and second moments, over all draws, of the estimate and its two gradients."""
     first: list[Tensor] = []
     second: list[Tensor] = []
     for order, share in draws:
         a, drawn = logits.softmax(0), list(order)
         estimate = estimator(a[None, drawn], features[None, drawn])[0]
-        found = torch.autograd.grad(estimate @ weights, [logits, features])
-        values = [estimate.detach(), *found]
+        actual = torch.autograd.grad(estimate @ weights, [logits, features])
+        values = [estimate.detach(), *actual]
         first = [t + share * v for t, v in zip(first or [0] * 3, values, strict=True)]
         second = [t + share * v**2 for t, v in zip(second or [0] * 3, values, strict=True)]
     return first, second
@@ -86,8 +86,8 @@ def _assert_unbiased(
 ) -> None:
     exact = logits.softmax(0) @ features
     truth = [exact.detach(), *torch.autograd.grad(exact @ weights, [logits, features])]
-    found, _ = _over_draws(estimator, draws, logits, features, weights)
-    for mean, expected in zip(found, truth, strict=True):
+    actual, _ = _over_draws(estimator, draws, logits, features, weights)
+    for mean, expected in zip(actual, truth, strict=True):
         torch.testing.assert_close(mean, expected, atol=1e-12, rtol=0)
 
 
@@ -151,21 +151,23 @@ def test_deviation_is_that_of_the_estimate(concentration: float, replacement: bo
                 a[None, drawn], values[None, drawn]
             )
             variance += share * (estimate[0] - a @ values) ** 2
-            found = deviation(a[None, drawn], values[None, drawn], replacement=replacement)
-            squares += share * found[0] ** 2
+            actual = estimate_deviation(
+                a[None, drawn], values[None, drawn], replacement=replacement
+            )
+            squares += share * actual[0] ** 2
         torch.testing.assert_close(squares, variance, atol=1e-12, rtol=1e-10)
 
 
 def test_deviation_of_one_draw_is_unknown() -> None:
     a = torch.tensor([[0.5, 0.2], [0.5, 0.2], [0.0, 0.0]])
     valid = torch.tensor([[True, True], [True, False], [False, False]])
-    found = deviation(a, torch.randn(3, 2, 2), valid)
-    assert found[0].isfinite().all()
-    assert found[1:].isnan().all()
+    actual = estimate_deviation(a, torch.randn(3, 2, 2), valid)
+    assert actual[0].isfinite().all()
+    assert actual[1:].isnan().all()
 
 
 def _inclusive(a: Tensor, f: Tensor) -> Tensor:
-    """The trap of several ports: mass that counts the present draw too."""
+    """Estimate as several ports do: the remaining mass already lacks the present draw."""
     remaining = 1 - a.cumsum(-1)
     scored = a / (a / remaining.clamp_min(1e-12)).detach()
     weighted = a.unsqueeze(-1) * f
@@ -173,7 +175,7 @@ def _inclusive(a: Tensor, f: Tensor) -> Tensor:
 
 
 def _published(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
-    """The attention gradient of the published code (METHODS of the paper's repository)."""
+    """Return the attention gradient of the published code (METHODS of the paper's repository)."""
     remaining = 1 - (a.cumsum(-1) - a)
     weighted = a.unsqueeze(-1) * f
     terms = weighted.cumsum(1) - weighted + remaining.unsqueeze(-1) * f
@@ -183,15 +185,15 @@ def _published(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
 
 
 def test_the_traps_are_biased() -> None:
-    """The enumeration above has teeth: published variants fail it by far."""
+    """Enumeration detects the bias: published variants fail it by far."""
     logits, features, weights = _problem(0, 1.0)
     draws = _ordered_draws(logits.softmax(0))
     probabilities = logits.softmax(0).detach()
     (truth,) = torch.autograd.grad((logits.softmax(0) @ features) @ weights, logits)
-    found, _ = _over_draws(_inclusive, draws, logits, features, weights)
-    assert (found[0] - probabilities @ features).abs().max() > 1e-2
+    actual, _ = _over_draws(_inclusive, draws, logits, features, weights)
+    assert (actual[0] - probabilities @ features).abs().max() > 1e-2
     expected = probabilities.unsqueeze(1) * weights
-    assert (found[2] - expected).norm() / expected.norm() > 0.1
+    assert (actual[2] - expected).norm() / expected.norm() > 0.1
     gradient = torch.zeros(K).double()
     for order, share in draws:
         drawn = list(order)
@@ -206,14 +208,14 @@ def test_nothing_remains_only_in_the_inclusive_sum() -> None:
     """With every cell drawn, the last draw still has its own mass before it."""
     logits, features, _ = _problem(1, 1.0)
     a = logits.softmax(0).detach()[None]
-    found = features.detach()[None].clone().requires_grad_()
-    expectation(a, found).sum().backward()
-    assert found.grad is not None
-    torch.testing.assert_close(found.grad[0, -1], (a[0, -1] / K).expand(D))
+    actual = features.detach()[None].clone().requires_grad_()
+    expectation(a, actual).sum().backward()
+    assert actual.grad is not None
+    torch.testing.assert_close(actual.grad[0, -1], (a[0, -1] / K).expand(D))
 
 
 def _hindsight(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
-    """The trap of a baseline that counts the present draw: its part of ``dL/da``, 3.3's form."""
+    """Return the part of ``dL/da`` of a baseline that includes the present draw."""
     v = f @ g
     before = a.cumsum(1) - a
     left, terms = 1 - before, (a * v).cumsum(1) - a * v + (1 - before) * v
@@ -270,18 +272,18 @@ def test_mass_of_nearly_one_keeps_gradients_finite(estimator: Estimator, rest: l
 
 
 def test_float32_gradients_agree_with_float64() -> None:
-    """Cells far apart: what single precision gives is what double precision gives."""
+    """With cells of very different attention, both precisions agree."""
     logits = torch.tensor([[30.0, 12.0, 3.0, 0.0, -20.0]], dtype=torch.float64)
     f = torch.randn(1, 5, 3, dtype=torch.float64)
     for baseline in (False, True):
-        found = []
+        actual = []
         for dtype in (torch.float64, torch.float32):
             leaf = logits.to(dtype, copy=True).requires_grad_()
             a = leaf.softmax(-1)
             expectation(a, f.to(dtype), baseline=baseline).sum().backward()
             assert leaf.grad is not None
-            found.append(leaf.grad.double())
-        torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
+            actual.append(leaf.grad.double())
+        torch.testing.assert_close(actual[1], actual[0], atol=1e-6, rtol=1e-5)
 
 
 def test_gumbel_order_is_sequential_sampling() -> None:
@@ -329,7 +331,7 @@ def test_strongest_cells_share_one() -> None:
     log_a = torch.tensor([[1.0, 3.0, 2.0, 3.0], [0.0, -torch.inf, 1.0, -torch.inf]])
     log_a = torch.cat([log_a, torch.full((1, 4), -torch.inf)]).log_softmax(-1)
     log_a = log_a.masked_fill(log_a.isnan(), -torch.inf).requires_grad_()
-    index, weight = strongest(log_a, 3)
+    index, weight = select_strongest(log_a, 3)
     assert index.tolist()[0] == [1, 3, 2]
     assert index.tolist()[1][:2] == [2, 0]
     expected = torch.tensor([3.0, 3.0, 2.0]).softmax(0)
@@ -353,10 +355,10 @@ def test_padded_draws_change_nothing(make: Callable[..., Estimator], baseline: b
     short = [a[:1, :4].clone().requires_grad_(), f[:1, :4].clone().requires_grad_()]
     long = [a.clone().requires_grad_(), f.clone().requires_grad_()]
     expected = function(*short, baseline=baseline)
-    found = function(*long, valid, baseline=baseline)
-    torch.testing.assert_close(found[:1], expected)
+    actual = function(*long, valid, baseline=baseline)
+    torch.testing.assert_close(actual[:1], expected)
     by_short = torch.autograd.grad((expected @ weights).sum(), short)
-    by_long = torch.autograd.grad((found @ weights).sum(), long)
+    by_long = torch.autograd.grad((actual @ weights).sum(), long)
     for one, other in zip(by_short, by_long, strict=True):
         torch.testing.assert_close(other[:1, :4], one)
         assert (other[0, 4:] == 0).all()
@@ -373,14 +375,14 @@ def test_logits_a_hundred_apart() -> None:
     (lost,) = torch.autograd.grad(-(logits.softmax(-1) + 1e-6).log()[0, 2], logits)
     assert lost.abs().max() < 1e-6
     for smoothing in (0.0, 1e-3):
-        found = []
+        actual = []
         for dtype in (torch.float64, torch.float32):
             leaf = logits.detach().to(dtype).requires_grad_()
             log_a = smoothed_log_softmax(leaf, real, smoothing=smoothing)
-            (by_leaf,) = torch.autograd.grad(divergence(log_a, _uniform(real).to(dtype)), leaf)
+            (by_leaf,) = torch.autograd.grad(kl_divergence(log_a, _uniform(real).to(dtype)), leaf)
             assert by_leaf.isfinite().all()
-            found.append(by_leaf.double())
-        torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
+            actual.append(by_leaf.double())
+        torch.testing.assert_close(actual[1], actual[0], atol=1e-6, rtol=1e-4)
 
 
 def test_padding_changes_nothing() -> None:
@@ -394,7 +396,7 @@ def test_padding_changes_nothing() -> None:
     assert long[:, 6:].isneginf().all()
     assert (draw_without_replacement(long.expand(500, -1).clone(), 6) < 6).all()
     torch.testing.assert_close(
-        divergence(long, _uniform(real)), divergence(short, _uniform(real[:, :6]))
+        kl_divergence(long, _uniform(real)), kl_divergence(short, _uniform(real[:, :6]))
     )
 
 
@@ -402,7 +404,7 @@ def test_padding_gets_no_gradient_through_the_softmax() -> None:
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     real = torch.tensor([[True] * 5, [True, True, True, False, False]])
     log_a = smoothed_log_softmax(logits, real, smoothing=1e-3)
-    divergence(log_a, _uniform(real)).backward()
+    kl_divergence(log_a, _uniform(real)).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert (logits.grad[1, 3:] == 0).all()
@@ -427,14 +429,14 @@ def test_divergence_from_uniform_is_negative_entropy() -> None:
     real = torch.ones(1, 8, dtype=torch.bool)
     log_a = smoothed_log_softmax(torch.randn(1, 8).double(), real, smoothing=0.0)
     expected = math.log(8) - _entropy(log_a)
-    torch.testing.assert_close(divergence(log_a, _uniform(real)), expected)
+    torch.testing.assert_close(kl_divergence(log_a, _uniform(real)), expected)
 
 
 def test_the_term_added_to_the_loss_spreads_attention() -> None:
     logits = torch.randn(1, 8, requires_grad=True)
     real = torch.ones(1, 8, dtype=torch.bool)
     before = smoothed_log_softmax(logits, real, smoothing=0.0)
-    divergence(before, _uniform(real).float()).backward()
+    kl_divergence(before, _uniform(real).float()).backward()
     assert logits.grad is not None
     after = smoothed_log_softmax(logits.detach() - logits.grad, real, smoothing=0.0)
     assert _entropy(after) > _entropy(before)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from foveate.errors import NotFinite, OptionError
 from foveate.nn.selection import (
-    TopM,
-    attention_scores,
-    log_normaliser,
-    ranked,
-    with_exploration,
+    attention_logits,
+    normalised_scores,
+    rank_patches,
+    select_with_exploration,
 )
 
 N, M, TOKENS, HEADS, DK = 300, 40, 4, 8, 16
@@ -24,7 +23,7 @@ CHUNKS = (1, 7, 64, N)
 
 
 def _patches() -> tuple[Tensor, Tensor]:
-    """Queries, and keys of which each occurs up to three times: background makes exact ties."""
+    """Draw queries, and keys of which each occurs up to three times, so that scores tie."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(TOKENS, HEADS, DK, generator=generator)
     key = torch.randn(N, HEADS, DK, generator=generator)
@@ -33,43 +32,50 @@ def _patches() -> tuple[Tensor, Tensor]:
     return query, key
 
 
+def _scores(query: Tensor, key: Tensor, chunk: int = N) -> Tensor:
+    """Scores of all patches, whose logits come chunk by chunk."""
+    return normalised_scores(
+        torch.cat([attention_logits(query, part) for part in key.split(chunk)])
+    )
+
+
 def _ours(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
-    best = TopM(m=M)
-    for part in order.split(chunk):
-        best.add(attention_scores(query, key[part]), part)
-    return best.selected().tolist()
+    """Patches as the scan has them: in the order of their places, whatever that they came in."""
+    back = order.argsort()
+    scores = _scores(query, key[order], chunk)[back]
+    return rank_patches(scores)[:M].tolist()
 
 
 def _published(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
-    """Softmax over the buffer and the chunk at hand, mean over heads and tokens."""
-    kept = order[:M]
+    """Select by a softmax over the buffer and the chunk, averaged over heads and tokens."""
+    buffer = order[:M]
     for part in order[M:].split(chunk):
-        kept = torch.cat([kept, part])
-        logits = torch.einsum("thd,nhd->thn", query, key[kept]) / math.sqrt(DK)
-        kept = kept[logits.softmax(-1).mean((0, 1)).topk(M).indices]
-    return kept.tolist()
+        buffer = torch.cat([buffer, part])
+        logits = torch.einsum("thd,nhd->thn", query, key[buffer]) / math.sqrt(DK)
+        buffer = buffer[logits.softmax(-1).mean((0, 1)).topk(M).indices]
+    return buffer.tolist()
 
 
 def _outcomes(select: Callable[..., list[int]]) -> set[tuple[int, ...]]:
-    """What is selected in ten shuffles and several chunk sizes."""
+    """Return the selections of ten shuffles and several chunk sizes."""
     query, key = _patches()
-    found = set()
+    selected = set()
     for seed in range(10):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-        found |= {tuple(select(query, key, order, chunk)) for chunk in CHUNKS}
-    return found
+        selected |= {tuple(select(query, key, order, chunk)) for chunk in CHUNKS}
+    return selected
 
 
 def test_any_order_and_chunks_select_the_best_of_all() -> None:
     query, key = _patches()
-    scores = attention_scores(query, key).tolist()
+    scores = _scores(query, key).tolist()
     best = sorted(range(N), key=lambda i: (-scores[i], i))[:M]
     assert len(set(scores)) < N
     assert _outcomes(_ours) == {tuple(best)}
 
 
 def test_patches_that_all_but_tie_are_selected_in_any_order() -> None:
-    """As at the beginning of a training: 300 selections, of scores that differ by 1e-8."""
+    """When a training begins, scores differ by 1e-8: 300 selections."""
     _, key = _patches()
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
@@ -79,97 +85,57 @@ def test_patches_that_all_but_tie_are_selected_in_any_order() -> None:
         kinds = key.flatten(1).unique(dim=0, return_inverse=True)[1]
         order = sorted(range(N), key=lambda i: -float(scores[i]))
         best = {int(kinds[i]) for i in order[:M]}
-        found = set()
+        selected = set()
         for turn in range(10):
             order = torch.randperm(N, generator=generator)
-            found.add(tuple(_ours(query, key, order, CHUNKS[turn % len(CHUNKS)])))
-        assert len(found) == 1
-        assert {int(kinds[i]) for i in found.pop()} == best
+            selected.add(tuple(_ours(query, key, order, CHUNKS[turn % len(CHUNKS)])))
+        assert len(selected) == 1
+        assert {int(kinds[i]) for i in selected.pop()} == best
 
 
 def test_the_published_rule_depends_on_order() -> None:
-    """The check above has teeth, even where only the set counts and equal patches are one."""
+    """The test above can fail, even if equal patches count as one and only the set counts."""
     _, key = _patches()
     value = key.flatten(1).unique(dim=0, return_inverse=True)[1].tolist()
-    sets = {tuple(sorted(value[i] for i in found)) for found in _outcomes(_published)}
+    sets = {tuple(sorted(value[i] for i in selected)) for selected in _outcomes(_published)}
     assert len(sets) > 10
 
 
-def test_ties_across_the_border_go_by_index() -> None:
-    scores = torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 0.0])
-    for seed in range(10):
-        for chunk in (1, 2, 3, 7):
-            best = TopM(m=3, sub_salient=2)
-            order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
-            for part in order.split(chunk):
-                best.add(scores[part], part)
-            assert best.selected().tolist() == [1, 4, 0]
-            assert best.sub_salient().tolist() == [2, 3]
-    assert ranked(scores)[:5].tolist() == [1, 4, 0, 2, 3]
-
-
-def test_memory_is_that_of_the_selected() -> None:
-    best = TopM(m=3, sub_salient=2)
-    for part in torch.arange(1000).split(100):
-        best.add(torch.rand(100), part)
-        held = [v for v in vars(best).values() if isinstance(v, Tensor)]
-        assert max(v.untyped_storage().nbytes() for v in held) <= 5 * 8
-
-
-def test_padding_and_few_patches() -> None:
-    best = TopM(m=4, sub_salient=2)
-    assert best.selected().tolist() == []
-    best.add(torch.tensor([-torch.inf, 0.5, -torch.inf]), torch.tensor([5, 6, 7]))
-    assert best.selected().tolist() == [6]
-    assert best.sub_salient().tolist() == []
+def test_ties_go_by_index_and_padding_is_left_out() -> None:
+    scores = torch.tensor([1.0, 2.0, 1.0, -torch.inf, 1.0, 2.0, 1.0, 0.0])
+    assert rank_patches(scores).tolist() == [1, 5, 0, 2, 4, 6, 7]
     for broken in (torch.nan, torch.inf):
         with pytest.raises(NotFinite):
-            best.add(torch.tensor([0.0, broken]), torch.tensor([8, 9]))
-    with pytest.raises(OptionError):
-        TopM(m=0)
+            rank_patches(torch.tensor([0.0, broken]))
 
 
-def test_scores_are_the_log_sum_over_heads_and_tokens() -> None:
+def test_scores_are_the_log_of_the_published_ones_of_all_patches() -> None:
     query, key = _patches()
-    scores = attention_scores(query, key)
-    for i in range(0, N, 50):
-        parts = [
-            float(query[t, h].double() @ key[i, h].double()) / math.sqrt(DK)
-            for t in range(TOKENS)
-            for h in range(HEADS)
-        ]
-        assert math.isclose(float(scores[i]), math.log(sum(map(math.exp, parts))), rel_tol=1e-6)
-    # Of the last bit too: the same in any company, in half precision, and a hundred times larger.
+    logits = torch.einsum("thd,nhd->thn", query, key) / math.sqrt(DK)
+    expected = logits.softmax(-1).mean((0, 1))
+    scores = _scores(query, key)
+    torch.testing.assert_close(scores.softmax(0).float(), expected, atol=1e-6, rtol=1e-4)
+    assert _scores(100 * query, key).isfinite().all()
+
+
+def test_logits_are_the_same_to_the_last_bit_in_any_company() -> None:
+    query, key = _patches()
+    logits = attention_logits(query, key)
+    exact = torch.einsum("thd,nhd->nth", query.double(), key.double()) / math.sqrt(DK)
+    torch.testing.assert_close(logits, exact)
     for chunk in CHUNKS:
-        parts = [attention_scores(query, part) for part in key.split(chunk)]
-        assert torch.equal(torch.cat(parts), scores)
+        parts = [attention_logits(query, part) for part in key.split(chunk)]
+        assert torch.equal(torch.cat(parts), logits)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(attention_scores(query, key), scores)
-    assert attention_scores(100 * query, key).isfinite().all()
-
-
-def test_a_patch_scores_the_same_whatever_the_others_are() -> None:
-    query, key = _patches()
-    changed = key.clone()
-    changed[1:] *= 3
-    assert attention_scores(query, changed)[0] == attention_scores(query, key)[0]
+        assert torch.equal(attention_logits(query, key), logits)
 
 
 def test_one_head_that_is_high_everywhere_does_not_decide_alone() -> None:
+    """A shift of one head's keys leaves attention, and with it the selection, as it was."""
     query, key = _patches()
-    whole = log_normaliser(query, key)
-    halves = [log_normaliser(query, part) for part in key.split(N // 2)]
-    torch.testing.assert_close(torch.logaddexp(*halves), whole)
-    logits = torch.einsum("thd,nhd->thn", query, key) / math.sqrt(DK)
-    expected = logits.softmax(-1).mean((0, 1))
-    scores = attention_scores(query, key, whole)
-    torch.testing.assert_close(scores.softmax(0).float(), expected, atol=1e-6, rtol=1e-4)
-    # The same shift of one head's keys leaves attention, and with it the selection, as it was.
     shift = torch.zeros(HEADS, DK)
     shift[0] = query[0, 0]
-    moved = attention_scores(query, key + shift, log_normaliser(query, key + shift))
-    torch.testing.assert_close(moved, scores, atol=1e-5, rtol=0)
-    assert (attention_scores(query, key + shift) - attention_scores(query, key)).std() > 0.1
+    torch.testing.assert_close(_scores(query, key + shift), _scores(query, key), atol=1e-5, rtol=0)
 
 
 # -- exploration ------------------------------------------------------------------------------
@@ -180,25 +146,25 @@ def test_exploration_keeps_the_best_and_draws_the_rest(explore: float) -> None:
     torch.manual_seed(0)
     scores = torch.randn(50)
     scores[40:] = -torch.inf
-    found = with_exploration(scores, 10, explore=explore)
+    selected = select_with_exploration(scores, 10, explore=explore)
     drawn = math.ceil(round(10 * explore, 9))
-    assert len(set(found.tolist())) == 10
-    assert (found < 40).all()
-    assert found[: 10 - drawn].tolist() == ranked(scores)[: 10 - drawn].tolist()
-    again = with_exploration(scores, 10, explore=explore)
-    assert torch.equal(found, again) == (explore == 0)
+    assert len(set(selected.tolist())) == 10
+    assert (selected < 40).all()
+    assert selected[: 10 - drawn].tolist() == rank_patches(scores)[: 10 - drawn].tolist()
+    again = select_with_exploration(scores, 10, explore=explore)
+    assert torch.equal(selected, again) == (explore == 0)
 
 
 def test_rounding_draws_no_patch_more() -> None:
     """0.07 * 100 is a little more than 7 in floating point."""
     scores = torch.randn(300)
-    found = with_exploration(scores, 100, explore=0.07)
-    assert torch.equal(found[:93], ranked(scores)[:93])
+    selected = select_with_exploration(scores, 100, explore=0.07)
+    assert torch.equal(selected[:93], rank_patches(scores)[:93])
 
 
 def test_no_exploration_draws_nothing() -> None:
     scores, before = torch.randn(30), torch.get_rng_state()
-    assert torch.equal(with_exploration(scores, 5, explore=0), ranked(scores)[:5])
+    assert torch.equal(select_with_exploration(scores, 5, explore=0), rank_patches(scores)[:5])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -209,7 +175,9 @@ def test_explored_patches_follow_their_probability(temperature: float, uniform: 
     times = 4000
     drawn = torch.stack(
         [
-            with_exploration(scores, 3, explore=0.5, temperature=temperature, uniform=uniform)
+            select_with_exploration(
+                scores, 3, explore=0.5, temperature=temperature, uniform=uniform
+            )
             for _ in range(times)
         ]
     )
@@ -226,9 +194,11 @@ def test_explored_patches_follow_their_probability(temperature: float, uniform: 
 
 def test_a_patch_far_below_the_rest_can_fill_a_slot() -> None:
     scores = torch.tensor([0.0, -2000.0, -3000.0, 1.0])
-    found = [with_exploration(scores, 3, explore=1.0, uniform=0.0).tolist() for _ in range(40)]
-    assert {frozenset(f) for f in found} == {frozenset({0, 3, 1}), frozenset({0, 3, 2})}
-    assert with_exploration(scores, 9, explore=0.5).tolist() == [3, 0, 1, 2]
+    selected = [
+        select_with_exploration(scores, 3, explore=1.0, uniform=0.0).tolist() for _ in range(40)
+    ]
+    assert {frozenset(f) for f in selected} == {frozenset({0, 3, 1}), frozenset({0, 3, 2})}
+    assert select_with_exploration(scores, 9, explore=0.5).tolist() == [3, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -237,4 +207,4 @@ def test_a_patch_far_below_the_rest_can_fill_a_slot() -> None:
 )
 def test_options_without_a_meaning(options: dict[str, float]) -> None:
     with pytest.raises(OptionError, match="explore"):
-        with_exploration(torch.zeros(4), 2, **options)
+        select_with_exploration(torch.zeros(4), 2, **options)

@@ -1,4 +1,4 @@
-"""Streaming beside the plain network: maps and gradients of published architectures."""
+"""Streaming against the plain network: maps and gradients of published architectures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "laye
 
 
 class LastMap(nn.Module):
-    """The coarsest of the maps that a network gives."""
+    """A network that returns the coarsest of its maps."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LastMap(nn.Module):
 
 
 class UNet(nn.Module):
-    """Three levels with skip connections; odd sides are cut to meet."""
+    """Three levels with skip connections; maps of odd sides are cropped to match."""
 
     def __init__(self, up: str) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class UNet(nn.Module):
 
 
 class UNetEncoder(UNet):
-    """The way down alone."""
+    """The encoder of the U-Net alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.encode(x)[-1]
@@ -157,7 +157,7 @@ NETS = FAST | SLOW
 
 
 def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
-    """In double precision; frozen norms far from the identity, layer scales of order 1."""
+    """Return the network in double precision, with norms far from the identity."""
     torch.manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -175,22 +175,22 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
 def passed(
     net: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[dict[str, Tensor | None], Tensor]:
-    """Gradients of parameters and image for a random upstream gradient, and the map."""
+    """Return gradients of parameters and image for a random upstream gradient, and the map."""
     x = x.clone().requires_grad_()
     net.zero_grad()
-    found = run(x)
+    actual = run(x)
     generator = torch.Generator().manual_seed(11)
-    upstream = torch.randn(found.shape, generator=generator, dtype=torch.float64)
-    found.backward(upstream.to(found.dtype))
-    return {"image": x.grad} | {n: p.grad for n, p in net.named_parameters()}, found.detach()
+    upstream = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
+    actual.backward(upstream.to(actual.dtype))
+    return {"image": x.grad} | {n: p.grad for n, p in net.named_parameters()}, actual.detach()
 
 
 def assert_same(
-    found: dict[str, Tensor | None], expected: dict[str, Tensor | None], bound: float = 1e-10
+    actual: dict[str, Tensor | None], expected: dict[str, Tensor | None], bound: float = 1e-10
 ) -> None:
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, right in expected.items():
-        left = found[name]
+        left = actual[name]
         if right is None or left is None:
             assert right is left, name
             continue
@@ -209,10 +209,10 @@ def test_maps_and_gradients_are_those_of_the_plain_network(name: str) -> None:
     expected, plain = passed(net, net, x)
     for tile in tiles:
         streamed = Streamed(net, tile=tile)
-        found, map_ = passed(net, streamed, x)
+        actual, map_ = passed(net, streamed, x)
         assert streamed.counts["forward"] == streamed.counts["backward"] >= 4
         assert_same({"map": map_}, {"map": plain})
-        assert_same(found, expected)
+        assert_same(actual, expected)
 
 
 # -- in use ---------------------------------------------------------------------------------------
@@ -250,26 +250,26 @@ def test_gradients_of_several_passes_add_up() -> None:
 def test_tiles_without_gradient_are_not_computed_again() -> None:
     net, x = tiny(), torch.randn(2, 3, 64, 64)
     streamed = Streamed(net, tile=16)
-    found = streamed(x)
+    actual = streamed(x)
     assert streamed.counts == {"forward": 32, "backward": 0}
-    found[0, :, 5, 9].sum().backward()
+    actual[0, :, 5, 9].sum().backward()
     assert streamed.counts == {"forward": 32, "backward": 1}
-    kept = [p.grad.clone() for p in net.parameters()]
+    gradients = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     net(x)[0, :, 5, 9].sum().backward()
-    for p, q in zip(net.parameters(), kept, strict=True):
+    for p, q in zip(net.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, q, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gradient_of_zeros_is_one_of_zeros() -> None:
-    """Optimisers treat it otherwise than none at all: weights decay."""
+    """Optimisers treat zeros otherwise than None: they decay the weights."""
     net = tiny()
     (Streamed(net, tile=16)(torch.randn(1, 3, 32, 32)) * 0).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
 def test_frozen_layers_below_a_stored_map() -> None:
-    """A segment of the plan in which nothing is learnt gives nothing, and does not fail."""
+    """A segment without trained parameters has no gradients, and does not fail."""
     below = [nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(4, 32, 1)]
     above = [layer for _ in range(6) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())]
     net = randomised(nn.Sequential(*below, *above))
@@ -287,11 +287,11 @@ def test_frozen_layers_below_a_stored_map() -> None:
 
 def test_what_is_overwritten_before_backward_is_noticed() -> None:
     net, x = tiny(), torch.randn(1, 3, 32, 32)
-    found = Streamed(net, tile=16)(x)
+    actual = Streamed(net, tile=16)(x)
     with torch.no_grad():
         net[0].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        found.sum().backward()
+        actual.sum().backward()
 
 
 def test_second_derivatives_are_refused() -> None:
@@ -339,12 +339,12 @@ def test_a_network_may_change_after_the_first_call(change: Callable[[nn.Module],
     x = torch.randn(1, 3, 40, 33)
     x = x.double() if change is nn.Module.double else x
     expected, plain = passed(net, net, x)
-    found, map_ = passed(net, streamed, x)
-    assert_same({"map": map_} | found, {"map": plain} | expected, 1e-4)
+    actual, map_ = passed(net, streamed, x)
+    assert_same({"map": map_} | actual, {"map": plain} | expected, 1e-4)
 
 
 def test_buffers_of_traced_layers_move_with_the_network() -> None:
-    """Those of timm's norms are read in passing; they are not the ones of the first call."""
+    """Buffers of timm's norms are read at each call, not only at the first one."""
     net = of_timm("regnetx_002", out_indices=(0,)).eval()
     streamed = Streamed(net, tile=32)
     streamed(torch.randn(1, 3, 64, 64))

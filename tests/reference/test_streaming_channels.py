@@ -25,14 +25,14 @@ TRANSPOSED = (
 
 
 def between(*layers: nn.Module, d: int = 2, channels: int = 4) -> nn.Module:
-    """Convolutions before and after, so that halos and inner gradients count."""
+    """Put layers between two convolutions, so that halos and inner gradients count."""
     conv = CONVOLUTIONS[d - 1]
     first, last = conv(4, 8, 3, padding=1), conv(channels, 3, 3, 2)
     return nn.Sequential(first, nn.Tanh(), *layers, last)
 
 
 def called(function: Callable[..., Tensor], *, d: int = 2, channels: int = 8) -> nn.Module:
-    """The same around a function."""
+    """Put a function between two convolutions."""
     return between(Function(function), d=d, channels=channels)
 
 
@@ -119,7 +119,7 @@ def test_cells_become_channels(factor: int) -> None:
 
 
 class Spread(nn.Module):
-    """A transposed convolution as a function, with a weight that is computed."""
+    """A transposed convolution as a function, with a computed weight."""
 
     def __init__(self, conv: nn.Module, *, named: bool) -> None:
         super().__init__()
@@ -159,13 +159,13 @@ def test_transposed_convolutions_as_functions(named: bool) -> None:
 def test_a_mask_may_be_the_map(tile: int) -> None:
     net = called(lambda x: x > 0)[:-1]
     x = torch.randn(2, 4, 31, 36)
-    found = Streamed(net, tile=tile)(x)
-    assert found.dtype == torch.bool
-    assert torch.equal(found, net(x))
+    actual = Streamed(net, tile=tile)(x)
+    assert actual.dtype == torch.bool
+    assert torch.equal(actual, net(x))
 
 
 def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
-    """Nor is what follows from them without a gradient: the rest of the stack could not learn."""
+    """Nor are maps without gradient that follow from masks: layers before them would not train."""
     net = nn.Sequential(
         *(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh(), Function(lambda x: x > 0)),
         *(Function(lambda m: m.double()), nn.Conv2d(4, 16, 3, 2, 1)),
@@ -179,9 +179,9 @@ def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
         expected = [p.grad for p in net.parameters()]
         net.zero_grad()
         streamed = Streamed(net, budget_bytes=budget)
-        found = streamed(x)
-        torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
-        found.square().sum().backward()
+        actual = streamed(x)
+        torch.testing.assert_close(actual, plain, rtol=1e-10, atol=1e-10)
+        actual.square().sum().backward()
         for p, gradient in zip(net.parameters(), expected, strict=True):
             if gradient is None:
                 assert p.grad is None or not p.grad.any()
@@ -197,7 +197,7 @@ def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
 def test_the_nearest_cell_is_that_of_the_layer_at_every_ratio(
     mode: str, dtype: torch.dtype
 ) -> None:
-    """In its own rank: one axis alone is rounded otherwise than two (20 cells to 46)."""
+    """PyTorch rounds one axis alone otherwise than two (20 cells to 46)."""
     sizes = [(20, 46), (20, 54), (24, 37), (24, 123), (301, 389)]
     sizes += [(n, m) for n in range(11, 90, 7) for m in range(13, 200, 9)]
     tried = [(n, {"size": (m, 5)}) for n, m in sizes] + [(n, {"size": (5, m)}) for n, m in sizes]
@@ -209,14 +209,14 @@ def test_the_nearest_cell_is_that_of_the_layer_at_every_ratio(
         across = options.get("size", (0, 5))[0] == 5  # type: ignore[index]
         x = torch.randn(1, 4, *((5, n) if across else (n, 5)), dtype=dtype)
         try:
-            found = Streamed(layer, tile=97)(x)
+            actual = Streamed(layer, tile=97)(x)
         except NotLocal as reason:
             assert "nearest hangs on how large" in str(reason)  # noqa: PT017
             refused += 1
             continue
-        assert torch.equal(found, layer(x)), (n, options)
+        assert torch.equal(actual, layer(x)), (n, options)
         last = x.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(found, layer(last)), (n, options)
+        assert torch.equal(actual, layer(last)), (n, options)
     assert refused < 0.08 * len(tried)
     # Sides that stay as they are at a scale of 1.1, and little else.
     assert refused < 0.02 * len(tried) or dtype == torch.float64
@@ -244,10 +244,12 @@ WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_looks_at_the_whole_image_is_refused_by_name(name: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Function(WHOLE[name]))
     word = name.split(",")[0].split(" ")[0].replace("axis", "mean")
-    with pytest.raises(NotLocal, match=rf"^{word} in '1' \(Function\) cannot be streamed") as found:
+    with pytest.raises(
+        NotLocal, match=rf"^{word} in '1' \(Function\) cannot be streamed"
+    ) as actual:
         Streamed(net).check()
-    assert found.match("whole image|spatial axis")
-    assert found.match("take a network without")
+    assert actual.match("whole image|spatial axis")
+    assert actual.match("take a network without")
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {

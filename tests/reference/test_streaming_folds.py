@@ -1,4 +1,4 @@
-"""Frozen batch norms that become part of the convolution before them."""
+"""Frozen batch norms that are folded into the convolution before them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOUBLE = torch.float64
 
 
 def frozen(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
-    """With statistics and weights of no particular value."""
+    """Make a frozen norm with arbitrary statistics and weights."""
     norm = nn.BatchNorm2d(n, affine=affine, eps=1e-3).eval().to(DOUBLE)
     for values, low in ((norm.running_mean, -1.0), (norm.running_var, 0.3)):
         assert values is not None
@@ -27,29 +27,29 @@ def frozen(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
 
 
 class Called(nn.Module):
-    """The norm as a function, by place and by name."""
+    """The norm as a function, with positional or keyword arguments."""
 
     def __init__(self, *, named: bool) -> None:
         super().__init__()
         self.norm, self.named = frozen(5), named
 
     def forward(self, x: Tensor) -> Tensor:
-        own = self.norm
+        norm = self.norm
         if self.named:
             return functional.batch_norm(
                 x,
-                running_var=own.running_var,
+                running_var=norm.running_var,
                 eps=0.2,
-                running_mean=own.running_mean,
-                bias=own.bias,
+                running_mean=norm.running_mean,
+                bias=norm.bias,
             )
         return functional.batch_norm(
-            x, own.running_mean, own.running_var, own.weight, own.bias, False, 0.1, own.eps
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, norm.eps
         )
 
 
 class Twice(nn.Module):
-    """The convolution's own map is used beside the normalised one."""
+    """A network that uses the convolution's map beside the normalised one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
 
 
 def norms(streamed: Streamed) -> int:
-    """Steps that are a norm of their own."""
+    """List the steps that are a norm, not folded into a convolution."""
     graph = streamed._graph_of((3, 41, 38), torch.device("cpu"), DOUBLE)
     kinds = [
         isinstance(step.apply, nn.BatchNorm2d) or step.apply is functional.batch_norm
@@ -105,8 +105,8 @@ def assert_equal_to_plain(net: nn.Module) -> Streamed:
     streamed = Streamed(net, tile=9)
     z = streamed(x)
     torch.testing.assert_close(z, y, rtol=1e-12, atol=1e-12)
-    found = torch.autograd.grad((z * weight).sum(), learnt, allow_unused=True)
-    for ours, plain in zip(found, expected, strict=True):
+    actual = torch.autograd.grad((z * weight).sum(), learnt, allow_unused=True)
+    for ours, plain in zip(actual, expected, strict=True):
         if plain is not None:
             torch.testing.assert_close(ours, plain, rtol=0, atol=1e-11 * float(plain.abs().max()))
     return streamed

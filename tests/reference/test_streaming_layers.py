@@ -1,4 +1,4 @@
-"""Each operation of streaming beside the plain layer, over many options; fields; refusals."""
+"""Each operation of streaming against the plain layer, over many options; receptive fields."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from foveate.nn.channel_norm import ChannelNorm
 from foveate.streaming import NotLocal, Streamed
-from foveate.streaming.graph import _narrowed
+from foveate.streaming.graph import _crop_map
 
 Map = Callable[[Tensor], Tensor]
 
 
 class Function(nn.Module):
-    """A function as a stack, with layers for it to use."""
+    """A function as a network, with layers for it to use."""
 
     def __init__(self, function: Callable[..., Tensor], **layers: nn.Module) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class Function(nn.Module):
 
 
 class Indexed(nn.Module):
-    """Picks the cells that a layer of nearest cells picks.
+    """Nearest up-sampling by indexing, whose gradient is exact.
 
-    The gradient of torch's own is not that of its map where single and double precision round the
-    place of a cell differently.
+    PyTorch's gradient of nearest up-sampling does not match its map where single and double
+    precision round the position of a cell differently.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -59,7 +59,7 @@ class Indexed(nn.Module):
 def assert_streams(
     stack: nn.Module, x: Tensor, rng: random.Random, n_grids: int = 2, like: nn.Module | None = None
 ) -> None:
-    """Map, gradient of the image and of all parameters, on random tiles, in double precision."""
+    """Compare map and gradients with the plain layer's on random tiles, in double precision."""
     stack.double()
     x = x.double().requires_grad_()
     plain = (like or stack)(x.clone())  # a layer may overwrite its input
@@ -68,9 +68,9 @@ def assert_streams(
     expected = torch.autograd.grad(plain, learnt, upstream, allow_unused=True)
     for _ in range(n_grids):
         streamed = Streamed(stack, tile=tuple(rng.randint(2, n) for n in x.shape[2:]))
-        found = streamed(x)
-        torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
-        got = torch.autograd.grad(found, learnt, upstream, allow_unused=True)
+        actual = streamed(x)
+        torch.testing.assert_close(actual, plain, rtol=1e-10, atol=1e-10)
+        got = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
         for a, b in zip(got, expected, strict=True):
             assert (a is None) == (b is None) or not (b if a is None else a).any()
             if a is not None and b is not None:
@@ -83,7 +83,7 @@ def image(rng: random.Random, d: int, channels: int = 4, low: int = 9, high: int
 
 
 def plain_or_none(stack: nn.Module, x: Tensor) -> bool:
-    """Whether torch itself takes these options for this image."""
+    """Return the plain layer's map; None where PyTorch refuses these options for this image."""
     try:
         with torch.no_grad():
             return stack(x.clone()).numel() > 0
@@ -221,9 +221,9 @@ def _overwritten_by_place(x: Tensor, conv: nn.Module) -> Tensor:
 
 def _read_before(x: Tensor, conv: nn.Module) -> Tensor:
     y = conv(x)
-    kept = y * 2
+    doubled = y * 2
     torch.relu_(y)
-    return kept + torch.nn.functional.conv2d(y, conv.weight, padding=1)  # type: ignore[arg-type]
+    return doubled + torch.nn.functional.conv2d(y, conv.weight, padding=1)  # type: ignore[arg-type]
 
 
 def _halo_of_overwritten(x: Tensor, conv: nn.Module, relu: nn.Module) -> Tensor:
@@ -288,7 +288,7 @@ def test_functions_equal_the_plain_stack(name: str) -> None:
 
 
 class Reaching(nn.Module):
-    """Two branches of the same stride and unequal reach."""
+    """Two branches of equal stride and different receptive fields."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,10 +317,10 @@ FIELDS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields_are_those_that_nan_shows(name: str) -> None:
-    """A NaN in one line of the image reaches the cells that see it, and no other."""
+    """A NaN in one line of the image reaches the cells whose field contains it, and no other."""
     torch.manual_seed(0)
     stack, side = FIELDS[name](), 96
-    fields = Streamed(stack).field(channels=1)
+    fields = Streamed(stack).receptive_field(channels=1)
     for axis, field in enumerate(fields):
         reached = []
         for line in range(side):
@@ -346,7 +346,7 @@ def test_fields_are_those_that_nan_shows(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_tiles_never_see_beyond_what_they_read(name: str) -> None:
-    """What a tile reads is all that its cells depend on: NaN elsewhere changes nothing."""
+    """A tile depends on its input region alone: NaN elsewhere changes nothing."""
     torch.manual_seed(0)
     stack = FIELDS[name]()
     x = torch.randn(1, 1, 61, 67)
@@ -357,9 +357,9 @@ def test_tiles_never_see_beyond_what_they_read(name: str) -> None:
         assert len(grid) > 4
         for tile in grid:
             alone = torch.full_like(x, math.nan)
-            (a, b), (c, d) = tile.region
+            (a, b), (c, d) = tile.input_region
             alone[..., a:b, c:d] = x[..., a:b, c:d]
-            (a, b), (c, d) = tile.own
+            (a, b), (c, d) = tile.output_region
             torch.testing.assert_close(stack(alone)[..., a:b, c:d], plain[..., a:b, c:d])
 
 
@@ -368,13 +368,13 @@ def test_tiles_never_see_beyond_what_they_read(name: str) -> None:
 def test_the_gradient_of_a_part_of_a_map_is_laid_out_as_the_map(
     form: torch.memory_format, dense: bool
 ) -> None:
-    """In another order all that follows would copy it, which took a third of a tile's time."""
+    """In another layout the layers before would copy it, in a third of a tile's time."""
     x = torch.randn(1, 5, 9, 12, dtype=torch.double).contiguous(memory_format=form)
     x = (x if dense else x[..., 1:10]).detach().requires_grad_()
-    held = ((3, 12), (10, 10 + x.shape[-1]))
-    for wanted in (((4, 12), (10, 15)), ((3, 11), (12, 10 + x.shape[-1])), ((5, 8), (12, 14))):
-        part = _narrowed(x, (2, 3), held, wanted)
-        (a, b), (c, d) = wanted
+    covered = ((3, 12), (10, 10 + x.shape[-1]))
+    for region in (((4, 12), (10, 15)), ((3, 11), (12, 10 + x.shape[-1])), ((5, 8), (12, 14))):
+        part = _crop_map(x, (2, 3), covered, region)
+        (a, b), (c, d) = region
         plain = x[..., a - 3 : b - 3, c - 10 : d - 10]
         torch.testing.assert_close(part, plain)
         weight = torch.randn_like(part)
@@ -382,4 +382,4 @@ def test_the_gradient_of_a_part_of_a_map_is_laid_out_as_the_map(
         (theirs,) = torch.autograd.grad((plain * weight).sum(), x)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         assert ours.is_contiguous(memory_format=form)
-    assert _narrowed(x, (2, 3), held, held) is x
+    assert _crop_map(x, (2, 3), covered, covered) is x

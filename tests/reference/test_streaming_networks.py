@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from foveate.streaming import Streamed, TooLittleMemory
 from foveate.streaming.base import Call
-from foveate.streaming.dropout import PerElement
+from foveate.streaming.dropout import ElementDropout
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -29,7 +29,7 @@ NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class Normalised(nn.Module):
-    """Layer norm over channels."""
+    """Layer norm over channels, between two permutations."""
 
     def __init__(self, c: int, d: int) -> None:
         super().__init__()
@@ -37,24 +37,24 @@ class Normalised(nn.Module):
         self.first = (0, 1 + d, *range(1, 1 + d))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.norm(x.permute(self.last)).permute(self.first)
-        return found
+        out: Tensor = self.norm(x.permute(self.last)).permute(self.first)
+        return out
 
 
 class Residual(nn.Module):
-    """A branch beside the map itself, which may be dropped."""
+    """The sum of a map and a branch, which may be dropped."""
 
     def __init__(self, branch: nn.Module, drop: float) -> None:
         super().__init__()
         self.branch, self.drop = branch, DropPath(drop) if drop else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = x + self.drop(self.branch(x))
-        return found
+        out: Tensor = x + self.drop(self.branch(x))
+        return out
 
 
 class Beside(nn.Module):
-    """Two branches, their channels together."""
+    """Two branches whose channels are concatenated."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Beside(nn.Module):
 
 
 class Gated(nn.Module):
-    """One branch weighs another, or says where it counts."""
+    """The product of two branches, or one branch masked by the other."""
 
     def __init__(self, gate: nn.Module, branch: nn.Module, *, mask: bool) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Gated(nn.Module):
 
 
 class DownAndUp(nn.Module):
-    """Coarser cells and back, cut to meet the map that went in."""
+    """Down-sampling and up-sampling, cropped and concatenated to the input map."""
 
     def __init__(self, down: nn.Module, inner: nn.Module, up: nn.Module, d: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Drawn:
         self.kinds = sorted({type(m).__name__ for m in self.net.modules()})
 
     def layer(self, c: int, depth: int) -> tuple[nn.Module, int]:
-        """Any layer for c channels, and how many it gives."""
+        """Draw any layer for c channels, and return the channels of its output."""
         if depth and self.rng.random() < 0.3:
             return self.branching(c, depth)
         rng = self.rng
@@ -132,7 +132,7 @@ class Drawn:
         return self.same(c)
 
     def same(self, c: int, after: int | None = None) -> tuple[nn.Module, int]:
-        """Any layer that keeps the cells; of `after` channels where that is given."""
+        """Draw a layer that keeps the cells, with `after` channels if given."""
         rng, after = self.rng, after or self.rng.choice([4, 6])
         if rng.random() < 0.5:
             k = rng.choice([1, 3, 3, 5])
@@ -145,7 +145,7 @@ class Drawn:
         return nn.Sequential(self.inner(c), self.conv(c, after, 3, 1, padding=1)), after
 
     def inner(self, c: int) -> nn.Module:
-        """What looks at one cell."""
+        """Draw a layer of single cells."""
         rng = self.rng
         p = rng.uniform(0.1, 0.6)
         kinds: list[Callable[[], nn.Module]] = [
@@ -161,7 +161,7 @@ class Drawn:
         return rng.choice(kinds)()
 
     def branching(self, c: int, depth: int) -> tuple[nn.Module, int]:
-        """Branches that meet again."""
+        """Draw branches that meet again."""
         rng = self.rng
 
         def branch(after: int) -> nn.Module:
@@ -187,7 +187,7 @@ class Drawn:
         return DownAndUp(down, inner, self.up(between), self.d), c + 3
 
     def up(self, c: int) -> nn.Module:
-        """Twice as many cells an axis, of 3 channels."""
+        """Draw an up-sampling by 2 per axis, to 3 channels."""
         kinds: list[Callable[[], nn.Module]] = [
             lambda: TRANSPOSED[self.d](c, 3, 2, 2),
             lambda: TRANSPOSED[self.d](c, 3, 4, 2, 1),
@@ -202,7 +202,7 @@ class Drawn:
         return self.rng.choice(kinds)()
 
     def conv(self, c: int, after: int, k: int, stride: int, **options: object) -> nn.Module:
-        """A convolution, of groups where channels allow it."""
+        """Draw a convolution, with groups where the channels allow it."""
         groups = math.gcd(c, after) if self.rng.random() < 0.2 else 1
         bias = self.rng.random() < 0.8
         made: nn.Module = CONVOLUTIONS[self.d](
@@ -211,7 +211,7 @@ class Drawn:
         return made
 
     def norm(self, c: int) -> nn.Module:
-        """Frozen, with statistics of no particular value."""
+        """Draw a frozen norm with arbitrary statistics."""
         norm = NORMS[self.d](c).eval()
         nn.init.uniform_(norm.running_mean, -1, 1)
         nn.init.uniform_(norm.running_var, 0.3, 2)
@@ -220,23 +220,23 @@ class Drawn:
 
 
 def _dropped(self: nn.Module, x: Tensor) -> Tensor:
-    """What a layer of dropout gives where all of an image's elements are drawn at once."""
-    whole = tuple((0, n) for n in x.shape[2:])
-    call = Call(self, (x,), {}, tuple(range(2, x.ndim)), whole, whole, reuse=False)
-    op = PerElement(rate=lambda: self.p, extent=x.shape[2:], alpha=False, mutates=False)
+    """Return a dropout layer's output where all elements of an image are drawn at once."""
+    region = tuple((0, n) for n in x.shape[2:])
+    call = Call(self, (x,), {}, tuple(range(2, x.ndim)), region, region, reuse=False)
+    op = ElementDropout(rate=lambda: self.p, extent=x.shape[2:], alpha=False, mutates=False)
     seed = op.draw(x.shape[1], x)
     assert seed is not None
-    kept = op.kept(int(seed), x, call)
+    mask = op.draw_mask(int(seed), x, call)
     if not isinstance(self, nn.AlphaDropout):
-        found = torch.where(kept, x / (1 - self.p), 0.0)
-        return x.copy_(found) if self.inplace else found
+        dropped = torch.where(mask, x / (1 - self.p), 0.0)
+        return x.copy_(dropped) if self.inplace else dropped
     alpha = -1.7580993408473766
     a = ((1 - self.p) * (1 + self.p * alpha**2)) ** -0.5
-    return a * torch.where(kept, x, alpha) - a * alpha * self.p
+    return a * torch.where(mask, x, alpha) - a * alpha * self.p
 
 
 def within_least(net: nn.Module, x: Tensor) -> Streamed:
-    """Streamed within twice the least budget, of powers of two, that it can be streamed in."""
+    """Stream within twice the smallest budget, of powers of two, that is enough."""
     budget = 1 << 16
     while True:
         try:
@@ -247,7 +247,7 @@ def within_least(net: nn.Module, x: Tensor) -> Streamed:
 
 
 def compare(seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int, list[str]]:
-    """Largest difference, relative to the largest value; tiles; and kinds of layers."""
+    """Return the largest relative difference, the number of tiles and the kinds of layers."""
     drawn = Drawn(seed)
     net, x, rng = drawn.net, drawn.x.requires_grad_(), drawn.rng
     learnt = [x, *net.parameters()]
@@ -264,10 +264,10 @@ def compare(seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int, lis
     else:
         streamed = within_least(net, x)
     torch.manual_seed(seed)
-    found = streamed(x)
-    got = torch.autograd.grad(found, learnt, upstream, allow_unused=True)
-    assert found.shape == plain.shape
-    worst = float((found - plain).detach().abs().max() / plain.detach().abs().max())
+    actual = streamed(x)
+    got = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
+    assert actual.shape == plain.shape
+    worst = float((actual - plain).detach().abs().max() / plain.detach().abs().max())
     # Of a weight that hardly counts, all is rounding: it is compared with what the others get.
     least = 1e-6 * max(float(b.abs().max()) for b in expected if b is not None)
     for a, b in zip(got, expected, strict=True):

@@ -1,4 +1,4 @@
-"""What is chosen within a budget: tiles, stored maps, and what they are said to hold."""
+"""Plans within a budget: tiles, stored maps, and estimates of memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveate.benchmark._process import measured_apart
-from foveate.benchmark.streaming import Streaming, measure_streaming
-from foveate.streaming import AbstractSource, Plan, Region, Streamed
+from benchmarks.process import measured_apart
+from benchmarks.streaming import Streaming, measure_streaming
+from foveate.streaming import AbstractSource, Region, Streamed, StreamingPlan
 from foveate.streaming.base import Flags, Span
-from foveate.streaming.cost import ways
+from foveate.streaming.cost import get_tiling_options
 from foveate.streaming.graph import Graph
-from foveate.streaming.grid import Grid
-from foveate.streaming.plan import choose
-from foveate.streaming.scratch import Stored
+from foveate.streaming.grid import TileGrid
+from foveate.streaming.plan import make_plan
+from foveate.streaming.scratch import DiskMap
 
 MIB = 1 << 20
 
@@ -33,8 +33,8 @@ def deep() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def planned(budget_mib: float, *, side: int = 1024, net: nn.Module | None = None) -> Plan:
-    """For an image of this side."""
+def planned(budget_mib: float, *, side: int = 1024, net: nn.Module | None = None) -> StreamingPlan:
+    """Plan images of this side."""
     return Streamed(net or deep(), budget_bytes=int(budget_mib * MIB)).plan((3, side, side))
 
 
@@ -51,32 +51,32 @@ def test_a_stage_held_at_once_is_gone_before_the_tiles_in_front_of_it_have_their
     budget_mib: int,
 ) -> None:
     plan = planned(budget_mib)
-    held = [segment.held_bytes(learns=True) for segment in plan.segments]
+    peak_bytes = [segment.peak_bytes(learns=True) for segment in plan.segments]
     maps = [s.grid.graph.steps[s.grid.end] for s in plan.segments[:-1]]
     stored = [step.cell_bytes * step.extent[0] * step.extent[1] for step in maps]
     peaks = []
-    for i, alone in enumerate(held):
+    for i, alone in enumerate(peak_bytes):
         # Maps before it, with the gradient of its input, and that of its output.
         beside = sum(stored[:i]) + sum(stored[max(i - 1, 0) : i + 1])
-        earlier = [h for h, s in zip(held[:i], plan.segments, strict=False) if s.at_once]
+        earlier = [h for h, s in zip(peak_bytes[:i], plan.segments, strict=False) if s.at_once]
         peaks.append(alone + beside + sum(earlier))
-    assert plan.held_bytes == pytest.approx(max(peaks))
-    assert plan.held_bytes <= budget_mib * MIB
+    assert plan.peak_bytes == pytest.approx(max(peaks))
+    assert plan.peak_bytes <= budget_mib * MIB
 
 
 def test_where_nothing_is_held_for_a_gradient_tiles_are_larger() -> None:
     net = deep().double()
     streamed = Streamed(net, budget_bytes=4 * MIB)
     x = torch.randn(1, 3, 517, 483, dtype=torch.float64)
-    found = streamed(x)
-    found.square().sum().backward()
+    actual = streamed(x)
+    actual.square().sum().backward()
     assert 1 < streamed.counts["forward"] < streamed.counts["backward"]
-    kept = [p.grad.clone() for p in net.parameters()]
+    gradients = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     expected = net(x)
     expected.square().sum().backward()
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    for p, q in zip(net.parameters(), kept, strict=True):
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    for p, q in zip(net.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, q, rtol=1e-10, atol=1e-12)
 
 
@@ -85,11 +85,11 @@ def test_half_precision_takes_larger_tiles() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = planned(16, side=2048)
     assert half.work < full.work
-    assert half.held_bytes <= 16 * MIB
+    assert half.peak_bytes <= 16 * MIB
 
 
 def halving(kind: str) -> nn.Module:
-    """Maps whose halos are larger than what a small budget lets a tile be."""
+    """Make layers whose halos are larger than the tiles that fit into a small budget."""
     torch.manual_seed(0)
     conv = {"2d": nn.Conv2d, "3d": nn.Conv3d}[kind]
     layers: list[nn.Module] = [conv(2, 8, 3, 2, 1), nn.Tanh()]
@@ -111,7 +111,7 @@ def test_maps_on_disk_change_nothing_but_the_work(
     budget = (2 if kind == "2d" else 8) * MIB
     streamed = Streamed(net, budget_bytes=budget, scratch=tmp_path)
     plan = streamed.plan(x.shape[1:], x)
-    assert any(segment.on_disk for segment in plan.segments), plan.told()
+    assert any(segment.on_disk for segment in plan.segments), plan.describe()
     assert plan.work < Streamed(net, budget_bytes=budget).plan(x.shape[1:], x).work
     y, z = net(x), streamed(x)
     torch.testing.assert_close(z, y, rtol=1e-10, atol=1e-12)
@@ -128,37 +128,37 @@ def test_maps_on_disk_change_nothing_but_the_work(
 
 def test_a_map_that_finds_no_room_on_disk_is_an_error_before_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"no room for a map of 1048576\.0 GiB"):
-        Stored(tmp_path, (1, 1 << 20, 1 << 30), torch.uint8, torch.contiguous_format)
+        DiskMap(tmp_path, (1, 1 << 20, 1 << 30), torch.uint8, torch.contiguous_format)
 
 
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
 def test_of_a_map_on_disk_only_the_part_in_use_comes_to_memory(
     form: torch.memory_format, tmp_path: Path
 ) -> None:
-    """Not the rest of its rows, as large pages of the system's would."""
+    """The rest of its rows does not, as it would with large pages of the system."""
     status = Path("/proc/self/status")
     if not status.is_file():
         pytest.skip("needs /proc/self/status")
 
     def mapped() -> int:
-        found = dict(line.split(":") for line in status.read_text().splitlines())
-        return sum(int(found[key].split()[0]) << 10 for key in ("RssFile", "RssShmem"))
+        fields = dict(line.split(":") for line in status.read_text().splitlines())
+        return sum(int(fields[key].split()[0]) << 10 for key in ("RssFile", "RssShmem"))
 
-    stored = Stored(tmp_path, (2, 8, 256, 65536), torch.uint8, form)
+    stored = DiskMap(tmp_path, (2, 8, 256, 65536), torch.uint8, form)
     part = stored.map[1:, :, 20:200, 5000:21384]
     before = mapped()
     part.fill_(3)
     assert part.numel() <= mapped() - before + MIB < 1.1 * part.numel() + 8 * MIB
-    stored.let_go()
+    stored.release_pages()
     assert mapped() - before < MIB
-    stored.expect(part)
+    stored.prefetch(part)
     assert int(part.min()) == 3
     assert int((stored.map == 3).sum()) == part.numel()
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
-    """In a process of its own; the plan is a model, within a fifth of what is measured."""
+    """In a separate process, memory is within a fifth of the plan's estimate."""
     budget_mib = 96
     step = Streaming(
         encoder="small",
@@ -180,16 +180,16 @@ def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("budget_mib", [0.4, 1, 3, 9])
 def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mib: float) -> None:
     graph = Streamed(deep())._graph_of((3, 200, 330), torch.device("cpu"), torch.float32)
-    begin, end = graph.cuts[1], len(graph.steps) - 1
-    every = ways(graph, begin, end)
-    grids = [Grid(graph, begin, end, sides) for sides in itertools.product(*every.counts)]
+    begin, end = graph.storable[1], len(graph.steps) - 1
+    options = get_tiling_options(graph, begin, end)
+    grids = [TileGrid(graph, begin, end, sides) for sides in itertools.product(*options.counts)]
     grids = [g for g in grids if max(g.sides) <= 8 * min(g.sides) or len(g) <= 64]
-    for holds in ("held", "passing"):
-        fits = [g for g in grids if getattr(g, f"{holds}_bytes") <= budget_mib * MIB]
-        found = every.cheapest(budget_mib * MIB, holds)  # type: ignore[arg-type]
-        assert (found is None) == (not fits)
-        if found is not None:
-            assert Grid(graph, begin, end, found).work == min(g.work for g in fits)
+    for mode in ("training", "forward"):
+        fits = [g for g in grids if getattr(g, f"{mode}_bytes") <= budget_mib * MIB]
+        sides = options.find_cheapest(budget_mib * MIB, mode)  # type: ignore[arg-type]
+        assert (sides is None) == (not fits)
+        if sides is not None:
+            assert TileGrid(graph, begin, end, sides).work == min(g.work for g in fits)
 
 
 @pytest.mark.parametrize("learns", [True, False])
@@ -197,20 +197,20 @@ def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mi
 def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
     space: tuple[int, ...], learns: bool
 ) -> None:
-    """Whatever memory there is; on a processor whole maps are no slower."""
+    """However much memory there is; on a CPU large maps are no slower."""
     conv = nn.Conv2d if len(space) == 2 else nn.Conv3d
     net = nn.Sequential(conv(3, 8, 3, padding=1), nn.ReLU(), conv(8, 4, 3, 2, 1), conv(4, 4, 3))
     cpu = Streamed(net)._graph_of((3, *space), torch.device("cpu"), torch.float32)
     cuda = Graph(cpu.steps, [], cpu.gradient_bytes, "cuda")
-    assert cpu.most_elements is None
+    assert cpu.max_elements is None
     plans = []
     for graph in (cpu, cuda):
-        options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "sides": None, "most_stored": 3}
-        plans.append(choose(graph, learns=learns, **options))  # type: ignore[arg-type]
+        options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "sides": None, "max_stored": 3}
+        plans.append(make_plan(graph, learns=learns, **options))  # type: ignore[arg-type]
     assert all(len(segment.grid) == 1 for segment in plans[0].segments)
     largest = []
     for segment in plans[1].segments:
-        for grid in (segment.grid, segment.passing):
+        for grid in (segment.grid, segment.forward_grid):
             for tile in grid:
                 regions = [
                     (cuda.steps[t].channels, region) for t, region in grid.spans(tile).items()
@@ -221,7 +221,7 @@ def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
 
 
 class Glass(AbstractSource):
-    """Nothing but background outside one corner."""
+    """An image of background, except for one corner."""
 
     has_blank = True
     shape, device = (3, 1024, 1024), torch.device("cpu")
@@ -232,15 +232,15 @@ class Glass(AbstractSource):
 
     def blank(self, spans: Sequence[Span]) -> Flags:
         (rows, _), (columns, _) = spans
-        found: Flags = (rows[:, None] >= 100) | (columns >= 100)
-        return found
+        blank: Flags = (rows[:, None] >= 100) | (columns >= 100)
+        return blank
 
     def background(self) -> Tensor:
         return torch.zeros(3)
 
 
 def test_over_glass_one_round_of_small_tiles_beats_stored_maps() -> None:
-    """A stored map is gone through whole; what is cheapest for a full image is not for this one."""
+    """Segments after a stored map compute background too: the cheapest plan is another one."""
     streamed = Streamed(deep(), budget_bytes=32 * MIB)
     full, ours = streamed.plan(Glass.shape), streamed.plan_for(Glass())
     assert len(full.segments) > 1
@@ -255,13 +255,13 @@ def test_progress_rises_tile_by_tile_to_the_end_of_the_step(
     source: AbstractSource | Tensor,
 ) -> None:
     streamed = Streamed(deep(), budget_bytes=8 * MIB)
-    told: list[float] = []
-    streamed.progress = told.append
+    shares: list[float] = []
+    streamed.on_progress = shares.append
     y = streamed(source)
-    forward = len(told)
-    assert told[-1] < 0.6
+    forward = len(shares)
+    assert shares[-1] < 0.6
     # Tiles that need no gradient count as done.
     (y * (torch.arange(y.shape[-1]) < 10)).sum().backward()
-    assert len(told) >= forward + streamed.counts["backward"]
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1.0)
+    assert len(shares) >= forward + streamed.counts["backward"]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)

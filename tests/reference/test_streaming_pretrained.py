@@ -25,10 +25,10 @@ SIZE, TILES = (101, 139), (64, (50, 139))
 
 
 def encoder_of(name: str, folder: Path) -> AbstractEncoder:
-    """With weights from a file, norms far from the identity."""
-    whole = randomised(timm.create_model("tf_efficientnet_lite0" if name == "lite0" else name))
+    """Build an encoder with weights from a file, and norms far from the identity."""
+    network = randomised(timm.create_model("tf_efficientnet_lite0" if name == "lite0" else name))
     path = folder / "weights.pth"
-    torch.save(whole.state_dict(), path)
+    torch.save(network.state_dict(), path)
     torch.manual_seed(0)
     return build_encoder(name, {"weights": str(path)})
 
@@ -52,21 +52,21 @@ def test_maps_and_gradients_are_those_of_the_plain_network(
     assert 0 < len(learnt) < len(list(net.parameters()))
     for tile in TILES:
         streamed = Streamed(net, tile=tile)
-        found, map_ = passed(net, streamed, x)
+        actual, map_ = passed(net, streamed, x)
         assert streamed.counts["forward"] >= 2
         assert_same({"map": map_}, {"map": plain})
-        assert_same(found, expected)
+        assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["lite0", "resnet18"])
 def test_the_method_takes_pretrained_encoders(name: str, tmp_path: Path) -> None:
-    """Norms are frozen from the beginning, before `train` is called, and what is kept stays."""
+    """Norms are frozen before `train` is called, and frozen parameters stay frozen."""
     encoder = encoder_of(name, tmp_path)
-    kept = [p for tier in encoder.tiers() for p in tier if not p.requires_grad]
-    assert kept
+    frozen = [p for tier in encoder.tiers() for p in tier if not p.requires_grad]
+    assert frozen
     method = StreamingCnn(encoder=encoder, heads=(Head("a", 1, False, "max"),))
     assert method.norm.normalized_shape == (encoder.map_dims[-1],)
-    assert not any(p.requires_grad for p in kept)
+    assert not any(p.requires_grad for p in frozen)
 
 
 def test_frozen_volumes_stream_too() -> None:

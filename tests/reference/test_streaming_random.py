@@ -1,4 +1,4 @@
-"""Streaming with layers that draw, in half precision, and among several processes."""
+"""Streaming with random layers, in half precision, and among several processes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Residual(nn.Module):
         self.conv, self.drop = nn.Conv2d(8, 8, 3, padding=1), drop
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = x + self.drop(self.conv(x))
-        return found
+        out: Tensor = x + self.drop(self.conv(x))
+        return out
 
 
 class Kept(nn.Module):
-    """Uses a map again after dropout has overwritten it."""
+    """A network that uses a map again after dropout has overwritten it."""
 
     def __init__(self, drop: nn.Module) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class Turned(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return found
+        out: Tensor = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return out
 
 
 class Drawing(nn.Module):
-    """Dropout as a function."""
+    """Dropout as a function, as a network."""
 
     def __init__(self, function: Callable[..., Tensor], **options: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Drawing(nn.Module):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_dropout_is_replayed(inplace: bool) -> None:
-    """With the generator's state given, the gradient is that of what was computed."""
+    """With the generator in the same state, the gradient is that of the computed map."""
     net = stack(nn.Conv2d(8, 8, 1), nn.Dropout(0.5, inplace), nn.AlphaDropout(0.3)).double()
     streamed = Streamed(net, tile=11)
     x = torch.randn(2, 3, 29, 34, dtype=torch.float64)
@@ -85,8 +85,8 @@ def test_dropout_is_replayed(inplace: bool) -> None:
             for p, d in zip(moved.parameters(), directions, strict=True):
                 p.add_(d, alpha=change)
         torch.manual_seed(9)
-        found: Tensor = (moved(x + change * along) * upstream).sum()
-        return found.detach()
+        out: Tensor = (moved(x + change * along) * upstream).sum()
+        return out.detach()
 
     directions = [torch.randn_like(p) for p in net.parameters()]
     along = torch.randn_like(x)
@@ -125,24 +125,24 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_draws_do_not_hang_on_the_plan(name: str) -> None:
-    """Whatever the tiles, the budget and the maps that are stored between rounds of tiles."""
+    """Draws are the same for all tiles, budgets and stored maps."""
     torch.manual_seed(2)
     layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, 2, 1), LAYERS[name]()]
     for _ in range(2):
         layers += [nn.Conv2d(8, 8, 3, 2, 1), nn.Tanh(), LAYERS[name]()]
     net = nn.Sequential(*layers, nn.Conv2d(8, 8, 5, padding=2), LAYERS[name]()).double()
     x = torch.randn(3, 3, 203, 214, dtype=torch.float64)
-    learnt, found, segments = list(net.parameters()), [], set()
+    learnt, results, segments = list(net.parameters()), [], set()
     for options in ({"tile": 214}, {"tile": 37}, {"tile": (50, 17)}, *BUDGETS):
         streamed = Streamed(net, **options)  # type: ignore[arg-type]
         segments.add(len(streamed.plan(x.shape[1:], x, 3).segments))
         torch.manual_seed(6)
         map_ = streamed(x)
         gradients = torch.autograd.grad(map_.square().sum(), learnt)
-        found.append([map_, *gradients, torch.rand(1)])
+        results.append([map_, *gradients, torch.rand(1)])
     assert len(segments) > 1
-    for each in found[1:]:
-        for a, b in zip(each, found[0], strict=True):
+    for result in results[1:]:
+        for a, b in zip(result, results[0], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -150,7 +150,7 @@ BUDGETS = [{"budget_bytes": n << 20} for n in (1, 2, 1000)]
 
 
 class Half(AbstractSource):
-    """An image whose right half is known to be background."""
+    """An image whose right half is background, and is known to be."""
 
     has_blank, device, dtype = True, torch.device("cpu"), torch.float64
 
@@ -163,8 +163,8 @@ class Half(AbstractSource):
 
     def blank(self, spans: Sequence[Span]) -> Flags:
         (rows, _), (columns, _) = spans
-        found: Flags = (rows[:, None] >= 0) & (columns >= self.shape[2] // 2)
-        return found
+        blank: Flags = (rows[:, None] >= 0) & (columns >= self.shape[2] // 2)
+        return blank
 
     def background(self) -> Tensor:
         return torch.full((3,), 0.5, dtype=torch.float64)
@@ -176,10 +176,10 @@ def test_tiles_over_background_are_equal_only_where_nothing_is_dropped_by_place(
     image = torch.randn(3, 64, 160, dtype=torch.float64)
     image[..., 80:] = 0.5
     torch.manual_seed(3)
-    whole = Streamed(net, tile=200)(image[None])
+    expected = Streamed(net, tile=200)(image[None])
     torch.manual_seed(3)
     streamed = Streamed(net, tile=16)
-    torch.testing.assert_close(streamed(Half(image)), whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(streamed(Half(image)), expected, rtol=1e-10, atol=1e-10)
     assert (streamed.counts["forward"] < 40) == (name == "channels")
 
 
@@ -191,13 +191,13 @@ def test_elements_are_dropped_at_their_rate_each_by_itself(d: int) -> None:
         net[0].bias.fill_(1.0)
     torch.manual_seed(1)
     x = torch.zeros(2, 2, *{1: (90000,), 2: (301, 299), 3: (45, 44, 46)}[d])
-    kept = torch.stack([Streamed(net, tile=40 if d > 1 else 5000)(x) for _ in range(2)])
-    torch.testing.assert_close(kept.unique(), torch.tensor([0.0, 1 / 0.7]))
-    kept = (kept > 0).double()
-    assert float(kept.mean()) == pytest.approx(0.7, abs=0.005)
-    centred = kept - 0.7
-    for dim in range(kept.ndim):
-        n = kept.shape[dim]
+    values = torch.stack([Streamed(net, tile=40 if d > 1 else 5000)(x) for _ in range(2)])
+    torch.testing.assert_close(values.unique(), torch.tensor([0.0, 1 / 0.7]))
+    values = (values > 0).double()
+    assert float(values.mean()) == pytest.approx(0.7, abs=0.005)
+    centred = values - 0.7
+    for dim in range(values.ndim):
+        n = values.shape[dim]
         # The next one, and the one at the same place of the next block.
         for shift in (1, 12, 32, 1024):
             if shift < n:
@@ -206,7 +206,7 @@ def test_elements_are_dropped_at_their_rate_each_by_itself(d: int) -> None:
 
 
 def test_a_large_map_is_drawn_in_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each costs a few calls, which on a GPU is more than what it computes."""
+    """Each block takes a few calls, which on a GPU take longer than the drawing."""
     net, x = nn.Sequential(nn.AvgPool2d((1, 1)), nn.Dropout(0.3)), torch.ones(1, 1, 4000, 1501)
     drawn = []
     bernoulli = Tensor.bernoulli_
@@ -217,12 +217,12 @@ def test_a_large_map_is_drawn_in_few_blocks(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Tensor, "bernoulli_", spied)
     torch.manual_seed(2)
-    whole = Streamed(net, tile=4000)(x)
+    expected = Streamed(net, tile=4000)(x)
     assert sum(drawn) == x.numel()
     assert len(drawn) <= 64 * 48
-    assert float((whole > 0).double().mean()) == pytest.approx(0.7, abs=0.002)
+    assert float((expected > 0).double().mean()) == pytest.approx(0.7, abs=0.002)
     torch.manual_seed(2)
-    assert torch.equal(Streamed(net, tile=(999, 780))(x), whole)
+    assert torch.equal(Streamed(net, tile=(999, 780))(x), expected)
     assert sum(drawn) < 2.3 * x.numel()
 
 
@@ -233,13 +233,13 @@ def test_alpha_dropout_keeps_mean_and_variance() -> None:
         net[0].weight.fill_(1.0)
         net[0].bias.zero_()
     x = torch.randn(1, 1, 400, 400)
-    found = Streamed(net, tile=90)(x)
-    assert float(found.detach().mean()) == pytest.approx(0, abs=0.02)
-    assert float(found.detach().std()) == pytest.approx(1, abs=0.02)
+    actual = Streamed(net, tile=90)(x)
+    assert float(actual.detach().mean()) == pytest.approx(0, abs=0.02)
+    assert float(actual.detach().std()) == pytest.approx(1, abs=0.02)
     # Both values that a plain layer gives: what is dropped, and what it makes of what is kept.
     plain = net(x)
-    torch.testing.assert_close(found.min(), plain.min(), atol=0.5, rtol=0)
-    (dropped,), (other,) = (m.flatten().mode().values.view(1) for m in (found, plain))
+    torch.testing.assert_close(actual.min(), plain.min(), atol=0.5, rtol=0)
+    (dropped,), (other,) = (m.flatten().mode().values.view(1) for m in (actual, plain))
     torch.testing.assert_close(dropped, other)
 
 
@@ -265,10 +265,10 @@ def test_what_is_drawn_per_image_is_that_of_the_plain_stack(name: str) -> None:
     plain = torch.cat([net(image[None]) for image in images])
     expected = torch.autograd.grad(plain.square().sum(), learnt)
     torch.manual_seed(6)
-    found = streamed(images)
+    actual = streamed(images)
     assert streamed.counts["forward"] >= 4 * len(images)
-    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
-    for a, b in zip(torch.autograd.grad(found.square().sum(), learnt), expected, strict=True):
+    torch.testing.assert_close(actual, plain, rtol=1e-10, atol=1e-10)
+    for a, b in zip(torch.autograd.grad(actual.square().sum(), learnt), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -284,9 +284,9 @@ def test_a_schedule_of_stochastic_depth_is_followed() -> None:
 # -- half precision -------------------------------------------------------------------------------
 
 
-def _error(found: Tensor | None, true: Tensor) -> float:
-    assert found is not None
-    return float((found.double() - true).norm() / true.norm())
+def _error(gradient: Tensor | None, true: Tensor) -> float:
+    assert gradient is not None
+    return float((gradient.double() - true).norm() / true.norm())
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
@@ -318,9 +318,9 @@ def test_gradients_are_summed_in_single_precision(whole: bool) -> None:
     if whole:
         net, x = net.bfloat16(), x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
-        found = Streamed(net, tile=9)(x)
-    found.backward(torch.ones_like(found))
-    assert found.dtype == torch.bfloat16
+        actual = Streamed(net, tile=9)(x)
+    actual.backward(torch.ones_like(actual))
+    assert actual.dtype == torch.bfloat16
     assert net.bias is not None
     expected = torch.tensor([81.0 * 81]).to(net.bias.dtype)
     torch.testing.assert_close(net.bias.grad, expected, rtol=0, atol=0)

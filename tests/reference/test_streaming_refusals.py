@@ -1,4 +1,4 @@
-"""What cannot be streamed is refused by name, with what to do instead."""
+"""Layers that cannot be streamed are refused by name, with advice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.streaming import NotLocal, Streamed
 
 
 class Around(nn.Module):
-    """A function of the map of a convolution, named as a network would name it."""
+    """A function on the map of a convolution, named as a network would name it."""
 
     def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Around(nn.Module):
 
 
 class Placed(nn.Module):
-    """A parameter per place."""
+    """A layer with one parameter per position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Placed(nn.Module):
 
 
 class Branching(nn.Module):
-    """Does another thing for bright images."""
+    """A layer that computes something else for bright images."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.mean() > 0 else x
 
 
 class TwoInputs(nn.Module):
-    """Takes a mask beside the image."""
+    """A network that takes a mask beside the image."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return x * mask
@@ -74,7 +74,7 @@ def _with_hook(where: str) -> nn.Module:
 
 
 class Gathering(nn.Module):
-    """Returns what a hook of nobody's gathers."""
+    """A network that returns the map that a plain function gathers as a hook."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def test_check_refuses_before_an_image_is_seen() -> None:
 
 
 def test_what_the_result_does_not_hang_on_is_not_looked_at() -> None:
-    """A head that is computed and thrown away, overwriting maps of its own."""
+    """A head whose output is not used, and which overwrites maps of its own, is ignored."""
 
     def forward(x: Tensor, norm: nn.Module, relu: nn.Module) -> Tensor:
         relu(norm(x))
@@ -222,4 +222,4 @@ def test_what_the_result_does_not_hang_on_is_not_looked_at() -> None:
     x = torch.randn(1, 3, 32, 32)
     streamed = Streamed(net, tile=8)
     torch.testing.assert_close(streamed(x), net(x))
-    assert {id(p) for p in streamed.reached()} == {id(p) for p in net.conv.parameters()}
+    assert {id(p) for p in streamed.used_parameters()} == {id(p) for p in net.conv.parameters()}

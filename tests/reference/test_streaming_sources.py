@@ -1,4 +1,4 @@
-"""Images that are read region by region, background that is not read, and the method on top."""
+"""Images that are read region by region, background that is not read, and the streaming method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """White, with two pieces of coloured noise; odd sides."""
+    """Write a white slide with two pieces of coloured noise and odd sides."""
     rng = np.random.default_rng(3)
     pixels = np.full((611, 845, 3), 255, np.uint8)
     pixels[96:180, 100:260] = rng.integers(40, 160, (84, 160, 3))
@@ -68,16 +68,16 @@ def test_regions_of_a_turned_image_are_those_of_the_turned_array(
         torch.manual_seed(seed)
         batch = batch_of(loader, slide, augment="slide")
         batch._tints = None
-        whole = batch.whole(0, skip_background=False)
-        bits = whole.turn.bits
+        source = batch.whole(0, skip_background=False)
+        bits = source.turn.bits
         seen.add(bits)
         turned = plain.flip(-1) if bits & 1 else plain
         turned = turned.flip(-2) if bits & 2 else turned
         turned = turned.transpose(-1, -2) if bits & 4 else turned
-        assert whole.shape == tuple(turned.shape)
+        assert source.shape == tuple(turned.shape)
         h, w = turned.shape[1:]
         regions: list[Region] = [((0, h), (0, w)), ((5, 77), (w - 40, w)), ((300, 301), (0, 9))]
-        for region, crop in zip(regions, whole.crops(regions), strict=True):
+        for region, crop in zip(regions, source.crops(regions), strict=True):
             (a, b), (c, d) = region
             torch.testing.assert_close(crop[0], turned[:, a:b, c:d], atol=1e-6, rtol=0)
     assert seen == set(range(8))
@@ -86,31 +86,31 @@ def test_regions_of_a_turned_image_are_those_of_the_turned_array(
 def test_background_of_blocks_is_what_the_glimpse_shows_there(
     slide: Path, loader: CaseLoader
 ) -> None:
-    """Against a slice of the turned glimpse per block, one more pixel of it on every side."""
-    found = {}
+    """Against slices of the turned glimpse per block, with one more pixel on every side."""
+    results = {}
     rng = np.random.default_rng(0)
     for seed in range(40):
         torch.manual_seed(seed)
-        whole = batch_of(loader, slide, augment="slide").whole(0, skip_background=True)
-        bits = whole.turn.bits
+        source = batch_of(loader, slide, augment="slide").whole(0, skip_background=True)
+        bits = source.turn.bits
         spans = []
-        for n in whole.shape[1:]:
+        for n in source.shape[1:]:
             low = rng.integers(0, n, 30)
             spans.append((low, np.minimum(low + rng.integers(1, 90, 30), n)))
-        blank = whole.blank(spans)
-        shown = torch.from_numpy(whole.item.contrast != 0)
+        blank = source.blank(spans)
+        shown = torch.from_numpy(source.item.contrast != 0)
         # Glimpse pixels are counted from the stored corner, which a mirror puts elsewhere.
         pixels = shown.repeat_interleave(8, 0).repeat_interleave(8, 1)[:611, :845]
         near = nn.functional.max_pool2d(pixels[None].float(), 23, 1, 11)[0] > 0
-        turned = whole.turn.apply(near[None])[0]
-        inner = whole.turn.apply(pixels[None])[0]
+        turned = source.turn.apply(near[None])[0]
+        inner = source.turn.apply(pixels[None])[0]
         for i, (a, b) in enumerate(zip(*spans[0], strict=True)):
             for k, (c, d) in enumerate(zip(*spans[1], strict=True)):
                 assert not (blank[i, k] and inner[a:b, c:d].any())
                 assert blank[i, k] or turned[a:b, c:d].any()
-        found[bits] = float(blank.mean())
-    assert set(found) == set(range(8))
-    assert all(0.2 < share < 0.98 for share in found.values())
+        results[bits] = float(blank.mean())
+    assert set(results) == set(range(8))
+    assert all(0.2 < share < 0.98 for share in results.values())
 
 
 def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoader) -> None:
@@ -125,9 +125,9 @@ def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoade
     plain = torch.autograd.grad((y * weight).sum(), list(net.parameters()))
     streamed = Streamed(net, tile=48)
     batch = batch_of(loader, slide)
-    whole = batch.whole(0, skip_background=True)
+    source = batch.whole(0, skip_background=True)
     before = batch.items[0].image.count.asked_px
-    z = streamed(whole)
+    z = streamed(source)
     torch.testing.assert_close(z, y, atol=1e-5, rtol=0)
     ours = torch.autograd.grad((z * weight).sum(), list(net.parameters()))
     for a, b in zip(plain, ours, strict=True):
@@ -139,7 +139,7 @@ def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoade
 
 
 class Patterned(AbstractSource):
-    """A map in memory whose left half is said to be background."""
+    """A map in memory whose left half counts as background."""
 
     has_blank = True
 
@@ -162,7 +162,7 @@ class Patterned(AbstractSource):
 
 @pytest.mark.parametrize("tile", [16, 24, 40])
 def test_background_at_borders_and_up_sampling(tile: int) -> None:
-    """Borders pad, and up-sampled maps have a phase: equal tiles are only those that are equal."""
+    """Padding and the phase of up-sampling make tiles differ: only equal tiles are merged."""
     torch.manual_seed(0)
     x = torch.randn(1, 2, 131, 206, dtype=torch.double)
     x[..., :103] = torch.tensor([0.3, -0.2], dtype=torch.double).view(2, 1, 1)
@@ -185,8 +185,8 @@ def test_background_at_borders_and_up_sampling(tile: int) -> None:
 
 
 def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoader) -> None:
-    """Logits and gradients of all parameters: in many tiles, in two stages, and at once."""
-    found = []
+    """Compare logits and gradients in many tiles, in two segments, and at once."""
+    results = []
     for options in ({"tile": 128}, {"budget_mib": 24}, {"budget_mib": 4096}):
         torch.manual_seed(0)
         encoder = build_encoder("small", {"width": 8, "norm": "local"})
@@ -197,10 +197,10 @@ def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoad
         method.train()
         prediction = method(batch_of(loader, slide, n=2))
         prediction.logits.square().sum().backward()
-        found.append((prediction.logits.detach(), [p.grad for p in method.parameters()]))
-    for logits, gradients in found[1:]:
-        torch.testing.assert_close(logits, found[0][0], atol=1e-5, rtol=1e-4)
-        for a, b in zip(gradients, found[0][1], strict=True):
+        results.append((prediction.logits.detach(), [p.grad for p in method.parameters()]))
+    for logits, gradients in results[1:]:
+        torch.testing.assert_close(logits, results[0][0], atol=1e-5, rtol=1e-4)
+        for a, b in zip(gradients, results[0][1], strict=True):
             assert (a is None) == (b is None)
             if a is not None and b is not None:
                 # Shares do not hang on the bias of their scores: its gradient is rounding alone.
@@ -208,25 +208,25 @@ def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoad
 
 
 def test_a_long_step_tells_how_much_of_it_is_done(slide: Path, loader: CaseLoader) -> None:
-    """Of all images of a batch, backwards too; in prediction each image is one."""
+    """The share counts all images of a batch, and the backward pass; in prediction, one image."""
     encoder = build_encoder("small", {"width": 8, "norm": "local"})
     head = (Head("class", 2, True, "max"),)
     method = StreamingCnn(encoder=encoder, heads=head, tile=128, skip_background=False)
-    batch, told = batch_of(loader, slide, n=2), list[float]()
-    batch.tell = told.append
+    batch, shares = batch_of(loader, slide, n=2), list[float]()
+    batch.tell = shares.append
     prediction = method.train()(batch)
-    forward = len(told)
+    forward = len(shares)
     assert forward > 8
-    assert 0.2 < told[-1] < 0.7
+    assert 0.2 < shares[-1] < 0.7
     prediction.logits.sum().backward()
-    assert len(told) > 1.5 * forward
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1.0)
-    told.clear()
+    assert len(shares) > 1.5 * forward
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    shares.clear()
     with torch.inference_mode():
         method.eval()(batch)
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1.0)
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
 
 
 def test_too_little_memory_is_said_before_anything_is_read(slide: Path, loader: CaseLoader) -> None:

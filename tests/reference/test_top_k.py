@@ -49,24 +49,24 @@ def _smoothed(scores: Tensor, n: int, sigma: float) -> Tensor:
 
 
 def _dense(top: TopK, k: int) -> Tensor:
-    """``(b, n, k)`` weights over all cells."""
+    """Return ``(b, n, k)`` weights over all cells."""
     out = torch.zeros(*top.weight.shape[:2], k, dtype=top.weight.dtype)
     where = top.index.unsqueeze(1).expand_as(top.weight)
     return out.scatter_add(2, where, top.weight * top.used.unsqueeze(1))
 
 
 def _replicates(n: int, g: Tensor, *, samples: int, many: int) -> tuple[Tensor, Tensor]:
-    """Weights ``(many, n, k)`` and gradients ``(many, k)`` of as many independent estimates."""
+    """Return weights ``(many, n, k)`` and gradients ``(many, k)`` of independent estimates."""
     scores = SCORES.expand(many, -1).clone().requires_grad_()
     dense = _dense(perturbed_top_k(scores, n, sigma=SIGMA, samples=samples), K)
     (gradient,) = torch.autograd.grad((dense * g).sum(), scores)
     return dense.detach(), gradient
 
 
-def _distance(found: Tensor, truth: Tensor) -> float:
-    """Greatest distance of the mean over the first axis from the truth, in standard errors."""
-    error = found.std(0) / math.sqrt(len(found))
-    return float(((found.mean(0) - truth).abs() / error.clamp_min(1e-12)).max())
+def _distance(actual: Tensor, truth: Tensor) -> float:
+    """Return the largest distance of the mean from the truth, in standard errors."""
+    error = actual.std(0) / math.sqrt(len(actual))
+    return float(((actual.mean(0) - truth).abs() / error.clamp_min(1e-12)).max())
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -130,19 +130,19 @@ def test_few_samples_do_not_shrink_the_gradient(samples: int) -> None:
 
 
 def _conditional(z: Tensor, scores: Tensor, n: int) -> Tensor:
-    """The mean of each cell's noise given the choice, one cell at a time, by scipy's normal."""
-    found = torch.zeros_like(z)
+    """Return the mean of each cell's noise given the choice, one cell at a time, by scipy."""
+    actual = torch.zeros_like(z)
     for at in itertools.product(*map(range, z.shape[:2])):
         x = scores[at[0]] + SIGMA * z[at]
         order = x.argsort(descending=True).tolist()
         for i in range(len(x)):
             if i in order[:n]:
                 low = float(x[order[n]] - scores[at[0], i]) / SIGMA
-                found[(*at, i)] = norm.pdf(low) / norm.sf(low)
+                actual[(*at, i)] = norm.pdf(low) / norm.sf(low)
             else:
                 high = float(x[order[n - 1]] - scores[at[0], i]) / SIGMA
-                found[(*at, i)] = -norm.pdf(high) / norm.cdf(high)
-    return found
+                actual[(*at, i)] = -norm.pdf(high) / norm.cdf(high)
+    return actual
 
 
 @pytest.mark.parametrize("keep", [None, 3])
@@ -150,7 +150,7 @@ def _conditional(z: Tensor, scores: Tensor, n: int) -> Tensor:
 def test_equals_the_dense_version_of_the_same_noise(
     monkeypatch: pytest.MonkeyPatch, at_once: int, keep: int | None
 ) -> None:
-    """Worked on in parts, and over few cells: as if everything had been kept."""
+    """Computation in blocks and over few cells equals that over all cells at once."""
     monkeypatch.setattr(module, "_AT_ONCE", at_once)
     b, k, n, samples = 2, 12, 3, 40
     torch.manual_seed(0)
@@ -159,8 +159,8 @@ def test_equals_the_dense_version_of_the_same_noise(
     torch.manual_seed(3)
     top = perturbed_top_k(scores, n, sigma=SIGMA, samples=samples, keep=keep)
     torch.rand(7)  # what happens in between does not matter
-    found = _dense(top, k)
-    (gradient,) = torch.autograd.grad((found * g).sum(), scores)
+    actual = _dense(top, k)
+    (gradient,) = torch.autograd.grad((actual * g).sum(), scores)
 
     torch.manual_seed(3)
     part = max(1, at_once // (b * k))
@@ -170,11 +170,11 @@ def test_equals_the_dense_version_of_the_same_noise(
     rows = torch.zeros(b, samples, n, k, dtype=g.dtype).scatter_(3, chosen[..., None], 1.0)
     if keep is not None:
         times = rows.sum((1, 2))
-        kept = times.sort(dim=-1, descending=True, stable=True).indices[:, :keep]
-        rows = rows * torch.zeros_like(times).scatter_(1, kept, 1.0)[:, None, None]
+        most_chosen = times.sort(dim=-1, descending=True, stable=True).indices[:, :keep]
+        rows = rows * torch.zeros_like(times).scatter_(1, most_chosen, 1.0)[:, None, None]
         assert top.index.shape[1] == keep
         assert (top.weight.sum(-1) < 1).any()
-    torch.testing.assert_close(found.detach(), rows.mean(1))
+    torch.testing.assert_close(actual.detach(), rows.mean(1))
     s = (rows * g[:, None]).sum((2, 3))
     s = s - s.mean(1, keepdim=True)
     noise = _conditional(z, scores.detach(), n)

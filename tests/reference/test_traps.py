@@ -1,4 +1,4 @@
-"""Mistakes of published codes that no other test would notice; ``bench/traps.py`` makes them."""
+"""Mistakes of published codes that no other test would notice; see `benchmarks/traps.py`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def test_what_is_left_is_never_less_than_what_is_drawn(row: list[float]) -> None
     """
     a = torch.tensor([row]).requires_grad_()
     f = torch.ones(1, len(row), 1, requires_grad=True)
-    found = expectation(a, f)
-    by_a, by_f = torch.autograd.grad(found.sum(), (a, f))
+    actual = expectation(a, f)
+    by_a, by_f = torch.autograd.grad(actual.sum(), (a, f))
     counted = torch.arange(len(row), 0, -1)
     assert a.sum() >= 1 - 1e-6, "everything is drawn"
     assert (by_f[..., 0] >= a * counted / len(row) * (1 - 1e-7)).all()
     assert (by_a >= counted / len(row)).all()
-    assert 1 <= found < 1 + 1e-6
+    assert 1 <= actual < 1 + 1e-6

@@ -104,9 +104,9 @@ def test_patho_bench_tsv_with_folds(tmp_path: Path) -> None:
     path = table(tmp_path, "case_id\tslide_id\tgrade_task\tfold_0\tfold_1\n"
                  "1\ta\tx\ttrain\ttest\n2\tb\ty\ttest\ttrain\n",
                  "a.svs", "b.svs", name="k.tsv")  # fmt: skip
-    read = read_cases(path, split="fold_1")
+    read = read_cases(path)
     assert read.label_column == "grade_task"
-    assert [c.split for c in read.cases] == ["test", "train"]
+    assert "Patho-Bench" in read.notes[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
@@ -372,9 +372,9 @@ def test_labels_are_renamed(tmp_path: Path) -> None:
 
 def test_a_label_is_renamed_to_a_class_only(tmp_path: Path) -> None:
     read = four_labels(tmp_path)
-    with pytest.raises(OptionError, match="--map x=c: no class 'c'"):
+    with pytest.raises(OptionError, match="--map x=c: the model knows no 'c'"):
         with_known_labels(read, classes("a", "b"), {"x": "c"})
-    with pytest.raises(OptionError, match="--map z=a: no label 'z'"):
+    with pytest.raises(OptionError, match="--map z=a: the table has no label 'z'"):
         with_known_labels(read, classes("a", "b"), {"z": "a"})
     with pytest.raises(TableError, match="holds no label that the model knows: 'a' 1, 'b' 2"):
         with_known_labels(read, classes("tumour", "normal"), {})

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from foveate.batch import View
-from foveate.images.foreground import contrast, foreground, ground_of, tissue_prior
+from foveate.images.foreground import contrast, find_ground, foreground, tissue_prior
 from foveate.loading.loader import CaseLoader
 from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.table import Case
@@ -36,7 +36,7 @@ def border(pixels: np.ndarray) -> np.ndarray:
 
 
 def mask_of(pixels: np.ndarray) -> tuple[np.ndarray, bool]:
-    ground = ground_of(pixels, border(pixels))
+    ground = find_ground(pixels, border(pixels))
     return tissue_prior(pixels, ground.colour) > 0, ground.is_around
 
 
@@ -65,7 +65,7 @@ def test_a_black_frame_hides_no_tissue_and_is_said(width: int, colour: tuple[int
     if width == 40:
         pixels[-width:] = 0
         pixels[:, -width:] = 0
-    ground = ground_of(pixels, border(pixels))
+    ground = find_ground(pixels, border(pixels))
     prior = tissue_prior(pixels, ground.colour)
     assert (prior[BLOCK] > 0).mean() > 0.98
     assert not ground.is_around

@@ -1,4 +1,4 @@
-"""Instance heads: what they pool, how they begin, and what padding and extremes do to them."""
+"""Instance heads: pooling, initial logits, padding and extreme values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.heads import Head, InstanceHead
 
 DIM = 12
 PRESENCE = Head("presence", 3, False, "max")
@@ -21,7 +21,7 @@ ALL = (PRESENCE, GRADE, PRIOR, SPREAD)
 
 
 def trained(heads: tuple[Head, ...], *, k_min: float = 1.0, seed: int = 0) -> InstanceHead:
-    """As after training: weights of ordinary size, in float64."""
+    """Return a module with weights of ordinary size, as after training, in float64."""
     torch.manual_seed(seed)
     head = InstanceHead(DIM, heads, k_min=k_min).double()
     for p in head.parameters():
@@ -134,7 +134,7 @@ def test_extremes_stay_finite_in_float32(head: Head, gate: float, size: float) -
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_a_patch_that_is_wrong_by_a_hundred_gets_its_whole_gradient(exclusive: bool) -> None:
-    """One open patch whose logits are 100 apart, on the wrong side: loss 100, slope 1."""
+    """One patch with an open gate whose logits are wrong by 100: loss 100, slope 1."""
     head = InstanceHead(DIM, (Head("q", 2, exclusive, "sum"),))
     part = head.parts[0].sum
     part.gate.score.bias.data.fill_(40.0)
@@ -152,7 +152,7 @@ def test_a_patch_that_is_wrong_by_a_hundred_gets_its_whole_gradient(exclusive: b
 
 
 def test_k_min_demands_evidence_from_more_patches() -> None:
-    """The same patch, open and sure: with k_min patches of it the answer is as sure as it is."""
+    """With `k_min` equal patches of open gate, the answer is as certain as the patch."""
     for k_min in (1.0, 4.0):
         head = InstanceHead(DIM, (Head("q", 1, False, "sum"),), k_min=k_min)
         head.parts[0].sum.gate.score.bias.data.fill_(40.0)
@@ -162,33 +162,3 @@ def test_k_min_demands_evidence_from_more_patches() -> None:
             assert logits.sigmoid().item() == pytest.approx(min(1.0, n / k_min), abs=1e-5)
     with pytest.raises(OptionError, match="k_min"):
         InstanceHead(DIM, (GRADE,), k_min=0.0)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> None:
-    heads = (
-        Head("grade", 3, True, "sum"),
-        Head("most", 2, True, "count"),
-        Head("findings", 2, False, "max"),
-        Head("cells", 1, False, "count"),
-        Head("tumour", 1, False, "max"),
-        Head("stage", 2, True, "max"),
-        Head("site", 2, True, "none"),
-    )
-    voted = Voted(heads).train(training)
-    with torch.no_grad():
-        voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
-    said, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
-    answer, beside = voted(said, pooled)
-    count, several = (1.0, 0.0) if training else (0.5, 0.5)
-    share = torch.tensor([0.0] * 3 + [2 * count] * 2 + [several] * 2 + [3 * count] + [0.0] * 5)
-    rest = torch.tensor([1.0] * 3 + [1 - count] * 2 + [1 - several] * 2 + [1 - count] + [1.0] * 5)
-    torch.testing.assert_close(answer, said * share + pooled * rest)
-    torch.testing.assert_close(beside, pooled)
-    # Beside the answer only what is pooled for counts learns.
-    learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
-    assert learnt[0] is None
-    counted = torch.tensor([False] * 3 + [True] * 2 + [False] * 2 + [True] + [False] * 5)
-    assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
-    assert Voted(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
-    assert Voted(heads[:1]).log_trust is None

@@ -16,9 +16,9 @@ import pytest
 from conftest import one_thread
 from foveate.errors import CheckpointError, FolderInUse
 from foveate.files.journal import Journal
-from foveate.files.lock import NAME, hold, is_held
+from foveate.files.lock import NAME, is_locked, lock_folder
 from foveate.images.likeness import ImageFacts, is_blank, trained_on
-from foveate.prediction.outputs import safe_name
+from foveate.prediction.pictures import safe_name
 
 ABOUT = {"models": ["ab"], "heatmaps": 3}
 
@@ -70,8 +70,8 @@ def test_entries_that_rest_on_something_else(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from foveate.files.lock import hold
-with hold(Path(sys.argv[1])):
+from foveate.files.lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -82,14 +82,14 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=one_thread()) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
-        assert is_held(tmp_path)
-        with pytest.raises(FolderInUse, match=f"process {child.pid} on"), hold(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(FolderInUse, match=f"process {child.pid} on"), lock_folder(tmp_path):
             pass
         child.send_signal(signal.SIGKILL)
     assert (tmp_path / NAME).exists()
-    assert not is_held(tmp_path)
-    with hold(tmp_path):
-        assert is_held(tmp_path)
+    assert not is_locked(tmp_path)
+    with lock_folder(tmp_path):
+        assert is_locked(tmp_path)
     assert not (tmp_path / NAME).exists()
 
 
@@ -107,11 +107,11 @@ RACER = """
 import sys
 from pathlib import Path
 from foveate.errors import FolderInUse
-from foveate.files.lock import hold
+from foveate.files.lock import lock_folder
 folder = Path(sys.argv[1])
 for _ in range(300):
     try:
-        with hold(folder):
+        with lock_folder(folder):
             path = folder / "count"
             n = int(path.read_text() or 0) if path.exists() else 0
             path.write_text(str(n + 1))

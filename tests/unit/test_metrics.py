@@ -22,7 +22,7 @@ from foveate.metrics import (
     threshold_youden,
     wilson_interval,
 )
-from foveate.metrics.jackknife import gather
+from foveate.metrics.jackknife import group_patients
 from foveate.metrics.types import Floats, Ints
 from foveate.tasks.binary import BinaryTask
 
@@ -37,7 +37,7 @@ def names(n: int) -> list[str]:
 
 
 def ordered(n_pos: int, n_neg: int, n_swaps: int) -> tuple[Floats, Ints]:
-    """Scores that rank all rightly but for so many pairs of neighbours, and their targets."""
+    """Return scores in perfect order but for some swapped neighbours, and their targets."""
     score = np.arange(n_neg + n_pos, dtype=np.float64) / (n_neg + n_pos)
     target = np.r_[np.zeros(n_neg), np.ones(n_pos)].astype(np.int64)
     for k in range(n_swaps):  # each positive passes one negative more
@@ -80,7 +80,7 @@ def test_any_small_run_gives_finite_ordered_intervals(
 
 
 def test_three_patients_are_not_sure_of_anything() -> None:
-    """Three patients of five images each, of which three are right: it said 0.600 to 0.600."""
+    """Three of each patient's five images are right: the interval was 0.600 to 0.600 before."""
     target = np.array([0, 0, 0, 1, 1] * 3)
     prob = two(np.tile([0.2, 0.3, 0.7, 0.4, 0.8], 3))
     patients = [f"p{i // 5}" for i in range(15)]
@@ -94,15 +94,15 @@ def test_three_patients_are_not_sure_of_anything() -> None:
 
 @pytest.mark.parametrize(("n_pos", "n_neg"), [(5, 5), (12, 18), (4, 16), (50, 50), (10, 90)])
 def test_a_worse_result_does_not_look_surer(n_pos: int, n_neg: int) -> None:
-    """It was 0.735 to 1.000 of a perfect order, and 0.972 to 1.000 with a pair swapped."""
-    found = []
+    """Before, it was 0.735 to 1.000 in perfect order, and 0.972 to 1.000 with one pair swapped."""
+    scores = []
     for n_swaps in (0, 1, 2):
         prob, target = ordered(n_pos, n_neg, n_swaps)
-        found.append(score_all(prob, target, names(len(target)), predicted=target))
-    perfect, *worse = found
+        scores.append(score_all(prob, target, names(len(target)), predicted=target))
+    perfect, *worse = scores
     for name in ("auroc", "auprc"):
         assert perfect[name].value == perfect[name].hi == 1
-        for score in (each[name] for each in worse):
+        for score in (run[name] for run in worse):
             assert score.value < 1
             width = perfect[name].hi - perfect[name].lo
             assert score.hi - score.lo >= width - 1e-9
@@ -113,13 +113,13 @@ def test_a_worse_result_does_not_look_surer(n_pos: int, n_neg: int) -> None:
 @pytest.mark.parametrize("n", [6, 20, 100])
 def test_decisions_do_not_jump_at_the_first_error(name: str, n: int) -> None:
     target = np.array([0, 1] * (n // 2))
-    prob, found = two(target * 0.8 + 0.1), []
+    prob, scores = two(target * 0.8 + 0.1), []
     for n_wrong in range(4):
         predicted = target.copy()
         predicted[:n_wrong] = 1 - predicted[:n_wrong]
-        found.append(score_all(prob, target, names(n), predicted=predicted)[name])
-    lows, widths = [s.lo for s in found], [s.hi - s.lo for s in found]
-    assert found[0].value == found[0].hi == 1
+        scores.append(score_all(prob, target, names(n), predicted=predicted)[name])
+    lows, widths = [s.lo for s in scores], [s.hi - s.lo for s in scores]
+    assert scores[0].value == scores[0].hi == 1
     assert lows == sorted(lows, reverse=True)
     assert widths == sorted(widths)
 
@@ -153,7 +153,7 @@ def test_one_patient_in_a_class_is_said_and_gives_a_wide_interval() -> None:
 
 
 def test_intervals_cover_in_the_hardest_settings() -> None:
-    """`bench/coverage.py` in small, at the corners where the percentile bootstrap had 0.79."""
+    """A small `benchmarks/coverage.py`, where the percentile bootstrap covered 0.79."""
     rng, missed = np.random.default_rng(12), {}
     for n, n_pos, area in ((20, 4, 0.97), (20, 10, 0.9), (50, 10, 0.75)):
         gap = np.sqrt(2) * norm.ppf(area)
@@ -171,10 +171,10 @@ def test_intervals_cover_in_the_hardest_settings() -> None:
         for _ in range(200):
             score = gap * target + 0.7 * rng.normal(size=n)[owner] + 0.714 * rng.normal(size=2 * n)
             prob = two(expit(gap * (score - gap / 2)))
-            found = score_all(prob, target, [str(p) for p in owner])
+            scores = score_all(prob, target, [str(p) for p in owner])
             for name, true in truth.items():
-                held = found[name].lo <= true <= found[name].hi
-                missed[name, n, n_pos] = missed.get((name, n, n_pos), 0) + (not held)
+                contains = scores[name].lo <= true <= scores[name].hi
+                missed[name, n, n_pos] = missed.get((name, n, n_pos), 0) + (not contains)
     assert max(missed.values()) <= 20, missed
     assert sum(missed.values()) / (200 * len(missed)) <= 0.06, missed
 
@@ -183,7 +183,7 @@ def test_intervals_cover_in_the_hardest_settings() -> None:
 
 
 def five_folds(seed: int, offset: float, gap: float = 1.0) -> tuple[Floats, Ints, list[int]]:
-    """A hundred patients; the logits of each fold's model are shifted by a draw."""
+    """Draw a hundred patients; the logits of each fold's model have an offset of their own."""
     rng = np.random.default_rng(seed)
     target, fold = np.arange(100) % 2, np.arange(100) // 2 % 5
     logit = gap * target + rng.normal(size=100) + offset * rng.normal(size=5)[fold]
@@ -211,7 +211,7 @@ def test_identical_models_score_the_same_pooled_or_not() -> None:
 
 
 def test_folds_of_different_scales_are_not_pooled() -> None:
-    """Areas of 1, 0 and 1 in three folds became 0.370; they are 2/3 of all pairs within folds."""
+    """Areas of 1, 0 and 1 in three folds gave 0.370 when pooled; within folds they are 2/3."""
     prob = two([0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 0.7, 0.6, 0.45, 0.5, 0.55, 0.58])
     target = np.array([0, 0, 1, 1] * 3)
     fold = np.repeat([0, 1, 2], 4)
@@ -249,22 +249,22 @@ def rows_of(prob: Floats, target: Ints, fold: list[int]) -> list[dict[str, str]]
 
 def test_metrics_hold_the_folds_and_say_what_the_headline_is() -> None:
     prob, target, fold = five_folds(0, 2.0)
-    found = evaluate_rows(rows_of(prob, target, fold), TASK)
-    each = [entry["metrics"]["auroc"]["value"] for entry in found["folds"]]
-    assert [entry["fold"] for entry in found["folds"]] == ["0", "1", "2", "3", "4"]
-    assert found["metrics"]["auroc"]["value"] == pytest.approx(np.mean(each))
-    assert "one fold only" in found["pooling"]
+    scores = evaluate_rows(rows_of(prob, target, fold), TASK)
+    areas = [entry["metrics"]["auroc"]["value"] for entry in scores["folds"]]
+    assert [entry["fold"] for entry in scores["folds"]] == ["0", "1", "2", "3", "4"]
+    assert scores["metrics"]["auroc"]["value"] == pytest.approx(np.mean(areas))
+    assert "one fold only" in scores["pooling"]
     single = evaluate_rows(rows_of(prob, target, [0] * 100), TASK)
     assert "folds" not in single
-    assert single["metrics"]["auroc"]["value"] < found["metrics"]["auroc"]["value"]
+    assert single["metrics"]["auroc"]["value"] < scores["metrics"]["auroc"]["value"]
 
 
 def test_a_comparison_respects_the_folds_of_both_runs() -> None:
     plain, target, fold = five_folds(3, 0.0)
     shifted, _, _ = five_folds(3, 3.0)
     ours, theirs = (rows_of(p, target, fold) for p in (plain, shifted))
-    found = compare_rows(ours, theirs, TASK)["auroc"]
-    assert found["value"] == pytest.approx(0, abs=1e-9)
+    difference = compare_rows(ours, theirs, TASK)["auroc"]
+    assert difference["value"] == pytest.approx(0, abs=1e-9)
     # A run without folds against one with: only pairs that both ranked by one model count.
     alone = rows_of(plain, target, [0] * 100)
     assert compare_rows(alone, theirs, TASK)["auroc"]["value"] == pytest.approx(0, abs=1e-9)
@@ -303,13 +303,13 @@ def test_patients_are_left_out_whole_and_very_many_in_groups() -> None:
     rng = np.random.default_rng(0)
     target = np.r_[rng.integers(0, 2, 38), 2, 2]
     owner = np.arange(40) // 3
-    cohort = gather(target, owner, np.zeros(40, np.int64))
+    cohort = group_patients(target, owner, np.zeros(40, np.int64))
     assert cohort.n_groups == 14
-    for weight in cohort.without_each():
+    for weight in cohort.leave_one_out_weights():
         assert len(set(owner[weight == 0])) == 1
         assert (np.isin(owner, owner[weight == 0]) == (weight == 0)).all()
     many = np.r_[np.zeros(5000), np.ones(20)].astype(np.int64)
-    grouped = gather(many, np.arange(5020), np.arange(5020) % 5)
+    grouped = group_patients(many, np.arange(5020), np.arange(5020) % 5)
     assert grouped.n_groups < 500
     assert (grouped.stratum == 1).sum() == 20  # a rare class keeps all its patients apart
 
@@ -320,7 +320,7 @@ def test_groups_of_patients_give_the_interval_of_single_ones(
     target = np.arange(400) % 2
     prob = two(expit(target + np.random.default_rng(6).normal(size=400)))
     single = score_all(prob, target, names(400))["auroc"]
-    monkeypatch.setattr("foveate.metrics.jackknife._MOST_GROUPS", 100)
+    monkeypatch.setattr("foveate.metrics.jackknife._MAX_GROUPS", 100)
     grouped = score_all(prob, target, names(400))["auroc"]
     assert grouped.hi - grouped.lo == pytest.approx(single.hi - single.lo, rel=0.15)
 
@@ -378,18 +378,18 @@ def test_identical_runs_differ_by_nothing() -> None:
     rng = np.random.default_rng(3)
     target = rng.integers(0, 2, 40)
     prob = two(rng.random(40))
-    for found in compare_scores(prob, prob, target, names(40)).values():
-        assert (found.value, found.lo, found.hi, found.p_value) == (0, 0, 0, 1)
+    for difference in compare_scores(prob, prob, target, names(40)).values():
+        assert (difference.value, difference.lo, difference.hi, difference.p_value) == (0, 0, 0, 1)
 
 
 def test_two_perfect_runs_are_not_sure_to_be_equal() -> None:
     target = np.array([0, 1] * 6)
     other = target * 0.7 + np.linspace(0, 0.2, 12)
-    found = compare_scores(two(target * 0.8 + 0.1), two(other), target, names(12))["auroc"]
-    assert found.value == 0
-    assert found.lo < -0.1
-    assert found.hi > 0.1
-    assert found.p_value == 1
+    difference = compare_scores(two(target * 0.8 + 0.1), two(other), target, names(12))["auroc"]
+    assert difference.value == 0
+    assert difference.lo < -0.1
+    assert difference.hi > 0.1
+    assert difference.p_value == 1
 
 
 def test_a_p_value_and_its_interval_agree() -> None:
@@ -397,8 +397,8 @@ def test_a_p_value_and_its_interval_agree() -> None:
     for _ in range(40):
         target = np.arange(60) % 2
         a, b = (two(expit(g * target + rng.normal(size=60))) for g in (1.5, 0.5))
-        for found in compare_scores(a, b, target, names(60)).values():
-            assert (found.p_value < 0.05) == (found.lo > 0 or found.hi < 0)
+        for difference in compare_scores(a, b, target, names(60)).values():
+            assert (difference.p_value < 0.05) == (difference.lo > 0 or difference.hi < 0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ from PIL import Image
 
 from conftest import Ended, one_thread
 from foveate.batch import View
-from foveate.errors import FoveateError, TooManyOpen, UnreadableImage, as_ours, out_of_files
+from foveate.errors import (
+    FoveateError,
+    TooManyOpen,
+    UnreadableImage,
+    as_foveate_error,
+    out_of_files,
+)
 from foveate.geometry import Box, Frame
 from foveate.loading.loader import CaseLoader
 from foveate.loading.open_images import OpenImages
@@ -133,7 +139,7 @@ def test_few_open_files_are_enough(tmp_path: Path) -> None:
 
 def test_the_limit_of_open_files_is_named_and_no_image_blamed() -> None:
     error = OSError(24, "Too many open files")
-    assert isinstance(as_ours(error, "a.tif"), TooManyOpen)
+    assert isinstance(as_foveate_error(error, "a.tif"), TooManyOpen)
     told = UnreadableImage("a.tif: cannot be opened")
     told.__cause__ = error
     assert out_of_files(told)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Respaced
+from foveate.images.image import AbstractImage
+from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 from foveate.readers.openslide_ import OpenSlideReader
 
@@ -48,7 +49,7 @@ def sparse(path: Path, shape: tuple[int, int], tile: int, stored: dict[int, np.n
 
 
 def glimpse(image: AbstractImage, side: int = 200) -> np.ndarray:
-    placed = image if image.spacing_um is not None else Respaced(image, (1.0, 1.0), unit="px")
+    placed = image if image.spacing_um is not None else RespacedImage(image, (1.0, 1.0), unit="px")
     return placed.glimpse(max(placed.box_um.size) / side)
 
 

@@ -59,7 +59,7 @@ def test_region_by_region_equals_the_volume(
     path = written(tmp_path / "v.nii", ramp(), np.diag([-1.0, 1.0, -2.0, 1.0]))
     with open_image(path) as image:
         kept = whole(image)
-    monkeypatch.setattr(nifti, "_KEPT_BYTES", 100)
+    monkeypatch.setattr(nifti, "_CACHE_BYTES", 100)
     with open_image(path) as image:
         assert not image._small
         np.testing.assert_array_equal(whole(image), kept)

@@ -114,7 +114,7 @@ def test_an_even_volume_hardly_tells_its_size(pretrained: SlicesEncoder) -> None
         with torch.inference_mode():
             flat = torch.full((1, 3, *(pretrained.enlarge * n for n in shape[1:])), 0.3)
             plain = pretrained.picture.maps(flat)
-        without.append(torch.cat([plain[i].mean((0, 2, 3)) for i in pretrained.kept]))
+        without.append(torch.cat([plain[i].mean((0, 2, 3)) for i in pretrained.map_indices]))
     tells = [float((one - other).abs().mean()) for one, other in (with_borders, without)]
     assert tells[0] < 0.6 * tells[1]
 
@@ -141,7 +141,7 @@ def test_evaluation_draws_nothing_and_training_draws_by_the_seed() -> None:
     again = [encoder.features(maps_of(encoder, x)) for _ in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
     assert not torch.equal(drawn[0], drawn[1])
-    whole = [encoder.eval()._places(30), encoder.train()._places(30)]
+    whole = [encoder.eval()._choose_slices(30), encoder.train()._choose_slices(30)]
     assert len(whole[0]) == 15
     assert len(whole[1]) == 5
 

@@ -510,3 +510,12 @@ def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path, row: st
     with pytest.raises(TableError, match="no table of images"):
         read_cases(tmp_path / "t.csv")
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("n", [40_000, 140_000])
+def test_a_cell_longer_than_any_is_refused(n: int, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    for text in (f"path,label\na.png,{'x' * n}\nb.png,y\n", f"path,{'x' * n}\na.png,y\n"):
+        table.write_text(text)
+        with pytest.raises(TableError, match=rf"row \d: a cell of {n:,} letters"):
+            read_cases(table)

@@ -23,10 +23,8 @@ from torch import nn
 from conftest import SMALL_RUN, Ended
 from foveate import parts
 from foveate.batch import View
-from foveate.benchmark._tasks import DigitTask, JointTask, PresenceTask
 from foveate.errors import CheckpointError, TrainingError
 from foveate.loading.loader import CaseLoader
-from foveate.nn.heads import Head
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, read_tensors
 from foveate.runs.folder import read_rows
@@ -356,15 +354,6 @@ def test_chance_is_the_entropy_of_several_classes(counts: tuple[int, ...]) -> No
 
 def test_chance_is_nothing_where_there_is_one_class() -> None:
     assert binary().chance_loss(labels(0, 30)) == pytest.approx(0, abs=1e-3)
-
-
-def test_chance_of_several_questions_is_the_mean_of_theirs() -> None:
-    digit = DigitTask(classes=["0", "1", "2"], head=Head("digit", 3, True, "none"))
-    joint = JointTask({"digit": digit, "seen": PresenceTask(classes=["0", "1"])})
-    answers = ["digit=0;seen=0", "digit=0;seen=0 1", "digit=1;seen=", "digit=2;seen=1"] * 5
-    target = torch.tensor([joint.parse(answer) for answer in answers])
-    want = (entropy(2, 1, 1) + (entropy(2, 2) + entropy(2, 2)) / 2) / 2
-    assert joint.chance_loss(target) == pytest.approx(want, abs=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -15,7 +15,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.errors import CheckpointError, OptionError
 from foveate.methods.streaming_cnn import StreamingCnn
 from foveate.nn.base import Head
-from foveate.pretrained.vit import arguments_of, create_vit, parse_arguments, write_arguments
+from foveate.pretrained.vit import create_vit, format_arguments, infer_arguments, parse_arguments
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 64}
 
@@ -144,11 +144,11 @@ def test_files_of_dinov2_itself(tmp_path: Path) -> None:
 
 
 def test_arguments_are_read_as_written(tmp_path: Path) -> None:
-    told = arguments_of(vit(init_values=1e-5, reg_tokens=2).state_dict())
+    told = infer_arguments(vit(init_values=1e-5, reg_tokens=2).state_dict())
     assert told["depth"] == 3
     assert told["reg_tokens"] == 2
-    assert parse_arguments(write_arguments(told)) == told
-    assert arguments_of({"conv1.weight": torch.zeros(1, 1, 3, 3)}) == {}
+    assert parse_arguments(format_arguments(told)) == told
+    assert infer_arguments({"conv1.weight": torch.zeros(1, 1, 3, 3)}) == {}
 
 
 GATED = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU, "init_values": 1e-5}
@@ -193,7 +193,7 @@ def test_shapes_of_published_networks_are_read_off_their_files(model: str) -> No
     with torch.device("meta"):
         expected = timm.create_model(built_as, num_classes=0, **options)
         state = expected.state_dict()
-        told = parse_arguments(write_arguments(arguments_of(state)))
+        told = parse_arguments(format_arguments(infer_arguments(state)))
         found: Any = create_vit(name, told)
     shapes = {key: tuple(t.shape) for key, t in state.items()}
     assert {key: tuple(t.shape) for key, t in found.vit.state_dict().items()} == shapes

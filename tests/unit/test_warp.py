@@ -1,4 +1,4 @@
-"""Small turns and scalings of patches."""
+"""Small random affine maps of patches."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_places_are_not_rounded_to_half_precision() -> None:
 
 
 def test_a_blob_moves_no_further_than_its_bounds() -> None:
-    """A spot away from the centre turns and scales about it, within the stated limits."""
+    """A spot away from the centre moves about it within the stated limits."""
     patches = torch.zeros(200, 1, 41, 41)
     patches[:, :, 20, 32] = 1.0
     torch.manual_seed(0)
-    found = warp(patches, degrees=10.0, scale=0.1).numpy()[:, 0]
+    actual = warp(patches, degrees=10.0, scale=0.1).numpy()[:, 0]
     # A spot's centre of mass, relative to the middle of the patch.
-    moved = np.asarray([ndimage.center_of_mass(one) for one in found]) - 20
+    moved = np.asarray([ndimage.center_of_mass(one) for one in actual]) - 20
     radius = np.hypot(*moved.T)
     assert (radius > 12 / 1.16).all()
     assert (radius < 12 * 1.16).all()

@@ -23,7 +23,7 @@ from foveate.geometry import Lattice
 from foveate.images.evidence import Floats
 from foveate.images.tiling import LEAST_FOREGROUND, cell_means
 from foveate.nn.attention import masked_softmax
-from foveate.nn.sampling import divergence, expectation, smoothed_log_softmax, strongest
+from foveate.nn.sampling import expectation, kl_divergence, select_strongest, smoothed_log_softmax
 
 Inference = Literal["top", "expectation"]
 
@@ -230,7 +230,7 @@ class Spread(nn.Module):
         held = a.detach().sum(1).mean()
         excess = (held - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
         self.held = held
-        return self.weight * (1 + 99 * excess) * divergence(field.log_a, field.log_prior)
+        return self.weight * (1 + 99 * excess) * kl_divergence(field.log_a, field.log_prior)
 
 
 def draw_settled(batch: Batch, field: Field, n: int, *, by_prior: bool = False) -> Tensor:
@@ -262,7 +262,7 @@ def draw_settled(batch: Batch, field: Field, n: int, *, by_prior: bool = False) 
 def choose_settled(batch: Batch, field: Field, n: int, inference: Inference) -> Tensor:
     """The cells ``(b, n)`` that are looked at in evaluation, padding last."""
     if inference == "top":
-        return strongest(field.log_a, n)[0]
+        return select_strongest(field.log_a, n)[0]
     return draw_settled(batch, field, n)
 
 

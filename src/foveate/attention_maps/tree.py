@@ -20,7 +20,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.images.evidence import Floats
 from foveate.nn.position import PositionCode
 from foveate.nn.reinforce import draw_log_prob
-from foveate.nn.sampling import draw_without_replacement, strongest
+from foveate.nn.sampling import draw_without_replacement, select_strongest
 
 Index = NDArray[np.int64]
 
@@ -215,10 +215,10 @@ def choose(
     if way == "drawn":
         index = draw_without_replacement(known, n)
     elif way == "strongest":
-        index = strongest(known, n)[0]
+        index = select_strongest(known, n)[0]
     else:
         wanted = known if way == "settled" else prior.masked_fill(scores.isneginf(), -torch.inf)
-        index = strongest(wanted + _settled_noise(batch, grids, wanted), n)[0]
+        index = select_strongest(wanted + _settled_noise(batch, grids, wanted), n)[0]
     if way == "surveyed":  # some are hidden, so that no image is known by its crops
         n = index.shape[1]
         kept = torch.randperm(n)[: max(1, round(n * (0.5 + 0.5 * float(torch.rand(())))))]

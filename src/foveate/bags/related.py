@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.nn.attention import Relate
+from foveate.nn.attention import RelationLayer
 from foveate.nn.heads import Head
 from foveate.nn.pooling import CrossPool
 from foveate.nn.position import PositionCode
@@ -40,7 +40,7 @@ class RelatedPool(nn.Module):
         super().__init__()
         dim, ndim = encoder.dim, encoder.axes
         self.position = PositionCode(dim, ndim=ndim)
-        self.relate = nn.ModuleList(Relate(dim, ndim=ndim) for _ in range(layers))
+        self.relate = nn.ModuleList(RelationLayer(dim, ndim=ndim) for _ in range(layers))
         self.pool = CrossPool(dim, heads, attention_heads=attention_heads, dropout=dropout)
 
     def forward(

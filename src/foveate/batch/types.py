@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError, TooManyOpen, as_ours, out_of_files
+from foveate.errors import FoveateError, TooManyOpen, as_foveate_error, out_of_files
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
-from foveate.images.resample import Pixels, brightest
+from foveate.images.resample import Pixels, white_value
+from foveate.images.tiling import tile_foreground
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
 Augment = Literal["slide", "picture", "volume", "warp", "none"]
@@ -64,15 +66,28 @@ class LoadedImage:
         image: open; crops are read from it.
         glimpse: ``(*space, c)`` as read.
         contrast: ``(*space)`` difference from the background, 1 to 255 on foreground, else 0.
-        places_um: centres ``(n, d)`` of the patches that scanning methods look at, where the case
-            gives them; else None, and a lattice covers the foreground.
     """
 
     image_id: str
     image: AbstractImage
     glimpse: Pixels
     contrast: NDArray[np.uint8]
-    places_um: Floats | None = None
+
+    def cover_um(self, view: View, offset_um: Sequence[float]) -> Floats:
+        """Compute the centres ``(n, d)`` of the lattice patches with foreground.
+
+        Args:
+            view: of this image.
+            offset_um: shift of the lattice, per axis.
+        """
+        corners = tile_foreground(
+            self.contrast > 0,
+            mask_spacing_um=view.glimpse_spacing_um,
+            extent_um=self.image.box_um.size,
+            patch_um=view.patch_um,
+            offset_um=tuple(offset_um),
+        )
+        return corners + view.patch_um / 2
 
 
 @dataclass(frozen=True)
@@ -138,23 +153,23 @@ def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
 
 
 class CropError(FoveateError, OSError):
-    """Reading crops of one image failed; `image_id` says of which."""
+    """Reading crops of one image failed; `image_id` and `path` say of which."""
 
-    def __init__(self, image_id: str, cause: Exception) -> None:
+    def __init__(self, image_id: str, path: Path, cause: Exception) -> None:
         super().__init__(str(cause))
-        self.image_id = image_id
+        self.image_id, self.path = image_id, path
 
 
 def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
     """What is to be raised when reading pixels of this image ended in an error of any kind."""
     if out_of_files(error):
         return TooManyOpen()
-    return CropError(item.image_id, as_ours(error, item.image.path))
+    return CropError(item.image_id, item.image.path, as_foveate_error(error, item.image.path))
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
     """``(n, *space, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, *space)`` in [0, 1]."""
-    top = brightest(pixels.dtype)
+    top = white_value(pixels.dtype)
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.int32)
     tensor = torch.from_numpy(np.array(pixels, order="C")).to(device).movedim(-1, 1)

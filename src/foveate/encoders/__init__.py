@@ -1,4 +1,4 @@
-"""Encoders by name."""
+"""Networks that turn pixels into maps and vectors, found by name (`build_encoder`)."""
 
 from foveate.encoders._build import build_encoder
 

@@ -1,4 +1,4 @@
-"""Encoders by name: foveate's own, and timm's convolutional networks and plain ViTs."""
+"""Build an encoder by name: foveate's own, or timm's convolutional networks and plain ViTs."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from foveate.parts import find, names, options, parse_options
 
 def build_encoder(
     name: str,
-    given: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
     preferred: Mapping[str, object] | None = None,
     *,
     pretrained: bool = True,
 ) -> AbstractEncoder:
-    """The encoder of this name; a name that is not foveate's own is looked up in timm.
+    """Build the encoder of a name; a name that is not foveate's own is looked up in timm.
 
     Args:
-        name: of the encoder.
-        given: its options.
-        preferred: options that hold where `given` says nothing and the encoder has them.
-        pretrained: False leaves out reading or fetching weights, for a model whose own lie in it.
+        name: name of the encoder.
+        settings: values of its options.
+        preferred: values for options that `settings` leaves out, if the encoder has them.
+        pretrained: False to read and fetch no weights, for a stored model that has its own.
 
     Raises:
-        UnknownName: neither foveate nor timm has it.
-        OptionError: an option that the encoder does not take, or two that exclude each other.
+        UnknownName: neither foveate nor timm has an encoder of this name.
+        OptionError: the encoder does not take an option, or two options exclude each other.
         CheckpointError: the encoder's file of weights cannot be used.
     """
-    own = name in names("encoders") and name != "timm"
-    part = find("encoders", name if own else "timm")
+    is_part = name in names("encoders") and name != "timm"
+    part = find("encoders", name if is_part else "timm")
     known = options(part)
-    chosen = {k: v for k, v in (preferred or {}).items() if k in known} | dict(given or {})
-    if not own:
+    chosen = {k: v for k, v in (preferred or {}).items() if k in known} | dict(settings or {})
+    if not is_part:
         chosen["name"] = name
     parsed = parse_options(part, chosen, "encoder")
     if parsed.get("weights") and not parsed.get("pretrained", True):

@@ -1,4 +1,4 @@
-"""The small encoder in two or three dimensions."""
+"""The network that the encoders `small` and `small3d` share, in two or three dimensions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from foveate.encoders.base import AbstractEncoder
 
 
 class AbstractSmall(AbstractEncoder):
-    """Four stages that halve every axis; mean and maximum of the last map are projected.
+    """Four stages that halve all axes; mean and maximum of the last map are projected.
 
     Args:
-        stage: makes one from the channels before and after it.
+        stage: builds a stage from its numbers of input and output channels.
         width: channels of the first stage; they double until the third.
         dim: length of the vector.
     """
@@ -30,17 +30,17 @@ class AbstractSmall(AbstractEncoder):
         self.mix = nn.Linear(2 * widths[-1], dim)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Four maps, strides 2, 4, 8 and 16."""
-        # An odd side would lose its last pixel to a stride of 2: repeat it instead.
-        found = []
+        """Compute four maps ``(b, c, *cells)`` of ``(b, 3, *space)``, strides 2, 4, 8 and 16."""
+        # With a stride of 2 an odd side would lose its last pixel: it is repeated.
+        maps = []
         for stage in self.stages:
             odd = ((0, x.shape[-axis] % 2) for axis in range(1, self.axes + 1))
             x = stage(nn.functional.pad(x, tuple(itertools.chain(*odd)), "replicate"))
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def pool(self, maps: list[Tensor]) -> Tensor:
-        """Mean and maximum of the last map, projected."""
+        """Project the mean and the maximum of the last map to the vector ``(b, dim)``."""
         last, space = maps[-1], tuple(range(2, maps[-1].ndim))
         vector: Tensor = self.mix(cat([last.mean(space), last.amax(space)], -1))
         return vector

@@ -1,4 +1,4 @@
-"""What methods ask of an encoder: maps at several strides, and one vector per image."""
+"""The base class of encoders: maps at several strides, features, and one vector per image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _left_out: ContextVar[bool] = ContextVar("weights are left out", default=False)
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Encoders that are made inside read and fetch no weights: those of a stored model follow."""
+    """Let encoders that are built in this context read and fetch no weights.
+
+    For a stored model, whose weights are loaded afterwards.
+    """
     before = _left_out.set(True)
     try:
         yield
@@ -29,30 +32,30 @@ def without_weights() -> Iterator[None]:
 
 
 def reads_weights() -> bool:
-    """Whether an encoder that is made now should read or fetch its pretrained weights."""
+    """Return whether an encoder that is built now reads or fetches its pretrained weights."""
     return not _left_out.get()
 
 
 class AbstractEncoder(nn.Module, abc.ABC):
-    """One network for glimpses and patches alike.
+    """A network that encodes both glimpses and patches.
 
     An image becomes maps, maps become features, and features are projected to a vector. Features
-    are what a frozen network says of an image; the projection is learnt from the first step on.
+    are the output of a frozen network; the projection is learnt from the first step on.
 
     Attributes:
-        axes: of the images it reads, 2 or 3.
-        dim: length of the vector of `forward`.
-        strides: input pixels per cell of each map, fine to coarse.
+        axes: number of axes of the images that it reads, 2 or 3.
+        dim: length of the vector that `forward` returns.
+        strides: input pixels per cell of each map, from fine to coarse.
         map_dims: channels of each map.
-        map_centres: where the centre of cell 0 of each map lies, in input pixels; cell ``i`` is
-            centred at ``map_centre + i * stride``.
-        mean: subtracted from inputs in [0, 1], per channel of RGB.
-        std: divides them then.
-        feature_groups: lengths of the parts of `features` that say different things (colour and
-            texture, spread, what is shown); a linear answer is fitted to each.
+        map_centres: centre of cell 0 of each map, in input pixels; cell ``i`` is centred at
+            ``map_centre + i * stride``.
+        mean: mean of the RGB channels, which is subtracted from inputs in [0, 1].
+        std: standard deviation of the RGB channels, by which inputs are then divided.
+        feature_groups: lengths of the groups of `features` of different meaning (means, spreads,
+            the class token, say); a linear answer is fitted to each group.
         from_scratch: whether weights were initialised at random.
-        local: whether a cell sees a neighbourhood only, whatever the size of the image.
-        resolved: options that the constructor settled, to be stored with a model.
+        local: whether a cell's receptive field is bounded, whatever the size of the image.
+        resolved: values of options that the constructor resolved, to be stored with a model.
     """
 
     axes: ClassVar[int] = 2
@@ -69,49 +72,51 @@ class AbstractEncoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps ``(b, map_dims[i], *ceil(space / strides[i]))`` of ``(b, 3, *space)``."""
+        """Compute maps ``(b, map_dims[i], *ceil(space / strides[i]))`` of ``(b, 3, *space)``."""
 
     @abc.abstractmethod
     def pool(self, maps: list[Tensor]) -> Tensor:
-        """The vector ``(b, dim)`` from the maps."""
+        """Compute the vector ``(b, dim)`` from the maps that `maps` returns."""
 
     @property
     def n_features(self) -> int:
-        """Length of `features`."""
+        """Number of features of an image."""
         return self.dim
 
     def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
-        """What the network says of an image before anything is projected, ``(b, n_features)``.
+        """Compute the features of images, ``(b, n_features)``, before their projection.
 
         Args:
-            maps: as `maps` gives them.
-            weight: ``(b, *space)``, not negative, how much each input pixel counts; all alike by
-                default. Encoders that cannot weigh pixels ignore it.
+            maps: the maps that `maps` returns.
+            weight: weights of the input pixels, ``(b, *space)``, at least 0; equal by default.
+                Encoders that cannot weigh pixels ignore it.
         """
         return self.pool(maps)
 
     def project(self, features: Tensor) -> Tensor:
-        """Features as the vector ``(b, dim)``."""
+        """Project features ``(b, n_features)`` to the vector ``(b, dim)``."""
         return features
 
     def tiers(self) -> list[list[nn.Parameter]]:
-        """The parameters of the pretrained part, from its input to its output.
+        """Return the parameters of the pretrained part in groups, from its input to its output.
 
-        Early tiers are taught with smaller rates. Empty where nothing is pretrained.
+        Early tiers are trained at smaller rates. Empty where nothing is pretrained.
         """
         return []
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vector ``(b, dim)`` of images ``(b, 3, *space)``."""
+        """Encode images ``(b, 3, *space)`` to vectors ``(b, dim)``."""
         return self.pool(self.maps(x))
 
 
 class Projection(nn.Module):
-    """Standardises features, then maps them to a vector; dimensions begin alike, none drowns.
+    """Standardises features, then projects them linearly to a vector.
+
+    Standardised, no feature outweighs the others at the start because of its scale.
 
     Args:
-        n_features: of the frozen network.
-        dim: of the vector.
+        n_features: number of features of the frozen network.
+        dim: length of the vector.
     """
 
     def __init__(self, n_features: int, dim: int) -> None:
@@ -120,15 +125,18 @@ class Projection(nn.Module):
         self.linear = nn.Linear(n_features, dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(…, n_features)`` to ``(…, dim)``."""
+        """Project features ``(…, n_features)`` to vectors ``(…, dim)``."""
         vector: Tensor = self.linear(self.standardise(features.float()))
         return vector
 
 
 class ProjectedEncoder(AbstractEncoder):
-    """A pretrained network: features are means of its maps, and what it is taught is projected.
+    """An encoder with a pretrained network, whose features are projected to the vector.
 
-    Subclasses set `mixed`, a `Projection`, and give `features`.
+    Subclasses set `mixed`, a `Projection`, and implement `features`.
+
+    Attributes:
+        mixed: the projection from features to the vector.
     """
 
     mixed: Projection
@@ -136,26 +144,29 @@ class ProjectedEncoder(AbstractEncoder):
 
     @property
     def n_features(self) -> int:
-        """Length of `features`."""
+        """Number of features of an image."""
         return self.mixed.linear.in_features
 
     def project(self, features: Tensor) -> Tensor:
-        """Standardised features through a linear layer, ``(b, dim)``."""
+        """Standardise features ``(b, n_features)`` and project them to the vector ``(b, dim)``."""
         vector: Tensor = self.mixed(features)
         return vector
 
     def pool(self, maps: list[Tensor]) -> Tensor:
-        """The vector ``(b, dim)`` from the maps."""
+        """Compute the vector ``(b, dim)`` as the projection of the maps' features."""
         return self.project(self.features(maps))
 
 
 def weighted_moments(map_: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and spread of a map over its cells, ``(b, c)`` each; by weights of input pixels.
+    """Compute the mean and the standard deviation of a map over its cells.
 
     Args:
-        map_: ``(b, c, *cells)``.
-        weight: ``(b, *space)``, not negative; an image whose weights are all 0 is weighed evenly,
-            and so is every image by default.
+        map_: the map, ``(b, c, *cells)``.
+        weight: weights of the input pixels, ``(b, *space)``, at least 0; equal by default, and for
+            images whose weights are all 0.
+
+    Returns:
+        mean and standard deviation, ``(b, c)`` each.
     """
     space, exact = tuple(range(2, map_.ndim)), map_.float()
     if weight is None:
@@ -169,16 +180,16 @@ def weighted_moments(map_: Tensor, weight: Tensor | None = None) -> tuple[Tensor
         share = torch.where(total > 0, share / total.clamp_min(1e-12), even)
         mean = (exact * share).sum(space, keepdim=True)
         variance = ((exact - mean).square() * share).sum(space)
-    # The root's slope at 0 is infinite; maps of one cell have no spread.
+    # The slope of the root at 0 is infinite, and the variance of a map of one cell is 0.
     return mean.flatten(1), (variance + 1e-6).sqrt()
 
 
 class CellMap(nn.Module):
-    """The last map of an encoder, small groups of its cells averaged: what is streamed.
+    """The part of an encoder that is streamed: its last map, averaged over groups of cells.
 
     Args:
-        encoder: whose map.
-        group: cells a side.
+        encoder: the encoder.
+        group: cells along a side of a group.
     """
 
     def __init__(self, encoder: AbstractEncoder, group: int) -> None:
@@ -187,14 +198,14 @@ class CellMap(nn.Module):
         self.mean = (nn.AvgPool2d if encoder.axes == 2 else nn.AvgPool3d)(group)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(b, 3, *space)`` to ``(b, d, *cells)``."""
+        """Compute the averaged map ``(b, d, *cells)`` of images ``(b, 3, *space)``."""
         last = self.encoder.maps(x)[-1]
         if self.group == 1:
             return last
-        # Groups are whole, however few cells there are along an axis: the last cell is repeated.
+        # The last cell is repeated so that the last group of an axis is complete.
         beyond = (0, self.group - 1) * self.encoder.axes
-        found: Tensor = self.mean(nn.functional.pad(last, beyond, "replicate"))
-        return found
+        averaged: Tensor = self.mean(nn.functional.pad(last, beyond, "replicate"))
+        return averaged
 
 
 BASE = AbstractEncoder

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its ImageNet weights aboard: the default for pictures and slides."""
+"""EfficientNet-Lite0 with installed ImageNet weights: the default for pictures and slides."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Lite0Encoder(ProjectedEncoder):
     """EfficientNet-Lite0, trained on ImageNet; its weights come with the installation.
 
     Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
-    ICML 2019; the Lite variant by TensorFlow's authors. Where we differ: what pads a layer depends
-    on its kernel alone, not on the size of the input, so that a part of an image gives what the
-    whole gives there; for sides that are multiples of 32 both are the same. Features are the means
-    and spreads of the maps at all five strides, which keep colour and texture, and the means of the
-    last layer.
+    ICML 2019; the Lite variant by TensorFlow's authors. Where we differ: the padding of a layer
+    depends on its kernel alone, not on the size of the input, so that a crop gives the same
+    activations as the image there; for sides that are multiples of 32 both are the same. Features
+    are the means and spreads of the maps at all five strides, which hold colour and texture, and
+    the means of the last layer.
 
     Args:
         dim: length of the vector that features are projected to.
-        taught: how many of the seven blocks are taught end to end, from the last; earlier ones
+        taught: how many of the seven blocks are trained end to end, from the last; earlier ones
             keep their weights, which saves most of the time of the backward pass. 0 for none.
-        pretrained: take the ImageNet weights; without them, all of it is taught from scratch.
+        pretrained: take the ImageNet weights; without them, the network is trained from scratch.
         weights: a file to take weights from instead, of ``tf_efficientnet_lite0`` in timm's names.
-        weights_sha256: first digits of the file's sha256; another file is refused. A model that is
-            stored tells them.
+        weights_sha256: first digits of the file's sha256; another file is refused. A stored model
+            contains them.
 
     Raises:
         CheckpointError: the weights' file is missing, not the one expected, or does not fit.
@@ -66,85 +66,85 @@ class Lite0Encoder(ProjectedEncoder):
         super().__init__()
         import timm
 
-        whole: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
         self.resolved = {"weights_sha256": weights_sha256}
         if weights and reads_weights():
             tensors, digest = read_weights(weights, weights_sha256)
-            fit_weights(whole, tensors, file=weights, encoder="lite0")
+            fit_weights(net, tensors, file=weights, encoder="lite0")
             self.resolved = {"weights_sha256": digest}
         elif pretrained and reads_weights():
-            whole.load_state_dict(_imagenet(whole))
-        self.stem = nn.Sequential(whole.conv_stem, whole.bn1)
-        self.blocks = nn.ModuleList(whole.blocks)
-        self.last = nn.Sequential(whole.conv_head, whole.bn2)
+            net.load_state_dict(_imagenet(net))
+        self.stem = nn.Sequential(net.conv_stem, net.bn1)
+        self.blocks = nn.ModuleList(net.blocks)
+        self.last = nn.Sequential(net.conv_head, net.bn2)
         _fix_padding(self)
         self.strides, self.map_dims = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
-        # What a cell may see is centred a stride behind its corner; what the trained network sees
-        # there, by its gradient and by its answers to blobs, in the middle of the cell.
+        # The receptive field of a cell is centred a stride behind its corner. The trained network's
+        # response, measured by gradients and by blobs, is centred in the middle of the cell.
         self.map_centres = tuple(stride / 2 for stride in self.strides)
         self.dim = dim
         self.feature_groups = (sum(self.map_dims), sum(self.map_dims), 1280)
         self.mixed = Projection(sum(self.feature_groups), dim)
         self.from_scratch = not pretrained
         if pretrained:
-            kept = len(self.blocks) - taught
-            for part in (self.stem, *self.blocks[:kept]):
+            n_frozen = len(self.blocks) - taught
+            for part in (self.stem, *self.blocks[:n_frozen]):
                 part.requires_grad_(False)
             if taught == 0:
                 self.last.requires_grad_(False)
         freeze_batch_norm(self)
 
     def train(self, mode: bool = True) -> Lite0Encoder:
-        """Training mode, but for batch norms, which stay frozen."""
+        """Set the training mode; batch norms stay frozen."""
         super().train(mode)
         freeze_batch_norm(self)
         return self
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Five maps, strides 2, 4, 8, 16 and 32."""
-        found, x = [], self.stem(x)
+        """Compute five maps ``(b, c, *cells)`` of ``(b, 3, y, x)``, strides 2 to 32."""
+        maps, x = [], self.stem(x)
         for i, block in enumerate(self.blocks):
-            x = _taught(block, x)
+            x = _run_block(block, x)
             if i in _ENDS:
-                found.append(x)
-        return found
+                maps.append(x)
+        return maps
 
     def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
-        """Means and spreads of the five maps, and means of the last layer, ``(b, 2304)``."""
+        """Compute means and spreads of the maps, and means of the last layer, ``(b, 2304)``."""
         moments = [weighted_moments(m, weight) for m in maps]
-        last = weighted_moments(_taught(self.last, maps[-1]), weight)
+        last = weighted_moments(_run_block(self.last, maps[-1]), weight)
         return torch.cat([*(m[0] for m in moments), *(m[1] for m in moments), last[0]], 1)
 
     def tiers(self) -> list[list[nn.Parameter]]:
-        """Stem, seven blocks, last layer."""
+        """Return the parameters of the stem, of the seven blocks and of the last layer."""
         return [list(part.parameters()) for part in (self.stem, *self.blocks, self.last)]
 
 
-def _taught(part: nn.Module, x: Tensor) -> Tensor:
-    """A part of the network; in float32 where a CPU has to find its gradients.
+def _run_block(part: nn.Module, x: Tensor) -> Tensor:
+    """Run a part of the network, in float32 where a CPU computes its gradients.
 
     Depthwise gradients in bfloat16 take a CPU twice the time of those in float32, while without
     gradients bfloat16 is up to three times as fast.
     """
-    if isinstance(x, fx.Proxy):  # how it is streamed does not hang on what learns
+    if isinstance(x, fx.Proxy):  # a traced network must not depend on what is trained now
         traced: Tensor = part(x)
         return traced
     learns = torch.is_grad_enabled() and any(p.requires_grad for p in part.parameters())
     slow = learns and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
-        found: Tensor = part(x.float() if slow else x)
-        return found
+        result: Tensor = part(x.float() if slow else x)
+        return result
 
 
 def _fix_padding(module: nn.Module) -> None:
-    """Let every convolution of stride 2 pad by its kernel alone."""
+    """Let all convolutions of stride 2 pad by their kernel alone, whatever the input's size."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d) and child.stride != (1, 1):
             child.__class__ = PaddedConv2d
 
 
-def _imagenet(whole: nn.Module) -> dict[str, Tensor]:
-    """The stored tensors under timm's names; they are stored in the same order."""
+def _imagenet(net: nn.Module) -> dict[str, Tensor]:
+    """Load the ImageNet weights under timm's names, which stand in the same order as the file's."""
     try:
         path = files(_PACKAGE) / "models" / _FILE
         stored = path.read_bytes()
@@ -156,5 +156,5 @@ def _imagenet(whole: nn.Module) -> dict[str, Tensor]:
     if not hashlib.sha256(stored).hexdigest().startswith(_DIGEST):
         raise CheckpointError(f"{path}: not the expected weights; install the package again")
     tensors = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-    # What comes after those of the network is the classifier's.
-    return dict(zip(whole.state_dict(), tensors.values(), strict=False))
+    # The file's last tensors are those of the classifier.
+    return dict(zip(net.state_dict(), tensors.values(), strict=False))

@@ -1,4 +1,4 @@
-"""Residual networks for volumes, as for videos but with all three axes alike."""
+"""Residual networks for volumes, built as for videos but with equal treatment of all axes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Resnet3dEncoder(AbstractEncoder):
     """A 3D ResNet of basic blocks, trained from scratch.
 
     Source: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition",
-    CVPR 2018 (R3D), by torchvision. Where we differ: the stem shrinks all axes alike, by two and
-    again by two; norms need no batch.
+    CVPR 2018 (R3D), by torchvision. Where we differ: the stem halves all three axes twice; norms do
+    not depend on the batch.
 
     Args:
         depth: 10, 18 or 34 layers.
@@ -41,11 +41,11 @@ class Resnet3dEncoder(AbstractEncoder):
             VideoResNet,
         )
 
-        whole = VideoResNet(BasicBlock, [Conv3DSimple] * 4, list(_BLOCKS[depth]), _stem)
+        net = VideoResNet(BasicBlock, [Conv3DSimple] * 4, list(_BLOCKS[depth]), _stem)
         if norm != "frozen":
-            replace_batch_norm(whole, "channel" if norm == "local" else "group")
-        self.stem = whole.stem
-        self.stages = nn.ModuleList([whole.layer1, whole.layer2, whole.layer3, whole.layer4])
+            replace_batch_norm(net, "channel" if norm == "local" else "group")
+        self.stem = net.stem
+        self.stages = nn.ModuleList([net.layer1, net.layer2, net.layer3, net.layer4])
         self.strides = (4, 8, 16, 32)
         self.map_dims = (64, 128, 256, 512)
         # Kernels with odd sides: cell 0 lies on pixel 0.
@@ -54,25 +54,26 @@ class Resnet3dEncoder(AbstractEncoder):
         freeze_batch_norm(self)
 
     def train(self, mode: bool = True) -> Resnet3dEncoder:
-        """Training mode, but for batch norms, which stay frozen."""
+        """Set the training mode; batch norms stay frozen."""
         super().train(mode)
         freeze_batch_norm(self)
         return self
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Four maps, strides 4, 8, 16 and 32."""
-        found, x = [], self.stem(x)
+        """Compute four maps ``(b, c, *cells)`` of ``(b, 3, *space)``, strides 4, 8, 16 and 32."""
+        maps, x = [], self.stem(x)
         for stage in self.stages:
             x = stage(x)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def pool(self, maps: list[Tensor]) -> Tensor:
-        """The mean of the last map."""
+        """Average the last map to the vector ``(b, dim)``."""
         return maps[-1].mean((-3, -2, -1))
 
 
 def _stem() -> nn.Module:
+    """Build the first layers, which shrink all axes by four."""
     return nn.Sequential(
         nn.Conv3d(3, 64, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm3d(64),

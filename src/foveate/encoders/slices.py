@@ -1,4 +1,4 @@
-"""Volumes slice by slice, through an encoder of pictures and its pretrained weights."""
+"""Encode volumes slice by slice with an encoder of pictures and its pretrained weights."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from foveate.errors import OptionError
 from foveate.parts import Within
 
 _AT_ONCE = 32
-"""Slices that go through the picture encoder together."""
+"""How many slices the picture encoder encodes at once."""
 
 
 class SlicesEncoder(ProjectedEncoder):
-    """Slices of a volume through a picture encoder, their maps laid back into the volume.
+    """A picture encoder that reads the slices of a volume; their maps form maps of the volume.
 
     Slices are taken along one axis or all three. Maps of slices are averaged along their axis into
-    cells that are cubes; those of the three planes stand beside each other as channels. Where a
-    slice ends its border goes on, so that the size of a crop is not what the network sees. Features
-    are the means and the spreads of the maps, each plane for itself.
+    cells that are cubes; the maps of the three planes are concatenated as channels. Slices are
+    padded by repeating their border, so that the network does not see where a crop ends. Features
+    are the means and the spreads of the maps, per plane.
 
     Args:
-        picture: the encoder of slices, one with pretrained weights.
+        picture: name of the encoder of slices, one with pretrained weights.
         planes: ``axial`` slices only, or those of all ``three`` planes.
-        step: every how many voxels a slice is taken.
-        thinning: training takes one slice of so many of these, another one every time.
-        enlarge: slices, by how much, a power of 2. It costs its square and has not paid for
-            volumes of 50 and 64 voxels.
+        step: distance of slices in voxels.
+        thinning: training takes one of this many slices, drawn anew in each step.
+        enlarge: by how much slices are enlarged, a power of 2. The cost grows with its square, and
+            it did not improve results for volumes of 50 and 64 voxels.
         dim: length of the vector that features are projected to.
-        taught: blocks of the picture encoder that are taught, from its last, where it has this
-            option.
+        taught: how many blocks of the picture encoder are trained, from its last, where it has
+            this option.
         pretrained: take the picture encoder's weights.
 
     Raises:
@@ -67,76 +67,89 @@ class SlicesEncoder(ProjectedEncoder):
             raise OptionError(f"encoder.picture: '{picture}' reads volumes, take lite0")
         self.along = (0,) if planes == "axial" else (0, 1, 2)
         self.step, self.thinning, self.enlarge = step, thinning, enlarge
-        # Cells are no smaller than the distance of slices.
-        self.kept = tuple(
+        # Cells must not be smaller than the distance of slices.
+        self.map_indices = tuple(
             i
             for i, s in enumerate(self.picture.strides)
             if s % enlarge == 0 and s >= step * enlarge
         )
         if not self.kept:
-            raise OptionError(f"encoder.step: {step} voxels are more than the coarsest cell")
+            raise OptionError(
+                f"encoder.step: {step} voxels are more than the coarsest cell: take a smaller step"
+            )
         # A cell of border before every slice: beyond it zeros are all that a network sees.
         self.before = self.picture.strides[-1]
-        self.strides = tuple(self.picture.strides[i] // enlarge for i in self.kept)
-        self.map_dims = tuple(len(self.along) * self.picture.map_dims[i] for i in self.kept)
-        self.map_centres = tuple(self._first(i)[1] / enlarge for i in self.kept)
+        self.strides = tuple(self.picture.strides[i] // enlarge for i in self.map_indices)
+        self.map_dims = tuple(len(self.along) * self.picture.map_dims[i] for i in self.map_indices)
+        self.map_centres = tuple(self._first_cell(i)[1] / enlarge for i in self.map_indices)
         self.mean, self.std = self.picture.mean, self.picture.std
         self.from_scratch = self.picture.from_scratch
         self.dim = dim
         self.feature_groups = (sum(self.map_dims),) * 2
         self.mixed = Projection(sum(self.feature_groups), dim)
         for part in (getattr(self.picture, name, None) for name in ("mixed", "mix", "last")):
-            if isinstance(part, nn.Module):  # what only vectors of pictures need
+            if isinstance(part, nn.Module):  # used only for vectors of pictures
                 part.requires_grad_(False)
 
-    def _first(self, i: int) -> tuple[int, float]:
-        """The first cell of map i that lies in the slice, and its centre in enlarged pixels."""
+    def _first_cell(self, i: int) -> tuple[int, float]:
+        """Return the first cell of map i that lies in the slice, and its centre in enlarged px."""
         stride, centre = self.picture.strides[i], self.picture.map_centres[i] - self.before
         first = max(0, math.ceil(-centre / stride))
         return first, centre + first * stride
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Maps ``(b, planes * c, *ceil(space / stride))``, cells of which are cubes."""
-        planes = [self._plane(x, axis) for axis in self.along]
+        """Compute maps ``(b, planes * c, *ceil(space / stride))`` of volumes ``(b, 3, z, y, x)``.
+
+        Cells are cubes.
+        """
+        planes = [self._plane_maps(x, axis) for axis in self.along]
         return [torch.cat(maps, 1) for maps in zip(*planes, strict=True)]
 
-    def _plane(self, x: Tensor, axis: int) -> list[Tensor]:
-        """Maps of slices across this axis ``(b, c, *cells)``."""
-        n, places = x.shape[2 + axis], self._places(x.shape[2 + axis])
+    def _plane_maps(self, x: Tensor, axis: int) -> list[Tensor]:
+        """Compute maps ``(b, c, *cells)`` of the slices across an axis of ``(b, 3, z, y, x)``."""
+        n, places = x.shape[2 + axis], self._choose_slices(x.shape[2 + axis])
         slices = x.movedim(2 + axis, 1)[:, places]
-        flat = [self._of_slices(part) for part in torch.split(slices.flatten(0, 1), _AT_ONCE)]
-        found = []
+        flat = [self._slice_maps(part) for part in torch.split(slices.flatten(0, 1), _AT_ONCE)]
+        volume_maps = []
         for k, maps in enumerate(zip(*flat, strict=True)):
             map_ = torch.cat(maps).view(*slices.shape[:2], *maps[0].shape[1:])
             weights = _weights(places, n, self.strides[k], self.map_centres[k]).to(map_)
-            found.append(torch.einsum("jn,bnchw->bcjhw", weights, map_).movedim(2, 2 + axis))
-        return found
+            volume_maps.append(torch.einsum("jn,bnchw->bcjhw", weights, map_).movedim(2, 2 + axis))
+        return volume_maps
 
-    def _places(self, n: int) -> list[int]:
-        """The slices that are looked at; in training some of them, by the global generator."""
-        every = self.step
+    def _choose_slices(self, n: int) -> list[int]:
+        """Choose slices along an axis of `n` voxels; training draws from the global generator."""
+        step = self.step
         if self.training:
-            every *= self.thinning
-        begin = int(torch.randint(every, ())) if self.training else every // 2
-        return list(range(min(begin, n - 1), n, every))
+            step *= self.thinning
+        begin = int(torch.randint(step, ())) if self.training else step // 2
+        return list(range(min(begin, n - 1), n, step))
 
-    def _of_slices(self, slices: Tensor) -> list[Tensor]:
-        """Maps of slices ``(m, 3, h, w)``, cells that lie in the slice."""
+    def _slice_maps(self, slices: Tensor) -> list[Tensor]:
+        """Compute maps ``(m, c, *cells)`` of slices ``(m, 3, h, w)``, without cells of padding."""
         if self.enlarge > 1:
             slices = functional.interpolate(slices, scale_factor=self.enlarge, mode="bilinear")
         shape, coarsest = slices.shape[-2:], self.picture.strides[-1]
         behind = [-(-n // coarsest) * coarsest - n for n in shape]
         pad = (self.before, behind[1], self.before, behind[0])
         padded = functional.pad(slices, pad, "replicate")
-        maps, found = self.picture.maps(padded.contiguous(memory_format=torch.channels_last)), []
-        for i in self.kept:
-            first, (h, w) = self._first(i)[0], (-(-n // self.picture.strides[i]) for n in shape)
-            found.append(maps[i][..., first : first + h, first : first + w])
-        return found
+        maps = self.picture.maps(padded.contiguous(memory_format=torch.channels_last))
+        cropped = []
+        for i in self.map_indices:
+            first, (h, w) = (
+                self._first_cell(i)[0],
+                (-(-n // self.picture.strides[i]) for n in shape),
+            )
+            cropped.append(maps[i][..., first : first + h, first : first + w])
+        return cropped
 
     def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
-        """Means and spreads of the maps; what each cell weighs is what of the volume is nearest."""
-        # To within the finest cell.
+        """Compute means and spreads of the maps, ``(b, n_features)``.
+
+        A cell counts by the share of the volume that is nearest to it. Weights of input pixels are
+        ignored.
+        """
+        # The size of the volume is known only up to the finest cell.
         space = [n * self.strides[0] for n in maps[0].shape[2:]]
         means, spreads = [], []
         for map_, stride, centre in zip(maps, self.strides, self.map_centres, strict=True):
@@ -151,26 +164,33 @@ class SlicesEncoder(ProjectedEncoder):
         return torch.cat([*means, *spreads], 1)
 
     def tiers(self) -> list[list[nn.Parameter]]:
-        """Those of the picture encoder."""
+        """Return the tiers of the picture encoder."""
         return self.picture.tiers()
 
 
 def _check(enlarge: int) -> None:
+    """Raise `OptionError` unless `enlarge` is a power of 2 up to 8."""
     if enlarge not in (1, 2, 4, 8):
         raise OptionError(f"encoder.enlarge: got {enlarge}, expected 1, 2, 4 or 8")
 
 
 def _edges(n: int, cells: int, stride: int, centre: float) -> list[float]:
-    """Where what is nearest to a cell begins and ends, cells + 1 places from 0 to n voxels."""
+    """Compute the borders between the regions nearest to cells: cells + 1 places, 0 to n voxels."""
     between = (min(max(centre + (j + 0.5) * stride, 0.0), float(n)) for j in range(cells - 1))
     return [0.0, *between, float(n)]
 
 
 def _weights(places: Sequence[int], n: int, stride: int, centre: float) -> Tensor:
-    """What each slice weighs in each cell ``(cells, slices)``: what they share; rows sum to 1.
+    """Compute the weights of slices in cells, ``(cells, slices)``, by their overlap; rows sum to 1.
 
-    A slice stands for what is nearest to it, so that slices that were drawn weigh as all would. A
-    cell of which nothing lies in the volume takes the last slice.
+    A slice represents all voxels that are nearest to it, so that the slices of a draw have together
+    the weight of all. A cell outside the volume takes the last slice.
+
+    Args:
+        places: the slices that were chosen.
+        n: voxels along the axis.
+        stride: voxels per cell.
+        centre: centre of cell 0 in voxels.
     """
     cells = torch.tensor(_edges(n, -(-n // stride), stride, centre))
     middles = torch.tensor(places, dtype=torch.float32) + 0.5

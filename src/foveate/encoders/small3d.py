@@ -1,4 +1,4 @@
-"""The small convolutional encoder for volumes."""
+"""A small convolutional encoder for volumes, trained from scratch in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Small3dEncoder(AbstractSmall):
 
 
 def _stage(before: int, after: int, *, norm: Norm) -> nn.Sequential:
-    plain = nn.Conv3d(before, after, 4, stride=2, padding=1, bias=False)
+    """Build a stage from its numbers of input and output channels."""
+    convolution = nn.Conv3d(before, after, 4, stride=2, padding=1, bias=False)
     groups = nn.GroupNorm(max(1, after // 8), after)
-    own = ChannelNorm(after, n_axes=3) if norm == "local" else groups
-    return nn.Sequential(plain, own, nn.ReLU(inplace=True))
+    norm_layer = ChannelNorm(after, n_axes=3) if norm == "local" else groups
+    return nn.Sequential(convolution, norm_layer, nn.ReLU(inplace=True))

@@ -1,10 +1,10 @@
-"""Any network of timm that gives feature maps, by name, with its weights where they are had."""
+"""Use any network of timm that returns feature maps, by name, with weights where available."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,62 +17,64 @@ from foveate.encoders.base import (
     weighted_moments,
 )
 from foveate.errors import OptionError, UnknownName, did_you_mean
-from foveate.pretrained.hub import stored_file, why_unreachable
+from foveate.pretrained.hub import find_stored_file, why_unreachable
 from foveate.pretrained.norms import Replacement, freeze_batch_norm, replace_batch_norm
 from foveate.pretrained.vit import (
     Arguments,
     VitMap,
-    arguments_of,
     create_vit,
+    format_arguments,
+    infer_arguments,
     is_vit,
     parse_arguments,
-    write_arguments,
 )
-from foveate.pretrained.weights import Tensors, fit_weights, read_weights, stated_colours
+from foveate.pretrained.weights import Tensors, fit_weights, read_colours, read_weights
 
 log = logging.getLogger("foveate")
 
 _MOST_MAPS = 4
-"""Whose means and spreads are features: finer ones say little and hold most of the memory."""
+"""How many maps give features, from the last: finer ones add little and take most memory."""
 
 Norm = Literal["auto", "local", "frozen", "group", "channel"]
 
 
 class TimmEncoder(ProjectedEncoder):
-    """A timm network cut into its stages, or a plain ViT with its tokens as one map.
+    """A timm network cut into its stages, or a plain ViT whose tokens form one map.
 
-    Batch norm never runs on batch statistics: with pretrained weights it is frozen, without it is
-    replaced by group norm. A ViT takes images of any size: the last patch is filled by repeating
-    the border, positions are interpolated.
+    Batch norm never uses batch statistics: with pretrained weights it is frozen, from scratch it is
+    replaced by group norm. A ViT takes images of any size: the image is padded to whole patches by
+    repeating its border, and positions are interpolated.
 
-    With pretrained weights features are means and spreads of the last four maps, of a ViT its class
-    token, and mean and spread of the others; from scratch, the mean of the last map.
+    With pretrained weights, features are the means and spreads of the last four maps; for a ViT
+    they are its class token, and mean and spread of the patch tokens. From scratch they are the
+    mean of the last map.
 
     Args:
-        name: as in ``timm.list_models()``.
-        pretrained: take weights when they can be fetched; says so when they cannot.
-        weights: a file to take weights from instead: safetensors, or what ``torch.save`` wrote, in
-            timm's names. What a ViT's file tells of its shape comes before what its name does.
-        weights_sha256: first digits of the file's sha256; another file is refused. A model that is
-            stored tells them.
+        name: the network's name in ``timm.list_models()``.
+        pretrained: take weights if they can be fetched; the log warns if they cannot.
+        weights: a file to take weights from instead: safetensors, or written by ``torch.save``, in
+            timm's names. The shape of a ViT follows its file rather than its name.
+        weights_sha256: first digits of the file's sha256; another file is refused. A stored model
+            contains them.
         stages: how many stages to keep, from the finest; 0 keeps all.
-        taught: how many stages are taught end to end, from the last, where weights are pretrained;
+        taught: how many stages are trained end to end, from the last, where weights are pretrained;
             earlier ones keep theirs. By default all but the first two, of ViTs the last four
             blocks.
-        norm: what becomes of batch norm: ``frozen``, ``group`` norm over the patch, ``channel``
-            norm of each cell; ``auto`` freezes it with pretrained weights and takes group norm
-            without, ``local`` likewise but channel norm, which streaming needs.
-        dim: length of the vector that features are projected to, with pretrained weights; without
-            it is the channels of the last map.
-        model_args: of a ViT, arguments of timm's constructor as ``key=value,key=value`` that its
-            file does not tell, such as ``num_heads``. A model that is stored tells all.
-        mean: of the channels of RGB in [0, 1], for weights that were trained with others than the
-            name's own, where no ``config.json`` beside the file states them.
-        std: likewise, the spread.
+        norm: the treatment of batch norm: ``frozen``; or replaced by ``group`` norm over the patch
+            or by ``channel`` norm of each cell. ``auto`` freezes it with pretrained weights and
+            takes group norm from scratch; ``local`` freezes it too, but takes channel norm from
+            scratch, which streaming needs.
+        dim: length of the vector that features are projected to, with pretrained weights; from
+            scratch, its length is the number of channels of the last map.
+        model_args: for a ViT, arguments of timm's constructor as ``key=value,key=value`` that its
+            file does not show, such as ``num_heads``. A stored model contains all of them.
+        mean: mean of the RGB channels in [0, 1], for weights that were trained with others than
+            the name's, where no ``config.json`` beside the file states them.
+        std: standard deviation of the RGB channels, in the same case.
 
     Raises:
         UnknownName: timm has no such network, or it gives no maps of images of any size.
-        OptionError: `model_args`, `mean` or `std` are not of this network.
+        OptionError: `model_args`, `mean` or `std` do not fit this network.
         CheckpointError: the file of weights cannot be used.
     """
 
@@ -97,20 +99,23 @@ class TimmEncoder(ProjectedEncoder):
         digest = weights_sha256
         if weights and reads_weights():
             tensors, digest = read_weights(weights, weights_sha256)
-        arguments = _arguments(name, model_args, tensors)
+        arguments = _vit_arguments(name, model_args, tensors)
         fetch = pretrained and not weights and reads_weights()
         self.net, self.from_scratch = _create(name, fetch, arguments)
         if not reads_weights():
             self.from_scratch = not pretrained
         if tensors:
-            fit_weights(_inner(self.net), tensors, file=weights, encoder=name, adapt=_adapted(self))
+            adapt = _vit_adapter(self)
+            fit_weights(_inner(self.net), tensors, file=weights, encoder=name, adapt=adapt)
             self.from_scratch = False
-        self._lay_out(stages)
-        stated = stated_colours(weights) if tensors else {}
+        self._set_maps(stages)
+        stated = read_colours(weights) if tensors else {}
         self._set_colours(mean or stated.get("mean", ()), std or stated.get("std", ()))
         if tensors:
-            told = (name, weights, digest, self.mean, self.std)
-            log.info("encoder %s: weights of %s (sha256 %s), for colours of mean %s, std %s", *told)
+            facts = (name, weights, digest, self.mean, self.std)
+            log.info(
+                "encoder %s: weights of %s (sha256 %s), for colours of mean %s, std %s", *facts
+            )
         if norm in ("auto", "local"):
             replacement: Replacement = "group" if norm == "auto" else "channel"
             norm = replacement if self.from_scratch else "frozen"
@@ -119,58 +124,64 @@ class TimmEncoder(ProjectedEncoder):
         self.dim, self._tiers = self.map_dims[-1], []
         if not self.from_scratch:
             self._tiers = _tiers(self.net, len(self.strides))
-            self._describe(dim)
-            self._keep_early(taught)
+            self._set_features(dim)
+            self._freeze_early(taught)
         freeze_batch_norm(self)
         self.resolved = {
             "norm": norm,
             "pretrained": not self.from_scratch,
             "weights_sha256": digest,
-            "model_args": write_arguments(arguments),
+            "model_args": format_arguments(arguments),
             "mean": list(self.mean),
             "std": list(self.std),
         }
 
     def train(self, mode: bool = True) -> TimmEncoder:
-        """Training mode, but for batch norms, which stay frozen."""
+        """Set the training mode; batch norms stay frozen."""
         super().train(mode)
         freeze_batch_norm(self)
         return self
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The maps of the kept stages."""
-        found: list[Tensor] = self.net(x)
-        return found[: len(self.strides)]
+        """Compute the maps ``(b, map_dims[i], *cells)`` of images ``(b, 3, y, x)``."""
+        maps: list[Tensor] = self.net(x)
+        return maps[: len(self.strides)]
 
     @property
     def n_features(self) -> int:
-        """Length of `features`."""
+        """Number of features of an image."""
         return self.dim if self.from_scratch else self.mixed.linear.in_features
 
     def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
-        """Means and spreads of the last maps, or the mean of the last, ``(b, n_features)``."""
+        """Compute means and spreads of the last maps, ``(b, n_features)``.
+
+        From scratch, the mean of the last map.
+        """
         if self.from_scratch:
             last = maps[-1]
             return last.mean((-2, -1)) if weight is None else weighted_moments(last, weight)[0]
         if self._class_at:
-            own, token = maps[-1][:, : self._class_at], maps[-1][:, self._class_at :]
-            shared, _ = weighted_moments(token)
-            return torch.cat([shared, *weighted_moments(own, weight)], 1)
+            patches, token = maps[-1][:, : self._class_at], maps[-1][:, self._class_at :]
+            class_token, _ = weighted_moments(token)
+            return torch.cat([class_token, *weighted_moments(patches, weight)], 1)
         moments = [weighted_moments(m, weight) for m in maps[-_MOST_MAPS:]]
         return torch.cat([*(m[0] for m in moments), *(m[1] for m in moments)], 1)
 
     def project(self, features: Tensor) -> Tensor:
-        """Standardised features through a linear layer, ``(b, dim)``; a mean stays as it is."""
+        """Project standardised features to ``(b, dim)``; from scratch, return them unchanged."""
         return features if self.from_scratch else super().project(features)
 
     def tiers(self) -> list[list[nn.Parameter]]:
-        """Per stage, or per block of a ViT after what embeds its patches; empty from scratch."""
+        """Return the parameters of each stage, or of a ViT's patch embedding, blocks and norm.
+
+        Empty from scratch.
+        """
         if self.from_scratch:
             return []
         return [[self.net.get_parameter(name) for name in names] for names in self._tiers]
 
-    def _lay_out(self, stages: int) -> None:
-        """Settle strides, channels and places of the kept maps."""
+    def _set_maps(self, stages: int) -> None:
+        """Set strides, channels and centres of the maps of the first `stages` stages (0: all)."""
         self._class_at = 0
         if isinstance(self.net, VitMap):
             width, stride = self.net.width, self.net.stride
@@ -186,6 +197,7 @@ class TimmEncoder(ProjectedEncoder):
         self.map_centres = _centres(self.net, self.strides)
 
     def _set_colours(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Set the mean and std of the RGB channels; those of timm's name where empty."""
         config: Any = getattr(_inner(self.net), "default_cfg", None) or {}
         mean = mean or tuple(config.get("mean", (0.485, 0.456, 0.406)))
         std = std or tuple(config.get("std", (0.229, 0.224, 0.225)))
@@ -196,27 +208,28 @@ class TimmEncoder(ProjectedEncoder):
             )
         self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
-    def _describe(self, dim: int) -> None:
-        """Settle what is told of an image."""
+    def _set_features(self, dim: int) -> None:
+        """Set the groups of features and their projection to a vector of length `dim`."""
         self.dim = dim
         n = sum(self.map_dims[-_MOST_MAPS:])
         self.feature_groups = (self._class_at,) * 3 if self._class_at else (n, n)
         self.mixed = Projection(sum(self.feature_groups), dim)
 
-    def _keep_early(self, taught: int | None) -> None:
-        """Exclude early stages from what is taught."""
+    def _freeze_early(self, taught: int | None) -> None:
+        """Freeze all but the last `taught` stages; None for the default number."""
         vit = isinstance(self.net, VitMap)
-        # The norm after the last block is taught with it.
+        # The norm after the last block is trained with it.
         blocks = len(self._tiers) - vit
         if taught is None:
             taught = 4 if vit else max(blocks - 2, 0)
-        kept = len(self._tiers) if taught == 0 else max(blocks - taught, 0)
-        for names in self._tiers[:kept]:
+        n_frozen = len(self._tiers) if taught == 0 else max(blocks - taught, 0)
+        for names in self._tiers[:n_frozen]:
             for name in names:
                 self.net.get_parameter(name).requires_grad_(False)
 
 
 def _check_name(name: str) -> None:
+    """Raise `UnknownName` with the nearest names if timm has no network of a name."""
     import timm
 
     if not timm.is_model(name):
@@ -224,27 +237,27 @@ def _check_name(name: str) -> None:
         raise UnknownName(f"no encoder '{name}'.{near if len(near) < 90 else ''}")
 
 
-def _arguments(name: str, given: str, tensors: Mapping[str, Tensor]) -> Arguments:
-    """Of a ViT's constructor: what the file tells, then what the user says."""
+def _vit_arguments(name: str, model_args: str, tensors: Mapping[str, Tensor]) -> Arguments:
+    """Return the arguments of a ViT's constructor: the user's before those of the file."""
     if is_vit(name):
-        return arguments_of(tensors) | parse_arguments(given)
-    if given:
+        return infer_arguments(tensors) | parse_arguments(model_args)
+    if model_args:
         raise OptionError(f"encoder.model_args: encoder '{name}' is no ViT and takes none")
     return {}
 
 
 def _create(name: str, pretrained: bool, arguments: Arguments) -> tuple[nn.Module, bool]:
-    """The network and whether its weights are random."""
+    """Create the network, with weights if they can be had; return also whether it has none."""
     import timm
 
     known = timm.get_pretrained_cfg(name)
     if pretrained and known is not None and known.has_weights:
-        path = stored_file(known)
+        path = find_stored_file(known)
         reason = "" if path else why_unreachable(known)
         if not reason:
             stored = {} if path is None else {"file": str(path), "custom_load": False}
             try:
-                net = _made(name, arguments, pretrained=True, pretrained_cfg_overlay=stored)
+                net = _build_net(name, arguments, pretrained=True, pretrained_cfg_overlay=stored)
                 log.info("encoder %s: pretrained weights", name)
                 return net, False
             except (OSError, RuntimeError, ValueError) as error:
@@ -257,10 +270,11 @@ def _create(name: str, pretrained: bool, arguments: Arguments) -> tuple[nn.Modul
         )
     elif pretrained:
         log.info("encoder %s: starts from scratch", name)
-    return _made(name, arguments, pretrained=False), True
+    return _build_net(name, arguments, pretrained=False), True
 
 
-def _made(name: str, arguments: Arguments, **options: Any) -> nn.Module:
+def _build_net(name: str, arguments: Arguments, **options: Any) -> nn.Module:
+    """Build the network with timm, and check that it takes images of any size."""
     import timm
 
     if is_vit(name):
@@ -269,7 +283,7 @@ def _made(name: str, arguments: Arguments, **options: Any) -> nn.Module:
         net: nn.Module = timm.create_model(name, features_only=True, **options)
     except (NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
         if options["pretrained"] and isinstance(error, RuntimeError):
-            raise  # fetching may have failed
+            raise  # the caller handles weights that could not be fetched
         raise UnknownName(f"encoder '{name}' gives no feature maps: {error}") from error
     try:
         with torch.no_grad():
@@ -283,11 +297,15 @@ def _made(name: str, arguments: Arguments, **options: Any) -> nn.Module:
 
 
 def _inner(net: nn.Module) -> nn.Module:
+    """Return timm's network inside a `VitMap`, or the network itself."""
     return net.vit if isinstance(net, VitMap) else net
 
 
-def _adapted(encoder: TimmEncoder) -> Any:
-    """What brings a ViT's file into timm's form, its positions to the network's grid."""
+def _vit_adapter(encoder: TimmEncoder) -> Callable[[Tensors], Tensors] | None:
+    """Return the function that converts a ViT's weights to timm's names and the network's grid.
+
+    None for a network that is no ViT.
+    """
     if not isinstance(encoder.net, VitMap):
         return None
     from timm.models.vision_transformer import checkpoint_filter_fn
@@ -295,14 +313,17 @@ def _adapted(encoder: TimmEncoder) -> Any:
     vit = encoder.net.vit
 
     def adapt(tensors: Tensors) -> Tensors:
-        found: Tensors = checkpoint_filter_fn(dict(tensors), vit)
-        return found
+        adapted: Tensors = checkpoint_filter_fn(dict(tensors), vit)
+        return adapted
 
     return adapt
 
 
 def _tiers(net: nn.Module, n_maps: int) -> list[list[str]]:
-    """Names of parameters by the first map that hangs on them, found in the graph of a probe."""
+    """Group the names of parameters by the first map that depends on them.
+
+    Dependencies are those in the autograd graph of a probe image.
+    """
     if isinstance(net, VitMap):
         return net.tiers()
     names = {id(p): name for name, p in net.named_parameters()}
@@ -312,26 +333,30 @@ def _tiers(net: nn.Module, n_maps: int) -> list[list[str]]:
         maps = net(torch.zeros(1, 3, 160, 96))[:n_maps]
     net.train()
     seen: set[Any] = set()
-    found: list[list[str]] = []
+    tiers: list[list[str]] = []
     for map_ in maps:
-        own, waiting = [], [map_.grad_fn]
+        tier, waiting = [], [map_.grad_fn]
         while waiting:
             node = waiting.pop()
             if node is None or node in seen:
                 continue
             seen.add(node)
             name = names.get(id(getattr(node, "variable", None)))
-            own += [name] if name else []
+            tier += [name] if name else []
             waiting += [before for before, _ in node.next_functions]
-        found.append(sorted(own, key=order.__getitem__))
-    return found
+        tiers.append(sorted(tier, key=order.__getitem__))
+    return tiers
 
 
 def _centres(net: nn.Module, strides: tuple[int, ...]) -> tuple[float, ...]:
-    """Where cell 0 of each map is centred, from the extent of a middle cell's receptive field.
+    """Compute the centre of cell 0 of each map, from the receptive field of a middle cell.
 
-    Kernels with odd sides put it at 0.5, patchifying stems at half a stride. A field that covers
-    the whole probe (global layers) tells nothing; half a stride is assumed then.
+    Kernels with odd sides put it at 0.5, patchifying stems at half a stride. Where the field covers
+    the complete probe (global layers), half a stride is assumed.
+
+    Args:
+        net: the network.
+        strides: input pixels per cell of each map.
     """
     probe = copy.deepcopy(net).eval().requires_grad_(False)
     for module in probe.modules():
@@ -339,7 +364,7 @@ def _centres(net: nn.Module, strides: tuple[int, ...]) -> tuple[float, ...]:
             if isinstance(child, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
                 setattr(module, name, nn.Identity())
             if isinstance(child, nn.MaxPool2d):
-                # The largest of equal values would be the first: all of the window counts.
+                # Of equal values the maximum takes the first; the mean depends on all the window.
                 sides = (child.kernel_size, child.stride, child.padding, child.ceil_mode)
                 setattr(module, name, nn.AvgPool2d(*sides))
     side = 512
@@ -347,14 +372,14 @@ def _centres(net: nn.Module, strides: tuple[int, ...]) -> tuple[float, ...]:
     centres = []
     for i, stride in enumerate(strides):
         try:
-            found = probe(x)[i]
-            row = found.shape[-2] // 2
-            (gradient,) = torch.autograd.grad(found[:, :, row].sum(), x)
+            map_ = probe(x)[i]
+            row = map_.shape[-2] // 2
+            (gradient,) = torch.autograd.grad(map_[:, :, row].sum(), x)
         except (RuntimeError, IndexError, AssertionError):
             centres.append(stride / 2)
             continue
         rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
-        whole = len(rows) == 0 or int(rows[0]) == 0 or int(rows[-1]) == side - 1
-        middle = stride / 2 if whole else (int(rows[0]) + int(rows[-1]) + 1) / 2 - row * stride
+        is_global = len(rows) == 0 or int(rows[0]) == 0 or int(rows[-1]) == side - 1
+        middle = stride / 2 if is_global else (int(rows[0]) + int(rows[-1]) + 1) / 2 - row * stride
         centres.append(float(middle))
     return tuple(centres)

@@ -9,7 +9,7 @@ import torch
 
 from foveate.errors import TrainingError
 from foveate.loading.loader import CaseLoader
-from foveate.prediction.predict import Report, predict_cases
+from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.models import Ensemble
 from foveate.table import Case
 
@@ -108,10 +108,12 @@ def _answers(
     """Logits of every model, ``(n, models, k)``, and the mean answers, ``(n, columns)``."""
     logits, values = [], []
     for report in predict_cases(models, cases, loader, device=device, shuffle_layout=shuffle):
-        if not isinstance(report, Report):
+        if not isinstance(report, Answer):
             raise TrainingError(f"{report.case.path} could not be predicted: {report.reason}")
         logits.append([answer.logits for answer in report.answers])
         values.append(report.values)
     if not logits:
-        raise TrainingError("the layout audit needs images")
+        raise TrainingError(
+            "the layout audit needs images: give a table of which at least one can be read"
+        )
     return torch.tensor(logits), torch.tensor(values, dtype=torch.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from foveate.images.evidence import Evidence
@@ -39,14 +38,13 @@ class AbstractExport(abc.ABC):
     suffix: ClassVar[str]
 
     @abc.abstractmethod
-    def write(self, image: AbstractImage, evidence: Evidence, path: Path, about: About) -> None:
-        """Write a file, whole or not at all.
+    def render(self, image: AbstractImage, evidence: Evidence, about: About) -> bytes:
+        """Return the content of the file.
 
         Args:
             image: open; its pixels may be read.
             evidence: where the model looked; may be empty.
-            path: of the file; its name ends in `suffix`.
-            about: of the answer.
+            about: what else is known of the answer.
 
         Raises:
             FoveateError: the image or its evidence cannot be shown so.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from foveate import __version__
-from foveate.errors import BoxError, OptionError, legible
+from foveate.errors import BoxError, OptionError, printable_name
 from foveate.exports.base import About, AbstractExport
-from foveate.files.atomic import write_json
+from foveate.files.atomic import json_text
 from foveate.geometry import Box, px0_from_um
 from foveate.heatmaps.glass import on_foreground
 from foveate.heatmaps.raster import COLOURS, ranked, scale_of
@@ -32,21 +31,20 @@ class GeojsonExport(AbstractExport):
     title: ClassVar[str] = "GeoJSON"
     suffix: ClassVar[str] = ".geojson"
 
-    def write(self, image: AbstractImage, evidence: Evidence, path: Path, about: About) -> None:
-        """Write the heaviest regions (`write_geojson`)."""
-        write_geojson(image, evidence, path, metadata=about.numbers)
+    def render(self, image: AbstractImage, evidence: Evidence, about: About) -> bytes:
+        """Return the collection of `build_geojson` as JSON."""
+        return json_text(build_geojson(image, evidence, metadata=about.numbers)).encode()
 
 
-def write_geojson(
+def build_geojson(
     image: AbstractImage,
     evidence: Evidence,
-    path: Path,
     *,
     top: int = 200,
     origin: Origin = "auto",
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the heaviest boxes as a QuPath FeatureCollection of tiles.
+) -> dict[str, Any]:
+    """Turn the heaviest boxes into a QuPath FeatureCollection of tiles.
 
     Boxes on the glass of a slide are left out. Classes say how many times an even share, the
     weight if all regions counted alike, a box has.
@@ -54,11 +52,13 @@ def write_geojson(
     Args:
         image: whose pixels the boxes are drawn on.
         evidence: where the model looked.
-        path: of the file; its name ends in ``.geojson``.
         top: at most so many boxes, since viewers choke on a hundred thousand.
         origin: what ``(0, 0)`` is: the corner of the whole canvas (``slide``) or of the scanned
             part (``bounds``), where QuPath puts it whenever the file states one (``auto``).
         metadata: words to keep with every box: label, prediction, probabilities.
+
+    Returns:
+        A GeoJSON object, coordinates ``(x, y)`` in level-0 pixels.
 
     Raises:
         OptionError: `origin` is not known, or ``bounds`` is asked of a file that states none.
@@ -70,7 +70,7 @@ def write_geojson(
     chosen, shift = _shift(image, origin)
     scale, shown = scale_of(evidence), on_foreground(image, evidence)
     times = scale.times_even(shown.weight)
-    words = {**dict(metadata or {}), "origin": chosen, "image": legible(image.path.name)}
+    words = {**dict(metadata or {}), "origin": chosen, "image": printable_name(image.path.name)}
     features = [
         _feature(image, shown, int(i), rank, float(times[i]), shift, words)
         for rank, i in enumerate(ranked(shown)[:top], 1)
@@ -86,7 +86,7 @@ def write_geojson(
         "indifferent": scale.indifferent,
         "written": len(features),
     }
-    write_json(path, {"type": "FeatureCollection", "properties": about, "features": features})
+    return {"type": "FeatureCollection", "properties": about, "features": features}
 
 
 def _shift(image: AbstractImage, origin: Origin) -> tuple[str, tuple[float, float]]:

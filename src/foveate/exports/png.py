@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from foveate.exports.base import About, AbstractExport
-from foveate.heatmaps import draw_heatmap
+from foveate.heatmaps import render_heatmap
 from foveate.images.evidence import Evidence
 from foveate.images.image import AbstractImage
 
@@ -17,6 +16,6 @@ class PngExport(AbstractExport):
     title: ClassVar[str] = "PNG"
     suffix: ClassVar[str] = ".png"
 
-    def write(self, image: AbstractImage, evidence: Evidence, path: Path, about: About) -> None:
-        """Draw the picture (`foveate.heatmaps.draw_heatmap`)."""
-        draw_heatmap(image, evidence, path, title=about.image_id, caption=about.caption)
+    def render(self, image: AbstractImage, evidence: Evidence, about: About) -> bytes:
+        """Draw the picture of `foveate.heatmaps.render_heatmap`."""
+        return render_heatmap(image, evidence, title=about.image_id, caption=about.caption)

@@ -1,1 +1,1 @@
-"""What is written to disk and read from it: aside and renamed, locked, journalled, checked."""
+"""Write and read files safely: renamed when complete, locked, journalled, checked."""

@@ -1,7 +1,7 @@
-"""CSV as foveate writes and reads it: what a spreadsheet would take for a formula is guarded.
+"""Write and read CSV in which spreadsheets find no formulas.
 
 A cell of text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a return gets an apostrophe in
-front, which spreadsheets take for "this is text". Numbers stay numbers.
+front, by which spreadsheets recognise text. Numbers stay numbers.
 """
 
 from __future__ import annotations
@@ -16,45 +16,53 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 
-def guarded(value: Any) -> Any:
-    """A cell that no spreadsheet runs; numbers, also those written as text, are left alone."""
+def guard_cell(value: Any) -> Any:
+    """Put an apostrophe before a text that a spreadsheet would run; return numbers unchanged.
+
+    Numbers may be written as text.
+    """
     if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
         return value
     return f"'{value}"
 
 
-def unguarded(text: str) -> str:
-    """The cell as it was before `guarded`."""
+def unguard_cell(text: str) -> str:
+    """Undo `guard_cell`."""
     return text[1:] if _GUARDED.match(text) else text
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV with a header.
+    """Format rows as CSV with a header.
 
     Args:
-        rows: column to value; values of other columns are left out.
-        columns: in their order; values that a row lacks are empty.
+        rows: the values of each row by column; those of columns not in `columns` are left out.
+        columns: the columns in their order; a value that a row lacks is empty.
     """
     out = io.StringIO()
     plain = csv.writer(out, lineterminator="\n")
     # Python up to 3.12 leaves a lone return unquoted, and would read it as the end of the row.
     quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in (dict(zip(columns, columns, strict=True)), *rows):
-        cells = [guarded(row.get(column, "")) for column in columns]
+        cells = [guard_cell(row.get(column, "")) for column in columns]
         writer = quoting if any(isinstance(c, str) and "\r" in c for c in cells) else plain
         writer.writerow(cells)
     return out.getvalue()
 
 
-def rows_of(text: str) -> list[dict[str, str]]:
-    """What `csv_text` wrote, as text."""
+def parse_csv(text: str) -> list[dict[str, str]]:
+    """Parse the rows that `csv_text` wrote; all values are texts."""
     return [
-        {unguarded(key): unguarded(value or "") for key, value in row.items() if key is not None}
+        {
+            unguard_cell(key): unguard_cell(value or "")
+            for key, value in row.items()
+            if key is not None
+        }
         for row in csv.DictReader(io.StringIO(text, newline=""))
     ]
 
 
 def _is_number(text: str) -> bool:
+    """Return whether Python reads a text as a number."""
     try:
         float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder that results are written to."""
+"""Lock a folder, so that only one process at a time writes results to it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from foveate.errors import FolderInUse
+from foveate.errors import FolderInUse, NotWritable
 
-NAME = ".foveate.files.lock"
+NAME = ".foveate.lock"
 _BUSY = (BlockingIOError, PermissionError)
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, for this process; a killed process holds nothing.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process while the context lasts; a kill releases the lock.
 
-    Where the file system knows no locks, nothing is held.
+    Where the file system has no locks, nothing is locked.
+
+    Args:
+        folder: the folder; made if it does not exist.
 
     Raises:
         FolderInUse: another process holds it.
+        NotWritable: the folder cannot be made, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    file = _locked(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(path)
+    except OSError as error:
+        raise NotWritable(folder, error) from error
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
             os.ftruncate(file, 0)
@@ -37,14 +44,15 @@ def hold(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def is_held(folder: Path) -> bool:
-    """Whether another process, or another place in this one, holds the folder."""
+def is_locked(folder: Path) -> bool:
+    """Return whether another process, or another context in this one, has locked a folder."""
     try:
         file = os.open(folder / NAME, os.O_RDWR)
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared, so that many who ask at the same moment do not take each other for the holder.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except _BUSY:
         return True
     except OSError:
@@ -54,8 +62,12 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def _locked(path: Path) -> int:
-    """The open lock file. One that its holder has just removed is no lock, so it is made again."""
+def _open_locked(path: Path) -> int:
+    """Open and lock the lock file; return its descriptor.
+
+    The process that held the lock removes the file at its end, so a file that was removed meanwhile
+    is opened again.
+    """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -76,6 +88,7 @@ def _locked(path: Path) -> int:
 
 
 def _same_file(file: int, path: Path) -> bool:
+    """Return whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:

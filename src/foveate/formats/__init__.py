@@ -1,1 +1,1 @@
-"""What is inside files of the formats that foveate decodes itself."""
+"""Parse and decode the file formats that foveate reads without a library's image class."""

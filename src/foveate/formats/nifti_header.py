@@ -1,8 +1,8 @@
-"""What the header of a NIfTI file says: where the voxels lie, which way, and how large they are.
+"""Read the header of a NIfTI file: where the voxels lie, in which directions, and their size.
 
-Part of the reader `nifti`. nibabel lays the fields out; they are judged here, as the NIfTI standard
-and the library of its authors do, because nibabel mends some in silence and refuses others that are
-lawful.
+Part of the reader `nifti`. nibabel parses the fields. They are interpreted here as the NIfTI
+standard and its authors' library do, because nibabel corrects some silently and refuses others
+that the standard allows.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ from foveate.messages.warn import tell
 Values = NDArray[np.float64]
 
 _UM_OF_CODE = {0: 1e3, 1: 1e6, 2: 1e3, 3: 1.0}
-"""By the code of the unit: not stated (millimetres by custom), metre, millimetre, micrometre."""
+"""Micrometres per unit, by the unit's code: not stated (by custom millimetres), m, mm, um."""
 _BELIEVED_UM = (1.0, 1e5)
 _LONGEST = 544
 _FIRST_VOXEL = {348: 352, 540: 544}
-"""By the size of the header, NIfTI 1 and 2: where voxels can begin at the earliest."""
+"""The earliest byte at which voxels can begin, by the size of the header (NIfTI 1 and 2)."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """How the voxels lie in the file.
+class VoxelArray:
+    """The stored array of voxels of a NIfTI file.
 
     Attributes:
-        shape, dtype, begin: of the array, first axis fastest, and the byte at which it begins.
-        slope, offset: a value is ``slope * stored + offset``.
-        axes: which axis of the file is z, y and x.
-        turned: whether it runs the other way.
-        spacing_um: along z, y and x; None where no size is stated.
+        shape: voxels per axis of the file; the first axis runs fastest.
+        dtype: dtype of a stored voxel.
+        begin: the byte of the file at which the array begins.
+        slope: factor of stored numbers: a value is ``slope * stored + offset``.
+        offset: the number added to them.
+        axes: the axes of the file that are z, y and x.
+        flipped: for z, y and x, whether the file's axis runs the other way.
+        spacing_um: spacing along z, y and x; None where the file states none.
     """
 
     shape: tuple[int, ...]
@@ -49,29 +52,40 @@ class Stored:
     slope: float
     offset: float
     axes: tuple[int, ...]
-    turned: tuple[bool, ...]
+    flipped: tuple[bool, ...]
     spacing_um: Vector | None
 
     @property
     def end(self) -> int:
-        """The byte behind the array."""
+        """The first byte after the array."""
         return self.begin + math.prod(self.shape) * self.dtype.itemsize
 
-    def laid(self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]) -> Values:
-        """Values of a region, ``z, y, x``."""
-        cut = [slice(None)] * 3
-        for axis, turned, o, n in zip(self.axes, self.turned, origin, size, strict=True):
-            low = self.shape[axis] - o - n if turned else o
-            cut[axis] = slice(low, low + n)
-        return self.scaled(self.turned_round(stored[tuple(cut)]))
+    def region_values(
+        self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]
+    ) -> Values:
+        """Return the values of a region as ``(z, y, x)``.
 
-    def turned_round(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """The same numbers with axes ``z, y, x``, each in its direction."""
-        way = tuple(slice(None, None, -1 if turned else 1) for turned in self.turned)
+        Args:
+            stored: the array with the axes of the file.
+            origin: first voxel of the region along z, y and x.
+            size: voxels of the region along z, y and x.
+        """
+        cut = [slice(None)] * 3
+        for axis, flip, o, n in zip(self.axes, self.flipped, origin, size, strict=True):
+            low = self.shape[axis] - o - n if flip else o
+            cut[axis] = slice(low, low + n)
+        return self.scale(self.reorder(stored[tuple(cut)]))
+
+    def reorder(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Transpose and flip an array with the axes of the file to ``(z, y, x)``."""
+        way = tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
         return stored.transpose(self.axes)[way]
 
-    def scaled(self, stored: NDArray[Any]) -> Values:
-        """Values of stored numbers, in double precision: those of files can lie beyond single."""
+    def scale(self, stored: NDArray[Any]) -> Values:
+        """Convert stored numbers of any shape to values.
+
+        In double precision, since values of some files exceed the range of single precision.
+        """
         values: Values = stored.astype(np.float64)
         if (self.slope, self.offset) != (1.0, 0.0):
             with np.errstate(over="ignore", invalid="ignore"):
@@ -79,15 +93,19 @@ class Stored:
         return values
 
 
-def read_header(path: Path, stream: IO[bytes]) -> Stored:
-    """Read and judge the header at the beginning of a stream.
+def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
+    """Read the header at the beginning of a stream and check it.
+
+    Args:
+        path: the file, for messages.
+        stream: the unpacked content of the file, at its beginning.
 
     Raises:
-        UnsupportedFormat: not one grey volume.
-        UnreadableImage: fields that contradict each other, or make no sense.
+        UnsupportedFormat: the file is not one grey volume.
+        UnreadableImage: fields contradict each other, or make no sense.
     """
     content = stream.read(_LONGEST)
-    header = _header(path, content)
+    header = _parse_header(path, content)
     try:
         shape = tuple(map(int, header.get_data_shape()))
         dtype = np.dtype(header.get_data_dtype())
@@ -96,45 +114,52 @@ def read_header(path: Path, stream: IO[bytes]) -> Stored:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        what = "a series of volumes: save one of them" if len(shape) > 3 else "not a volume"
+        what = (
+            "a series of volumes: save one of them"
+            if len(shape) > 3
+            else "not a volume: save it as a picture"
+        )
         raise UnsupportedFormat(f"{path}: {len(shape)} axes {shape}, {what}")
     if min(shape) < 1:
         raise UnreadableImage(f"{path}: a volume of {shape} voxels{AGAIN}")
     if dtype.kind not in "iuf":
-        raise UnsupportedFormat(f"{path}: voxels of type {dtype} are not readable, only grey ones")
+        raise UnsupportedFormat(
+            f"{path}: voxels of type {dtype} are not readable, only grey ones; save one channel "
+            "alone"
+        )
     affine, stated = _affine(path, header)
-    axes, turned = _directions(path, affine)
+    axes, flipped = _directions(path, affine)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _unit_um(path, header)
     known = stated and bool(((spacing >= _BELIEVED_UM[0]) & (spacing <= _BELIEVED_UM[1])).all())
     slope, offset = _slope_and_offset(path, header)
-    return Stored(
+    return VoxelArray(
         shape,
         dtype,
         _begin(path, header, content),
         slope,
         offset,
         axes,
-        turned,
+        flipped,
         tuple(float(spacing[axis]) for axis in axes) if known else None,
     )
 
 
-def _header(path: Path, content: bytes) -> Any:
-    """The fields. Extensions behind them are left alone, whatever size they claim."""
+def _parse_header(path: Path, content: bytes) -> Any:
+    """Parse the fields of the header; extensions after it are ignored, whatever size they claim."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
     try:
         second = content[4:7] == b"n+2"
         kind: Callable[..., Any] = Nifti2Header if second else Nifti1Header
-        # Checked by ourselves: nibabel would mend a size of 0 into one of 1 mm.
+        # Checked here: nibabel's own check would turn a size of 0 into one of 1 mm.
         return kind(content[: 540 if second else 348], check=False)
     except Exception as error:
         raise UnreadableImage(f"{path}: its header cannot be read{AGAIN}") from error
 
 
 def _begin(path: Path, header: Any, content: bytes) -> int:
-    """The byte of the first voxel: never inside the header."""
+    """Return the byte at which the voxels begin, which is never inside the header."""
     least = _FIRST_VOXEL[header.sizeof_hdr]
     stated = float(header["vox_offset"])
     if not 0 <= stated < 2**53:
@@ -148,7 +173,7 @@ def _begin(path: Path, header: Any, content: bytes) -> int:
 
 
 def _slope_and_offset(path: Path, header: Any) -> tuple[float, float]:
-    """By the standard a slope of 0 means that values are stored as they are."""
+    """Return the scaling of stored numbers; by the standard, a slope of 0 means no scaling."""
     slope, offset = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
@@ -161,6 +186,7 @@ def _slope_and_offset(path: Path, header: Any) -> tuple[float, float]:
 
 
 def _unit_um(path: Path, header: Any) -> float:
+    """Return the micrometres in the unit that the header states sizes in."""
     code = int(header["xyzt_units"]) & 7
     if code not in _UM_OF_CODE:
         raise UnreadableImage(
@@ -171,17 +197,18 @@ def _unit_um(path: Path, header: Any) -> float:
 
 
 def _affine(path: Path, header: Any) -> tuple[Values, bool]:
-    """The affine from voxels to space, and whether a voxel size is stated.
+    """Return the affine from voxels to space, ``(4, 4)``, and whether a voxel size is stated.
 
-    The sform counts, then the qform, then ``pixdim`` alone. An sform or qform that is empty or not
-    finite is none. Signs in ``pixdim`` mean nothing, and its first number is -1 or else 1.
+    The sform has precedence, then the qform, then ``pixdim`` alone. An sform or qform that is empty
+    or not finite is ignored. Signs in ``pixdim`` have no meaning, except that its first number is
+    -1, or else taken as 1.
     """
     pixdim = np.asarray(header["pixdim"], np.float64)
     sizes = np.abs(pixdim[1:4])
     header["pixdim"][0] = -1 if pixdim[0] < 0 else 1
     sform = np.asarray(header.get_sform(), np.float64)
     if int(header["sform_code"]) > 0 and _is_affine(sform):
-        _compare(path, sform, sizes)
+        _compare_sizes(path, sform, sizes)
         _compare_directions(path, sform, header)
         return sform, True
     usable = bool((np.isfinite(sizes) & (sizes > 0)).all())
@@ -202,14 +229,15 @@ def _affine(path: Path, header: Any) -> tuple[Values, bool]:
 
 
 def _qform(header: Any) -> Values:
+    """Return the affine of the qform, ``(4, 4)``; not a number where there is none."""
     try:
         return np.asarray(header.get_qform(), np.float64)
-    except Exception:  # quaternions that turn nothing
+    except Exception:  # the quaternion is no rotation
         return np.full((4, 4), np.nan)
 
 
 def _is_affine(affine: Values) -> bool:
-    """Whether three directions span space."""
+    """Return whether the three directions of an affine ``(4, 4)`` span space."""
     if not np.isfinite(affine).all():
         return False
     lengths = np.sqrt((affine[:3, :3] ** 2).sum(0))
@@ -218,19 +246,21 @@ def _is_affine(affine: Values) -> bool:
     return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)
 
 
-def _compare(path: Path, sform: Values, sizes: Values) -> None:
+def _compare_sizes(path: Path, sform: Values, sizes: Values) -> None:
+    """Warn where the sform and ``pixdim`` state different voxel sizes."""
     lengths = np.sqrt((sform[:3, :3] ** 2).sum(0))
     if (sizes > 0).all() and not np.allclose(lengths, sizes, rtol=0.01):
-        own, other = (" x ".join(f"{v:g}" for v in sides) for sides in (lengths, sizes))
+        by_sform, by_pixdim = (" x ".join(f"{v:g}" for v in sides) for sides in (lengths, sizes))
         tell(
             logging.WARNING,
             "sform size",
             path,
-            f"its sform says voxels of {own}, its pixdim {other}; the sform is believed",
+            f"its sform says voxels of {by_sform}, its pixdim {by_pixdim}; the sform is believed",
         )
 
 
 def _compare_directions(path: Path, sform: Values, header: Any) -> None:
+    """Warn where an axis runs in opposite directions by the sform and by the qform."""
     if int(header["qform_code"]) <= 0 or not _is_affine(qform := _qform(header)):
         return
     if ((sform[:3, :3] * qform[:3, :3]).sum(0) < 0).any():
@@ -244,7 +274,7 @@ def _compare_directions(path: Path, sform: Values, header: Any) -> None:
 
 
 def _directions(path: Path, affine: Values) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Which axis of the file is z, y and x, and whether it runs the other way."""
+    """Return which axes of the file are z, y and x, and which of them run the other way."""
     from nibabel.orientations import io_orientation
 
     order = np.asarray(io_orientation(affine))  # type: ignore[no-untyped-call]
@@ -254,5 +284,7 @@ def _directions(path: Path, affine: Values) -> tuple[tuple[int, ...], tuple[bool
         )
     axes = tuple(int(np.flatnonzero(order[:, 0] == a)[0]) for a in (2, 1, 0))
     # To the right and to the front are the directions that nibabel counts as positive.
-    turned = tuple(bool(order[axis, 1] != way) for axis, way in zip(axes, (1, -1, -1), strict=True))
-    return axes, turned
+    flipped = tuple(
+        bool(order[axis, 1] != way) for axis, way in zip(axes, (1, -1, -1), strict=True)
+    )
+    return axes, flipped

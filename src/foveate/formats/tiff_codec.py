@@ -1,4 +1,4 @@
-"""Decoding one stored block of a TIFF into pixels.
+"""Decode one stored block of a TIFF into pixels.
 
 Part of the reader `tiff`. All codecs come from imagecodecs and release the interpreter lock.
 """
@@ -39,17 +39,17 @@ class Coding:
     """How the samples of one directory are stored.
 
     Attributes:
-        codec: the name of the compression.
-        samples: samples per pixel as stored, alpha included.
-        planar: each sample in blocks of its own.
-        dtype: of a stored sample, in the byte order of the file.
+        codec: name of the compression.
+        samples: stored samples per pixel, alpha included.
+        planar: whether every sample has blocks of its own.
+        dtype: dtype of a stored sample, in the byte order of the file.
         photometric: TIFF's number for the meaning of the samples.
-        differenced: horizontal predictor.
-        extra: samples after the colours that are stored; the first may be opacity.
-        alpha: the sample after the colours is opacity.
-        premultiplied: the colours are multiplied by it already.
-        tables: JPEG tables shared by all blocks.
-        palette: ``(entries, 3)`` uint8, or None.
+        differenced: whether samples are stored as differences along rows (horizontal predictor).
+        extra: number of stored samples after the colours; the first may be alpha.
+        alpha: whether the sample after the colours is alpha.
+        premultiplied: whether the colours are already multiplied by alpha.
+        tables: JPEG tables shared by all blocks, or None.
+        palette: colours of the palette, ``(entries, 3)`` uint8, or None.
     """
 
     codec: str
@@ -66,20 +66,24 @@ class Coding:
 
     @property
     def stored_samples(self) -> int:
-        """Samples of one pixel inside one block."""
+        """Number of samples of a pixel inside one block."""
         return 1 if self.planar else self.samples
 
     @property
     def channels(self) -> int:
-        """Channels of the pixels that come out: 3 for RGB, 1 for grey."""
+        """Number of channels of decoded pixels: 3 for RGB, 1 for grey."""
         return 3 if self.palette is not None else self.samples - self.extra
 
 
-def coding_of(path: Path, page: Any) -> Coding:
-    """The coding of a directory.
+def read_coding(path: Path, page: Any) -> Coding:
+    """Read how the samples of a directory are stored.
+
+    Args:
+        path: the file, for messages.
+        page: the directory as tifffile parsed it.
 
     Raises:
-        UnsupportedFormat: names what about the coding is not read.
+        UnsupportedFormat: the coding is not supported; the message says which part of it.
     """
     name = CODECS.get(int(page.compression))
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
@@ -129,6 +133,7 @@ def coding_of(path: Path, page: Any) -> Coding:
 
 
 def _palette(page: Any) -> NDArray[np.uint8] | None:
+    """Return the palette of a directory, ``(256, 3)``; None if it is damaged or not of 8 bits."""
     table = page.colormap
     if table is None or page.bitspersample != 8 or np.shape(table) != (3, 256):
         return None
@@ -137,25 +142,25 @@ def _palette(page: Any) -> NDArray[np.uint8] | None:
 
 
 class DamagedBlock(ValueError):
-    """A stored block that does not hold the pixels it should; its text says why, in plain words."""
+    """A stored block does not hold the pixels it should; the text says why in plain words."""
 
 
 def decode_block(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
     """Decode one stored block into `out`.
 
-    Writers may crop the blocks at the edge of a picture to what is shown, or store more rows than
-    there are; both are read.
+    Writers may crop the blocks at the edge of a picture to the part inside it, or store more rows
+    than there are; both are read.
 
     Args:
         data: the stored bytes.
-        coding: how they are stored.
+        coding: how the samples are stored.
         out: ``(rows, columns, stored_samples)``, contiguous, in native byte order; filled as far
             as `shown`.
         shown: rows and columns of the block that lie inside the picture.
 
     Raises:
-        DamagedBlock: the block holds fewer pixels than are shown, or others.
-        Exception: whatever the codec raises.
+        DamagedBlock: the block holds too few pixels, or pixels of another shape or type.
+        Exception: any error of the codec.
     """
     if coding.codec == "jpeg":
         _decode_jpeg(data, coding, out, shown)
@@ -166,6 +171,7 @@ def decode_block(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int
 
 
 def _decode_jpeg(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
+    """Decode a JPEG block as `decode_block` does; refuse one much larger than its block."""
     import imagecodecs
 
     head = jpeg_head(data)
@@ -189,11 +195,11 @@ def _decode_jpeg(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int
 
 @dataclass(frozen=True)
 class JpegHead:
-    """What the markers before the pixels of a JPEG say.
+    """The facts that the markers before the pixels of a JPEG state.
 
     Attributes:
-        shape: height and width.
-        marked: whether a JFIF or Adobe marker says which colours are stored.
+        shape: height and width in pixels.
+        marked: whether a JFIF or Adobe marker states the stored colour space.
     """
 
     shape: tuple[int, int]
@@ -201,7 +207,7 @@ class JpegHead:
 
 
 def jpeg_head(data: bytes) -> JpegHead:
-    """Walk the markers of a JPEG up to its frame header.
+    """Read the markers of a JPEG up to its frame header.
 
     Raises:
         DamagedBlock: there is no frame header.
@@ -211,12 +217,12 @@ def jpeg_head(data: bytes) -> JpegHead:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             shape = (data[at + 3] << 8) | data[at + 4], (data[at + 5] << 8) | data[at + 6]
             return JpegHead(shape, marked)
-        marked |= _says_colours(marker, data[at + 2 : at + 7])
+        marked |= _states_colours(marker, data[at + 2 : at + 7])
     raise DamagedBlock("a JPEG without a frame header")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers, and where the length of each stands.
+    """Yield the markers of a JPEG, each with the byte at which its segment's length stands.
 
     Any number of bytes FF may stand before a marker (ITU T.81, B.1.1.2).
     """
@@ -228,29 +234,30 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         at += 1
 
 
-def _says_colours(marker: int, words: bytes) -> bool:
-    """Whether a JFIF or Adobe marker."""
+def _states_colours(marker: int, words: bytes) -> bool:
+    """Return whether a segment is a JFIF or Adobe marker, which states the colour space."""
     return (marker == 0xE0 and words == b"JFIF\0") or (marker == 0xEE and words == b"Adobe")
 
 
 def _jpeg_colours(head: JpegHead, coding: Coding) -> tuple[str | None, str | None]:
-    """The colour space inside the JPEG, and the one wanted.
+    """Return the colour space inside a JPEG (None: as the JPEG states) and that of its output.
 
-    A block that says RGB and carries no marker of its own is RGB (Aperio); with a JFIF or Adobe
-    marker, in the block or in the tables, the JPEG knows better than the tag.
+    A block that the tag calls RGB and that has no JFIF or Adobe marker is RGB (Aperio); with such a
+    marker, in the block or in the tables, the JPEG's own statement has precedence over the tag.
     """
     if coding.stored_samples == 1:
         return None, "GRAYSCALE"
     if coding.photometric == _RGB:
         tables = coding.tables or b""
         marked = head.marked or any(
-            _says_colours(marker, tables[at + 2 : at + 7]) for marker, at in _segments(tables)
+            _states_colours(marker, tables[at + 2 : at + 7]) for marker, at in _segments(tables)
         )
         return (None if marked else "RGB"), "RGB"
     return None, "RGB"
 
 
 def _decode_picture(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
+    """Decode a WebP or JPEG 2000 block as `decode_block` does."""
     import imagecodecs
 
     if coding.codec == "webp":
@@ -264,6 +271,7 @@ def _decode_picture(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, 
 
 
 def _jpeg2000_size(head: bytes) -> tuple[int, int]:
+    """Read height and width from the first bytes of a JPEG 2000."""
     at = head.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(head) < at + 24:
         raise DamagedBlock("a JPEG 2000 without a size")
@@ -274,7 +282,10 @@ def _jpeg2000_size(head: bytes) -> tuple[int, int]:
 
 
 def _place(decoded: Pixels, out: Pixels, shown: tuple[int, int]) -> None:
-    """Copy a decoded block; it may be larger than `out`, or end where the picture ends."""
+    """Copy decoded pixels ``(y, x, c)`` into `out` ``(rows, columns, c)``.
+
+    They may be more than `out` holds, or end where the picture ends.
+    """
     if decoded.ndim == 2:
         decoded = decoded[:, :, None]
     if decoded.ndim != 3 or decoded.shape[2] != out.shape[2] or decoded.dtype != out.dtype:
@@ -288,9 +299,10 @@ def _place(decoded: Pixels, out: Pixels, shown: tuple[int, int]) -> None:
 
 
 def _decode_bytes(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
+    """Decode a block of raw or losslessly packed samples as `decode_block` does."""
     import imagecodecs
 
-    raw = data if coding.codec == "none" else _unpacked(data, coding.codec, out.nbytes)
+    raw = data if coding.codec == "none" else _unpack(data, coding.codec, out.nbytes)
     rows, columns, samples = out.shape
     for height, width in ((rows, columns), (shown[0], columns), shown):
         n = height * width * samples
@@ -303,14 +315,14 @@ def _decode_bytes(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, in
         out[:] = 0
     stored = np.frombuffer(raw, coding.dtype, n).reshape(part.shape)
     if coding.differenced:
-        own = np.ascontiguousarray(stored, out.dtype)
-        part[:] = imagecodecs.delta_decode(own, axis=-2)
+        native = np.ascontiguousarray(stored, out.dtype)
+        part[:] = imagecodecs.delta_decode(native, axis=-2)
     else:
         part[:] = stored
 
 
-def _unpacked(data: bytes, codec: str, n_bytes: int) -> bytes | bytearray:
-    """At least as much as was packed, up to `n_bytes`; more where the last rows are padded."""
+def _unpack(data: bytes, codec: str, n_bytes: int) -> bytes | bytearray:
+    """Decompress a block to at most `n_bytes`, or somewhat more where its last rows are padded."""
     import imagecodecs
 
     if codec == "lzw":
@@ -322,8 +334,8 @@ def _unpacked(data: bytes, codec: str, n_bytes: int) -> bytes | bytearray:
     try:
         return cast("bytes", imagecodecs.deflate_decode(data, out=n_bytes))
     except imagecodecs.DeflateError:
-        # A last strip that is padded to its full number of rows holds more than fits; whatever
-        # ends in time must end as it should, checksum and all.
+        # A last strip that is padded to its full number of rows holds more than fits. A stream
+        # that ends within the limit must be complete, including its checksum.
         stream = zlib.decompressobj()
         raw = stream.decompress(data, n_bytes + 1)
         if len(raw) <= n_bytes and not stream.eof:

@@ -1,6 +1,6 @@
-"""Where the blocks of a TIFF lie: every pyramid level as arrays of offsets and byte counts.
+"""Index the blocks of a TIFF: each pyramid level as arrays of offsets and byte counts.
 
-Part of the reader `tiff`. tifffile parses the directories; every number that a file claims is
+Part of the reader `tiff`. tifffile parses the directories; all numbers that a file claims are
 checked here before anything of that size is allocated.
 """
 
@@ -24,12 +24,14 @@ from foveate.formats import tiff_codec as codec
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 4096
 MAX_BLOCK_BYTES = 1 << 29
-"""The largest stored block (tile or strip) that is decoded: 512 MiB of pixels."""
+"""The largest stored block (tile or strip) that is decoded, in bytes of its pixels."""
 
 _FREE_BYTES = 1 << 30
 _MAX_PACKING = 2000
-"""Pixels of more than `_FREE_BYTES` are refused if they are packed tighter than this: a file of a
-few kilobytes could ask for hours of work. Deflate reaches 1032 on an empty picture."""
+"""The largest ratio of pixels to file size that is accepted beyond `_FREE_BYTES` of pixels.
+
+Otherwise a file of a few kilobytes could ask for hours of work. Deflate reaches 1032 on an empty
+picture."""
 
 _MAX_BLOCKS = 1 << 26
 _RAW_STRIP_BYTES = 1 << 20
@@ -48,17 +50,18 @@ _VENDOR_MARKS = {
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """One pyramid level: a grid of stored blocks, row by row, plane after plane.
+    """One pyramid level as a grid of stored blocks, row by row, plane after plane.
 
     Attributes:
-        shape: pixels, ``(y, x)``.
+        shape: pixels of the level, ``(y, x)``.
         block: pixels of one stored block, ``(y, x)``; a strip is a block as wide as the level.
         grid: number of blocks, ``(y, x)``.
-        offsets: bytes from the start of the file, ``(planes * grid_y * grid_x,)``; 0 is absent.
-        counts: bytes stored, the same shape; 0 is absent.
-        tiled: stored as tiles, not as strips.
-        coding: how a block is decoded.
-        marked: the file says that the page is a smaller version of another.
+        offsets: first bytes of the blocks in the file, ``(planes * grid_y * grid_x,)``; 0 where a
+            block is absent.
+        counts: bytes of the blocks, in the same shape; 0 where a block is absent.
+        tiled: whether the level is stored as tiles, not as strips.
+        coding: how the samples of a block are stored.
+        marked: whether the file marks the page as a smaller version of another.
     """
 
     shape: tuple[int, int]
@@ -72,13 +75,13 @@ class BlockGrid:
 
     @functools.cached_property
     def stored(self) -> NDArray[np.bool_]:
-        """Whether a block is stored, ``grid``."""
-        both: NDArray[np.bool_] = (self.offsets != 0) & (self.counts != 0)
-        return np.asarray(both.reshape(-1, *self.grid).all(0))
+        """Whether each block is stored, ``(grid_y, grid_x)``."""
+        present: NDArray[np.bool_] = (self.offsets != 0) & (self.counts != 0)
+        return np.asarray(present.reshape(-1, *self.grid).all(0))
 
     @functools.cached_property
     def has_absent(self) -> bool:
-        """Whether some block is not stored."""
+        """Whether at least one block is not stored."""
         return not bool(self.stored.all())
 
     @property
@@ -90,16 +93,16 @@ class BlockGrid:
 
 @dataclass(frozen=True)
 class TiffIndex:
-    """The pyramid of one file, finest level first, and what the file says in words.
+    """The pyramid of one file, finest level first, and its metadata.
 
     Attributes:
         levels: one grid per page that may be a level, by its size and coding.
         description: the image description of level 0.
         ome_xml: the OME-XML block, or None.
-        resolution: ``(y, x)`` pixels per `unit`, None where not stated.
-        unit: 1 none, 2 inch, 3 centimetre.
+        resolution: pixels per `unit` along ``(y, x)``, None where not stated.
+        unit: TIFF's number of the unit of `resolution`: 1 none, 2 inch, 3 centimetre.
         orientation: how the stored rows and columns lie in the picture, 1 to 8.
-        nested: the smaller levels are sub-directories of the first, so that they belong to it.
+        nested: whether the smaller levels are sub-directories of the first, and thus belong to it.
     """
 
     levels: tuple[BlockGrid, ...]
@@ -112,16 +115,16 @@ class TiffIndex:
 
 
 def read_index(path: Path) -> TiffIndex:
-    """Parse the directories of a TIFF.
+    """Read the directories of a TIFF and index its levels.
 
     Raises:
-        UnsupportedFormat: a stack, a vendor's own layout, or a coding that is not read.
+        UnsupportedFormat: the file is a stack, has a vendor's own layout, or an unsupported coding.
         UnreadableImage: directories are damaged.
         ImageTooLarge: a block or the number of blocks is beyond the limits.
     """
     import tifffile
 
-    # What tifffile logs about odd files would reach the terminal; our errors say it.
+    # Otherwise tifffile's log lines about odd files reach the terminal beside our errors.
     if not tifffile.logger().handlers:
         tifffile.logger().addHandler(logging.NullHandler())
     with tifffile.TiffFile(path) as file:
@@ -154,12 +157,12 @@ def read_index(path: Path) -> TiffIndex:
 
 
 def refuse_unlisted(path: Path) -> None:
-    """Refuse a TIFF that claims tiles which it does not list, whoever is to read it.
+    """Refuse a TIFF that claims tiles which it does not list, before another library reads it.
 
-    Libraries believe the size and look for such tiles one by one, for hours.
+    Libraries trust the size and look for such tiles one by one, for hours.
 
     Raises:
-        UnreadableImage: names what is claimed and what is listed.
+        UnreadableImage: tiles are missing; the message says how many are claimed and listed.
     """
     import tifffile
 
@@ -170,7 +173,7 @@ def refuse_unlisted(path: Path) -> None:
         return
     for page in tiled:
         sides = (page.tilelength, page.imagelength), (page.tilewidth, page.imagewidth)
-        claimed = math.prod(-(-whole // side) if side else 0 for side, whole in sides)
+        claimed = math.prod(-(-length // side) if side else 0 for side, length in sides)
         if len(page.dataoffsets) < claimed:
             raise UnreadableImage(
                 f"{path}: {page.imagewidth} x {page.imagelength} pixels need {claimed:,} tiles, "
@@ -179,7 +182,7 @@ def refuse_unlisted(path: Path) -> None:
 
 
 def is_coding_read(path: Path) -> bool:
-    """Whether the compression of the first directory is one that is read here."""
+    """Return whether the reader `tiff` decodes the compression of a file's first directory."""
     import tifffile
 
     try:
@@ -190,7 +193,7 @@ def is_coding_read(path: Path) -> bool:
 
 
 def _pages(file: Any) -> Iterator[Any]:
-    """Directories in sequence; a chain that goes wrong after the first ends there."""
+    """Yield the directories of a TIFF; a chain that is damaged after the first ends there."""
     import tifffile
 
     seen: set[int] = set()
@@ -212,6 +215,7 @@ def _pages(file: Any) -> Iterator[Any]:
 
 
 def _refuse_stack(path: Path, base: Any, pages: list[Any]) -> None:
+    """Refuse a file with several pages of the size of level 0, or pages with a depth."""
     same = sum(
         (p.imagelength, p.imagewidth) == (base.imagelength, base.imagewidth)
         and not p.is_reduced
@@ -227,6 +231,7 @@ def _refuse_stack(path: Path, base: Any, pages: list[Any]) -> None:
 
 
 def _finer_to_coarser(base: Any, pages: list[Any]) -> list[Any]:
+    """Return the pages that may be smaller levels of level 0 (`base`), from finer to coarser."""
     candidates = list(base.pages)[:MAX_DIRECTORIES] if base.subifds else pages
     levels: list[Any] = []
     finer = base
@@ -238,7 +243,7 @@ def _finer_to_coarser(base: Any, pages: list[Any]) -> list[Any]:
 
 
 def _is_level(base: Any, page: Any) -> bool:
-    """Whether a smaller page is the same picture: same coding of samples, same proportions."""
+    """Return whether a smaller page may be a level: same coding of samples, same proportions."""
     words = str(page.description or "").lower()
     last_line = words.splitlines()[-1] if words else ""
     if any(word in last_line for word in _NOT_A_LEVEL):
@@ -247,8 +252,8 @@ def _is_level(base: Any, page: Any) -> bool:
         return False
     if page.is_tiled != base.is_tiled or min(page.imagelength, page.imagewidth) < 1:
         return False
-    alike = ("samplesperpixel", "bitspersample", "photometric", "planarconfig")
-    if any(getattr(page, name) != getattr(base, name) for name in alike):
+    coding = ("samplesperpixel", "bitspersample", "photometric", "planarconfig")
+    if any(getattr(page, name) != getattr(base, name) for name in coding):
         return False
     if _orientation(page) != _orientation(base):
         return False
@@ -261,6 +266,7 @@ def _is_level(base: Any, page: Any) -> bool:
 
 
 def _grid(path: Path, page: Any) -> BlockGrid:
+    """Read the grid of blocks of a directory and check all numbers that it claims."""
     shape = (int(page.imagelength), int(page.imagewidth))
     tiled = bool(page.is_tiled)
     if tiled:
@@ -269,7 +275,7 @@ def _grid(path: Path, page: Any) -> BlockGrid:
         block = (min(int(page.rowsperstrip) or shape[0], shape[0]), shape[1])
     if min(shape + block) < 1:
         raise UnreadableImage(f"{path}: claims a size of {shape} in blocks of {block}{AGAIN}")
-    coding = codec.coding_of(path, page)
+    coding = codec.read_coding(path, page)
     grid = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
     planes = coding.samples if coding.planar else 1
     n_blocks = grid[0] * grid[1] * planes
@@ -290,14 +296,14 @@ def _grid(path: Path, page: Any) -> BlockGrid:
     else:
         counts = np.zeros(n_blocks, np.int64)
     marked = bool(page.is_reduced)
-    found = BlockGrid(shape, block, grid, offsets, counts, tiled, coding, marked)
-    if not (counted and tiled):  # of tiles a count of 0 says that one is not stored
-        found = _counted(found, page.parent.filehandle.size)
-    return _bounded(path, found, page.parent.filehandle.size)
+    level = BlockGrid(shape, block, grid, offsets, counts, tiled, coding, marked)
+    if not (counted and tiled):  # a tile with a count of 0 is absent, a strip is not
+        level = _fill_counts(level, page.parent.filehandle.size)
+    return _bound_blocks(path, level, page.parent.filehandle.size)
 
 
-def _counted(grid: BlockGrid, file_bytes: int) -> BlockGrid:
-    """The grid with the byte counts that its writer left out, or wrote as 0.
+def _fill_counts(grid: BlockGrid, file_bytes: int) -> BlockGrid:
+    """Fill in byte counts that the writer left out, or wrote as 0.
 
     A raw block is as long as its pixels; a packed one ends where the next block of the file begins,
     at the latest.
@@ -314,7 +320,7 @@ def _counted(grid: BlockGrid, file_bytes: int) -> BlockGrid:
 
 
 def _raw_counts(grid: BlockGrid) -> NDArray[np.int64]:
-    """Bytes of every block if nothing is packed: the last strip is as short as the picture."""
+    """Compute the bytes of each unpacked block; the last strip ends where the picture ends."""
     counts = np.full(len(grid.offsets), grid.block_bytes, np.int64)
     if not grid.tiled:
         rest = grid.shape[0] - (grid.grid[0] - 1) * grid.block[0]
@@ -322,8 +328,8 @@ def _raw_counts(grid: BlockGrid) -> NDArray[np.int64]:
     return counts
 
 
-def _bounded(path: Path, grid: BlockGrid, file_bytes: int) -> BlockGrid:
-    """Raw strips that follow each other are cut anew into small ones; other blocks are checked."""
+def _bound_blocks(path: Path, grid: BlockGrid, file_bytes: int) -> BlockGrid:
+    """Cut large raw strips that follow each other into small ones; refuse other large blocks."""
     coding = grid.coding
     claimed = int(grid.stored.sum()) * grid.block_bytes * (coding.samples if coding.planar else 1)
     if claimed > _FREE_BYTES + _MAX_PACKING * file_bytes:
@@ -351,11 +357,13 @@ def _bounded(path: Path, grid: BlockGrid, file_bytes: int) -> BlockGrid:
 
 
 def _tag(page: Any, name: str, default: Any = None) -> Any:
+    """Return the value of a directory's tag, or `default` where it is missing."""
     tag = page.tags.get(name)
     return default if tag is None else tag.value
 
 
 def _rational(page: Any, name: str) -> float | None:
+    """Return a tag as a positive number, or None where it is missing or none."""
     value = _tag(page, name)
     try:
         number = value[0] / value[1] if isinstance(value, tuple) else float(value)
@@ -365,6 +373,7 @@ def _rational(page: Any, name: str) -> float | None:
 
 
 def _whole_number(value: Any, default: int) -> int:
+    """Convert a tag's value to a whole number, or return `default` where it is none."""
     try:
         return int(value)
     except (TypeError, ValueError):
@@ -372,5 +381,6 @@ def _whole_number(value: Any, default: int) -> int:
 
 
 def _orientation(page: Any) -> int:
+    """Return the tag Orientation of a directory, 1 to 8; 1 where it is missing or wrong."""
     value = _whole_number(_tag(page, "Orientation", 1), 1)
     return value if 1 <= value <= 8 else 1

@@ -1,6 +1,7 @@
-"""What a TIFF says in words and tags about the size of a pixel, and about being a stack.
+"""Read the pixel size and the number of planes that the texts and tags of a TIFF state.
 
-Part of the reader `tiff`. Text is searched, not parsed as XML: a hostile file cannot expand it.
+Part of the reader `tiff`. Text is searched, not parsed as XML, so that a hostile file cannot
+expand it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import math
 import re
 
 from foveate.geometry import Vector
-from foveate.images.stated import believed_spacing
+from foveate.images.stated import check_spacing
 
-Stated = tuple[float | None, float | None]
+Resolution = tuple[float | None, float | None]
 
 _UM = {
     "": 1.0,
@@ -35,7 +36,7 @@ _UM = {
     "inche": 25400.0,
     "in": 25400.0,
 }
-"""By the word in the singular, in American spelling; "inche" is what is left of "inches"."""
+"""Micrometres per unit, by its name in the singular and American spelling ("inches" - "s")."""
 _UM_PER_TAG_UNIT = {2: 25400.0, 3: 1e4}
 _APERIO = re.compile(r"\bMPP\s*=([^|\r\n]*)")
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b([^>]*)>")
@@ -44,50 +45,69 @@ _IMAGEJ_UNIT = re.compile(r"^unit=(.*)$", re.MULTILINE)
 _IMAGEJ_PLANES = re.compile(r"^images=(\d+)", re.MULTILINE)
 
 
-def spacing_of(
-    description: str, ome: dict[str, str], resolution: Stated, tag_unit: int
+def stated_spacing(
+    description: str, ome: dict[str, str], resolution: Resolution, tag_unit: int
 ) -> Vector | None:
-    """Micrometres per pixel ``(y, x)``: Aperio's MPP, else OME-XML, else the resolution tags."""
-    if description.startswith("Aperio") and (found := _APERIO.search(description)):
-        mpp = _number(found[1])
-        return believed_spacing((mpp, mpp))
+    """Return the spacing ``(y, x)`` of Aperio's MPP, else of OME-XML, else of the resolution tags.
+
+    Args:
+        description: the image description of level 0.
+        ome: attributes of the OME element ``Pixels``; empty if there is none.
+        resolution: pixels per unit along ``(y, x)``.
+        tag_unit: TIFF's number of the unit of `resolution`.
+
+    Returns:
+        micrometres per pixel, or None where the file states none that is plausible.
+    """
+    if description.startswith("Aperio") and (match := _APERIO.search(description)):
+        mpp = _number(match[1])
+        return check_spacing((mpp, mpp))
     if ome:
-        believed = believed_spacing((_ome_um(ome, "Y"), _ome_um(ome, "X")))
-        if believed is not None:
-            return believed
+        spacing = check_spacing((_ome_um(ome, "Y"), _ome_um(ome, "X")))
+        if spacing is not None:
+            return spacing
     um = _UM_PER_TAG_UNIT.get(tag_unit)
-    if description.startswith("ImageJ=") and (found := _IMAGEJ_UNIT.search(description)):
-        um = _um(found[1])
+    if description.startswith("ImageJ=") and (match := _IMAGEJ_UNIT.search(description)):
+        um = _um_per_unit(match[1])
     if um is None:
         return None
-    return believed_spacing([um / r if r else None for r in resolution])
+    return check_spacing([um / r if r else None for r in resolution])
 
 
 def ome_pixels(xml: str | None, shape: tuple[int, int]) -> dict[str, str]:
-    """The attributes of the OME ``Pixels`` element of this size ``(y, x)``, or nothing."""
-    for found in _PIXELS.finditer(xml or ""):
-        attributes = {k: html.unescape(v) for k, v in _ATTRIBUTE.findall(found[1])}
+    """Return the attributes of the OME element ``Pixels`` of a size ``(y, x)``; {} without one."""
+    for match in _PIXELS.finditer(xml or ""):
+        attributes = {k: html.unescape(v) for k, v in _ATTRIBUTE.findall(match[1])}
         if (attributes.get("SizeY"), attributes.get("SizeX")) == (str(shape[0]), str(shape[1])):
             return attributes
     return {}
 
 
 def stated_planes(description: str, ome: dict[str, str], samples: int) -> int:
-    """How many planes of this size the words promise; 1 is a single picture."""
+    """Return how many planes the description or OME-XML states; 1 for a single picture.
+
+    Args:
+        description: the image description of level 0.
+        ome: attributes of the OME element ``Pixels``; empty if there is none.
+        samples: samples per pixel of level 0.
+    """
     if ome:
         counts = [_number(ome.get(f"Size{axis}", "1")) or 1 for axis in "ZTC"]
         return round(counts[0] * counts[1] * max(1.0, counts[2] / samples))
-    if description.startswith("ImageJ=") and (found := _IMAGEJ_PLANES.search(description)):
-        return int(found[1])
+    if description.startswith("ImageJ=") and (match := _IMAGEJ_PLANES.search(description)):
+        return int(match[1])
     return 1
 
 
 def _ome_um(ome: dict[str, str], axis: str) -> float | None:
-    size, um = _number(ome.get(f"PhysicalSize{axis}")), _um(ome.get(f"PhysicalSize{axis}Unit", ""))
+    """Return the physical size of a pixel along X or Y in micrometres, or None."""
+    size = _number(ome.get(f"PhysicalSize{axis}"))
+    um = _um_per_unit(ome.get(f"PhysicalSize{axis}Unit", ""))
     return None if size is None or um is None else size * um
 
 
-def _um(unit: str) -> float | None:
+def _um_per_unit(unit: str) -> float | None:
+    """Return the micrometres in a unit by its name, or None for an unknown one."""
     word = unit.strip().strip('"').replace("\\u00B5", "µ").lower()
     if len(word) > 2:
         word = word.rstrip(".").removesuffix("s").replace("metre", "meter")
@@ -95,7 +115,7 @@ def _um(unit: str) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    """The finite number that a text is as a whole, with a decimal point or comma."""
+    """Convert a text to a finite number, with a decimal point or comma; None if it is none."""
     try:
         number = float((text or "").strip().replace(",", "."))
     except ValueError:

@@ -6,7 +6,6 @@ nothing drifts towards the bottom right of a large slide.
 
 from __future__ import annotations
 
-from foveate.heatmaps.picture import draw_heatmap
-from foveate.heatmaps.raster import weight_map
+from foveate.heatmaps.picture import render_heatmap
 
-__all__ = ["draw_heatmap", "weight_map"]
+__all__ = ["render_heatmap"]

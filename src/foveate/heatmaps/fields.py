@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foveate.errors import BoxError
 from foveate.geometry import Box, Frame, um_from_px0
 from foveate.images.evidence import Evidence, Floats
-from foveate.images.foreground import foreground, ground_of
+from foveate.images.foreground import find_ground, foreground
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels
 
@@ -157,7 +157,7 @@ def _field_between(camera: Camera, low: Floats, high: Floats, max_side_px: int) 
 def _tissue(camera: Camera, field: Field, evidence: Evidence) -> tuple[Floats, Floats]:
     """The rectangle that holds all tissue and all boxes, with a margin, inside the field."""
     border = camera.window.show(camera.image.background[None, None])[0, 0]
-    mask = foreground(field.pixels, ground_of(field.pixels, border).colour)
+    mask = foreground(field.pixels, find_ground(field.pixels, border).colour)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     corner = np.asarray(field.origin_um)
     low = corner + np.array([rows[0], columns[0]]) * field.spacing_um

@@ -1,9 +1,9 @@
-"""Images of 16 bits that use only some of them, as X-ray detectors and cameras write.
+"""Find the white of 16-bit images that use fewer bits, as X-ray detectors and cameras write.
 
-Values of 12 bits in a file of 16 are nearly black if 65535 is white. The file seldom says how many
-bits count, and one dark image does not show it, so all images of a run decide together: white
-is the largest value of the fewest bits that hold them all. The model keeps it (`View.bits`), so
-that a value means the same in every image, and when predicting.
+Values of 12 bits in a file of 16 are nearly black if 65535 is white. The file seldom states how
+many bits count, and one dark image does not show it, so all images of a run decide together: white
+is the largest value of the fewest bits that hold them all. The model stores the number of bits
+(`View.bits`), so that a value means the same in every image, also when predicting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from foveate.images.resample import Pixels
 from foveate.messages.warn import tell
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that detectors and cameras have."""
+"""Numbers of bits that detectors and cameras use."""
 
 _TOP = 65535
 _WHOLE_PX = 1 << 24
@@ -30,15 +30,15 @@ _WINDOW_PX, _WINDOWS = 256, 4
 
 
 def has_depth(image: AbstractImage) -> bool:
-    """Whether it is for this module: 16 bits, and no volume (readers scale those themselves)."""
+    """Return whether an image has 16 bits and is no volume (readers scale volumes themselves)."""
     return image.dtype == np.uint16 and image.kind != "volume"
 
 
 def used_bits(image: AbstractImage) -> int | None:
-    """The fewest of `DEPTHS` that hold the values of an image; None if it has 8 bits.
+    """Find the fewest of `DEPTHS` that hold the values of an image; None if it has 8 bits.
 
-    Looks at the coarsest level whole if it has up to 16 million pixels, and at windows of the
-    finest. Pixels of 65535 are left out: so the reader shows what is not stored.
+    Reads the coarsest level completely if it has up to 16 million pixels, and windows of the
+    finest. Pixels of 65535 do not count: readers fill what the file does not store with them.
 
     Raises:
         UnreadableImage: pixels cannot be decoded.
@@ -64,12 +64,12 @@ def used_bits(image: AbstractImage) -> int | None:
 
 
 @final
-class Stretched(AbstractImage):
-    """An image of 16 bits whose white is that of fewer: values are multiplied, the rest is clipped.
+class StretchedImage(AbstractImage):
+    """A 16-bit image whose values of fewer bits are stretched to 16; larger values are clipped.
 
     Args:
-        image: of 16 bits.
-        bits: how many count.
+        image: the image of 16 bits.
+        bits: number of bits that the images of the run use.
     """
 
     def __init__(self, image: AbstractImage, bits: int) -> None:
@@ -92,13 +92,13 @@ class Stretched(AbstractImage):
                 f"has values beyond {white}, the white of the training images ({self.bits} bits); "
                 "they are shown as white",
             )
-        return _stretched(pixels, white)
+        return _stretch(pixels, white)
 
     def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
         return self._image._stored_share(level, origin, size)
 
     def _stated_background(self) -> Sequence[float] | None:
-        colour = _stretched(self._image.background, (1 << self.bits) - 1)
+        colour = _stretch(self._image.background, (1 << self.bits) - 1)
         return [float(v) for v in colour.tolist()]
 
     def close(self) -> None:
@@ -106,6 +106,7 @@ class Stretched(AbstractImage):
         self._image.close()
 
 
-def _stretched(pixels: Pixels, white: int) -> NDArray[np.uint16]:
+def _stretch(pixels: Pixels, white: int) -> NDArray[np.uint16]:
+    """Multiply values so that `white` becomes 65535, and clip those above it."""
     values = np.minimum(np.asarray(pixels, np.uint32), white)
     return ((values * _TOP + white // 2) // white).astype(np.uint16)

@@ -1,10 +1,11 @@
-"""Where a method looked: boxes of an image, their weights, and what lies in no box.
+"""Evidence: the boxes of an image that a prediction rests on, their weights, and what lies in none.
 
 Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import NotFinite
-from foveate.files.atomic import write_aside
+from foveate.files.atomic import write_bytes
 from foveate.geometry import Box, Frame
 
 Floats = NDArray[np.float64]
@@ -24,16 +25,16 @@ _OPTIONAL = ("extent_um", "by_output")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Regions of one image and how much each counted for its prediction.
+    """Boxes of one image and how much each of them counted for the prediction.
 
     Attributes:
         origin_um: corners of the boxes, ``(n, d)``, micrometres, axes ``(z,) y, x``.
-        size_um: their sizes, ``(n, d)``.
-        weight: ``(n,)``, at least 0; comparable within an image. Methods with attention give
-            weights that sum to 1.
+        size_um: sizes of the boxes, ``(n, d)``.
+        weight: weights of the boxes, ``(n,)``, at least 0; comparable within an image. Methods
+            with attention give weights that sum to 1.
         extent_um: size of the whole image, ``(d,)``; None where the boxes are of no image.
-        by_output: ``(n, k)``, the weights for each output of the model, of methods that look once
-            for each; else None.
+        by_output: weights for each output of the model, ``(n, k)``, of methods that look once for
+            each; else None.
         remainder: share of the prediction that rests on no box, 0 to 1: on the image as a whole.
 
     Raises:
@@ -66,41 +67,42 @@ class Evidence:
         return len(self.weight)
 
     def box_um(self, i: int) -> Box:
-        """The i-th box."""
+        """Return one box in micrometres, by its index."""
         return Box(tuple(self.origin_um[i]), tuple(self.size_um[i]), Frame.UM)
 
     def peak_um(self) -> Box:
-        """The box that counted most."""
+        """Return the box with the largest weight, in micrometres."""
         return self.box_um(int(np.argmax(self.weight)))
 
-    def pick(self, kept: NDArray[np.bool_]) -> Evidence:
-        """Return the evidence of some boxes alone, ``(n,)``."""
+    def pick(self, mask: NDArray[np.bool_]) -> Evidence:
+        """Return the evidence of the boxes where `mask`, ``(n,)``, is True."""
         return replace(
             self,
-            origin_um=self.origin_um[kept],
-            size_um=self.size_um[kept],
-            weight=self.weight[kept],
-            by_output=None if self.by_output is None else self.by_output[kept],
+            origin_um=self.origin_um[mask],
+            size_um=self.size_um[mask],
+            weight=self.weight[mask],
+            by_output=None if self.by_output is None else self.by_output[mask],
         )
 
-    def save(self, path: Path) -> None:
-        """Write as ``.npz`` (arrays only; loading one never runs code)."""
+    def to_bytes(self) -> bytes:
+        """Return the content of a ``.npz`` file (arrays only; loading one never runs code)."""
         arrays: dict[str, Any] = {
             name: getattr(self, name) for name in ("origin_um", "size_um", "weight", "remainder")
         }
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        return file.getvalue()
 
-        def write(aside: Path) -> None:
-            with aside.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-
-        write_aside(path, write)
+    def save(self, path: Path) -> None:
+        """Write `to_bytes` to a file."""
+        write_bytes(path, self.to_bytes())
 
     @staticmethod
     def load(path: Path) -> Evidence:
-        """Read what `save` wrote."""
+        """Read the evidence from a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
             more = {name: stored[name] for name in _OPTIONAL if name in stored}
             if "remainder" in stored:
@@ -109,15 +111,15 @@ class Evidence:
 
 
 def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
-    """The mean over models of where each looked at one image.
+    """Average the evidence of several models about one image.
 
-    All boxes are kept, with their weights divided by the number of models, so that weights which
-    sum to 1 in each part sum to 1 again. A box that several models looked at (the same corner and
-    size to a thousandth of a micrometre) becomes one with the sum of its weights: its mean weight.
-    Weights for each output are kept where all parts have them.
+    The result holds the boxes of all models, with weights divided by the number of models, so that
+    weights which sum to 1 for each model sum to 1 again. A box that several models looked at (the
+    same corner and size to a thousandth of a micrometre) becomes one, with its mean weight. Weights
+    for each output are kept where all models have them.
 
     Args:
-        parts: one per model, at least one; all with the same axes.
+        parts: the evidence of each model, at least one; all with the same axes.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,7 +1,8 @@
-"""Where the tissue is, roughly, from the glimpse: a prior for attention, never a verdict.
+"""Find the tissue roughly in the glimpse, as a prior for attention.
 
-The mask must hold the tissue; it may hold pen, and glass. So nothing that is dark or gaudy decides
-where faint tissue begins, and a border of tissue is not taken for glass.
+The mask must hold all tissue and may also hold pen and glass. So the threshold for faint tissue
+does not depend on dark or strongly coloured pixels, and tissue at the border is not taken for
+glass.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.images.resample import Pixels, brightest
+from foveate.images.resample import Pixels, white_value
 from foveate.messages.warn import tell
 
 _FAINTEST, _STRONGEST = 8.0, 40.0
@@ -30,33 +31,33 @@ _SAMPLED = 1 << 16
 
 @dataclass(frozen=True)
 class Ground:
-    """What lies around the tissue.
+    """The background around the tissue of a slide.
 
     Attributes:
-        colour: ``(c,)`` in the dtype of the image.
-        is_around: whether it lies all around the frame. If not, tissue or a black frame does, and
-            the colour is that of the glass elsewhere, or white.
+        colour: the colour of the background, ``(c,)`` in the dtype of the image.
+        is_around: whether the border of the image is background. If not, tissue or a black frame
+            touches the border, and the colour is that of glass elsewhere, or white.
     """
 
     colour: Pixels
     is_around: bool
 
 
-def ground_of(glimpse: Pixels, border: Pixels) -> Ground:
-    """The colour around the tissue, where the border may be tissue or a black frame.
+def find_ground(glimpse: Pixels, border: Pixels) -> Ground:
+    """Find the background colour of a slide whose border may be tissue or a black frame.
 
-    Only colour pictures are judged: a dark border is that of fluorescence unless a hundredth of the
-    picture is bright and without colour, as glass is.
+    Only colour pictures are judged. A dark border is the background of fluorescence, unless a
+    hundredth of the picture is bright and without colour, as glass is.
 
     Args:
-        glimpse: ``(h, w, c)`` of 8 or 16 bit.
-        border: ``(c,)`` colour of the frame's border.
+        glimpse: ``(y, x, c)`` of 8 or 16 bits.
+        border: colour of the image's border, ``(c,)``.
     """
     if len(border) != 3 or glimpse.ndim != 3:
         return Ground(border, True)
-    every = max(1, int((glimpse.shape[0] * glimpse.shape[1] / _SAMPLED) ** 0.5))
-    values = _in_8_bits(glimpse[::every, ::every]).reshape(-1, 3)
-    edge = border.astype(np.float32) * np.float32(255.0 / brightest(glimpse.dtype))
+    stride = max(1, int((glimpse.shape[0] * glimpse.shape[1] / _SAMPLED) ** 0.5))
+    values = _in_8_bits(glimpse[::stride, ::stride]).reshape(-1, 3)
+    edge = border.astype(np.float32) * np.float32(255.0 / white_value(glimpse.dtype))
     low, high = values.min(1), values.max(1)
     glassy = (low >= 200) & (high - low <= _NEUTRAL)
     has_glass = glassy.mean() >= _LEAST_GLASS
@@ -65,23 +66,23 @@ def ground_of(glimpse: Pixels, border: Pixels) -> Ground:
         return Ground(border, True)
     if not dark and _is_glass(edge, float(np.percentile(low, 99))):
         return Ground(border, _black_share(glimpse) < _MOST_BLACK)
-    found = np.full(3, 255.0)
-    if has_glass:  # pale tissue is glassy too: glass is the brightest of it
+    colour = np.full(3, 255.0)
+    if has_glass:  # pale tissue passes this test too, but glass is brighter
         glassy &= low >= np.percentile(low[glassy], 95) - _NOISE
-        found = np.median(values[glassy], axis=0)
-    return Ground(np.rint(found * brightest(glimpse.dtype) / 255).astype(glimpse.dtype), False)
+        colour = np.median(values[glassy], axis=0)
+    return Ground(np.rint(colour * white_value(glimpse.dtype) / 255).astype(glimpse.dtype), False)
 
 
 def _black_share(glimpse: Pixels) -> float:
-    """Share of the outermost pixels that are black."""
+    """Compute the share of black among the outermost pixels of a glimpse ``(y, x, c)``."""
     edge = [glimpse[0], glimpse[-1], glimpse[:, 0], glimpse[:, -1]]
     return float((_in_8_bits(np.concatenate(edge)).max(-1) < _BLACK).mean())
 
 
 def _is_glass(colour: NDArray[np.float32], brightest_part: float) -> bool:
-    """Whether a bright colour can be glass: the brightest thing there is, hardly tinted.
+    """Return whether a bright colour ``(3,)`` can be glass: nothing is brighter, and hardly tinted.
 
-    Stained tissue lacks green; what light and scanner give to glass lacks blue.
+    Stained tissue lacks green; the tint that light and scanner give to glass lacks blue.
     """
     if colour.min() < brightest_part - _BELOW_BRIGHTEST and colour.min() < 235:
         return False
@@ -92,16 +93,16 @@ def _is_glass(colour: NDArray[np.float32], brightest_part: float) -> bool:
 
 
 def contrast(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
-    """How much each pixel differs from the background, 0 to 255: the largest over channels.
+    """Compute how much each pixel differs from the background in its most different channel.
 
     Args:
-        glimpse: ``(h, w, c)`` of 8 or 16 bit.
-        background: ``(c,)``.
+        glimpse: ``(y, x, c)`` of 8 or 16 bits.
+        background: colour of the background, ``(c,)``.
 
     Returns:
-        ``(h, w)``.
+        ``(y, x)``, 0 to 255.
     """
-    top = np.float32(brightest(glimpse.dtype))
+    top = np.float32(white_value(glimpse.dtype))
     if glimpse.dtype == np.uint8:
         low, high = np.minimum(glimpse, background), np.maximum(glimpse, background)
         return np.asarray((high - low).max(-1), np.uint8)
@@ -111,37 +112,62 @@ def contrast(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
 
 
 def foreground(glimpse: Pixels, background: Pixels) -> NDArray[np.bool_]:
-    """Where the `contrast` is more than noise, ``(h, w)``.
+    """Find the pixels whose `contrast` is more than noise.
 
-    The threshold is Otsu's, kept between 8 and 40 grey levels (of 255) so that neither noise nor a
-    dark spot decides alone. Beside a bright background, what is dark, or as green, blue or red as
-    ink, has no say. An image without any foreground is foreground everywhere: nothing may vanish
-    silently.
+    The threshold is Otsu's, clipped to 8 to 40 grey levels (of 255) so that neither noise nor a
+    dark spot decides alone. With a bright background, pixels that are dark, or as green, blue or
+    red as ink, do not influence it. An image without any foreground is foreground everywhere, so
+    that it is not lost silently.
+
+    Args:
+        glimpse: ``(y, x, c)`` of 8 or 16 bits.
+        background: colour of the background, ``(c,)``.
+
+    Returns:
+        ``(y, x)``, true on the foreground.
     """
     return _mask(contrast(glimpse, background), glimpse, background)
 
 
 def tissue_prior(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
-    """`contrast` on the `foreground` and 0 elsewhere, ``(h, w)``; 1 on what is pen or a frame.
+    """Compute the `contrast` on the `foreground`, 1 on pen and black frames, and 0 elsewhere.
 
-    Only a green beyond that of stains is known to be pen, and black that reaches the edge to be a
-    frame: they stay in the foreground, but do not draw the eye. Where there is nothing else, or the
-    background is dark, they count.
+    Only a green beyond that of stains is certainly pen, and only black that reaches the edge is
+    certainly a frame. They stay in the foreground with the least weight. Where there is no other
+    foreground, or the background is dark, they keep their contrast.
+
+    Args:
+        glimpse: ``(y, x, c)`` of 8 or 16 bits.
+        background: colour of the background, ``(c,)``.
+
+    Returns:
+        ``(y, x)``, 0 to 255.
     """
     distance = contrast(glimpse, background)
     distance[~_mask(distance, glimpse, background)] = 0
     if _is_bright(background):
         values = _in_8_bits(glimpse)
         red, green, blue = values[..., 0], values[..., 1], values[..., 2]
-        pen = _from_the_edge(values.max(-1) < _BLACK) | (green - np.maximum(red, blue) > _GREEN)
+        pen = _touching_edge(values.max(-1) < _BLACK) | (green - np.maximum(red, blue) > _GREEN)
         if (distance[~pen] > 0).any():
             distance[pen & (distance > 0)] = 1
     return distance
 
 
 def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8]:
-    """`tissue_prior` of a slide by its `ground_of`; a border that is no glass is logged once."""
-    ground = ground_of(glimpse, border)
+    """Compute the `tissue_prior` of a slide with the background that `find_ground` finds.
+
+    A border that is no glass is logged, once per file.
+
+    Args:
+        path: the slide's file, for the log.
+        glimpse: ``(y, x, c)`` of 8 or 16 bits.
+        border: colour of the image's border, ``(c,)``.
+
+    Returns:
+        ``(y, x)``, 0 to 255.
+    """
+    ground = find_ground(glimpse, border)
     if not ground.is_around:
         tell(
             logging.WARNING,
@@ -153,52 +179,54 @@ def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8
     return tissue_prior(glimpse, ground.colour)
 
 
-def _from_the_edge(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The connected parts that touch the edge of the picture."""
-    edge = np.zeros_like(found)
-    edge[[0, -1]], edge[:, [0, -1]] = found[[0, -1]], found[:, [0, -1]]
+def _touching_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Select the connected parts of a mask ``(y, x)`` that touch the edge of the picture."""
+    edge = np.zeros_like(mask)
+    edge[[0, -1]], edge[:, [0, -1]] = mask[[0, -1]], mask[:, [0, -1]]
     if not edge.any():
         return edge
     from scipy import ndimage
 
-    parts, _ = ndimage.label(found)
+    parts, _ = ndimage.label(mask)
     return np.asarray(np.isin(parts, np.unique(parts[edge])))
 
 
 def _mask(distance: NDArray[np.uint8], glimpse: Pixels, background: Pixels) -> NDArray[np.bool_]:
-    heard = distance
+    """Threshold a contrast ``(y, x)`` as `foreground` describes."""
+    sample = distance
     if _is_bright(background):
-        heard = distance[~_dark_or_gaudy(_in_8_bits(glimpse))]
-    threshold = np.clip(_otsu(heard), _FAINTEST, _STRONGEST) if heard.size else _FAINTEST
+        sample = distance[~_dark_or_saturated(_in_8_bits(glimpse))]
+    threshold = np.clip(_otsu(sample), _FAINTEST, _STRONGEST) if sample.size else _FAINTEST
     mask: NDArray[np.bool_] = distance > threshold
     return mask if mask.any() else np.ones_like(mask)
 
 
 def _is_bright(background: Pixels) -> bool:
-    """Whether it is the bright ground of a colour picture."""
-    top = brightest(background.dtype)
+    """Return whether a colour ``(c,)`` is the bright background of a colour picture."""
+    top = white_value(background.dtype)
     return len(background) == 3 and float(background.min()) / top > _DARK / 255
 
 
 def _in_8_bits(glimpse: Pixels) -> NDArray[np.int16]:
-    """Grey levels of 255, as numbers that may be subtracted."""
+    """Scale pixels to grey levels of 0 to 255, in a type whose values may be subtracted."""
     if glimpse.dtype == np.uint8:
         return glimpse.astype(np.int16)
-    values = glimpse.astype(np.float32) * np.float32(255.0 / brightest(glimpse.dtype))
+    values = glimpse.astype(np.float32) * np.float32(255.0 / white_value(glimpse.dtype))
     return np.asarray(values, np.int16)
 
 
-def _dark_or_gaudy(values: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """What may be pen or a frame, and may be a strong stain."""
+def _dark_or_saturated(values: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Find pixels ``(y, x, 3)`` that may be pen or a frame, though also a strong stain."""
     red, green, blue = values[..., 0], values[..., 1], values[..., 2]
-    found = values.max(-1) < _DARK
-    found |= green - np.maximum(red, blue) > _GREEN
-    found |= blue - np.maximum(red, green) > _BLUE
-    found |= red - np.maximum(green, blue) > _RED
-    return np.asarray(found)
+    mask = values.max(-1) < _DARK
+    mask |= green - np.maximum(red, blue) > _GREEN
+    mask |= blue - np.maximum(red, green) > _BLUE
+    mask |= red - np.maximum(green, blue) > _RED
+    return np.asarray(mask)
 
 
 def _otsu(values: NDArray[np.uint8]) -> float:
+    """Compute Otsu's threshold of 8-bit values: the one with the most variance between classes."""
     counts, edges = np.histogram(values, bins=256, range=(0.0, 256.0))
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)

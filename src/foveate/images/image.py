@@ -18,16 +18,15 @@ from types import TracebackType
 from typing import Literal, Self, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
-from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
+from foveate.geometry import Box, Frame, Vector, px_from_um, um_from_px0
 from foveate.images.resample import Pixels, Source, resample_from
 
-Kind = Literal["slide", "picture", "volume", "sparse"]
+Kind = Literal["slide", "picture", "volume"]
 
 MAX_GLIMPSE_PIXELS = 1 << 26
-"""A glimpse is held and looked at whole; larger ones are refused."""
+"""The largest glimpse in pixels, since it must fit in memory; larger ones are refused."""
 
 _LEVEL_TOLERANCE = 0.01
 _BORDER_PX = 32
@@ -39,8 +38,8 @@ class Level:
 
     Attributes:
         shape: pixels per axis, ``(z,) y, x``.
-        downsample: level-0 pixels per pixel of this level, per axis, a float.
-        tile: shape of a stored tile, or None where the file has none.
+        downsample: level-0 pixels per pixel of this level, per axis; need not be whole numbers.
+        tile: pixels of a stored tile per axis, or None where the file stores no tiles.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +48,12 @@ class Level:
 
 
 class ReadCount:
-    """How much was read from one file: pixels decoded and pixels asked for. Safe over threads."""
+    """Counts the pixels that were decoded from one file and asked of it. Safe to share by threads.
+
+    Attributes:
+        decoded_px: pixels decoded, of all levels.
+        asked_px: pixels returned to callers, of all resolutions.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,7 +61,12 @@ class ReadCount:
         self.asked_px = 0
 
     def add(self, *, decoded_px: int = 0, asked_px: int = 0) -> None:
-        """Count pixels of any level."""
+        """Add pixels to the counts.
+
+        Args:
+            decoded_px: pixels decoded from any level of the file.
+            asked_px: pixels returned at any resolution.
+        """
         with self._lock:
             self.decoded_px += decoded_px
             self.asked_px += asked_px
@@ -68,17 +77,16 @@ class AbstractImage(abc.ABC):
 
     Attributes:
         path: the file.
-        kind: what the file family holds. Slides must state their spacing; pictures may lack it.
-            Sparse is a constant ground with things on it: what differs from it is foreground.
-        levels: finest first; level 0 is full resolution.
+        kind: the kind of image. Slides must state their spacing; pictures may lack it.
+        levels: levels of the pyramid, finest first; level 0 is full resolution.
         spacing_um: micrometres per level-0 pixel, per axis; None when the file states none.
-        unit: what `spacing_um` counts in, ``um``, or ``px`` for pictures without spacing.
+        unit: unit of `spacing_um`: ``um``, or ``px`` for pictures without spacing.
         channels: number of channels of every array that is read.
-        dtype: of every array that is read.
-        reader: which library read it, with its version.
+        dtype: dtype of every array that is read.
+        reader: name and version of the library that reads the file.
         bounds_px0: the scanned part of a larger canvas, as the file states it, or None; GeoJSON
             for QuPath is shifted by its origin.
-        count: pixels read so far.
+        count: counts of the pixels read so far.
     """
 
     path: Path
@@ -99,10 +107,21 @@ class AbstractImage(abc.ABC):
 
     @abc.abstractmethod
     def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
-        """Pixels ``(*size, c)`` of a region that lies wholly inside a level.
+        """Read the pixels of a region that lies completely inside a level.
 
-        Counts what it decodes with ``self.count.add(decoded_px=…)``. Absent tiles are filled with
-        `background`. Raises `UnreadableImage` when pixels cannot be decoded.
+        Implementations count what they decode with ``self.count.add(decoded_px=…)``, and fill
+        absent tiles with `background`.
+
+        Args:
+            level: index of the level.
+            origin: first pixel of the region, per axis.
+            size: pixels of the region, per axis.
+
+        Returns:
+            ``(*size, c)``.
+
+        Raises:
+            UnreadableImage: pixels cannot be decoded.
         """
 
     @abc.abstractmethod
@@ -110,13 +129,13 @@ class AbstractImage(abc.ABC):
         """Release the file. Closing twice is harmless."""
 
     def _stated_background(self) -> Sequence[float] | None:
-        """The background that the file itself states, per channel; None when it states none."""
+        """Return the background colour that the file states, per channel; None if it has none."""
         return None
 
     def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
-        """Roughly which share of a region inside a level the file stores; the rest is background.
+        """Estimate which share of a region inside a level the file stores; the rest is background.
 
-        0 only where nothing is stored: such regions are not read. Costs no reading.
+        Returns 0 only where nothing is stored, for such regions are not read. Reads no pixels.
         """
         del level, origin, size
         return 1.0
@@ -155,7 +174,11 @@ class AbstractImage(abc.ABC):
     @property
     @final
     def known_spacing_um(self) -> Vector:
-        """`spacing_um`, or `MissingSpacing` naming the file and the ways out."""
+        """`spacing_um` where it is known.
+
+        Raises:
+            MissingSpacing: the file states none; the message says how to give it.
+        """
         if self.spacing_um is None:
             raise MissingSpacing(
                 f"{self.path}: the file states no pixel size. Give it in a column 'mpp' of the "
@@ -166,15 +189,23 @@ class AbstractImage(abc.ABC):
     @property
     @final
     def box_um(self) -> Box:
-        """The whole image."""
+        """The box that covers the image, in frame ``UM``.
+
+        Raises:
+            MissingSpacing: the file states no pixel size.
+        """
         zero = (0.0,) * self.ndim
-        whole = Box(zero, tuple(float(n) for n in self.shape), Frame.PX0)
-        return um_from_px0(whole, self.known_spacing_um)
+        image = Box(zero, tuple(float(n) for n in self.shape), Frame.PX0)
+        return um_from_px0(image, self.known_spacing_um)
 
     @property
     @final
     def background(self) -> Pixels:
-        """The colour outside the image, ``(c,)``: as stated, else the median of its own border."""
+        """The colour outside the image, ``(c,)``: as the file states it, else its border's median.
+
+        Raises:
+            UnreadableImage: pixels of the border cannot be decoded.
+        """
         if self._background is None:
             stated = self._stated_background()
             value = self._border_median() if stated is None else np.asarray(stated)
@@ -183,25 +214,26 @@ class AbstractImage(abc.ABC):
 
     @final
     def read(self, box: Box) -> Pixels:
-        """Stored pixels of one level, unscaled; outside the image lies `background`.
+        """Read stored pixels of one level, unscaled; outside the image lies `background`.
 
         Args:
-            box: in frame ``PX`` with whole numbers; may reach beyond the image.
+            box: the region, in frame ``PX`` with whole numbers; may reach beyond the image.
 
         Returns:
             ``(*size, c)``.
 
         Raises:
-            BoxError: another frame, or fractions of a pixel.
+            BoxError: the box has another frame, or fractions of a pixel.
             UnreadableImage: pixels cannot be decoded.
             ImageTooLarge: the memory does not suffice.
         """
         try:
-            return self._cut(box)
+            return self._read_padded(box)
         except MemoryError as error:
             raise self._too_large(box.size) from error
 
-    def _cut(self, box: Box) -> Pixels:
+    def _read_padded(self, box: Box) -> Pixels:
+        """Read a box of a level, filled with `background` where it lies outside the image."""
         if box.frame is not Frame.PX or box.level is None:
             raise BoxError(f"read needs a box in level pixels, got {box.frame.value}")
         if any(v != int(v) for v in box.origin + box.size):
@@ -224,7 +256,10 @@ class AbstractImage(abc.ABC):
 
     @final
     def level_for(self, spacing_um: Sequence[float]) -> int:
-        """The coarsest level that is still at least as fine as this spacing on every axis."""
+        """Return the coarsest level that is at least as fine as a spacing on every axis.
+
+        Level 0 where none is.
+        """
         best = 0
         for i, level in enumerate(self.levels):
             fine = (s * d for s, d in zip(self.known_spacing_um, level.downsample, strict=True))
@@ -236,10 +271,11 @@ class AbstractImage(abc.ABC):
 
     @final
     def read_at(self, box_um: Box, shape: Sequence[int]) -> Pixels:
-        """A box brought to exactly this many pixels, from the nearest finer level, antialiased.
+        """Read a box resampled to a number of pixels, from the nearest finer level, antialiased.
 
         Args:
-            box_um: in frame ``UM``; may reach beyond the image, where `background` lies.
+            box_um: the region, in frame ``UM``; may reach beyond the image, where `background`
+                lies.
             shape: output pixels per axis; the spacing per axis is ``box_um.size / shape``.
 
         Returns:
@@ -248,6 +284,7 @@ class AbstractImage(abc.ABC):
         Raises:
             MissingSpacing: the file states no pixel size.
             UnreadableImage: pixels cannot be decoded.
+            ImageTooLarge: the memory does not suffice.
         """
         target = tuple(s / n for s, n in zip(box_um.size, shape, strict=True))
         level = self.level_for(target)
@@ -263,17 +300,25 @@ class AbstractImage(abc.ABC):
 
     @final
     def glimpse(self, spacing_um: float) -> Pixels:
-        """The whole image at this spacing on every axis: ``(*ceil(extent / spacing), c)``.
+        """Read the complete image at one spacing for all axes.
 
         The last row and column may reach beyond the image, so that every pixel has exactly this
         spacing.
+
+        Returns:
+            ``(*ceil(extent / spacing), c)``.
+
+        Raises:
+            ImageTooLarge: the glimpse would have more than `MAX_GLIMPSE_PIXELS` pixels.
+            MissingSpacing: the file states no pixel size.
+            UnreadableImage: pixels cannot be decoded.
         """
         shape = glimpse_shape(self, spacing_um)
         if math.prod(shape) > MAX_GLIMPSE_PIXELS:
             raise ImageTooLarge(
                 f"{self.path}: at {spacing_um:g} {self.unit} a pixel its glimpse would have "
                 f"{math.prod(shape):,} pixels, more than {MAX_GLIMPSE_PIXELS:,}; is its pixel size "
-                f"right? Its full size is {self.shape}"
+                f"right? Its full size is {self.shape}. Correct it in a column 'mpp' of the table"
             )
         size = tuple(n * spacing_um for n in shape)
         return self.read_at(Box((0.0,) * self.ndim, size, Frame.UM), shape)
@@ -288,7 +333,7 @@ class AbstractImage(abc.ABC):
         )
 
     def _source(self, level: int) -> Source:
-        """A level as `resample_from` reads it."""
+        """Describe a level for `resample_from`."""
 
         def read(origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
             return self.read(Box(origin, size, Frame.PX, level))
@@ -306,7 +351,7 @@ class AbstractImage(abc.ABC):
         )
 
     def _border_median(self) -> Pixels:
-        """Median over small blocks at the corners and edge middles of the coarsest level."""
+        """Compute the median colour of small blocks at the coarsest level's corners and edges."""
         level = len(self.levels) - 1
         shape = self.levels[level].shape
         blocks = []
@@ -320,65 +365,11 @@ class AbstractImage(abc.ABC):
         return np.asarray(np.median(np.concatenate(blocks), axis=0))
 
 
-@final
-class Respaced(AbstractImage):
-    """An image whose spacing is stated from outside.
-
-    Three uses: a table's ``mpp`` overrides the file's; a picture without spacing works in pixels
-    (spacing 1, unit ``px``); pictures of all sizes are brought to one (`fitted`).
-
-    Attributes:
-        stated_um: what the file itself says.
-    """
-
-    def __init__(
-        self, image: AbstractImage, spacing_um: Sequence[float], *, unit: Literal["um", "px"]
-    ) -> None:
-        super().__init__()
-        self._image = image
-        self.path, self.kind, self.levels = image.path, image.kind, image.levels
-        self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
-        self.bounds_px0, self.count = image.bounds_px0, image.count
-        self.spacing_um = tuple(float(s) for s in spacing_um)
-        self.unit = unit
-        self.stated_um = image.spacing_um
-
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
-        return self._image._read_level(level, origin, size)
-
-    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
-        return self._image._stored_share(level, origin, size)
-
-    def _stated_background(self) -> Sequence[float] | None:
-        background: NDArray[np.generic] = self._image.background
-        return [float(v) for v in background]
-
-    def close(self) -> None:
-        """Close the wrapped image."""
-        self._image.close()
-
-
-def fitted(image: AbstractImage, shape: Sequence[int]) -> Respaced:
-    """The image as if it had exactly `shape` pixels: one size for all, each axis by its own ratio.
-
-    For pictures whose file size or shape would give the class away.
-    """
-    return Respaced(image, [n / m for n, m in zip(shape, image.shape, strict=True)], unit="px")
-
-
 def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:
-    """Pixels per axis of `AbstractImage.glimpse` at this spacing; at least one."""
+    """Compute the pixels per axis of `AbstractImage.glimpse` at a spacing; at least one each."""
     return tuple(max(1, math.ceil(s / spacing_um - 1e-6)) for s in image.box_um.size)
 
 
-def level_box_um(image: AbstractImage, box: Box) -> Box:
-    """Micrometres from a box in level pixels of this image."""
-    if box.level is None:
-        raise BoxError("a box in level pixels names its level")
-    px0 = px0_from_px(box, image.levels[box.level].downsample)
-    return um_from_px0(px0, image.known_spacing_um)
-
-
 def _snap(origin: Vector) -> Vector:
-    """Origins within a millionth of a pixel of a whole number are that number."""
+    """Round coordinates that are within a millionth of a pixel of a whole number."""
     return tuple(float(round(o)) if abs(o - round(o)) < 1e-6 else o for o in origin)

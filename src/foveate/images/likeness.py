@@ -1,33 +1,33 @@
-"""Whether an image resembles those that a model was trained on, as far as facts tell."""
+"""Compare an image with those that a model was trained on: kind, channels, spacing and size."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from foveate.geometry import long_side, mean_spacing
 from foveate.images.image import AbstractImage
-from foveate.images.resample import Pixels, brightest
+from foveate.images.resample import Pixels, white_value
 
 _SIZE_FACTOR, _SPACING_FACTOR = 10.0, 4.0
 _LEAST_SIDE_PX = 16
 _BLANK = 0.03
-"""Share of the range of values that the glimpse of an image that shows something exceeds."""
+"""A glimpse is blank if its values span less than this share of the range of its dtype."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one open file says about itself.
+    """What one open image states about itself.
 
     Attributes:
-        shape: of level 0, in pixels.
-        spacing_um: of level 0, per axis (`unit` px: in pixels).
-        unit, kind, reader, channels: as `AbstractImage` has them.
-        assumed: whether its spacing was given to all that state none.
-        bits: how many it uses of 16; None for images of 8.
-        factor: how many times the file's spacing the table's is, where they differ.
+        shape: pixels of level 0 per axis.
+        spacing_um: spacing of level 0 per axis (where `unit` is ``px``: in pixels).
+        unit, kind, reader, channels: the attributes of `AbstractImage` of the same names.
+        assumed: whether the file states no spacing and got the one that the user assumes.
+        bits: how many of its 16 bits the image uses; None for images of 8 bits.
+        factor: the table's spacing divided by the file's, where they differ; else None.
     """
 
     shape: tuple[int, ...]
@@ -46,13 +46,13 @@ class TrainedOn:
     """Facts of the images that a model was trained on.
 
     Attributes:
-        n: how many images.
-        kinds: of files: slide, picture, volume, sparse.
+        n: number of images.
+        kinds: kinds of image that occur: slide, picture, volume.
         channels: numbers of channels that occur.
-        unit: what lengths count in, ``um`` or ``px``.
-        spacing: least and largest length of a pixel (of unequal axes the geometric mean).
-        side: least and largest long side of an image.
-        assumed: how many stated no spacing and got the assumed one.
+        unit: the unit of all lengths, ``um`` or ``px``.
+        spacing: smallest and largest mean spacing of an image.
+        side: smallest and largest long side of an image.
+        assumed: number of images that stated no spacing and got the assumed one.
     """
 
     n: int
@@ -63,24 +63,33 @@ class TrainedOn:
     side: tuple[float, float]
     assumed: int = 0
 
-    def unlike(self, image: AbstractImage) -> list[str]:
-        """How an image differs from all that the model was trained on, each in plain words."""
-        found = []
+    def differences(self, image: AbstractImage) -> list[str]:
+        """Describe how an image differs from the training images, one phrase per difference."""
+        differences = []
         if image.kind not in self.kinds:
-            found.append(f"a {image.kind}, not a {' or '.join(self.kinds)}")
+            differences.append(f"a {image.kind}, not a {' or '.join(self.kinds)}")
         if image.channels not in self.channels:
-            found.append("grey, not in colour" if image.channels == 1 else "in colour, not grey")
-        spacing, side = mean_spacing(image), long_side(image)
-        found += _off("pixels", spacing, self.spacing, self.unit, _SPACING_FACTOR)
-        found += _off("a long side", side, self.side, self.unit, _SIZE_FACTOR)
-        return found
+            differences.append(
+                "grey, not in colour" if image.channels == 1 else "in colour, not grey"
+            )
+        spacing = mean_spacing(image.known_spacing_um)
+        side = long_side(image.shape, image.known_spacing_um)
+        differences += _range_difference(
+            "pixels", spacing, self.spacing, self.unit, _SPACING_FACTOR
+        )
+        differences += _range_difference("a long side", side, self.side, self.unit, _SIZE_FACTOR)
+        return differences
 
 
 def trained_on(facts: Iterable[ImageFacts]) -> TrainedOn:
-    """What a model trained on these images can know of them later."""
+    """Summarise the facts of the training images, to be stored with the model.
+
+    Args:
+        facts: of at least one image.
+    """
     known = list(facts)
-    spacings = [math.prod(f.spacing_um) ** (1 / len(f.spacing_um)) for f in known]
-    sides = [max(n * s for n, s in zip(f.shape, f.spacing_um, strict=True)) for f in known]
+    spacings = [mean_spacing(f.spacing_um) for f in known]
+    sides = [long_side(f.shape, f.spacing_um) for f in known]
     return TrainedOn(
         n=len(known),
         kinds=tuple(sorted({f.kind for f in known})),
@@ -92,43 +101,35 @@ def trained_on(facts: Iterable[ImageFacts]) -> TrainedOn:
     )
 
 
-def unlike(image: AbstractImage, glimpse: Pixels, known: TrainedOn | None) -> str:
-    """What sets an image apart from the images of training, in plain words; empty if nothing does.
+def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: TrainedOn | None) -> str:
+    """Describe in plain words how an image differs from the training images; "" if it does not.
 
     Args:
-        image: open.
-        glimpse: of it, ``(*space, c)``.
-        known: facts of the training images; None for models that hold none.
+        image: the open image.
+        glimpse: its glimpse, ``(*space, c)``.
+        training: facts of the training images; None for models that store none.
     """
-    found = [] if known is None else known.unlike(image)
+    differences = [] if training is None else training.differences(image)
     if max(image.shape) < _LEAST_SIDE_PX:
-        found.append(f"tiny ({' x '.join(map(str, image.shape))} pixels)")
+        differences.append(f"tiny ({' x '.join(map(str, image.shape))} pixels)")
     elif is_blank(glimpse):
-        found.append("blank")
-    return "; ".join(found)
+        differences.append("blank")
+    return "; ".join(differences)
 
 
 def is_blank(glimpse: Pixels) -> bool:
-    """Whether nothing can be seen: all pixels, ``(*space, c)``, have nearly one colour."""
+    """Return whether all pixels of a glimpse, ``(*space, c)``, have nearly the same colour."""
     flat = glimpse.reshape(-1, glimpse.shape[-1])
     spread = flat.max(0).astype(np.int64) - flat.min(0)
-    return bool(spread.max() < _BLANK * brightest(glimpse.dtype))
+    return bool(spread.max() < _BLANK * white_value(glimpse.dtype))
 
 
-def mean_spacing(image: AbstractImage) -> float:
-    """The length of a level-0 pixel, of unequal axes the geometric mean."""
-    spacing = image.known_spacing_um
-    return float(math.prod(spacing) ** (1 / len(spacing)))
-
-
-def long_side(image: AbstractImage) -> float:
-    """The longest extent of an image, in the unit of its spacing."""
-    return max(n * s for n, s in zip(image.shape, image.known_spacing_um, strict=True))
-
-
-def _off(what: str, value: float, span: Sequence[float], unit: str, factor: float) -> list[str]:
+def _range_difference(
+    quantity: str, value: float, span: Sequence[float], unit: str, factor: float
+) -> list[str]:
+    """Describe a value that lies more than `factor` times outside a range; [] for one inside."""
     low, high = span
     if low / factor < value < high * factor:
         return []
-    said = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-    return [f"{what} of {value:.3g} {unit}, not {said}"]
+    expected = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return [f"{quantity} of {value:.3g} {unit}, not {expected}"]

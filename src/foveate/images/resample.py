@@ -1,4 +1,4 @@
-"""Exact antialiased resampling of a region by any step, in 2D and 3D.
+"""Resample a region exactly, with antialiasing, by any step, in 2D and 3D.
 
 The filter is the triangle of width ``2 * max(step, 1)`` source pixels (antialiased linear), the one
 that ``torch.nn.functional.interpolate(antialias=True)`` and Pillow's ``BILINEAR`` use: at a step of
@@ -27,37 +27,37 @@ _BEYOND = "the grid reaches beyond the region by more than the filter's support"
 
 
 def support(step: float) -> float:
-    """How far, in source pixels, an output pixel looks to either side of its centre."""
+    """Compute the filter's radius in source pixels for a step in source pixels per output pixel."""
     return max(float(step), 1.0)
 
 
 def weights(origin: float, step: float, n: int, first: int, m: int) -> NDArray[np.float64]:
-    """Weights of source pixels in output pixels along one axis.
+    """Compute the weights of source pixels in output pixels along one axis.
 
     Args:
         origin: where the first output pixel begins, in source pixels.
         step: source pixels per output pixel.
         n: number of output pixels.
-        first: the first source pixel.
-        m: number of source pixels.
+        first: index of the first available source pixel.
+        m: number of available source pixels.
 
     Returns:
-        ``(n, m)``; rows sum to 1 where no source pixel is left out.
+        ``(n, m)``; rows sum to 1 where all pixels under the filter are available.
     """
-    found = np.zeros((n, m))
+    result = np.zeros((n, m))
     radius = support(step)
     for i in range(n):
         centre = origin + (i + 0.5) * step
         low = math.floor(centre - radius)
         index = np.arange(low, math.ceil(centre + radius) + 1)
         weight = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - centre) / radius)
-        kept = (index >= first) & (index < first + m)
-        found[i, index[kept] - first] = weight[kept] / weight.sum()
-    return found
+        available = (index >= first) & (index < first + m)
+        result[i, index[available] - first] = weight[available] / weight.sum()
+    return result
 
 
-def rounded(values: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
-    """Values brought to a dtype; whole-number ones are rounded and clipped, not wrapped."""
+def round_to_dtype(values: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
+    """Convert values to a dtype; for integer types they are rounded and clipped, not wrapped."""
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype.name)
         values = np.clip(np.rint(values), limits.min, limits.max)
@@ -70,9 +70,9 @@ def resample(
     """Resample a region onto a regular grid.
 
     Args:
-        region: ``((z,) y, x, c)``; must reach `support` beyond the outermost output centres,
+        region: ``((z,) y, x, c)``; should reach `support` beyond the outermost output centres,
             otherwise the filter is renormalised over the pixels that are there.
-        start: where the first output pixel begins, in source pixels of `region`, per axis.
+        start: where the first output pixel begins, in pixels of `region`, per axis.
         step: source pixels per output pixel, per axis.
         shape: number of output pixels, per axis.
 
@@ -97,7 +97,11 @@ def resample(
 def _resample_pillow(
     region: Pixels, start: Sequence[float], step: Sequence[float], shape: Sequence[int]
 ) -> Pixels:
-    """Pillow's box must lie inside the picture, and four channels would be taken for alpha."""
+    """Resample an 8-bit region ``(y, x, 1 or 3)`` with Pillow.
+
+    The output must lie inside the region, as Pillow's box must. Pillow would take a fourth channel
+    for alpha.
+    """
     from PIL import Image
 
     height, width, channels = region.shape
@@ -114,36 +118,40 @@ def _resample_pillow(
 def resample_slow(
     region: Pixels, start: Sequence[float], step: Sequence[float], shape: Sequence[int]
 ) -> Pixels:
-    """The same for any number of axes and any dtype, one axis after the other."""
+    """Resample a region of any number of axes and any dtype, one axis after the other.
+
+    Arguments, result and errors are those of `resample`.
+    """
     out = region.astype(np.float64 if region.dtype == np.float64 else np.float32)
     for axis, (o, s, n) in enumerate(zip(start, step, shape, strict=True)):
         out = _resample_axis(out, axis, o, s, n)
-    return rounded(out, region.dtype)
+    return round_to_dtype(out, region.dtype)
 
 
 def _resample_axis(values: Pixels, axis: int, start: float, step: float, n: int) -> Pixels:
+    """Resample an array along one axis to `n` output pixels, one tap of the filter at a time."""
     radius = support(step)
     centre = start + (np.arange(n) + 0.5) * step
     first = np.floor(centre - radius).astype(np.int64)
     taps = int(np.ceil(2 * radius)) + 2
     if n < taps:
-        return _few_outputs(values, axis, centre, radius, first, taps)
+        return _resample_few(values, axis, centre, radius, first, taps)
     out = np.zeros((*values.shape[:axis], n, *values.shape[axis + 1 :]), values.dtype)
     total = np.zeros(n)
-    spread = (-1,) + (1,) * (values.ndim - axis - 1)
+    along_axis = (-1,) + (1,) * (values.ndim - axis - 1)
     for tap in range(taps):
         index = first + tap
         weight = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - centre) / radius)
         weight[(index < 0) | (index >= values.shape[axis])] = 0.0
         total += weight
-        picked = np.take(values, np.clip(index, 0, values.shape[axis] - 1), axis=axis)
-        out += picked * weight.reshape(spread).astype(values.dtype)
+        tapped = np.take(values, np.clip(index, 0, values.shape[axis] - 1), axis=axis)
+        out += tapped * weight.reshape(along_axis).astype(values.dtype)
     if not total.all():
         raise ValueError(_BEYOND)
-    return out / total.reshape(spread).astype(values.dtype)
+    return out / total.reshape(along_axis).astype(values.dtype)
 
 
-def _few_outputs(
+def _resample_few(
     values: Pixels,
     axis: int,
     centre: Pixels,
@@ -151,16 +159,25 @@ def _few_outputs(
     first: NDArray[np.int64],
     taps: int,
 ) -> Pixels:
-    """The same, output by output: what each sees is long."""
+    """Resample along one axis output by output, for a filter longer than the output.
+
+    Args:
+        values: the array.
+        axis: the axis to resample.
+        centre: centres of the output pixels in source pixels, ``(n,)``.
+        radius: radius of the filter in source pixels.
+        first: first source pixel under the filter of each output pixel, ``(n,)``.
+        taps: number of source pixels under the filter.
+    """
     rows = []
     for c, low in zip(centre.tolist(), first.tolist(), strict=True):
         index = np.arange(max(low, 0), min(low + taps, values.shape[axis]))
         weight = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - c) / radius)
         if not weight.any():
             raise ValueError(_BEYOND)
-        seen = values[(slice(None),) * axis + (slice(index[0], index[-1] + 1),)]
+        covered = values[(slice(None),) * axis + (slice(index[0], index[-1] + 1),)]
         share = (weight / weight.sum()).astype(values.dtype)
-        rows.append(np.tensordot(share, seen, (0, axis)))
+        rows.append(np.tensordot(share, covered, (0, axis)))
     return np.stack(rows, axis)
 
 
@@ -169,13 +186,16 @@ class Source:
     """One level of an image, read by regions.
 
     Attributes:
-        shape: pixels per axis.
-        tiled: stored in tiles, not in whole rows.
-        channels, dtype: of what is read.
-        background: ``(c,)`` outside, and inside where nothing is stored; asked only if needed.
-        read: pixels ``(*size, c)`` of an origin and a size, which may reach beyond the level.
-        stored_share: of an origin and a size inside the level: which share of it is stored, at
-            least roughly; 0 where all is background.
+        shape: pixels of the level per axis.
+        tiled: whether the level is stored in tiles, not in whole rows.
+        channels: number of channels that `read` returns.
+        dtype: dtype of the pixels that `read` returns.
+        background: returns the colour ``(c,)`` outside the level, and inside where nothing is
+            stored; called only if needed.
+        read: returns the pixels ``(*size, c)`` of the region of an origin and a size, which may
+            reach beyond the level.
+        stored_share: returns roughly which share of the region of an origin and a size inside the
+            level is stored; exactly 0 where all of it is background.
     """
 
     shape: tuple[int, ...]
@@ -190,10 +210,10 @@ class Source:
 def resample_from(
     source: Source, origin: Sequence[float], step: Sequence[float], shape: tuple[int, ...]
 ) -> Pixels:
-    """Resample a region of any size of a level, in flat memory.
+    """Resample a region of any size of a level, in memory that does not grow with its size.
 
-    The work goes with what is stored inside the region: what lies outside the level, or is not
-    stored, is background without being read.
+    The work grows with the stored pixels inside the region: what lies outside the level, or is not
+    stored, becomes background without being read.
 
     Args:
         source: the level.
@@ -218,30 +238,39 @@ def resample_from(
         return np.broadcast_to(source.background(), (*shape, source.channels)).copy()
     large = _is_large(inside, share)
     if large and max(shape) > 1:
-        return _in_halves(source, origin, step, shape, inside)
+        return _resample_halves(source, origin, step, shape, inside)
     if all(s == 1.0 for s in step) and all(o == int(o) for o in origin):
         return source.read(tuple(map(int, origin)), shape)
     if large or math.prod(extent) > _SUM_PIXELS + 4 * math.prod(inside):
         axes = zip(origin, step, shape, first, inside, strict=True)
-        return _summed(source, first, [weights(o, s, n, a, m) for o, s, n, a, m in axes])
+        return _sum_blocks(source, first, [weights(o, s, n, a, m) for o, s, n, a, m in axes])
     start = [o - a for o, a in zip(origin, low, strict=True)]
     return resample(source.read(tuple(low), extent), start, step, shape)
 
 
 def _is_large(inside: Sequence[int], share: float) -> bool:
-    """Whether a region is better read in parts: by its size, or because little of it is stored."""
+    """Return whether a region is to be read in parts: it is large, or little of it is stored.
+
+    Args:
+        inside: pixels of the region inside the level, per axis.
+        share: share of them that is stored.
+    """
     n_px = math.prod(inside)
     return n_px > MAX_REGION_PIXELS or (share < _SPARSE and n_px > _SUM_PIXELS)
 
 
-def _in_halves(
+def _resample_halves(
     source: Source,
     origin: Sequence[float],
     step: Sequence[float],
     shape: tuple[int, ...],
     inside: tuple[int, ...],
 ) -> Pixels:
-    """What is too large to be read at once, as two halves side by side."""
+    """Resample a region that is too large to be read at once as two halves side by side.
+
+    Arguments and result are those of `resample_from`; `inside` is the region's size inside the
+    level in pixels, per axis.
+    """
     axes = [a for a in range(len(shape)) if shape[a] > 1]
     # Files without tiles store whole rows: cut across rows, or every row is read twice.
     axis = max(axes, key=lambda a: inside[a]) if source.tiled else axes[0]
@@ -258,15 +287,18 @@ def _in_halves(
     return np.concatenate(parts, axis)
 
 
-def _summed(
+def _sum_blocks(
     source: Source, first: tuple[int, ...], weight: Sequence[NDArray[np.float64]]
 ) -> Pixels:
-    """Output pixels that see much, or much beside the level, summed over blocks of what is stored.
+    """Resample as a weighted sum over the stored blocks of a region.
+
+    For output pixels that cover many source pixels, or many pixels beside the level.
 
     Args:
         source: the level.
-        first: the first source pixel.
-        weight: per axis ``(outputs, source pixels)``; what lacks to a sum of 1 is background.
+        first: first source pixel of the region, per axis.
+        weight: per axis ``(outputs, source pixels)``; where a row sums to less than 1, the rest is
+            the weight of the background.
     """
     ground = source.background().astype(np.float64)
     total = np.zeros((*(len(w) for w in weight), source.channels))
@@ -278,20 +310,24 @@ def _summed(
         if not source.stored_share(origin, size):
             continue
         if math.prod(size) > most:
-            waiting += _halved(corner, size, source.tiled)
+            waiting += _halve(corner, size, source.tiled)
             continue
-        # What differs from the ground is summed: what is not read, inside or outside, is ground.
+        # Differences from the background are summed, so that pixels not read count as background.
         values = source.read(origin, size).astype(np.float64) - ground
         for axis, (w, c, n) in enumerate(zip(weight, corner, size, strict=True)):
             values = np.moveaxis(np.tensordot(w[:, c : c + n], values, (1, axis)), 0, axis)
         total += values
-    return rounded(total + ground, source.dtype)
+    return round_to_dtype(total + ground, source.dtype)
 
 
-def _halved(
+def _halve(
     corner: tuple[int, ...], size: tuple[int, ...], tiled: bool
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A block cut in two, the first half last: across its longest axis, or across rows."""
+    """Cut a block in two across its longest axis, or across rows where these are stored whole.
+
+    Returns the second half before the first: each as corner and size in pixels. The first is thus
+    the one that a stack returns next.
+    """
     rows_first = not tiled and size[0] > 1
     axis = 0 if rows_first else max(range(len(size)), key=lambda a: size[a])
     half = size[axis] // 2
@@ -300,7 +336,7 @@ def _halved(
     return [(moved, rest), (corner, tuple(half if a == axis else n for a, n in enumerate(size)))]
 
 
-def brightest(dtype: np.dtype[np.generic]) -> float:
-    """The value of white: the largest of an integer type, 1 for floats."""
+def white_value(dtype: np.dtype[np.generic]) -> float:
+    """Return the value of white in a dtype: the largest of an integer type, 1 for floats."""
     kind: np.dtype[Any] = dtype
     return float(np.iinfo(kind).max) if kind.kind in "ui" else 1.0

@@ -1,4 +1,4 @@
-"""What files state of themselves, judged alike for every format: pixel sizes and pyramid levels."""
+"""Judge the pixel sizes and pyramid levels that files state, by the same rules in every format."""
 
 from __future__ import annotations
 
@@ -7,26 +7,34 @@ from collections.abc import Sequence
 from foveate.geometry import Vector
 
 BELIEVED_UM = (0.05, 20.0)
-"""Micrometres per pixel outside this range stand for "unknown" (72 dpi is 352.8, say)."""
+"""Micrometres per pixel outside this range are placeholders, such as 352.8 for 72 dpi."""
 
 
-def believed_spacing(stated_um: Sequence[float | None]) -> Vector | None:
-    """A stated pixel size ``(y, x)`` in micrometres, or None where it cannot be a physical one."""
+def check_spacing(stated_um: Sequence[float | None]) -> Vector | None:
+    """Return a stated spacing, or None if one of its axes is missing or cannot be physical.
+
+    Args:
+        stated_um: micrometres per pixel along ``(y, x)``; None where the file states none.
+    """
     low, high = BELIEVED_UM
-    known = [float(v) for v in stated_um if v is not None and low <= v <= high]
-    return tuple(known) if len(known) == len(stated_um) else None
+    plausible = [float(v) for v in stated_um if v is not None and low <= v <= high]
+    return tuple(plausible) if len(plausible) == len(stated_um) else None
 
 
 def level_downsample(full: Sequence[int], shape: Sequence[int]) -> Vector:
-    """Level-0 pixels per pixel of a level, per axis.
+    """Compute the level-0 pixels per pixel of a level, per axis.
 
     Writers shrink by a whole number and round the size of the level up or down, so the quotient of
     the sizes is off by up to a pixel at the far edge. Where a whole number explains the size, it is
     taken (registering levels against level 0 finds it exact); otherwise the quotient.
+
+    Args:
+        full: pixels of level 0 per axis.
+        shape: pixels of the level per axis.
     """
     return tuple(_axis_downsample(n, m) for n, m in zip(full, shape, strict=True))
 
 
 def _axis_downsample(full: int, size: int) -> float:
-    whole = max(1, round(full / size))
-    return float(whole) if abs(full / whole - size) < 1 else full / size
+    factor = max(1, round(full / size))
+    return float(factor) if abs(full / factor - size) < 1 else full / size

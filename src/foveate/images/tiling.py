@@ -1,4 +1,4 @@
-"""Covering an image with a lattice of patches."""
+"""Cover an image with a lattice of patches, and average maps over its cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.geometry import Lattice
 from foveate.images.evidence import Floats
 
 LEAST_FOREGROUND = 0.05
-"""Share of a patch that must be foreground for the patch to be worth a look."""
+"""The least share of foreground with which a patch is looked at."""
 
 
 def tile_foreground(
@@ -23,12 +23,12 @@ def tile_foreground(
     offset_um: tuple[float, ...] = (0.0, 0.0),
     min_fraction: float = LEAST_FOREGROUND,
 ) -> Floats:
-    """Corners of the lattice patches that hold some foreground.
+    """Return the corners of those patches of a lattice that hold foreground, in micrometres.
 
     Args:
-        mask: foreground at glimpse resolution, one axis per spatial axis.
-        mask_spacing_um: size of a mask pixel.
-        extent_um: of the image.
+        mask: foreground of the glimpse, ``((z,) y, x)``.
+        mask_spacing_um: spacing of the glimpse.
+        extent_um: extent of the image per axis.
         patch_um: side of a patch, which is also the step of the lattice.
         offset_um: shift of the lattice, from 0 to one patch; patches may then begin outside.
         min_fraction: least share of foreground; when no patch has it, all are returned.
@@ -45,20 +45,20 @@ def tile_foreground(
     share = _box_means(
         mask.astype(np.float64), corners / mask_spacing_um, patch_um / mask_spacing_um
     )
-    kept = corners[share >= min_fraction]
-    return kept if len(kept) else corners
+    chosen = corners[share >= min_fraction]
+    return chosen if len(chosen) else corners
 
 
 def cell_means(values: Floats, lattice: Lattice, *, spacing_um: float) -> Floats:
-    """Means of a map over the cells of a lattice, exactly, also where edges cut through pixels.
+    """Average a map over the cells of a lattice; pixels that an edge cuts count by their share.
 
     Args:
-        values: one axis per spatial axis; counts as 0 beyond its edges.
-        lattice: square cells.
-        spacing_um: size of a pixel of `values`.
+        values: the map, ``((z,) y, x)``; counts as 0 beyond its edges.
+        lattice: the lattice, of square cells.
+        spacing_um: spacing of `values`.
 
     Returns:
-        of the lattice's shape.
+        means in the shape of the lattice.
     """
     cells = np.indices(lattice.shape).reshape(len(lattice.shape), -1).T
     corner = np.asarray(lattice.origin_um) + cells * np.asarray(lattice.cell_um)
@@ -66,45 +66,30 @@ def cell_means(values: Floats, lattice: Lattice, *, spacing_um: float) -> Floats
     return means.reshape(lattice.shape)
 
 
-def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) -> Floats:
-    """Move the centres of boxes to the centre of mass of what they hold, again and again.
-
-    Mean shift with a square window. A box over nothing stays.
-
-    Args:
-        values: at least 0, one axis per spatial axis; counts as 0 beyond its edges.
-        centre: ``(n, d)`` in pixels of `values`; pixel i covers ``[i, i + 1)``.
-        side: of the boxes, in the same pixels.
-        steps: how often.
-
-    Returns:
-        ``(n, d)``.
-    """
-    ndim = values.ndim
-    axes = np.meshgrid(*(np.arange(n) + 0.5 for n in values.shape), indexing="ij")
-    moments = _integral(np.stack([values, *(values * axis for axis in axes)], -1), ndim)
-    for _ in range(steps):
-        sums = _box_sums(moments, centre - side / 2, side)
-        mass = sums[:, :1]
-        centre = np.where(mass > 1e-9, sums[:, 1:] / np.maximum(mass, 1e-12), centre)
-    return centre
-
-
 def _box_means(values: Floats, origin: Floats, side: float) -> Floats:
-    """Means of boxes with fractional corners over an array that is 0 outside."""
-    integral = _integral(values[..., None], values.ndim)
-    return _box_sums(integral, origin, side)[:, 0] / side**values.ndim
+    """Average an array, ``((z,) y, x)`` and 0 outside, over boxes with fractional corners.
+
+    Returns ``(n,)`` for corners `origin` ``(n, d)``.
+    """
+    integral = integral_image(values[..., None], values.ndim)
+    return box_sums(integral, origin, side)[:, 0] / side**values.ndim
 
 
-def _integral(values: Floats, ndim: int) -> Floats:
-    """The integral image over the first `ndim` axes, with a row of zeros before each."""
+def integral_image(values: Floats, ndim: int) -> Floats:
+    """Compute the integral image over the first `ndim` axes, padded with zeros before each."""
     for axis in range(ndim):
         values = np.cumsum(values, axis)
     return np.pad(values, [(1, 0)] * ndim + [(0, 0)])
 
 
-def _box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
-    """Sums ``(n, c)`` of boxes with fractional corners, from an integral image ``(…, c)``."""
+def box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
+    """Sum boxes with fractional corners by their integral image ``((z,) y, x, c)``: ``(n, c)``.
+
+    Args:
+        integral: the integral image.
+        origin: corners of the boxes, ``(n, d)``, in pixels.
+        side: side of the boxes in pixels.
+    """
     ndim = integral.ndim - 1
     total = np.zeros((len(origin), integral.shape[-1]))
     for corner in np.ndindex(*(2,) * ndim):
@@ -114,7 +99,10 @@ def _box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
 
 
 def _interpolate(grid: Floats, place: Floats) -> Floats:
-    """Multilinear interpolation, clamped at the edges (an integral image is flat beyond them)."""
+    """Interpolate ``((z,) y, x, c)`` linearly at places ``(n, d)``: ``(n, c)``.
+
+    Places are clamped to the grid, since an integral image is flat beyond its edges.
+    """
     ndim = grid.ndim - 1
     top = np.asarray(grid.shape[:-1]) - 1
     place = np.clip(place, 0, top)

@@ -17,13 +17,11 @@ from foveate.errors import (
     FoveateError,
     MissingSpacing,
     TooManyOpen,
-    UnreadableImage,
     UnsupportedFormat,
-    as_ours,
+    as_foveate_error,
 )
-from foveate.images.bit_depth import Stretched, has_depth, used_bits
-from foveate.images.evidence import Floats
-from foveate.images.foreground import contrast, slide_prior
+from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
+from foveate.images.foreground import slide_prior
 from foveate.images.image import AbstractImage
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
@@ -62,7 +60,7 @@ class CaseLoader:
         keep_open: int = 64,
     ) -> None:
         self.view = view
-        self.assumed_um, self._assume_for = assume_spacing_um, assume_for
+        self._assumed_um, self._assume_for = assume_spacing_um, assume_for
         self._options = readers
         self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
         self._images = OpenImages(keep_open)
@@ -81,18 +79,21 @@ class CaseLoader:
         image = self._images.take(case.image_id, lambda: self._opened(case))
         if kept is not None:
             return replace(kept, image=image)
-        glimpse = image.glimpse(self.view.glimpse_spacing_um)
-        if image.kind == "slide":
-            distance = slide_prior(case.path, glimpse, image.background)
-        elif image.kind == "sparse":
-            distance = contrast(glimpse, image.background)
-        else:
-            distance = np.full(glimpse.shape[:-1], 255, np.uint8)
-        if not distance.any():
-            distance[:] = 255
-        loaded = LoadedImage(case.image_id, image, glimpse, distance, _places_um(case, image))
-        self._glimpses.put(case.image_id, loaded, glimpse.nbytes + distance.nbytes)
+        loaded = self.glimpsed(case, image)
+        self._glimpses.put(case.image_id, loaded, loaded.glimpse.nbytes + loaded.contrast.nbytes)
         return loaded
+
+    def glimpsed(self, case: Case, image: AbstractImage) -> LoadedImage:
+        """Read the glimpse of an open image and tell its foreground; pictures and volumes are all.
+
+        A subclass may know better where the foreground of its images is.
+        """
+        glimpse = image.glimpse(self.view.glimpse_spacing_um)
+        distance = np.full(glimpse.shape[:-1], 255, np.uint8)
+        if image.kind == "slide":
+            prior = slide_prior(case.path, glimpse, image.background)
+            distance = prior if prior.any() else distance
+        return LoadedImage(case.image_id, image, glimpse, distance)
 
     def take_counts(self) -> dict[str, int]:
         """``decoded_px`` and ``asked_px`` since the last call, over all images."""
@@ -143,13 +144,13 @@ class CaseLoader:
         try:
             return self.load(case)
         except Exception as error:
-            return as_ours(error, case.path)
+            return as_foveate_error(error, case.path)
 
     def _opened(self, case: Case) -> AbstractImage:
         image = open_case(
             case,
             fit=self.view.fit,
-            assume_spacing_um=self.assumed_um,
+            assume_spacing_um=self._assumed_um,
             assume_for=self._assume_for,
             readers=self._options,
         )
@@ -157,7 +158,7 @@ class CaseLoader:
             image.close()
             raise UnsupportedFormat(
                 f"{case.path}: has {image.ndim} axes, but the model reads images of "
-                f"{self.view.axes}"
+                f"{self.view.axes}: leave it out, or take a model that was trained on such"
             )
         if image.unit != self.view.unit:
             image.close()
@@ -166,7 +167,7 @@ class CaseLoader:
         if factor is not None:
             self.factors[case.image_id] = factor
         if has_depth(image):
-            image = Stretched(image, self.view.bits or used_bits(image) or 16)
+            image = StretchedImage(image, self.view.bits or used_bits(image) or 16)
         return image
 
 
@@ -175,34 +176,6 @@ def _loaded(jobs: Sequence[Future[LoadedImage | FoveateError]]) -> list[LoadedIm
     for item in found:
         if isinstance(item, TooManyOpen):
             raise item
-    return found
-
-
-def _places_um(case: Case, image: AbstractImage) -> Floats | None:
-    """The places that a case gives, in micrometres."""
-    if case.places is None:
-        return None
-    try:
-        with case.places.open("rb") as file:
-            places = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UnreadableImage(
-            f"{case.places}: not a .npy file of places; write it with numpy.save(path, places)"
-        ) from error
-    if places.ndim != 2 or places.shape[1] != image.ndim or not len(places):
-        raise UnreadableImage(
-            f"{case.places}: places of shape {places.shape}, expected (n, {image.ndim}), n > 0"
-        )
-    if places.dtype.kind not in "iuf" or not np.isfinite(places).all():
-        raise UnreadableImage(f"{case.places}: places that are not all finite numbers")
-    outside = (places < 0) | (places > np.asarray(image.shape))
-    if outside.any():
-        first = places[outside.any(1)][0].tolist()
-        raise UnreadableImage(
-            f"{case.places}: {first} lies outside the image of {image.shape} pixels; places are "
-            "level-0 pixels in the order (z,) y, x"
-        )
-    found: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
     return found
 
 
@@ -224,4 +197,8 @@ def _other_unit(case: Case, view: View) -> str:
             f"{case.path}: states no pixel size, but the model reads in micrometres. Give it in a "
             "column 'mpp' of a table (micrometres per pixel), or with --spacing-um"
         )
-    return f"{case.path}: has a pixel size, but the model reads pictures in pixels"
+    return (
+        f"{case.path}: has a pixel size, but the model was trained on pictures without one, which "
+        "it reads in pixels. Save it without (as PNG, say), or train on images with a pixel size, "
+        "given in a column 'mpp' or with --view.assume-spacing-um"
+    )

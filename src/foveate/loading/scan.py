@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,12 @@ from typing import Annotated
 
 from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
-from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_ours, one_line
+from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_foveate_error, one_line
+from foveate.geometry import long_side, mean_spacing
 from foveate.images.bit_depth import used_bits
-from foveate.images.image import AbstractImage, Respaced, fitted
+from foveate.images.image import AbstractImage
 from foveate.images.likeness import ImageFacts
+from foveate.images.respaced import RespacedImage, fit_to_shape
 from foveate.parts import Within
 from foveate.readers import ReaderOptions, open_image
 from foveate.table import Case, for_axes, spacing_factor
@@ -94,15 +95,15 @@ def open_case(
     image = open_image(case.path, readers)
     try:
         if case.spacing_um is not None:
-            return Respaced(image, for_axes(case.spacing_um, image.ndim, case.path), unit="um")
+            return RespacedImage(image, for_axes(case.spacing_um, image.ndim, case.path), unit="um")
         if fit is not None and image.kind == "picture":
-            return fitted(image, fit)
+            return fit_to_shape(image, fit)
         if image.spacing_um is not None:
             return image
         if assume_spacing_um is not None and (assume_for is None or image.kind in assume_for):
-            return Respaced(image, (assume_spacing_um,) * image.ndim, unit="um")
-        if image.kind in ("picture", "sparse"):
-            return Respaced(image, (1.0,) * image.ndim, unit="px")
+            return RespacedImage(image, (assume_spacing_um,) * image.ndim, unit="um")
+        if image.kind == "picture":
+            return RespacedImage(image, (1.0,) * image.ndim, unit="px")
         raise MissingSpacing(
             f"{case.path}: a {image.kind} that states no pixel size. Give it in a column 'mpp' of "
             "the table (micrometres per pixel), or for all such with --view.assume-spacing-um"
@@ -134,7 +135,7 @@ def scan_cases(
             except OptionError:
                 raise
             except Exception as error:
-                ours = as_ours(error, case.path)
+                ours = as_foveate_error(error, case.path)
                 if isinstance(ours, TooManyOpen):
                     raise ours from error
                 scan.failed[case.image_id] = one_line(str(ours))
@@ -155,17 +156,19 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
     known = list(facts)
     axes = {len(f.shape) for f in known}
     if len(axes) > 1:
-        raise OptionError("pictures and volumes are mixed: a model reads one or the other")
+        raise OptionError(
+            "pictures and volumes are mixed: a model reads one or the other; give a table of each"
+        )
     if axes == {3} and options.fit is not None:
-        raise OptionError("view.fit: is for pictures; volumes are read at their physical size")
+        raise OptionError("view.fit: is for pictures; leave it out, volumes have a size")
     units = {f.unit for f in known}
     if len(units) > 1:
         raise OptionError(
             "some images state micrometres per pixel and some do not: give the missing ones in a "
             "column 'mpp', or bring all pictures to one size with --view.fit 1024x1024"
         )
-    finest = statistics.median(math.prod(f.spacing_um) ** (1 / len(f.spacing_um)) for f in known)
-    extents = [max(n * s for n, s in zip(f.shape, f.spacing_um, strict=True)) for f in known]
+    finest = statistics.median(mean_spacing(f.spacing_um) for f in known)
+    extents = [long_side(f.shape, f.spacing_um) for f in known]
     # Pictures brought to one size are read at that size, whatever sizes they came from.
     own = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
     spacing = options.spacing_um or own
@@ -200,7 +203,9 @@ def _facts(case: Case, options: ViewOptions, readers: ReaderOptions | None) -> I
     assumed_um = options.assume_spacing_um
     with open_case(case, fit=options.fit, assume_spacing_um=assumed_um, readers=readers) as image:
         spacing = image.known_spacing_um
-        assumed = case.spacing_um is None and image.unit == "um" and isinstance(image, Respaced)
+        assumed = (
+            case.spacing_um is None and image.unit == "um" and isinstance(image, RespacedImage)
+        )
         return ImageFacts(
             image.shape,
             spacing,
@@ -216,6 +221,6 @@ def _facts(case: Case, options: ViewOptions, readers: ReaderOptions | None) -> I
 
 def stated_factor(case: Case, image: AbstractImage) -> float | None:
     """How many times the file's spacing the table's is, where they differ."""
-    if case.spacing_um is None or not isinstance(image, Respaced) or image.stated_um is None:
+    if case.spacing_um is None or not isinstance(image, RespacedImage) or image.stated_um is None:
         return None
     return spacing_factor(image.known_spacing_um, image.stated_um)

@@ -1,1 +1,1 @@
-"""What is said of files and of progress, without a line for each of a thousand."""
+"""Report progress and warnings about files, without a line for each of a thousand files."""

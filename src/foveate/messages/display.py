@@ -1,8 +1,9 @@
-"""Where progress goes, and how often the same thing is said there."""
+"""Show progress, and report why images are set aside without repeating a reason too often."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,25 +11,29 @@ from typing import Any, Protocol
 
 from foveate.errors import one_line
 
-_SAID_EACH = 3
-"""So often a reason is said with the name of an image."""
+log = logging.getLogger("foveate")
+
+_SAID_EACH, _SAID_IN_ALL, _COUNTED = 3, 12, 5
+"""So often a reason is said with the name of an image, so many images are named for all reasons,
+and so many reasons are counted at the end."""
+_NUMBER = re.compile(r"\d[\d.,]*")
 
 
 class Display(Protocol):
-    """Where progress goes: a terminal, a log, or nowhere."""
+    """A place that shows progress: a terminal, a log, or none."""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Work under way, which may be within one of its parts."""
+        """Show a progress bar; `done` of `total` steps may be a fraction within a step."""
 
 
-class Aloud(logging.Handler):
-    """Says warnings of the log on a display as well.
+class DisplayHandler(logging.Handler):
+    """Shows warnings of the log on a display too.
 
     Args:
-        display: is told.
+        display: the display.
     """
 
     def __init__(self, display: Display) -> None:
@@ -36,12 +41,15 @@ class Aloud(logging.Handler):
         self._display = display
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say the message."""
+        """Show the message of a record."""
         self._display.say(f"warning: {record.getMessage()}")
 
 
 def training_bar(display: Display, title: str) -> Callable[[Any], None]:
-    """Shows each stage of training as one bar; nothing of an epoch before its first step."""
+    """Return a callback that shows each stage of training as one bar on a display.
+
+    It shows nothing of an epoch before its first step.
+    """
 
     def tick(status: Any) -> None:
         running, note = status.running, ""
@@ -57,41 +65,58 @@ def training_bar(display: Display, title: str) -> Callable[[Any], None]:
     return tick
 
 
-class Reasons:
-    """Says why images are set aside; the same reason a few times only, with a count at the end.
+class QuarantineMessages:
+    """Says why images are set aside; a few times for a reason and in all, with counts at the end.
+
+    QuarantineMessages that differ in numbers only are one.
 
     Args:
-        display: is told.
+        say: is told, a line each.
     """
 
-    def __init__(self, display: Display) -> None:
-        self._display = display
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._counts: Counter[str] = Counter()
+        self._named: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         self._told: set[str] = set()
 
     def once(self, text: str) -> None:
         """Say this the first time only."""
         if text not in self._told:
             self._told.add(text)
-            self._display.say(text)
+            self._say(text)
 
     def set_aside(self, image_id: str, path: str, reason: str) -> None:
-        """An image is set aside."""
+        """Tell and log that an image is set aside, and why."""
+        log.info("set aside %s: %s", image_id, reason)
         plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
-        self._counts[plain] += 1
-        if self._counts[plain] <= _SAID_EACH:
-            self._display.say(f"set aside {image_id}: {one_line(reason)}")
+        kind = _NUMBER.sub("0", plain)
+        self._counts[kind] += 1
+        self._examples.setdefault(kind, plain)
+        if self._named[kind] < _SAID_EACH and self._named.total() < _SAID_IN_ALL:
+            self._named[kind] += 1
+            self._say(f"set aside {image_id}: {one_line(reason)}")
 
     def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """These rows of ``quarantine.csv`` are all that there are."""
+        """Show all rows of ``quarantine.csv``, and the counts."""
         for row in rows:
             self.set_aside(row["image_id"], row["path"], row["reason"])
         self.end()
 
     def end(self) -> None:
-        """Say how often what is no longer said has happened."""
-        for reason, n in self._counts.items():
-            if n > _SAID_EACH:
-                self._display.say(
-                    f"set aside {n} images in all for this reason: {one_line(reason)}"
-                )
+        """Say how often what is no longer said has happened, and begin anew."""
+        unsaid = self._counts - self._named
+        often = [kind for kind, _ in unsaid.most_common(_COUNTED)]
+        for kind in often:
+            self._say(
+                f"set aside {self._counts[kind]} images in all for this reason: "
+                f"{one_line(self._examples[kind])}"
+            )
+        rest = unsaid.total() - sum(unsaid[kind] for kind in often)
+        if rest:
+            self._say(f"set aside {rest} images for further reasons")
+        if unsaid:
+            self._say(f"set aside {self._counts.total()} images in all; quarantine.csv lists them")
+        self._counts.clear()
+        self._named.clear()

@@ -1,4 +1,4 @@
-"""Warnings about files, without a line for each of a thousand files that are alike."""
+"""Log warnings about files, without a line for each of a thousand files of one kind."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 log = logging.getLogger("foveate")
 
 NAMED = 3
-"""So many files of a kind are named; the log of debugging names all."""
+"""How many files of a kind are named; at level DEBUG the log names all."""
 
 _lock = threading.Lock()
-_told: defaultdict[str, set[Path]] = defaultdict(set)
+_paths: defaultdict[str, set[Path]] = defaultdict(set)
 
 
 def tell(level: int, kind: str, path: Path, text: str) -> None:
-    """Log `text` about a file: once a file, and for the first three files of a kind.
+    """Log a message about a file, once per file and for the first three files of a kind.
 
     Args:
-        level: as of `logging`.
-        kind: what these messages have in common.
+        level: level of `logging`.
+        kind: the kind of message, by which files are counted.
         path: the file, with which the line begins.
-        text: what is to be said of it.
+        text: the message.
     """
     with _lock:
-        told = _told[kind]
-        if path in told:
+        paths = _paths[kind]
+        if path in paths:
             return
-        told.add(path)
-        n = len(told)
+        paths.add(path)
+        n = len(paths)
     if n > NAMED:
         level = logging.DEBUG
     log.log(level, "%s: %s", path, text)
@@ -38,7 +38,7 @@ def tell(level: int, kind: str, path: Path, text: str) -> None:
         log.log(level, "further files of which the same is true are not named")
 
 
-def forget() -> None:
-    """Begin anew, for another run in the same process."""
+def reset_warnings() -> None:
+    """Count files from 0 again, for another run in the same process."""
     with _lock:
-        _told.clear()
+        _paths.clear()

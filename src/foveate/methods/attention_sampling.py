@@ -53,9 +53,9 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import (
-    deviation,
     draw_with_replacement,
     draw_without_replacement,
+    estimate_deviation,
     expectation,
     expectation_with_replacement,
 )
@@ -176,7 +176,7 @@ class AttentionSampling(AbstractMethod):
         logits = self.head((weight.unsqueeze(-1) * f).sum(1))
         noise = None
         if self.inference == "expectation":
-            noise = deviation(log_a.exp() * valid, f @ self.head.weight.T, valid)
+            noise = estimate_deviation(log_a.exp() * valid, f @ self.head.weight.T, valid)
         return Prediction(logits, batch.evidence(patches, weight), deviation=noise)
 
 

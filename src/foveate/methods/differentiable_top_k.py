@@ -40,7 +40,7 @@ from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.sampling import divergence
+from foveate.nn.sampling import kl_divergence
 from foveate.nn.top_k import TopK, perturbed_top_k
 
 
@@ -131,7 +131,7 @@ class DifferentiableTopK(AbstractMethod):
             return Prediction(logits, batch.evidence(patches, weight))
         dropped = 1 - top.weight.detach().sum((1, 2)).mean() / top.weight.shape[1]
         self.touched = torch.stack([valid.sum(1).float().mean(), dropped])
-        losses = {"spread": self.spread * divergence(field.log_a, field.log_prior)}
+        losses = {"spread": self.spread * kl_divergence(field.log_a, field.log_prior)}
         auxiliary = {}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, self.head_instance(f, valid))

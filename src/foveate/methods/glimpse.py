@@ -8,8 +8,7 @@ Differs: the glimpse is a token among the patches, related to them by attention 
 what it says on its own, fitted by linear answers to pretrained features, is what patches add to;
 attention begins at a prior that follows contrast, learns first from attention over very many
 patches of a frozen encoder, and keeps some of the prior for exploration; an instance
-head gives every patch a gradient of its own, and where the task counts or asks for several
-findings, half the prediction is what patches say; patches carry physical positions, are related by
+head gives every patch a gradient of its own; patches carry physical positions, are related by
 self-attention, which knows distances and sides, and read by cross-attention, with a query for each
 question, as in `ips`; how far attention may concentrate is controlled by the mass that the drawn
 patches hold. With `zoom`, attention over the glimpse chooses tiles, attention over a tile what lies
@@ -48,9 +47,8 @@ from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.bags.related import RelatedPool
 from foveate.batch import N_COLOURS, Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.errors import OptionError
 from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
 from foveate.nn.sampling import expectation
@@ -83,9 +81,6 @@ class Glimpse(AbstractMethod):
 
     Args:
         patches: drawn per image in training; 0 follows the images.
-        strongest: looked at in training beside those drawn, as in evaluation. A draw misses parts
-            now and then; where every one of them counts, labels then seem to be wrong. Not with
-            `zoom`.
         eval_patches: looked at per image in evaluation; 0 follows the images.
         survey: patches of an image that are looked at while the encoder is frozen; attention over
             them teaches where to look. 0 follows the images.
@@ -98,8 +93,8 @@ class Glimpse(AbstractMethod):
         locating: weight of the losses that teach where to look. Their gradient is the noise of a
             few drawn cells, and weighed as much as the answer it would drown in the encoder what
             patches teach. The layers that score cells are taught by nothing else, so the optimiser
-            makes up for the weight there. Sums and counts add up over patches as the expectation
-            does; there it teaches what patches show as well, and 1 is worth a try.
+            makes up for the weight there. Sums add up over patches as the expectation does; there
+            it teaches what patches show as well, and 1 is worth a try.
         smoothing: share of attention spread evenly over all cells.
         explore: share of attention, in training, that follows the prior whatever was learnt.
         background: prior probability of a cell without foreground, relative to one of the
@@ -110,23 +105,18 @@ class Glimpse(AbstractMethod):
         glimpse_dropout: how often the token of the glimpse is hidden in training.
         dropout: in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows; counts and several findings are answered by them and by what is
-            pooled, half each. It gives every patch a gradient of its own, which ends the plateau at
-            chance, sooner the more it weighs beside the answer that is not learnt yet. 0 leaves the
-            head out.
+            as the task allows. It gives every patch a gradient of its own, which ends the plateau
+            at chance, sooner the more it weighs beside the answer that is not learnt yet. 0 leaves
+            the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
-        centring: steps by which a patch moves to the centre of mass of what stands out from the
-            background around it; for objects on a plain ground, which cells would cut. Patches
-            that come to lie on one another are looked at once. Not with `zoom`.
         zoom: sides of the tiles of intermediate looks, coarse to fine, in sides of the finest
             patch: ``8`` or ``32,8``. None by default.
         looks: tiles per image at each of them. In training each tile gives an equal number of
             patches, ``patches / looks`` rounded down and at least one.
 
     Raises:
-        OptionError: `zoom` does not fall, or is set beside `centring` or `strongest`; no look is
-            allowed.
+        OptionError: `zoom` does not fall; no look is allowed.
     """
 
     reads = frozenset({"glimpse", "crops"})
@@ -139,7 +129,6 @@ class Glimpse(AbstractMethod):
         encoder: AbstractEncoder,
         heads: Sequence[Head],
         patches: int = 0,
-        strongest: int = 0,
         eval_patches: int = 0,
         survey: int = 0,
         layers: int = 1,
@@ -156,16 +145,13 @@ class Glimpse(AbstractMethod):
         instance: float = 4.0,
         chunk: int = 256,
         jitter: bool = True,
-        centring: int = 0,
         zoom: tuple[float, ...] = (),
         looks: int = 8,
     ) -> None:
         super().__init__()
         dim = encoder.dim
         self.encoder, self.chunk = encoder, chunk
-        self.choice = Choice(
-            patches or 24, eval_patches or 64, survey or 256, strongest, jitter, centring
-        )
+        self.choice = Choice(patches or 24, eval_patches or 64, survey or 256, jitter)
         self.smoothing, self.explore = smoothing, explore
         self.locating, self.instance, self.glimpse_dropout = locating, instance, glimpse_dropout
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
@@ -181,13 +167,12 @@ class Glimpse(AbstractMethod):
         _begin_small(self.related.pool, heads)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, k)
-        self.head_instance, self.voted = InstanceHead(dim, heads), Voted(heads)
-        self.adds_up = any(head.pooling in ("sum", "count") for head in heads)
+        self.head_instance = InstanceHead(dim, heads)
+        self.adds_up = any(head.pooling == "sum" for head in heads)
         self.spread = Spread(weight=spread, mass=mass)
         self._priors = Priors(power=contrast, background=background)
         self.zoom: Zoom | None = None
         if zoom:
-            _refuse_beside_zoom(centring=centring, strongest=strongest)
             inside = {"spread": spread, "mass": mass, "smoothing": smoothing, "explore": explore}
             inside |= {"background": background, "contrast": contrast}
             self.zoom = Zoom(encoder, scales=zoom, looks=looks, **inside)
@@ -205,9 +190,7 @@ class Glimpse(AbstractMethod):
         alone = self.head_instance(f, valid)
         whole = self.embed(self.encoder.project(features).float()) + self.whole
         logits, weight, beyond = self._aggregate(batch, whole, self._tokens(f, valid, tiles, seen))
-        beside = None
-        if self.instance > 0:
-            logits, beside = self.voted(alone, logits)
+        logits, further = self.answer(alone, logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
             evidence = batch.evidence(patches, weight, remainder=beyond)
@@ -217,8 +200,8 @@ class Glimpse(AbstractMethod):
         logits, auxiliary = overview.detach() + logits, {}
         if self.instance > 0:
             auxiliary["instance"] = (self.instance, alone)
-        if beside is not None:
-            auxiliary["pooled"] = (1.0, overview.detach() + beside)
+        for name, beside in further.items():
+            auxiliary[name] = (1.0, overview.detach() + beside)
         if batch.frozen:
             taught = weight.new_zeros(()) if isinstance(seen, Descent) else seen.taught_by(weight)
             return Prediction(logits, [], {"place": taught}, auxiliary)
@@ -247,8 +230,7 @@ class Glimpse(AbstractMethod):
         field = seen.field
         drawn = field.real.gather(1, seen.index)
         a = field.log_a.gather(1, seen.index).exp() * drawn
-        shown = f.gather(1, seen.shows.unsqueeze(-1).expand(-1, -1, f.shape[-1]))
-        return expectation(a, shown, drawn), {"spread": self.spread(field, a)}
+        return expectation(a, seen.at_cells(f), drawn), {"spread": self.spread(field, a)}
 
     # -- locate -------------------------------------------------------------------------------
 
@@ -271,6 +253,17 @@ class Glimpse(AbstractMethod):
             return self.choice(batch, field, training=self.training)
         n = self.choice.patches if self.training else self.choice.eval_patches
         return self.zoom.descend(self.encoder, batch, field, n, jitter=self.choice.jitter)
+
+    def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the answer ``(b, k)``, and further ones that training gives a loss of their own.
+
+        A subclass may let patches vote.
+
+        Args:
+            alone: ``(b, k)`` what patches say on their own.
+            pooled: ``(b, k)`` what is said of them together.
+        """
+        return pooled, {}
 
     # -- aggregate ----------------------------------------------------------------------------
 
@@ -326,15 +319,9 @@ class Glimpse(AbstractMethod):
 def _begin_small(pool: CrossPool, heads: Sequence[Head]) -> None:
     """What is pooled of many patches is noise until it is known which ones count.
 
-    Not so for sums and counts, where all of them do.
+    Not so for sums, where all of them do.
     """
     for head, last in zip(heads, pool.heads, strict=True):
-        if head.pooling not in ("sum", "count"):
+        if head.pooling != "sum":
             for p in last.parameters():
                 p.mul_(_SMALL)
-
-
-def _refuse_beside_zoom(**options: int) -> None:
-    for name, value in options.items():
-        if value:
-            raise OptionError(f"{name}: goes by the glimpse, and cannot be set beside zoom")

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from foveate.attention_maps.zoom import apart, centred
 from foveate.bags.embedding import Bag, embed_patches, pad_rows, padding_mask
 from foveate.bags.related import RelatedPool
 from foveate.batch import Batch, Patches
@@ -34,7 +33,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.repeated import EmbedOnce
-from foveate.nn.selection import ranked, scores_among, with_exploration
+from foveate.nn.selection import normalised_scores, rank_patches, select_with_exploration
 
 _MANY = 1024
 
@@ -55,9 +54,6 @@ class Ips(AbstractMethod):
             as the task allows. 0 leaves it out.
         chunk: patches encoded at a time.
         jitter: in training, shift the lattice at random.
-        centring: steps by which a patch moves to the centre of mass of what stands out from the
-            background around it; for objects on a plain ground, which a lattice would cut. Patches
-            that come to lie on one another are read once.
     """
 
     reads = frozenset({"glimpse", "bag"})
@@ -79,13 +75,12 @@ class Ips(AbstractMethod):
         instance: float = 1.0,
         chunk: int = 256,
         jitter: bool = True,
-        centring: int = 0,
     ) -> None:
         super().__init__()
         dim = encoder.dim
         self.encoder = encoder
         self.kept, self.explore, self.buffer, self.drop = kept, explore, buffer, drop
-        self.instance, self.chunk, self.centring = instance, chunk, centring
+        self.instance, self.chunk = instance, chunk
         self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.related = RelatedPool(
@@ -96,8 +91,6 @@ class Ips(AbstractMethod):
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that score highest."""
         patches = self.bag.cover(batch, training=self.training)
-        if self.centring:
-            patches = [self._centred(batch, i, part) for i, part in enumerate(patches)]
         if self.training and self.drop > 0:
             patches = [_dropped(part, self.drop) for part in patches]
         centre, extent = batch.layout(patches, max(1, *(len(p) for p in patches)))
@@ -125,13 +118,6 @@ class Ips(AbstractMethod):
             answer = checkpoint(self.head_instance, f, valid, use_reentrant=False)
         return {"instance": (self.instance, answer)}
 
-    def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
-        """Patches of image i moved to what they show, each thing once; given places stay."""
-        if batch.items[i].places_um is not None:
-            return patches
-        moved = centred(batch, i, patches, steps=self.centring)
-        return moved[apart(moved)[0]]
-
     def _select(
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
@@ -151,8 +137,10 @@ class Ips(AbstractMethod):
                 more.append(torch.arange(0))
                 continue
             score = next(scores)
-            best = with_exploration(score, self.kept, explore=self.explore if self.training else 0)
-            rest = ranked(score.scatter(0, best, -torch.inf))
+            best = select_with_exploration(
+                score, self.kept, explore=self.explore if self.training else 0
+            )
+            rest = rank_patches(score.scatter(0, best, -torch.inf))
             kept.append(rows[best.cpu()])
             more.append(rows[rest[: self.buffer].cpu()])
         return kept, more
@@ -211,7 +199,7 @@ def _among(logits: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
     """Scores ``(n_i,)`` among the patches of each image that has some, of logits of them all."""
     ends = np.cumsum([len(part) for part in patches if len(part)])
     own = (logits[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
-    return [scores_among(each) for each in own]
+    return [normalised_scores(each) for each in own]
 
 
 def _by_place(patches: Patches) -> Tensor:

@@ -52,7 +52,7 @@ from foveate.errors import OptionError
 from foveate.images.image import AbstractImage
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.sampling import deviation, draw_without_replacement, expectation
+from foveate.nn.sampling import draw_without_replacement, estimate_deviation, expectation
 
 _MEMORY_OF_SHARES = 0.98
 
@@ -173,7 +173,7 @@ class JointSampling(AbstractMethod):
             logits = self.head((weight.unsqueeze(-1) * f).sum(1))
             noise = None
             if self.inference == "expectation":
-                noise = deviation(a, f @ self.head.weight.T, valid)
+                noise = estimate_deviation(a, f @ self.head.weight.T, valid)
             return Prediction(logits, batch.evidence(patches, weight), deviation=noise)
         logits = self.head(expectation(a, f, valid, baseline=self.baseline))
         auxiliary = {}

@@ -118,7 +118,7 @@ class StreamingCnn(AbstractMethod):
         streamed = Streamed(CellMap(encoder, group), tile=tile or None, scratch=folder)
         streamed.check(encoder.axes)
         # What only `embed` uses would never get a gradient.
-        reached = {id(p) for p in streamed.reached()}
+        reached = {id(p) for p in streamed.used_parameters()}
         for parameter in encoder.parameters():
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
         self.__dict__["streamed"] = streamed
@@ -131,7 +131,7 @@ class StreamingCnn(AbstractMethod):
         wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
         for i, (whole, tell) in enumerate(zip(wholes, _tellers(batch), strict=True)):
-            streamed.progress = tell
+            streamed.on_progress = tell
             compute = functools.partial(streamed, whole)
             maps.append(compute() if batch.kept is None else batch.kept.map(i, compute))
         cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]

@@ -121,7 +121,7 @@ class Transmil(AbstractMethod):
         first = nn.functional.pad(rank + 1, (1, 0))
         tokens = tokens + self.relate(self.norms[0](tokens), known, first)
         tokens = torch.cat([tokens[:, :1], self.position(tokens[:, 1:], cells, valid)], 1)
-        added, attention = self.answer.of_first(self.norms[1](tokens), known)
+        added, attention = self.answer.attend_from_first(self.norms[1](tokens), known)
         logits = self.head(self.norms[2](tokens[:, 0] + added))
         weight = attention[:, 1:].detach()
         return logits, weight / weight.sum(1, keepdim=True).clamp_min(1e-30)

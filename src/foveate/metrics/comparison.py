@@ -1,4 +1,4 @@
-"""Is run a better than run b on the same images? Each difference with an interval over patients."""
+"""Compare the scores of two runs on the same images, with intervals over patients."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from foveate.metrics.scores import Measured, by_loss, by_rank, prepare
+from foveate.metrics.scores import MeasuredScore, make_cohort, score_losses, score_ranks
 from foveate.metrics.types import ALPHA, Difference, Floats, Ints
 
-_TRUST = 2.0
-"""How many patients speak for two runs that go wrong independently, beside those that show it."""
+_PRIOR_PATIENTS = 2.0
+"""Imaginary patients on whom the two runs err independently; they shrink the correlation."""
 
 
 def compare_scores(
@@ -22,54 +22,66 @@ def compare_scores(
     *,
     folds: Sequence[Hashable] | None = None,
 ) -> dict[str, Difference]:
-    """How much better run a is than run b, by ``auroc``, ``auprc``, ``brier`` and ``log_loss``.
+    """Compute the scores of run a minus those of run b, with intervals and p values.
 
     Args:
-        prob_a: ``(n, k)`` of run a.
-        prob_b: ``(n, k)`` of run b, of the same images.
-        target: ``(n,)``.
-        patients: of each image.
-        folds: of each image, the models that answered; ranks are compared within a fold only.
+        prob_a: probabilities of run a, ``(n, k)``.
+        prob_b: probabilities of run b for the same images, ``(n, k)``.
+        target: class of each image, ``(n,)``.
+        patients: name of each image's patient, ``(n,)``.
+        folds: name of the model that answered for each image, ``(n,)``; ranks are compared within
+            a fold only. None means one model for all.
+
+    Returns:
+        The difference by the name of the score: ``brier`` and ``log_loss``, and ``auroc`` and
+        ``auprc`` where a fold contains two classes.
 
     Raises:
-        ValueError: inputs that do not fit.
+        ValueError: the inputs are no probabilities, targets and patients of equal length.
 
-    Source: the limits of the difference from those of each score and their correlation as in
-    Zou, Psychological Methods 12 (2007), 399; the correlation is that of what each patient adds.
+    Source: the limits of the difference follow from those of the two scores and their correlation
+    as in Zou, Psychological Methods 12 (2007), 399; it is the correlation of the influences of the
+    patients on the two scores.
     """
-    prob_a, cohort = prepare(prob_a, target, patients, folds)
-    prob_b, _ = prepare(prob_b, target, patients, folds)
-    same = bool(np.array_equal(prob_a, prob_b))
-    ours, theirs = (by_rank(p, cohort) | by_loss(p, cohort) for p in (prob_a, prob_b))
-    return {name: difference(ours[name], theirs[name], same) for name in ours if name != "ece"}
+    prob_a, cohort = make_cohort(prob_a, target, patients, folds)
+    prob_b, _ = make_cohort(prob_b, target, patients, folds)
+    identical = bool(np.array_equal(prob_a, prob_b))
+    scores_a, scores_b = (
+        score_ranks(p, cohort) | score_losses(p, cohort) for p in (prob_a, prob_b)
+    )
+    return {
+        name: subtract_scores(scores_a[name], scores_b[name], identical)
+        for name in scores_a
+        if name != "ece"
+    }
 
 
-def difference(a: Measured, b: Measured, same: bool) -> Difference:
-    """Return the difference of two scores of the same images; `same` where all answers are."""
+def subtract_scores(a: MeasuredScore, b: MeasuredScore, identical: bool) -> Difference:
+    """Return the difference of two scores of the same images; `identical` where all answers are."""
     n = a.score.n
-    if same:
+    if identical:
         return Difference(0.0, 0.0, 0.0, 1.0, "both gave the same answers", n)
     x, y = a.score, b.score
-    alike = _correlation(a.influence, b.influence)
+    correlation = _correlate(a.influence, b.influence)
     value = x.value - y.value
-    down = _combined(x.value - x.lo, y.hi - y.value, alike)
-    up = _combined(x.hi - x.value, y.value - y.lo, alike)
-    towards = down if value > 0 else up
-    z = float(ndtri(1 - ALPHA / 2)) * abs(value) / max(towards, 1e-300)
+    down = _combine_margins(x.value - x.lo, y.hi - y.value, correlation)
+    up = _combine_margins(x.hi - x.value, y.value - y.lo, correlation)
+    margin_to_zero = down if value > 0 else up
+    z = float(ndtri(1 - ALPHA / 2)) * abs(value) / max(margin_to_zero, 1e-300)
     p_value = 1.0 if value == 0 else float(2 * ndtr(-z))
     method = "limits of both scores and their correlation over patients"
     return Difference(value, value - down, value + up, p_value, method, n)
 
 
-def _combined(p: float, q: float, alike: float) -> float:
-    return float(np.sqrt(max(p * p + q * q - 2 * alike * p * q, 0.0)))
+def _combine_margins(p: float, q: float, correlation: float) -> float:
+    return float(np.sqrt(max(p * p + q * q - 2 * correlation * p * q, 0.0)))
 
 
-def _correlation(a: Floats, b: Floats) -> float:
-    """Of the influences; drawn towards 0 where few patients show any."""
-    sums = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    if sums <= 0:
+def _correlate(a: Floats, b: Floats) -> float:
+    """Correlate two influences ``(groups,)``, shrunk towards 0 where few patients have any."""
+    norm = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    if norm <= 0:
         return 0.0
-    both = np.abs(a * b)
-    patients = float(both.sum() ** 2 / max(float((both**2).sum()), 1e-300))
-    return float((a * b).sum()) / sums * patients / (patients + _TRUST)
+    product = np.abs(a * b)
+    patients = float(product.sum() ** 2 / max(float((product**2).sum()), 1e-300))
+    return float((a * b).sum()) / norm * patients / (patients + _PRIOR_PATIENTS)

@@ -1,12 +1,14 @@
-"""95 % intervals that were chosen by how often they hold the truth (``bench/coverage.py``).
+"""95 % intervals that were chosen by how often they contain the truth (``benchmarks/coverage.py``).
 
-Ranks (AUROC, average precision): all values that the seen one does not contradict, given the
-variance that a model of the value expects, times what the jackknife over patients finds of it.
-Decisions (accuracy, balanced accuracy, kappa): two imaginary patients who are answered rightly
-and two who are not are added before the spread is measured. Losses: an imaginary patient is
-added, in halves without loss and with twice that of an answer that knows nothing, and the interval
-is even on the logarithmic scale.
-So no interval shrinks to nothing where no error was seen, and none jumps at the first one.
+- Ranks (AUROC, average precision): the interval of a score test. It contains all values that the
+  observed one does not contradict. The variance under test is the one that a model of the value
+  expects, times the ratio of the jackknife's variance over patients to it.
+- Decisions (accuracy, balanced accuracy, kappa): two imaginary patients with right answers and two
+  with wrong ones are added before the spread is measured.
+- Losses: one imaginary patient is added, half of it without loss and half with twice the loss of
+  uniform probabilities. The interval is symmetrical on the logarithmic scale.
+
+So no interval shrinks to nothing where no error was observed, and none jumps at the first error.
 """
 
 from __future__ import annotations
@@ -17,30 +19,35 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from foveate.metrics.jackknife import Cohort, effective
+from foveate.metrics.jackknife import Cohort, count_effective_patients
 from foveate.metrics.types import ALPHA, Floats, Ints
 
 Variance = Callable[[float], float]
 Bounds = tuple[float, float]
 
 _Z = float(ndtri(1 - ALPHA / 2))
-_TRUST = 4.0
-"""How many patients the expected variance counts for, beside those that show their own."""
+_PRIOR_PATIENTS = 4.0
+"""Patients that the expected variance counts for, against those with an influence."""
 
-_IMAGINARY = 4.0
+_IMAGINARY_PATIENTS = 4.0
+"""Patients that are added to an interval of decisions, half of them answered rightly."""
 
 
-def by_test(value: float, variance: Variance, influence: Floats, lonely: bool) -> Bounds:
-    """All values from 0 to 1 that are no further from `value` than their own spread allows.
+def invert_score_test(
+    value: float, variance: Variance, influence: Floats, has_singleton_class: bool
+) -> Bounds:
+    """Compute the interval of all true values that a score test does not reject, given `value`.
 
-    It is never narrower than that of a perfect score of the same patients: a worse result must
-    not look surer.
+    The interval is never narrower than that of a perfect score of the same patients: a worse
+    result must not look more certain.
 
     Args:
-        value: that was seen.
-        variance: that is expected at each true value.
-        influence: of each patient; its squares sum to the variance that was seen.
-        lonely: a class has one patient, whose spread cannot be seen; it is not below the expected.
+        value: observed score, from 0 to 1.
+        variance: function from a true value to the variance that is expected there.
+        influence: influence of each group of patients on the score, ``(groups,)``; the sum of its
+            squares is the observed variance.
+        has_singleton_class: whether a class has one group only, whose spread cannot be observed;
+            then the observed variance never lowers the expected one.
 
     Source: Wilson, JASA 22 (1927), 209, for the idea, which is that of a score test; for the
     AUROC Newcombe, Statistics in Medicine 25 (2006), 559.
@@ -48,20 +55,20 @@ def by_test(value: float, variance: Variance, influence: Floats, lonely: bool) -
     ratio, expected = 1.0, variance(value)
     if expected > 0:
         squares = influence**2
-        seen = float(squares.sum())
-        patients = seen**2 / float((squares**2).sum()) if seen > 0 else 0.0
-        ratio = (patients * seen / expected + _TRUST) / (patients + _TRUST)
-        ratio = max(ratio, 1.0) if lonely else ratio
-    lo = _edge(value, 0.0, variance, ratio)
-    hi = _edge(value, 1.0, variance, ratio)
-    least = 1.0 - _edge(1.0, 0.0, variance, 1.0)
-    if hi - lo < least:
-        lo, hi = (max(0.0, hi - least), hi) if value >= 0.5 else (lo, min(1.0, lo + least))
+        observed = float(squares.sum())
+        patients = observed**2 / float((squares**2).sum()) if observed > 0 else 0.0
+        ratio = (patients * observed / expected + _PRIOR_PATIENTS) / (patients + _PRIOR_PATIENTS)
+        ratio = max(ratio, 1.0) if has_singleton_class else ratio
+    lo = _find_limit(value, 0.0, variance, ratio)
+    hi = _find_limit(value, 1.0, variance, ratio)
+    min_width = 1.0 - _find_limit(1.0, 0.0, variance, 1.0)
+    if hi - lo < min_width:
+        lo, hi = (max(0.0, hi - min_width), hi) if value >= 0.5 else (lo, min(1.0, lo + min_width))
     return lo, hi
 
 
-def _edge(value: float, end: float, variance: Variance, ratio: float) -> float:
-    """Where, on the way to `end`, the distance outgrows the spread; by halving."""
+def _find_limit(value: float, end: float, variance: Variance, ratio: float) -> float:
+    """Find by bisection where, from `value` towards `end`, the test begins to reject."""
     near, far = value, end
     for _ in range(60):
         middle = (near + far) / 2
@@ -73,10 +80,14 @@ def _edge(value: float, end: float, variance: Variance, ratio: float) -> float:
 
 
 def auroc_variance(cohort: Cohort, classes: list[int]) -> Variance:
-    """What the variance of an AUROC is expected to be, given the patients of each fold.
+    """Model the variance of an AUROC as a function of its true value, given the patients.
 
-    Images of a patient count as one. Of several classes, the mean of theirs: areas against the
-    rest go up and down together at worst.
+    All images of a patient count as one. With several classes it is the mean of their variances,
+    as if the areas of all classes against the rest were fully correlated, which is the worst case.
+
+    Args:
+        cohort: the images.
+        classes: numbers of the classes whose areas are averaged.
 
     Source: Hanley and McNeil, Radiology 143 (1982), 29, symmetrical in the classes as in
     Newcombe, Statistics in Medicine 25 (2006), 559, method 5; summed over folds by their pairs.
@@ -86,124 +97,137 @@ def auroc_variance(cohort: Cohort, classes: list[int]) -> Variance:
         positive = cohort.target == c
         rows = []
         for fold in np.unique(cohort.fold):
-            pos, neg = (cohort.owner[(cohort.fold == fold) & p] for p in (positive, ~positive))
+            pos, neg = (cohort.patient[(cohort.fold == fold) & p] for p in (positive, ~positive))
             if len(pos) and len(neg):
-                rows.append((len(pos) * len(neg), effective(pos), effective(neg)))
+                counts = count_effective_patients(pos), count_effective_patients(neg)
+                rows.append((len(pos) * len(neg), *counts))
         pairs, m, n = np.array(rows, np.float64).T
         parts.append((np.square(pairs / pairs.sum()) / (m * n), (m + n) / 2 - 1))
     scale = np.concatenate([s for s, _ in parts]) / len(parts)
-    more = np.concatenate([m for _, m in parts])
+    extra = np.concatenate([e for _, e in parts])
 
     def variance(value: float) -> float:
-        clump = (1 - value) / (2 - value) + value / (1 + value)
-        return float((scale * (1 + more * clump)).sum()) * value * (1 - value)
+        covariance = (1 - value) / (2 - value) + value / (1 + value)
+        return float((scale * (1 + extra * covariance)).sum()) * value * (1 - value)
 
     return variance
 
 
 def precision_variance(cohort: Cohort, classes: list[int]) -> Variance:
-    """What the variance of an average precision is expected to be: of a share of the positives.
-
-    Source: Boyd, Eng and Page, ECML 2013, which finds a binomial interval the best of twelve.
-    """
-    share = np.mean([1 / effective(cohort.owner[cohort.target == c]) for c in classes])
-    return lambda value: float(share) * value * (1 - value)
-
-
-def of_decisions(
-    cohort: Cohort, predicted: Ints, k: int, measure: Callable[[Floats], Floats], low: float
-) -> tuple[float, Bounds, Floats]:
-    """Value of a measure of confusions, its interval, and what each group of patients adds.
+    """Model the variance of an average precision as that of a proportion of the positives.
 
     Args:
         cohort: the images.
-        predicted: ``(n,)``.
-        k: classes.
-        measure: ``(r, k, k)`` to ``(r,)``, at most 1.
-        low: its smallest value.
+        classes: numbers of the classes whose average precisions are averaged.
+
+    Source: Boyd, Eng and Page, ECML 2013, which finds a binomial interval the best of twelve.
+    """
+    counts = [count_effective_patients(cohort.patient[cohort.target == c]) for c in classes]
+    scale = float(np.mean([1 / count for count in counts]))
+    return lambda value: scale * value * (1 - value)
+
+
+def measure_decisions(
+    cohort: Cohort, predicted: Ints, k: int, measure: Callable[[Floats], Floats], low: float
+) -> tuple[float, Bounds, Floats]:
+    """Compute a measure of the confusion matrix and its interval.
+
+    Args:
+        cohort: the images.
+        predicted: predicted class of each image, ``(n,)``.
+        k: number of classes.
+        measure: function from confusion matrices ``(r, k, k)`` to values ``(r,)``, at most 1.
+        low: smallest value of the measure.
+
+    Returns:
+        The value, its interval, and the influence of each group of patients ``(groups,)``.
 
     Source: Agresti and Coull, The American Statistician 52 (1998), 119, for shares; here for
     every measure of decisions, with the jackknife instead of the binomial variance.
     """
     cells = np.zeros((len(predicted), k, k))
     cells[np.arange(len(predicted)), cohort.target, predicted] = 1
-    own = cohort.sums(cells)
-    value = float(measure(own.sum(0)[None])[0])
-    # Only classes that occur: others are part of no mean.
+    observed = cohort.sum_by_group(cells)
+    value = float(measure(observed.sum(0)[None])[0])
+    # Imaginary patients of the classes that occur only: other classes are part of no mean.
     occurring = np.unique(cohort.target)
-    size = len(predicted) / cohort.n_patients * _IMAGINARY / (2 * len(occurring))
+    size = len(predicted) / cohort.n_patients * _IMAGINARY_PATIENTS / (2 * len(occurring))
     right, wrong = np.zeros((2, len(occurring), k, k))
     right[np.arange(len(occurring)), occurring, occurring] = size
     wrong[np.arange(len(occurring)), occurring] = size / (k - 1)
     wrong[np.arange(len(occurring)), occurring, occurring] = 0
-    every = np.concatenate([own, right, wrong])
-    without = measure(every.sum(0) - every)
-    middle = float(measure(every.sum(0)[None])[0])
-    m = len(every)
+    groups = np.concatenate([observed, right, wrong])
+    without = measure(groups.sum(0) - groups)
+    middle = float(measure(groups.sum(0)[None])[0])
+    m = len(groups)
     influence = (without.mean() - without) * np.sqrt((m - 1) / m)
     half = _quantile(cohort) * float(np.sqrt((influence**2).sum()))
     bounds = (max(low, min(value, middle - half)), min(1.0, max(value, middle + half)))
-    return value, bounds, influence[: len(own)]
+    return value, bounds, influence[: len(observed)]
 
 
-def of_losses(
-    cohort: Cohort, loss: Floats, unknowing: float, high: float
+def measure_losses(
+    cohort: Cohort, loss: Floats, uniform_loss: float, high: float
 ) -> tuple[float, Bounds, Floats]:
-    """Mean of a loss that is at least 0, its interval, and what each group of patients adds.
+    """Compute the mean of a loss that is at least 0, and its interval.
+
+    The upper limit is moved outwards where few patients have most of the loss: there may be more
+    such patients among those that were not observed.
 
     Args:
         cohort: the images.
-        loss: ``(n,)``.
-        unknowing: the loss of an answer that gives every class the same probability.
-        high: its largest value.
+        loss: loss of each image, ``(n,)``.
+        uniform_loss: loss of an answer that gives every class the same probability.
+        high: largest value of the loss.
 
-    The upper end is moved out where few patients have most of the loss: more such ones may be
-    among those that were not seen.
+    Returns:
+        The mean, its interval, and the influence of each group of patients ``(groups,)``.
 
     Source: Johnson, JASA 73 (1978), 536, for the idea of a correction by the skewness.
     """
-    total, count = cohort.sums(loss), cohort.sums(np.ones(len(loss)))
+    total, count = cohort.sum_by_group(loss), cohort.sum_by_group(np.ones(len(loss)))
     value = float(total.sum() / count.sum())
     half = len(loss) / cohort.n_patients / 2
-    total, count = np.r_[total, 0, 2 * half * unknowing], np.r_[count, half, half]
+    total, count = np.r_[total, 0, 2 * half * uniform_loss], np.r_[count, half, half]
     middle, m = float(total.sum() / count.sum()), len(count) - 1
     influence = (total - middle * count) / count.sum() * np.sqrt(m / (m - 1))
     spread = float(np.sqrt((influence**2).sum())) / middle
-    skewed = max(0.0, float((influence**3).mean() / max((influence**2).mean() ** 1.5, 1e-300)))
+    skewness = max(0.0, float((influence**3).mean() / max((influence**2).mean() ** 1.5, 1e-300)))
     quantile = _quantile(cohort)
-    up = 1 + skewed * quantile / (4 * math.sqrt(m))
+    up = 1 + skewness * quantile / (4 * math.sqrt(m))
     lo, hi = middle * math.exp(-quantile * spread), middle * math.exp(quantile * spread * up)
     bounds = (min(value, lo), min(high, max(value, hi)))
     return value, bounds, influence[:-2]
 
 
-def of_calibration(
-    cohort: Cohort, confidence: Floats, hit: Floats, number: Ints
+def measure_calibration(
+    cohort: Cohort, confidence: Floats, correct: Floats, bin_index: Ints
 ) -> tuple[float, Bounds]:
-    """Expected calibration error over bins, with its interval.
+    """Compute the expected calibration error over bins, and its interval.
 
-    Noise in a bin adds to its gap and never takes away. The lower end takes that off, as far as
-    patients, or coins of the stated probabilities, would make it.
+    Noise in a bin can only enlarge its gap. The lower limit subtracts this noise: the larger of
+    its estimate over patients and of the binomial variance at the stated probabilities.
 
     Args:
         cohort: the images.
-        confidence: ``(n,)``, stated.
-        hit: ``(n,)``, 1 where it came true.
-        number: ``(n,)``, of the bin.
+        confidence: stated probability of each image, ``(n,)``.
+        correct: 1 where the stated event came true, else 0, ``(n,)``.
+        bin_index: number of each image's bin, ``(n,)``.
     """
-    n, bins = len(hit), int(number.max()) + 1
+    n, bins = len(correct), int(bin_index.max()) + 1
     inside = np.zeros((n, bins))
-    inside[np.arange(n), number] = 1
-    gap = cohort.sums(inside * (confidence - hit)[:, None]) / n
+    inside[np.arange(n), bin_index] = 1
+    gap = cohort.sum_by_group(inside * (confidence - correct)[:, None]) / n
     size = inside.sum(0)
-    chance = (inside.T @ confidence + 1) / (size + 2)  # never quite 0 or 1
-    coins = size * chance * (1 - chance) / n**2
-    noise = np.maximum(np.square(gap).sum(0), coins)
+    chance = (inside.T @ confidence + 1) / (size + 2)  # never exactly 0 or 1
+    binomial = size * chance * (1 - chance) / n**2
+    noise = np.maximum(np.square(gap).sum(0), binomial)
     value = float(np.abs(gap.sum(0)).sum())
-    honest = float(np.sqrt(np.maximum(np.square(gap.sum(0)) - noise, 0)).sum())
+    denoised = float(np.sqrt(np.maximum(np.square(gap.sum(0)) - noise, 0)).sum())
     half = _Z * float(np.sqrt(noise.sum()))
-    return value, (max(0.0, min(value, honest - half)), min(1.0, value + half))
+    return value, (max(0.0, min(value, denoised - half)), min(1.0, value + half))
 
 
 def _quantile(cohort: Cohort) -> float:
+    """Return the quantile of Student's t for a two-sided interval over the cohort's patients."""
     return float(stdtrit(max(1, cohort.n_patients - 1), 1 - ALPHA / 2))

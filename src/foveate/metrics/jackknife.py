@@ -1,8 +1,8 @@
-"""What each patient adds to a score, by leaving patients out one at a time.
+"""The influence of each patient on a score, by the jackknife: leaving out one patient at a time.
 
-All images of a patient go together, so their likeness is counted. The sum of the squared
-influences is the variance of the score: for an AUROC of one image per patient exactly that of
-DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), 837.
+All images of a patient are left out together, so that their correlation counts. The sum of the
+squared influences is the variance of the score: for an AUROC of one image per patient exactly that
+of DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), 837.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11.
 """
@@ -16,106 +16,132 @@ import numpy as np
 
 from foveate.metrics.types import Floats, Ints
 
-_MOST_GROUPS = 400
-_LEAST_GROUPS = 30
+_MAX_GROUPS = 400
+"""Patients of a larger cohort are left out several at a time, to bound the time."""
+
+_MIN_GROUPS = 30
+"""Smallest number of groups of one class and fold, where there are as many patients."""
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Images, whose they are, and who is left out together.
+    """The classes, patients and folds of images, and the groups of patients of the jackknife.
 
     Attributes:
-        target: ``(n,)``, the class of each image.
-        owner: ``(n,)``, the number of its patient.
-        fold: ``(n,)``, the number of the model that scored it.
-        group: ``(n,)``; a patient is a group, or several are where there are very many.
-        stratum: ``(groups,)``, the most frequent class of each group's images.
+        target: class of each image, ``(n,)``.
+        patient: number of each image's patient, ``(n,)``.
+        fold: number of the model that scored each image, ``(n,)``.
+        group: number of the group that each image is left out with, ``(n,)``: a patient, or
+            several patients where there are very many.
+        stratum: most frequent class of each group's images, ``(groups,)``.
     """
 
     target: Ints
-    owner: Ints
+    patient: Ints
     fold: Ints
     group: Ints
     stratum: Ints
 
     @property
     def n_patients(self) -> int:
-        """How many."""
-        return int(self.owner.max()) + 1
+        """Number of patients of all images."""
+        return int(self.patient.max()) + 1
 
     @property
     def n_groups(self) -> int:
-        """How many."""
+        """Number of groups that are left out one at a time."""
         return len(self.stratum)
 
     @property
-    def lonely(self) -> bool:
-        """Whether a class is that of one group only, so that its spread cannot be seen."""
+    def has_singleton_class(self) -> bool:
+        """Whether a class has one group only, so that its spread cannot be observed."""
         return bool((np.unique(self.stratum, return_counts=True)[1] < 2).any())
 
-    def without_each(self) -> Floats:
-        """Weights of the images with each group left out, ``(groups, n)``."""
-        kept: Floats = (self.group[None] != np.arange(self.n_groups)[:, None]).astype(np.float64)
-        return kept
+    def leave_one_out_weights(self) -> Floats:
+        """Return weights of the images ``(groups, n)``: row g is 0 for group g, else 1."""
+        weights: Floats = (self.group[None] != np.arange(self.n_groups)[:, None]).astype(np.float64)
+        return weights
 
-    def sums(self, value: Floats) -> Floats:
-        """Sums over the images of each group of ``(n, …)``: ``(groups, …)``."""
+    def sum_by_group(self, value: Floats) -> Floats:
+        """Sum values ``(n, …)`` over the images of each group: ``(groups, …)``."""
         out = np.zeros((self.n_groups, *value.shape[1:]))
         np.add.at(out, self.group, value)
         return out
 
-    def influence(self, whole: float, without: Floats) -> Floats:
-        """What each group adds to a score that ranks classes against each other, ``(groups,)``.
+    def compute_influence(self, full: float, without: Floats) -> Floats:
+        """Compute the influence of each group on a score that ranks classes against each other.
+
+        The number of patients of each class counts as fixed: influences are centred within a
+        class, as differences between classes are no noise.
 
         Args:
-            whole: the score of all images.
-            without: the score without each group; NaN where nothing is left to score.
+            full: score of all images.
+            without: score without each group, ``(groups,)``; NaN where nothing is left to score.
 
-        The numbers of patients of each class are taken as given: what differs between classes
-        is no noise.
+        Returns:
+            The influences ``(groups,)``.
         """
-        added = np.where(np.isnan(without), 0.0, whole - np.nan_to_num(without))
+        influence = np.where(np.isnan(without), 0.0, full - np.nan_to_num(without))
         for label in np.unique(self.stratum):
-            own = self.stratum == label
-            m = int(own.sum())
-            added[own] = (added[own] - added[own].mean()) * np.sqrt((m - 1) / m)
-        return np.asarray(added)
+            inside = self.stratum == label
+            m = int(inside.sum())
+            influence[inside] = (influence[inside] - influence[inside].mean()) * np.sqrt(
+                (m - 1) / m
+            )
+        return np.asarray(influence)
 
 
-def gather(target: Ints, owner: Ints, fold: Ints) -> Cohort:
-    """Patients in groups that are left out together, each of one class and one fold."""
-    n = int(owner.max()) + 1
+def group_patients(target: Ints, patient: Ints, fold: Ints) -> Cohort:
+    """Divide the patients into groups that are left out together, of one class and one fold.
+
+    Args:
+        target: class of each image, ``(n,)``.
+        patient: number of each image's patient, ``(n,)``.
+        fold: number of the model that scored each image, ``(n,)``.
+    """
+    n = int(patient.max()) + 1
     images = np.zeros((n, int(target.max()) + 1))
-    np.add.at(images, (owner, target), 1)
-    label, own_fold = images.argmax(1), np.zeros(n, np.int64)
-    own_fold[owner] = fold
-    place = np.zeros(n, np.int64)
+    np.add.at(images, (patient, target), 1)
+    label, patient_fold = images.argmax(1), np.zeros(n, np.int64)
+    patient_fold[patient] = fold
+    group = np.zeros(n, np.int64)
     stratum: list[int] = []
     for c in np.unique(label):
-        share = _MOST_GROUPS * int((label == c).sum()) / n
-        for f in np.unique(own_fold[label == c]):
-            members = np.flatnonzero((label == c) & (own_fold == f))
+        share = _MAX_GROUPS * int((label == c).sum()) / n
+        for f in np.unique(patient_fold[label == c]):
+            members = np.flatnonzero((label == c) & (patient_fold == f))
             part = share * len(members) / int((label == c).sum())
             count = len(members)
-            if n > _MOST_GROUPS:
-                count = min(count, max(_LEAST_GROUPS, round(part)))
-            place[members] = len(stratum) + np.arange(len(members)) % count
+            if n > _MAX_GROUPS:
+                count = min(count, max(_MIN_GROUPS, round(part)))
+            group[members] = len(stratum) + np.arange(len(members)) % count
             stratum += [int(c)] * count
-    return Cohort(target, owner, fold, place[owner], np.array(stratum, np.int64))
+    return Cohort(target, patient, fold, group[patient], np.array(stratum, np.int64))
 
 
-def without_each(cohort: Cohort, measure: Callable[[Floats], Floats]) -> Floats:
-    """A measure of weightings, with each group left out; in parts that fit into memory."""
-    weight = cohort.without_each()
+def measure_leaving_out(cohort: Cohort, measure: Callable[[Floats], Floats]) -> Floats:
+    """Compute a measure with each group left out, in blocks that fit into memory.
+
+    Args:
+        cohort: the images and their groups.
+        measure: function from weights of the images ``(r, n)`` to values ``(r,)``.
+
+    Returns:
+        The values ``(groups,)``.
+    """
+    weight = cohort.leave_one_out_weights()
     step = max(1, 5_000_000 // weight.shape[1])
     parts = [measure(weight[i : i + step]) for i in range(0, len(weight), step)]
     return np.concatenate(parts)
 
 
-def effective(owner: Ints) -> float:
-    """Patients that images stand for, where those of one patient are as good as one.
+def count_effective_patients(patient: Ints) -> float:
+    """Compute the effective number of patients where all images of a patient count as one.
+
+    Args:
+        patient: number of each image's patient, ``(n,)``.
 
     Source: Kish, Survey Sampling (1965), 11.7.
     """
-    count = np.unique(owner, return_counts=True)[1].astype(np.float64)
+    count = np.unique(patient, return_counts=True)[1].astype(np.float64)
     return float(count.sum() ** 2 / (count**2).sum())

@@ -10,17 +10,17 @@ from functools import partial
 import numpy as np
 
 from foveate.metrics import intervals, weighted
-from foveate.metrics.jackknife import Cohort, gather, without_each
-from foveate.metrics.types import Floats, Ints, Score, checked, numbered
+from foveate.metrics.jackknife import Cohort, group_patients, measure_leaving_out
+from foveate.metrics.types import Floats, Ints, Score, check_inputs, number_names
 from foveate.metrics.values import (
     N_BINS,
     Curve,
-    bin_of,
-    confidence_and_hit,
-    ranked,
-    ranked_classes,
-    squared_error,
-    surprise,
+    assign_bins,
+    brier_loss,
+    confidence_and_outcome,
+    find_ranked_classes,
+    log_loss,
+    mean_area,
 )
 
 KAPPAS = {"kappa": 0, "kappa_linear": 1, "kappa_quadratic": 2}
@@ -29,8 +29,13 @@ _FOLDS = "; of pairs within a fold, {} of {} folds"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A score, and what each group of patients adds to it, ``(groups,)``; empty if not known."""
+class MeasuredScore:
+    """A score with the influence of each group of patients on it.
+
+    Attributes:
+        score: the score.
+        influence: influence of each group, ``(groups,)``; empty where it is not known.
+    """
 
     score: Score
     influence: Floats
@@ -45,48 +50,63 @@ def score_all(
     folds: Sequence[Hashable] | None = None,
     ordinal: bool = False,
 ) -> dict[str, Score]:
-    """All metrics with 95 % intervals over patients (all of a patient's images together).
+    """Compute all scores with 95 % intervals over patients; a patient's images stay together.
 
-    ``auroc`` and ``auprc`` are of the second class, or the mean of each class against the rest;
-    where no fold holds two classes they are left out, and with one class so are balanced accuracy
-    and kappa.
+    ``auroc`` and ``auprc`` are those of the second of two classes, or the mean over all classes of
+    each against the rest. They are left out where no fold contains two classes. Balanced accuracy
+    and kappa are left out where only one class occurs.
 
     Args:
-        prob: ``(n, k)``.
-        target: ``(n,)``.
-        patients: of each image.
-        predicted: classes, where they are not the most probable ones (a threshold was chosen).
-        folds: of each image, the model that answered. Ranks are compared within a fold only, as
-            probabilities of two models have two scales; decisions and losses are pooled.
-        ordinal: the classes are ordered, so weighted kappas make sense.
+        prob: probabilities, ``(n, k)``.
+        target: class of each image, ``(n,)``.
+        patients: name of each image's patient, ``(n,)``.
+        predicted: predicted class of each image, ``(n,)``, where it is not the most probable one
+            (a threshold was chosen).
+        folds: name of the model that answered for each image, ``(n,)``. Ranks are compared within
+            a fold only, as probabilities of two models have two scales; decisions and losses are
+            pooled. None means one model for all.
+        ordinal: whether the classes are ordered, so that weighted kappas make sense.
+
+    Returns:
+        The scores by name.
 
     Raises:
         ValueError: the inputs are no probabilities, targets and patients.
     """
-    prob, cohort = prepare(prob, target, patients, folds)
+    prob, cohort = make_cohort(prob, target, patients, folds)
     predicted = prob.argmax(1) if predicted is None else np.asarray(predicted)
-    found = by_rank(prob, cohort) | by_decision(predicted, cohort, prob.shape[1], ordinal)
-    found |= by_loss(prob, cohort)
-    return {name: measured.score for name, measured in found.items()}
+    scores = score_ranks(prob, cohort)
+    scores |= score_decisions(predicted, cohort, prob.shape[1], ordinal)
+    scores |= score_losses(prob, cohort)
+    return {name: measured.score for name, measured in scores.items()}
 
 
-def prepare(
+def make_cohort(
     prob: Floats, target: Ints, patients: Sequence[str], folds: Sequence[Hashable] | None
 ) -> tuple[Floats, Cohort]:
-    """Checked probabilities, and who the images are of.
+    """Check the inputs of a metric, and group the images by patient.
+
+    Args:
+        prob: probabilities, ``(n, k)``.
+        target: class of each image, ``(n,)``.
+        patients: name of each image's patient, ``(n,)``.
+        folds: name of the model that answered for each image, ``(n,)``; None for one model.
+
+    Returns:
+        The probabilities as float64 ``(n, k)``, and the cohort.
 
     Raises:
         ValueError: the inputs are no probabilities, targets and patients.
     """
-    prob, target = checked(prob, target)
+    prob, target = check_inputs(prob, target)
     n = len(target)
-    fold = numbered(folds, n, "folds") if folds is not None else np.zeros(n, np.int64)
-    return prob, gather(target, numbered(patients, n), fold)
+    fold = number_names(folds, n, "folds") if folds is not None else np.zeros(n, np.int64)
+    return prob, group_patients(target, number_names(patients, n), fold)
 
 
-def by_rank(prob: Floats, cohort: Cohort) -> dict[str, Measured]:
-    """``auroc`` and ``auprc``; neither where no fold holds two classes."""
-    classes = ranked_classes(cohort.target, cohort.fold, prob.shape[1])
+def score_ranks(prob: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
+    """Compute ``auroc`` and ``auprc`` of probabilities ``(n, k)``, if a fold has two classes."""
+    classes = find_ranked_classes(cohort.target, cohort.fold, prob.shape[1])
     if not classes:
         return {}
     areas: tuple[tuple[str, Curve, intervals.Variance, str], ...] = (
@@ -95,55 +115,64 @@ def by_rank(prob: Floats, cohort: Cohort) -> dict[str, Measured]:
         ("auprc", weighted.average_precision, intervals.precision_variance(cohort, classes),
          "score interval, jackknife over patients"),
     )  # fmt: skip
-    together = {f: set(cohort.target[cohort.fold == f]) for f in np.unique(cohort.fold)}
-    used = [f for f, labels in together.items() if len(labels) > 1]
+    classes_of_fold = {f: set(cohort.target[cohort.fold == f]) for f in np.unique(cohort.fold)}
+    used = [f for f, labels in classes_of_fold.items() if len(labels) > 1]
     n = int(np.isin(cohort.fold, used).sum())
-    note = _FOLDS.format(len(used), len(together)) if len(together) > 1 else ""
-    note += _NO_SPREAD if cohort.lonely else ""
-    found = {}
+    note = _FOLDS.format(len(used), len(classes_of_fold)) if len(classes_of_fold) > 1 else ""
+    note += _NO_SPREAD if cohort.has_singleton_class else ""
+    scores = {}
     for name, curve, variance, method in areas:
 
         def measure(weight: Floats, curve: Curve = curve) -> Floats:
-            return ranked(curve, prob, cohort.target, weight, cohort.fold, classes)
+            return mean_area(curve, prob, cohort.target, weight, cohort.fold, classes)
 
         value = float(measure(np.ones((1, len(prob))))[0])
-        influence = cohort.influence(value, without_each(cohort, measure))
-        lo, hi = intervals.by_test(value, variance, influence, cohort.lonely)
-        found[name] = Measured(Score(value, lo, hi, method + note, n), influence)
-    return found
+        influence = cohort.compute_influence(value, measure_leaving_out(cohort, measure))
+        lo, hi = intervals.invert_score_test(value, variance, influence, cohort.has_singleton_class)
+        scores[name] = MeasuredScore(Score(value, lo, hi, method + note, n), influence)
+    return scores
 
 
-def by_decision(predicted: Ints, cohort: Cohort, k: int, ordinal: bool) -> dict[str, Measured]:
-    """Accuracy, and with two classes or more balanced accuracy and kappas."""
+def score_decisions(
+    predicted: Ints, cohort: Cohort, k: int, ordinal: bool
+) -> dict[str, MeasuredScore]:
+    """Compute accuracy, and balanced accuracy and kappas where two classes or more occur.
+
+    Args:
+        predicted: predicted class of each image, ``(n,)``.
+        cohort: the images.
+        k: number of classes.
+        ordinal: whether the classes are ordered, so that weighted kappas are computed.
+    """
     measures = {"accuracy": (weighted.accuracy, 0.0)}
     if len(np.unique(cohort.target)) > 1:
         measures["balanced_accuracy"] = (weighted.balanced_accuracy, 0.0)
         for name, power in KAPPAS.items():
             if ordinal or power == 0:
                 measures[name] = (partial(weighted.kappa, power=power), -1.0)
-    found = {}
+    scores = {}
     for name, (measure, low) in measures.items():
-        value, (lo, hi), influence = intervals.of_decisions(cohort, predicted, k, measure, low)
+        value, (lo, hi), influence = intervals.measure_decisions(cohort, predicted, k, measure, low)
         score = Score(value, lo, hi, "Agresti-Coull, jackknife over patients",
                       len(predicted))  # fmt: skip
-        found[name] = Measured(score, influence)
-    return found
+        scores[name] = MeasuredScore(score, influence)
+    return scores
 
 
-def by_loss(prob: Floats, cohort: Cohort) -> dict[str, Measured]:
-    """Brier score, logarithmic loss and calibration error."""
+def score_losses(prob: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
+    """Compute Brier score, logarithmic loss and calibration error of probabilities ``(n, k)``."""
     n, k = prob.shape
     target = cohort.target
-    found = {}
-    for name, loss, unknowing, high in (
-        ("brier", squared_error(prob, target), 0.25 if k == 2 else 1 - 1 / k, min(k - 1.0, 2.0)),
-        ("log_loss", surprise(prob, target), math.log(k), math.inf),
+    scores = {}
+    for name, loss, uniform_loss, high in (
+        ("brier", brier_loss(prob, target), 0.25 if k == 2 else 1 - 1 / k, min(k - 1.0, 2.0)),
+        ("log_loss", log_loss(prob, target), math.log(k), math.inf),
     ):
-        value, (lo, hi), influence = intervals.of_losses(cohort, loss, unknowing, high)
+        value, (lo, hi), influence = intervals.measure_losses(cohort, loss, uniform_loss, high)
         score = Score(value, lo, hi, "logarithmic scale, jackknife over patients", n)
-        found[name] = Measured(score, influence)
-    confidence, hit = confidence_and_hit(prob, target)
-    number = bin_of(confidence, N_BINS)
-    value, (lo, hi) = intervals.of_calibration(cohort, confidence, hit, number)
+        scores[name] = MeasuredScore(score, influence)
+    confidence, correct = confidence_and_outcome(prob, target)
+    bin_index = assign_bins(confidence, N_BINS)
+    value, (lo, hi) = intervals.measure_calibration(cohort, confidence, correct, bin_index)
     score = Score(value, lo, hi, f"{N_BINS} equal bins, their noise taken off", n)
-    return found | {"ece": Measured(score, np.zeros(0))}
+    return scores | {"ece": MeasuredScore(score, np.zeros(0))}

@@ -1,4 +1,4 @@
-"""Scores, checked inputs, and the few types that all metrics share."""
+"""Types of scores and arrays that all metrics share, and the checks of their inputs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ ALPHA = 1 - LEVEL
 
 @dataclass(frozen=True)
 class Score:
-    """A number, its 95 % interval, and where the interval comes from.
+    """A score and its 95 % interval.
 
     Attributes:
-        n: images that were scored.
+        value: the score.
+        lo: lower limit of the interval.
+        hi: upper limit of the interval.
+        method: name of the method that made the interval.
+        n: number of images that were scored.
     """
 
     value: float
@@ -34,7 +38,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of run a minus score of run b on the same images, with a two-sided p value."""
+    """The score of run a minus the score of run b on the same images.
+
+    Attributes:
+        value: the difference.
+        lo: lower limit of its 95 % interval.
+        hi: upper limit of its 95 % interval.
+        p_value: two-sided p value of the hypothesis that the difference is 0.
+        method: name of the method that made the interval.
+        n: number of images that were scored.
+    """
 
     value: float
     lo: float
@@ -44,8 +57,8 @@ class Difference:
     n: int
 
 
-def checked(prob: Floats, target: Ints) -> tuple[Floats, Ints]:
-    """Probabilities as float64 ``(n, k)`` and targets as int64 ``(n,)``.
+def check_inputs(prob: Floats, target: Ints) -> tuple[Floats, Ints]:
+    """Check probabilities and targets, and return them as float64 ``(n, k)`` and int64 ``(n,)``.
 
     Raises:
         ValueError: shapes disagree, a number is not finite, a row does not sum to 1 (within
@@ -67,13 +80,21 @@ def checked(prob: Floats, target: Ints) -> tuple[Floats, Ints]:
     return prob, target.astype(np.int64)
 
 
-def numbered(names: Sequence[Hashable], n: int, what: str = "patients") -> Ints:
-    """A number from 0 per image, equal for images with the same name of `what`.
+def number_names(names: Sequence[Hashable], n: int, noun: str = "patients") -> Ints:
+    """Assign each distinct name of an image a number from 0, in order of appearance.
+
+    Args:
+        names: name of each image's patient or fold.
+        n: number of images.
+        noun: what the names are, for the message.
+
+    Returns:
+        The numbers ``(n,)``.
 
     Raises:
         ValueError: not one name per image.
     """
     if len(names) != n:
-        raise ValueError(f"{len(names)} {what} for {n} images")
+        raise ValueError(f"{len(names)} {noun} for {n} images")
     order: dict[Hashable, int] = {}
     return np.array([order.setdefault(p, len(order)) for p in names], dtype=np.int64)

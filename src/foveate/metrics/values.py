@@ -1,4 +1,4 @@
-"""Plain values of the metrics, without intervals, and what they are made of."""
+"""Values of the metrics without intervals, and the losses and bins that they are computed from."""
 
 from __future__ import annotations
 
@@ -7,35 +7,47 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from foveate.metrics import weighted
-from foveate.metrics.types import Floats, Ints, checked
+from foveate.metrics.types import Floats, Ints, check_inputs
 
 N_BINS = 10
 """Equal-width bins of the calibration error."""
 
 Curve = Callable[[Floats, Floats, Floats, Ints], Floats]
+"""A function of `foveate.metrics.weighted`: (score, positive, weight, fold) to areas ``(r,)``."""
 
 
 def auroc(prob: Floats, target: Ints) -> float | None:
-    """Area under the ROC curve; with more than two classes the mean of each against the rest.
+    """Compute the area under the ROC curve; of several classes the mean of each against the rest.
 
     Classes that do not occur are left out of the mean.
 
+    Args:
+        prob: probabilities, ``(n, k)``.
+        target: class of each image, ``(n,)``.
+
     Returns:
-        `None` when only one class occurs.
+        The area; None where only one class occurs.
 
     Raises:
         ValueError: the inputs are no probabilities and targets.
     """
-    prob, target = checked(prob, target)
-    classes = ranked_classes(target, np.zeros_like(target), prob.shape[1])
+    prob, target = check_inputs(prob, target)
+    fold = np.zeros_like(target)
+    classes = find_ranked_classes(target, fold, prob.shape[1])
     if not classes:
         return None
-    one = np.ones((1, len(target)))
-    return float(ranked(weighted.auroc, prob, target, one, np.zeros_like(target), classes)[0])
+    weight = np.ones((1, len(target)))
+    return float(mean_area(weighted.auroc, prob, target, weight, fold, classes)[0])
 
 
 def confusion(predicted: Ints, target: Ints, k: int) -> Ints:
-    """How often each class (row) was predicted as each class (column), ``(k, k)``."""
+    """Count how often each true class (row) was predicted as each class (column), ``(k, k)``.
+
+    Args:
+        predicted: predicted class of each image, ``(n,)``.
+        target: class of each image, ``(n,)``.
+        k: number of classes.
+    """
     cells = np.bincount(np.asarray(target) * k + np.asarray(predicted), minlength=k * k)
     return cells.reshape(k, k).astype(np.int64)
 
@@ -43,35 +55,46 @@ def confusion(predicted: Ints, target: Ints, k: int) -> Ints:
 def calibration_bins(
     prob: Floats, target: Ints, n_bins: int = N_BINS
 ) -> list[dict[str, float | int]]:
-    """The equal-width bins of the stated probability that hold images.
+    """Divide the images into bins of equal width by their stated probability.
 
-    Of the positive class's probability for two classes, of the predicted class's for more.
+    That is the probability of the positive class of two, or of the predicted class of more.
+
+    Args:
+        prob: probabilities, ``(n, k)``.
+        target: class of each image, ``(n,)``.
+        n_bins: number of bins from 0 to 1.
 
     Returns:
-        For each, ``mean_prob``, ``fraction`` that is of the class, and ``n`` images.
+        For each bin that contains images: their mean probability ``mean_prob``, the ``fraction``
+        of them that is of the class, and their number ``n``.
 
     Source: Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., ICML 2017.
     """
-    confidence, hit = confidence_and_hit(*checked(prob, target))
-    number = bin_of(confidence, n_bins)
+    confidence, correct = confidence_and_outcome(*check_inputs(prob, target))
+    bin_index = assign_bins(confidence, n_bins)
     return [
         {
-            "mean_prob": float(confidence[number == i].mean()),
-            "fraction": float(hit[number == i].mean()),
-            "n": int((number == i).sum()),
+            "mean_prob": float(confidence[bin_index == i].mean()),
+            "fraction": float(correct[bin_index == i].mean()),
+            "n": int((bin_index == i).sum()),
         }
-        for i in np.unique(number)
+        for i in np.unique(bin_index)
     ]
 
 
 def threshold_youden(prob_pos: Floats, target: Ints) -> float | None:
-    """The threshold with the largest sensitivity + specificity - 1; at or above it is positive.
+    """Find the threshold with the largest sensitivity + specificity - 1.
 
-    It lies halfway between two neighbouring scores, where new images can fall on either side. Of
-    equally good ones the nearest to 0.5 is taken.
+    Images at or above the threshold are positive. It lies halfway between two neighbouring scores,
+    so that new images can fall on either side. Of equally good thresholds the nearest to 0.5 is
+    taken.
+
+    Args:
+        prob_pos: probability of the positive class of each image, ``(n,)``.
+        target: class of each image, 1 for positive, ``(n,)``.
 
     Returns:
-        `None` when only one class occurs.
+        The threshold; None where only one class occurs.
 
     Source: Youden, Cancer 3 (1950), 32.
     """
@@ -87,29 +110,50 @@ def threshold_youden(prob_pos: Floats, target: Ints) -> float | None:
     return float(best[np.argmin(np.abs(best - 0.5))])
 
 
-# -- what a metric is made of, per image ------------------------------------------------------
+# -- parts of metrics -------------------------------------------------------------------------
 
 
-def ranked_classes(target: Ints, fold: Ints, k: int) -> list[int]:
-    """Classes that a fold holds beside others: the second of two, or every such one."""
-    found = [
-        c
-        for c in range(k)
-        if any(0 < np.mean(target[fold == each] == c) < 1 for each in np.unique(fold))
+def find_ranked_classes(target: Ints, fold: Ints, k: int) -> list[int]:
+    """Find the classes that can be ranked against others: those beside others in some fold.
+
+    Args:
+        target: class of each image, ``(n,)``.
+        fold: number of the model that scored each image, ``(n,)``.
+        k: number of classes.
+
+    Returns:
+        Their numbers; of two classes the second alone, as the area of the first is the same.
+    """
+    classes = [
+        c for c in range(k) if any(0 < np.mean(target[fold == f] == c) < 1 for f in np.unique(fold))
     ]
-    return [1] if found and k == 2 else found
+    return [1] if classes and k == 2 else classes
 
 
-def ranked(
+def mean_area(
     curve: Curve, prob: Floats, target: Ints, weight: Floats, fold: Ints, classes: Sequence[int]
 ) -> Floats:
-    """Mean area of these classes, each against the rest, ``(r,)``."""
+    """Compute the mean area under a curve over classes, each against the rest.
+
+    Args:
+        curve: function that computes the area.
+        prob: probabilities, ``(n, k)``.
+        target: class of each image, ``(n,)``.
+        weight: weightings of the images, ``(r, n)``.
+        fold: number of the model that scored each image, ``(n,)``.
+        classes: numbers of the classes.
+
+    Returns:
+        The mean for each weighting, ``(r,)``.
+    """
     areas = [curve(prob[:, c], (target == c).astype(float), weight, fold) for c in classes]
     return np.asarray(np.mean(areas, 0))
 
 
-def squared_error(prob: Floats, target: Ints) -> Floats:
-    """Brier's loss of each image: of the positive class for two (0 to 1), else summed (0 to 2).
+def brier_loss(prob: Floats, target: Ints) -> Floats:
+    """Compute the Brier loss of each image, ``(n,)``, from ``(n, k)`` and ``(n,)``.
+
+    With two classes it is that of the positive class (0 to 1), else the sum over classes (0 to 2).
 
     Source: Brier, Monthly Weather Review 78 (1950), 1; for two classes half of his.
     """
@@ -118,20 +162,35 @@ def squared_error(prob: Floats, target: Ints) -> Floats:
     return loss / 2 if k == 2 else loss
 
 
-def surprise(prob: Floats, target: Ints) -> Floats:
-    """Logarithmic loss of each image, the probability clipped at machine precision."""
+def log_loss(prob: Floats, target: Ints) -> Floats:
+    """Compute the logarithmic loss of each image, ``(n,)``, from ``(n, k)`` and ``(n,)``.
+
+    The probability is clipped at machine precision.
+    """
     true = prob[np.arange(len(prob)), target]
     return np.asarray(-np.log(np.clip(true, np.finfo(np.float64).eps, 1)))
 
 
-def confidence_and_hit(prob: Floats, target: Ints) -> tuple[Floats, Floats]:
-    """The probability that calibration is judged by, and whether it came true."""
+def confidence_and_outcome(prob: Floats, target: Ints) -> tuple[Floats, Floats]:
+    """Return the probabilities that calibration is judged by, and whether they came true.
+
+    Args:
+        prob: probabilities, ``(n, k)``.
+        target: class of each image, ``(n,)``.
+
+    Returns:
+        The probability of the positive class of two, or of the predicted class of more, ``(n,)``;
+        and 1 where the image is of that class, else 0, ``(n,)``.
+    """
     if prob.shape[1] == 2:
         return prob[:, 1], (target == 1).astype(np.float64)
     return prob.max(1), (prob.argmax(1) == target).astype(np.float64)
 
 
-def bin_of(prob: Floats, n_bins: int) -> Ints:
-    """The equal-width bin of each probability; a bin holds its lower edge, the last both."""
+def assign_bins(prob: Floats, n_bins: int) -> Ints:
+    """Return the number of the equal-width bin that each probability ``(n,)`` lies in, ``(n,)``.
+
+    A bin contains its lower edge; the last bin contains both.
+    """
     edges = np.linspace(0, 1, n_bins + 1)
     return np.clip(np.searchsorted(edges, prob, side="right") - 1, 0, n_bins - 1).astype(np.int64)

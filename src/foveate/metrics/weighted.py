@@ -1,8 +1,9 @@
-"""Metrics of many weightings of the same images at once.
+"""Metrics of the same images under many weightings at once.
 
-Leaving a patient out is a weighting of the images by 0 and 1. Every function takes ``(r, n)``
-weights and returns ``(r,)`` values; one row of ones is the plain score. NaN where a weighting
-leaves nothing to score.
+Leaving out a patient is a weighting of the images by 0 and 1. Functions of ranks take weights
+``(r, n)``, functions of decisions weighted confusion matrices ``(r, k, k)``; all return values
+``(r,)``. One row of ones gives the plain score. A value is NaN where its weighting leaves nothing
+to score.
 
 Scores of two models have two scales, so ranks are compared between images of one fold only.
 """
@@ -15,79 +16,105 @@ from foveate.metrics.types import Floats, Ints
 
 
 def auroc(score: Floats, positive: Floats, weight: Floats, fold: Ints) -> Floats:
-    """Share of the pairs of a positive and a negative of one fold that are ranked rightly.
+    """Compute the share of pairs, of a positive and a negative of one fold, in the right order.
 
     Ties count half. With one fold it is the area under the ROC curve.
 
     Args:
-        score: ``(n,)``.
-        positive: ``(n,)``, 1 for positives, else 0.
-        weight: ``(r, n)``.
-        fold: ``(n,)``, of the model that scored each image.
+        score: score of each image, ``(n,)``.
+        positive: 1 for positive images, else 0, ``(n,)``.
+        weight: weightings of the images, ``(r, n)``.
+        fold: number of the model that scored each image, ``(n,)``.
     """
-    right = pairs = np.zeros(len(weight))
-    for each in np.unique(fold):
-        own = fold == each
-        pos, neg = _by_score(score[own], positive[own], weight[:, own])
+    ordered = pairs = np.zeros(len(weight))
+    for f in np.unique(fold):
+        inside = fold == f
+        pos, neg = _sum_by_score(score[inside], positive[inside], weight[:, inside])
         below = np.cumsum(neg, 1) - neg
-        right = right + (pos * (below + neg / 2)).sum(1)
+        ordered = ordered + (pos * (below + neg / 2)).sum(1)
         pairs = pairs + pos.sum(1) * neg.sum(1)
-    return _divided(right, pairs)
+    return _divide(ordered, pairs)
 
 
 def average_precision(score: Floats, positive: Floats, weight: Floats, fold: Ints) -> Floats:
-    """Area under the precision-recall curve as a step sum; the mean of folds by their pairs.
+    """Compute the area under the precision-recall curve as a step sum.
+
+    Of several folds it is their mean, weighted by their pairs of a positive and a negative.
+
+    Args:
+        score: score of each image, ``(n,)``.
+        positive: 1 for positive images, else 0, ``(n,)``.
+        weight: weightings of the images, ``(r, n)``.
+        fold: number of the model that scored each image, ``(n,)``.
 
     Source: the definition of scikit-learn's `average_precision_score`.
     """
     total = pairs = np.zeros(len(weight))
-    for each in np.unique(fold):
-        own = fold == each
-        pos, neg = _by_score(-score[own], positive[own], weight[:, own])
-        hits, alarms = np.cumsum(pos, 1), np.cumsum(neg, 1)
-        # Where nothing is above the threshold yet, nothing is gained either.
-        precision = hits / np.maximum(hits + alarms, 1e-300)
+    for f in np.unique(fold):
+        inside = fold == f
+        pos, neg = _sum_by_score(-score[inside], positive[inside], weight[:, inside])
+        true_pos, false_pos = np.cumsum(pos, 1), np.cumsum(neg, 1)
+        # Where no image is above the threshold, the precision is 0 and so is the recall gained.
+        precision = true_pos / np.maximum(true_pos + false_pos, 1e-300)
         count = pos.sum(1) * neg.sum(1)
         total = total + count * (pos * precision).sum(1) / np.maximum(pos.sum(1), 1e-300)
         pairs = pairs + count
-    return _divided(total, pairs)
+    return _divide(total, pairs)
 
 
 def accuracy(confusion: Floats) -> Floats:
-    """Share on the diagonal of ``(r, k, k)``; row is the truth, column the prediction."""
+    """Compute the share on the diagonal of confusion matrices ``(r, k, k)``.
+
+    Rows are true classes, columns predicted ones.
+    """
     diagonal: Floats = np.trace(confusion, axis1=1, axis2=2)
     return np.asarray(diagonal / confusion.sum((1, 2)))
 
 
 def balanced_accuracy(confusion: Floats) -> Floats:
-    """Mean recall over the classes that occur in any of the weightings."""
+    """Compute the mean recall over the classes that occur in any weighting, from ``(r, k, k)``."""
     occurring = confusion.sum((0, 2)) > 0
     recall = np.diagonal(confusion, axis1=1, axis2=2)[:, occurring]
-    return np.asarray(_divided(recall, confusion.sum(2)[:, occurring]).mean(1))
+    return np.asarray(_divide(recall, confusion.sum(2)[:, occurring]).mean(1))
 
 
 def kappa(confusion: Floats, power: int) -> Floats:
-    """Cohen's kappa with disagreement ``|i - j| ** power``; power 0 counts all alike.
+    """Compute Cohen's kappa of confusion matrices ``(r, k, k)``.
 
-    Where truth and prediction are one and the same class throughout, it is 0 by convention.
+    Where all images are of one class and predicted as it, kappa is 0 by convention.
+
+    Args:
+        confusion: confusion matrices, ``(r, k, k)``.
+        power: exponent of the disagreement ``|i - j| ** power`` between class i and class j; with
+            0 all disagreements count 1.
 
     Source: Cohen, Psychological Bulletin 70 (1968), 213.
     """
     k = confusion.shape[1]
     gap = np.abs(np.subtract.outer(np.arange(k), np.arange(k))).astype(float)
     cost = (gap > 0).astype(float) if power == 0 else gap**power
-    seen = (confusion * cost).sum((1, 2))
+    observed = (confusion * cost).sum((1, 2))
     chance = np.einsum("ri,rj->rij", confusion.sum(2), confusion.sum(1))
     expected = (chance * cost).sum((1, 2)) / confusion.sum((1, 2))
-    return np.where(expected > 0, 1 - seen / np.where(expected > 0, expected, 1), 0.0)
+    return np.where(expected > 0, 1 - observed / np.where(expected > 0, expected, 1), 0.0)
 
 
-def _divided(value: Floats, by: Floats) -> Floats:
-    return np.divide(value, by, out=np.full_like(value, np.nan), where=by > 0)
+def _divide(value: Floats, divisor: Floats) -> Floats:
+    """Divide arrays of one shape element by element; NaN where the divisor is 0."""
+    return np.divide(value, divisor, out=np.full_like(value, np.nan), where=divisor > 0)
 
 
-def _by_score(score: Floats, positive: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Weight of positives and of negatives at each distinct score, rising; ``(r, scores)``."""
+def _sum_by_score(score: Floats, positive: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Sum the weights of positives and of negatives at each distinct score, in rising order.
+
+    Args:
+        score: score of each image, ``(n,)``.
+        positive: 1 for positive images, else 0, ``(n,)``.
+        weight: weightings of the images, ``(r, n)``.
+
+    Returns:
+        The sums of positives and of negatives, both ``(r, scores)``.
+    """
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
     sorted_weight = weight[:, order]

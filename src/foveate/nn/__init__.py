@@ -1,1 +1,4 @@
-"""Building blocks of methods: sampling, replay, attention, position codes. No disk, no clock."""
+"""Layers and estimators that methods are built of: sampling, replay, attention, position codes.
+
+The modules are pure: no disk, no clock.
+"""

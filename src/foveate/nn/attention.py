@@ -1,4 +1,4 @@
-"""Attention over bags of tokens, with masks for padding everywhere."""
+"""Attention between the tokens of an image, by their content and their positions."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from foveate.nn.base import QUICK, masked_softmax
+from foveate.nn.base import FAST_RATE, masked_softmax
 
-__all__ = ["Relate", "masked_softmax"]
+__all__ = ["RelationLayer", "masked_softmax"]
 
 _ROWS = 1024
-# Patches that something must lie to a side before it counts as being there, more or less.
-_SOFT = 0.25
+"""Tokens that are projected at a time where there are too many to compare all pairs at once."""
+
+_SIDE_SCALE = 0.25
+"""Offset in patches at which a token counts as lying to a side, by ``tanh(offset / scale)``."""
 
 
-class Relate(nn.Module):
-    """A pre-norm transformer layer between parts, whose branches start at nearly zero.
+class RelationLayer(nn.Module):
+    """A pre-norm transformer layer between tokens, whose branches start at nearly zero.
 
     Tokens keep their own content at initialisation, so that attention over them can be read as
-    evidence; relations are learnt on top. Each head sees as far as its reach: its logits fall by
-    one for every reach of distance, which is learnt and starts between `near` and `far` patches. A
-    token attends to the others, not to itself, or to nothing (a key and value of 0). What it gets
-    is then what its neighbourhood holds, from the first step on; beside itself, at distance 0, a
-    neighbourhood drowns, and a layout is not learnt for thousands of steps.
+    evidence; relations between tokens are learnt on top. Each attention head has a reach: its
+    logits fall by one for every reach of distance between two tokens. The reach is learnt and
+    starts between `near` and `far` patches. A token attends to all others and to a key and value
+    of 0, but not to itself. So its output describes its neighbourhood from the first step on. If it
+    attended to itself, at distance 0, it would outweigh its neighbourhood, and a layout would not
+    be learnt for thousands of steps.
 
-    A head may also lean to a side: its logits rise for what lies above or below, and so for every
-    axis, by an amount that is learnt and starts at 0. "Is there another one above me?" decides
-    which of several parts is the topmost; one score for each part cannot, as it would have to
-    weigh what a part is against how high it lies.
+    An attention head may also prefer a side: along every axis its logits rise for tokens that lie
+    above, or below, by an amount that is learnt and starts at 0. "Is there another one above me?"
+    decides which of several parts is the topmost. A score of each part alone cannot decide this, as
+    it would have to weigh what the part is against how high it lies.
 
     Args:
         dim: length of a token.
-        heads: of attention; divides `dim`.
-        initial_scale: of both branches.
-        near: reach of the first head at the start, in patches.
-        far: that of the last; those between are spaced geometrically.
-        ndim: axes of an image.
-        pairs: of tokens compared at once; where there are more, they are compared tile by tile,
-            and computed again for their gradients, so that memory grows with n alone: by about a
-            dozen vectors for each token.
+        heads: number of attention heads; divides `dim`.
+        initial_scale: initial factor of both branches.
+        near: initial reach of the first attention head, in patches.
+        far: initial reach of the last one; those between are spaced geometrically.
+        ndim: number of axes of an image.
+        pairs: number of pairs of tokens that are compared at once. More pairs are compared tile by
+            tile and computed again for their gradients, so that memory grows with n alone: by about
+            a dozen vectors per token.
 
     Source: the distance term is that of Press, Smith & Lewis, "Train Short, Test Long", ICLR 2022
-    (ALiBi). Where we differ: distances are Euclidean, how fast they count is learnt, and sides
-    count too.
+    (ALiBi). Where we differ: distances are Euclidean, their slope is learnt, and sides count too.
     """
 
     def __init__(
@@ -83,54 +85,65 @@ class Relate(nn.Module):
         centre: Tensor,
         everywhere: Tensor | None = None,
     ) -> Tensor:
-        """Relate tokens.
+        """Add to each token its relations to the others and the output of the MLP.
 
         Args:
-            tokens: ``(b, n, d)``.
-            position: ``(b, n, d)``, added where tokens are compared, not to what they carry.
-            valid: ``(b, n)`` bool.
-            centre: ``(b, n, ndim)`` in patches, where tokens lie; only how they lie to each other
-                counts, and gets no gradient.
-            everywhere: ``(b, n)`` bool, tokens of the image as a whole: at no distance from any
-                other, on no side of it. None by default.
+            tokens: tokens, ``(b, n, d)``.
+            position: position codes, ``(b, n, d)``; added to queries and keys, not to values.
+            valid: False for padding, ``(b, n)`` bool.
+            centre: centres of tokens in patches, ``(b, n, ndim)``. Only differences between tokens
+                count; it gets no gradient.
+            everywhere: True for tokens of the whole image, such as the glimpse, ``(b, n)`` bool.
+                They have distance 0 from every other token and lie on no side of it. None marks no
+                token.
 
         Returns:
-            ``(b, n, d)``.
+            The new tokens, ``(b, n, d)``.
         """
         n = tokens.shape[1]
-        where = _Places(self.heads, valid, centre.detach(), everywhere)
-        weight = torch.cat([-1 / self.log_reach.exp()[:, None], QUICK * self.lean], 1)
+        places = _Places(self.heads, valid, centre.detach(), everywhere)
+        weight = torch.cat([-1 / self.log_reach.exp()[:, None], FAST_RATE * self.lean], 1)
         if n * n <= self.pairs:
-            mixed = where.attend(self._projected(tokens, position), weight)
-            return self._joined(tokens, mixed)
+            mixed = places.attend(self._project(tokens, position), weight)
+            return self._add_branches(tokens, mixed)
         tile = max(1, math.isqrt(self.pairs) // 2)
-        qkv = _by_rows(self._projected, tokens, position)
-        mixed = _TiledAttention.apply(qkv, weight, where, tile)
-        return _by_rows(self._joined, tokens, mixed)
+        qkv = _apply_by_rows(self._project, tokens, position)
+        mixed = _TiledAttention.apply(qkv, weight, places, tile)
+        return _apply_by_rows(self._add_branches, tokens, mixed)
 
-    def _projected(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Queries, keys and values side by side, ``(b, n, 3 d)``."""
+    def _project(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Return queries, keys and values of tokens ``(b, n, d)`` side by side, ``(b, n, 3 d)``."""
         normed, d = self.norm(tokens), tokens.shape[-1]
         query_key = functional.linear(normed + position, self.query_key_value.weight[: 2 * d])
         value = functional.linear(normed, self.query_key_value.weight[2 * d :])
         return torch.cat([query_key, value], -1)
 
-    def _joined(self, tokens: Tensor, mixed: Tensor) -> Tensor:
-        """Both branches added to the tokens, ``(b, n, d)``."""
+    def _add_branches(self, tokens: Tensor, mixed: Tensor) -> Tensor:
+        """Add attended values ``(b, n, d)`` and the MLP's output to tokens ``(b, n, d)``."""
         tokens = tokens + self.scale[0] * self.out(mixed)
         out: Tensor = tokens + self.scale[1] * self.mlp(tokens)
         return out
 
 
-def _by_rows(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
-    """A function of each token, computed again for its gradients: kept is what it is given."""
+def _apply_by_rows(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+    """Apply a function to blocks of tokens, and again in the backward pass.
+
+    So only the arguments, each ``(b, n, …)``, are stored for the gradient.
+    """
     blocks = zip(*(torch.split(t, _ROWS, 1) for t in tokens), strict=True)
     return torch.cat([checkpoint(function, *block, use_reentrant=False) for block in blocks], 1)
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Who may attend to whom, and how they lie to each other; arguments as of `Relate`."""
+    """The attention mask of tokens, and their positions relative to each other.
+
+    Attributes:
+        heads: number of attention heads.
+        valid: False for padding, ``(b, n)`` bool.
+        centre: centres of tokens in patches, ``(b, n, ndim)``.
+        everywhere: True for tokens of the whole image, ``(b, n)`` bool; None for no token.
+    """
 
     heads: int
     valid: Tensor
@@ -138,106 +151,122 @@ class _Places:
     everywhere: Tensor | None = None
 
     def attend(self, qkv: Tensor, weight: Tensor) -> Tensor:
-        """All tokens at once, ``(b, n, d)``; one more key and value of 0 are nothing.
+        """Return the values that each token attends to, ``(b, n, d)``, all tokens at once.
 
         Args:
-            qkv: ``(b, n, 3 d)``.
-            weight: ``(h, 1 + ndim)`` of what `between` gives, in the logits of each head.
+            qkv: queries, keys and values side by side, ``(b, n, 3 d)``.
+            weight: factors of `offsets` in the logits of each attention head, ``(h, 1 + ndim)``.
         """
-        q, k, v = (self.split(x) for x in qkv.chunk(3, -1))
+        q, k, v = (self.split_heads(x) for x in qkv.chunk(3, -1))
+        # One more key and value of 0, so that a token may attend to nothing.
         k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
-        every = slice(0, self.valid.shape[1])
-        bias = torch.einsum("bmcx,hx->bhmc", self.between(every, every, weight.dtype), weight)
-        bias = functional.pad(bias.masked_fill(self.hidden(every, every), -torch.inf), (0, 1))
-        return self.join(functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype)))
+        tokens = slice(0, self.valid.shape[1])
+        bias = torch.einsum("bmcx,hx->bhmc", self.offsets(tokens, tokens, weight.dtype), weight)
+        bias = functional.pad(bias.masked_fill(self.hidden(tokens, tokens), -torch.inf), (0, 1))
+        return self.join_heads(functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype)))
 
     def hidden(self, rows: slice, columns: slice) -> Tensor:
-        """From whom what is hidden ``(b, 1, m, c)``: padding and, from itself, a token."""
-        own = torch.arange(self.valid.shape[1], device=self.valid.device)
-        return ~(self.valid[:, None, None, columns] & (own[rows, None] != own[columns]))
+        """Return where rows must not attend to columns, ``(b, 1, m, c)``: to padding or itself."""
+        index = torch.arange(self.valid.shape[1], device=self.valid.device)
+        return ~(self.valid[:, None, None, columns] & (index[rows, None] != index[columns]))
 
-    def between(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-        """Distance in patches, then on which side the other lies, -1 to 1 for each axis.
+    def offsets(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        """Return how the tokens of `columns` lie to those of `rows`, ``(b, m, c, 1 + ndim)``.
 
-        Returns:
-            ``(b, m, c, 1 + ndim)``.
+        That is their distance in patches, then for each axis the side they lie on, from -1 to 1.
         """
-        exact = self.centre.to(dtype)
-        step = exact[:, None, columns] - exact[:, rows, None]
+        centre = self.centre.to(dtype)
+        step = centre[:, None, columns] - centre[:, rows, None]
         if self.everywhere is not None:
-            whole = self.everywhere[:, None, columns] | self.everywhere[:, rows, None]
-            step = step.masked_fill(whole.unsqueeze(-1), 0.0)
-        return torch.cat([step.norm(dim=-1, keepdim=True), (step / _SOFT).tanh()], -1)
+            placeless = self.everywhere[:, None, columns] | self.everywhere[:, rows, None]
+            step = step.masked_fill(placeless.unsqueeze(-1), 0.0)
+        return torch.cat([step.norm(dim=-1, keepdim=True), (step / _SIDE_SCALE).tanh()], -1)
 
-    def split(self, x: Tensor) -> Tensor:
-        """``(b, n, d)`` as ``(b, h, n, d / h)``."""
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Reshape ``(b, n, d)`` to ``(b, h, n, d / h)``."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def join(self, x: Tensor) -> Tensor:
-        """The way back."""
+    def join_heads(self, x: Tensor) -> Tensor:
+        """Reshape ``(b, h, n, d / h)`` to ``(b, n, d)``."""
         return x.transpose(1, 2).flatten(-2)
 
 
 class _TiledAttention(torch.autograd.Function):
-    """What `_Places.attend` does, tile by tile: memory grows with n alone, forth and back.
+    """Compute `_Places.attend` tile by tile: memory grows with n alone, forward and backward.
 
-    Source: Dao et al., "FlashAttention", NeurIPS 2022. Where we differ: logits are computed from
-    places as well, and nothing can be attended to, which is where the running sums begin.
+    Source: Dao et al., "FlashAttention", NeurIPS 2022. Where we differ: logits depend on positions
+    as well, and the running sums begin with a key and value of 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, weight: Tensor, where: _Places, tile: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, weight: Tensor, places: _Places, tile: int) -> Tensor:
         n, d = qkv.shape[1], qkv.shape[2] // 3
-        ctx.where, ctx.tiles = where, [slice(i, min(i + tile, n)) for i in range(0, n, tile)]
-        exact = torch.promote_types(qkv.dtype, torch.float32)
+        ctx.places, ctx.tiles = places, [slice(i, min(i + tile, n)) for i in range(0, n, tile)]
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
         out = qkv.new_empty(*qkv.shape[:2], d)
-        total = qkv.new_empty(qkv.shape[0], where.heads, n, 1, dtype=exact)
+        log_sum = qkv.new_empty(qkv.shape[0], places.heads, n, 1, dtype=dtype)
         with torch.autocast(qkv.device.type, enabled=False):
             for rows in ctx.tiles:
-                q = where.split(qkv[:, rows, :d].to(exact))
+                q = places.split_heads(qkv[:, rows, :d].to(dtype))
                 top, mass = torch.zeros_like(q[..., :1]), torch.ones_like(q[..., :1])
                 sums = torch.zeros_like(q)
                 for columns in ctx.tiles:
-                    k, v = (where.split(x.to(exact)) for x in qkv[:, columns, d:].chunk(2, -1))
-                    logits, _ = _logits(q, k, weight, where, rows, columns)
+                    k, v = (
+                        places.split_heads(x.to(dtype)) for x in qkv[:, columns, d:].chunk(2, -1)
+                    )
+                    logits, _ = _tile_logits(q, k, weight, places, rows, columns)
                     higher = torch.maximum(top, logits.amax(-1, keepdim=True))
                     shrink, p = (top - higher).exp(), logits.sub_(higher).exp_()
                     top, mass = higher, mass * shrink + p.sum(-1, keepdim=True)
                     sums = sums * shrink + p @ v
-                out[:, rows] = where.join(sums / mass).to(out.dtype)
-                total[:, :, rows] = top + mass.log()
-        ctx.save_for_backward(qkv, weight, out, total)
+                out[:, rows] = places.join_heads(sums / mass).to(out.dtype)
+                log_sum[:, :, rows] = top + mass.log()
+        ctx.save_for_backward(qkv, weight, out, log_sum)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, weight, out, total = ctx.saved_tensors
-        where, d, exact = ctx.where, out.shape[-1], total.dtype
-        of_qkv = torch.zeros_like(qkv, dtype=exact)
-        of_weight = torch.zeros_like(weight)
+        qkv, weight, out, log_sum = ctx.saved_tensors
+        places, d, dtype = ctx.places, out.shape[-1], log_sum.dtype
+        grad_qkv = torch.zeros_like(qkv, dtype=dtype)
+        grad_weight = torch.zeros_like(weight)
         with torch.autocast(qkv.device.type, enabled=False):
             for rows in ctx.tiles:
-                q = where.split(qkv[:, rows, :d].to(exact))
-                g = where.split(gradient[:, rows].to(exact))
-                pulled = (g * where.split(out[:, rows].to(exact))).sum(-1, keepdim=True)
+                q = places.split_heads(qkv[:, rows, :d].to(dtype))
+                g = places.split_heads(gradient[:, rows].to(dtype))
+                g_out = (g * places.split_heads(out[:, rows].to(dtype))).sum(-1, keepdim=True)
                 for columns in ctx.tiles:
-                    k, v = (where.split(x.to(exact)) for x in qkv[:, columns, d:].chunk(2, -1))
-                    logits, between = _logits(q, k, weight, where, rows, columns)
-                    p = logits.sub_(total[:, :, rows]).exp_()
-                    of_logits = (g @ v.mT).sub_(pulled).mul_(p)
-                    of_weight += torch.einsum("bhmc,bmcx->hx", of_logits, between)
-                    of_qkv[:, columns, 2 * d :] += where.join(p.mT @ g)
-                    of_logits /= math.sqrt(q.shape[-1])
-                    of_qkv[:, rows, :d] += where.join(of_logits @ k)
-                    of_qkv[:, columns, d : 2 * d] += where.join(of_logits.mT @ q)
-        return of_qkv.to(qkv.dtype), of_weight, None, None
+                    k, v = (
+                        places.split_heads(x.to(dtype)) for x in qkv[:, columns, d:].chunk(2, -1)
+                    )
+                    logits, offsets = _tile_logits(q, k, weight, places, rows, columns)
+                    p = logits.sub_(log_sum[:, :, rows]).exp_()
+                    grad_logits = (g @ v.mT).sub_(g_out).mul_(p)
+                    grad_weight += torch.einsum("bhmc,bmcx->hx", grad_logits, offsets)
+                    grad_qkv[:, columns, 2 * d :] += places.join_heads(p.mT @ g)
+                    grad_logits /= math.sqrt(q.shape[-1])
+                    grad_qkv[:, rows, :d] += places.join_heads(grad_logits @ k)
+                    grad_qkv[:, columns, d : 2 * d] += places.join_heads(grad_logits.mT @ q)
+        return grad_qkv.to(qkv.dtype), grad_weight, None, None
 
 
-def _logits(
-    q: Tensor, k: Tensor, weight: Tensor, where: _Places, rows: slice, columns: slice
+def _tile_logits(
+    q: Tensor, k: Tensor, weight: Tensor, places: _Places, rows: slice, columns: slice
 ) -> tuple[Tensor, Tensor]:
-    """Of one tile, ``(b, h, m, c)``, and what `_Places.between` gave for it."""
-    between = where.between(rows, columns, weight.dtype)
+    """Compute the logits of one tile, ``(b, h, m, c)``.
+
+    Args:
+        q: queries of the rows, ``(b, h, m, d / h)``.
+        k: keys of the columns, ``(b, h, c, d / h)``.
+        weight: factors of the offsets, ``(h, 1 + ndim)``.
+        places: masks and positions.
+        rows: tokens that attend.
+        columns: tokens that are attended to.
+
+    Returns:
+        The logits, and the offsets of the tile ``(b, m, c, 1 + ndim)``.
+    """
+    offsets = places.offsets(rows, columns, weight.dtype)
     logits = (q @ k.mT).div_(math.sqrt(q.shape[-1]))
-    logits += torch.einsum("bmcx,hx->bhmc", between, weight)
-    return logits.masked_fill_(where.hidden(rows, columns), -torch.inf), between
+    logits += torch.einsum("bmcx,hx->bhmc", offsets, weight)
+    return logits.masked_fill_(places.hidden(rows, columns), -torch.inf), offsets

@@ -1,4 +1,4 @@
-"""What several building blocks share: the questions of a task, masked softmax, gated scores.
+"""Parts that several layers share: a task's questions, masked softmax, gated attention scores.
 
 Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018
 (gated attention, their eq. 9).
@@ -13,23 +13,23 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["max", "sum", "count", "none"]
+Pooling = Literal["max", "sum", "none"]
 
-# How much faster than others a parameter moves that has to get far in one training.
-QUICK = 10.0
+FAST_RATE = 10.0
+"""Factor of parameters that must move further in one training than others do."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """One question that a task asks of an image.
+    """One question that a task asks of an image, and how it is answered.
 
     Attributes:
-        name: of the question.
+        name: name of the question.
         size: number of outputs.
-        exclusive: one softmax over the outputs; else a sigmoid each.
-        pooling: how single patches answer it: ``max`` where one patch suffices (presence), ``sum``
-            for a gated sum (grades), ``count`` for one that answers by itself (which of them are
-            most), ``none`` where no patch can and only the frequencies of the labels are learnt.
+        exclusive: whether one softmax runs over the outputs; else each output has a sigmoid.
+        pooling: how the answers of single patches are combined: ``max`` where one patch suffices
+            (presence), ``sum`` for a gated sum (grades), ``none`` where no patch can answer and
+            only the frequencies of the labels are learnt.
     """
 
     name: str
@@ -39,7 +39,15 @@ class Head:
 
 
 def masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
-    """Softmax over the last axis where `valid`; exactly 0 elsewhere, and 0 for an empty row."""
+    """Compute a softmax over the valid entries of the last axis; others are exactly 0.
+
+    Args:
+        scores: logits, ``(…, n)``.
+        valid: False for padding, ``(…, n)`` bool or a shape that expands to it.
+
+    Returns:
+        Probabilities ``(…, n)`` in float32 at least; all 0 in a row without valid entries.
+    """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     filled = scores.masked_fill(~valid, -torch.inf)
     top = filled.amax(-1, keepdim=True)
@@ -48,7 +56,12 @@ def masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 class GatedAttention(nn.Module):
-    """Scores ``w . (tanh(V h) * sigmoid(U h))``, one per token, before the softmax."""
+    """Scores of gated attention before the softmax: ``w . (tanh(V h) * sigmoid(U h))`` per token.
+
+    Args:
+        dim: length of a token.
+        hidden: width of the two hidden layers.
+    """
 
     def __init__(self, dim: int, *, hidden: int = 128) -> None:
         super().__init__()
@@ -57,14 +70,16 @@ class GatedAttention(nn.Module):
         self.score = nn.Linear(hidden, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``(…, d)`` to ``(…)``."""
+        """Return a score ``(…)`` for each token ``(…, d)``."""
         mixed = torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens))
         scores: Tensor = self.score(mixed).squeeze(-1)
         return scores
 
 
 class Standardise(nn.Module):
-    """Subtracts a mean and divides by a spread, both settled from data and stored with the model.
+    """Subtraction of a mean and division by a spread that are taken from data, once.
+
+    Both are buffers, stored with the model.
 
     Args:
         n_features: length of a vector.
@@ -82,23 +97,24 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def settle(self, features: Tensor, groups: Sequence[int] = ()) -> None:
-        """Take mean and spread from features ``(n, n_features)``, n at least 1.
+        """Set mean and spread to those of features.
 
-        A feature that hardly varies is not blown up: its spread counts as at least a hundredth of
-        the largest of its group.
+        A feature that hardly varies is not blown up: its spread is at least a hundredth of the
+        largest spread of its group.
 
         Args:
-            features: to take them from.
-            groups: lengths of groups of features, which may be on different scales; one by default.
+            features: features of n examples, ``(n, n_features)``, n at least 1.
+            groups: lengths of groups of features, which may have different scales; one group of all
+                features if empty.
         """
-        exact = features.double()
-        parts = torch.split(exact.std(0, correction=0), list(groups or (exact.shape[1],)))
-        least = [max(1e-2 * float(part.max()), 1e-6) for part in parts]
-        spread = [part.clamp_min(low) for part, low in zip(parts, least, strict=True)]
-        self.mean.copy_(exact.mean(0))
+        features = features.double()
+        parts = torch.split(features.std(0, correction=0), list(groups or (features.shape[1],)))
+        floors = [max(1e-2 * float(part.max()), 1e-6) for part in parts]
+        spread = [part.clamp_min(floor) for part, floor in zip(parts, floors, strict=True)]
+        self.mean.copy_(features.mean(0))
         self.spread.copy_(torch.cat(spread))
         self.settled.fill_(True)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(…, n_features)`` of the same shape."""
+        """Standardise features ``(…, n_features)``; the result has the same shape."""
         return (features - self.mean) / self.spread

@@ -1,4 +1,4 @@
-"""Layer norm over the channels of each cell: a normalisation that looks at no neighbour."""
+"""Layer norm over the channels of each cell, independent of neighbouring cells."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch.nn import functional
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Of maps ``(b, c, *space)``: each cell's channels to mean 0 and variance 1, then scaled.
+    """Normalisation of each cell of a map to mean 0 and variance 1 over its channels, then scaled.
 
-    Unlike batch norm it needs no batch, unlike group norm no whole image: networks with it stream
-    exactly.
+    Unlike batch norm it does not depend on the batch, unlike group norm not on the whole image:
+    networks with it stream exactly.
 
     Args:
-        channels: c.
-        n_axes: spatial axes.
+        channels: number of channels.
+        n_axes: number of spatial axes.
     """
 
     def __init__(self, channels: int, *, n_axes: int = 2) -> None:
@@ -23,7 +23,7 @@ class ChannelNorm(nn.LayerNorm):
         self.to_first = (0, n_axes + 1, *range(1, n_axes + 1))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Of the same shape."""
+        """Normalise maps ``(b, c, *space)``; the result has the same shape."""
         x = input.permute(self.to_last)
         x = functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(self.to_first)

@@ -1,8 +1,9 @@
-"""Regularised linear answers, fitted to the end, with answers to rows that were left out.
+"""Regularised linear models, fitted to convergence, with cross-validated logits.
 
-Source: logistic regression with a ridge penalty; the weights of several answers are those of
-pseudo-Bayesian model averaging (Geisser & Eddy, "A Predictive Approach to Model Selection", JASA
-1979): by the likelihood of rows that were left out. Where we differ: any loss of logits will do.
+Source: logistic regression with a ridge penalty. Several models are averaged with the weights of
+pseudo-Bayesian model averaging (pseudo-BMA; Geisser & Eddy, "A Predictive Approach to Model
+Selection", JASA 1979): by the likelihood of left-out rows. Where we differ: any convex loss of
+logits will do.
 """
 
 from __future__ import annotations
@@ -13,26 +14,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-EachLoss = Callable[[Tensor, Tensor], Tensor]
-"""The loss of every row: logits ``(n, k)`` and indices of the rows ``(n,)`` to ``(n,)``."""
+RowLosses = Callable[[Tensor, Tensor], Tensor]
+"""A function from logits ``(n, k)`` and indices of rows ``(n,)`` to the rows' losses ``(n,)``."""
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-"""Of the penalty; the features have spread 1."""
+"""Strengths of the penalty to choose from, for features of spread 1."""
 
-_ROWS_THAT_COUNT = 50
+_MAX_COUNTED_ROWS = 50
+"""Rows from which pseudo-BMA weights no longer sharpen as the number of rows grows."""
+
 _TRUSTS = torch.linspace(0, 2, 41, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A linear answer, and those of refits that left out a part of the rows.
+    """A linear model, and those that were fitted without one part of the rows.
 
     Attributes:
-        weight: ``(1 + parts, d, k)``, the first of a fit to all rows.
-        bias: ``(1 + parts, k)``.
-        left_out: ``(n, k)`` logits of each row by the fit that did not see its part.
-        loss: their mean loss.
-        strength: of the penalty, chosen by that loss.
+        weight: weights ``(1 + parts, d, k)``: of the fit to all rows, then without each part.
+        bias: biases ``(1 + parts, k)``, in the same order.
+        left_out: logits of each row by the fit that left out its part, ``(n, k)``.
+        loss: mean loss of `left_out`.
+        strength: strength of the penalty, chosen by that loss.
     """
 
     weight: Tensor
@@ -44,28 +47,28 @@ class LinearFit:
 
 def fit_linear(
     features: Tensor,
-    each_loss: EachLoss,
+    row_losses: RowLosses,
     n_outputs: int,
     parts: Tensor,
     n_parts: int,
     *,
     strengths: Sequence[float] = STRENGTHS,
 ) -> LinearFit:
-    """Minimise ``sum of losses + strength / 2 * |weight|²``, the strength chosen by left-out parts.
+    """Minimise ``sum of losses + strength / 2 * |weight|²``; cross-validation chooses the strength.
 
     Args:
-        features: ``(n, d)``, standardised.
-        each_loss: convex in the logits.
-        n_outputs: k.
-        parts: ``(n,)`` int, which part each row belongs to; rows of one patient share a part.
-        n_parts: parts; of an empty one the fit is that to all rows.
-        strengths: to choose from.
+        features: standardised features, ``(n, d)``.
+        row_losses: loss of each row, convex in the logits.
+        n_outputs: number of outputs, k.
+        parts: number of each row's part, ``(n,)`` int; rows of one patient share a part.
+        n_parts: number of parts. For a part without rows the fit to all rows is returned.
+        strengths: strengths of the penalty to choose from.
     """
-    # All that a penalised fit can use lies in the span of the rows.
+    # The weights of a penalised fit lie in the span of the rows: fit in its coordinates.
     x = features.double()
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     z = u * s
-    every = torch.arange(len(x))
+    all_rows = torch.arange(len(x))
     present = [part for part in range(n_parts) if bool((parts == part).any())]
     best: LinearFit | None = None
     for strength in strengths:
@@ -76,42 +79,52 @@ def fit_linear(
         left_out = z.new_zeros(len(x), n_outputs)
         for part in present:
             out = parts == part
-            rows = every[~out]
-            w, b = _minimise(z[rows], each_loss, rows, n_outputs, strength)
+            rows = all_rows[~out]
+            w, b = _minimise(z[rows], row_losses, rows, n_outputs, strength)
             weight[1 + part], bias[1 + part], left_out[out] = w, b, z[out] @ w + b
-        loss = float(each_loss(left_out, every).mean())
+        loss = float(row_losses(left_out, all_rows).mean())
         if best is None or loss < best.loss:
             best = LinearFit(weight, bias, left_out, loss, strength)
     assert best is not None
-    w, b = _minimise(z, each_loss, every, n_outputs, best.strength)
+    w, b = _minimise(z, row_losses, all_rows, n_outputs, best.strength)
     absent = [0, *(1 + part for part in range(n_parts) if part not in present)]
     best.weight[absent], best.bias[absent] = w, b
     return replace(best, weight=vh.T @ best.weight)
 
 
-def likelihood_shares(losses: Sequence[float], n: int) -> Tensor:
-    """What each of several answers counts, ``(m,)``, from its mean loss on n left-out rows.
+def compute_pseudo_bma_weights(losses: Sequence[float], n: int) -> Tensor:
+    """Compute the weights of m models in their average, ``(m,)``, by their left-out likelihood.
 
-    However many rows there are, answers that are nearly as good keep nearly the same share.
+    The number of rows is capped, so that models that are nearly as good keep nearly the same
+    weight however many rows there are.
+
+    Args:
+        losses: mean loss of each model on left-out rows.
+        n: number of rows.
     """
-    rows = min(n, _ROWS_THAT_COUNT)
+    rows = min(n, _MAX_COUNTED_ROWS)
     return torch.softmax(-rows * torch.tensor(losses, dtype=torch.float64), 0)
 
 
-def fit_trust(left_out: Tensor, each_loss: EachLoss) -> float:
-    """The factor from 0 to 2 that makes left-out logits as sure as they are right.
+def fit_trust(left_out: Tensor, row_losses: RowLosses) -> float:
+    """Find the factor of left-out logits, from 0 to 2, that calibrates them.
 
-    Near 0 for answers that are sure and no better than chance. Shrunk towards 1/2, by about the
-    evidence of one row, where rows say little: few of them, or logits that are near 0 anyway.
+    It is near 0 for logits that are large and no better than chance. It is shrunk towards 1/2, by
+    about the evidence of one row, so that it stays there where few rows or small logits say little.
+
+    Args:
+        left_out: logits of left-out rows, ``(n, k)``.
+        row_losses: loss of each row.
     """
     rows = torch.arange(len(left_out))
-    losses = torch.stack([each_loss(left_out * t, rows).sum() for t in _TRUSTS])
+    losses = torch.stack([row_losses(left_out * t, rows).sum() for t in _TRUSTS])
     return float(_TRUSTS[int((losses + (_TRUSTS - 0.5).square()).argmin())])
 
 
 def _minimise(
-    z: Tensor, each_loss: EachLoss, rows: Tensor, n_outputs: int, strength: float
+    z: Tensor, row_losses: RowLosses, rows: Tensor, n_outputs: int, strength: float
 ) -> tuple[Tensor, Tensor]:
+    """Fit weight ``(d, k)`` and bias ``(k,)`` to features ``z (n, d)`` of these rows ``(n,)``."""
     weight = z.new_zeros(z.shape[1], n_outputs, requires_grad=True)
     bias = z.new_zeros(n_outputs, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -120,7 +133,7 @@ def _minimise(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = each_loss(z @ weight + bias, rows).sum() + strength / 2 * weight.square().sum()
+        loss = row_losses(z @ weight + bias, rows).sum() + strength / 2 * weight.square().sum()
         loss = loss / len(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

@@ -1,12 +1,11 @@
-"""The layers of TransMIL: attention in linear time, and a convolution over the places of tokens.
+"""The layers of TransMIL: attention in linear time, and a convolution over positions of tokens.
 
 Sources: Xiong et al., "Nystromformer: A Nystrom-Based Algorithm for Approximating Self-Attention",
 AAAI 2021; Shao et al., "TransMIL: Transformer Based Correlated Multiple Instance Learning for Whole
 Slide Image Classification", NeurIPS 2021 (pyramid position encoding, PPEG).
 
-Nothing here depends on the order in which tokens are stored: the segments that landmarks are means
-of follow a space-filling curve through the tokens' places, and the convolution finds neighbours by
-place.
+No result depends on the order in which tokens are stored: landmarks are means over segments of a
+space-filling curve through the tokens' positions, and the convolution finds neighbours by position.
 """
 
 from __future__ import annotations
@@ -22,30 +21,38 @@ from torch.nn import functional
 from foveate.errors import OptionError
 from foveate.nn.base import masked_softmax
 
-# -- places ----------------------------------------------------------------------------------------
+# -- lattice ---------------------------------------------------------------------------------------
 
 
 def lattice_cells(centre: Tensor, valid: Tensor) -> Tensor:
-    """The cell in which each token lies, on the lattice through the token of least coordinates.
+    """Compute the cell of each token on the lattice that begins at the least coordinates.
 
-    Tokens of a lattice get its cells, whatever the lattice's offset and its rounding to pixels; a
-    token off the lattice gets the nearest cell.
+    Cells are one patch wide. Tokens that lie on such a lattice get its cells, whatever its offset
+    and its rounding to pixels; a token off the lattice gets the nearest cell.
 
     Args:
-        centre: ``(b, n, ndim)`` in patches.
-        valid: ``(b, n)`` bool; at least one per row.
+        centre: centres of tokens in patches, ``(b, n, ndim)``.
+        valid: False for padding, ``(b, n)`` bool; at least one token per row is valid.
 
     Returns:
-        ``(b, n, ndim)`` integers from 0; 0 for padding.
+        Cells ``(b, n, ndim)``, integers from 0; 0 for padding.
     """
-    first = centre.masked_fill(~valid.unsqueeze(-1), torch.inf).amin(1, keepdim=True)
-    return (centre - first).round().long().masked_fill(~valid.unsqueeze(-1), 0)
+    corner = centre.masked_fill(~valid.unsqueeze(-1), torch.inf).amin(1, keepdim=True)
+    return (centre - corner).round().long().masked_fill(~valid.unsqueeze(-1), 0)
 
 
 def spatial_rank(cells: Tensor, centre: Tensor, valid: Tensor) -> Tensor:
-    """Places of tokens along a Z-order curve through their cells, ``(b, n)`` from 0, padding last.
+    """Rank tokens along a Z-order curve through their cells.
 
-    Tokens of one cell are ordered by their centres, so the order they are stored in never counts.
+    Tokens of one cell are ranked by their centres, so that the order of storage never counts.
+
+    Args:
+        cells: cells of tokens, ``(b, n, ndim)`` integers from 0.
+        centre: centres of tokens in patches, ``(b, n, ndim)``.
+        valid: False for padding, ``(b, n)`` bool.
+
+    Returns:
+        Ranks ``(b, n)`` from 0, padding last.
     """
     ndim = cells.shape[-1]
     key = torch.zeros_like(cells[..., 0])
@@ -72,50 +79,57 @@ def nystrom_attention(
     landmarks: int,
     iterations: int = 6,
 ) -> Tensor:
-    """``softmax(q k' / sqrt(d)) v`` through landmarks: ``F pinv(A) (B v)``, in float32 at least.
+    """Approximate ``softmax(q k' / sqrt(d)) v`` through landmarks: ``F pinv(A) (B v)``.
 
     Landmarks are means of queries and keys over segments of equal length along `rank`. Padding is
-    in no landmark; an image with fewer tokens than landmarks has one per token. Neither the tokens
-    by landmarks nor the landmarks by tokens matrix is held.
+    in no landmark; an image with fewer tokens than landmarks has one per token. Neither of the
+    matrices between tokens and landmarks (F, B) is stored. All is computed in float32 at least.
 
     Args:
-        q: queries ``(b, heads, n, d)``.
-        k: keys likewise.
-        v: values likewise.
-        valid: ``(b, n)`` bool; at least one per row.
-        rank: ``(b, n)`` order along which segments are cut; valid tokens come first.
-        landmarks: how many.
-        iterations: of the pseudo-inverse.
+        q: queries, ``(b, heads, n, d)``.
+        k: keys, ``(b, heads, n, d)``.
+        v: values, ``(b, heads, n, d)``.
+        valid: False for padding, ``(b, n)`` bool; at least one token per row is valid.
+        rank: order of tokens along which segments are cut, ``(b, n)``; valid tokens come first.
+        landmarks: number of landmarks.
+        iterations: number of iterations of the pseudo-inverse.
 
     Returns:
-        ``(b, heads, n, d)``; no meaning where not valid.
+        Attended values ``(b, heads, n, d)``, without meaning for padding.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         share = _segments(valid, rank, landmarks).to(dtype)
-        known = share.any(-1)
+        exists = share.any(-1)
         share = share / share.sum(-1, keepdim=True).clamp_min(1)
         q_mark, k_mark = share.unsqueeze(1) @ q, share.unsqueeze(1) @ k
         a = q_mark @ k_mark.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        a = masked_softmax(a, known[:, None, None, :])
-        # Landmarks that do not exist stand apart as the identity, which changes no norm.
+        a = masked_softmax(a, exists[:, None, None, :])
+        # Landmarks that do not exist get rows of the identity, which change no norm of the matrix.
         eye = torch.eye(landmarks, dtype=dtype, device=q.device)
-        a = torch.where(known[:, None, :, None], a, eye)
-        seen = functional.scaled_dot_product_attention(
+        a = torch.where(exists[:, None, :, None], a, eye)
+        landmark_values = functional.scaled_dot_product_attention(
             q_mark, k, v, attn_mask=valid[:, None, None, :]
         )
-        mixed = pseudo_inverse(a, iterations=iterations) @ seen
+        mixed = pseudo_inverse(a, iterations=iterations) @ landmark_values
         return functional.scaled_dot_product_attention(
-            q, k_mark, mixed, attn_mask=known[:, None, None, :]
+            q, k_mark, mixed, attn_mask=exists[:, None, None, :]
         )
 
 
 def pseudo_inverse(a: Tensor, *, iterations: int = 6) -> Tensor:
-    """Moore-Penrose inverse of each matrix ``(…, m, m)`` by the iteration of Nystromformer, eq. 15.
+    """Approximate the Moore-Penrose inverse of matrices by the iteration of Nystromformer, eq. 15.
 
     Differs: each matrix is scaled by its own norms; the published code scales by the largest of the
     batch, which makes an image's answer depend on the others.
+
+    Args:
+        a: square matrices, ``(…, m, m)``.
+        iterations: number of iterations.
+
+    Returns:
+        Their inverses ``(…, m, m)``.
     """
     norms = a.abs().sum(-2).amax(-1) * a.abs().sum(-1).amax(-1)
     z = a.transpose(-1, -2) / norms[..., None, None]
@@ -127,11 +141,17 @@ def pseudo_inverse(a: Tensor, *, iterations: int = 6) -> Tensor:
 
 
 def _segments(valid: Tensor, rank: Tensor, landmarks: int) -> Tensor:
-    """Which tokens make up each landmark, ``(b, landmarks, n)`` bool."""
+    """Return which tokens belong to each landmark, ``(b, landmarks, n)`` bool.
+
+    Args:
+        valid: False for padding, ``(b, n)`` bool.
+        rank: order of tokens, ``(b, n)``; valid tokens come first.
+        landmarks: number of landmarks.
+    """
     count = valid.sum(1, keepdim=True)
-    of = rank * count.clamp_max(landmarks) // count
+    segment = rank * count.clamp_max(landmarks) // count
     numbers = torch.arange(landmarks, device=valid.device)
-    return (of.unsqueeze(1) == numbers[:, None]) & valid.unsqueeze(1)
+    return (segment.unsqueeze(1) == numbers[:, None]) & valid.unsqueeze(1)
 
 
 class NystromAttention(nn.Module):
@@ -142,14 +162,14 @@ class NystromAttention(nn.Module):
     exactly; no tokens are added to fill the last segment.
 
     Args:
-        dim: of tokens.
-        heads: of attention.
-        landmarks: per image.
-        iterations: of the pseudo-inverse.
-        dropout: of what attention adds.
+        dim: length of a token.
+        heads: number of attention heads; divides `dim`.
+        landmarks: number of landmarks per image.
+        iterations: number of iterations of the pseudo-inverse.
+        dropout: dropout rate of the output.
 
     Raises:
-        OptionError: heads do not divide the width.
+        OptionError: `heads` does not divide `dim`.
     """
 
     def __init__(
@@ -163,35 +183,47 @@ class NystromAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise OptionError(f"width {dim} cannot be shared by {heads} attention heads")
+            raise OptionError(
+                f"width {dim} cannot be shared by {heads} attention heads: take a multiple of them"
+            )
         self.heads, self.landmarks, self.iterations = heads, landmarks, iterations
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
 
     def forward(self, tokens: Tensor, valid: Tensor, rank: Tensor) -> Tensor:
-        """What attention adds to tokens ``(b, n, d)``.
+        """Compute the output of attention for each token, ``(b, n, d)``.
 
         Args:
-            tokens: ``(b, n, d)``.
-            valid: ``(b, n)`` bool; at least one per row.
-            rank: ``(b, n)``, as of `spatial_rank`.
+            tokens: tokens, ``(b, n, d)``.
+            valid: False for padding, ``(b, n)`` bool; at least one token per row is valid.
+            rank: order of tokens from `spatial_rank`, ``(b, n)``.
         """
         q, k, v = self._split(tokens)
         few = valid.sum(1) <= 2 * self.landmarks
         parts, order = [], []
         for rows, exact in ((few.nonzero()[:, 0], True), ((~few).nonzero()[:, 0], False)):
             if len(rows):
-                own = (q[rows], k[rows], v[rows], valid[rows])
-                parts.append(_exact(*own) if exact else self._nystrom(*own, rank[rows]))
+                inputs = (q[rows], k[rows], v[rows], valid[rows])
+                parts.append(
+                    _attend_exactly(*inputs) if exact else self._nystrom(*inputs, rank[rows])
+                )
                 order.append(rows)
         mixed = torch.cat([p.to(v.dtype) for p in parts])[torch.cat(order).argsort()]
-        added: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return added
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
-    def of_first(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """What exact attention adds to the first token ``(b, d)``, and that attention ``(b, n)``.
+    def attend_from_first(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the output of exact attention for the first token alone.
 
-        One row costs no more than a pass over the tokens, so it needs no landmarks.
+        One query costs no more than a pass over the tokens, so it needs no landmarks.
+
+        Args:
+            tokens: tokens, ``(b, n, d)``.
+            valid: False for padding, ``(b, n)`` bool.
+
+        Returns:
+            The output ``(b, d)``, and the attention of the first token, averaged over heads,
+            ``(b, n)``.
         """
         q, k, v = self._split(tokens)
         scores = (q[:, :, :1] @ k.transpose(-1, -2)).squeeze(2) / math.sqrt(q.shape[-1])
@@ -200,17 +232,20 @@ class NystromAttention(nn.Module):
         return self.out(mixed), weight.mean(1)
 
     def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of tokens ``(b, n, d)``, each ``(b, h, n, d / h)``."""
         b, n, _ = tokens.shape
         q, k, v = self.query_key_value(tokens).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def _nystrom(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, rank: Tensor) -> Tensor:
+        """Attend through landmarks; the shapes are those of `nystrom_attention`."""
         return nystrom_attention(
             q, k, v, valid, rank, landmarks=self.landmarks, iterations=self.iterations
         )
 
 
-def _exact(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+def _attend_exactly(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+    """Attend from q to k and v, all ``(b, h, n, d / h)``, where ``valid (b, n)``."""
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
 
 
@@ -218,14 +253,14 @@ def _exact(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
 
 
 class PyramidPosition(nn.Module):
-    """Tokens plus depthwise convolutions of 7, 5 and 3 cells over the lattice they lie on.
+    """Position encoding by depthwise convolutions of 7, 5 and 3 cells over the tokens' lattice.
 
-    Cells without a token hold zero; where several tokens share a cell it holds their mean. Only
-    cells with tokens are ever stored, so memory does not depend on how far apart tokens lie.
+    Cells without a token are zero; a cell with several tokens is their mean. Only cells with tokens
+    are stored, so memory does not depend on how far apart tokens lie.
 
     Args:
-        dim: of tokens.
-        ndim: axes of space, 2 or 3.
+        dim: length of a token.
+        ndim: number of spatial axes, 2 or 3.
     """
 
     SIZES = (7, 5, 3)
@@ -238,25 +273,28 @@ class PyramidPosition(nn.Module):
         )
 
     def forward(self, tokens: Tensor, cells: Tensor, valid: Tensor) -> Tensor:
-        """Tokens ``(b, n, d)`` with their surroundings; zeros where not valid.
+        """Add to each token the convolutions at its cell.
 
         Args:
-            tokens: ``(b, n, d)``.
-            cells: ``(b, n, ndim)`` integers, as of `lattice_cells`.
-            valid: ``(b, n)`` bool.
+            tokens: tokens, ``(b, n, d)``.
+            cells: cells of tokens from `lattice_cells`, ``(b, n, ndim)`` integers.
+            valid: False for padding, ``(b, n)`` bool.
+
+        Returns:
+            The new tokens ``(b, n, d)``; zeros for padding.
         """
-        kernel, bias = self._kernel()
-        own = tokens[valid].to(kernel.dtype)
-        of, neighbours = _find_neighbours(cells, valid, reach=self.SIZES[0] // 2)
-        counts = torch.bincount(of, minlength=neighbours.shape[1])
-        values = own.new_zeros(len(counts), own.shape[1]).index_add(0, of, own)
-        around: Tensor = _SparseDepthwise.apply(values / counts[:, None], kernel, neighbours)
-        mixed = own + around[of] + bias
+        kernel, bias = self._merge_kernels()
+        x = tokens[valid].to(kernel.dtype)
+        cell, neighbours = _find_neighbours(cells, valid, reach=self.SIZES[0] // 2)
+        counts = torch.bincount(cell, minlength=neighbours.shape[1])
+        values = x.new_zeros(len(counts), x.shape[1]).index_add(0, cell, x)
+        convolved: Tensor = _SparseDepthwise.apply(values / counts[:, None], kernel, neighbours)
+        mixed = x + convolved[cell] + bias
         out = torch.zeros_like(tokens, dtype=mixed.dtype)
         return out.masked_scatter(valid.unsqueeze(-1), mixed)
 
-    def _kernel(self) -> tuple[Tensor, Tensor]:
-        """The three kernels as one, ``(7 ** ndim, d)``, and its bias: convolution is linear."""
+    def _merge_kernels(self) -> tuple[Tensor, Tensor]:
+        """Sum the three kernels to one ``(7 ** ndim, d)``, and their biases to one ``(d,)``."""
         kernels: list[Tensor] = []
         biases: list[Tensor] = []
         for conv, size in zip(self.convs, self.SIZES, strict=True):
@@ -269,11 +307,17 @@ class PyramidPosition(nn.Module):
 
 
 def _find_neighbours(cells: Tensor, valid: Tensor, *, reach: int) -> tuple[Tensor, Tensor]:
-    """Which occupied cell each valid token is in, and that cell's neighbours.
+    """Find the occupied cell of each valid token, and the neighbours of every occupied cell.
+
+    Args:
+        cells: cells of tokens, ``(b, n, ndim)`` integers from 0.
+        valid: False for padding, ``(b, n)`` bool.
+        reach: largest offset of a neighbour along an axis.
 
     Returns:
-        ``(t,)`` numbers of cells and ``(offsets, u)`` numbers of the cells at all offsets up to
-        `reach`, in the order of a flattened kernel; ``u`` where there is none.
+        The number of each valid token's cell, ``(t,)`` of u occupied cells; and the numbers of the
+        cells at all offsets up to `reach`, ``(offsets, u)``, in the order of a flattened kernel,
+        u where that cell is empty.
     """
     image = torch.arange(len(cells), device=cells.device)[:, None].expand_as(valid)
     place = torch.cat([image[valid].unsqueeze(-1), cells[valid]], -1)
@@ -281,18 +325,19 @@ def _find_neighbours(cells: Tensor, valid: Tensor, *, reach: int) -> tuple[Tenso
     extent = (place[:, 1:].amax(0) + 1 + 2 * reach).tolist()
     steps = [math.prod(extent[axis:]) for axis in range(len(extent) + 1)]
     key = (place * torch.tensor(steps, device=cells.device)).sum(-1)
-    occupied, of = torch.unique(key, return_inverse=True)
+    occupied, cell = torch.unique(key, return_inverse=True)
     near = torch.arange(-reach, reach + 1, device=cells.device)
     offset = torch.cartesian_prod(*[near * step for step in steps[1:]]).sum(-1)
-    wanted = occupied + offset[:, None]
-    found = torch.searchsorted(occupied, wanted).clamp_max(len(occupied) - 1)
-    return of, torch.where(occupied[found] == wanted, found, len(occupied))
+    neighbour_key = occupied + offset[:, None]
+    index = torch.searchsorted(occupied, neighbour_key).clamp_max(len(occupied) - 1)
+    return cell, torch.where(occupied[index] == neighbour_key, index, len(occupied))
 
 
 class _SparseDepthwise(torch.autograd.Function):
-    """``out[u] = sum over offsets o of kernel[o] * values[neighbours[o, u]]``, missing ones zero.
+    """Depthwise convolution over occupied cells, where empty cells count as zero.
 
-    Autograd would keep the gathered values of every offset; this keeps none.
+    ``out[u] = sum over offsets o of kernel[o] * values[neighbours[o, u]]``. Autograd would store
+    the gathered values of every offset; this function stores none.
     """
 
     @staticmethod
@@ -304,14 +349,21 @@ class _SparseDepthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         values, kernel, neighbours = ctx.saved_tensors
-        # If v is u's neighbour at o, then u is v's at -o, which stands at the mirrored place.
-        back = _gather_sum(gradient, kernel, neighbours.flip(0))
+        # If v is the neighbour of u at offset o, u is the neighbour of v at -o, the mirrored row.
+        grad_values = _gather_sum(gradient, kernel, neighbours.flip(0))
         padded = functional.pad(values, (0, 0, 0, 1))
-        of_kernel = torch.stack([(padded[near] * gradient).sum(0) for near in neighbours])
-        return back, of_kernel, None
+        grad_kernel = torch.stack([(padded[near] * gradient).sum(0) for near in neighbours])
+        return grad_values, grad_kernel, None
 
 
 def _gather_sum(values: Tensor, kernel: Tensor, neighbours: Tensor) -> Tensor:
+    """Sum ``kernel[o] * values[neighbours[o]]`` over offsets o: ``(u, d)``.
+
+    Args:
+        values: values of the occupied cells, ``(u, d)``.
+        kernel: weights, ``(offsets, d)``.
+        neighbours: numbers of the neighbouring cells, ``(offsets, u)``; u for an empty cell.
+    """
     padded, out = functional.pad(values, (0, 0, 0, 1)), torch.zeros_like(values)
     for near, weight in zip(neighbours, kernel, strict=True):
         out.addcmul_(padded[near], weight)

@@ -1,4 +1,4 @@
-"""What the glimpse as a whole says: linear answers to what a frozen network sees in it."""
+"""A head that answers from the whole glimpse: linear models of its frozen features."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from foveate.nn.base import Standardise
-from foveate.nn.linear_fit import EachLoss, fit_linear, fit_trust, likelihood_shares
+from foveate.nn.linear_fit import (
+    RowLosses,
+    compute_pseudo_bma_weights,
+    fit_linear,
+    fit_trust,
+)
 
 N_PARTS = 5
-"""Parts of the images of which one is left out at a time."""
+"""Number of parts that the images are divided into for cross-validation."""
 
 
 class OverviewHead(nn.Module):
-    """Linear answers to groups of features, averaged by how well each did on left-out images.
+    """The average of linear models of groups of features, weighted by their left-out likelihood.
 
-    Before `settle` it answers 0. After it, it is what logistic regression makes of the frozen
-    features, times a trust that is near 0 where the glimpse does not tell the classes apart. It
-    keeps the answers of all refits that left out a part of the images as well: an image that it was
-    fitted to is answered by the one that did not see it, also when the network has moved since.
+    Before `settle` its logits are 0. After it, they are those of logistic regression on the frozen
+    features, times a trust that is near 0 where the glimpse does not tell the classes apart. The
+    fits without one part of the images are stored as well: an image of the fit is answered by the
+    model that did not see it, also when the network has changed since.
 
     Args:
         groups: lengths of the groups of features.
-        n_outputs: k.
+        n_outputs: number of outputs, k.
     """
 
     weight: Tensor
@@ -36,7 +41,7 @@ class OverviewHead(nn.Module):
         super().__init__()
         self.groups, self.n_outputs = tuple(groups), n_outputs
         self.standardise = Standardise(sum(groups))
-        # The answer fitted to all images, then those that left out a part.
+        # The fit to all images, then the fits without each part.
         self.register_buffer("weight", torch.zeros(1 + N_PARTS, sum(groups), n_outputs))
         self.register_buffer("bias", torch.zeros(1 + N_PARTS, n_outputs))
         self.register_buffer("share", torch.full((len(self.groups),), 1 / len(self.groups)))
@@ -44,42 +49,44 @@ class OverviewHead(nn.Module):
 
     @property
     def settled(self) -> bool:
-        """Whether it has been fitted."""
+        """Whether `settle` has fitted the models."""
         return bool(self.standardise.settled)
 
     @torch.no_grad()
-    def settle(self, features: Tensor, each_loss: EachLoss, parts: Tensor) -> None:
-        """Fit it to frozen features.
+    def settle(self, features: Tensor, row_losses: RowLosses, parts: Tensor) -> None:
+        """Fit the models to frozen features.
 
         Args:
-            features: ``(n, d)``.
-            each_loss: of logits ``(m, k)`` and indices of rows.
-            parts: ``(n,)`` int from 0 to `N_PARTS` - 1, which rows are left out together.
+            features: features of n images, ``(n, d)``.
+            row_losses: function from logits ``(m, k)`` and indices of rows ``(m,)`` to their losses
+                ``(m,)``.
+            parts: number of each row's part, ``(n,)`` int from 0 to `N_PARTS` - 1; the rows of a
+                part are left out together.
         """
         self.standardise.settle(features, self.groups)
         x = self.standardise(features.float())
         fits = [
-            fit_linear(group, each_loss, self.n_outputs, parts, N_PARTS)
+            fit_linear(group, row_losses, self.n_outputs, parts, N_PARTS)
             for group in x.split(self.groups, 1)
         ]
-        share = likelihood_shares([fit.loss for fit in fits], len(x))
+        share = compute_pseudo_bma_weights([fit.loss for fit in fits], len(x))
         pairs = list(zip(share, fits, strict=True))
         weight = torch.cat([s * fit.weight for s, fit in pairs], 1)
         bias = torch.stack([s * fit.bias for s, fit in pairs]).sum(0)
         left_out = torch.stack([s * fit.left_out for s, fit in pairs]).sum(0)
-        trust = fit_trust(left_out, each_loss)
+        trust = fit_trust(left_out, row_losses)
         self.weight.copy_(trust * weight)
         self.bias.copy_(trust * bias)
         self.share.copy_(share)
         self.trust.fill_(trust)
 
     def forward(self, features: Tensor, part: Tensor | None = None) -> Tensor:
-        """Logits ``(b, k)`` from features ``(b, d)``.
+        """Compute logits ``(b, k)`` from features.
 
         Args:
-            features: of the network as it is now.
-            part: ``(b,)`` int, which part each image was fitted with; -1 for images that no fit has
-                seen, as all are by default.
+            features: features of images by the network in its present state, ``(b, d)``.
+            part: number of the part that each image was in when the models were fitted, ``(b,)``
+                int; -1 for an image of no fit. None stands for -1 throughout.
         """
         with torch.autocast(features.device.type, enabled=False):
             x = self.standardise(features.float())

@@ -1,9 +1,10 @@
-"""From a set of tokens to one answer: aggregators that any method may use.
+"""Poolings of a set of tokens to one answer or vector, which any method may use.
 
-All take ``tokens (b, n, d)`` and ``valid (b, n)`` and return what they pooled with the share of
-each patch in it ``(b, n)``: not negative, 0 for padding, rows sum to 1. `CrossPool` and
-`AdditivePool` end in the logits of a task; `GatedPool`, `MeanPool` and `MaxPool` in a vector.
-Positions, where they count, are added to the tokens before.
+Every pooling takes ``tokens (b, n, d)`` and ``valid (b, n)``, False for padding. It returns the
+result and the share of each patch in it ``(b, n)``: not negative, 0 for padding, rows sum to 1, or
+to 0 for an image without patches. `CrossPool` and `AdditivePool` return the logits of a task;
+`GatedPool`, `MeanPool` and `MaxPool` return a vector. Position codes, where they count, are added
+to the tokens before.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from foveate.nn.base import GatedAttention, Head, masked_softmax
 
 
 class AdditivePool(nn.Module):
-    """The sum of what gated patches say: evidence and prediction are the same numbers.
+    """Pooling by a gated sum of the patches' answers, so that its summands are the evidence.
 
     Args:
         dim: length of a token.
-        heads: what the task asks; a gate for each.
-        k_min: how many patches it takes to be sure.
+        heads: questions of the task; each has a gate of its own.
+        k_min: number of patches from which an answer is certain.
 
     Source: EMIL (MIDL 2022); see `AdditiveHead` for where we differ.
     """
@@ -36,10 +37,15 @@ class AdditivePool(nn.Module):
         self.parts = nn.ModuleList(AdditiveHead(dim, head, k_min=k_min) for head in heads)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(b, k)`` and shares ``(b, n)``.
+        """Sum the answers of patches.
 
-        Shares are those of the sum for the predicted class, or for "yes" of all outputs; averaged
-        over heads, without gradient.
+        Args:
+            tokens: tokens, ``(b, n, d)``.
+            valid: False for padding, ``(b, n)`` bool.
+
+        Returns:
+            Logits ``(b, k)``, and shares ``(b, n)`` of the sum for the predicted class, or for
+            "yes" of all outputs; averaged over heads, without gradient.
         """
         answers, weights = [], []
         for part in self.parts:
@@ -54,18 +60,18 @@ class AdditivePool(nn.Module):
 
 
 class CrossPool(nn.Module):
-    """Learnt queries, one for each question of the task, attend to the tokens.
+    """Pooling by cross-attention: one learnt query for each question of the task.
 
-    A post-norm transformer block (``LN(Q + attention)``, ``LN(z + MLP(z))``), then a linear layer
-    for each query.
+    It is a post-norm transformer block (``LN(Q + attention)``, ``LN(z + MLP(z))``), then a linear
+    layer for each query.
 
     Args:
         dim: length of a token.
-        heads: what the task asks.
-        attention_heads: of the attention; divides `dim`.
+        heads: questions of the task.
+        attention_heads: number of attention heads; divides `dim`.
         inner: width of the MLP; by default ``4 * dim``.
-        dropout: on the outputs of attention and MLP; never on attention itself, so that scores are
-            the same in training and evaluation.
+        dropout: dropout rate of the outputs of attention and MLP; never of attention itself, so
+            that scores are the same in training and evaluation.
 
     Raises:
         OptionError: `attention_heads` does not divide `dim`.
@@ -86,7 +92,10 @@ class CrossPool(nn.Module):
     ) -> None:
         super().__init__()
         if attention_heads < 1 or dim % attention_heads:
-            raise OptionError(f"attention_heads {attention_heads} does not divide the {dim} of dim")
+            raise OptionError(
+                f"attention_heads {attention_heads} does not divide the {dim} of dim: take 1, or "
+                "another number that does"
+            )
         self.attention_heads = attention_heads
         bound = (dim // attention_heads) ** -0.5
         self.questions = nn.Parameter(torch.empty(len(heads), dim).uniform_(-bound, bound))
@@ -101,17 +110,17 @@ class CrossPool(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Ask all questions.
+        """Answer all questions.
 
         Args:
-            tokens: ``(b, n, d)``.
-            valid: ``(b, n)`` bool.
+            tokens: tokens, ``(b, n, d)``.
+            valid: False for padding, ``(b, n)`` bool.
 
         Returns:
-            Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``.
+            Logits ``(b, k)``, and attention averaged over queries and attention heads, ``(b, n)``.
         """
-        # Keys and values are linear: queries can be taken to the tokens, and the mean of tokens to
-        # its value, so that neither exists for every token.
+        # Keys and values are linear in the tokens. So the key matrix is applied to the queries, and
+        # the value matrix to the mean of the tokens: no key or value of a token is stored.
         to_key, to_value = (
             layer.weight.view(self.attention_heads, -1, layer.weight.shape[1])
             for layer in (self.to_key, self.to_value)
@@ -127,19 +136,20 @@ class CrossPool(nn.Module):
         return torch.cat(answers, -1), weight.mean((1, 2))
 
     def query(self) -> Tensor:
-        """``(t, h, dk)``, questions and attention heads."""
+        """Return the queries ``(t, h, dk)``, by question and attention head."""
         return self._split(self.to_query(self.questions))
 
     def keys(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(…, n, d)`` as ``(…, n, h, dk)``."""
+        """Compute the keys ``(…, n, h, dk)`` of tokens ``(…, n, d)``."""
         return self._split(self.to_key(tokens))
 
     def _split(self, vectors: Tensor) -> Tensor:
+        """Reshape vectors ``(…, d)`` to ``(…, h, dk)``."""
         return vectors.view(*vectors.shape[:-1], self.attention_heads, -1)
 
 
 class GatedPool(nn.Module):
-    """The mean of the tokens, weighed by gated attention.
+    """Pooling by the mean of the tokens, weighted by gated attention.
 
     Args:
         dim: length of a token.
@@ -153,25 +163,49 @@ class GatedPool(nn.Module):
         self.attention = GatedAttention(dim, hidden=hidden)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled ``(b, d)`` and attention ``(b, n)``."""
+        """Pool tokens.
+
+        Args:
+            tokens: tokens, ``(b, n, d)``.
+            valid: False for padding, ``(b, n)`` bool.
+
+        Returns:
+            The mean ``(b, d)``, and attention ``(b, n)``.
+        """
         weight = masked_softmax(self.attention(tokens), valid)
         return (weight.unsqueeze(1) @ tokens).squeeze(1), weight
 
 
 class MeanPool(nn.Module):
-    """The mean of the tokens; every patch has the same share."""
+    """Pooling by the mean of the tokens; every patch has the same share."""
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled ``(b, d)`` and shares ``(b, n)``."""
+        """Pool tokens.
+
+        Args:
+            tokens: tokens, ``(b, n, d)``.
+            valid: False for padding, ``(b, n)`` bool.
+
+        Returns:
+            The mean ``(b, d)``, and shares ``(b, n)``.
+        """
         weight = masked_softmax(torch.zeros_like(tokens[..., 0]), valid)
         return (weight.unsqueeze(-1) * tokens).sum(1), weight
 
 
 class MaxPool(nn.Module):
-    """The maximum of each feature; a patch's share is that of the features it gave."""
+    """Pooling by the maximum of each feature; a patch's share is that of the maxima it has."""
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled ``(b, d)``, 0 for an image without patches, and shares ``(b, n)``."""
+        """Pool tokens.
+
+        Args:
+            tokens: tokens, ``(b, n, d)``.
+            valid: False for padding, ``(b, n)`` bool.
+
+        Returns:
+            The maxima ``(b, d)``, 0 for an image without patches, and shares ``(b, n)``.
+        """
         filled = tokens.masked_fill(~valid.unsqueeze(-1), -torch.inf)
         top, winner = filled.max(1)
         won = functional.one_hot(winner, tokens.shape[1]).sum(1) * valid

@@ -9,11 +9,17 @@ from torch import Tensor, nn
 
 
 class PositionCode(nn.Module):
-    """Fourier features of continuous coordinates, then a learnt linear map.
+    """Position codes of tokens: Fourier features of their coordinates, then a linear map.
 
-    Coordinates are counted in patches (position divided by patch extent), so that one code serves
-    images of any size; wavelengths grow geometrically from 4 to `longest` patches per axis. A last
-    feature is the logarithm of the token's own extent in patches, so tiles and patches differ.
+    Coordinates are in patches (position divided by patch extent), so that one code serves images of
+    any size. Wavelengths grow geometrically from 4 to `longest` patches per axis. A last feature is
+    the logarithm of the token's extent in patches, so that tiles and patches differ.
+
+    Args:
+        dim: length of a code.
+        ndim: number of axes of an image.
+        bands: number of wavelengths per axis.
+        longest: longest wavelength, in patches.
     """
 
     frequencies: Tensor
@@ -25,14 +31,11 @@ class PositionCode(nn.Module):
         self.project = nn.Linear(2 * bands * ndim + 1, dim)
 
     def forward(self, centre: Tensor, extent: Tensor) -> Tensor:
-        """Code of tokens.
+        """Compute the position codes of tokens, ``(…, dim)``.
 
         Args:
-            centre: ``(…, ndim)`` in patches.
-            extent: ``(…)`` size of the token's region, in patches.
-
-        Returns:
-            ``(…, dim)``.
+            centre: centres of the tokens' regions in patches, ``(…, ndim)``.
+            extent: sizes of the tokens' regions in patches, ``(…)``.
         """
         angle = (centre.unsqueeze(-1) * self.frequencies).flatten(-2)
         features = torch.cat([angle.sin(), angle.cos(), extent.log().unsqueeze(-1)], -1)

@@ -1,11 +1,11 @@
-"""Policy gradients for hard choices: the log-probability of a draw, and baselines without bias.
+"""Policy gradients for discrete choices: the log-probability of a draw, and unbiased baselines.
 
-A reward that no gradient reaches (right or wrong) still teaches a policy, since::
+A reward without a gradient (right or wrong) can still train a policy, since::
 
     d E[R] / d theta = E[(R - b) * d log p(draw) / d theta]
 
-for every baseline b that does not depend on the draw itself. A mean that contains the draw's own
-reward does depend on it, and shrinks the gradient by 1 / s.
+for every baseline b that does not depend on the draw. A mean that contains the draw's own reward
+does depend on it; with s draws it shrinks the gradient by the factor 1 - 1 / s.
 
 Source: Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement
 learning", 1992; leave-one-out baseline: Kool, van Hoof & Welling, "Buy 4 REINFORCE samples, get a
@@ -19,29 +19,36 @@ from torch import Tensor, nn
 
 
 def draw_log_prob(logits: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-    """Log-probability of each draw without replacement, given the draws before it.
+    """Compute the log-probability of each draw without replacement, given the draws before it.
 
-    Their sum is the log-probability of the draw in this order.
+    The sum over a row is the log-probability of its draws in this order.
 
     Args:
-        logits: ``(m, k)`` of the policy; ``-inf`` marks what cannot be drawn, never a whole row.
-        index: ``(m, n)`` what was drawn, in the order of drawing.
-        valid: ``(m, n)`` bool; False marks draws of padding, which must come last.
+        logits: logits of the policy, ``(m, k)``; ``-inf`` for entries that cannot be drawn, never
+            for a whole row.
+        index: numbers of the drawn entries, ``(m, n)``, in the order of drawing.
+        valid: False for draws of padding, ``(m, n)`` bool; they must come last.
 
     Returns:
-        ``(m, n)``, 0 for padding.
+        Log-probabilities ``(m, n)``, 0 for padding.
     """
-    left, found = logits, []
+    remaining, log_probs = logits, []
     for i in range(index.shape[1]):
-        # A row may have nothing left; its draw is padding then, and only has to stay finite.
-        row = torch.where(valid[:, i : i + 1], left, logits).log_softmax(-1)
-        found.append(row.gather(1, index[:, i : i + 1])[:, 0])
-        left = left.scatter(1, index[:, i : i + 1], -torch.inf)
-    return torch.stack(found, 1).masked_fill(~valid, 0.0)
+        # A row may have no entry left; its draw is padding then, and only has to stay finite.
+        row = torch.where(valid[:, i : i + 1], remaining, logits).log_softmax(-1)
+        log_probs.append(row.gather(1, index[:, i : i + 1])[:, 0])
+        remaining = remaining.scatter(1, index[:, i : i + 1], -torch.inf)
+    return torch.stack(log_probs, 1).masked_fill(~valid, 0.0)
 
 
 def leave_one_out(reward: Tensor) -> Tensor:
-    """For every draw the mean reward of the other draws, ``(…, s)``.
+    """Compute for each draw the mean reward of the other draws, as its baseline.
+
+    Args:
+        reward: rewards of s draws, ``(…, s)``.
+
+    Returns:
+        The baselines ``(…, s)``.
 
     Raises:
         ValueError: fewer than two draws.
@@ -53,20 +60,27 @@ def leave_one_out(reward: Tensor) -> Tensor:
 
 
 def policy_loss(reward: Tensor, baseline: Tensor, log_prob: Tensor) -> Tensor:
-    """What is minimised to raise the expected reward, element by element.
+    """Compute the loss, element by element, whose gradient is minus the policy gradient.
 
-    Its gradient is the policy gradient; its value means nothing. Neither the reward nor the
-    baseline gets a gradient.
+    Its value has no meaning. Neither the reward nor the baseline gets a gradient.
+
+    Args:
+        reward: rewards of draws, ``(…)``.
+        baseline: baselines, ``(…)`` or a shape that expands to it.
+        log_prob: log-probabilities of the draws, ``(…)``.
+
+    Returns:
+        The losses ``(…)``.
     """
     return (baseline - reward).detach() * log_prob
 
 
 class RunningReward(nn.Module):
-    """Mean reward of the steps before this one: a baseline that costs no further draw.
+    """A running mean of the rewards of earlier steps, as a baseline that needs no further draw.
 
     Args:
         start: value before the first step.
-        decay: share of the old value that every step keeps.
+        decay: weight of the old value in each update.
     """
 
     value: Tensor
@@ -78,6 +92,6 @@ class RunningReward(nn.Module):
 
     @torch.no_grad()
     def update(self, reward: Tensor) -> None:
-        """Count in the mean reward of a step, after the step has used the value."""
+        """Update the running mean by the mean reward ``()`` of a step, after its use there."""
         # A new tensor: the old one may belong to a graph that is still to be differentiated.
         self.value = self.value.lerp(reward.to(self.value), 1 - self.decay)

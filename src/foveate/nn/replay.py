@@ -1,10 +1,10 @@
 """Two-pass replay: the exact gradient over any number of patches in the memory of one chunk.
 
-Pass one encodes chunk after chunk without keeping activations. When the gradient with respect to
+Pass one encodes chunk after chunk without storing activations. When the gradient with respect to
 the features arrives, pass two encodes each chunk again, with gradient, and back-propagates its
 part. Parameters receive their gradients through autograd, so any loop, optimiser, accumulation and
-DDP work. Random layers (dropout, stochastic depth, augmentation inside `load`) are replayed: the
-generator's state is kept per chunk.
+DDP work. Random layers (dropout, stochastic depth, augmentation inside `load`) draw the same again:
+the state of the generator is stored for each chunk.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def replay(
     """Encode ``load(0) … load(n_chunks - 1)`` and concatenate, in bounded memory.
 
     Args:
-        encoder: maps ``(m, c, h, w)`` to ``(m, d)``; must treat patches independently of each
-            other (no training-mode batch norm).
-        parameters: everything `encoder` learns.
-        load: gives the i-th chunk; is called twice, and must give the same both times when the
-            generator is in the same state.
+        encoder: function from patches ``(m, c, *space)`` to embeddings ``(m, d)``; it must treat
+            patches independently of each other (no batch norm in training mode).
+        parameters: all parameters that `encoder` learns.
+        load: function that returns the i-th chunk, ``(m, c, *space)``. It is called twice, and must
+            return the same chunk where the generator is in the same state.
         n_chunks: number of chunks, at least 1.
 
     Returns:
-        ``(sum of m, d)``, with the gradient that one pass over all chunks would have.
+        Embeddings ``(sum of m, d)``, with the gradient that one pass over all chunks would have.
     """
     learnt = [p for p in parameters if p.requires_grad]
     result: Tensor = _Replay.apply(encoder, load, n_chunks, *learnt)
@@ -41,6 +41,8 @@ def replay(
 
 
 class _Replay(torch.autograd.Function):
+    """Encode chunks without activations in `forward`, and again with them in `backward`."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -75,25 +77,28 @@ class _Replay(torch.autograd.Function):
                 _restore(ctx.states[i], ctx.device)
                 with torch.enable_grad(), torch.autocast(ctx.device, dtype, enabled=enabled):
                     output = ctx.encoder(ctx.load(i))
-                found = torch.autograd.grad(output, ctx.parameters, part, allow_unused=True)
-                totals = [_add(total, new) for total, new in zip(totals, found, strict=True)]
+                gradients = torch.autograd.grad(output, ctx.parameters, part, allow_unused=True)
+                totals = [_add(total, new) for total, new in zip(totals, gradients, strict=True)]
         finally:
             _restore(outside, ctx.device)
         return (None, None, None, *totals)
 
 
 def _add(total: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """Add a gradient to a sum of the same shape, in place; None stands for zeros."""
     if total is None or new is None:
         return new if total is None else total
     return total.add_(new)
 
 
 def _generator_states(device: str) -> tuple[Tensor, Tensor | None]:
+    """Read the states of the generators of the CPU and of the GPU, each ``(bytes,)``."""
     on_device = torch.cuda.get_rng_state() if device == "cuda" else None
     return torch.get_rng_state(), on_device
 
 
 def _restore(states: tuple[Tensor, Tensor | None], device: str) -> None:
+    """Set the generators to states from `_generator_states`."""
     torch.set_rng_state(states[0])
     if device == "cuda" and states[1] is not None:
         torch.cuda.set_rng_state(states[1])

@@ -1,14 +1,15 @@
-"""Sampling of cells, and the expectation over all cells that a sample estimates without bias.
+"""Sampling of cells, and unbiased estimates of an expectation over all cells from a sample.
 
-Notation of the paper: ``a`` the attention over K cells, ``f`` the features of the N drawn cells in
-the order of their drawing, ``F_i`` the i-th of the N terms whose mean is the estimate, ``g`` the
+Notation of the paper: ``a`` is the attention over K cells, ``f`` the features of the N drawn cells
+in the order of drawing, ``F_i`` the i-th of the N terms whose mean is the estimate, and ``g`` the
 gradient of the loss with respect to the estimate.
 
 Source: Katharopoulos & Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models",
 ICML 2019. Values and feature gradients are the paper's. The attention gradient without replacement
 differs from the published code, which is biased (up to the wrong sign where attention
 concentrates); the form here is exact in expectation, as enumeration of every ordered draw shows
-(``tests/reference/test_sampling.py``). The baselines, `deviation` and `strongest` are ours.
+(``tests/reference/test_sampling.py``). The baselines, `estimate_deviation` and `select_strongest`
+are ours.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from torch import Tensor
 
 
 def smoothed_log_softmax(logits: Tensor, valid: Tensor, *, smoothing: float) -> Tensor:
-    """Log of ``(1 - smoothing) * softmax(logits) + smoothing * uniform`` over the valid cells.
+    """Compute the log of ``(1 - smoothing) * softmax(logits) + smoothing * uniform``.
+
+    Both distributions are over the valid cells.
 
     Args:
-        logits: ``(b, k)``.
-        valid: ``(b, k)`` bool; cells that are padding get ``-inf``.
-        smoothing: mass spread evenly over the valid cells.
+        logits: logits, ``(b, k)``.
+        valid: False for padding, ``(b, k)`` bool.
+        smoothing: probability that is spread evenly over the valid cells.
 
     Returns:
-        ``(b, k)`` in float32 or better.
+        Log-probabilities ``(b, k)`` in float32 or better; ``-inf`` for padding.
     """
     masked = logits.to(torch.promote_types(logits.dtype, torch.float32))
     masked = masked.masked_fill(~valid, -torch.inf)
@@ -37,10 +40,9 @@ def smoothed_log_softmax(logits: Tensor, valid: Tensor, *, smoothing: float) -> 
         return log_a
     count = valid.sum(-1, keepdim=True)
     log_uniform = torch.log(smoothing / count).to(log_a.dtype)
-    kept = (log_a + torch.log1p(torch.tensor(-smoothing, dtype=log_a.dtype))).masked_fill(
-        ~valid, 0.0
-    )
-    mixed = torch.logaddexp(kept, log_uniform.expand_as(kept))
+    scaled = log_a + torch.log1p(torch.tensor(-smoothing, dtype=log_a.dtype))
+    scaled = scaled.masked_fill(~valid, 0.0)
+    mixed = torch.logaddexp(scaled, log_uniform.expand_as(scaled))
     return mixed.masked_fill(~valid, -torch.inf)
 
 
@@ -51,11 +53,11 @@ def draw_without_replacement(log_a: Tensor, n: int) -> Tensor:
     draw from ``a`` without the first, and so on.
 
     Args:
-        log_a: ``(b, k)``; ``-inf`` marks padding.
+        log_a: log-probabilities of the cells, ``(b, k)``; ``-inf`` marks padding.
         n: number of draws; at most k are returned.
 
     Returns:
-        ``(b, min(n, k))`` indices. Where fewer than n cells are valid, padding cells come last.
+        Indices ``(b, min(n, k))``. Where fewer than n cells are valid, padding comes last.
     """
     tiny = torch.finfo(log_a.dtype).tiny
     exponential = (-torch.log(torch.rand_like(log_a).clamp_min(tiny))).clamp_min(tiny)
@@ -64,35 +66,36 @@ def draw_without_replacement(log_a: Tensor, n: int) -> Tensor:
 
 
 def draw_with_replacement(log_a: Tensor, n: int) -> Tensor:
-    """Draw n cells independently of each other, so that a cell may come several times.
+    """Draw n cells independently of each other, so that a cell may be drawn several times.
 
     Args:
-        log_a: ``(b, k)``; ``-inf`` marks padding.
+        log_a: log-probabilities of the cells, ``(b, k)``; ``-inf`` marks padding.
         n: number of draws.
 
     Returns:
-        ``(b, n)`` indices. Padding is drawn only in rows that hold nothing else.
+        Indices ``(b, n)``. Padding is drawn only in rows without valid cells.
     """
     cumulative = log_a.to(torch.float64).exp().cumsum(-1)
     total = cumulative[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))
     u = torch.rand(len(log_a), n, dtype=torch.float64, device=log_a.device)
-    # Right of equal values: a cell without mass spans nothing, and is never hit.
+    # Right of equal values: a cell without mass has an empty interval, and is never drawn.
     index = torch.searchsorted(cumulative, (u * total).minimum(below), right=True)
     return index.clamp_max(log_a.shape[-1] - 1)
 
 
-def strongest(log_a: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n cells of highest attention and their share, for inference without sampling.
+def select_strongest(log_a: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Select the n cells of highest attention, for inference without sampling.
+
+    An expectation over them is deterministic and biased towards the cells of highest attention.
 
     Args:
-        log_a: ``(b, k)``; ``-inf`` marks padding.
+        log_a: log-probabilities of the cells, ``(b, k)``; ``-inf`` marks padding.
         n: number of cells; at most k are returned.
 
     Returns:
-        Indices ``(b, min(n, k))``, strongest first and equals in the order of the cells, and their
-        attention renormalised to a sum of 1, 0 for padding. An expectation over them is
-        deterministic and biased towards what attention holds strongest.
+        Indices ``(b, min(n, k))``, strongest first and equal ones in the order of the cells; and
+        their attention ``(b, min(n, k))``, normalised to a sum of 1, 0 for padding.
     """
     ordered, index = log_a.sort(dim=-1, descending=True, stable=True)
     ordered, index = ordered[:, :n], index[:, :n]
@@ -106,31 +109,35 @@ def expectation(
 ) -> Tensor:
     """Estimate ``sum_k a_k f_k`` over all cells from cells drawn without replacement.
 
-    Unbiased in value, in the gradient with respect to the features, and in the gradient with
-    respect to the logits of the attention (expectation over the draws). With m_i the attention
-    left before draw i, from 0::
+    Over the draws, the estimate is unbiased in its value, in its gradient with respect to the
+    features, and in its gradient with respect to the logits of the attention. With m_i the
+    attention left before draw i, counted from 0::
 
         F_i     = sum_{j<i} a_j f_j + m_i f_i            value: mean of F_i
         dL/da_i = (m_i / a_i + N - 1 - i) (g.f_i) / N    dL/df_i = (m_i + (N - 1 - i) a_i) g / N
 
     Args:
-        a: ``(b, n)`` full-map probabilities of the drawn cells, in draw order, not renormalised.
-        f: ``(b, n, d)`` their features.
-        valid: ``(b, n)`` bool; False marks draws of padding, which must come last.
-        baseline: subtract from ``g.f`` in term i ``b_i = g.sum_{j<i} F_j / (i + 1)``, known before
-            draw i, so that the gradient stays unbiased. Where features have a common mean and
-            attention is spread it halves the gradient's variance or better; where they have none
-            it raises it, by a seventh at most in the cases of ``bench/estimators.py``. The plain
-            mean, over i in place of i + 1, gains no more there and loses two to four times as much.
-            It supposes that attention sums to 1 over the cells whatever its parameters.
+        a: probabilities of the drawn cells among all cells, ``(b, n)``, in the order of drawing,
+            not normalised to their sum.
+        f: features of the drawn cells, ``(b, n, d)``.
+        valid: False for draws of padding, which must come last, ``(b, n)`` bool. None means that
+            all are valid.
+        baseline: subtract ``b_i = g.sum_{j<i} F_j / (i + 1)`` from ``g.f`` in term i. It is known
+            before draw i, so that the gradient stays unbiased. It assumes that attention sums to 1
+            over the cells whatever its parameters. Where features have a common mean and attention
+            is spread out, it halves the gradient's variance or better; where features have no
+            common mean it raises it, by a seventh at most in the cases of
+            ``benchmarks/estimators.py``.
+            The plain mean, over i in place of i + 1, gains no more there and loses two to four
+            times as much.
 
     Returns:
-        ``(b, d)``.
+        The estimate ``(b, d)``.
     """
     a, f, valid = _masked(a, f, valid)
     count, remaining = _count(a, valid), _remaining(a)
-    # The value counts the remaining mass; its derivative with respect to a_i is the score of the
-    # draw, remaining / a_i.
+    # The value of `scored` is the remaining mass; its derivative with respect to a_i is the score
+    # of the draw, remaining / a_i.
     ratio = _bounded_ratio(remaining, a)
     scored = remaining + (a - a.detach()) * ratio
     later = (count - 1 - torch.arange(a.shape[1], device=a.device)).clamp_min(0)
@@ -150,14 +157,14 @@ def expectation_with_replacement(
     The value is the mean of ``f``, ``dL/da_i = g.f_i / (N a_i)``, ``dL/df = g / N``: all unbiased.
 
     Args:
-        a: ``(b, n)`` full-map probabilities of the drawn cells.
-        f: ``(b, n, d)`` their features.
-        valid: ``(b, n)`` bool; False marks draws of padding.
+        a: probabilities of the drawn cells among all cells, ``(b, n)``.
+        f: features of the drawn cells, ``(b, n, d)``.
+        valid: False for draws of padding, ``(b, n)`` bool. None means that all are valid.
         baseline: subtract from ``g.f_i`` its mean over the other draws. The gradient stays unbiased
             as long as attention sums to 1 over the cells whatever its parameters.
 
     Returns:
-        ``(b, d)``.
+        The estimate ``(b, d)``.
     """
     a, f, valid = _masked(a, f, valid)
     ratio = _bounded_ratio(torch.ones_like(a), a)
@@ -169,67 +176,69 @@ def expectation_with_replacement(
     return corrected
 
 
-def deviation(
+def estimate_deviation(
     a: Tensor, f: Tensor, valid: Tensor | None = None, *, replacement: bool = False
 ) -> Tensor:
-    """Standard deviation of the estimate that is due to the draw, from one draw.
+    """Estimate, from one sample, the standard deviation of the expectation due to sampling.
 
-    The terms of the estimate have the same mean and are uncorrelated: independent with
-    replacement, and without because each is unbiased whatever was drawn before it. Hence
-    ``sum_i (F_i - mean)^2 / (N (N - 1))`` is an exactly unbiased estimate of the variance, and this
-    is its root. It says nothing of how sure the model is otherwise.
+    The terms of the expectation have the same mean and are uncorrelated: with replacement they are
+    independent, and without it each is unbiased whatever was drawn before it. Hence
+    ``sum_i (F_i - mean)^2 / (N (N - 1))`` is an exactly unbiased estimate of the variance, and the
+    result is its root. It does not measure any other uncertainty of the model.
 
     Args:
-        a: ``(b, n)`` full-map probabilities of the drawn cells, in draw order.
-        f: ``(b, n, d)`` their features, or anything linear in them: ``f @ weight.T`` gives the
-            deviation of the logits of a linear head.
-        valid: ``(b, n)`` bool; False marks draws of padding, which must come last.
+        a: probabilities of the drawn cells among all cells, ``(b, n)``, in the order of drawing.
+        f: features of the drawn cells, ``(b, n, d)``, or anything linear in them: ``f @ weight.T``
+            gives the deviation of the logits of a linear head.
+        valid: False for draws of padding, which must come last, ``(b, n)`` bool. None means that
+            all are valid.
         replacement: whether the cells were drawn with replacement.
 
     Returns:
-        ``(b, d)``, without gradient; nan where fewer than 2 draws are valid.
+        Standard deviations ``(b, d)``, without gradient; NaN where fewer than 2 draws are valid.
     """
     a, terms, valid = _masked(a.detach(), f.detach(), valid)
-    keep = valid.unsqueeze(-1)
+    mask = valid.unsqueeze(-1)
     if not replacement:
         weighted = a.unsqueeze(-1) * terms
         terms = weighted.cumsum(1) - weighted + _remaining(a).unsqueeze(-1) * terms
     count = _count(a, valid).unsqueeze(1)
-    mean = terms.masked_fill(~keep, 0.0).sum(1, keepdim=True) / count
-    squares = (terms - mean).square().masked_fill(~keep, 0.0).sum(1)
+    mean = terms.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count
+    squares = (terms - mean).square().masked_fill(~mask, 0.0).sum(1)
     count = count.squeeze(1)
     variance = squares / (count * (count - 1)).clamp_min(1)
     return variance.sqrt().masked_fill(count < 2, torch.nan)
 
 
 def _masked(a: Tensor, f: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``a (b, n)`` and ``f (b, n, d)`` with 0 for padding, and the mask ``(b, n)``."""
     if valid is None:
         return a, f, torch.ones_like(a, dtype=torch.bool)
     return a.masked_fill(~valid, 0.0), f.masked_fill(~valid.unsqueeze(-1), 0.0), valid
 
 
 def _bounded_ratio(mass: Tensor, a: Tensor) -> Tensor:
-    """``mass / a`` without gradient; bounded where a draw has a probability below 1e-19."""
+    """Return ``mass / a`` ``(b, n)`` without gradient; bounded where a is below 1e-19."""
     limits = torch.finfo(a.dtype)
     return (mass / a.detach().clamp_min(limits.tiny)).clamp_max(limits.max**0.5)
 
 
 def _count(a: Tensor, valid: Tensor) -> Tensor:
-    """Number of valid draws, at least 1, ``(b, 1)``."""
+    """Count the valid draws of each row, at least 1, ``(b, 1)``, in the dtype of `a`."""
     return valid.sum(1, keepdim=True).clamp_min(1).to(a.dtype)
 
 
 def _remaining(a: Tensor) -> Tensor:
-    """Attention left before each draw.
+    """Compute the attention left before each draw, ``(b, n)``, from that of the drawn cells.
 
-    Rounding may push it below a_i, even below 0, when nearly all attention is drawn.
+    It is at least a_i: rounding may push it below, even below 0, where nearly all is drawn.
     """
     exact = a.detach().to(torch.float64)
     return (1.0 - (exact.cumsum(-1) - exact)).maximum(exact).to(a.dtype)
 
 
 class _Baseline(torch.autograd.Function):
-    """Identity on the estimate; its backward adds the baseline's part to ``dL/da``."""
+    """The identity on the estimate, whose backward pass adds the baseline's part to ``dL/da``."""
 
     @staticmethod
     def forward(
@@ -253,29 +262,35 @@ class _Baseline(torch.autograd.Function):
         if ctx.replacement:
             part = ratio * (v.sum(1, keepdim=True) - v) / (count - 1).clamp_min(1)
         else:
-            b = _earlier(a, v, valid)
+            b = _mean_of_earlier_terms(a, v, valid)
             part = ratio * b + b.sum(1, keepdim=True) - b.cumsum(1)
         return g, (-part / count).masked_fill(~valid, 0.0), None, None, None, None
 
 
-def _earlier(a: Tensor, v: Tensor, valid: Tensor) -> Tensor:
-    """``b_i = sum_{j<i} g.F_j / (i + 1)`` from ``v_i = g.f_i``: nothing of draw i or later."""
+def _mean_of_earlier_terms(a: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+    """Compute ``b_i = sum_{j<i} g.F_j / (i + 1)``, ``(b, n)``, from ``v_i = g.f_i``, ``(b, n)``.
+
+    It depends on no draw from i on.
+    """
     weighted = a * v
     terms = weighted.cumsum(1) - weighted + _remaining(a) * v
     rank = torch.arange(1, a.shape[1] + 1, dtype=a.dtype, device=a.device)
     return ((terms.cumsum(1) - terms) / rank).masked_fill(~valid, 0.0)
 
 
-def divergence(log_a: Tensor, log_prior: Tensor) -> Tensor:
-    """KL divergence of attention from its prior, averaged over the batch.
+def kl_divergence(log_a: Tensor, log_prior: Tensor) -> Tensor:
+    """Compute the KL divergence of attention from its prior, averaged over the batch.
 
     Adding it to a loss spreads attention. With a uniform prior it is the paper's term, the negative
-    entropy, plus a constant; with any other prior it spreads attention over what the prior holds
-    likely, where entropy alone would spread it over glass as well.
+    entropy, plus a constant; with any other prior it spreads attention over the cells that are
+    likely in the prior, where entropy alone would spread it over glass as well.
 
     Args:
-        log_a: ``(b, k)``, ``-inf`` on padding.
-        log_prior: ``(b, k)``, normalised like `log_a`.
+        log_a: log-probabilities of the cells, ``(b, k)``; ``-inf`` marks padding.
+        log_prior: log-probabilities of the cells in the prior, ``(b, k)``, normalised like `log_a`.
+
+    Returns:
+        A scalar.
     """
     padding = log_a.isneginf()
     gap = log_a.masked_fill(padding, 0.0) - log_prior.masked_fill(padding, 0.0)

@@ -1,16 +1,15 @@
-"""Perturbed top-k: a choice of k cells with a gradient, in the memory of the cells it touches.
+"""Perturbed top-k: a differentiable choice of k cells, in the memory of the cells it chooses.
 
-The choice is smoothed by noise on the scores; the mean over noise samples of the k one-hot rows
-weighs the cells. Rows are sorted by position, not by score, so that a row keeps its cell while
-scores move.
+The choice is smoothed by noise on the scores: the weights of the cells are the mean over noise
+samples of k one-hot rows. Rows are sorted by the position of their cells, not by score, so that a
+row stays with its cell while scores change.
 
 Source: Cordonnier et al., "Differentiable Patch Selection for Image Recognition", CVPR 2021, after
 Berthet et al., "Learning with Differentiable Perturbed Optimizers", NeurIPS 2020. Where we differ:
-published backward passes keep only the diagonal of the Jacobian, or multiply it by k; here it is
-the whole of it, without bias (``tests/reference/test_top_k.py``). The noise of a cell enters as its
-mean given what was chosen, which lowers the variance several times, leaves cells out of reach
-without gradient, and needs no noise to be kept. The indicator covers only cells that some sample
-chose.
+published backward passes use only the diagonal of the Jacobian, or multiply it by k; here all of it
+is used, without bias (``tests/reference/test_top_k.py``). The noise of a cell is replaced by its
+mean given the chosen set. This lowers the variance several times, gives no gradient to cells out of
+reach, and needs no noise to be stored. The one-hot rows cover only cells that some sample chose.
 """
 
 from __future__ import annotations
@@ -26,21 +25,22 @@ from torch.nn import functional
 from foveate.errors import OptionError
 
 _AT_ONCE = 2**20
-"""Cells times samples worked on at a time: 4 MiB in float32, or one sample if that is more."""
+"""Cells times samples computed at a time: 4 MiB in float32, or one sample if that is more."""
 
 _REACH = 8.0
-"""Standard deviations that noise is taken not to exceed: its chance to is 1e-15."""
+"""Standard deviations that noise is assumed not to exceed: the probability is 1e-15."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The cells that a perturbed top-n may choose, and how often it does.
+    """The cells that a perturbed top-n chooses, and how often it chooses each.
 
     Args:
-        index: ``(b, u)`` cells that at least one noise sample chose, by position; 0 where not used.
-        used: ``(b, u)`` bool; False marks padding.
-        weight: ``(b, n, u)`` how often row i, the i-th chosen cell by position, is this cell. Rows
-            sum to 1; to less where `keep` dropped cells, and to 0 beyond an image's valid cells.
+        index: cells that at least one noise sample chose, ``(b, u)``, by position; 0 for padding.
+        used: False for padding, ``(b, u)`` bool.
+        weight: share of the samples in which the i-th chosen cell by position is this cell,
+            ``(b, n, u)``. Rows sum to 1, to less where `keep` dropped cells, and to 0 beyond the
+            number of an image's valid cells.
     """
 
     index: Tensor
@@ -57,33 +57,37 @@ def perturbed_top_k(
     valid: Tensor | None = None,
     keep: int | None = None,
 ) -> TopK:
-    """Choose the n highest scores, smoothed by noise so that scores receive a gradient.
+    """Choose the cells of the n highest scores, smoothed by noise so that scores get a gradient.
 
     With noise ``z``, one-hot rows ``Y(scores + sigma z)`` and ``s = <dL/dweight, Y>``, the gradient
     of the smoothed choice is the covariance of ``s`` and ``z``, divided by sigma. ``s`` depends on
-    ``z`` through the set chosen alone. So ``z_i`` is replaced by its mean given the set and the
-    noise of all cells on the other side of the border: given that cell i, not chosen, lies below
-    the lowest chosen value ``t``, that is ``-phi(x) / Phi(x)`` at ``x = (t - scores_i) / sigma``;
-    for a chosen cell likewise with the highest value not chosen.
+    ``z`` through the chosen set alone. So ``z_i`` is replaced by its mean given the chosen set and
+    the noise of all cells on the other side of the border. A cell i that is not chosen lies below
+    the lowest chosen value ``t``, so its mean noise is ``-phi(x) / Phi(x)`` at ``x = (t - scores_i)
+    / sigma``. A chosen cell lies above the highest value ``t`` that is not chosen, so its mean
+    noise is ``phi(x) / Phi(x)`` at ``x = (scores_i - t) / sigma``.
 
-    Aggregate with ``weight @ features``, which needs the features of `index` alone.
+    Aggregate features by ``weight @ features``, which needs those of the cells in `index` alone.
 
     Args:
-        scores: ``(b, k)``, of a scale that `sigma` refers to (DPS normalises them to 0…1).
-        n: cells to choose, at most k.
-        sigma: standard deviation of the noise; 0 is the hard top-n of inference, ties by position,
-            without gradient.
-        samples: of the noise, at least 2.
-        valid: ``(b, k)`` bool; padding is never chosen. Rows beyond a row's valid cells are 0.
-        keep: at most this many cells stay in `index`, those chosen most often. What the others
-            weighed is missing from the rows of `weight`: ``1 - weight.sum(-1)`` is what was
-            dropped. The gradient is that of the weights kept.
+        scores: scores of the cells, ``(b, k)``, on a scale that `sigma` refers to (DPS normalises
+            them to 0…1).
+        n: number of cells to choose, at most k.
+        sigma: standard deviation of the noise. 0 gives the hard top-n of inference, without
+            gradient, and ties by position.
+        samples: number of noise samples, at least 2.
+        valid: False for padding, which is never chosen, ``(b, k)`` bool. None means that all cells
+            are valid.
+        keep: largest number of cells in `index`: those that are chosen most often. The weight of
+            the others is dropped from the rows of `weight`: it is ``1 - weight.sum(-1)``. The
+            gradient is that of the remaining weights. None drops none.
 
     Returns:
-        Cells and weights. Kept for the gradient: the scores and ``b * samples * n`` places.
+        The cells and their weights. For the gradient, the scores and ``b * samples * n`` positions
+        are stored.
 
     Raises:
-        OptionError: sigma is negative, or the samples are fewer than 2.
+        OptionError: `sigma` is negative, or `samples` is less than 2.
     """
     if sigma < 0 or (sigma > 0 and samples < 2):
         raise OptionError(f"sigma {sigma}, samples {samples}: need sigma >= 0 and samples >= 2")
@@ -92,7 +96,9 @@ def perturbed_top_k(
     n = min(n, scores.shape[1])
     with torch.no_grad():
         masked = scores.masked_fill(~valid, -torch.inf)
-        chosen, border = _hard(masked, n) if sigma == 0 else _choose(masked, n, sigma, samples)
+        chosen, border = (
+            _choose_hard(masked, n) if sigma == 0 else _choose(masked, n, sigma, samples)
+        )
         index, used, column = _union(chosen, scores.shape[1], keep)
     if sigma == 0 or not scores.requires_grad:
         return TopK(index, used, _frequency(column, index.shape[1], scores.dtype))
@@ -102,25 +108,26 @@ def perturbed_top_k(
     return TopK(index, used, weight)
 
 
-def _hard(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The top n as the one sample of `_choose`, ties by position."""
+def _choose_hard(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Choose the top n of scores ``(b, k)``, ties by position, as the one sample of `_choose`."""
     top = masked.sort(dim=-1, descending=True, stable=True)
-    chosen = _by_position(top.indices[:, None, :n], masked)
+    chosen = _sort_by_position(top.indices[:, None, :n], masked)
     return chosen, masked.new_zeros(len(masked), 1, 2)
 
 
 def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor, Tensor]:
-    """What each sample chooses, and the border of its choice.
+    """Choose the top n of noisy scores in each noise sample.
 
     Args:
-        masked: scores ``(b, k)``, ``-inf`` for padding.
-        n: cells to choose.
+        masked: scores, ``(b, k)``; ``-inf`` for padding.
+        n: number of cells to choose.
         sigma: standard deviation of the noise.
-        samples: of the noise.
+        samples: number of noise samples.
 
     Returns:
-        ``(b, samples, n)`` cells by position, k in place of padding; and ``(b, samples, 2)`` the
-        lowest value chosen and the highest not chosen, ``-inf`` where there is none.
+        The chosen cells by position, ``(b, samples, n)``, k in place of padding; and the borders of
+        the choices ``(b, samples, 2)``: the lowest chosen value and the highest value that is not
+        chosen, ``-inf`` where there is none.
     """
     b, k = masked.shape
     border = masked.new_full((b, samples, 2), -torch.inf)
@@ -131,20 +138,27 @@ def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor,
         noise = torch.randn(b, rows.stop - start, k, dtype=masked.dtype, device=masked.device)
         top = noise.mul_(sigma).add_(masked[:, None]).topk(min(n + 1, k), dim=-1)
         border[:, rows, : top.values.shape[-1] - n + 1] = top.values[..., n - 1 :]
-        chosen[:, rows] = _by_position(top.indices[..., :n], masked)
+        chosen[:, rows] = _sort_by_position(top.indices[..., :n], masked)
     return chosen, border
 
 
-def _by_position(top: Tensor, masked: Tensor) -> Tensor:
+def _sort_by_position(top: Tensor, masked: Tensor) -> Tensor:
+    """Sort cells ``(b, samples, n)`` by position, with k in place of those of score ``-inf``."""
     padding = masked.gather(1, top.flatten(1)).isneginf().view_as(top)
     return top.masked_fill(padding, masked.shape[1]).sort(dim=-1).values
 
 
 def _union(chosen: Tensor, k: int, keep: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The cells chosen at all, and where among them each choice lies.
+    """List the cells that any sample chose, and the column of each choice in that list.
+
+    Args:
+        chosen: chosen cells, ``(b, samples, n)``; k for padding.
+        k: number of cells.
+        keep: largest number of cells in the list, those chosen most often; None for all.
 
     Returns:
-        Index and used ``(b, u)``, and column ``(b, samples, n)`` int32, u where not kept.
+        The cells and the mask of padding, both ``(b, u)``; and the column of each choice, ``(b,
+        samples, n)`` int32, u where its cell is not in the list.
     """
     flat = chosen.flatten(1)
     times = torch.zeros(len(flat), k + 1, dtype=torch.int32, device=flat.device)
@@ -153,19 +167,19 @@ def _union(chosen: Tensor, k: int, keep: int | None) -> tuple[Tensor, Tensor, Te
     if keep is not None and keep < k:
         dropped = times.sort(dim=-1, descending=True, stable=True).indices[:, keep:]
         times = times.scatter(1, dropped, 0)
-    index, used, rank = _places(times > 0)
+    index, used, rank = _list_marked(times > 0)
     return index, used, rank.gather(1, flat).view_as(chosen).int()
 
 
-def _places(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The marked cells of each row, side by side.
+def _list_marked(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """List the marked cells of each row.
 
     Args:
-        mask: ``(b, k)`` bool.
+        mask: True for marked cells, ``(b, k)`` bool.
 
     Returns:
-        Cells ``(b, u)``, 0 beyond the last; which of these are one, ``(b, u)`` bool; and where
-        among them each cell is, ``(b, k + 1)``, u for cells not marked and for cell k.
+        The cells ``(b, u)``, 0 for padding; False for padding, ``(b, u)`` bool; and the position of
+        each cell in the list, ``(b, k + 1)``, u for unmarked cells and for cell k.
     """
     count = mask.sum(1)
     u = int(count.max())
@@ -177,9 +191,14 @@ def _places(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _frequency(column: Tensor, u: int, dtype: torch.dtype) -> Tensor:
-    """``(b, n, u)`` share of the samples in which a row is in a column.
+    """Compute the share of the samples in which each row is in each column, ``(b, n, u)``.
 
     Counts are whole numbers, so that their sum is exact in any order.
+
+    Args:
+        column: column of each choice, ``(b, samples, n)``; u for none.
+        u: number of columns.
+        dtype: dtype of the result.
     """
     b, samples, n = column.shape
     times = torch.zeros(b, n, u + 1, dtype=dtype, device=column.device)
@@ -189,6 +208,8 @@ def _frequency(column: Tensor, u: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Perturbed(torch.autograd.Function):
+    """Compute the weights of chosen cells, with the gradient of the smoothed choice."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -207,45 +228,45 @@ class _Perturbed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         scores, valid, chosen, border, column = ctx.saved_tensors
-        # A choice outside the kept columns counts nothing.
+        # A choice whose cell was dropped has no gradient.
         padded = functional.pad(g, (0, 1)).to(scores.dtype)
         s = padded.gather(2, column.transpose(1, 2).long()).sum(1)
         # Over samples - 1: the mean contains the sample itself, and would shrink the gradient.
         s = (s - s.mean(1, keepdim=True)) / (column.shape[1] - 1)
         reached = valid & (scores > border[..., :1].amin(1) - _REACH * ctx.sigma)
-        index, _, rank = _places(reached)
+        index, _, rank = _list_marked(reached)
         inside = rank.gather(1, chosen.long().flatten(1)).view_as(chosen)
-        found = _covariance(scores.gather(1, index), inside, border, s, ctx.sigma)
-        gradient = functional.pad(found, (0, 1)).gather(1, rank[:, :-1]) / ctx.sigma
+        covariance = _covariance(scores.gather(1, index), inside, border, s, ctx.sigma)
+        gradient = functional.pad(covariance, (0, 1)).gather(1, rank[:, :-1]) / ctx.sigma
         return gradient, None, None, None, None, None, None
 
 
 def _covariance(scores: Tensor, inside: Tensor, border: Tensor, s: Tensor, sigma: float) -> Tensor:
-    """Sum over samples of ``s`` times the mean noise of each cell given the choice.
+    """Sum, over samples, ``s`` times the mean noise of each cell given the chosen set.
 
     Args:
-        scores: ``(b, r)`` of the cells that noise may bring to the border.
-        inside: ``(b, samples, n)`` which of these are chosen, r for none.
-        border: ``(b, samples, 2)``.
-        s: ``(b, samples)``, centred.
+        scores: scores of the r cells that noise may bring to the border, ``(b, r)``.
+        inside: which of these cells are chosen, ``(b, samples, n)``; r for none of them.
+        border: borders of the choices, ``(b, samples, 2)``, from `_choose`.
+        s: centred products of gradient and choice, ``(b, samples)``.
         sigma: standard deviation of the noise.
 
     Returns:
-        ``(b, r)``.
+        The covariances ``(b, r)``.
     """
     b, r = scores.shape
     total = torch.zeros_like(scores)
     part = max(1, _AT_ONCE // max(1, b * r))
     for start in range(0, s.shape[1], part):
         rows = slice(start, start + part)
-        where = inside[:, rows]
-        chosen = torch.zeros(b, where.shape[1], r + 1, dtype=torch.bool, device=s.device)
-        chosen = chosen.scatter_(2, where, True)[..., :r]
+        cells = inside[:, rows]
+        chosen = torch.zeros(b, cells.shape[1], r + 1, dtype=torch.bool, device=s.device)
+        chosen = chosen.scatter_(2, cells, True)[..., :r]
         x = (border[:, rows].unsqueeze(-1) - scores[:, None, None]) / sigma
         x = torch.where(chosen, -x[:, :, 1], x[:, :, 0])
         # phi / Phi, stable where both vanish.
-        tail = math.sqrt(2 / math.pi) / torch.special.erfcx(-x * math.sqrt(0.5))
+        mean_noise = math.sqrt(2 / math.pi) / torch.special.erfcx(-x * math.sqrt(0.5))
         with torch.autocast(s.device.type, enabled=False):
-            found = s[:, None, rows] @ torch.where(chosen, tail, -tail)
-        total += found.squeeze(1)
+            part_sum = s[:, None, rows] @ torch.where(chosen, mean_noise, -mean_noise)
+        total += part_sum.squeeze(1)
     return total

@@ -1,4 +1,4 @@
-"""Images moved by affine maps: small random ones of patches, and any that is given."""
+"""Affine maps of images: small random ones of patches, and resampling by a chosen one."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch.nn import functional
 
 
 def warp(patches: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tensor:
-    """Turn, scale and shear each patch a little about its centre; edges are repeated outwards.
+    """Rotate, scale and shear each patch a little about its centre, at random.
 
-    Draws come from torch's global generator.
+    Beyond the edges the outermost pixels are repeated. Draws come from torch's global generator.
 
     Args:
-        patches: ``(m, c, h, w)``.
-        degrees: largest turn and shear.
-        scale: largest change of either side, as a share.
+        patches: patches, ``(m, c, h, w)``.
+        degrees: largest angle of rotation and of shear.
+        scale: largest relative change of either side.
 
     Returns:
-        of the same shape.
+        The warped patches ``(m, c, h, w)``.
     """
     m = len(patches)
     if m == 0:
         return patches
     draws = (2 * torch.rand(m, 4) - 1).double()
-    turn, shear = (draws[:, i] * math.radians(degrees) for i in (0, 1))
+    angle, shear = (draws[:, i] * math.radians(degrees) for i in (0, 1))
     size = torch.exp(draws[:, 2:] * math.log1p(scale))
-    cos, sin = turn.cos(), turn.sin()
+    cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
     sheared = torch.eye(2, dtype=torch.float64).repeat(m, 1, 1)
     sheared[:, 0, 1] = shear.tan()
     theta = torch.cat([rotation @ sheared @ torch.diag_embed(size), torch.zeros(m, 2, 1)], -1)
-    return _sampled(patches, theta.to(patches.device, torch.float32), patches.shape[2:], "border")
+    return _sample(patches, theta.to(patches.device, torch.float32), patches.shape[2:], "border")
 
 
 def resample(
@@ -48,42 +48,46 @@ def resample(
     centre: float = 0.5,
     outside: Literal["zeros", "border", "reflection"] = "border",
 ) -> Tensor:
-    """Take each cell of a new map from where an affine map says that it lies in `x`.
+    """Read each cell of a new map at the point of `x` that an affine map assigns to it.
 
-    A cell at ``p`` is read at ``linear @ p + shift``, linearly between the cells of `x`. Points are
-    counted in input pixels from the corner of an image, along ``(z,) y, x``. Gradient flows to `x`.
+    The cell at point ``p`` is read at ``linear @ p + shift``, by linear interpolation between the
+    cells of `x`. Points are in input pixels from the corner of an image, along ``(z,) y, x``. `x`
+    gets a gradient.
 
     Args:
-        x: ``(m, c, *space)``, images or maps of images.
-        linear: ``(m, d, d)``, of float64.
-        shift: ``(m, d)``.
-        cells: of the new map, per axis.
+        x: images or maps of images, ``(m, c, *space)``.
+        linear: matrices of the affine maps, ``(m, d, d)`` float64.
+        shift: shifts of the affine maps in pixels, ``(m, d)`` float64.
+        cells: number of cells of the new map, per axis.
         stride: pixels per cell, of `x` and of the new map.
-        centre: where the centre of cell 0 of both lies.
-        outside: what is read beyond the outermost cells of `x`.
+        centre: coordinate of the centre of cell 0, in pixels, of `x` and of the new map.
+        outside: rule for points beyond the outermost cells of `x`: 0, the nearest cell, or the
+            mirrored one.
 
     Returns:
-        ``(m, c, *cells)`` of the type of `x`.
+        The new map ``(m, c, *cells)`` in the dtype of `x`.
     """
     if len(x) == 0:
         return x.new_zeros(0, x.shape[1], *cells)
-    found = torch.tensor(x.shape[2:], dtype=torch.float64)
-    wanted = torch.tensor(list(cells), dtype=torch.float64)
-    # In cells: cell i is read at cell ``linear @ i + at``.
-    first = torch.full_like(found, centre)
-    at = (linear @ first + shift - first) / stride
-    # PyTorch counts either map from -1 to 1 between its outer edges.
-    at = linear @ ((wanted - 1) / 2) + at
-    theta = torch.cat([linear * (wanted / 2), at.unsqueeze(-1)], -1) * (2 / found).unsqueeze(-1)
-    theta[..., -1] += 1 / found - 1
-    # It also takes axes as x, y(, z).
-    axes = [*reversed(range(len(found))), len(found)]
+    in_cells = torch.tensor(x.shape[2:], dtype=torch.float64)
+    out_cells = torch.tensor(list(cells), dtype=torch.float64)
+    # In units of cells: cell i is read at ``linear @ i + offset``.
+    first = torch.full_like(in_cells, centre)
+    offset = (linear @ first + shift - first) / stride
+    # PyTorch counts both maps from -1 to 1 between their outer edges.
+    offset = linear @ ((out_cells - 1) / 2) + offset
+    theta = torch.cat([linear * (out_cells / 2), offset.unsqueeze(-1)], -1)
+    theta = theta * (2 / in_cells).unsqueeze(-1)
+    theta[..., -1] += 1 / in_cells - 1
+    # PyTorch expects axes in the order x, y(, z).
+    axes = [*reversed(range(len(in_cells))), len(in_cells)]
     theta = theta[:, axes[:-1]][:, :, axes].to(x.device, torch.float32)
-    return _sampled(x, theta, cells, outside)
+    return _sample(x, theta, cells, outside)
 
 
-def _sampled(x: Tensor, theta: Tensor, cells: Sequence[int], outside: str) -> Tensor:
-    """What PyTorch reads at `theta`; places are not rounded to half precision."""
+def _sample(x: Tensor, theta: Tensor, cells: Sequence[int], outside: str) -> Tensor:
+    """Sample ``x (m, c, *space)`` by affine maps ``theta (m, d, d + 1)``: ``(m, c, *cells)``."""
+    # Autocast would round coordinates to half precision.
     with torch.autocast(x.device.type, enabled=False):
         grid = functional.affine_grid(theta, [len(x), x.shape[1], *cells], align_corners=False)
         moved = functional.grid_sample(

@@ -1,4 +1,4 @@
-"""Whether a network's published weights can be had now: from this disk, or from the hub."""
+"""Find a network's published weights on this disk, and check whether they can be fetched."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _PATIENCE_S = 1.0
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
-def stored_file(config: Any) -> Path | None:
-    """Weights that an earlier run has fetched; None where there are none.
+def find_stored_file(config: Any) -> Path | None:
+    """Find the file of weights that an earlier run has fetched; None where there is none.
 
     Args:
         config: timm's `PretrainedCfg` of the network.
@@ -27,9 +27,9 @@ def stored_file(config: Any) -> Path | None:
 
         repository, _, revision = config.hf_hub_id.partition("@")
         for name in filter(None, (config.hf_hub_filename, *_NAMES)):
-            found = try_to_load_from_cache(repository, name, revision=revision or None)
-            if isinstance(found, str):
-                return Path(found)
+            file = try_to_load_from_cache(repository, name, revision=revision or None)
+            if isinstance(file, str):
+                return Path(file)
     if config.url:
         import torch
 
@@ -39,7 +39,7 @@ def stored_file(config: Any) -> Path | None:
 
 
 def why_unreachable(config: Any) -> str:
-    """Why the weights cannot be fetched, found out within two seconds; "" where they can be tried.
+    """Check within two seconds whether weights can be fetched; return why not, "" if they can.
 
     Respects ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and the proxies of the environment.
 
@@ -56,32 +56,32 @@ def why_unreachable(config: Any) -> str:
         address = config.url
     else:
         return "they lie at no known address"
-    found = ["no answer"]
-    # Finding a name's address has no time limit of its own.
-    asked = threading.Thread(target=_ask, args=(address, found), daemon=True)
-    asked.start()
-    asked.join(1.5 * _PATIENCE_S)
+    problem = ["no answer"]
+    # In a thread, since resolving a host's name has no time limit of its own.
+    attempt = threading.Thread(target=_try_connection, args=(address, problem), daemon=True)
+    attempt.start()
+    attempt.join(1.5 * _PATIENCE_S)
     host = urlsplit(address).hostname
-    return f"{host}: {found[0]}" if found[0] else ""
+    return f"{host}: {problem[0]}" if problem[0] else ""
 
 
-def _ask(address: str, found: list[str]) -> None:
-    """Open a connection and close it; `found` gets what went wrong, "" for nothing."""
+def _try_connection(address: str, problem: list[str]) -> None:
+    """Open a connection and close it; set ``problem[0]`` to the error's text, or "" without one."""
     parts = urlsplit(address)
     host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
     proxy = getproxies().get(parts.scheme) or getproxies().get("all")
     try:
         if proxy and not proxy_bypass(host):
-            _through(proxy, host, port)
+            _try_proxy(proxy, host, port)
         else:
             socket.create_connection((host, port), timeout=_PATIENCE_S).close()
-        found[0] = ""
+        problem[0] = ""
     except (OSError, http.client.HTTPException, ValueError) as error:
-        found[0] = re.sub(r"\[Errno.*?\] ", "", str(error)) or type(error).__name__
+        problem[0] = re.sub(r"\[Errno.*?\] ", "", str(error)) or type(error).__name__
 
 
-def _through(proxy: str, host: str, port: int) -> None:
-    """Ask a proxy for a connection to a host."""
+def _try_proxy(proxy: str, host: str, port: int) -> None:
+    """Ask a proxy for a connection to a host, and close it."""
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if not parts.scheme.startswith("http"):
         place = (parts.hostname or "", parts.port or 1080)
@@ -91,9 +91,10 @@ def _through(proxy: str, host: str, port: int) -> None:
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-    asked = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=_PATIENCE_S)
-    asked.set_tunnel(host, port, headers)
+    address = (parts.hostname or "", parts.port or 80)
+    connection = http.client.HTTPConnection(*address, timeout=_PATIENCE_S)
+    connection.set_tunnel(host, port, headers)
     try:
-        asked.connect()
+        connection.connect()
     finally:
-        asked.close()
+        connection.close()

@@ -1,4 +1,4 @@
-"""Norms in the place of batch norm, which breaks tiling, replay and batches of one."""
+"""Replace or freeze batch norm, which breaks tiling, replay and batches of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ Replacement = Literal["group", "channel"]
 
 
 def replace_batch_norm(module: nn.Module, kind: Replacement) -> None:
-    """Put a group norm over the patch, or a channel norm of each cell, where batch norms are."""
+    """Replace all batch norms of a network, in place.
+
+    Args:
+        module: the network.
+        kind: ``group`` for a group norm over the patch, ``channel`` for a norm over the channels
+            of each cell.
+    """
     for name, child in module.named_children():
         if not isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
             replace_batch_norm(child, kind)
@@ -29,7 +35,7 @@ def replace_batch_norm(module: nn.Module, kind: Replacement) -> None:
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Let batch norms use what they have stored, whatever the mode of the rest."""
-    for each in module.modules():
-        if isinstance(each, nn.modules.batchnorm._BatchNorm):
-            each.eval()
+    """Let all batch norms of a network use their stored statistics, also in training mode."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()

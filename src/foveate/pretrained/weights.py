@@ -1,11 +1,9 @@
-"""Weights from a user's file, fitted to a network by name and shape, or refused in one line."""
+"""Load weights from a user's file into a network by name and shape, or refuse them."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import logging
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -14,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import CheckpointError
-
-log = logging.getLogger("foveate")
+from foveate.errors import CheckpointError, one_line
+from foveate.files.digest import file_sha256
 
 Tensors = dict[str, Tensor]
 
@@ -27,29 +24,34 @@ _DIGITS = 12
 
 
 def read_weights(file: str, expected: str = "") -> tuple[Tensors, str]:
-    """The named tensors of a file, and the first digits of its sha256.
+    """Read the named tensors of a file, and the first digits of its sha256.
 
     Args:
-        file: safetensors, or what ``torch.save`` wrote; never runs code from it.
-        expected: first digits of its sha256; "" for any.
+        file: path of a safetensors file, or of one that ``torch.save`` wrote; its code is never
+            run.
+        expected: first digits of the file's sha256; "" accepts any.
 
     Raises:
-        CheckpointError: no such file, damaged, another than expected, or without named tensors.
+        CheckpointError: the file is missing, damaged, not the expected one, or has no named
+            tensors.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"encoder.weights: {path}: no such file")
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        raise CheckpointError(
+            f"encoder.weights: {path}: no such file; check the name, or leave the option out"
+        )
+    digest = file_sha256(path)
     if not digest.startswith(expected.lower()):
         raise CheckpointError(
             f"encoder.weights: {path}: its sha256 begins with {digest[:_DIGITS]}, expected "
-            f"{expected}: it is another file"
+            f"{expected}: it is another file; fetch the right one, or mend the digits"
         )
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    tensors = _unwrapped(content)
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    tensors = _unwrap(content)
     if not tensors:
-        raise CheckpointError(f"encoder.weights: {path} holds no tensors by name")
+        raise CheckpointError(
+            f"encoder.weights: {path} holds no tensors by name; save the network's state_dict()"
+        )
     return tensors, digest[:_DIGITS]
 
 
@@ -61,40 +63,45 @@ def fit_weights(
     encoder: str,
     adapt: Callable[[Tensors], Tensors] | None = None,
 ) -> None:
-    """Put tensors into a network, in place.
+    """Load tensors into a network, in place.
 
-    Names are compared without the prefixes that training code puts before them, and with ``_`` and
-    ``.`` alike, as timm names the layers of a network that gives its stages. What belongs to no
-    part of the network, such as a classifier, is left out.
+    Names are compared without the prefixes that training code puts before them, and with ``_``
+    equal to ``.``, since timm names layers so in networks that return their stages. Tensors of no
+    part of the network, such as a classifier's, are ignored.
 
     Args:
-        net: that they go into.
-        tensors: by name.
-        file, encoder: for messages.
-        adapt: brings names and shapes into the network's form, once prefixes are gone.
+        net: the network.
+        tensors: weights by name.
+        file: the file of weights, for messages.
+        encoder: name of the encoder, for messages.
+        adapt: converts names and shapes to those of the network, after prefixes are removed.
 
     Raises:
         CheckpointError: tensors are missing, too many, or of another shape.
     """
     wanted = {_plain(name): name for name in net.state_dict() if not _is_count(name)}
     prefix = _prefix(tensors, wanted)
-    given = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if adapt is not None:
         try:
-            given = adapt(given)
+            weights = adapt(weights)
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"encoder.weights: {file} does not fit encoder '{encoder}': "
-                f"{' '.join(str(error).split())[:160]}"
+                f"{one_line(str(error), most=160)}"
             ) from error
-    given = {name: tensor for name, tensor in given.items() if not _is_count(name)}
-    _check(net, given, wanted, f"encoder.weights: {file}", encoder)
-    state = {wanted[_plain(n)]: tensor for n, tensor in given.items() if _plain(n) in wanted}
+    weights = {name: tensor for name, tensor in weights.items() if not _is_count(name)}
+    _check(net, weights, wanted, f"encoder.weights: {file}", encoder)
+    state = {wanted[_plain(n)]: tensor for n, tensor in weights.items() if _plain(n) in wanted}
     net.load_state_dict(state, strict=False)
 
 
-def stated_colours(file: str) -> dict[str, tuple[float, ...]]:
-    """Mean and std that a ``config.json`` beside a file states, as hubs lay it; {} for none."""
+def read_colours(file: str) -> dict[str, tuple[float, ...]]:
+    """Read ``mean`` and ``std`` from the ``config.json`` that hubs put beside a file of weights.
+
+    Returns:
+        both by their keys, or {} where the file states none.
+    """
     path = Path(file).expanduser().with_name("config.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,36 +112,49 @@ def stated_colours(file: str) -> dict[str, tuple[float, ...]]:
 
 
 def _check(
-    net: nn.Module, given: Tensors, wanted: Mapping[str, str], file: str, encoder: str
+    net: nn.Module, weights: Tensors, wanted: Mapping[str, str], file: str, encoder: str
 ) -> None:
+    """Raise `CheckpointError` unless weights fit a network.
+
+    Args:
+        net: the network.
+        weights: tensors by name, without prefixes.
+        wanted: the network's names by their plain form.
+        file: the file of weights, for messages.
+        encoder: name of the encoder, for messages.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {_plain(name): tuple(tensor.shape) for name, tensor in given.items()}
-    missing = [own for name, own in wanted.items() if name not in found]
+    stored = {_plain(name): tuple(tensor.shape) for name, tensor in weights.items()}
+    missing = [full_name for name, full_name in wanted.items() if name not in stored]
     if len(missing) == len(wanted):
         raise CheckpointError(
-            f"{file}: none of its {len(found)} tensors belongs to encoder '{encoder}' (it has "
-            f"'{next(iter(given), '')}', expected '{missing[0]}'): is it of another network?"
+            f"{file}: none of its {len(stored)} tensors belongs to encoder '{encoder}' (it has "
+            f"'{next(iter(weights), '')}', expected '{missing[0]}'): is it of another network? "
+            "Name that with --encoder"
         )
-    other = [n for n in wanted if n in found and found[n] != shapes[wanted[n]]]
+    other = [n for n in wanted if n in stored and stored[n] != shapes[wanted[n]]]
     parts = {_part(name) for name in wanted.values()}
-    beyond = [n for n in given if _plain(n) not in wanted and _part(n) in parts]
+    beyond = [n for n in weights if _plain(n) not in wanted and _part(n) in parts]
     faults = []
     if missing:
         faults.append(f"{len(missing)} of {len(wanted)} tensors missing (first: {missing[0]})")
     if other:
         name = wanted[other[0]]
         faults.append(
-            f"{len(other)} of another shape (first: {name} is {found[other[0]]}, "
+            f"{len(other)} of another shape (first: {name} is {stored[other[0]]}, "
             f"expected {shapes[name]})"
         )
     if beyond:
         faults.append(f"{len(beyond)} that it has no place for (first: {beyond[0]})")
     if faults:
-        raise CheckpointError(f"{file} does not fit encoder '{encoder}': {'; '.join(faults)}")
+        raise CheckpointError(
+            f"{file} does not fit encoder '{encoder}': {'; '.join(faults)}. Name the network that "
+            "these weights are of with --encoder"
+        )
 
 
 def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, str]) -> str:
-    """The chain of prefixes without which most names are the network's."""
+    """Find the chain of prefixes after whose removal most names are those of the network."""
     best, most = "", -1
     for n in range(_MOST_PREFIXES + 1):
         for chain in itertools.product(_PREFIXES, repeat=n):
@@ -147,21 +167,22 @@ def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name in which the places of a list are told as timm's stages and its networks tell them."""
+    """Convert a name to the form that is common to timm's networks and to their stages."""
     return name.removeprefix("model.").replace("_", ".")
 
 
 def _part(name: str) -> str:
-    """The part of a network that a tensor belongs to."""
+    """Return the part of a network that a tensor belongs to, by its name."""
     return re.sub(r"_\d+$", "", name.removeprefix("model.").split(".")[0])
 
 
 def _is_count(name: str) -> bool:
-    """Batches that a batch norm has seen: not needed."""
+    """Return whether a tensor is a batch norm's counter of batches, which is not needed."""
     return name.endswith("num_batches_tracked")
 
 
-def _safetensors(path: Path) -> object:
+def _load_safetensors(path: Path) -> object:
+    """Load a file of safetensors."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -173,7 +194,8 @@ def _safetensors(path: Path) -> object:
         ) from error
 
 
-def _pickled(path: Path) -> object:
+def _load_pickle(path: Path) -> object:
+    """Load a file that ``torch.save`` wrote, without running code from it."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -183,18 +205,19 @@ def _pickled(path: Path) -> object:
                 "network's state_dict() alone, best as safetensors"
             ) from error
         raise _damaged(path) from error
-    except Exception as error:  # what a damaged pickle raises is not limited
+    except Exception as error:  # a damaged pickle may raise any exception
         raise _damaged(path) from error
 
 
 def _damaged(path: Path) -> CheckpointError:
+    """Build the error for a damaged file."""
     return CheckpointError(
         f"encoder.weights: {path} is damaged or no file of PyTorch; fetch it again"
     )
 
 
-def _unwrapped(content: object) -> Tensors:
-    """Named tensors, out of the wrappers that training code puts around them."""
+def _unwrap(content: object) -> Tensors:
+    """Return the named tensors inside the dictionaries that training code wraps them in."""
     while isinstance(content, Mapping):
         inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:

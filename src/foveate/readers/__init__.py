@@ -1,4 +1,4 @@
-"""One door to every file family: `open_image` looks at the first bytes and asks the readers.
+"""Open image files of all families: `open_image` finds the reader by a file's first bytes.
 
 Importing this package is light: each reader imports its library when it opens its first file.
 """
@@ -17,7 +17,7 @@ from foveate.errors import (
     FoveateError,
     ImageNotFound,
     UnsupportedFormat,
-    as_ours,
+    as_foveate_error,
 )
 from foveate.images.image import AbstractImage
 from foveate.readers.base import HEAD_BYTES, AbstractReader
@@ -29,7 +29,7 @@ READABLE = (
     "PNG, JPEG, BMP, GIF, WebP, volumes in NIfTI (.nii, .nii.gz)"
 )
 
-# Where the mark lies, the mark, and what to tell the owner of such a file.
+# The first byte of the mark, the mark, and what the user is told about such a file.
 _NOT_YET = (
     (
         128,
@@ -59,39 +59,39 @@ ReaderOptions = Mapping[str, Mapping[str, Any]]
 
 
 def open_image(path: Path | str, options: ReaderOptions | None = None) -> AbstractImage:
-    """Open an image of any known family, judged by its content and not by its suffix.
+    """Open an image of any known family, recognised by its content and not by its suffix.
 
     Args:
-        path: a file, or a folder that a reader takes for an image. What one reader finds damaged is
-            refused, and no other reader is asked.
-        options: of readers, as `check_options` gives them.
+        path: the file, or a folder that a reader reads as one image. What one reader finds damaged
+            is refused without asking another.
+        options: options of readers, as `check_options` returns them.
 
     Returns:
-        The open image; close it, or use it in a ``with`` block.
+        the open image; close it, or use it in a ``with`` block.
 
     Raises:
-        ImageNotFound: nothing is there.
-        UnsupportedFormat: a folder or content that no reader takes, or an empty file.
-        UnreadableImage: a reader takes the file, but it is damaged.
+        ImageNotFound: nothing exists at the path.
+        UnsupportedFormat: a folder or content that no reader reads, or an empty file.
+        UnreadableImage: a reader recognises the file, but it is damaged.
         ImageTooLarge: opening it would need more memory than there is or than is allowed.
     """
     path = Path(path)
     folder = path.is_dir()
     head = b"" if folder else _first_bytes(path)
     readers = _readers(parts.plugin_folders())
-    asked = [
+    candidates = [
         (name, reader)
         for name, reader in readers
         if (reader.takes_folders or not folder) and _recognises(reader, path, head)
     ]
-    if not asked and folder:
+    if not candidates and folder:
         raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
-    if not asked:
+    if not candidates:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
-    for name, reader in asked:
+    for name, reader in candidates:
         try:
-            return _opened(reader, path, (options or {}).get(name, {}))
+            return _open(reader, path, (options or {}).get(name, {}))
         except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
@@ -117,25 +117,28 @@ def check_options(given: ReaderOptions) -> dict[str, dict[str, Any]]:
 
 
 def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
+    """Return whether a reader recognises a file; one that fails on it does not."""
     try:
         return reader.recognises(path, head)
     except FoveateError:
         raise
-    except Exception:  # it cannot be its file
+    except Exception:
         log.debug("%s: %s", reader.__name__, path, exc_info=True)
         return False
 
 
-def _opened(reader: type[AbstractReader], path: Path, options: Mapping[str, Any]) -> AbstractImage:
+def _open(reader: type[AbstractReader], path: Path, options: Mapping[str, Any]) -> AbstractImage:
+    """Open a file with a reader; any other library's error becomes one of `foveate.errors`."""
     try:
         return reader(path, **options)
     except FoveateError:
         raise
     except Exception as error:
-        raise as_ours(error, path) from error
+        raise as_foveate_error(error, path) from error
 
 
 def _first_bytes(path: Path) -> bytes:
+    """Read the first bytes of a file, or refuse it as `open_image` describes."""
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
@@ -148,7 +151,7 @@ def _first_bytes(path: Path) -> bytes:
     except FoveateError:
         raise
     except OSError as error:
-        raise as_ours(error, path) from error
+        raise as_foveate_error(error, path) from error
     except ValueError as error:
         raise ImageNotFound(f"{path}: no file can have this name; rename it") from error
     if not head:
@@ -157,6 +160,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _why_not(head: bytes) -> str:
+    """Explain by the first bytes of a file why no reader takes it."""
     for at, mark, reason in _NOT_YET:
         if head[at : at + len(mark)] == mark:
             return reason
@@ -168,9 +172,9 @@ def _why_not(head: bytes) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _readers(folders: tuple[Path, ...]) -> tuple[tuple[str, type[AbstractReader]], ...]:
-    """Every reader by name, by falling priority; looked up once for each set of plug-in folders."""
+    """Return all readers by falling priority, looked up once for each set of plug-in folders."""
     del folders
-    found: list[tuple[str, type[AbstractReader]]] = [
+    readers: list[tuple[str, type[AbstractReader]]] = [
         (name, parts.find("readers", name)) for name in parts.names("readers")
     ]
-    return tuple(sorted(found, key=lambda pair: -pair[1].priority))
+    return tuple(sorted(readers, key=lambda pair: -pair[1].priority))

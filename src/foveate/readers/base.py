@@ -1,4 +1,4 @@
-"""What a reader adds to the image contract: recognising its files, and options of its own."""
+"""The base class of readers: how a reader knows its files, and options of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import ClassVar
 from foveate.images.image import AbstractImage
 
 HEAD_BYTES = 4096
-"""How much of a file `AbstractReader.recognises` is shown."""
+"""How many bytes of a file `AbstractReader.recognises` receives."""
 
 
 class AbstractReader(AbstractImage):
-    """A file family. The file of a reader is named after it and holds this one class.
+    """The reader of a file family; a reader's module has its name and holds this one class.
 
     Keywords of its constructor that have a default are its options. They are given as
     ``--reader.NAME.option value`` in training, and stored with the model.
@@ -28,16 +28,24 @@ class AbstractReader(AbstractImage):
 
     @abc.abstractmethod
     def __init__(self, path: Path) -> None:
-        """Open a file or a folder. Raises an error of `foveate.errors` that names it."""
+        """Open a file or a folder.
+
+        Raises:
+            FoveateError: it cannot be opened; the message names it.
+        """
         super().__init__()
         self.path = path
 
     @classmethod
     @abc.abstractmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Whether this reader takes the file, judged by its first 4 KiB (or by the library).
+        """Return whether this reader reads a file or folder.
 
         Folders, whose `head` is empty, are shown only to readers that take folders.
+
+        Args:
+            path: the file, for libraries that detect formats themselves.
+            head: its first `HEAD_BYTES` bytes.
         """
 
 

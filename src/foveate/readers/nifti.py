@@ -1,4 +1,4 @@
-"""Volumes in NIfTI files, packed with gzip or not; headers by nibabel."""
+"""Read volumes in NIfTI files, packed with gzip or not; nibabel parses their headers."""
 
 from __future__ import annotations
 
@@ -24,47 +24,49 @@ from foveate.readers.base import AbstractReader
 
 Values = NDArray[np.float64]
 _Scale = tuple[tuple[float, ...], tuple[float, ...]]
-"""Values, rising, and the grey of each, 0 to 1."""
+"""A piecewise linear scale: rising values, and the grey of each, 0 to 1."""
 
 _GZIP = b"\x1f\x8b"
 _PERCENTILES = (0.5, 99.5)
 _FEW_VALUES = 32
 _GREY_OF_HU = ((-1024.0, -160.0, 240.0, 3071.0), (0.0, 0.25, 0.75, 1.0))
-"""Hounsfield units and their grey, straight between them: half the scale is soft tissue."""
+"""The scale of Hounsfield units; half of it is soft tissue."""
 _SAMPLED = 1 << 20
 _TOP = 65535
-_KEPT_BYTES = 1 << 30
+_CACHE_BYTES = 1 << 30
 _AT_ONCE_BYTES = 1 << 28
-"""Packed volumes up to this size are unpacked at once; larger ones twice, slab by slab."""
+"""Packed volumes up to this size are unpacked at once; larger ones in two passes, by slabs."""
 _MAX_PACKING = 200
-"""A gigabyte or more out of less than a 200th of it is no volume (gzip reaches 1032)."""
+"""The largest ratio of voxels to packed bytes beyond a gigabyte (gzip reaches 1032)."""
 
-_kept: ByteCache[Pixels] = ByteCache(_KEPT_BYTES)
-"""Of all files together, by what stands for an open one."""
+_cache: ByteCache[Pixels] = ByteCache(_CACHE_BYTES)
+"""Decoded volumes of all open files, by a reader's key."""
 
 
 @final
 class NiftiReader(AbstractReader):
     """One volume, axes ``z, y, x``, grey, 16 bits.
 
-    Axes are laid as ITK and DICOM lay them, whatever the order in the file: x runs to the left of
-    the patient, y to the back, z to the head. What becomes black and what white is settled from
-    about a million voxels of each volume:
+    Axes run as in ITK and DICOM, whatever their order in the file: x to the left of the patient, y
+    to the back, z to the head. The values of black and white follow from about a million voxels of
+    each volume:
 
     - CT in Hounsfield units has one scale for all files, from -1024 to 3071, half of it for soft
-      tissue (-160 to 240), so that a value means the same everywhere. It is known by its values:
-      air or lung, and soft tissue around 0. The log says so. Crops without air are not known.
-    - Masks and label maps, of at most 32 different values: the least is black, the largest white.
-    - All others (MR has no unit): the 0.5th percentile is black, the 99.5th white, and what lies
-      beyond is clipped. A value that fills half of the volume or more is ground: percentiles are
-      of the rest, and the ground stays on the scale, however little there is on it.
+      tissue (-160 to 240), so that a value means the same everywhere. CT is recognised by its
+      values: air or lung, and soft tissue around 0. The log says so. Crops without air are not
+      recognised.
+    - Masks and label maps, of at most 32 different values: the smallest is black, the largest
+      white.
+    - All others (MR has no unit): the 0.5th percentile is black, the 99.5th white, and values
+      beyond are clipped. A value that fills half of the volume or more is background: percentiles
+      are those of the other voxels, and the scale is widened to include the background.
 
     Voxels that are no finite numbers are black, and the log says so.
 
-    Where the sform is empty the qform counts. Where the sform and the voxel size in ``pixdim``
-    disagree the sform counts, and the log says so.
+    Where the sform is empty the qform is used. Where the sform and the voxel size in ``pixdim``
+    disagree the sform is used, and the log says so.
 
-    Volumes are decoded once and kept, up to a gigabyte of them; larger ones are read region by
+    Volumes are decoded once and cached, up to a gigabyte of them; larger ones are read region by
     region, for which the file must not be packed.
     """
 
@@ -76,24 +78,24 @@ class NiftiReader(AbstractReader):
 
         with path.open("rb") as file:
             self._packed = file.read(2) == _GZIP
-        # Numbers beyond all bounds are judged, not computed with.
+        # Damaged headers hold numbers that overflow; they are refused by their result.
         with self._stream() as stream, np.errstate(all="ignore"):
-            self._file = read_header(path, stream)
-        shape = tuple(self._file.shape[axis] for axis in self._file.axes)
-        n_bytes, end = path.stat().st_size, self._file.end
+            self._array = read_header(path, stream)
+        shape = tuple(self._array.shape[axis] for axis in self._array.axes)
+        n_bytes, end = path.stat().st_size, self._array.end
         if not self._packed and n_bytes < end:
             raise UnreadableImage(
                 f"{path}: truncated: its header promises {end} bytes, there are {n_bytes}{AGAIN}"
             )
-        self._small = 2 * math.prod(shape) <= _KEPT_BYTES
-        if self._packed and not (self._small and end <= max(_KEPT_BYTES, _MAX_PACKING * n_bytes)):
+        self._small = 2 * math.prod(shape) <= _CACHE_BYTES
+        if self._packed and not (self._small and end <= max(_CACHE_BYTES, _MAX_PACKING * n_bytes)):
             raise ImageTooLarge(
                 f"{path}: {end / 1e9:.1f} GB of voxels {shape} are too much to be unpacked in "
                 "memory; unpack the file (gunzip), then it is read region by region"
             )
         self.kind, self.dtype, self.channels = "volume", np.dtype(np.uint16), 1
         self.levels = (Level(shape, (1.0,) * 3),)
-        self.spacing_um = self._file.spacing_um
+        self.spacing_um = self._array.spacing_um
         self.reader = f"nibabel {nibabel.__version__}"
         self._lock, self._key = threading.Lock(), object()
         self._scale: _Scale | None = None
@@ -101,7 +103,7 @@ class NiftiReader(AbstractReader):
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Marks of NIfTI 1 and 2 in one file, packed or not."""
+        """Return whether a file has the mark of NIfTI 1 or 2 in one file, packed or not."""
         if head.startswith(_GZIP):
             try:
                 head = zlib.decompressobj(31).decompress(head, 352)
@@ -110,78 +112,82 @@ class NiftiReader(AbstractReader):
         return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
     def _stream(self) -> IO[bytes]:
-        # By content: a packed file may be called .nii.
+        """Open the unpacked content of the file, by its mark: a packed file may be called .nii."""
         return gzip.open(self.path) if self._packed else self.path.open("rb")  # type: ignore[return-value]
 
     def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
         with self._lock:
             if self._closed:
                 raise UnreadableImage(f"{self.path}: the image is closed")
-            whole = self._whole() if self._small else None
-        if whole is None:
-            stored = self._mapped()
-            self._scale = self._scale or self._settled(stored)
-            pixels = self._grey(self._file.laid(stored, origin, size))
+            volume = self._volume() if self._small else None
+        if volume is None:
+            stored = self._map_file()
+            self._scale = self._scale or self._choose_scale(stored)
+            pixels = self._grey(self._array.region_values(stored, origin, size))
             self.count.add(decoded_px=math.prod(size))
             return pixels
-        return whole[tuple(slice(o, o + n) for o, n in zip(origin, size, strict=True))].copy()
+        return volume[tuple(slice(o, o + n) for o, n in zip(origin, size, strict=True))].copy()
 
-    def _whole(self) -> Pixels:
-        """The volume, decoded if it is not kept."""
-        found = _kept.get((self._key,))
-        if found is None:
+    def _volume(self) -> Pixels:
+        """Return the complete volume ``(z, y, x, 1)``, decoded if it is not cached."""
+        volume = _cache.get((self._key,))
+        if volume is None:
             try:
-                found = self._decoded()
+                volume = self._decode()
             except MemoryError as error:
                 raise ImageTooLarge(
                     f"{self.path}: {self.shape} voxels need more memory than there is; give the "
                     "computer more, or cut the volume to what matters"
                 ) from error
             self.count.add(decoded_px=self.size_px)
-            _kept.put((self._key,), found, found.nbytes)
-        return found
+            _cache.put((self._key,), volume, volume.nbytes)
+        return volume
 
-    def _decoded(self) -> Pixels:
-        if self._packed and self._file.end > _AT_ONCE_BYTES:
-            return self._streamed()
-        stored = self._unpacked() if self._packed else self._mapped()
-        self._scale = self._scale or self._settled(stored)
-        found = np.empty((*self.shape, 1), np.uint16)
+    def _decode(self) -> Pixels:
+        """Decode the complete volume, ``(z, y, x, 1)``."""
+        if self._packed and self._array.end > _AT_ONCE_BYTES:
+            return self._decode_slabs()
+        stored = self._unpack() if self._packed else self._map_file()
+        self._scale = self._scale or self._choose_scale(stored)
+        volume = np.empty((*self.shape, 1), np.uint16)
         for z in range(self.shape[0]):
             place = (z, 0, 0), (1, *self.shape[1:])
-            found[z : z + 1] = self._grey(self._file.laid(stored, *place))
-        return found
+            volume[z : z + 1] = self._grey(self._array.region_values(stored, *place))
+        return volume
 
-    def _streamed(self) -> Pixels:
-        """The volume in two passes over the file, in little more memory than it needs itself."""
-        file = self._file
+    def _decode_slabs(self) -> Pixels:
+        """Decode the volume, ``(z, y, x, 1)``, in two passes over the file.
+
+        It takes little more memory than the result.
+        """
+        array = self._array
         if self._scale is None:
-            step = _stride(math.prod(file.shape))
+            step = _stride(math.prod(array.shape))
             sample = [
                 slab[::step, ::step, (-at) % step :: step].ravel() for at, slab in self._slabs()
             ]
-            self._scale = self._settled(np.concatenate(sample))
-        found = np.empty(file.shape, np.uint16)
+            self._scale = self._choose_scale(np.concatenate(sample))
+        volume = np.empty(array.shape, np.uint16)
         for at, slab in self._slabs():
-            found[..., at : at + slab.shape[-1]] = self._grey(file.scaled(slab))[..., 0]
-        return file.turned_round(found)[..., None]
+            volume[..., at : at + slab.shape[-1]] = self._grey(array.scale(slab))[..., 0]
+        return array.reorder(volume)[..., None]
 
     def _slabs(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Stored values along the last axis of the file: the first index, and a slab."""
-        file = self._file
-        plane = math.prod(file.shape[:2])
-        many = max(1, _AT_ONCE_BYTES // 32 // (plane * file.dtype.itemsize))
+        """Yield slabs of stored numbers along the last axis of the file, with their first index."""
+        array = self._array
+        plane = math.prod(array.shape[:2])
+        many = max(1, _AT_ONCE_BYTES // 32 // (plane * array.dtype.itemsize))
         with self._stream() as stream:
-            self._taken(stream, file.begin)
-            for at in range(0, file.shape[2], many):
-                n = min(many, file.shape[2] - at)
-                content = self._taken(stream, n * plane * file.dtype.itemsize)
-                slab = np.frombuffer(content, file.dtype)
-                yield at, slab.reshape((*file.shape[:2], n), order="F")
-            self._taken(stream, 0)
+            self._read_exactly(stream, array.begin)
+            for at in range(0, array.shape[2], many):
+                n = min(many, array.shape[2] - at)
+                content = self._read_exactly(stream, n * plane * array.dtype.itemsize)
+                slab = np.frombuffer(content, array.dtype)
+                yield at, slab.reshape((*array.shape[:2], n), order="F")
+            self._read_exactly(stream, 0)
 
-    def _taken(self, stream: IO[bytes], n_bytes: int) -> bytes:
-        """Exactly so many bytes of a packed file; of 0 the rest is looked at, with its checksum."""
+    def _read_exactly(self, stream: IO[bytes], n_bytes: int) -> bytes:
+        """Read a number of bytes of a packed file, or with 0 read on to check its checksum."""
         try:
             content = stream.read(n_bytes or 1)
         except (OSError, EOFError, zlib.error) as error:
@@ -190,21 +196,22 @@ class NiftiReader(AbstractReader):
             raise UnreadableImage(f"{self.path}: truncated inside its packed voxels{AGAIN}")
         return content
 
-    def _mapped(self) -> NDArray[Any]:
-        """Stored values, axes as in the file."""
-        file = self._file
-        return np.memmap(self.path, file.dtype, "r", file.begin, file.shape, "F")
+    def _map_file(self) -> NDArray[Any]:
+        """Map the stored numbers of an unpacked file into memory, with the axes of the file."""
+        array = self._array
+        return np.memmap(self.path, array.dtype, "r", array.begin, array.shape, "F")
 
-    def _unpacked(self) -> NDArray[Any]:
-        file = self._file
+    def _unpack(self) -> NDArray[Any]:
+        """Read the stored numbers of a packed file, with the axes of the file."""
+        array = self._array
         with self._stream() as stream:
-            content = self._taken(stream, file.end)
-            self._taken(stream, 0)  # gzip compares its checksum at the end of the file alone
-        n = math.prod(file.shape)
-        return np.frombuffer(content, file.dtype, n, file.begin).reshape(file.shape, order="F")
+            content = self._read_exactly(stream, array.end)
+            self._read_exactly(stream, 0)  # gzip checks its checksum only at the end of the file
+        n = math.prod(array.shape)
+        return np.frombuffer(content, array.dtype, n, array.begin).reshape(array.shape, order="F")
 
     def _grey(self, values: Values) -> Pixels:
-        """Grey ``(*values.shape, 1)`` of values, on the settled scale."""
+        """Convert values to grey, ``(*values.shape, 1)``, on the chosen scale."""
         assert self._scale is not None
         known = np.isfinite(values)
         if not known.all():
@@ -215,10 +222,10 @@ class NiftiReader(AbstractReader):
         share = np.interp(values / 4, np.asarray(self._scale[0]) / 4, self._scale[1])
         return np.asarray(np.rint(share * _TOP).astype(np.uint16)[..., None])
 
-    def _settled(self, stored: NDArray[Any]) -> _Scale:
-        """Which value has which grey, from a sample of the voxels."""
+    def _choose_scale(self, stored: NDArray[Any]) -> _Scale:
+        """Choose the scale of greys from a sample of the stored numbers (of any shape)."""
         step = _stride(stored.size)
-        values = self._file.scaled(stored[(slice(None, None, step),) * stored.ndim])
+        values = self._array.scale(stored[(slice(None, None, step),) * stored.ndim])
         values = values[np.isfinite(values)]
         if not values.size:
             raise UnreadableImage(
@@ -228,25 +235,25 @@ class NiftiReader(AbstractReader):
             tell(logging.INFO, "ct", self.path, "read as CT, in Hounsfield units")
             return _GREY_OF_HU
         low, high = _window(values)
-        # Of an even volume all is black.
+        # A volume of one value becomes black.
         return (low, high if high > low else low + max(1.0, abs(low)) * 1e-6), (0, 1)
 
     def close(self) -> None:
-        """Forget the voxels. Closing twice is harmless."""
+        """Release the voxels. Closing twice is harmless."""
         with self._lock:
             self._closed = True
-            _kept.drop_where(self._key)
+            _cache.drop_where(self._key)
 
 
 def _stride(n: int) -> int:
-    """Every how many voxels along each axis about a million are seen."""
+    """Compute the step along every axis with which about a million of `n` voxels are sampled."""
     return max(1, math.ceil(math.cbrt(n / _SAMPLED)))
 
 
 def _in_hounsfield_units(values: Values) -> bool:
-    """Whether there is air or lung, soft tissue, and little else.
+    """Return whether values ``(n,)`` are air or lung, soft tissue, and little else.
 
-    What is below air pads round fields of view and says nothing.
+    Values below that of air are not counted: they pad round fields of view.
     """
     inside = values[values >= -1100]
     airy, soft = (inside <= -500).sum(), (np.abs(inside) <= 150).sum()
@@ -254,7 +261,7 @@ def _in_hounsfield_units(values: Values) -> bool:
 
 
 def _window(values: Values) -> tuple[float, float]:
-    """What becomes black and what white."""
+    """Choose the values of black and white for an image without a unit, from values ``(n,)``."""
     if len(np.unique(values)) <= _FEW_VALUES:
         return float(values.min()), float(values.max())
     ground = np.median(values)

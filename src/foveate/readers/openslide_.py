@@ -1,4 +1,4 @@
-"""Vendors' whole slides through OpenSlide: NDPI, SCN, MIRAX, Philips, Trestle, Ventana and more.
+"""Read vendors' slides with OpenSlide: NDPI, SCN, MIRAX, Philips, Trestle, Ventana and more.
 
 One handle serves all threads; OpenSlide releases the interpreter lock while it decodes.
 """
@@ -22,16 +22,16 @@ from foveate.formats.tiff_index import (
     refuse_unlisted,
 )
 from foveate.geometry import Box, Frame
-from foveate.images.alpha import flattened
+from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
-from foveate.images.stated import believed_spacing, level_downsample
+from foveate.images.stated import check_spacing, level_downsample
 from foveate.readers.base import AbstractReader
 
 log = logging.getLogger("foveate")
 
 CACHE_BYTES = 256 << 20
-"""Decoded tiles kept by OpenSlide, over all open slides."""
+"""The largest size of OpenSlide's cache of decoded tiles, over all open slides."""
 
 _WHITE = (255.0, 255.0, 255.0)
 _NOT_HERE = ("dicom", "generic-tiff", "zeiss")
@@ -45,12 +45,12 @@ _cache: list[Any] = []
 class OpenSlideReader(AbstractReader):
     """A vendor's slide: RGB, ``uint8``, transparent and absent parts in the background colour.
 
-    OpenSlide takes origins in whole level-0 pixels, so where its downsample is no whole number a
-    region lies up to half a level-0 pixel off its place, interpolated. Scans that it lays on a
-    larger canvas (Leica) it puts on whole pixels, rounding down; there the origin is rounded up and
-    every region is cut from one grid. With whole downsamples, as most vendors have, both are exact.
-    `count` holds the stored tiles that a region touches, cached or not: OpenSlide does not say
-    which it decoded.
+    OpenSlide takes origins in whole level-0 pixels. Where its downsample is no whole number, a
+    region is thus displaced by up to half a level-0 pixel and interpolated. Scans that OpenSlide
+    lays on a larger canvas (Leica) start at whole pixels, rounded down; there the origin is rounded
+    up, so that all regions are cut from one grid. With whole downsamples, as most vendors have,
+    both are exact. `count` holds the stored tiles that a region touches, cached or not, since
+    OpenSlide does not report which of them it decoded.
     """
 
     priority: ClassVar[int] = 10
@@ -64,7 +64,7 @@ class OpenSlideReader(AbstractReader):
                 refuse_unlisted(path)
         self._reopening = threading.Lock()
         try:
-            self._slide = self._handle()
+            self._slide = self._open_slide()
             facts = self._slide.properties
             shapes = [(height, width) for width, height in self._slide.level_dimensions]
             self._steps = tuple(float(d) for d in self._slide.level_downsamples)
@@ -86,20 +86,20 @@ class OpenSlideReader(AbstractReader):
                 f"{MAX_BLOCK_BYTES >> 20} MiB{AGAIN}"
             )
         mpp = (_number(facts.get("openslide.mpp-y")), _number(facts.get("openslide.mpp-x")))
-        self.spacing_um = believed_spacing(mpp)
+        self.spacing_um = check_spacing(mpp)
         self.bounds_px0 = _bounds(facts, shapes[0])
         self._stated = _colour(facts.get("openslide.background-color"))
         self._paper = np.asarray(self._stated or _WHITE, np.uint8)
         self.reader = f"OpenSlide {openslide.__library_version__} ({facts.get('openslide.vendor')})"
-        self._whole = _up if "openslide.region[0].x" in facts else round
+        self._round = _round_up if "openslide.region[0].x" in facts else round
         self._closed = False
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """What OpenSlide detects, except DICOM (wrong colours unnoticed), CZI and plain TIFF.
+        """Return whether OpenSlide detects a slide, unless it is DICOM, CZI or plain TIFF.
 
-        Of Aperio only those whose coding the reader of TIFF lacks: what that one refuses for
-        another reason is not to be believed here.
+        OpenSlide reads some DICOM slides in wrong colours without an error. Aperio slides are taken
+        only if the reader `tiff` lacks their coding: what it refuses for another reason is damaged.
         """
         if head.startswith(_OTHER_MARKS) or head[128:132] == b"DICM":
             return False
@@ -114,21 +114,26 @@ class OpenSlideReader(AbstractReader):
         if self._closed:
             raise UnreadableImage(f"{self.path}: the image is closed")
         step = self._steps[level]
-        place = (self._whole(origin[1] * step), self._whole(origin[0] * step))
+        place = (self._round(origin[1] * step), self._round(origin[0] * step))
         try:
-            region = self._region(place, level, (size[1], size[0]))
+            region = self._read_region(place, level, (size[1], size[0]))
         except MemoryError as error:
             raise ImageTooLarge(
                 f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
             ) from error
         self.count.add(decoded_px=_touched_px(self.levels[level], origin, size))
-        return flattened(np.asarray(region), self._paper)
+        return flatten_alpha(np.asarray(region), self._paper)
 
-    def _region(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
-        """A region by OpenSlide.
+    def _read_region(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
+        """Read a region with OpenSlide as a picture of Pillow, RGBA; retry once after a failure.
 
         After one failure a handle of OpenSlide fails for ever, in all threads. It is replaced, and
-        the region tried once more: the failure may have been that of another thread.
+        the region tried once more, since the failure may have been that of another thread.
+
+        Args:
+            place: the first pixel ``(x, y)`` in level 0.
+            level: index of the level.
+            size: pixels ``(x, y)`` of the level.
         """
         import openslide
 
@@ -147,17 +152,21 @@ class OpenSlideReader(AbstractReader):
         raise AssertionError
 
     def _reopen(self, broken: Any) -> None:
-        """Take a new handle, unless another thread has; the old one goes with its last user."""
+        """Replace a broken handle, unless another thread has.
+
+        The old handle is freed when the last thread that uses it lets go of it.
+        """
         import openslide
 
         with self._reopening:
             if self._slide is broken and not self._closed:
                 try:
-                    self._slide = self._handle()
+                    self._slide = self._open_slide()
                 except openslide.OpenSlideError as error:
                     raise UnreadableImage(f"{self.path}: is no longer readable{AGAIN}") from error
 
-    def _handle(self) -> Any:
+    def _open_slide(self) -> Any:
+        """Open the file with OpenSlide and let it use the shared cache."""
         import openslide
 
         slide = openslide.OpenSlide(self.path)
@@ -175,6 +184,7 @@ class OpenSlideReader(AbstractReader):
 
 
 def _shared_cache() -> Any:
+    """Return the cache of decoded tiles that all slides share, made on first use."""
     import openslide
 
     with _cache_lock:
@@ -183,11 +193,13 @@ def _shared_cache() -> Any:
         return _cache[0]
 
 
-def _up(place: float) -> int:
+def _round_up(place: float) -> int:
+    """Round a coordinate up, except where it exceeds a whole number by rounding errors alone."""
     return math.ceil(place - 1e-6)
 
 
 def _number(text: str | None) -> float | None:
+    """Convert a property of OpenSlide to a number; None where it is missing or none."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -195,12 +207,14 @@ def _number(text: str | None) -> float | None:
 
 
 def _tile(facts: Mapping[str, str], level: int) -> tuple[int, int] | None:
+    """Return the pixels ``(y, x)`` of a level's tiles, by OpenSlide's properties, or None."""
     sides = [_number(facts.get(f"openslide.level[{level}].tile-{s}")) for s in ("height", "width")]
     height, width = sides
     return None if not height or not width else (int(height), int(width))
 
 
 def _bounds(facts: Mapping[str, str], shape: tuple[int, int]) -> Box | None:
+    """Return the scanned part of a larger canvas, by OpenSlide's properties, or None."""
     y, x, height, width = (
         _number(facts.get(f"openslide.bounds-{side}")) for side in ("y", "x", "height", "width")
     )
@@ -212,7 +226,7 @@ def _bounds(facts: Mapping[str, str], shape: tuple[int, int]) -> Box | None:
 
 
 def _colour(text: str | None) -> Sequence[float] | None:
-    """``(r, g, b)`` of ``E6E6E6``, or None."""
+    """Convert a colour such as ``E6E6E6`` to ``(r, g, b)``; None where it is none."""
     try:
         values = bytes.fromhex(text or "")
     except ValueError:
@@ -221,6 +235,7 @@ def _colour(text: str | None) -> Sequence[float] | None:
 
 
 def _touched_px(level: Level, origin: Sequence[int], size: Sequence[int]) -> int:
+    """Count the pixels of the tiles of a level that a region touches."""
     pixels = 1
     for axis, (o, n) in enumerate(zip(origin, size, strict=True)):
         if level.tile is not None:

@@ -1,7 +1,7 @@
-"""Ordinary pictures through Pillow: PNG, JPEG, BMP, GIF (first frame), WebP.
+"""Read ordinary pictures with Pillow: PNG, JPEG, BMP, GIF (first frame), WebP.
 
-The pixels are decoded once, on first use, and kept; Pillow's limit against decompression bombs
-stays on. Colour profiles are ignored: pixels are read as they are stored.
+The pixels are decoded once, on first use, and stay in memory; Pillow's limit against decompression
+bombs stays on. Colour profiles are ignored: pixels are read as they are stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 
 from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
-from foveate.images.alpha import flattened
+from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
 from foveate.readers.base import AbstractReader
@@ -34,11 +34,11 @@ _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 @final
 class PictureReader(AbstractReader):
-    """A picture that fits into memory, upright as its EXIF orientation says.
+    """A picture that fits into memory, turned upright by its EXIF orientation.
 
-    Grey pictures have one channel, all others three (RGB). 16-bit grey stays ``uint16``; 16-bit
-    colour is brought to 8 bits by Pillow. Transparent pixels show white. A picture states no
-    physical size: dots per inch are a matter of printing.
+    Grey pictures have one channel, all others three (RGB). 16-bit grey stays ``uint16``; Pillow
+    reduces 16-bit colour to 8 bits. Transparent pixels show white. Pictures have no spacing, since
+    their dots per inch describe printing and not the object.
     """
 
     priority: ClassVar[int] = 0
@@ -47,7 +47,7 @@ class PictureReader(AbstractReader):
         super().__init__(path)
         import PIL
 
-        with self._opened() as image:
+        with self._open() as image:
             width, height = image.size
             if _orientation(image) in _SIDEWAYS:
                 width, height = height, width
@@ -63,12 +63,15 @@ class PictureReader(AbstractReader):
         self.channels = 1 if grey else 3
         self.reader = f"Pillow {PIL.__version__}"
         self._lock = threading.Lock()
-        self._kept: Pixels | None = None
+        self._stored_pixels: Pixels | None = None
         self._closed = False
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Marks of the five formats. A MIRAX slide begins like a JPEG, but is only its label."""
+        """Return whether a file has the mark of one of the five formats and is no MIRAX slide.
+
+        The main file of a MIRAX slide begins like a JPEG, but that is only a picture of its label.
+        """
         if path.suffix.lower() == ".mrxs":
             return False
         webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
@@ -80,10 +83,11 @@ class PictureReader(AbstractReader):
         )
         return webp or bitmap or head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8"))
 
-    def _opened(self) -> Image.Image:
+    def _open(self) -> Image.Image:
+        """Open the picture with Pillow, without decoding it."""
         from PIL import Image
 
-        # What Pillow warns of is either refused here or harmless; it would reach the terminal.
+        # Pillow's warnings would reach the terminal; their causes are refused here or harmless.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             image = Image.open(self.path, formats=FORMATS)
@@ -104,17 +108,19 @@ class PictureReader(AbstractReader):
         return pixels[y : y + height, x : x + width].copy()
 
     def _pixels(self) -> Pixels:
+        """Return all pixels, ``(y, x, c)``, decoded on first use."""
         with self._lock:
             if self._closed:
                 raise UnreadableImage(f"{self.path}: the image is closed")
-            if self._kept is None:
-                self._kept = self._decoded()
+            if self._stored_pixels is None:
+                self._stored_pixels = self._decode()
                 self.count.add(decoded_px=self.size_px)
-            return self._kept
+            return self._stored_pixels
 
-    def _decoded(self) -> Pixels:
+    def _decode(self) -> Pixels:
+        """Decode all pixels, ``(y, x, c)``, and check that they are what the header states."""
         try:
-            with self._opened() as image:
+            with self._open() as image:
                 image.load()
                 pixels = _array(_upright(image))
         except UnreadableImage:
@@ -134,12 +140,13 @@ class PictureReader(AbstractReader):
         return pixels
 
     def close(self) -> None:
-        """Forget the pixels. Closing twice is harmless."""
+        """Release the pixels. Closing twice is harmless."""
         with self._lock:
-            self._kept, self._closed = None, True
+            self._stored_pixels, self._closed = None, True
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return a picture's EXIF orientation; 1 (upright) where it states none."""
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
@@ -147,6 +154,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Turn a picture upright by its EXIF orientation."""
     from PIL import Image
 
     turn = {
@@ -162,17 +170,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _array(image: Image.Image) -> Pixels:
-    """Pixels ``(y, x, c)``: grey uint8 or uint16, or RGB uint8; what is transparent is white."""
+    """Convert a picture to pixels ``(y, x, c)``: grey uint8 or uint16, or RGB uint8, over white."""
     if image.mode in _GREY16:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            return values[:, :, None]  # of a type that was not promised
+            return values[:, :, None]  # the caller refuses a type that the header did not state
         return values.astype(np.uint16)[:, :, None]
     white = np.full(1, 255, np.uint8)
     if image.mode in ("LA", "La"):
-        return flattened(np.asarray(image.convert("LA")), white)
+        return flatten_alpha(np.asarray(image.convert("LA")), white)
     if image.mode in _ALPHA or (image.mode == "P" and "transparency" in image.info):
-        return flattened(np.asarray(image.convert("RGBA")), white)
+        return flatten_alpha(np.asarray(image.convert("RGBA")), white)
     if image.mode in ("1", "L"):
         return np.array(image.convert("L"))[:, :, None]
     return np.array(image.convert("RGB"))

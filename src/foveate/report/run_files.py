@@ -165,7 +165,7 @@ class _Disk:
         try:
             found = read(path)
         except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
-            self.problems.append(f"{name} cannot be read: {' '.join(str(error).split())[:200]}")
+            self.problems.append(f"{name} cannot be read: {one_line(str(error), most=200)}")
             return empty
         if not isinstance(found, type(empty)):
             self.problems.append(f"{name} holds something else than expected")

@@ -74,7 +74,7 @@ def read_card(path: Path) -> tuple[ModelCard, str]:
             f"{path} is missing: give a run folder whose training has finished, or a model folder"
         )
     fields = read_fields(path)
-    if fields.whole("schema", 1, 1 << 30) > SCHEMA:
+    if fields.integer("schema", 1, 1 << 30) > SCHEMA:
         raise CheckpointError(f"{path} was written by a newer foveate; upgrade to read it")
     fields.text("foveate")
     fields.only(_KEYS)
@@ -106,18 +106,18 @@ def view_of(fields: Fields) -> View:
         CheckpointError: a field does not fit.
     """
     fields.only(tuple(View.__dataclass_fields__))
-    axes = fields.whole("axes", 2, 3) if "axes" in fields else 2
+    axes = fields.integer("axes", 2, 3) if "axes" in fields else 2
     fit = None
     if _has(fields, "fit"):
         fit = tuple(int(side) for side in fields.numbers("fit", *_SIDE_PX, n=2))
     return View(
         spacing_um=fields.number("spacing_um", *SPACING),
-        patch_px=fields.whole("patch_px", *PATCH_PX),
+        patch_px=fields.integer("patch_px", *PATCH_PX),
         glimpse_spacing_um=fields.number("glimpse_spacing_um", *SPACING),
         unit=cast(Literal["um", "px"], fields.text("unit", ("um", "px"))),
         fit=fit,
         axes=axes,
-        bits=fields.whole("bits", 8, 16) if _has(fields, "bits") else None,
+        bits=fields.integer("bits", 8, 16) if _has(fields, "bits") else None,
     )
 
 
@@ -131,13 +131,13 @@ def trained_on_of(fields: Fields) -> TrainedOn:
     low, high = fields.numbers("spacing", *SPACING, n=2)
     short, long = fields.numbers("side", 1e-4, _LARGE, n=2)
     return TrainedOn(
-        n=fields.whole("n", 1, 1 << 40),
+        n=fields.integer("n", 1, 1 << 40),
         kinds=fields.texts("kinds"),
         channels=tuple(int(c) for c in fields.numbers("channels", 1, 1024)),
         unit=fields.text("unit", ("um", "px")),
         spacing=(low, high),
         side=(short, long),
-        assumed=fields.whole("assumed", 0, 1 << 40),
+        assumed=fields.integer("assumed", 0, 1 << 40),
     )
 
 
@@ -148,7 +148,7 @@ def _provenance(fields: Fields) -> dict[str, Any]:
         fields.number("temperature", 1e-6, 1e6)
     for key in ("fold", "n_train", "n_val"):
         if _has(fields, key):
-            fields.whole(key, 0, 1 << 40)
+            fields.integer(key, 0, 1 << 40)
     if "refit" in fields:
         fields.flag("refit")
     if _has(fields, "split_hash"):

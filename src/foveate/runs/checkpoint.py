@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from foveate import __version__
 from foveate.encoders import build_encoder
 from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName
 from foveate.files.atomic import write_aside, write_json
+from foveate.files.digest import file_sha256
 from foveate.methods.base import AbstractMethod
 from foveate.parts import find, parse_options
 from foveate.readers import check_options
@@ -66,7 +66,7 @@ def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> 
     content = {
         "schema": SCHEMA,
         "foveate": __version__,
-        "sha256": file_digest(path),
+        "sha256": file_sha256(path),
         **asdict(card),
     }
     write_json(folder / "model.json", content)
@@ -81,9 +81,15 @@ def load_model(folder: Path) -> Model:
     card, digest = read_card(folder / "model.json")
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the model is incomplete")
-    if file_digest(path) != digest:
-        raise CheckpointError(f"{path} is damaged: its checksum is not the one in model.json")
+        raise CheckpointError(
+            f"{path} is missing: the model is incomplete; restore it, or train again"
+        )
+    if file_sha256(path) != digest:
+        raise CheckpointError(
+            f"{path} is damaged: its checksum is not the one in model.json; restore both from a "
+            "copy, "
+            "or train again"
+        )
     model = _built(card, folder / "model.json")
     weights, _ = read_tensors(path)
     try:
@@ -193,9 +199,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for group, rate in zip(groups, tensors.get("learning_rates", torch.empty(0)), strict=False):
         group["lr"] = float(rate)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from foveate.errors import OptionError, did_you_mean
+from foveate.errors import OptionError, did_you_mean, explain_os_error
 from foveate.exports import DEFAULT, build_exports
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names, options, parse_options
 from foveate.readers import check_options
 from foveate.runs.schedule import TrainOptions
+from foveate.yamltext import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -235,11 +236,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
         OptionError: no such file, or not YAML with sections.
     """
     if not path.is_file():
-        raise OptionError(f"--config {path}: no such file")
+        raise OptionError(f"--config {path}: no such file; give a YAML file, or flags alone")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OptionError(f"--config {path}: {error.strerror}") from error
+        raise OptionError(f"--config {path} cannot be read: {explain_os_error(error)}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}"

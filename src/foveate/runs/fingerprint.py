@@ -17,6 +17,7 @@ from typing import Any
 
 from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
+from foveate.files.digest import file_sha256
 from foveate.parts import plugin_folders
 from foveate.runs.folder import read_json
 from foveate.table import Case, patient_key, several
@@ -72,8 +73,6 @@ def note_inputs(
                 "spacing_um": None if case.spacing_um is None else list(case.spacing_um),
                 "file": job.result(),
             }
-            if case.places is not None:
-                images[case.image_id]["places"] = file_print(case.places)
             if progress is not None:
                 progress(done, len(cases))
     prints = {
@@ -109,14 +108,17 @@ def load_inputs(path: Path) -> Inputs:
     """
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing, so nobody knows whether labels or images were changed: give "
-            "another --out for a new run"
+            f"{path} is missing: this run was begun by an earlier version, or the file was "
+            "removed, so nobody knows whether labels or images were changed. Its models still "
+            f"answer (foveate predict {path.parent} IMAGES --out OTHER); to train, give another "
+            "--out for a new run"
         )
     stored = read_json(path)
     try:
         if stored["schema"] != _SCHEMA:
             raise CheckpointError(
-                f"{path}: schema {stored['schema']}, this version reads {_SCHEMA}"
+                f"{path}: schema {stored['schema']}, this version reads {_SCHEMA}; give another "
+                "--out for a new run"
             )
         return Inputs(dict(stored["images"]), dict(stored["files"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -185,9 +187,9 @@ def _listing(folder: Path) -> str:
 
 
 def _digest(path: Path, size: int, whole: bool) -> str:
+    if whole or size <= _WHOLE_BYTES:
+        return file_sha256(path)
     with path.open("rb") as file:
-        if whole or size <= _WHOLE_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         found = hashlib.sha256()
         for n in range(_BLOCKS):
             file.seek((size - _BLOCK_BYTES) * n // (_BLOCKS - 1))
@@ -211,14 +213,13 @@ def _change(was: Inputs, now: Inputs) -> str | None:
                 f"{what} of {several(sorted(other))} differ from those the run was begun with "
                 f"({example})"
             )
-    for key, what in (("file", "image files"), ("places", "files of places")):
-        other = [
-            i
-            for i in sorted(was.images)
-            if _content(was.images[i].get(key)) != _content(now.images[i].get(key))
-        ]
-        if other:
-            return f"{what} of {several(other)} were changed since the run was begun"
+    other = [
+        i
+        for i in sorted(was.images)
+        if _content(was.images[i].get("file")) != _content(now.images[i].get("file"))
+    ]
+    if other:
+        return f"image files of {several(other)} were changed since the run was begun"
     for what in sorted(was.files.keys() | now.files):
         if _content(was.files.get(what)) != _content(now.files.get(what)):
             path = (now.files.get(what) or was.files[what])["path"]

@@ -16,13 +16,14 @@ import psutil
 import yaml
 
 from foveate import __version__
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, explain_os_error
 from foveate.files.atomic import write_json, write_text
-from foveate.files.csvtext import csv_text, rows_of
+from foveate.files.csvtext import csv_text, parse_csv
 from foveate.files.lock import NAME as LOCK
-from foveate.files.lock import is_held
-from foveate.messages.display import Aloud, Display
-from foveate.messages.warn import forget
+from foveate.files.lock import is_locked
+from foveate.messages.display import Display, DisplayHandler
+from foveate.messages.warn import reset_warnings
+from foveate.yamltext import parse_yaml
 
 _LATER = ("refit",)
 """Options that change nothing of what is done already, so that they may be turned on later."""
@@ -89,13 +90,16 @@ def check_folder(out: Path) -> None:
 def check_out(out: Path, run: Path) -> None:
     """Refuse an ``--out`` in which answers would overwrite something.
 
+    A new folder with a name of its own inside a run is right (``RUN/external``): no step of a run
+    writes there or removes it, and the answers travel with the run that gave them.
+
     Args:
         out: where answers are to go.
         run: that answers.
 
     Raises:
-        CheckpointError: it is a run's or a model's folder or lies in that of `run`, or it holds
-            results of another command, or it is a file.
+        CheckpointError: it is a run's or a model's folder, or lies among the files of one, or it
+            holds results of another command, or it is a file.
     """
     check_folder(out)
     if _is_run(out):
@@ -103,9 +107,7 @@ def check_out(out: Path, run: Path) -> None:
             f"--out {out} is the folder of a trained run, whose own results would be overwritten: "
             "give another --out"
         )
-    root = next((p for p in (run.resolve(), *run.resolve().parents) if _is_run(p)), run.resolve())
-    root = root if root.name != "model" else root.parent
-    if out.resolve().is_relative_to(root):
+    for root in _runs_around(out, run):
         inside = out.resolve().relative_to(root).parts
         own = not inside or inside[0].startswith("fold_") or inside[0] in _RUN_FOLDERS
         if own or ((root / inside[0]).exists() and not (out / _ANSWERS).is_file()):
@@ -113,10 +115,23 @@ def check_out(out: Path, run: Path) -> None:
                 f"--out {out} lies among the files of the run {root}: give another --out"
             )
     held = [name for name in _RESULTS if (out / name).exists()]
-    if held and not (out / _ANSWERS).is_file():
+    ours = (out / _ANSWERS).is_file() or any(out.glob(f"parts/*/{_ANSWERS}"))
+    if held and not ours:
         raise CheckpointError(
             f"{out} holds results of something else ({held[0]}): give another --out"
         )
+
+
+def _runs_around(out: Path, run: Path) -> Iterator[Path]:
+    """The folders of runs or models in which `out` lies: of `run`, and of any training."""
+    out, run = out.resolve(), run.resolve()
+    root = next((p for p in (run, *run.parents) if _is_run(p)), run)
+    root = root if root.name != "model" else root.parent
+    if out.is_relative_to(root):
+        yield root
+    # Folders of other things may hold a config.yaml, too.
+    both = ("config.yaml", "env.json")
+    yield from (p for p in out.parents if p != root and all((p / n).is_file() for n in both))
 
 
 def _is_run(folder: Path) -> bool:
@@ -158,7 +173,7 @@ def model_folders(run: Path) -> tuple[Path, ...]:
     folds = [run / f"fold_{k}" / "model" for k in range(_count_folds(run))]
     trained = [folder for folder in folds if _is_model(folder)]
     wait = "repeat the `foveate train` command to continue it"
-    if is_held(run):
+    if is_locked(run):
         wait = "it is going on now, so wait until it has ended"
     if not trained:
         raise CheckpointError(f"{run}: training has not finished; {wait}")
@@ -186,7 +201,9 @@ def _count_folds(run: Path) -> int:
     try:
         return len(read_json(path)["folds"])
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: it holds no folds") from error
+        raise CheckpointError(
+            f"{path} is damaged: it holds no folds. Restore it from a copy, or begin a new run"
+        ) from error
 
 
 def _asks_for_refit(run: Path) -> bool:
@@ -200,9 +217,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read, is not YAML, or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(
             f"{path} is damaged: it is not YAML. Restore it from a copy, or begin a new run"
@@ -237,7 +254,7 @@ class _LogFile(logging.FileHandler):
 @contextlib.contextmanager
 def logged(folder: Path, display: Display) -> Iterator[None]:
     """Keep foveate's log in ``log.txt`` of a folder, and say its warnings on a display as well."""
-    handlers = [log_to(folder), Aloud(display)]
+    handlers = [log_to(folder), DisplayHandler(display)]
     logging.getLogger("foveate").addHandler(handlers[1])
     try:
         yield
@@ -252,7 +269,7 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
 
     What was said of files before is said anew: another log begins.
     """
-    forget()
+    reset_warnings()
     folder.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -275,7 +292,7 @@ def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, as text."""
     with path.open(encoding="utf-8", newline="") as file:
-        return rows_of(file.read())
+        return parse_csv(file.read())
 
 
 def read_json(path: Path) -> Any:
@@ -287,7 +304,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged: it is no JSON. Restore it from a copy, or repeat the command that "

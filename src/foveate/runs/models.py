@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import CheckpointError
+from foveate.files.digest import file_sha256
 from foveate.runs.card import ModelCard
-from foveate.runs.checkpoint import Model, file_digest, load_model
+from foveate.runs.checkpoint import Model, load_model
 from foveate.runs.folder import model_folders
 from foveate.tasks.base import AbstractTask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ensemble:
     """Models whose answers are averaged; a single model is an ensemble of one.
 
@@ -42,6 +44,12 @@ class Ensemble:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def __repr__(self) -> str:
+        n = "one model" if len(self) == 1 else f"{len(self)} models that answer together"
+        return (
+            f"{n}: method {self.card.method}, encoder {self.card.encoder}, {self.task.describe()}"
+        )
 
     @property
     def card(self) -> ModelCard:
@@ -90,14 +98,14 @@ class Ensemble:
 
     def digests(self) -> list[str]:
         """Of each member loaded from a folder, what tells its card and weights from others."""
-        return [file_digest(folder / "model.json")[:16] for folder in self.folders]
+        return [file_sha256(folder / "model.json")[:16] for folder in self.folders]
 
     def _name(self, i: int) -> str:
         return str(self.folders[i]) if self.folders else f"model {i + 1}"
 
 
-def find_models(run: Path) -> Ensemble:
-    """The models that answer for a run folder, or the one of a fold's or a model's folder.
+def find_models(run: Path | str) -> Ensemble:
+    """Load the models that answer for a run folder, or the one of a fold's or a model's folder.
 
     Of a run these are the models of all folds, or the refitted model where the run has one.
 
@@ -105,8 +113,16 @@ def find_models(run: Path) -> Ensemble:
         CheckpointError: no trained model there, one is missing or damaged, or they do not fit
             each other.
     """
-    folders = model_folders(run)
-    return Ensemble(tuple(load_model(folder) for folder in folders), folders)
+    return load_models(model_folders(Path(run)))
+
+
+def load_models(folders: Sequence[Path]) -> Ensemble:
+    """Load the models of these folders, to answer together.
+
+    Raises:
+        CheckpointError: one is missing or damaged, or they do not fit each other.
+    """
+    return Ensemble(tuple(load_model(folder) for folder in folders), tuple(folders))
 
 
 def _contract(model: Model) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from foveate.files.atomic import write_json
 from foveate.files.fields import Fields, read_fields
 from foveate.images.likeness import ImageFacts, TrainedOn, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
-from foveate.messages.display import Display, Reasons
+from foveate.messages.display import Display, QuarantineMessages
 from foveate.runs.card import ModelCard, trained_on_of, view_of
 from foveate.runs.checkpoint import build_model
 from foveate.runs.config import RunConfig, settle_encoder
@@ -228,7 +228,7 @@ def _open_all(
         for c in table.cases
         if c.image_id in scan.failed
     ]
-    Reasons(display).set_all_aside(quarantine)
+    QuarantineMessages(display.say).set_all_aside(quarantine)
     if not scan.facts:
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")

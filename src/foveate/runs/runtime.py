@@ -30,4 +30,6 @@ def build_fabric(options: TrainOptions, *, pretrained: bool = False) -> Fabric:
     try:
         return Fabric(accelerator=options.device, devices=1, precision=precision)
     except RuntimeError as error:
-        raise OptionError(f"train.device: '{options.device}' is not on this machine") from error
+        raise OptionError(
+            f"train.device: '{options.device}' is not on this machine; take auto or cpu"
+        ) from error

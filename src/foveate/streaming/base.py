@@ -1,4 +1,4 @@
-"""What streaming shares: spans of cells, local operations, where an image comes from."""
+"""Types of streaming: spans of cells, local operations, and sources of images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Ints = NDArray[np.int64]
 Region = tuple[tuple[int, int], ...]
 """Cells ``low <= i < high`` of a map, per spatial axis."""
 Span = tuple[Ints, Ints]
-"""Ends ``low, high`` of many spans along one axis."""
+"""First cells ``low`` and ends ``high`` of many spans along one axis."""
 Flags = NDArray[np.bool_]
 
 
 class NotLocal(FoveateError, ValueError):
-    """A layer whose output cell looks at more than a neighbourhood: it cannot be streamed."""
+    """A layer cannot be streamed: its output cells depend on more than a neighbourhood."""
 
 
 class TooLittleMemory(FoveateError, MemoryError):
-    """Not even the smallest tile fits into the memory that was allowed."""
+    """Not even the smallest tile fits into the budget of memory."""
 
 
 @dataclass(frozen=True)
@@ -35,52 +35,70 @@ class Call:
     """One use of an operation on a part of a map.
 
     Attributes:
-        apply: the layer or function itself, on whole arguments.
-        args, kwargs: its arguments, pieces of maps in their places.
-        dims: which dimensions of the pieces are spatial.
-        given: the cells that the pieces hold, in input cells.
-        wanted: the cells to give, in output cells.
+        apply: the layer or function itself, which takes `args` and `kwargs`.
+        args: its positional arguments, with parts of maps in place of the maps.
+        kwargs: its keyword arguments, with parts of maps in place of the maps.
+        dims: spatial dimensions of these parts.
+        input_region: region of the input maps that the parts cover, in input cells.
+        output_region: region of the output map to compute, in output cells.
         reuse: whether the first argument may be overwritten.
-        drawn: what `AbstractOp.draw` gave for this image.
+        drawn: result of `AbstractOp.draw` for this image.
     """
 
     apply: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dims: tuple[int, ...]
-    given: Region
-    wanted: Region
+    input_region: Region
+    output_region: Region
     reuse: bool
     drawn: Tensor | None = None
 
 
 class AbstractOp(abc.ABC):
-    """A local operation: which cells it needs, and how it computes a part.
+    """A local operation: it computes a part of its output from a part of its input.
 
     Attributes:
-        fresh: its result is new memory that nobody else holds.
-        regular: moving its input by whole cells moves its output by whole cells.
-        shares: in the plain stack, its result is a view of its first argument.
-        work: floating-point operations per element of its output.
-        held: bytes that autograd holds for each element of its output, beside that output.
+        fresh: whether the result is new memory without any other reference.
+        regular: whether moving the input by whole cells moves the output by whole cells.
+        shares: whether, in the plain stack, the result is a view of the first argument.
+        work: floating-point operations per output element.
+        saved_bytes: bytes that autograd saves per output element, beside the output itself.
     """
 
     fresh: bool = True
     regular: bool = True
     shares: bool = False
     work: float = 4.0
-    held: float = 0.0
+    saved_bytes: float = 0.0
 
     @abc.abstractmethod
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Input cells for output cells ``low <= i < high``, clipped to the map; many at once."""
+        """Compute the spans of input cells that spans of output cells depend on.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+
+        Returns:
+            First input cells and ends ``(n,)``, inside the map.
+        """
 
     @abc.abstractmethod
     def run(self, call: Call) -> Any:
-        """The wanted cells."""
+        """Compute the output region of a call."""
 
     def draw(self, channels: int, like: Tensor) -> Tensor | None:
-        """What holds for a whole image, drawn once per step; None where nothing is dropped."""
+        """Draw the random numbers of one image and step; None where nothing is dropped.
+
+        Args:
+            channels: number of channels of the output.
+            like: a tensor of any shape, of the device and dtype of the result.
+
+        Returns:
+            A tensor whose shape each operation chooses.
+        """
         return None
 
 
@@ -88,9 +106,10 @@ class AbstractSource(abc.ABC):
     """An image that is read region by region; it may be larger than memory.
 
     Attributes:
-        shape: ``(c, *space)``.
-        device, dtype: of what it gives.
-        has_blank: whether `blank` may ever say yes.
+        shape: shape of the image, ``(c, *space)``.
+        device: device of its tensors.
+        dtype: dtype of its tensors.
+        has_blank: whether `blank` may find background at all.
     """
 
     shape: tuple[int, ...]
@@ -101,19 +120,19 @@ class AbstractSource(abc.ABC):
 
     @abc.abstractmethod
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
-        """The regions, each ``(1, c, *size)``, in this order; read ahead of use."""
+        """Read regions in this order, each ``(1, c, *size)``; they may be read ahead of use."""
 
     def blank(self, spans: Sequence[Span]) -> Flags:
-        """Which blocks hold nothing but background: `background` stands for them, unread.
+        """Find the blocks that contain background only; they are not read.
 
         Args:
-            spans: per axis, the cells ``low <= i < high`` of each row of blocks.
+            spans: per axis, the spans of cells that the blocks cover.
 
         Returns:
-            An answer per block, ``(blocks of the first axis, …)``.
+            True for a block of background, ``(blocks of the first axis, …)``.
         """
         return np.zeros([len(low) for low, _ in spans], np.bool_)
 
     def background(self) -> Tensor:
-        """The value of background, ``(c,)``."""
+        """Return the value of background per channel, ``(c,)``."""
         raise NotImplementedError

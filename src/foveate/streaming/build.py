@@ -1,4 +1,4 @@
-"""From a traced stack to its steps for images of one shape; refused by name where not local."""
+"""Build the steps of a traced stack for images of one shape; refuse layers that are not local."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from torch._subclasses.fake_tensor import (
 )
 
 from foveate.streaming.base import NotLocal
-from foveate.streaming.graph import Graph, Step
+from foveate.streaming.graph import Graph, GraphStep
 from foveate.streaming.pointwise import Pointwise
-from foveate.streaming.rules import FUNCTIONS, METHODS, overwrites, rule_of
-from foveate.streaming.site import Built, Constant, Late, Ref, Refused, Scales, Site
-from foveate.streaming.trace import Traced, refusal
+from foveate.streaming.rules import FUNCTIONS, METHODS, find_rule, overwrites
+from foveate.streaming.site import (
+    CallSite,
+    ConstantRef,
+    FrozenNorm,
+    LateParameter,
+    MapRef,
+    Refused,
+    RuleResult,
+)
+from foveate.streaming.trace import TracedStack, make_refusal
 from foveate.streaming.windows import Convolution
 
 
-def build(traced: Traced, shape: Sequence[int], like: Tensor) -> Graph:
-    """The steps for images ``shape = (c, *space)``.
+def build_graph(traced: TracedStack, shape: Sequence[int], like: Tensor) -> Graph:
+    """Build the steps of a traced stack for images of one shape.
 
     Args:
-        traced: from `trace`.
-        shape: channels and cells per axis.
+        traced: the stack, from `trace`.
+        shape: shape of the images, ``(c, *space)``.
         like: a tensor of the device and dtype of the images.
 
     Raises:
@@ -38,42 +46,56 @@ def build(traced: Traced, shape: Sequence[int], like: Tensor) -> Graph:
     return _Builder(traced, shape, like).build()
 
 
-class _Stand(fx.Interpreter):
-    """Runs a graph on stand-ins: shapes without numbers."""
+class _FakeRun(fx.Interpreter):
+    """A run of a traced stack on fake tensors, which have shapes but no values.
 
-    def __init__(self, traced: Traced) -> None:
+    Attributes:
+        results: the result of every node.
+    """
+
+    def __init__(self, traced: TracedStack) -> None:
         super().__init__(traced.stack, garbage_collect_values=False, graph=traced.graph)
         self.traced = traced
-        self.found: dict[fx.Node, Any] = {}
+        self.results: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Note what comes out; leave assertions on stand-ins out."""
+        """Run a node and record its result; skip assertions, which fake tensors cannot answer."""
         if n.target is torch._assert:
             return None
         try:
-            self.found[n] = super().run_node(n)
+            self.results[n] = super().run_node(n)
         except (DynamicOutputShapeException, DataDependentOutputException):
-            raise refusal(
+            raise make_refusal(
                 n, self.traced, "what it gives hangs on the values of the image"
             ) from None
-        return self.found[n]
+        return self.results[n]
 
 
 class _Builder:
-    def __init__(self, traced: Traced, shape: Sequence[int], like: Tensor) -> None:
+    """The state of `build_graph`.
+
+    Attributes:
+        steps: steps so far.
+        viewed: the step that each step's map is a view of in the plain stack, or -1.
+        constants: values computed from parameters alone: function, args and kwargs of each.
+        values: what each node computes: a `MapRef`, a `ConstantRef` or a plain value.
+        fakes: the result of each node as a fake tensor.
+    """
+
+    def __init__(self, traced: TracedStack, shape: Sequence[int], like: Tensor) -> None:
         self.traced, self.shape, self.device = traced, tuple(shape), like.device.type
-        self.steps: list[Step] = []
+        self.steps: list[GraphStep] = []
         self.viewed: list[int] = []
         self.constants: list[tuple[Any, ...]] = []
-        self.known: dict[fx.Node, Any] = {}
-        taken = [n for n in traced.graph.nodes if n.op == "placeholder"]
-        if len(taken) != 1:
+        self.values: dict[fx.Node, Any] = {}
+        inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
+        if len(inputs) != 1:
             raise NotLocal(
-                f"{type(traced.stack).__name__} takes {len(taken)} inputs; only one image can be "
+                f"{type(traced.stack).__name__} takes {len(inputs)} inputs; only one image can be "
                 "streamed: wrap the stack so that forward takes that alone"
             )
         kind = like.device.type
-        # What autocast keeps of the parameters would be stand-ins too.
+        # Autocast would cache casts of the parameters, which are fake tensors here.
         cast = torch.autocast(
             kind,
             torch.get_autocast_dtype(kind),
@@ -81,142 +103,159 @@ class _Builder:
             cache_enabled=False,
         )
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), cast:
-            stand = _Stand(traced)
+            run = _FakeRun(traced)
             x = torch.empty((1, *shape), dtype=like.dtype, device=like.device)
-            stand.run(x)
-        self.stands = stand.found
+            run.run(x)
+        self.fakes = run.results
 
     def build(self) -> Graph:
+        """Build the graph, node by node."""
         for node in self.traced.graph.nodes:
             if node.op == "output":
-                return self._finished(node)
-            if node not in self.stands:
+                return self._make_graph(node)
+            if node not in self.fakes:
                 continue
             if node.op == "placeholder":
-                self._input(node)
-            elif any(isinstance(self.known.get(n), Ref) for n in node.all_input_nodes):
-                self._mapped(node)
-            elif _holds_tensor(self.stands[node]):
-                self._constant(node)
+                self._add_input(node)
+            elif any(isinstance(self.values.get(n), MapRef) for n in node.all_input_nodes):
+                self._add_step(node)
+            elif _contains_tensor(self.fakes[node]):
+                self._add_constant(node)
             else:
-                self.known[node] = self.stands[node]
+                self.values[node] = self.fakes[node]
         raise NotLocal("the stack returns nothing")
 
-    def _finished(self, node: fx.Node) -> Graph:
+    def _make_graph(self, node: fx.Node) -> Graph:
         (returned,) = node.args
-        if not isinstance(returned, fx.Node) or not isinstance(self.known.get(returned), Ref):
+        if not isinstance(returned, fx.Node) or not isinstance(self.values.get(returned), MapRef):
             raise NotLocal("the stack must return one map; wrap it so that it returns only that")
-        end = self.known[returned].step
+        end = self.values[returned].step
         step = self.steps[end]
         if step.dims != tuple(range(2, 2 + len(step.extent))) or end == 0:
             raise NotLocal("the stack must return a map (b, c, *space)")
-        learnt = [p for p in self.traced.stack.parameters() if p.requires_grad]
-        size = sum(p.nbytes for p in learnt)
+        trainable = [p for p in self.traced.stack.parameters() if p.requires_grad]
+        size = sum(p.nbytes for p in trainable)
         return Graph(self.steps[: end + 1], self.constants, size, self.device)
 
-    def _input(self, node: fx.Node) -> None:
+    def _add_input(self, node: fx.Node) -> None:
         space = self.shape[1:]
         dims = tuple(range(2, 2 + len(space)))
         c = self.shape[0]
-        size = c * self.stands[node].element_size()
-        whole = Step("input", Pointwise(), _nothing, (), {}, (), dims, dims, space, c, size, True)
-        self.steps.append(whole)
+        size = c * self.fakes[node].element_size()
+        image = GraphStep(
+            "input", Pointwise(), _return_none, (), {}, (), dims, dims, space, c, size, True
+        )
+        self.steps.append(image)
         self.viewed.append(-1)
-        self.known[node] = Ref(0)
+        self.values[node] = MapRef(0)
 
-    def _constant(self, node: fx.Node) -> None:
+    def _add_constant(self, node: fx.Node) -> None:
+        """Add a node that computes on parameters alone."""
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
-            apply: Any = Late(self.traced.stack.get_submodule(owner), name).get
+            apply: Any = LateParameter(self.traced.stack.get_submodule(owner), name).get
             args: Any = ((), {})
         else:
             target = self.traced.layer(node) if node.op == "call_module" else node.target
             if overwrites(target, node.args, node.kwargs):
-                raise refusal(node, self.traced, "it overwrites what is computed from parameters")
+                raise make_refusal(
+                    node, self.traced, "it overwrites what is computed from parameters"
+                )
             apply = self._callable(node)
-            args = (self._known(node.args), self._known(node.kwargs))
+            args = (self._fill_values(node.args), self._fill_values(node.kwargs))
         self.constants.append((apply, *args))
-        self.known[node] = Constant(len(self.constants) - 1)
+        self.values[node] = ConstantRef(len(self.constants) - 1)
 
-    def _mapped(self, node: fx.Node) -> None:
-        """A node that computes on maps becomes a step, or a plain number such as a size."""
-        stand = self.stands[node]
-        if not _holds_tensor(stand):
-            self.known[node] = stand
+    def _add_step(self, node: fx.Node) -> None:
+        """Add a node that computes on maps: as a step, or as a plain value such as a size."""
+        fake = self.fakes[node]
+        if not _contains_tensor(fake):
+            self.values[node] = fake
             return
-        refs = _refs(self._known(node.args)) + _refs(self._known(node.kwargs))
+        refs = _list_steps(self._fill_values(node.args)) + _list_steps(
+            self._fill_values(node.kwargs)
+        )
         first = self.steps[refs[0]]
-        site = Site(
-            args=self._known(node.args),
-            kwargs=dict(self._known(node.kwargs)),
-            shown=self._shown(node.args),
-            named=dict(self._shown(node.kwargs)),
+        site = CallSite(
+            args=self._fill_values(node.args),
+            kwargs=dict(self._fill_values(node.kwargs)),
+            fake_args=self._fill_fakes(node.args),
+            fake_kwargs=dict(self._fill_fakes(node.kwargs)),
             dims=first.dims,
             extent=first.extent,
-            result=stand,
+            fake_result=fake,
         )
-        built = self._ruled(node, site)
-        if built.idle:
-            self.known[node] = Ref(refs[0])
+        result = self._apply_rule(node, site)
+        if result.identity:
+            self.values[node] = MapRef(refs[0])
             return
-        if built.scales is not None and self._folded(node, refs[0], built.scales):
+        if result.norm is not None and self._fold_norm(node, refs[0], result.norm):
             return
-        dims = first.dims if built.dims is None else built.dims
-        self._check(node, site, refs)
-        parts = stand if isinstance(stand, tuple | list) else [stand]
+        dims = first.dims if result.dims is None else result.dims
+        self._check_sizes(node, site, refs)
+        parts = fake if isinstance(fake, tuple | list) else [fake]
         extent = tuple(parts[0].shape[d] for d in dims)
-        step = Step(
-            name=_path(node),
-            op=built.op,
+        step = GraphStep(
+            name=_layer_path(node),
+            op=result.op,
             apply=self._callable(node),
-            args=site.args if built.args is None else built.args,
-            kwargs=site.kwargs if built.args is None else {},
+            args=site.args if result.args is None else result.args,
+            kwargs=site.kwargs if result.args is None else {},
             sources=tuple(dict.fromkeys(refs)),
             dims_before=first.dims,
             dims=dims,
             extent=extent,
             channels=sum(p.numel() for p in parts) // max(math.prod(extent), 1),
             cell_bytes=sum(p.nbytes for p in parts) // max(math.prod(extent), 1),
-            single=parts[0] is stand,
+            single=parts[0] is fake,
             floating=parts[0].is_floating_point(),
         )
         self.steps.append(step)
-        self.known[node] = Ref(len(self.steps) - 1)
-        self.viewed.append(refs[0] if built.op.shares else -1)
-        if getattr(built.op, "mutates", False):
-            if not node.args or _refs(self._known(node.args[0])) != [refs[0]]:
-                raise refusal(node, self.traced, "it overwrites what is computed from parameters")
-            self._overwritten(node, refs[0])
+        self.values[node] = MapRef(len(self.steps) - 1)
+        self.viewed.append(refs[0] if result.op.shares else -1)
+        if getattr(result.op, "mutates", False):
+            if not node.args or _list_steps(self._fill_values(node.args[0])) != [refs[0]]:
+                raise make_refusal(
+                    node, self.traced, "it overwrites what is computed from parameters"
+                )
+            self._replace_overwritten(node, refs[0])
 
-    def _folded(self, node: fx.Node, before: int, scales: Scales) -> bool:
-        """A frozen norm that alone follows a convolution becomes part of its weights.
+    def _fold_norm(self, node: fx.Node, before: int, norm: FrozenNorm) -> bool:
+        """Fold a frozen norm into the weights of the convolution before it.
 
-        The same numbers up to rounding, without two passes over the largest maps and without one
-        of them held.
+        This is possible if nothing else uses the result of the convolution. The result is the same
+        up to rounding. It saves two passes over the largest maps, and the memory of one of them.
+
+        Returns:
+            Whether the norm was folded.
         """
         step = self.steps[before]
-        same = [n for n, value in self.known.items() if value == Ref(before)]
-        alone = all(user in (node, *same) for n in same for user in n.users)
-        if not isinstance(step.op, Convolution) or not alone:
+        same = [n for n, value in self.values.items() if value == MapRef(before)]
+        sole_user = all(user in (node, *same) for n in same for user in n.users)
+        if not isinstance(step.op, Convolution) or not sole_user:
             return False
         x, weight, bias = step.args
-        self.constants.append((_scaled_weight, (weight, *scales), {}))
-        self.constants.append((_shifted_bias, (bias, *scales), {}))
+        self.constants.append((_fold_weight, (weight, *norm), {}))
+        self.constants.append((_fold_bias, (bias, *norm), {}))
         n = len(self.constants)
-        self.steps[before] = replace(step, args=(x, Constant(n - 2), Constant(n - 1)))
-        self.known[node] = Ref(before)
+        self.steps[before] = replace(step, args=(x, ConstantRef(n - 2), ConstantRef(n - 1)))
+        self.values[node] = MapRef(before)
         return True
 
-    def _overwritten(self, node: fx.Node, old: int) -> None:
-        """Whoever reads the overwritten map from here on reads the new one; views of it cannot."""
-        done = set(self.known)
-        for other, value in self.known.items():
-            if not isinstance(value, Ref) or other is node:
+    def _replace_overwritten(self, node: fx.Node, old: int) -> None:
+        """Let later readers of an overwritten map read the new one.
+
+        Raises:
+            NotLocal: a view of the overwritten map is read later, and would show its old values.
+        """
+        done = set(self.values)
+        for other, value in self.values.items():
+            if not isinstance(value, MapRef) or other is node:
                 continue
             if value.step == old:
-                self.known[other] = self.known[node]
+                self.values[other] = self.values[node]
             elif not all(user in done for user in other.users) and self._overlap(old, value.step):
-                raise refusal(
+                raise make_refusal(
                     node,
                     self.traced,
                     "it overwrites a map that is read later through a view of it; compute it out "
@@ -224,34 +263,36 @@ class _Builder:
                 )
 
     def _overlap(self, one: int, other: int) -> bool:
-        """Whether two maps share memory in the plain stack; parts of one tuple do not."""
-        lines = [[step] for step in (one, other)]
-        for line in lines:
-            while self.viewed[line[-1]] >= 0:
-                line.append(self.viewed[line[-1]])
-        common = next((step for step in lines[0] if step in lines[1]), None)
+        """Return whether two maps share memory in the plain stack; parts of one tuple do not."""
+        origins = [[step] for step in (one, other)]
+        for steps in origins:
+            while self.viewed[steps[-1]] >= 0:
+                steps.append(self.viewed[steps[-1]])
+        common = next((step for step in origins[0] if step in origins[1]), None)
         return common is not None and (common in (one, other) or self.steps[common].single)
 
-    def _ruled(self, node: fx.Node, site: Site) -> Built:
+    def _apply_rule(self, node: fx.Node, site: CallSite) -> RuleResult:
         target: Any = node.target
         module = self.traced.layer(node) if node.op == "call_module" else target
         rule = (
-            rule_of(module)
+            find_rule(module)
             if node.op == "call_module"
             else (METHODS if node.op == "call_method" else FUNCTIONS).get(target)
         )
         if rule is None:
-            raise refusal(node, self.traced, "it looks at more than a neighbourhood, or is unknown")
+            raise make_refusal(
+                node, self.traced, "it looks at more than a neighbourhood, or is unknown"
+            )
         try:
             return rule(site, module)
         except Refused as reason:
-            raise refusal(node, self.traced, str(reason)) from None
+            raise make_refusal(node, self.traced, str(reason)) from None
 
-    def _check(self, node: fx.Node, site: Site, refs: Sequence[int]) -> None:
-        """All maps that meet have the same cells."""
+    def _check_sizes(self, node: fx.Node, site: CallSite, refs: Sequence[int]) -> None:
+        """Refuse a node whose input maps differ in their cells."""
         for r in refs[1:]:
             if (self.steps[r].extent, self.steps[r].dims) != (site.extent, site.dims):
-                raise refusal(node, self.traced, "it joins maps of different sizes")
+                raise make_refusal(node, self.traced, "it joins maps of different sizes")
 
     def _callable(self, node: fx.Node) -> Callable[..., Any]:
         if node.op == "call_module":
@@ -261,15 +302,17 @@ class _Builder:
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
         return function
 
-    def _known(self, args: Any) -> Any:
-        return fx.node.map_arg(args, lambda n: self.known.get(n, self.stands.get(n)))
+    def _fill_values(self, args: Any) -> Any:
+        """Return arguments with the values of nodes in place of the nodes."""
+        return fx.node.map_arg(args, lambda n: self.values.get(n, self.fakes.get(n)))
 
-    def _shown(self, args: Any) -> Any:
-        return fx.node.map_arg(args, lambda n: self.stands.get(n))
+    def _fill_fakes(self, args: Any) -> Any:
+        """Return arguments with fake tensors in place of nodes."""
+        return fx.node.map_arg(args, lambda n: self.fakes.get(n))
 
 
 class _Method:
-    """Calls a method of its first argument."""
+    """A function that calls a method of its first argument."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -278,46 +321,49 @@ class _Method:
         return getattr(x, self.name)(*args, **kwargs)
 
 
-def _scaled_weight(weight: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:
-    """Of a convolution that a frozen batch norm follows."""
-    return weight * _scale(norm, eps).view(-1, *(1,) * (weight.ndim - 1))
+def _fold_weight(weight: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    """Scale the weight ``(k, c, *kernel)`` of a convolution by the frozen norm that follows it."""
+    return weight * _norm_scale(norm, eps).view(-1, *(1,) * (weight.ndim - 1))
 
 
-def _shifted_bias(bias: Tensor | None, norm: Sequence[Tensor | None], eps: float) -> Tensor:
-    """Likewise."""
+def _fold_bias(bias: Tensor | None, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    """Scale and shift the bias ``(k,)`` of a convolution by the frozen norm that follows it."""
     mean, _, _, shift = norm
-    found = (-mean if bias is None else bias - mean) * _scale(norm, eps)  # type: ignore[operator]
-    return found if shift is None else found + shift
+    scale = _norm_scale(norm, eps)
+    scaled = (-mean if bias is None else bias - mean) * scale  # type: ignore[operator]
+    return scaled if shift is None else scaled + shift
 
 
-def _scale(norm: Sequence[Tensor | None], eps: float) -> Tensor:
+def _norm_scale(norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    """Compute the factor of each channel ``(k,)`` of a frozen norm."""
     _, var, weight, _ = norm
-    found: Tensor = (var + eps).rsqrt()  # type: ignore[union-attr, operator]
-    return found if weight is None else found * weight
+    scale: Tensor = (var + eps).rsqrt()  # type: ignore[union-attr, operator]
+    return scale if weight is None else scale * weight
 
 
-def _nothing() -> None:
+def _return_none() -> None:
     return None
 
 
-def _holds_tensor(value: Any) -> bool:
+def _contains_tensor(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(isinstance(v, Tensor) for v in value)
     return isinstance(value, Tensor)
 
 
-def _refs(args: Any) -> list[int]:
-    if isinstance(args, Ref):
+def _list_steps(args: Any) -> list[int]:
+    """List the steps whose maps stand among nested arguments."""
+    if isinstance(args, MapRef):
         return [args.step]
     if isinstance(args, Mapping):
         args = list(args.values())
     if isinstance(args, tuple | list):
-        return [r for each in args for r in _refs(each)]
+        return [step for arg in args for step in _list_steps(arg)]
     return []
 
 
-def _path(node: fx.Node) -> str:
-    """The layer that a node belongs to, as users know it."""
+def _layer_path(node: fx.Node) -> str:
+    """Return the path of the layer that a node belongs to; empty for the stack itself."""
     if node.op == "call_module":
         return str(node.target)
     stack = node.meta.get("nn_module_stack") or {}

@@ -1,4 +1,4 @@
-"""What tiles cost and hold, by a model: of one way to cut a segment, or of every way at once."""
+"""A model of the operations and the memory of tiles, for one tiling of a segment or for many."""
 
 from __future__ import annotations
 
@@ -11,114 +11,156 @@ from numpy.typing import NDArray
 
 from foveate.streaming.base import Flags, Ints
 from foveate.streaming.graph import Graph
-from foveate.streaming.spans import axis_spans, split
+from foveate.streaming.spans import axis_spans, split_evenly
 
 Floats = NDArray[np.float64]
 
-_MOVED = 64.0
-"""Operations that writing an element is taken for: layers without arithmetic cost time, too."""
-_CALLED = 5e6
-"""Operations that calling a layer is taken for: small tiles cost time, too."""
+_WRITE_WORK = 64.0
+"""Operations that writing an element is counted as: layers without arithmetic take time, too."""
+_CALL_WORK = 5e6
+"""Operations that calling a layer is counted as: small tiles take time, too."""
 _MARGIN = {1: 1.1, 2: 1.1, 3: 1.35}
-"""What is held over what the model says, by axes, as measured."""
+"""Measured memory over that of the model, by number of axes."""
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 _MANY = (160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-MOST_TILES = 1 << 16
+"""Numbers of tiles along an axis that are tried, after those of `_FEW`."""
+MAX_TILES = 1 << 16
 
 
-class Cost:
-    """Of a segment, from the cells ``(…, steps)`` that tiles take of each of its steps."""
+class CostModel:
+    """Operations and memory of the tiles of a segment, from the cells that they compute.
+
+    Every method takes the number of cells of each step, ``(…, steps)``, and returns ``(…)``.
+
+    Args:
+        graph: the steps of the stack.
+        begin: step whose map is the segment's input.
+        end: step whose map is its output.
+    """
 
     def __init__(self, graph: Graph, begin: int, end: int) -> None:
         first, *others = steps = graph.steps[begin : end + 1]
         self.n_layers = len(others)
         self._per_cell = np.asarray(
-            [0.0, *(s.channels * (s.op.work + _MOVED * s.op.fresh) for s in others)]
+            [0.0, *(s.channels * (s.op.work + _WRITE_WORK * s.op.fresh) for s in others)]
         )
         self._channels = np.asarray([s.channels for s in steps], np.float64)
-        self._most = np.inf if graph.most_elements is None else graph.most_elements
+        self._max_elements = np.inf if graph.max_elements is None else graph.max_elements
         self._bytes = np.asarray([s.cell_bytes for s in steps], np.float64)
-        own = [s.op.fresh and not getattr(s.op, "mutates", False) for s in others]
-        more = [s.op.held * s.channels for s in steps]
-        self._held = self._bytes * [True, *own] + more
+        saved = [s.op.fresh and not getattr(s.op, "mutates", False) for s in others]
+        extra = [s.op.saved_bytes * s.channels for s in steps]
+        self._saved_bytes = self._bytes * [True, *saved] + extra
         self._margin = _MARGIN[len(first.extent)]
-        self._gradients = 2 * graph.gradient_bytes
+        self._gradient_bytes = 2 * graph.gradient_bytes
 
-    def quick(self, cells: Floats) -> Flags:
-        """Whether no map of a tile is larger than its device takes well."""
-        found: Flags = (cells * self._channels).max(-1) <= self._most
-        return found
+    def fits_device(self, cells: Floats) -> Flags:
+        """Return whether every map of a tile is small enough for its device to be fast."""
+        fits: Flags = (cells * self._channels).max(-1) <= self._max_elements
+        return fits
 
     def work(self, cells: Floats, n_tiles: Ints | int) -> Floats:
-        """Operations of one forward pass; `cells` of all tiles together."""
-        found: Floats = cells @ self._per_cell + _CALLED * self.n_layers * n_tiles
-        return found
+        """Estimate the operations of one forward pass from the cells of all tiles together."""
+        work: Floats = cells @ self._per_cell + _CALL_WORK * self.n_layers * n_tiles
+        return work
 
-    def held_bytes(self, cells: Floats) -> Floats:
-        """What a tile holds at most between its forward and its backward pass.
+    def training_bytes(self, cells: Floats) -> Floats:
+        """Estimate the peak memory of a tile from its forward to its backward pass.
 
-        Each map that is new memory is kept by whoever takes it; beside them stand a few times the
-        largest one: its gradient, the one before, and what a convolution rearranges; and the
-        gradients of the parameters, the tile's own and the sum so far.
+        Each map that is new memory is saved for the backward pass. Added to these are three times
+        the largest map (its gradient, the gradient before, and the workspace of a convolution), and
+        the gradients of the parameters, both those of the tile and their sum so far.
         """
         largest = (cells * self._bytes).max(-1)
-        found: Floats = self._margin * (cells @ self._held + 3 * largest) + self._gradients
-        return found
+        saved: Floats = cells @ self._saved_bytes
+        peak: Floats = self._margin * (saved + 3 * largest) + self._gradient_bytes
+        return peak
 
-    def passing_bytes(self, cells: Floats) -> Floats:
-        """What a tile holds without gradient: a few maps at a time."""
-        found: Floats = 4 * (cells * self._bytes).max(-1)
-        return found
-
-
-def cost(graph: Graph, begin: int, end: int) -> Cost:
-    """Of a segment; made once."""
-    made: Cost = graph.kept(("cost", begin, end), functools.partial(Cost, graph, begin, end))
-    return made
+    def forward_bytes(self, cells: Floats) -> Floats:
+        """Estimate the peak memory of a tile without gradient: a few maps at a time."""
+        peak: Floats = 4 * (cells * self._bytes).max(-1)
+        return peak
 
 
-class Ways:
-    """Every way to cut a segment's output into tiles: operations and bytes by tiles per axis."""
+def get_cost_model(graph: Graph, begin: int, end: int) -> CostModel:
+    """Return the cost model of the segment from step `begin` to step `end`, made once."""
+    model: CostModel = graph.cached(
+        ("cost", begin, end), functools.partial(CostModel, graph, begin, end)
+    )
+    return model
+
+
+class TilingOptions:
+    """Operations and memory of many tilings of a segment's output, by tiles per axis.
+
+    Args:
+        graph: the steps of the stack.
+        begin: step whose map is the segment's input.
+        end: step whose map is its output.
+
+    Attributes:
+        counts: numbers of tiles that are tried, per axis.
+    """
 
     def __init__(self, graph: Graph, begin: int, end: int) -> None:
-        each = [_lengths(graph, end, axis) for axis in range(len(graph.steps[end].extent))]
-        self.counts = [counts for counts, _, _ in each]
+        axes = [_lengths(graph, end, axis) for axis in range(len(graph.steps[end].extent))]
+        self.counts = [counts for counts, _, _ in axes]
         n_tiles = functools.reduce(np.multiply.outer, self.counts)
-        every = np.stack(np.meshgrid(*self.counts, indexing="ij"))
-        near = (every.max(0) <= 8 * every.min(0)) | (n_tiles <= 64)
-        self._allowed = near & (n_tiles <= MOST_TILES)
-        model = cost(graph, begin, end)
-        most = _outer([largest[:, begin:] for _, _, largest in each])
-        self._quick = model.quick(most)
-        self._work = model.work(_outer([total[:, begin:] for _, total, _ in each]), n_tiles)
-        self._bytes = {"held": model.held_bytes(most), "passing": model.passing_bytes(most)}
+        sides = np.stack(np.meshgrid(*self.counts, indexing="ij"))
+        # Tried are tilings with similar numbers of tiles on all axes, or with few tiles.
+        balanced = (sides.max(0) <= 8 * sides.min(0)) | (n_tiles <= 64)
+        self._allowed = balanced & (n_tiles <= MAX_TILES)
+        model = get_cost_model(graph, begin, end)
+        largest_cells = _outer([largest[:, begin:] for _, _, largest in axes])
+        self._fits_device = model.fits_device(largest_cells)
+        self._work = model.work(_outer([total[:, begin:] for _, total, _ in axes]), n_tiles)
+        self._bytes = {
+            "training": model.training_bytes(largest_cells),
+            "forward": model.forward_bytes(largest_cells),
+        }
 
-    def cheapest(self, budget: float, holds: Literal["held", "passing"]) -> tuple[int, ...] | None:
-        """Tiles per axis with the fewest operations, of those that fit; of slow ones last."""
-        fits = self._allowed & (self._bytes[holds] <= budget)
-        fits = fits & self._quick if (fits & self._quick).any() else fits
+    def find_cheapest(
+        self, budget: float, mode: Literal["training", "forward"]
+    ) -> tuple[int, ...] | None:
+        """Find the tiling of the fewest operations whose tiles fit into a budget.
+
+        Tilings with maps that are too large for their device to be fast are taken only where no
+        other fits.
+
+        Args:
+            budget: memory of a tile in bytes.
+            mode: whether the memory for a gradient counts.
+
+        Returns:
+            Tiles per axis; None where no tiling fits.
+        """
+        fits = self._allowed & (self._bytes[mode] <= budget)
+        fits = fits & self._fits_device if (fits & self._fits_device).any() else fits
         if not fits.any():
             return None
         best = np.unravel_index(np.where(fits, self._work, np.inf).argmin(), fits.shape)
         return tuple(int(counts[i]) for counts, i in zip(self.counts, best, strict=True))
 
 
-def ways(graph: Graph, begin: int, end: int) -> Ways:
-    """Of a segment; made once."""
-    made: Ways = graph.kept(("ways", begin, end), functools.partial(Ways, graph, begin, end))
-    return made
+def get_tiling_options(graph: Graph, begin: int, end: int) -> TilingOptions:
+    """Return the tilings of the segment from step `begin` to step `end`, made once."""
+    options: TilingOptions = graph.cached(
+        ("tilings", begin, end), functools.partial(TilingOptions, graph, begin, end)
+    )
+    return options
 
 
 def _lengths(graph: Graph, end: int, axis: int) -> tuple[Ints, Floats, Floats]:
-    """Numbers of blocks along an axis; of each step, their lengths' sum and maximum ``(n, steps)``.
+    """Compute the lengths of tiles along an axis, for every number of tiles that is tried.
 
-    Of all numbers in one pass over the steps, once per `end`.
+    Returns:
+        The numbers of tiles ``(n,)``; and for each of them, the sum and the maximum of the tiles'
+        lengths in the map of every step, ``(n, steps)``.
     """
 
-    def made() -> tuple[Ints, Floats, Floats]:
+    def compute() -> tuple[Ints, Floats, Floats]:
         extent = graph.steps[end].extent[axis]
         counts = [n for n in (*_FEW, *_MANY) if n < extent] + [extent]
-        ends = [split(extent, n) for n in counts]
+        ends = [split_evenly(extent, n) for n in counts]
         low, high = axis_spans(
             graph,
             end,
@@ -132,13 +174,14 @@ def _lengths(graph: Graph, end: int, axis: int) -> tuple[Ints, Floats, Floats]:
         largest = np.maximum.reduceat(lengths, first, axis=1).T
         return np.asarray(counts), total.astype(np.float64), largest.astype(np.float64)
 
-    found: tuple[Ints, Floats, Floats] = graph.kept(("lengths", end, axis), made)
-    return found
+    # All numbers of tiles take one pass over the steps, whatever the beginning of the segment.
+    lengths: tuple[Ints, Floats, Floats] = graph.cached(("lengths", end, axis), compute)
+    return lengths
 
 
 def _outer(lengths: list[Floats]) -> Floats:
-    """Per axis ``(n, steps)``, to cells ``(n of the first axis, …, steps)``."""
-    found = lengths[0]
-    for each in lengths[1:]:
-        found = found[..., None, :] * each
-    return found
+    """Multiply lengths per axis ``(n, steps)`` to cells ``(n of the first axis, …, steps)``."""
+    cells = lengths[0]
+    for axis_lengths in lengths[1:]:
+        cells = cells[..., None, :] * axis_lengths
+    return cells

@@ -1,7 +1,7 @@
-"""Layers that draw: for a whole image at once, or for every element by its place.
+"""Random layers: dropout of whole maps or channels per image, and of elements by their positions.
 
-What is drawn hangs on the generator's state at the beginning of a step and on the network, never on
-tiles, budget or stored maps. So parts that overlap drop the same elements, and the result is that
+Draws depend on the network and on the state of the generator at the beginning of a step, never on
+tiles, budget or stored maps. So tiles that overlap drop the same elements, and the result is that
 of the plain stack with these elements dropped.
 """
 
@@ -19,24 +19,31 @@ from torch.nn import functional
 
 from foveate.streaming.base import Call
 from foveate.streaming.pointwise import Pointwise
-from foveate.streaming.site import Built, Refused, Site, channels_first, first_argument
+from foveate.streaming.site import (
+    CallSite,
+    Refused,
+    RuleResult,
+    first_argument,
+    require_channels_first,
+)
 
 _BLOCK = {1: 1024, 2: 32, 3: 12}
-"""Least side of what is drawn together, in cells, by axes: a part draws all of a block it meets."""
-_MOST_BLOCKS = {1: 4096, 2: 64, 3: 24}
-"""Along an axis, by axes: each costs a few calls, whatever its size."""
+"""Smallest side, in cells, of a block of elements that are drawn together, by number of axes. A
+tile draws the full blocks that it overlaps."""
+_MAX_BLOCKS = {1: 4096, 2: 64, 3: 24}
+"""Largest number of blocks along an axis, by number of axes: each takes a few calls."""
 _SELU = 1.7580993408473766
-"""What a unit of SELU falls to: scale times alpha (Klambauer et al., NeurIPS 2017)."""
+"""Minus the lower limit of SELU: scale times alpha (Klambauer et al., NeurIPS 2017)."""
 
 
-class PerImage(Pointwise):
-    """Drops a branch, or channels, of a whole image: the draw is one for all its parts.
+class ImageDropout(Pointwise):
+    """Dropout of a branch, or of channels, with one draw for all tiles of an image.
 
     Args:
-        rate: gives the probability of being dropped; schedules change it between steps.
-        scale: whether what is kept is divided by its probability.
-        channels: drop single channels (dropout of feature maps) rather than all.
-        mutates: it overwrites its argument.
+        rate: function that returns the probability of dropping; schedules change it between steps.
+        scale: whether the rest is divided by the probability of not being dropped.
+        channels: whether single channels are dropped (dropout of feature maps), or all at once.
+        mutates: whether the layer overwrites its argument.
     """
 
     def __init__(
@@ -46,31 +53,31 @@ class PerImage(Pointwise):
         self.rate, self.scale, self.channels = rate, scale, channels
 
     def draw(self, channels: int, like: Tensor) -> Tensor | None:
-        """0 where dropped, else 1: ``(1, 1 or c)``."""
+        """Draw 0 where the image is dropped, else 1: ``(1, 1 or c)``."""
         if self.rate() == 0:
             return None
         shape = (1, channels if self.channels else 1)
         return like.new_empty(shape).bernoulli_(1 - self.rate())
 
     def run(self, call: Call) -> Tensor:
-        """The input times the draw, over the probability of being kept."""
+        """Multiply the map by the draw, over the probability of not being dropped."""
         x: Tensor = call.args[0]
         if call.drawn is None:
             return x.clone()
-        keep = 1 - self.rate()
-        # Divided in the map's own type, as the layers do.
-        drawn = call.drawn.to(x) / (keep if self.scale and keep > 0 else 1)
+        p_keep = 1 - self.rate()
+        # Divided in the dtype of the map, as the layers do.
+        drawn = call.drawn.to(x) / (p_keep if self.scale and p_keep > 0 else 1)
         return x * drawn.view(1, -1, *(1,) * (x.ndim - 2))
 
 
-class PerElement(Pointwise):
-    """Drops single elements, by a number drawn for the image and by their places.
+class ElementDropout(Pointwise):
+    """Dropout of single elements, drawn from a seed of the image and the elements' positions.
 
     Args:
-        rate: gives the probability of being dropped.
+        rate: function that returns the probability of dropping.
         extent: cells of the map per axis.
-        alpha: alpha dropout, which keeps mean and variance of what SELU gives, instead of zeros.
-        mutates: it overwrites its argument.
+        alpha: whether it is alpha dropout, which preserves mean and variance of SELU's outputs.
+        mutates: whether the layer overwrites its argument.
     """
 
     regular = False
@@ -78,117 +85,123 @@ class PerElement(Pointwise):
     def __init__(
         self, *, rate: Callable[[], float], extent: Sequence[int], alpha: bool, mutates: bool
     ) -> None:
-        super().__init__(fresh=True, mutates=mutates, held=1.0)
+        super().__init__(fresh=True, mutates=mutates, saved_bytes=1.0)
         self.rate, self.extent, self.alpha = rate, tuple(extent), alpha
         d = len(self.extent)
-        self.sides = [max(_BLOCK[d], -(-n // _MOST_BLOCKS[d])) for n in self.extent]
+        self.sides = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent]
 
     def draw(self, channels: int, like: Tensor) -> Tensor | None:
-        """The number that the image's draws come from."""
+        """Draw the seed of the image, ``(1,)`` int64."""
         return torch.randint(1 << 62, (1,)) if self.rate() > 0 else None
 
     def run(self, call: Call) -> Tensor:
-        """What is kept, scaled so that the mean stays; alpha dropout, the variance too."""
+        """Drop elements and scale the rest so that the mean stays, and for alpha the variance."""
         x: Tensor = call.args[0]
         if call.drawn is None:
             return x.clone()
         p = self.rate()
-        kept = self.kept(int(call.drawn), x, call)
+        mask = self.draw_mask(int(call.drawn), x, call)
         if not self.alpha or p == 1:
-            return (x * kept).mul_(1 / (1 - p) if p < 1 else 1.0)
+            return (x * mask).mul_(1 / (1 - p) if p < 1 else 1.0)
         a = 1 / math.sqrt((1 - p) * (1 + p * _SELU**2))
-        floor = kept.logical_not().to(x.dtype).mul_(-_SELU * a).add_(_SELU * a * p)
-        return (x * kept).mul_(a).add_(floor)
+        floor = mask.logical_not().to(x.dtype).mul_(-_SELU * a).add_(_SELU * a * p)
+        return (x * mask).mul_(a).add_(floor)
 
-    def kept(self, seed: int, like: Tensor, call: Call) -> Tensor:
-        """Which elements of a part are kept: bool, of its shape.
+    def draw_mask(self, seed: int, like: Tensor, call: Call) -> Tensor:
+        """Draw which elements of a part are not dropped, block by block.
 
-        Drawn block by block, each with a generator of its own.
+        Args:
+            seed: seed of the image.
+            like: the part, ``(1, c, *size)``.
+            call: the call, with the region of the part.
+
+        Returns:
+            True for elements that are not dropped, ``(1, c, *size)`` bool.
         """
-        found = torch.empty(like.shape, dtype=torch.bool, device=like.device)
+        mask = torch.empty(like.shape, dtype=torch.bool, device=like.device)
         rows = [
             range(low // side, -(-high // side))
-            for side, (low, high) in zip(self.sides, call.wanted, strict=True)
+            for side, (low, high) in zip(self.sides, call.output_region, strict=True)
         ]
-        for place in itertools.product(*rows):
-            shape, block, part = list(like.shape), found, []
+        for index in itertools.product(*rows):
+            shape, block, part = list(like.shape), mask, []
             for dim, i, side, n, (low, high) in zip(
-                call.dims, place, self.sides, self.extent, call.wanted, strict=True
+                call.dims, index, self.sides, self.extent, call.output_region, strict=True
             ):
                 first, last = i * side, min((i + 1) * side, n)
                 shape[dim] = last - first
                 a, b = max(first, low), min(last, high)
                 block = block.narrow(dim, a - low, b - a)
                 part.append((dim, a - first, b - a))
-            own = torch.Generator(like.device).manual_seed(_mixed(seed, place))
+            generator = torch.Generator(like.device).manual_seed(_block_seed(seed, index))
             drawn = torch.empty(shape, dtype=torch.bool, device=like.device)
-            drawn.bernoulli_(1 - self.rate(), generator=own)
-            for each in part:
-                drawn = drawn.narrow(*each)
+            drawn.bernoulli_(1 - self.rate(), generator=generator)
+            for dim_begin_length in part:
+                drawn = drawn.narrow(*dim_begin_length)
             block.copy_(drawn)
-        return found
+        return mask
 
 
-def _mixed(seed: int, place: Sequence[int]) -> int:
-    """A number for a generator, unlike that of any other block or image."""
-    words = ",".join(map(str, (seed, *place))).encode()
+def _block_seed(seed: int, index: Sequence[int]) -> int:
+    """Hash the seed of an image and the index of a block to the seed of a generator."""
+    words = ",".join(map(str, (seed, *index))).encode()
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest()) >> 1
 
 
 # -- rules ----------------------------------------------------------------------------------------
 
 
-def per_image(site: Site, module: Any) -> Built:
-    """Stochastic depth, and dropout of whole channels, as a layer."""
+def image_dropout(site: CallSite, module: Any) -> RuleResult:
+    """Translate a layer of stochastic depth, or of dropout of whole channels."""
     if not module.training:
-        return Built(Pointwise(), idle=True)
-    feature = isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
-    if feature:
-        channels_first(site)
+        return RuleResult(Pointwise(), identity=True)
+    drops_channels = isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
+    if drops_channels:
+        require_channels_first(site)
     if getattr(module, "mode", "row") == "batch":
         raise Refused("stochastic depth in mode 'batch' drops all images at once; use 'row'")
     name = "drop_prob" if hasattr(module, "drop_prob") else "p"
-    draws = PerImage(
+    op = ImageDropout(
         rate=lambda: float(getattr(module, name) or 0.0),
         scale=bool(getattr(module, "scale_by_keep", True)),
-        channels=feature,
+        channels=drops_channels,
         mutates=bool(getattr(module, "inplace", False)),
     )
-    return Built(draws, (first_argument(site),))
+    return RuleResult(op, (first_argument(site),))
 
 
-def dropout(site: Site, module: Any) -> Built:
-    """Dropout of single elements, as a layer."""
-    if idle(module):
-        return Built(Pointwise(), idle=True)
-    draws = PerElement(
+def dropout(site: CallSite, module: Any) -> RuleResult:
+    """Translate a layer of dropout of single elements."""
+    if drops_nothing(module):
+        return RuleResult(Pointwise(), identity=True)
+    op = ElementDropout(
         rate=lambda: float(module.p),
         extent=site.extent,
         alpha=isinstance(module, nn.AlphaDropout),
         mutates=module.inplace,
     )
-    return Built(draws, (first_argument(site),))
+    return RuleResult(op, (first_argument(site),))
 
 
-def dropout_call(site: Site, target: Any) -> Built:
-    """Dropout of single elements or of whole channels, as a function."""
+def dropout_call(site: CallSite, target: Any) -> RuleResult:
+    """Translate a function of dropout of single elements or of whole channels."""
     names = ("input", "p", "training", "inplace")
-    given: dict[str, Any] = {"p": 0.5, "training": target is not functional.alpha_dropout}
-    given |= dict(zip(names, site.shown, strict=False)) | site.named
-    p, mutates = float(given["p"]), bool(given.get("inplace"))
-    if not given["training"] or p == 0:
-        return Built(Pointwise(), idle=True)
-    draws: Pointwise
+    options: dict[str, Any] = {"p": 0.5, "training": target is not functional.alpha_dropout}
+    options |= site.bind(names)
+    p, mutates = float(options["p"]), bool(options.get("inplace"))
+    if not options["training"] or p == 0:
+        return RuleResult(Pointwise(), identity=True)
+    op: Pointwise
     if target in (functional.dropout, functional.alpha_dropout):
         alpha = target is functional.alpha_dropout
-        draws = PerElement(rate=lambda: p, extent=site.extent, alpha=alpha, mutates=mutates)
+        op = ElementDropout(rate=lambda: p, extent=site.extent, alpha=alpha, mutates=mutates)
     else:
-        channels_first(site)
-        draws = PerImage(rate=lambda: p, scale=True, channels=True, mutates=mutates)
-    return Built(draws, (first_argument(site),))
+        require_channels_first(site)
+        op = ImageDropout(rate=lambda: p, scale=True, channels=True, mutates=mutates)
+    return RuleResult(op, (first_argument(site),))
 
 
-def idle(module: Any) -> bool:
-    """Whether it is dropout that drops nothing."""
+def drops_nothing(module: Any) -> bool:
+    """Return whether a module is dropout that drops nothing in its present mode."""
     dropout = isinstance(module, nn.modules.dropout._DropoutNd)
     return dropout and (not module.training or module.p == 0)

@@ -1,4 +1,4 @@
-"""A stack of layers as a list of local steps, each of which runs on parts of maps."""
+"""A stack of layers as a sequence of local steps, each of which runs on parts of maps."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ import torch
 from torch import Tensor
 
 from foveate.streaming.base import AbstractOp, Call, Region
-from foveate.streaming.cut import narrowed
-from foveate.streaming.site import Constant, Late, Ref, constants
+from foveate.streaming.site import ConstantRef, LateParameter, MapRef, find_constants
+from foveate.streaming.views import narrow_dims
 
 
 @dataclass(frozen=True)
-class Step:
-    """One use of a local operation.
+class GraphStep:
+    """One use of a local operation in a stack.
 
     Attributes:
-        name: of the layer, for messages.
-        op: what it needs and how it runs.
-        apply, args, kwargs: layer and arguments, with `Ref` and `Constant` in them.
-        sources: the steps whose maps it takes; empty for the input.
-        dims_before, dims: spatial dimensions of what it takes and gives.
-        extent: cells of the whole map per axis.
+        name: path of the layer, for messages.
+        op: the operation.
+        apply: the layer or function that the operation calls.
+        args: its positional arguments, with placeholders for maps and constants.
+        kwargs: its keyword arguments, with placeholders for maps and constants.
+        sources: numbers of the steps whose maps it takes; empty for the input.
+        dims_before: spatial dimensions of its input.
+        dims: spatial dimensions of its output.
+        extent: cells of its map per axis.
         channels: elements per cell, all outputs together.
         cell_bytes: bytes per cell, all outputs together.
-        single: it gives one map, not several.
-        floating: its map may have a gradient.
+        single: whether it returns one map, not several.
+        floating: whether its map may have a gradient.
     """
 
     name: str
@@ -47,30 +50,39 @@ class Step:
     floating: bool = True
 
 
-_MOST_ELEMENTS = {"cuda": 2**31 - 1}
-"""By kind of device. With places that take 64 bits, a GPU took seven times as long."""
+_MAX_ELEMENTS = {"cuda": 2**31 - 1}
+"""Elements of a map up to which layers are fast, by type of device: with indices of 64 bits, a GPU
+took seven times as long."""
 
 
 class Graph:
     """The steps of a stack for images of one shape; step 0 is the image.
 
+    Args:
+        steps: the steps in the order in which they run.
+        constants: function, args and kwargs of every value that is computed from parameters alone.
+        gradient_bytes: bytes of the gradients of the trained parameters.
+        device: type of the device.
+
     Attributes:
-        steps: in the order in which they run.
-        last_use: of each step's map, the last step that takes it.
-        n_uses: how many steps take it.
-        gradient_bytes: of the parameters that learn.
-        most_elements: of a map, beyond which layers are slow on its device; None without bound.
+        steps: the steps in the order in which they run.
+        last_use: for each step, the last step that takes its map.
+        n_uses: for each step, the number of steps that take its map.
+        storable: numbers of the steps at which the stack can be divided into segments.
+        gradient_bytes: bytes of the gradients of the trained parameters.
+        max_elements: elements of a map up to which layers are fast on the device; None without
+            bound.
     """
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[GraphStep],
         constants: Sequence[tuple[Any, ...]],
         gradient_bytes: int,
         device: str = "cpu",
     ) -> None:
         self.steps = list(steps)
-        self.most_elements = _MOST_ELEMENTS.get(device)
+        self.max_elements = _MAX_ELEMENTS.get(device)
         self.gradient_bytes = gradient_bytes
         self._constants = list(constants)
         self.n_uses = [0] * len(steps)
@@ -79,14 +91,14 @@ class Graph:
             for s in step.sources:
                 self.n_uses[s] += 1
                 self.last_use[s] = t
-        self.cuts = [t for t in range(1, len(steps) - 1) if self._divides(t)]
-        self._kept: dict[Any, Any] = {}
+        self.storable = [t for t in range(1, len(steps) - 1) if self._divides(t)]
+        self._cache: dict[Any, Any] = {}
 
-    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once per key."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return the result of `make`, which is called once per key."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
     @property
     def regular(self) -> bool:
@@ -94,32 +106,46 @@ class Graph:
         return all(step.op.regular for step in self.steps)
 
     def _divides(self, t: int) -> bool:
-        """Whether step t gives a map ``(b, c, *space)`` and all that comes after takes only it."""
+        """Whether step t returns a map ``(b, c, *space)`` that all later steps depend on alone."""
         step = self.steps[t]
-        first = step.single and step.dims == tuple(range(2, 2 + len(step.dims)))
-        return first and step.floating and max(self.last_use[:t]) <= t
+        is_map = step.single and step.dims == tuple(range(2, 2 + len(step.dims)))
+        return is_map and step.floating and max(self.last_use[:t]) <= t
 
     def constants(self, begin: int, end: int) -> dict[int, Any]:
-        """What the steps after `begin` up to `end` take that is computed from parameters alone.
+        """Compute the values that a segment takes and that depend on parameters alone.
 
-        By number; with gradient where that is on. It is the same for all parts of an image.
+        They are the same for all tiles. They have a gradient where gradients are enabled.
+
+        Args:
+            begin: step whose map is the input of the segment.
+            end: last step of the segment.
+
+        Returns:
+            The values by number.
         """
-        made: dict[int, Any] = {}
+        values: dict[int, Any] = {}
 
-        def make(args: Any) -> None:
-            for number in (c.number for c in constants(args)):
-                if number not in made:
-                    apply, own, named = self._constants[number]
-                    make((own, named))
-                    made[number] = apply(*_filled(own, {}, made), **_filled(named, {}, made))
+        def compute(arguments: Any) -> None:
+            for number in (c.number for c in find_constants(arguments)):
+                if number not in values:
+                    apply, args, kwargs = self._constants[number]
+                    compute((args, kwargs))
+                    values[number] = apply(*_fill(args, {}, values), **_fill(kwargs, {}, values))
 
-        taken = [(step.args, dict(step.kwargs)) for step in self.steps[begin + 1 : end + 1]]
-        make(taken)
-        wanted = {c.number for c in constants(taken)}
-        return {number: value for number, value in made.items() if number in wanted}
+        arguments = [(step.args, dict(step.kwargs)) for step in self.steps[begin + 1 : end + 1]]
+        compute(arguments)
+        used = {c.number for c in find_constants(arguments)}
+        return {number: value for number, value in values.items() if number in used}
 
-    def draws(self, like: Tensor) -> dict[int, Tensor]:
-        """What the steps draw for one image, in their order, whatever its parts are."""
+    def draw(self, like: Tensor) -> dict[int, Tensor]:
+        """Draw the random numbers of all steps for one image, in their order, whatever the tiles.
+
+        Args:
+            like: a tensor of any shape, of the device and dtype of the image.
+
+        Returns:
+            The draws by step, of the steps that draw.
+        """
         drawn = {t: step.op.draw(step.channels, like) for t, step in enumerate(self.steps)}
         return {t: value for t, value in drawn.items() if value is not None}
 
@@ -132,80 +158,91 @@ class Graph:
         draws: Mapping[int, Tensor],
         constants: Mapping[int, Any],
     ) -> Tensor:
-        """The part of step `end`'s map that `spans` asks for.
+        """Compute a region of the map of step `end` from a region of the map of step `begin`.
 
         Args:
-            begin: the step whose map is given.
-            end: the step whose map is wanted.
-            x: of the map of `begin`, the part in ``spans[begin]``: ``(1, c, *size)``.
-            spans: of each step, the part to compute.
-            draws: from `draws`.
-            constants: from `constants`.
+            begin: step whose map is the input.
+            end: step whose map is computed.
+            x: region ``spans[begin]`` of the input, ``(1, c, *size)``.
+            spans: region to compute of each step.
+            draws: random numbers of the image, from `draw`.
+            constants: values from `constants`.
+
+        Returns:
+            The region ``spans[end]`` of the output, ``(1, k, *size)``.
         """
         values: dict[int, Any] = {begin: x}
         for t in range(begin + 1, end + 1):
             step = self.steps[t]
             if t not in spans:
                 continue
-            given = tuple(
+            input_region = tuple(
                 _span(step.op.needs(axis, *_arrays(span))) for axis, span in enumerate(spans[t])
             )
-            taken = {
-                s: _narrowed(values[s], step.dims_before, spans[s], given) for s in step.sources
+            inputs = {
+                s: _crop_map(values[s], step.dims_before, spans[s], input_region)
+                for s in step.sources
             }
             first = step.sources[0]
             reuse = (
                 first != begin
                 and self.n_uses[first] == 1
                 and self.steps[first].op.fresh
-                and spans[first] == given
+                and spans[first] == input_region
             )
             call = Call(
                 step.apply,
-                _filled(step.args, taken, constants),
-                _filled(step.kwargs, taken, constants),
+                _fill(step.args, inputs, constants),
+                _fill(step.kwargs, inputs, constants),
                 step.dims_before,
-                given,
+                input_region,
                 spans[t],
                 reuse,
                 draws.get(t),
             )
             values[t] = step.op.run(call)
-            del call, taken
+            del call, inputs
             for s in step.sources:
                 if self.last_use[s] == t:
                     values.pop(s, None)
-        found: Tensor = values[end]
-        return found
+        out: Tensor = values[end]
+        return out
 
 
-def _filled(args: Any, maps: Mapping[int, Any], constants: Mapping[int, Any]) -> Any:
-    """Arguments with values for what stands in their place."""
-    if isinstance(args, Ref):
+def _fill(args: Any, maps: Mapping[int, Any], constants: Mapping[int, Any]) -> Any:
+    """Return nested arguments with values in place of placeholders."""
+    if isinstance(args, MapRef):
         return maps[args.step]
-    if isinstance(args, Constant):
+    if isinstance(args, ConstantRef):
         return constants[args.number]
-    if isinstance(args, Late):
+    if isinstance(args, LateParameter):
         return args.get()
     if isinstance(args, Mapping):
-        return {key: _filled(value, maps, constants) for key, value in args.items()}
+        return {key: _fill(value, maps, constants) for key, value in args.items()}
     if isinstance(args, tuple | list) and not isinstance(args, torch.Size):
-        return type(args)(_filled(value, maps, constants) for value in args)
+        return type(args)(_fill(value, maps, constants) for value in args)
     return args
 
 
-def _narrowed(value: Any, dims: Sequence[int], held: Region, wanted: Region) -> Any:
-    """The cells `wanted` of a map, or several, of those `held`: a view."""
+def _crop_map(value: Any, dims: Sequence[int], covered: Region, region: Region) -> Any:
+    """Return a view of a region of a part of a map, or of several maps.
+
+    Args:
+        value: the part, or a list or tuple of parts.
+        dims: spatial dimensions of the part.
+        covered: region of the map that the part covers.
+        region: region of the map to return.
+    """
     if isinstance(value, tuple | list):
-        return type(value)(_narrowed(each, dims, held, wanted) for each in value)
-    if held == wanted:
+        return type(value)(_crop_map(part, dims, covered, region) for part in value)
+    if covered == region:
         return value
     spans = {
         dim: (low - begin, high - begin)
-        for dim, (begin, end), (low, high) in zip(dims, held, wanted, strict=True)
+        for dim, (begin, end), (low, high) in zip(dims, covered, region, strict=True)
         if (begin, end) != (low, high)
     }
-    return narrowed(value, spans)
+    return narrow_dims(value, spans)
 
 
 def _arrays(span: tuple[int, int]) -> tuple[Any, Any]:

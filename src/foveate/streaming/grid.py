@@ -1,4 +1,4 @@
-"""A map in disjoint blocks, and what each needs of every step before it."""
+"""The division of a map into disjoint blocks, and the cells that they need of every step before."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.streaming.base import AbstractSource, Flags, Region, Span
-from foveate.streaming.cost import Cost, Floats, cost
+from foveate.streaming.cost import CostModel, Floats, get_cost_model
 from foveate.streaming.graph import Graph
-from foveate.streaming.spans import axis_spans, split
+from foveate.streaming.spans import axis_spans, split_evenly
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One part of a segment's output.
+class OutputTile:
+    """A block of a segment's output, with the part of its input that the block depends on.
 
     Attributes:
-        own: the output cells that this tile alone computes.
-        region: the cells of the segment's input that they depend on.
-        place: which block it is, per axis.
+        output_region: output cells of the block; no other tile computes them.
+        input_region: cells of the segment's input that they depend on, with the halo.
+        index: number of the block per axis.
     """
 
-    own: Region
-    region: Region
-    place: tuple[int, ...]
+    output_region: Region
+    input_region: Region
+    index: tuple[int, ...]
 
 
-class Grid:
-    """A segment's output in disjoint blocks, and per axis what each block needs of every step.
+class TileGrid:
+    """The tiles of a segment: its output in disjoint blocks, in the order of their indices.
 
     Args:
-        graph: the steps.
-        begin, end: the segment: from the map of one step to that of another.
-        sides: blocks per axis.
+        graph: the steps of the stack.
+        begin: step whose map is the segment's input.
+        end: step whose map is its output.
+        sides: number of blocks per axis.
+
+    Attributes:
+        axes: per axis, first cells and ends that each block needs of every step, ``(steps,
+            blocks)``.
     """
 
     def __init__(self, graph: Graph, begin: int, end: int, sides: Sequence[int]) -> None:
@@ -49,63 +54,63 @@ class Grid:
     def __len__(self) -> int:
         return math.prod(self.sides)
 
-    def __iter__(self) -> Iterator[Tile]:
-        for place in itertools.product(*map(range, self.sides)):
-            yield Tile(self._region(self.end, place), self._region(self.begin, place), place)
+    def __iter__(self) -> Iterator[OutputTile]:
+        for index in itertools.product(*map(range, self.sides)):
+            yield OutputTile(self._region(self.end, index), self._region(self.begin, index), index)
 
-    def spans(self, tile: Tile) -> dict[int, Region]:
-        """Of each step from the segment's input to its output, the cells to compute."""
-        every = {t: self._region(t, tile.place) for t in range(self.begin, self.end + 1)}
-        return {t: region for t, region in every.items() if all(a < b for a, b in region)}
+    def spans(self, tile: OutputTile) -> dict[int, Region]:
+        """Return the region of each step's map that a tile computes, by step; none where empty."""
+        regions = {t: self._region(t, tile.index) for t in range(self.begin, self.end + 1)}
+        return {t: region for t, region in regions.items() if all(a < b for a, b in region)}
 
-    def key(self, tile: Tile) -> tuple[object, ...]:
-        """Tiles over background with equal keys give equal maps."""
-        return tuple(kinds[i] for kinds, i in zip(self._kinds, tile.place, strict=True))
+    def key(self, tile: OutputTile) -> tuple[object, ...]:
+        """Return a key of a tile: over background, tiles with equal keys have equal maps."""
+        return tuple(kinds[i] for kinds, i in zip(self._kinds, tile.index, strict=True))
 
     def blank(self, source: AbstractSource) -> Flags:
-        """Of which tiles the region holds nothing but background, by their places."""
+        """Return which tiles contain background only, by index ``(tiles of the first axis, …)``."""
         if not source.has_blank:
             return np.zeros(self.sides, np.bool_)
         return source.blank([(low[0], high[0]) for low, high in self.axes])
 
     def largest(self) -> tuple[int, ...]:
-        """Cells of the segment's input that the largest block takes, per axis."""
+        """Return the cells of the segment's input that the largest block takes, per axis."""
         return tuple(int((high[0] - low[0]).max()) for low, high in self.axes)
 
     @property
     def work(self) -> float:
         """Operations of one forward pass over all blocks."""
-        return float(self._cost.work(self._cells(np.sum), len(self)))
+        return float(self._model.work(self._cells(np.sum), len(self)))
 
     @property
-    def held_bytes(self) -> float:
-        """What the largest block holds with gradient."""
-        return float(self._cost.held_bytes(self._cells(np.max)))
+    def training_bytes(self) -> float:
+        """Peak memory of the largest block with its gradient, in bytes."""
+        return float(self._model.training_bytes(self._cells(np.max)))
 
     @property
-    def passing_bytes(self) -> float:
-        """What the largest block holds without gradient."""
-        return float(self._cost.passing_bytes(self._cells(np.max)))
+    def forward_bytes(self) -> float:
+        """Peak memory of the largest block without gradient, in bytes."""
+        return float(self._model.forward_bytes(self._cells(np.max)))
 
     @property
-    def quick(self) -> bool:
-        """Whether no map of a block is larger than its device takes well."""
-        return bool(self._cost.quick(self._cells(np.max)))
+    def fits_device(self) -> bool:
+        """Whether every map of a block is small enough for its device to be fast."""
+        return bool(self._model.fits_device(self._cells(np.max)))
 
     @property
-    def _cost(self) -> Cost:
-        return cost(self.graph, self.begin, self.end)
+    def _model(self) -> CostModel:
+        return get_cost_model(self.graph, self.begin, self.end)
 
-    def _cells(self, over: Callable[..., Floats]) -> Floats:
-        """Of each step, the cells of all blocks or of the largest."""
-        found = np.ones(self.end - self.begin + 1)
+    def _cells(self, reduce: Callable[..., Floats]) -> Floats:
+        """Count the cells of each step ``(steps,)``, in all blocks (sum) or the largest (max)."""
+        cells = np.ones(self.end - self.begin + 1)
         for low, high in self.axes:
-            found = found * over(np.maximum(high - low, 0), axis=1)
-        return found
+            cells = cells * reduce(np.maximum(high - low, 0), axis=1)
+        return cells
 
     @functools.cached_property
     def _kinds(self) -> list[list[object]]:
-        """Per axis and block its length where no step reaches a border, else its own cells."""
+        """Keys of blocks per axis: their length if no step reaches a border, else their cells."""
         steps = self.graph.steps[self.begin : self.end + 1]
         regular = self.graph.regular
         kinds: list[list[object]] = []
@@ -113,21 +118,21 @@ class Grid:
             extent = np.asarray([s.extent[axis] for s in steps])[:, None]
             free = (high <= low) | ((low > 0) & (high < extent))
             inside: Flags = np.logical_and.reduce(free) & regular
-            own = zip(low[-1].tolist(), high[-1].tolist(), inside.tolist(), strict=True)
-            kinds.append([b - a if within else (a, b) for a, b, within in own])
+            blocks = zip(low[-1].tolist(), high[-1].tolist(), inside.tolist(), strict=True)
+            kinds.append([b - a if within else (a, b) for a, b, within in blocks])
         return kinds
 
-    def _region(self, t: int, place: Sequence[int]) -> Region:
+    def _region(self, t: int, index: Sequence[int]) -> Region:
         row = t - self.begin
         return tuple(
             (int(low[row, i]), int(high[row, i]))
-            for (low, high), i in zip(self.axes, place, strict=True)
+            for (low, high), i in zip(self.axes, index, strict=True)
         )
 
 
 def _block_spans(graph: Graph, begin: int, end: int, axis: int, n: int) -> Span:
-    """Of n blocks along an axis, from step `begin` on; computed once."""
-    ends = split(graph.steps[end].extent[axis], n)
-    made = functools.partial(axis_spans, graph, end, axis, ends[:-1], ends[1:])
-    low, high = graph.kept(("spans", end, axis, n), made)
+    """Return the cells that n blocks along an axis need of every step from `begin` on, cached."""
+    ends = split_evenly(graph.steps[end].extent[axis], n)
+    compute = functools.partial(axis_spans, graph, end, axis, ends[:-1], ends[1:])
+    low, high = graph.cached(("spans", end, axis, n), compute)
     return low[begin:], high[begin:]

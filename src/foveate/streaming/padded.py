@@ -1,4 +1,4 @@
-"""A convolution whose padding hangs on its kernel alone, not on the size of its input."""
+"""A convolution whose padding before the image depends on its kernel alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from torch.nn import functional
 
 
 class PaddedConv2d(nn.Conv2d):
-    """Pads as TensorFlow does an input of even size, whatever its size.
+    """A convolution with the padding of TensorFlow for an input of even size, whatever its size.
 
-    So a part of an image gives what the whole gives there. An odd side gets one pixel more behind,
-    so that a stride of 2 leaves no pixel out: there are ``ceil(n / stride)`` cells.
+    So a tile of an image has the same cells as the full image there. With stride 2, an odd side
+    gets one more pixel of padding behind it, so that no pixel is left out: there are
+    ``ceil(n / stride)`` cells.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """``(b, c, y, x)`` to ``(b, k, *ceil((y, x) / stride))``."""
+        """Convolve images ``(b, c, y, x)`` to ``(b, k, *ceil((y, x) / stride))``."""
         (top, bottom), (left, right) = (
             kernel_padding(k, s, n)
             for k, s, n in zip(self.kernel_size, self.stride, input.shape[-2:], strict=True)
@@ -24,6 +25,12 @@ class PaddedConv2d(nn.Conv2d):
 
 
 def kernel_padding(kernel: int, stride: int, n: int) -> tuple[int, int]:
-    """Cells of zeros before and behind a side of n cells."""
+    """Compute the numbers of zeros before and behind a side of n cells.
+
+    Args:
+        kernel: side of the kernel.
+        stride: stride of the convolution.
+        n: cells of the side.
+    """
     before = (kernel - stride) // 2
     return before, kernel - stride - before + n % stride

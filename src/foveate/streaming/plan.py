@@ -1,4 +1,4 @@
-"""How a stack is computed on images of one size: which tiles, and what is stored between."""
+"""Plans of how a stack is computed on images of one size: tiles, and the maps that are stored."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from foveate.streaming.base import AbstractSource, NotLocal, TooLittleMemory
-from foveate.streaming.cost import MOST_TILES, ways
+from foveate.streaming.cost import MAX_TILES, get_tiling_options
 from foveate.streaming.graph import Graph
-from foveate.streaming.grid import Grid
+from foveate.streaming.grid import TileGrid
 
-MOST_STORED = 3
-"""Maps between rounds of tiles; the ways to choose them multiply with each."""
+MAX_STORED = 3
+"""Largest number of stored maps; the number of possible plans multiplies with each."""
 _FINER = (1, 2, 4, 8, 16, 32)
-_LAID = 200.0
-"""Operations that moving a byte to or from a map on disk is taken for."""
+"""Factors of the number of tiles per axis that are tried to leave out background."""
+_DISK_BYTE_WORK = 200.0
+"""Operations that moving a byte to or from a map on disk is counted as."""
 
 
-class Cut(NamedTuple):
-    """Where a map is stored between two rounds of tiles.
+class StoredMap(NamedTuple):
+    """A map that is stored between two segments.
 
     Attributes:
-        step: whose map.
-        size: of the map in bytes.
-        on_disk: there instead of in memory.
+        step: number of the step whose map it is.
+        size: size of the map in bytes.
+        on_disk: whether it is stored on disk or in memory.
     """
 
     step: int
@@ -39,46 +40,49 @@ class Segment:
     """A part of the stack that is computed tile by tile, or at once.
 
     Attributes:
-        grid: its tiles, for the gradient.
-        passing: its tiles where nothing is held for a gradient; they may be larger.
-        at_once: one tile, whose activations are held instead of computed again.
-        on_disk: its map is laid there, and the map's gradient.
+        grid: tiles of the backward pass.
+        forward_grid: tiles of the forward pass, which may be larger as they save no activations.
+        at_once: whether it is one tile, whose activations are saved instead of computed again.
+        on_disk: whether its output map, and the gradient of that map, are on disk.
     """
 
-    grid: Grid
-    passing: Grid
+    grid: TileGrid
+    forward_grid: TileGrid
     at_once: bool
     on_disk: bool = False
 
     def work(self, learns: bool) -> float:
-        """Operations; a backward pass takes twice those of a forward pass, which it repeats."""
+        """Estimate the operations of a forward pass, and with `learns` of the backward pass too.
+
+        A backward pass of tiles repeats their forward pass, and takes twice as many operations.
+        """
         if self.at_once:
             return 3 * self.grid.work
-        return self.passing.work + 3 * self.grid.work * learns
+        return self.forward_grid.work + 3 * self.grid.work * learns
 
-    def held_bytes(self, learns: bool) -> float:
-        """What the largest tile holds."""
-        return max(self.passing.passing_bytes, self.grid.held_bytes * learns)
+    def peak_bytes(self, learns: bool) -> float:
+        """Estimate the peak memory of the largest tile, with `learns` including its gradient."""
+        return max(self.forward_grid.forward_bytes, self.grid.training_bytes * learns)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a stack is computed on images of one size.
+class StreamingPlan:
+    """A plan of how a stack is computed on images of one size.
 
     Attributes:
-        segments: one after the other.
-        work: operations of a training step, or a forward pass, over those of the plain stack.
-        held_bytes: estimate of what is held at most, without the final map.
+        segments: segments of the stack, one after the other.
+        work: operations of a training step, or of a forward pass, over those of the plain stack.
+        peak_bytes: estimate of the peak memory, without parameters and the final map.
         learns: whether a backward pass follows.
     """
 
     segments: tuple[Segment, ...]
     work: float
-    held_bytes: float
+    peak_bytes: float
     learns: bool
 
-    def told(self) -> str:
-        """One line for people."""
+    def describe(self) -> str:
+        """Describe the plan in one line."""
         parts = []
         for segment in self.segments:
             sides = " × ".join(map(str, segment.grid.sides))
@@ -87,156 +91,172 @@ class Plan:
             parts.append(tiles + " (map on disk)" * segment.on_disk)
         return (
             f"{', then '.join(parts)}; {self.work:.2f} × the work of the plain network; "
-            f"holds about {self.held_bytes / 2**20:.0f} MiB"
+            f"holds about {self.peak_bytes / 2**20:.0f} MiB"
         )
 
 
-def choose(
+def make_plan(
     graph: Graph,
     *,
     budget_bytes: int,
     scratch_bytes: int,
     learns: bool,
     sides: Sequence[int] | None,
-    most_stored: int,
-) -> Plan:
-    """The cheapest way that fits: tiles, and where a map is stored between two rounds of tiles.
+    max_stored: int,
+) -> StreamingPlan:
+    """Find the plan of the fewest operations that fits: its tiles, and the maps it stores.
 
     Args:
-        graph: the steps.
-        budget_bytes: what may be held beside parameters and the final map.
-        scratch_bytes: what may be laid on disk for an image.
+        graph: the steps of the stack.
+        budget_bytes: memory beside parameters and the final map.
+        scratch_bytes: space on disk for maps of one image.
         learns: whether a backward pass follows.
-        sides: tiles per axis of the output, when the user settles them; then nothing is chosen.
-        most_stored: maps that may be stored.
+        sides: tiles per axis of the output, where the user chose them: then the plan is one segment
+            of these tiles, whether it fits or not. None searches.
+        max_stored: largest number of stored maps.
 
     Raises:
         TooLittleMemory: not even tiles of one cell fit.
     """
     last = len(graph.steps) - 1
     if sides is not None:
-        grid = Grid(graph, 0, last, sides)
-        settled = Segment(grid, grid, at_once=False)
-        return _planned(graph, [settled], [], settled.held_bytes(learns), learns)
-    plain = _chained(graph, (), budget_bytes, learns)
-    if plain is not None and plain.work <= 1:
-        return plain
-    cuts = _worthwhile(graph, budget_bytes, scratch_bytes)
-    found = [] if plain is None else [plain]
-    for n in range(1, most_stored + 1):
-        for chosen in itertools.combinations(cuts, n):
-            if len({cut.step for cut in chosen}) < n or _laid_bytes(chosen) > scratch_bytes:
+        grid = TileGrid(graph, 0, last, sides)
+        segment = Segment(grid, grid, at_once=False)
+        return _sum_up(graph, [segment], [], segment.peak_bytes(learns), learns)
+    undivided = _plan_segments(graph, (), budget_bytes, learns)
+    if undivided is not None and undivided.work <= 1:
+        return undivided
+    candidates = _list_candidates(graph, budget_bytes, scratch_bytes)
+    plans = [] if undivided is None else [undivided]
+    for n in range(1, max_stored + 1):
+        for stored in itertools.combinations(candidates, n):
+            if len({s.step for s in stored}) < n or _disk_bytes(stored) > scratch_bytes:
                 continue
-            plan = _chained(graph, chosen, budget_bytes, learns)
-            found += [] if plan is None else [plan]
-    if not found:
-        cell = _smallest(graph, learns)
+            plan = _plan_segments(graph, stored, budget_bytes, learns)
+            plans += [] if plan is None else [plan]
+    if not plans:
+        cell = _smallest_peak_bytes(graph, learns)
         raise TooLittleMemory(
             f"a tile of one output cell holds about {cell / 2**20:.0f} MiB, more than the "
             f"{budget_bytes / 2**20:.0f} MiB allowed: allow more, take a narrower network, one "
             "with a smaller receptive field, or read at a coarser spacing"
         )
-    return min(found, key=lambda plan: plan.work)
+    return min(plans, key=lambda plan: plan.work)
 
 
-def _chained(graph: Graph, cuts: Sequence[Cut], budget: float, learns: bool) -> Plan | None:
-    """Segments one after the other, with the maps between them stored; None where one is too large.
+def _plan_segments(
+    graph: Graph, stored: Sequence[StoredMap], budget: float, learns: bool
+) -> StreamingPlan | None:
+    """Plan the segments between stored maps; return None where a segment does not fit.
 
-    At its turn in the backward pass a segment stands beside the maps before it, the gradients of
-    its input and of its output, and what segments before it hold at once. What comes later is gone.
+    During the backward pass of a segment, memory also contains the stored maps before it, the
+    gradients of its input and output, and the saved activations of earlier segments that are
+    computed at once. Later segments have released theirs.
     """
-    bounds = [0, *(cut.step for cut in cuts), len(graph.steps) - 1]
-    maps = [0.0 if cut.on_disk else cut.size for cut in cuts]
+    bounds = [0, *(s.step for s in stored), len(graph.steps) - 1]
+    maps = [0.0 if s.on_disk else s.size for s in stored]
     segments: list[Segment] = []
-    peak, standing = 0.0, 0.0
+    peak, saved = 0.0, 0.0
     for j, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        beside = standing + sum(maps[:j]) + sum(maps[max(j - 1, 0) : j + 1])
-        # Autograd would make the gradient of what is computed at once, in memory.
-        tiled = j > 0 and cuts[j - 1].on_disk
-        segment = _segment(graph, begin, end, budget - beside, learns, tiled)
+        other = saved + sum(maps[:j]) + sum(maps[max(j - 1, 0) : j + 1])
+        # A segment after a map on disk is tiled: otherwise autograd would make the gradient of that
+        # map in memory.
+        tiled = j > 0 and stored[j - 1].on_disk
+        segment = _plan_segment(graph, begin, end, budget - other, learns, tiled)
         if segment is not None and tiled:
-            # The pages of a tile's input, and of its gradient, come to memory with it.
+            # The pages of a tile's input and of its gradient are in memory while it is computed.
             cells = math.prod(segment.grid.largest())
-            beside += 2 * graph.steps[begin].cell_bytes * cells
-            segment = _segment(graph, begin, end, budget - beside, learns, tiled)
+            other += 2 * graph.steps[begin].cell_bytes * cells
+            segment = _plan_segment(graph, begin, end, budget - other, learns, tiled)
         if segment is None:
             return None
-        segments.append(replace(segment, on_disk=j < len(cuts) and cuts[j].on_disk))
-        peak = max(peak, beside + segment.held_bytes(learns))
-        standing += segment.held_bytes(learns) if segment.at_once else 0.0
-    return _planned(graph, segments, cuts, peak, learns)
+        segments.append(replace(segment, on_disk=j < len(stored) and stored[j].on_disk))
+        peak = max(peak, other + segment.peak_bytes(learns))
+        saved += segment.peak_bytes(learns) if segment.at_once else 0.0
+    return _sum_up(graph, segments, stored, peak, learns)
 
 
-def for_tissue(graph: Graph, plan: Plan, source: AbstractSource) -> Plan:
-    """The plan with smaller tiles, where that leaves out more background than halos add.
+def refine_for_background(
+    graph: Graph, plan: StreamingPlan, source: AbstractSource
+) -> StreamingPlan:
+    """Divide the first segment's tiles, where that leaves out more background than halos add.
 
     Args:
-        graph: the steps.
-        plan: what is best for an image without background.
-        source: the image, which knows where it holds nothing but background.
+        graph: the steps of the stack.
+        plan: the best plan for an image without background.
+        source: the image, which knows where it contains background only.
     """
     first, *others = plan.segments
-    grid, work = _finer(first.grid, source)
-    passing, once = _finer(first.passing, source)
-    work = 3 * work * plan.learns + once
-    whole = first.work(plan.learns)
-    if work >= whole:
+    grid, backward_work = _refine_grid(first.grid, source)
+    forward_grid, forward_work = _refine_grid(first.forward_grid, source)
+    work = 3 * backward_work * plan.learns + forward_work
+    full_work = first.work(plan.learns)
+    if work >= full_work:
         return plan
-    better = replace(first, grid=grid, passing=passing, at_once=False)
-    less = (whole - work) / _plain_work(graph, plan.learns)
-    return replace(plan, segments=(better, *others), work=plan.work - less)
+    refined = replace(first, grid=grid, forward_grid=forward_grid, at_once=False)
+    saving = (full_work - work) / _plain_work(graph, plan.learns)
+    return replace(plan, segments=(refined, *others), work=plan.work - saving)
 
 
-def _finer(grid: Grid, source: AbstractSource) -> tuple[Grid, float]:
-    """Of a grid and finer ones the cheapest, and the operations of a pass over its live tiles."""
+def _refine_grid(grid: TileGrid, source: AbstractSource) -> tuple[TileGrid, float]:
+    """Find the grid of the fewest operations for an image, among `grid` and finer ones.
+
+    Returns:
+        The grid, and the operations of a forward pass over the tiles that are not left out.
+    """
     extent = grid.graph.steps[grid.end].extent
-    best, least, sides = grid, float("inf"), None
+    best, least_work, sides = grid, float("inf"), None
     for factor in _FINER:
-        finer = tuple(min(s * factor, n) for s, n in zip(grid.sides, extent, strict=True))
-        if finer == sides or (factor > 1 and math.prod(finer) > MOST_TILES):
+        finer_sides = tuple(min(s * factor, n) for s, n in zip(grid.sides, extent, strict=True))
+        if finer_sides == sides or (factor > 1 and math.prod(finer_sides) > MAX_TILES):
             break
-        sides = finer
-        each = Grid(grid.graph, grid.begin, grid.end, sides)
-        alike = int(each.blank(source).sum()) if grid.graph.regular else 1
-        live = len(each) - alike + 1
-        work = each.work * min(live / len(each), 1.0)
-        if work < least:
-            best, least = each, work
-    return best, least
+        sides = finer_sides
+        finer = TileGrid(grid.graph, grid.begin, grid.end, sides)
+        n_equal = int(finer.blank(source).sum()) if grid.graph.regular else 1
+        n_computed = len(finer) - n_equal + 1
+        work = finer.work * min(n_computed / len(finer), 1.0)
+        if work < least_work:
+            best, least_work = finer, work
+    return best, least_work
 
 
-def _planned(
-    graph: Graph, segments: Sequence[Segment], cuts: Sequence[Cut], held: float, learns: bool
-) -> Plan:
+def _sum_up(
+    graph: Graph,
+    segments: Sequence[Segment],
+    stored: Sequence[StoredMap],
+    peak_bytes: float,
+    learns: bool,
+) -> StreamingPlan:
+    """Make a plan of segments, with their operations over those of the plain stack."""
     work = sum(s.work(learns) for s in segments)
-    # A map is written and read; then read again, its gradient summed up, written and read.
-    moved = sum(cut.size for cut in cuts if cut.on_disk) * (6 if learns else 2)
-    work = (work + _LAID * moved) / _plain_work(graph, learns)
-    return Plan(tuple(segments), work, held, learns)
+    # A map on disk is written and read once. In training, it is read again, and its gradient is
+    # read, written and read.
+    moved = sum(s.size for s in stored if s.on_disk) * (6 if learns else 2)
+    work = (work + _DISK_BYTE_WORK * moved) / _plain_work(graph, learns)
+    return StreamingPlan(tuple(segments), work, peak_bytes, learns)
 
 
 def _plain_work(graph: Graph, learns: bool) -> float:
-    """Operations of the plain stack in one pass, or in a training step."""
+    """Estimate the operations of the plain stack in a forward pass, or in a training step."""
     last = len(graph.steps) - 1
-    whole = Grid(graph, 0, last, (1,) * len(graph.steps[last].extent))
-    return (1 + 2 * learns) * whole.work
+    single = TileGrid(graph, 0, last, (1,) * len(graph.steps[last].extent))
+    return (1 + 2 * learns) * single.work
 
 
-def _worthwhile(graph: Graph, budget_bytes: float, scratch_bytes: float) -> list[Cut]:
-    """Maps that may be stored, in order; of neighbours with maps of one size, the last."""
-    last = {_map_bytes(graph, t): t for t in graph.cuts}
-    each = sorted((t, size) for size, t in last.items())
+def _list_candidates(graph: Graph, budget_bytes: float, scratch_bytes: float) -> list[StoredMap]:
+    """List the maps that may be stored, in order; of maps of equal size, the last."""
+    last = {_map_bytes(graph, t): t for t in graph.storable}
     return [
-        Cut(t, size, on_disk)
-        for t, size in each
+        StoredMap(t, size, on_disk)
+        for t, size in sorted((t, size) for size, t in last.items())
         for on_disk, room in ((False, budget_bytes), (True, scratch_bytes))
         if 2 * size < room
     ]
 
 
-def _laid_bytes(cuts: Sequence[Cut]) -> float:
-    """Maps on disk, and the gradients of two of them."""
-    sizes = sorted(cut.size for cut in cuts if cut.on_disk)
+def _disk_bytes(stored: Sequence[StoredMap]) -> float:
+    """Compute the space on disk of stored maps and of two of their gradients, the largest."""
+    sizes = sorted(s.size for s in stored if s.on_disk)
     return sum(sizes) + sum(sizes[-2:])
 
 
@@ -245,31 +265,45 @@ def _map_bytes(graph: Graph, t: int) -> float:
     return float(step.cell_bytes * math.prod(step.extent))
 
 
-def _segment(
+def _plan_segment(
     graph: Graph, begin: int, end: int, budget: float, learns: bool, tiled: bool
 ) -> Segment | None:
-    """The fewest operations within the budget; held at once where that fits and may be."""
+    """Plan the segment of the fewest operations within a budget; return None where none fits.
+
+    Args:
+        graph: the steps of the stack.
+        begin: step whose map is the segment's input.
+        end: step whose map is its output.
+        budget: memory in bytes.
+        learns: whether a backward pass follows.
+        tiled: whether it must be computed tile by tile even if its activations fit.
+    """
     if learns and not tiled:
-        whole = Grid(graph, begin, end, (1,) * len(graph.steps[end].extent))
-        if whole.held_bytes <= budget and whole.quick:
-            return Segment(whole, whole, at_once=True)
-    every = ways(graph, begin, end)
-    passing = every.cheapest(budget, "passing")
-    sides = every.cheapest(budget, "held") if learns else passing
-    if passing is None or sides is None:
+        single = TileGrid(graph, begin, end, (1,) * len(graph.steps[end].extent))
+        if single.training_bytes <= budget and single.fits_device:
+            return Segment(single, single, at_once=True)
+    options = get_tiling_options(graph, begin, end)
+    forward_sides = options.find_cheapest(budget, "forward")
+    sides = options.find_cheapest(budget, "training") if learns else forward_sides
+    if forward_sides is None or sides is None:
         return None
-    grid = Grid(graph, begin, end, sides)
-    same = passing == sides
-    return Segment(grid, grid if same else Grid(graph, begin, end, passing), at_once=False)
+    grid = TileGrid(graph, begin, end, sides)
+    forward_grid = grid if forward_sides == sides else TileGrid(graph, begin, end, forward_sides)
+    return Segment(grid, forward_grid, at_once=False)
 
 
-def _smallest(graph: Graph, learns: bool) -> float:
+def _smallest_peak_bytes(graph: Graph, learns: bool) -> float:
+    """Estimate the peak memory of tiles of one output cell."""
     last = len(graph.steps) - 1
-    grid = Grid(graph, 0, last, graph.steps[last].extent)
-    return Segment(grid, grid, at_once=False).held_bytes(learns)
+    grid = TileGrid(graph, 0, last, graph.steps[last].extent)
+    return Segment(grid, grid, at_once=False).peak_bytes(learns)
 
 
 def check_rank(space: Sequence[int]) -> None:
-    """Images have one to three axes."""
+    """Raise `NotLocal` unless an image has one to three spatial axes.
+
+    Args:
+        space: cells per spatial axis.
+    """
     if not 1 <= len(space) <= 3:
         raise NotLocal(f"an image (b, c, *space) with 1 to 3 spatial axes, got {len(space)}")

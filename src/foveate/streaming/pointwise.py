@@ -1,4 +1,4 @@
-"""What looks at one cell at a time, and what only moves cells."""
+"""Operations on single cells, and operations that move, blend or pad cells."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from foveate.streaming.base import AbstractOp, Call, Ints, Region
 
 
 class Pointwise(AbstractOp):
-    """Every output cell from the same cell of the inputs, whatever happens to the channels.
+    """An operation whose output cell depends on the same cell of the inputs alone.
 
     Args:
-        mutates: it overwrites its first argument.
-        fresh: its result is new memory.
-        work: floating-point operations per element of its output.
-        held: bytes that autograd holds per element, beside its output.
+        mutates: whether it overwrites its first argument.
+        fresh: whether its result is new memory.
+        work: floating-point operations per output element.
+        saved_bytes: bytes that autograd saves per output element, beside the output.
     """
 
     def __init__(
@@ -29,18 +29,18 @@ class Pointwise(AbstractOp):
         mutates: bool = False,
         fresh: bool = False,
         work: float = 4.0,
-        held: float = 0.0,
+        saved_bytes: float = 0.0,
     ) -> None:
         self.mutates, self.fresh = mutates, fresh or mutates
         self.shares = not fresh or mutates
-        self.work, self.held = work, held
+        self.work, self.saved_bytes = work, saved_bytes
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """The same cells."""
+        """Return the spans of the output cells themselves."""
         return low, high
 
     def run(self, call: Call) -> Any:
-        """The layer itself; what may not be overwritten is copied before."""
+        """Call the layer, on a copy if it overwrites a map that is used elsewhere."""
         if self.mutates and not call.reuse:
             first, *others = call.args
             return call.apply(first.clone(), *others, **call.kwargs)
@@ -48,11 +48,12 @@ class Pointwise(AbstractOp):
 
 
 class Gather(AbstractOp):
-    """Each output cell is one input cell, per axis: repeats, mirrored borders, every other cell.
+    """A copy of one input cell to each output cell: repeated, mirrored or every other cell.
 
     Args:
         index: per axis, the input cell of every output cell.
-        shares, regular: see `AbstractOp`.
+        shares: whether the result is a view of the input in the plain stack.
+        regular: whether moving the input by whole cells moves the output by whole cells.
     """
 
     fresh = False
@@ -60,27 +61,27 @@ class Gather(AbstractOp):
     def __init__(
         self, index: Sequence[Ints], *, shares: bool = False, regular: bool = False
     ) -> None:
-        self.index = [np.asarray(each, np.int64) for each in index]
+        self.index = [np.asarray(cells, np.int64) for cells in index]
         self.shares, self.regular = shares, regular
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """From the lowest to the highest of the cells."""
+        """Return the spans from the lowest to the highest input cell."""
         return _hull(self.index[axis], low, high)
 
     def run(self, call: Call) -> Tensor:
-        """Cut where cells are neighbours, else picked."""
+        """Take the input cells, axis by axis."""
         x: Tensor = call.args[0]
         for axis, index in enumerate(self.index):
-            low, high = call.wanted[axis]
-            x = _picked(x, call.dims[axis], index[low:high] - call.given[axis][0])
+            low, high = call.output_region[axis]
+            x = _take(x, call.dims[axis], index[low:high] - call.input_region[axis][0])
         return x
 
 
 class Blend(AbstractOp):
-    """Linear interpolation: each output cell between two neighbours, axis after axis.
+    """Linear interpolation between two neighbouring cells, axis after axis.
 
     Args:
-        place: per axis, where every output cell lies among the input cells.
+        place: per axis, the coordinate of every output cell in input cells.
         extent: cells of the input, per axis.
     """
 
@@ -98,27 +99,27 @@ class Blend(AbstractOp):
         self.share = [p - b for p, b in zip(place, self.below, strict=True)]
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """From the first cell to the last neighbour."""
+        """Return the spans from the lowest cell to the highest neighbour."""
         return _hull(self.below[axis], low, high)[0], _hull(self.above[axis], low, high)[1]
 
     def run(self, call: Call) -> Tensor:
-        """Of the wanted cells."""
+        """Interpolate the output cells, axis by axis."""
         x: Tensor = call.args[0]
         for axis, dim in enumerate(call.dims):
-            cut, begin = slice(*call.wanted[axis]), call.given[axis][0]
-            share = torch.from_numpy(self.share[axis][cut]).to(x)
+            cells, begin = slice(*call.output_region[axis]), call.input_region[axis][0]
+            share = torch.from_numpy(self.share[axis][cells]).to(x)
             share = share.view(-1, *(1,) * (x.ndim - 1 - dim))
-            below = _picked(x, dim, self.below[axis][cut] - begin)
-            above = _picked(x, dim, self.above[axis][cut] - begin)
+            below = _take(x, dim, self.below[axis][cells] - begin)
+            above = _take(x, dim, self.above[axis][cells] - begin)
             x = below * (1 - share) + above * share
         return x
 
 
 class PixelShuffle(AbstractOp):
-    """Each cell becomes ``factor x factor`` finer ones, made of its channels.
+    """A rearrangement of the channels of each cell to ``factor x factor`` finer cells.
 
     Args:
-        factor: finer cells a side.
+        factor: finer cells along a side of a cell.
     """
 
     regular = False
@@ -127,94 +128,122 @@ class PixelShuffle(AbstractOp):
         self.factor = factor
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """The coarse cells that the fine ones lie in."""
+        """Return the spans of the coarse cells that contain the fine ones."""
         return low // self.factor, -(-high // self.factor)
 
     def run(self, call: Call) -> Tensor:
-        """All fine cells of the coarse ones, cut to those wanted."""
-        found = functional.pixel_shuffle(call.args[0], self.factor)
-        held = tuple((low * self.factor, high * self.factor) for low, high in call.given)
-        return framed(found, call.dims, held, call.wanted, 0.0)
+        """Rearrange all coarse cells, and crop to the output cells."""
+        fine = functional.pixel_shuffle(call.args[0], self.factor)
+        covered = tuple((low * self.factor, high * self.factor) for low, high in call.input_region)
+        return crop_and_pad(fine, call.dims, covered, call.output_region, 0.0)
 
 
 class PixelUnshuffle(AbstractOp):
-    """The ``factor x factor`` cells of a block become the channels of one.
+    """A rearrangement of blocks of ``factor x factor`` cells to the channels of one cell.
 
     Args:
-        factor: cells a side of a block.
+        factor: cells along a side of a block.
     """
 
     def __init__(self, factor: int) -> None:
         self.factor = factor
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """All cells of the blocks."""
+        """Return the spans of all cells of the blocks."""
         return low * self.factor, high * self.factor
 
     def run(self, call: Call) -> Tensor:
-        """Of the blocks asked for."""
+        """Rearrange the cells of the blocks."""
         return functional.pixel_unshuffle(call.args[0], self.factor)
 
 
 class ConstantPad(AbstractOp):
-    """A border of one value.
+    """Padding with one value.
 
     Args:
-        left: cells before the first, per axis; negative cuts.
+        left: cells of padding before the first cell, per axis; a negative number crops.
         extent: cells of the input, per axis.
-        value: of the border.
+        value: value of the padding.
     """
 
     def __init__(self, left: Sequence[int], extent: Sequence[int], value: float) -> None:
         self.left, self.extent, self.value = tuple(left), tuple(extent), value
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """The cells that are not border; at least one."""
+        """Return the spans of the cells that are not padding, with at least one cell."""
         first = np.clip(low - self.left[axis], 0, self.extent[axis] - 1)
         return first, np.clip(high - self.left[axis], first + 1, self.extent[axis])
 
     def run(self, call: Call) -> Tensor:
-        """The piece with the part of the border that is wanted."""
-        held = tuple((a + n, b + n) for (a, b), n in zip(call.given, self.left, strict=True))
+        """Pad the input cells where the output cells are padding."""
+        covered = tuple(
+            (a + n, b + n) for (a, b), n in zip(call.input_region, self.left, strict=True)
+        )
         x: Tensor = call.args[0]
-        found = framed(x, call.dims, held, call.wanted, self.value)
-        return found.clone() if found is x else found
+        padded = crop_and_pad(x, call.dims, covered, call.output_region, self.value)
+        return padded.clone() if padded is x else padded
 
 
 class Chain(AbstractOp):
-    """Two operations, one after the other: a convolution that mirrors its borders."""
+    """Two operations, one after the other, such as mirrored padding and a convolution.
+
+    Args:
+        first: operation on the input.
+        second: operation on the result of the first, with the other arguments.
+    """
 
     def __init__(self, first: AbstractOp, second: AbstractOp) -> None:
         self.first, self.second = first, second
-        self.work, self.held = second.work, second.held
+        self.work, self.saved_bytes = second.work, second.saved_bytes
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Of the first for what the second needs."""
+        """Return the spans that the first operation needs for those that the second needs."""
         return self.first.needs(axis, *self.second.needs(axis, low, high))
 
     def run(self, call: Call) -> Any:
-        """Of both."""
-        between = []
-        for axis, (low, high) in enumerate(call.wanted):
+        """Run the first operation, then the second on its result."""
+        spans = []
+        for axis, (low, high) in enumerate(call.output_region):
             a, b = self.second.needs(axis, np.asarray([low]), np.asarray([high]))
-            between.append((int(a[0]), int(b[0])))
+            spans.append((int(a[0]), int(b[0])))
+        between = tuple(spans)
         x, *others = call.args
-        inner = Call(call.apply, (x,), {}, call.dims, call.given, tuple(between), False)
-        x = self.first.run(inner)
+        x = self.first.run(
+            Call(call.apply, (x,), {}, call.dims, call.input_region, between, reuse=False)
+        )
         return self.second.run(
             Call(
-                call.apply, (x, *others), call.kwargs, call.dims, tuple(between), call.wanted, False
+                call.apply,
+                (x, *others),
+                call.kwargs,
+                call.dims,
+                between,
+                call.output_region,
+                reuse=False,
             )
         )
 
 
-def framed(x: Tensor, dims: Sequence[int], held: Region, wanted: Region, value: float) -> Tensor:
-    """A piece that holds the cells `held`, cut and padded to those `wanted`.
+def crop_and_pad(
+    x: Tensor, dims: Sequence[int], covered: Region, region: Region, value: float
+) -> Tensor:
+    """Crop and pad a part of a map to another region.
 
-    Windows may lie wholly beyond a border: then nothing of the piece is left.
+    The region may lie completely outside the part, as windows may lie beyond a border: then the
+    result is padding alone.
+
+    Args:
+        x: part of a map, ``(1, c, *size)`` or with other `dims`.
+        dims: spatial dimensions of the part.
+        covered: region that the part covers.
+        region: region of the result.
+        value: value of the padding.
+
+    Returns:
+        The map in `region`; elsewhere than in `covered` it is `value`.
     """
     pads = [0] * (2 * x.ndim)
-    for dim, (begin, end), (low, high) in zip(dims, held, wanted, strict=True):
+    for dim, (begin, end), (low, high) in zip(dims, covered, region, strict=True):
         first = min(max(low, begin), end)
         last = max(min(high, end), first)
         if (first, last) != (begin, end):
@@ -226,7 +255,17 @@ def framed(x: Tensor, dims: Sequence[int], held: Region, wanted: Region, value: 
 
 
 def border_index(n: int, left: int, right: int, mode: str) -> Ints:
-    """The cell of a map of n cells that stands at each cell of the padded map."""
+    """Compute the input cell of each cell of a padded map along one axis.
+
+    Args:
+        n: cells of the input.
+        left: cells of padding before the first.
+        right: cells of padding after the last.
+        mode: ``replicate`` or ``reflect``.
+
+    Returns:
+        The cells ``(left + n + right,)``.
+    """
     cells = np.arange(-left, n + right)
     if mode == "replicate":
         return np.clip(cells, 0, n - 1)
@@ -236,6 +275,7 @@ def border_index(n: int, left: int, right: int, mode: str) -> Ints:
 
 
 def _hull(index: Ints, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """Return the spans ``(n,)`` of the input cells ``index[low:high]`` of n spans ``(n,)``."""
     parts = [index[a:b] for a, b in zip(low, high, strict=True)]
     return (
         np.asarray([part.min() for part in parts], np.int64),
@@ -243,7 +283,8 @@ def _hull(index: Ints, low: Ints, high: Ints) -> tuple[Ints, Ints]:
     )
 
 
-def _picked(x: Tensor, dim: int, index: Ints) -> Tensor:
+def _take(x: Tensor, dim: int, index: Ints) -> Tensor:
+    """Take cells ``index (n,)`` along a dimension: a view if they are neighbours, else a copy."""
     if (np.diff(index) == 1).all():
         return x.narrow(dim, int(index[0]), len(index))
     return x.index_select(dim, torch.from_numpy(index).to(x.device))

@@ -1,4 +1,8 @@
-"""Which layers are local, and which operation each becomes; all others are refused by name."""
+"""Rules that translate layers to local operations; layers without a rule are refused by name.
+
+A rule takes a call site, and the layer or function that is called there. It returns the operation,
+or raises `Refused` where this use is not local.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.streaming.dropout import dropout, dropout_call, per_image
+from foveate.streaming.dropout import dropout, dropout_call, image_dropout
 from foveate.streaming.pointwise import Pointwise
 from foveate.streaming.rules_channels import (
     along,
     along_layer,
     attribute,
     channel_shuffle,
-    extreme,
     item,
+    min_or_max,
     pixel_shuffle,
     pixel_unshuffle,
 )
@@ -27,13 +31,13 @@ from foveate.streaming.rules_windows import (
     convolution,
     convolution_call,
     interpolate,
+    kernel_padded_convolution,
     max_pool,
     max_pool_call,
     mean_pool,
     mean_pool_call,
     pad_call,
     pad_layer,
-    padded_convolution,
     same_convolution,
     same_max_pool,
     transposed,
@@ -41,133 +45,145 @@ from foveate.streaming.rules_windows import (
     upsample,
 )
 from foveate.streaming.site import (
-    Built,
-    Constant,
-    Late,
-    Ref,
+    CallSite,
+    ConstantRef,
+    FrozenNorm,
+    LateParameter,
+    MapRef,
     Refused,
     Rule,
-    Scales,
-    Site,
-    channels_first,
+    RuleResult,
+    require_channels_first,
 )
 
 
-def _activation(_: Site, module: Any) -> Built:
-    return Built(Pointwise(mutates=bool(getattr(module, "inplace", False)), fresh=True))
+def _activation(_: CallSite, module: Any) -> RuleResult:
+    return RuleResult(Pointwise(mutates=bool(getattr(module, "inplace", False)), fresh=True))
 
 
-def _batch_norm(site: Site, norm: Any) -> Built:
-    channels_first(site)
+def _batch_norm(site: CallSite, norm: Any) -> RuleResult:
+    require_channels_first(site)
     if norm.training or norm.running_mean is None:
         raise Refused(
             "batch norm on batch statistics looks at the whole image: freeze it (.eval()), or "
             "replace it by layer norm over channels"
         )
-    own = tuple(Late(norm, name) for name in ("running_mean", "running_var", "weight", "bias"))
-    return Built(Pointwise(fresh=True), scales=Scales(own, norm.eps))
+    values = tuple(
+        LateParameter(norm, name) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    return RuleResult(Pointwise(fresh=True), norm=FrozenNorm(values, norm.eps))
 
 
-def _batch_norm_call(site: Site, _: Any) -> Built:
-    norm = ("running_mean", "running_var", "weight", "bias")
-    names = ("input", *norm, "training", "momentum", "eps")
-    given = dict(zip(names, site.shown, strict=False)) | site.named
-    own = {"weight": None, "bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
-    channels_first(site)
-    if given.get("training"):
+def _batch_norm_call(site: CallSite, _: Any) -> RuleResult:
+    parameters = ("running_mean", "running_var", "weight", "bias")
+    names = ("input", *parameters, "training", "momentum", "eps")
+    options = site.bind(names)
+    args = {"weight": None, "bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
+    require_channels_first(site)
+    if options.get("training"):
         raise Refused(
             "batch norm on batch statistics looks at the whole image: freeze it (.eval())"
         )
-    scales = Scales(tuple(own[name] for name in norm), given.get("eps", 1e-5))
-    return Built(Pointwise(fresh=True), scales=scales)
+    norm = FrozenNorm(tuple(args[name] for name in parameters), options.get("eps", 1e-5))
+    return RuleResult(Pointwise(fresh=True), norm=norm)
 
 
-def _layer_norm(site: Site, norm: Any) -> Built:
-    return _normed(site, len(norm.normalized_shape))
+def _layer_norm(site: CallSite, norm: Any) -> RuleResult:
+    return _layer_norm_over(site, len(norm.normalized_shape))
 
 
-def _layer_norm_call(site: Site, _: Any) -> Built:
-    shape = site.shown[1] if len(site.shown) > 1 else site.named["normalized_shape"]
-    return _normed(site, len(shape))
+def _layer_norm_call(site: CallSite, _: Any) -> RuleResult:
+    shape = site.fake_args[1] if len(site.fake_args) > 1 else site.fake_kwargs["normalized_shape"]
+    return _layer_norm_over(site, len(shape))
 
 
-def _normed(site: Site, n_dims: int) -> Built:
-    if any(d >= site.result.ndim - n_dims for d in site.dims):
+def _layer_norm_over(site: CallSite, n_dims: int) -> RuleResult:
+    """Translate a layer norm over the last `n_dims` dimensions."""
+    if any(d >= site.fake_result.ndim - n_dims for d in site.dims):
         raise Refused("layer norm over space looks at the whole map: normalise channels only")
-    return Built(Pointwise(fresh=True, work=8.0))
+    return RuleResult(Pointwise(fresh=True, work=8.0))
 
 
-def _linear(site: Site, layer: Any) -> Built:
-    if any(isinstance(arg, Ref) for arg in site.args[1:]):
+def _linear(site: CallSite, layer: Any) -> RuleResult:
+    if any(isinstance(arg, MapRef) for arg in site.args[1:]):
         raise Refused("its weights are computed from the image")
-    weight = layer.weight if isinstance(layer, nn.Linear) else site.shown[1]
-    if site.dims[-1] == site.result.ndim - 1:
+    weight = layer.weight if isinstance(layer, nn.Linear) else site.fake_args[1]
+    if site.dims[-1] == site.fake_result.ndim - 1:
         raise Refused("a linear layer along a spatial axis looks at the whole map")
-    return Built(Pointwise(fresh=True, work=2.0 * weight.shape[1]))
+    return RuleResult(Pointwise(fresh=True, work=2.0 * weight.shape[1]))
 
 
-def _prelu(site: Site, target: Any) -> Built:
-    weight = target.weight if isinstance(target, nn.PReLU) else site.shown[1]
+def _prelu(site: CallSite, target: Any) -> RuleResult:
+    weight = target.weight if isinstance(target, nn.PReLU) else site.fake_args[1]
     if weight.numel() > 1:
-        channels_first(site)
-    return Built(Pointwise(fresh=True))
+        require_channels_first(site)
+    return RuleResult(Pointwise(fresh=True))
 
 
-def _elementwise(site: Site, target: Any) -> Built:
+def _elementwise(site: CallSite, target: Any) -> RuleResult:
     if "out" in site.kwargs:
         raise Refused("it writes into another map (out=...)")
-    ndim = site.result.ndim
-    pairs = [*zip(site.args, site.shown, strict=True)]
-    pairs += [(site.kwargs[key], site.named[key]) for key in site.kwargs]
-    for arg, stand in pairs:
-        if isinstance(arg, Constant) and isinstance(stand, Tensor):
-            sides = [stand.shape[d - ndim] for d in (0, *site.dims) if ndim - d <= stand.ndim]
+    ndim = site.fake_result.ndim
+    pairs = [*zip(site.args, site.fake_args, strict=True)]
+    pairs += [(site.kwargs[key], site.fake_kwargs[key]) for key in site.kwargs]
+    for arg, fake in pairs:
+        if isinstance(arg, ConstantRef) and isinstance(fake, Tensor):
+            sides = [fake.shape[d - ndim] for d in (0, *site.dims) if ndim - d <= fake.ndim]
             if any(side != 1 for side in sides):
                 raise Refused("a parameter has one value per place")
-    return Built(Pointwise(mutates=overwrites(target, site.shown, site.named), fresh=True))
+    return RuleResult(
+        Pointwise(mutates=overwrites(target, site.fake_args, site.fake_kwargs), fresh=True)
+    )
 
 
-def overwrites(target: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
-    """Whether a layer, function or method overwrites its first argument."""
+def overwrites(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a layer, function or method overwrites its first argument.
+
+    Args:
+        target: the layer, the function, or the name of the method.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+    """
     if isinstance(target, nn.Module):
         return bool(getattr(target, "inplace", False))
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if name in _IN_PLACE or (name.endswith("_") and not name.startswith("_")):
         return True
     if not inspect.isfunction(target):
-        return bool(named.get("inplace"))
+        return bool(kwargs.get("inplace"))
     names = inspect.signature(target).parameters
-    return bool((dict(zip(names, args, strict=False)) | dict(named)).get("inplace"))
+    return bool((dict(zip(names, args, strict=False)) | dict(kwargs)).get("inplace"))
 
 
-def _identity(site: Site, _: Any) -> Built:
-    return Built(Pointwise(), idle=True)
+def _identity(site: CallSite, _: Any) -> RuleResult:
+    return RuleResult(Pointwise(), identity=True)
 
 
-def _same_memory(site: Site, _: Any) -> Built:
-    return Built(Pointwise())
+def _same_memory(site: CallSite, _: Any) -> RuleResult:
+    return RuleResult(Pointwise())
 
 
-def _permute(site: Site, target: Any) -> Built:
-    named = site.named.get("dims")
-    order = named if named is not None else site.shown[1:]
+def _permute(site: CallSite, target: Any) -> RuleResult:
+    dims = site.fake_kwargs.get("dims")
+    order = dims if dims is not None else site.fake_args[1:]
     if len(order) == 1 and isinstance(order[0], tuple | list):
         order = order[0]
     order = [d % len(order) for d in order]
     if order[0] != 0:
         raise Refused("it moves the images of a batch")
-    return Built(Pointwise(), dims=_ascending([order.index(d) for d in site.dims]))
+    return RuleResult(Pointwise(), dims=_check_order([order.index(d) for d in site.dims]))
 
 
-def _transpose(site: Site, target: Any) -> Built:
-    first, second = (d % site.result.ndim for d in site.shown[1:3])
+def _transpose(site: CallSite, target: Any) -> RuleResult:
+    first, second = (d % site.fake_result.ndim for d in site.fake_args[1:3])
     if 0 in (first, second):
         raise Refused("it moves the images of a batch")
     swap = {first: second, second: first}
-    return Built(Pointwise(), dims=_ascending([swap.get(d, d) for d in site.dims]))
+    return RuleResult(Pointwise(), dims=_check_order([swap.get(d, d) for d in site.dims]))
 
 
-def _ascending(dims: list[int]) -> tuple[int, ...]:
+def _check_order(dims: list[int]) -> tuple[int, ...]:
+    """Return spatial dimensions, which must keep their order."""
     if sorted(dims) != dims:
         raise Refused("it exchanges spatial axes")
     return tuple(dims)
@@ -195,7 +211,7 @@ MODULES: Mapping[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     **dict.fromkeys(_ACTIVATIONS, _activation),
     **dict.fromkeys((nn.Dropout, nn.AlphaDropout), dropout),
-    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), per_image),
+    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), image_dropout),
     **dict.fromkeys(
         (
             *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
@@ -217,16 +233,16 @@ MODULES: Mapping[type[nn.Module], Rule] = {
     nn.RMSNorm: _layer_norm,
     nn.Linear: _linear,
 }
-"""Layers of torch, by class; one with a `forward` of its own is traced through instead."""
+"""Rules of PyTorch's layers, by class. A subclass with another `forward` is traced through."""
 
 BY_NAME: Mapping[str, Rule] = {
-    "DropPath": per_image,
-    "StochasticDepth": per_image,
+    "DropPath": image_dropout,
+    "StochasticDepth": image_dropout,
     "Conv2dSame": same_convolution,
     "MaxPool2dSame": same_max_pool,
-    "PaddedConv2d": padded_convolution,
+    "PaddedConv2d": kernel_padded_convolution,
 }
-"""Layers from elsewhere that cannot be traced through."""
+"""Rules of other libraries' layers that cannot be traced through, by the name of the class."""
 
 _ARITHMETIC = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
@@ -271,7 +287,7 @@ FUNCTIONS: Mapping[Any, Rule] = {
     _F.glu: along(-1, 1),
     **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, torch.prod), _reduced),
     **dict.fromkeys((torch.std, torch.var, torch.logsumexp), _reduced),
-    **dict.fromkeys((torch.max, torch.min), extreme(_elementwise)),
+    **dict.fromkeys((torch.max, torch.min), min_or_max(_elementwise)),
     **dict.fromkeys((_F.conv_transpose1d, _F.conv_transpose2d), transposed_call),
     _F.conv_transpose3d: transposed_call,
     _F.pixel_shuffle: pixel_shuffle,
@@ -281,14 +297,14 @@ FUNCTIONS: Mapping[Any, Rule] = {
     getattr: attribute,
 }
 
-_SAME = (
+_SAME_VALUES = (
     *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "bool"),
     "detach",
 )
 _METHODS = ("add", "sub", "mul", "div", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs")
 
 METHODS: Mapping[str, Rule] = {
-    **dict.fromkeys(_SAME, _same_memory),
+    **dict.fromkeys(_SAME_VALUES, _same_memory),
     **{name + end: _elementwise for name in _METHODS for end in ("", "_")},
     **dict.fromkeys(("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp"), _elementwise),
     **dict.fromkeys(("clamp_", "square", "clone", "clip"), _elementwise),
@@ -302,26 +318,30 @@ METHODS: Mapping[str, Rule] = {
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "prod", "std", "var"), _reduced),
     "logsumexp": _reduced,
-    **dict.fromkeys(("max", "min"), extreme(_elementwise)),
+    **dict.fromkeys(("max", "min"), min_or_max(_elementwise)),
 }
 
 
-def rule_of(module: nn.Module) -> Rule | None:
-    """The rule of a layer, where it has one; subclasses with another `forward` have none."""
+def find_rule(module: nn.Module) -> Rule | None:
+    """Find the rule of a layer; None without one, as for a subclass with another `forward`."""
     if type(module).__name__ in BY_NAME:
         return BY_NAME[type(module).__name__]
     for kind in type(module).__mro__:
-        own: Any = kind
-        if kind in MODULES and type(module).forward is own.forward:
+        base: Any = kind
+        if kind in MODULES and type(module).forward is base.forward:
             return MODULES[kind]
     return None
 
 
 def may_share(target: Any) -> bool:
-    """Whether the result of a layer, function or method may be a view of its first argument."""
+    """Return whether the result of a call may be a view of its first argument.
+
+    Args:
+        target: the layer, the function, or the name of the method.
+    """
     if isinstance(target, nn.Module):
-        idle = isinstance(target, nn.Identity | nn.modules.dropout._DropoutNd)
-        return idle or BY_NAME.get(type(target).__name__) is per_image
+        may_be_identity = isinstance(target, nn.Identity | nn.modules.dropout._DropoutNd)
+        return may_be_identity or BY_NAME.get(type(target).__name__) is image_dropout
     rule = METHODS.get(target) if isinstance(target, str) else FUNCTIONS.get(target)
     views = (_same_memory, _permute, _transpose, _parts, item, attribute, dropout_call)
     return rule is None or rule in views

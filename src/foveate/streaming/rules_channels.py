@@ -1,4 +1,4 @@
-"""The rules of what runs along channels, or moves cells between channels and space."""
+"""Rules of layers that run along channels, or rearrange channels and space."""
 
 from __future__ import annotations
 
@@ -10,95 +10,96 @@ from torch import Tensor
 
 from foveate.streaming.pointwise import Gather, PixelShuffle, PixelUnshuffle, Pointwise
 from foveate.streaming.site import (
-    Built,
+    CallSite,
     Refused,
     Rule,
-    Site,
-    channels_first,
-    constants,
+    RuleResult,
+    find_constants,
     first_argument,
+    require_channels_first,
 )
 
-WHOLE = "without a dimension it looks at the whole image"
+_ALL_DIMS = "without a dimension it looks at the whole image"
 
 
 def along(
-    default: int | None, position: int, *, missing: str = WHOLE, shares: bool = False
+    default: int | None, position: int, *, missing: str = _ALL_DIMS, shares: bool = False
 ) -> Rule:
-    """What runs along one dimension, which must not be spatial, nor that of the images.
+    """Make the rule of a function along one dimension, neither spatial nor that of the images.
 
     Args:
-        default: the dimension, where the call names none.
-        position: of the dimension among the arguments.
-        missing: what to say where there is neither.
-        shares: the result is a view.
+        default: the dimension where the call names none; None where there is no default.
+        position: position of the dimension among the arguments.
+        missing: reason for refusing a call without a dimension.
+        shares: whether the result is a view.
     """
 
-    def rule(site: Site, _: Any) -> Built:
-        found = site.named.get("dim", site.named.get("axis", default))
-        if not {"dim", "axis"} & site.named.keys() and len(site.shown) > position:
-            found = site.shown[position]
-        _check_dims(site, found, missing)
-        return Built(Pointwise(fresh=not shares))
+    def rule(site: CallSite, _: Any) -> RuleResult:
+        dim = site.fake_kwargs.get("dim", site.fake_kwargs.get("axis", default))
+        if not {"dim", "axis"} & site.fake_kwargs.keys() and len(site.fake_args) > position:
+            dim = site.fake_args[position]
+        _check_dims(site, dim, missing)
+        return RuleResult(Pointwise(fresh=not shares))
 
     return rule
 
 
-def _check_dims(site: Site, found: Any, missing: str) -> None:
-    if found is None or found in ((), []) or isinstance(found, bool):
+def _check_dims(site: CallSite, dim: Any, missing: str) -> None:
+    """Refuse a call site along the dimension or dimensions `dim` where they are not channels."""
+    if dim is None or dim in ((), []) or isinstance(dim, bool):
         raise Refused(missing)
     ndim = len(site.extent) + 2
-    result = site.result[0] if isinstance(site.result, tuple | list) else site.result
-    if not isinstance(found, int | tuple | list) or any(
-        d % ndim in site.dims for d in _each_dim(found)
-    ):
-        raise Refused(f"it runs along a spatial axis (dim {found})")
-    if any(d % ndim == 0 for d in _each_dim(found)):
+    result = site.fake_result[0] if isinstance(site.fake_result, tuple | list) else site.fake_result
+    if not isinstance(dim, int | tuple | list) or any(d % ndim in site.dims for d in _as_dims(dim)):
+        raise Refused(f"it runs along a spatial axis (dim {dim})")
+    if any(d % ndim == 0 for d in _as_dims(dim)):
         raise Refused("it runs along the images of a batch (dim 0)")
-    if constants((site.args, site.kwargs)):
+    if find_constants((site.args, site.kwargs)):
         raise Refused("it joins the map with what is computed from parameters alone")
     if result.ndim != ndim:
         raise Refused("it changes the number of dimensions; use keepdim=True")
 
 
-def _each_dim(dim: int | Sequence[int]) -> tuple[int, ...]:
-    """One dimension or several."""
+def _as_dims(dim: int | Sequence[int]) -> tuple[int, ...]:
     return (dim,) if isinstance(dim, int) else tuple(dim)
 
 
-def along_layer(site: Site, layer: Any) -> Built:
-    """A layer that runs along the dimension it was made with; ``Softmax2d`` along channels."""
+def along_layer(site: CallSite, layer: Any) -> RuleResult:
+    """Translate a layer along its dimension; ``Softmax2d`` has none and runs along channels."""
     _check_dims(site, getattr(layer, "dim", 1), "name its dimension: 1 for channels")
-    return Built(Pointwise(fresh=True), (first_argument(site),))
+    return RuleResult(Pointwise(fresh=True), (first_argument(site),))
 
 
-def extreme(elementwise: Rule) -> Rule:
-    """``max`` and ``min``: of two maps, or along channels with the channel that it was.
+def min_or_max(elementwise: Rule) -> Rule:
+    """Make the rule of ``max`` and ``min``, of two maps or along channels.
 
     Args:
         elementwise: the rule for two maps.
     """
     reduced = along(None, 1)
 
-    def rule(site: Site, target: Any) -> Built:
-        two = [*site.shown[1:2], *(site.named[k] for k in ("other",) if k in site.named)]
+    def rule(site: CallSite, target: Any) -> RuleResult:
+        two = [
+            *site.fake_args[1:2],
+            *(site.fake_kwargs[k] for k in ("other",) if k in site.fake_kwargs),
+        ]
         return (elementwise if any(isinstance(v, Tensor) for v in two) else reduced)(site, target)
 
     return rule
 
 
-def attribute(site: Site, _: Any) -> Built:
-    """One of the maps that a call gives by name, such as ``values``."""
-    if not isinstance(site.shown[0], tuple):
-        raise Refused(f"'{site.shown[1]}' of a map is not known")
-    return Built(Pointwise())
+def attribute(site: CallSite, _: Any) -> RuleResult:
+    """Translate the choice of one of several maps by name, such as ``values``."""
+    if not isinstance(site.fake_args[0], tuple):
+        raise Refused(f"'{site.fake_args[1]}' of a map is not known")
+    return RuleResult(Pointwise())
 
 
-def item(site: Site, _: Any) -> Built:
-    """Slices, or one of several maps."""
-    value, key = site.shown[:2]
+def item(site: CallSite, _: Any) -> RuleResult:
+    """Translate slices of a map, or the choice of one of several maps."""
+    value, key = site.fake_args[:2]
     if isinstance(value, tuple | list):
-        return Built(Pointwise())
+        return RuleResult(Pointwise())
     keys = list(key) if isinstance(key, tuple) else [key]
     if any(k is Ellipsis for k in keys):
         at = next(i for i, k in enumerate(keys) if k is Ellipsis)
@@ -110,41 +111,43 @@ def item(site: Site, _: Any) -> Built:
         raise Refused("it picks images of a batch")
     spatial = [keys[d] for d in site.dims]
     if all(k == slice(None) for k in spatial):
-        return Built(Pointwise())
+        return RuleResult(Pointwise())
     if any(k != slice(None) for d, k in enumerate(keys) if d not in site.dims):
         raise Refused("it cuts channels and space at once; cut one after the other")
     index = [np.arange(n)[k] for n, k in zip(site.extent, spatial, strict=True)]
-    return Built(Gather(index, shares=True), (site.args[0],))
+    return RuleResult(Gather(index, shares=True), (site.args[0],))
 
 
 # -- between channels and space -------------------------------------------------------------------
 
 
-def pixel_shuffle(site: Site, layer: Any) -> Built:
-    """Channels become finer cells."""
-    return _shuffled(site, PixelShuffle(_factor(site, layer, "upscale_factor")))
+def pixel_shuffle(site: CallSite, layer: Any) -> RuleResult:
+    """Translate a rearrangement of channels to finer cells."""
+    return _check_shuffle(site, PixelShuffle(_factor(site, layer, "upscale_factor")))
 
 
-def pixel_unshuffle(site: Site, layer: Any) -> Built:
-    """Cells become channels of coarser ones."""
-    return _shuffled(site, PixelUnshuffle(_factor(site, layer, "downscale_factor")))
+def pixel_unshuffle(site: CallSite, layer: Any) -> RuleResult:
+    """Translate a rearrangement of cells to channels of coarser cells."""
+    return _check_shuffle(site, PixelUnshuffle(_factor(site, layer, "downscale_factor")))
 
 
-def _factor(site: Site, layer: Any, name: str) -> int:
-    own = getattr(layer, name, None)
-    if own is None:
-        own = site.named[name] if name in site.named else site.shown[1]
-    return int(own)
+def _factor(site: CallSite, layer: Any, name: str) -> int:
+    """Return the factor of a layer or call, by the name of its option."""
+    factor = getattr(layer, name, None)
+    if factor is None:
+        factor = site.fake_kwargs[name] if name in site.fake_kwargs else site.fake_args[1]
+    return int(factor)
 
 
-def _shuffled(site: Site, op: PixelShuffle | PixelUnshuffle) -> Built:
-    channels_first(site)
+def _check_shuffle(site: CallSite, op: PixelShuffle | PixelUnshuffle) -> RuleResult:
+    """Refuse maps that are not ``(b, c, y, x)``; return the operation."""
+    require_channels_first(site)
     if len(site.extent) != 2:
         raise Refused("it is made for pictures (b, c, y, x): of a volume it mixes up the axes")
-    return Built(op, (first_argument(site),))
+    return RuleResult(op, (first_argument(site),))
 
 
-def channel_shuffle(site: Site, _: Any) -> Built:
-    """Channels in another order."""
-    channels_first(site)
-    return Built(Pointwise(fresh=True))
+def channel_shuffle(site: CallSite, _: Any) -> RuleResult:
+    """Translate a rearrangement of the order of channels."""
+    require_channels_first(site)
+    return RuleResult(Pointwise(fresh=True))

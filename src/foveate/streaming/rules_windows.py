@@ -1,4 +1,4 @@
-"""The rules of layers that look at a window, and of those that change borders and sizes."""
+"""Rules of layers with sliding windows, and of layers that pad or resize maps."""
 
 from __future__ import annotations
 
@@ -15,71 +15,77 @@ from foveate.streaming.base import AbstractOp, Ints
 from foveate.streaming.padded import kernel_padding
 from foveate.streaming.pointwise import Blend, Chain, ConstantPad, Gather, border_index
 from foveate.streaming.site import (
-    Built,
-    Late,
-    Ref,
+    CallSite,
+    LateParameter,
+    MapRef,
     Refused,
-    Site,
-    channels_first,
+    RuleResult,
     first_argument,
+    require_channels_first,
 )
 from foveate.streaming.windows import (
     Convolution,
-    MaxPool,
-    MeanPool,
-    Spread,
+    SlidingWindow,
     TransposedConvolution,
-    Window,
-    each,
-    same_windows,
-    windows,
+    TransposedWindow,
+    WindowMax,
+    WindowMean,
+    make_same_windows,
+    make_windows,
+    per_axis,
 )
 
 
-def convolution(site: Site, conv: Any) -> Built:
-    """A convolution layer."""
-    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
+def convolution(site: CallSite, conv: Any) -> RuleResult:
+    """Translate a convolution layer."""
+    args = (site.args[0], LateParameter(conv, "weight"), LateParameter(conv, "bias"))
     mode = conv.padding_mode
     if mode in ("reflect", "replicate"):
-        sides = windows(conv.kernel_size, 1, conv.padding, conv.dilation, site.extent)
-        border = _border([(w.left, w.right) for w in sides], site, mode)
-        extent = [n + w.left + w.right for n, w in zip(site.extent, sides, strict=True)]
+        axes = make_windows(conv.kernel_size, 1, conv.padding, conv.dilation, site.extent)
+        border = _border([(w.left, w.right) for w in axes], site, mode)
+        extent = [n + w.left + w.right for n, w in zip(site.extent, axes, strict=True)]
         inner = _convolve(site, conv.weight, conv.stride, 0, conv.dilation, conv.groups, extent)
-        return Built(Chain(border, inner), args)
+        return RuleResult(Chain(border, inner), args)
     if mode != "zeros":
         raise Refused(f"padding_mode '{mode}' joins opposite borders; use 'zeros' or 'reflect'")
-    slid = _convolve(
+    op = _convolve(
         site, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups, site.extent
     )
-    return Built(slid, args)
+    return RuleResult(op, args)
 
 
-def convolution_call(site: Site, _: Any) -> Built:
-    """A convolution as a function: weights may be computed."""
-    args, given = _convolution_arguments(site, ("stride", "padding", "dilation", "groups"))
-    weight, stride, padding, dilation, groups = given
-    return Built(_convolve(site, weight, stride, padding, dilation, groups, site.extent), args)
+def convolution_call(site: CallSite, _: Any) -> RuleResult:
+    """Translate a convolution function, whose weights may be computed from parameters."""
+    args, values = _convolution_arguments(site, ("stride", "padding", "dilation", "groups"))
+    weight, stride, padding, dilation, groups = values
+    return RuleResult(_convolve(site, weight, stride, padding, dilation, groups, site.extent), args)
 
 
-def _convolution_arguments(site: Site, options: Sequence[str]) -> tuple[tuple[Any, ...], list[Any]]:
-    """What a convolution takes, to run with; and its weight and options, to look at.
+def _convolution_arguments(
+    site: CallSite, options: Sequence[str]
+) -> tuple[tuple[Any, ...], list[Any]]:
+    """Collect the arguments of a convolution function.
 
     Args:
-        site: the call.
-        options: names of what follows the bias; those left blank are not looked at.
+        site: the call site.
+        options: names of the arguments after the bias, in order; empty for one that is not used.
+
+    Returns:
+        Placeholders for input, weight and bias; and the weight as a fake tensor, with the values of
+        the named options.
     """
     names = ("input", "weight", "bias", *options)
-    usual = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    given = usual | dict(zip(names, site.shown, strict=False)) | site.named
-    own = {"bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
-    args = (own["input"], own["weight"], own["bias"])
-    if any(isinstance(arg, Ref) for arg in args[1:]):
+    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    values = defaults | site.bind(names)
+    placeholders = {"bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
+    args = (placeholders["input"], placeholders["weight"], placeholders["bias"])
+    if any(isinstance(arg, MapRef) for arg in args[1:]):
         raise Refused("its weights are computed from the image")
-    return args, [given["weight"], *(given[name] for name in options if name)]
+    return args, [values["weight"], *(values[name] for name in options if name)]
 
 
 def _convolve(
-    site: Site,
+    site: CallSite,
     weight: Tensor,
     stride: Any,
     padding: Any,
@@ -87,190 +93,213 @@ def _convolve(
     groups: int,
     extent: Sequence[int],
 ) -> Convolution:
-    channels_first(site)
+    """Make a convolution from its options and its weight ``(k, c / groups, *kernel)``.
+
+    Args:
+        site: the call site.
+        weight: weight, whose shape counts.
+        stride: stride, one number or one per axis.
+        padding: padding, one number or one per axis, or ``same`` or ``valid``.
+        dilation: dilation, one number or one per axis.
+        groups: number of groups of channels.
+        extent: cells of the input per axis.
+    """
+    require_channels_first(site)
     kernel = tuple(weight.shape[2:])
     work = 2.0 * math.prod(kernel) * weight.shape[1]
-    slid = windows(kernel, stride, padding, dilation, extent)
-    return Convolution(slid, groups=groups, work=work)
+    axes = make_windows(kernel, stride, padding, dilation, extent)
+    return Convolution(axes, groups=groups, work=work)
 
 
-def same_convolution(site: Site, conv: Any) -> Built:
-    """A convolution padded as TensorFlow does."""
-    channels_first(site)
-    slid = same_windows(conv.kernel_size, conv.stride, conv.dilation, site.extent)
-    work = 2.0 * math.prod(conv.kernel_size) * conv.weight.shape[1]
-    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
-    return Built(Convolution(slid, groups=conv.groups, work=work), args)
+def same_convolution(site: CallSite, conv: Any) -> RuleResult:
+    """Translate a convolution layer with the padding of TensorFlow."""
+    axes = make_same_windows(conv.kernel_size, conv.stride, conv.dilation, site.extent)
+    return _padded_convolution(site, conv, axes)
 
 
-def padded_convolution(site: Site, conv: Any) -> Built:
-    """A convolution padded by its kernel alone."""
-    channels_first(site)
-    slid = []
+def kernel_padded_convolution(site: CallSite, conv: Any) -> RuleResult:
+    """Translate a `PaddedConv2d`, whose padding depends on its kernel alone."""
+    axes = []
     for k, s, n in zip(conv.kernel_size, conv.stride, site.extent, strict=True):
         left, right = kernel_padding(k, s, n)
-        slid.append(Window(k, s, 1, left, right, n))
+        axes.append(SlidingWindow(k, s, 1, left, right, n))
+    return _padded_convolution(site, conv, axes)
+
+
+def _padded_convolution(site: CallSite, conv: Any, axes: Sequence[SlidingWindow]) -> RuleResult:
+    """Translate a convolution layer with the sliding windows of each axis."""
+    require_channels_first(site)
     work = 2.0 * math.prod(conv.kernel_size) * conv.weight.shape[1]
-    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
-    return Built(Convolution(slid, groups=conv.groups, work=work), args)
+    args = (site.args[0], LateParameter(conv, "weight"), LateParameter(conv, "bias"))
+    return RuleResult(Convolution(axes, groups=conv.groups, work=work), args)
 
 
-def transposed(site: Site, conv: Any) -> Built:
-    """A transposed convolution layer."""
-    args = (site.args[0], Late(conv, "weight"), Late(conv, "bias"))
-    given = (conv.stride, conv.padding, conv.dilation)
-    return Built(_spread(site, conv.weight, *given, conv.groups), args)
+def transposed(site: CallSite, conv: Any) -> RuleResult:
+    """Translate a transposed convolution layer."""
+    args = (site.args[0], LateParameter(conv, "weight"), LateParameter(conv, "bias"))
+    options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return RuleResult(_convolve_transposed(site, conv.weight, *options), args)
 
 
-def transposed_call(site: Site, _: Any) -> Built:
-    """A transposed convolution as a function: weights may be computed."""
-    args, given = _convolution_arguments(site, ("stride", "padding", "", "groups", "dilation"))
-    weight, stride, padding, groups, dilation = given
-    return Built(_spread(site, weight, stride, padding, dilation, groups), args)
+def transposed_call(site: CallSite, _: Any) -> RuleResult:
+    """Translate a transposed convolution function, whose weights may be computed."""
+    args, values = _convolution_arguments(site, ("stride", "padding", "", "groups", "dilation"))
+    weight, stride, padding, groups, dilation = values
+    return RuleResult(_convolve_transposed(site, weight, stride, padding, dilation, groups), args)
 
 
-def _spread(
-    site: Site, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+def _convolve_transposed(
+    site: CallSite, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> TransposedConvolution:
-    channels_first(site)
+    """Make a transposed convolution from its weight ``(c, k / groups, *kernel)`` and options."""
+    require_channels_first(site)
     d = len(site.extent)
-    s, dil, p = (each(v, d) for v in (stride, dilation, padding))
-    spreads = [
-        Spread(weight.shape[2 + axis], s[axis], dil[axis], p[axis], n)
+    s, dil, p = (per_axis(v, d) for v in (stride, dilation, padding))
+    axes = [
+        TransposedWindow(weight.shape[2 + axis], s[axis], dil[axis], p[axis], n)
         for axis, n in enumerate(site.extent)
     ]
     work = 2.0 * weight.shape[0] / groups
-    work *= math.prod(-(-s.kernel // s.stride) for s in spreads)
-    return TransposedConvolution(spreads, groups=groups, work=work)
+    work *= math.prod(-(-s.kernel // s.stride) for s in axes)
+    return TransposedConvolution(axes, groups=groups, work=work)
 
 
-def max_pool(site: Site, pool: Any) -> Built:
-    """A maximum pooling layer."""
+def max_pool(site: CallSite, pool: Any) -> RuleResult:
+    """Translate a maximum pooling layer."""
     if pool.return_indices:
         raise Refused("return_indices gives positions within a part; leave it off")
-    return Built(MaxPool(_pooled(site, pool.kernel_size, pool.stride, pool.padding, pool.dilation)))
+    options = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return RuleResult(WindowMax(_pooling_windows(site, *options)))
 
 
-def max_pool_call(site: Site, function: Any) -> Built:
-    """Maximum pooling as a function."""
+def max_pool_call(site: CallSite, function: Any) -> RuleResult:
+    """Translate a maximum pooling function."""
     names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    given: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1}
-    given |= dict(zip(names, site.shown, strict=False)) | site.named
-    options = (given[k] for k in ("kernel_size", "stride", "padding", "dilation"))
-    return Built(MaxPool(_pooled(site, *options)), (first_argument(site),))
+    options: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1}
+    options |= site.bind(names)
+    values = (options[k] for k in ("kernel_size", "stride", "padding", "dilation"))
+    return RuleResult(WindowMax(_pooling_windows(site, *values)), (first_argument(site),))
 
 
-def same_max_pool(site: Site, pool: Any) -> Built:
-    """Maximum pooling padded as TensorFlow does."""
-    channels_first(site)
-    return Built(MaxPool(same_windows(pool.kernel_size, pool.stride, pool.dilation, site.extent)))
+def same_max_pool(site: CallSite, pool: Any) -> RuleResult:
+    """Translate a maximum pooling layer with the padding of TensorFlow."""
+    require_channels_first(site)
+    axes = make_same_windows(pool.kernel_size, pool.stride, pool.dilation, site.extent)
+    return RuleResult(WindowMax(axes))
 
 
-def mean_pool(site: Site, pool: Any) -> Built:
-    """A mean pooling layer."""
-    slid = _pooled(site, pool.kernel_size, pool.stride, pool.padding, 1)
+def mean_pool(site: CallSite, pool: Any) -> RuleResult:
+    """Translate a mean pooling layer."""
+    axes = _pooling_windows(site, pool.kernel_size, pool.stride, pool.padding, 1)
     divisor = getattr(pool, "divisor_override", None)
-    return Built(MeanPool(slid, count_pad=pool.count_include_pad, divisor=divisor))
+    return RuleResult(WindowMean(axes, count_pad=pool.count_include_pad, divisor=divisor))
 
 
-def mean_pool_call(site: Site, _: Any) -> Built:
-    """Mean pooling as a function."""
+def mean_pool_call(site: CallSite, _: Any) -> RuleResult:
+    """Translate a mean pooling function."""
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-    given: dict[str, Any] = {"stride": None, "padding": 0, "count_include_pad": True}
-    given["divisor_override"] = None
-    given |= dict(zip((*names, "divisor_override"), site.shown, strict=False)) | site.named
-    slid = _pooled(site, given["kernel_size"], given["stride"], given["padding"], 1)
-    pool = MeanPool(slid, count_pad=given["count_include_pad"], divisor=given["divisor_override"])
-    return Built(pool, (first_argument(site),))
+    options: dict[str, Any] = {"stride": None, "padding": 0, "count_include_pad": True}
+    options["divisor_override"] = None
+    options |= site.bind((*names, "divisor_override"))
+    axes = _pooling_windows(site, options["kernel_size"], options["stride"], options["padding"], 1)
+    op = WindowMean(
+        axes, count_pad=options["count_include_pad"], divisor=options["divisor_override"]
+    )
+    return RuleResult(op, (first_argument(site),))
 
 
-def _pooled(site: Site, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[Window]:
-    channels_first(site)
-    return windows(kernel, stride or kernel, padding, dilation, site.extent)
+def _pooling_windows(
+    site: CallSite, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> list[SlidingWindow]:
+    """Make the sliding windows of a pooling; without a stride it is the kernel's side."""
+    require_channels_first(site)
+    return make_windows(kernel, stride or kernel, padding, dilation, site.extent)
 
 
 # -- borders and sizes ----------------------------------------------------------------------------
 
 
-def pad_layer(site: Site, pad: Any) -> Built:
-    """A padding layer."""
+def pad_layer(site: CallSite, pad: Any) -> RuleResult:
+    """Translate a padding layer."""
     modes = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
-    word = next((m for w, m in modes.items() if type(pad).__name__.startswith(w)), "constant")
-    flat = each(pad.padding, 2 * len(site.extent))
-    return _padded(site, flat, word, float(getattr(pad, "value", 0.0)))
+    mode = next((m for w, m in modes.items() if type(pad).__name__.startswith(w)), "constant")
+    flat = per_axis(pad.padding, 2 * len(site.extent))
+    return _pad(site, flat, mode, float(getattr(pad, "value", 0.0)))
 
 
-def pad_call(site: Site, _: Any) -> Built:
-    """Padding as a function."""
-    given = dict(zip(("input", "pad", "mode", "value"), site.shown, strict=False)) | site.named
-    flat, value = tuple(given["pad"]), given.get("value")
-    return _padded(site, flat, given.get("mode", "constant"), float(value or 0.0))
+def pad_call(site: CallSite, _: Any) -> RuleResult:
+    """Translate a padding function."""
+    options = site.bind(("input", "pad", "mode", "value"))
+    flat, value = tuple(options["pad"]), options.get("value")
+    return _pad(site, flat, options.get("mode", "constant"), float(value or 0.0))
 
 
-def _padded(site: Site, flat: Sequence[int], mode: str, value: float) -> Built:
-    first = site.shown[0] if site.shown else site.named["input"]
+def _pad(site: CallSite, flat: Sequence[int], mode: str, value: float) -> RuleResult:
+    """Translate a padding in PyTorch's order: two numbers per dimension, from the last one on."""
+    first = site.fake_args[0] if site.fake_args else site.fake_kwargs["input"]
     sides = {first.ndim - 1 - i: (flat[2 * i], flat[2 * i + 1]) for i in range(len(flat) // 2)}
     if any(dim not in site.dims and side != (0, 0) for dim, side in sides.items()):
         raise Refused("it pads channels")
-    own = [sides.get(dim, (0, 0)) for dim in site.dims]
+    spatial = [sides.get(dim, (0, 0)) for dim in site.dims]
     if mode == "constant":
-        pad: AbstractOp = ConstantPad([a for a, _ in own], site.extent, value)
+        pad: AbstractOp = ConstantPad([a for a, _ in spatial], site.extent, value)
     elif mode in ("reflect", "replicate"):
-        pad = _border(own, site, mode)
+        pad = _border(spatial, site, mode)
     else:
         raise Refused(f"mode '{mode}' joins opposite borders; use 'constant' or 'reflect'")
-    return Built(pad, (first_argument(site),))
+    return RuleResult(pad, (first_argument(site),))
 
 
-def _border(sides: Sequence[tuple[int, int]], site: Site, mode: str) -> Gather:
+def _border(sides: Sequence[tuple[int, int]], site: CallSite, mode: str) -> Gather:
+    """Make a padding by input cells, with the numbers of cells before and behind each axis."""
     index = [border_index(n, *s, mode) for n, s in zip(site.extent, sides, strict=True)]
     return Gather(index, regular=True)
 
 
-def upsample(site: Site, layer: Any) -> Built:
-    """An up-sampling layer."""
+def upsample(site: CallSite, layer: Any) -> RuleResult:
+    """Translate an up-sampling layer."""
     align = {"align_corners": layer.align_corners} if layer.align_corners is not None else {}
     recompute = layer.recompute_scale_factor
-    return _resized(site, layer.size, layer.scale_factor, layer.mode, recompute, align)
+    return _resize(site, layer.size, layer.scale_factor, layer.mode, recompute, align)
 
 
-def interpolate(site: Site, _: Any) -> Built:
-    """Interpolation as a function."""
+def interpolate(site: CallSite, _: Any) -> RuleResult:
+    """Translate an interpolation function."""
     names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
-    given: dict[str, Any] = {"size": None, "scale_factor": None, "mode": "nearest"}
-    given |= dict(zip((*names, "antialias"), site.shown, strict=False)) | site.named
-    if given.get("antialias"):
+    options: dict[str, Any] = {"size": None, "scale_factor": None, "mode": "nearest"}
+    options |= site.bind((*names, "antialias"))
+    if options.get("antialias"):
         raise Refused("antialiased interpolation is not supported; leave antialias off")
-    align = given.get("align_corners")
-    return _resized(
+    align = options.get("align_corners")
+    return _resize(
         site,
-        given["size"],
-        given["scale_factor"],
-        given["mode"],
-        given.get("recompute_scale_factor"),
+        options["size"],
+        options["scale_factor"],
+        options["mode"],
+        options.get("recompute_scale_factor"),
         {} if align is None else {"align_corners": align},
     )
 
 
-def _resized(
-    site: Site, size: Any, scale: Any, mode: str, recompute: Any, align: dict[str, bool]
-) -> Built:
-    """The layer itself says where its cells lie: it is asked to resize a ramp, axis by axis."""
-    channels_first(site)
+def _resize(
+    site: CallSite, size: Any, scale: Any, mode: str, recompute: Any, align: dict[str, bool]
+) -> RuleResult:
+    """Translate a resizing; where its cells lie is measured by resizing a ramp on each axis."""
+    require_channels_first(site)
     options = {"recompute_scale_factor": recompute, "mode": mode}
     if mode in ("linear", "bilinear", "trilinear"):
         options |= {"mode": "linear", **align}
         places = []
         for axis, n in enumerate(site.extent):
             ramp = torch.arange(n, dtype=torch.float64).view(1, 1, n)
-            own = {"size": _of_axis(size, axis), "scale_factor": _of_axis(scale, axis)}
-            found = functional.interpolate(ramp, **own, **options)
-            places.append(found.flatten().numpy())
-        return Built(Blend(places, site.extent), (first_argument(site),))
+            target = {"size": _of_axis(size, axis), "scale_factor": _of_axis(scale, axis)}
+            resized = functional.interpolate(ramp, **target, **options)
+            places.append(resized.flatten().numpy())
+        return RuleResult(Blend(places, site.extent), (first_argument(site),))
     if mode not in ("nearest", "nearest-exact"):
         raise Refused(f"mode '{mode}' is not supported; use 'nearest' or a linear one")
     index = [_nearest(site, axis, size, scale, options) for axis in range(len(site.extent))]
-    return Built(Gather(index), (first_argument(site),))
+    return RuleResult(Gather(index), (first_argument(site),))
 
 
 _PROBES: Mapping[int, Sequence[tuple[torch.memory_format, tuple[int, ...]]]] = {
@@ -278,41 +307,45 @@ _PROBES: Mapping[int, Sequence[tuple[torch.memory_format, tuple[int, ...]]]] = {
     2: [(f, (m,)) for f in (torch.contiguous_format, torch.channels_last) for m in (3, 150)],
     3: [(f, (3, m)) for f in (torch.contiguous_format, torch.channels_last_3d) for m in (3, 150)],
 }
-"""By axes: orders of a map in memory, and output cells of the axes that are not asked about."""
+"""Maps on which the nearest cells along one axis are measured, by number of axes: memory format,
+and output cells of the other axes."""
 
 
-def _nearest(site: Site, axis: int, size: Any, scale: Any, options: dict[str, Any]) -> Ints:
-    """The input cell of every output cell along an axis, as the layer itself gives it for a ramp.
+def _nearest(site: CallSite, axis: int, size: Any, scale: Any, options: dict[str, Any]) -> Ints:
+    """Measure the input cell of every output cell along an axis, by resizing a ramp.
 
-    Asked in the map's own rank, precision and device, and for small and large maps in both orders
-    in memory: the layer has several ways to compute it, which round otherwise.
+    PyTorch computes it in several ways that round differently. So it is measured with the rank,
+    precision and device of the map, for small and large maps, and in both memory formats.
+
+    Raises:
+        Refused: the ways differ.
     """
-    n, outer = site.extent[axis], site.result.shape[2 + axis]
+    n, outer = site.extent[axis], site.fake_result.shape[2 + axis]
     if scale is None and outer == n:
         return np.arange(n)
-    dtype = torch.promote_types(site.result.dtype, torch.float32)
-    ramp = torch.arange(n, dtype=dtype, device=site.result.device)
-    found = []
+    dtype = torch.promote_types(site.fake_result.dtype, torch.float32)
+    ramp = torch.arange(n, dtype=dtype, device=site.fake_result.device)
+    measured = []
     for form, others in _PROBES[len(site.extent)]:
-        sides, given = [2] * len(others), [float(m) / 2 for m in others]
+        sides, factors = [2] * len(others), [float(m) / 2 for m in others]
         sides.insert(axis, n)
-        own: dict[str, Any] = {"size": None, "scale_factor": None}
+        target: dict[str, Any] = {"size": None, "scale_factor": None}
         if scale is None:
-            own["size"] = [*others[:axis], outer, *others[axis:]]
+            target["size"] = [*others[:axis], outer, *others[axis:]]
         else:
-            own["scale_factor"] = [*given[:axis], _of_axis(scale, axis), *given[axis:]]
+            target["scale_factor"] = [*factors[:axis], _of_axis(scale, axis), *factors[axis:]]
         shape = [-1 if i == axis else 1 for i in range(len(sides))]
         maps = ramp.view(shape).expand(1, 8, *sides).contiguous(memory_format=form)
-        cells = functional.interpolate(maps, **own, **options)[0, 0].movedim(axis, 0)
-        found.append(cells.reshape(len(cells), -1)[:, 0].cpu().numpy().astype(np.int64))
-    if any(not np.array_equal(other, found[0]) for other in found):
+        cells = functional.interpolate(maps, **target, **options)[0, 0].movedim(axis, 0)
+        measured.append(cells.reshape(len(cells), -1)[:, 0].cpu().numpy().astype(np.int64))
+    if any(not np.array_equal(other, measured[0]) for other in measured):
         raise Refused(
             "between these sizes, which cell is nearest hangs on how large the map is and how it "
             "lies in memory; take a whole scale_factor, another size, or a linear mode"
         )
-    return found[0]
+    return measured[0]
 
 
 def _of_axis(value: Any, axis: int) -> Any:
-    """A size or scale of one axis; None stays."""
+    """Return the size or scale of one axis, from one for all axes, one per axis, or None."""
     return value[axis] if isinstance(value, tuple | list | torch.Size) else value

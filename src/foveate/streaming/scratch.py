@@ -1,4 +1,4 @@
-"""Maps larger than memory: tensors on the pages of a file that has no name and ends with them."""
+"""Maps larger than memory: tensors in an unnamed temporary file, which is deleted with them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 
-class Stored:
-    """A map of zeros on disk, to be filled.
-
-    Attributes:
-        map: the tensor. What is written to it goes to the file when the system sees fit.
-        gradient: the map's, once there is one.
+class DiskMap:
+    """A map in a temporary file, zero at first.
 
     Args:
-        folder: on the disk to use.
-        shape, dtype, form: of the map.
+        folder: folder of the file.
+        shape: shape of the map, ``(b, c, *space)``.
+        dtype: dtype of the map.
+        form: memory format of the map.
+
+    Attributes:
+        map: the tensor. The system writes its pages to the file when it needs the memory.
+        gradient: gradient of the map, on disk as well; None before `add_gradient`.
 
     Raises:
         OSError: the disk is full.
@@ -33,11 +35,11 @@ class Stored:
         self, folder: Path, shape: Sequence[int], dtype: torch.dtype, form: torch.memory_format
     ) -> None:
         self.folder, self.form = folder, form
-        self.gradient: Stored | None = None
+        self.gradient: DiskMap | None = None
         with tempfile.TemporaryFile(dir=folder) as file:
             _reserve(file.fileno(), math.prod(shape) * dtype.itemsize, folder)
             self._pages = mmap.mmap(file.fileno(), 0)
-        # Else the system brings whole rows of the map to memory for a part of each.
+        # Otherwise the system would read ahead: whole rows of the map for a part of each.
         if hasattr(mmap, "MADV_RANDOM"):
             self._pages.madvise(mmap.MADV_RANDOM)
         flat = torch.frombuffer(self._pages, dtype=dtype)
@@ -47,16 +49,18 @@ class Stored:
             n, c, *space = shape
             self.map = flat.view(n, *space, c).movedim(-1, 1)
 
-    def add_gradient(self) -> Stored:
-        """Zeros of its kind."""
-        self.gradient = Stored(self.folder, self.map.shape, self.map.dtype, self.form)
+    def add_gradient(self) -> DiskMap:
+        """Make the gradient of the map, zero at first."""
+        self.gradient = DiskMap(self.folder, self.map.shape, self.map.dtype, self.form)
         return self.gradient
 
-    def expect(self, part: Tensor) -> None:
-        """Begin to read a part of the map that will be used now: not page by page, at each's turn.
+    def prefetch(self, part: Tensor) -> None:
+        """Begin to read the pages of a part of the map, which is used next.
+
+        Otherwise the system would read them one by one, each when it is touched.
 
         Args:
-            part: a view of `map`.
+            part: a view of `map`, ``(1, c, *size)``.
         """
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
@@ -70,16 +74,19 @@ class Stored:
             page = begin - begin % mmap.PAGESIZE
             self._pages.madvise(mmap.MADV_WILLNEED, page, begin + run * part.itemsize - page)
 
-    def let_go(self) -> None:
-        """Keep no page in memory, neither of the map nor of its gradient; nothing is lost."""
+    def release_pages(self) -> None:
+        """Release the memory of the map and of its gradient; their values stay in the file."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._pages.madvise(mmap.MADV_DONTNEED)
         if self.gradient is not None:
-            self.gradient.let_go()
+            self.gradient.release_pages()
 
 
 def _reserve(file: int, size: int, folder: Path) -> None:
-    """A file that were to grow only when written would end the process where the disk is full."""
+    """Reserve `size` bytes on disk for an open file.
+
+    Without it, writing to a page where the disk is full would kill the process.
+    """
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file, 0, size)

@@ -1,8 +1,8 @@
-"""One use of a layer in a stack, as the rules see it."""
+"""Uses of layers in a stack, and what a rule makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,100 +12,129 @@ from foveate.streaming.base import AbstractOp
 
 
 class Refused(Exception):
-    """Why a use of a layer is not local; the caller adds its name."""
+    """A use of a layer is not local, for the reason in the message; the caller adds the layer."""
 
 
 @dataclass(frozen=True)
-class Late:
-    """A parameter, looked up when it is used (it may be computed from others)."""
+class LateParameter:
+    """A parameter that is looked up when it is used, as it may be computed from others.
+
+    Attributes:
+        module: module that owns the parameter.
+        name: name of the parameter in the module.
+    """
 
     module: nn.Module
     name: str
 
     def get(self) -> Any:
-        """Its value now."""
+        """Return the present value of the parameter."""
         return getattr(self.module, self.name)
 
 
 @dataclass(frozen=True)
-class Ref:
-    """Stands for the map of a step among arguments."""
+class MapRef:
+    """A placeholder among arguments for the map of a step.
+
+    Attributes:
+        step: number of the step.
+    """
 
     step: int
 
 
 @dataclass(frozen=True)
-class Constant:
-    """Stands for what is computed from parameters alone."""
+class ConstantRef:
+    """A placeholder among arguments for a value that is computed from parameters alone.
+
+    Attributes:
+        number: number of the value in the graph.
+    """
 
     number: int
 
 
 @dataclass(frozen=True)
-class Site:
-    """One use of a layer or function.
+class CallSite:
+    """One use of a layer or function in a stack.
+
+    Fake tensors have shapes, for an image of full size, but no values.
 
     Attributes:
-        args, kwargs: as in the graph, for the operation to run with.
-        shown: the same arguments with stand-ins that have the shapes of the whole image.
-        named: `shown` of the keywords.
-        dims: spatial dimensions of its input.
-        extent: cells of its input per axis.
-        result: a stand-in of its result.
+        args: positional arguments with placeholders, which the operation runs with.
+        kwargs: keyword arguments with placeholders, which the operation runs with.
+        fake_args: the positional arguments with fake tensors in place of placeholders.
+        fake_kwargs: the keyword arguments with fake tensors in place of placeholders.
+        dims: spatial dimensions of the input.
+        extent: cells of the input per axis.
+        fake_result: the result as a fake tensor, or several of them.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    shown: tuple[Any, ...]
-    named: dict[str, Any]
+    fake_args: tuple[Any, ...]
+    fake_kwargs: dict[str, Any]
     dims: tuple[int, ...]
     extent: tuple[int, ...]
-    result: Any
+    fake_result: Any
+
+    def bind(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the fake arguments by name, from the names of the positional arguments."""
+        return dict(zip(names, self.fake_args, strict=False)) | self.fake_kwargs
 
 
-class Scales(NamedTuple):
-    """What stands for mean, variance, weight and bias of a frozen batch norm; and its `eps`."""
+class FrozenNorm(NamedTuple):
+    """The arguments of a batch norm on stored statistics.
 
-    own: tuple[Any, ...]
+    Attributes:
+        values: placeholders for mean, variance, weight and bias.
+        eps: number that is added to the variance.
+    """
+
+    values: tuple[Any, ...]
     eps: float
 
 
 @dataclass(frozen=True)
-class Built:
-    """An operation and what it is run with; None leaves the site's own.
+class RuleResult:
+    """The operation that a rule makes of a call site.
 
     Attributes:
-        idle: it gives its first argument itself.
-        scales: it scales and shifts each channel, by these arguments.
+        op: the operation.
+        args: its arguments with placeholders; None for those of the call site.
+        dims: spatial dimensions of its output; None for those of the input.
+        identity: whether it returns its first argument unchanged, so that no step is needed.
+        norm: the batch norm that it is; None for any other layer.
     """
 
     op: AbstractOp
     args: tuple[Any, ...] | None = None
     dims: tuple[int, ...] | None = None
-    idle: bool = False
-    scales: Scales | None = None
+    identity: bool = False
+    norm: FrozenNorm | None = None
 
 
-Rule = Callable[[Site, Any], Built]
+Rule = Callable[[CallSite, Any], RuleResult]
+"""A function from a call site, and the layer or function called, to the operation."""
 
 
-def channels_first(site: Site) -> None:
-    """Refuse an operation whose input does not have its channels in dimension 1."""
+def require_channels_first(site: CallSite) -> None:
+    """Refuse a call site whose input does not have its channels in dimension 1."""
     if site.dims != tuple(range(2, 2 + len(site.extent))):
         raise Refused("it expects channels in dimension 1; permute them back before")
 
 
-def constants(args: Any) -> list[Constant]:
-    """Those among arguments, however deep."""
-    if isinstance(args, Constant):
+def find_constants(args: Any) -> list[ConstantRef]:
+    """Find the placeholders for constants among nested arguments."""
+    if isinstance(args, ConstantRef):
         return [args]
     if isinstance(args, dict):
         args = list(args.values())
     if isinstance(args, tuple | list):
-        return [c for each in args for c in constants(each)]
+        return [constant for arg in args for constant in find_constants(arg)]
     return []
 
 
-def first_argument(site: Site) -> Any:
-    """What stands for the map, given by place or by name."""
+def first_argument(site: CallSite) -> Any:
+    """Return the placeholder for the input map, a positional argument or ``input``."""
     return site.args[0] if site.args else site.kwargs["input"]

@@ -1,4 +1,4 @@
-"""Interval arithmetic over the steps: which cells of every map a part of the output needs."""
+"""Interval arithmetic over the steps: the cells of every map that a part of the output needs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ _FAR = 1 << 60
 
 
 def axis_spans(graph: Graph, end: int, axis: int, low: Ints, high: Ints) -> Span:
-    """Per step up to `end`, the cells that blocks ``low <= i < high`` of its map need.
+    """Compute the cells of every step that blocks of the map of step `end` depend on, on one axis.
+
+    Args:
+        graph: the steps.
+        end: number of the step whose map is divided into blocks.
+        axis: spatial axis.
+        low: first cells of the blocks, ``(blocks,)``.
+        high: ends of the blocks, ``(blocks,)``.
 
     Returns:
-        Ends ``(end + 1, blocks)``; where a block needs nothing of a step, the low one is above the
-        high one.
+        First cells and ends ``(end + 1, blocks)``; the first cell is above the end where a block
+        does not depend on a step.
     """
     lows = np.full((end + 1, len(low)), _FAR)
     highs = np.full((end + 1, len(low)), -_FAR)
@@ -32,6 +39,6 @@ def axis_spans(graph: Graph, end: int, axis: int, low: Ints, high: Ints) -> Span
     return lows, highs
 
 
-def split(extent: int, n: int) -> Ints:
-    """Ends ``(n + 1,)`` of n nearly equal parts."""
+def split_evenly(extent: int, n: int) -> Ints:
+    """Divide an extent into n nearly equal parts; return their borders ``(n + 1,)``."""
     return np.round(np.linspace(0, extent, n + 1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""From a stack of layers to a graph of their uses: traced, checked layer by layer."""
+"""Trace a stack of layers to a graph of their uses, and check that every layer has a rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from foveate.streaming.base import NotLocal
-from foveate.streaming.rules import may_share, overwrites, rule_of
+from foveate.streaming.rules import find_rule, may_share, overwrites
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _GLOBAL = "squeeze-excite and global pooling look at the whole image: take a network without"
@@ -37,57 +37,62 @@ _ADVICE = {
 
 
 @dataclass(frozen=True)
-class Traced:
-    """What a stack computes; layers and parameters are looked up in the stack itself.
+class TracedStack:
+    """A stack with the graph of its computation; layers and parameters stay in the stack.
 
-    `fx.GraphModule` would keep parameters and buffers of its own, which stay behind when the stack
-    is moved to another device or type.
+    `fx.GraphModule` would have parameters and buffers of its own, which do not follow when the
+    stack is moved to another device or dtype.
+
+    Attributes:
+        stack: the stack.
+        graph: the graph, whose nodes name the layers by their paths in the stack.
     """
 
     stack: nn.Module
     graph: fx.Graph
 
     def layer(self, node: fx.Node) -> nn.Module:
-        """The layer that a node calls."""
+        """Return the layer that a node calls."""
         return self.stack.get_submodule(str(node.target))
 
 
-def trace(stack: nn.Module) -> Traced:
-    """The computation of a stack in its present mode.
+def trace(stack: nn.Module) -> TracedStack:
+    """Trace the computation of a stack in its present mode.
 
     Raises:
         NotLocal: a layer has no rule, or the stack cannot be traced.
     """
     tracer = _Tracer(stack)
     if tracer.is_leaf_module(stack, ""):
-        stack = nn.Sequential(stack)  # a single layer is not looked into
+        stack = nn.Sequential(stack)  # the root is always traced through, also a single layer
     try:
         if tracer.foreign_hooks(stack):
             raise NotLocal(f"{type(stack).__name__} cannot be streamed: {_HOOK}")
-        found = Traced(stack, tracer.trace(stack))
+        traced = TracedStack(stack, tracer.trace(stack))
     except NotLocal:
         raise
     except Exception as error:
         if tracer.passed_over:
-            raise NotLocal(f"{type(stack).__name__} {_hooked(tracer.passed_over)}") from error
+            reason = _explain_hooks(tracer.passed_over)
+            raise NotLocal(f"{type(stack).__name__} {reason}") from error
         raise NotLocal(
             f"{type(stack).__name__} cannot be traced by torch.fx ({_one_line(error)}): what it "
             "computes must not hang on the values or the size of its input"
         ) from error
-    _drop_unused(found)
-    for node in found.graph.nodes:
+    _drop_unused(traced)
+    for node in traced.graph.nodes:
         if node.op != "call_module":
             continue
-        layer = found.layer(node)
-        if rule_of(layer) is None:
-            raise refusal(node, found, "it looks at more than a neighbourhood, or is unknown")
+        layer = traced.layer(node)
+        if find_rule(layer) is None:
+            raise make_refusal(node, traced, "it looks at more than a neighbourhood, or is unknown")
         if str(node.target) in tracer.passed_over:
-            raise refusal(node, found, _HOOK)
-    return found
+            raise make_refusal(node, traced, _HOOK)
+    return traced
 
 
-def _hooked(layers: Iterable[str]) -> str:
-    """Where a stack that cannot be traced has hooks that are not its own, these may be why."""
+def _explain_hooks(layers: Iterable[str]) -> str:
+    """Explain that hooks of these layers may be why a stack cannot be traced."""
     return (
         f"cannot be traced by torch.fx: hooks on {', '.join(map(repr, layers))} may gather the "
         "maps that it returns, and tracing calls only hooks of an object that a module of the "
@@ -95,8 +100,8 @@ def _hooked(layers: Iterable[str]) -> str:
     )
 
 
-def _drop_unused(traced: Traced) -> None:
-    """Remove what the result does not hang on, such as overwriting a map that is not read later."""
+def _drop_unused(traced: TracedStack) -> None:
+    """Remove nodes that the result does not depend on, such as a write to a map not read later."""
     roots: dict[fx.Node, fx.Node] = {}
     writers: set[fx.Node] = set()
     for node in traced.graph.nodes:
@@ -114,23 +119,23 @@ def _drop_unused(traced: Traced) -> None:
         ends = node.op in ("placeholder", "output")
         if ends or used or (node in writers and roots[node] in read):
             live.add(node)
-            read |= {roots[taken] for taken in node.all_input_nodes}
+            read |= {roots[source] for source in node.all_input_nodes}
     traced.graph.eliminate_dead_code(lambda node: node in live)
 
 
-def refusal(node: fx.Node, traced: Traced, reason: str) -> NotLocal:
-    """Names the layer, says why it is not local, and what to do instead."""
+def make_refusal(node: fx.Node, traced: TracedStack, reason: str) -> NotLocal:
+    """Make the error that names a layer, says why it is not local, and what to do instead."""
     stack = node.meta.get("nn_module_stack") or {}
     owners = [(str(path), getattr(kind, "__name__", str(kind))) for path, kind in stack.values()]
-    what = str(getattr(node.target, "__name__", node.target))
+    name = str(getattr(node.target, "__name__", node.target))
     if node.op == "call_module":
-        what = type(traced.layer(node)).__name__
-        path = f"'{node.target}' ({what})"
+        name = type(traced.layer(node)).__name__
+        path = f"'{node.target}' ({name})"
     else:
         inside = next((f"'{p}' ({k})" for p, k in reversed(owners) if p), "the stack")
-        path = f"{what} in {inside}"
-    advice = next((text for word, text in _ADVICE.items() if what.startswith(word)), "")
-    advice = _GLOBAL if what in _REDUCTIONS else advice
+        path = f"{name} in {inside}"
+    advice = next((text for word, text in _ADVICE.items() if name.startswith(word)), "")
+    advice = _GLOBAL if name in _REDUCTIONS else advice
     return NotLocal(f"{path} cannot be streamed: {reason}" + (f"; {advice}" if advice else ""))
 
 
@@ -139,42 +144,42 @@ def _one_line(error: BaseException) -> str:
 
 
 class _Overwritable(fx.Proxy):
-    """Notes ``x += y`` as what it is; `fx.Proxy` would make ``x = x + y`` of it."""
+    """A proxy that records ``x += y`` as it is; `fx.Proxy` would record ``x = x + y``."""
 
     tracer: _Tracer
 
     @property
     def device(self) -> Any:
-        """A device that can be looked up by; that of the map where no parameter knows it."""
-        known = self.tracer.device
-        return fx.proxy.Attribute(self, "device") if known is None else known
+        """Device of the parameters, which a stack may use as a key; without any, of the map."""
+        device = self.tracer.device
+        return fx.proxy.Attribute(self, "device") if device is None else device
 
-    def _overwritten(self, name: str, other: Any) -> Any:
+    def _record_overwriting(self, name: str, other: Any) -> Any:
         function = getattr(operator, name)
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __iadd__(self, other: Any) -> Any:
-        return self._overwritten("iadd", other)
+        return self._record_overwriting("iadd", other)
 
     def __isub__(self, other: Any) -> Any:
-        return self._overwritten("isub", other)
+        return self._record_overwriting("isub", other)
 
     def __imul__(self, other: Any) -> Any:
-        return self._overwritten("imul", other)
+        return self._record_overwriting("imul", other)
 
     def __itruediv__(self, other: Any) -> Any:
-        return self._overwritten("itruediv", other)
+        return self._record_overwriting("itruediv", other)
 
     def __ipow__(self, other: Any) -> Any:
-        return self._overwritten("ipow", other)
+        return self._record_overwriting("ipow", other)
 
 
 class _Tracer(fx.Tracer):
-    """Traces a stack down to layers with a rule.
+    """A tracer that traces a stack down to layers with a rule.
 
     Attributes:
-        device: of the stack's parameters; None without any.
-        passed_over: layers whose hooks were not called.
+        device: device of the stack's parameters; None without any.
+        passed_over: paths of layers whose hooks were not called.
     """
 
     proxy_buffer_attributes = True
@@ -186,12 +191,15 @@ class _Tracer(fx.Tracer):
         self._holders = {id(v) for m in stack.modules() for v in (m, *vars(m).values())}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """What stands for a map while tracing."""
+        """Make the proxy of a map."""
         return _Overwritable(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Layers with a rule, and those of torch, which are refused later unless they have one."""
-        if rule_of(m) is not None:
+        """Return whether a layer is not traced through: it has a rule, or is PyTorch's.
+
+        PyTorch's layers without a rule are refused later.
+        """
+        if find_rule(m) is not None:
             return True
         return m.__module__.startswith("torch.nn") and not isinstance(m, _CONTAINERS)
 
@@ -202,31 +210,34 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """A layer, with the hooks by which its own network gathers maps.
+        """Record a call of a layer, with the hooks by which its own network gathers maps.
 
-        Hooks of others would be shown parts of images, or stand-ins: they are not called.
+        Hooks of others are not called: they would get parts of images, or proxies.
         """
         name = self.path_of_module(m)
-        own = not self.foreign_hooks(m)
+        foreign = self.foreign_hooks(m)
         if not self.is_leaf_module(m, name):
-            if not own:
+            if foreign:
                 raise NotLocal(f"'{name}' ({type(m).__name__}) cannot be streamed: {_HOOK}")
             return super().call_module(m, forward, args, kwargs)
-        if kwargs or not own:
-            self.passed_over += [] if own else [name]
+        if kwargs or foreign:
+            self.passed_over += [name] if foreign else []
             return super().call_module(m, forward, args, kwargs)
         for hook in m._forward_pre_hooks.values():
             changed = hook(m, args)
             if changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
-        found = super().call_module(m, forward, args, kwargs)
+        result = super().call_module(m, forward, args, kwargs)
         for hook in m._forward_hooks.values():
-            changed = hook(m, args, found)
-            found = found if changed is None else changed
-        return found
+            changed = hook(m, args, result)
+            result = result if changed is None else changed
+        return result
 
     def foreign_hooks(self, m: nn.Module) -> bool:
-        """Whether a hook is no method of anything that a module of the stack holds."""
+        """Return whether a layer has a hook that is no method of an object of the stack.
+
+        Objects of the stack are its modules and their attributes.
+        """
         for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values()):
             while isinstance(hook, functools.partial):
                 hook = hook.func

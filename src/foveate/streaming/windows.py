@@ -1,4 +1,4 @@
-"""Convolution and pooling on a part of a map: explicit padding at true borders, none elsewhere."""
+"""Convolution and pooling on parts of maps, with padding at the true border of a map only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.streaming.base import AbstractOp, Call, Ints
-from foveate.streaming.pointwise import framed
+from foveate.streaming.pointwise import crop_and_pad
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {
@@ -26,14 +26,16 @@ _MEAN_POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional
 
 
 @dataclass(frozen=True)
-class Window:
-    """A sliding window along one axis: output cell ``i`` begins at ``i * stride - left``.
+class SlidingWindow:
+    """A sliding window along one axis; that of output cell i begins at ``i * stride - left``.
 
     Attributes:
-        kernel, stride, dilation: in cells.
-        left: cells of padding before the first.
-        right: cells of padding after the last, where they count (`MeanPool`).
-        n: cells of the map.
+        kernel: number of input cells in a window.
+        stride: input cells from one window to the next.
+        dilation: input cells from one cell of a window to the next.
+        left: cells of padding before the first input cell.
+        right: cells of padding after the last input cell, where they count (`WindowMean`).
+        n: cells of the input map.
     """
 
     kernel: int
@@ -44,93 +46,111 @@ class Window:
     n: int
 
     def reach(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Cells under the windows ``low <= i < high``; they may lie outside the map."""
+        """Compute the spans of cells under n spans of windows ``low <= i < high``, each ``(n,)``.
+
+        They may extend beyond the map.
+        """
         first = low * self.stride - self.left
         span = self.dilation * (self.kernel - 1) + 1
         return first, (high - 1) * self.stride - self.left + span
 
 
 class AbstractWindowed(AbstractOp):
-    """What slides windows over a map."""
+    """An operation that slides windows over a map.
 
-    def __init__(self, windows: Sequence[Window]) -> None:
+    Args:
+        windows: the sliding window of each axis.
+    """
+
+    def __init__(self, windows: Sequence[SlidingWindow]) -> None:
         self.windows = tuple(windows)
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """The cells under the windows that lie inside the map; at least one."""
+        """Return the spans of cells under the windows and inside the map; at least one cell."""
         window = self.windows[axis]
         first, last = window.reach(low, high)
         first = np.clip(first, 0, window.n - 1)
         return first, np.clip(last, first + 1, window.n)
 
     def padded(self, x: Tensor, call: Call, value: float) -> Tensor:
-        """The piece with what windows see beyond the borders of the map."""
-        seen = []
-        for window, (low, high) in zip(self.windows, call.wanted, strict=True):
+        """Pad a part of the map ``(1, c, *size)`` where windows extend beyond the map's borders."""
+        spans = []
+        for window, (low, high) in zip(self.windows, call.output_region, strict=True):
             first, last = window.reach(np.asarray(low), np.asarray(high))
-            seen.append((int(first), int(last)))
-        return framed(x, call.dims, call.given, tuple(seen), value)
+            spans.append((int(first), int(last)))
+        return crop_and_pad(x, call.dims, call.input_region, tuple(spans), value)
 
     def _sides(self, name: str) -> tuple[int, ...]:
+        """Return an attribute of the windows, per axis."""
         return tuple(getattr(w, name) for w in self.windows)
 
 
 class Convolution(AbstractWindowed):
-    """Convolution with any stride, dilation, groups and padding with zeros."""
+    """Convolution with any stride, dilation and groups, and padding with zeros.
 
-    def __init__(self, windows: Sequence[Window], *, groups: int, work: float) -> None:
+    Args:
+        windows: the sliding window of each axis.
+        groups: number of groups of channels.
+        work: floating-point operations per output element.
+    """
+
+    def __init__(self, windows: Sequence[SlidingWindow], *, groups: int, work: float) -> None:
         super().__init__(windows)
         self.groups, self.work = groups, work
 
     def run(self, call: Call) -> Tensor:
-        """Without padding of its own."""
+        """Convolve the padded part of the map."""
         x, weight, bias = call.args
         run = _CONVOLUTIONS[len(self.windows)]
-        steps = self._sides("stride"), 0, self._sides("dilation")
-        found: Tensor = run(self.padded(x, call, 0.0), weight, bias, *steps, self.groups)
-        return found
+        options = self._sides("stride"), 0, self._sides("dilation")
+        out: Tensor = run(self.padded(x, call, 0.0), weight, bias, *options, self.groups)
+        return out
 
 
-class MaxPool(AbstractWindowed):
-    """Maximum, with or without ceil mode: what lies outside never wins."""
+class WindowMax(AbstractWindowed):
+    """Maximum pooling, with or without ceil mode: padding never is the maximum.
 
-    held = 8.0
+    Args:
+        windows: the sliding window of each axis.
+    """
+
+    saved_bytes = 8.0
 
     def run(self, call: Call) -> Tensor:
-        """Of the windows asked for."""
+        """Compute the maxima of the padded part of the map."""
         x = call.args[0]
         run = _MAX_POOLS[len(self.windows)]
         x = self.padded(x, call, -math.inf)
-        found: Tensor = run(
+        out: Tensor = run(
             x, self._sides("kernel"), self._sides("stride"), 0, self._sides("dilation")
         )
-        return found
+        return out
 
 
-class MeanPool(AbstractWindowed):
-    """Mean; at borders it divides by what the layer counts.
+class WindowMean(AbstractWindowed):
+    """Mean pooling, which at borders divides by the number of cells that the layer counts.
 
     Args:
-        windows: per axis.
-        count_pad: whether padding counts; what ceil mode adds beyond it never does.
-        divisor: a fixed one instead.
+        windows: the sliding window of each axis.
+        count_pad: whether padding counts; cells that ceil mode adds beyond it never count.
+        divisor: a fixed divisor instead of the number of cells; None without.
     """
 
     def __init__(
-        self, windows: Sequence[Window], *, count_pad: bool, divisor: int | None = None
+        self, windows: Sequence[SlidingWindow], *, count_pad: bool, divisor: int | None = None
     ) -> None:
         super().__init__(windows)
         self.count_pad, self.divisor = count_pad, divisor
 
     def run(self, call: Call) -> Tensor:
-        """Sum of each window over its count."""
+        """Divide the sum of each window by its number of cells."""
         x = self.padded(call.args[0], call, 0.0)
         kernel = self._sides("kernel")
         mean: Tensor = _MEAN_POOLS[len(self.windows)](x, kernel, self._sides("stride"))
         if self.divisor is not None:
             return mean * (math.prod(kernel) / self.divisor)
         for axis, window in enumerate(self.windows):
-            count = self._count(axis, call.wanted[axis])
+            count = self._count(axis, call.output_region[axis])
             if (count == window.kernel).all():
                 continue
             ratio = torch.from_numpy(window.kernel / count).to(mean)
@@ -138,6 +158,7 @@ class MeanPool(AbstractWindowed):
         return mean
 
     def _count(self, axis: int, span: tuple[int, int]) -> Ints:
+        """Count the cells of each window of a span of output cells along an axis, ``(cells,)``."""
         window = self.windows[axis]
         low = np.arange(*span) * window.stride - window.left
         high = np.minimum(low + window.kernel, window.n + window.right)
@@ -148,8 +169,18 @@ class MeanPool(AbstractWindowed):
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A transposed window along an axis: input ``i`` reaches outputs from ``i * stride - left``."""
+class TransposedWindow:
+    """The window of a transposed convolution along one axis.
+
+    Input cell i contributes to output cells from ``i * stride - left`` on.
+
+    Attributes:
+        kernel: number of output cells in a window.
+        stride: output cells from one window to the next.
+        dilation: output cells from one cell of a window to the next.
+        left: cells that are cropped before the first output cell.
+        n: cells of the input map.
+    """
 
     kernel: int
     stride: int
@@ -159,50 +190,59 @@ class Spread:
 
 
 class TransposedConvolution(AbstractOp):
-    """Transposed convolution with any stride, padding, dilation and groups."""
+    """Transposed convolution with any stride, padding, dilation and groups.
+
+    Args:
+        windows: the window of each axis.
+        groups: number of groups of channels.
+        work: floating-point operations per output element.
+    """
 
     regular = False
 
-    def __init__(self, spreads: Sequence[Spread], *, groups: int, work: float) -> None:
-        self.spreads = tuple(spreads)
+    def __init__(self, windows: Sequence[TransposedWindow], *, groups: int, work: float) -> None:
+        self.windows = tuple(windows)
         self.groups, self.work = groups, work
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """The inputs that reach any of these outputs; at least one, which may add nothing."""
-        s = self.spreads[axis]
-        span = s.dilation * (s.kernel - 1)
-        first = np.clip(-((-(low + s.left - span)) // s.stride), 0, s.n - 1)
-        return first, np.clip((high - 1 + s.left) // s.stride + 1, first + 1, s.n)
+        """Return the spans of input cells that contribute, with at least one cell."""
+        w = self.windows[axis]
+        span = w.dilation * (w.kernel - 1)
+        first = np.clip(-((-(low + w.left - span)) // w.stride), 0, w.n - 1)
+        return first, np.clip((high - 1 + w.left) // w.stride + 1, first + 1, w.n)
 
     def run(self, call: Call) -> Tensor:
-        """Everything the pieces reach, cut to what is wanted; 0 where nothing reaches."""
+        """Compute the contributions of the input cells, cropped or padded to the output cells."""
         x, weight, bias = call.args
         sides: dict[str, Any] = {
-            name: tuple(getattr(s, name) for s in self.spreads) for name in ("stride", "dilation")
+            name: tuple(getattr(w, name) for w in self.windows) for name in ("stride", "dilation")
         }
-        run = _TRANSPOSED[len(self.spreads)]
-        full: Tensor = run(x, weight, None, sides["stride"], 0, 0, self.groups, sides["dilation"])
-        held = []
-        for (low, _), s, size in zip(call.given, self.spreads, full.shape[2:], strict=True):
-            begin = low * s.stride - s.left
-            held.append((begin, begin + size))
-        full = framed(full, call.dims, tuple(held), call.wanted, 0.0)
-        return full if bias is None else full + bias.view(-1, *(1,) * len(self.spreads))
+        run = _TRANSPOSED[len(self.windows)]
+        out: Tensor = run(x, weight, None, sides["stride"], 0, 0, self.groups, sides["dilation"])
+        covered = []
+        for (low, _), w, size in zip(call.input_region, self.windows, out.shape[2:], strict=True):
+            begin = low * w.stride - w.left
+            covered.append((begin, begin + size))
+        out = crop_and_pad(out, call.dims, tuple(covered), call.output_region, 0.0)
+        return out if bias is None else out + bias.view(-1, *(1,) * len(self.windows))
 
 
-def windows(
+def make_windows(
     kernel: Any, stride: Any, padding: Any, dilation: Any, extent: Sequence[int]
-) -> list[Window]:
-    """Windows of a layer's options over a map of this extent.
+) -> list[SlidingWindow]:
+    """Make the sliding window of each axis from the options of a layer.
 
     Args:
-        kernel, stride, dilation: a number, or one per axis.
-        padding: likewise, or ``same`` or ``valid``.
+        kernel: side of the kernel, one number or one per axis.
+        stride: stride, one number or one per axis.
+        padding: cells of padding on both sides, one number or one per axis, or ``same`` or
+            ``valid``.
+        dilation: dilation, one number or one per axis.
         extent: cells of the map per axis.
     """
     d = len(extent)
-    sides, steps, spread = each(kernel, d), each(stride, d), each(dilation, d)
-    found = []
+    sides, steps, spread = per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d)
+    windows = []
     for axis in range(d):
         reach = spread[axis] * (sides[axis] - 1)
         if padding == "same":
@@ -210,25 +250,38 @@ def windows(
         elif padding == "valid":
             left = right = 0
         else:
-            left = right = each(padding, d)[axis]
-        found.append(Window(sides[axis], steps[axis], spread[axis], left, right, extent[axis]))
-    return found
+            left = right = per_axis(padding, d)[axis]
+        windows.append(
+            SlidingWindow(sides[axis], steps[axis], spread[axis], left, right, extent[axis])
+        )
+    return windows
 
 
-def same_windows(kernel: Any, stride: Any, dilation: Any, extent: Sequence[int]) -> list[Window]:
-    """Windows padded as TensorFlow does: so that there are ``ceil(n / stride)`` of them."""
+def make_same_windows(
+    kernel: Any, stride: Any, dilation: Any, extent: Sequence[int]
+) -> list[SlidingWindow]:
+    """Make the sliding window of each axis with the padding of TensorFlow (``same``).
+
+    There are ``ceil(n / stride)`` windows over n cells.
+
+    Args:
+        kernel: side of the kernel, one number or one per axis.
+        stride: stride, one number or one per axis.
+        dilation: dilation, one number or one per axis.
+        extent: cells of the map per axis.
+    """
     d = len(extent)
-    found = []
+    windows = []
     for k, s, dil, n in zip(
-        each(kernel, d), each(stride, d), each(dilation, d), extent, strict=True
+        per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d), extent, strict=True
     ):
         total = max((math.ceil(n / s) - 1) * s + (k - 1) * dil + 1 - n, 0)
-        found.append(Window(k, s, dil, total // 2, total - total // 2, n))
-    return found
+        windows.append(SlidingWindow(k, s, dil, total // 2, total - total // 2, n))
+    return windows
 
 
-def each(value: Any, d: int) -> tuple[int, ...]:
-    """One number per axis."""
+def per_axis(value: Any, d: int) -> tuple[int, ...]:
+    """Return one number for each of `d` axes, from one number or one per axis."""
     if isinstance(value, int):
         return (value,) * d
     numbers = tuple(int(v) for v in value)

@@ -1,9 +1,9 @@
-"""Synthetic slides: an H&E-like cohort whose label shows at full resolution only.
+"""Write synthetic slides: an H&E-like cohort whose labels show only at full resolution.
 
-Every slide holds glass, islands of stroma, and round purple nodules that all look alike from afar.
-In a benign nodule the nuclei are small, in a deciding one large, with the same share covered and
-the same colours; a positive slide holds a few deciding nodules. Where they lie is written beside
-each slide, for scores of localisation only: no training may read it.
+All slides have glass, islands of stroma, and round purple nodules that cannot be told apart at low
+resolution. The nuclei of a benign nodule are small, those of a deciding nodule large, with the same
+covered area and the same colours; a positive slide has a few deciding nodules. Their places are
+written beside each slide, for scores of localisation only: training must not read them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,16 @@ def write_slide(path: Path, *, positive: bool, seed: int, spec: SlideSpec) -> li
 
     ``<stem>.truth.json`` lists all nodules and the parameters; ``<stem>.truth.png`` is a mask of
     the deciding ones, 255 on 0, at 1/64 of the resolution. Both are for scores of localisation
-    only. The JSON file is written last: where it is, the slide is complete.
+    only. The JSON file is written last: if it exists, the slide is complete.
+
+    Args:
+        path: the slide's file.
+        positive: whether the slide has deciding nodules.
+        seed: seed of all that is drawn.
+        spec: the appearance of the slide.
 
     Returns:
-        All nodules, deciding or not.
+        all nodules, deciding or not.
 
     Raises:
         OptionError: tissue or nodules do not fit.
@@ -56,7 +62,7 @@ def write_slide(path: Path, *, positive: bool, seed: int, spec: SlideSpec) -> li
     renderer = Renderer(spec, layout, paint)
     write_aside(path, lambda aside: write_pyramid(aside, spec, paint.glass, renderer.row))
     mask = bytes(imagecodecs.png_encode(_mask(spec, layout.nodules)))
-    write_aside(path.with_suffix(".truth.png"), lambda aside: _put(aside, mask))
+    write_aside(path.with_suffix(".truth.png"), lambda aside: _write_bytes(aside, mask))
     truth = {
         "parameters": _parameters(positive, seed, spec),
         "bytes": path.stat().st_size,
@@ -67,10 +73,10 @@ def write_slide(path: Path, *, positive: bool, seed: int, spec: SlideSpec) -> li
 
 
 def read_truth(slide_path: Path) -> list[Nodule]:
-    """The nodules of a slide that `write_slide` wrote, for scores of localisation only.
+    """Read the nodules of a slide that `write_slide` wrote, for scores of localisation only.
 
     Raises:
-        ImageNotFound: no truth lies beside this path.
+        ImageNotFound: there is no file of the truth beside this path.
     """
     path = _truth_path(slide_path)
     if not path.exists():
@@ -97,23 +103,24 @@ def write_cohort(
     """Write a cohort, about half of it positive; slides that are complete are not written again.
 
     Patients have one or two slides, with the same label. Slides are ``slides/S001.tif`` and so on;
-    the slide of `giga_spec`, if any, is ``slides/S_GIGA.tif`` of a positive patient of its own.
+    the slide of `giga_spec`, if any, is ``slides/S_GIGA.tif`` of a further, positive patient.
 
     Args:
-        folder: made if need be.
-        n_slides: without the one of `giga_spec`.
-        n_patients: at least half of `n_slides`, at most all.
-        spec: of every slide.
-        giga_spec: of one more, larger slide.
-        seed: of everything.
-        workers: slides written at a time.
-        progress: called with slides done and slides in total.
+        folder: the folder of the cohort; made if it does not exist.
+        n_slides: number of slides, without the one of `giga_spec`.
+        n_patients: number of patients, from half of `n_slides` to `n_slides`.
+        spec: the appearance of the slides.
+        giga_spec: the appearance of one more, larger slide; None for none.
+        seed: seed of all that is drawn.
+        workers: number of slides written at the same time.
+        progress: called with the number of slides done and the number of all slides.
 
     Returns:
-        ``labels.csv`` with columns ``file,patient_id,label,note``; files relative to the folder.
+        path of ``labels.csv`` with columns ``file,patient_id,label,note``; files are relative to
+        the folder.
 
     Raises:
-        OptionError: the number of patients does not suit the slides, or `spec` cannot be met.
+        OptionError: the number of patients does not suit the slides, or tissue does not fit.
     """
     rows = _rows(n_slides, n_patients, seed)
     jobs = [(folder / row["file"], row["label"] == POSITIVE, spec) for row in rows]
@@ -123,7 +130,7 @@ def write_cohort(
         jobs.append((folder / file, True, giga_spec))
     make_bank()
     (folder / "slides").mkdir(parents=True, exist_ok=True)
-    # The largest slide first, so that no worker is left alone with it at the end.
+    # The largest slide comes first, so that no worker writes it alone at the end.
     order = sorted(range(len(jobs)), key=lambda i: (jobs[i][0].stem != GIGA, i))
     with ThreadPoolExecutor(workers) as pool:
         written = [pool.submit(_write_once, *jobs[i], _slide_seed(seed, i)) for i in order]
@@ -139,6 +146,7 @@ def write_cohort(
 
 
 def _rows(n_slides: int, n_patients: int, seed: int) -> list[dict[str, str]]:
+    """Draw patients and labels of slides; return the rows of ``labels.csv``."""
     if not 0 < n_patients <= n_slides <= 2 * n_patients:
         raise OptionError(
             f"n_patients: got {n_patients} for {n_slides} slides; a patient has one or two slides"
@@ -159,6 +167,7 @@ def _rows(n_slides: int, n_patients: int, seed: int) -> list[dict[str, str]]:
 
 
 def _write_once(path: Path, positive: bool, spec: SlideSpec, seed: int) -> None:
+    """Write a slide unless it is complete and has the same parameters."""
     truth = _truth_path(path)
     if truth.exists() and path.exists():
         known = json.loads(truth.read_text(encoding="utf-8"))
@@ -169,24 +178,28 @@ def _write_once(path: Path, positive: bool, spec: SlideSpec, seed: int) -> None:
 
 
 def _slide_seed(seed: int, index: int) -> int:
+    """Return the seed of a slide, from the seed of the cohort and the slide's index."""
     return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
 
 
 def _parameters(positive: bool, seed: int, spec: SlideSpec) -> Any:
-    """What a slide was made from, as JSON would read it back."""
+    """Return the arguments that a slide was made from, as they are read back from JSON."""
     known = {"version": _VERSION, "positive": positive, "seed": seed, "spec": asdict(spec)}
     return json.loads(json.dumps(known))
 
 
-def _put(path: Path, content: bytes) -> None:
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes to a file."""
     path.write_bytes(content)
 
 
 def _truth_path(slide_path: Path) -> Path:
+    """Return the path of the file that lists a slide's nodules."""
     return slide_path.with_suffix(".truth.json")
 
 
 def _mask(spec: SlideSpec, nodules: tuple[Nodule, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Draw the mask of deciding nodules, 255 on 0, at 1/`MASK_DOWNSAMPLE` of the resolution."""
     shape = tuple(-(-n // MASK_DOWNSAMPLE) for n in spec.shape_px0)
     y, x = ((np.arange(n) + 0.5) * MASK_DOWNSAMPLE for n in shape)
     mask = np.zeros(shape, np.uint8)

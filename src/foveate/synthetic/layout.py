@@ -1,4 +1,4 @@
-"""Where tissue and nodules lie; the class changes nothing but which nodules decide."""
+"""Draw the places of tissue and nodules; the class changes only which nodules are deciding."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ _RESTARTS = 30
 
 
 def draw_layout(spec: SlideSpec, rng: np.random.Generator, *, positive: bool) -> Layout:
-    """Islands, nodules and which of them decide.
+    """Draw islands and nodules, and choose the deciding ones.
+
+    Args:
+        spec: the appearance of the slide.
+        rng: the generator to draw from.
+        positive: whether the slide has deciding nodules.
 
     Raises:
         OptionError: the tissue does not fit on the slide, or the nodules not into the tissue.
     """
     for _ in range(_RESTARTS):
-        islands = _islands(spec, rng)
-        nodules = _nodules(spec, islands, rng) if islands else None
+        islands = _draw_islands(spec, rng)
+        nodules = _draw_nodules(spec, islands, rng) if islands else None
         if nodules:
             break
     else:
@@ -31,7 +36,7 @@ def draw_layout(spec: SlideSpec, rng: np.random.Generator, *, positive: bool) ->
             f"{spec.n_nodules} nodules in {spec.tissue_px0} level-0 pixels of tissue do not fit "
             f"on {spec.shape_px0}: ask for fewer nodules, other tissue, or a larger slide"
         )
-    # Drawn for negatives too, so that all that follows is the same for both classes.
+    # Drawn for negative slides too, so that later draws are the same for both classes.
     deciding = rng.permutation(len(nodules))[: rng.integers(*spec.n_deciding, endpoint=True)]
     chosen = set(deciding.tolist()) if positive else set()
     textures = [
@@ -44,14 +49,14 @@ def draw_layout(spec: SlideSpec, rng: np.random.Generator, *, positive: bool) ->
     )
 
 
-def _islands(spec: SlideSpec, rng: np.random.Generator) -> list[Island]:
-    """Islands of the wanted total area that do not touch; an empty list where they do not fit."""
+def _draw_islands(spec: SlideSpec, rng: np.random.Generator) -> list[Island]:
+    """Draw islands of the specified total area that do not touch; [] if they do not fit."""
     total = rng.uniform(*spec.tissue_px0)
     shares = rng.uniform(0.6, 1.4, rng.integers(*spec.n_islands, endpoint=True))
     islands: list[Island] = []
     for area in sorted(total * shares / shares.sum(), reverse=True):
         for _ in range(_TRIES):
-            island = _island(spec, float(area), rng)
+            island = _draw_island(spec, float(area), rng)
             if island and not any(_touch(island, other) for other in islands):
                 islands.append(island)
                 break
@@ -60,8 +65,8 @@ def _islands(spec: SlideSpec, rng: np.random.Generator) -> list[Island]:
     return islands
 
 
-def _island(spec: SlideSpec, area: float, rng: np.random.Generator) -> Island | None:
-    """An island somewhere on the slide; None where this shape is too large for it."""
+def _draw_island(spec: SlideSpec, area: float, rng: np.random.Generator) -> Island | None:
+    """Draw an island of an area at a random place; None if its shape is too large for the slide."""
     waves = tuple(
         (float(rng.uniform(0.4, 1) * 0.26 / m), float(rng.uniform(0, 2 * math.pi)))
         for m in range(2, 9)
@@ -87,17 +92,17 @@ def _island(spec: SlideSpec, area: float, rng: np.random.Generator) -> Island | 
 
 
 def _touch(a: Island, b: Island) -> bool:
-    """Whether the rectangles around two islands, with a margin, meet."""
+    """Return whether the rectangles around two islands, with a margin, overlap."""
     return all(
         low_a < high_b + _MARGIN_PX0 and low_b < high_a + _MARGIN_PX0
         for (low_a, high_a), (low_b, high_b) in zip(a.ends_px0, b.ends_px0, strict=True)
     )
 
 
-def _nodules(
+def _draw_nodules(
     spec: SlideSpec, islands: list[Island], rng: np.random.Generator
 ) -> list[tuple[tuple[float, float], float]] | None:
-    """Centres and radii of nodules inside islands, apart from each other; None where none fit."""
+    """Draw centres and radii of nodules inside islands that do not touch, or None."""
     placed: list[tuple[tuple[float, float], float]] = []
     areas = np.array([i.radius_px0**2 for i in islands])
     for _ in range(rng.integers(*spec.n_nodules, endpoint=True)):
@@ -116,6 +121,7 @@ def _nodules(
 
 
 def _is_inside(island: Island, y: float, x: float, radius: float) -> bool:
+    """Return whether a disc lies inside an island, with a margin."""
     angle = np.arange(24) * (math.pi / 12)
     far = radius + _MARGIN_PX0
     return bool((island.depth_px0(y + far * np.sin(angle), x + far * np.cos(angle)) > 8).all())

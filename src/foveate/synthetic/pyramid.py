@@ -1,4 +1,4 @@
-"""A pyramidal TIFF of JPEG tiles, written row by row; tiles that are not drawn are glass."""
+"""Write a pyramidal TIFF of JPEG tiles row by row; tiles that are not drawn are glass."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from foveate.synthetic.spec import LEVEL_FACTOR, Bytes, Floats, SlideSpec, Tile
+from foveate.synthetic.spec import LEVEL_FACTOR, Bytes, Floats, SlideSpec, SlideTile
 
 _SPOOL_BYTES = 1 << 24
 
-DrawRow = Callable[[int], dict[int, Tile]]
+DrawRow = Callable[[int], dict[int, SlideTile]]
 Encode = Callable[[Bytes], bytes]
 
 
@@ -24,16 +24,16 @@ def write_pyramid(path: Path, spec: SlideSpec, glass: Bytes, draw_row: DrawRow) 
 
     Args:
         path: the new file.
-        spec: shapes, spacing, tile and quality.
-        glass: ``(3,)``, the colour of every tile that `draw_row` leaves out.
-        draw_row: the tiles of a level-0 tile row, by column.
+        spec: shapes, spacing, tile and quality of the slide.
+        glass: colour of the tiles that `draw_row` leaves out, ``(3,)``.
+        draw_row: draws the tiles of a row of level 0, by column.
     """
 
-    def finest(tile: Bytes) -> bytes:
+    def encode_finest(tile: Bytes) -> bytes:
         return _encode(tile, spec.quality)
 
-    def coarse(tile: Bytes) -> bytes:
-        # Small levels can afford full colour resolution, and a nodule is but a few pixels there.
+    def encode_coarse(tile: Bytes) -> bytes:
+        # With full colour resolution, which costs little here and shows nodules of few pixels.
         return _encode(tile, spec.quality, subsampling="444")
 
     shapes = spec.level_shapes
@@ -42,17 +42,19 @@ def write_pyramid(path: Path, spec: SlideSpec, glass: Bytes, draw_row: DrawRow) 
     empty = _encode(blank.astype(np.uint8), spec.quality, optimize=True)
     coarse_empty = _encode(blank.astype(np.uint8), spec.quality, subsampling="444", optimize=True)
     with tempfile.TemporaryFile(buffering=_SPOOL_BYTES) as spool:
-        levels: list[_Level] = []
+        levels: list[_LevelWriter] = []
         for _ in shapes[1:]:
-            levels.insert(0, _Level(blank, coarse, spool, levels[0] if levels else None))
+            levels.insert(
+                0, _LevelWriter(blank, encode_coarse, spool, levels[0] if levels else None)
+            )
         with tifffile.TiffWriter(path, bigtiff=True) as file:
             for k, shape in enumerate(shapes):
                 rows, columns = (-(-n // spec.tile_px) for n in shape)
                 if k == 0:
                     first = levels[0] if levels else None
-                    tiles = _finest(rows, columns, draw_row, finest, empty, first)
+                    tiles = _finest_tiles(rows, columns, draw_row, encode_finest, empty, first)
                 else:
-                    tiles = levels[k - 1].stored(rows, columns, coarse_empty)
+                    tiles = levels[k - 1].tiles(rows, columns, coarse_empty)
                 _write_level(file, spec, k, tiles)
                 if k == 0 and levels:
                     levels[0].finish()
@@ -61,6 +63,7 @@ def write_pyramid(path: Path, spec: SlideSpec, glass: Bytes, draw_row: DrawRow) 
 def _encode(
     tile: Bytes, quality: int, *, subsampling: str = "420", optimize: bool = False
 ) -> bytes:
+    """Encode a tile ``(side, side, 3)`` as JPEG."""
     encoded = imagecodecs.jpeg8_encode(
         tile,
         level=quality,
@@ -75,6 +78,7 @@ def _encode(
 def _write_level(
     file: tifffile.TiffWriter, spec: SlideSpec, k: int, tiles: Iterator[bytes]
 ) -> None:
+    """Write level `k` from its encoded tiles in file order."""
     y_um, x_um = (s * LEVEL_FACTOR**k for s in spec.spacing_um)
     file.write(
         tiles,
@@ -92,16 +96,25 @@ def _write_level(
     )
 
 
-def _finest(
+def _finest_tiles(
     rows: int,
     columns: int,
     draw_row: DrawRow,
     encode: Encode,
     empty: bytes,
-    coarser: _Level | None,
+    coarser: _LevelWriter | None,
 ) -> Iterator[bytes]:
-    """The encoded tiles of level 0 in file order; on the way it feeds the next level."""
-    same: dict[tuple[int, int], tuple[bytes, Floats]] = {}
+    """Yield the encoded tiles of level 0 in file order, and add their means to the next level.
+
+    Args:
+        rows: number of rows of tiles.
+        columns: number of columns of tiles.
+        draw_row: draws the tiles of a row, by column.
+        encode: encodes a tile.
+        empty: the encoded tile of glass.
+        coarser: the next level, or None.
+    """
+    repeated: dict[tuple[int, int], tuple[bytes, Floats]] = {}
     for row in range(rows):
         drawn = draw_row(row)
         for column in range(columns):
@@ -109,21 +122,28 @@ def _finest(
             if tile is None:
                 yield empty
                 continue
-            known = same.get(tile.key) if tile.key else None
+            known = repeated.get(tile.key) if tile.key else None
             if known is None:
-                known = encode(tile.pixels), _reduced(tile.pixels)
+                known = encode(tile.pixels), _shrink(tile.pixels)
                 if tile.key:
-                    same[tile.key] = known
+                    repeated[tile.key] = known
             if coarser:
                 coarser.add(row, column, known[1])
             yield known[0]
 
 
-class _Level:
-    """A coarser level while it is collected: one row of tiles in memory, the rest encoded."""
+class _LevelWriter:
+    """Collects a coarser level: one row of tiles in memory, the finished ones encoded on disk.
+
+    Args:
+        blank: a tile of glass, ``(side, side, 3)``.
+        encode: encodes a tile.
+        spool: the file that encoded tiles are appended to; levels share it.
+        coarser: the next coarser level, or None.
+    """
 
     def __init__(
-        self, blank: Floats, encode: Encode, spool: IO[bytes], coarser: _Level | None
+        self, blank: Floats, encode: Encode, spool: IO[bytes], coarser: _LevelWriter | None
     ) -> None:
         self._blank, self._encode, self._spool, self._coarser = blank, encode, spool, coarser
         self._row = 0
@@ -131,7 +151,7 @@ class _Level:
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
 
     def add(self, row: int, column: int, part: Floats) -> None:
-        """Take in the averages of a tile of the next finer level; rows must not decrease."""
+        """Add the means ``(n, n, 3)`` of a tile of the next finer level; rows must not decrease."""
         if row // LEVEL_FACTOR != self._row:
             self._close_row()
             self._row = row // LEVEL_FACTOR
@@ -143,13 +163,13 @@ class _Level:
         tile[y : y + n, x : x + n] = part
 
     def finish(self) -> None:
-        """Close the last row, here and on all coarser levels."""
+        """Encode the last row, of this and of all coarser levels."""
         self._close_row()
         if self._coarser:
             self._coarser.finish()
 
-    def stored(self, rows: int, columns: int, empty: bytes) -> Iterator[bytes]:
-        """The encoded tiles in file order."""
+    def tiles(self, rows: int, columns: int, empty: bytes) -> Iterator[bytes]:
+        """Yield the encoded tiles in file order; `empty` for tiles that were not drawn."""
         for row, column in np.ndindex(rows, columns):
             place = self._places.get((row, column))
             if place is None:
@@ -159,18 +179,19 @@ class _Level:
                 yield self._spool.read(place[1])
 
     def _close_row(self) -> None:
+        """Encode the tiles of the row in memory, and add their means to the next level."""
         for column in sorted(self._open):
             tile = self._open[column]
             encoded = self._encode(np.rint(tile).astype(np.uint8))
             self._places[self._row, column] = self._spool.seek(0, 2), len(encoded)
             self._spool.write(encoded)
             if self._coarser:
-                self._coarser.add(self._row, column, _reduced(tile))
+                self._coarser.add(self._row, column, _shrink(tile))
         self._open.clear()
 
 
-def _reduced(tile: Bytes | Floats) -> Floats:
-    """Averages over squares of `LEVEL_FACTOR` pixels: ``(n / 4, n / 4, 3)``."""
+def _shrink(tile: Bytes | Floats) -> Floats:
+    """Average a tile ``(n, n, 3)`` over squares of `LEVEL_FACTOR` pixels: ``(n / 4, n / 4, 3)``."""
     n = len(tile) // LEVEL_FACTOR
     wide = np.uint16 if tile.dtype == np.uint8 else np.float32
     rows = tile.reshape(n, LEVEL_FACTOR, -1).sum(1, dtype=wide)

@@ -1,4 +1,4 @@
-"""The level-0 pixels of a slide, tile by tile, from its layout and its textures."""
+"""Draw the level-0 pixels of a slide, tile by tile, from its layout and its textures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.synthetic.spec import (
     Nodule,
     Paint,
     SlideSpec,
-    Tile,
+    SlideTile,
 )
 
 _COARSE_PX0 = 16
@@ -26,7 +26,13 @@ _EDGE_PX0 = 2.5
 
 
 class Renderer:
-    """Draws the tiles of one slide; whatever it does not draw is glass."""
+    """Draws the tiles of one slide; tiles that it does not draw are glass.
+
+    Args:
+        spec: the appearance of the slide.
+        layout: the places of tissue and nodules.
+        paint: the textures of the slide.
+    """
 
     def __init__(self, spec: SlideSpec, layout: Layout, paint: Paint) -> None:
         self.tile_px = spec.tile_px
@@ -47,19 +53,22 @@ class Renderer:
                 for column in range(left, right + 1):
                     self._nodules[row, column].append(i)
 
-    def row(self, row: int) -> dict[int, Tile]:
-        """The tiles of a row that are not pure glass, by column."""
-        found: dict[int, list[tuple[Island, Floats | None]]] = defaultdict(list)
+    def row(self, row: int) -> dict[int, SlideTile]:
+        """Draw the tiles of a row that are not pure glass, by column."""
+        parts: dict[int, list[tuple[Island, Floats | None]]] = defaultdict(list)
         for island in self._islands:
             for column, depth in self._coarse_depths(island, row):
                 if depth.min() > _WOBBLE_PX0:
-                    found[column].append((island, None))
+                    parts[column].append((island, None))
                 elif depth.max() > -_WOBBLE_PX0:
-                    found[column].append((island, depth))
-        return {column: self._draw(row, column, found[column]) for column in sorted(found)}
+                    parts[column].append((island, depth))
+        return {column: self._draw(row, column, parts[column]) for column in sorted(parts)}
 
     def _coarse_depths(self, island: Island, row: int) -> list[tuple[int, Floats]]:
-        """Depth in the island on a coarse lattice, for each tile of the row that may touch it."""
+        """Compute depths in an island on a coarse lattice, for tiles of a row that may touch it.
+
+        Returns the column of each tile and its depths, ``(n + 1, n + 1)``, at the corners of cells.
+        """
         side = self.tile_px
         (top, bottom), (left, right) = island.ends_px0
         if not (row * side - _WOBBLE_PX0 < bottom and top < (row + 1) * side + _WOBBLE_PX0):
@@ -75,13 +84,14 @@ class Renderer:
             for i in range(last - first + 1)
         ]
 
-    def _draw(self, row: int, column: int, parts: list[tuple[Island, Floats | None]]) -> Tile:
+    def _draw(self, row: int, column: int, parts: list[tuple[Island, Floats | None]]) -> SlideTile:
+        """Draw one tile from the islands that it touches; depths are None inside of an island."""
         side = self.tile_px
         nodules = self._nodules.get((row, column), [])
         island, depth = parts[0]
         stroma, key = self._stroma(island, row, column)
         if depth is None and not nodules:
-            return Tile(stroma, key)
+            return SlideTile(stroma, key)
         pixels = self._glass.copy()
         wobble = self._wobble(row * side, column * side, side, side)
         for island, depth in parts:
@@ -89,24 +99,27 @@ class Renderer:
             if depth is None:
                 pixels[:] = stroma
             else:
-                _blend(pixels, stroma, _enlarged(depth) + wobble)
+                _blend(pixels, stroma, _enlarge(depth) + wobble)
         for i in nodules:
             self._draw_nodule(pixels, row, column, self._layout.nodules[i], i)
-        return Tile(pixels, None)
+        return SlideTile(pixels, None)
 
     def _stroma(self, island: Island, row: int, column: int) -> tuple[Bytes, tuple[int, int]]:
+        """Return the stroma of a tile, ``(side, side, 3)``, and its place in the texture."""
         side = self.tile_px
         y = (row * side + island.phase_px0[0]) % STROMA_PX0
         x = (column * side + island.phase_px0[1]) % STROMA_PX0
         return self.paint.stroma[y : y + side, x : x + side], (y, x)
 
     def _wobble(self, y: int, x: int, height: int, width: int) -> Floats:
+        """Return the displacement of outlines in a rectangle of level 0, ``(height, width)``."""
         y, x = y % STROMA_PX0, x % STROMA_PX0
         return self.paint.wobble[y : y + height, x : x + width]
 
     def _draw_nodule(
         self, pixels: Bytes, row: int, column: int, nodule: Nodule, index: int
     ) -> None:
+        """Draw the part of a nodule that lies in a tile ``(side, side, 3)``, in place."""
         side = self.tile_px
         reach = nodule.radius_px0 + _WOBBLE_PX0
         low = [
@@ -131,10 +144,10 @@ class Renderer:
         _blend(part, texture, depth)
 
 
-def _enlarged(depth: Floats) -> Floats:
-    """Values at pixel centres by bilinear interpolation between the knots of a coarse lattice.
+def _enlarge(depth: Floats) -> Floats:
+    """Interpolate bilinearly from the knots of a coarse lattice ``(m, n)`` to pixel centres.
 
-    Not by a matrix product, whose threads would fight with those that write other slides.
+    Without a matrix product, whose threads would compete with those that write other slides.
     """
     share = (np.arange(_COARSE_PX0, dtype=np.float32) + 0.5) / _COARSE_PX0
     for axis in (0, 1):
@@ -146,9 +159,12 @@ def _enlarged(depth: Floats) -> Floats:
 
 
 def _blend(below: Bytes, above: Bytes, depth: Floats) -> None:
-    """Lay `above` over `below` where `depth` is positive, with a soft edge, in place."""
+    """Blend `above` over `below`, ``(h, w, 3)``, where `depth` ``(h, w)`` is positive, in place.
+
+    The edge is soft.
+    """
     share = np.clip(depth * (256 / _EDGE_PX0) + 128, 0, 256).astype(np.uint16)
-    # One long last axis: broadcasting over an axis of three is several times slower.
+    # With one long last axis, since broadcasting over an axis of three is several times slower.
     shares = share.repeat(3, axis=1)
     height, width = depth.shape
     mixed = above.reshape(height, 3 * width) * shares

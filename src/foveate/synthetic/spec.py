@@ -1,4 +1,4 @@
-"""What a synthetic slide is made of: specification, tissue, nodules and textures."""
+"""The values that describe a synthetic slide: specification, tissue, nodules and textures."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ BENIGN_NUCLEUS_PX0 = 5.0
 """Radius of the nuclei in a benign nodule."""
 
 DECIDING_NUCLEUS_PX0 = 7.5
-"""Radius of the nuclei in a deciding nodule: the only difference, and one of full resolution."""
+"""Radius of the nuclei in a deciding nodule: the only difference to a benign one."""
 
 TEXTURE_PX0 = 512
 """Period of the nodule textures."""
 
 STROMA_PX0 = 1024
-"""Period of the stroma texture and of the wobble of outlines; a multiple of every tile size."""
+"""Period of the stroma texture and of the wobble of outlines; a multiple of all tile sizes."""
 
 LEVEL_FACTOR = 4
-"""Each level is this much coarser than the one before."""
+"""By how much each level is coarser than the one before."""
 
 MIN_LEVEL_PX = 512
-"""Levels are added until no side is longer than this."""
+"""Levels are added until no side is longer than this, in pixels."""
 
 
 @dataclass(frozen=True)
 class SlideSpec:
-    """How a slide looks; ranges are inclusive and drawn from uniformly, whatever the class.
+    """The appearance of slides; ranges are inclusive, and draws are uniform for both classes.
 
     Attributes:
         shape_px0: level-0 pixels ``(y, x)``.
         spacing_um: micrometres per level-0 pixel ``(y, x)``.
-        tissue_px0: total area of tissue in level-0 pixels, lowest and highest.
-        n_islands: pieces that the tissue lies in.
-        n_nodules: nodules of either kind, together.
-        n_deciding: deciding nodules of a positive slide, among the nodules above.
-        nodule_diameter_px0: diameter of a nodule.
+        tissue_px0: range of the total area of tissue in level-0 pixels.
+        n_islands: range of the number of islands of tissue.
+        n_nodules: range of the number of nodules of both kinds together.
+        n_deciding: range of the number of deciding nodules among them, in a positive slide.
+        nodule_diameter_px0: range of the diameter of a nodule.
         tile_px: side of the stored tiles: 128, 256 or 512.
-        quality: of the JPEG tiles, 1 to 100.
+        quality: quality of the JPEG tiles, 1 to 100.
 
     Raises:
         OptionError: a value is not allowed, or the nodules cannot fit into the tissue.
@@ -83,7 +83,7 @@ class SlideSpec:
 
     @property
     def level_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Pixels per level, finest first; pixels that would reach beyond level 0 are dropped."""
+        """Pixels per level, finest first; pixels that level 0 covers only partly are left out."""
         shapes = [self.shape_px0]
         while max(shapes[-1]) > MIN_LEVEL_PX:
             y, x = shapes[-1]
@@ -93,7 +93,13 @@ class SlideSpec:
 
 @dataclass(frozen=True)
 class Nodule:
-    """One nodule: its centre ``(y, x)``, its mean radius, and whether it decides the label."""
+    """One nodule.
+
+    Attributes:
+        centre_px0: its centre ``(y, x)``.
+        radius_px0: its mean radius.
+        deciding: whether it makes the slide positive.
+    """
 
     centre_px0: tuple[float, float]
     radius_px0: float
@@ -102,15 +108,15 @@ class Nodule:
 
 @dataclass(frozen=True)
 class Island:
-    """A piece of tissue: a stretched, turned disc with a wavy outline.
+    """A piece of tissue: a stretched, rotated disc with a wavy outline.
 
     Attributes:
-        centre_px0: ``(y, x)``.
+        centre_px0: its centre ``(y, x)``.
         radius_px0: mean radius before stretching.
-        stretch: the first axis is this much longer, the second this much shorter.
-        angle: of the first axis, in radians.
-        waves: amplitude (relative) and phase of the outline's harmonics 2, 3, …
-        phase_px0: shift of the stroma texture, a multiple of the tile.
+        stretch: factor by which the first axis is longer, and the second shorter.
+        angle: angle of the first axis, in radians.
+        waves: relative amplitude and phase of the outline's harmonics 2, 3, …
+        phase_px0: shift ``(y, x)`` of the stroma texture, a multiple of the tile.
     """
 
     centre_px0: tuple[float, float]
@@ -122,7 +128,7 @@ class Island:
 
     @functools.cached_property
     def ends_px0(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Lowest and highest ``y``, lowest and highest ``x`` of the outline."""
+        """Lowest and highest ``y``, and lowest and highest ``x``, of the outline."""
         theta = np.linspace(0, 2 * math.pi, 512)
         outline = self.radius_px0 * self._outline(theta)
         u, v = outline * np.cos(theta) * self.stretch, outline * np.sin(theta) / self.stretch
@@ -132,7 +138,12 @@ class Island:
         return (float(y.min()), float(y.max())), (float(x.min()), float(x.max()))
 
     def depth_px0(self, y: NDArray[np.floating], x: NDArray[np.floating]) -> Floats:
-        """About how deep inside the outline points lie; negative outside. Broadcasts."""
+        """Estimate how deep inside the outline points lie, in pixels; negative outside.
+
+        Args:
+            y: coordinates of the points, of any shape.
+            x: coordinates of the points, of a shape that broadcasts with that of `y`.
+        """
         dy, dx = y - self.centre_px0[0], x - self.centre_px0[1]
         sin, cos = math.sin(self.angle), math.cos(self.angle)
         u, v = (cos * dx + sin * dy) / self.stretch, (cos * dy - sin * dx) * self.stretch
@@ -140,6 +151,7 @@ class Island:
         return np.asarray(self.radius_px0 * outline - np.hypot(u, v), np.float32)
 
     def _outline(self, theta: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Compute the radius of the outline relative to the mean, at angles of any shape."""
         outline = np.ones_like(theta)
         for m, (amplitude, phase) in enumerate(self.waves, start=2):
             outline += amplitude * np.cos(m * theta + phase)
@@ -148,7 +160,13 @@ class Island:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything lies; `textures` holds the variant and the shift ``y, x`` of each nodule."""
+    """The places of tissue and nodules on a slide.
+
+    Attributes:
+        islands: the islands of tissue.
+        nodules: the nodules.
+        textures: for each nodule, the variant of its texture and the texture's shift ``y, x``.
+    """
 
     islands: tuple[Island, ...]
     nodules: tuple[Nodule, ...]
@@ -157,12 +175,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Bank:
-    """Seamless textures as differences from glass; every axis wraps.
+    """Seamless textures as differences from the colour of glass; both axes wrap around.
 
     Attributes:
-        stroma: ``(3, STROMA_PX0, STROMA_PX0)``.
-        nodules: ``(variant, benign or deciding, 3, TEXTURE_PX0, TEXTURE_PX0)``.
-        wobble: ``(STROMA_PX0, STROMA_PX0)``, by which outlines are moved, in level-0 pixels.
+        stroma: texture of stroma, ``(3, STROMA_PX0, STROMA_PX0)``.
+        nodules: textures of nodules, ``(variant, benign or deciding, 3, TEXTURE_PX0,
+            TEXTURE_PX0)``.
+        wobble: displacement of outlines in level-0 pixels, ``(STROMA_PX0, STROMA_PX0)``.
     """
 
     stroma: Floats
@@ -172,13 +191,13 @@ class Bank:
 
 @dataclass(frozen=True)
 class Paint:
-    """The textures of one slide, stained, and repeated so that any tile is one slice.
+    """The textures of one slide in its colours, repeated so that any tile is one slice of them.
 
     Attributes:
-        glass: ``(3,)``.
-        stroma: ``(STROMA_PX0, STROMA_PX0, 3)``.
+        glass: colour of glass, ``(3,)``.
+        stroma: texture of stroma, ``(STROMA_PX0, STROMA_PX0, 3)``.
         nodules: per variant the benign and the deciding texture, ``(2 TEXTURE_PX0, …, 3)``.
-        wobble: ``(STROMA_PX0 + TEXTURE_PX0, …)``.
+        wobble: displacement of outlines in level-0 pixels, ``(STROMA_PX0 + TEXTURE_PX0, …)``.
     """
 
     glass: Bytes
@@ -188,8 +207,13 @@ class Paint:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One tile of level 0; tiles with the same `key` are the same, None stands for a tile apart."""
+class SlideTile:
+    """One tile of level 0.
+
+    Attributes:
+        pixels: its pixels, ``(tile_px, tile_px, 3)``.
+        key: equal for tiles with equal pixels; None for a tile that does not repeat.
+    """
 
     pixels: Bytes
     key: tuple[int, int] | None

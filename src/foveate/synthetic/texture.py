@@ -1,7 +1,7 @@
-"""Seamless textures: stroma with fibres, and nodules that look alike until seen at full resolution.
+"""Make seamless textures: stroma with fibres, and nodules that differ only at full resolution.
 
-The nodule textures come in pairs, benign and deciding, with the same share of nuclei, the same
-colours, and the same mean in every aligned block of `BLOCK_PX0` pixels.
+The textures of nodules come in pairs, benign and deciding, with the same share of nuclei, the same
+colours, and the same mean in each aligned block of `BLOCK_PX0` pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from foveate.synthetic.spec import (
 )
 
 BLOCK_PX0 = 16
-"""Averages over aligned blocks of this size are the same in both textures of a pair."""
+"""Side of the aligned blocks whose means are the same in both textures of a pair."""
 
 N_VARIANTS = 4
 """Pairs of nodule textures in the bank; a slide uses two of them."""
@@ -39,13 +39,13 @@ _NUCLEUS = np.array([92.0, 58.0, 134.0], np.float32)
 # 24 nuclei a side at radius 7.5 cover as much as 36 at radius 5.
 _NUCLEI_A_SIDE = {BENIGN_NUCLEUS_PX0: 36, DECIDING_NUCLEUS_PX0: 24}
 
-# Distance, in lattice steps, below which nuclei push each other away.
+# The distance, in steps of the lattice, below which nuclei repel each other.
 _APART = 0.95
 
 
 @functools.cache
 def make_bank() -> Bank:
-    """The textures that all slides share; the same on every call."""
+    """Make the textures that all slides share, once per process and always the same."""
     rng = np.random.default_rng(_SEED)
     wobble = 5.0 * _noise(rng, STROMA_PX0, 14) + 1.2 * _noise(rng, STROMA_PX0, 3)
     stroma = np.moveaxis(_stroma(rng) - _GLASS, -1, 0)
@@ -55,9 +55,13 @@ def make_bank() -> Bank:
 
 
 def stain(bank: Bank, rng: np.random.Generator) -> Paint:
-    """The textures as one slide shows them: its own strength and hue, its own two variants.
+    """Draw the stain of one slide: its strength and hue, and two variants of nodules.
 
     The change is linear in the difference from glass, so that equal means stay equal.
+
+    Args:
+        bank: the textures that all slides share.
+        rng: the generator to draw from.
     """
     strength = rng.uniform(0.88, 1.08) * (1 + rng.normal(0, 0.03, 3))
     hue = np.eye(3) + rng.normal(0, 0.015, (3, 3))
@@ -69,18 +73,16 @@ def stain(bank: Bank, rng: np.random.Generator) -> Paint:
         if rng.random() < 0.5:
             pair = pair.transpose(0, 1, 3, 2)
         pair = pair[..., :: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
-        benign, deciding = (np.tile(_stained(t, matrix, glass), (2, 2, 1)) for t in pair)
+        benign, deciding = (np.tile(_stain(t, matrix, glass), (2, 2, 1)) for t in pair)
         nodules.append((benign, deciding))
     wobble = np.pad(bank.wobble, (0, TEXTURE_PX0), mode="wrap")
-    return Paint(
-        glass.astype(np.uint8), _stained(bank.stroma, matrix, glass), tuple(nodules), wobble
-    )
+    return Paint(glass.astype(np.uint8), _stain(bank.stroma, matrix, glass), tuple(nodules), wobble)
 
 
-def _stained(texture: Floats, matrix: Floats, glass: Floats) -> Bytes:
-    """Colours ``(y, x, 3)`` of differences from glass ``(3, y, x)``."""
+def _stain(texture: Floats, matrix: Floats, glass: Floats) -> Bytes:
+    """Convert differences from glass ``(3, y, x)`` to colours ``(y, x, 3)``."""
     out = np.empty((*texture.shape[1:], 3), np.uint8)
-    # Not by a matrix product, whose threads would fight with those that write other slides.
+    # Without a matrix product, whose threads would compete with those that write other slides.
     for c, weights in enumerate(matrix):
         colour = sum(w * plane for w, plane in zip(weights, texture, strict=True))
         out[..., c] = np.clip(colour + (glass[c] + np.float32(0.5)), 0, 255)
@@ -93,7 +95,15 @@ def _stained(texture: Floats, matrix: Floats, glass: Floats) -> Bytes:
 def _noise(
     rng: np.random.Generator, n: int, sigma: float, across: float | None = None, angle: float = 0
 ) -> Floats:
-    """Toroidal Gaussian noise ``(n, n)`` of unit variance, smoothed along an angle and across."""
+    """Draw toroidal Gaussian noise ``(n, n)`` of unit variance, smoothed along and across an angle.
+
+    Args:
+        rng: the generator to draw from.
+        n: side of the result.
+        sigma: standard deviation of the smoothing along the angle, in pixels.
+        across: standard deviation of the smoothing across it; `sigma` by default.
+        angle: the angle, in radians.
+    """
     fy, fx = np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None, :]
     u, v = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
     across = sigma if across is None else across
@@ -106,7 +116,16 @@ def _noise(
 def _stamp(
     canvas: Floats, y: float, x: float, axes: tuple[float, float], angle: float, dark: float
 ) -> None:
-    """Draw one nucleus with a soft edge and a darker rim into a toroidal canvas of opacity."""
+    """Draw one nucleus with a soft edge and a darker rim into a toroidal canvas, in place.
+
+    Args:
+        canvas: opacities, ``(n, n)``.
+        y: row of the centre.
+        x: column of the centre.
+        axes: radii of the ellipse in pixels.
+        angle: angle of the first radius, in radians.
+        dark: the largest opacity.
+    """
     reach = int(max(axes)) + 3
     rows = np.arange(int(y) - reach, int(y) + reach + 1)
     columns = np.arange(int(x) - reach, int(x) + reach + 1)
@@ -120,6 +139,7 @@ def _stamp(
 
 
 def _stroma(rng: np.random.Generator) -> Floats:
+    """Draw the texture of stroma, ``(STROMA_PX0, STROMA_PX0, 3)``."""
     n = STROMA_PX0
     bend = 0.5 * np.arctan2(_noise(rng, n, 110), _noise(rng, n, 110))
     fibres, weights = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32)
@@ -142,7 +162,10 @@ def _stroma(rng: np.random.Generator) -> Floats:
 
 
 def _packing(rng: np.random.Generator, side: int) -> Floats:
-    """Points ``(side², 2)`` on a unit torus, near a lattice but pushed apart: even, not regular."""
+    """Draw points ``(side², 2)`` on a unit torus that are spread evenly, but not regularly.
+
+    They begin near a lattice and repel each other.
+    """
     rows, columns = np.mgrid[:side, :side].astype(np.float32)
     points = np.stack([rows, columns + 0.5 * (rows % 2)], -1)
     points += rng.uniform(-0.45, 0.45, points.shape).astype(np.float32)
@@ -159,7 +182,7 @@ def _packing(rng: np.random.Generator, side: int) -> Floats:
 
 
 def _nodule_texture(rng: np.random.Generator, radius_px0: float) -> Floats:
-    """Round nuclei, evenly packed, so that about the same share is covered everywhere."""
+    """Draw round nuclei, packed so that they cover about the same share everywhere: (n, n, 3)."""
     n = TEXTURE_PX0
     nuclei = np.zeros((n, n), np.float32)
     for y, x in n * _packing(rng, _NUCLEI_A_SIDE[radius_px0]):
@@ -173,25 +196,26 @@ def _nodule_texture(rng: np.random.Generator, radius_px0: float) -> Floats:
 
 
 def _nodule_pair(rng: np.random.Generator) -> Floats:
-    """A benign and a deciding texture with the same averages over blocks: ``(2, n, n, 3)``."""
+    """Draw a benign and a deciding texture with the same means over blocks: ``(2, n, n, 3)``."""
     pair = np.stack([_nodule_texture(rng, r) for r in (BENIGN_NUCLEUS_PX0, DECIDING_NUCLEUS_PX0)])
-    # Halfway between the two, so that neither carries the whole correction.
+    # Both are corrected towards their mean, so that neither gets all of the correction.
     wanted = _block_means(pair).mean(0)
     for _ in range(8):
-        pair += _spread(wanted - _block_means(pair))
+        pair += _enlarge(wanted - _block_means(pair))
     rest = wanted - _block_means(pair)
     return np.asarray(pair + rest.repeat(BLOCK_PX0, 1).repeat(BLOCK_PX0, 2), np.float32)
 
 
 def _block_means(pair: Floats) -> Floats:
+    """Average textures ``(2, n, n, 3)`` over aligned blocks of `BLOCK_PX0` pixels."""
     b, y, x, c = pair.shape
     rows = pair.reshape(b, y // BLOCK_PX0, BLOCK_PX0, x * c).mean(2)
     blocks = rows.reshape(b, y // BLOCK_PX0, x // BLOCK_PX0, BLOCK_PX0, c).mean(3)
     return np.asarray(blocks, np.float32)
 
 
-def _spread(blocks: Floats) -> Floats:
-    """Toroidal bilinear enlargement by `BLOCK_PX0`, so that a correction leaves no edges."""
+def _enlarge(blocks: Floats) -> Floats:
+    """Enlarge ``(2, m, m, 3)`` by `BLOCK_PX0`, bilinearly and toroidally, so that no edges show."""
     for axis in (1, 2):
         n = blocks.shape[axis]
         place = (np.arange(n * BLOCK_PX0) + 0.5) / BLOCK_PX0 - 0.5

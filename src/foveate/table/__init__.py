@@ -10,12 +10,12 @@ from foveate.errors import TableError, several
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import PATIENT, Asked, known_names, named, recognise
 from foveate.table.files import Finder, file_ids, image_files, safe_id
-from foveate.table.folds import Fold, Splits, export_clam_splits, load_splits, save_splits
+from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.known import with_known_labels
 from foveate.table.same import patient_key, plain_name
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import for_axes, said_factors, spacing_factor
-from foveate.table.splits import make_splits, predefined_splits
+from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
 from foveate.table.types import Case, CaseTable, Row, SetAside, Sheet
 from foveate.tasks import AUTO, why_not
@@ -27,12 +27,10 @@ __all__ = [
     "SetAside",
     "Splits",
     "cases_from_folder",
-    "export_clam_splits",
     "for_axes",
     "load_splits",
     "make_splits",
     "patient_key",
-    "predefined_splits",
     "read_cases",
     "safe_id",
     "said_factors",
@@ -51,7 +49,6 @@ def read_cases(
     label: str | None = None,
     patient: str | None = None,
     path: str | None = None,
-    split: str | None = None,
     labels_wanted: Sequence[str] | None = None,
     known_labels: Sequence[str] = (),
     need_labels: bool = True,
@@ -70,7 +67,6 @@ def read_cases(
         label: the label's column, where it is not recognised.
         patient: the patient's column.
         path: the path's column.
-        split: a column of train, val, test or of fold names, kept in `Case.split`.
         labels_wanted: keep only rows with these labels.
         need_labels: leave rows without a label out.
         known_labels: labels of a model: a label that means one of them is spelt like it.
@@ -82,8 +78,8 @@ def read_cases(
         TableError: the table cannot be used; the message names file, row, value and remedy.
     """
     if images is not None and not images.is_dir():
-        raise TableError(f"--images {images}: no such folder")
-    asked = Asked(path=path, patient=patient, label=label, split=split)
+        raise TableError(f"--images {images}: no such folder; check the name")
+    asked = Asked(path=path, patient=patient, label=label)
     sheet = _sheet(table, files, asked)
     columns = recognise(sheet, asked, need_label=need_labels or labels_wanted is not None)
     to_train = need_labels and for_training
@@ -129,11 +125,14 @@ def cases_from_folder(
         TableError: no such folder, or no image in it.
     """
     if not folder.exists() and not folder.is_symlink():
-        raise TableError(f"{folder}: no such folder or image")
+        raise TableError(f"{folder}: no such folder or image; check the name")
     one = not folder.is_dir() or is_image(folder)
     paths = [folder] if one else list(image_files(folder, is_image=is_image))
     if not paths:
-        raise TableError(f"{folder} holds no file that could be an image")
+        raise TableError(
+            f"{folder} holds no file that could be an image: give the folder of the images, or a "
+            "table"
+        )
     ids = file_ids(paths, folder)
     cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
     notes = (f"{len(cases)} files in {folder}",) if not one else ()
@@ -153,7 +152,10 @@ def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
     for row in patients.rows:
         name = row.cells[keys[0]]
         if name and patient_key(name) in by_patient:
-            raise TableError(f"{patients.where(row, keys[0])}: patient '{name}' is there twice")
+            raise TableError(
+                f"{patients.where(row, keys[0])}: patient '{name}' is there twice; keep one row of "
+                "each patient"
+            )
         if name:
             by_patient[patient_key(name)] = row
     rows, alone, found = [], [], set()
@@ -167,7 +169,8 @@ def _joined(patients: Sheet, files: Sheet, patient: str | None) -> Sheet:
         rows.append(replace(row, cells={**partner.cells, **row.cells}))
     if not rows:
         raise TableError(
-            f"{files.path}: no '{keys[1]}' is among the '{keys[0]}' of {patients.path}"
+            f"{files.path}: no '{keys[1]}' is among the '{keys[0]}' of {patients.path}; name the "
+            "column that both tables share with --patient, or spell patients alike"
         )
     notes = [f"{len(rows)} rows of {files.path.name} joined to {patients.path.name} by patient"]
     if alone:

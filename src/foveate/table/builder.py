@@ -71,7 +71,10 @@ class CaseBuilder:
         kept = [row for row in rows if row.cells[column]]
         empty = len(self.sheet.rows) - len(kept)
         if not kept:
-            raise TableError(f"{self.sheet.path}: column '{column}' is empty in every row")
+            raise TableError(
+                f"{self.sheet.path}: column '{column}' is empty in every row; fill it, or name "
+                "another with --label"
+            )
         if empty:
             first = next(row.number for row in self.sheet.rows if not row.cells[column])
             self.notes.append(f"{empty} rows without a '{column}' left out (first: row {first})")
@@ -211,7 +214,6 @@ class CaseBuilder:
             path=path,
             label=(row.cells[columns.label] or None) if columns.label else None,
             spacing_um=self._spacing_um(row, path),
-            split=(row.cells[columns.split] or None) if columns.split else None,
         )
 
     def _image_id(self, row: Row, path: Path | None) -> str:
@@ -248,7 +250,7 @@ class CaseBuilder:
                 raise TableError(
                     f"{self.sheet.path}, row {row.number}: image '{case.image_id}' is "
                     f"{case.path}, but row {same_id[0].number} says {same_id[1].path}; "
-                    "an image_id must be unique"
+                    "an image_id must be unique: rename one, or leave the column out"
                 )
             by_path[case.path.resolve()] = by_id[case.image_id] = (row, case)
         if repeated:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from foveate.errors import TableError, legible
+from foveate.errors import TableError, printable_name
 from foveate.table.same import clean
 
 SUFFIXES = (
@@ -122,7 +122,7 @@ def safe_id(name: str) -> str:
 
     Bytes of a name that are no UTF-8 are written as ``_x`` and two digits.
     """
-    return _UNSAFE.sub("_", legible(name)).strip(". ") or ("image" if name else "")
+    return _UNSAFE.sub("_", printable_name(name)).strip(". ") or ("image" if name else "")
 
 
 def file_ids(paths: Sequence[Path], base: Path) -> list[str]:
@@ -175,7 +175,10 @@ class Finder:
             exact = [p for p in found if stem(p.relative_to(self.base).as_posix()) == wanted]
             found = exact or found
         if len(found) > 1:
-            raise TableError(f"'{value}' fits several files: {found[0]} and {found[1]}")
+            raise TableError(
+                f"'{value}' fits several files: {found[0]} and {found[1]}; write its folder before "
+                "it"
+            )
         return found[0] if found else direct
 
     def beside(self, value: str) -> Path | None:

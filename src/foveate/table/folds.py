@@ -7,17 +7,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 from foveate.errors import CheckpointError, SplitError, several
-from foveate.files.atomic import write_json, write_text
-from foveate.files.csvtext import csv_text
+from foveate.files.atomic import write_json
 from foveate.files.fields import Fields, read_fields
 from foveate.table.same import patient_key
 from foveate.table.types import Case
 
 _SCHEMA = 1
+_AGAIN = ". Restore splits.json from a copy, or give another --out for a new run"
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,11 @@ class Splits:
             SplitError: what is wrong, and with whom.
         """
         if self.hash != split_hash(self.folds, self.patients, self.seed):
-            raise SplitError("the split was changed after it was written: its hash does not fit")
+            raise SplitError(
+                f"the split was changed after it was written: its hash does not fit{_AGAIN}"
+            )
         if not self.folds:
-            raise SplitError("the split has no folds")
+            raise SplitError(f"the split has no folds{_AGAIN}")
         for i, fold in enumerate(self.folds):
             _check_fold(f"fold {i}", fold, self.patients)
         if len(self.folds) > 1:
@@ -107,19 +108,19 @@ def load_splits(path: Path) -> Splits:
         SplitError: no such file, damaged, of another version, changed, or leaking.
     """
     if not path.is_file():
-        raise SplitError(f"{path}: no such split")
+        raise SplitError(f"{path}: no such split{_AGAIN}")
     try:
         fields = read_fields(path)
-        schema = fields.whole("schema", 0, 1 << 30)
+        schema = fields.integer("schema", 0, 1 << 30)
         if schema != _SCHEMA:
-            raise SplitError(f"{path}: schema {schema}, this version reads {_SCHEMA}")
+            raise SplitError(f"{path}: schema {schema}, this version reads {_SCHEMA}{_AGAIN}")
         patients = fields.part("patients")
         folds = [Fields(fold, f"{path}: folds") for fold in fields.items("folds")]
         parts = ("train", "val", "test")
         splits = Splits(
             tuple(Fold(*(fold.texts(part, least=0) for part in parts)) for fold in folds),
             {image_id: patients.text(image_id) for image_id in patients.plain()},
-            fields.whole("seed", -(1 << 63), 1 << 63),
+            fields.integer("seed", -(1 << 63), 1 << 63),
             fields.text("hash"),
         )
     except CheckpointError as error:
@@ -129,18 +130,6 @@ def load_splits(path: Path) -> Splits:
     except SplitError as error:
         raise SplitError(f"{path}: {error}") from None
     return splits
-
-
-def export_clam_splits(splits: Splits, folder: Path) -> list[Path]:
-    """Write ``splits_{i}.csv`` as CLAM reads them: columns train, val, test of image ids."""
-    written = []
-    for i, fold in enumerate(splits.folds):
-        columns = ["", "train", "val", "test"]
-        ids = zip_longest(fold.train, fold.val, fold.test, fillvalue="")
-        rows = [dict(zip(columns, (n, *row), strict=True)) for n, row in enumerate(ids)]
-        write_text(folder / f"splits_{i}.csv", csv_text(rows, columns))
-        written.append(folder / f"splits_{i}.csv")
-    return written
 
 
 # -- checks -----------------------------------------------------------------------------------
@@ -162,18 +151,20 @@ def _check_fold(name: str, fold: Fold, patients: dict[str, str]) -> None:
     ids = [*fold.train, *fold.val, *fold.test]
     twice = [i for i, n in Counter(ids).items() if n > 1]
     if twice:
-        raise SplitError(f"{name}: {several(sorted(twice))} occur more than once")
+        raise SplitError(f"{name}: {several(sorted(twice))} occur more than once{_AGAIN}")
     other = sorted(set(ids) ^ patients.keys())
     if other:
-        raise SplitError(f"{name}: {several(other)} are missing or have no patient")
+        raise SplitError(f"{name}: {several(other)} are missing or have no patient{_AGAIN}")
     if not fold.train:
-        raise SplitError(f"{name}: nothing is left to train on")
+        raise SplitError(f"{name}: nothing is left to train on; add images, or make smaller parts")
     side: dict[str, str] = {}
     for part, members in fold.parts().items():
         for image_id in members:
             patient = patients[image_id]
             if side.setdefault(patient, part) != part:
-                raise SplitError(f"{name}: patient '{patient}' is in {side[patient]} and in {part}")
+                raise SplitError(
+                    f"{name}: patient '{patient}' is in {side[patient]} and in {part}{_AGAIN}"
+                )
 
 
 def _check_outer(folds: Sequence[Fold]) -> None:
@@ -182,4 +173,6 @@ def _check_outer(folds: Sequence[Fold]) -> None:
     total = {i for fold in folds for part in fold.parts().values() for i in part}
     wrong = sorted(i for i in total if tested[i] != 1)
     if wrong:
-        raise SplitError(f"{several(wrong)} are tested {tested[wrong[0]]} times, expected once")
+        raise SplitError(
+            f"{several(wrong)} are tested {tested[wrong[0]]} times, expected once{_AGAIN}"
+        )

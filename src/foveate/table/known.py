@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from foveate.errors import OptionError, TableError, did_you_mean, several
+from foveate.table.same import label_key
 from foveate.table.types import CaseTable, SetAside
 from foveate.tasks.base import AbstractTask
 
@@ -29,12 +30,7 @@ def with_known_labels(
     """
     present = Counter(str(case.label) for case in table.cases)
     for old, new in renamed.items():
-        try:
-            task.parse(new)
-        except TableError as error:
-            raise OptionError(f"--map {old}={new}: {error}") from None
-        if old not in present:
-            raise OptionError(f"--map {old}={new}: no label '{old}'.{did_you_mean(old, present)}")
+        _check_pair(old, new, task, present)
     cases = [replace(case, label=renamed.get(str(case.label), case.label)) for case in table.cases]
     left = [case for case in cases if not task.understands(case.label)]
     if not left:
@@ -63,3 +59,22 @@ def with_known_labels(
         notes=(*table.notes, note),
         set_aside=(*table.set_aside, *aside),
     )
+
+
+def _check_pair(old: str, new: str, task: AbstractTask, present: Collection[str]) -> None:
+    """Check that a label of the table is renamed to one that the model understands.
+
+    Raises:
+        OptionError: it is not; the message names the nearest that is there.
+    """
+    asked = f"--map {old}={new}"
+    if not task.understands(new):
+        if task.understands(old) and new in present:
+            raise OptionError(
+                f"{asked}: '{new}' is a label of the table and '{old}' one of the model, which "
+                f"comes second: --map {new}={old}"
+            )
+        near = did_you_mean(new, task.known_labels)
+        raise OptionError(f"{asked}: the model knows no '{new}'; it knows {task.allowed}.{near}")
+    if old not in present and label_key(old).casefold() != label_key(new).casefold():
+        raise OptionError(f"{asked}: the table has no label '{old}'.{did_you_mean(old, present)}")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from foveate.errors import TableError, several
-from foveate.files.csvtext import unguarded
+from foveate.errors import TableError, explain_os_error, several
+from foveate.files.csvtext import unguard_cell
 from foveate.table.same import clean, plain_name
 from foveate.table.text import read_text
 from foveate.table.types import Row, Sheet
@@ -21,6 +21,8 @@ _ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA")
 _EXCEL = (".xlsx", ".xlsm")
 _OLD_EXCEL = (".xls", ".xlsb", ".ods", ".numbers")
 _SEARCHED_ROWS = 30
+_MOST_LETTERS = 32_767
+"""In one cell, as of Excel."""
 
 
 def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> Sheet:
@@ -37,14 +39,14 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> Sheet:
     if path.is_dir():
         raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
     if not path.exists():
-        raise TableError(f"{path}: no such table")
+        raise TableError(f"{path}: no such table; check the name")
     if not path.is_file():
         raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
     try:
         excel = path.suffix.lower() in _EXCEL or _is_zip(path)
         frame, notes = _excel(path, known) if excel else _text(path, known)
     except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror or 'no answer'})") from error
+        raise TableError(f"{path}: cannot be read ({explain_os_error(error)})") from error
     frame = _stripped(frame)
     if frame.empty:
         raise TableError(f"{path} is empty: it needs a header with at least a path column")
@@ -88,7 +90,7 @@ def _excel(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
 
 def _stripped(frame: pd.DataFrame) -> pd.DataFrame:
     """Without blanks around cells, and without empty rows."""
-    frame = frame.map(lambda cell: unguarded(str(cell).strip("\ufeff\u200b").strip()))
+    frame = frame.map(lambda cell: unguard_cell(str(cell).strip("\ufeff\u200b").strip()))
     return frame.loc[(frame != "").any(axis=1)] if len(frame.columns) else frame
 
 
@@ -126,7 +128,7 @@ def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> Sheet:
         if not skip
     )
     if not rows:
-        raise TableError(f"{path} has a header but no rows")
+        raise TableError(f"{path} has a header but no rows; add a row for each image")
     if errors:
         notes.append(
             f"{len(errors)} cells hold an error of the spreadsheet ('{errors[0][1]}') and count "
@@ -153,6 +155,7 @@ def _is_error(cell: str) -> bool:
 
 def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
     """Names in order; a nameless column (an index that was written along) stays nameless."""
+    _check_lengths(path, row, header)
     columns = ["" if name.startswith("Unnamed:") else name for name in header]
     while columns and not columns[-1]:
         columns.pop()
@@ -160,11 +163,28 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
         if name and n > 1:
             raise TableError(f"{path}: two columns are named '{name}'; rename one")
     if not any(columns):
-        raise TableError(f"{path}, row {row}: no column has a name")
+        raise TableError(
+            f"{path}, row {row}: no column has a name; write names such as path and label there"
+        )
     return columns
 
 
+def _check_lengths(path: Path, row: int, cells: Sequence[str]) -> None:
+    """Assert that no cell is longer than a spreadsheet's may be.
+
+    Raises:
+        TableError: one is.
+    """
+    longest = max(map(len, cells), default=0)
+    if longest > _MOST_LETTERS:
+        raise TableError(
+            f"{path}, row {row}: a cell of {longest:,} letters, more than {_MOST_LETTERS:,}; is a "
+            "quotation mark not closed before it? Mend the row, or leave the column out"
+        )
+
+
 def _row(path: Path, columns: list[str], number: int, cells: list[str]) -> Row:
+    _check_lengths(path, number, cells)
     beyond = [cell for cell in cells[len(columns) :] if cell]
     if beyond:
         filled = max(i for i, cell in enumerate(cells, 1) if cell)

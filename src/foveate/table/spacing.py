@@ -49,7 +49,8 @@ def for_axes(given_um: tuple[float, ...], axes: int, path: Path) -> tuple[float,
         return given_um
     if len(set(given_um)) > 1:
         raise TableError(
-            f"{path}: has {axes} axes, but the table gives {len(given_um)} pixel sizes"
+            f"{path}: has {axes} axes, but the table gives {len(given_um)} pixel sizes; "
+            "give one for all axes, or one of each"
         )
     return (given_um[0],) * axes
 

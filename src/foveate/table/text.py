@@ -19,7 +19,7 @@ MOST_CELLS = 5_000_000
 
 _MOST_BYTES = 1 << 26
 _MOST_COLUMNS = 16384
-_MOST_SNIFFED = 200
+_MOST_SNIFFED, _MOST_LETTERS = 200, 100_000
 _HEAD_BYTES = 65536
 _SEP = re.compile(r"""\s*["']?sep=(.)["']?\s*""", re.IGNORECASE)
 _LINE = re.compile(r"\r\n|\r|\n")
@@ -59,8 +59,8 @@ def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> 
     width = max((line.count(delimiter) for line in lines), default=0) + 1
     if width > _MOST_COLUMNS or width * len(lines) > MOST_CELLS:
         raise TableError(
-            f"{path}: {len(lines)} lines of up to {width} cells are no table of images; is it "
-            "the right file?"
+            f"{path}: {len(lines)} lines of up to {width} cells are no table of images: "
+            "give the table of labels"
         )
     try:
         frame = pd.read_csv(
@@ -79,7 +79,8 @@ def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> 
         row = re.search(r"row (\d+)", str(error))
         where = f", row {int(row[1]) + first_line}" if row else ""
         raise TableError(
-            f"{path}{where}: a quotation mark is opened and not closed; the table ends inside it"
+            f"{path}{where}: a quotation mark is opened and not closed; the table ends inside "
+            "it: close it, or take it out"
         ) from error
     # Lines are counted as a text editor does, so that a message leads to the line.
     height = 1 + frame.apply(lambda column: column.str.count("\n")).sum(axis=1)
@@ -95,7 +96,10 @@ def _decode(path: Path) -> tuple[str, list[str]]:
             raise no_table
         raw += file.read(_MOST_BYTES)
     if len(raw) > _MOST_BYTES:
-        raise TableError(f"{path}: more than {_MOST_BYTES >> 20} MiB are no table of images")
+        raise TableError(
+            f"{path}: more than {_MOST_BYTES >> 20} MiB are no table of images: give the table of "
+            "labels"
+        )
     while raw.startswith(b"\xef\xbb\xbf"):
         raw = raw[3:]
     wide = _wide(raw)
@@ -184,7 +188,7 @@ def _delimiter(lines: list[str]) -> str:
             len(cells)
             for line in lines
             if line.strip()
-            for cells in csv.reader([line], delimiter=delimiter)
+            for cells in csv.reader([line[:_MOST_LETTERS]], delimiter=delimiter)
         )
         return max(((n, width) for width, n in widths.items() if width > 1), default=(0, 1))
 

@@ -28,8 +28,7 @@ class BinaryTask(ClassTask):
         smoothing: of the label in the loss. Bags of sampled patches sometimes miss what decides;
             a little smoothing keeps such a bag from throwing a confident model off.
         patches: how single patches speak for the positive class: ``max`` where one suffices,
-            ``sum`` where many must agree, ``count`` where what most say is the answer, ``none``
-            where no patch can.
+            ``sum`` where many must agree, ``none`` where no patch can.
     """
 
     preference = 1

@@ -18,8 +18,7 @@ class MulticlassTask(ClassTask):
         classes: the labels.
         smoothing: of the label in the loss.
         patches: how single patches speak for a class: ``max`` where one suffices, ``sum`` where
-            many must agree (grades), ``count`` where what most say is the answer (for `glimpse`),
-            ``none`` where no patch can.
+            many must agree (grades), ``none`` where no patch can.
     """
 
     def __init__(

@@ -15,10 +15,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from foveate.errors import OptionError, TableError
-from foveate.metrics import Difference, Measured, Score, difference
-from foveate.metrics.intervals import of_losses
-from foveate.metrics.jackknife import Cohort, gather, without_each
-from foveate.metrics.types import ALPHA, Floats, Ints, numbered
+from foveate.metrics import Difference, MeasuredScore, Score, subtract_scores
+from foveate.metrics.intervals import measure_losses
+from foveate.metrics.jackknife import Cohort, group_patients, measure_leaving_out
+from foveate.metrics.types import ALPHA, Floats, Ints, number_names
 from foveate.nn.heads import Head, Pooling
 from foveate.presentation import BLUE, GREY, Chart, ScoreWords, Verdict, finite
 from foveate.tasks.base import AbstractTask, Point, Rows, Stored
@@ -218,22 +218,22 @@ class RegressionTask(AbstractTask):
         ours, theirs = self._measured(rows), self._measured(others)
         same = [row["value"] for row in rows] == [row["value"] for row in others]
         names = [name for name in self.tabled if name in ours and name in theirs]
-        return {name: difference(ours[name], theirs[name], same) for name in names}
+        return {name: subtract_scores(ours[name], theirs[name], same) for name in names}
 
-    def _measured(self, rows: Rows) -> dict[str, Measured]:
+    def _measured(self, rows: Rows) -> dict[str, MeasuredScore]:
         n = len(rows)
         answer = np.array([float(row["value"]) for row in rows])
         truth = np.array([self.parse(row["label"]) for row in rows])
-        fold = numbered([row.get("fold", "") for row in rows], n, "folds")
-        owner = numbered([row["patient_id"] for row in rows], n)
-        cohort = gather(np.zeros(n, np.int64), owner, fold)
+        fold = number_names([row.get("fold", "") for row in rows], n, "folds")
+        owner = number_names([row["patient_id"] for row in rows], n)
+        cohort = group_patients(np.zeros(n, np.int64), owner, fold)
         error, constant = np.abs(answer - truth), np.abs(truth - np.median(truth))
         measured = _ranked(answer, truth, cohort)
         for name, loss in (("mae", error), ("mae_constant", constant)):
             usual = max(float(loss.mean()), 1e-9 * self.spread)  # where every answer is exact
-            value, (lo, hi), influence = of_losses(cohort, loss, usual, math.inf)
+            value, (lo, hi), influence = measure_losses(cohort, loss, usual, math.inf)
             how = "logarithmic scale, jackknife over patients"
-            measured[name] = Measured(Score(value, lo, hi, how, n), influence)
+            measured[name] = MeasuredScore(Score(value, lo, hi, how, n), influence)
         return measured
 
     # -- words and figures ----------------------------------------------------------------------
@@ -326,7 +326,7 @@ def _rank_correlation(answer: Floats, truth: Floats, fold: Ints, weight: Floats)
     return found
 
 
-def _ranked(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, Measured]:
+def _ranked(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
     """Return the Spearman correlation with its interval; nothing where it is not defined.
 
     Source: Fisher's transformation; the variance is that of a jackknife over patients, and for few
@@ -336,7 +336,7 @@ def _ranked(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, Measured
     value = float(measure(np.ones((1, len(truth))))[0])
     if math.isnan(value):
         return {}
-    influence = cohort.influence(value, without_each(cohort, measure))
+    influence = cohort.compute_influence(value, measure_leaving_out(cohort, measure))
     patients, inside = cohort.n_patients, min(abs(value), 0.999)
     seen = float((influence**2).sum()) / (1 - inside**2) ** 2
     expected = 1.06 / max(patients - 3, 1)
@@ -345,7 +345,7 @@ def _ranked(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, Measured
     middle = math.copysign(math.atanh(inside), value)
     lo, hi = min(value, math.tanh(middle - half)), max(value, math.tanh(middle + half))
     how = "Fisher's transformation, jackknife over patients"
-    return {"spearman": Measured(Score(value, lo, hi, how, len(truth)), influence)}
+    return {"spearman": MeasuredScore(Score(value, lo, hi, how, len(truth)), influence)}
 
 
 def _draw_answers(figure: Figure, known: Floats) -> None:

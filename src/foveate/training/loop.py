@@ -22,7 +22,8 @@ from foveate.batch.features import FeatureStore
 from foveate.errors import FoveateError, NotFinite, TrainingError
 from foveate.files.atomic import write_text
 from foveate.loading.loader import CaseLoader, timed
-from foveate.memory import give_back, peak_memory_mib
+from foveate.memory import peak_memory_mib, release_memory
+from foveate.messages.display import QuarantineMessages
 from foveate.methods.base import further_loss
 from foveate.runs.checkpoint import Model, read_tensors
 from foveate.runs.runtime import build_fabric
@@ -65,7 +66,7 @@ class Trainer:
         store: for features of the frozen encoder, which trainings on other folds may share; one of
             its own by default.
         tick: progress display.
-        say: told in a line what a stage will take, before it begins.
+        say: told in a line what a stage will take before it begins, and of images set aside.
         after_epoch: called with the fold's folder when an epoch's row is written.
     """
 
@@ -90,7 +91,7 @@ class Trainer:
         self._store: FeatureStore | None = None
         self._chance = math.nan
         self._tick = tick or (lambda _: None)
-        self._say = say
+        self._say, self._reasons = say, QuarantineMessages(say)
         self._after_epoch = after_epoch or (lambda _: None)
         self._taught = [p for tier in model.method.encoder.tiers() for p in tier if p.requires_grad]
         self.fabric = build_fabric(options, pretrained=self.pretrained)
@@ -134,6 +135,7 @@ class Trainer:
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
             self._after_epoch(self.folder)
+        self._reasons.end()
         self.model.method.load_state_dict(read_tensors(self.checkpoints.best)[0])
         self._let_learn(True)
         self._store = None
@@ -159,7 +161,7 @@ class Trainer:
             return
         self.progress.stage = stage
         self.optimizer.state.clear()
-        give_back()
+        release_memory()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
@@ -223,7 +225,8 @@ class Trainer:
         self.method.train()
         usable = [c for c in train if c.image_id not in progress.excluded]
         if not usable:
-            raise TrainingError("no training image is left; see quarantine.csv for the reasons")
+            self._reasons.end()
+            raise TrainingError("no training image is left: mend those in quarantine.csv")
         frozen = self._store is not None
         horizon = self.schedule.horizon(progress.epoch, len(usable), options.accumulate)
         size = self.schedule.batch(progress.epoch)
@@ -268,7 +271,7 @@ class Trainer:
             except NotFinite as error:
                 raise TrainingError(self._diverged(str(error))) from error
             except CropError as error:
-                self._quarantine(error.image_id, str(error))
+                self._quarantine(error.image_id, error.path, str(error))
                 pairs = [(c, item) for c, item in pairs if c.image_id != error.image_id]
                 continue
             self.progress.add(
@@ -324,12 +327,12 @@ class Trainer:
                         logits.append(self.method(batch).logits.float())
                     kept.append(case)
                 except CropError as error:
-                    self._quarantine(error.image_id, str(error))
+                    self._quarantine(error.image_id, error.path, str(error))
                 self.progress.add(seconds_reading=batch.seconds_reading)
         return torch.cat(logits) if logits else torch.empty(0), self._targets(kept)
 
     def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
-        give_back()  # steps of ever new sizes leave gaps, which would add up
+        release_memory()  # steps of ever new sizes leave gaps, which would add up
         progress = self.progress
         progress.epoch += 1
         progress.add(**self.loader.take_counts())
@@ -387,11 +390,11 @@ class Trainer:
         kept = []
         for case, item in zip(cases, items, strict=True):
             if isinstance(item, FoveateError):
-                self._quarantine(case.image_id, str(item))
+                self._quarantine(case.image_id, case.path, str(item))
             else:
                 kept.append((case, item))
         return kept
 
-    def _quarantine(self, image_id: str, reason: str) -> None:
+    def _quarantine(self, image_id: str, path: Path, reason: str) -> None:
         if self.progress.quarantine(image_id, reason):
-            log.warning("set aside %s: %s", image_id, reason)
+            self._reasons.set_aside(image_id, str(path), reason)

@@ -256,7 +256,11 @@ class Checkpoints:
             return Progress(**note)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = one_line(str(error))
-            raise CheckpointError(f"{self.latest} does not fit this run: {reason}") from error
+            raise CheckpointError(
+                f"{self.latest} does not fit this run: {reason}. Delete {self.latest.parent} to "
+                "train "
+                "this fold anew"
+            ) from error
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

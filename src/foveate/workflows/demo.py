@@ -18,7 +18,7 @@ from foveate.files.atomic import write_json
 from foveate.images.evidence import Evidence
 from foveate.messages.display import Display
 from foveate.metrics import proportion_interval
-from foveate.prediction.outputs import safe_name
+from foveate.prediction.pictures import safe_name
 from foveate.report import write_progress, write_report
 from foveate.runs.config import RunConfig, build_config
 from foveate.runs.folder import read_json, read_rows

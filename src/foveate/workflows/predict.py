@@ -6,25 +6,25 @@ All models of a run answer together (`foveate.runs.models`), and what is written
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
+from foveate.errors import CheckpointError, FolderInUse, TableError, UnreadableImage
 from foveate.evaluation.audit import audit_layout
 from foveate.evaluation.scores import evaluate_rows
 from foveate.exports import DEFAULT
 from foveate.files.atomic import write_json
-from foveate.files.lock import hold
-from foveate.loading.loader import CaseLoader
+from foveate.files.lock import is_locked, lock_folder
+from foveate.loading.gather import gather_cases
 from foveate.messages.display import Display
-from foveate.prediction.outputs import Summary, predict_into
-from foveate.readers import is_image_folder
+from foveate.prediction.job_array import JobPart
+from foveate.prediction.outputs import PARTS, Summary, predict_into, predict_part
+from foveate.prediction.predict import open_loader
+from foveate.prediction.spread import open_workers
+from foveate.prediction.workers import AbstractWorkers
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
 from foveate.runs.models import Ensemble, find_models
@@ -33,48 +33,15 @@ from foveate.runs.schedule import TrainOptions
 from foveate.table import (
     Case,
     CaseTable,
-    cases_from_folder,
     load_splits,
     patient_key,
     read_cases,
-    safe_id,
     said_factors,
     with_known_labels,
 )
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger("foveate")
-
-_TABLES = (".csv", ".tsv", ".xlsx")
-
-
-def gather_cases(paths: Sequence[Path]) -> CaseTable:
-    """Cases from files, folders and tables, with the rows of tables that cannot be used.
-
-    A link that leads nowhere is a case, too: prediction sets it aside.
-
-    Raises:
-        ImageNotFound: a path does not exist.
-        TableError: nothing is there.
-    """
-    tables: list[CaseTable] = []
-    for path in paths:
-        if not path.exists() and not path.is_symlink():
-            raise ImageNotFound(f"{path}: no such file or folder")
-        if path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(read_cases(path, need_labels=False))
-        else:
-            tables.append(cases_from_folder(path, is_image_folder))
-    once: dict[str, Case] = {}
-    for case in (case for table in tables for case in table.cases):
-        once.setdefault(os.path.realpath(case.path), case)
-    return CaseTable(
-        cases=tuple(_with_distinct_ids(list(once.values()))),
-        notes=tuple(note for table in tables for note in table.notes),
-        set_aside=tuple(row for table in tables for row in table.set_aside),
-    )
 
 
 @dataclass(frozen=True)
@@ -85,8 +52,11 @@ class Asked:
         out: folder for the results.
         assume_spacing_um: of images that state no spacing; None takes that of the training, for
             images of the kind that needed it there.
-        n_heatmaps: how many images get pictures.
+        n_heatmaps: so many images from the first on get pictures.
         device: ``auto`` takes a GPU when there is one.
+        workers: processes that predict; 0 lets this one do it, or takes all of a cluster of Ray.
+        ray: address of a cluster of Ray; ``auto``, ``local``, or None for none.
+        part: predict this part of the images only, for a later call without one to collect.
         exports: which kinds of pictures.
     """
 
@@ -94,6 +64,9 @@ class Asked:
     assume_spacing_um: float | None = None
     n_heatmaps: int = 1000
     device: str = "auto"
+    workers: int = 0
+    ray: str | None = None
+    part: JobPart | None = None
     exports: tuple[str, ...] = DEFAULT
 
 
@@ -115,6 +88,8 @@ def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Displ
                 "written: give another --out"
             )
     models, table = find_models(run), gather_cases(paths)
+    if asked.part is not None:
+        return _predict_part(models, table, asked, asked.part, display)
     with _writing(asked.out, display):
         summary = _predict(models, table, asked, display, "predict")
     if not summary.rows:
@@ -182,8 +157,18 @@ def evaluate_table(
 
 @contextlib.contextmanager
 def _writing(out: Path, display: Display) -> Iterator[None]:
-    """Hold `out` for this process, sweep up what a killed one left, and keep a log there."""
-    with hold(out):
+    """Hold `out` for this process, sweep up what a killed one left, and keep a log there.
+
+    Raises:
+        FolderInUse: another process writes the whole, or a part.
+    """
+    with lock_folder(out):
+        for part in sorted((out / PARTS).glob("*/")):
+            if is_locked(part):
+                raise FolderInUse(
+                    f"{out}: part {part.name.replace('_of_', '/')} is still being predicted; wait "
+                    "until it has ended"
+                )
         sweep(out)
         with logged(out, display):
             yield
@@ -240,7 +225,7 @@ def _same_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _layout(models: Ensemble, cases: Sequence[Case], asked: Asked) -> dict[str, Any]:
-    loader = _loader(models, asked)
+    loader = open_loader(models, asked.assume_spacing_um)
     try:
         found = audit_layout(models, cases, loader, device=_device(asked))
     finally:
@@ -265,21 +250,23 @@ def _predict(
             "their answers too good; they are marked in the column in_training. Honest scores are "
             "in metrics.json of the run"
         )
-    loader = _loader(models, asked)
+    loader = open_loader(models, asked.assume_spacing_um)
     try:
-        summary = predict_into(
-            out,
-            models,
-            table.cases,
-            loader,
-            device=_device(asked),
-            heatmaps=out / "heatmaps",
-            n_heatmaps=asked.n_heatmaps,
-            display=display,
-            seen=seen,
-            about={"command": command},
-            exports=asked.exports,
-        )
+        with _workers(models, asked) as workers:
+            summary = predict_into(
+                out,
+                models,
+                table.cases,
+                loader,
+                device=_device(asked),
+                heatmaps=out / "heatmaps",
+                n_heatmaps=asked.n_heatmaps,
+                display=display,
+                seen=seen,
+                about={"command": command, "--spacing-um": asked.assume_spacing_um},
+                exports=asked.exports,
+                workers=workers,
+            )
     finally:
         loader.close()
     if contradiction := said_factors(summary.factors):
@@ -305,51 +292,56 @@ def _predict(
     return summary
 
 
-def _loader(models: Ensemble, asked: Asked) -> CaseLoader:
-    """What opens the images; each is opened once, so that its count is its own.
-
-    A spacing that was assumed in training is assumed again only for images of a kind that the
-    model was trained on, and only where an image of the training needed it.
-    """
-    known, assumed = models.card.trained_on, asked.assume_spacing_um
-    kinds: tuple[str, ...] | None = None
-    if assumed is None and (known is None or known.assumed):
-        assumed = models.card.assume_spacing_um
-        kinds = None if known is None else known.kinds
-    return CaseLoader(
-        models.card.view,
-        assume_spacing_um=assumed,
-        assume_for=kinds,
-        readers=models.card.readers,
-        keep_bytes=0,
-        keep_open=0,
+def _workers(
+    models: Ensemble, asked: Asked
+) -> contextlib.AbstractContextManager[AbstractWorkers | None]:
+    return open_workers(
+        models,
+        assume_spacing_um=asked.assume_spacing_um,
+        device=asked.device,
+        n=asked.workers,
+        ray=asked.ray,
+        exports=asked.exports,
     )
+
+
+def _predict_part(
+    models: Ensemble, table: CaseTable, asked: Asked, part: JobPart, display: Display
+) -> Summary:
+    """Predict one part of the images, beside processes that predict others.
+
+    Raises:
+        FolderInUse: another process predicts this part, or the whole.
+    """
+    out = asked.out
+    with _writing(out / PARTS / part.folder, display):
+        if is_locked(out):
+            raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
+        for note in table.notes:
+            display.say(note)
+        display.say(models.describe())
+        loader = open_loader(models, asked.assume_spacing_um)
+        try:
+            with _workers(models, asked) as workers:
+                failed = predict_part(
+                    out,
+                    part,
+                    models,
+                    table.cases,
+                    loader,
+                    device=_device(asked),
+                    heatmaps=out / "heatmaps",
+                    n_heatmaps=asked.n_heatmaps,
+                    display=display,
+                    about={"command": "predict", "--spacing-um": asked.assume_spacing_um},
+                    exports=asked.exports,
+                    workers=workers,
+                )
+        finally:
+            loader.close()
+    return Summary(models.task, failed=failed)
 
 
 def _device(asked: Asked) -> torch.device:
     options = TrainOptions(device=asked.device)  # type: ignore[arg-type]
     return build_fabric(options).device
-
-
-def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:
-    """Files of one name in several folders get their folder's name in front.
-
-    Where that does not tell them apart, a few digits of their path's hash follow.
-    """
-    out = list(cases)
-    for rename in (_with_folder, _with_hash):
-        count = Counter(case.image_id.casefold() for case in out)
-        out = [
-            replace(case, image_id=rename(case)) if count[case.image_id.casefold()] > 1 else case
-            for case in out
-        ]
-    return out
-
-
-def _with_folder(case: Case) -> str:
-    return f"{safe_id(case.path.parent.name)}-{safe_id(case.path.name)}"
-
-
-def _with_hash(case: Case) -> str:
-    digest = hashlib.sha256(os.fsencode(case.path.absolute())).hexdigest()
-    return f"{case.image_id}-{digest[:8]}"

@@ -6,9 +6,8 @@ same command continues a run that was stopped.
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from foveate.batch.features import FeatureStore
 from foveate.errors import TrainingError
 from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.files.atomic import write_json
-from foveate.files.lock import hold
+from foveate.files.lock import lock_folder
 from foveate.loading.loader import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.messages.display import Display, training_bar
 from foveate.parts import find
 from foveate.prediction.outputs import Summary, predict_into
+from foveate.runs.card import read_card
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.runs.config import RunConfig, dump_yaml
 from foveate.runs.folder import aside, check_folder, claim, logged, read_json, read_rows, write_rows
@@ -37,11 +37,10 @@ from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 from foveate.training.loop import Trainer
 from foveate.training.state import Progress
+from foveate.workflows.words import describe_scores
 
-log = logging.getLogger("foveate")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """How a run ended: its scores, whether images were set aside, and what the labels mean."""
 
@@ -49,6 +48,9 @@ class Outcome:
     metrics: dict[str, Any]
     n_quarantined: int
     task: AbstractTask
+
+    def __repr__(self) -> str:
+        return f"Run {self.folder}: {describe_scores(self.metrics)}"
 
 
 def run_experiment(
@@ -64,7 +66,7 @@ def run_experiment(
         FoveateError: whatever the user has to mend.
     """
     check_folder(folder)
-    with hold(folder):
+    with lock_folder(folder):
         claim(folder, config.as_dict(), dump_yaml(config))
         return _run(config, folder, display, after_epoch)
 
@@ -79,6 +81,7 @@ def _run(
         display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
     with logged(folder, display):
         plan = make_plan(config, folder, display)
+        _list_set_aside(folder, plan)
         config = plan.config
         store = FeatureStore(folder / "features")
         for k in range(len(plan.splits.folds)):
@@ -191,7 +194,10 @@ def _train_fold(
         say=display.say,
         after_epoch=after_epoch,
     )
-    progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
+    try:
+        progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
+    finally:
+        _list_set_aside(own.parent, plan, {k: trainer.progress.quarantined})
     provenance = {
         "split_hash": plan.splits.hash,
         "fold": k,
@@ -296,21 +302,18 @@ def _refit(
 
 def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     """Pool the folds, score them, and write what the report needs."""
-    rows, quarantine, costs = [], list(plan.quarantine), []
+    rows, costs = [], []
     for k in range(len(plan.splits.folds)):
         own = folder / f"fold_{k}"
         rows += [row | {"fold": str(k)} for row in read_rows(own / "predictions.csv")]
         provenance = load_model(own / "model").card.provenance
-        failed = provenance["quarantined"] | read_json(own / "failed.json")
-        quarantine += [
-            aside(image_id, plan.cases[image_id].path, f"fold {k}", reason)
-            for image_id, reason in failed.items()
-        ]
         costs.append((provenance["train"], read_json(own / "cost.json")))
-    if quarantine:
-        write_rows(folder / "quarantine.csv", quarantine, list(quarantine[0]))
+    n_set_aside = _list_set_aside(folder, plan)
     if not rows:
-        raise TrainingError(f"no test image could be predicted; see {folder / 'quarantine.csv'}")
+        raise TrainingError(
+            f"no test image could be predicted: mend those that {folder / 'quarantine.csv'} lists, "
+            "and give another --out"
+        )
     write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))
     task = restore_task(plan.task, plan.settled, plan.task_options)
     metrics = evaluate_rows(rows, task)
@@ -321,7 +324,31 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
         metrics["gain"] = compare_rows(rows, start, task)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _total_cost(costs))
-    return Outcome(folder, metrics, len(quarantine), task)
+    return Outcome(folder, metrics, n_set_aside, task)
+
+
+def _list_set_aside(
+    folder: Path, plan: Plan, training: Mapping[int, Mapping[str, str]] | None = None
+) -> int:
+    """Write ``quarantine.csv`` of all that is set aside so far; return how many rows it has.
+
+    Args:
+        folder: of the run.
+        plan: with the images that were set aside before training.
+        training: by fold, images that its training has set aside and why, before its model is
+            stored.
+    """
+    rows = list(plan.quarantine)
+    for k in range(len(plan.splits.folds)):
+        own, reasons = folder / f"fold_{k}", dict((training or {}).get(k, {}))
+        if (own / "model" / "model.json").is_file():
+            reasons |= read_card(own / "model" / "model.json")[0].provenance["quarantined"]
+        if (own / "failed.json").is_file():
+            reasons |= read_json(own / "failed.json")
+        rows += [aside(i, plan.cases[i].path, f"fold {k}", why) for i, why in reasons.items()]
+    if rows:
+        write_rows(folder / "quarantine.csv", rows, list(rows[0]))
+    return len(rows)
 
 
 def _frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:

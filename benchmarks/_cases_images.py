@@ -1,0 +1,274 @@
+"""What is expected of the shared cases about images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from _cases_base import VOLUMES, Case, Check
+
+_HOSTILE = """
+import resource, sys, time
+from foveate.errors import FoveateError
+from foveate.images.image import Respaced
+from foveate.readers import open_image
+begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    with open_image(sys.argv[1]) as image:
+        placed = image if image.spacing_um else Respaced(image, (1.0,) * image.ndim, unit="px")
+        placed.glimpse(max(placed.box_um.size) / 128)
+    text = "read"
+except FoveateError as error:
+    text = f"refused: {error}"
+peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(f"{time.perf_counter() - begun:.2f} s, {peak:.0f} MiB, {text}")
+"""
+_PIXELS = """
+import sys
+import numpy as np
+from foveate.errors import FoveateError
+from foveate.geometry import Box, Frame
+from foveate.readers import open_image
+try:
+    with open_image(sys.argv[1]) as image:
+        pixels = image.read(Box((0,) * image.ndim, image.shape, Frame.PX, 0))
+        np.savez(sys.argv[2], pixels=pixels, um=image.spacing_um or (), levels=len(image.levels))
+except FoveateError as error:
+    print(error)
+"""
+
+
+def _python(code: str, *words: object) -> str:
+    """What a program that uses the package prints."""
+    command = [sys.executable, "-c", code, *map(str, words)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    return (ended.stdout + ended.stderr).strip()
+
+
+def big_png(case: Case) -> Iterator[Check]:
+    said = case.predict("p100", "p100.png", "--spacing-um", "0.05")
+    loud = said.having("bomb") + said.having("warning:", "pillow")
+    ok = said.code == 0 and len(case.rows("p100")) == 1 and not loud
+    yield Check("100 MPx: read, without a word of Pillow", said.brief, ok)
+    said = case.predict("p200", "p200.png", "--spacing-um", "0.05")
+    yield Check(
+        "200 MPx: refused in one line that says what to do", said.brief, "TIFF" in said.error
+    )
+
+
+def broken_files(case: Case) -> Iterator[Check]:
+    said = case.predict("in", "in")
+    names = sorted(row["image_id"] for row in case.rows("in"))
+    yield Check("the two good ones are predicted", str(names), names == ["good1", "good2"])
+    yield Check("exit code 2", said.brief, said.code == 2)
+    for name in ("cut", "empty", "login", "lfs", "gdc", "badtile"):
+        lines = said.having(f"set aside {name}:")
+        yield Check(f"{name}: one line", " / ".join(lines), len(lines) == 1)
+    helpers = ("Thumbs", "DS_Store", "._", "SYNOPHOTO", "@eaDir", "md5", "desktop", "aux.xml")
+    loud = [line for word in helpers for line in said.having(word)]
+    yield Check("nothing about helper files", " / ".join(loud) or "nothing", not loud)
+
+
+def foreground(case: Case) -> Iterator[Check]:
+    said = case.predict("in", "in", "--heatmaps", "0")
+    tissue = np.zeros((512, 512), bool)
+    tissue[100:400, 100:400] = True
+    core = np.ones((512, 512), bool)
+    core[200:300, 220:330] = False
+    most = np.ones((512, 512), bool)
+    most[:, :150] = False
+    where = {"core_lumen": core, "tissue_70percent": most}
+    for name in ("usual", "pale", "pale_pen", "pale_blackborder", "he12bit_pen", *where):
+        seen = _seen(case, name)
+        share = float(seen[where.get(name, tissue)].mean())
+        yield Check(
+            f"{name}: at least 95 % of the tissue is looked at", f"{share:.1%}", share >= 0.95
+        )
+    for name in ("pale_blackborder", "core_lumen"):
+        lines = said.having(name, "border")
+        yield Check(
+            f"{name}: a word that the border is no glass",
+            " / ".join(lines) or "nothing",
+            bool(lines),
+        )
+    for kind in ("core", "margin"):
+        ended = case.train(kind, f"{kind}.csv")
+        yield Check(f"{kind}: trained on", ended.brief, ended.code == 0)
+
+
+def _seen(case: Case, name: str) -> np.ndarray:
+    """Which pixels of a slide of 512 at 0.5 um lie in a region that the method looked at."""
+    seen = np.zeros((512, 512), bool)
+    path = case.results / "in" / "heatmaps" / f"{name}.npz"
+    if path.is_file():
+        boxes = np.load(path)
+        begin = np.floor(boxes["origin_um"] / 0.5).astype(int)
+        end = np.ceil((boxes["origin_um"] + boxes["size_um"]) / 0.5).astype(int)
+        for (top, left), (bottom, right) in zip(begin, end, strict=True):
+            seen[max(top, 0) : bottom, max(left, 0) : right] = True
+    return seen
+
+
+def hostile(case: Case) -> Iterator[Check]:
+    names = sorted(
+        p.name for p in case.folder.iterdir() if p.suffix in (".svs", ".tif", ".nii", ".gz")
+    )
+    said = case.predict("all", *names, case.base / "slides")
+    n = len(case.rows("all"))
+    yield Check(
+        "the good slides beside them are predicted", f"{n}; {said.brief}", (said.code, n) == (2, 12)
+    )
+    for name in names:
+        lines = said.having("set aside", name.partition(".")[0])
+        came = _python(_HOSTILE, case.folder / name)
+        seconds, mib = (float(part.split()[0]) for part in came.split(", ")[:2])
+        ok = "refused: " in came and "\n" not in came and len(lines) == 1
+        yield Check(f"{name}: one line, 1 s, 100 MiB", came, ok and seconds <= 1 and mib <= 100)
+
+
+def limits(case: Case) -> Iterator[Check]:
+    said = case.predict("many", "many", "--heatmaps", "0")
+    n = len(case.rows("many"))
+    yield Check("1500 slides are predicted", f"{n}; {said.brief}", (said.code, n) == (0, 1500))
+    said = case.predict("few_files", "many", "--heatmaps", "0", files=64)
+    n = len(case.rows("few_files"))
+    ok = (said.code, n) == (0, 1500) or "too many files" in said.error
+    yield Check("with 64 open files: predicted, or one line says so", f"{n}; {said.brief}", ok)
+    said = case.train("run", "many.csv", files=64)
+    aside = len(case.rows("run", "quarantine.csv"))
+    ok = (said.code == 0 and not aside) or "too many files" in said.error
+    yield Check("and trained on, or one line says so", f"{aside} set aside; {said.brief}", ok)
+
+
+def mixed_pictures(case: Case) -> Iterator[Check]:
+    said = case.train("run", "t.csv")
+    aside, n = len(case.rows("run", "quarantine.csv")), len(case.inputs("run"))
+    came = f"{n} pictures, {aside} set aside; {said.brief}"
+    yield Check("trains; every picture counts", came, (said.code, n, aside) == (0, 16, 0))
+    said = case.foveate("predict", case.results / "run", "p", "--out", case.results / "all")
+    rows = case.rows("all")
+    unlike = sum(row["unlike"] != "" for row in rows)
+    came = f"{len(rows)} predicted, {unlike} called unlike; {said.brief}"
+    yield Check(
+        "predicts; every picture counts", came, (said.code, len(rows), unlike) == (0, 16, 0)
+    )
+
+
+def nifti_headers(case: Case) -> Iterator[Check]:
+    run = case.results / "run"
+    said = case.foveate("train", "t.csv", "--out", run, *VOLUMES)
+    yield Check("trains on the good ones", said.brief, said.code == 0)
+    said = case.foveate("predict", run, "odd", "--out", case.results / "odd")
+    rows = {row["image_id"] for row in case.rows("odd")}
+    um = (2000.0, 1000.0, 1000.0)
+    for name in (
+        "qfac0",
+        "qfac2",
+        "negative_pixdim_qform",
+        "sform_zero_qform_good",
+        "sform_nan_qform_good",
+        "good",
+    ):
+        read = _pixels(case, f"odd/{name}.nii")
+        came = str(read if isinstance(read, str) else tuple(read["um"]))
+        empty = name.startswith("sform") and isinstance(read, str) and "sform" in read
+        ok = empty or (not isinstance(read, str) and tuple(read["um"]) == um and name in rows)
+        yield Check(f"{name}: read with z, y, x of {um} um", came, ok)
+    for name in ("vox_offset_0", "vox_offset_348"):
+        read = _pixels(case, f"odd/{name}.nii")
+        data = np.frombuffer((case.folder / f"odd/{name}.nii").read_bytes()[352:], "<i2")
+        if isinstance(read, str):
+            came, ok = read, read != ""
+        else:
+            r = _likeness(read["pixels"][..., 0], data.reshape(20, 36, 32))
+            came, ok = f"correlation with them {r:.3f}", r > 0.95
+        yield Check(f"{name}: voxels from byte 352 on, or refused", came, ok)
+    for name in ("inter_nan", "units_4"):
+        lines = said.having(f"set aside {name}:")
+        ok = len(lines) == 1 and "Error" not in lines[0]
+        yield Check(f"{name}: one line in words", " / ".join(lines), ok)
+    lines = said.having("warning", "sform_1mm_pixdim_half")
+    yield Check("sform and pixdim that disagree: a warning", " / ".join(lines), bool(lines))
+    read = _pixels(case, "odd/float64_1e300.nii")
+    fine = isinstance(read, str) or np.isfinite(read["pixels"]).all()
+    ok = fine and ("float64_1e300" in rows or len(said.having("set aside float64_1e300")) == 1)
+    yield Check("float64 beyond float32: finite, or one line", str(read)[:200], ok)
+
+
+def _likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """The correlation of two volumes, whichever way their axes run."""
+    turned = [np.flip(other, [i for i in range(3) if n >> i & 1]) for n in range(8)]
+    return float(max(np.corrcoef(one.ravel(), t.ravel())[0, 1] for t in turned))
+
+
+def _pixels(case: Case, file: str) -> dict[str, np.ndarray] | str:
+    """All of level 0 with the spacing and the number of levels, or the refusal."""
+    kept = case.results / "pixels.npz"
+    kept.unlink(missing_ok=True)
+    case.results.mkdir(exist_ok=True)
+    text = _python(_PIXELS, case.folder / file, kept)
+    return dict(np.load(kept)) if kept.is_file() else text
+
+
+def odd_names_and_sizes(case: Case) -> Iterator[Check]:
+    for folder in ("in", "long"):
+        said = case.predict(folder, folder)
+        total = sum(path.is_file() for path in (case.folder / folder).rglob("*"))
+        rows = case.rows(folder)
+        came = f"{len(rows)} of {total}; {said.brief}"
+        yield Check(f"{folder}: all predicted", came, (said.code, len(rows)) == (0, total))
+        index = case.results / folder / "heatmaps" / "index.json"
+        drawn = json.loads(index.read_text(encoding="utf-8"))
+        n = sum((index.parent / str(entry["png"])).is_file() for entry in drawn)
+        yield Check(f"{folder}: a picture for each", f"{n} of {total}", n == total)
+    names = [p for p in sorted((case.folder / "in").rglob("*.tif")) if not p.name.startswith("z_")]
+    lines = [
+        '"' + str(p.relative_to(case.folder)).replace('"', '""') + f'",{("<i>a", "b&c")[i % 2]}'
+        for i, p in enumerate(names)
+    ]
+    (case.folder / "names.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    said = case.train("run", "names.csv", "--heatmaps", "20", "--folds", "2")
+    page = case.results / "run" / "report.html"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    ok = said.code == 0 and len(case.inputs("run")) == len(names)
+    yield Check("in: trained on from a table", said.brief, ok)
+    yield Check(
+        "the page escapes what the table says",
+        f"{len(text)} letters",
+        "&lt;i&gt;a" in text and "<i>a" not in text,
+    )
+
+
+def tiff_variants(case: Case) -> Iterator[Check]:
+    truth = np.load(case.folder / "truth.npy").astype(int)
+    for path in sorted((case.folder / "in").iterdir()):
+        read = _pixels(case, f"in/{path.name}")
+        if isinstance(read, str):
+            ok = read != "" and "\n" not in read and "Traceback" not in read
+            yield Check(f"{path.name}: right or refused in one line", read, ok)
+            continue
+        right = np.rot90(truth, -1) if "orientation" in path.name else truth
+        right = right[:200, :200] if "200" in path.name else right
+        off = float(np.abs(read["pixels"].astype(int) - right).mean())
+        um, levels = tuple(map(float, read["um"])), int(read["levels"])
+        expected, ok = "mean|d| below 5", off < 5
+        if path.name.startswith(("imagej", "aperio")):
+            # ImageJ's unit of the millimetre stands beside 2000 pixels a unit: 0.5 um too.
+            value = 0.499 if path.name.startswith("aperio") else 0.5
+            expected += f", {value} um"
+            ok &= len(um) == 2 and max(abs(n - value) for n in um) < 1e-3
+        if "second_page" in path.name:
+            expected, ok = f"{expected}, one level", ok and levels == 1
+        yield Check(f"{path.name}: {expected}", f"{off:.1f}, {um} um, {levels} levels", ok)
+
+
+IMAGES = {
+    f.__name__: f
+    for f in (
+        *(big_png, broken_files, foreground, hostile, limits, mixed_pictures, nifti_headers),
+        *(odd_names_and_sizes, tiff_variants),
+    )
+}

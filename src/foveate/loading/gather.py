@@ -1,0 +1,67 @@
+"""Gather the images that shall be predicted: files, folders and tables, each image once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from foveate.errors import ImageNotFound
+from foveate.readers import is_image_folder
+from foveate.table import Case, CaseTable, cases_from_folder, read_cases, safe_id
+
+_TABLES = (".csv", ".tsv", ".xlsx")
+
+
+def gather_cases(paths: Sequence[Path]) -> CaseTable:
+    """Cases from files, folders and tables, with the rows of tables that cannot be used.
+
+    A link that leads nowhere is a case, too: prediction sets it aside.
+
+    Raises:
+        ImageNotFound: a path does not exist.
+        TableError: nothing is there.
+    """
+    tables: list[CaseTable] = []
+    for path in paths:
+        if not path.exists() and not path.is_symlink():
+            raise ImageNotFound(f"{path}: no such file or folder; check the name")
+        if path.suffix.lower() in _TABLES and path.is_file():
+            tables.append(read_cases(path, need_labels=False))
+        else:
+            tables.append(cases_from_folder(path, is_image_folder))
+    once: dict[str, Case] = {}
+    for case in (case for table in tables for case in table.cases):
+        once.setdefault(os.path.realpath(case.path), case)
+    return CaseTable(
+        cases=tuple(_with_distinct_ids(list(once.values()))),
+        notes=tuple(note for table in tables for note in table.notes),
+        set_aside=tuple(row for table in tables for row in table.set_aside),
+    )
+
+
+def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:
+    """Files of one name in several folders get their folder's name in front.
+
+    Where that does not tell them apart, a few digits of their path's hash follow.
+    """
+    out = list(cases)
+    for rename in (_with_folder, _with_hash):
+        count = Counter(case.image_id.casefold() for case in out)
+        out = [
+            replace(case, image_id=rename(case)) if count[case.image_id.casefold()] > 1 else case
+            for case in out
+        ]
+    return out
+
+
+def _with_folder(case: Case) -> str:
+    return f"{safe_id(case.path.parent.name)}-{safe_id(case.path.name)}"
+
+
+def _with_hash(case: Case) -> str:
+    digest = hashlib.sha256(os.fsencode(case.path.absolute())).hexdigest()
+    return f"{case.image_id}-{digest[:8]}"

@@ -1,0 +1,125 @@
+"""The files of an answer: evidence, heatmap, GeoJSON."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError, out_of_files
+from foveate.exports import DEFAULT, About, build_exports
+from foveate.files.atomic import write_bytes
+from foveate.images.image import AbstractImage
+from foveate.parts import find, names
+from foveate.prediction.predict import Answer
+from foveate.prediction.rows import build_row
+from foveate.runs.models import Ensemble
+from foveate.table import Case
+
+log = logging.getLogger("foveate")
+
+
+def add_files(
+    models: Ensemble,
+    answer: Answer,
+    image: AbstractImage,
+    *,
+    drawn: frozenset[str],
+    exports: Sequence[str] = DEFAULT,
+) -> Answer:
+    """Return the answer with its evidence and pictures as files; a picture that fails is said.
+
+    Args:
+        models: that answer.
+        answer: of one image.
+        image: still open.
+        drawn: the images that get pictures.
+        exports: which kinds of pictures.
+    """
+    files = {".npz": answer.evidence.to_bytes()}
+    if answer.case.image_id not in drawn:
+        return replace(answer, files=files)
+    about = _describe(answer, models)
+    for export in build_exports(exports).values():
+        try:
+            files[export.suffix] = export.render(image, answer.evidence, about)
+        except Exception as error:
+            if out_of_files(error):
+                raise
+            why = str(error) if isinstance(error, FoveateError) else "drawing it went wrong"
+            log.warning("no %s of %s: %s", export.title, answer.case.image_id, why)
+            log.info("%s", answer.case.path, exc_info=error)
+    return replace(answer, files=files)
+
+
+def _describe(answer: Answer, models: Ensemble) -> About:
+    """Return what pictures say of an answer."""
+    task, row = models.task, build_row(answer, models)
+    numbers = task.explain(answer.values, models.point)
+    if len(models) > 1:
+        numbers += f"; mean of {len(models)} models"
+    label = f"label {row['label']}, " if row["label"] else ""
+    caption = f"{label}predicted {row['predicted']}   ({numbers})"
+    texts = {"label": row["label"], "predicted": row["predicted"]}
+    values = zip(task.columns, answer.values, strict=True)
+    texts |= {column: task.write(value, short=True) for column, value in values}
+    if answer.unlike:
+        caption += f"\nunlike the images of training: {answer.unlike}"
+        texts["unlike"] = answer.unlike
+    return About(answer.case.image_id, caption, texts)
+
+
+def write_files(
+    answer: Answer,
+    row: Mapping[str, Any],
+    models: Ensemble,
+    folder: Path,
+    exports: Sequence[str] = DEFAULT,
+) -> dict[str, Any]:
+    """Write the files of an answer; return what the index of pictures says of it."""
+    stem = safe_name(answer.case.image_id)
+    for suffix, content in answer.files.items():
+        write_bytes(folder / f"{stem}{suffix}", content)
+    entry: dict[str, Any] = {
+        "image_id": answer.case.image_id,
+        "label": row["label"],
+        "predicted": row["predicted"],
+        **models.task.record(answer.values),
+        "models": len(models),
+        "unlike": answer.unlike,
+        **dict.fromkeys((*DEFAULT, *exports)),
+    }
+    for name, export in build_exports(exports).items():
+        if export.suffix in answer.files:
+            entry[name] = f"{stem}{export.suffix}"
+    return entry
+
+
+def forget_files(folder: Path, case: Case) -> None:
+    """Remove what an earlier answer to this image left, so that no old picture stays."""
+    suffixes = [find("exports", name).suffix for name in names("exports")]
+    for suffix in (".npz", *suffixes):
+        (folder / f"{safe_name(case.image_id)}{suffix}").unlink(missing_ok=True)
+
+
+_NAME_BYTES = 180
+"""Of a file name: with suffixes and what is written aside it stays below 255."""
+
+
+def safe_name(image_id: str) -> str:
+    """A file name from an id.
+
+    One that had to be changed or shortened gets a few digits of the id's hash.
+    """
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in image_id).lstrip(".")
+    short = _bytes(plain)[:_NAME_BYTES].decode(errors="ignore")
+    if short == image_id:
+        return short
+    return f"{short}-{hashlib.sha256(_bytes(image_id)).hexdigest()[:8]}"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
