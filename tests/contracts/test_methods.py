@@ -70,6 +70,9 @@ def test_shapes_and_evidence(
         assert len(evidence) > 0
         assert evidence.weight.sum() == pytest.approx(1, abs=1e-4)
         extent = np.asarray(item.image.box_um.size)
+        np.testing.assert_array_equal(evidence.extent_um, extent)
+        assert 0 <= evidence.remainder < 1
+        assert evidence.by_output is None or evidence.by_output.shape == (len(evidence), 1)
         centre = evidence.origin_um + evidence.size_um / 2
         assert (centre > -VIEW.patch_um).all()
         assert (centre < extent + VIEW.patch_um + 16 * VIEW.glimpse_spacing_um).all()
