@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foveate.api.classifier import Classifier, NotFitted
     from foveate.api.commands import demo, doctor, evaluate, list_methods, predict, train
     from foveate.api.explanation import Explanation
-    from foveate.api.progress import Progress
+    from foveate.api.progress import ProgressUpdate
     from foveate.errors import FoveateError
     from foveate.parts import add_plugin_folder
     from foveate.prediction.predict import predict_one
@@ -32,7 +32,7 @@ _WHERE = {
     "Explanation": "foveate.api.explanation",
     "FoveateError": "foveate.errors",
     "NotFitted": "foveate.api.classifier",
-    "Progress": "foveate.api.progress",
+    "ProgressUpdate": "foveate.api.progress",
     "add_plugin_folder": "foveate.parts",
     "demo": "foveate.api.commands",
     "doctor": "foveate.api.commands",
@@ -51,7 +51,7 @@ __all__ = [
     "Explanation",
     "FoveateError",
     "NotFitted",
-    "Progress",
+    "ProgressUpdate",
     "add_plugin_folder",
     "demo",
     "doctor",

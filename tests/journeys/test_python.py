@@ -28,13 +28,13 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def told() -> list[fv.Progress]:
+def told() -> list[fv.ProgressUpdate]:
     return []
 
 
 @pytest.fixture(scope="module")
 def fitted(
-    picture_table: Path, tmp_path_factory: pytest.TempPathFactory, told: list[fv.Progress]
+    picture_table: Path, tmp_path_factory: pytest.TempPathFactory, told: list[fv.ProgressUpdate]
 ) -> fv.Classifier:
     out = tmp_path_factory.mktemp("python") / "run"
     classifier = fv.Classifier("mil_mean", out=out, on_progress=told.append, **OPTIONS)
@@ -52,7 +52,7 @@ def images(table: Path, n: int) -> list[Path]:
 
 
 def test_a_fitted_classifier_answers_as_scikit_learn_expects(
-    fitted: fv.Classifier, picture_table: Path, told: list[fv.Progress]
+    fitted: fv.Classifier, picture_table: Path, told: list[fv.ProgressUpdate]
 ) -> None:
     check_is_fitted(fitted)
     assert is_classifier(fitted)

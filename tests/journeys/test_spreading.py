@@ -281,5 +281,5 @@ def test_what_is_wrong_with_a_worker_is_one_line(
         assert "Ray is not installed; pip install 'foveate[ray]'" in ended.stderr
     else:
         ended = foveate(*words, "--ray", "127.0.0.1:1")
-        assert "there is no cluster of Ray" in ended.stderr
+        assert "no cluster of Ray answers" in ended.stderr
     assert ended.returncode == 1

@@ -13,7 +13,7 @@ log = logging.getLogger("foveate")
 _WARNING = "warning: "
 
 
-class Progress(NamedTuple):
+class ProgressUpdate(NamedTuple):
     """Where the work is.
 
     Attributes:
@@ -29,7 +29,7 @@ class Progress(NamedTuple):
     note: str = ""
 
 
-OnProgress = Callable[[Progress], object]
+OnProgress = Callable[[ProgressUpdate], object]
 
 
 class CallingDisplay:
@@ -52,7 +52,7 @@ class CallingDisplay:
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
         """Tell where the work is."""
         if self._on_progress is not None:
-            self._on_progress(Progress(title, done, total, note))
+            self._on_progress(ProgressUpdate(title, done, total, note))
 
 
 def as_display(on_progress: OnProgress | Display | None) -> Display:

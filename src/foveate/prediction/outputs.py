@@ -24,7 +24,7 @@ from foveate.prediction.job_array import JobPart
 from foveate.prediction.pictures import add_files, forget_files, write_files
 from foveate.prediction.predict import Failure, Outcome, predict_cases
 from foveate.prediction.rows import build_row, name_columns
-from foveate.prediction.workers import AbstractWorkers, Job, map_cases
+from foveate.prediction.workers import AbstractWorkers, CaseJob, map_cases
 from foveate.runs.folder import read_json, write_rows
 from foveate.runs.models import Ensemble
 from foveate.table import Case, several
@@ -112,7 +112,9 @@ def predict_into(
         known |= more
     if known:
         display.say(f"{len(known)} of {len(keys)} images are answered already")
-    todo = [Job(case, n < n_heatmaps) for n, case in enumerate(cases) if case.image_id not in known]
+    todo = [
+        CaseJob(case, n < n_heatmaps) for n, case in enumerate(cases) if case.image_id not in known
+    ]
     _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
     summary = _settled(folder, models, cases, journal, heatmaps, seen)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
@@ -162,7 +164,7 @@ def predict_part(
     known = {i: e for i, e in {**others, **whole}.items() if "failed" not in e}
     known = _still_true({**journal.entries, **known}, keys)
     display.say(f"part {part}: {len(own)} of {len(cases)} images, {len(known)} answered already")
-    todo = [Job(case, case.image_id in drawn) for case in own if case.image_id not in known]
+    todo = [CaseJob(case, case.image_id in drawn) for case in own if case.image_id not in known]
     _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()
@@ -217,7 +219,7 @@ def _still_true(
 def _answer_all(
     journal: Journal,
     models: Ensemble,
-    todo: Sequence[Job],
+    todo: Sequence[CaseJob],
     keys: Mapping[str, Any],
     loader: CaseLoader,
     device: torch.device,

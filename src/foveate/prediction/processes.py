@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context, parent_process
 
-from foveate.prediction.workers import AbstractWorkers, Job, Reply, Setup, Worker
+from foveate.prediction.workers import AbstractWorkers, CaseJob, Reply, Setup, Worker
 
 
 class ProcessWorkers(AbstractWorkers):
@@ -44,7 +44,7 @@ class ProcessWorkers(AbstractWorkers):
         self._pools[i] = pool
         return pool.submit(_ready)
 
-    def submit(self, i: int, job: Job) -> Future[Reply]:
+    def submit(self, i: int, job: CaseJob) -> Future[Reply]:
         """Let worker i predict an image."""
         pool = self._pools[i]
         assert pool is not None
@@ -103,7 +103,7 @@ def _ready() -> Reply:
     return _worker.ready()
 
 
-def _answer(job: Job) -> Reply:
+def _answer(job: CaseJob) -> Reply:
     """Predict an image in this worker process."""
     assert _worker is not None
     return _worker.answer(job)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from foveate.errors import OptionError
-from foveate.prediction.workers import AbstractWorkers, Job, Reply, Setup, Worker
+from foveate.prediction.workers import AbstractWorkers, CaseJob, Reply, Setup, Worker
 
 log = logging.getLogger("foveate")
+_SECONDS = 10.0
 
 
 class RayWorkers(AbstractWorkers):
@@ -59,7 +61,7 @@ class RayWorkers(AbstractWorkers):
         ready: Future[Reply] = self._actors[i].ready.remote().future()
         return ready
 
-    def submit(self, i: int, job: Job) -> Future[Reply]:
+    def submit(self, i: int, job: CaseJob) -> Future[Reply]:
         """Let worker i predict an image."""
         reply: Future[Reply] = self._actors[i].answer.remote(job).future()
         return reply
@@ -84,14 +86,29 @@ def _connect(ray: Any, address: str, n: int) -> None:
         if address == "local":
             cpus = max(n, os.cpu_count() or 1)
             ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+        elif address == "auto":
+            ray.init(**quiet)
         else:
-            ray.init(None if address == "auto" else address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+            _knock(address)
+            ray.init(address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
         log.info("%s", address, exc_info=error)
         raise OptionError(
-            f"--ray {address}: there is no cluster of Ray; `ray status` says what runs, `ray start "
-            "--head` begins one, and --ray local begins one on this machine for this command"
+            f"--ray {address}: no cluster of Ray answers; `ray status` says what runs, `ray start "
+            "--head` begins one, --ray local begins one on this machine for this command. One that "
+            "asks for a token needs RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN here"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Connect once to ``HOST:PORT`` or ``ray://HOST:PORT``; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody listens there.
+        ValueError: there is no port.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=_SECONDS).close()
 
 
 def share_out(

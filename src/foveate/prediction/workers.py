@@ -36,7 +36,7 @@ TRIES = 3
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseJob:
     """One image to predict.
 
     Attributes:
@@ -117,7 +117,7 @@ class Worker:
         """Return an empty reply, with what went wrong while the models were loaded."""
         return Reply(records=self._take_records(), stop=self._broken)
 
-    def answer(self, job: Job) -> Reply:
+    def answer(self, job: CaseJob) -> Reply:
         """Predict one image."""
         if self._broken is not None:
             return self.ready()
@@ -171,7 +171,7 @@ class AbstractWorkers(ABC):
         """Start worker i, anew where it has ended; the reply comes once its models are loaded."""
 
     @abstractmethod
-    def submit(self, i: int, job: Job) -> Future[Reply]:
+    def submit(self, i: int, job: CaseJob) -> Future[Reply]:
         """Let worker i predict an image."""
 
     @abstractmethod
@@ -190,7 +190,7 @@ class AbstractWorkers(ABC):
         self.stop()
 
 
-def map_cases(workers: AbstractWorkers, jobs: Iterable[Job]) -> Iterator[Outcome]:
+def map_cases(workers: AbstractWorkers, jobs: Iterable[CaseJob]) -> Iterator[Outcome]:
     """Let workers predict images; outcomes come as they are ready, in any order.
 
     No more images are under way than there are workers.
@@ -206,7 +206,7 @@ def map_cases(workers: AbstractWorkers, jobs: Iterable[Job]) -> Iterator[Outcome
     waiting = deque(jobs)
     losses, replies = 0, 0
     idle: list[int] = []
-    running: dict[Future[Reply], tuple[int, Job | None]] = {
+    running: dict[Future[Reply], tuple[int, CaseJob | None]] = {
         workers.start(i): (i, None) for i in range(min(len(workers), len(waiting)))
     }
     while waiting or any(job is not None for _, job in running.values()):
@@ -243,7 +243,7 @@ def _open(reply: Reply) -> Outcome | None:
     return reply.outcome
 
 
-def _once_more(job: Job, waiting: deque[Job]) -> Failure | None:
+def _once_more(job: CaseJob, waiting: deque[CaseJob]) -> Failure | None:
     """Let an image whose worker ended be the next one, or fail when that happened too often."""
     if job.tries + 1 < TRIES:
         waiting.appendleft(replace(job, tries=job.tries + 1))
