@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
 from foveate.messages import warn
+from foveate.methods.base import Penalty, Prediction
 from foveate.parts import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
 
@@ -118,6 +120,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads that read crops."""
     with ThreadPoolExecutor(2) as threads:
         yield threads
+
+
+def penalties(prediction: Prediction) -> dict[str, Tensor]:
+    """The losses of a method that need no label, by name."""
+    return {k: loss.value for k, loss in prediction.further.items() if isinstance(loss, Penalty)}
 
 
 def picture(path: Path, seed: int, *, shape: tuple[int, ...] = (96, 96, 3)) -> Path:

@@ -79,7 +79,7 @@ def test_the_expectation_teaches_patches_only_where_they_add_up(
     for p in method.locate.parameters():
         nn.init.normal_(p, std=0.3)
     with _batch(tiny_cohort) as batch:
-        weight, logits = method(batch).auxiliary["expected"]
+        logits, weight = method(batch).further["expected"]
     assert weight == method.locating
     logits.square().sum().backward()
     taught = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
@@ -103,7 +103,7 @@ def test_what_teaches_where_to_look_weighs_as_much_as_asked(tiny_cohort: Path) -
         torch.manual_seed(1)
         with _batch(tiny_cohort) as batch:
             prediction = method(batch)
-        found.append((prediction.losses["spread"], prediction.auxiliary["expected"][0]))
+        found.append((prediction.further["spread"].value, prediction.further["expected"].weight))
     assert found[0][0] > 0
     torch.testing.assert_close(found[1][0], 0.25 * found[0][0])
     assert [weight for _, weight in found] == [1.0, 0.25]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import penalties
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
@@ -330,7 +331,7 @@ def test_a_step_against_collapse_spreads_attention(
         return float((log_a.exp() * (start - log_a)).sum())
 
     before = entropy()
-    built(batch).losses["spread"].backward()
+    penalties(built(batch))["spread"].backward()
     learnt = [p for p in built.locate.parameters() if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in learnt]).norm()
     with torch.no_grad():
@@ -352,7 +353,7 @@ def test_nearly_all_mass_on_one_cell_gives_finite_gradients(
     batch = _batch(pool, _image())
     assert built._locate(batch).log_a.exp().max() > 1 - 1e-6
     prediction = built.train()(batch)
-    (_scalar(prediction.logits[0]) + sum(prediction.losses.values())).backward()
+    (_scalar(prediction.logits[0]) + sum(penalties(prediction).values())).backward()
     assert all(p.grad.isfinite().all() for p in built.parameters() if p.grad is not None)
 
 
@@ -441,7 +442,7 @@ def test_a_scale_without_attention_is_dropped_after_the_warm_up(pool: ThreadPool
     (evidence,) = again(batch).evidence
     assert sorted(set(evidence.size_um[:, 0])) == [4.0]
     assert len(evidence) == 6
-    loss = sum(method(batch).losses.values())
+    loss = sum(penalties(method(batch)).values())
     loss.backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
 
@@ -463,12 +464,12 @@ def test_balance_is_the_divergence_from_equal_shares_and_fades(pool: ThreadPoolE
     assert apart > 0.05
     for done, weight in ((0.0, 3.0), (0.1, 2.25), (0.3, 0.75)):
         method.begin_step(done)
-        loss = method(batch).losses["balance"]
+        loss = penalties(method(batch))["balance"]
         assert loss.item() == pytest.approx(weight * apart, rel=1e-3)
     loss.backward()
     assert method.locate.score[1].bias.grad < 0, "a step gives the scale that lags more"
     method.begin_step(0.4)
-    assert "balance" not in method(batch).losses
+    assert "balance" not in method(batch).further
 
 
 def test_price_is_the_expected_pixels_decoded_for_a_patch(pool: ThreadPoolExecutor) -> None:
@@ -479,7 +480,7 @@ def test_price_is_the_expected_pixels_decoded_for_a_patch(pool: ThreadPoolExecut
     shares = method._locate(batch).shares().detach()
     # Without a level at a quarter of the resolution, a coarse patch decodes 16 pixels for each.
     costs = torch.tensor([[1.0, 16.0], [1.0, 1.0]])
-    loss = method(batch).losses["price"]
+    loss = penalties(method(batch))["price"]
     torch.testing.assert_close(loss, 0.5 * (shares * costs).sum(1).mean())
     loss.backward()
     assert method.locate.score[1].bias.grad > 0

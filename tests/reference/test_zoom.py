@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from conftest import penalties
 from foveate.attention_maps.cells import Field, Grid, MapScores, build_field, contrast_prior
 from foveate.attention_maps.zoom import (
     Descent,
@@ -35,7 +36,7 @@ from foveate.errors import OptionError
 from foveate.geometry import Lattice
 from foveate.images.evidence import Floats
 from foveate.loading.loader import CaseLoader
-from foveate.methods.base import Prediction
+from foveate.methods.base import Prediction, further_loss
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head
 from foveate.nn.sampling import smoothed_log_softmax
@@ -491,10 +492,8 @@ def test_training_with_zoom_reaches_every_level(
         found.append(prediction.logits)
     assert torch.equal(found[0], found[1])
     target = torch.tensor([0, 1, 1])
-    loss = model.task.loss(prediction.logits, target) + sum(prediction.losses.values())
-    for weight, logits in prediction.auxiliary.values():
-        loss = loss + weight * model.task.loss(logits, target)
-    loss.backward()
+    loss = model.task.loss(prediction.logits, target)
+    (loss + further_loss(model.task, prediction, target)).backward()
     heads = [m for m in model.method.modules() if isinstance(m, MapScores)]
     assert len(heads) == 1 + len(zoom)
     for head in heads:
@@ -508,7 +507,7 @@ def test_training_with_zoom_reaches_every_level(
     for level in model.method.zoom.levels:
         assert level.kind.grad.abs().sum() > 0
         assert 0 < float(level.spread.held) <= 1
-    assert set(prediction.losses) == {"spread", *(f"spread_{z:g}" for z in zoom)}
+    assert set(penalties(prediction)) == {"spread", *(f"spread_{z:g}" for z in zoom)}
 
 
 def test_spread_of_each_level_pulls_attention_to_its_prior(
@@ -517,7 +516,7 @@ def test_spread_of_each_level_pulls_attention_to_its_prior(
     model = _model((8.0, 2.0))
     _spread_scores(model)
     model.method.train()
-    losses = model.method(_load(cases, loader, pool)).losses
+    losses = penalties(model.method(_load(cases, loader, pool)))
     assert all(loss.item() > 0 for loss in losses.values())
     for name, level in zip(("spread_8", "spread_2"), model.method.zoom.levels, strict=True):
         model.method.zero_grad()

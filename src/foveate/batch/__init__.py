@@ -34,7 +34,7 @@ from foveate.batch.whole import WholeImage
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.geometry import Box, Frame
-from foveate.images.evidence import Evidence, Floats
+from foveate.images.evidence import Evidence, EvidenceList, Floats
 from foveate.images.resample import Pixels
 from foveate.images.tiling import tile_foreground
 from foveate.nn.warp import warp
@@ -312,17 +312,17 @@ class Batch:
         tensors = (torch.from_numpy(each).float().to(self.device) for each in (centre, extent))
         return next(tensors), next(tensors)
 
-    def evidence(self, patches: Sequence[Patches], weight: Tensor) -> list[Evidence]:
+    def evidence(self, patches: Sequence[Patches], weight: Tensor) -> EvidenceList:
         """Evidence per image of padded weights ``(b, n)``; the first ``n_i`` are of patches."""
         shares = weight.detach().double().cpu().numpy()
-        return [
+        return EvidenceList(
             Evidence(
                 part.origin_um,
                 np.repeat(part.side_um[:, None], part.origin_um.shape[1], 1),
                 shares[i, : len(part)],
             )
             for i, part in enumerate(patches)
-        ]
+        )
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ from foveate.attention_maps.cells import (
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import (
     deviation,
@@ -141,10 +141,10 @@ class AttentionSampling(AbstractMethod):
         a = log_a.exp() * valid
         estimate = expectation_with_replacement if self.replacement else expectation
         logits = self.head(estimate(a, f, valid, baseline=self.baseline))
-        auxiliary = {}
+        further: dict[str, FurtherLoss] = {"spread": Penalty(self.spread(field, a))}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        return Prediction(logits, [], {"spread": self.spread(field, a)}, auxiliary)
+            further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
+        return Prediction(logits, further=further)
 
     def findings(self) -> dict[str, float]:
         """The attention that drawn patches held in the last step."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from foveate.batch import Batch, Reads
 from foveate.encoders.base import AbstractEncoder
-from foveate.images.evidence import Evidence
+from foveate.images.evidence import EvidenceList
 from foveate.tasks.base import AbstractTask
 
 Meets = Literal["yes", "partly", "no", "not stated"]
@@ -33,6 +33,10 @@ class Judge:
     def loss(self, logits: Tensor) -> Tensor:
         """The task's loss of each answer: ``(b, …, k)`` to ``(b, …)``."""
         return self._asked(self.task.each_loss, logits)
+
+    def mean_loss(self, logits: Tensor) -> Tensor:
+        """The task's loss of logits ``(b, k)``; a scalar."""
+        return self.task.loss(logits, self.target)
 
     def correct(self, logits: Tensor) -> Tensor:
         """1 where an answer is right, else 0: ``(b, …, k)`` to ``(b, …)``, without gradient."""
@@ -59,37 +63,59 @@ class Judge:
         return question(rows, target).view(logits.shape[:-1])
 
 
-class Prediction:
-    """What a method returns. No dataclass: Fabric would walk into it and try to change it.
+class FurtherLoss(Protocol):
+    """A loss beside the task's: a NamedTuple of tensors and constants, which the loop asks."""
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute a scalar that is added to the task's loss in training."""
+
+
+class Penalty(NamedTuple):
+    """A loss that needs no label.
+
+    Attributes:
+        value: scalar, the mean over the images of the batch.
+    """
+
+    value: Tensor
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Return the penalty as it is."""
+        return self.value
+
+
+class Auxiliary(NamedTuple):
+    """Another answer, taught by the task's own loss.
 
     Attributes:
         logits: ``(b, k)``.
-        evidence: one per image in evaluation; nothing in training, or None where a method never
-            says where it looked: its heatmaps then show no regions.
-        losses: scalars added to the task's loss in training.
-        auxiliary: further logits ``(b, k)`` with the weight that the task's loss on them has in
-            training.
-        objectives: losses that hang on how right other answers than the logits are, or on the
-            label: each gets a `Judge` and gives a scalar that is added in training.
+        weight: of its loss.
+    """
+
+    logits: Tensor
+    weight: float = 1.0
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute the weighted loss of the task."""
+        return self.weight * judge.mean_loss(self.logits)
+
+
+class Prediction(NamedTuple):
+    """What a method returns: tensors that distributed wrappers can walk, and evidence beside them.
+
+    Attributes:
+        logits: ``(b, k)``.
+        evidence: one per image in evaluation; empty in training, and where a method never says
+            where it looked: its heatmaps then show no regions.
+        further: losses that are added to the task's in training, by name.
         deviation: ``(b, k)`` standard deviation of the logits over the draws of a method that
             samples in evaluation; None where the method does not say.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        evidence: Sequence[Evidence] | None,
-        losses: Mapping[str, Tensor] | None = None,
-        auxiliary: Mapping[str, tuple[float, Tensor]] | None = None,
-        deviation: Tensor | None = None,
-        objectives: Mapping[str, Callable[[Judge], Tensor]] | None = None,
-    ) -> None:
-        self.logits = logits
-        self.evidence = list(evidence or ())
-        self.losses = dict(losses or {})
-        self.auxiliary = dict(auxiliary or {})
-        self.deviation = deviation
-        self.objectives = dict(objectives or {})
+    logits: Tensor
+    evidence: EvidenceList = EvidenceList()
+    further: Mapping[str, FurtherLoss] = MappingProxyType({})
+    deviation: Tensor | None = None
 
 
 class AbstractMethod(nn.Module, abc.ABC):
@@ -135,14 +161,9 @@ class AbstractMethod(nn.Module, abc.ABC):
 
 
 def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
-    """What a method's own losses add to the task's loss of its prediction; a scalar."""
-    total = prediction.logits.new_zeros(()) + sum(prediction.losses.values())
-    for weight, logits in prediction.auxiliary.values():
-        total = total + weight * task.loss(logits, target)
-    judge = Judge(task, target)
-    for objective in prediction.objectives.values():
-        total = total + objective(judge)
-    return total
+    """Sum what a method's own losses add to the task's loss of its prediction; a scalar."""
+    judge, zero = Judge(task, target), prediction.logits.new_zeros(())
+    return zero + sum(loss(judge) for loss in prediction.further.values())
 
 
 BASE = AbstractMethod

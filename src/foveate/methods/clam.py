@@ -20,8 +20,7 @@ small cache; memory of one chunk of patches, and a few vectors per patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from foveate.bags.embedding import Bag, evaluating, output_weights
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.methods.base import AbstractMethod, Judge, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Judge, Prediction
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head, InstanceHead
 
@@ -110,16 +109,16 @@ class Clam(AbstractMethod):
                 shares = output_weights(logits, self.task_heads)
                 weight = (shares.unsqueeze(-1) * attention).sum(1)
             return Prediction(logits, batch.evidence(patches, weight))
-        objectives = {}
+        further: dict[str, FurtherLoss] = {}
         if self.clustering > 0:
             # What attention finds strongest is a guess at first, which no encoder should learn.
-            losses = self.cluster(self.embed(f.detach()), *self.extremes(f, valid))
-            objectives["clustering"] = partial(_by_label, self.clustering, *losses)
-        auxiliary = {}
+            top, bottom = self.extremes(f, valid)
+            where_true, where_false = self.cluster(self.embed(f.detach()), top, bottom)
+            further["clustering"] = Clustering(where_true, where_false, self.clustering)
         if self.head_instance is not None:
             # Before dropout, which would choose the strongest patch at random.
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        return Prediction(logits, [], auxiliary=auxiliary, objectives=objectives)
+            further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
+        return Prediction(logits, further=further)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` and attention ``(b, branches, n)``, from embedded patches."""
@@ -145,8 +144,22 @@ class Clam(AbstractMethod):
         return (rank < few.clamp_min(1)) & real, (rank >= n - few) & real
 
 
-def _by_label(weight: float, where_true: Tensor, where_false: Tensor, judge: Judge) -> Tensor:
-    return weight * judge.by_label(where_true, where_false).mean()
+class Clustering(NamedTuple):
+    """The loss of the clustering, which hangs on which classes are true of an image.
+
+    Attributes:
+        where_true, where_false: losses ``(b, k)`` of outputs that are true of an image, and of
+            those that are not.
+        weight: of their sum.
+    """
+
+    where_true: Tensor
+    where_false: Tensor
+    weight: float
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute the weighted mean over images."""
+        return self.weight * judge.by_label(self.where_true, self.where_false).mean()
 
 
 class _Attend(nn.Module):

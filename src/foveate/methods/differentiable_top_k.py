@@ -38,7 +38,7 @@ from foveate.attention_maps.cells import (
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import divergence
 from foveate.nn.top_k import TopK, perturbed_top_k
@@ -131,11 +131,11 @@ class DifferentiableTopK(AbstractMethod):
             return Prediction(logits, batch.evidence(patches, weight))
         dropped = 1 - top.weight.detach().sum((1, 2)).mean() / top.weight.shape[1]
         self.touched = torch.stack([valid.sum(1).float().mean(), dropped])
-        losses = {"spread": self.spread * divergence(field.log_a, field.log_prior)}
-        auxiliary = {}
+        spread = self.spread * divergence(field.log_a, field.log_prior)
+        further: dict[str, FurtherLoss] = {"spread": Penalty(spread)}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        return Prediction(logits, [], losses, auxiliary)
+            further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
+        return Prediction(logits, further=further)
 
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um

@@ -17,7 +17,7 @@ from torch import nn
 
 from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.images.evidence import Evidence
+from foveate.images.evidence import Evidence, EvidenceList
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head
 from foveate.nn.overview import OverviewHead
@@ -59,8 +59,9 @@ class Downsampled(AbstractMethod):
             logits = self.head(torch.cat([look.overview for look in looks]), batch.part)
         else:
             logits = self.head(self.encoder.project(torch.cat([look.features for look in looks])))
-        evidence = [] if self.training else [self._evidence(batch, x.maps[-1]) for x in looks]
-        return Prediction(logits, evidence)
+        if self.training:
+            return Prediction(logits)
+        return Prediction(logits, EvidenceList(self._evidence(batch, x.maps[-1]) for x in looks))
 
     def _evidence(self, batch: Batch, last: torch.Tensor) -> Evidence:
         strength = last.detach()[0].float().clamp_min(0).mean(0)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from foveate.bags.embedding import Bag, output_weights
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
@@ -83,8 +83,9 @@ class Dsmil(AbstractMethod):
             shares = output_weights(logits, self.task_heads)
             weight = (shares.unsqueeze(-1) * attention).sum(1)
             return Prediction(logits, batch.evidence(patches, weight))
-        auxiliary = {"instance": (self.instance, alone)} if self.instance > 0 else {}
-        return Prediction(logits, [], auxiliary=auxiliary)
+        if self.instance <= 0:
+            return Prediction(logits)
+        return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both streams, from normalised features.

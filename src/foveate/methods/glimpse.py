@@ -49,7 +49,7 @@ from foveate.bags.related import RelatedPool
 from foveate.batch import N_COLOURS, Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead, Voted
 from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
@@ -213,16 +213,17 @@ class Glimpse(AbstractMethod):
             return Prediction(overview + logits, batch.evidence(patches, weight))
         # Patches add to what the glimpse says. What it has learnt by heart would leave them nothing
         # to explain, hence answers that have not seen the image.
-        logits, auxiliary = overview.detach() + logits, {}
+        logits, further = overview.detach() + logits, dict[str, FurtherLoss]()
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, alone)
+            further["instance"] = Auxiliary(alone, self.instance)
         if beside is not None:
-            auxiliary["pooled"] = (1.0, overview.detach() + beside)
+            further["pooled"] = Auxiliary(overview.detach() + beside)
         if batch.frozen:
-            taught = weight.new_zeros(()) if isinstance(seen, Descent) else seen.taught_by(weight)
-            return Prediction(logits, [], {"place": taught}, auxiliary)
+            if not isinstance(seen, Descent):
+                further["place"] = Penalty(seen.taught_by(weight))
+            return Prediction(logits, further=further)
         if self.overview.settled:
-            auxiliary["overview"] = (1.0, overview)
+            further["overview"] = Auxiliary(overview)
         # The expectation over all cells teaches where to look. What patches show it teaches only
         # where they add up, as it does: else a mean of few cells is noise to the encoder. The
         # prediction itself rests on the patches that were seen, so that their attention is what
@@ -230,9 +231,10 @@ class Glimpse(AbstractMethod):
         if not self.adds_up:
             f, tiles = f.detach(), [tile.detach() for tile in tiles]
         estimate, losses = self._estimate(seen, f, valid, tiles)
-        losses = {name: self.locating * loss for name, loss in losses.items()}
-        auxiliary["expected"] = (self.locating, self.head_expected(self.dropout(estimate)))
-        return Prediction(logits, [], losses, auxiliary)
+        further |= {name: Penalty(self.locating * loss) for name, loss in losses.items()}
+        expected = self.head_expected(self.dropout(estimate))
+        further["expected"] = Auxiliary(expected, self.locating)
+        return Prediction(logits, further=further)
 
     def _estimate(
         self, seen: Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]

@@ -31,7 +31,7 @@ from foveate.bags.embedding import Bag, embed_patches, pad_rows, padding_mask
 from foveate.bags.related import RelatedPool
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.selection import ranked, scores_among, with_exploration
@@ -109,13 +109,13 @@ class Ips(AbstractMethod):
         index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
         # Before the relations, so that its gradients are computed when theirs are done with.
-        auxiliary = self._alone(f, valid) if self.training else {}
+        further = self._alone(f, valid) if self.training else {}
         logits, weight = self.related(f, valid, near, extent.gather(1, index))
         if not self.training:
             return Prediction(logits, batch.evidence(chosen, weight))
-        return Prediction(logits, [], {}, auxiliary)
+        return Prediction(logits, further=further)
 
-    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, Auxiliary]:
         """What the instance head answers; of many patches, computed again for its gradients."""
         if self.instance <= 0:
             return {}
@@ -123,7 +123,7 @@ class Ips(AbstractMethod):
             answer = self.head_instance(f, valid)
         else:
             answer = checkpoint(self.head_instance, f, valid, use_reentrant=False)
-        return {"instance": (self.instance, answer)}
+        return {"instance": Auxiliary(answer, self.instance)}
 
     def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
         """Patches of image i moved to what they show, each thing once; given places stay."""

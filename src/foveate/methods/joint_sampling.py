@@ -50,7 +50,7 @@ from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.images.image import AbstractImage
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import deviation, draw_without_replacement, expectation
 
@@ -176,11 +176,11 @@ class JointSampling(AbstractMethod):
                 noise = deviation(a, f @ self.head.weight.T, valid)
             return Prediction(logits, batch.evidence(patches, weight), deviation=noise)
         logits = self.head(expectation(a, f, valid, baseline=self.baseline))
-        auxiliary = {}
+        penalties = {"spread": self.spread(field, a), **self._of_scales(batch, field.shares())}
+        further: dict[str, FurtherLoss] = {k: Penalty(v) for k, v in penalties.items()}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        losses = {"spread": self.spread(field, a), **self._of_scales(batch, field.shares())}
-        return Prediction(logits, [], losses, auxiliary)
+            further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
+        return Prediction(logits, further=further)
 
     # -- locate -------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class MilMax(AbstractMethod):
         f, valid = self.bag.embed(self.encoder, batch, patches)
         logits, single = self.aggregate(self.norm(f), valid)
         if self.training:
-            return Prediction(logits, [])
+            return Prediction(logits)
         near = masked_softmax(single.transpose(1, 2), valid.unsqueeze(1))
         weight = (output_weights(logits, self.task_heads).unsqueeze(-1) * near).sum(1)
         return Prediction(logits, batch.evidence(patches, weight))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from foveate.bags.embedding import Bag, patch_shares
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
 from foveate.nn.heads import Head, InstanceHead
 
 
@@ -78,9 +78,9 @@ class MilMean(AbstractMethod):
             weight = patch_shares(self.head(h), logits, self.task_heads, valid)
             return Prediction(logits, batch.evidence(patches, weight))
         if self.head_instance is None:
-            return Prediction(logits, [])
+            return Prediction(logits)
         alone = self.head_instance(h, valid)
-        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+        return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
     def aggregate(self, h: Tensor, valid: Tensor) -> Tensor:
         """Logits ``(b, k)`` from normalised features."""

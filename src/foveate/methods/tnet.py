@@ -35,12 +35,10 @@ and a vector per node; maps of crops are kept as one vector per cell.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +61,7 @@ from foveate.bags.embedding import embed_patches, pad_rows, patch_shares
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.images.evidence import Evidence
+from foveate.images.evidence import EvidenceList
 from foveate.methods.base import AbstractMethod, Judge, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.position import PositionCode
@@ -177,10 +175,9 @@ class Tnet(AbstractMethod):
         answers = Answers(logits, single, valid, log_prob)
         if self.head_instance is not None:
             alone = self.head_instance(f.flatten(0, 1), answers.crops.flatten(0, 1))
-            answers = dataclasses.replace(answers, pooled=alone.view(logits.shape))
+            answers = answers._replace(pooled=alone.view(logits.shape))
         learn = self.survey_objective if batch.frozen else self.objective
-        objective = functools.partial(learn, answers)
-        return Prediction(logits[:, 0], [], objectives={"tree": objective})
+        return Prediction(logits[:, 0], further={"tree": TreeLoss(answers, learn)})
 
     def findings(self) -> dict[str, float]:
         """The running mean of the reward."""
@@ -307,7 +304,7 @@ class Tnet(AbstractMethod):
 
     def _evidence(
         self, batch: Batch, forest: Forest, logits: Tensor, single: Tensor, share: Tensor
-    ) -> list[Evidence]:
+    ) -> EvidenceList:
         added = (single * share.unsqueeze(-1))[:, 0, 1:]
         weight = patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
         return batch.evidence([part[1:] for part in forest.patches], weight)
@@ -317,7 +314,6 @@ class Tnet(AbstractMethod):
     def objective(self, answers: Answers, judge: Judge) -> Tensor:
         """The paper's objective, less the loss of the first logits, which the loop adds itself."""
         crops = answers.crops
-        loss = self._loss(answers, judge)
         right, right_each = judge.correct(answers.logits), judge.correct(answers.single)
         reward = self._mixed(right, _mean_over(right_each, crops))
         if self.policy == "top":
@@ -327,9 +323,7 @@ class Tnet(AbstractMethod):
         else:
             baseline = leave_one_out(reward) if reward.shape[1] > 1 else self.reward.value
             policy = policy_loss(reward, baseline, answers.log_prob.sum(-1))
-        self.reward.update(reward.mean())
-        counted = judge.loss(answers.logits[:, 0])
-        return loss.mean() + self.reinforce * policy.mean() - counted.mean()
+        return self.survey_objective(answers, judge) + self.reinforce * policy.mean()
 
     def survey_objective(self, answers: Answers, judge: Judge) -> Tensor:
         """The same of a survey: nothing was drawn, so that there is no policy's loss."""
@@ -351,8 +345,7 @@ class Tnet(AbstractMethod):
         return self.main_reward * of_main + (1 - self.main_reward) * of_crops
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):
     """What a training step answered; b images, s trees of each, n nodes of each tree.
 
     Attributes:
@@ -375,6 +368,17 @@ class Answers:
         """``(b, s, n)``, True on nodes that were chosen."""
         first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
         return self.valid & ~first
+
+
+class TreeLoss(NamedTuple):
+    """The objective of a step's answers, which the loop's judge knows the worth of."""
+
+    answers: Answers
+    objective: Callable[[Answers, Judge], Tensor]
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute the objective; a scalar."""
+        return self.objective(self.answers, judge)
 
 
 def _mean_over(values: Tensor, valid: Tensor) -> Tensor:

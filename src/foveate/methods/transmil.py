@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from foveate.bags.embedding import Bag
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank
 
@@ -102,9 +102,9 @@ class Transmil(AbstractMethod):
         if not self.training:
             return Prediction(logits, batch.evidence(patches, weight))
         if self.head_instance is None:
-            return Prediction(logits, [])
+            return Prediction(logits)
         alone = self.head_instance(h, valid)
-        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+        return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
     def aggregate(self, h: Tensor, valid: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` and the class token's attention ``(b, n)``.

@@ -334,8 +334,8 @@ class Streamed(nn.Module):
         return self._traced[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What was traced belongs to these very layers: a copy traces its own."""
-        return {**self.__dict__, "_traced": {}, "_graphs": {}, "_plans": {}}
+        """What was traced belongs to these very layers, and a step's progress to who called it."""
+        return {**self.__dict__, "_traced": {}, "_graphs": {}, "_plans": {}, "progress": None}
 
 
 def _rows(x: Tensor, stored: Stored | None = None) -> list[AbstractSource]:
