@@ -126,7 +126,7 @@ def test_training_mirrors_volumes_left_to_right(cases: list[Case], tmp_path: Pat
     glimpse = torch.from_numpy(item.glimpse[..., 0].astype(np.float32)).flatten()
     for seed in range(8):
         torch.manual_seed(seed)
-        batch = trainer._batch([item])
+        batch = trainer.steps.batch([item])
         (shown,) = batch._shown()
         as_is, other = (
             torch.corrcoef(torch.stack([x.flatten(), glimpse]))[0, 1]

@@ -116,7 +116,7 @@ def test_the_strongest_are_looked_at_in_training_whatever_is_drawn(
     drawn, *_ = looks(glimpse(**given), batch)
     alone = times_whole(drawn, origins) > 0
     assert 0 < alone.sum() <= patches < len(origins)
-    every, _, shows, _ = looks(glimpse(**given, strongest=16), batch)
+    every, _, shows, _ = looks(glimpse(**given, strongest=16), batch_of(case, loader))
     assert (times_whole(every, origins) == 1).all()
     assert ((times_whole(every[shows.numpy()], origins) > 0) == alone).all()
 

@@ -459,8 +459,8 @@ def test_balance_is_the_divergence_from_equal_shares_and_fades(pool: ThreadPoolE
     method = _build(JointSampling, scales=(1.0, 4.0), balance=3.0, warm_up=0.4).train()
     nn.init.constant_(method.locate.score[1].bias, -2.0)
     batch = _batch(pool, _image(), _image(1))
-    q = method._locate(batch).shares().mean(0).detach()
-    apart = float((q * (2 * q).log()).sum())
+    q = method._locate(batch).shares().detach()
+    apart = float((q * (2 * q).log()).sum(1).mean())
     assert apart > 0.05
     for done, weight in ((0.0, 3.0), (0.1, 2.25), (0.3, 0.75)):
         method.begin_step(done)

@@ -67,7 +67,7 @@ def test_regions_of_a_turned_image_are_those_of_the_turned_array(
     for seed in range(40):
         torch.manual_seed(seed)
         batch = batch_of(loader, slide, augment="slide")
-        batch._tints = None
+        batch.changes.tints = None
         whole = batch.whole(0, skip_background=False)
         bits = whole.turn.bits
         seen.add(bits)

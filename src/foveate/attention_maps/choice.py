@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.attention_maps.cells import Field, draw_settled
 from foveate.attention_maps.zoom import CROWD, apart, centred, joined
 from foveate.batch import Batch, Patches
+from foveate.nn.generators import hidden_share
 from foveate.nn.sampling import draw_without_replacement
 
 
@@ -19,13 +20,15 @@ class Chosen:
     """Cells and the patches that show them.
 
     Attributes:
-        index: cells ``(b, n)`` that were drawn, those of padding last; none in evaluation.
+        index: cells ``(b, n)`` that were looked at in training; none in evaluation.
+        drawn: ``(b, n)``, False on padding.
         shows: ``(b, n)`` which of its image's patches shows each cell.
         patches: per image.
         field: of the cells.
     """
 
     index: Tensor
+    drawn: Tensor
     shows: Tensor
     patches: list[Patches]
     field: Field
@@ -36,8 +39,7 @@ class Chosen:
         Args:
             weight: ``(b, n)`` share of each patch.
         """
-        index = self.index[:, : weight.shape[1]]
-        shown = self.field.real.gather(1, index)
+        index, shown = self.index[:, : weight.shape[1]], self.drawn[:, : weight.shape[1]]
         learnt = self.field.log_a.gather(1, index).masked_fill(~shown, -torch.inf)
         log_share = learnt.log_softmax(1).masked_fill(~shown, 0.0)
         target = weight.detach() * shown
@@ -75,10 +77,11 @@ class Choice:
         """
         if not training:
             none = torch.zeros(len(batch), 0, dtype=torch.long, device=field.log_a.device)
-            return Chosen(none, none, self._best(batch, field, self.eval_patches, False), field)
+            best = self._best(batch, field, self.eval_patches, False)
+            return Chosen(none, none.bool(), none, best, field)
         if batch.frozen:
             return self._surveyed(batch, field)
-        index = draw_without_replacement(field.log_a.detach(), self.patches)
+        index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         drawn = self._placed(batch, field, index, self.jitter)
         shows = torch.zeros_like(index)
         best = self._best(batch, field, self.strongest, self.jitter) if self.strongest else drawn
@@ -92,16 +95,16 @@ class Choice:
             patches.append(every[kept])
             own = torch.from_numpy(shown[len(shown) - len(drawn[i]) :])
             shows[i, : len(own)] = own.to(shows)
-        return Chosen(index, shows, patches, field)
+        return Chosen(index, field.real.gather(1, index), shows, patches, field)
 
     def _surveyed(self, batch: Batch, field: Field) -> Chosen:
         """Very many patches of each image, always the same ones, some of them hidden."""
         index = draw_settled(batch, field, self.survey, by_prior=True)
-        n = index.shape[1]
-        kept = torch.randperm(n)[: max(1, round(n * (0.5 + 0.5 * float(torch.rand(())))))]
-        index = index[:, kept.sort().values.to(index.device)]
-        patches = field.patches(batch, index, jitter=False)
-        return Chosen(index, torch.zeros_like(index), patches, field)
+        stay = hidden_share(field.real.gather(1, index), batch.generators)
+        order = (~stay).int().argsort(dim=1, stable=True)[:, : int(stay.sum(1).max())]
+        index, stay = index.gather(1, order), stay.gather(1, order)
+        patches = field.patches(batch, index, jitter=False, used=stay)
+        return Chosen(index, stay, torch.zeros_like(index), patches, field)
 
     def _best(self, batch: Batch, field: Field, n: int, jitter: bool) -> list[Patches]:
         """Per image n patches at its strongest cells; if they move, no two that show the same."""

@@ -234,7 +234,8 @@ def draw_children(
     """
     rows = np.bincount(np.asarray(owner, np.int64), minlength=len(batch))
     quota = torch.tensor([max(1, n // int(rows[i])) for i in owner], device=field.log_a.device)
-    index = draw_without_replacement(field.log_a.detach(), int(quota.max()))
+    generators = [batch.generators[i] for i in owner]
+    index = draw_without_replacement(field.log_a.detach(), int(quota.max()), generators)
     rank = torch.arange(index.shape[1], device=index.device)
     drawn = field.real.gather(1, index) & (rank < quota.unsqueeze(1))
     found = field.patches(batch, index, jitter=jitter, used=drawn, owner=owner)

@@ -120,6 +120,7 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @click.option("--folds", type=int, help="Cross-validation folds; 1 is a single hold-out.")
 @click.option("--epochs", type=int, help="At most so many.")
 @click.option("--seed", type=int, help="Of the split and of training.")
+@click.option("--devices", type=int, help="How many train together, a process each.  [default: 1]")
 @click.option("--heatmaps", type=int, help="How many test images get pictures.  [default: 40]")
 @click.option(
     "--refit",
@@ -290,8 +291,13 @@ def doctor(run: Path | None) -> int:
 def _train(config: Any, out: Path) -> int:
     from foveate.cli.terminal import Terminal
     from foveate.report import write_progress, write_report
+    from foveate.runtime import own_rank
+    from foveate.workflows.folds import join_training
     from foveate.workflows.train import run_experiment
 
+    if own_rank() > 0:
+        join_training(config, out)
+        return OK
     with Terminal() as terminal:
         outcome = run_experiment(config, out, terminal, after_epoch=write_progress)
         page = write_report(out)

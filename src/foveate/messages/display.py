@@ -24,6 +24,16 @@ class Display(Protocol):
         """Work under way, which may be within one of its parts."""
 
 
+class Silent:
+    """A display that shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Drop the line."""
+
+    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
+        """Draw nothing."""
+
+
 class Aloud(logging.Handler):
     """Says warnings of the log on a display as well.
 

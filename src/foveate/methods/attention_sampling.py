@@ -167,7 +167,7 @@ class AttentionSampling(AbstractMethod):
         if not self.training:
             return choose_settled(batch, field, self.eval_patches, self.inference)
         draw = draw_with_replacement if self.replacement else draw_without_replacement
-        return draw(field.log_a.detach(), self.patches)
+        return draw(field.log_a.detach(), self.patches, batch.generators)
 
     def _settled(
         self, batch: Batch, patches: Sequence[Patches], log_a: Tensor, f: Tensor, valid: Tensor

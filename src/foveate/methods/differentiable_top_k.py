@@ -119,7 +119,7 @@ class DifferentiableTopK(AbstractMethod):
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the mean of the chosen patches."""
         field = self._locate(batch)
-        top = self._choose(field)
+        top = self._choose(batch, field)
         jitter = self.training and self.jitter
         patches = field.patches(batch, top.index, jitter=jitter, used=top.used)
         valid = padding_mask([len(p) for p in patches], top.index.device)
@@ -145,7 +145,7 @@ class DifferentiableTopK(AbstractMethod):
         grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=0.0)
 
-    def _choose(self, field: Field) -> TopK:
+    def _choose(self, batch: Batch, field: Field) -> TopK:
         """Cells and how much each row of the k weighs them, ``(b, k, u)``."""
         scores = _spanning_one(field.log_a, field.real)
         if not self.training:
@@ -157,6 +157,7 @@ class DifferentiableTopK(AbstractMethod):
             samples=self.samples,
             valid=field.real,
             keep=self.most,
+            generators=batch.generators,
         )
 
 

@@ -50,6 +50,7 @@ from foveate.batch import N_COLOURS, Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.nn.generators import uniform
 from foveate.nn.heads import Head, InstanceHead, Voted
 from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
@@ -246,7 +247,7 @@ class Glimpse(AbstractMethod):
             losses = {"spread": self.spread(first.field, first.a)} | self.zoom.losses(seen.draws)
             return nested_expectation(seen.draws, tiles, f[valid]), losses
         field = seen.field
-        drawn = field.real.gather(1, seen.index)
+        drawn = seen.drawn
         a = field.log_a.gather(1, seen.index).exp() * drawn
         shown = f.gather(1, seen.shows.unsqueeze(-1).expand(-1, -1, f.shape[-1]))
         return expectation(a, shown, drawn), {"spread": self.spread(field, a)}
@@ -303,7 +304,8 @@ class Glimpse(AbstractMethod):
         """
         shown = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
         if self.training:
-            shown = torch.rand(len(whole), 1, device=whole.device) >= self.glimpse_dropout
+            numbers = uniform((len(whole), 1), batch.generators, device=whole.device)
+            shown = numbers >= self.glimpse_dropout
         n = parts.known.shape[1]
         centre, extent = batch.layout(parts.regions, n)
         found: tuple[Tensor, Tensor] = self.related(

@@ -99,7 +99,10 @@ class Ips(AbstractMethod):
         if self.centring:
             patches = [self._centred(batch, i, part) for i, part in enumerate(patches)]
         if self.training and self.drop > 0:
-            patches = [_dropped(part, self.drop) for part in patches]
+            patches = [
+                _dropped(part, self.drop, generator)
+                for part, generator in zip(patches, batch.generators, strict=True)
+            ]
         centre, extent = batch.layout(patches, max(1, *(len(p) for p in patches)))
         kept, more = self._select(batch, patches, centre, extent)
         rows = [torch.cat(pair) for pair in zip(kept, more, strict=True)]
@@ -145,13 +148,15 @@ class Ips(AbstractMethod):
         )
         scores = iter(self._scan(batch, scanned, centre, extent))
         kept, more = [], []
-        for part, rows in zip(patches, orders, strict=True):
+        explore = self.explore if self.training else 0.0
+        for i, (part, rows) in enumerate(zip(patches, orders, strict=True)):
             if not len(rows):
                 kept.append(torch.arange(len(part)))
                 more.append(torch.arange(0))
                 continue
             score = next(scores)
-            best = with_exploration(score, self.kept, explore=self.explore if self.training else 0)
+            generator = batch.generators[i] if explore > 0 else None
+            best = with_exploration(score, self.kept, explore=explore, generator=generator)
             rest = ranked(score.scatter(0, best, -torch.inf))
             kept.append(rows[best.cpu()])
             more.append(rows[rest[: self.buffer].cpu()])
@@ -219,8 +224,8 @@ def _by_place(patches: Patches) -> Tensor:
     return torch.from_numpy(np.lexsort((*patches.origin_um.T[::-1], patches.side_um)))
 
 
-def _dropped(patches: Patches, share: float) -> Patches:
+def _dropped(patches: Patches, share: float, generator: torch.Generator) -> Patches:
     """A random part of the patches, in their order; at least one stays."""
-    keep = torch.rand(len(patches)) >= share
-    keep[torch.randint(len(patches), ())] = True
+    keep = torch.rand(len(patches), generator=generator) >= share
+    keep[torch.randint(len(patches), (), generator=generator)] = True
     return patches[keep.nonzero()[:, 0].numpy()]

@@ -70,8 +70,8 @@ class JointSampling(AbstractMethod):
             depend on the image alone.
         baseline: take a baseline from what attention learns, which lowers the noise of its gradient
             without bias.
-        balance: weight, at the beginning, of the divergence of the scales' shares from equal
-            shares; falls to 0 over the warm-up.
+        balance: weight, at the beginning, of the divergence of each image's shares of scales from
+            equal ones; falls to 0 over the warm-up.
         warm_up: share of the training in which scales are balanced and none is dropped.
         drop_below: after the warm-up, a scale whose running share is below this is dropped.
         price: weight of the expected cost of a draw: the pixels that must be decoded for a patch,
@@ -209,19 +209,18 @@ class JointSampling(AbstractMethod):
     def _choose(self, batch: Batch, field: Field) -> Tensor:
         """Indices of cells ``(b, n)`` in the order of drawing, those of padding last."""
         if self.training:
-            return draw_without_replacement(field.log_a.detach(), self.patches)
+            return draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         return choose_settled(batch, field, self.eval_patches, self.inference)
 
     def _of_scales(self, batch: Batch, shares: Tensor) -> dict[str, Tensor]:
         """The losses on how attention divides among scales, from shares ``(b, scales)``."""
-        mean = shares.mean(0)
-        self.share = torch.lerp(mean.detach(), self.share, _MEMORY_OF_SHARES)
+        self.share = torch.lerp(shares.detach().mean(0), self.share, _MEMORY_OF_SHARES)
         losses = {}
         weight = self.balance * max(0.0, 1 - self._done / max(self.warm_up, 1e-9))
         if weight > 0:
-            tiny = torch.finfo(mean.dtype).tiny
-            apart = (mean * (mean * len(mean)).clamp_min(tiny).log()).sum()
-            losses["balance"] = weight * apart
+            tiny = torch.finfo(shares.dtype).tiny
+            apart = shares * (shares * len(self.scales)).clamp_min(tiny).log()
+            losses["balance"] = weight * apart.sum(1).mean()
         if self.price > 0:
             costs = [
                 [_decoded_share(item.image, batch.view.spacing_um * s) for s in self.scales]

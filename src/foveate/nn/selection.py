@@ -157,13 +157,19 @@ class TopM:
 
 
 def with_exploration(
-    scores: Tensor, m: int, *, explore: float, temperature: float = 1.0, uniform: float = 0.5
+    scores: Tensor,
+    m: int,
+    *,
+    explore: float,
+    temperature: float = 1.0,
+    uniform: float = 0.5,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Select m patches, some of them by chance, so that an overlooked patch gets a gradient too.
 
     ``ceil(explore * m)`` patches are drawn without replacement from all that are not among the best
     others, with probability ``(1 - uniform) * softmax(scores / temperature)`` plus a share of
-    `uniform` that is the same for each. Draws come from torch's global generator.
+    `uniform` that is the same for each.
 
     Args:
         scores: ``(n,)`` of all patches; ``-inf`` marks padding.
@@ -171,6 +177,7 @@ def with_exploration(
         explore: share of them that is drawn, 0…1. At 0 the selection is the best m.
         temperature: of the softmax; high draws evenly.
         uniform: share of the probability that is spread evenly, 0…1.
+        generator: of the draws; None for torch's global one.
 
     Returns:
         Indices ``(min(m, n'),)``: the best, best first, then the drawn ones.
@@ -193,4 +200,5 @@ def with_exploration(
     logits = scores.detach()[others].to(torch.float64) / temperature
     p = (1 - uniform) * logits.softmax(0) + uniform / len(others)
     # Where uniform is 0, patches far below the best may have to fill the last slots.
-    return torch.cat([best, others[torch.multinomial(p.clamp_min(1e-100), drawn)]])
+    picked = torch.multinomial(p.clamp_min(1e-100).cpu(), drawn, generator=generator)
+    return torch.cat([best, others[picked.to(others.device)]])

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
+from foveate.nn.generators import Generators
 
 _AT_ONCE = 2**20
 """Cells times samples worked on at a time: 4 MiB in float32, or one sample if that is more."""
@@ -56,6 +57,7 @@ def perturbed_top_k(
     samples: int = 500,
     valid: Tensor | None = None,
     keep: int | None = None,
+    generators: Generators | None = None,
 ) -> TopK:
     """Choose the n highest scores, smoothed by noise so that scores receive a gradient.
 
@@ -78,6 +80,7 @@ def perturbed_top_k(
         keep: at most this many cells stay in `index`, those chosen most often. What the others
             weighed is missing from the rows of `weight`: ``1 - weight.sum(-1)`` is what was
             dropped. The gradient is that of the weights kept.
+        generators: of the noise, one per row; None for torch's global one.
 
     Returns:
         Cells and weights. Kept for the gradient: the scores and ``b * samples * n`` places.
@@ -92,7 +95,10 @@ def perturbed_top_k(
     n = min(n, scores.shape[1])
     with torch.no_grad():
         masked = scores.masked_fill(~valid, -torch.inf)
-        chosen, border = _hard(masked, n) if sigma == 0 else _choose(masked, n, sigma, samples)
+        if sigma == 0:
+            chosen, border = _hard(masked, n)
+        else:
+            chosen, border = _choose(masked, n, sigma, samples, generators)
         index, used, column = _union(chosen, scores.shape[1], keep)
     if sigma == 0 or not scores.requires_grad:
         return TopK(index, used, _frequency(column, index.shape[1], scores.dtype))
@@ -109,7 +115,9 @@ def _hard(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return chosen, masked.new_zeros(len(masked), 1, 2)
 
 
-def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor, Tensor]:
+def _choose(
+    masked: Tensor, n: int, sigma: float, samples: int, generators: Generators | None
+) -> tuple[Tensor, Tensor]:
     """What each sample chooses, and the border of its choice.
 
     Args:
@@ -117,6 +125,7 @@ def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor,
         n: cells to choose.
         sigma: standard deviation of the noise.
         samples: of the noise.
+        generators: one per row; None for torch's global one.
 
     Returns:
         ``(b, samples, n)`` cells by position, k in place of padding; and ``(b, samples, 2)`` the
@@ -128,11 +137,24 @@ def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor,
     part = max(1, _AT_ONCE // max(1, masked.numel()))
     for start in range(0, samples, part):
         rows = slice(start, min(start + part, samples))
-        noise = torch.randn(b, rows.stop - start, k, dtype=masked.dtype, device=masked.device)
+        noise = _noise(masked, rows.stop - start, generators)
         top = noise.mul_(sigma).add_(masked[:, None]).topk(min(n + 1, k), dim=-1)
         border[:, rows, : top.values.shape[-1] - n + 1] = top.values[..., n - 1 :]
         chosen[:, rows] = _by_position(top.indices[..., :n], masked)
     return chosen, border
+
+
+def _noise(masked: Tensor, samples: int, generators: Generators | None) -> Tensor:
+    """Standard normal numbers ``(b, samples, k)``; a row's hang on its own cells alone."""
+    b, k = masked.shape
+    if generators is None:
+        return torch.randn(b, samples, k, dtype=masked.dtype, device=masked.device)
+    numbers = torch.zeros(b, samples, k, dtype=masked.dtype)
+    cells = (masked > -torch.inf).int().cumsum(1).argmax(1).cpu() + 1
+    for row, n, generator in zip(numbers, cells.tolist(), generators, strict=True):
+        for sample in row:  # by samples: how many are drawn at once hangs on the other rows
+            sample[:n] = torch.randn(n, dtype=masked.dtype, generator=generator)
+    return numbers.to(masked.device)
 
 
 def _by_position(top: Tensor, masked: Tensor) -> Tensor:

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def warp(patches: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tensor:
+def warp(patches: Tensor, draws: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tensor:
     """Turn, scale and shear each patch a little about its centre; edges are repeated outwards.
-
-    Draws come from torch's global generator.
 
     Args:
         patches: ``(m, c, h, w)``.
+        draws: ``(m, 4)`` from -1 to 1: of turn, shear and the two sides.
         degrees: largest turn and shear.
         scale: largest change of either side, as a share.
 
@@ -27,7 +26,7 @@ def warp(patches: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tens
     m = len(patches)
     if m == 0:
         return patches
-    draws = (2 * torch.rand(m, 4) - 1).double()
+    draws = draws.double()
     turn, shear = (draws[:, i] * math.radians(degrees) for i in (0, 1))
     size = torch.exp(draws[:, 2:] * math.log1p(scale))
     cos, sin = turn.cos(), turn.sin()

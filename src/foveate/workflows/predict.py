@@ -26,8 +26,7 @@ from foveate.prediction.outputs import Summary, predict_into
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
 from foveate.runs.models import Ensemble, find_models
-from foveate.runs.runtime import build_fabric
-from foveate.runs.schedule import TrainOptions
+from foveate.runtime import find_device
 from foveate.table import (
     Case,
     CaseTable,
@@ -321,8 +320,7 @@ def _loader(models: Ensemble, asked: Asked) -> CaseLoader:
 
 
 def _device(asked: Asked) -> torch.device:
-    options = TrainOptions(device=asked.device)  # type: ignore[arg-type]
-    return build_fabric(options).device
+    return find_device(asked.device)
 
 
 def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:

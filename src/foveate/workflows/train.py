@@ -9,12 +9,9 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from foveate.batch.features import FeatureStore
 from foveate.errors import TrainingError
@@ -23,18 +20,15 @@ from foveate.files.atomic import write_json
 from foveate.files.lock import hold
 from foveate.loading.loader import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
-from foveate.messages.display import Display, training_bar
-from foveate.metrics import threshold_youden
+from foveate.messages.display import Display
 from foveate.prediction.outputs import Summary, predict_into
-from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
+from foveate.runs.checkpoint import load_model
 from foveate.runs.config import RunConfig, dump_yaml
 from foveate.runs.folder import aside, check_folder, claim, logged, read_json, read_rows, write_rows
 from foveate.runs.models import Ensemble
-from foveate.runs.plan import Plan, make_plan, model_card
-from foveate.runs.runtime import build_fabric
-from foveate.table import Case
-from foveate.training.loop import Trainer
-from foveate.training.state import Progress
+from foveate.runs.plan import Plan, make_plan
+from foveate.runtime import find_device
+from foveate.workflows.folds import Processes, train_fold, train_refit
 
 log = logging.getLogger("foveate")
 
@@ -63,7 +57,8 @@ def run_experiment(
     check_folder(folder)
     with hold(folder):
         claim(folder, config.as_dict(), dump_yaml(config))
-        return _run(config, folder, display, after_epoch)
+        with logged(folder, display):
+            return _run(config, folder, display, after_epoch)
 
 
 def _run(
@@ -74,18 +69,22 @@ def _run(
 ) -> Outcome:
     if (folder / "plan.json").is_file():
         display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
-    with logged(folder, display):
-        plan = make_plan(config, folder, display)
-        config = plan.config
-        store = FeatureStore(folder / "features")
+    plan = make_plan(config, folder, display)
+    config = plan.config
+    store, processes = FeatureStore(folder / "features"), Processes(config, folder)
+    try:
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
-                _run_fold(config, folder, k, plan, store, display, after_epoch)
+                _run_fold(config, folder, k, plan, store, display, after_epoch, processes)
         outcome = _finish(config, folder, plan)
         if config.refit:
-            _refit(config, folder, plan, store, display, after_epoch)
-        shutil.rmtree(folder / "features", ignore_errors=True)
-        return outcome
+            _refit(config, folder, plan, store, display, after_epoch, processes)
+        processes.close()
+    finally:
+        if processes.runtime is not None:
+            processes.runtime.stop()
+    shutil.rmtree(folder / "features", ignore_errors=True)
+    return outcome
 
 
 # -- one fold -------------------------------------------------------------------------------------
@@ -99,12 +98,13 @@ def _run_fold(
     store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
+    processes: Processes,
 ) -> None:
     own = folder / f"fold_{k}"
     if not (own / "model" / "model.json").is_file():
         loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
         try:
-            _train_fold(config, own, k, plan, loader, store, display, after_epoch)
+            train_fold(config, own, k, plan, loader, store, display, after_epoch, processes)
         finally:
             loader.close()
     n_heatmaps = -(-config.heatmaps // len(plan.splits.folds))
@@ -142,91 +142,13 @@ def _predict_test(
             Ensemble((load_model(own / "model"),), (own / "model",)),
             plan.pick(plan.splits.folds[k].test),
             loader,
-            device=build_fabric(config.train).device,
+            device=find_device(config.train.device),
             heatmaps=heatmaps,
             n_heatmaps=n_heatmaps,
             display=display,
         )
     finally:
         loader.close()
-
-
-def _train_fold(
-    config: RunConfig,
-    own: Path,
-    k: int,
-    plan: Plan,
-    loader: CaseLoader,
-    store: FeatureStore,
-    display: Display,
-    after_epoch: Callable[[Path], None] | None,
-) -> None:
-    fold = plan.splits.folds[k]
-    n_folds = len(plan.splits.folds)
-    title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
-
-    tick = training_bar(display, title)
-    torch.manual_seed(config.train.seed)
-    model = _fresh_model(config, plan)
-    trainer = Trainer(
-        model,
-        loader,
-        own,
-        config.train,
-        store=store,
-        tick=tick,
-        say=display.say,
-        after_epoch=after_epoch,
-    )
-    progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
-    provenance = {
-        "split_hash": plan.splits.hash,
-        "fold": k,
-        "n_train": len(fold.train),
-        "n_val": len(fold.val),
-        "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
-        "best_val_score": progress.best_score,
-        "train": _training_cost(progress),
-        "quarantined": progress.quarantined,
-    }
-    val = plan.pick(fold.val)
-    kept = {key: value.clone() for key, value in model.method.state_dict().items()}
-    if trainer.checkpoints.frozen.is_file():
-        model.method.load_state_dict(read_tensors(trainer.checkpoints.frozen)[0])
-        settled = provenance | _operating_point(trainer, val)
-        card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
-        save_model(own / "frozen" / "model", card, model.method.state_dict())
-        model.method.load_state_dict(kept)
-    provenance |= _operating_point(trainer, val)
-    save_model(own / "model", replace(model.card, provenance=provenance), kept)
-
-
-def _fresh_model(config: RunConfig, plan: Plan) -> Model:
-    card = model_card(config, plan.view, plan.task, plan.task_options, plan.classes)
-    card = replace(card, trained_on=plan.trained_on)
-    model = build_model(card, pretrained=True)
-    settled = config.encoder_options | dict(model.method.encoder.resolved)
-    return replace(model, card=replace(card, encoder_options=settled))
-
-
-def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
-    """Temperature, and the threshold of a binary task, from the inner validation part alone."""
-    task = trainer.model.task
-    logits, target = (t.cpu() for t in trainer.answer(val))
-    if not len(logits):
-        return {"temperature": 1.0, "threshold": None}
-    temperature = task.temperature(logits, target)
-    if len(task.classes) != 2:
-        return {"temperature": temperature, "threshold": None}
-    probabilities = task.probabilities(logits / temperature)[:, 1]
-    best = threshold_youden(probabilities.numpy(), target.numpy())
-    return {"temperature": temperature, "threshold": 0.5 if best is None else float(best)}
-
-
-def _training_cost(progress: Progress) -> dict[str, float]:
-    keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
-    return {key: sum(row[key] for row in progress.history) for key in keys}
 
 
 # -- one model of all images ----------------------------------------------------------------------
@@ -239,49 +161,20 @@ def _refit(
     store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
+    processes: Processes,
 ) -> None:
     """Train one model on all usable images, as long as the folds' models were.
 
-    It is scored on nothing, for it has seen everything. What folds settle on their validation
-    parts is the mean of theirs: the threshold, and the number of epochs (the median).
+    It is scored on nothing, for it has seen everything.
     """
-    own, n_folds = folder / "refit", len(plan.splits.folds)
+    own = folder / "refit"
     if (own / "model" / "model.json").is_file():
         return
-    folds = Ensemble(tuple(load_model(folder / f"fold_{k}" / "model") for k in range(n_folds)))
-    about = [member.card.provenance for member in folds.members]
-    epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
-    options = replace(config.train, epochs=max(epochs, 0), patience=0)
     loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
     try:
-        torch.manual_seed(options.seed)
-        model = _fresh_model(config, plan)
-        tick = training_bar(display, "refit on all images")
-        trainer = Trainer(
-            model,
-            loader,
-            own,
-            options,
-            store=store,
-            tick=tick,
-            say=display.say,
-            after_epoch=after_epoch,
-        )
-        progress = trainer.fit(list(plan.cases.values()), ())
+        train_refit(config, own, plan, loader, store, display, after_epoch, processes)
     finally:
         loader.close()
-    provenance = {
-        "split_hash": plan.splits.hash,
-        "refit": True,
-        "n_train": len(plan.cases) - len(progress.quarantined),
-        "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
-        "threshold": folds.threshold,
-        "temperature": float(np.exp(np.mean(np.log([a["temperature"] for a in about])))),
-        "train": _training_cost(progress),
-        "quarantined": progress.quarantined,
-    }
-    save_model(own / "model", replace(model.card, provenance=provenance), model.method.state_dict())
 
 
 # -- after training -------------------------------------------------------------------------------
