@@ -21,7 +21,7 @@ from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case, read_cases
 from foveate.training.step import Steps
 
-VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
+VIEW = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=16.0)
 OPTIONS = TrainOptions(device="cpu", precision="32-true")
 SMALL = {"chunk": 8}
 """So that gradients come from two-pass replay."""

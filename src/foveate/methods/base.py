@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from foveate.bags.embedding import Bag
 from foveate.batch import Batch, Reads
 from foveate.encoders.base import AbstractEncoder
 from foveate.images.evidence import EvidenceList
+from foveate.nn.heads import Head, InstanceHead
 from foveate.tasks.base import AbstractTask
 
 Meets = Literal["yes", "partly", "no", "not stated"]
@@ -158,6 +160,83 @@ class AbstractMethod(nn.Module, abc.ABC):
     def findings(self) -> Mapping[str, float]:
         """What it has found out about itself, by name: logged after each epoch."""
         return {}
+
+
+class BagAnswer(NamedTuple):
+    """What a paper's aggregation makes of the patches of images.
+
+    Attributes:
+        logits: ``(b, k)``.
+        weight: computes the share ``(b, n)`` of each patch in the answer; in evaluation only.
+        instances: ``(b, n, d)``, what the instance head answers from; None for no such head.
+        further: losses of the paper's own.
+    """
+
+    logits: Tensor
+    weight: Callable[[], Tensor]
+    instances: Tensor | None = None
+    further: Mapping[str, FurtherLoss] = MappingProxyType({})
+
+
+class AbstractBagMethod(AbstractMethod):
+    """Methods that embed every patch of an image; a subclass is its paper's aggregation.
+
+    Reading, embedding, padding, the instance head and evidence are the same for all of them.
+
+    Args:
+        encoder: of the patches.
+        heads: what the task asks.
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: patches encoded at a time.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
+        instance: weight of the instance head's loss.
+        dim_instance: length of what it answers from; None for no instance head.
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+
+    def __init__(
+        self,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        *,
+        train_encoder: bool,
+        chunk: int,
+        jitter: bool,
+        instance: float = 0.0,
+        dim_instance: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
+        self.instance = instance
+        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        self.head_instance: InstanceHead | None = None
+        if instance > 0 and dim_instance is not None:
+            self.head_instance = InstanceHead(dim_instance, heads)
+
+    @abc.abstractmethod
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Aggregate the patches of each image.
+
+        Args:
+            f: their features ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: gives their centres ``(b, n, ndim)``, in sides of a patch.
+        """
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from every patch of each image."""
+        patches = self.bag.cover(batch, training=self.training)
+        f, valid = self.bag.embed(self.encoder, batch, patches)
+        answer = self.answer_bag(f, valid, lambda: batch.layout(patches, valid.shape[1])[0])
+        if not self.training:
+            return Prediction(answer.logits, batch.evidence(patches, answer.weight()))
+        further = dict(answer.further)
+        if self.head_instance is not None and answer.instances is not None:
+            alone = self.head_instance(answer.instances, valid)
+            further["instance"] = Auxiliary(alone, self.instance)
+        return Prediction(answer.logits, further=further)
 
 
 def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
