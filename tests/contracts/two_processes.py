@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import foveate.runtime
 from foveate.batch import LoadedImage, View
 from foveate.loading.loader import CaseLoader
 from foveate.runs.card import ModelCard
@@ -22,6 +23,8 @@ from foveate.table import Case, read_cases
 from foveate.training.step import Steps
 
 VIEW = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=16.0)
+COARSE = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=64.0)
+"""So that the sums over a glimpse's cells are short, and round alike."""
 OPTIONS = TrainOptions(device="cpu", precision="32-true")
 SMALL = {"chunk": 8}
 """So that gradients come from two-pass replay."""
@@ -47,7 +50,9 @@ def gradients(
     torch.manual_seed(0)
     options = SMALL if name not in ("downsampled", "streaming_cnn") else {}
     encoder = {"width": 8, "dim": 16}
-    card = ModelCard(name, options, "small", encoder, "binary", {}, ("normal", "tumour"), VIEW)
+    card = ModelCard(
+        name, options, "small", encoder, "binary", {}, ("normal", "tumour"), loader.view
+    )
     model = build_model(card, pretrained=False)
     for module in model.method.modules():
         if isinstance(module, nn.Dropout):
@@ -72,6 +77,7 @@ def gradients(
 
 def main(table: Path, out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
+    foveate.runtime._BUCKET = 500  # so that gradients are summed in several goes
     cases = sorted(read_cases(table).cases, key=lambda case: case.image_id)[:4]
     both = start_runtime(
         device="cpu",
@@ -84,10 +90,11 @@ def main(table: Path, out: Path, names: list[str]) -> None:
     for name in names:
         for label, bad in (("whole", ()), ("one missing", (1,)), ("none of a process", (1, 3))):
             ids = frozenset(cases[i].image_id for i in bad)
-            loader = CaseLoader(VIEW)
+            view = COARSE if name == "downsampled" else VIEW
+            loader = CaseLoader(view)
             ours, aside = gradients(name, cases, loader, both, ids)
             if both.is_main:
-                theirs, same = gradients(name, cases, CaseLoader(VIEW), alone, ids)
+                theirs, same = gradients(name, cases, CaseLoader(view), alone, ids)
                 rows[f"{name} {label}"] = {
                     "ours": ours,
                     "theirs": theirs,

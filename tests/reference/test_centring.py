@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from foveate.batch import Batch, Patches, View, run_by_shape
 from foveate.encoders import build_encoder
-from foveate.errors import OptionError
 from foveate.loading.loader import CaseLoader
 from foveate.methods.glimpse import Glimpse
 from foveate.methods.ips import Ips
@@ -51,7 +50,7 @@ def squares(folder: Path) -> tuple[Case, NDArray[np.int64]]:
 def looked_at(batch: Batch, *, centring: int, training: bool) -> Patches:
     torch.manual_seed(0)
     encoder = build_encoder("small", {"width": 8, "dim": 16})
-    method = Ips(encoder=encoder, heads=HEADS, centring=centring, attention_heads=4)
+    method = Ips(encoder=encoder, heads=HEADS, centring=centring)
     patches = method.bag.cover(batch, training=training)[0]
     return method._centred(batch, 0, patches) if centring else patches
 
@@ -96,7 +95,7 @@ def glimpse(**options: int | bool) -> Glimpse:
 def looks(method: Glimpse, batch: Batch) -> tuple[Patches, torch.Tensor, torch.Tensor, Patches]:
     """Patches looked at, the drawn cells, what shows them, and patches at these very cells."""
     with torch.no_grad():
-        field = method._locate(batch, run_by_shape(method.encoder.maps, batch.glimpses()))
+        field = method.attend(batch, run_by_shape(method.encoder.maps, batch.glimpses()))
         seen = method.choice(batch, field, training=method.training)
         return (
             seen.patches[0],
@@ -134,13 +133,3 @@ def test_drawn_cells_are_estimated_from_what_shows_them(
     away = np.abs(every.origin_um[shows.numpy()] - cells.origin_um).max(1)
     assert (away < VIEW.patch_um / 4).all()
     assert not strongest or len(every) >= strongest
-
-
-def test_the_strongest_need_the_glimpse() -> None:
-    with pytest.raises(OptionError, match="strongest"):
-        Glimpse(
-            encoder=build_encoder("small", {"width": 8, "dim": 16}),
-            heads=HEADS,
-            zoom=(4.0,),
-            strongest=4,
-        )

@@ -57,7 +57,6 @@ def method(**options: object) -> Ips:
     built = Ips(
         encoder=build_encoder("small", {"width": 8, "dim": 16}),
         heads=HEADS,
-        attention_heads=4,
         kept=KEPT,
         **options,  # type: ignore[arg-type]
     )
@@ -154,7 +153,7 @@ def test_at_the_beginning_of_training_too_any_order_selects_the_same(
     for seed in range(8):
         torch.manual_seed(seed)
         encoder = build_encoder("small", {"width": 8, "dim": 16})
-        built = Ips(encoder=encoder, heads=HEADS, attention_heads=4, chunk=16, kept=1).eval()
+        built = Ips(encoder=encoder, heads=HEADS, chunk=16, kept=1).eval()
         batch = batch_of([canvas(tmp_path, seed, 100)], loader, pool)
         (patches,) = built.bag.cover(batch, training=False)
         built.buffer = len(patches) - 1

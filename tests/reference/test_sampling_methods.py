@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import penalties
+from foveate.attention_maps.cells import Priors
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
@@ -25,6 +26,7 @@ from foveate.methods.base import AbstractMethod, Prediction
 from foveate.methods.differentiable_top_k import DifferentiableTopK
 from foveate.methods.joint_sampling import JointSampling
 from foveate.nn.heads import Head
+from foveate.parts import options as options_of
 from foveate.prediction.outputs import _deviations
 from reference.test_locate import HeldImage
 
@@ -73,7 +75,15 @@ def _batch(pool: ThreadPoolExecutor, *images: HeldImage, view: View = VIEW) -> B
 def _build(method: type[AbstractMethod], **options: Any) -> Any:
     """A method with the stub, whose scores and head are not 0."""
     torch.manual_seed(0)
-    built: Any = method(encoder=Stub(), heads=HEADS, **{**PLAIN, **options})
+    wanted = {**PLAIN, **options}
+    known = {key: value for key, value in wanted.items() if key in options_of(method)}
+    built: Any = method(encoder=Stub(), heads=HEADS, **known)
+    power, background = wanted.pop("contrast", None), wanted.pop("background", None)
+    if power is not None or background is not None:
+        built._priors = Priors(power=2.0 if power is None else power, background=background or 0.0)
+    for key in wanted.keys() - known.keys():  # constants of the method
+        assert hasattr(built, key), key
+        setattr(built, key, wanted[key])
     for parameter in built.locate.parameters():
         nn.init.normal_(parameter, std=0.5)
     return built
@@ -390,9 +400,8 @@ def test_joint_sampling_is_the_sum_over_all_cells_of_all_scales(
 def test_scales_begin_with_equal_mass_whatever_their_number_of_cells(
     power: float, explore: float, pool: ThreadPoolExecutor
 ) -> None:
-    method = JointSampling(
-        encoder=Stub(), heads=HEADS, scales=(1.0, 4.0), contrast=power, explore=explore
-    )
+    method = JointSampling(encoder=Stub(), heads=HEADS, scales=(1.0, 4.0))
+    method.explore, method._priors = explore, Priors(power=power, background=0.0)
     batch = _batch(pool, _image(0, (60, 90)), _image(1, (36, 48)))
     field = method._locate(batch)
     assert [[len(g.log_prior) for g in each] for each in field.grids] == [[150, 40], [48, 12]]

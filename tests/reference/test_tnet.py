@@ -128,15 +128,19 @@ def batch_of(
     )
 
 
+CONSTANTS = {"contrast", "survey", "reinforce", "main", "main_reward"}
+"""Of the method, which tests set."""
+
+
 def small(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:
     torch.manual_seed(0)
     encoder = SmallEncoder(width=4, dim=8)
-    return Tnet(
-        encoder=encoder,
-        heads=heads,
-        dropout=0.0,
-        **{"policy": "top", "levels": None, "locations": (3, 2)} | options,
-    )
+    wanted = {"policy": "top", "levels": None, "locations": (3, 2)} | options
+    constants = {key: wanted.pop(key) for key in CONSTANTS & wanted.keys()}
+    method = Tnet(encoder=encoder, heads=heads, dropout=0.0, **wanted)
+    for key, value in constants.items():
+        setattr(method, key, value)
+    return method
 
 
 # -- geometry --------------------------------------------------------------------------------------
@@ -615,10 +619,10 @@ def test_a_frozen_encoder_teaches_where_to_look(pool: ThreadPoolExecutor) -> Non
     method = Tnet(
         encoder=SmallEncoder(width=8, dim=32),
         heads=ONE,
-        survey=(16, 4),
         locations=(3, 2),
         eval_locations=(3, 2),
     )
+    method.survey = (16, 4)
     made = [textured(seed) for seed in range(72)]
     items = apart(load(pixels) for pixels, _, _ in made)
     seen, unseen = items[:48], items[48:]

@@ -31,6 +31,7 @@ from foveate.attention_maps.zoom import (
 )
 from foveate.bags.embedding import pad_rows
 from foveate.batch import Augment, Batch, LoadedImage, View
+from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.geometry import Lattice
@@ -38,6 +39,7 @@ from foveate.images.evidence import Floats
 from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction, further_loss
 from foveate.methods.glimpse import Glimpse
+from foveate.methods.glimpse_zoom import GlimpseZoom
 from foveate.nn.heads import Head
 from foveate.nn.sampling import smoothed_log_softmax
 from foveate.runs.card import ModelCard
@@ -330,12 +332,11 @@ def _spotted(spot: tuple[int, int]) -> Floats:
     return pixels
 
 
-def _seeking(zoom: tuple[float, ...], stages: tuple[int, ...], **options: Any) -> Glimpse:
+def _seeking(zoom: tuple[float, ...], stages: tuple[int, ...], **options: Any) -> GlimpseZoom:
     """All tiles that the glimpse's cells stand for are looked at, and in them what is dark."""
-    method = Glimpse(
+    method = GlimpseZoom(
         encoder=_Shade(), heads=[Head("h", 1, False, "max")], zoom=zoom, looks=32, **options
     )
-    assert method.zoom is not None
     for level, stage in zip(method.zoom.levels, stages, strict=True):
         assert isinstance(level, Look)
         _point_at_darkness(level.locate, stage)
@@ -379,8 +380,9 @@ def test_turned_crops_mislead_no_draw(
     for seed in range(3):
         torch.manual_seed(seed)
         batch = _batch([_spotted(spot)], pool, augment="slide")
-        field = method._locate(batch, [method.encoder.maps(batch.glimpses()[0][None])])
-        seen = method._look(batch, field)
+        maps = [method.encoder.maps(batch.glimpses()[0][None])]
+        field = method.attend(batch, maps, scale=method.zoom.scale)
+        seen = method.zoom.descend(method.encoder, batch, field, 32, jitter=False)
         assert len(seen.patches[0]) == 32
         assert _shows(seen.patches[0].origin_um, spot).any()
 
@@ -408,7 +410,7 @@ def _model(zoom: tuple[float, ...], **options: object) -> Model:
     given = {"zoom": zoom, "looks": 4, "patches": 8, "eval_patches": 12, **options}
     encoder = {"width": 8, "dim": 16}
     card = ModelCard(
-        "glimpse", given, "small", encoder, "binary", {}, ("normal", "tumour"), COHORT_VIEW
+        "glimpse_zoom", given, "small", encoder, "binary", {}, ("normal", "tumour"), COHORT_VIEW
     )
     return build_model(card, pretrained=False)
 
@@ -524,20 +526,20 @@ def test_spread_of_each_level_pulls_attention_to_its_prior(
         assert level.locate.score[0].weight.grad.abs().sum() > 0
 
 
-def test_without_zoom_nothing_is_added() -> None:
-    names = set(_model(()).method.state_dict())
-    more = set(_model((8.0,)).method.state_dict())
-    assert names < more
-    assert all(name.startswith("zoom.") for name in more - names)
-    plain, zoomed = _model(()).method.state_dict(), _model((8.0,)).method.state_dict()
+def test_beside_its_looks_it_is_what_glimpse_is() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("small", {"width": 8, "dim": 16})
+    head = Head("tumour", 1, False, "max")
+    plain = Glimpse(encoder=encoder, heads=(head,)).state_dict()
+    zoomed = _model((8.0,)).method.state_dict()
+    assert plain.keys() < zoomed.keys()
+    assert all(name.startswith("zoom.") for name in zoomed.keys() - plain.keys())
     assert all(torch.equal(value, zoomed[name]) for name, value in plain.items())
 
 
 @pytest.mark.parametrize(
-    "options", [{"zoom": (2.0, 8.0)}, {"zoom": (1.0,)}, {"zoom": (8.0,), "centring": 1}]
+    "options", [{"zoom": (2.0, 8.0)}, {"zoom": (1.0,)}, {"zoom": ()}, {"zoom": (8.0,), "looks": 0}]
 )
 def test_what_cannot_be_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         _model(**options)  # type: ignore[arg-type]
-    with pytest.raises(OptionError):
-        _model((8.0,), looks=0)

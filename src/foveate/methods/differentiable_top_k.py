@@ -43,6 +43,9 @@ from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import divergence
 from foveate.nn.top_k import TopK, perturbed_top_k
 
+_BACKGROUND = 0.0
+"""Prior of a cell without foreground: left out, unless an image has no others."""
+
 
 class DifferentiableTopK(AbstractMethod):
     """The k cells of highest score, with a gradient through noise on the scores.
@@ -55,8 +58,6 @@ class DifferentiableTopK(AbstractMethod):
         most: patches read per image in training, at most; at least k.
         spread: weight of the divergence of the scores' softmax from the prior (with an even prior,
             the paper's entropy term), which keeps scores from running apart.
-        background: prior probability of a cell without foreground, relative to one of the
-            strongest contrast; 0 leaves such cells out, unless an image has no others.
         contrast: power of the prior: a cell is as likely, before anything is learnt, as its
             difference from the background to this power; 0 leaves foreground and background only.
         dropout: on the pooled vector.
@@ -82,7 +83,6 @@ class DifferentiableTopK(AbstractMethod):
         sigma: float = 0.05,
         most: int = 48,
         spread: float = 1e-2,
-        background: float = 0.0,
         contrast: float = 2.0,
         dropout: float = 0.1,
         instance: float = 1.0,
@@ -105,7 +105,7 @@ class DifferentiableTopK(AbstractMethod):
         self.head_instance = InstanceHead(dim, heads)
         self.register_buffer("touched", torch.zeros(2))
         self._now_sigma = sigma
-        self._priors = Priors(power=contrast, background=background)
+        self._priors = Priors(power=contrast, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
         """Let the noise fade."""

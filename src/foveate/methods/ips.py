@@ -19,6 +19,7 @@ scanned and about a dozen vectors per patch kept (relating them takes time with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,9 @@ from foveate.nn.repeated import EmbedOnce
 from foveate.nn.selection import ranked, scores_among, with_exploration
 
 _MANY = 1024
+_ATTENTION_HEADS = 8
+"""Of the cross-attention, where the vector's length is a multiple of it; each question of the task
+has its own query."""
 
 
 class Ips(AbstractMethod):
@@ -49,7 +53,6 @@ class Ips(AbstractMethod):
         buffer: further patches, next in score, that are aggregated without training the encoder.
         drop: share of the patches that is left out at random in training.
         layers: of self-attention between patches before pooling; 0 is the paper's.
-        attention_heads: of the cross-attention; each question of the task has its own query.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out.
@@ -74,7 +77,6 @@ class Ips(AbstractMethod):
         buffer: int = 0,
         drop: float = 0.0,
         layers: int = 1,
-        attention_heads: int = 8,
         dropout: float = 0.1,
         instance: float = 1.0,
         chunk: int = 256,
@@ -88,6 +90,7 @@ class Ips(AbstractMethod):
         self.instance, self.chunk, self.centring = instance, chunk, centring
         self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
+        attention_heads = math.gcd(_ATTENTION_HEADS, dim)
         self.related = RelatedPool(
             encoder, heads, layers=layers, attention_heads=attention_heads, dropout=dropout
         )

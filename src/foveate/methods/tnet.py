@@ -17,7 +17,7 @@ too, more crops and always the same ones of an image, because the highest scores
 Scores are not normalised, which would leave the draw nearly uniform; they are added to a prior that
 follows contrast, as in our other methods that draw. Crops that show nothing of what decides are not
 made to give the image's label, as the published per-feature answers are, which a frozen encoder
-learns by heart: an instance head pools what crops say as the task allows, and `main` divides the
+learns by heart: an instance head pools what crops say as the task allows, and shares divide the
 loss between it and the main answer. ``policy=top`` keeps the per-feature answers and chooses as
 published, always what scores highest, in training as well; the published REINFORCE term is then no
 policy gradient but a surrogate: it raises the probability of whatever was chosen when the answer
@@ -69,6 +69,20 @@ from foveate.nn.reinforce import RunningReward, leave_one_out, policy_loss
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.replay import replay
 
+_SURVEY = (48, 3)
+"""Crops chosen in each region while the encoder is frozen, level by level: very many, always the
+same ones of an image, some of them hidden."""
+_MAIN, _MAIN_REWARD = 0.3, 0.3
+"""Share of the main answer in the cross-entropy and in the reward; the rest is that of what crops
+say on their own, without which little is learnt."""
+_REINFORCE = 0.1
+"""Weight of the policy's loss, as published."""
+_CONTRAST = 2.0
+"""Power of the prior of ``sampled``: a cell is as likely, before anything is learnt, as its
+difference from the background to this power."""
+_HIDDEN = 64
+"""Width of the location module."""
+
 
 class Tnet(AbstractMethod):
     """A tree of crops, each level finer than the one above, down to the view's spacing.
@@ -84,8 +98,6 @@ class Tnet(AbstractMethod):
         locations: crops chosen in each region, level by level; 1 on every further level.
         eval_locations: the same in evaluation; by default four times as many in the image, else as
             in training.
-        survey: the same while the encoder is frozen: very many, always the same ones of an image,
-            some of them hidden.
         levels: at most this many below the glimpse; ``none`` for as many as zooms lie between the
             spacings of glimpse and view. The finest always has the view's spacing: with fewer
             levels the first grid has more, smaller cells. Levels on which nothing shows yet cost
@@ -95,14 +107,7 @@ class Tnet(AbstractMethod):
             evaluation, and learns by the published, biased surrogate.
         draws: with ``sampled``, trees drawn of each image in training, which are each other's
             baseline; with 1 it is the mean reward of past steps.
-        main: share of the main answer in the cross-entropy; the rest is that of what crops say on
-            their own, without which little is learnt.
-        reinforce: weight of the policy's loss.
-        main_reward: share of the main answer in the reward; the rest is that of single crops.
-        contrast: power of the prior, with ``sampled``: a cell is as likely, before anything is
-            learnt, as its difference from the background to this power; 0 leaves it out.
         weighting: weigh features by a squeeze-and-excite module instead of averaging them.
-        hidden: width of the location module.
         dropout: on features.
         chunk: crops encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, shift the grid over the image at random, and all below with it.
@@ -122,16 +127,10 @@ class Tnet(AbstractMethod):
         overlap: float = 0.5,
         locations: tuple[int, ...] = (6, 2),
         eval_locations: tuple[int, ...] | None = None,
-        survey: tuple[int, ...] = (48, 3),
         levels: int | None = 2,
         policy: Literal["sampled", "top"] = "sampled",
         draws: int = 2,
-        main: float = 0.3,
-        reinforce: float = 0.1,
-        main_reward: float = 0.3,
-        contrast: float = 2.0,
         weighting: bool = False,
-        hidden: int = 64,
         dropout: float = 0.1,
         chunk: int = 256,
         jitter: bool = True,
@@ -142,13 +141,13 @@ class Tnet(AbstractMethod):
         self.locations = _counts(locations, "locations")
         wider = (4 * locations[0], *locations[1:]) if policy == "sampled" else locations
         self.eval_locations = _counts(eval_locations or wider, "eval_locations")
-        self.survey = _counts(survey, "survey")
+        self.survey = _SURVEY
         self.levels, self.policy = levels, policy
         self.draws = draws if policy == "sampled" else 1
-        self.main, self.reinforce, self.main_reward = main, reinforce, main_reward
-        self.contrast = contrast if policy == "sampled" else 0.0
+        self.main, self.reinforce, self.main_reward = _MAIN, _REINFORCE, _MAIN_REWARD
+        self.contrast = _CONTRAST if policy == "sampled" else 0.0
         self.chunk, self.jitter = chunk, jitter
-        self.locate = Location(encoder.map_dims, hidden=hidden)
+        self.locate = Location(encoder.map_dims, hidden=_HIDDEN)
         self.position = PositionCode(max(1, dim // 4))
         self.norm = nn.LayerNorm(dim)
         self.fuse = nn.Sequential(nn.Linear(dim + max(1, dim // 4), dim), nn.GELU())
