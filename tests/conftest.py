@@ -6,7 +6,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
+from foveate.geometry import Box, Frame
 from foveate.messages import warn
 from foveate.methods.base import Penalty, Prediction
 from foveate.parts import add_plugin_folder
@@ -84,6 +85,14 @@ def foveate(
     """The command line in this process: words in, exit code and both streams out."""
     from foveate.cli import main
 
+    return command(main, capfd, monkeypatch)
+
+
+def command(
+    main: Callable[[], None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """A command line in this process."""
+
     def run(*words: object) -> Ended:
         given = [str(word) for word in words]
         monkeypatch.setattr(sys, "argv", ["foveate", *given])
@@ -120,6 +129,12 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads that read crops."""
     with ThreadPoolExecutor(2) as threads:
         yield threads
+
+
+def box_around(centre: Sequence[float], size: Sequence[float]) -> Box:
+    """The box of this size, in micrometres, in the middle of which `centre` lies."""
+    origin = tuple(c - s / 2 for c, s in zip(centre, size, strict=True))
+    return Box(origin, tuple(size), Frame.UM)
 
 
 def penalties(prediction: Prediction) -> dict[str, Tensor]:

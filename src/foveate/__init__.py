@@ -1,5 +1,78 @@
-"""foveate: classify images far larger than a GPU's memory, from image-level labels alone."""
+"""Classify images far larger than a GPU's memory, from image-level labels alone.
+
+The names below are imported when they are first used, so that ``import foveate`` is light.
+
+Example:
+    >>> import foveate
+    >>> classifier = foveate.Classifier(folds=5).fit("labels.csv")
+    >>> classifier.predict_proba(["new/S1.svs", "new/S2.svs"])
+    >>> classifier.explain("new/S1.svs").to_geojson("S1.geojson")
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from foveate.api.classifier import Classifier, NotFitted
+    from foveate.api.commands import demo, doctor, evaluate, list_methods, predict, train
+    from foveate.api.explanation import Explanation
+    from foveate.api.progress import Progress
+    from foveate.errors import FoveateError
+    from foveate.parts import add_plugin_folder
+    from foveate.prediction.predict import predict_one
+    from foveate.readers import open_image
+    from foveate.runs.models import find_models as load_model
+
+_WHERE = {
+    "Classifier": "foveate.api.classifier",
+    "Explanation": "foveate.api.explanation",
+    "FoveateError": "foveate.errors",
+    "NotFitted": "foveate.api.classifier",
+    "Progress": "foveate.api.progress",
+    "add_plugin_folder": "foveate.parts",
+    "demo": "foveate.api.commands",
+    "doctor": "foveate.api.commands",
+    "evaluate": "foveate.api.commands",
+    "list_methods": "foveate.api.commands",
+    "load_model": "foveate.runs.models",
+    "open_image": "foveate.readers",
+    "predict": "foveate.api.commands",
+    "predict_one": "foveate.prediction.predict",
+    "train": "foveate.api.commands",
+}
+_RENAMED = {"load_model": "find_models"}
+
+__all__ = [
+    "Classifier",
+    "Explanation",
+    "FoveateError",
+    "NotFitted",
+    "Progress",
+    "add_plugin_folder",
+    "demo",
+    "doctor",
+    "evaluate",
+    "list_methods",
+    "load_model",
+    "open_image",
+    "predict",
+    "predict_one",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'foveate' has no attribute '{name}'")
+    value = getattr(import_module(_WHERE[name]), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -9,6 +9,7 @@ import difflib
 import errno
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 log = logging.getLogger("foveate")
 
@@ -17,7 +18,22 @@ AGAIN = "; the file is damaged or cut off: copy, download or export it again"
 
 
 class FoveateError(Exception):
-    """Root of the tree: the command line prints it as one line and exits with 1."""
+    """Root of the tree: the command line prints it as one line and exits with 1.
+
+    Errors of every class travel from one process to another with their message; one whose
+    constructor takes something else arrives as the root.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild the error from its message."""
+        return _rebuild_error, (type(self), self.args)
+
+
+def _rebuild_error(kind: type[FoveateError], args: tuple[Any, ...]) -> FoveateError:
+    try:
+        return kind(*args)
+    except TypeError:
+        return FoveateError(*args)
 
 
 class ImageNotFound(FoveateError, FileNotFoundError):
@@ -78,6 +94,10 @@ class DiskFull(FoveateError, OSError):
 
 class FolderInUse(FoveateError, RuntimeError):
     """Another process writes into the folder."""
+
+
+class WorkerLost(FoveateError, RuntimeError):
+    """Other processes that predict cannot be started, or end one after the other."""
 
 
 class OutOfMemory(FoveateError, MemoryError):
@@ -197,3 +217,9 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Allowed: {', '.join(choices)}." if choices else ""
+
+
+def several(words: list[str], limit: int = 3) -> str:
+    """Return ``a, b, c and 4 more``."""
+    more = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -11,7 +11,6 @@ Frames, and the suffix that a variable in that frame carries:
 ``PX0``      _px0     pixels of level 0, the full resolution
 ``PX``       _px      pixels of the box's own pyramid level
 ``UM``       _um      micrometres (for pictures without spacing: level-0 pixels)
-``CELL``     _cell    cells of an attention lattice
 ===========  =======  ==========================================================
 
 Converters are named target-from-source and live only here.
@@ -35,7 +34,6 @@ class Frame(Enum):
     PX0 = "px0"
     PX = "px"
     UM = "um"
-    CELL = "cell"
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,6 @@ class Box:
         """The middle of the box."""
         return tuple(o + s / 2 for o, s in zip(self.origin, self.size, strict=True))
 
-    @staticmethod
-    def around(centre: Sequence[float], size: Sequence[float], frame: Frame) -> Box:
-        """The box of this size in the middle of which `centre` lies."""
-        origin = tuple(c - s / 2 for c, s in zip(centre, size, strict=True))
-        return Box(origin, tuple(size), frame)
-
-    def contains(self, point: Sequence[float]) -> bool:
-        """Whether a point of the same frame lies inside."""
-        return all(o <= p < e for o, p, e in zip(self.origin, point, self.end, strict=True))
-
 
 @dataclass(frozen=True)
 class Lattice:
@@ -106,14 +94,6 @@ class Lattice:
 
     def __len__(self) -> int:
         return math.prod(self.shape)
-
-    def unravel(self, index: int) -> tuple[int, ...]:
-        """The cell of a flat index in C order."""
-        cell = []
-        for n in reversed(self.shape):
-            index, rest = divmod(index, n)
-            cell.append(rest)
-        return tuple(reversed(cell))
 
 
 def _expect(box: Box, frame: Frame, ndim: int) -> None:
@@ -148,27 +128,6 @@ def px_from_px0(box: Box, downsample: Sequence[float], level: int) -> Box:
     """Pixels of a level from level-0 pixels; `downsample` is that level's, per axis, a float."""
     _expect(box, Frame.PX0, len(downsample))
     return _scaled(box, [1 / d for d in downsample], Frame.PX, level)
-
-
-def px0_from_px(box: Box, downsample: Sequence[float]) -> Box:
-    """Level-0 pixels from pixels of the box's own level."""
-    _expect(box, Frame.PX, len(downsample))
-    return _scaled(box, downsample, Frame.PX0)
-
-
-def um_from_cell(box: Box, lattice: Lattice) -> Box:
-    """Micrometres from cells of a lattice."""
-    _expect(box, Frame.CELL, len(lattice.shape))
-    moved = _scaled(box, lattice.cell_um, Frame.UM)
-    origin = tuple(a + b for a, b in zip(moved.origin, lattice.origin_um, strict=True))
-    return Box(origin, moved.size, Frame.UM)
-
-
-def cell_from_um(box: Box, lattice: Lattice) -> Box:
-    """Cells of a lattice from micrometres."""
-    _expect(box, Frame.UM, len(lattice.shape))
-    origin = tuple(a - b for a, b in zip(box.origin, lattice.origin_um, strict=True))
-    return _scaled(Box(origin, box.size, Frame.UM), [1 / c for c in lattice.cell_um], Frame.CELL)
 
 
 def px_from_um(

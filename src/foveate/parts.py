@@ -36,13 +36,19 @@ _loading = threading.RLock()
 def add_plugin_folder(folder: Path) -> None:
     """Look for parts in this folder first.
 
+    A folder that is a package (it holds ``__init__.py``) can be imported by its name, so that its
+    parts may share files.
+
     Raises:
         OptionError: the folder does not exist.
     """
     if not folder.is_dir():
         raise OptionError(f"--plugins {folder}: no such folder")
-    if folder.resolve() not in _folders:
-        _folders.insert(0, folder.resolve())
+    folder = folder.resolve()
+    if folder not in _folders:
+        _folders.insert(0, folder)
+    if (folder / "__init__.py").is_file() and str(folder.parent) not in sys.path:
+        sys.path.append(str(folder.parent))
 
 
 def plugin_folders() -> tuple[Path, ...]:

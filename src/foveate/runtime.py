@@ -273,23 +273,16 @@ def _environment(rank: int, size: int, port: int) -> Any:
     """Tell Fabric that processes are started by us, and where they meet."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-    class Environment(LightningEnvironment):
-        creates_processes_externally = True
-        main_address, main_port = "127.0.0.1", port
-
-        def local_rank(self) -> int:
-            return rank
-
-        def node_rank(self) -> int:
-            return 0
-
-        def global_rank(self) -> int:
-            return rank
-
-        def world_size(self) -> int:
-            return size
-
-    return Environment()
+    settled: dict[str, Any] = {
+        "creates_processes_externally": True,
+        "main_address": "127.0.0.1",
+        "main_port": port,
+        "local_rank": lambda _: rank,
+        "node_rank": lambda _: 0,
+        "global_rank": lambda _: rank,
+        "world_size": lambda _: size,
+    }
+    return type("Environment", (LightningEnvironment,), settled)()
 
 
 def _start_child(rank: int, port: int, command: Sequence[str]) -> Child:

@@ -24,13 +24,13 @@ from foveate.table import Case, read_cases
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
 METHODS = names("methods")
+TWO_CLASSES = {"classes": ["normal", "tumour"]}
 
 
 def build(method: str) -> Model:
     torch.manual_seed(0)
-    card = ModelCard(
-        method, {}, "small", {"width": 8, "dim": 16}, "binary", {}, ("normal", "tumour"), VIEW
-    )
+    size = {"width": 8, "dim": 16}
+    card = ModelCard(method, {}, "small", size, "binary", {}, TWO_CLASSES, VIEW)
     return build_model(card, pretrained=False)
 
 

@@ -21,6 +21,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from conftest import box_around
 from foveate import parts
 from foveate.errors import (
     FoveateError,
@@ -31,7 +32,6 @@ from foveate.geometry import Box, Frame
 from foveate.images.image import AbstractImage, Respaced
 from foveate.readers import open_image
 from foveate.readers.base import HEAD_BYTES, AbstractReader
-from foveate.sparse import Canvas, write_canvas
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 EMULATED = DATA / "vendor_wsi_emulated"
@@ -57,7 +57,7 @@ SAMPLES = (
     "mri_hippocampus/images/hippocampus_011.nii.gz",
 )
 MADE = (
-    *("tiles.tif", "strips16.tif", "grey.png", "colour.jpg", "stamps.sparse"),
+    *("tiles.tif", "strips16.tif", "grey.png", "colour.jpg"),
     *("volume.nii.gz", "volume.nii"),
 )
 
@@ -82,11 +82,6 @@ def made_files() -> Path:
     tifffile.imwrite(folder / "strips16.tif", grey, rowsperstrip=10, compression="lzw")
     Image.fromarray(pixels[:, :, 0]).save(folder / "grey.png")
     Image.fromarray(pixels).save(folder / "colour.jpg")
-    places = np.column_stack([rng.integers(0, 2050, 300), rng.integers(0, 4990, 300)])
-    stamps = list(rng.integers(0, 256, (300, 47, 31), np.uint8))
-    write_canvas(
-        folder / "stamps.sparse", Canvas.from_stamps((2100, 5021), stamps, places, background=90)
-    )
     affine = np.array([[0, 0, 2.5, 9], [-0.7, 0, 0, 3], [0, 1.1, 0, -5], [0, 0, 0, 1]])
     volume = nibabel.Nifti1Image(rng.integers(-900, 2000, (61, 43, 29), np.int16), affine)
     nibabel.save(volume, folder / "volume.nii.gz")
@@ -163,7 +158,7 @@ def test_a_reader_is_documented_and_asks_its_library_only_on_first_use(reader):
 
 
 def test_facts(image):
-    assert image.kind in ("slide", "picture", "volume", "sparse")
+    assert image.kind in ("slide", "picture", "volume")
     assert image.channels in (1, 3)
     assert image.dtype in (np.uint8, np.uint16)
     assert image.reader
@@ -219,7 +214,7 @@ def test_glimpse_and_read_at(image):
     centre = spaced.box_um.centre
     side = min(extent) / 4
     shape = (61,) * image.ndim
-    patch = spaced.read_at(Box.around(centre, (side,) * image.ndim, Frame.UM), shape)
+    patch = spaced.read_at(box_around(centre, (side,) * image.ndim), shape)
     assert patch.shape == (*shape, image.channels)
     assert patch.dtype == image.dtype
 
@@ -332,7 +327,7 @@ def test_the_gigapixel_slide_is_read_where_it_lies():
         assert image.size_px == 70_779 * 22_023
         glimpse = image.glimpse(64.0).mean(2)
         darkest = np.unravel_index(glimpse.argmin(), glimpse.shape)
-        tissue = Box.around([(p + 0.5) * 64.0 for p in darkest], (400.0, 300.0), Frame.UM)
+        tissue = box_around([(p + 0.5) * 64.0 for p in darkest], (400.0, 300.0))
         fine = image.read_at(tissue, (200, 150))
         with Respaced(image, image.known_spacing_um, unit="um") as alone:
             alone.levels = image.levels[:1]

@@ -14,7 +14,8 @@ import torch
 from conftest import penalties
 from foveate.batch import Augment, Batch, View
 from foveate.errors import OptionError
-from foveate.heatmaps import draw_heatmap
+from foveate.files.atomic import write_bytes
+from foveate.heatmaps import render_heatmap
 from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction
 from foveate.parts import find, names
@@ -37,7 +38,8 @@ SHAPES = ((40, 33, 14), (31, 50, 45))
 def build(method: str, encoder: str = "small3d", options: dict[str, int] | None = None) -> Model:
     torch.manual_seed(0)
     options = {"width": 4, "dim": 16} if options is None else options
-    card = ModelCard(method, {}, encoder, options, "binary", {}, ("small", "large"), VIEW)
+    settled = {"classes": ["small", "large"]}
+    card = ModelCard(method, {}, encoder, options, "binary", {}, settled, VIEW)
     return build_model(card, pretrained=False)
 
 
@@ -103,7 +105,9 @@ def test_prediction_evidence_and_picture(name: str, batch: Batch, tmp_path: Path
         extent = np.asarray(item.image.box_um.size)
         assert (centre > -VIEW.patch_um).all()
         assert (centre < extent + VIEW.patch_um + 16 * VIEW.glimpse_spacing_um).all()
-    draw_heatmap(batch.items[0].image, prediction.evidence[0], tmp_path / "heatmap.png")
+    write_bytes(
+        tmp_path / "heatmap.png", render_heatmap(batch.items[0].image, prediction.evidence[0])
+    )
     assert (tmp_path / "heatmap.png").stat().st_size > 10_000
 
 

@@ -20,7 +20,7 @@ from foveate.errors import TrainingError
 from foveate.evaluation.audit import LayoutAudit, audit_layout
 from foveate.loading.loader import CaseLoader
 from foveate.metrics import auroc
-from foveate.prediction.predict import Report, predict_cases
+from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, save_model
 from foveate.runs.folder import read_json
@@ -34,9 +34,9 @@ CPU = torch.device("cpu")
 def build(method: str) -> Model:
     torch.manual_seed(0)
     size = {"width": 8, "dim": 16}
-    classes = ("normal", "tumour")
+    settled = {"classes": ["normal", "tumour"]}
     return build_model(
-        ModelCard(method, {}, "small", size, "binary", {}, classes, VIEW), pretrained=False
+        ModelCard(method, {}, "small", size, "binary", {}, settled, VIEW), pretrained=False
     )
 
 
@@ -94,8 +94,8 @@ def test_scores_are_those_of_predicting_and_the_audit_repeats_itself(
     assert other.scores == found.scores
     assert other.largest_change != found.largest_change, "other places were drawn"
 
-    reports = [r for r in predict_cases(models, cases, loader, device=CPU) if isinstance(r, Report)]
-    shares = np.asarray([r.probabilities for r in reports])
+    reports = [r for r in predict_cases(models, cases, loader, device=CPU) if isinstance(r, Answer)]
+    shares = np.asarray([r.values for r in reports])
     assert found.scores == {"val_auroc": pytest.approx(auroc(shares, [0, 0, 0, 1, 1, 1]))}
 
 

@@ -217,7 +217,7 @@ def test_models_that_do_not_agree_are_refused(trained: Path, tmp_path: Path) -> 
     model = load_model(folder)
     other = replace(model.card.view, patch_px=96)
     changes = {
-        "classes": replace(model.card, classes=("normal", "cancer"), task_options={}),
+        "classes": replace(model.card, settled={"classes": ["normal", "cancer"]}, task_options={}),
         "view": replace(model.card, view=other),
         "split": replace(model.card, provenance=model.card.provenance | {"split_hash": "ab"}),
     }

@@ -14,8 +14,9 @@ import torch
 from foveate.attention_maps.cells import Priors
 from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
+from foveate.files.atomic import write_json
 from foveate.geometry import Box, Frame
-from foveate.heatmaps import write_geojson
+from foveate.heatmaps import build_geojson
 from foveate.loading.loader import CaseLoader
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head
@@ -89,7 +90,7 @@ def test_attention_patch_and_geojson_find_the_spot(
     centroid = [(dark.sum(1 - a) * (np.arange(64) + 0.5)).sum() / dark.sum() for a in (0, 1)]
     np.testing.assert_allclose(centroid, (32, 32), atol=0.75)
 
-    write_geojson(item.image, evidence, tmp_path / "spot.geojson")
+    write_json(tmp_path / "spot.geojson", build_geojson(item.image, evidence))
     feature = json.loads((tmp_path / "spot.geojson").read_text())["features"][0]
     ring = np.asarray(feature["geometry"]["coordinates"][0])
     assert (ring.min(0) <= (SPOT_PX0[1], SPOT_PX0[0])).all()

@@ -107,10 +107,10 @@ TASK = '''
 from torch.nn import functional
 
 from foveate.nn.heads import Head
-from foveate.tasks.base import AbstractTask
+from foveate.tasks.classes import ClassTask
 
 
-class DoubtedTask(AbstractTask):
+class DoubtedTask(ClassTask):
     """Softmax with smoothed labels.
 
     Args:

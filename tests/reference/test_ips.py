@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from foveate.batch import Batch, Patches, View
@@ -18,7 +19,6 @@ from foveate.loading.loader import CaseLoader
 from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
 from foveate.nn.selection import scores_among
-from foveate.sparse import Canvas, write_canvas
 from foveate.table import Case
 
 VIEW = View(1.0, 32, 8.0, unit="px")
@@ -35,20 +35,14 @@ def loader() -> Iterator[CaseLoader]:
 
 
 def canvas(folder: Path, seed: int, n: int) -> Case:
+    """A black picture with n stamps of eight kinds on it."""
     rng = np.random.default_rng(seed)
-    path = folder / f"{seed}.sparse"
-    pixels = rng.integers(1, 256, 8 * STAMP * STAMP).astype(np.uint8)
-    write_canvas(
-        path,
-        Canvas(
-            shape=(SIDE, SIDE),
-            origins=rng.integers(0, SIDE - STAMP, (n, 2)),
-            stamp_ids=rng.integers(0, 8, n),
-            scales=np.ones(n, np.int64),
-            stamp_sizes=np.full((8, 2), STAMP),
-            stamp_pixels=pixels,
-        ),
-    )
+    stamps = rng.integers(1, 256, (8, STAMP, STAMP)).astype(np.uint8)
+    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    for y, x in rng.integers(0, SIDE - STAMP, (n, 2)):
+        pixels[y : y + STAMP, x : x + STAMP] = stamps[rng.integers(8)]
+    path = folder / f"{seed}.png"
+    Image.fromarray(pixels).save(path)
     return Case(str(seed), str(seed), path)
 
 

@@ -15,7 +15,7 @@ from foveate.errors import OptionError
 from foveate.nn.attention import Relate
 from foveate.nn.heads import Head
 from foveate.nn.pooling import AdditivePool, CrossPool, GatedPool, MaxPool, MeanPool
-from foveate.nn.selection import attention_scores
+from foveate.nn.selection import attention_logits
 
 DIM = 8
 HEADS = (Head("grade", 3, True, "sum"), Head("finding", 2, False, "max"))
@@ -134,10 +134,10 @@ def test_cross_pool_scores_patches_alike_in_either_mode() -> None:
     f = torch.randn(40, DIM) * 5
     valid = torch.ones(1, 40, dtype=torch.bool)
     assert torch.equal(pool.train()(f[None], valid)[1], pool.eval()(f[None], valid)[1])
-    scores = attention_scores(pool.train().query(), pool.keys(f))
-    assert torch.equal(scores, attention_scores(pool.eval().query(), pool.keys(f)))
-    assert torch.equal(scores[10:20], attention_scores(pool.query(), pool.keys(f[10:20])))
-    assert scores.unique().numel() == 40
+    scores = attention_logits(pool.train().query(), pool.keys(f))
+    assert torch.equal(scores, attention_logits(pool.eval().query(), pool.keys(f)))
+    assert torch.equal(scores[10:20], attention_logits(pool.query(), pool.keys(f[10:20])))
+    assert len(scores.unique(dim=0)) == 40
 
 
 def test_cross_pool_of_logits_far_apart() -> None:

@@ -14,12 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import penalties
+from conftest import box_around, penalties
 from foveate.attention_maps.cells import Priors
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.geometry import Box, Frame
 from foveate.methods import attention_sampling, joint_sampling
 from foveate.methods.attention_sampling import AttentionSampling
 from foveate.methods.base import AbstractMethod, Prediction
@@ -27,7 +26,7 @@ from foveate.methods.differentiable_top_k import DifferentiableTopK
 from foveate.methods.joint_sampling import JointSampling
 from foveate.nn.heads import Head
 from foveate.parts import options as options_of
-from foveate.prediction.outputs import _deviations
+from foveate.prediction.rows import _deviations
 from reference.test_locate import HeldImage
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)
@@ -374,7 +373,7 @@ def _all_features(method: JointSampling, image: HeldImage) -> Tensor:
     """Features of the 6 fine cells and of the 2 coarse ones of 12 x 12, read at scale 4."""
     f = [*_fine_features(method.encoder, image)]
     for x in (6.0, 18.0):
-        coarse = image.read_at(Box.around((6.0, x), (16.0, 16.0), Frame.UM), (4, 4))
+        coarse = image.read_at(box_around((6.0, x), (16.0, 16.0)), (4, 4))
         f.append(_embedded(method.encoder, coarse))
     level = torch.tensor([0] * 6 + [1] * 2)
     return _long(torch.stack(f) + method.scale_code[level])

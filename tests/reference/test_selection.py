@@ -11,13 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from foveate.errors import NotFinite, OptionError
-from foveate.nn.selection import (
-    TopM,
-    attention_scores,
-    log_normaliser,
-    ranked,
-    with_exploration,
-)
+from foveate.nn.selection import attention_logits, ranked, scores_among, with_exploration
 
 N, M, TOKENS, HEADS, DK = 300, 40, 4, 8, 16
 CHUNKS = (1, 7, 64, N)
@@ -33,11 +27,16 @@ def _patches() -> tuple[Tensor, Tensor]:
     return query, key
 
 
+def _scores(query: Tensor, key: Tensor, chunk: int = N) -> Tensor:
+    """Scores of all patches, whose logits come chunk by chunk."""
+    return scores_among(torch.cat([attention_logits(query, part) for part in key.split(chunk)]))
+
+
 def _ours(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
-    best = TopM(m=M)
-    for part in order.split(chunk):
-        best.add(attention_scores(query, key[part]), part)
-    return best.selected().tolist()
+    """Patches as the scan has them: in the order of their places, whatever that they came in."""
+    back = order.argsort()
+    scores = _scores(query, key[order], chunk)[back]
+    return ranked(scores)[:M].tolist()
 
 
 def _published(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
@@ -62,7 +61,7 @@ def _outcomes(select: Callable[..., list[int]]) -> set[tuple[int, ...]]:
 
 def test_any_order_and_chunks_select_the_best_of_all() -> None:
     query, key = _patches()
-    scores = attention_scores(query, key).tolist()
+    scores = _scores(query, key).tolist()
     best = sorted(range(N), key=lambda i: (-scores[i], i))[:M]
     assert len(set(scores)) < N
     assert _outcomes(_ours) == {tuple(best)}
@@ -95,81 +94,41 @@ def test_the_published_rule_depends_on_order() -> None:
     assert len(sets) > 10
 
 
-def test_ties_across_the_border_go_by_index() -> None:
-    scores = torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 0.0])
-    for seed in range(10):
-        for chunk in (1, 2, 3, 7):
-            best = TopM(m=3, sub_salient=2)
-            order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
-            for part in order.split(chunk):
-                best.add(scores[part], part)
-            assert best.selected().tolist() == [1, 4, 0]
-            assert best.sub_salient().tolist() == [2, 3]
-    assert ranked(scores)[:5].tolist() == [1, 4, 0, 2, 3]
-
-
-def test_memory_is_that_of_the_selected() -> None:
-    best = TopM(m=3, sub_salient=2)
-    for part in torch.arange(1000).split(100):
-        best.add(torch.rand(100), part)
-        held = [v for v in vars(best).values() if isinstance(v, Tensor)]
-        assert max(v.untyped_storage().nbytes() for v in held) <= 5 * 8
-
-
-def test_padding_and_few_patches() -> None:
-    best = TopM(m=4, sub_salient=2)
-    assert best.selected().tolist() == []
-    best.add(torch.tensor([-torch.inf, 0.5, -torch.inf]), torch.tensor([5, 6, 7]))
-    assert best.selected().tolist() == [6]
-    assert best.sub_salient().tolist() == []
+def test_ties_go_by_index_and_padding_is_left_out() -> None:
+    scores = torch.tensor([1.0, 2.0, 1.0, -torch.inf, 1.0, 2.0, 1.0, 0.0])
+    assert ranked(scores).tolist() == [1, 5, 0, 2, 4, 6, 7]
     for broken in (torch.nan, torch.inf):
         with pytest.raises(NotFinite):
-            best.add(torch.tensor([0.0, broken]), torch.tensor([8, 9]))
-    with pytest.raises(OptionError):
-        TopM(m=0)
+            ranked(torch.tensor([0.0, broken]))
 
 
-def test_scores_are_the_log_sum_over_heads_and_tokens() -> None:
+def test_scores_are_the_log_of_the_published_ones_of_all_patches() -> None:
     query, key = _patches()
-    scores = attention_scores(query, key)
-    for i in range(0, N, 50):
-        parts = [
-            float(query[t, h].double() @ key[i, h].double()) / math.sqrt(DK)
-            for t in range(TOKENS)
-            for h in range(HEADS)
-        ]
-        assert math.isclose(float(scores[i]), math.log(sum(map(math.exp, parts))), rel_tol=1e-6)
-    # Of the last bit too: the same in any company, in half precision, and a hundred times larger.
+    logits = torch.einsum("thd,nhd->thn", query, key) / math.sqrt(DK)
+    expected = logits.softmax(-1).mean((0, 1))
+    scores = _scores(query, key)
+    torch.testing.assert_close(scores.softmax(0).float(), expected, atol=1e-6, rtol=1e-4)
+    assert _scores(100 * query, key).isfinite().all()
+
+
+def test_logits_are_the_same_to_the_last_bit_in_any_company() -> None:
+    query, key = _patches()
+    logits = attention_logits(query, key)
+    exact = torch.einsum("thd,nhd->nth", query.double(), key.double()) / math.sqrt(DK)
+    torch.testing.assert_close(logits, exact)
     for chunk in CHUNKS:
-        parts = [attention_scores(query, part) for part in key.split(chunk)]
-        assert torch.equal(torch.cat(parts), scores)
+        parts = [attention_logits(query, part) for part in key.split(chunk)]
+        assert torch.equal(torch.cat(parts), logits)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(attention_scores(query, key), scores)
-    assert attention_scores(100 * query, key).isfinite().all()
-
-
-def test_a_patch_scores_the_same_whatever_the_others_are() -> None:
-    query, key = _patches()
-    changed = key.clone()
-    changed[1:] *= 3
-    assert attention_scores(query, changed)[0] == attention_scores(query, key)[0]
+        assert torch.equal(attention_logits(query, key), logits)
 
 
 def test_one_head_that_is_high_everywhere_does_not_decide_alone() -> None:
+    """A shift of one head's keys leaves attention, and with it the selection, as it was."""
     query, key = _patches()
-    whole = log_normaliser(query, key)
-    halves = [log_normaliser(query, part) for part in key.split(N // 2)]
-    torch.testing.assert_close(torch.logaddexp(*halves), whole)
-    logits = torch.einsum("thd,nhd->thn", query, key) / math.sqrt(DK)
-    expected = logits.softmax(-1).mean((0, 1))
-    scores = attention_scores(query, key, whole)
-    torch.testing.assert_close(scores.softmax(0).float(), expected, atol=1e-6, rtol=1e-4)
-    # The same shift of one head's keys leaves attention, and with it the selection, as it was.
     shift = torch.zeros(HEADS, DK)
     shift[0] = query[0, 0]
-    moved = attention_scores(query, key + shift, log_normaliser(query, key + shift))
-    torch.testing.assert_close(moved, scores, atol=1e-5, rtol=0)
-    assert (attention_scores(query, key + shift) - attention_scores(query, key)).std() > 0.1
+    torch.testing.assert_close(_scores(query, key + shift), _scores(query, key), atol=1e-5, rtol=0)
 
 
 # -- exploration ------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveate.benchmark._process import measured_apart
-from foveate.benchmark.streaming import Streaming, measure_streaming
+from benchmarks.process import measured_apart
+from benchmarks.streaming import Streaming, measure_streaming
 from foveate.streaming import AbstractSource, Plan, Region, Streamed
 from foveate.streaming.base import Flags, Span
 from foveate.streaming.cost import ways

@@ -1,4 +1,4 @@
-"""Mistakes of published codes that no other test would notice; ``bench/traps.py`` makes them."""
+"""Mistakes of published codes that no other test would notice; see `benchmarks/traps.py`."""
 
 from __future__ import annotations
 

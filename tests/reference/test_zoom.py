@@ -409,9 +409,8 @@ def _model(zoom: tuple[float, ...], **options: object) -> Model:
     torch.manual_seed(0)
     given = {"zoom": zoom, "looks": 4, "patches": 8, "eval_patches": 12, **options}
     encoder = {"width": 8, "dim": 16}
-    card = ModelCard(
-        "glimpse_zoom", given, "small", encoder, "binary", {}, ("normal", "tumour"), COHORT_VIEW
-    )
+    settled = {"classes": ["normal", "tumour"]}
+    card = ModelCard("glimpse_zoom", given, "small", encoder, "binary", {}, settled, COHORT_VIEW)
     return build_model(card, pretrained=False)
 
 

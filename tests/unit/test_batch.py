@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.bags.embedding import Bag
 from foveate.batch import (
     N_COLOURS,
     Augment,
@@ -33,10 +32,7 @@ from foveate.encoders import build_encoder
 from foveate.errors import UnreadableImage
 from foveate.geometry import Box, Frame
 from foveate.images.image import AbstractImage, Level
-from foveate.loading.loader import CaseLoader
 from foveate.nn.generators import seeded
-from foveate.sparse import Canvas, write_canvas
-from foveate.table import Case
 
 PATCH = 8
 VIEW = View(spacing_um=1.0, patch_px=PATCH, glimpse_spacing_um=8.0)
@@ -433,99 +429,3 @@ def test_the_audit_shuffles_places_among_an_images_own_patches(threads: ThreadPo
             moved[i] += not torch.equal(centre[i], plain[i])
         assert torch.equal(batch.crops(patches), batch_of(images, threads).crops(patches))
     assert min(moved) >= 5
-
-
-# -- what loading hands over -----------------------------------------------------------------------
-
-CORNERS = ((16, 16), (16, 200), (150, 96))
-"""Of the three stamps of 16 pixels on a canvas of 256."""
-
-
-@pytest.fixture
-def canvas(tmp_path: Path) -> Path:
-    stamp = np.full((16, 16), 200, np.uint8)
-    path = tmp_path / "canvas.sparse"
-    write_canvas(path, Canvas.from_stamps((256, 256), [stamp] * 3, CORNERS))
-    return path
-
-
-@pytest.fixture
-def loader() -> Iterator[CaseLoader]:
-    found = CaseLoader(View(1.0, 16, 8.0, unit="px"))
-    yield found
-    found.close()
-
-
-def test_on_a_sparse_canvas_foreground_is_what_differs_from_the_ground(
-    canvas: Path, loader: CaseLoader
-) -> None:
-    item = loader.load(Case("a", "a", canvas))
-    assert (item.image.kind, item.image.unit) == ("sparse", "px")
-    # The filter looks half a pixel beyond each pixel of the glimpse, so a ring may be touched.
-    ys, xs = np.nonzero(item.contrast)
-    for y, x in zip(ys * 8 + 4, xs * 8 + 4, strict=True):
-        assert any(abs(y - b - 8) <= 16 and abs(x - a - 8) <= 16 for b, a in CORNERS)
-    assert all(item.contrast[(b + 8) // 8, (a + 8) // 8] > 0 for b, a in CORNERS)
-    assert item.places_um is None
-
-
-def test_a_canvas_with_nothing_on_it_is_foreground_everywhere(
-    tmp_path: Path, loader: CaseLoader
-) -> None:
-    path = tmp_path / "bare.sparse"
-    write_canvas(path, Canvas.from_stamps((64, 64), [], []))
-    assert (loader.load(Case("b", "b", path)).contrast == 255).all()
-
-
-def test_methods_that_scan_look_at_the_places_of_the_case(
-    canvas: Path, loader: CaseLoader, tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    places = np.asarray(CORNERS) + 8.0
-    np.save(tmp_path / "places.npy", places)
-    case = Case("a", "a", canvas, places=tmp_path / "places.npy")
-    for _ in range(2):
-        item = loader.load(case)
-        assert item.places_um is not None, "also when the glimpse is remembered"
-        np.testing.assert_array_equal(item.places_um, places)
-    batch = Batch(
-        [item],
-        view=loader.view,
-        normalise=((0.0,) * 3, (1.0,) * 3),
-        device=torch.device("cpu"),
-        pool=threads,
-    )
-    bag = Bag(train_encoder=True, chunk=4, jitter=True)
-    (patches,) = bag.cover(batch, training=True)
-    np.testing.assert_array_equal(patches.origin_um, CORNERS)
-    assert torch.equal(batch.crops([patches]), torch.full((3, 3, 16, 16), 200 / 255))
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (np.zeros((0, 2)), r"\(0, 2\), expected \(n, 2\)"),
-        (np.zeros((4, 3)), r"\(4, 3\), expected \(n, 2\)"),
-        (np.zeros(4), r"\(4,\), expected \(n, 2\)"),
-        (np.asarray([[1.0, np.nan]]), "finite"),
-        (np.asarray([["1", "2"]]), "finite"),
-        (np.asarray([[8.0, 8.0], [300.0, 8.0]]), r"\[300\.0, 8\.0\] lies outside"),
-        (np.asarray([[-1, 8]]), "lies outside"),
-        (np.asarray([[{}, 1]], object), "not a .npy file"),
-        (b"", "not a .npy file"),
-        (b"y,x\n8,8\n", "not a .npy file"),
-        (None, "not a .npy file"),
-    ],
-)
-def test_places_that_cannot_be_used_are_named(
-    content: Any, said: str, canvas: Path, loader: CaseLoader, tmp_path: Path
-) -> None:
-    path = tmp_path / "places.npy"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        np.save(path, content, allow_pickle=True)
-    with pytest.raises(UnreadableImage, match=said) as caught:
-        loader.load(Case("a", "a", canvas, places=path))
-    assert str(path) in str(caught.value)
-    ((found,),) = loader.ahead([[Case("a", "a", canvas, places=path)]])
-    assert isinstance(found, UnreadableImage), "and sets aside this image alone"

@@ -8,6 +8,7 @@ import pytest
 
 from foveate.errors import OptionError, TableError
 from foveate.table import CaseTable, cases_from_folder, read_cases, with_known_labels
+from foveate.tasks.multiclass import MulticlassTask
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared images are not here")
@@ -103,9 +104,9 @@ def test_patho_bench_tsv_with_folds(tmp_path: Path) -> None:
     path = table(tmp_path, "case_id\tslide_id\tgrade_task\tfold_0\tfold_1\n"
                  "1\ta\tx\ttrain\ttest\n2\tb\ty\ttest\ttrain\n",
                  "a.svs", "b.svs", name="k.tsv")  # fmt: skip
-    read = read_cases(path, split="fold_1")
+    read = read_cases(path)
     assert read.label_column == "grade_task"
-    assert [c.split for c in read.cases] == ["test", "train"]
+    assert "Patho-Bench" in read.notes[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
@@ -330,7 +331,7 @@ def test_atlas_has_spacing_but_for_eight() -> None:
 
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "message"), [("one_class", "one class only"), ("missing_file", "row 2, column 'file'")]
+    ("name", "message"), [("one_class", "one label only"), ("missing_file", "row 2, column 'file'")]
 )
 def test_broken_tables(name: str, message: str) -> None:
     path = DATA / f"broken/made/tables/{name}.csv"
@@ -343,6 +344,10 @@ def test_broken_tables(name: str, message: str) -> None:
 # -- labels that a trained model does not know --------------------------------------------------
 
 
+def classes(*names: str) -> MulticlassTask:
+    return MulticlassTask(classes=names)
+
+
 def four_labels(tmp_path: Path) -> CaseTable:
     rows = "path,label\n" + "".join(f"{i}.tif,{name}\n" for i, name in enumerate("abxybx"))
     return read_cases(table(tmp_path, rows, *(f"{i}.tif" for i in range(6))))
@@ -350,17 +355,17 @@ def four_labels(tmp_path: Path) -> CaseTable:
 
 def test_unknown_labels_are_left_out_and_counted(tmp_path: Path) -> None:
     read = four_labels(tmp_path)
-    found = with_known_labels(read, ("a", "b"), {})
+    found = with_known_labels(read, classes("a", "b"), {})
     assert ids(found) == ["0", "1", "4"]
     assert "3 of 6 rows left out" in found.notes[-1]
     assert "'x' 2, 'y' 1; it knows a, b" in found.notes[-1]
     assert [row.image_id for row in found.set_aside] == ["2", "3", "5"]
     assert "label 'x' is none of a, b" in found.set_aside[0].reason
-    assert with_known_labels(read, tuple("abxy"), {}) == read
+    assert with_known_labels(read, classes(*"abxy"), {}) == read
 
 
 def test_labels_are_renamed(tmp_path: Path) -> None:
-    found = with_known_labels(four_labels(tmp_path), ("a", "b"), {"x": "a", "y": "b"})
+    found = with_known_labels(four_labels(tmp_path), classes("a", "b"), {"x": "a", "y": "b"})
     assert [case.label for case in found.cases] == list("ababba")
     assert not found.set_aside
 
@@ -368,8 +373,8 @@ def test_labels_are_renamed(tmp_path: Path) -> None:
 def test_a_label_is_renamed_to_a_class_only(tmp_path: Path) -> None:
     read = four_labels(tmp_path)
     with pytest.raises(OptionError, match="--map x=c: no class 'c'"):
-        with_known_labels(read, ("a", "b"), {"x": "c"})
+        with_known_labels(read, classes("a", "b"), {"x": "c"})
     with pytest.raises(OptionError, match="--map z=a: no label 'z'"):
-        with_known_labels(read, ("a", "b"), {"z": "a"})
+        with_known_labels(read, classes("a", "b"), {"z": "a"})
     with pytest.raises(TableError, match="holds no label that the model knows: 'a' 1, 'b' 2"):
-        with_known_labels(read, ("tumour", "normal"), {})
+        with_known_labels(read, classes("tumour", "normal"), {})

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from foveate.files.csvtext import csv_text, guarded, rows_of
 from foveate.runs.folder import read_rows, write_rows
-from foveate.table import export_clam_splits, make_splits
-from foveate.table.types import Case
 
 
 @pytest.mark.parametrize(
@@ -40,12 +38,3 @@ def test_columns_are_guarded_as_well() -> None:
     text = csv_text([{"=x": "1", "more": "2"}], ["=x"])
     assert next(csv.reader(io.StringIO(text))) == ["'=x"]
     assert rows_of(text) == [{"=x": "1"}]
-
-
-def test_ids_in_exported_splits_are_guarded(tmp_path: Path) -> None:
-    cases = [Case(f"=i{n}", f"=i{n}", Path("x.tif"), "ab"[n % 2]) for n in range(12)]
-    (path,) = export_clam_splits(make_splits(cases), tmp_path)
-    with path.open(encoding="utf-8", newline="") as file:
-        cells = [cell for row in csv.reader(file) for cell in row]
-    assert sum(cell.startswith("'=i") for cell in cells) == 12
-    assert not any(cell.startswith("=") for cell in cells)

@@ -30,8 +30,8 @@ PLAIN = {"epochs": 3, "frozen_epochs": 3, "batch_size": 2, "device": "cpu"}
 def fresh(method: str = "glimpse", **options: Any) -> Model:
     torch.manual_seed(0)
     given = OPTIONS if method == "glimpse" else {}
-    classes = ("normal", "tumour")
-    card = ModelCard(method, given | options, "lite0", {"taught": 1}, "binary", {}, classes, VIEW)
+    settled = {"classes": ["normal", "tumour"]}
+    card = ModelCard(method, given | options, "lite0", {"taught": 1}, "binary", {}, settled, VIEW)
     return build_model(card, pretrained=True)
 
 
@@ -130,7 +130,7 @@ def score_of(
     logits, target = trainer.answer(cases)
     trainer.model.method.load_state_dict(own)
     task, chance = trainer.model.task, trainer.progress.history[0]["chance_loss"]
-    return float(task.loss(logits, target)), task.score(logits, target, chance)
+    return float(task.loss(logits, target)), task.validate(logits, target, chance)["val_score"]
 
 
 def test_the_frozen_row_is_that_of_the_frozen_weights(
@@ -169,7 +169,7 @@ def test_patients_are_left_out_together_and_labels_spread() -> None:
         for p in range(20)
         for i in (0, 1)
     ]
-    found = _parts(cases)
+    found = _parts(cases, [str(case.label) for case in cases])
     of_patient: dict[str, set[int]] = {}
     for case, part in zip(cases, found.tolist(), strict=True):
         of_patient.setdefault(case.patient_id, set()).add(part)

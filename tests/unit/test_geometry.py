@@ -5,22 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.errors import BoxError
 from foveate.geometry import (
     Box,
     Frame,
-    Lattice,
-    cell_from_um,
-    px0_from_px,
     px0_from_um,
     px_from_px0,
     px_from_um,
-    um_from_cell,
     um_from_px0,
 )
 
@@ -56,11 +51,15 @@ def test_um_and_back(given_):
 
 
 @given(box_and_ratio(Frame.PX0))
-def test_level_pixels_and_back(given_):
+def test_level_pixels_are_those_of_level_0_by_the_downsample(given_):
     box, downsample = given_
     there = px_from_px0(box, downsample, 2)
-    assert there.level == 2
-    assert close(px0_from_px(there, downsample), box)
+    back = (
+        tuple(v * d for v, d in zip(values, downsample, strict=True))
+        for values in (there.origin, there.size)
+    )
+    assert (there.frame, there.level) == (Frame.PX, 2)
+    assert close(Box(*back, Frame.PX0), box)
 
 
 @given(box_and_ratio(Frame.UM), st.data())
@@ -69,37 +68,6 @@ def test_straight_to_a_level_is_the_same_as_by_way_of_level_0(given_, data):
     downsample = tuple(data.draw(RATIOS) for _ in spacing)
     straight = px_from_um(box, spacing, downsample, 1)
     assert close(straight, px_from_px0(px0_from_um(box, spacing), downsample, 1))
-
-
-@given(st.data(), NDIM)
-def test_cells_and_back(data, ndim):
-    lattice = Lattice(
-        tuple(data.draw(PLACES) for _ in range(ndim)),
-        tuple(data.draw(RATIOS) for _ in range(ndim)),
-        tuple(data.draw(st.integers(1, 50)) for _ in range(ndim)),
-    )
-    index = data.draw(st.integers(0, len(lattice) - 1))
-    cell = lattice.unravel(index)
-    assert np.ravel_multi_index(cell, lattice.shape) == index
-    box = Box(cell, (1.0,) * ndim, Frame.CELL)
-    um = um_from_cell(box, lattice)
-    assert um.size == lattice.cell_um
-    back = cell_from_um(um, lattice)
-    assert back.size == pytest.approx(box.size)
-    # Far from the corner of the lattice a cell's place is known to rounding of that distance.
-    far = max(abs(v) for v in lattice.origin_um) / min(lattice.cell_um)
-    assert back.origin == pytest.approx(box.origin, abs=1e-9 + far * 1e-14)
-
-
-@given(st.data(), NDIM)
-def test_around_has_its_centre_inside(data, ndim):
-    centre = tuple(data.draw(PLACES) for _ in range(ndim))
-    size = tuple(data.draw(SIZES) for _ in range(ndim))
-    box = Box.around(centre, size, Frame.UM)
-    assert box.centre == pytest.approx(centre, abs=1e-6)
-    assume(min(size) > 1e-2)
-    assert box.contains(centre)
-    assert not box.contains(box.end)
 
 
 @given(st.lists(PLACES, min_size=2, max_size=2), st.integers(2, 9))

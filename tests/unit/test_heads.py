@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
-from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.heads import Head, InstanceHead
 
 DIM = 12
 PRESENCE = Head("presence", 3, False, "max")
@@ -162,33 +162,3 @@ def test_k_min_demands_evidence_from_more_patches() -> None:
             assert logits.sigmoid().item() == pytest.approx(min(1.0, n / k_min), abs=1e-5)
     with pytest.raises(OptionError, match="k_min"):
         InstanceHead(DIM, (GRADE,), k_min=0.0)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> None:
-    heads = (
-        Head("grade", 3, True, "sum"),
-        Head("most", 2, True, "count"),
-        Head("findings", 2, False, "max"),
-        Head("cells", 1, False, "count"),
-        Head("tumour", 1, False, "max"),
-        Head("stage", 2, True, "max"),
-        Head("site", 2, True, "none"),
-    )
-    voted = Voted(heads).train(training)
-    with torch.no_grad():
-        voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
-    said, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
-    answer, beside = voted(said, pooled)
-    count, several = (1.0, 0.0) if training else (0.5, 0.5)
-    share = torch.tensor([0.0] * 3 + [2 * count] * 2 + [several] * 2 + [3 * count] + [0.0] * 5)
-    rest = torch.tensor([1.0] * 3 + [1 - count] * 2 + [1 - several] * 2 + [1 - count] + [1.0] * 5)
-    torch.testing.assert_close(answer, said * share + pooled * rest)
-    torch.testing.assert_close(beside, pooled)
-    # Beside the answer only what is pooled for counts learns.
-    learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
-    assert learnt[0] is None
-    counted = torch.tensor([False] * 3 + [True] * 2 + [False] * 2 + [True] + [False] * 5)
-    assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
-    assert Voted(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
-    assert Voted(heads[:1]).log_trust is None

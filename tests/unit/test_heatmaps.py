@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from foveate.errors import BoxError, MissingSpacing, OptionError
+from foveate.files.atomic import write_bytes, write_json
 from foveate.geometry import Box, Frame
-from foveate.heatmaps import draw_heatmap, weight_map, write_geojson
+from foveate.heatmaps import build_geojson, render_heatmap
 from foveate.heatmaps.fields import aim, overview
 from foveate.heatmaps.glass import on_foreground, painted
 from foveate.heatmaps.panels import blended
@@ -109,7 +110,7 @@ def test_spot_lands_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
 
     # The weights are symmetric about the spot, so their centroid finds it far below a cell.
     shape = (193, 311)
-    mapped = weight_map(evidence, image.box_um.size, shape)
+    mapped = mean_map(evidence, image.box_um.size, shape)
     cell_um = np.array(image.box_um.size) / shape
     found_um = np.array(centroid(mapped)) * cell_um
     assert np.abs(found_um - true_um).max() < 0.5 * cell_um.max()
@@ -117,7 +118,7 @@ def test_spot_lands_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
     assert np.abs(peak_um - true_um).max() < 24.0 / 4
 
     image.kind = "picture"  # the faint rim of the spot is no foreground of a slide
-    write_geojson(image, evidence, tmp_path / "e.geojson", top=10_000)
+    write_json(tmp_path / "e.geojson", build_geojson(image, evidence, top=10_000))
     total, middle = 0.0, np.zeros(2)
     for feature in json.loads((tmp_path / "e.geojson").read_text())["features"]:
         ring = np.array(feature["geometry"]["coordinates"][0][:4])
@@ -205,7 +206,7 @@ def test_an_even_map_says_that_it_is_indifferent(tmp_path):
     plain, warned = (drawn(image, e, tmp_path / "p.png", caption="x") for e in (peaked, even))
     assert warned.shape[0] >= plain.shape[0]
     for evidence, expected in ((even, True), (peaked, False)):
-        write_geojson(image, evidence, tmp_path / "e.geojson")
+        write_json(tmp_path / "e.geojson", build_geojson(image, evidence))
         content = json.loads((tmp_path / "e.geojson").read_text())
         assert content["properties"]["indifferent"] is expected
         classes = {f["properties"]["classification"]["name"] for f in content["features"]}
@@ -226,7 +227,7 @@ def test_evidence_on_glass_is_counted_and_not_painted(tmp_path):
     low, high = (field.px_from_um(np.array([p]))[0].astype(int) for p in ((98, 198), (302, 402)))
     glass[low[0] : high[0], low[1] : high[1]] = False
     assert saturation(pixels)[glass].max() == 0
-    write_geojson(image, evidence, tmp_path / "e.geojson", top=1000)
+    write_json(tmp_path / "e.geojson", build_geojson(image, evidence, top=1000))
     content = json.loads((tmp_path / "e.geojson").read_text())
     assert content["properties"]["on_background"] == len(grid) - len(kept)
     assert len(content["features"]) == len(kept)
@@ -260,11 +261,17 @@ def slow_map(evidence, extent, shape):
     return out
 
 
+def mean_map(evidence, extent_um, shape):
+    """Means of the weights by covered area; NaN where no box lies."""
+    total, covered = splat(evidence, (0.0, 0.0), extent_um, shape)
+    return np.divide(total, covered, out=np.full(shape, np.nan), where=covered > 1e-6)
+
+
 def test_map_equals_the_slow_one():
     rng = np.random.default_rng(3)
     evidence = boxes(rng.uniform(-5, 40, (30, 2)), rng.uniform(0.1, 15, (30, 2)), rng.random(30))
     for shape in ((7, 11), (13, 5), (1, 1)):
-        fast = weight_map(evidence, (31.7, 47.3), shape)
+        fast = mean_map(evidence, (31.7, 47.3), shape)
         np.testing.assert_allclose(fast, slow_map(evidence, (31.7, 47.3), shape), rtol=1e-9)
 
 
@@ -273,7 +280,7 @@ def test_map_keeps_mass_values_and_gaps():
     total, covered = splat(evidence, (0, 0), (10.0, 20.0), (5, 40))
     assert covered.sum() * (10 / 5) * (20 / 40) == pytest.approx(2 * 3.5 + 1)
     assert total.sum() * (10 / 5) * (20 / 40) == pytest.approx(0.7 * 7 + 0.3)
-    mapped = weight_map(evidence, (10.0, 20.0), (5, 40))
+    mapped = mean_map(evidence, (10.0, 20.0), (5, 40))
     assert set(np.round(mapped[~np.isnan(mapped)], 12)) == {0.7, 0.3}
     assert np.isnan(mapped[-1]).all()
 
@@ -281,13 +288,13 @@ def test_map_keeps_mass_values_and_gaps():
 def test_touching_edges_are_not_a_look():
     step = 0.1 + 0.2
     evidence = boxes([[step, step]], step, [1.0])
-    mapped = weight_map(evidence, (3 * step, 3 * step), (3, 3))
+    mapped = mean_map(evidence, (3 * step, 3 * step), (3, 3))
     assert np.isnan(mapped).sum() == 8
     assert mapped[1, 1] == 1.0
 
 
 def test_map_of_nothing_is_nan():
-    assert np.isnan(weight_map(boxes(np.zeros((0, 2)), 1.0, []), (5, 5), (3, 4))).all()
+    assert np.isnan(mean_map(boxes(np.zeros((0, 2)), 1.0, []), (5, 5), (3, 4))).all()
 
 
 def test_round_lengths():
@@ -302,7 +309,9 @@ def test_geojson_is_what_qupath_reads(tmp_path):
     rng = np.random.default_rng(0)
     evidence = boxes(rng.uniform(0, 100, (50, 2)), 16.0, rng.random(50))
     for name in ("a", "b"):
-        write_geojson(image, evidence, tmp_path / name, top=20, metadata={"label": "ü <b>"})
+        write_json(
+            tmp_path / name, build_geojson(image, evidence, top=20, metadata={"label": "ü <b>"})
+        )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     content = json.loads((tmp_path / "a").read_text(encoding="utf-8"))
     assert content["type"] == "FeatureCollection"
@@ -332,7 +341,7 @@ def test_geojson_origin_follows_the_bounds_as_qupath_does(tmp_path):
     image.bounds_px0 = Box((101, 203), (400, 700), Frame.PX0)
     corners = {}
     for origin in ("auto", "slide", "bounds"):
-        write_geojson(image, evidence, tmp_path / "e", origin=origin)
+        write_json(tmp_path / "e", build_geojson(image, evidence, origin=origin))
         content = json.loads((tmp_path / "e").read_text())
         corners[origin] = content["features"][0]["geometry"]["coordinates"][0][0]
         assert (
@@ -348,14 +357,14 @@ def test_geojson_origin_follows_the_bounds_as_qupath_does(tmp_path):
 def test_geojson_says_what_it_cannot_do(tmp_path):
     image = spot_image()
     with pytest.raises(OptionError, match="states no bounds"):
-        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e", origin="bounds")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1]), origin="bounds"))
     with pytest.raises(OptionError, match="expected auto, slide or bounds"):
-        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e", origin="qupath")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1]), origin="qupath"))
     with pytest.raises(BoxError, match="axes"):
-        write_geojson(image, boxes([[0, 0, 0]], 1, [1]), tmp_path / "e")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0, 0]], 1, [1])))
     image.spacing_um = None
     with pytest.raises(MissingSpacing):
-        write_geojson(image, boxes([[0, 0]], 1, [1]), tmp_path / "e")
+        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1])))
     assert not list(tmp_path.iterdir())
 
 
@@ -363,7 +372,7 @@ def test_geojson_says_what_it_cannot_do(tmp_path):
 
 
 def drawn(image, evidence, path, **options):
-    draw_heatmap(image, evidence, path, **options)
+    write_bytes(path, render_heatmap(image, evidence, **options))
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -408,7 +417,7 @@ def test_a_volume_is_drawn_at_the_slice_of_its_peak(tmp_path):
     expected = field.px_from_um(np.array([[17.5, 38.5]]))[0]
     assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.5
     assert drawn(image, evidence, tmp_path / "v.png").std() > 5
-    write_geojson(image, evidence, tmp_path / "v.geojson")
+    write_json(tmp_path / "v.geojson", build_geojson(image, evidence))
     first = json.loads((tmp_path / "v.geojson").read_text())["features"][0]
     assert first["geometry"]["plane"]["z"] == 7
 
@@ -447,8 +456,8 @@ def test_overview_of_a_pyramid_reads_little(tmp_path):
 def test_nothing_is_left_behind_when_drawing_fails(tmp_path):
     image = spot_image()
     with pytest.raises(BoxError):
-        draw_heatmap(image, boxes([[0, 0, 0]], 1, [1]), tmp_path / "p.png")
-    draw_heatmap(image, boxes([[9, 9]], 9, [1]), tmp_path / "p.png")
+        write_bytes(tmp_path / "p.png", render_heatmap(image, boxes([[0, 0, 0]], 1, [1])))
+    write_bytes(tmp_path / "p.png", render_heatmap(image, boxes([[9, 9]], 9, [1])))
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 

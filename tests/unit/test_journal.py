@@ -18,7 +18,7 @@ from foveate.errors import CheckpointError, FolderInUse
 from foveate.files.journal import Journal
 from foveate.files.lock import NAME, hold, is_held
 from foveate.images.likeness import ImageFacts, is_blank, trained_on
-from foveate.prediction.outputs import safe_name
+from foveate.prediction.pictures import safe_name
 
 ABOUT = {"models": ["ab"], "heatmaps": 3}
 

@@ -24,6 +24,7 @@ from foveate.metrics import (
 )
 from foveate.metrics.jackknife import gather
 from foveate.metrics.types import Floats, Ints
+from foveate.tasks.binary import BinaryTask
 
 
 def two(positive: object) -> Floats:
@@ -152,7 +153,7 @@ def test_one_patient_in_a_class_is_said_and_gives_a_wide_interval() -> None:
 
 
 def test_intervals_cover_in_the_hardest_settings() -> None:
-    """`bench/coverage.py` in small, at the corners where the percentile bootstrap had 0.79."""
+    """`benchmarks/coverage.py` in small, at the corners where the percentile bootstrap had 0.79."""
     rng, missed = np.random.default_rng(12), {}
     for n, n_pos, area in ((20, 4, 0.97), (20, 10, 0.9), (50, 10, 0.75)):
         gap = np.sqrt(2) * norm.ppf(area)
@@ -228,6 +229,9 @@ def test_a_fold_of_one_class_has_no_pair_and_is_counted_out() -> None:
     assert "auroc" not in score_all(prob[:2], target[:2], names(2), folds=[0, 1])
 
 
+TASK = BinaryTask(classes=("a", "b"))
+
+
 def rows_of(prob: Floats, target: Ints, fold: list[int]) -> list[dict[str, str]]:
     return [
         {
@@ -245,12 +249,12 @@ def rows_of(prob: Floats, target: Ints, fold: list[int]) -> list[dict[str, str]]
 
 def test_metrics_hold_the_folds_and_say_what_the_headline_is() -> None:
     prob, target, fold = five_folds(0, 2.0)
-    found = evaluate_rows(rows_of(prob, target, fold), ["a", "b"])
+    found = evaluate_rows(rows_of(prob, target, fold), TASK)
     each = [entry["metrics"]["auroc"]["value"] for entry in found["folds"]]
     assert [entry["fold"] for entry in found["folds"]] == ["0", "1", "2", "3", "4"]
     assert found["metrics"]["auroc"]["value"] == pytest.approx(np.mean(each))
     assert "one fold only" in found["pooling"]
-    single = evaluate_rows(rows_of(prob, target, [0] * 100), ["a", "b"])
+    single = evaluate_rows(rows_of(prob, target, [0] * 100), TASK)
     assert "folds" not in single
     assert single["metrics"]["auroc"]["value"] < found["metrics"]["auroc"]["value"]
 
@@ -259,11 +263,11 @@ def test_a_comparison_respects_the_folds_of_both_runs() -> None:
     plain, target, fold = five_folds(3, 0.0)
     shifted, _, _ = five_folds(3, 3.0)
     ours, theirs = (rows_of(p, target, fold) for p in (plain, shifted))
-    found = compare_rows(ours, theirs, ["a", "b"])["auroc"]
+    found = compare_rows(ours, theirs, TASK)["auroc"]
     assert found["value"] == pytest.approx(0, abs=1e-9)
     # A run without folds against one with: only pairs that both ranked by one model count.
     alone = rows_of(plain, target, [0] * 100)
-    assert compare_rows(alone, theirs, ["a", "b"])["auroc"]["value"] == pytest.approx(0, abs=1e-9)
+    assert compare_rows(alone, theirs, TASK)["auroc"]["value"] == pytest.approx(0, abs=1e-9)
 
 
 def test_random_labels_give_chance() -> None:

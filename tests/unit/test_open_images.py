@@ -164,7 +164,7 @@ def test_pixels_count_on_after_a_stop(tmp_path: Path) -> None:
 
         card = ModelCard(
             *("mil_mean", {"chunk": 64}, "small", {"width": 8, "dim": 16}),
-            *("binary", {"positive": "dark"}, ("plain", "dark"), VIEW),
+            *("binary", {"positive": "dark"}, {"classes": ["plain", "dark"]}, VIEW),
         )
         loader = CaseLoader(VIEW)
         torch.manual_seed(0)

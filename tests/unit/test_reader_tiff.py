@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from conftest import box_around
 from foveate.geometry import Box, Frame
 from foveate.readers import open_image
 from foveate.readers.tiff import TiffReader
@@ -256,7 +257,7 @@ def test_a_bright_spot_lands_in_the_centre_of_its_patch(tmp_path, um, target_um,
         assert image.spacing_um == pytest.approx(um, rel=1e-6)
         centre_um = tuple(c * s for c, s in zip(centre_px0, image.known_spacing_um, strict=True))
         n = int(80 / target_um) // 2 * 2 + 1
-        patch = image.read_at(Box.around(centre_um, (n * target_um,) * 2, Frame.UM), (n, n))
+        patch = image.read_at(box_around(centre_um, (n * target_um,) * 2), (n, n))
         weight = patch[:, :, 0].astype(float)
         place = np.arange(n) + 0.5
         found = [(weight.sum(1 - a) * place).sum() / weight.sum() for a in (0, 1)]

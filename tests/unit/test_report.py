@@ -17,9 +17,17 @@ from PIL import Image
 
 from foveate.errors import CheckpointError
 from foveate.evaluation.scores import evaluate_rows
+from foveate.presentation import memory, percent, pixels
 from foveate.report import write_progress, write_report
-from foveate.report.curves import mean_precision_recall, mean_roc, precision_recall, roc, scored
-from foveate.report.words import memory, percent, pixels
+from foveate.tasks import restore_task
+from foveate.tasks.classes.curves import (
+    mean_precision_recall,
+    mean_roc,
+    precision_recall,
+    roc,
+    scored,
+)
+from foveate.tasks.classes.figures import areas_under, draw_precision_recall, draw_roc
 from foveate.training.notice import duration
 
 CLASSES = ("normal", "Tumor <größer & 'böse'>")
@@ -63,13 +71,14 @@ def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, se
         for i in range(n)
     ]
     write_csv(folder / "predictions_oof.csv", rows)
+    name = "binary" if k == 2 else "multiclass"
     _write_small_files(folder, folds, classes, ids, patients)
     change = {"auroc": {"value": 0.0312, "lo": 0.004, "hi": 0.0587},
               "log_loss": {"value": 0.021, "lo": -0.01, "hi": 0.05}}  # fmt: skip
     write_json(
         folder / "metrics.json",
         {
-            **evaluate_rows(rows, classes),
+            **evaluate_rows(rows, restore_task(name, {"classes": list(classes)}, {})),
             "frozen": {"auroc": {"value": 0.8765, "lo": 0.71, "hi": 0.951}},
             "gain": change,
         },
@@ -78,11 +87,11 @@ def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, se
         write_history(folder / f"fold_{fold}", rng)
         own = [row for row in rows if row["fold"] == str(fold)]
         write_csv(folder / f"fold_{fold}" / "predictions.csv", own)
-        card = {"method": "glimpse", "task": "binary" if k == 2 else "multiclass"}
+        card = {"method": "glimpse", "task": name, "settled": {"classes": list(classes)}}
         provenance = {"threshold": 0.4321 if k == 2 else None, "temperature": 1.37 + fold}
         write_json(
             folder / f"fold_{fold}" / "model" / "model.json",
-            {**card, "classes": list(classes), "provenance": provenance},
+            {**card, "provenance": provenance},
         )
     _write_heatmaps(folder / "heatmaps", rows, classes, heatmaps)
     return folder
@@ -467,14 +476,13 @@ def read_folds(run):
 def test_curves_of_folds_are_named_and_told_apart(tmp_path):
     from matplotlib.figure import Figure
 
-    from foveate.report.figures import draw_precision_recall, draw_roc, draw_training
-    from foveate.report.page import _areas
+    from foveate.report.figures import draw_training
 
     run = read_folds(handmade_run(tmp_path / "run", folds=3, n=60))
-    found = scored(run.predictions, run.classes)
+    found = scored(run.predictions, run.task.classes)
     for draw, name in ((draw_roc, "auroc"), (draw_precision_recall, "auprc")):
         figure = Figure()
-        draw(figure, found, _areas(run, found, name))
+        draw(figure, found, areas_under(run.metrics, found, name))
         said, _ = texts(figure)
         for k in range(3):
             value = run.metrics["folds"][k]["metrics"][name]["value"]

@@ -298,7 +298,7 @@ def test_the_score_hardly_goes_by_sureness() -> None:
     target, task = torch.tensor([0, 1] * 50), binary()
     noise = torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
     logits = noise + 1.5 * (target[:, None] - 0.5)
-    scores = [task.score(f * logits, target, math.log(2)) for f in (0.5, 1.0, 4.0)]
+    scores = [task.validate(f * logits, target, math.log(2))["val_score"] for f in (0.5, 1.0, 4.0)]
     losses = [float(task.loss(f * logits, target)) for f in (0.5, 1.0, 4.0)]
     assert max(losses) - min(losses) > 0.1
     assert max(scores) - min(scores) < 0.03

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import random
 from dataclasses import replace
@@ -14,10 +13,8 @@ from foveate.errors import SplitError
 from foveate.table import (
     Case,
     Splits,
-    export_clam_splits,
     load_splits,
     make_splits,
-    predefined_splits,
     save_splits,
 )
 
@@ -126,45 +123,6 @@ def test_cases_without_label_or_without_cases() -> None:
         make_splits([Case("a", "a", Path("x"))])
 
 
-def test_given_test_images() -> None:
-    cases = cohort(6, 6, images=2)
-    wanted = ["i0_0_0", "i0_0_1", "i1_3_0", "i1_3_1"]
-    fold = make_splits(cases, test_ids=wanted).folds[0]
-    assert sorted(fold.test) == sorted(wanted)
-    assert len(fold.val) == 4
-    with pytest.raises(SplitError, match="patient 'p1_3' has images in"):
-        make_splits(cases, test_ids=wanted[:3])
-    with pytest.raises(SplitError, match="not in the table: zz"):
-        make_splits(cases, test_ids=["zz"])
-    with pytest.raises(SplitError, match="exactly one fold"):
-        make_splits(cases, test_ids=wanted, folds=2)
-
-
-def test_predefined_words_and_folds() -> None:
-    cases = [replace(c, split=("train", "VAL", "test")[i % 3]) for i, c in enumerate(cohort(6, 6))]
-    fold = predefined_splits(cases).folds[0]
-    assert {c.image_id for c in cases if c.split == "VAL"} == set(fold.val)
-    assert {c.image_id for c in cases if c.split == "test"} == set(fold.test)
-    cases = [replace(c, split=str(i % 3)) for i, c in enumerate(cohort(9, 9))]
-    splits = predefined_splits(cases)
-    assert [len(f.test) for f in splits.folds] == [6, 6, 6]
-    assert all(f.val for f in splits.folds)
-
-
-def test_predefined_leaks_and_gaps_are_refused() -> None:
-    cases = cohort(3, 3, images=2)
-    leaking = [replace(c, split="train" if i % 2 else "test") for i, c in enumerate(cases)]
-    with pytest.raises(SplitError, match="scores would be too good"):
-        predefined_splits(leaking)
-    with pytest.raises(SplitError, match="empty for"):
-        predefined_splits(cases)
-    with pytest.raises(SplitError, match="mixes"):
-        predefined_splits([replace(c, split=c.patient_id[1] + "x") for c in cases[:6]]
-                          + [replace(c, split="test") for c in cases[6:]])  # fmt: skip
-    with pytest.raises(SplitError, match="one fold only"):
-        predefined_splits([replace(c, split="0") for c in cases])
-
-
 def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
     splits = make_splits(cohort(7, 8, images=2), folds=3, seed=4)
     save_splits(splits, tmp_path / "splits.json")
@@ -239,13 +197,3 @@ def test_check_finds_leaks_gaps_and_repetition() -> None:
         rehashed(splits, folds=(fold, fold)).check()
     with pytest.raises(SplitError, match="not of this table"):
         splits.check(cohort(5, 4, images=2))
-
-
-def test_clam_export(tmp_path: Path) -> None:
-    splits = make_splits(cohort(6, 6), folds=3)
-    written = export_clam_splits(splits, tmp_path)
-    assert [path.name for path in written] == ["splits_0.csv", "splits_1.csv", "splits_2.csv"]
-    with written[1].open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for part, members in splits.folds[1].parts().items():
-        assert tuple(row[part] for row in rows if row[part]) == members

@@ -281,7 +281,7 @@ def test_empty_patients_beside_filled_ones_are_refused_with_their_number(tmp_pat
     path = with_patients(tmp_path, ["P#", "", "P#"])
     with pytest.raises(TableError, match=r"4 of 12 rows have no 'patient' \(first: row 3\)"):
         read_cases(path)
-    read = read_cases(path, min_classes=1)
+    read = read_cases(path, for_training=False)
     assert "warning: 4 of 12 rows have no 'patient'" in told(read)
     assert len({c.patient_id for c in read_cases(path, patient="path").cases}) == 12
 
@@ -321,7 +321,7 @@ def test_spellings_of_a_label_are_one_class(tmp_path: Path, spelt: list[str], la
 def test_labels_take_the_spelling_of_the_model(tmp_path: Path) -> None:
     images(tmp_path, "a.tif", "b.tif")
     (tmp_path / "t.csv").write_text("path,label\na.tif,1.0\nb.tif,0.0\n", encoding="utf-8")
-    read = read_cases(tmp_path / "t.csv", known_labels=("0", "1"), min_classes=1)
+    read = read_cases(tmp_path / "t.csv", known_labels=("0", "1"), for_training=False)
     assert [case.label for case in read.cases] == ["1", "0"]
 
 
@@ -451,8 +451,8 @@ def test_what_is_no_class_is_refused_with_a_way_out(
         read_cases(path, label=column)
     assert f"'{column}'" in str(caught.value)
     assert "--task multiclass" in str(caught.value)
-    assert len(read_cases(path, label=column, as_classes=True).cases) == len(labels)
-    assert read_cases(path, label=column, min_classes=1).cases, "a model may know them"
+    assert len(read_cases(path, label=column, task="multiclass").cases) == len(labels)
+    assert read_cases(path, label=column, for_training=False).cases, "a model may know them"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveate.geometry import Lattice
-from foveate.images.tiling import cell_means, shift_to_mass
+from foveate.images.tiling import cell_means
 
 
 @pytest.mark.parametrize("shape", [(13, 17), (6, 7, 5)])
@@ -28,21 +28,3 @@ def test_cell_means_of_fractions_of_pixels() -> None:
         top, left = 5 + 17 * y, 5 + 17 * x
         part = fine[top : top + 17, left : left + 17]
         assert found[y, x] == pytest.approx(part.sum() / 17**2)
-
-
-def test_a_box_moves_onto_the_object_in_it() -> None:
-    values = np.zeros((40, 60))
-    values[10:14, 20:24] = 3.0
-    values[30:33, 50:53] = 1.0
-    start = np.asarray([[9.0, 25.0], [14.5, 19.0], [33.0, 49.0], [5.0, 5.0]])
-    moved = shift_to_mass(values, start, side=10.0, steps=3)
-    np.testing.assert_allclose(moved, [[12, 22], [12, 22], [31.5, 51.5], [5, 5]])
-
-
-def test_one_step_is_the_centre_of_mass() -> None:
-    values = np.random.default_rng(2).random((20, 20))
-    (moved,) = shift_to_mass(values, np.asarray([[9.0, 11.0]]), side=6.0, steps=1)
-    part = values[6:12, 8:14]
-    y, x = np.mgrid[6:12, 8:14] + 0.5
-    expected = [(part * y).sum() / part.sum(), (part * x).sum() / part.sum()]
-    np.testing.assert_allclose(moved, expected)

@@ -23,10 +23,8 @@ from torch import nn
 from conftest import SMALL_RUN, Ended
 from foveate import parts
 from foveate.batch import View
-from foveate.benchmark._tasks import DigitTask, JointTask, PresenceTask
 from foveate.errors import CheckpointError, TrainingError
 from foveate.loading.loader import CaseLoader
-from foveate.nn.heads import Head
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, read_tensors
 from foveate.runs.folder import read_rows
@@ -46,8 +44,8 @@ PLAIN = TrainOptions(epochs=2, batch_size=4, warmup=0.25, augment="none", device
 def build(method: str = "downsampled", **options: Any) -> Model:
     torch.manual_seed(0)
     size = {"width": 8, "dim": 16}
-    classes = ("normal", "tumour")
-    card = ModelCard(method, options, "small", size, "binary", {}, classes, VIEW)
+    settled = {"classes": ["normal", "tumour"]}
+    card = ModelCard(method, options, "small", size, "binary", {}, settled, VIEW)
     return build_model(card, pretrained=False)
 
 
@@ -358,15 +356,6 @@ def test_chance_is_nothing_where_there_is_one_class() -> None:
     assert binary().chance_loss(labels(0, 30)) == pytest.approx(0, abs=1e-3)
 
 
-def test_chance_of_several_questions_is_the_mean_of_theirs() -> None:
-    digit = DigitTask(classes=["0", "1", "2"], head=Head("digit", 3, True, "none"))
-    joint = JointTask({"digit": digit, "seen": PresenceTask(classes=["0", "1"])})
-    answers = ["digit=0;seen=0", "digit=0;seen=0 1", "digit=1;seen=", "digit=2;seen=1"] * 5
-    target = torch.tensor([joint.target(answer) for answer in answers])
-    want = (entropy(2, 1, 1) + (entropy(2, 2) + entropy(2, 2)) / 2) / 2
-    assert joint.chance_loss(target) == pytest.approx(want, abs=1e-5)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_no_answer_that_is_the_same_for_all_beats_chance(smoothing: float) -> None:
     task, target = several(4, smoothing), labels(31, 5, 13, 1)
@@ -394,7 +383,7 @@ def test_when_a_plateau_at_chance_is_told(losses: list[float], said: list[int]) 
     progress, found = Progress(), []
     for epoch, loss in enumerate(losses, 1):
         progress.history.append({"epoch": epoch, "train_loss": loss})
-        if progress.rests_at(0.7):
+        if progress.rests_at(0.7, binary().learnt):
             found.append(epoch)
     assert found == said
 
@@ -402,13 +391,13 @@ def test_when_a_plateau_at_chance_is_told(losses: list[float], said: list[int]) 
 @pytest.mark.parametrize(("auroc", "told"), [(0.6, True), (0.7, False)])
 def test_no_plateau_is_told_where_validation_is_ranked(auroc: float, told: bool) -> None:
     progress = Progress(history=[{"train_loss": 0.7, "val_auroc": auroc}] * 4)
-    assert progress.rests_at(0.7) is told
+    assert progress.rests_at(0.7, binary().learnt) is told
 
 
 @pytest.mark.parametrize("chance", [math.nan, 0.0])
 def test_no_plateau_is_told_where_there_is_no_chance(chance: float) -> None:
     progress = Progress(history=[{"train_loss": 1e-6}] * 4)
-    assert not progress.rests_at(chance)
+    assert not progress.rests_at(chance, binary().learnt)
 
 
 def warned(

@@ -293,11 +293,11 @@ def test_a_stored_model_does_not_need_the_file(name: str, tmp_path: Path) -> Non
     whole = varied(timm.create_model("tf_efficientnet_lite0" if name == "lite0" else name))
     path = tmp_path / "weights.pth"
     torch.save(whole.state_dict(), path)
-    view = View(1.0, 64, 4.0)
-    card = ModelCard("mil_mean", {}, name, {"weights": str(path)}, "binary", {}, ("a", "b"), view)
+    view, classes = View(1.0, 64, 4.0), {"classes": ["a", "b"]}
+    card = ModelCard("mil_mean", {}, name, {"weights": str(path)}, "binary", {}, classes, view)
     model = build_model(card, pretrained=True)
     settled = card.encoder_options | dict(model.method.encoder.resolved)
-    card = ModelCard("mil_mean", {}, name, settled, "binary", {}, ("a", "b"), view)
+    card = ModelCard("mil_mean", {}, name, settled, "binary", {}, classes, view)
     save_model(tmp_path, card, model.method.state_dict())
     path.unlink()
     loaded = load_model(tmp_path)

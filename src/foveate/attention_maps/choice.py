@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from foveate.attention_maps.cells import Field, draw_settled
-from foveate.attention_maps.zoom import CROWD, apart, centred, joined
 from foveate.batch import Batch, Patches
 from foveate.nn.generators import hidden_share
 from foveate.nn.sampling import draw_without_replacement
@@ -22,16 +21,18 @@ class Chosen:
     Attributes:
         index: cells ``(b, n)`` that were looked at in training; none in evaluation.
         drawn: ``(b, n)``, False on padding.
-        shows: ``(b, n)`` which of its image's patches shows each cell.
         patches: per image.
         field: of the cells.
     """
 
     index: Tensor
     drawn: Tensor
-    shows: Tensor
     patches: list[Patches]
     field: Field
+
+    def at_cells(self, f: Tensor) -> Tensor:
+        """Arrange the vectors ``(b, m, d)`` of patches by the cells drawn, ``(b, n, d)``."""
+        return functional.pad(f, (0, 0, 0, self.index.shape[1] - f.shape[1]))
 
     def taught_by(self, weight: Tensor) -> Tensor:
         """How far attention over cells lies from what patches got, where many were looked at.
@@ -55,17 +56,13 @@ class Choice:
         patches: drawn per image in training.
         eval_patches: looked at per image in evaluation.
         survey: looked at per image while the encoder is frozen.
-        strongest: looked at in training beside those drawn.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
-        centring: steps by which a patch moves to what stands out around it.
     """
 
     patches: int
     eval_patches: int
     survey: int
-    strongest: int
     jitter: bool
-    centring: int
 
     def __call__(self, batch: Batch, field: Field, *, training: bool) -> Chosen:
         """Choose cells of every image.
@@ -77,47 +74,25 @@ class Choice:
         """
         if not training:
             none = torch.zeros(len(batch), 0, dtype=torch.long, device=field.log_a.device)
-            best = self._best(batch, field, self.eval_patches, False)
-            return Chosen(none, none.bool(), none, best, field)
-        if batch.frozen:
-            return self._surveyed(batch, field)
-        index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
-        drawn = self._placed(batch, field, index, self.jitter)
-        shows = torch.zeros_like(index)
-        best = self._best(batch, field, self.strongest, self.jitter) if self.strongest else drawn
-        patches = []
-        for i, every in enumerate(drawn):
-            kept = shown = np.arange(len(every))
-            if self.strongest:
-                every = joined([best[i], every])
-            if self.strongest or self.centring:
-                kept, shown = apart(every)
-            patches.append(every[kept])
-            own = torch.from_numpy(shown[len(shown) - len(drawn[i]) :])
-            shows[i, : len(own)] = own.to(shows)
-        return Chosen(index, field.real.gather(1, index), shows, patches, field)
+            return Chosen(none, none.bool(), self.best(batch, field), field)
+        return self.surveyed(batch, field) if batch.frozen else self.drawn(batch, field)
 
-    def _surveyed(self, batch: Batch, field: Field) -> Chosen:
+    def drawn(self, batch: Batch, field: Field) -> Chosen:
+        """Draw cells of each image without replacement."""
+        index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
+        patches = field.patches(batch, index, jitter=self.jitter)
+        return Chosen(index, field.real.gather(1, index), patches, field)
+
+    def surveyed(self, batch: Batch, field: Field) -> Chosen:
         """Very many patches of each image, always the same ones, some of them hidden."""
         index = draw_settled(batch, field, self.survey, by_prior=True)
         stay = hidden_share(field.real.gather(1, index), batch.generators)
         order = (~stay).int().argsort(dim=1, stable=True)[:, : int(stay.sum(1).max())]
         index, stay = index.gather(1, order), stay.gather(1, order)
         patches = field.patches(batch, index, jitter=False, used=stay)
-        return Chosen(index, stay, torch.zeros_like(index), patches, field)
+        return Chosen(index, stay, patches, field)
 
-    def _best(self, batch: Batch, field: Field, n: int, jitter: bool) -> list[Patches]:
-        """Per image n patches at its strongest cells; if they move, no two that show the same."""
-        crowd = CROWD if self.centring else 1
-        index = field.log_a.topk(min(n * crowd, field.log_a.shape[1]), dim=-1).indices
-        found = self._placed(batch, field, index, jitter)
-        if self.centring:
-            found = [every[apart(every)[0]] for every in found]
-        return [every[:n] for every in found]
-
-    def _placed(self, batch: Batch, field: Field, index: Tensor, jitter: bool) -> list[Patches]:
-        """Patches at cells ``(b, n)``, in the middle or anywhere, moved to what they show."""
-        found = field.patches(batch, index, jitter=jitter)
-        if not self.centring:
-            return found
-        return [centred(batch, i, each, steps=self.centring) for i, each in enumerate(found)]
+    def best(self, batch: Batch, field: Field) -> list[Patches]:
+        """Per image the patches at the cells of highest attention."""
+        n = min(self.eval_patches, field.log_a.shape[1])
+        return field.patches(batch, field.log_a.topk(n, dim=-1).indices, jitter=False)

@@ -24,7 +24,7 @@ from foveate.bags.related import RelatedPool
 from foveate.batch import N_COLOURS, Batch, Look, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.nn.generators import uniform
-from foveate.nn.heads import Head, InstanceHead, Voted
+from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
 
@@ -118,8 +118,8 @@ class GlimpseAndPatches(nn.Module):
         _begin_small(self.related.pool, heads)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, k)
-        self.head_instance, self.voted = InstanceHead(dim, heads), Voted(heads)
-        self.adds_up = any(head.pooling in ("sum", "count") for head in heads)
+        self.head_instance = InstanceHead(dim, heads)
+        self.adds_up = any(head.pooling == "sum" for head in heads)
         self.spread = Spread(weight=spread, mass=MASS)
         self._priors = Priors(power=CONTRAST, background=BACKGROUND)
 
@@ -148,7 +148,20 @@ class GlimpseAndPatches(nn.Module):
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         return pad_rows(self.embed(vectors.float()), valid), valid
 
-    def answer(self, batch: Batch, looks: Sequence[Look], f: Tensor, parts: Tokens) -> Together:
+    def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the answer ``(b, k)``, and further ones that training gives a loss of their own.
+
+        A subclass may let patches vote.
+
+        Args:
+            alone: ``(b, k)`` what patches say on their own.
+            pooled: ``(b, k)`` what is said of them together.
+        """
+        return pooled, {}
+
+    def answer_together(
+        self, batch: Batch, looks: Sequence[Look], f: Tensor, parts: Tokens
+    ) -> Together:
         """Answer from the glimpse, the patches, and both together.
 
         Args:
@@ -161,9 +174,7 @@ class GlimpseAndPatches(nn.Module):
         whole = self.embed(self.encoder.project(features).float()) + self.whole
         alone = self.head_instance(f, parts.patches[:, : f.shape[1]])
         logits, weight = self.relate(batch, whole, parts)
-        beside = None
-        if self.instance > 0:
-            logits, beside = self.voted(alone, logits)
+        logits, further = self.answer(alone, logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
             return Together(overview + logits, weight, {})
@@ -172,8 +183,7 @@ class GlimpseAndPatches(nn.Module):
         taught: dict[str, tuple[Tensor, float]] = {}
         if self.instance > 0:
             taught["instance"] = (alone, self.instance)
-        if beside is not None:
-            taught["pooled"] = (overview.detach() + beside, 1.0)
+        taught |= {k: (overview.detach() + beside, 1.0) for k, beside in further.items()}
         if self.overview.settled and not batch.frozen:
             taught["overview"] = (overview, 1.0)
         return Together(overview.detach() + logits, weight, taught)
@@ -217,9 +227,9 @@ class GlimpseAndPatches(nn.Module):
 def _begin_small(pool: CrossPool, heads: Sequence[Head]) -> None:
     """What is pooled of many patches is noise until it is known which ones count.
 
-    Not so for sums and counts, where all of them do.
+    Not so for sums, where all of them do.
     """
     for head, last in zip(heads, pool.heads, strict=True):
-        if head.pooling not in ("sum", "count"):
+        if head.pooling != "sum":
             for p in last.parameters():
                 p.mul_(_SMALL)

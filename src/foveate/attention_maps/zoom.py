@@ -34,7 +34,6 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.geometry import Lattice
 from foveate.images.evidence import Floats
-from foveate.images.tiling import shift_to_mass
 from foveate.nn.sampling import draw_without_replacement, expectation
 
 CROWD = 4
@@ -337,18 +336,6 @@ def tile_prior(
     part = dataclasses.replace(item, contrast=item.contrast[window])
     moved = dataclasses.replace(lattice, origin_um=tuple(origin - low * spacing))
     return contrast_prior(part, moved, view, power=power, background=background)
-
-
-def centred(batch: Batch, i: int, patches: Patches, *, steps: int) -> Patches:
-    """Patches of image i, moved to the centre of mass of what stands out around them."""
-    item, spacing = batch.items[i], batch.view.glimpse_spacing_um
-    centre = shift_to_mass(
-        item.contrast.astype(np.float64),
-        patches.centre_um / spacing,
-        side=batch.view.patch_um / spacing,
-        steps=steps,
-    )
-    return batch.place(i, centre * spacing)
 
 
 def apart(patches: Patches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

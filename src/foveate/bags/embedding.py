@@ -34,7 +34,7 @@ class Bag:
         self._features: ByteCache[Tensor] = ByteCache(_KEPT_FEATURES_BYTES)
 
     def cover(self, batch: Batch, *, training: bool) -> list[Patches]:
-        """Per image, the lattice patches with foreground, or the places that its table gives."""
+        """Per image, the lattice patches with foreground."""
         moved = training and self.jitter and self.train_encoder and not batch.frozen
         return [self._patches(batch, i, moved) for i in range(len(batch))]
 

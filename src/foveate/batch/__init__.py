@@ -37,7 +37,6 @@ from foveate.errors import OptionError
 from foveate.geometry import Box, Frame
 from foveate.images.evidence import Evidence, EvidenceList, Floats
 from foveate.images.resample import Pixels
-from foveate.images.tiling import tile_foreground
 from foveate.nn.generators import Generators, seeded
 
 __all__ = [
@@ -239,23 +238,13 @@ class Batch:
         return Patches(origin, np.full(len(origin), side))
 
     def cover(self, i: int, offset_um: Sequence[float]) -> Patches:
-        """The lattice patches of image i with foreground, or the places that its table gives.
+        """The lattice patches of image i with foreground.
 
         Args:
             i: which image.
             offset_um: shift of the lattice, per axis.
         """
-        item, view = self.items[i], self.view
-        if item.places_um is not None:
-            return self.place(i, item.places_um)
-        corners = tile_foreground(
-            item.contrast > 0,
-            mask_spacing_um=view.glimpse_spacing_um,
-            extent_um=item.image.box_um.size,
-            patch_um=view.patch_um,
-            offset_um=tuple(offset_um),
-        )
-        return self.place(i, corners + view.patch_um / 2)
+        return self.place(i, self.items[i].cover_um(self.view, offset_um))
 
     def crops(self, patches: Sequence[Patches], *, augment: bool = True) -> Tensor:
         """Read patches of all images and put them on the device.

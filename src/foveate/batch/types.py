@@ -17,6 +17,7 @@ from foveate.errors import FoveateError, TooManyOpen, as_ours, out_of_files
 from foveate.images.evidence import Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, brightest
+from foveate.images.tiling import tile_foreground
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
 Augment = Literal["slide", "picture", "volume", "warp", "none"]
@@ -65,15 +66,28 @@ class LoadedImage:
         image: open; crops are read from it.
         glimpse: ``(*space, c)`` as read.
         contrast: ``(*space)`` difference from the background, 1 to 255 on foreground, else 0.
-        places_um: centres ``(n, d)`` of the patches that scanning methods look at, where the case
-            gives them; else None, and a lattice covers the foreground.
     """
 
     image_id: str
     image: AbstractImage
     glimpse: Pixels
     contrast: NDArray[np.uint8]
-    places_um: Floats | None = None
+
+    def cover_um(self, view: View, offset_um: Sequence[float]) -> Floats:
+        """Compute the centres ``(n, d)`` of the lattice patches with foreground.
+
+        Args:
+            view: of this image.
+            offset_um: shift of the lattice, per axis.
+        """
+        corners = tile_foreground(
+            self.contrast > 0,
+            mask_spacing_um=view.glimpse_spacing_um,
+            extent_um=self.image.box_um.size,
+            patch_um=view.patch_um,
+            offset_um=tuple(offset_um),
+        )
+        return corners + view.patch_um / 2
 
 
 @dataclass(frozen=True)

@@ -8,28 +8,35 @@ import sys
 import click
 
 from foveate import __version__
-from foveate.cli import bench, commands
+from foveate.cli import commands
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
 from foveate.errors import FoveateError, did_you_mean, out_of_memory
-from foveate.memory import allow_more_files, use_huge_pages
+from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
 
 
-def main() -> None:
-    """Run the command line; errors the user can mend are one line and exit code 1."""
+def main(command: click.Command | None = None, name: str = "foveate") -> None:
+    """Run a command line; errors the user can mend are one line and exit code 1.
+
+    Args:
+        command: what runs, `cli` by default.
+        name: of the program, for its messages.
+    """
     use_huge_pages()
+    wait_briefly()
     allow_more_files()
     _silence_libraries()
-    code = _run()
+    code = _run(cli if command is None else command, name)
     sys.exit(code if isinstance(code, int) else OK)
 
 
-def _run() -> object:
+def _run(command: click.Command, name: str) -> object:
     try:
-        return cli.main(prog_name="foveate", standalone_mode=False)
+        return command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
-        return _complain(f"{_usage(error)} See {_path(error)} --help")
+        path = name if error.ctx is None else error.ctx.command_path
+        return _complain(f"{_usage(error)} See {path} --help")
     except click.ClickException as error:
         return _complain(error.format_message())
     except FoveateError as error:
@@ -102,10 +109,6 @@ def _nearest(name: str, known: list[str], ctx: click.Context) -> str:
     return did_you_mean(name, known)
 
 
-def _path(error: click.UsageError) -> str:
-    return "foveate" if error.ctx is None else error.ctx.command_path
-
-
 _HELP = """Classify images far larger than a GPU's memory, from image-level labels alone.
 
 \b
@@ -135,6 +138,5 @@ for command in (
     commands.evaluate,
     commands.methods,
     commands.doctor,
-    bench.bench,
 ):
     cli.add_command(command)

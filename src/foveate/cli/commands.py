@@ -18,10 +18,14 @@ from foveate.cli.words import (
     merge,
     named_flags,
     pairs,
+    part_flag,
     plugins_flag,
+    ray_flag,
     spacing_flag,
+    workers_flag,
 )
 from foveate.errors import OptionError
+from foveate.workflows.words import describe_scores
 
 if TYPE_CHECKING:
     from foveate.workflows.demo import DemoOutcome
@@ -52,13 +56,13 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
     What decides is visible at full resolution only: `glimpse` finds it, `downsampled` cannot. The
     demo checks that, and ends with exit code 1 where it did not come true.
     """
+    import foveate
     from foveate.cli.terminal import Terminal
-    from foveate.workflows.demo import run_demo
 
     with Terminal() as terminal:
-        ended = run_demo(out, terminal, seed=seed, n_slides=slides)
+        ended = foveate.demo(out, seed=seed, n_slides=slides, on_progress=terminal)
     outcome = ended.glimpse
-    _show_scores(outcome.metrics)
+    click.echo(describe_scores(outcome.metrics))
     _say_promises(ended)
     click.echo(f"compared: {ended.downsampled.folder / 'report.html'} (the whole slide shrunk)")
     _say_next(outcome, outcome.folder / "report.html")
@@ -108,7 +112,7 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
     help="lite0, small, any network of timm; of volumes slices, small3d, resnet3d.  "
     "[default: lite0, of volumes slices; ImageNet weights aboard]",
 )
-@click.option("--task", help="binary, multiclass or auto.  [default: auto]")
+@click.option("--task", help="binary, multiclass, regression or auto.  [default: auto]")
 @click.option("--path", "column", help="Column of the images' paths, where the guess is wrong.")
 @click.option("--label", help="Label column, where the guess is wrong.")
 @click.option("--patient", help="Column that groups images of one patient.")
@@ -132,14 +136,14 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @click.pass_context
 def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -> int:
     """Train, evaluate and report."""
-    from foveate.runs.config import build_config, load_yaml
+    from foveate.runs.config import load_yaml
 
     given: dict[str, Any] = {} if config is None else load_yaml(config)
     merge(given, named_flags(flags))
     merge(given, ctx.obj)
     if "path" not in given.get("table", {}):
         raise OptionError("no table: foveate train labels.csv --out RUN")
-    return _train(build_config(given), out)
+    return _train(given, out)
 
 
 @click.command()
@@ -147,16 +151,24 @@ def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @spacing_flag
-@click.option("--heatmaps", default=1000, show_default=True, help="How many images get pictures.")
+@click.option(
+    "--heatmaps",
+    "n_heatmaps",
+    default=1000,
+    show_default=True,
+    help="How many images get pictures.",
+)
+@workers_flag
+@ray_flag
+@part_flag
 @device_flag
 @plugins_flag
 def predict(
     run: Path,
     images: tuple[Path, ...],
     out: Path,
-    spacing_um: float | None,
-    heatmaps: int,
-    device: str,
+    part: str | None,
+    **chosen: Any,
 ) -> int:
     """Predict IMAGES (files, folders or a table) with the trained RUN.
 
@@ -165,17 +177,19 @@ def predict(
 
     Writes predictions.csv, and a heatmap and GeoJSON for QuPath per image.
     """
+    import foveate
     from foveate.cli.terminal import Terminal
-    from foveate.workflows.predict import Asked, predict_paths
 
-    asked = Asked(out, assume_spacing_um=spacing_um, n_heatmaps=heatmaps, device=device)
     with Terminal() as terminal:
-        summary = predict_paths(run, images, asked, terminal)
+        summary = foveate.predict(run, images, out, part=part, on_progress=terminal, **chosen)
+    if part is not None:
+        click.echo("this part is predicted; the same command without --part collects all parts")
+        return PARTIAL if summary.failed else OK
     for row in summary.rows:
-        shares = "  ".join(f"{c} {float(row[f'prob_{c}']):.3f}" for c in summary.classes)
-        called = f"; threshold {float(row['threshold']):.3f}" if row["threshold"] else ""
+        values = [float(row[column]) for column in summary.task.columns]
+        told = summary.task.explain(values, {"threshold": row["threshold"] or None})
         doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
-        click.echo(f"{row['image_id']}: {row['predicted']}  ({shares}{called}){doubt}")
+        click.echo(f"{row['image_id']}: {row['predicted']}  ({told}){doubt}")
     click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
     return PARTIAL if summary.failed else OK
 
@@ -195,7 +209,11 @@ def predict(
     is_flag=True,
     help="Also let patches trade places: does the model use where they lie?",
 )
-@click.option("--heatmaps", default=0, show_default=True, help="How many images get pictures.")
+@click.option(
+    "--heatmaps", "n_heatmaps", default=0, show_default=True, help="How many images get pictures."
+)
+@workers_flag
+@ray_flag
 @click.option(
     "--map",
     "renamed",
@@ -209,40 +227,33 @@ def evaluate(
     run: Path,
     table: Path,
     out: Path,
-    label: str | None,
-    files: Path | None,
-    images: Path | None,
-    spacing_um: float | None,
     audit_layout: bool,
-    heatmaps: int,
     renamed: tuple[str, ...],
-    device: str,
+    **chosen: Any,
 ) -> int:
     """Score the trained RUN on a labelled TABLE that it has never seen.
 
     Rows with a label that the RUN does not know are left out, and said.
     """
+    import foveate
     from foveate.cli.terminal import Terminal
-    from foveate.workflows.predict import Asked, evaluate_table
 
-    asked = Asked(out, assume_spacing_um=spacing_um, n_heatmaps=heatmaps, device=device)
     with Terminal() as terminal:
-        metrics, failed = evaluate_table(
+        ended = foveate.evaluate(
             run,
             table,
-            asked,
-            terminal,
-            label=label,
-            files=files,
-            images=images,
+            out,
             renamed=pairs(renamed, "--map"),
-            shuffle_layout=audit_layout,
+            audit_layout=audit_layout,
+            on_progress=terminal,
+            **chosen,
         )
-    _show_scores(metrics)
+    metrics = ended.metrics
+    click.echo(describe_scores(metrics))
     if audit_layout:
         click.echo(f"  {metrics['layout']['told']}")
     click.echo(f"\nwritten: {out / 'metrics.json'}, {out / 'predictions.csv'}")
-    return PARTIAL if failed else OK
+    return PARTIAL if ended.failed else OK
 
 
 @click.command()
@@ -251,15 +262,16 @@ def evaluate(
 @plugins_flag
 def methods(name: str | None, markdown: bool) -> None:
     """List the methods, or tell about one: source, when to use it, what it costs, its options."""
-    from foveate.parts import find, names, options
+    import foveate
+    from foveate.parts import find, options
     from foveate.workflows.catalogue import methods_page, told
 
     if markdown:
         click.echo(methods_page(), nl=False)
         return
     if name is None:
-        for each in names("methods"):
-            click.echo(f"{each:<20} {find('methods', each).summary}")
+        for method, summary in foveate.list_methods().items():
+            click.echo(f"{method:<20} {summary}")
         click.echo("\noptions of one: foveate methods NAME")
         return
     part = find("methods", name)
@@ -279,30 +291,29 @@ def doctor(run: Path | None) -> int:
 
     Of a RUN, also which of its models answer, and whether they are whole.
     """
-    from foveate.workflows.doctor import examine
+    import foveate
 
     healthy = True
-    for finding in examine(run):
+    for finding in foveate.doctor(run):
         click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<18} {finding.text}")
         healthy &= finding.ok
     return OK if healthy else USER_ERROR
 
 
-def _train(config: Any, out: Path) -> int:
+def _train(given: dict[str, Any], out: Path) -> int:
+    import foveate
     from foveate.cli.terminal import Terminal
-    from foveate.report import write_progress, write_report
+    from foveate.runs.config import build_config
     from foveate.runtime import own_rank
     from foveate.workflows.folds import join_training
-    from foveate.workflows.train import run_experiment
 
     if own_rank() > 0:
-        join_training(config, out)
+        join_training(build_config(given), out)
         return OK
     with Terminal() as terminal:
-        outcome = run_experiment(config, out, terminal, after_epoch=write_progress)
-        page = write_report(out)
-    _show_scores(outcome.metrics)
-    _say_next(outcome, page)
+        outcome = foveate.train(None, out, config=given, on_progress=terminal)
+    click.echo(describe_scores(outcome.metrics))
+    _say_next(outcome, out / "report.html")
     return PARTIAL if outcome.n_quarantined else OK
 
 
@@ -314,20 +325,3 @@ def _say_next(outcome: Outcome, page: Path) -> None:
             f"{outcome.folder / 'quarantine.csv'} (exit code 2)"
         )
     click.echo(f"next:     foveate predict {outcome.folder} NEW_IMAGES --out predictions")
-
-
-def _show_scores(metrics: dict[str, Any]) -> None:
-    seen = metrics.get("n_seen_in_training", 0)
-    whom = " that training never saw"
-    if seen:
-        whom = f", {seen} of which training saw, or other images of their patients"
-    click.echo(f"{metrics['n_images']} images of {metrics['n_patients']} patients{whom}:")
-    for name, score in metrics["metrics"].items():
-        click.echo(
-            f"  {name:<20} {score['value']:.3f}  (95 % interval {score['lo']:.3f} to "
-            f"{score['hi']:.3f})"
-        )
-    if "folds" in metrics:
-        areas = (fold["metrics"].get("auroc", {}).get("value") for fold in metrics["folds"])
-        each = " ".join("–" if area is None else f"{area:.3f}" for area in areas)
-        click.echo(f"  {'auroc by fold':<20} {each}\n  {metrics['pooling']}")

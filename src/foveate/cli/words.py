@@ -71,7 +71,7 @@ plugins_flag = click.option(
 spacing_flag = click.option(
     "--spacing-um",
     "--view.assume-spacing-um",
-    "spacing_um",
+    "assume_spacing_um",
     type=click.FloatRange(min=0, min_open=True),
     help="Of slides that state none (micrometres per pixel).",
 )
@@ -85,6 +85,26 @@ device_flag = click.option(
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
     show_default=True,
+)
+
+
+workers_flag = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    help="So many processes predict, each with its own models.  [default: this one]",
+)
+ray_flag = click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[ADDRESS]",
+    help="Predict on a cluster of Ray: auto, local (one on this machine), or its address.",
+)
+part_flag = click.option(
+    "--part",
+    help="Predict this part only, such as 2/5; `array` takes it from a job array. The same command "
+    "without --part collects the parts.",
 )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from foveate.errors import TrainingError
 from foveate.loading.loader import CaseLoader
-from foveate.prediction.predict import Report, predict_cases
+from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.models import Ensemble
 from foveate.table import Case
 
@@ -81,9 +81,9 @@ def audit_layout(
         TrainingError: an image could not be predicted, or none is given.
     """
     task = models.members[0].task
-    target = torch.tensor([task.target(str(case.label)) for case in cases])
+    target = task.targets([str(case.label) for case in cases])
     plain, answered = _answers(models, cases, loader, device, shuffle=False)
-    scores = task.scores(answered, target)
+    scores = task.log_scores(answered, target)
     totals, change = dict.fromkeys(scores, 0.0), 0.0
     for i in range(n_shuffles):
         # Whoever asks for an audit goes on drawing as if there had been none.
@@ -91,7 +91,7 @@ def audit_layout(
             torch.default_generator.manual_seed(seed + i)
             mixed, answered = _answers(models, cases, loader, device, shuffle=True)
         change = max(change, float((mixed - plain).abs().max()))
-        for name, value in task.scores(answered, target).items():
+        for name, value in task.log_scores(answered, target).items():
             totals[name] += value / n_shuffles
     patches = any(member.method.reads & {"crops", "bag"} for member in models.members)
     return LayoutAudit(scores, totals, change, len(cases), patches)
@@ -105,13 +105,13 @@ def _answers(
     *,
     shuffle: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of every model, ``(n, models, k)``, and the mean probabilities, ``(n, classes)``."""
-    logits, probabilities = [], []
+    """Logits of every model, ``(n, models, k)``, and the mean answers, ``(n, columns)``."""
+    logits, values = [], []
     for report in predict_cases(models, cases, loader, device=device, shuffle_layout=shuffle):
-        if not isinstance(report, Report):
+        if not isinstance(report, Answer):
             raise TrainingError(f"{report.case.path} could not be predicted: {report.reason}")
         logits.append([answer.logits for answer in report.answers])
-        probabilities.append(report.probabilities)
+        values.append(report.values)
     if not logits:
         raise TrainingError("the layout audit needs images")
-    return torch.tensor(logits), torch.tensor(probabilities, dtype=torch.float64)
+    return torch.tensor(logits), torch.tensor(values, dtype=torch.float64)

@@ -40,6 +40,15 @@ def no_room(path: Path) -> DiskFull:
     )
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+
+    def write(aside: Path) -> None:
+        aside.write_bytes(content)
+
+    write_aside(path, write)
+
+
 def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all; bytes of file names that are no UTF-8 are written out."""
 
@@ -51,4 +60,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all. NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return the content of a JSON file, indented by one. NaN is refused."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -58,12 +58,21 @@ class Journal:
         self._append({"key": key, **entry})
         self.entries[key] = dict(entry)
 
+    def add_all(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write many entries at once.
+
+        Raises:
+            DiskFull: there is no room; none of them is written.
+        """
+        self._append(*({"key": key, **entry} for key, entry in entries.items()))
+        self.entries |= {key: dict(entry) for key, entry in entries.items()}
+
     def finish(self) -> None:
         """All is done. What failed before this line is tried again by the next command."""
         self._append({"finished": True})
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        data = (json.dumps(line) + "\n").encode()
+    def _append(self, *lines: Mapping[str, Any]) -> None:
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
         # Without a buffer, of which closing would try to write the rest once more.
         with self.path.open("r+b", buffering=0) as file:
             file.seek(self._end)
@@ -89,22 +98,47 @@ class Journal:
         if first is None:
             self._unread = True
             return "it cannot be read"
-        for line in lines[1:]:
-            entry = _parsed(line)
-            if entry is None:
-                continue
+        for entry in filter(None, map(_parsed, lines[1:])):
             if entry.get("finished"):
                 self.entries = {k: e for k, e in self.entries.items() if "failed" not in e}
             elif isinstance(entry.get("key"), str):
                 self.entries[entry.pop("key")] = entry
-        for key in {**head, **first}:
-            if first.get(key) != head.get(key):
-                return f"its {key} was {first.get(key)}, now it is {head.get(key)}"
-        return None
+        return _difference(first, head)
 
     def _answered(self) -> bool:
         """Whether more than failures would be lost."""
         return self._unread or any("failed" not in entry for entry in self.entries.values())
+
+
+def read_entries(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the entries of a journal that another process may be writing; none where it is not.
+
+    Failures count here, even those from before the journal was finished.
+
+    Raises:
+        CheckpointError: the entries rest on something else than `about`.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    lines = [_parsed(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    if not lines:
+        return {}
+    head = json.loads(json.dumps({"schema": SCHEMA, **about}))
+    changed = "it cannot be read" if lines[0] is None else _difference(lines[0], head)
+    if changed is not None:
+        raise CheckpointError(
+            f"{path.parent} holds the answers of another command: {changed}. Give another --out, "
+            "or delete this folder"
+        )
+    keyed = [line for line in lines[1:] if line is not None and isinstance(line.get("key"), str)]
+    return {line.pop("key"): line for line in keyed}
+
+
+def _difference(first: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
+    """Say what a journal rests on otherwise than `head`; None where all is the same."""
+    for key in {**head, **first}:
+        if first.get(key) != head.get(key):
+            return f"its {key} was {first.get(key)}, now it is {head.get(key)}"
+    return None
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

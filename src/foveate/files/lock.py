@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foveate.errors import FolderInUse
 
-NAME = ".foveate.files.lock"
+NAME = ".foveate.lock"
 _BUSY = (BlockingIOError, PermissionError)
 
 
@@ -44,7 +44,8 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared, so that many who ask at the same moment do not take each other for the holder.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except _BUSY:
         return True
     except OSError:

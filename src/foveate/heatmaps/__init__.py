@@ -6,8 +6,7 @@ nothing drifts towards the bottom right of a large slide.
 
 from __future__ import annotations
 
-from foveate.heatmaps.geojson import write_geojson
-from foveate.heatmaps.picture import draw_heatmap
-from foveate.heatmaps.raster import weight_map
+from foveate.heatmaps.geojson import build_geojson
+from foveate.heatmaps.picture import render_heatmap
 
-__all__ = ["draw_heatmap", "weight_map", "write_geojson"]
+__all__ = ["build_geojson", "render_heatmap"]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from foveate import __version__
 from foveate.errors import BoxError, OptionError, legible
-from foveate.files.atomic import write_json
 from foveate.geometry import Box, px0_from_um
 from foveate.heatmaps.glass import on_foreground
 from foveate.heatmaps.raster import COLOURS, ranked, scale_of
@@ -25,16 +23,15 @@ _BINS = ((8.0, "8 times an even share or more"), (4.0, "4 to 8 times an even sha
 """Lower end, in even shares, and name; the same for every image, so that QuPath can compare."""
 
 
-def write_geojson(
+def build_geojson(
     image: AbstractImage,
     evidence: Evidence,
-    path: Path,
     *,
     top: int = 200,
     origin: Origin = "auto",
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the heaviest boxes as a QuPath FeatureCollection of tiles.
+) -> dict[str, Any]:
+    """Turn the heaviest boxes into a QuPath FeatureCollection of tiles.
 
     Boxes on the glass of a slide are left out. Classes say how many times an even share, the
     weight if all regions counted alike, a box has.
@@ -42,11 +39,13 @@ def write_geojson(
     Args:
         image: whose pixels the boxes are drawn on.
         evidence: where the model looked.
-        path: of the file; its name ends in ``.geojson``.
         top: at most so many boxes, since viewers choke on a hundred thousand.
         origin: what ``(0, 0)`` is: the corner of the whole canvas (``slide``) or of the scanned
             part (``bounds``), where QuPath puts it whenever the file states one (``auto``).
         metadata: words to keep with every box: label, prediction, probabilities.
+
+    Returns:
+        A GeoJSON object, coordinates ``(x, y)`` in level-0 pixels.
 
     Raises:
         OptionError: `origin` is not known, or ``bounds`` is asked of a file that states none.
@@ -73,7 +72,7 @@ def write_geojson(
         "indifferent": scale.indifferent,
         "written": len(features),
     }
-    write_json(path, {"type": "FeatureCollection", "properties": about, "features": features})
+    return {"type": "FeatureCollection", "properties": about, "features": features}
 
 
 def _shift(image: AbstractImage, origin: Origin) -> tuple[str, tuple[float, float]]:

@@ -109,7 +109,7 @@ def blended(field: Field, evidence: Evidence, scale: Scale, shown: NDArray[np.bo
 def _piled(field: Field, evidence: Evidence, scale: Scale) -> tuple[Floats, Floats]:
     """Strengths with the heaviest box on top, and the covered area of each pixel.
 
-    An average, as `weight_map` takes, would pale the peak wherever weak boxes overlap it.
+    An average of all boxes would pale the peak wherever weak ones overlap it.
     """
     total, covered = splat(evidence, field.origin_um, field.extent_um, field.shape)
     mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.files.atomic import write_aside
 from foveate.heatmaps.fields import Camera, Field, Shown, aim, overview
 from foveate.heatmaps.glass import on_foreground, painted
 from foveate.heatmaps.panels import (
@@ -57,17 +56,16 @@ class _Sheet:
     tile: int
 
 
-def draw_heatmap(
+def render_heatmap(
     image: AbstractImage,
     evidence: Evidence,
-    path: Path,
     *,
     max_side_px: int = 1024,
     title: str | None = None,
     caption: str = "",
     patches: int = 6,
-) -> None:
-    """Draw where a model looked, as a PNG that stays readable for slides of any size.
+) -> bytes:
+    """Draw where a model looked, as the bytes of a PNG, readable for slides of any size.
 
     The overview is paled and the boxes are laid over it, coloured by how far their weight is
     above an even share; the heaviest are numbered and shown beside it in full. Boxes on the glass
@@ -78,7 +76,6 @@ def draw_heatmap(
     Args:
         image: the pixels.
         evidence: where the model looked; may be empty.
-        path: of the PNG.
         max_side_px: longer side of the overview.
         title: above the picture.
         caption: below the title; may have several lines.
@@ -116,14 +113,16 @@ def draw_heatmap(
     notes = _notes(camera, evidence, shown, share, zoom) + _on_glass(evidence, kept)
     for k, note in enumerate(notes):
         say(figure, sheet.notes.x, sheet.notes.y + k * _LINE, note, px=12, colour=GREY)
-    _save(figure, path)
+    return _png(figure)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the font lacks shows boxes; that is no news for the terminal.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        write_aside(path, lambda aside: figure.savefig(aside, format="png", dpi=DPI))
+        figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
 
 
 def _worth_zooming(field: Field, evidence: Evidence) -> bool:

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 COLOURS = "inferno"
 """Perceptually even, readable without colour vision, from dark (little) to bright (much)."""
 
-_LEAST_COVERAGE = 1e-6
-"""Share of a map pixel; less is a rounding error of touching edges, not a look."""
-
-
 _FULL_COLOUR = 4.0
 """The least multiple of an even share that is shown in full colour."""
 
@@ -73,30 +69,6 @@ def scale_of(evidence: Evidence) -> Scale:
         return Scale(0.0, 0.0, 0.0, 0)
     even, heaviest = float(evidence.weight.mean()), float(evidence.weight.max())
     return Scale(even, max(heaviest, min(_FULL_COLOUR, n) * even), heaviest, n)
-
-
-def weight_map(
-    evidence: Evidence, extent_um: tuple[float, float], shape: tuple[int, int]
-) -> Floats:
-    """Weights of the boxes spread over a grid by exact area overlap.
-
-    A map pixel holds the mean of the weights of the boxes in it, each counted by the area it
-    covers there. So a lone box keeps its weight whatever the grid, and overlapping boxes are
-    averaged, never added: many weak looks do not make a strong one.
-
-    Args:
-        evidence: boxes with axes ``y, x``; of volumes the last two axes count.
-        extent_um: height and width of the field that the grid covers, from the origin.
-        shape: rows and columns; pixels need not be square.
-
-    Returns:
-        ``shape``; NaN where no box lies.
-    """
-    total, covered = splat(evidence, (0.0, 0.0), extent_um, shape)
-    seen = covered > _LEAST_COVERAGE
-    out = np.full(shape, np.nan)
-    out[seen] = total[seen] / covered[seen]
-    return out
 
 
 def splat(

@@ -5,6 +5,7 @@ Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import NotFinite
-from foveate.files.atomic import write_aside
+from foveate.files.atomic import write_bytes
 from foveate.geometry import Box, Frame
 
 Floats = NDArray[np.float64]
@@ -56,16 +57,17 @@ class Evidence:
         """The box that counted most."""
         return self.box_um(int(np.argmax(self.weight)))
 
+    def to_bytes(self) -> bytes:
+        """Return the content of a ``.npz`` file (arrays only; loading one never runs code)."""
+        file = io.BytesIO()
+        np.savez_compressed(
+            file, origin_um=self.origin_um, size_um=self.size_um, weight=self.weight
+        )
+        return file.getvalue()
+
     def save(self, path: Path) -> None:
-        """Write as ``.npz`` (arrays only; loading one never runs code)."""
-
-        def write(aside: Path) -> None:
-            with aside.open("wb") as file:
-                np.savez_compressed(
-                    file, origin_um=self.origin_um, size_um=self.size_um, weight=self.weight
-                )
-
-        write_aside(path, write)
+        """Write `to_bytes` to a file."""
+        write_bytes(path, self.to_bytes())
 
     @staticmethod
     def load(path: Path) -> Evidence:

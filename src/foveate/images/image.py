@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
-from foveate.geometry import Box, Frame, Vector, px0_from_px, px_from_um, um_from_px0
+from foveate.geometry import Box, Frame, Vector, px_from_um, um_from_px0
 from foveate.images.resample import Pixels, Source, resample_from
 
-Kind = Literal["slide", "picture", "volume", "sparse"]
+Kind = Literal["slide", "picture", "volume"]
 
 MAX_GLIMPSE_PIXELS = 1 << 26
 """A glimpse is held and looked at whole; larger ones are refused."""
@@ -69,7 +69,6 @@ class AbstractImage(abc.ABC):
     Attributes:
         path: the file.
         kind: what the file family holds. Slides must state their spacing; pictures may lack it.
-            Sparse is a constant ground with things on it: what differs from it is foreground.
         levels: finest first; level 0 is full resolution.
         spacing_um: micrometres per level-0 pixel, per axis; None when the file states none.
         unit: what `spacing_um` counts in, ``um``, or ``px`` for pictures without spacing.
@@ -369,14 +368,6 @@ def fitted(image: AbstractImage, shape: Sequence[int]) -> Respaced:
 def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:
     """Pixels per axis of `AbstractImage.glimpse` at this spacing; at least one."""
     return tuple(max(1, math.ceil(s / spacing_um - 1e-6)) for s in image.box_um.size)
-
-
-def level_box_um(image: AbstractImage, box: Box) -> Box:
-    """Micrometres from a box in level pixels of this image."""
-    if box.level is None:
-        raise BoxError("a box in level pixels names its level")
-    px0 = px0_from_px(box, image.levels[box.level].downsample)
-    return um_from_px0(px0, image.known_spacing_um)
 
 
 def _snap(origin: Vector) -> Vector:

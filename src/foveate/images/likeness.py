@@ -47,7 +47,7 @@ class TrainedOn:
 
     Attributes:
         n: how many images.
-        kinds: of files: slide, picture, volume, sparse.
+        kinds: of files: slide, picture, volume.
         channels: numbers of channels that occur.
         unit: what lengths count in, ``um`` or ``px``.
         spacing: least and largest length of a pixel (of unequal axes the geometric mean).

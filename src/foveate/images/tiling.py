@@ -66,44 +66,20 @@ def cell_means(values: Floats, lattice: Lattice, *, spacing_um: float) -> Floats
     return means.reshape(lattice.shape)
 
 
-def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) -> Floats:
-    """Move the centres of boxes to the centre of mass of what they hold, again and again.
-
-    Mean shift with a square window. A box over nothing stays.
-
-    Args:
-        values: at least 0, one axis per spatial axis; counts as 0 beyond its edges.
-        centre: ``(n, d)`` in pixels of `values`; pixel i covers ``[i, i + 1)``.
-        side: of the boxes, in the same pixels.
-        steps: how often.
-
-    Returns:
-        ``(n, d)``.
-    """
-    ndim = values.ndim
-    axes = np.meshgrid(*(np.arange(n) + 0.5 for n in values.shape), indexing="ij")
-    moments = _integral(np.stack([values, *(values * axis for axis in axes)], -1), ndim)
-    for _ in range(steps):
-        sums = _box_sums(moments, centre - side / 2, side)
-        mass = sums[:, :1]
-        centre = np.where(mass > 1e-9, sums[:, 1:] / np.maximum(mass, 1e-12), centre)
-    return centre
-
-
 def _box_means(values: Floats, origin: Floats, side: float) -> Floats:
     """Means of boxes with fractional corners over an array that is 0 outside."""
-    integral = _integral(values[..., None], values.ndim)
-    return _box_sums(integral, origin, side)[:, 0] / side**values.ndim
+    integral = integral_image(values[..., None], values.ndim)
+    return box_sums(integral, origin, side)[:, 0] / side**values.ndim
 
 
-def _integral(values: Floats, ndim: int) -> Floats:
+def integral_image(values: Floats, ndim: int) -> Floats:
     """The integral image over the first `ndim` axes, with a row of zeros before each."""
     for axis in range(ndim):
         values = np.cumsum(values, axis)
     return np.pad(values, [(1, 0)] * ndim + [(0, 0)])
 
 
-def _box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
+def box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
     """Sums ``(n, c)`` of boxes with fractional corners, from an integral image ``(…, c)``."""
     ndim = integral.ndim - 1
     total = np.zeros((len(origin), integral.shape[-1]))

@@ -17,13 +17,11 @@ from foveate.errors import (
     FoveateError,
     MissingSpacing,
     TooManyOpen,
-    UnreadableImage,
     UnsupportedFormat,
     as_ours,
 )
 from foveate.images.bit_depth import Stretched, has_depth, used_bits
-from foveate.images.evidence import Floats
-from foveate.images.foreground import contrast, slide_prior
+from foveate.images.foreground import slide_prior
 from foveate.images.image import AbstractImage
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
@@ -77,18 +75,21 @@ class CaseLoader:
         image = self._images.take(case.image_id, lambda: self._opened(case))
         if kept is not None:
             return replace(kept, image=image)
-        glimpse = image.glimpse(self.view.glimpse_spacing_um)
-        if image.kind == "slide":
-            distance = slide_prior(case.path, glimpse, image.background)
-        elif image.kind == "sparse":
-            distance = contrast(glimpse, image.background)
-        else:
-            distance = np.full(glimpse.shape[:-1], 255, np.uint8)
-        if not distance.any():
-            distance[:] = 255
-        loaded = LoadedImage(case.image_id, image, glimpse, distance, _places_um(case, image))
-        self._glimpses.put(case.image_id, loaded, glimpse.nbytes + distance.nbytes)
+        loaded = self.glimpsed(case, image)
+        self._glimpses.put(case.image_id, loaded, loaded.glimpse.nbytes + loaded.contrast.nbytes)
         return loaded
+
+    def glimpsed(self, case: Case, image: AbstractImage) -> LoadedImage:
+        """Read the glimpse of an open image and tell its foreground; pictures and volumes are all.
+
+        A subclass may know better where the foreground of its images is.
+        """
+        glimpse = image.glimpse(self.view.glimpse_spacing_um)
+        distance = np.full(glimpse.shape[:-1], 255, np.uint8)
+        if image.kind == "slide":
+            prior = slide_prior(case.path, glimpse, image.background)
+            distance = prior if prior.any() else distance
+        return LoadedImage(case.image_id, image, glimpse, distance)
 
     def take_counts(self) -> dict[str, int]:
         """``decoded_px`` and ``asked_px`` since the last call, over all images."""
@@ -170,34 +171,6 @@ def _loaded(jobs: Sequence[Future[LoadedImage | FoveateError]]) -> list[LoadedIm
     for item in found:
         if isinstance(item, TooManyOpen):
             raise item
-    return found
-
-
-def _places_um(case: Case, image: AbstractImage) -> Floats | None:
-    """The places that a case gives, in micrometres."""
-    if case.places is None:
-        return None
-    try:
-        with case.places.open("rb") as file:
-            places = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UnreadableImage(
-            f"{case.places}: not a .npy file of places; write it with numpy.save(path, places)"
-        ) from error
-    if places.ndim != 2 or places.shape[1] != image.ndim or not len(places):
-        raise UnreadableImage(
-            f"{case.places}: places of shape {places.shape}, expected (n, {image.ndim}), n > 0"
-        )
-    if places.dtype.kind not in "iuf" or not np.isfinite(places).all():
-        raise UnreadableImage(f"{case.places}: places that are not all finite numbers")
-    outside = (places < 0) | (places > np.asarray(image.shape))
-    if outside.any():
-        first = places[outside.any(1)][0].tolist()
-        raise UnreadableImage(
-            f"{case.places}: {first} lies outside the image of {image.shape} pixels; places are "
-            "level-0 pixels in the order (z,) y, x"
-        )
-    found: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
     return found
 
 

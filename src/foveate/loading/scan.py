@@ -99,7 +99,7 @@ def open_case(
             return image
         if assume_spacing_um is not None and (assume_for is None or image.kind in assume_for):
             return Respaced(image, (assume_spacing_um,) * image.ndim, unit="um")
-        if image.kind in ("picture", "sparse"):
+        if image.kind == "picture":
             return Respaced(image, (1.0,) * image.ndim, unit="px")
         raise MissingSpacing(
             f"{case.path}: a {image.kind} that states no pixel size. Give it in a column 'mpp' of "

@@ -8,8 +8,7 @@ Differs: the glimpse is a token among the patches, related to them by attention 
 what it says on its own, fitted by linear answers to pretrained features, is what patches add to;
 attention begins at a prior that follows contrast, learns first from attention over very many
 patches of a frozen encoder, and keeps some of the prior for exploration; an instance
-head gives every patch a gradient of its own, and where the task counts or asks for several
-findings, half the prediction is what patches say; patches carry physical positions, are related by
+head gives every patch a gradient of its own; patches carry physical positions, are related by
 self-attention, which knows distances and sides, and read by cross-attention, with a query for each
 question, as in `ips`; how far attention may concentrate is controlled by the mass that the drawn
 patches hold.
@@ -42,8 +41,6 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
 
     Args:
         patches: drawn per image in training; 0 follows the images.
-        strongest: looked at in training beside those drawn, as in evaluation. A draw misses parts
-            now and then; where every one of them counts, labels then seem to be wrong.
         eval_patches: looked at per image in evaluation; 0 follows the images.
         survey: patches of an image that are looked at while the encoder is frozen; attention over
             them teaches where to look. 0 follows the images.
@@ -51,20 +48,16 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         locating: weight of the losses that teach where to look. Their gradient is the noise of a
             few drawn cells, and weighed as much as the answer it would drown in the encoder what
             patches teach. The layers that score cells are taught by nothing else, so the optimiser
-            makes up for the weight there. Sums and counts add up over patches as the expectation
-            does; there it teaches what patches show as well, and 1 is worth a try.
+            makes up for the weight there. Sums add up over patches as the expectation does; there
+            it teaches what patches show as well, and 1 is worth a try.
         explore: share of attention, in training, that follows the prior whatever was learnt.
         dropout: in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows; counts and several findings are answered by them and by what is
-            pooled, half each. It gives every patch a gradient of its own, which ends the plateau at
-            chance, sooner the more it weighs beside the answer that is not learnt yet. 0 leaves the
-            head out.
+            as the task allows. It gives every patch a gradient of its own, which ends the plateau
+            at chance, sooner the more it weighs beside the answer that is not learnt yet. 0 leaves
+            the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
-        centring: steps by which a patch moves to the centre of mass of what stands out from the
-            background around it; for objects on a plain ground, which cells would cut. Patches
-            that come to lie on one another are looked at once.
     """
 
     reads = frozenset({"glimpse", "crops"})
@@ -77,7 +70,6 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         encoder: AbstractEncoder,
         heads: Sequence[Head],
         patches: int = 0,
-        strongest: int = 0,
         eval_patches: int = 0,
         survey: int = 0,
         spread: float = 1e-2,
@@ -87,7 +79,6 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         instance: float = 4.0,
         chunk: int = 256,
         jitter: bool = True,
-        centring: int = 0,
     ) -> None:
         super().__init__(
             encoder,
@@ -98,9 +89,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
             dropout=dropout,
             chunk=chunk,
         )
-        self.choice = Choice(
-            patches or 24, eval_patches or 64, survey or 256, strongest, jitter, centring
-        )
+        self.choice = Choice(patches or 24, eval_patches or 64, survey or 256, jitter)
         self.explore = explore
 
     def forward(self, batch: Batch) -> Prediction:
@@ -110,7 +99,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         field = self.attend(batch, [look.maps for look in looks], explore=explore)
         seen = self.choice(batch, field, training=self.training)
         f, valid = self.read(batch, seen.patches)
-        answer = self.answer(batch, looks, f, Tokens(f, valid, valid, seen.patches))
+        answer = self.answer_together(batch, looks, f, Tokens(f, valid, valid, seen.patches))
         if not self.training:
             return Prediction(answer.logits, batch.evidence(seen.patches, answer.weight))
         further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}
@@ -123,8 +112,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         # decided.
         f = f if self.adds_up else f.detach()
         a = field.log_a.gather(1, seen.index).exp() * seen.drawn
-        shown = f.gather(1, seen.shows.unsqueeze(-1).expand(-1, -1, f.shape[-1]))
-        estimate = expectation(a, shown, seen.drawn)
+        estimate = expectation(a, seen.at_cells(f), seen.drawn)
         further["spread"] = Penalty(self.locating * self.spread(field, a))
         further["expected"] = Auxiliary(self.expected(estimate), self.locating)
         return Prediction(answer.logits, further=further)

@@ -116,7 +116,7 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         seen = self.zoom.descend(self.encoder, batch, field, n, jitter=self.jitter)
         f, valid = self.read(batch, seen.patches)
         tiles = [self.embed(vectors) for vectors in seen.vectors]
-        answer = self.answer(batch, looks, f, self._tokens(f, valid, tiles, seen))
+        answer = self.answer_together(batch, looks, f, self._tokens(f, valid, tiles, seen))
         if not self.training:
             return Prediction(answer.logits, batch.evidence(seen.patches, answer.weight))
         further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}

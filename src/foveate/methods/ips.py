@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from foveate.attention_maps.zoom import apart, centred
 from foveate.bags.embedding import Bag, embed_patches, pad_rows, padding_mask
 from foveate.bags.related import RelatedPool
 from foveate.batch import Batch, Patches
@@ -58,9 +57,6 @@ class Ips(AbstractMethod):
             as the task allows. 0 leaves it out.
         chunk: patches encoded at a time.
         jitter: in training, shift the lattice at random.
-        centring: steps by which a patch moves to the centre of mass of what stands out from the
-            background around it; for objects on a plain ground, which a lattice would cut. Patches
-            that come to lie on one another are read once.
     """
 
     reads = frozenset({"glimpse", "bag"})
@@ -81,13 +77,12 @@ class Ips(AbstractMethod):
         instance: float = 1.0,
         chunk: int = 256,
         jitter: bool = True,
-        centring: int = 0,
     ) -> None:
         super().__init__()
         dim = encoder.dim
         self.encoder = encoder
         self.kept, self.explore, self.buffer, self.drop = kept, explore, buffer, drop
-        self.instance, self.chunk, self.centring = instance, chunk, centring
+        self.instance, self.chunk = instance, chunk
         self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         attention_heads = math.gcd(_ATTENTION_HEADS, dim)
@@ -99,8 +94,6 @@ class Ips(AbstractMethod):
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that score highest."""
         patches = self.bag.cover(batch, training=self.training)
-        if self.centring:
-            patches = [self._centred(batch, i, part) for i, part in enumerate(patches)]
         if self.training and self.drop > 0:
             patches = [
                 _dropped(part, self.drop, generator)
@@ -130,13 +123,6 @@ class Ips(AbstractMethod):
         else:
             answer = checkpoint(self.head_instance, f, valid, use_reentrant=False)
         return {"instance": Auxiliary(answer, self.instance)}
-
-    def _centred(self, batch: Batch, i: int, patches: Patches) -> Patches:
-        """Patches of image i moved to what they show, each thing once; given places stay."""
-        if batch.items[i].places_um is not None:
-            return patches
-        moved = centred(batch, i, patches, steps=self.centring)
-        return moved[apart(moved)[0]]
 
     def _select(
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor

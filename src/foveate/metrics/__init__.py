@@ -6,19 +6,21 @@ task's classes; `target` is ``(n,)``, the number of the class.
 
 from __future__ import annotations
 
-from foveate.metrics.comparison import compare_scores
-from foveate.metrics.scores import score_all
+from foveate.metrics.comparison import compare_scores, difference
+from foveate.metrics.scores import Measured, score_all
 from foveate.metrics.shares import proportion_interval, wilson_interval
 from foveate.metrics.types import Difference, Score
 from foveate.metrics.values import auroc, calibration_bins, confusion, threshold_youden
 
 __all__ = [
     "Difference",
+    "Measured",
     "Score",
     "auroc",
     "calibration_bins",
     "compare_scores",
     "confusion",
+    "difference",
     "proportion_interval",
     "score_all",
     "threshold_youden",

@@ -41,10 +41,11 @@ def compare_scores(
     prob_b, _ = prepare(prob_b, target, patients, folds)
     same = bool(np.array_equal(prob_a, prob_b))
     ours, theirs = (by_rank(p, cohort) | by_loss(p, cohort) for p in (prob_a, prob_b))
-    return {name: _difference(ours[name], theirs[name], same) for name in ours if name != "ece"}
+    return {name: difference(ours[name], theirs[name], same) for name in ours if name != "ece"}
 
 
-def _difference(a: Measured, b: Measured, same: bool) -> Difference:
+def difference(a: Measured, b: Measured, same: bool) -> Difference:
+    """Return the difference of two scores of the same images; `same` where all answers are."""
     n = a.score.n
     if same:
         return Difference(0.0, 0.0, 0.0, 1.0, "both gave the same answers", n)

@@ -1,4 +1,4 @@
-"""95 % intervals that were chosen by how often they hold the truth (``bench/coverage.py``).
+"""95 % intervals that were chosen by how often they hold the truth (``benchmarks/coverage.py``).
 
 Ranks (AUROC, average precision): all values that the seen one does not contradict, given the
 variance that a model of the value expects, times what the jackknife over patients finds of it.

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["max", "sum", "count", "none"]
+Pooling = Literal["max", "sum", "none"]
 
 # How much faster than others a parameter moves that has to get far in one training.
 QUICK = 10.0
@@ -28,8 +28,8 @@ class Head:
         size: number of outputs.
         exclusive: one softmax over the outputs; else a sigmoid each.
         pooling: how single patches answer it: ``max`` where one patch suffices (presence), ``sum``
-            for a gated sum (grades), ``count`` for one that answers by itself (which of them are
-            most), ``none`` where no patch can and only the frequencies of the labels are learnt.
+            for a gated sum (grades), ``none`` where no patch can and only the frequencies of the
+            labels are learnt.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Patches of one constant colour are embedded once: exact, and most of a sparse image is ground."""
+"""Patches of one constant colour are embedded once: exact, and black borders cost nothing."""
 
 from __future__ import annotations
 

@@ -125,8 +125,9 @@ def expectation(
         baseline: subtract from ``g.f`` in term i ``b_i = g.sum_{j<i} F_j / (i + 1)``, known before
             draw i, so that the gradient stays unbiased. Where features have a common mean and
             attention is spread it halves the gradient's variance or better; where they have none
-            it raises it, by a seventh at most in the cases of ``bench/estimators.py``. The plain
-            mean, over i in place of i + 1, gains no more there and loses two to four times as much.
+            it raises it, by a seventh at most in the cases of ``benchmarks/estimators.py``. The
+            plain mean, over i in place of i + 1, gains no more there and loses two to four times as
+            much.
             It supposes that attention sums to 1 over the cells whatever its parameters.
 
     Returns:

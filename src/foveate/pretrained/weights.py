@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -15,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import CheckpointError
-
-log = logging.getLogger("foveate")
 
 Tensors = dict[str, Tensor]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from foveate.report.run_files import number
+from foveate.presentation import Verdict
+from foveate.report.run_files import Row
+from foveate.tasks.base import AbstractTask
 
 MOST_INLINED = 60
 _WIDTH_PX, _QUALITY = 1100, 76
@@ -21,9 +23,7 @@ class Shown:
     """One heatmap.
 
     Attributes:
-        verdict: ``wrong``, ``right`` or, without a label, ``unlabelled``.
-        probability: of the predicted class.
-        deciding: of two classes, name and probability of the second, and from where it is called.
+        verdict: what the task says of the answer.
         picture: a ``data:`` address, or None when it could not be inlined.
         png, geojson: links beside the page, or None.
         unlike: what sets it apart from the images of training, in words; mostly empty.
@@ -32,10 +32,7 @@ class Shown:
     image_id: str
     label: str
     predicted: str
-    verdict: str
-    probability: float | None
-    deciding: tuple[str, float, float] | None
-    probabilities: list[tuple[str, float | None]]
+    verdict: Verdict
     picture: str | None
     png: str | None
     geojson: str | None
@@ -43,36 +40,39 @@ class Shown:
 
 
 def gallery(
-    folder: Path, entries: Sequence[dict[str, Any]], thresholds: Mapping[str, float]
+    folder: Path,
+    entries: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
+    task: AbstractTask | None,
 ) -> list[Shown]:
-    """Entries of ``index.json`` that have a picture, errors first, each group by confidence.
+    """Entries of ``index.json`` that have a picture, in the order of the task.
 
     Args:
         folder: of the pictures.
         entries: what the index holds.
-        thresholds: by image, from which probability on the second of two classes is called.
+        rows: answers.
+        task: judges them; None where it is not known.
     """
-    drawn = [entry for entry in entries if _file(folder, entry.get("png")) is not None]
-    order = {"wrong": 0, "right": 1, "unlabelled": 2}
-    drawn.sort(key=lambda entry: (order[_verdict(entry)], -(_confidence(entry) or 0.0)))
+    row_of = {row.get("image_id", ""): row for row in rows}
+    judged = [
+        (entry, _verdict(task, entry, row_of.get(str(entry.get("image_id", "")), {})))
+        for entry in entries
+        if _file(folder, entry.get("png")) is not None
+    ]
+    judged.sort(key=lambda pair: tuple(-value for value in pair[1].rank))
     return [
-        _shown(folder, entry, thresholds, inline=k < MOST_INLINED) for k, entry in enumerate(drawn)
+        _shown(folder, entry, verdict, inline=k < MOST_INLINED)
+        for k, (entry, verdict) in enumerate(judged)
     ]
 
 
-def _shown(
-    folder: Path, entry: dict[str, Any], thresholds: Mapping[str, float], *, inline: bool
-) -> Shown:
+def _shown(folder: Path, entry: dict[str, Any], verdict: Verdict, *, inline: bool) -> Shown:
     png, geojson = (_file(folder, entry.get(key)) for key in ("png", "geojson"))
-    shares = _shares(entry)
     return Shown(
         image_id=str(entry.get("image_id", "")),
         label=str(entry.get("label") or ""),
         predicted=str(entry.get("predicted") or ""),
-        verdict=_verdict(entry),
-        probability=_confidence(entry),
-        deciding=_deciding(entry, thresholds),
-        probabilities=[(str(name), number(shares, name)) for name in shares],
+        verdict=verdict,
         picture=_inlined(png) if inline and png is not None else None,
         png=None if png is None else f"heatmaps/{quote(png.name)}",
         geojson=None if geojson is None else f"heatmaps/{quote(geojson.name)}",
@@ -80,31 +80,8 @@ def _shown(
     )
 
 
-def _shares(entry: dict[str, Any]) -> dict[str, Any]:
-    shares = entry.get("probs")
-    return shares if isinstance(shares, dict) else {}
-
-
-def _verdict(entry: dict[str, Any]) -> str:
-    if not entry.get("label"):
-        return "unlabelled"
-    return "right" if entry["label"] == entry.get("predicted") else "wrong"
-
-
-def _confidence(entry: dict[str, Any]) -> float | None:
-    return number(_shares(entry), str(entry.get("predicted")))
-
-
-def _deciding(
-    entry: dict[str, Any], thresholds: Mapping[str, float]
-) -> tuple[str, float, float] | None:
-    shares = _shares(entry)
-    threshold = thresholds.get(str(entry.get("image_id", "")))
-    if threshold is None or len(shares) != 2:
-        return None
-    name = list(shares)[1]
-    value = number(shares, name)
-    return None if value is None else (str(name), value, threshold)
+def _verdict(task: AbstractTask | None, entry: dict[str, Any], row: Row) -> Verdict:
+    return Verdict("unlabelled", "", (0.0, 0.0)) if task is None else task.verdict(entry, row)
 
 
 def _file(folder: Path, name: Any) -> Path | None:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from foveate.files.atomic import write_aside
+from foveate.presentation import BLUE, CYCLE, GREEN, GREY, ORANGE
 from foveate.report.run_files import Row, column
 from foveate.runs.folder import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-BLUE, ORANGE, GREEN, GREY = "#1f5a99", "#c8641b", "#2e7d4f", "#8a8f98"
-CYCLE = (BLUE, ORANGE, GREEN, "#7a4fa3", "#b03060", "#5c6b7a", "#8a7a1f", "#1f8a8a")
 
 _LEAST_SPAN = 0.2
 """Of an axis of scores: a score that hardly moves must look so."""
@@ -97,7 +95,7 @@ def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
     seen = np.array(values)[~np.isnan(values)] if values else np.zeros(0)
     axes.set_title("validation score" if not keys else f"validation {keys[0][4:]}")
     if not len(seen):
-        _say_nothing(axes, "no score: the validation part is empty\nor holds one class only")
+        _say_nothing(axes, "no score: the validation part is empty,\nor cannot be ranked")
         return
     middle = (float(seen.min()) + float(seen.max())) / 2
     half = max(float(np.ptp(seen)) / 2 * 1.15, _LEAST_SPAN / 2)
@@ -142,6 +140,7 @@ def draw_seconds(axes: Axes, rows: list[Row]) -> None:
 
 
 def score_column(rows: list[Row]) -> str | None:
-    """The first ``val_…`` column that is no loss."""
-    names = (name for name in rows[0] if name.startswith("val_") and name != "val_loss")
+    """The first ``val_…`` column of which more is better."""
+    lower = ("val_loss", "val_score")
+    names = (name for name in rows[0] if name.startswith("val_") and name not in lower)
     return next(names, None)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, FoveateError, one_line
+from foveate.presentation import finite
 from foveate.runs.folder import model_folders, read_json, read_rows
+from foveate.tasks import restore_task
+from foveate.tasks.base import AbstractTask
 
 Row = dict[str, str]
 T = TypeVar("T")
@@ -40,7 +43,7 @@ class RunFiles:
     """The files of a run; missing ones are empty, and `problems` says of which that is a loss.
 
     `answering` holds the cards of the models that answer for new images; where there are none,
-    `unanswered` says why.
+    `unanswered` says why. `task` tells what the answers mean; None where no model says which it is.
     """
 
     folder: Path
@@ -58,23 +61,19 @@ class RunFiles:
     localisation: dict[str, Any]
     answering: list[dict[str, Any]]
     unanswered: str
+    task: AbstractTask | None
     problems: list[str] = field(default_factory=list)
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes in the order of the probabilities."""
-        stored = self.metrics.get("classes") or self.model.get("classes")
-        if stored:
-            return [str(name) for name in stored]
-        columns = list(self.predictions[0]) if self.predictions else []
-        names = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
-        spreads = {f"sd_{name}" for name in names}
-        return [name for name in names if name not in spreads]
 
     @property
     def model(self) -> dict[str, Any]:
         """The card of the first fold's model."""
         return next((fold.model for fold in self.folds if fold.model), {})
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """What was settled for each fold's model after its training."""
+        found = (fold.model.get("provenance") for fold in self.folds)
+        return [point for point in found if isinstance(point, dict)]
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -106,6 +105,7 @@ def read_run(folder: Path) -> RunFiles:
         localisation=disk.take("localisation.json", read_json, dict, wanted=False),
         answering=answering,
         unanswered=unanswered,
+        task=_task_of(folds, disk),
         problems=disk.problems,
     )
 
@@ -121,6 +121,19 @@ def _read_folds(disk: _Disk) -> list[FoldFiles]:
         )
         for name in sorted(names, key=lambda name: (len(name), name))
     ]
+
+
+def _task_of(folds: list[FoldFiles], disk: _Disk) -> AbstractTask | None:
+    """The task of the first fold's model, which is that of all."""
+    card = next((fold.model for fold in folds if fold.model), None)
+    if card is None:
+        return None
+    settled, options = (card.get(key) or {} for key in ("settled", "task_options"))
+    try:
+        return restore_task(str(card.get("task")), settled, options)
+    except (FoveateError, TypeError, ValueError, AttributeError) as error:
+        disk.problems.append(f"scores, for the task is not known: {one_line(str(error))[:200]}")
+        return None
 
 
 def _read_answering(disk: _Disk) -> tuple[list[dict[str, Any]], str]:
@@ -169,18 +182,9 @@ class _Disk:
         return [entry for entry in found if isinstance(entry, dict)]
 
 
-def number(values: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of this key, whether stored as number or as text; None for anything else."""
-    try:
-        value = float(values[key])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
-
-
 def column(rows: list[Row], key: str) -> list[float]:
     """Numbers of a column; NaN where there is none."""
-    found = (number(row, key) for row in rows)
+    found = (finite(row, key) for row in rows)
     return [math.nan if value is None else value for value in found]
 
 

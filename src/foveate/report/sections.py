@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from foveate.report.run_files import RunFiles, number
-from foveate.report.words import (
-    MEANING,
-    SMALL_IS_GOOD,
+from foveate.presentation import (
+    ScoreWords,
     counted,
     decimals,
+    finite,
     fold_title,
-    meaning,
     memory,
     percent,
     pixels,
 )
+from foveate.report.run_files import RunFiles
 from foveate.training.notice import duration
 
 _FEW_PATIENTS = 30
@@ -35,62 +33,34 @@ def scores_of(metrics: Mapping[str, Any], part: str = "metrics") -> dict[str, di
 
 def headline(run: RunFiles) -> dict[str, Any]:
     """Task, method, counts, the main score and a sentence about it."""
-    scores = scores_of(run.metrics)
-    name = next((key for key in ("auroc", "accuracy", *scores) if key in scores), None)
-    main = scores.get(name) if name else None
+    scores, n_folds = scores_of(run.metrics), len(stored_folds(run))
+    name = None if run.task is None else run.task.headline(scores)
     return {
         "method": str(run.config.get("method") or run.model.get("method") or "unknown method"),
         "encoder": str(run.model.get("encoder") or run.config.get("encoder") or ""),
         "task": str(run.model.get("task") or run.config.get("task") or "unknown task"),
-        "classes": run.classes,
+        "about": "" if run.task is None else run.task.allowed,
         "n_images": run.metrics.get("n_images"),
         "n_patients": run.metrics.get("n_patients"),
         "n_folds": len(_folds(run)) or len(run.folds),
-        "score_title": _score_title(run, name),
-        "score": main,
-        "sentence": _sentence(run, name, main),
-        "cautions": _cautions(run, name, main),
+        "score_title": "" if run.task is None or name is None else run.task.title(name, n_folds),
+        "score": scores.get(name) if name else None,
+        "sentence": _sentence(run, scores, n_folds),
+        "cautions": _cautions(run, scores),
     }
 
 
-def _score_title(run: RunFiles, name: str | None) -> str | None:
-    """What the large number is; ranks of several folds are compared within each."""
-    if name is None:
-        return None
-    within = " within folds" if name == "auroc" and stored_folds(run) else ""
-    return meaning(name)[0] + within
-
-
-def _sentence(run: RunFiles, name: str | None, score: Mapping[str, Any] | None) -> str:
-    value = None if score is None else number(score, "value")
-    if score is None or value is None:
+def _sentence(run: RunFiles, scores: dict[str, dict[str, Any]], n_folds: int) -> str:
+    clause = "" if run.task is None else run.task.sentence(scores, n_folds)
+    if not clause:
         return "No scores yet: training has not finished, or no test image has a label."
     n, people = run.metrics.get("n_images", 0), run.metrics.get("n_patients", 0)
-    whom = f"On {counted(n, 'image')} of {counted(people, 'patient')} that training never saw, "
-    lo, hi = number(score, "lo"), number(score, "hi")
-    if name != "auroc":
-        between = "" if lo is None or hi is None else f" (95 % interval {lo:.2f} to {hi:.2f})"
-        return f"{whom}the {meaning(name or '')[0]} was {value:.3f}{between}."
-    within = (
-        "" if lo is None or hi is None else f" (95 % interval {100 * lo:.0f} to {100 * hi:.0f})"
-    )
-    if len(run.classes) == 2:
-        pair = f"an image of '{run.classes[1]}' above one of '{run.classes[0]}'"
-    else:
-        pair = "an image of a class above one of another, on average over the classes,"
-    who, of = "the model", ""
-    if folds := stored_folds(run):
-        who, of = f"the models of {len(folds)} folds", " of images of their own fold"
-    return f"{whom}{who} ranked {pair} in {100 * value:.0f} of 100 pairs{of}{within}."
+    whom = f"On {counted(n, 'image')} of {counted(people, 'patient')} that training never saw"
+    return f"{whom}, {clause}"
 
 
-def _cautions(run: RunFiles, name: str | None, score: Mapping[str, Any] | None) -> list[str]:
-    said = []
-    lo, hi = (number(score or {}, key) for key in ("lo", "hi"))
-    if name == "auroc" and lo is not None and hi is not None and lo <= 0.5 <= hi:
-        said.append("The interval holds 0.5: this cannot be told from chance.")
-    if name == "auroc" and hi is not None and hi < 0.5:
-        said.append("This is worse than chance: check the labels and the split.")
+def _cautions(run: RunFiles, scores: dict[str, dict[str, Any]]) -> list[str]:
+    said = [] if run.task is None else run.task.cautions(scores)
     people = run.metrics.get("n_patients")
     if isinstance(people, int) and people < _FEW_PATIENTS:
         said.append(f"Only {counted(people, 'test patient')}: read the interval, not the value.")
@@ -103,7 +73,7 @@ def cost(run: RunFiles) -> dict[str, Any] | None:
     """Time, memory and pixels; None when nothing was stored."""
     if not run.cost:
         return None
-    get = {key: number(run.cost, key) for key in run.cost}
+    get = {key: finite(run.cost, key) for key in run.cost}
     seconds, reading = get.get("seconds"), get.get("seconds_reading")
     share = None if not seconds or reading is None else min(reading / seconds, 1.0)
     facts = [
@@ -126,33 +96,41 @@ def cost(run: RunFiles) -> dict[str, Any] | None:
     }
 
 
-def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every score with its interval; `bar` holds those that run from 0 to 1, the best."""
-    rows = []
-    stored = scores_of(metrics)
-    order = [
-        *(name for name in MEANING if name in stored),
-        *(n for n in stored if n not in MEANING),
-    ]
-    for name in order:
+def score_rows(run: RunFiles) -> list[dict[str, Any]]:
+    """Every score with its interval, and as a bar where it has a worst and a best value."""
+    if run.task is None:
+        return []
+    rows, stored, words = [], scores_of(run.metrics), run.task.words
+    for name in [*(n for n in words if n in stored), *(n for n in stored if n not in words)]:
         score = stored[name]
-        value, lo, hi = (number(score, key) for key in ("value", "lo", "hi"))
-        title, text = meaning(name)
-        inside = name not in SMALL_IS_GOOD and all(
-            v is not None and 0 <= v <= 1 for v in (value, lo, hi)
-        )
+        about = words.get(name, ScoreWords(run.task.title(name), "", span=None))
         rows.append(
             {
-                "title": title,
-                "text": text,
-                "value": decimals(value),
-                "interval": "–" if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}",
-                "bar": (value, lo, hi) if inside else None,
+                "title": about.title,
+                "text": about.text,
+                "value": decimals(finite(score, "value")),
+                "interval": _interval(score),
+                "bar": _bar(score, about),
                 "method": str(score.get("method", "")),
                 "n": score.get("n", ""),
             }
         )
     return rows
+
+
+def _interval(score: Mapping[str, Any], absent: str = "–") -> str:
+    lo, hi = finite(score, "lo"), finite(score, "hi")
+    return absent if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}"
+
+
+def _bar(score: Mapping[str, Any], about: ScoreWords) -> tuple[float, ...] | None:
+    """Value and interval as shares of the way from the worst to the best value; None for none."""
+    values = [finite(score, key) for key in ("value", "lo", "hi")]
+    if about.span is None:
+        return None
+    low, high = about.span
+    known = [(v - low) / (high - low) for v in values if v is not None]
+    return tuple(known) if len(known) == 3 and all(0 <= v <= 1 for v in known) else None
 
 
 def stored_folds(run: RunFiles) -> list[dict[str, Any]]:
@@ -162,67 +140,36 @@ def stored_folds(run: RunFiles) -> list[dict[str, Any]]:
     return folds if len(folds) > 1 else []
 
 
+def score_titles(run: RunFiles) -> list[str]:
+    """What the scores of folds and methods are called, the main one first."""
+    return [] if run.task is None else [run.task.title(name) for name in run.task.tabled]
+
+
 def fold_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """A row for each fold: its test part, its main scores, and where it calls positive."""
-    rows = []
-    for fold in stored_folds(run):
-        scores, name = scores_of(fold), str(fold.get("fold", ""))
-        auroc = scores.get("auroc", {})
-        value, lo, hi = (number(auroc, key) for key in ("value", "lo", "hi"))
-        rows.append(
-            {
-                "name": fold_title(name),
-                "images": fold.get("n_images", "–"),
-                "patients": fold.get("n_patients", "–"),
-                "auroc": decimals(value),
-                "interval": "one class only" if lo is None or hi is None
-                else f"{lo:.3f} to {hi:.3f}",
-                "bar": None if value is None or lo is None or hi is None else (value, lo, hi),
-                "balanced": decimals(number(scores.get("balanced_accuracy", {}), "value")),
-                "brier": decimals(number(scores.get("brier", {}), "value")),
-            }
-        )  # fmt: skip
-    return rows
+    """A row for each fold: its test part and its main scores."""
+    return [
+        {
+            "name": fold_title(str(fold.get("fold", ""))),
+            "images": fold.get("n_images", "–"),
+            "patients": fold.get("n_patients", "–"),
+        }
+        | _tabled(run, scores_of(fold), "" if run.task is None else run.task.unscored)
+        for fold in stored_folds(run)
+    ]
 
 
-def called_from(run: RunFiles) -> dict[str, float]:
-    """By image, from which probability of the second class on it is called so."""
-    points = {row.get("image_id", ""): number(row, "threshold") for row in run.predictions}
-    return {name: value for name, value in points.items() if value is not None}
-
-
-def confusion(run: RunFiles) -> dict[str, Any] | None:
-    """Rows are true classes; None when there is no matrix that fits the classes."""
-    matrix, classes = run.metrics.get("confusion"), run.classes
-    if not isinstance(matrix, list) or len(matrix) != len(classes):
-        return None
-    rows = []
-    for name, counts in zip(classes, matrix, strict=True):
-        total = sum(counts)
-        rows.append(
-            {
-                "name": name,
-                "cells": [(n, n / total if total else 0.0) for n in counts],
-                "total": total,
-                "found": percent(counts[classes.index(name)] / total) if total else "–",
-            }
-        )
-    return {"classes": classes, "rows": rows, "thresholds": thresholds(run)}
-
-
-def thresholds(run: RunFiles) -> list[float]:
-    """Operating points, one per fold that stored one."""
-    return _settled(run, "threshold")
-
-
-def temperatures(run: RunFiles) -> list[float]:
-    """What logits were divided by, one per fold that stored one."""
-    return _settled(run, "temperature")
-
-
-def _settled(run: RunFiles, key: str) -> list[float]:
-    found = (number(fold.model.get("provenance") or {}, key) for fold in run.folds)
-    return [value for value in found if value is not None]
+def _tabled(run: RunFiles, scores: dict[str, dict[str, Any]], absent: str = "–") -> dict[str, Any]:
+    """The main score with its interval, and the further ones that are compared."""
+    if run.task is None:
+        return {"value": "–", "interval": absent, "bar": None, "others": []}
+    main, *others = run.task.tabled
+    score = scores.get(main, {})
+    return {
+        "value": decimals(finite(score, "value")),
+        "interval": _interval(score, absent),
+        "bar": _bar(score, run.task.words[main]),
+        "others": [decimals(finite(scores.get(name, {}), "value")) for name in others],
+    }
 
 
 def patient_flow(run: RunFiles) -> dict[str, Any]:
@@ -237,15 +184,16 @@ def patient_flow(run: RunFiles) -> dict[str, Any]:
     for k, fold in enumerate(_folds(run)):
         for part in _PARTS:
             ids = [str(i) for i in fold.get(part) or []]
-            known = Counter(labels[i] for i in ids if i in labels)
-            complete = bool(ids) and sum(known.values()) == len(ids)
+            known = [labels[i] for i in ids if i in labels]
+            tally = {} if run.task is None else run.task.tally(known)
+            complete = bool(ids) and len(known) == len(ids)
             rows.append(
                 {
                     "fold": k + 1,
                     "part": _NAMES[part],
                     "images": len(ids),
                     "patients": len({owners.get(i, i) for i in ids}),
-                    "classes": [known[c] if complete else None for c in run.classes],
+                    "tally": [cell if complete else None for cell in tally.values()],
                 }
             )
     return {
@@ -254,8 +202,8 @@ def patient_flow(run: RunFiles) -> dict[str, Any]:
         "patients": len(set(owners.values())),
         "in_table": len(set(owners) | early),
         "rows": rows,
-        "classes": run.classes,
-        "hidden": any(n is None for row in rows for n in row["classes"]),
+        "tallied": [] if run.task is None else list(run.task.tally([])),
+        "hidden": any(n is None for row in rows for n in row["tally"]),
         "hash": str(run.splits.get("hash", "")),
         "failed_later": len({r.get("image_id") for r in run.quarantine} - early),
     }
@@ -273,21 +221,15 @@ def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
         entries.append({"method": f"{name}, frozen start", "metrics": start})
     rows = []
     for k, entry in enumerate([*entries, *run.baseline]):
-        scores = scores_of(entry)
-        auroc = scores.get("auroc", {})
-        value, lo, hi = (number(auroc, key) for key in ("value", "lo", "hi"))
         rows.append(
             {
                 "method": str(entry.get("method", "unknown")),
                 "own": k == 0,
-                "value": decimals(value),
-                "interval": "–" if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}",
-                "bar": None if value is None or lo is None or hi is None else (value, lo, hi),
-                "balanced": decimals(number(scores.get("balanced_accuracy", {}), "value")),
-                "seconds": duration(number(entry, "seconds")),
-                "memory": memory(number(entry, "peak_rss_mib")),
-                "device": memory(number(entry, "peak_device_mib") or None),
-                "decoded": percent(number(entry, "decoded_fraction")),
+                **_tabled(run, scores_of(entry)),
+                "seconds": duration(finite(entry, "seconds")),
+                "memory": memory(finite(entry, "peak_rss_mib")),
+                "device": memory(finite(entry, "peak_device_mib") or None),
+                "decoded": percent(finite(entry, "decoded_fraction")),
             }
         )
     return rows
@@ -295,26 +237,29 @@ def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
 
 def gain(run: RunFiles) -> list[str]:
     """What training end to end changed beyond the frozen start, a sentence for each score."""
-    said = []
+    if run.task is None:
+        return []
+    said, smaller = [], []
     for name, change in scores_of(run.metrics, "gain").items():
-        value, lo, hi = (number(change, key) for key in ("value", "lo", "hi"))
+        value, lo, hi = (finite(change, key) for key in ("value", "lo", "hi"))
         if value is None or lo is None or hi is None:
             continue
+        title, about = run.task.title(name), run.task.words.get(name)
+        small_is_good = about is not None and about.small_is_good
+        smaller += [title] if small_is_good else []
         clear = "no clear change"
         if lo > 0 or hi < 0:
-            clear = "clearly worse" if (lo > 0) == (name in SMALL_IS_GOOD) else "clearly better"
-        said.append(
-            f"{meaning(name)[0]} {value:+.3f} (95 % interval {lo:+.3f} to {hi:+.3f}): {clear}"
-        )
-    return said
+            clear = "clearly worse" if (lo > 0) == small_is_good else "clearly better"
+        said.append(f"{title} {value:+.3f} (95 % interval {lo:+.3f} to {hi:+.3f}): {clear}")
+    return [*said, *(f"Of the {title}, less is better." for title in smaller)]
 
 
 def localisation(run: RunFiles) -> dict[str, Any] | None:
     """How often the heaviest region lay on what decides, where the truth is known."""
-    share, n = number(run.localisation, "hit_fraction"), number(run.localisation, "n")
+    share, n = finite(run.localisation, "hit_fraction"), finite(run.localisation, "n")
     if share is None or not n:
         return None
-    lo, hi = number(run.localisation, "lo"), number(run.localisation, "hi")
+    lo, hi = finite(run.localisation, "lo"), finite(run.localisation, "hi")
     return {
         "hits": round(share * n),
         "n": int(n),
@@ -328,8 +273,9 @@ def answering(run: RunFiles) -> str:
     if not run.answering:
         return f"No model answers for new images yet: {run.unanswered}."
     about = run.answering[0].get("provenance")
+    averaged = "answers" if run.task is None else run.task.averaged
     if isinstance(about, dict) and about.get("refit"):
-        seconds = number(about.get("train") or {}, "seconds")
+        seconds = finite(about.get("train") or {}, "seconds")
         return (
             f"New images are answered by one model, refitted on all {about.get('n_train')} images"
             f" after the folds ({duration(seconds)}). The scores are those of the folds' models:"
@@ -338,7 +284,7 @@ def answering(run: RunFiles) -> str:
     if len(run.answering) > 1:
         return (
             f"New images are answered by the models of all {len(run.answering)} folds together:"
-            " their probabilities are averaged. The scores are those of single models, each"
+            f" their {averaged} are averaged. The scores are those of single models, each"
             " tested on images that it had never seen."
         )
     return "New images are answered by the one model that was tested here."

@@ -17,7 +17,7 @@ _SIDE_PX = (16, 65536)
 _LARGE = 1e12
 _KEYS = (
     *("schema", "foveate", "sha256", "method", "method_options", "encoder", "encoder_options"),
-    *("task", "task_options", "classes", "view", "assume_spacing_um", "provenance", "trained_on"),
+    *("task", "task_options", "settled", "view", "assume_spacing_um", "provenance", "trained_on"),
 )
 
 
@@ -28,7 +28,8 @@ class ModelCard:
     Attributes:
         method, method_options: which method, built how.
         encoder, encoder_options: which encoder.
-        task, task_options, classes: what is predicted.
+        task, task_options: what is predicted.
+        settled: what the task learnt from labels.
         view: the geometry of reading.
         assume_spacing_um: spacing given to slides that stated none.
         provenance: split hash, counts, validation score, versions.
@@ -41,7 +42,7 @@ class ModelCard:
     encoder_options: dict[str, Any]
     task: str
     task_options: dict[str, Any]
-    classes: tuple[str, ...]
+    settled: dict[str, Any]
     view: View
     assume_spacing_um: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +74,7 @@ def read_card(path: Path) -> tuple[ModelCard, str]:
         encoder_options=fields.options("encoder_options"),
         task=fields.text("task"),
         task_options=fields.options("task_options"),
-        classes=fields.texts("classes", least=2),
+        settled=fields.options("settled"),
         view=view_of(fields.part("view")),
         assume_spacing_um=fields.maybe_number("assume_spacing_um", *SPACING),
         provenance=_provenance(fields.part("provenance")),

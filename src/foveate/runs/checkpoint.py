@@ -42,7 +42,7 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
         UnknownName, OptionError: the card names a part or option that does not exist, or parts
             that do not fit each other.
     """
-    task = restore_task(card.task, card.classes, card.task_options)
+    task = restore_task(card.task, card.settled, card.task_options)
     part = find("methods", card.method)
     encoder = build_encoder(
         card.encoder, card.encoder_options, part.encoder_defaults, pretrained=pretrained

@@ -72,8 +72,6 @@ def note_inputs(
                 "spacing_um": None if case.spacing_um is None else list(case.spacing_um),
                 "file": job.result(),
             }
-            if case.places is not None:
-                images[case.image_id]["places"] = file_print(case.places)
             if progress is not None:
                 progress(done, len(cases))
     prints = {
@@ -211,14 +209,13 @@ def _change(was: Inputs, now: Inputs) -> str | None:
                 f"{what} of {several(sorted(other))} differ from those the run was begun with "
                 f"({example})"
             )
-    for key, what in (("file", "image files"), ("places", "files of places")):
-        other = [
-            i
-            for i in sorted(was.images)
-            if _content(was.images[i].get(key)) != _content(now.images[i].get(key))
-        ]
-        if other:
-            return f"{what} of {several(other)} were changed since the run was begun"
+    other = [
+        i
+        for i in sorted(was.images)
+        if _content(was.images[i].get("file")) != _content(now.images[i].get("file"))
+    ]
+    if other:
+        return f"image files of {several(other)} were changed since the run was begun"
     for what in sorted(was.files.keys() | now.files):
         if _content(was.files.get(what)) != _content(now.files.get(what)):
             path = (now.files.get(what) or was.files[what])["path"]

@@ -113,7 +113,8 @@ def check_out(out: Path, run: Path) -> None:
                 f"--out {out} lies among the files of the run {root}: give another --out"
             )
     held = [name for name in _RESULTS if (out / name).exists()]
-    if held and not (out / _ANSWERS).is_file():
+    ours = (out / _ANSWERS).is_file() or any(out.glob(f"parts/*/{_ANSWERS}"))
+    if held and not ours:
         raise CheckpointError(
             f"{out} holds results of something else ({held[0]}): give another --out"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from foveate.errors import CheckpointError
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, file_digest, load_model
 from foveate.runs.folder import model_folders
+from foveate.tasks.base import AbstractTask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ensemble:
-    """Models whose probabilities are averaged; a single model is an ensemble of one.
+    """Models whose answers are averaged; a single model is an ensemble of one.
 
     Attributes:
-        members: at least one; of one task, with the same classes, and reading images alike.
+        members: at least one; of one task, and reading images alike.
         folders: where they were loaded from, in the same order; empty for models in memory.
 
     Raises:
@@ -31,9 +32,9 @@ class Ensemble:
     def __post_init__(self) -> None:
         if not self.members:
             raise CheckpointError("an ensemble needs at least one model")
-        first = _contract(self.members[0].card)
+        first = _contract(self.members[0])
         for i, member in enumerate(self.members):
-            for key, value in _contract(member.card).items():
+            for key, value in _contract(member).items():
                 if value != first[key]:
                     raise CheckpointError(
                         f"{self._name(i)} cannot answer together with {self._name(0)}: its {key} "
@@ -43,29 +44,33 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.members)
 
+    def __repr__(self) -> str:
+        n = "one model" if len(self) == 1 else f"{len(self)} models that answer together"
+        return (
+            f"{n}: method {self.card.method}, encoder {self.card.encoder}, {self.task.describe()}"
+        )
+
     @property
     def card(self) -> ModelCard:
-        """The first member's card; what it says of task, classes and view holds for all."""
+        """The first member's card; what it says of task and view holds for all."""
         return self.members[0].card
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the probabilities."""
-        return self.members[0].task.classes
+    def task(self) -> AbstractTask:
+        """The first member's task, which reads the answers of all."""
+        return self.members[0].task
 
     @property
-    def threshold(self) -> float | None:
-        """Of a binary task: the mean of the members' thresholds; None where no member has one."""
-        found = [m.card.provenance.get("threshold") for m in self.members]
-        known = [float(value) for value in found if value is not None]
-        return statistics.fmean(known) if known else None
+    def point(self) -> dict[str, float | None]:
+        """What the members' tasks settled on their validation parts, averaged."""
+        return self.task.pool([member.card.provenance for member in self.members])
 
     def describe(self) -> str:
         """Which models answer, as one sentence."""
         if len(self) > 1:
             return (
-                f"{len(self)} models answer together, one of each fold: probabilities, evidence "
-                "and thresholds are averaged"
+                f"{len(self)} models answer together, one of each fold: {self.task.averaged} and "
+                "evidence are averaged"
             )
         about = self.card.provenance
         if about.get("refit"):
@@ -76,14 +81,14 @@ class Ensemble:
         """The content of ``answer.json``: which models answered, and how."""
         return {
             "models": len(self),
-            "how": "mean of the models' probabilities" if len(self) > 1 else "one model",
+            "how": f"mean of the models' {self.task.averaged}" if len(self) > 1 else "one model",
             "refit": bool(self.card.provenance.get("refit")),
-            "threshold": self.threshold,
+            **self.point,
             "members": [
                 {
                     "folder": str(self.folders[i]) if self.folders else None,
                     "fold": member.card.provenance.get("fold"),
-                    "threshold": member.card.provenance.get("threshold"),
+                    **member.task.pool([member.card.provenance]),
                     "split_hash": member.card.provenance.get("split_hash"),
                 }
                 for i, member in enumerate(self.members)
@@ -98,8 +103,8 @@ class Ensemble:
         return str(self.folders[i]) if self.folders else f"model {i + 1}"
 
 
-def find_models(run: Path) -> Ensemble:
-    """The models that answer for a run folder, or the one of a fold's or a model's folder.
+def find_models(run: Path | str) -> Ensemble:
+    """Load the models that answer for a run folder, or the one of a fold's or a model's folder.
 
     Of a run these are the models of all folds, or the refitted model where the run has one.
 
@@ -107,15 +112,24 @@ def find_models(run: Path) -> Ensemble:
         CheckpointError: no trained model there, one is missing or damaged, or they do not fit
             each other.
     """
-    folders = model_folders(run)
-    return Ensemble(tuple(load_model(folder) for folder in folders), folders)
+    return load_models(model_folders(Path(run)))
 
 
-def _contract(card: ModelCard) -> dict[str, Any]:
+def load_models(folders: Sequence[Path]) -> Ensemble:
+    """Load the models of these folders, to answer together.
+
+    Raises:
+        CheckpointError: one is missing or damaged, or they do not fit each other.
+    """
+    return Ensemble(tuple(load_model(folder) for folder in folders), tuple(folders))
+
+
+def _contract(model: Model) -> dict[str, Any]:
     """What models that answer together must have in common."""
+    card = model.card
     return {
         "task": card.task,
-        "classes": ", ".join(card.classes),
+        **model.task.common,
         "view": card.view,
         "assumed spacing": card.assume_spacing_um,
         "split": card.provenance.get("split_hash"),

@@ -39,8 +39,10 @@ from foveate.table import (
     said_factors,
     save_splits,
     several,
+    with_known_labels,
 )
 from foveate.tasks import build_task
+from foveate.tasks.base import AbstractTask
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Plan:
     config: RunConfig
     view: View
     task: str
-    classes: tuple[str, ...]
+    settled: dict[str, Any]
     task_options: dict[str, Any]
     cases: dict[str, Case]
     quarantine: list[dict[str, str]]
@@ -70,16 +72,15 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     """
     table = _read_table(config, display)
     labels = [str(case.label) for case in table.cases]
-    task = build_task(config.task, labels, config.task_options)
+    task = build_task(config.task, labels, config.task_options, str(table.label_column))
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
-    display.say(f"task: {name}, classes {', '.join(task.classes)} (in this order)")
+    table = _understood(table, task, display)
+    display.say(f"task: {name}, {task.describe()}")
     stored = folder / "plan.json"
-    options = dict(config.task_options)
-    if name == "binary":
-        options["positive"] = task.classes[1]
+    options = config.task_options | dict(task.resolved)
     if not stored.is_file():
-        axes = _check_parts(config, name, options, task.classes)
-        _settle(config, folder, table, display, (name, options, task.classes), axes)
+        axes = _check_parts(config, name, options, task.settled)
+        _settle(config, folder, table, display, task, (name, options), axes)
         content = _stored(stored)
     else:
         content = _stored(stored)
@@ -99,7 +100,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         replace(settled, method_options=methods),
         view,
         name,
-        task.classes,
+        task.settled,
         options,
         cases,
         quarantine,
@@ -133,7 +134,7 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
         patient=options.patient,
         path=options.image,
         labels_wanted=options.classes,
-        as_classes=config.task != "auto",
+        task=config.task,
     )
     for note in table.notes:
         display.say(note)
@@ -145,12 +146,21 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
     return replace(table, cases=_permuted(table.cases, config.split.seed))
 
 
+def _understood(table: CaseTable, task: AbstractTask, display: Display) -> CaseTable:
+    """Set rows aside whose label the task does not understand, and say so."""
+    understood = with_known_labels(table, task, {})
+    for note in understood.notes[len(table.notes) :]:
+        display.say(note)
+    return understood
+
+
 def _settle(
     config: RunConfig,
     folder: Path,
     table: CaseTable,
     display: Display,
-    task: tuple[str, dict[str, Any], tuple[str, ...]],
+    task: AbstractTask,
+    named: tuple[str, dict[str, Any]],
     axes: int | None,
 ) -> None:
     """Open every image once, choose the view, divide the patients, and write it all down.
@@ -162,7 +172,7 @@ def _settle(
     usable = [case for case in table.cases if case.image_id in scan.facts]
     view = choose_view(scan.facts.values(), config.view)
     if axes is None:
-        axes = _check_parts(settle_encoder(config, view.axes), *task)
+        axes = _check_parts(settle_encoder(config, view.axes), *named, task.settled)
     if view.axes != axes:
         other = "--encoder slices or small3d" if view.axes == 3 else "--encoder lite0 or small"
         raise OptionError(
@@ -179,6 +189,7 @@ def _settle(
         test_fraction=split.test_fraction,
         val_fraction=split.val_fraction,
         seed=split.seed,
+        strata=task.strata([str(c.label) for c in usable], [c.patient_id for c in usable]),
     )
     labels = {case.image_id: str(case.label) for case in usable}
     save_splits(splits, folder / "splits.json", labels=labels)
@@ -262,7 +273,7 @@ def _noting(display: Display) -> Callable[[int, int], None]:
 
 
 def _check_parts(
-    config: RunConfig, task: str, options: dict[str, Any], classes: tuple[str, ...]
+    config: RunConfig, task: str, options: dict[str, Any], settled: dict[str, Any]
 ) -> int | None:
     """Build the model once before the images cost any time; weights of the user's own are read.
 
@@ -277,7 +288,7 @@ def _check_parts(
     config = settle_encoder(config, 2)
     view = View(1.0, config.view.patch_px or 224, 1.0)
     own = bool(config.encoder_options.get("weights"))
-    model = build_model(model_card(config, view, task, options, classes), pretrained=own)
+    model = build_model(model_card(config, view, task, options, settled), pretrained=own)
     return None if automatic else model.method.encoder.axes
 
 
@@ -342,7 +353,7 @@ def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
 
 
 def model_card(
-    config: RunConfig, view: View, task: str, options: dict[str, Any], classes: tuple[str, ...]
+    config: RunConfig, view: View, task: str, options: dict[str, Any], settled: dict[str, Any]
 ) -> ModelCard:
     """The card of a model that this config asks for, before anything is trained."""
     return ModelCard(
@@ -352,7 +363,7 @@ def model_card(
         encoder_options=config.encoder_options,
         task=task,
         task_options=options,
-        classes=classes,
+        settled=settled,
         view=view,
         assume_spacing_um=config.view.assume_spacing_um,
     )

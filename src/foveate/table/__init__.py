@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.errors import TableError
+from foveate.errors import TableError, several
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import PATIENT, Asked, known_names, named, recognise
 from foveate.table.files import Finder, file_ids, image_files, safe_id
-from foveate.table.folds import Fold, Splits, export_clam_splits, load_splits, save_splits
+from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.known import with_known_labels
-from foveate.table.labels import no_classes
 from foveate.table.same import patient_key, plain_name
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import for_axes, said_factors, spacing_factor
-from foveate.table.splits import make_splits, predefined_splits
+from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
-from foveate.table.types import Case, CaseTable, Row, SetAside, Sheet, several
+from foveate.table.types import Case, CaseTable, Row, SetAside, Sheet
+from foveate.tasks import AUTO, why_not
 
 __all__ = [
     "Case",
@@ -27,12 +27,10 @@ __all__ = [
     "SetAside",
     "Splits",
     "cases_from_folder",
-    "export_clam_splits",
     "for_axes",
     "load_splits",
     "make_splits",
     "patient_key",
-    "predefined_splits",
     "read_cases",
     "safe_id",
     "said_factors",
@@ -51,12 +49,11 @@ def read_cases(
     label: str | None = None,
     patient: str | None = None,
     path: str | None = None,
-    split: str | None = None,
     labels_wanted: Sequence[str] | None = None,
     known_labels: Sequence[str] = (),
     need_labels: bool = True,
-    min_classes: int = 2,
-    as_classes: bool = False,
+    for_training: bool = True,
+    task: str = AUTO,
 ) -> CaseTable:
     """Read a CSV, TSV or XLSX table; columns of the common tools are recognised and told back.
 
@@ -70,31 +67,30 @@ def read_cases(
         label: the label's column, where it is not recognised.
         patient: the patient's column.
         path: the path's column.
-        split: a column of train, val, test or of fold names, kept in `Case.split`.
         labels_wanted: keep only rows with these labels.
-        need_labels: leave rows without a label out, and refuse fewer classes than `min_classes`.
+        need_labels: leave rows without a label out.
         known_labels: labels of a model: a label that means one of them is spelt like it.
-        min_classes: two to train; one is enough to evaluate.
-        as_classes: events, numbers, grades and several labels in one cell are classes, as the
-            user has said.
+        for_training: the labels must be such that the task can be trained on them, and patients
+            known where there is a column of them.
+        task: that is trained; where none is named, labels that are hardly classes are refused.
 
     Raises:
         TableError: the table cannot be used; the message names file, row, value and remedy.
     """
     if images is not None and not images.is_dir():
         raise TableError(f"--images {images}: no such folder")
-    asked = Asked(path=path, patient=patient, label=label, split=split)
+    asked = Asked(path=path, patient=patient, label=label)
     sheet = _sheet(table, files, asked)
     columns = recognise(sheet, asked, need_label=need_labels or labels_wanted is not None)
-    to_check = need_labels and min_classes > 1 and not as_classes
-    if to_check and (survival := survival_columns(sheet, [str(columns.label)])):
+    to_train = need_labels and for_training
+    if to_train and task == AUTO and (survival := survival_columns(sheet, [str(columns.label)])):
         raise TableError(f"{sheet.path}: {survival}")
     builder = CaseBuilder(sheet, columns, Finder(images or (files or table).parent))
-    needed = min_classes if need_labels else 0
-    cases = builder.build(labels_wanted, min_classes=needed, known_labels=known_labels)
-    labels = [str(case.label) for case in cases]
-    if to_check and (refused := no_classes(str(columns.label), labels)):
-        raise TableError(f"{sheet.path}: {refused}")
+    cases = builder.build(
+        labels_wanted, need_labels=need_labels, need_patients=to_train, known_labels=known_labels
+    )
+    if to_train:
+        _check_labels(sheet, str(columns.label), builder, cases, task)
     return CaseTable(
         cases=cases,
         label_column=columns.label,
@@ -102,6 +98,15 @@ def read_cases(
         notes=(*sheet.notes, *columns.notes, *builder.notes),
         set_aside=tuple(builder.set_aside),
     )
+
+
+def _check_labels(
+    sheet: Sheet, column: str, builder: CaseBuilder, cases: Sequence[Case], task: str
+) -> None:
+    """Refuse labels that the task cannot be trained on."""
+    if reason := why_not(task, [str(case.label) for case in cases], column):
+        missing = f" ({len(builder.set_aside)} rows lack their file)" if builder.set_aside else ""
+        raise TableError(f"{sheet.path}: {reason}{missing}")
 
 
 def cases_from_folder(folder: Path) -> CaseTable:

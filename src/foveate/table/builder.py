@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.errors import TableError, did_you_mean
+from foveate.errors import TableError, did_you_mean, several
 from foveate.table.columns import Columns
 from foveate.table.files import (
     Finder,
@@ -21,7 +21,7 @@ from foveate.table.files import (
 )
 from foveate.table.same import clean, label_key, one_spelling, patient_key, respelt
 from foveate.table.spacing import believed_um
-from foveate.table.types import Case, Row, SetAside, Sheet, several
+from foveate.table.types import Case, Row, SetAside, Sheet
 
 
 class CaseBuilder:
@@ -38,30 +38,30 @@ class CaseBuilder:
         self,
         labels_wanted: Sequence[str] | None,
         *,
-        min_classes: int,
+        need_labels: bool,
+        need_patients: bool,
         known_labels: Sequence[str] = (),
     ) -> tuple[Case, ...]:
-        """The cases in the table's order; with `min_classes` 0 labels may be missing.
+        """The cases in the table's order.
 
         Args:
             labels_wanted: keep only rows with these labels.
-            min_classes: how many labels there must be; from two on, patients must be known.
+            need_labels: leave rows without a label out.
+            need_patients: refuse rows without a patient where others have one.
             known_labels: labels of a model, whose spelling is taken.
 
         Raises:
             TableError: no file is found, a value is impossible, or rows contradict each other.
         """
-        rows = self._with_label(self.sheet.rows) if min_classes else list(self.sheet.rows)
+        rows = self._with_label(self.sheet.rows) if need_labels else list(self.sheet.rows)
         if self.columns.label:
             rows = self._one_label_each(rows, known_labels)
         if labels_wanted is not None:
             rows = self._wanted(rows, labels_wanted)
         if self.columns.patient_id:
-            rows = self._one_patient_each(rows, all_known=min_classes > 1)
+            rows = self._one_patient_each(rows, all_known=need_patients)
         found = self._with_file(rows)
         cases = self._without_duplicates([(row, self._case(row, path)) for row, path in found])
-        if min_classes > len({case.label for case in cases}):
-            raise TableError(self._one_class([str(case.label) for case in cases]))
         self._note_patients(cases)
         self._note_unlisted(found)
         return tuple(cases)
@@ -116,14 +116,6 @@ class CaseBuilder:
             said = ", ".join(shown(word) for word in groups[0])
             self.notes.append(f"warning: {many} written in several ways ({said}): one patient each")
         return [_with_cell(row, column, spelling) for row in rows]
-
-    def _one_class(self, labels: list[str]) -> str:
-        missing = f" ({len(self.set_aside)} rows lack their file)" if self.set_aside else ""
-        return (
-            f"{self.sheet.path}: column '{self.columns.label}' holds one class only, "
-            f"'{labels[0]}', in all {len(labels)} usable rows{missing}; at least two classes "
-            "are needed. Another column can be named with --label"
-        )
 
     def _wanted(self, rows: list[Row], wanted: Sequence[str]) -> list[Row]:
         column = str(self.columns.label)
@@ -199,7 +191,7 @@ class CaseBuilder:
         many = f"; none of the {len(rows)} files is there" if rows[1:] else ""
         labels = {row.cells[label] for row in rows} if label else set()
         one = (
-            f" Besides, '{label}' holds one class only, '{min(labels)}'."
+            f" Besides, '{label}' holds one label only, '{min(labels)}'."
             if len(labels) == 1
             else ""
         )
@@ -219,7 +211,6 @@ class CaseBuilder:
             path=path,
             label=(row.cells[columns.label] or None) if columns.label else None,
             spacing_um=self._spacing_um(row, path),
-            split=(row.cells[columns.split] or None) if columns.split else None,
         )
 
     def _image_id(self, row: Row, path: Path | None) -> str:

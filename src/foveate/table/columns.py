@@ -46,7 +46,7 @@ _DIALECTS = (
 
 def known_names(asked: Asked) -> frozenset[str]:
     """Names, after `plain_name`, by which the header of a table is known."""
-    named_ones = (asked.path, asked.patient, asked.label, asked.split)
+    named_ones = (asked.path, asked.patient, asked.label)
     return frozenset({*PATH, *PATIENT, *LABEL, *SPACING, *(plain_name(n) for n in named_ones if n)})
 
 
@@ -59,7 +59,6 @@ class Columns:
     patient_id: str | None
     label: str | None
     spacing: tuple[str, ...]
-    split: str | None
     notes: tuple[str, ...]
 
     def by_role(self) -> dict[str, str]:
@@ -70,7 +69,6 @@ class Columns:
             "patient_id": self.patient_id,
             "label": self.label,
             "spacing": ", ".join(self.spacing),
-            "split": self.split,
         }
         return {role: column for role, column in found.items() if column}
 
@@ -82,7 +80,6 @@ class Asked:
     path: str | None = None
     patient: str | None = None
     label: str | None = None
-    split: str | None = None
 
 
 def recognise(sheet: Sheet, asked: Asked, *, need_label: bool) -> Columns:
@@ -97,15 +94,14 @@ def recognise(sheet: Sheet, asked: Asked, *, need_label: bool) -> Columns:
     patient = named(sheet, asked.patient, "patient") or _first(sheet, PATIENT, {path})
     image_id = _first(sheet, IMAGE_ID, {asked.patient, asked.label})
     spacing = _spacing(sheet)
-    split = named(sheet, asked.split, "split")
     label = named(sheet, asked.label, "label")
     if label is None:
-        taken = {path, patient, image_id, split, *spacing}
+        taken = {path, patient, image_id, *spacing}
         label = _label(sheet, {t for t in taken if t}, need=need_label)
-    found = Columns(path, image_id, patient, label, spacing, split, ())
+    found = Columns(path, image_id, patient, label, spacing, ())
     said = ", ".join(f"{role} = '{column}'" for role, column in found.by_role().items())
     notes = (f"columns ({_dialect(sheet)}): {said}", *_grouping(found))
-    return Columns(path, image_id, patient, label, spacing, split, notes)
+    return Columns(path, image_id, patient, label, spacing, notes)
 
 
 def named(sheet: Sheet, column: str | None, option: str) -> str | None:

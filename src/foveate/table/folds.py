@@ -7,15 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
-from foveate.errors import CheckpointError, SplitError
-from foveate.files.atomic import write_json, write_text
-from foveate.files.csvtext import csv_text
+from foveate.errors import CheckpointError, SplitError, several
+from foveate.files.atomic import write_json
 from foveate.files.fields import Fields, read_fields
 from foveate.table.same import patient_key
-from foveate.table.types import Case, several
+from foveate.table.types import Case
 
 _SCHEMA = 1
 
@@ -129,18 +127,6 @@ def load_splits(path: Path) -> Splits:
     except SplitError as error:
         raise SplitError(f"{path}: {error}") from None
     return splits
-
-
-def export_clam_splits(splits: Splits, folder: Path) -> list[Path]:
-    """Write ``splits_{i}.csv`` as CLAM reads them: columns train, val, test of image ids."""
-    written = []
-    for i, fold in enumerate(splits.folds):
-        columns = ["", "train", "val", "test"]
-        ids = zip_longest(fold.train, fold.val, fold.test, fillvalue="")
-        rows = [dict(zip(columns, (n, *row), strict=True)) for n, row in enumerate(ids)]
-        write_text(folder / f"splits_{i}.csv", csv_text(rows, columns))
-        written.append(folder / f"splits_{i}.csv")
-    return written
 
 
 # -- checks -----------------------------------------------------------------------------------

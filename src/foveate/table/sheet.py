@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from foveate.errors import TableError
+from foveate.errors import TableError, several
 from foveate.files.csvtext import unguarded
 from foveate.table.same import clean, plain_name
 from foveate.table.text import read_text
-from foveate.table.types import Row, Sheet, several
+from foveate.table.types import Row, Sheet
 from foveate.table.workbook import Workbook
 
 _MISSING = frozenset({"", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"})

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from foveate.errors import TableError
+from foveate.errors import TableError, several
 from foveate.images.stated import BELIEVED_UM
-from foveate.table.types import several
 
 _VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 _VOLUME_UM = (1.0, 1e5)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from foveate.errors import SplitError
 from foveate.table.folds import Fold, Splits, split_hash
-from foveate.table.types import Case, several
-
-_PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "tune", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+from foveate.table.types import Case
 
 
 def make_splits(
@@ -26,7 +21,7 @@ def make_splits(
     test_fraction: float = 0.25,
     val_fraction: float = 0.2,
     seed: int = 0,
-    test_ids: Sequence[str] | None = None,
+    strata: Sequence[str] | None = None,
 ) -> Splits:
     """Split patients, stratified by their label (the most frequent one of their images).
 
@@ -38,60 +33,31 @@ def make_splits(
         test_fraction: of the patients, when there is one fold.
         val_fraction: of the patients that are not tested.
         seed: of the shuffling.
-        test_ids: images to test on, instead of drawn ones.
+        strata: of each image, what it counts as where the parts are made alike; by default its
+            label.
 
     Raises:
-        SplitError: a class has too few patients, or `test_ids` cut a patient in two.
+        SplitError: a class has too few patients.
     """
     _check_sizes(folds, test_fraction, val_fraction)
-    strata = _strata(cases)
-    order = _shuffled(strata, seed)
-    if test_ids is not None:
-        tests = [_patients_of(cases, test_ids, folds)]
-    elif folds > 1:
-        _check_enough(strata, _needed(folds, val_fraction), f"{folds} folds", "fewer folds")
+    grouped = _strata(cases if strata is None else _relabelled(cases, strata))
+    order = _shuffled(grouped, seed)
+    if folds > 1:
+        _check_enough(grouped, _needed(folds, val_fraction), f"{folds} folds", "fewer folds")
         tests = _dealt(order, folds)
     else:
         need = 1 + (test_fraction > 0) + (val_fraction > 0)
-        _check_enough(strata, need, "train, val and test parts", "smaller parts")
+        _check_enough(grouped, need, "train, val and test parts", "smaller parts")
         spare = 1 + (val_fraction > 0)
         tests = [_first_share(order, test_fraction, spare)]
     return _assembled(cases, [_with_val(order, test, val_fraction) for test in tests], seed)
 
 
-def predefined_splits(cases: Sequence[Case], *, val_fraction: float = 0.2, seed: int = 0) -> Splits:
-    """The split that the table itself gives in `Case.split`.
-
-    Words such as train, val and test make one fold; any other values are names of folds, each
-    the test part in turn. A missing validation part is drawn from the training patients.
-
-    Raises:
-        SplitError: a row has no value, a part is missing, or a patient is on two sides.
-    """
-    _check_sizes(1, 0, val_fraction)
-    without = sorted(case.image_id for case in cases if not case.split)
-    if without:
-        raise SplitError(f"the split column is empty for {several(without)}")
-    said = {case.image_id: str(case.split) for case in cases}
-    parts = {i: _PARTS.get(value.lower(), "") for i, value in said.items()}
-    order = _shuffled(_strata(cases), seed)
-    if not any(parts.values()):
-        owners = _owners(cases, said)
-        names = sorted(set(owners.values()))
-        if len(names) < 2:
-            raise SplitError(f"the split column names one fold only, '{names[0]}'; two are needed")
-        tests = [{p for p in owners if owners[p] == name} for name in names]
-        return _assembled(cases, [_with_val(order, test, val_fraction) for test in tests], seed)
-    odd = sorted({said[i] for i, part in parts.items() if not part})
-    if odd:
-        raise SplitError(f"the split column mixes train, val, test with {several(odd)}")
-    owners = _owners(cases, parts)
-    test = {p for p, part in owners.items() if part == "test"}
-    val = {p for p, part in owners.items() if part == "val"}
-    return _assembled(cases, [(val, test) if val else _with_val(order, test, val_fraction)], seed)
-
-
 # -- who goes where ---------------------------------------------------------------------------
+
+
+def _relabelled(cases: Sequence[Case], strata: Sequence[str]) -> list[Case]:
+    return [replace(case, label=label) for case, label in zip(cases, strata, strict=True)]
 
 
 def _strata(cases: Sequence[Case]) -> dict[str, list[str]]:
@@ -170,31 +136,6 @@ def _with_val(
 ) -> tuple[set[str], set[str]]:
     left = {label: [p for p in patients if p not in test] for label, patients in order.items()}
     return _first_share(left, fraction, spare=1), test
-
-
-def _patients_of(cases: Sequence[Case], test_ids: Sequence[str], folds: int) -> set[str]:
-    if folds != 1:
-        raise SplitError(f"folds: got {folds}; given test images make exactly one fold")
-    known = {case.image_id for case in cases}
-    unknown = sorted(set(test_ids) - known)
-    if unknown:
-        raise SplitError(f"test images that are not in the table: {several(unknown)}")
-    sides = {i: "test" if i in set(test_ids) else "train" for i in known}
-    owners = _owners(cases, sides)
-    return {patient for patient, side in owners.items() if side == "test"}
-
-
-def _owners(cases: Sequence[Case], sides: dict[str, str]) -> dict[str, str]:
-    """Patient to the one side that all its images are on."""
-    owners: dict[str, str] = {}
-    for case in sorted(cases, key=lambda c: c.image_id):
-        side = sides[case.image_id]
-        if owners.setdefault(case.patient_id, side) != side:
-            raise SplitError(
-                f"patient '{case.patient_id}' has images in '{owners[case.patient_id]}' and in "
-                f"'{side}': scores would be too good. Put all of them on one side"
-            )
-    return owners
 
 
 def _assembled(

@@ -16,9 +16,6 @@ class Case:
         path: of the image.
         label: as written in the table; `None` when there is none.
         spacing_um: level-0 spacing ``(y, x)``, when the table gives one; it overrides the file's.
-        split: what the asked-for split column says: ``train``, ``val``, ``test`` or a fold's name.
-        places: a .npy file of patch centres ``(n, d)`` in level-0 pixels, ``(z,) y, x``: scanning
-            methods look there instead of at a lattice.
     """
 
     image_id: str
@@ -26,8 +23,6 @@ class Case:
     path: Path
     label: str | None = None
     spacing_um: tuple[float, ...] | None = None
-    split: str | None = None
-    places: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +83,3 @@ class Sheet:
     def where(self, row: Row, column: str) -> str:
         """``file, row 3, column 'mpp'`` for messages."""
         return f"{self.path}, row {row.number}, column '{column}'"
-
-
-def several(words: list[str], limit: int = 3) -> str:
-    """``a, b, c and 4 more``."""
-    more = len(words) - limit
-    return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")

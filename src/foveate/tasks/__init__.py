@@ -7,33 +7,64 @@ from typing import Any
 
 from foveate.errors import TableError
 from foveate.parts import find, names, parse_options
-from foveate.tasks.base import AbstractTask
+from foveate.tasks.base import AbstractTask, restored
+from foveate.tasks.classes.doubts import doubt
+
+AUTO = "auto"
+"""The name of a task that is inferred from the labels."""
 
 
-def build_task(name: str, labels: Sequence[str], options: Mapping[str, Any]) -> AbstractTask:
-    """The task of this name (``auto`` infers it) over these labels.
+def build_task(
+    name: str, labels: Sequence[str], options: Mapping[str, Any], column: str = "label"
+) -> AbstractTask:
+    """Build the task of this name (``auto`` infers it) over these labels.
+
+    Args:
+        name: of the task.
+        labels: one of each image.
+        options: of the task.
+        column: of the labels, for messages.
 
     Raises:
         UnknownName: no task of this name.
-        TableError: the labels do not fit it, or hold one class only.
+        TableError: the labels do not fit it.
     """
+    part = find("tasks", _inferred(labels) if name == AUTO else name)
+    try:
+        settled = part.settle(labels)
+    except TableError as error:
+        raise TableError(f"column '{column}' {error}") from None
+    return restored(part, settled, **parse_options(part, options, "task"))
+
+
+def why_not(name: str, labels: Sequence[str], column: str) -> str | None:
+    """Say why a task cannot be trained on these labels; None where it can.
+
+    Where no task is named, labels that are hardly classes are doubted.
+
+    Raises:
+        UnknownName: no task of this name.
+    """
+    try:
+        build_task(name, labels, {}, column)
+    except TableError as error:
+        return str(error)
+    return doubt(column, labels) if name == AUTO else None
+
+
+def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractTask:
+    """Build the task that a stored model was trained on.
+
+    Raises:
+        UnknownName: no task of this name.
+        OptionError: what is stored fits no such task.
+    """
+    part = find("tasks", name)
+    return restored(part, settled, **parse_options(part, options, "task"))
+
+
+def _inferred(labels: Sequence[str]) -> str:
+    """Return the name of the most preferred task that takes these labels by itself."""
     distinct = sorted(set(labels))
-    if len(distinct) < 2:
-        found = f"only '{distinct[0]}'" if distinct else "none"
-        raise TableError(f"the label column needs at least two classes, found {found}")
-    if name == "auto":
-        fitting = [n for n in names("tasks") if find("tasks", n).fits(distinct)]
-        if not fitting:
-            raise TableError(f"no task fits these labels: {', '.join(distinct[:8])}. Name one")
-        name = max(fitting, key=lambda n: (find("tasks", n).preference, n))
-    part = find("tasks", name)
-    if not part.fits(distinct):
-        shown = ", ".join(distinct[:8])
-        raise TableError(f"task '{name}' does not fit {len(distinct)} labels: {shown}")
-    return part(classes=tuple(distinct), **parse_options(part, options, "task"))  # type: ignore[no-any-return]
-
-
-def restore_task(name: str, classes: Sequence[str], options: Mapping[str, Any]) -> AbstractTask:
-    """The task that a stored model was trained on."""
-    part = find("tasks", name)
-    return part(classes=tuple(classes), **parse_options(part, options, "task"))  # type: ignore[no-any-return]
+    fitting = [name for name in names("tasks") if find("tasks", name).fits(distinct)]
+    return max(fitting, key=lambda n: (find("tasks", n).preference, n), default="multiclass")

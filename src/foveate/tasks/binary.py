@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from foveate.errors import OptionError, did_you_mean
 from foveate.nn.heads import Head, Pooling
-from foveate.tasks.base import AbstractTask
+from foveate.tasks.classes import ClassTask
 
 _NEGATIVE = (
     *("0", "no", "false", "negative", "neg", "normal", "benign", "control", "healthy", "wild"),
@@ -18,7 +18,7 @@ _NEGATIVE = (
 )
 
 
-class BinaryTask(AbstractTask):
+class BinaryTask(ClassTask):
     """Two classes; the positive one is the second.
 
     Args:
@@ -28,8 +28,7 @@ class BinaryTask(AbstractTask):
         smoothing: of the label in the loss. Bags of sampled patches sometimes miss what decides;
             a little smoothing keeps such a bag from throwing a confident model off.
         patches: how single patches speak for the positive class: ``max`` where one suffices,
-            ``sum`` where many must agree, ``count`` where what most say is the answer, ``none``
-            where no patch can.
+            ``sum`` where many must agree, ``none`` where no patch can.
     """
 
     preference = 1
@@ -46,28 +45,33 @@ class BinaryTask(AbstractTask):
         self.heads = (Head(self.classes[1], 1, False, patches),)
         self.smoothing = smoothing
 
+    @property
+    def resolved(self) -> Mapping[str, str]:
+        """The positive class."""
+        return {"positive": self.classes[1]}
+
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
-        """Exactly two labels."""
+        """Say whether there are exactly two labels."""
         return len(labels) == 2
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Binary cross-entropy with smoothed labels."""
+        """Return the binary cross-entropy with smoothed labels."""
         return self.each_loss(logits, target).mean()
 
     def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The same of every row."""
+        """Return the same of every row."""
         soft = target.float() * (1 - self.smoothing) + self.smoothing / 2
         return functional.binary_cross_entropy_with_logits(
             logits[:, 0].float(), soft, reduction="none"
         )
 
     def truth(self, target: Tensor) -> Tensor:
-        """1 for the positive class."""
+        """Return 1 for the positive class."""
         return target.float()[:, None]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of the negative and the positive class."""
+        """Return those of the negative and the positive class."""
         positive = torch.sigmoid(logits[:, 0].double())
         return torch.stack([1 - positive, positive], -1)
 

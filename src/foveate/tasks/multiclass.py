@@ -8,18 +8,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.nn.heads import Head, Pooling
-from foveate.tasks.base import AbstractTask
+from foveate.tasks.classes import ClassTask
 
 
-class MulticlassTask(AbstractTask):
+class MulticlassTask(ClassTask):
     """One logit per class, softmax over them.
 
     Args:
         classes: the labels.
         smoothing: of the label in the loss.
         patches: how single patches speak for a class: ``max`` where one suffices, ``sum`` where
-            many must agree (grades), ``count`` where what most say is the answer (for `glimpse`),
-            ``none`` where no patch can.
+            many must agree (grades), ``none`` where no patch can.
     """
 
     def __init__(
@@ -31,23 +30,23 @@ class MulticlassTask(AbstractTask):
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
-        """Two labels or more."""
+        """Say whether there are two labels or more."""
         return len(labels) >= 2
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy with smoothed labels."""
+        """Return the cross-entropy with smoothed labels."""
         return self.each_loss(logits, target).mean()
 
     def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The same of every row."""
+        """Return the same of every row."""
         return functional.cross_entropy(
             logits.float(), target.long(), label_smoothing=self.smoothing, reduction="none"
         )
 
     def truth(self, target: Tensor) -> Tensor:
-        """1 for the class of the label."""
+        """Return 1 for the class of the label."""
         return functional.one_hot(target.long(), len(self.classes)).float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Softmax."""
+        """Return the softmax."""
         return logits.double().softmax(-1)

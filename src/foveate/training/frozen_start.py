@@ -64,7 +64,9 @@ def settle_start(
         method.encoder.mixed.standardise.settle(torch.cat(seen))
     if head is None or not kept:
         return {}
-    target, parts = torch.tensor([task.target(str(case.label)) for case in kept]), _parts(kept)
+    labels = [str(case.label) for case in kept]
+    target = task.targets(labels)
+    parts = _parts(kept, task.strata(labels, [case.patient_id for case in kept]))
 
     def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return task.each_loss(logits, target[rows]).double()
@@ -73,12 +75,12 @@ def settle_start(
     return {case.image_id: part for case, part in zip(kept, parts.tolist(), strict=True)}
 
 
-def _parts(cases: Sequence[Case]) -> NDArray[np.int64]:
-    """Which of five parts each image belongs to: patients together, labels spread evenly."""
-    count = Counter(str(case.label) for case in cases)
+def _parts(cases: Sequence[Case], strata: Sequence[str]) -> NDArray[np.int64]:
+    """Which of five parts each image belongs to: patients together, strata spread evenly."""
+    count = Counter(strata)
     label: dict[str, str] = {}
-    for case in sorted(cases, key=lambda case: count[str(case.label)]):
-        label.setdefault(case.patient_id, str(case.label))  # a patient of several: the rarest
+    for case, stratum in sorted(zip(cases, strata, strict=True), key=lambda pair: count[pair[1]]):
+        label.setdefault(case.patient_id, stratum)  # a patient of several: the rarest
     order = sorted(label, key=lambda patient: (label[patient], patient))
     part = {patient: i % N_PARTS for i, patient in enumerate(order)}
     return np.array([part[case.patient_id] for case in cases], np.int64)

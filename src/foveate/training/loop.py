@@ -134,7 +134,7 @@ class Trainer:
             with self.average.applied():
                 row = self._close_epoch(self._validate(val))
                 self.checkpoints.keep_best(self.progress, self.schedule, row)
-            if self.progress.rests_at(self._chance):
+            if self.progress.rests_at(self._chance, self.model.task.learnt):
                 log.warning(at_chance(self.model, row, batch=self.schedule.batch(row["epoch"] - 1)))
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
@@ -280,8 +280,7 @@ class Trainer:
         found = {"val_loss": loss if math.isfinite(loss) else WORST_LOSS}
         if not torch.isfinite(stacked).all():
             return found
-        score = self.model.task.score(stacked, target, self._chance)
-        return found | {"val_score": score} | self.model.task.validation(stacked, target)
+        return found | self.model.task.validate(stacked, target, self._chance)
 
     def answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
         """Compute logits ``(n, k)`` and targets of the images that can be read."""

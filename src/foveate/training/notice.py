@@ -13,7 +13,7 @@ from foveate.training.state import Progress, Status, Tick
 
 _AT_CHANCE = (
     "the training loss rests at {loss:.3f} after {epoch} epochs and the validation part is not "
-    "ranked: that is the entropy of the labels, so nothing is learnt yet. {advice}"
+    "ranked: that is {chance}, so nothing is learnt yet. {advice}"
 )
 _ADVICE: tuple[tuple[str | None, float, str], ...] = (
     ("instance", 1.0, "the method's instance head (--method.instance, 1 or more)"),
@@ -45,6 +45,7 @@ def at_chance(model: Model, row: Mapping[str, float], *, batch: int) -> str:
     return _AT_CHANCE.format(
         loss=row["train_loss"],
         epoch=int(row["epoch"]),
+        chance=model.task.chance,
         advice="What ends such a plateau: "
         + ", ".join(advice).format(steps=f"{smaller}more --epochs"),
     )

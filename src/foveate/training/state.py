@@ -26,8 +26,6 @@ from foveate.runs.schedule import Schedule, TrainOptions
 WORST_LOSS = 1e30
 """Stands for one that is not finite."""
 
-_RANKED = 0.65
-
 
 @dataclass(frozen=True)
 class Status:
@@ -111,17 +109,17 @@ class Progress:
             "asked_px": self.sums.get("asked_px", 0.0),
         }
 
-    def rests_at(self, chance: float) -> bool:
+    def rests_at(self, chance: float, learnt: Callable[[list[dict[str, float]]], bool]) -> bool:
         """Whether nothing was learnt in the last four epochs.
 
-        That is, the training loss lay within 3 % of chance and the validation part was not ranked.
-        True once per plateau: at its fourth epoch, and at every tenth after that.
+        That is, the training loss lay within 3 % of chance and the validation part does not show
+        that anything was `learnt`. True once per plateau: at its fourth epoch, and at every tenth
+        after that.
         """
         length = next(
             (i for i, at in enumerate(reversed(self._at(chance))) if not at), len(self.history)
         )
-        ranked = [row["val_auroc"] for row in self.history[-4:] if "val_auroc" in row]
-        if ranked and sum(ranked) / len(ranked) > _RANKED:
+        if learnt(self.history[-4:]):
             return False
         return length >= 4 and (length - 4) % 10 == 0
 

@@ -186,8 +186,8 @@ class Steps:
 
     def targets(self, cases: Sequence[Case]) -> Tensor:
         """The task's targets of these images, on the device."""
-        task = self.model.task
-        return torch.tensor([task.target(str(c.label)) for c in cases], device=self.runtime.device)
+        labels = [str(case.label) for case in cases]
+        return self.model.task.targets(labels).to(self.runtime.device)
 
     def readable(
         self, cases: Sequence[Case], items: Sequence[Loaded]

@@ -18,7 +18,7 @@ from foveate.files.atomic import write_json
 from foveate.images.evidence import Evidence
 from foveate.messages.display import Display
 from foveate.metrics import proportion_interval
-from foveate.prediction.outputs import safe_name
+from foveate.prediction.pictures import safe_name
 from foveate.report import write_progress, write_report
 from foveate.runs.config import RunConfig, build_config
 from foveate.runs.folder import read_json, read_rows
@@ -45,12 +45,12 @@ GIGA = replace(
 ENFORCED_FROM = 60
 """Slides from which on a promise that is not kept counts as a failure."""
 
-LEAST_AUROC, LEAST_PEAKS = 0.95, 0.9
-"""Of `glimpse`: its AUROC, and positive slides whose evidence peaks in a deciding nodule."""
+LEAST_SCORE, LEAST_PEAKS = 0.95, 0.9
+"""Of `glimpse`: its main score, and positive slides whose evidence peaks in a deciding nodule."""
 
-MOST_BLIND_AUROC = 0.8
-"""Of `downsampled`. At chance an AUROC of 30 test slides scatters by 0.107, so chance alone comes
-out above this in 1 demo of 400."""
+MOST_BLIND_SCORE = 0.8
+"""Of `downsampled`. At chance the main score of 30 test slides scatters by 0.107, so chance
+alone comes out above this in 1 demo of 400."""
 
 
 @dataclass(frozen=True)
@@ -115,33 +115,34 @@ def run_demo(
     write_json(outcome.folder / "localisation.json", found)
     write_report(straw.folder)
     write_report(outcome.folder)
-    promises = judge(outcome.metrics, straw.metrics, _difference(outcome, straw), found)
+    promises = judge(outcome, straw, _difference(outcome, straw), found)
     write_json(folder / "promises.json", [asdict(promise) for promise in promises])
     return DemoOutcome(outcome, straw, promises, count >= ENFORCED_FROM)
 
 
 def judge(
-    glimpse: dict[str, Any],
-    downsampled: dict[str, Any],
+    glimpse: Outcome,
+    downsampled: Outcome,
     difference: dict[str, Any] | None,
     peaks: dict[str, Any],
 ) -> tuple[Promise, ...]:
     """Hold what was measured against what the demo promises.
 
     Args:
-        glimpse, downsampled: the content of their ``metrics.json``.
-        difference: of their AUROCs on the same slides, as `compare_rows` gives it; None where it
-            could not be measured.
+        glimpse, downsampled: their runs.
+        difference: of their main scores on the same slides, as `compare_rows` gives it; None
+            where it could not be measured.
         peaks: what `localisation` gives for `glimpse`.
     """
-    sees, blind = (_auroc(metrics) for metrics in (glimpse, downsampled))
+    sees, blind = (_main_score(run) for run in (glimpse, downsampled))
+    title = glimpse.task.title(glimpse.task.tabled[0])
     hits = round(peaks["hit_fraction"] * peaks["n"])
     shown = {"value": peaks["hit_fraction"], "lo": peaks["lo"], "hi": peaks["hi"]}
     return (
         Promise(
-            f"AUROC of `glimpse` at least {LEAST_AUROC:g}",
+            f"{title} of `glimpse` at least {LEAST_SCORE:g}",
             _said(sees),
-            sees is not None and sees["value"] >= LEAST_AUROC,
+            sees is not None and sees["value"] >= LEAST_SCORE,
         ),
         Promise(
             f"evidence of `glimpse` peaks in a deciding nodule on at least {LEAST_PEAKS:.0%} of "
@@ -150,21 +151,22 @@ def judge(
             peaks["n"] > 0 and peaks["hit_fraction"] >= LEAST_PEAKS,
         ),
         Promise(
-            f"AUROC of `downsampled` at most {MOST_BLIND_AUROC:g}",
+            f"{title} of `downsampled` at most {MOST_BLIND_SCORE:g}",
             _said(blind),
-            blind is not None and blind["value"] <= MOST_BLIND_AUROC,
+            blind is not None and blind["value"] <= MOST_BLIND_SCORE,
         ),
         Promise(
-            "AUROC of `glimpse` above that of `downsampled` on the same slides, with its interval",
+            f"{title} of `glimpse` above that of `downsampled` on the same slides, with its "
+            "interval",
             f"difference {_said(difference)}",
             difference is not None and difference["lo"] > 0,
         ),
     )
 
 
-def _auroc(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = metrics["metrics"].get("auroc")
-    return found
+def _main_score(run: Outcome) -> dict[str, Any] | None:
+    score: dict[str, Any] | None = run.metrics["metrics"].get(run.task.tabled[0])
+    return score
 
 
 def _said(score: dict[str, Any] | None) -> str:
@@ -174,11 +176,10 @@ def _said(score: dict[str, Any] | None) -> str:
 
 
 def _difference(outcome: Outcome, straw: Outcome) -> dict[str, Any] | None:
-    """Of the AUROCs of both runs on the same slides, with its interval over patients."""
+    """Of the main scores of both runs on the same slides, with its interval over patients."""
     rows, others = (read_rows(run.folder / "predictions_oof.csv") for run in (outcome, straw))
-    found: dict[str, Any] | None = compare_rows(rows, others, outcome.metrics["classes"]).get(
-        "auroc"
-    )
+    differences = compare_rows(rows, others, outcome.task)
+    found: dict[str, Any] | None = differences.get(outcome.task.tabled[0])
     return found
 
 

@@ -15,8 +15,7 @@ import torch
 from foveate.batch.features import FeatureStore
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, Silent, training_bar
-from foveate.metrics import threshold_youden
-from foveate.parts import plugin_folders
+from foveate.parts import find, plugin_folders
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.runs.config import RunConfig
 from foveate.runs.models import Ensemble
@@ -82,7 +81,7 @@ def join_training(config: RunConfig, folder: Path) -> None:
     silent, store = Silent(), FeatureStore(None)
     plan = make_plan(config, folder, silent)
     processes = Processes(plan.config, folder)
-    processes.begin(_fresh_model(plan.config, plan))
+    processes.begin(_fresh_model(plan.config, plan, list(plan.cases.values())))
     while (job := processes.next_job()) is not None:
         own = folder / job
         loader = CaseLoader(plan.view, assume_spacing_um=config.view.assume_spacing_um)
@@ -115,7 +114,7 @@ def train_fold(
 
     tick = training_bar(display, title)
     torch.manual_seed(config.train.seed)
-    model = _fresh_model(config, plan)
+    model = _fresh_model(config, plan, plan.pick(fold.train))
     runtime = processes.begin(model, own.name)
     trainer = Trainer(
         model,
@@ -154,26 +153,21 @@ def train_fold(
         save_model(own / "model", replace(model.card, provenance=provenance), kept)
 
 
-def _fresh_model(config: RunConfig, plan: Plan) -> Model:
-    card = model_card(config, plan.view, plan.task, plan.task_options, plan.classes)
+def _fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
+    """Build a model with fresh weights, and with what its task learns from the training part."""
+    labels = [str(case.label) for case in train]
+    settled = find("tasks", plan.task).settle(labels, plan.settled)
+    card = model_card(config, plan.view, plan.task, plan.task_options, settled)
     card = replace(card, trained_on=plan.trained_on)
     model = build_model(card, pretrained=True)
-    settled = config.encoder_options | dict(model.method.encoder.resolved)
-    return replace(model, card=replace(card, encoder_options=settled))
+    options = config.encoder_options | dict(model.method.encoder.resolved)
+    return replace(model, card=replace(card, encoder_options=options))
 
 
 def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
-    """Temperature, and the threshold of a binary task, from the inner validation part alone."""
-    task = trainer.model.task
-    logits, target = (t.cpu() for t in trainer.answer(val))
-    if not len(logits):
-        return {"temperature": 1.0, "threshold": None}
-    temperature = task.temperature(logits, target)
-    if len(task.classes) != 2:
-        return {"temperature": temperature, "threshold": None}
-    probabilities = task.probabilities(logits / temperature)[:, 1]
-    best = threshold_youden(probabilities.numpy(), target.numpy())
-    return {"temperature": temperature, "threshold": 0.5 if best is None else float(best)}
+    """How logits become answers, from the inner validation part alone."""
+    logits, target = trainer.answer(val)
+    return trainer.model.task.calibrate(logits.cpu(), target.cpu())
 
 
 def _training_cost(progress: Progress) -> dict[str, float]:
@@ -193,7 +187,7 @@ def train_refit(
 ) -> None:
     """Train it; what folds settle on their validation parts is the mean of theirs.
 
-    That is the threshold, and the number of epochs (the median).
+    So is the number of epochs (the median).
     """
     n_folds = len(plan.splits.folds)
     folders = [own.parent / f"fold_{k}" / "model" for k in range(n_folds)]
@@ -202,7 +196,7 @@ def train_refit(
     epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
     options = replace(config.train, epochs=max(epochs, 0), patience=0)
     torch.manual_seed(options.seed)
-    model = _fresh_model(config, plan)
+    model = _fresh_model(config, plan, list(plan.cases.values()))
     runtime = processes.begin(model, own.name)
     trainer = Trainer(
         model,
@@ -222,8 +216,7 @@ def train_refit(
         "n_train": len(plan.cases) - len(progress.quarantined),
         "best_epoch": progress.best_epoch,
         "frozen_epochs": trainer.schedule.frozen_epochs,
-        "threshold": folds.threshold,
-        "temperature": float(np.exp(np.mean(np.log([a["temperature"] for a in about])))),
+        **folds.point,
         "train": _training_cost(progress),
         "quarantined": progress.quarantined,
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import CheckpointError, ImageNotFound, TableError, UnreadableImage
+from foveate.errors import CheckpointError, FolderInUse, ImageNotFound, TableError, UnreadableImage
 from foveate.evaluation.audit import audit_layout
 from foveate.evaluation.scores import evaluate_rows
 from foveate.files.atomic import write_json
-from foveate.files.lock import hold
-from foveate.loading.loader import CaseLoader
+from foveate.files.lock import hold, is_held
 from foveate.messages.display import Display
-from foveate.prediction.outputs import Summary, predict_into
+from foveate.prediction.job_array import JobPart
+from foveate.prediction.outputs import PARTS, Summary, predict_into, predict_part
+from foveate.prediction.predict import open_loader
+from foveate.prediction.spread import open_workers
+from foveate.prediction.workers import AbstractWorkers
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
 from foveate.runs.models import Ensemble, find_models
@@ -42,7 +44,6 @@ from foveate.table import (
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("foveate")
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 
@@ -82,14 +83,20 @@ class Asked:
         out: folder for the results.
         assume_spacing_um: of images that state no spacing; None takes that of the training, for
             images of the kind that needed it there.
-        n_heatmaps: how many images get pictures.
+        n_heatmaps: so many images from the first on get pictures.
         device: ``auto`` takes a GPU when there is one.
+        workers: processes that predict; 0 lets this one do it, or takes all of a cluster of Ray.
+        ray: address of a cluster of Ray; ``auto``, ``local``, or None for none.
+        part: predict this part of the images only, for a later call without one to collect.
     """
 
     out: Path
     assume_spacing_um: float | None = None
     n_heatmaps: int = 1000
     device: str = "auto"
+    workers: int = 0
+    ray: str | None = None
+    part: JobPart | None = None
 
 
 def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Display) -> Summary:
@@ -110,6 +117,8 @@ def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Displ
                 "written: give another --out"
             )
     models, table = find_models(run), gather_cases(paths)
+    if asked.part is not None:
+        return _predict_part(models, table, asked, asked.part, display)
     with _writing(asked.out, display):
         summary = _predict(models, table, asked, display, "predict")
     if not summary.rows:
@@ -151,11 +160,11 @@ def evaluate_table(
         files=files,
         images=images,
         label=label,
-        known_labels=models.classes,
-        min_classes=1,
+        known_labels=models.task.known_labels,
+        for_training=False,
     )
     try:
-        read = with_known_labels(read, models.classes, renamed or {})
+        read = with_known_labels(read, models.task, renamed or {})
     except TableError as error:
         raise TableError(f"{table}: {error}") from None
     with _writing(out, display):
@@ -167,7 +176,7 @@ def evaluate_table(
         display.say("scoring, with intervals over patients")
         rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
         n_seen = sum(row["in_training"] != "" for row in rows)
-        metrics = evaluate_rows(rows, models.classes) | {"n_seen_in_training": n_seen}
+        metrics = evaluate_rows(rows, models.task) | {"n_seen_in_training": n_seen}
         if shuffle_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _layout(models, good, asked)
@@ -177,8 +186,18 @@ def evaluate_table(
 
 @contextlib.contextmanager
 def _writing(out: Path, display: Display) -> Iterator[None]:
-    """Hold `out` for this process, sweep up what a killed one left, and keep a log there."""
+    """Hold `out` for this process, sweep up what a killed one left, and keep a log there.
+
+    Raises:
+        FolderInUse: another process writes the whole, or a part.
+    """
     with hold(out):
+        for part in sorted((out / PARTS).glob("*/")):
+            if is_held(part):
+                raise FolderInUse(
+                    f"{out}: part {part.name.replace('_of_', '/')} is still being predicted; wait "
+                    "until it has ended"
+                )
         sweep(out)
         with logged(out, display):
             yield
@@ -235,7 +254,7 @@ def _same_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _layout(models: Ensemble, cases: Sequence[Case], asked: Asked) -> dict[str, Any]:
-    loader = _loader(models, asked)
+    loader = open_loader(models, asked.assume_spacing_um)
     try:
         found = audit_layout(models, cases, loader, device=_device(asked))
     finally:
@@ -260,20 +279,22 @@ def _predict(
             "their answers too good; they are marked in the column in_training. Honest scores are "
             "in metrics.json of the run"
         )
-    loader = _loader(models, asked)
+    loader = open_loader(models, asked.assume_spacing_um)
     try:
-        summary = predict_into(
-            out,
-            models,
-            table.cases,
-            loader,
-            device=_device(asked),
-            heatmaps=out / "heatmaps",
-            n_heatmaps=asked.n_heatmaps,
-            display=display,
-            seen=seen,
-            about={"command": command},
-        )
+        with _workers(models, asked) as workers:
+            summary = predict_into(
+                out,
+                models,
+                table.cases,
+                loader,
+                device=_device(asked),
+                heatmaps=out / "heatmaps",
+                n_heatmaps=asked.n_heatmaps,
+                display=display,
+                seen=seen,
+                about={"command": command},
+                workers=workers,
+            )
     finally:
         loader.close()
     if contradiction := said_factors(summary.factors):
@@ -299,24 +320,52 @@ def _predict(
     return summary
 
 
-def _loader(models: Ensemble, asked: Asked) -> CaseLoader:
-    """What opens the images; each is opened once, so that its count is its own.
-
-    A spacing that was assumed in training is assumed again only for images of a kind that the
-    model was trained on, and only where an image of the training needed it.
-    """
-    known, assumed = models.card.trained_on, asked.assume_spacing_um
-    kinds: tuple[str, ...] | None = None
-    if assumed is None and (known is None or known.assumed):
-        assumed = models.card.assume_spacing_um
-        kinds = None if known is None else known.kinds
-    return CaseLoader(
-        models.card.view,
-        assume_spacing_um=assumed,
-        assume_for=kinds,
-        keep_bytes=0,
-        keep_open=0,
+def _workers(
+    models: Ensemble, asked: Asked
+) -> contextlib.AbstractContextManager[AbstractWorkers | None]:
+    return open_workers(
+        models,
+        assume_spacing_um=asked.assume_spacing_um,
+        device=asked.device,
+        n=asked.workers,
+        ray=asked.ray,
     )
+
+
+def _predict_part(
+    models: Ensemble, table: CaseTable, asked: Asked, part: JobPart, display: Display
+) -> Summary:
+    """Predict one part of the images, beside processes that predict others.
+
+    Raises:
+        FolderInUse: another process predicts this part, or the whole.
+    """
+    out = asked.out
+    with _writing(out / PARTS / part.folder, display):
+        if is_held(out):
+            raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
+        for note in table.notes:
+            display.say(note)
+        display.say(models.describe())
+        loader = open_loader(models, asked.assume_spacing_um)
+        try:
+            with _workers(models, asked) as workers:
+                failed = predict_part(
+                    out,
+                    part,
+                    models,
+                    table.cases,
+                    loader,
+                    device=_device(asked),
+                    heatmaps=out / "heatmaps",
+                    n_heatmaps=asked.n_heatmaps,
+                    display=display,
+                    about={"command": "predict"},
+                    workers=workers,
+                )
+        finally:
+            loader.close()
+    return Summary(models.task, failed=failed)
 
 
 def _device(asked: Asked) -> torch.device:

@@ -6,7 +6,6 @@ same command continues a run that was stopped.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,18 +27,23 @@ from foveate.runs.folder import aside, check_folder, claim, logged, read_json, r
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
 from foveate.runtime import find_device
+from foveate.tasks import restore_task
+from foveate.tasks.base import AbstractTask
 from foveate.workflows.folds import Processes, train_fold, train_refit
+from foveate.workflows.words import describe_scores
 
-log = logging.getLogger("foveate")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
-    """How a run ended: its scores, and whether images were set aside."""
+    """How a run ended: its scores, whether images were set aside, and what the labels mean."""
 
     folder: Path
     metrics: dict[str, Any]
     n_quarantined: int
+    task: AbstractTask
+
+    def __repr__(self) -> str:
+        return f"Run {self.folder}: {describe_scores(self.metrics)}"
 
 
 def run_experiment(
@@ -198,15 +202,16 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     if not rows:
         raise TrainingError(f"no test image could be predicted; see {folder / 'quarantine.csv'}")
     write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))
-    metrics = evaluate_rows(rows, plan.classes)
+    task = restore_task(plan.task, plan.settled, plan.task_options)
+    metrics = evaluate_rows(rows, task)
     start = _frozen_rows(folder, len(plan.splits.folds))
     if start:
         write_rows(folder / "predictions_frozen.csv", start, list(start[0]))
-        metrics["frozen"] = evaluate_rows(start, plan.classes)["metrics"]
-        metrics["gain"] = compare_rows(rows, start, plan.classes)
+        metrics["frozen"] = evaluate_rows(start, task)["metrics"]
+        metrics["gain"] = compare_rows(rows, start, task)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _total_cost(costs))
-    return Outcome(folder, metrics, len(quarantine))
+    return Outcome(folder, metrics, len(quarantine), task)
 
 
 def _frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:

@@ -1,0 +1,111 @@
+"""What frozen features say by themselves: each group's linear answer, and their weighted mean.
+
+usage: python benchmarks/frozen_features.py TABLE [--label L] [--patient P] [--images DIR]
+                                            [--fit YxX] [--encoder lite0] [--folds 5] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from foveate.batch import N_COLOURS, Batch
+from foveate.encoders import build_encoder
+from foveate.loading.loader import CaseLoader
+from foveate.loading.scan import ViewOptions, choose_view, scan_cases
+from foveate.memory import computes_in_bf16
+from foveate.nn.overview import OverviewHead
+from foveate.table import read_cases
+from foveate.tasks import build_task
+
+
+def main() -> None:
+    given = _arguments()
+    table = read_cases(
+        Path(given.table), label=given.label, patient=given.patient, images=given.images
+    )
+    fit = tuple(map(int, given.fit.split("x"))) if given.fit else None
+    options = ViewOptions(fit=fit)
+    view = choose_view(scan_cases(table.cases, options).facts.values(), options)
+    encoder = build_encoder(given.encoder).eval()
+    features = _features(table.cases, encoder, CaseLoader(view), view)
+    labels = [str(case.label) for case in table.cases]
+    task = build_task("auto", labels, {})
+    target = task.targets(labels)
+    patients = np.array([case.patient_id for case in table.cases])
+    groups = (*encoder.feature_groups, N_COLOURS)
+    names = (f"group {i}" for i in range(len(encoder.feature_groups)))
+    print("seed", *names, "colours", "mean", sep="\t")
+    for seed in range(given.seeds):
+        found = _scores(features, target, patients, task, groups, given, seed)
+        print(seed, *(f"{score:.3f}" for score in found), sep="\t", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table")
+    for name in ("label", "patient", "fit"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--encoder", default="lite0")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    return parser.parse_args()
+
+
+def _features(cases, encoder, loader, view) -> torch.Tensor:
+    rows = []
+    with ThreadPoolExecutor(2) as pool:
+        for case in cases:
+            batch = Batch(
+                [loader.load(case)],
+                view=view,
+                normalise=(encoder.mean, encoder.std),
+                device=torch.device("cpu"),
+                pool=pool,
+            )
+            fast = torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bf16())
+            with torch.no_grad(), fast:
+                rows.append(batch.look(encoder)[0].overview)
+    loader.close()
+    return torch.cat(rows)
+
+
+def _scores(features, target, patients, task, groups, given, seed) -> list[float]:
+    """AUROC over all folds of each group's answer, then of their weighted mean."""
+    n, k = len(target), sum(head.size for head in task.heads)
+    logits = torch.zeros(len(groups) + 1, n, k)
+    folds = StratifiedGroupKFold(given.folds, shuffle=True, random_state=seed)
+    for train, test in folds.split(features, target, patients):
+        inner = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+        parts = torch.zeros(len(train), dtype=torch.long)
+        for i, (_, rows) in enumerate(inner.split(train, target[train], patients[train])):
+            parts[rows] = i
+        own = target[train]
+        head = OverviewHead(groups, k)
+        head.settle(
+            features[train], lambda x, r, own=own: task.each_loss(x, own[r]).double(), parts
+        )
+        with torch.no_grad():
+            each = head.standardise(features[test]).split(groups, 1)
+            for i, (answer, part) in enumerate(zip(head.answers, each, strict=True)):
+                logits[i, test] = answer(part)
+            logits[-1, test] = head(features[test])
+    found = []
+    for row in logits:
+        prob = task.decode(row, {}).numpy()
+        if prob.shape[1] == 2:
+            found.append(roc_auc_score(target, prob[:, 1]))
+        else:
+            found.append(roc_auc_score(target, prob, multi_class="ovr"))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Sparse canvases: what `benchmarks.canvas` writes, rendered where it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+
+from benchmarks.canvas import MAGIC, Canvas, read_canvas, render_coarse
+from foveate.errors import ImageTooLarge, UnreadableImage
+from foveate.images.image import Level
+from foveate.images.resample import Pixels
+from foveate.readers.base import AbstractReader
+
+COARSEST_PX = 2048
+"""Levels are added until the long side is no longer than this."""
+
+
+@final
+class SparseReader(AbstractReader):
+    """A canvas with stamps on it: one grey channel of 8 bits, no physical size.
+
+    Coarser levels halve the resolution each. They are not stored but computed: every pixel is the
+    mean of its block of level-0 pixels, beyond the edge of which the ground goes on. Nothing is
+    kept, as rendering anew costs no more than looking up; `count` holds the pixels rendered of
+    the level that was asked for, as if the levels were stored.
+    """
+
+    priority: ClassVar[int] = 30
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._canvas: Canvas | None = read_canvas(path)
+        self._ground = self._canvas.background
+        self.kind = "picture"
+        self.levels = _levels(self._canvas.shape)
+        self.spacing_um = None
+        self.channels, self.dtype = 1, np.dtype(np.uint8)
+        self.reader = "foveate sparse canvas 1"
+
+    @classmethod
+    def recognises(cls, path: Path, head: bytes) -> bool:
+        """Our own mark."""
+        del path
+        return head.startswith(MAGIC)
+
+    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+        canvas = self._canvas
+        if canvas is None:
+            raise UnreadableImage(f"{self.path}: the image is closed")
+        try:
+            region = render_coarse(canvas, 1 << level, (origin[0], origin[1]), (size[0], size[1]))
+        except MemoryError as error:
+            raise ImageTooLarge(
+                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+            ) from error
+        self.count.add(decoded_px=size[0] * size[1])
+        return region
+
+    def _stated_background(self) -> Sequence[float] | None:
+        return [float(self._ground)]
+
+    def close(self) -> None:
+        """Forget the canvas. Closing twice is harmless."""
+        self._canvas = None
+
+
+def _levels(shape: tuple[int, int]) -> tuple[Level, ...]:
+    """Levels by halves; a pixel that lies on the canvas only in part is kept."""
+    steps = [1]
+    while max(shape) > COARSEST_PX * steps[-1]:
+        steps.append(2 * steps[-1])
+    return tuple(
+        Level((-(-shape[0] // step), -(-shape[1] // step)), (float(step), float(step)))
+        for step in steps
+    )

@@ -1,0 +1,128 @@
+"""Rounding of streaming beside that of the plain network, in single and half precision.
+
+    python benchmarks/streaming_precision.py [--side 320] [--tile 96] [--nets resnet18,...]
+
+Per network, with random weights, frozen norms with random statistics and one random image: how far
+the map and the gradients of all parameters are from those of the plain network in double precision,
+``|found - true| / |true|``; gradients as one vector, then the worst parameter alone. Beside it, how
+far the plain network is from itself in another order of sums (another memory format, a batch of
+two), and how far streaming is from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Mapping
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from foveate.streaming import Streamed
+
+RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+Passed = tuple[Tensor, list[Tensor]]
+
+
+class LastMap(nn.Module):
+    """The coarsest map of a timm network."""
+
+    def __init__(self, name: str, **options: float) -> None:
+        super().__init__()
+        self.net = timm.create_model(name, features_only=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.net(x)[-1]
+        return found
+
+
+def resnet(name: str) -> nn.Module:
+    net = getattr(torchvision.models, name)()
+    return nn.Sequential(*(getattr(net, part) for part in RESNET))
+
+
+NETS: Mapping[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: resnet("resnet18"),
+    "resnet34": lambda: resnet("resnet34"),
+    "resnet50": lambda: resnet("resnet50"),
+    "convnext_tiny": lambda: LastMap("convnext_tiny", ls_init_value=1.0),
+    "densenet121": lambda: torchvision.models.densenet121().features,
+}
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """Norms frozen, with statistics and scales about one."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
+            module.running_var.uniform_(0.8, 1.25)  # type: ignore[union-attr, operator]
+            nn.init.normal_(module.weight, 1, 0.1)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return net
+
+
+def passed(net: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, *, half: bool) -> Passed:
+    """The map of the first image, and all gradients for a fixed upstream gradient."""
+    net.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = run(x)[:1]
+    generator = torch.Generator().manual_seed(1)
+    found.backward(torch.randn(found.shape, generator=generator).to(found.dtype))
+    return found.detach().double(), [
+        p.grad.double() for p in net.parameters() if p.grad is not None
+    ]
+
+
+def errors(found: Passed, true: Passed) -> tuple[float, float, float]:
+    """Of the map, of all gradients as one vector, of the worst parameter."""
+    (map_, gradients), (true_map, true_gradients) = found, true
+    apart = [a - b for a, b in zip(gradients, true_gradients, strict=True)]
+    worst = max(float(d.norm() / b.norm()) for d, b in zip(apart, true_gradients, strict=True))
+    length = sum(float(b.square().sum()) for b in true_gradients) ** 0.5
+    whole = sum(float(d.square().sum()) for d in apart) ** 0.5 / length
+    return float((map_ - true_map).norm() / true_map.norm()), whole, worst
+
+
+def rows(name: str, x: Tensor, tile: int) -> list[str]:
+    """Of the table, for one network."""
+    torch.manual_seed(0)
+    net = randomised(NETS[name]())
+    double = copy.deepcopy(net).double()
+    true = passed(double, double, x.double(), half=False)
+    other = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    two = torch.cat([x, x.flip(-1)]).contiguous(memory_format=torch.channels_last)
+    found = []
+    for half in (False, True):
+        plain = passed(net, net, x, half=half)
+        again = passed(other, other, two, half=half)
+        streamed = passed(net, Streamed(net, tile=tile), x, half=half)
+        for what, each, against in (
+            ("plain", plain, true),
+            ("streamed", streamed, true),
+            ("plain twice, apart", again, plain),
+            ("streamed, plain, apart", streamed, plain),
+        ):
+            numbers = " | ".join(f"{e:.1e}" for e in errors(each, against))
+            found.append(f"| {name} | {'bf16' if half else 'float32'} | {what} | {numbers} |")
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=320)
+    parser.add_argument("--tile", type=int, default=96)
+    parser.add_argument("--nets", default=",".join(NETS))
+    given = parser.parse_args()
+    x = torch.randn(1, 3, given.side, given.side, generator=torch.Generator().manual_seed(2))
+    print("| network | precision | of | map | gradients | worst parameter |")
+    print("|---|---|---|---|---|---|")
+    for name in given.nets.split(","):
+        print("\n".join(rows(name, x, given.tile)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""A classifier in the manner of scikit-learn: fit a table, predict paths, explain one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+
+from foveate.api.commands import train
+from foveate.api.explanation import Explanation
+from foveate.api.progress import OnProgress
+from foveate.errors import FoveateError, OptionError, UnreadableImage
+from foveate.prediction.pictures import add_files
+from foveate.prediction.predict import Answer, Finish, Outcome, open_loader, predict_cases
+from foveate.runs.folder import read_json
+from foveate.runs.models import Ensemble, find_models
+from foveate.runtime import find_device
+from foveate.table import Case
+from foveate.workflows.predict import gather_cases
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    Paths = Path | str | Iterable[Path | str]
+
+_TABLES = (".csv", ".tsv", ".xlsx")
+
+
+class NotFitted(FoveateError, NotFittedError):  # type: ignore[misc]
+    """A classifier is asked before it was fitted."""
+
+
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Classify images of any size: glimpse, patches where it matters, one answer an image.
+
+    Parameters are checked by `fit`. `get_params`, `set_params` and `sklearn.base.clone` work as
+    everywhere in scikit-learn.
+
+    Args:
+        method: see `list_methods`.
+        encoder: ``auto``, ``lite0``, ``small``, or a network of timm.
+        task: ``auto``, ``binary`` or ``multiclass``.
+        folds: of cross-validation; 1 holds a part of the patients out. All folds' models answer.
+        refit: then train one model on all images, which answers alone.
+        epochs: end to end, at most; None follows the number of images.
+        seed: of the split and of training.
+        device: ``auto`` takes a GPU when there is one.
+        out: folder of the run, which the same parameters and table continue; None for one that
+            lasts as long as this object.
+        on_progress: is called with where the work is.
+        options: of the method (``patches=32``), and of sections and other parts with their name
+            (``train__lr=1e-4``, ``view__patch_px=256``, ``encoder__width=8``).
+
+    Attributes:
+        classes_: the labels, in the order of the probabilities.
+        metrics_: scores on patients that training never saw, each with its interval.
+        run_: folder of the run; its ``report.html`` shows everything.
+
+    Example:
+        >>> classifier = Classifier("glimpse", folds=5, patches=32).fit("labels.csv")
+        >>> classifier.run_ / "report.html"
+        PosixPath('/tmp/foveate-x1/run/report.html')
+        >>> classifier.predict(["S1.svs", "S2.svs"])
+        array(['normal', 'tumour'], dtype='<U6')
+        >>> classifier.explain("S2.svs").to_geojson("S2.geojson")
+    """
+
+    def __init__(
+        self,
+        method: str = "glimpse",
+        *,
+        encoder: str = "auto",
+        task: str = "auto",
+        folds: int = 1,
+        refit: bool = False,
+        epochs: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        out: Path | str | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> None:
+        self.method = method
+        self.encoder = encoder
+        self.task = task
+        self.folds = folds
+        self.refit = refit
+        self.epochs = epochs
+        self.seed = seed
+        self.device = device
+        self.out = out
+        self.on_progress = on_progress
+        self._options = dict(options)
+
+    # -- parameters -------------------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters, options of the method and of sections among them.
+
+        Args:
+            deep: there is nothing deeper.
+        """
+        named: dict[str, Any] = super().get_params(deep=False)
+        return named | self._options
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; those without a name of their own are options, as in the constructor."""
+        known = self._get_param_names()
+        for name, value in params.items():
+            if name in known:
+                setattr(self, name, value)
+            else:
+                self._options[name] = value
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "run_")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Models are read again from the folder of the run.
+        state = dict(super().__getstate__())
+        return {k: v for k, v in state.items() if k not in ("_models", "_folder")}
+
+    # -- fitting ----------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        table: pd.DataFrame | Path | str | Sequence[Path | str],
+        labels: Sequence[str] | None = None,
+        *,
+        patients: Sequence[str] | None = None,
+    ) -> Self:
+        """Train on a table of images and labels.
+
+        Args:
+            table: a CSV, TSV or XLSX file or a data frame, with a column of paths and one of
+                labels; or paths of images, with `labels` beside.
+            labels: one an image.
+            patients: one an image; images of a patient never lie on two sides of a split.
+
+        Raises:
+            UnknownName: no such method, encoder or task; the message names the nearest.
+            OptionError: no such option, or a value that does not fit.
+            TableError: the table cannot be used as it is.
+
+        Example:
+            >>> Classifier(epochs=3).fit(["a.png", "b.png", …], ["plain", "dark", …])
+        """
+        if labels is not None:
+            table = _as_frame(table, labels, patients)
+        elif not isinstance(table, str | Path) and not hasattr(table, "to_csv"):
+            raise OptionError("fit: paths without labels; give fit(paths, labels) or a table")
+        if self.out is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="foveate-")
+        out = Path(self._folder.name) / "run" if self.out is None else Path(self.out)
+        named = super().get_params(deep=False)
+        options = {k: v for k, v in named.items() if k not in ("out", "on_progress")}
+        outcome = train(
+            table,  # type: ignore[arg-type]
+            out,
+            on_progress=self.on_progress,
+            **{**self._options, **options},
+        )
+        return self._fitted(out, outcome.metrics["metrics"])
+
+    @classmethod
+    def from_run(cls, run: Path | str, *, device: str = "auto") -> Self:
+        """Return a fitted classifier for a run that was trained before.
+
+        Args:
+            run: the folder that `train` wrote, or the folder of one model.
+            device: ``auto`` takes a GPU when there is one.
+
+        Raises:
+            CheckpointError: no trained model is there.
+        """
+        models, scores = find_models(run), Path(run) / "metrics.json"
+        classifier = cls(models.card.method, encoder=models.card.encoder, task=models.card.task)
+        classifier.set_params(out=run, device=device)
+        metrics = read_json(scores)["metrics"] if scores.is_file() else {}
+        return classifier._fitted(Path(run), metrics)
+
+    def _fitted(self, run: Path, metrics: dict[str, Any]) -> Self:
+        self._models: Ensemble | None = find_models(run)
+        self.run_, self.metrics_ = run, metrics
+        self.classes_ = np.array(self._models.task.known_labels, dtype=np.str_)
+        return self
+
+    # -- answers ----------------------------------------------------------------------------------
+
+    def predict_proba(self, paths: Paths) -> NDArray[np.float64]:
+        """Return the probabilities of the classes, ``(n, k)``, rows sum to 1.
+
+        Args:
+            paths: of images; or one folder or table, whose images are taken in order.
+
+        Raises:
+            NotFitted: `fit` was not called.
+            UnreadableImage: an image cannot be read or predicted; the message names it.
+        """
+        if not len(self.classes_):
+            raise OptionError(
+                f"task {self._loaded().card.task} has no classes and no probabilities; call predict"
+            )
+        rows = [answer.values for answer in self._answers(_cases(paths))]
+        return np.array(rows, dtype=np.float64).reshape(-1, len(self.classes_))
+
+    def predict(self, paths: Paths) -> NDArray[np.str_]:
+        """Return the predicted labels, ``(n,)``: of two classes by the threshold of training.
+
+        Args:
+            paths: of images; or one folder or table, whose images are taken in order.
+
+        Raises:
+            NotFitted: `fit` was not called.
+            UnreadableImage: an image cannot be read or predicted; the message names it.
+        """
+        models = self._loaded()
+        labels = [
+            models.task.predict(answer.values, models.point)
+            for answer in self._answers(_cases(paths))
+        ]
+        return np.array(labels, dtype=np.str_)
+
+    def explain(self, path: Path | str) -> Explanation:
+        """Return the answer to one image and where the models looked.
+
+        Args:
+            path: of the image.
+
+        Raises:
+            NotFitted: `fit` was not called.
+            UnreadableImage: the image cannot be read or predicted.
+
+        Example:
+            >>> classifier.explain("S1.svs").to_png("S1.png")
+        """
+        models, name = self._loaded(), Path(path).stem
+        finish = functools.partial(add_files, drawn=frozenset({name}))
+        (answer,) = self._answers([Case(name, name, Path(path))], finish)
+        return Explanation(
+            path=Path(path),
+            predicted=models.task.predict(answer.values, models.point),
+            values=dict(zip(models.task.columns, answer.values, strict=True)),
+            evidence=answer.evidence,
+            unlike=answer.unlike,
+            answer=answer,
+        )
+
+    def _answers(self, cases: list[Case], finish: Finish | None = None) -> Iterator[Answer]:
+        models = self._loaded()
+        device = find_device(self.device)
+        with contextlib.closing(open_loader(models)) as loader:
+            outcomes = predict_cases(models, cases, loader, device=device, finish=finish)
+            yield from map(_answered, outcomes)
+
+    def _loaded(self) -> Ensemble:
+        if not hasattr(self, "run_"):
+            raise NotFitted(
+                "this Classifier is not fitted yet: call fit(table) first, or take "
+                "Classifier.from_run(folder) for a run that was trained before"
+            )
+        if getattr(self, "_models", None) is None:
+            self._models = find_models(self.run_)
+        assert self._models is not None
+        return self._models
+
+
+def _answered(outcome: Outcome) -> Answer:
+    if not isinstance(outcome, Answer):
+        raise UnreadableImage(outcome.reason)
+    return outcome
+
+
+def _cases(paths: Paths) -> list[Case]:
+    """The images, in order; those of one folder or table in its order."""
+    if isinstance(paths, str | Path):
+        one = Path(paths)
+        if one.is_dir() or one.suffix.lower() in _TABLES:
+            return list(gather_cases([one]).cases)
+        paths = [one]
+    names = ((f"{i}-{Path(path).stem}", Path(path)) for i, path in enumerate(paths))
+    return [Case(name, name, path) for name, path in names]
+
+
+def _as_frame(paths: Any, labels: Sequence[str], patients: Sequence[str] | None) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = {"path": [str(path) for path in paths], "label": [str(label) for label in labels]}
+    if patients is not None:
+        columns["patient"] = [str(patient) for patient in patients]
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise OptionError(f"fit: {lengths}; give one label, and one patient, an image")
+    return pd.DataFrame(columns)

@@ -1,0 +1,251 @@
+"""Every command of the command line as one function; strings and paths alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.api.progress import OnProgress, as_display
+from foveate.api.settings import merge_config, nest_options, store_table
+from foveate.messages.display import Display
+from foveate.parts import find, names
+from foveate.prediction.job_array import JobPart, parse_part
+from foveate.prediction.outputs import Summary
+from foveate.runs.config import build_config
+from foveate.workflows.words import describe_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from foveate.workflows.demo import DemoOutcome
+    from foveate.workflows.doctor import Finding
+    from foveate.workflows.train import Outcome
+
+    Table = pd.DataFrame | Path | str
+
+
+def train(
+    table: Table | None,
+    out: Path | str,
+    *,
+    config: Mapping[str, Any] | Path | str | None = None,
+    on_progress: OnProgress | Display | None = None,
+    **options: Any,
+) -> Outcome:
+    """Train on a table of images and labels, evaluate on patients never seen, and report.
+
+    The same call continues a run that was stopped.
+
+    Args:
+        table: a CSV, TSV or XLSX file, or a data frame, with a column of paths and one of labels;
+            None where `config` names it.
+        out: folder of the run.
+        config: a YAML file or nested values; `options` come before it.
+        on_progress: is called with where the work is.
+        options: of the run and the method, such as ``method="abmil", folds=5, patches=32``; keys
+            of sections and options of other parts with their name: ``train__lr=1e-4``,
+            ``encoder__width=8``.
+
+    Returns:
+        The folder of the run, its scores, and how many images were set aside.
+
+    Raises:
+        FoveateError: whatever the caller has to mend.
+
+    Example:
+        >>> foveate.train("labels.csv", "runs/first", folds=5)
+        Run runs/first: 100 images of 80 patients that training never saw: …
+    """
+    from foveate.report import write_progress, write_report
+    from foveate.workflows.train import run_experiment
+
+    out = Path(out)
+    more = nest_options(options)
+    if table is not None:
+        more["table"] = store_table(table, out) | more.get("table", {})
+    settings = build_config(merge_config(config, more))
+    outcome = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
+    write_report(out)
+    return outcome
+
+
+def predict(
+    run: Path | str,
+    images: Path | str | Iterable[Path | str],
+    out: Path | str,
+    *,
+    assume_spacing_um: float | None = None,
+    n_heatmaps: int = 1000,
+    workers: int = 0,
+    ray: str | None = None,
+    part: str | JobPart | None = None,
+    device: str = "auto",
+    on_progress: OnProgress | Display | None = None,
+) -> Summary:
+    """Predict images with a trained run; write a table, heatmaps and GeoJSON.
+
+    The same call continues where an earlier one stopped. The table is the same however the images
+    are spread.
+
+    Args:
+        run: the folder that `train` wrote, or the folder of one model.
+        images: files, folders, or a table.
+        out: folder of the results.
+        assume_spacing_um: of images that state no spacing, micrometres per pixel; None as in
+            training.
+        n_heatmaps: so many images from the first on get pictures.
+        workers: processes that predict, each with its own models; 0 lets this one do it.
+        ray: the address of a cluster of Ray, ``auto`` or ``local``.
+        part: predict this part only, such as ``2/5``, or ``array`` in a job array; the same call
+            without it collects the parts.
+        device: ``auto`` takes a GPU when there is one.
+        on_progress: is called with where the work is.
+
+    Returns:
+        The predictions; `Summary.to_frame` gives them as a data frame. Of a part, only what failed.
+
+    Raises:
+        UnreadableImage: not one of the images could be predicted.
+        FoveateError: whatever else the caller has to mend.
+
+    Example:
+        >>> foveate.predict("runs/first", "new_slides", "predictions").to_frame()
+    """
+    from foveate.workflows.predict import Asked, predict_paths
+
+    chosen = parse_part(part, os.environ) if isinstance(part, str) else part
+    asked = Asked(
+        Path(out),
+        assume_spacing_um=assume_spacing_um,
+        n_heatmaps=n_heatmaps,
+        device=device,
+        workers=workers,
+        ray=ray,
+        part=chosen,
+    )
+    several = [images] if isinstance(images, str | Path) else list(images)
+    return predict_paths(Path(run), [Path(p) for p in several], asked, as_display(on_progress))
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Scores of a run on a labelled table.
+
+    Attributes:
+        metrics: the content of ``metrics.json``.
+        failed: by image, why it could not be predicted.
+    """
+
+    metrics: dict[str, Any]
+    failed: dict[str, str]
+
+    def __repr__(self) -> str:
+        return describe_scores(self.metrics)
+
+
+def evaluate(
+    run: Path | str,
+    table: Table,
+    out: Path | str,
+    *,
+    label: str | None = None,
+    files: Path | str | None = None,
+    images: Path | str | None = None,
+    renamed: Mapping[str, str] | None = None,
+    audit_layout: bool = False,
+    assume_spacing_um: float | None = None,
+    n_heatmaps: int = 0,
+    workers: int = 0,
+    ray: str | None = None,
+    device: str = "auto",
+    on_progress: OnProgress | Display | None = None,
+) -> Evaluation:
+    """Score a trained run on a labelled table that it has never seen.
+
+    Args:
+        run: the folder that `train` wrote, or the folder of one model.
+        table: a file or a data frame, with a column of paths and one of labels.
+        out: folder of the results.
+        label: the column of labels, where the guess is wrong.
+        files: a second table, one row an image, where `table` has one row a patient.
+        images: the folder that paths are relative to.
+        renamed: a label of the table to the class that it means.
+        audit_layout: also let patches trade places: does the model use where they lie?
+        assume_spacing_um, n_heatmaps, workers, ray, device, on_progress: as of `predict`.
+
+    Raises:
+        TableError: the model knows none of the labels, or no image could be predicted.
+        FoveateError: whatever else the caller has to mend.
+
+    Example:
+        >>> foveate.evaluate("runs/first", "other.csv", "external").metrics["n_images"]
+        40
+    """
+    from foveate.workflows.predict import Asked, evaluate_table
+
+    asked = Asked(Path(out), assume_spacing_um, n_heatmaps, device, workers, ray)
+    stored = store_table(table, Path(out))
+    folder = images if images is not None else stored.get("images")
+    metrics, failed = evaluate_table(
+        Path(run),
+        Path(stored["path"]),
+        asked,
+        as_display(on_progress),
+        label=label,
+        files=None if files is None else Path(files),
+        images=None if folder is None else Path(folder),
+        renamed=renamed,
+        shuffle_layout=audit_layout,
+    )
+    return Evaluation(metrics, failed)
+
+
+def demo(
+    out: Path | str = "foveate-demo",
+    *,
+    seed: int = 0,
+    n_slides: int | None = None,
+    on_progress: OnProgress | Display | None = None,
+) -> DemoOutcome:
+    """Write a synthetic gigapixel cohort, train on it, and report, in minutes on a CPU.
+
+    Args:
+        out: folder of the cohort and the runs.
+        seed: of the cohort, the split and training.
+        n_slides: how many slides; by default 100 and one gigapixel.
+        on_progress: is called with where the work is.
+
+    Example:
+        >>> foveate.demo("foveate-demo").promises
+    """
+    from foveate.workflows.demo import run_demo
+
+    return run_demo(Path(out), as_display(on_progress), seed=seed, n_slides=n_slides)
+
+
+def doctor(run: Path | str | None = None) -> Iterator[Finding]:
+    """Look at the installation, one finding after the other: versions, readers, speed.
+
+    Args:
+        run: a trained run whose models are looked at, too.
+
+    Example:
+        >>> all(finding.ok for finding in foveate.doctor())
+        True
+    """
+    from foveate.workflows.doctor import examine
+
+    return examine(None if run is None else Path(run))
+
+
+def list_methods() -> dict[str, str]:
+    """Return the methods by name, each with one line on what it does.
+
+    Example:
+        >>> foveate.list_methods()["abmil"]
+        'all patches, weighed by gated attention; …'
+    """
+    return {name: find("methods", name).summary for name in names("methods")}

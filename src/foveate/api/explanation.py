@@ -1,0 +1,93 @@
+"""What a model says of one image, and where it looked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.files.atomic import write_bytes
+from foveate.geometry import px0_from_um
+from foveate.images.evidence import Evidence
+from foveate.prediction.predict import Answer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """The answer to one image with the evidence for it; a notebook shows the heatmap.
+
+    Attributes:
+        path: of the image.
+        predicted: the class, or the number in the unit of the labels.
+        values: the numbers of the answer, by column of ``predictions.csv``.
+        evidence: boxes in micrometres, axes ``(z,) y, x``, and their weights.
+        unlike: what sets the image apart from those of training; empty if nothing.
+        answer: all that is known.
+    """
+
+    path: Path
+    predicted: str
+    values: dict[str, float]
+    evidence: Evidence
+    unlike: str
+    answer: Answer
+
+    def to_geojson(self, path: Path | str | None = None) -> dict[str, Any]:
+        """Return the heaviest boxes as QuPath reads them, in level-0 pixels ``(x, y)``.
+
+        Args:
+            path: where to write them, too.
+
+        Example:
+            >>> len(classifier.explain("S1.svs").to_geojson("S1.geojson")["features"])
+            32
+        """
+        content = self.answer.files[".geojson"]
+        if path is not None:
+            write_bytes(Path(path), content)
+        collection: dict[str, Any] = json.loads(content)
+        return collection
+
+    def to_png(self, path: Path | str | None = None) -> bytes:
+        """Return the heatmap as the bytes of a PNG.
+
+        Args:
+            path: where to write it, too.
+        """
+        content = self.answer.files[".png"]
+        if path is not None:
+            write_bytes(Path(path), content)
+        return content
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return all boxes, the heaviest first, as a data frame.
+
+        Columns are the corner and the size in level-0 pixels, with axes ``(z,) y, x``, and the
+        weight.
+        """
+        import pandas as pd
+
+        spacing, axes = self.answer.spacing, "zyx"[-len(self.answer.spacing) :]
+        rows = []
+        for i, weight in enumerate(self.evidence.weight.tolist()):
+            box = px0_from_um(self.evidence.box_um(i), spacing)
+            corner = {f"{a}_px0": v for a, v in zip(axes, box.origin, strict=True)}
+            size = {f"size_{a}_px0": v for a, v in zip(axes, box.size, strict=True)}
+            rows.append({**corner, **size, "weight": weight})
+        frame = pd.DataFrame(rows)
+        return frame.sort_values("weight", ascending=False, kind="stable") if rows else frame
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{column} {v:.3f}" for column, v in self.values.items())
+        doubt = f"; unlike the images of training: {self.unlike}" if self.unlike else ""
+        return (
+            f"{self.path.name}: {self.predicted} ({numbers}), evidence in {len(self.evidence)} "
+            f"regions{doubt}"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        return self.answer.files.get(".png")

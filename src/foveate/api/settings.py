@@ -1,0 +1,98 @@
+"""Keywords of Python callers as the nested values of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.errors import OptionError
+from foveate.runs.config import load_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SECTIONS = ("table", "view", "split", "train")
+_PARTS = ("method", "encoder", "task")
+_TOP = (*_PARTS, "heatmaps", "permute_labels", "refit")
+_SHORT = {
+    "label": ("table", "label"),
+    "patient": ("table", "patient"),
+    "images": ("table", "images"),
+    "files": ("table", "files"),
+    "folds": ("split", "folds"),
+    "epochs": ("train", "epochs"),
+    "device": ("train", "device"),
+}
+"""Keywords that stand without their section, as the flags of the command line do."""
+
+
+def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn keywords into the sections of a configuration.
+
+    ``train__lr`` is the key ``lr`` of the section ``train``; ``encoder__width`` is an option of
+    the encoder; what stands alone and is no key of the command line is an option of the method.
+
+    Args:
+        options: keywords; those that are None are left out.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        section, mark, key = name.partition("__")
+        if value is None:
+            continue
+        if mark and section in (*_SECTIONS, *_PARTS):
+            nested.setdefault(section if section in _SECTIONS else f"{section}_options", {})[
+                key
+            ] = value
+        elif mark:
+            raise OptionError(
+                f"no option '{name}': sections are {', '.join((*_SECTIONS, *_PARTS))}"
+            )
+        elif name in _TOP:
+            nested[name] = value
+        elif name == "seed":
+            for place in ("train", "split"):
+                nested.setdefault(place, {})["seed"] = value
+        elif name in _SHORT:
+            place, key = _SHORT[name]
+            nested.setdefault(place, {})[key] = value
+        else:
+            nested.setdefault("method_options", {})[name] = value
+    return nested
+
+
+def merge_config(
+    config: Mapping[str, Any] | Path | str | None, more: dict[str, Any]
+) -> dict[str, Any]:
+    """Write options over a configuration, section by section.
+
+    Args:
+        config: nested values, or the path of a YAML file.
+        more: nested values that come before those of `config`.
+    """
+    if isinstance(config, str | Path):
+        config = load_yaml(Path(config))
+    merged = {k: dict(v) if isinstance(v, Mapping) else v for k, v in (config or {}).items()}
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merged[key] | value
+        else:
+            merged[key] = value
+    return merged
+
+
+def store_table(table: pd.DataFrame | Path | str, beside: Path) -> dict[str, Any]:
+    """Return the section ``table`` for a table; one in memory is written to a file first.
+
+    Args:
+        table: a CSV, TSV or XLSX file, or a data frame, whose relative paths begin at the working
+            folder.
+        beside: the folder of the run, beside which the file is written.
+    """
+    if isinstance(table, str | Path):
+        return {"path": str(table)}
+    path = beside.with_name(f"{beside.name}.labels.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
+    return {"path": str(path), "images": str(Path.cwd())}

@@ -1,0 +1,49 @@
+"""An answer as a row of ``predictions.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.prediction.predict import Answer
+from foveate.runs.models import Ensemble
+
+
+def name_columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool) -> list[str]:
+    """Return the columns of ``predictions.csv``, in order."""
+    columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
+    columns += ["models", *models.task.columns]
+    if len(models) > 1:
+        columns += models.task.spread_columns
+    columns += [key for key in (rows or [{}])[0] if key.startswith("logit_sd_")]
+    columns += ["unlike", *(["in_training"] if seen else [])]
+    return [*columns, "seconds", "decoded_px", "level0_px", "decoded_fraction"]
+
+
+def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
+    """Return the row of ``predictions.csv`` for an answer, by column; numbers are text."""
+    task, point, case = models.task, models.point, answer.case
+    threshold = point.get("threshold")
+    row: dict[str, Any] = {
+        "image_id": case.image_id,
+        "patient_id": case.patient_id,
+        "path": str(case.path),
+        "label": case.label or "",
+        "predicted": task.predict(answer.values, point),
+        "threshold": "" if threshold is None else f"{threshold:.6g}",
+        "spacing": f"{answer.spacing[-1]:.4g} {answer.unit}",
+        "models": len(models),
+        "unlike": answer.unlike,
+        "seconds": f"{answer.seconds:.3f}",
+        "decoded_px": answer.decoded_px,
+        "level0_px": answer.level0_px,
+        "decoded_fraction": f"{answer.decoded_px / answer.level0_px:.5f}",
+    }
+    row |= {key: task.write(v) for key, v in zip(task.columns, answer.values, strict=True)}
+    if answer.spread is not None:
+        spread = zip(task.spread_columns, answer.spread, strict=True)
+        row |= {key: task.write(sd) for key, sd in spread}
+    if answer.deviation is not None:
+        noise = zip(task.outputs, answer.deviation, strict=True)
+        row |= {f"logit_sd_{name}": f"{sd:.6f}" for name, sd in noise}
+    return row

@@ -1,0 +1,262 @@
+"""Images spread over other processes: one loop for all kinds of workers, and processes as one kind.
+
+A worker holds warm models and answers one image at a time. Where it is killed, another takes its
+place and the image is tried again; one that ends every worker is set aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import logging.handlers
+import os
+import queue
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from foveate.errors import CheckpointError, FoveateError, WorkerLost, as_ours
+from foveate.memory import allow_more_files
+from foveate.parts import add_plugin_folder
+from foveate.prediction.pictures import add_files
+from foveate.prediction.predict import Failure, Outcome, open_loader, predict_cases
+from foveate.runs.models import load_models
+from foveate.runtime import find_device
+from foveate.table import Case
+
+TRIES = 3
+"""So often an image is tried whose worker ended."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to predict.
+
+    Attributes:
+        case: the image.
+        draw: whether it gets pictures.
+        tries: how many workers it has ended.
+    """
+
+    case: Case
+    draw: bool
+    tries: int = 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to build its own warm models; picklable.
+
+    Attributes:
+        models: their folders.
+        digests: of the models, which must not change meanwhile.
+        plugins: folders of the user's own parts.
+        assume_spacing_um: of images that state no spacing; None as in training.
+        device: ``auto`` takes a GPU when there is one.
+        cwd: the folder that relative paths begin at.
+        threads: that compute; 0 leaves PyTorch its own number.
+    """
+
+    models: tuple[Path, ...]
+    digests: tuple[str, ...]
+    plugins: tuple[Path, ...]
+    assume_spacing_um: float | None
+    device: str
+    cwd: Path
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker sends back.
+
+    Attributes:
+        outcome: the answer, or why there is none.
+        records: of the log.
+        stop: an error that ends the whole command, and not one image.
+    """
+
+    outcome: Outcome | None = None
+    records: tuple[logging.LogRecord, ...] = ()
+    stop: FoveateError | None = None
+
+
+class Worker:
+    """Models and a loader, built once in a process, which answer one job after the other.
+
+    Neither building nor answering raises: what goes wrong is in the reply.
+
+    Args:
+        setup: what to build.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        logging.captureWarnings(True)
+        logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+        logger = logging.getLogger("foveate")
+        logger.addHandler(logging.handlers.QueueHandler(self._records))
+        logger.setLevel(logging.INFO)
+        self._broken: FoveateError | None = None
+        try:
+            self._build(setup)
+        except Exception as error:
+            self._broken = as_ours(error, "the models of a worker process")
+
+    def ready(self) -> Reply:
+        """Return an empty reply, with what went wrong while the models were loaded."""
+        return Reply(records=self._take_records(), stop=self._broken)
+
+    def answer(self, job: Job) -> Reply:
+        """Predict one image."""
+        if self._broken is not None:
+            return self.ready()
+        drawn = frozenset({job.case.image_id} if job.draw else ())
+        finish = functools.partial(add_files, drawn=drawn)
+        try:
+            (outcome,) = predict_cases(
+                self._models, [job.case], self._loader, device=self._device, finish=finish
+            )
+        except Exception as error:
+            return Reply(records=self._take_records(), stop=as_ours(error, job.case.path))
+        return Reply(outcome, self._take_records())
+
+    def _build(self, setup: Setup) -> None:
+        import torch
+
+        allow_more_files()
+        with contextlib.suppress(OSError):  # where it is not there, only full paths are found
+            os.chdir(setup.cwd)
+        if setup.threads:
+            torch.set_num_threads(setup.threads)
+        for folder in setup.plugins:
+            add_plugin_folder(folder)
+        self._models = load_models(setup.models)
+        if tuple(self._models.digests()) != setup.digests:
+            raise CheckpointError(
+                f"{setup.models[0]}: the model was changed since the command began; give it again"
+            )
+        self._loader = open_loader(self._models, setup.assume_spacing_um)
+        self._device = find_device(setup.device)
+
+    def _take_records(self) -> tuple[logging.LogRecord, ...]:
+        return tuple(self._records.get() for _ in range(self._records.qsize()))
+
+
+class AbstractWorkers(ABC):
+    """Workers of one kind; they are stopped when the block ends in which they are used.
+
+    Attributes:
+        lost: errors by which a future tells that its worker has ended.
+    """
+
+    lost: tuple[type[Exception], ...]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many workers there are to be."""
+
+    @abstractmethod
+    def start(self, i: int) -> Future[Reply]:
+        """Start worker i, anew where it has ended; the reply comes once its models are loaded."""
+
+    @abstractmethod
+    def submit(self, i: int, job: Job) -> Future[Reply]:
+        """Let worker i predict an image."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End all workers at once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def map_cases(workers: AbstractWorkers, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    """Let workers predict images; outcomes come as they are ready, in any order.
+
+    No more images are under way than there are workers.
+
+    Args:
+        workers: that are not started yet.
+        jobs: one an image.
+
+    Raises:
+        WorkerLost: workers cannot be started, or end one after the other.
+        FoveateError: what else ends the whole command, such as a limit of open files.
+    """
+    waiting = deque(jobs)
+    losses, replies = 0, 0
+    idle: list[int] = []
+    running: dict[Future[Reply], tuple[int, Job | None]] = {
+        workers.start(i): (i, None) for i in range(min(len(workers), len(waiting)))
+    }
+    while waiting or any(job is not None for _, job in running.values()):
+        while idle and waiting:
+            i, job = idle.pop(), waiting.popleft()
+            running[workers.submit(i, job)] = i, job
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            i, ended = running.pop(future)
+            try:
+                outcome = _open(future.result())
+            except workers.lost as error:
+                losses += 1
+                if not replies or losses > TRIES * (len(workers) + 4):
+                    raise WorkerLost(_ALL_END if replies else _NOT_STARTED) from error
+                running[workers.start(i)] = i, None
+                outcome = None if ended is None else _once_more(ended, waiting)
+            else:
+                losses, replies = 0 if outcome else losses, replies + 1
+                idle.append(i)
+            if outcome is not None:
+                yield outcome
+
+
+def _open(reply: Reply) -> Outcome | None:
+    """Log what the worker has logged, and return the outcome.
+
+    Raises:
+        FoveateError: what ends the whole command.
+    """
+    for record in reply.records:
+        logging.getLogger(record.name).handle(record)
+    if reply.stop is not None:
+        raise reply.stop
+    return reply.outcome
+
+
+def _once_more(job: Job, waiting: deque[Job]) -> Failure | None:
+    """Let an image whose worker ended be the next one, or fail when that happened too often."""
+    if job.tries + 1 < TRIES:
+        waiting.appendleft(replace(job, tries=job.tries + 1))
+        return None
+    return Failure(
+        job.case,
+        f"{job.case.path}: {TRIES} worker processes ended while they predicted it, without a word; "
+        "memory may not suffice for it, or the file ends a library",
+    )
+
+
+_NOT_STARTED = (
+    "a worker process ended while it loaded the models: memory may not suffice for so many (take a "
+    "smaller --workers), or foveate is not installed on a node of the cluster. In a script of your "
+    'own, what starts workers has to stand under `if __name__ == "__main__":`'
+)
+_ALL_END = (
+    "worker processes end one after the other, without a word: memory may not suffice for so many; "
+    "take a smaller --workers. What was answered is kept, and the same command continues"
+)

@@ -1,0 +1,100 @@
+"""Labels that are no classes: numbers, several in one cell, ordered grades."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from foveate.errors import several
+
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
+_MOST_CODES = 100
+_BETWEEN = ("|", ";", ",", "/", "&", "+")
+_ALWAYS_SEVERAL = ("|", ";")
+_GRADES = "g|gr|grade|grading|stage|stadium|isup|gleason|who|nyha|bi_?rads|birads|pi_?rads|pirads"
+_STAGES = "t|n|pt|pn|kl|level|severity|score|figo|nottingham|fibrosis|f|dr|icdr"
+_RANK = re.compile(
+    rf"(?:{_GRADES}|{_STAGES})[ _-]*(?:group[ _-]*)?(?:\d[a-d]?|iv|i{{1,3}}|v)|\d\+\d(?:=\d+)?"
+)
+_GRADE_COLUMN = re.compile(rf"(?:\w+_)?(?:{_GRADES}|severity|ordinal)(?:_\w+)?")
+_SCALES = (
+    {"none", "very low", "low", "intermediate", "moderate", "medium", "high", "very high"},
+    {"none", "no", "absent", "normal", "minimal", "mild", "moderate", "marked", "severe"},
+    {"none", "negative", "weak", "moderate", "strong"},
+    {"well", "moderately", "poorly", "undifferentiated"},
+)
+_UNORDERED = (
+    "--task multiclass trains them as classes without an order; or make two classes of them in a "
+    "column of its own, and name it with --label"
+)
+
+
+def doubt(column: str, labels: Sequence[str]) -> str | None:
+    """Say why the labels of a column are not trained as classes unless the user says so.
+
+    Args:
+        column: of the labels.
+        labels: one of each image.
+
+    Returns:
+        a sentence that says what they are and what to do; None for classes.
+    """
+    counts = Counter(labels)
+    return _several_in_one(column, counts) or _numbers(column, counts) or _grades(column, counts)
+
+
+def _numbers(column: str, counts: Counter[str]) -> str | None:
+    if len(counts) < 3 or not all(map(_NUMBER.fullmatch, counts)):
+        return None
+    values = sorted(float(label.replace(",", ".")) for label in counts)
+    whole = all(value.is_integer() for value in values)
+    each = sum(counts.values()) / len(counts)
+    if whole and (len(counts) <= 10 or (each >= 10 and len(counts) <= _MOST_CODES)):
+        return None
+    if not whole and len(counts) <= 5 and each >= 5:
+        return None
+    return (
+        f"column '{column}' holds {len(counts)} different numbers ({values[0]:g} to "
+        f"{values[-1]:g}): a value that is measured, which --task regression learns. For classes, "
+        "such as below and above a limit, make a column of their own, and name it with --label; "
+        "where the numbers are names of classes, say --task multiclass"
+    )
+
+
+def _several_in_one(column: str, counts: Counter[str]) -> str | None:
+    lists = [label for label in counts if re.fullmatch(r"\[.*\]|\{.*\}", label)]
+    for mark in _BETWEEN:
+        parts = {label: [p.strip() for p in label.split(mark)] for label in counts if mark in label}
+        alone = counts.keys() - parts.keys()
+        whole = {label for label, words in parts.items() if all(words)}
+        if mark in _ALWAYS_SEVERAL:
+            lists += sorted(whole)
+        else:
+            lists += sorted(label for label in whole if set(parts[label]) <= alone)
+    if not lists:
+        return None
+    n = sum(counts[label] for label in set(lists))
+    return (
+        f"column '{column}' holds several labels in one cell for {n} images ('{lists[0]}'), for "
+        "which there is no task yet; each combination would become a class. Make a column for the "
+        "one that matters (present or absent), and name it with --label; where these are names of "
+        "classes, say --task multiclass"
+    )
+
+
+def _grades(column: str, counts: Counter[str]) -> str | None:
+    if len(counts) < 3:
+        return None
+    words = {label.casefold() for label in counts}
+    ranks = all(map(_RANK.fullmatch, words))
+    named = bool(_GRADE_COLUMN.fullmatch(re.sub(r"[\s._-]+", "_", column.strip(" ._-").casefold())))
+    numbered = named and all(re.fullmatch(r"\d|iv|i{1,3}|v", word) for word in words)
+    first = {re.split(r"[\s_-]", word)[0] for word in words}
+    told = words if len(first) < len(words) else first
+    if not (ranks or numbered or any(words <= steps or told <= steps for steps in _SCALES)):
+        return None
+    return (
+        f"labels {several(sorted(counts), 5)} of column '{column}' are grades with an order, for "
+        f"which there is no task yet. {_UNORDERED}"
+    )

@@ -1,0 +1,219 @@
+"""Figures of classes: ROC, precision and recall, calibration, and how far the classes lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foveate.metrics import wilson_interval
+from foveate.presentation import (
+    BLUE,
+    CYCLE,
+    GREY,
+    Chart,
+    add_legend,
+    counted,
+    finite,
+    fold_title,
+    shortened,
+    unit_square,
+)
+from foveate.tasks.classes.curves import (
+    Points,
+    Scored,
+    mean_precision_recall,
+    mean_roc,
+    precision_recall,
+    roc,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DASHES = ("-", "--")
+_ROC = "Right alarms against false alarms, over all thresholds; the number is the area."
+_PRECISION = "Of what is called positive, how much is; dotted: chance; the number is the area."
+_CALIBRATION = "Do 70 of 100 images with probability 0.7 hold true? Larger dots: more images."
+_DISTRIBUTION = "How far apart the classes lie; a stroke is an image."
+_NEEDED = "predictions of labelled images of at least two classes"
+
+
+def class_charts(
+    found: Scored | None, metrics: Mapping[str, Any], thresholds: Sequence[float]
+) -> list[Chart]:
+    """Return the figures of answers, each as far as its data is there.
+
+    Args:
+        found: the answers; None where there is none.
+        metrics: content of ``metrics.json``, which may be damaged.
+        thresholds: of the folds' models.
+    """
+    two_occur = found is not None and len(np.unique(found.target)) > 1
+    charts = [
+        Chart("roc", _ROC, f"No ROC curve: it needs {_NEEDED}."),
+        Chart("precision_recall", _PRECISION, f"No precision and recall: they need {_NEEDED}."),
+    ]
+    if found is not None and two_occur:
+        areas, n = areas_under(metrics, found, "auroc"), len(found.target)
+        told = "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
+        charts = [
+            Chart("roc", _ROC, "", f"ROC curve over {n} images{told}",
+                  partial(draw_roc, found=found, areas=areas)),
+            Chart("precision_recall", _PRECISION, "", f"Precision against recall over {n} images",
+                  partial(draw_precision_recall, found=found,
+                          areas=areas_under(metrics, found, "auprc"))),
+        ]  # fmt: skip
+    charts.append(_calibration_chart(metrics))
+    absent = "No distribution: predictions of labelled images are missing."
+    if found is None:
+        return [*charts, Chart("scores", _DISTRIBUTION, absent)]
+    alt = f"Distribution of scores by class: {', '.join(found.classes)}"
+    draw = partial(draw_distribution, found=found, thresholds=thresholds)
+    return [*charts, Chart("scores", _DISTRIBUTION, absent, alt, draw)]
+
+
+def _calibration_chart(metrics: Mapping[str, Any]) -> Chart:
+    absent, stored = "No calibration was stored.", metrics.get("calibration")
+    bins = [b for b in stored if isinstance(b, dict)] if isinstance(stored, list) else []
+    if not any(finite(b, "n") for b in bins):
+        return Chart("calibration", _CALIBRATION, absent)
+    alt = f"Calibration in {counted(len(bins), 'bin')}: share observed against stated"
+    draw = partial(draw_calibration, bins=bins)
+    return Chart("calibration", _CALIBRATION, absent, alt, draw)
+
+
+def areas_under(metrics: Mapping[str, Any], found: Scored, name: str) -> dict[str, float]:
+    """Return areas under the curves of two classes as the tables have them, by class and fold."""
+    if len(found.classes) != 2:
+        return {}
+    values = {found.classes[1]: _stored(metrics, name)}
+    folds = metrics.get("folds")
+    for fold in folds if isinstance(folds, list) and len(folds) > 1 else ():
+        if isinstance(fold, dict):
+            values[f"fold {fold.get('fold', '')}"] = _stored(fold, name)
+    return {title: value for title, value in values.items() if value is not None}
+
+
+def _stored(part: Mapping[str, Any], name: str) -> float | None:
+    scores = part.get("metrics")
+    score = scores.get(name) if isinstance(scores, dict) else None
+    return finite(score, "value") if isinstance(score, dict) else None
+
+
+def draw_roc(figure: Figure, found: Scored, areas: Mapping[str, float]) -> None:
+    """True against false positive rate; of several folds their mean, and each of two classes'.
+
+    Args:
+        figure: to draw on.
+        found: the predictions.
+        areas: to be said in the legend, by class, and of folds by ``fold <name>``.
+    """
+    axes = unit_square(figure, "false positive rate", "true positive rate")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
+    for k in found.shown():
+        curves = found.by_fold(roc, k)
+        _draw_curves(axes, found, k, curves, mean_roc, areas, "default")
+    add_legend(axes, "lower right")
+
+
+def draw_precision_recall(figure: Figure, found: Scored, areas: Mapping[str, float]) -> None:
+    """Precision against recall, with the share of positives as chance."""
+    axes = unit_square(figure, "recall (sensitivity)", "precision")
+    for k in found.shown():
+        curves = found.by_fold(precision_recall, k)
+        _draw_curves(axes, found, k, curves, mean_precision_recall, areas, "steps-pre")
+        chance = float(np.mean(found.target == k))
+        axes.plot([0, 1], [chance, chance], color=_colour(found, k), linestyle=":", linewidth=1,
+                  label=f"chance  {chance:.3f}")  # fmt: skip
+    add_legend(axes, "lower left")
+
+
+def _draw_curves(
+    axes: Axes,
+    found: Scored,
+    k: int,
+    curves: Mapping[str, Points],
+    mean: Callable[[Sequence[Points]], Points],
+    areas: Mapping[str, float],
+    drawstyle: Any,
+) -> None:
+    """The curve of a class; of several folds their mean in bold, and of two classes each."""
+    name, colour = found.classes[k], _colour(found, k)
+    if not curves:
+        return
+    several = len(found.folds) > 1
+    if several and len(found.classes) == 2:
+        for i, (fold, points) in enumerate(curves.items()):
+            label = _with_area(fold_title(fold), areas.get(f"fold {fold}"))
+            axes.plot(*points, color=CYCLE[1 + i % (len(CYCLE) - 1)], linewidth=1.2, alpha=0.8,
+                      linestyle=_DASHES[i // (len(CYCLE) - 1) % 2], label=label,
+                      drawstyle=drawstyle)  # fmt: skip
+    label = _with_area(f"mean of {len(curves)} folds" if several and len(found.classes) == 2
+                       else shortened(name), areas.get(name))  # fmt: skip
+    points = mean(list(curves.values())) if several else next(iter(curves.values()))
+    axes.plot(*points, color=colour, linewidth=2.4, label=label, drawstyle=drawstyle)
+
+
+def _with_area(text: str, area: float | None) -> str:
+    return text if area is None else f"{text}  {area:.3f}"
+
+
+def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
+    """Observed share against stated probability, with intervals and the images behind each."""
+    axes = unit_square(figure, "stated probability", "share observed")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
+    triples = [(finite(b, "mean_prob"), finite(b, "fraction"), finite(b, "n")) for b in bins]
+    points = [(p, f, n) for p, f, n in triples if p is not None and f is not None and n]
+    for p, f, n in points:
+        limits = wilson_interval(round(f * n), round(n))
+        axes.plot([p, p], limits, color=BLUE, linewidth=1.2, alpha=0.6)
+    most = max(n for _, _, n in points)
+    axes.plot([p for p, _, _ in points], [f for _, f, _ in points], color=BLUE, linewidth=1.2)
+    axes.scatter(
+        [p for p, _, _ in points],
+        [f for _, f, _ in points],
+        s=[25 + 120 * n / most for _, _, n in points],
+        color=BLUE,
+        edgecolor="white",
+        zorder=3,
+        label="observed, 95 % interval",
+    )
+    axes.legend(loc="upper left")
+
+
+def draw_distribution(figure: Figure, found: Scored, thresholds: Sequence[float]) -> None:
+    """Scores of the images of each class: of the second class, or of the true one."""
+    axes = figure.subplots()
+    two = len(found.classes) == 2
+    edges = np.linspace(0, 1, 21)
+    for k, (name, colour) in enumerate(zip(found.classes, _many(found), strict=True)):
+        own = found.target == k
+        values = found.prob[own, 1 if two else k]
+        counts, _ = np.histogram(values, edges)
+        axes.stairs(
+            counts / max(counts.max(), 1) * 0.8, edges, baseline=0, fill=True, alpha=0.35,
+            color=colour, label=f"{shortened(name)} ({int(own.sum())})",
+        )  # fmt: skip
+        lift = -0.06 - 0.07 * k
+        axes.plot(values, np.full(len(values), lift), "|", color=colour, markersize=9, alpha=0.8)
+    for i, threshold in enumerate(thresholds if two else ()):
+        label = f"threshold  {threshold:.3f}" if len(thresholds) == 1 else "thresholds of the folds"
+        axes.axvline(threshold, color="#333333", linewidth=1, linestyle="--",
+                     label=None if i else label)  # fmt: skip
+    lowest = -0.06 - 0.07 * len(found.classes)
+    axes.set(xlim=(0, 1), ylim=(lowest, 1.15), yticks=[], ylabel="share of the class")
+    axes.set_xlabel(f"probability of {shortened(found.classes[1])}" if two
+                    else "probability of the true class")  # fmt: skip
+    axes.legend(loc="upper center", ncols=2)
+
+
+def _colour(found: Scored, k: int) -> str:
+    return BLUE if len(found.classes) == 2 else CYCLE[k % len(CYCLE)]
+
+
+def _many(found: Scored) -> list[str]:
+    return [CYCLE[k % len(CYCLE)] for k in range(len(found.classes))]

@@ -1,0 +1,362 @@
+"""A number, learnt by its squared error on a settled scale."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+from scipy.stats import rankdata
+from torch import Tensor
+
+from foveate.errors import OptionError, TableError
+from foveate.metrics import Difference, Measured, Score, difference
+from foveate.metrics.intervals import of_losses
+from foveate.metrics.jackknife import Cohort, gather, without_each
+from foveate.metrics.types import ALPHA, Floats, Ints, numbered
+from foveate.nn.heads import Head, Pooling
+from foveate.presentation import BLUE, GREY, Chart, ScoreWords, Verdict, finite
+from foveate.tasks.base import AbstractTask, Point, Rows, Stored
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LEARNT = 0.3
+"""A rank correlation of the validation part from which on something was learnt."""
+
+_MOST_STRATA, _STRATUM = 5, 10
+"""Strata of patients for splits, and how many patients each has at least."""
+
+_TRUST = 4.0
+"""How many patients the expected variance of a correlation counts for."""
+
+
+class RegressionTask(AbstractTask):
+    """A number for each image, in the unit of its label.
+
+    Logits count spreads of the training part from its mean.
+
+    Args:
+        mean: of the labels of the training part.
+        spread: their standard deviation.
+        patches: how single patches speak for the number: ``sum`` where many count a little each,
+            ``max`` where the strongest decides, ``none`` where no patch can.
+
+    Raises:
+        OptionError: the scale is no scale.
+    """
+
+    preference = -1
+    words: ClassVar[Mapping[str, ScoreWords]] = {
+        "spearman": ScoreWords(
+            "Spearman correlation",
+            "do larger answers go with larger labels? 1 is the same order, 0 is chance",
+            span=(-1.0, 1.0),
+            within_folds=True,
+        ),
+        "mae": ScoreWords(
+            "mean absolute error",
+            "how far answers are off, in the unit of the label; less is better",
+            small_is_good=True,
+            span=None,
+        ),
+        "mae_constant": ScoreWords(
+            "error of a constant",
+            "the same if the median label were the answer for every image: chance",
+            small_is_good=True,
+            span=None,
+        ),
+    }
+    tabled = ("spearman", "mae")
+    reading = (
+        "Answers are drawn towards the mean of the training part where the model is unsure, so "
+        "very small and very large values are understated.",
+    )
+    order = "The largest errors first."
+    bar_note = "The grey line of a bar is at 0, no relation."
+    unscored = "too few images"
+    chance = "the spread of the labels"
+    pooling = (
+        "The Spearman correlation compares images of one fold only, for the folds' models have "
+        "means of their own; each fold counts by its images. Errors are those of all folds "
+        "together."
+    )
+    columns = ("value",)
+    spread_columns = ("value_sd",)
+
+    def __init__(self, *, mean: float, spread: float, patches: Pooling = "sum") -> None:
+        numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (mean, spread))
+        if not numbers or spread <= 0:
+            raise OptionError(f"scale: got mean {mean!r} and spread {spread!r}, expected numbers")
+        self.mean, self.spread = float(mean), float(spread)
+        self.heads = (Head("value", 1, False, patches),)
+
+    # -- labels ---------------------------------------------------------------------------------
+
+    @classmethod
+    def fits(cls, labels: Sequence[str]) -> bool:
+        """Say no: numbers may be names of classes, so this task is asked for by its name."""
+        return False
+
+    @classmethod
+    def settle(
+        cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return mean and spread of the labels that are numbers; each fold has its own."""
+        known = [value for value in map(_number, labels) if value is not None]
+        if 2 * len(known) <= len(labels):
+            raise TableError(
+                f"holds {len(known)} numbers in {len(labels)} usable rows, and task 'regression' "
+                "learns numbers. Another column can be named with --label"
+            )
+        if min(known) == max(known):
+            raise TableError(
+                f"holds one number only, {known[0]:g}, in all {len(known)} usable rows. Another "
+                "column can be named with --label"
+            )
+        return {"mean": float(np.mean(known)), "spread": float(np.std(known))}
+
+    @property
+    def allowed(self) -> str:
+        """Numbers."""
+        return "numbers"
+
+    def describe(self) -> str:
+        """Say the scale."""
+        return f"numbers of mean {self.mean:.4g} and spread {self.spread:.4g}"
+
+    def parse(self, label: str) -> float:
+        """Return the number of a label; a comma may stand for the point.
+
+        Raises:
+            TableError: it is none.
+        """
+        value = _number(label)
+        if value is None:
+            raise TableError(f"'{label}' is no number")
+        return value
+
+    def strata(self, labels: Sequence[str], patients: Sequence[str]) -> list[str]:
+        """Return, for each image, the range that its patient's mean label lies in.
+
+        Ranges hold about as many patients each: at most five, each of ten or more.
+        """
+        of_patient: dict[str, list[float]] = defaultdict(list)
+        for label, patient in zip(labels, patients, strict=True):
+            of_patient[patient].append(self.parse(label))
+        mean = {patient: float(np.mean(values)) for patient, values in of_patient.items()}
+        n = max(1, min(_MOST_STRATA, len(mean) // _STRATUM))
+        order = sorted(mean, key=lambda patient: (mean[patient], patient))
+        stratum: dict[str, str] = {}
+        for k, members in enumerate(np.array_split(np.array(order, dtype=object), n)):
+            name = f"{k + 1}: {mean[members[0]]:.4g} to {mean[members[-1]]:.4g}"
+            stratum |= dict.fromkeys(members, name)
+        return [stratum[patient] for patient in patients]
+
+    def tally(self, labels: Sequence[str]) -> dict[str, str]:
+        """Return the smallest, the median and the largest label."""
+        known = [value for value in map(_number, labels) if value is not None]
+        names = ("smallest", "median", "largest")
+        if not known:
+            return dict.fromkeys(names, "–")
+        values = np.quantile(known, (0.0, 0.5, 1.0))
+        return {name: f"{value:.4g}" for name, value in zip(names, values, strict=True)}
+
+    # -- training -------------------------------------------------------------------------------
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean squared error, in spreads."""
+        return self.each_loss(logits, target).mean()
+
+    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the squared error of every row, in spreads."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        scaled = (target.to(logits.device, wide) - self.mean) / self.spread
+        return (logits[:, 0].to(wide) - scaled).square()
+
+    def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
+        """Return the Spearman correlation; nothing where it is not defined."""
+        answer, truth = values[:, 0].double().cpu().numpy(), target.double().cpu().numpy()
+        one = np.ones((1, len(truth)))
+        value = float(_rank_correlation(answer, truth, np.zeros(len(truth), np.int64), one)[0])
+        return {} if math.isnan(value) else {"val_spearman": value}
+
+    def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
+        """Judge a validation part by its error, as a share of chance, and by its ranking."""
+        found = super().validate(logits, target, chance)
+        found["val_score"] += (1 - found.get("val_spearman", 0.0)) / 2
+        return found
+
+    def learnt(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Say whether images are ranked, on average over the epochs that say so."""
+        ranked = [row["val_spearman"] for row in history if "val_spearman" in row]
+        return bool(ranked) and sum(ranked) / len(ranked) > _LEARNT
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def decode(self, logits: Tensor, point: Point) -> Tensor:
+        """Return the number, in the unit of the label."""
+        return self.mean + self.spread * logits.double()
+
+    def predict(self, values: Sequence[float], point: Point) -> str:
+        """Return the number in four digits."""
+        return self.write(values[0], short=True)
+
+    # -- scores ---------------------------------------------------------------------------------
+
+    def score(self, rows: Rows) -> dict[str, Score]:
+        """Score the order of the answers and their errors."""
+        return {name: measured.score for name, measured in self._measured(rows).items()}
+
+    def compare(self, rows: Rows, others: Rows) -> dict[str, Difference]:
+        """Compare the order of the answers and their errors, rows of the same images."""
+        ours, theirs = self._measured(rows), self._measured(others)
+        same = [row["value"] for row in rows] == [row["value"] for row in others]
+        names = [name for name in self.tabled if name in ours and name in theirs]
+        return {name: difference(ours[name], theirs[name], same) for name in names}
+
+    def _measured(self, rows: Rows) -> dict[str, Measured]:
+        n = len(rows)
+        answer = np.array([float(row["value"]) for row in rows])
+        truth = np.array([self.parse(row["label"]) for row in rows])
+        fold = numbered([row.get("fold", "") for row in rows], n, "folds")
+        owner = numbered([row["patient_id"] for row in rows], n)
+        cohort = gather(np.zeros(n, np.int64), owner, fold)
+        error, constant = np.abs(answer - truth), np.abs(truth - np.median(truth))
+        measured = _ranked(answer, truth, cohort)
+        for name, loss in (("mae", error), ("mae_constant", constant)):
+            value, (lo, hi), influence = of_losses(cohort, loss, float(loss.mean()), math.inf)
+            how = "logarithmic scale, jackknife over patients"
+            measured[name] = Measured(Score(value, lo, hi, how, n), influence)
+        return measured
+
+    # -- words and figures ----------------------------------------------------------------------
+
+    def sentence(self, scores: Stored, n_folds: int) -> str:
+        """Say how answers and labels rank, and how far answers are off."""
+        said = []
+        rank, lo, hi = (finite(scores.get("spearman", {}), k) for k in ("value", "lo", "hi"))
+        if rank is not None:
+            between = "" if lo is None or hi is None else f" (95 % interval {lo:.2f} to {hi:.2f})"
+            of = " of each fold" if n_folds > 1 else ""
+            said.append(f"answers and labels{of} ranked alike with a correlation of {rank:.2f}"
+                        f"{between}")  # fmt: skip
+        error = finite(scores.get("mae", {}), "value")
+        constant = finite(scores.get("mae_constant", {}), "value")
+        if error is not None and constant is not None:
+            said.append(
+                f"answers were off by {error:.3g} on average, where the median label as the answer "
+                f"for every image would be off by {constant:.3g}"
+            )
+        return f"{'; '.join(said)}." if said else ""
+
+    def cautions(self, scores: Stored) -> list[str]:
+        """Say where the order cannot be told from chance, or a constant is as good."""
+        said = []
+        lo, hi = (finite(scores.get("spearman", {}), key) for key in ("lo", "hi"))
+        if lo is not None and hi is not None and lo <= 0 <= hi:
+            said.append("The interval holds 0: this order cannot be told from chance.")
+        error, constant = (
+            finite(scores.get(name, {}), "value") for name in ("mae", "mae_constant")
+        )
+        if error is not None and constant is not None and error >= constant:
+            said.append("A constant answer would be off by no more than this model.")
+        return said
+
+    def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
+        """Say how far an answer is off; the largest errors come first."""
+        stored = entry.get("values")
+        value = finite(stored, "value") if isinstance(stored, dict) else None
+        truth = _number(str(entry.get("label") or ""))
+        if value is None or truth is None:
+            return Verdict("unlabelled", "unlabelled", (0.0, 0.0))
+        error = abs(value - truth)
+        return Verdict("measured", f"off by {error:.3g}", (1.0, error))
+
+    def charts(
+        self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
+    ) -> list[Chart]:
+        """Return the answers against the labels."""
+        caption = "Each dot is an image; on the dashed line answers are exact."
+        pairs = [(_number(row.get("label", "")), finite(row, "value")) for row in rows]
+        known = np.array([pair for pair in pairs if None not in pair], np.float64)
+        if not len(known):
+            return [Chart("answers", caption, "No answers of labelled images were stored.")]
+        alt = f"Answers against labels of {len(known)} images"
+        return [Chart("answers", caption, "", alt, partial(_draw_answers, known=known))]
+
+
+def _number(label: str) -> float | None:
+    """Return the finite number that a label writes, with a point or a comma; None for others."""
+    text = label.strip()
+    try:
+        value = float(text.replace(",", ".") if text.count(",") == 1 else text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and "_" not in text else None
+
+
+def _rank_correlation(answer: Floats, truth: Floats, fold: Ints, weight: Floats) -> Floats:
+    """Return the mean Spearman correlation of the folds, ``(r,)``, each by its images less one.
+
+    Args:
+        answer, truth: ``(n,)``.
+        fold: ``(n,)``; only images of one fold are compared.
+        weight: ``(r, n)``, 0 for images that are left out.
+
+    Returns:
+        NaN where no fold has three images with different answers and different labels.
+    """
+    found = np.full(len(weight), math.nan)
+    for i, row in enumerate(weight):
+        total, count = 0.0, 0
+        for k in np.unique(fold):
+            kept = (row > 0) & (fold == k)
+            ranks = np.array([rankdata(answer[kept]), rankdata(truth[kept])])
+            if kept.sum() >= 3 and (np.ptp(ranks, axis=1) > 0).all():
+                total += (kept.sum() - 1) * float(np.corrcoef(ranks)[0, 1])
+                count += int(kept.sum()) - 1
+        found[i] = total / count if count else math.nan
+    return found
+
+
+def _ranked(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, Measured]:
+    """Return the Spearman correlation with its interval; nothing where it is not defined.
+
+    Source: Fisher's transformation; the variance is that of a jackknife over patients, and for few
+    patients that of Fieller, Hartley and Pearson, Biometrika 44 (1957), 470.
+    """
+    measure = partial(_rank_correlation, answer, truth, cohort.fold)
+    value = float(measure(np.ones((1, len(truth))))[0])
+    if math.isnan(value):
+        return {}
+    influence = cohort.influence(value, without_each(cohort, measure))
+    patients, inside = cohort.n_patients, min(abs(value), 0.999)
+    seen = float((influence**2).sum()) / (1 - inside**2) ** 2
+    expected = 1.06 / max(patients - 3, 1)
+    variance = (patients * seen + _TRUST * expected) / (patients + _TRUST)
+    half = float(stdtrit(max(1, patients - 1), 1 - ALPHA / 2)) * math.sqrt(variance)
+    middle = math.copysign(math.atanh(inside), value)
+    lo, hi = min(value, math.tanh(middle - half)), max(value, math.tanh(middle + half))
+    how = "Fisher's transformation, jackknife over patients"
+    return {"spearman": Measured(Score(value, lo, hi, how, len(truth)), influence)}
+
+
+def _draw_answers(figure: Figure, known: Floats) -> None:
+    """Draw answers against labels on axes of the same scale."""
+    axes = figure.subplots()
+    low, high = float(known.min()), float(known.max())
+    margin = 0.05 * (high - low or 1.0)
+    ends = (low - margin, high + margin)
+    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="exact")
+    median = float(np.median(known[:, 0]))
+    axes.axhline(median, color=GREY, linestyle=":", linewidth=1, label="median label, a constant")
+    axes.scatter(known[:, 0], known[:, 1], color=BLUE, edgecolor="white", s=30, alpha=0.8, zorder=3)
+    axes.set(xlim=ends, ylim=ends, xlabel="label", ylabel="answer")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left")

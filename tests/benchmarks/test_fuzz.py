@@ -1,0 +1,79 @@
+"""A short run of the mutation fuzz; `python benchmarks/fuzz.py` is the long one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUZZ = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
+
+
+def fuzzed(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(FUZZ), *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_no_mutation_ends_otherwise_than_as_a_picture_or_a_clear_refusal() -> None:
+    ended = fuzzed("--inputs", "600", "--seed", "11")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (\w+)", ended.stdout)}
+    assert counts["read"] > 100
+    assert counts["refused"] > 100
+    assert counts["read"] + counts["refused"] == 600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_reader_that_raises_kills_or_hangs_is_found(tmp_path: Path) -> None:
+    """The fuzz itself: a plug-in that misbehaves on a word in its file is told, input by input."""
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "bad.odd").write_bytes(b"ODD" + bytes(100))
+    (tmp_path / "plug" / "readers").mkdir(parents=True)
+    (tmp_path / "plug" / "readers" / "odd.py").write_text(ODD, encoding="utf-8")
+    program = (
+        f"import sys, pathlib; sys.path.insert(0, {str(FUZZ.parent)!r}); "
+        "from foveate.parts import add_plugin_folder; "
+        f"add_plugin_folder(pathlib.Path({str(tmp_path / 'plug')!r})); "
+        "import fuzz; fuzz.write_seeds = lambda folder: None; "
+        f"sys.argv = ['fuzz', '--inputs', '40', '--seeds', {str(tmp_path / 'seeds')!r}]; "
+        "sys.exit(fuzz.main())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "foreign: " in ended.stdout
+    assert "signal: " in ended.stdout
+    assert "SIGABRT" in ended.stdout
+
+
+ODD = '''
+import os
+from foveate.readers.base import AbstractReader
+
+
+class OddReader(AbstractReader):
+    """Ends badly."""
+
+    priority = 99
+
+    def __init__(self, path):
+        if len(path.read_bytes()) % 2:
+            os.abort()
+        raise KeyboardInterrupt
+
+    @classmethod
+    def recognises(cls, path, head):
+        return head.startswith(b"ODD")
+
+    def _read_level(self, level, origin, size):
+        raise AssertionError
+
+    def close(self):
+        pass
+'''

@@ -1,0 +1,23 @@
+"""The traps of `benchmarks/traps.py` stand where the sources are now."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_each_edit_finds_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import traps
+
+    assert Path(sys.modules["traps"].__file__ or "").parent == BENCH
+    for name in ("src", "benchmarks"):
+        (tmp_path / name).symlink_to(BENCH.parent / name, target_is_directory=True)
+    known = traps.known_traps()
+    assert len(known) > 30
+    for trap in known:
+        assert traps.edited(tmp_path, trap)
