@@ -49,10 +49,8 @@ def gradients(
     """Of one step, those of all processes together; and the images that were set aside."""
     torch.manual_seed(0)
     options = SMALL if name not in ("downsampled", "streaming_cnn") else {}
-    encoder = {"width": 8, "dim": 16}
-    card = ModelCard(
-        name, options, "small", encoder, "binary", {}, ("normal", "tumour"), loader.view
-    )
+    encoder, settled = {"width": 8, "dim": 16}, {"classes": ["normal", "tumour"]}
+    card = ModelCard(name, options, "small", encoder, "binary", {}, settled, loader.view)
     model = build_model(card, pretrained=False)
     for module in model.method.modules():
         if isinstance(module, nn.Dropout):
@@ -85,26 +83,29 @@ def main(table: Path, out: Path, names: list[str]) -> None:
         devices=2,
         command=[__file__, str(table), str(out), *names],
     )
-    alone = start_runtime(device="cpu", precision="32-true")
-    rows = {}
-    for name in names:
-        for label, bad in (("whole", ()), ("one missing", (1,)), ("none of a process", (1, 3))):
-            ids = frozenset(cases[i].image_id for i in bad)
-            view = COARSE if name == "downsampled" else VIEW
-            loader = CaseLoader(view)
-            ours, aside = gradients(name, cases, loader, both, ids)
-            if both.is_main:
-                theirs, same = gradients(name, cases, CaseLoader(view), alone, ids)
-                rows[f"{name} {label}"] = {
-                    "ours": ours,
-                    "theirs": theirs,
-                    "aside": aside,
-                    "same": same,
-                }
-            loader.close()
-    if both.is_main:
-        torch.save(rows, out)
-    both.close()
+    try:
+        alone = start_runtime(device="cpu", precision="32-true")
+        rows = {}
+        for name in names:
+            for label, bad in (("whole", ()), ("one missing", (1,)), ("none of a process", (1, 3))):
+                ids = frozenset(cases[i].image_id for i in bad)
+                view = COARSE if name == "downsampled" else VIEW
+                loader = CaseLoader(view)
+                ours, aside = gradients(name, cases, loader, both, ids)
+                if both.is_main:
+                    theirs, same = gradients(name, cases, CaseLoader(view), alone, ids)
+                    rows[f"{name} {label}"] = {
+                        "ours": ours,
+                        "theirs": theirs,
+                        "aside": aside,
+                        "same": same,
+                    }
+                loader.close()
+        if both.is_main:
+            torch.save(rows, out)
+        both.close()
+    finally:
+        both.stop()
 
 
 if __name__ == "__main__":
