@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
 from foveate.geometry import Box, Frame
 from foveate.messages import warn
+from foveate.methods.base import Penalty, Prediction
 from foveate.parts import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
 
@@ -133,6 +135,11 @@ def box_around(centre: Sequence[float], size: Sequence[float]) -> Box:
     """The box of this size, in micrometres, in the middle of which `centre` lies."""
     origin = tuple(c - s / 2 for c, s in zip(centre, size, strict=True))
     return Box(origin, tuple(size), Frame.UM)
+
+
+def penalties(prediction: Prediction) -> dict[str, Tensor]:
+    """The losses of a method that need no label, by name."""
+    return {k: loss.value for k, loss in prediction.further.items() if isinstance(loss, Penalty)}
 
 
 def picture(path: Path, seed: int, *, shape: tuple[int, ...] = (96, 96, 3)) -> Path:

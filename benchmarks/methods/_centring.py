@@ -111,7 +111,7 @@ class CentredChoice(Choice):
 
     def drawn(self, batch: Batch, field: Field) -> Chosen:
         """Draw cells of each image, and look at its strongest besides; each thing once."""
-        index = draw_without_replacement(field.log_a.detach(), self.patches)
+        index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         drawn = self._placed(batch, field, index, self.jitter)
         shows = torch.zeros_like(index)
         best = drawn
@@ -127,7 +127,7 @@ class CentredChoice(Choice):
                 kept, shown = apart(every)
             patches.append(every[kept])
             shows[i, :n] = torch.from_numpy(shown[len(shown) - n :]).to(shows)
-        return CentredChosen(index, patches, field, shows)
+        return CentredChosen(index, field.real.gather(1, index), patches, field, shows)
 
     def best(self, batch: Batch, field: Field) -> list[Patches]:
         """Per image the patches at the cells of highest attention, no two that show the same."""

@@ -32,8 +32,6 @@ class CentredGlimpse(Glimpse):
         patches: drawn per image in training.
         strongest: looked at in training beside those drawn, as in evaluation.
         eval_patches: looked at per image in evaluation.
-        layers: of self-attention between tokens.
-        attention_heads: of the cross-attention.
         locating: weight of the losses that teach where to look.
         explore: share of attention, in training, that follows the prior whatever was learnt.
         instance: weight of the loss of what patches say on their own; 0 leaves votes out.
@@ -53,8 +51,6 @@ class CentredGlimpse(Glimpse):
         patches: int = 32,
         strongest: int = 0,
         eval_patches: int = 32,
-        layers: int = 1,
-        attention_heads: int = 8,
         locating: float = 0.1,
         explore: float = 0.1,
         instance: float = 4.0,
@@ -65,8 +61,6 @@ class CentredGlimpse(Glimpse):
         super().__init__(
             encoder=encoder,
             heads=heads,
-            layers=layers,
-            attention_heads=attention_heads,
             locating=locating,
             explore=explore,
             instance=instance,

@@ -27,7 +27,6 @@ class CentredIps(Ips):
         kept: patches per image that gradients flow through.
         explore: share of the kept patches, in training, that is drawn from the rest.
         layers: of self-attention between patches before pooling.
-        attention_heads: of the cross-attention.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss.
         chunk: patches encoded at a time.
@@ -45,7 +44,6 @@ class CentredIps(Ips):
         kept: int = 100,
         explore: float = 0.1,
         layers: int = 1,
-        attention_heads: int = 8,
         dropout: float = 0.1,
         instance: float = 4.0,
         chunk: int = 256,
@@ -58,7 +56,6 @@ class CentredIps(Ips):
             kept=kept,
             explore=explore,
             layers=layers,
-            attention_heads=attention_heads,
             dropout=dropout,
             instance=instance,
             chunk=chunk,

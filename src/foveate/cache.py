@@ -51,6 +51,13 @@ class ByteCache(Generic[V]):
             for key in [k for k in self._values if isinstance(k, tuple) and k[0] == first]:
                 self._drop(key)
 
+    def __getstate__(self) -> dict[str, int]:
+        """The bound alone: a copy begins empty, since what is kept here can be made again."""
+        return {"max_bytes": self.max_bytes}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     def _drop(self, key: Hashable) -> None:
         if key in self._values:
             self.held_bytes -= self._values.pop(key)[1]

@@ -51,7 +51,7 @@ def squares(folder: Path) -> tuple[Case, NDArray[np.int64]]:
 def looked_at(batch: Batch, *, centring: int, training: bool) -> Patches:
     torch.manual_seed(0)
     encoder = build_encoder("small", {"width": 8, "dim": 16})
-    method = CentredIps(encoder=encoder, heads=HEADS, centring=centring, attention_heads=4)
+    method = CentredIps(encoder=encoder, heads=HEADS, centring=centring)
     return method.bag.cover(batch, training=training)[0]
 
 
@@ -97,7 +97,7 @@ def looks(
 ) -> tuple[Patches, torch.Tensor, torch.Tensor, Patches]:
     """Patches looked at, the drawn cells, what shows them, and patches at these very cells."""
     with torch.no_grad():
-        field = method._locate(batch, run_by_shape(method.encoder.maps, batch.glimpses()))
+        field = method.attend(batch, run_by_shape(method.encoder.maps, batch.glimpses()))
         seen = method.choice(batch, field, training=method.training)
         return (
             seen.patches[0],
@@ -117,7 +117,7 @@ def test_the_strongest_are_looked_at_in_training_whatever_is_drawn(
     drawn, *_ = looks(glimpse(**given), batch)
     alone = times_whole(drawn, origins) > 0
     assert 0 < alone.sum() <= patches < len(origins)
-    every, _, shows, _ = looks(glimpse(**given, strongest=16), batch)
+    every, _, shows, _ = looks(glimpse(**given, strongest=16), batch_of(case, loader))
     assert (times_whole(every, origins) == 1).all()
     assert ((times_whole(every[shows.numpy()], origins) > 0) == alone).all()
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 
+from conftest import penalties
 from foveate.batch import Batch, View
 from foveate.loading.loader import CaseLoader
-from foveate.methods.base import Prediction
+from foveate.methods.base import AbstractMethod, Judge, Prediction
 from foveate.parts import names
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, load_model, save_model
@@ -99,11 +103,61 @@ def test_training_step_reaches_the_encoder(
     model.method.train()
     prediction = model.method(batch_of(cases, loader, pool))
     loss = model.task.loss(prediction.logits, torch.tensor([0, 1, 1]))
-    (loss + sum(prediction.losses.values())).backward()
+    (loss + sum(penalties(prediction).values())).backward()
     gradients = [p.grad for p in model.method.encoder.parameters() if p.requires_grad]
     assert gradients
     assert all(g is not None and g.isfinite().all() for g in gradients)
     assert any(g.abs().sum() > 0 for g in gradients if g is not None)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("name", METHODS)
+def test_copies_and_pickles_with_its_weights(
+    name: str,
+    copied: Callable[[AbstractMethod], AbstractMethod],
+    cases: list[Case],
+    loader: CaseLoader,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Before and after forward passes: what they keep beside the weights is left behind."""
+    model = build(name)
+    fresh = copied(model.method)
+    batch = batch_of(cases, loader, pool)
+    batch.tell = lambda _: None
+    expected = evaluate(model, batch).logits
+    used = copied(model.method)
+    model.method.train()(batch)
+    trained = copied(model.method)
+    model.method.eval()
+    for method in (fresh, used, trained):
+        with torch.inference_mode():
+            assert torch.equal(method.eval()(batch).logits, expected)
+    assert len(pickle.dumps(used)) == pytest.approx(len(pickle.dumps(fresh)), rel=0.01)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_further_losses_are_tensors_that_wrappers_can_walk(
+    name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
+) -> None:
+    """Lightning walks into what a module returns; DDP looks for every tensor with a gradient."""
+    model, seen = build(name), list[torch.Tensor]()
+    prediction = model.method.train()(batch_of(cases, loader, pool))
+
+    def walk(x: torch.Tensor) -> torch.Tensor:
+        seen.extend([x] if x.requires_grad else [])
+        return x
+
+    walked = apply_to_collection(prediction, torch.Tensor, walk)
+    assert isinstance(walked, Prediction)
+    judge = Judge(model.task, torch.tensor([0, 1, 1]))
+    for loss in walked.further.values():
+        value = loss(judge)
+        assert value.shape == ()
+        reached = torch.autograd.grad(value, seen, allow_unused=True, retain_graph=True)
+        assert any(gradient is not None for gradient in reached)
+    assert not prediction.evidence
+    shown = evaluate(model, batch_of(cases, loader, pool))
+    assert apply_to_collection(shown, torch.Tensor, walk).evidence is shown.evidence
 
 
 @pytest.mark.parametrize("name", METHODS)

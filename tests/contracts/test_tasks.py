@@ -119,3 +119,10 @@ def test_figures_and_tables_need_nothing_and_draw_what_there_is(
             figure = Figure()
             chart.draw(figure)
             assert figure.axes
+
+
+def test_logits_are_named_by_the_classes_that_they_are_of() -> None:
+    graded = restore_task("multiclass", {"classes": ["a", "b", "c"]}, {})
+    found = restore_task("binary", {"classes": ["a", "b"]}, {})
+    assert tuple(graded.outputs) == ("a", "b", "c")
+    assert tuple(found.outputs) == ("b",)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import penalties
 from foveate.batch import Augment, Batch, View
 from foveate.errors import OptionError
 from foveate.files.atomic import write_bytes
@@ -115,7 +116,7 @@ def test_a_training_step_reaches_the_encoder(name: str, changed: Batch) -> None:
     model = build(name)
     model.method.train()
     prediction = model.method(changed)
-    (prediction.logits.square().sum() + sum(prediction.losses.values())).backward()
+    (prediction.logits.square().sum() + sum(penalties(prediction).values())).backward()
     gradients = [p.grad for p in model.method.encoder.parameters() if p.requires_grad]
     assert all(g is not None and g.isfinite().all() for g in gradients)
     assert any(g.abs().sum() > 0 for g in gradients if g is not None)
@@ -129,7 +130,7 @@ def test_training_mirrors_volumes_left_to_right(cases: list[Case], tmp_path: Pat
     glimpse = torch.from_numpy(item.glimpse[..., 0].astype(np.float32)).flatten()
     for seed in range(8):
         torch.manual_seed(seed)
-        batch = trainer._batch([item])
+        batch = trainer.steps.batch([item])
         (shown,) = batch._shown()
         as_is, other = (
             torch.corrcoef(torch.stack([x.flatten(), glimpse]))[0, 1]
@@ -194,7 +195,7 @@ def test_methods_take_slices(name: str, batch: Batch) -> None:
         assert (centre < extent + 16 * VIEW.glimpse_spacing_um).all()
     model.method.train()
     found = model.method(batch)
-    (found.logits.square().sum() + sum(found.losses.values())).backward()
+    (found.logits.square().sum() + sum(penalties(found).values())).backward()
     encoder = model.method.encoder
     assert any(
         n.startswith("picture.") and p.grad is not None for n, p in encoder.named_parameters()

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 import torch
 
+from foveate.attention_maps.cells import Priors
 from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
 from foveate.exports.geojson import build_geojson
@@ -66,9 +67,8 @@ def test_attention_patch_and_geojson_find_the_spot(
     options = {} if encoder == "small" else {"pretrained": False, "stages": 3}
     network = build_encoder(encoder, options)
     # Nothing is learnt yet: the prior alone, which follows contrast, points at the spot.
-    method = Glimpse(
-        encoder=network, heads=(Head("spot", 1, False, "max"),), eval_patches=1, contrast=4.0
-    ).eval()
+    method = Glimpse(encoder=network, heads=(Head("spot", 1, False, "max"),), eval_patches=1).eval()
+    method._priors = Priors(power=4.0, background=0.0)
     batch = Batch(
         [item],
         view=view,

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from conftest import Ended, one_thread, picture
-from foveate.files.lock import hold
+from foveate.files.lock import lock_folder
 from foveate.runs.folder import read_json, read_rows
 
 Command = Callable[..., Ended]
@@ -144,12 +144,12 @@ def test_parts_and_the_whole_do_not_write_at_once(
 ) -> None:
     out = tmp_path / "out"
     words = ("predict", picture_run, images, "--out", out, "--heatmaps", 0)
-    with hold(out / "parts" / "1_of_2"):
+    with lock_folder(out / "parts" / "1_of_2"):
         ended = foveate(*words)
         assert ended.returncode == 1
         assert "part 1/2 is still being predicted" in ended.stderr
         assert "in use by another foveate" in foveate(*words, "--part", "1/2").stderr
-    with hold(out):
+    with lock_folder(out):
         assert "another foveate writes there" in foveate(*words, "--part", "1/2").stderr
     assert foveate(*words, "--part", "1/2").returncode == 0
     ended = foveate("predict", picture_run, images / "N01.png", "--out", out, "--heatmaps", 0)

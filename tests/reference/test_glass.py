@@ -21,7 +21,7 @@ from reference.test_sampling_methods import Stub
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=4.0)
 SAMPLING = [
-    (Glimpse, {"patches": 6, "eval_patches": 30, "attention_heads": 2}),
+    (Glimpse, {"patches": 6, "eval_patches": 30}),
     (AttentionSampling, {"patches": 6, "eval_patches": 30}),
     (JointSampling, {"patches": 6, "eval_patches": 30, "scales": (1.0, 2.0)}),
     (DifferentiableTopK, {"k": 6}),

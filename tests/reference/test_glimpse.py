@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
+from foveate.attention_maps.together import Tokens
 from foveate.batch import Batch, View
 from foveate.batch.features import FeatureStore
 from foveate.encoders.lite0 import Lite0Encoder
 from foveate.encoders.small import SmallEncoder
 from foveate.loading.loader import CaseLoader
 from foveate.methods.downsampled import Downsampled
-from foveate.methods.glimpse import Glimpse, _Tokens
+from foveate.methods.glimpse import Glimpse
+from foveate.methods.glimpse_zoom import GlimpseZoom
 from foveate.nn.heads import Head
 from foveate.table import read_cases
 from foveate.tasks.binary import BinaryTask
@@ -49,11 +50,13 @@ def test_the_expectation_teaches_patches_only_where_they_add_up(
 ) -> None:
     torch.manual_seed(0)
     encoder, heads = SmallEncoder(width=8, dim=16), HEADS if adds_up else HEADS[2:]
-    method = Glimpse(encoder=encoder, heads=heads, dropout=0.0, zoom=zoom, looks=2)
+    method: Glimpse | GlimpseZoom = Glimpse(encoder=encoder, heads=heads, dropout=0.0)
+    if zoom:
+        method = GlimpseZoom(encoder=encoder, heads=heads, dropout=0.0, zoom=zoom, looks=2)
     for p in method.locate.parameters():
         nn.init.normal_(p, std=0.3)
     with _batch(tiny_cohort) as batch:
-        weight, logits = method(batch).auxiliary["expected"]
+        logits, weight = method(batch).further["expected"]
     assert weight == method.locating
     logits.square().sum().backward()
     taught = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
@@ -71,13 +74,14 @@ def test_what_teaches_where_to_look_weighs_as_much_as_asked(tiny_cohort: Path) -
     for locating in (1.0, 0.25):
         torch.manual_seed(0)
         encoder = SmallEncoder(width=8, dim=16)
-        method = Glimpse(encoder=encoder, heads=HEADS, mass=0.01, locating=locating)
+        method = Glimpse(encoder=encoder, heads=HEADS, locating=locating)
+        method.spread.mass = 0.01
         for p in method.locate.parameters():
             nn.init.normal_(p, std=0.3)
         torch.manual_seed(1)
         with _batch(tiny_cohort) as batch:
             prediction = method(batch)
-        found.append((prediction.losses["spread"], prediction.auxiliary["expected"][0]))
+        found.append((prediction.further["spread"].value, prediction.further["expected"].weight))
     assert found[0][0] > 0
     torch.testing.assert_close(found[1][0], 0.25 * found[0][0])
     assert [weight for _, weight in found] == [1.0, 0.25]
@@ -104,7 +108,7 @@ def test_what_patches_mean_depends_on_the_glimpse(tiny_cohort: Path) -> None:
         method.encoder.mixed.standardise.settle(settled)
         batch = build((0, 0, 1, 1))
         whole, tokens = _parts(method, batch)
-        f = method._aggregate(batch, whole[[0, 2, 0, 2]], tokens)[0]
+        f = method.relate(batch, whole[[0, 2, 0, 2]], tokens)[0]
     assert (f.std(0, correction=0) > 1e-4).all()
     measured = interaction(f)
     assert (measured > 1e-4).all(), measured
@@ -130,16 +134,16 @@ def test_what_only_both_together_tell_is_learnt(tiny_cohort: Path) -> None:
         whole = kinds[0, [0, 1, 0, 1]]
         patches = kinds[1, [0, 0, 1, 1]].unsqueeze(1).expand(-1, len(regions[0]), -1)
         every = torch.ones(4, len(regions[0]), dtype=torch.bool)
-        tokens = _Tokens(patches, every, every, regions)
+        tokens = Tokens(patches, every, every, regions)
         for _ in range(200):
             noise = 0.1 * torch.randn_like(patches)
-            f = method._aggregate(batch, whole, replace(tokens, tokens=patches + noise))[0]
+            f = method.relate(batch, whole, replace(tokens, tokens=patches + noise))[0]
             loss = functional.binary_cross_entropy_with_logits(f[:, 0], target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.inference_mode():
-            f = method.eval()._aggregate(batch, whole, tokens)[0]
+            f = method.eval().relate(batch, whole, tokens)[0]
     assert functional.binary_cross_entropy_with_logits(f[:, 0], target) < 0.3
     assert (interaction(f) > 1.0).all()
 
@@ -155,7 +159,7 @@ def test_a_hidden_glimpse_says_nothing(tiny_cohort: Path) -> None:
         other = whole + torch.randn_like(whole)
         for hidden in (1.0, 0.0):
             method.glimpse_dropout = hidden
-            answers.append([method._aggregate(batch, w, tokens)[0] for w in (whole, other)])
+            answers.append([method.relate(batch, w, tokens)[0] for w in (whole, other)])
     torch.testing.assert_close(answers[0][0], answers[0][1], rtol=0, atol=0)
     assert (answers[1][0] - answers[1][1]).abs().max() > 1e-4
     assert (answers[0][0] - answers[1][0]).abs().max() > 1e-4
@@ -184,16 +188,15 @@ def test_where_patches_say_nothing_it_answers_as_downsampled_does(tiny_cohort: P
     assert parts[0].keys() == {c.image_id for c in cases}
 
 
-def _parts(method: Glimpse, batch: Batch) -> tuple[Tensor, _Tokens]:
+def _parts(method: Glimpse, batch: Batch) -> tuple[Tensor, Tokens]:
     """The token of each glimpse ``(b, d)``, and the tokens of the patches."""
     looks = batch.look(method.encoder)
-    seen = method._look(batch, method._locate(batch, [look.maps for look in looks]))
-    valid = padding_mask([len(p) for p in seen.patches], torch.device("cpu"))
-    f = embed_patches(method.encoder, batch, seen.patches, method.chunk)
-    f = pad_rows(method.embed(f.float()), valid)
+    field = method.attend(batch, [look.maps for look in looks])
+    seen = method.choice(batch, field, training=method.training)
+    f, valid = method.read(batch, seen.patches)
     features = torch.cat([look.features for look in looks])
     whole = method.embed(method.encoder.project(features).float()) + method.whole
-    return whole, method._tokens(f, valid, [], seen)
+    return whole, Tokens(f, valid, valid, seen.patches)
 
 
 @contextmanager

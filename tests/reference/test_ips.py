@@ -51,7 +51,6 @@ def method(**options: object) -> Ips:
     built = Ips(
         encoder=build_encoder("small", {"width": 8, "dim": 16}),
         heads=HEADS,
-        attention_heads=4,
         kept=KEPT,
         **options,  # type: ignore[arg-type]
     )
@@ -148,7 +147,7 @@ def test_at_the_beginning_of_training_too_any_order_selects_the_same(
     for seed in range(8):
         torch.manual_seed(seed)
         encoder = build_encoder("small", {"width": 8, "dim": 16})
-        built = Ips(encoder=encoder, heads=HEADS, attention_heads=4, chunk=16, kept=1).eval()
+        built = Ips(encoder=encoder, heads=HEADS, chunk=16, kept=1).eval()
         batch = batch_of([canvas(tmp_path, seed, 100)], loader, pool)
         (patches,) = built.bag.cover(batch, training=False)
         built.buffer = len(patches) - 1
@@ -240,7 +239,8 @@ def test_a_step_in_chunks_blocks_and_tiles_has_the_gradients_of_one_at_once(
                 layer.pairs = 100
         torch.manual_seed(4)
         prediction = built(batch_of(cases, loader, pool))
-        (prediction.logits.sin().sum() + prediction.auxiliary["instance"][1].sin().sum()).backward()
+        alone = prediction.further["instance"].logits
+        (prediction.logits.sin().sum() + alone.sin().sum()).backward()
         gradients = {n: p.grad for n, p in built.named_parameters() if p.grad is not None}
         found.append((prediction.logits.detach(), gradients))
     (plain, theirs), (frugal_logits, ours) = found

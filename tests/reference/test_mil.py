@@ -17,7 +17,14 @@ from foveate.bags.embedding import Bag, output_weights, patch_shares
 from foveate.batch import Batch, Patches, View
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
-from foveate.methods.base import AbstractMethod, Prediction, further_loss
+from foveate.methods.base import (
+    AbstractMethod,
+    Auxiliary,
+    Penalty,
+    Prediction,
+    further_loss,
+)
+from foveate.methods.clam import Clustering
 from foveate.nn.heads import Head
 from foveate.parts import find
 from foveate.tasks.binary import BinaryTask
@@ -110,10 +117,8 @@ def everything(method: AbstractMethod, given: Given) -> dict[str, Tensor]:
     given.f.requires_grad_()
     prediction = run(method, given)
     found = {"logits": prediction.logits}
-    found |= {f"auxiliary {key}": each for key, (_, each) in prediction.auxiliary.items()}
-    for objective in prediction.objectives.values():
-        _, true, false = objective.args
-        found |= {"where true": true, "where false": false}
+    for key, loss in prediction.further.items():
+        found |= {f"{key} {i}": each for i, each in enumerate(loss) if isinstance(each, Tensor)}
     generator = torch.Generator().manual_seed(2)
     total = torch.zeros((), dtype=torch.float64)
     for each in found.values():
@@ -224,10 +229,10 @@ def test_half_precision(name: str, options: dict[str, Any]) -> None:
 def test_the_instance_head_is_an_option(name: str) -> None:
     given = problem()
     weights = {"abmil": 1.0, "transmil": 1.0, "mil_mean": None, "clam": None}
-    found = run(build(name).train(), given).auxiliary
-    assert found.get("instance", (None,))[0] == weights[name]
-    assert run(build(name, instance=0.5).train(), given).auxiliary["instance"][0] == 0.5
-    assert not run(build(name, instance=0).train(), given).auxiliary
+    found = run(build(name).train(), given).further.get("instance")
+    assert getattr(found, "weight", None) == weights[name]
+    assert run(build(name, instance=0.5).train(), given).further["instance"].weight == 0.5
+    assert "instance" not in run(build(name, instance=0).train(), given).further
 
 
 # -- each against its formula ----------------------------------------------------------------------
@@ -322,7 +327,7 @@ def test_two_streams(dropout: float) -> None:
         kernel = method.head.weight.view(5, 5, DIM)
         bag = functional.conv1d(torch.stack(rows)[None], kernel, method.head.bias)[0, :, 0]
         close(found.logits[i], bag)
-        close(trained.auxiliary["instance"][1][i], single.amax(0))
+        close(trained.further["instance"].logits[i], single.amax(0))
         close(again[i, :, : len(f)], torch.stack(attention))
         parts = [given.f, *method.query.parameters()]
         ours, theirs = (
@@ -333,7 +338,7 @@ def test_two_streams(dropout: float) -> None:
             close(a, b)
         if dropout == 0:
             close(trained.logits[i], bag)
-    assert trained.auxiliary["instance"][0] == 1.0, "both streams weigh the same"
+    assert trained.further["instance"].weight == 1.0, "both streams weigh the same"
 
 
 def slow_transmil(method: AbstractMethod, f: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -502,7 +507,7 @@ def test_dropout_hides_no_patch_from_the_instance_head() -> None:
     method, given = build("clam", dropout=0.9, instance=1.0).train(), problem((40, 20))
     first, second = (run(method, given) for _ in range(2))
     assert not torch.equal(first.logits, second.logits)
-    assert torch.equal(first.auxiliary["instance"][1], second.auxiliary["instance"][1])
+    assert torch.equal(first.further["instance"].logits, second.further["instance"].logits)
 
 
 def test_clustering_teaches_the_embedding_and_not_the_encoder() -> None:
@@ -517,7 +522,7 @@ def test_clustering_teaches_the_embedding_and_not_the_encoder() -> None:
 def test_clustering_is_left_out() -> None:
     """Where its share is 0, and for tasks whose outputs are no classes."""
     given = problem()
-    assert not run(build("clam", clustering=0.0).train(), given).objectives
+    assert not run(build("clam", clustering=0.0).train(), given).further
     prediction = run(build("clam").train(), given)
     assert further_loss(Labels(None), prediction, torch.zeros(4)) == 0
     with pytest.raises(OptionError, match=r"method\.clustering: got 1"):
@@ -531,16 +536,17 @@ def test_further_losses_add_up() -> None:
     task = MulticlassTask(classes=("a", "b", "c"))
     prediction = Prediction(
         logits,
-        [],
-        losses={"x": torch.tensor(0.25)},
-        auxiliary={"y": (2.0, logits + 1)},
-        objectives={"z": lambda judge: 3 * judge.by_label(true, false).mean()},
+        further={
+            "x": Penalty(torch.tensor(0.25)),
+            "y": Auxiliary(logits + 1, 2.0),
+            "z": Clustering(true, false, 3.0),
+        },
     )
     slow = 0.25 + 2 * task.loss(logits, target)
     for i, label in enumerate(target.tolist()):
         slow = slow + 3 / 4 * sum((true if k == label else false)[i, k] for k in range(3))
     close(further_loss(task, prediction, target).double(), slow.double(), 1e-6)
-    assert further_loss(task, Prediction(logits, []), target) == 0
+    assert further_loss(task, Prediction(logits), target) == 0
     binary = BinaryTask(classes=("no", "yes")).truth(torch.tensor([1, 0]))
     assert binary.tolist() == [[1.0], [0.0]]
 

@@ -6,15 +6,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import box_around
+from conftest import box_around, penalties
+from foveate.attention_maps.cells import Priors
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
@@ -24,7 +24,7 @@ from foveate.methods.base import AbstractMethod, Prediction
 from foveate.methods.differentiable_top_k import DifferentiableTopK
 from foveate.methods.joint_sampling import JointSampling
 from foveate.nn.heads import Head
-from foveate.prediction.rows import _deviations
+from foveate.parts import options as options_of
 from reference.test_locate import HeldImage
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)
@@ -72,7 +72,15 @@ def _batch(pool: ThreadPoolExecutor, *images: HeldImage, view: View = VIEW) -> B
 def _build(method: type[AbstractMethod], **options: Any) -> Any:
     """A method with the stub, whose scores and head are not 0."""
     torch.manual_seed(0)
-    built: Any = method(encoder=Stub(), heads=HEADS, **{**PLAIN, **options})
+    wanted = {**PLAIN, **options}
+    known = {key: value for key, value in wanted.items() if key in options_of(method)}
+    built: Any = method(encoder=Stub(), heads=HEADS, **known)
+    power, background = wanted.pop("contrast", None), wanted.pop("background", None)
+    if power is not None or background is not None:
+        built._priors = Priors(power=2.0 if power is None else power, background=background or 0.0)
+    for key in wanted.keys() - known.keys():  # constants of the method
+        assert hasattr(built, key), key
+        setattr(built, key, wanted[key])
     for parameter in built.locate.parameters():
         nn.init.normal_(parameter, std=0.5)
     return built
@@ -241,18 +249,6 @@ def test_deviation_of_one_draw_is_that_over_all_draws(
     torch.testing.assert_close(share @ torch.stack(squares), variance, atol=1e-6, rtol=1e-3)
 
 
-def test_deviations_are_columns_of_the_table() -> None:
-    said = {
-        1: {"logit_sd_c": "0.500000"},
-        3: {f"logit_sd_{c}": "0.500000" for c in "abc"},
-        2: {"logit_sd_0": "0.500000", "logit_sd_1": "0.500000"},
-    }
-    for n, columns in said.items():
-        report: Any = SimpleNamespace(deviation=(0.5,) * n)
-        assert _deviations(report, ("a", "b", "c")) == columns
-    assert _deviations(cast(Any, SimpleNamespace(deviation=None)), ("a", "b")) == {}
-
-
 @pytest.mark.parametrize("attention", ["own", "encoder"])
 @pytest.mark.parametrize("place", [(17, 42), (2, 72), (32, 7)])
 def test_a_bright_pixel_lies_in_the_middle_of_the_patch(
@@ -330,7 +326,7 @@ def test_a_step_against_collapse_spreads_attention(
         return float((log_a.exp() * (start - log_a)).sum())
 
     before = entropy()
-    built(batch).losses["spread"].backward()
+    penalties(built(batch))["spread"].backward()
     learnt = [p for p in built.locate.parameters() if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in learnt]).norm()
     with torch.no_grad():
@@ -352,7 +348,7 @@ def test_nearly_all_mass_on_one_cell_gives_finite_gradients(
     batch = _batch(pool, _image())
     assert built._locate(batch).log_a.exp().max() > 1 - 1e-6
     prediction = built.train()(batch)
-    (_scalar(prediction.logits[0]) + sum(prediction.losses.values())).backward()
+    (_scalar(prediction.logits[0]) + sum(penalties(prediction).values())).backward()
     assert all(p.grad.isfinite().all() for p in built.parameters() if p.grad is not None)
 
 
@@ -389,9 +385,8 @@ def test_joint_sampling_is_the_sum_over_all_cells_of_all_scales(
 def test_scales_begin_with_equal_mass_whatever_their_number_of_cells(
     power: float, explore: float, pool: ThreadPoolExecutor
 ) -> None:
-    method = JointSampling(
-        encoder=Stub(), heads=HEADS, scales=(1.0, 4.0), contrast=power, explore=explore
-    )
+    method = JointSampling(encoder=Stub(), heads=HEADS, scales=(1.0, 4.0))
+    method.explore, method._priors = explore, Priors(power=power, background=0.0)
     batch = _batch(pool, _image(0, (60, 90)), _image(1, (36, 48)))
     field = method._locate(batch)
     assert [[len(g.log_prior) for g in each] for each in field.grids] == [[150, 40], [48, 12]]
@@ -441,7 +436,7 @@ def test_a_scale_without_attention_is_dropped_after_the_warm_up(pool: ThreadPool
     (evidence,) = again(batch).evidence
     assert sorted(set(evidence.size_um[:, 0])) == [4.0]
     assert len(evidence) == 6
-    loss = sum(method(batch).losses.values())
+    loss = sum(penalties(method(batch)).values())
     loss.backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
 
@@ -458,17 +453,17 @@ def test_balance_is_the_divergence_from_equal_shares_and_fades(pool: ThreadPoolE
     method = _build(JointSampling, scales=(1.0, 4.0), balance=3.0, warm_up=0.4).train()
     nn.init.constant_(method.locate.score[1].bias, -2.0)
     batch = _batch(pool, _image(), _image(1))
-    q = method._locate(batch).shares().mean(0).detach()
-    apart = float((q * (2 * q).log()).sum())
+    q = method._locate(batch).shares().detach()
+    apart = float((q * (2 * q).log()).sum(1).mean())
     assert apart > 0.05
     for done, weight in ((0.0, 3.0), (0.1, 2.25), (0.3, 0.75)):
         method.begin_step(done)
-        loss = method(batch).losses["balance"]
+        loss = penalties(method(batch))["balance"]
         assert loss.item() == pytest.approx(weight * apart, rel=1e-3)
     loss.backward()
     assert method.locate.score[1].bias.grad < 0, "a step gives the scale that lags more"
     method.begin_step(0.4)
-    assert "balance" not in method(batch).losses
+    assert "balance" not in method(batch).further
 
 
 def test_price_is_the_expected_pixels_decoded_for_a_patch(pool: ThreadPoolExecutor) -> None:
@@ -479,7 +474,7 @@ def test_price_is_the_expected_pixels_decoded_for_a_patch(pool: ThreadPoolExecut
     shares = method._locate(batch).shares().detach()
     # Without a level at a quarter of the resolution, a coarse patch decodes 16 pixels for each.
     costs = torch.tensor([[1.0, 16.0], [1.0, 1.0]])
-    loss = method(batch).losses["price"]
+    loss = penalties(method(batch))["price"]
     torch.testing.assert_close(loss, 0.5 * (shares * costs).sum(1).mean())
     loss.backward()
     assert method.locate.score[1].bias.grad > 0

@@ -67,17 +67,17 @@ def test_regions_of_a_turned_image_are_those_of_the_turned_array(
     for seed in range(40):
         torch.manual_seed(seed)
         batch = batch_of(loader, slide, augment="slide")
-        batch._tints = None
-        source = batch.whole(0, skip_background=False)
-        bits = source.turn.bits
+        batch.changes.tints = None
+        whole = batch.whole(0, skip_background=False)
+        bits = whole.turn.bits
         seen.add(bits)
         turned = plain.flip(-1) if bits & 1 else plain
         turned = turned.flip(-2) if bits & 2 else turned
         turned = turned.transpose(-1, -2) if bits & 4 else turned
-        assert source.shape == tuple(turned.shape)
+        assert whole.shape == tuple(turned.shape)
         h, w = turned.shape[1:]
         regions: list[Region] = [((0, h), (0, w)), ((5, 77), (w - 40, w)), ((300, 301), (0, 9))]
-        for region, crop in zip(regions, source.crops(regions), strict=True):
+        for region, crop in zip(regions, whole.crops(regions), strict=True):
             (a, b), (c, d) = region
             torch.testing.assert_close(crop[0], turned[:, a:b, c:d], atol=1e-6, rtol=0)
     assert seen == set(range(8))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from conftest import penalties
 from foveate.attention_maps.cells import Field, Grid, MapScores, build_field, contrast_prior
 from foveate.attention_maps.zoom import (
     Descent,
@@ -30,13 +31,15 @@ from foveate.attention_maps.zoom import (
 )
 from foveate.bags.embedding import pad_rows
 from foveate.batch import Augment, Batch, LoadedImage, View
+from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.geometry import Lattice
 from foveate.images.evidence import Floats
 from foveate.loading.loader import CaseLoader
-from foveate.methods.base import Prediction
+from foveate.methods.base import Prediction, further_loss
 from foveate.methods.glimpse import Glimpse
+from foveate.methods.glimpse_zoom import GlimpseZoom
 from foveate.nn.heads import Head
 from foveate.nn.sampling import smoothed_log_softmax
 from foveate.runs.card import ModelCard
@@ -329,12 +332,11 @@ def _spotted(spot: tuple[int, int]) -> Floats:
     return pixels
 
 
-def _seeking(zoom: tuple[float, ...], stages: tuple[int, ...], **options: Any) -> Glimpse:
+def _seeking(zoom: tuple[float, ...], stages: tuple[int, ...], **options: Any) -> GlimpseZoom:
     """All tiles that the glimpse's cells stand for are looked at, and in them what is dark."""
-    method = Glimpse(
+    method = GlimpseZoom(
         encoder=_Shade(), heads=[Head("h", 1, False, "max")], zoom=zoom, looks=32, **options
     )
-    assert method.zoom is not None
     for level, stage in zip(method.zoom.levels, stages, strict=True):
         assert isinstance(level, Look)
         _point_at_darkness(level.locate, stage)
@@ -378,8 +380,9 @@ def test_turned_crops_mislead_no_draw(
     for seed in range(3):
         torch.manual_seed(seed)
         batch = _batch([_spotted(spot)], pool, augment="slide")
-        field = method._locate(batch, [method.encoder.maps(batch.glimpses()[0][None])])
-        seen = method._look(batch, field)
+        maps = [method.encoder.maps(batch.glimpses()[0][None])]
+        field = method.attend(batch, maps, scale=method.zoom.scale)
+        seen = method.zoom.descend(method.encoder, batch, field, 32, jitter=False)
         assert len(seen.patches[0]) == 32
         assert _shows(seen.patches[0].origin_um, spot).any()
 
@@ -407,7 +410,7 @@ def _model(zoom: tuple[float, ...], **options: object) -> Model:
     given = {"zoom": zoom, "looks": 4, "patches": 8, "eval_patches": 12, **options}
     encoder = {"width": 8, "dim": 16}
     settled = {"classes": ["normal", "tumour"]}
-    card = ModelCard("glimpse", given, "small", encoder, "binary", {}, settled, COHORT_VIEW)
+    card = ModelCard("glimpse_zoom", given, "small", encoder, "binary", {}, settled, COHORT_VIEW)
     return build_model(card, pretrained=False)
 
 
@@ -490,10 +493,8 @@ def test_training_with_zoom_reaches_every_level(
         found.append(prediction.logits)
     assert torch.equal(found[0], found[1])
     target = torch.tensor([0, 1, 1])
-    loss = model.task.loss(prediction.logits, target) + sum(prediction.losses.values())
-    for weight, logits in prediction.auxiliary.values():
-        loss = loss + weight * model.task.loss(logits, target)
-    loss.backward()
+    loss = model.task.loss(prediction.logits, target)
+    (loss + further_loss(model.task, prediction, target)).backward()
     heads = [m for m in model.method.modules() if isinstance(m, MapScores)]
     assert len(heads) == 1 + len(zoom)
     for head in heads:
@@ -507,7 +508,7 @@ def test_training_with_zoom_reaches_every_level(
     for level in model.method.zoom.levels:
         assert level.kind.grad.abs().sum() > 0
         assert 0 < float(level.spread.held) <= 1
-    assert set(prediction.losses) == {"spread", *(f"spread_{z:g}" for z in zoom)}
+    assert set(penalties(prediction)) == {"spread", *(f"spread_{z:g}" for z in zoom)}
 
 
 def test_spread_of_each_level_pulls_attention_to_its_prior(
@@ -516,7 +517,7 @@ def test_spread_of_each_level_pulls_attention_to_its_prior(
     model = _model((8.0, 2.0))
     _spread_scores(model)
     model.method.train()
-    losses = model.method(_load(cases, loader, pool)).losses
+    losses = penalties(model.method(_load(cases, loader, pool)))
     assert all(loss.item() > 0 for loss in losses.values())
     for name, level in zip(("spread_8", "spread_2"), model.method.zoom.levels, strict=True):
         model.method.zero_grad()
@@ -524,18 +525,20 @@ def test_spread_of_each_level_pulls_attention_to_its_prior(
         assert level.locate.score[0].weight.grad.abs().sum() > 0
 
 
-def test_without_zoom_nothing_is_added() -> None:
-    names = set(_model(()).method.state_dict())
-    more = set(_model((8.0,)).method.state_dict())
-    assert names < more
-    assert all(name.startswith("zoom.") for name in more - names)
-    plain, zoomed = _model(()).method.state_dict(), _model((8.0,)).method.state_dict()
+def test_beside_its_looks_it_is_what_glimpse_is() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("small", {"width": 8, "dim": 16})
+    head = Head("tumour", 1, False, "max")
+    plain = Glimpse(encoder=encoder, heads=(head,)).state_dict()
+    zoomed = _model((8.0,)).method.state_dict()
+    assert plain.keys() < zoomed.keys()
+    assert all(name.startswith("zoom.") for name in zoomed.keys() - plain.keys())
     assert all(torch.equal(value, zoomed[name]) for name, value in plain.items())
 
 
-@pytest.mark.parametrize("options", [{"zoom": (2.0, 8.0)}, {"zoom": (1.0,)}])
+@pytest.mark.parametrize(
+    "options", [{"zoom": (2.0, 8.0)}, {"zoom": (1.0,)}, {"zoom": ()}, {"zoom": (8.0,), "looks": 0}]
+)
 def test_what_cannot_be_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         _model(**options)  # type: ignore[arg-type]
-    with pytest.raises(OptionError):
-        _model((8.0,), looks=0)

@@ -158,8 +158,8 @@ def test_maps_show_a_blob_where_it_is_whatever_the_motion(
         torch.manual_seed(seed)
         centre = [rng.uniform(0.25 * n, 0.75 * n) for n in space]
         batch = batch_of([blob(space, centre)], threads, augment)
-        assert batch._motions is not None
-        bits.add(batch._motions[0].turn.bits)
+        assert batch.changes.motions is not None
+        bits.add(batch.changes.motions[0].turn.bits)
         (look,) = batch.look(encoder)
         for each, (stride, first) in zip(look.maps, CELLS, strict=True):
             assert each.shape == (1, 1, *(-(-n // stride) for n in space))
@@ -239,7 +239,7 @@ def test_the_foreground_goes_with_the_glimpse(seed: int, threads: ThreadPoolExec
     x[10:30, 50:80] = 200
     torch.manual_seed(seed)
     batch = batch_of([x], threads, "slide")
-    batch._tints = None
+    batch.changes.tints = None
     weight, (shown,) = batch._foreground(0), batch._shown()
     assert weight is not None
     assert weight.shape == (1, *shown.shape[1:])
@@ -255,8 +255,8 @@ def test_shifts_keep_the_tissue_of_slides_in_sight(threads: ThreadPoolExecutor) 
     for seed in range(24):
         torch.manual_seed(seed)
         batch = batch_of([x, whole], threads, "slide")
-        assert batch._motions is not None
-        areas = [float(np.linalg.det(motion.small)) for motion in batch._motions]
+        assert batch.changes.motions is not None
+        areas = [float(np.linalg.det(motion.small)) for motion in batch.changes.motions]
         near, full = batch._foreground(0), batch._foreground(1)
         assert near is not None
         assert full is not None
@@ -335,13 +335,13 @@ def test_patches_are_turned_as_their_image_and_scaled_on_their_own(
     for seed in range(12):
         torch.manual_seed(seed)
         batch = batch_of(images, threads, augment)
-        assert batch._motions is not None
+        assert batch.changes.motions is not None
         crops = batch.crops([part, part]).mean(1)
         for n, crop in enumerate(crops):
             mass = (crop - crop.min()).double() ** 2
             places = torch.stack(torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij"))
             at = (places * mass).sum((1, 2)) / mass.sum() + 0.5 - 8
-            turned = batch._motions[n // 6].turn.linear(2) @ spot
+            turned = batch.changes.motions[n // 6].turn.linear(2) @ spot
             size = float(at.norm()) / np.linalg.norm(spot)
             sizes.append(size)
             assert 0.85 < size < 1.15
@@ -403,8 +403,8 @@ def test_stain_leaves_glass_without_colour_and_pictures_stay_grey(
         pixel = torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)
         torch.manual_seed(0)
         batch = batch_of([noise((16, 16))] * 200, threads, augment)
-        assert batch._tints is not None
-        return batch._tints.apply(pixel.expand(200, -1, 1, 1), range(200)).flatten(1)
+        assert batch.changes.tints is not None
+        return batch.changes.tints.apply(pixel.expand(200, -1, 1, 1), range(200)).flatten(1)
 
     glass, tissue = tinted("slide", 0.9, 0.9, 0.9), tinted("slide", 0.6, 0.3, 0.5)
     assert (tissue - torch.tensor([0.6, 0.3, 0.5])).abs().max() < 0.15

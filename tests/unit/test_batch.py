@@ -15,6 +15,7 @@ import torch
 
 from foveate.batch import (
     N_COLOURS,
+    Augment,
     Batch,
     Chunks,
     CropError,
@@ -22,13 +23,16 @@ from foveate.batch import (
     Patches,
     View,
 )
-from foveate.batch import chunks as chunks_module
+from foveate.batch import (
+    chunks as chunks_module,
+)
 from foveate.batch.colours import colours
 from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
 from foveate.errors import UnreadableImage
 from foveate.geometry import Box, Frame
 from foveate.images.image import AbstractImage, Level
+from foveate.nn.generators import seeded
 
 PATCH = 8
 VIEW = View(spacing_um=1.0, patch_px=PATCH, glimpse_spacing_um=8.0)
@@ -225,16 +229,54 @@ def test_chunks_are_the_crops_in_order_across_images_and_borders(
         assert torch.equal(chunks(c), parts[c]), "the second pass sees the same, in any order"
 
 
-def test_the_second_pass_is_augmented_as_the_first_when_the_generator_is(
-    threads: ThreadPoolExecutor,
+@pytest.mark.parametrize("augment", ["slide", "picture", "warp"])
+def test_the_second_pass_is_augmented_as_the_first(
+    augment: Augment, threads: ThreadPoolExecutor
 ) -> None:
-    batch = batch_of([FakeImage(0), FakeImage(1)], threads, augment="slide")
+    batch = batch_of([FakeImage(0), FakeImage(1)], threads, augment=augment)
     chunks = batch.chunks([row_of(7), row_of(6)], 4)
-    torch.manual_seed(5)
     first = [chunks(c) for c in range(4)]
-    torch.manual_seed(5)
-    assert all(torch.equal(chunks(c), first[c]) for c in range(4))
-    assert any(not torch.equal(chunks(c), first[c]) for c in range(4))
+    torch.rand(3)
+    assert all(torch.equal(chunks(c), first[c]) for c in reversed(range(4)))
+    again = batch.chunks([row_of(7), row_of(6)], 4)
+    assert any(not torch.equal(again(c), first[c]) for c in range(4)), "drawn anew"
+
+
+@pytest.mark.parametrize("augment", ["slide", "picture", "warp", "none"])
+def test_a_batch_draws_nothing_when_it_is_made(
+    augment: Augment, threads: ThreadPoolExecutor
+) -> None:
+    """Nor ever from torch's global generator, where the loop hands generators in."""
+    encoder, before = build_encoder("small", {"width": 4, "dim": 8}), torch.get_rng_state()
+    batch_of([FakeImage(0)], threads, augment=augment)
+    generators = seeded([1, 2])
+    batch = batch_of([FakeImage(0), FakeImage(1)], threads, augment=augment, generators=generators)
+    for used, fresh in zip(generators, seeded([1, 2]), strict=True):
+        assert torch.equal(used.get_state(), fresh.get_state())
+    batch.look(encoder)
+    batch.crops([row_of(3), row_of(2)])
+    batch.layout([row_of(3), row_of(2)], 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("augment", ["slide", "picture", "warp"])
+def test_what_is_drawn_of_an_image_hangs_on_its_generator_alone(
+    augment: Augment, threads: ThreadPoolExecutor
+) -> None:
+    """Not on the images beside it: they may be computed by another process."""
+    images, encoder = [FakeImage(0), FakeImage(1)], build_encoder("small", {"width": 4, "dim": 8})
+
+    def seen(images: list[FakeImage], seeds: list[int]) -> list[torch.Tensor]:
+        batch = batch_of(images, threads, augment=augment, generators=seeded(seeds))
+        last, patches = batch.look(encoder)[-1], [row_of(3 + k) for k in seeds]
+        crops = batch.crops(patches)[-len(patches[-1]) :]
+        chunks = batch.chunks(patches, 4)
+        read = torch.cat([chunks(c) for c in range(len(chunks))])[-len(patches[-1]) :]
+        return [*last.maps, last.colours, crops, read, batch.layout(patches, 9)[0][-1]]
+
+    for together, alone in zip(seen(images, [1, 2]), seen(images[1:], [2]), strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(seen(images[1:], [3])[0], seen(images[1:], [2])[0])
 
 
 def test_the_next_chunk_is_being_read_while_one_is_consumed(threads: ThreadPoolExecutor) -> None:

@@ -23,8 +23,7 @@ from foveate.prediction.pictures import add_files
 from foveate.prediction.predict import Answer, Finish, Outcome, open_loader, predict_cases
 from foveate.runs.folder import read_json
 from foveate.runs.models import Ensemble, find_models
-from foveate.runs.runtime import build_fabric
-from foveate.runs.schedule import TrainOptions
+from foveate.runtime import find_device
 from foveate.table import Case
 
 if TYPE_CHECKING:
@@ -258,7 +257,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _answers(self, cases: list[Case], finish: Finish | None = None) -> Iterator[Answer]:
         models = self._loaded()
-        device = build_fabric(TrainOptions(device=self.device)).device  # type: ignore[arg-type]
+        device = find_device(self.device)
         with contextlib.closing(open_loader(models)) as loader:
             outcomes = predict_cases(models, cases, loader, device=device, finish=finish)
             yield from map(_answered, outcomes)

@@ -23,7 +23,12 @@ from foveate.geometry import Lattice
 from foveate.images.evidence import Floats
 from foveate.images.tiling import LEAST_FOREGROUND, cell_means
 from foveate.nn.attention import masked_softmax
-from foveate.nn.sampling import expectation, kl_divergence, select_strongest, smoothed_log_softmax
+from foveate.nn.sampling import (
+    expectation,
+    kl_divergences,
+    select_strongest,
+    smoothed_log_softmax,
+)
 
 Inference = Literal["top", "expectation"]
 
@@ -209,8 +214,8 @@ class Priors:
 class Spread(nn.Module):
     """Keeps attention from collapsing: a weight on its divergence from the prior.
 
-    The weight grows with the mass that the drawn patches hold. Attention that is concentrated on
-    fewer cells than are drawn explores nothing and over-fits.
+    An image's weight grows with the mass that its drawn patches hold. Attention that is
+    concentrated on fewer cells than are drawn explores nothing and over-fits.
 
     Args:
         weight: of the divergence. Its sign is such that adding the loss spreads attention.
@@ -227,10 +232,11 @@ class Spread(nn.Module):
 
     def forward(self, field: Field, a: Tensor) -> Tensor:
         """The loss, from the attention ``(b, n)`` of the cells that were drawn."""
-        held = a.detach().sum(1).mean()
+        held = a.detach().sum(1)
         excess = (held - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
-        self.held = held
-        return self.weight * (1 + 99 * excess) * kl_divergence(field.log_a, field.log_prior)
+        self.held = held.mean()
+        divergence = kl_divergences(field.log_a, field.log_prior)
+        return self.weight * ((1 + 99 * excess) * divergence).mean()
 
 
 def draw_settled(batch: Batch, field: Field, n: int, *, by_prior: bool = False) -> Tensor:
@@ -364,7 +370,7 @@ def _place(
     for grid in grids:
         end = begin + len(grid.log_prior)
         own = (index >= begin) & (index < end)
-        centre = _centres(grid.lattice, index[own] - begin, jitter)
+        centre = _centres(grid.lattice, index[own] - begin, batch.generators[i] if jitter else None)
         placed = batch.place(i, centre, scale=grid.scale)
         origin[own], side[own] = placed.origin_um, placed.side_um
         begin = end
@@ -372,10 +378,15 @@ def _place(
 
 
 def _centres(
-    lattice: Lattice, index: np.ndarray[tuple[int], np.dtype[np.int64]], jitter: bool
+    lattice: Lattice,
+    index: np.ndarray[tuple[int], np.dtype[np.int64]],
+    generator: torch.Generator | None,
 ) -> Floats:
+    """Places ``(n, d)`` in cells, drawn from a generator; without one, in the middle."""
     cells = np.stack(np.unravel_index(index, lattice.shape), -1)
-    inside = torch.rand(cells.shape).numpy() if jitter else np.full(cells.shape, 0.5)
+    inside = np.full(cells.shape, 0.5)
+    if generator is not None:
+        inside = torch.rand(cells.shape, generator=generator).numpy().astype(np.float64)
     place = (cells + inside).astype(np.float64) * np.asarray(lattice.cell_um)
     centres: Floats = np.asarray(lattice.origin_um) + place
     return centres

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from foveate.attention_maps.cells import Field, draw_settled
 from foveate.batch import Batch, Patches
+from foveate.nn.generators import hidden_share
 from foveate.nn.sampling import draw_without_replacement
 
 
@@ -18,12 +19,14 @@ class Chosen:
     """Cells and the patches that show them.
 
     Attributes:
-        index: cells ``(b, n)`` that were drawn, those of padding last; none in evaluation.
+        index: cells ``(b, n)`` that were looked at in training; none in evaluation.
+        drawn: ``(b, n)``, False on padding.
         patches: per image.
         field: of the cells.
     """
 
     index: Tensor
+    drawn: Tensor
     patches: list[Patches]
     field: Field
 
@@ -37,8 +40,7 @@ class Chosen:
         Args:
             weight: ``(b, n)`` share of each patch.
         """
-        index = self.index[:, : weight.shape[1]]
-        shown = self.field.real.gather(1, index)
+        index, shown = self.index[:, : weight.shape[1]], self.drawn[:, : weight.shape[1]]
         learnt = self.field.log_a.gather(1, index).masked_fill(~shown, -torch.inf)
         log_share = learnt.log_softmax(1).masked_fill(~shown, 0.0)
         target = weight.detach() * shown
@@ -72,21 +74,23 @@ class Choice:
         """
         if not training:
             none = torch.zeros(len(batch), 0, dtype=torch.long, device=field.log_a.device)
-            return Chosen(none, self.best(batch, field), field)
+            return Chosen(none, none.bool(), self.best(batch, field), field)
         return self.surveyed(batch, field) if batch.frozen else self.drawn(batch, field)
 
     def drawn(self, batch: Batch, field: Field) -> Chosen:
         """Draw cells of each image without replacement."""
-        index = draw_without_replacement(field.log_a.detach(), self.patches)
-        return Chosen(index, field.patches(batch, index, jitter=self.jitter), field)
+        index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
+        patches = field.patches(batch, index, jitter=self.jitter)
+        return Chosen(index, field.real.gather(1, index), patches, field)
 
     def surveyed(self, batch: Batch, field: Field) -> Chosen:
         """Very many patches of each image, always the same ones, some of them hidden."""
         index = draw_settled(batch, field, self.survey, by_prior=True)
-        n = index.shape[1]
-        kept = torch.randperm(n)[: max(1, round(n * (0.5 + 0.5 * float(torch.rand(())))))]
-        index = index[:, kept.sort().values.to(index.device)]
-        return Chosen(index, field.patches(batch, index, jitter=False), field)
+        stay = hidden_share(field.real.gather(1, index), batch.generators)
+        order = (~stay).int().argsort(dim=1, stable=True)[:, : int(stay.sum(1).max())]
+        index, stay = index.gather(1, order), stay.gather(1, order)
+        patches = field.patches(batch, index, jitter=False, used=stay)
+        return Chosen(index, stay, patches, field)
 
     def best(self, batch: Batch, field: Field) -> list[Patches]:
         """Per image the patches at the cells of highest attention."""

@@ -18,6 +18,7 @@ from foveate.bags.embedding import padding_mask
 from foveate.batch import Batch, LoadedImage, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.images.evidence import Floats
+from foveate.nn.generators import hidden_share
 from foveate.nn.position import PositionCode
 from foveate.nn.reinforce import draw_log_prob
 from foveate.nn.sampling import draw_without_replacement, select_strongest
@@ -115,7 +116,7 @@ def image_grids(
     """
     item, view = batch.items[i], batch.view
     side = view.patch_um * scale
-    shift = torch.rand(2).tolist() if jitter else (None, None)
+    shift = torch.rand(2, generator=batch.generators[i]).tolist() if jitter else (None, None)
     rows, columns = (
         cut.over(extent, side, by) for extent, by in zip(item.image.box_um.size, shift, strict=True)
     )
@@ -212,18 +213,17 @@ def choose(
     logits = scores + prior
     log_p = logits.log_softmax(-1)
     known = log_p.detach()
+    owner = [i for i, part in enumerate(grids) for _ in part.contrast]
     if way == "drawn":
-        index = draw_without_replacement(known, n)
+        index = draw_without_replacement(known, n, [batch.generators[i] for i in owner])
     elif way == "strongest":
         index = select_strongest(known, n)[0]
     else:
         wanted = known if way == "settled" else prior.masked_fill(scores.isneginf(), -torch.inf)
         index = select_strongest(wanted + _settled_noise(batch, grids, wanted), n)[0]
-    if way == "surveyed":  # some are hidden, so that no image is known by its crops
-        n = index.shape[1]
-        kept = torch.randperm(n)[: max(1, round(n * (0.5 + 0.5 * float(torch.rand(())))))]
-        index = index[:, kept.sort().values.to(index.device)]
     valid = known.gather(1, index) > -torch.inf
+    if way == "surveyed":  # some are hidden, so that no image is known by its crops
+        valid = hidden_share(valid, [batch.generators[i] for i in owner])
     if way == "drawn":
         log_prob = draw_log_prob(logits, index, valid)
     elif way == "surveyed":

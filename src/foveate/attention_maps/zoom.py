@@ -100,7 +100,7 @@ class Zoom(nn.Module):
         encoder: of the tiles; it is not kept.
         scales: of the tiles, coarse to fine, in sides of the finest patch.
         looks: tiles per image at each level.
-        spread, mass, smoothing, explore, background, contrast: of attention inside tiles, as over
+        spread, mass, smoothing, background, contrast: of attention inside tiles, as over
             the glimpse.
 
     Raises:
@@ -116,18 +116,17 @@ class Zoom(nn.Module):
         spread: float,
         mass: float,
         smoothing: float,
-        explore: float,
         background: float,
         contrast: float,
     ) -> None:
         super().__init__()
         sides = [*scales, 1.0]
-        if any(a <= b for a, b in itertools.pairwise(sides)):
+        if len(sides) < 2 or any(a <= b for a, b in itertools.pairwise(sides)):
             raise OptionError(f"zoom: got {tuple(scales)}, expected falling numbers above 1")
         if looks < 1:
             raise OptionError(f"looks: got {looks}, expected at least 1")
         self.scale, self.looks = sides[0], looks
-        self.smoothing, self.explore = smoothing, explore
+        self.smoothing = smoothing
         self.background, self.contrast = background, contrast
         self.levels = nn.ModuleList(
             Look(encoder, scale=scale, child=child, spread=spread, mass=mass)
@@ -218,7 +217,6 @@ class Zoom(nn.Module):
             kept,
             grids,
             smoothing=self.smoothing,
-            explore=self.explore if self.training else 0.0,
         )
         return encoder.pool(maps).float(), field, owner
 
@@ -233,7 +231,8 @@ def draw_children(
     """
     rows = np.bincount(np.asarray(owner, np.int64), minlength=len(batch))
     quota = torch.tensor([max(1, n // int(rows[i])) for i in owner], device=field.log_a.device)
-    index = draw_without_replacement(field.log_a.detach(), int(quota.max()))
+    generators = [batch.generators[i] for i in owner]
+    index = draw_without_replacement(field.log_a.detach(), int(quota.max()), generators)
     rank = torch.arange(index.shape[1], device=index.device)
     drawn = field.real.gather(1, index) & (rank < quota.unsqueeze(1))
     found = field.patches(batch, index, jitter=jitter, used=drawn, owner=owner)

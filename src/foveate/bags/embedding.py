@@ -52,7 +52,8 @@ class Bag:
     def _patches(self, batch: Batch, i: int, moved: bool) -> Patches:
         offset = np.zeros(batch.items[i].image.ndim)
         if moved:
-            offset = torch.rand(len(offset)).numpy().astype(np.float64) * batch.view.patch_um
+            share = torch.rand(len(offset), generator=batch.generators[i]).double().numpy()
+            offset = share * batch.view.patch_um
         return batch.cover(i, tuple(offset))
 
     def _kept(self, encoder: AbstractEncoder, batch: Batch, i: int, patches: Patches) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.batch.augment import KINDS, Turn, draw_motions, draw_tints, move_patches
+from foveate.batch.augment import Turn
+from foveate.batch.changes import Changes
 from foveate.batch.chunks import Chunks, run_by_shape
 from foveate.batch.colours import N_COLOURS, colours
 from foveate.batch.features import FeatureStore
@@ -28,6 +28,7 @@ from foveate.batch.types import (
     channels_last,
     crop_error,
     evidence_of,
+    join_alike,
     lay_kernels,
     to_rgb,
 )
@@ -35,9 +36,9 @@ from foveate.batch.whole import WholeImage
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.geometry import Box, Frame
-from foveate.images.evidence import Evidence, Floats
+from foveate.images.evidence import EvidenceList, Floats
 from foveate.images.resample import Pixels
-from foveate.nn.warp import warp
+from foveate.nn.generators import Generators, seeded
 
 __all__ = [
     "N_COLOURS",
@@ -76,7 +77,11 @@ class Batch:
             7 degrees, brightness and contrast. ``volume``: left and right mirrored, brightness and
             contrast. All three shift glimpses by up to a twentieth of a side, and scale them and,
             apart from them, each patch by up to a tenth. ``warp``: tints, and a small turn and
-            scaling of each patch. Draws come from torch's global generator, so a seed replays them.
+            scaling of each patch.
+            Drawn when it is first needed.
+        generators: one per image, for all that is drawn of it in this step, by the method too; the
+            same seeds replay the step, whatever images are beside it. By default they are seeded
+            by torch's global one, when they are first needed.
         shuffle_layout: audit: give every patch the place of another one of its image.
         tell: is told, by methods whose step may take minutes, which share of it is done.
         store: features that a frozen encoder gave; with it the batch is `frozen`: nothing is
@@ -95,6 +100,7 @@ class Batch:
         device: torch.device,
         pool: ThreadPoolExecutor,
         augment: Augment = "none",
+        generators: Generators | None = None,
         shuffle_layout: bool = False,
         tell: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
@@ -105,7 +111,6 @@ class Batch:
                 "train.augment: 'warp' is for pictures, volumes take auto, slide, picture, volume "
                 "or none"
             )
-        augment = augment if store is None else "none"
         self.items = list(items)
         self.tell = tell
         self.part = part
@@ -116,16 +121,24 @@ class Batch:
         self._pool = pool
         flat = (1, -1, *(1,) * view.axes)
         self._mean, self._std = (torch.tensor(x, device=device).view(flat) for x in normalise)
-        self._augment = augment
         self._shuffle_layout = shuffle_layout
-        n = len(self.items)
-        self._tints = None if augment == "none" else draw_tints(augment, n, device)
-        self._motions = None
-        if augment in KINDS and n:
-            self._motions = draw_motions(KINDS[augment], [i.contrast > 0 for i in self.items])
+        self._generators = generators
+        self.changes = Changes(
+            augment if store is None else "none",
+            seen=lambda: [item.contrast > 0 for item in self.items],
+            generators=lambda: self.generators,
+            device=device,
+        )
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def generators(self) -> Generators:
+        """One per image, for what is drawn of it."""
+        if self._generators is None:
+            self._generators = seeded(torch.randint(1 << 62, (len(self),)).tolist())
+        return self._generators
 
     def glimpses(self) -> list[Tensor]:
         """Normalised glimpses as they lie in the files, each ``(3, *space)``; nothing is padded."""
@@ -171,10 +184,10 @@ class Batch:
         Beyond them lies background; pictures and volumes are mirrored there.
         """
         glimpses = self.glimpses()
-        if self._motions is None:
+        if self.changes.motions is None:
             return glimpses
         shown = []
-        for i, (glimpse, motion) in enumerate(zip(glimpses, self._motions, strict=True)):
+        for i, (glimpse, motion) in enumerate(zip(glimpses, self.changes.motions, strict=True)):
             colour = self.items[i].image.background.reshape(1, *(1,) * self.view.axes, -1)
             outside = self._normalised(to_rgb(colour, self.device), [i]).flatten()
             shown.append(
@@ -186,9 +199,9 @@ class Batch:
         self, i: int, maps: list[Tensor], cells: Sequence[tuple[int, float]]
     ) -> list[Tensor]:
         """Maps of the glimpse of image i, with `cells` of ``(stride, centre)``, laid back."""
-        if self._motions is None:
+        if self.changes.motions is None:
             return maps
-        motion, space = self._motions[i], self.items[i].contrast.shape
+        motion, space = self.changes.motions[i], self.items[i].contrast.shape
         return [
             motion.register(each, space, stride=stride, centre=centre)
             for each, (stride, centre) in zip(maps, cells, strict=True)
@@ -203,7 +216,7 @@ class Batch:
         if item.image.kind != "slide":
             return None
         weight = torch.from_numpy(item.contrast > 0)[None].float().to(self.device)
-        return weight if self._motions is None else self._motions[i].show(weight)
+        return weight if self.changes.motions is None else self.changes.motions[i].show(weight)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
         """Patches around centres, moved to whole pixels where reading is then exact.
@@ -248,7 +261,8 @@ class Batch:
         Raises:
             CropError: an image could not be read.
         """
-        return self._on_device(self._wait(self._start(patches)), patches, augment)
+        draws = self.changes.draw_patches([len(part) for part in patches]) if augment else None
+        return self._on_device(self._wait(self._start(patches)), patches, draws, augment)
 
     def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
         """The same in groups of at most `size` patches, read ahead of use."""
@@ -264,7 +278,7 @@ class Batch:
             skip_background: regions without foreground are not read; the colour of the background
                 stands for them.
         """
-        turn = Turn(0) if self._motions is None else self._motions[i].turn
+        turn = Turn(0) if self.changes.motions is None else self.changes.motions[i].turn
         return WholeImage(
             self.items[i],
             self.view,
@@ -292,11 +306,11 @@ class Batch:
         for i, part in enumerate(patches):
             order = np.arange(len(part))
             if self._shuffle_layout:
-                order = torch.randperm(len(part)).numpy()
+                order = torch.randperm(len(part), generator=self.generators[i]).numpy()
             whole = np.asarray(self.items[i].image.box_um.size)
             placed = (part.centre_um - whole / 2) / side
-            if self._motions is not None:
-                placed = self._motions[i].place(placed, whole / side)
+            if self.changes.motions is not None:
+                placed = self.changes.motions[i].place(placed, whole / side)
             centre[i, : len(part)] = placed[order]
             extent[i, : len(part)] = part.side_um / side
         tensors = (torch.from_numpy(each).float().to(self.device) for each in (centre, extent))
@@ -309,7 +323,7 @@ class Batch:
         *,
         by_output: Tensor | None = None,
         remainder: Tensor | None = None,
-    ) -> list[Evidence]:
+    ) -> EvidenceList:
         """Return the evidence of each image; the first ``n_i`` of padded weights are of patches.
 
         Args:
@@ -318,7 +332,7 @@ class Batch:
             by_output: ``(b, k, n)``, of methods that look once for each output.
             remainder: ``(b,)``, the share of the prediction that rests on no patch.
         """
-        return evidence_of(self.items, patches, weight, by_output, remainder)
+        return EvidenceList(evidence_of(self.items, patches, weight, by_output, remainder))
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -335,14 +349,18 @@ class Batch:
     def _wait(self, jobs: list[Future[Pixels]]) -> list[Pixels]:
         begun = time.perf_counter()
         try:
-            return _joined([job.result() for job in jobs])
+            return join_alike([job.result() for job in jobs])
         finally:
             for job in jobs:
                 job.cancel()
             self.seconds_reading += time.perf_counter() - begun
 
     def _on_device(
-        self, pixels: Sequence[Pixels], patches: Sequence[Patches], augment: bool
+        self,
+        pixels: Sequence[Pixels],
+        patches: Sequence[Patches],
+        draws: Tensor | None,
+        augment: bool,
     ) -> Tensor:
         parts = [to_rgb(part, self.device) for part in pixels]
         if not parts:
@@ -351,13 +369,8 @@ class Batch:
         if not augment:
             return self._scaled(rgb)
         owner = [i for i, part in enumerate(patches) for _ in range(len(part))]
-        found = self._normalised(rgb, owner)
-        if self._augment == "warp":
-            return channels_last(warp(found))
-        if self._motions is None:
-            return found
-        motions = [self._motions[i] for i in owner]
-        return channels_last(move_patches(found, KINDS[self._augment], motions))
+        normalised = self._normalised(rgb, owner)
+        return normalised if draws is None else self.changes.move_patches(normalised, owner, draws)
 
     def _read_some(self, i: int, patches: Patches) -> Pixels:
         item = self.items[i]
@@ -375,15 +388,9 @@ class Batch:
         return (self.view.patch_px,) * self.view.axes
 
     def _normalised(self, pixels: Tensor, owner: Sequence[int]) -> Tensor:
-        if self._tints is not None:
-            pixels = self._tints.apply(pixels, owner)
+        if self.changes.tints is not None:
+            pixels = self.changes.tints.apply(pixels, owner)
         return self._scaled(pixels)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         return channels_last((pixels - self._mean) / self._std)
-
-
-def _joined(parts: Sequence[Pixels]) -> list[Pixels]:
-    """Neighbours of one kind in one array: images of a batch may be grey or RGB, of 8 or 16 bit."""
-    kinds = itertools.groupby(parts, lambda part: (part.dtype, part.shape[-1]))
-    return [np.concatenate(list(alike)) for _, alike in kinds]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from foveate.batch.types import Augment, channels_last
 from foveate.images.evidence import Floats
+from foveate.nn.generators import Generators
 from foveate.nn.warp import resample
 
 
@@ -205,34 +206,43 @@ KINDS: dict[Augment, Kind] = {
 }
 
 
-def draw_motions(kind: Kind, seen: Sequence[NDArray[np.bool_]]) -> list[Motion]:
-    """How each image lies, from torch's global generator.
+def draw_motions(
+    kind: Kind, seen: Sequence[NDArray[np.bool_]], generators: Generators
+) -> list[Motion]:
+    """Draw how each image lies.
 
     Args:
         kind: bounds of the draws.
         seen: ``(*space)`` foreground of each glimpse.
+        generators: one per image.
     """
-    n, axes = len(seen), seen[0].ndim
-    bits = (torch.randint(8, (n,)) & kind.turns).tolist()
-    small = _draw_small(kind, n, axes)
-    shift = kind.shift * (2 * torch.rand(n, axes, dtype=torch.float64) - 1).numpy()
-    away = kind.away * torch.randn(n, axes, dtype=torch.float64).numpy()
-    drawn = [Motion(Turn(bits[i]), small[i], shift[i], away[i]) for i in range(n)]
+    drawn = [
+        _draw_motion(kind, shown.ndim, each) for shown, each in zip(seen, generators, strict=True)
+    ]
     if not kind.whole:
         return drawn
     return [motion.keeping(each) for motion, each in zip(drawn, seen, strict=True)]
 
 
-def move_patches(pixels: Tensor, kind: Kind, motions: Sequence[Motion]) -> Tensor:
+def _draw_motion(kind: Kind, axes: int, generator: torch.Generator) -> Motion:
+    turn = Turn(int(torch.randint(8, (), generator=generator)) & kind.turns)
+    numbers = 2 * torch.rand(1, 2 + axes, dtype=torch.float64, generator=generator) - 1
+    away = kind.away * torch.randn(axes, dtype=torch.float64, generator=generator).numpy()
+    small = _small_moves(kind, numbers[:, :2], axes)[0]
+    return Motion(turn, small, kind.shift * numbers[0, 2:].numpy(), away)
+
+
+def move_patches(pixels: Tensor, kind: Kind, motions: Sequence[Motion], draws: Tensor) -> Tensor:
     """Turn each patch as its image, then turn and scale it a little by itself.
 
     Args:
         pixels: ``(m, c, *patch)``, all sides alike; at edges they are mirrored outwards.
-        kind: bounds of the draws, which come from torch's global generator.
+        kind: bounds of the draws.
         motions: of each patch's image, ``m``.
+        draws: ``(m, 2)`` from -1 to 1, of size and turn.
     """
     axes = pixels.ndim - 2
-    small = torch.from_numpy(_draw_small(kind, len(pixels), axes))
+    small = torch.from_numpy(_small_moves(kind, draws, axes))
     turns = [motion.turn.linear(axes) for motion in motions]
     back = torch.linalg.inv(small @ torch.from_numpy(np.reshape(turns, (-1, axes, axes))))
     middle = torch.full((axes,), pixels.shape[-1] / 2, dtype=torch.float64)
@@ -242,12 +252,12 @@ def move_patches(pixels: Tensor, kind: Kind, motions: Sequence[Motion]) -> Tenso
     return resample(pixels - ground, back, shift, pixels.shape[2:], outside="reflection") + ground
 
 
-def _draw_small(kind: Kind, n: int, axes: int) -> Floats:
-    """Small turns and scalings ``(n, d, d)``."""
-    draws = (2 * torch.rand(n, 2, dtype=torch.float64) - 1).numpy()
-    size = np.exp(draws[:, 0] * math.log1p(kind.scale))
-    angle = draws[:, 1] * math.radians(kind.degrees)
-    matrix = np.tile(np.eye(axes), (n, 1, 1))
+def _small_moves(kind: Kind, draws: Tensor, axes: int) -> Floats:
+    """Small turns and scalings ``(n, d, d)``, of draws ``(n, 2)`` from -1 to 1."""
+    numbers = draws.numpy()
+    size = np.exp(numbers[:, 0] * math.log1p(kind.scale))
+    angle = numbers[:, 1] * math.radians(kind.degrees)
+    matrix = np.tile(np.eye(axes), (len(numbers), 1, 1))
     matrix[:, -1, -1] = matrix[:, -2, -2] = np.cos(angle)
     matrix[:, -2, -1], matrix[:, -1, -2] = np.sin(angle), -np.sin(angle)
     scaled: Floats = matrix * size[:, None, None]
@@ -278,20 +288,20 @@ class Tints:
         return channels_last(mixed.clamp_(0, 1).view(last.shape).movedim(-1, 1))
 
 
-def draw_tints(augment: Augment, n: int, device: torch.device) -> Tints:
-    """Tints of n images; from torch's global generator."""
+def draw_tints(augment: Augment, generators: Generators, device: torch.device) -> Tints:
+    """Draw the tint of each image, from its generator."""
+    numbers = 2 * torch.stack([torch.rand(9, generator=each) for each in generators]) - 1
     if augment not in KINDS:
-        gain = 1 + 0.1 * (2 * torch.rand(n, 3) - 1)
-        return Tints(torch.diag_embed(gain), torch.zeros(n, 3), device)
+        return Tints(torch.diag_embed(1 + 0.1 * numbers[:, :3]), 0 * numbers[:, :3], device)
     kind = KINDS[augment]
-    gain = 1 + kind.channels * (2 * torch.rand(n, 3) - 1)
-    gain = gain * (1 + kind.contrast * (2 * torch.rand(n, 1) - 1))
+    gain = 1 + kind.channels * numbers[:, :3]
+    gain = gain * (1 + kind.contrast * numbers[:, 3:4])
     # Stain absorbs: glass stays white. One draw changes how far channels lie from their mean.
-    absorbed = torch.diag_embed(1 + kind.stain * (2 * torch.rand(n, 3) - 1))
-    grey = kind.stain * (2 * torch.rand(n, 1, 1) - 1)
+    absorbed = torch.diag_embed(1 + kind.stain * numbers[:, 4:7])
+    grey = kind.stain * numbers[:, 7, None, None]
     absorbed = absorbed @ ((1 - grey) * torch.eye(3) + grey / 3)
     matrix = gain.unsqueeze(-1) * absorbed
-    lifted = kind.brightness * (2 * torch.rand(n, 1) - 1)
+    lifted = kind.brightness * numbers[:, 8:]
     if kind.stain == 0:
         return Tints(matrix, kind.pivot * (1 - gain) + lifted, device)
     return Tints(matrix, gain * (1 - absorbed.sum(-1)) + lifted, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ _KEPT_BYTES = 1 << 26
 class Chunks:
     """Patches in groups, read by threads while the device computes; a loader for `replay`.
 
-    Calling it with a chunk's number gives its crops and begins to read the next ones. Pixels are
+    Calling it with a chunk's number gives its crops and begins to read the next ones. What changes
+    each patch is drawn when it is made, so that a second pass sees the same pixels. Pixels are
     kept for the second pass up to a fixed number of bytes; beyond that they are read again. Made
     where there is no gradient, so that no second pass comes, it keeps none.
     """
@@ -30,8 +32,13 @@ class Chunks:
     def __init__(
         self, batch: Batch, patches: Sequence[Patches], size: int, *, augment: bool = True
     ) -> None:
-        self._batch, self._augment = batch, augment
+        self._batch = batch
         self._parts = _grouped(patches, size)
+        draws = batch.changes.draw_patches([len(part) for part in patches]) if augment else None
+        ends = itertools.accumulate(sum(map(len, parts)) for parts in self._parts)
+        bounds = list(itertools.pairwise([0, *ends]))
+        self._draws = [None if draws is None else draws[slice(*ends)] for ends in bounds]
+        self._augment = augment
         self._jobs: dict[int, list[Future[Pixels]]] = {}
         self._kept: dict[int, list[Pixels]] = {}
         self._room = _KEPT_BYTES if torch.is_grad_enabled() else 0
@@ -49,7 +56,7 @@ class Chunks:
             if n_bytes <= self._room:
                 self._kept[c] = pixels
                 self._room -= n_bytes
-        return self._batch._on_device(pixels, self._parts[c], self._augment)
+        return self._batch._on_device(pixels, self._parts[c], self._draws[c], self._augment)
 
     def _read_ahead(self, c: int) -> None:
         wanted = range(c, min(c + 1 + _CHUNKS_AHEAD, len(self._parts)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,12 @@ def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
     tensor = tensor.to(torch.float32) / top
     wanted = (-1, 3, *(-1,) * (tensor.ndim - 2))
     return tensor.expand(wanted) if tensor.shape[1] == 1 else tensor[:, :3]
+
+
+def join_alike(parts: Sequence[Pixels]) -> list[Pixels]:
+    """Join neighbours of one kind in one array: a batch may hold grey and RGB, of 8 and 16 bit."""
+    kinds = itertools.groupby(parts, lambda part: (part.dtype, part.shape[-1]))
+    return [np.concatenate(list(alike)) for _, alike in kinds]
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -126,6 +126,7 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @click.option("--folds", type=int, help="Cross-validation folds; 1 is a single hold-out.")
 @click.option("--epochs", type=int, help="At most so many.")
 @click.option("--seed", type=int, help="Of the split and of training.")
+@click.option("--devices", type=int, help="How many train together, a process each.  [default: 1]")
 @click.option("--heatmaps", type=int, help="How many test images get pictures.  [default: 40]")
 @export_flag
 @click.option(
@@ -311,7 +312,13 @@ def doctor(run: Path | None) -> int:
 def _train(given: dict[str, Any], out: Path) -> int:
     import foveate
     from foveate.cli.terminal import Terminal
+    from foveate.runs.config import build_config
+    from foveate.runtime import own_rank
+    from foveate.workflows.folds import join_training
 
+    if own_rank() > 0:
+        join_training(build_config(given), out)
+        return OK
     with Terminal() as terminal:
         outcome = foveate.train(None, out, config=given, on_progress=terminal)
     click.echo(describe_scores(outcome.metrics))

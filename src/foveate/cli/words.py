@@ -137,6 +137,7 @@ def named_flags(flags: dict[str, Any]) -> dict[str, Any]:
         "classes": ("table", "classes"),
         "folds": ("split", "folds"),
         "epochs": ("train", "epochs"),
+        "devices": ("train", "devices"),
     }
     for name, value in flags.items():
         if value is None or value is False:

@@ -6,7 +6,7 @@ Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,26 @@ class Evidence:
             if "remainder" in stored:
                 more["remainder"] = float(stored["remainder"])
             return Evidence(stored["origin_um"], stored["size_um"], stored["weight"], **more)
+
+
+class EvidenceList:
+    """The evidence of a batch, one per image; no sequence, so that no wrapper walks into it.
+
+    Args:
+        parts: one per image.
+    """
+
+    def __init__(self, parts: Iterable[Evidence] = ()) -> None:
+        self._parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, i: int) -> Evidence:
+        return self._parts[i]
+
+    def __iter__(self) -> Iterator[Evidence]:
+        return iter(self._parts)
 
 
 def mean_evidence(parts: Sequence[Evidence]) -> Evidence:

@@ -29,6 +29,16 @@ class Display(Protocol):
         """Show a progress bar; `done` of `total` steps may be a fraction within a step."""
 
 
+class Silent:
+    """A display that shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Drop the line."""
+
+    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
+        """Draw nothing."""
+
+
 class DisplayHandler(logging.Handler):
     """Shows warnings of the log on a display too.
 

@@ -16,20 +16,18 @@ small cache; memory of one chunk of patches, and one vector per patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-from foveate.bags.embedding import Bag
-from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.heads import Head, InstanceHead
+from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.nn.heads import Head
 from foveate.nn.pooling import AdditivePool, GatedPool
 
 
-class Abmil(AbstractMethod):
+class Abmil(AbstractBagMethod):
     """All patches with tissue, gated attention, a linear head.
 
     Args:
@@ -47,7 +45,6 @@ class Abmil(AbstractMethod):
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
-    reads = frozenset({"glimpse", "bag"})
     summary = "all patches, gated attention; encoder frozen or trained by two-pass replay"
     meets = ("no", "yes", "yes", "yes", "no")
 
@@ -65,30 +62,27 @@ class Abmil(AbstractMethod):
         instance: float = 1.0,
         jitter: bool = True,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(train_encoder)
-        self.instance = instance
-        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        super().__init__(
+            encoder,
+            heads,
+            train_encoder=train_encoder,
+            chunk=chunk,
+            jitter=jitter,
+            instance=instance,
+            dim_instance=encoder.dim,
+        )
         self.norm = nn.LayerNorm(encoder.dim)
         self.pool: nn.Module
         if aggregator == "additive":
             self.pool = AdditivePool(encoder.dim, heads, k_min=k_min)
         else:
             self.pool = _GatedAnswer(encoder.dim, heads, hidden, dropout)
-        self.head_instance = InstanceHead(encoder.dim, heads) if instance > 0 else None
 
-    def forward(self, batch: Batch) -> Prediction:
-        """Predict from every patch of each image."""
-        patches = self.bag.cover(batch, training=self.training)
-        f, valid = self.bag.embed(self.encoder, batch, patches)
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Pool the patches by gated attention, or add up what they answer."""
         h = self.norm(f)
         logits, weight = self.pool(h, valid)
-        if not self.training:
-            return Prediction(logits, batch.evidence(patches, weight))
-        if self.head_instance is None:
-            return Prediction(logits, [])
-        alone = self.head_instance(h, valid)
-        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+        return BagAnswer(logits, lambda: weight, instances=h)
 
 
 class _GatedAnswer(nn.Module):

@@ -50,7 +50,7 @@ from foveate.attention_maps.cells import (
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import (
     draw_with_replacement,
@@ -59,6 +59,12 @@ from foveate.nn.sampling import (
     expectation,
     expectation_with_replacement,
 )
+
+_MASS = 0.5
+"""Share of attention that the drawn patches should hold at most: attention on fewer cells than are
+drawn explores nothing and over-fits, so above it the weight of the spread grows a hundredfold."""
+_SMOOTHING = 1e-5
+"""Share of attention spread evenly over all cells: none is ever lost for good."""
 
 
 class AttentionSampling(AbstractMethod):
@@ -71,15 +77,10 @@ class AttentionSampling(AbstractMethod):
             paper; ``encoder``, one linear layer on the maps of the shared encoder, whose cells are
             about as large as a patch.
         replacement: draw with replacement in training, as in the paper's first estimator.
-        baseline: take a baseline from what attention learns, which lowers the noise of its gradient
-            without bias.
         inference: ``expectation``, over draws without replacement that depend on the image alone;
             ``top``, over the cells of highest attention, which is biased towards them.
         spread: weight of attention's divergence from its prior (with an even prior, the paper's
             entropy term), which keeps it from collapsing.
-        mass: share of attention that the drawn patches should hold at most; above it that weight
-            grows up to a hundredfold.
-        smoothing: share of attention spread evenly over all cells.
         background: prior probability of a cell without foreground, relative to one with it; 0
             leaves such cells out, unless an image has no others.
         contrast: power of the prior: a cell of the foreground is as likely, before anything is
@@ -103,11 +104,8 @@ class AttentionSampling(AbstractMethod):
         eval_patches: int = 64,
         attention: Literal["own", "encoder"] = "own",
         replacement: bool = False,
-        baseline: bool = True,
         inference: Inference = "expectation",
         spread: float = 1e-3,
-        mass: float = 0.5,
-        smoothing: float = 1e-5,
         background: float = 0.0,
         contrast: float = 0.0,
         instance: float = 1.0,
@@ -117,12 +115,14 @@ class AttentionSampling(AbstractMethod):
         super().__init__()
         self.encoder, self.instance = encoder, instance
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
-        self.replacement, self.baseline, self.inference = replacement, baseline, inference
-        self.smoothing, self.jitter = smoothing, jitter
+        self.replacement, self.inference = replacement, inference
+        # Taken from what attention learns, it lowers the noise of the gradient without bias.
+        self.baseline = True
+        self.smoothing, self.jitter = _SMOOTHING, jitter
         axes = encoder.axes
         own = attention == "own"
         self.locate = _PixelScores(axes) if own else MapScores(encoder.map_dims, axes=axes)
-        self.spread = Spread(weight=spread, mass=mass)
+        self.spread = Spread(weight=spread, mass=_MASS)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
         self.head_instance = InstanceHead(encoder.dim, heads)
         self._priors = Priors(power=contrast, background=background)
@@ -141,10 +141,10 @@ class AttentionSampling(AbstractMethod):
         a = log_a.exp() * valid
         estimate = expectation_with_replacement if self.replacement else expectation
         logits = self.head(estimate(a, f, valid, baseline=self.baseline))
-        auxiliary = {}
+        further: dict[str, FurtherLoss] = {"spread": Penalty(self.spread(field, a))}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        return Prediction(logits, [], {"spread": self.spread(field, a)}, auxiliary)
+            further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
+        return Prediction(logits, further=further)
 
     def findings(self) -> dict[str, float]:
         """The attention that drawn patches held in the last step."""
@@ -167,7 +167,7 @@ class AttentionSampling(AbstractMethod):
         if not self.training:
             return choose_settled(batch, field, self.eval_patches, self.inference)
         draw = draw_with_replacement if self.replacement else draw_without_replacement
-        return draw(field.log_a.detach(), self.patches)
+        return draw(field.log_a.detach(), self.patches, batch.generators)
 
     def _settled(
         self, batch: Batch, patches: Sequence[Patches], log_a: Tensor, f: Tensor, valid: Tensor

@@ -6,13 +6,15 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from foveate.bags.embedding import Bag
 from foveate.batch import Batch, Reads
 from foveate.encoders.base import AbstractEncoder
-from foveate.images.evidence import Evidence
+from foveate.images.evidence import EvidenceList
+from foveate.nn.heads import Head, InstanceHead
 from foveate.tasks.base import AbstractTask
 
 Meets = Literal["yes", "partly", "no", "not stated"]
@@ -33,6 +35,10 @@ class Judge:
     def loss(self, logits: Tensor) -> Tensor:
         """The task's loss of each answer: ``(b, …, k)`` to ``(b, …)``."""
         return self._asked(self.task.each_loss, logits)
+
+    def mean_loss(self, logits: Tensor) -> Tensor:
+        """The task's loss of logits ``(b, k)``; a scalar."""
+        return self.task.loss(logits, self.target)
 
     def correct(self, logits: Tensor) -> Tensor:
         """1 where an answer is right, else 0: ``(b, …, k)`` to ``(b, …)``, without gradient."""
@@ -59,37 +65,59 @@ class Judge:
         return question(rows, target).view(logits.shape[:-1])
 
 
-class Prediction:
-    """What a method returns. No dataclass: Fabric would walk into it and try to change it.
+class FurtherLoss(Protocol):
+    """A loss beside the task's: a NamedTuple of tensors and constants, which the loop asks."""
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute a scalar that is added to the task's loss in training."""
+
+
+class Penalty(NamedTuple):
+    """A loss that needs no label.
+
+    Attributes:
+        value: scalar, the mean over the images of the batch.
+    """
+
+    value: Tensor
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Return the penalty as it is."""
+        return self.value
+
+
+class Auxiliary(NamedTuple):
+    """Another answer, taught by the task's own loss.
 
     Attributes:
         logits: ``(b, k)``.
-        evidence: one per image in evaluation; nothing in training, or None where a method never
-            says where it looked: its heatmaps then show no regions.
-        losses: scalars added to the task's loss in training.
-        auxiliary: further logits ``(b, k)`` with the weight that the task's loss on them has in
-            training.
-        objectives: losses that hang on how right other answers than the logits are, or on the
-            label: each gets a `Judge` and gives a scalar that is added in training.
+        weight: of its loss.
+    """
+
+    logits: Tensor
+    weight: float = 1.0
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute the weighted loss of the task."""
+        return self.weight * judge.mean_loss(self.logits)
+
+
+class Prediction(NamedTuple):
+    """What a method returns: tensors that distributed wrappers can walk, and evidence beside them.
+
+    Attributes:
+        logits: ``(b, k)``.
+        evidence: one per image in evaluation; empty in training, and where a method never says
+            where it looked: its heatmaps then show no regions.
+        further: losses that are added to the task's in training, by name.
         deviation: ``(b, k)`` standard deviation of the logits over the draws of a method that
             samples in evaluation; None where the method does not say.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        evidence: Sequence[Evidence] | None,
-        losses: Mapping[str, Tensor] | None = None,
-        auxiliary: Mapping[str, tuple[float, Tensor]] | None = None,
-        deviation: Tensor | None = None,
-        objectives: Mapping[str, Callable[[Judge], Tensor]] | None = None,
-    ) -> None:
-        self.logits = logits
-        self.evidence = list(evidence or ())
-        self.losses = dict(losses or {})
-        self.auxiliary = dict(auxiliary or {})
-        self.deviation = deviation
-        self.objectives = dict(objectives or {})
+    logits: Tensor
+    evidence: EvidenceList = EvidenceList()
+    further: Mapping[str, FurtherLoss] = MappingProxyType({})
+    deviation: Tensor | None = None
 
 
 class AbstractMethod(nn.Module, abc.ABC):
@@ -134,15 +162,91 @@ class AbstractMethod(nn.Module, abc.ABC):
         return {}
 
 
+class BagAnswer(NamedTuple):
+    """What a paper's aggregation makes of the patches of images.
+
+    Attributes:
+        logits: ``(b, k)``.
+        weight: computes the share ``(b, n)`` of each patch in the answer; in evaluation only.
+        instances: ``(b, n, d)``, what the instance head answers from; None for no such head.
+        further: losses of the paper's own.
+        by_output: shares for each output ``(b, k, n)``, of methods that look once for each.
+    """
+
+    logits: Tensor
+    weight: Callable[[], Tensor]
+    instances: Tensor | None = None
+    further: Mapping[str, FurtherLoss] = MappingProxyType({})
+    by_output: Tensor | None = None
+
+
+class AbstractBagMethod(AbstractMethod):
+    """Methods that embed every patch of an image; a subclass is its paper's aggregation.
+
+    Reading, embedding, padding, the instance head and evidence are the same for all of them.
+
+    Args:
+        encoder: of the patches.
+        heads: what the task asks.
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: patches encoded at a time.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
+        instance: weight of the instance head's loss.
+        dim_instance: length of what it answers from; None for no instance head.
+    """
+
+    reads = frozenset({"glimpse", "bag"})
+
+    def __init__(
+        self,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        *,
+        train_encoder: bool,
+        chunk: int,
+        jitter: bool,
+        instance: float = 0.0,
+        dim_instance: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
+        self.instance = instance
+        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        self.head_instance: InstanceHead | None = None
+        if instance > 0 and dim_instance is not None:
+            self.head_instance = InstanceHead(dim_instance, heads)
+
+    @abc.abstractmethod
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Aggregate the patches of each image.
+
+        Args:
+            f: their features ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: gives their centres ``(b, n, ndim)``, in sides of a patch.
+        """
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from every patch of each image."""
+        patches = self.bag.cover(batch, training=self.training)
+        f, valid = self.bag.embed(self.encoder, batch, patches)
+        answer = self.answer_bag(f, valid, lambda: batch.layout(patches, valid.shape[1])[0])
+        if not self.training:
+            weight, by_output = answer.weight(), answer.by_output
+            evidence = batch.evidence(patches, weight, by_output=by_output)
+            return Prediction(answer.logits, evidence)
+        further = dict(answer.further)
+        if self.head_instance is not None and answer.instances is not None:
+            alone = self.head_instance(answer.instances, valid)
+            further["instance"] = Auxiliary(alone, self.instance)
+        return Prediction(answer.logits, further=further)
+
+
 def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
-    """What a method's own losses add to the task's loss of its prediction; a scalar."""
-    total = prediction.logits.new_zeros(()) + sum(prediction.losses.values())
-    for weight, logits in prediction.auxiliary.values():
-        total = total + weight * task.loss(logits, target)
-    judge = Judge(task, target)
-    for objective in prediction.objectives.values():
-        total = total + objective(judge)
-    return total
+    """Sum what a method's own losses add to the task's loss of its prediction; a scalar."""
+    judge, zero = Judge(task, target), prediction.logits.new_zeros(())
+    return zero + sum(loss(judge) for loss in prediction.further.values())
 
 
 BASE = AbstractMethod

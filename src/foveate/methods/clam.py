@@ -19,24 +19,22 @@ small cache; memory of one chunk of patches, and a few vectors per patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.bags.embedding import Bag, evaluating, output_weights
-from foveate.batch import Batch
+from foveate.bags.embedding import evaluating, output_weights
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.methods.base import AbstractMethod, Judge, Prediction
+from foveate.methods.base import AbstractBagMethod, BagAnswer, FurtherLoss, Judge
 from foveate.nn.attention import masked_softmax
-from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.heads import Head
 
 
-class Clam(AbstractMethod):
+class Clam(AbstractBagMethod):
     """All patches with tissue, gated attention, and instance clustering.
 
     Evidence is the attention of what is predicted.
@@ -61,7 +59,6 @@ class Clam(AbstractMethod):
         OptionError: a share that is not in [0, 1).
     """
 
-    reads = frozenset({"glimpse", "bag"})
     summary = "all patches, gated attention, clustering of the strongest and weakest patches"
     meets = ("no", "yes", "yes", "yes", "no")
 
@@ -81,46 +78,48 @@ class Clam(AbstractMethod):
         instance: float = 0.0,
         jitter: bool = True,
     ) -> None:
-        super().__init__()
         if not 0 <= clustering < 1:
             raise OptionError(f"method.clustering: got {clustering}, expected 0 up to below 1")
+        super().__init__(
+            encoder,
+            heads,
+            train_encoder=train_encoder,
+            chunk=chunk,
+            jitter=jitter,
+            instance=instance,
+            dim_instance=encoder.dim,
+        )
         n_outputs = sum(h.size for h in heads)
-        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
-        self.branch, self.clustered, self.instance = branch, clustered, instance
+        self.branch, self.clustered = branch, clustered
         self.clustering = clustering / (1 - clustering)
-        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
         self.norm = nn.LayerNorm(encoder.dim)
         self.embed = nn.Sequential(nn.Linear(encoder.dim, width), nn.ReLU(), nn.Dropout(dropout))
         branches = n_outputs if branch == "multi" else 1
         self.attend = _Attend(width, hidden, branches, dropout)
         self.head = nn.Linear(width, n_outputs)
         self.cluster = _Cluster(width, heads)
-        self.head_instance = InstanceHead(encoder.dim, heads) if instance > 0 else None
 
-    def forward(self, batch: Batch) -> Prediction:
-        """Predict from every patch of each image."""
-        patches = self.bag.cover(batch, training=self.training)
-        f, valid = self.bag.embed(self.encoder, batch, patches)
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Pool by gated attention; cluster what it finds strongest and weakest."""
         f = self.norm(f)
-        h = self.embed(f)
-        logits, attention = self.aggregate(h, valid)
-        if not self.training:
-            weight, each = attention[:, 0], None
-            if self.branch == "multi":
-                each = attention
-                shares = output_weights(logits, self.task_heads)
-                weight = (shares.unsqueeze(-1) * attention).sum(1)
-            return Prediction(logits, batch.evidence(patches, weight, by_output=each))
-        objectives = {}
-        if self.clustering > 0:
+        logits, attention = self.aggregate(self.embed(f), valid)
+        further: dict[str, FurtherLoss] = {}
+        if self.training and self.clustering > 0:
             # What attention finds strongest is a guess at first, which no encoder should learn.
-            losses = self.cluster(self.embed(f.detach()), *self.extremes(f, valid))
-            objectives["clustering"] = partial(_by_label, self.clustering, *losses)
-        auxiliary = {}
-        if self.head_instance is not None:
-            # Before dropout, which would choose the strongest patch at random.
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        return Prediction(logits, [], auxiliary=auxiliary, objectives=objectives)
+            top, bottom = self.extremes(f, valid)
+            where_true, where_false = self.cluster(self.embed(f.detach()), top, bottom)
+            further["clustering"] = Clustering(where_true, where_false, self.clustering)
+
+        def attended() -> Tensor:
+            if self.branch == "single":
+                return attention[:, 0]
+            shares = output_weights(logits, self.task_heads)
+            return (shares.unsqueeze(-1) * attention).sum(1)
+
+        by_output = attention if self.branch == "multi" else None
+
+        # Instances before dropout, which would choose the strongest patch at random.
+        return BagAnswer(logits, attended, instances=f, further=further, by_output=by_output)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` and attention ``(b, branches, n)``, from embedded patches."""
@@ -146,8 +145,22 @@ class Clam(AbstractMethod):
         return (rank < few.clamp_min(1)) & real, (rank >= n - few) & real
 
 
-def _by_label(weight: float, where_true: Tensor, where_false: Tensor, judge: Judge) -> Tensor:
-    return weight * judge.by_label(where_true, where_false).mean()
+class Clustering(NamedTuple):
+    """The loss of the clustering, which hangs on which classes are true of an image.
+
+    Attributes:
+        where_true, where_false: losses ``(b, k)`` of outputs that are true of an image, and of
+            those that are not.
+        weight: of their sum.
+    """
+
+    where_true: Tensor
+    where_false: Tensor
+    weight: float
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute the weighted mean over images."""
+        return self.weight * judge.by_label(self.where_true, self.where_false).mean()
 
 
 class _Attend(nn.Module):

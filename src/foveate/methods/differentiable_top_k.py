@@ -38,10 +38,13 @@ from foveate.attention_maps.cells import (
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.sampling import kl_divergence
+from foveate.nn.sampling import kl_divergences
 from foveate.nn.top_k import TopK, perturbed_top_k
+
+_BACKGROUND = 0.0
+"""Prior of a cell without foreground: left out, unless an image has no others."""
 
 
 class DifferentiableTopK(AbstractMethod):
@@ -55,8 +58,6 @@ class DifferentiableTopK(AbstractMethod):
         most: patches read per image in training, at most; at least k.
         spread: weight of the divergence of the scores' softmax from the prior (with an even prior,
             the paper's entropy term), which keeps scores from running apart.
-        background: prior probability of a cell without foreground, relative to one of the
-            strongest contrast; 0 leaves such cells out, unless an image has no others.
         contrast: power of the prior: a cell is as likely, before anything is learnt, as its
             difference from the background to this power; 0 leaves foreground and background only.
         dropout: on the pooled vector.
@@ -82,7 +83,6 @@ class DifferentiableTopK(AbstractMethod):
         sigma: float = 0.05,
         most: int = 48,
         spread: float = 1e-2,
-        background: float = 0.0,
         contrast: float = 2.0,
         dropout: float = 0.1,
         instance: float = 1.0,
@@ -105,7 +105,7 @@ class DifferentiableTopK(AbstractMethod):
         self.head_instance = InstanceHead(dim, heads)
         self.register_buffer("touched", torch.zeros(2))
         self._now_sigma = sigma
-        self._priors = Priors(power=contrast, background=background)
+        self._priors = Priors(power=contrast, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
         """Let the noise fade."""
@@ -119,7 +119,7 @@ class DifferentiableTopK(AbstractMethod):
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the mean of the chosen patches."""
         field = self._locate(batch)
-        top = self._choose(field)
+        top = self._choose(batch, field)
         jitter = self.training and self.jitter
         patches = field.patches(batch, top.index, jitter=jitter, used=top.used)
         valid = padding_mask([len(p) for p in patches], top.index.device)
@@ -131,11 +131,11 @@ class DifferentiableTopK(AbstractMethod):
             return Prediction(logits, batch.evidence(patches, weight))
         dropped = 1 - top.weight.detach().sum((1, 2)).mean() / top.weight.shape[1]
         self.touched = torch.stack([valid.sum(1).float().mean(), dropped])
-        losses = {"spread": self.spread * kl_divergence(field.log_a, field.log_prior)}
-        auxiliary = {}
+        spread = self.spread * kl_divergences(field.log_a, field.log_prior).mean()
+        further: dict[str, FurtherLoss] = {"spread": Penalty(spread)}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        return Prediction(logits, [], losses, auxiliary)
+            further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
+        return Prediction(logits, further=further)
 
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um
@@ -145,7 +145,7 @@ class DifferentiableTopK(AbstractMethod):
         grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=0.0)
 
-    def _choose(self, field: Field) -> TopK:
+    def _choose(self, batch: Batch, field: Field) -> TopK:
         """Cells and how much each row of the k weighs them, ``(b, k, u)``."""
         scores = _spanning_one(field.log_a, field.real)
         if not self.training:
@@ -157,6 +157,7 @@ class DifferentiableTopK(AbstractMethod):
             samples=self.samples,
             valid=field.real,
             keep=self.most,
+            generators=batch.generators,
         )
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.images.evidence import Evidence
+from foveate.images.evidence import Evidence, EvidenceList
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head
 from foveate.nn.overview import OverviewHead
@@ -59,10 +59,10 @@ class Downsampled(AbstractMethod):
             logits = self.head(torch.cat([look.overview for look in looks]), batch.part)
         else:
             logits = self.head(self.encoder.project(torch.cat([look.features for look in looks])))
-        evidence = []
-        if not self.training:
-            evidence = [self._evidence(batch, i, look.maps[-1]) for i, look in enumerate(looks)]
-        return Prediction(logits, evidence)
+        if self.training:
+            return Prediction(logits)
+        maps = enumerate(look.maps[-1] for look in looks)
+        return Prediction(logits, EvidenceList(self._evidence(batch, i, last) for i, last in maps))
 
     def _evidence(self, batch: Batch, i: int, last: torch.Tensor) -> Evidence:
         strength = last.detach()[0].float().clamp_min(0).mean(0)

@@ -18,20 +18,19 @@ small cache; memory of one chunk of patches, and one vector per patch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from foveate.bags.embedding import Bag, output_weights
-from foveate.batch import Batch
+from foveate.bags.embedding import output_weights
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
 
-class Dsmil(AbstractMethod):
+class Dsmil(AbstractBagMethod):
     """All patches with tissue; each class attends to what is like its critical patch.
 
     Evidence is the attention of what is predicted.
@@ -46,7 +45,6 @@ class Dsmil(AbstractMethod):
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
-    reads = frozenset({"glimpse", "bag"})
     summary = "all patches; the critical patch per class, and attention to those like it"
     meets = ("no", "yes", "yes", "yes", "partly")
 
@@ -62,11 +60,15 @@ class Dsmil(AbstractMethod):
         instance: float = 1.0,
         jitter: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            encoder,
+            heads,
+            train_encoder=train_encoder,
+            chunk=chunk,
+            jitter=jitter,
+            instance=instance,
+        )
         dim, n_outputs = encoder.dim, sum(h.size for h in heads)
-        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
-        self.instance = instance
-        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
         self.norm = nn.LayerNorm(dim)
         self.single = nn.Linear(dim, n_outputs)
         self.query = nn.Linear(dim, hidden)
@@ -74,17 +76,16 @@ class Dsmil(AbstractMethod):
         # A one-dimensional convolution whose kernel spans all features of all classes.
         self.head = nn.Linear(n_outputs * dim, n_outputs)
 
-    def forward(self, batch: Batch) -> Prediction:
-        """Predict from every patch of each image."""
-        patches = self.bag.cover(batch, training=self.training)
-        f, valid = self.bag.embed(self.encoder, batch, patches)
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Attend, for each class, to what is like its critical patch."""
         logits, alone, attention = self.aggregate(self.norm(f), valid)
-        if not self.training:
+
+        def attended() -> Tensor:
             shares = output_weights(logits, self.task_heads)
-            weight = (shares.unsqueeze(-1) * attention).sum(1)
-            return Prediction(logits, batch.evidence(patches, weight, by_output=attention))
-        auxiliary = {"instance": (self.instance, alone)} if self.instance > 0 else {}
-        return Prediction(logits, [], auxiliary=auxiliary)
+            return (shares.unsqueeze(-1) * attention).sum(1)
+
+        further = {"instance": Auxiliary(alone, self.instance)} if self.instance > 0 else {}
+        return BagAnswer(logits, attended, further=further, by_output=attention)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both streams, from normalised features.

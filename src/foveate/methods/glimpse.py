@@ -11,69 +11,29 @@ patches of a frozen encoder, and keeps some of the prior for exploration; an ins
 head gives every patch a gradient of its own; patches carry physical positions, are related by
 self-attention, which knows distances and sides, and read by cross-attention, with a query for each
 question, as in `ips`; how far attention may concentrate is controlled by the mass that the drawn
-patches hold. With `zoom`, attention over the glimpse chooses tiles, attention over a tile what lies
-in it, and so on down to the finest patches; the estimator is nested, and as unbiased at any depth.
+patches hold.
 
-Use when: parts decide, and a glimpse shows where they may be: the default. With `zoom` where the
-glimpse of a huge image shows no more than which regions to look into.
+Use when: parts decide, and a glimpse shows where they may be: the default. Where the glimpse
+of a huge image shows no more than which regions to look into, take `glimpse_zoom`.
 
 Cost: reads a glimpse and a fixed number of patches per image, whatever its size; memory of one
-chunk of patches, however many are drawn. Each level of `zoom` adds `looks` tiles, as many pixels as
-patches each; where they lie is learnt through their maps, so in training all tiles of a batch are
-in memory with their activations.
+chunk of patches, however many are drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from foveate.attention_maps.cells import (
-    Field,
-    MapScores,
-    Priors,
-    Spread,
-    build_field,
-    map_lattice,
-    stage_for,
-)
-from foveate.attention_maps.choice import Choice, Chosen
-from foveate.attention_maps.zoom import Descent, Zoom, joined, nested_expectation
-from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
-from foveate.bags.related import RelatedPool
-from foveate.batch import N_COLOURS, Batch, Patches
+from foveate.attention_maps.choice import Choice
+from foveate.attention_maps.together import GlimpseAndPatches, Tokens
+from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.overview import OverviewHead
-from foveate.nn.pooling import CrossPool
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.nn.heads import Head
 from foveate.nn.sampling import expectation
 
-_SMALL = 0.05
 
-
-@dataclass(frozen=True)
-class _Tokens:
-    """What is related, per image the patches first.
-
-    Attributes:
-        tokens: ``(b, n, d)``.
-        known: ``(b, n)``, False on padding.
-        patches: ``(b, n)``, True on the finest patches.
-        regions: per image.
-    """
-
-    tokens: Tensor
-    known: Tensor
-    patches: Tensor
-    regions: list[Patches]
-
-
-class Glimpse(AbstractMethod):
+class Glimpse(GlimpseAndPatches, AbstractMethod):
     """Attention over the glimpse decides which patches are read at full resolution.
 
     Training draws patches without replacement and learns where to look through the unbiased
@@ -84,25 +44,13 @@ class Glimpse(AbstractMethod):
         eval_patches: looked at per image in evaluation; 0 follows the images.
         survey: patches of an image that are looked at while the encoder is frozen; attention over
             them teaches where to look. 0 follows the images.
-        layers: of self-attention between tokens.
-        attention_heads: of the cross-attention; each question of the task has its own query.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
-        mass: share of attention that the drawn patches should hold at most; above it that weight
-            grows up to a hundredfold. Attention that is concentrated on fewer cells than are drawn
-            explores nothing and over-fits.
         locating: weight of the losses that teach where to look. Their gradient is the noise of a
             few drawn cells, and weighed as much as the answer it would drown in the encoder what
             patches teach. The layers that score cells are taught by nothing else, so the optimiser
             makes up for the weight there. Sums add up over patches as the expectation does; there
             it teaches what patches show as well, and 1 is worth a try.
-        smoothing: share of attention spread evenly over all cells.
         explore: share of attention, in training, that follows the prior whatever was learnt.
-        background: prior probability of a cell without foreground, relative to one of the
-            strongest contrast; 0 leaves such cells out, unless an image has no others.
-        contrast: power of the prior: a cell is as likely, before anything is learnt, as its
-            difference from the background to this power. Cellular tissue is darker than stroma
-            and glass; 0 leaves foreground and background only.
-        glimpse_dropout: how often the token of the glimpse is hidden in training.
         dropout: in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. It gives every patch a gradient of its own, which ends the plateau
@@ -110,13 +58,6 @@ class Glimpse(AbstractMethod):
             the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
-        zoom: sides of the tiles of intermediate looks, coarse to fine, in sides of the finest
-            patch: ``8`` or ``32,8``. None by default.
-        looks: tiles per image at each of them. In training each tile gives an equal number of
-            patches, ``patches / looks`` rounded down and at least one.
-
-    Raises:
-        OptionError: `zoom` does not fall; no look is allowed.
     """
 
     reads = frozenset({"glimpse", "crops"})
@@ -131,197 +72,48 @@ class Glimpse(AbstractMethod):
         patches: int = 0,
         eval_patches: int = 0,
         survey: int = 0,
-        layers: int = 1,
-        attention_heads: int = 8,
         spread: float = 1e-2,
-        mass: float = 0.5,
         locating: float = 0.1,
-        smoothing: float = 1e-3,
         explore: float = 0.0,
-        background: float = 0.0,
-        contrast: float = 2.0,
-        glimpse_dropout: float = 0.5,
         dropout: float = 0.1,
         instance: float = 4.0,
         chunk: int = 256,
         jitter: bool = True,
-        zoom: tuple[float, ...] = (),
-        looks: int = 8,
     ) -> None:
-        super().__init__()
-        dim = encoder.dim
-        self.encoder, self.chunk = encoder, chunk
+        super().__init__(
+            encoder,
+            heads,
+            spread=spread,
+            locating=locating,
+            instance=instance,
+            dropout=dropout,
+            chunk=chunk,
+        )
         self.choice = Choice(patches or 24, eval_patches or 64, survey or 256, jitter)
-        self.smoothing, self.explore = smoothing, explore
-        self.locating, self.instance, self.glimpse_dropout = locating, instance, glimpse_dropout
-        self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
-        self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.whole = nn.Parameter(torch.zeros(dim))
-        k = sum(head.size for head in heads)
-        self.overview = OverviewHead(
-            (*(encoder.feature_groups or (encoder.n_features,)), N_COLOURS), k
-        )
-        self.related = RelatedPool(
-            encoder, heads, layers=layers, attention_heads=attention_heads, dropout=dropout
-        )
-        _begin_small(self.related.pool, heads)
-        self.dropout = nn.Dropout(dropout)
-        self.head_expected = nn.Linear(dim, k)
-        self.head_instance = InstanceHead(dim, heads)
-        self.adds_up = any(head.pooling == "sum" for head in heads)
-        self.spread = Spread(weight=spread, mass=mass)
-        self._priors = Priors(power=contrast, background=background)
-        self.zoom: Zoom | None = None
-        if zoom:
-            inside = {"spread": spread, "mass": mass, "smoothing": smoothing, "explore": explore}
-            inside |= {"background": background, "contrast": contrast}
-            self.zoom = Zoom(encoder, scales=zoom, looks=looks, **inside)
+        self.explore = explore
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the glimpse and the patches it points to."""
         looks = batch.look(self.encoder)
-        features = torch.cat([look.features for look in looks])
-        seen = self._look(batch, self._locate(batch, [look.maps for look in looks]))
-        patches = seen.patches
-        valid = padding_mask([len(p) for p in patches], features.device)
-        vectors = embed_patches(self.encoder, batch, patches, self.chunk)
-        f = pad_rows(self.embed(vectors.float()), valid)
-        tiles = [self.embed(v) for v in seen.vectors] if isinstance(seen, Descent) else []
-        alone = self.head_instance(f, valid)
-        whole = self.embed(self.encoder.project(features).float()) + self.whole
-        logits, weight, beyond = self._aggregate(batch, whole, self._tokens(f, valid, tiles, seen))
-        logits, further = self.answer(alone, logits)
-        overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
+        explore = self.explore if self.training else 0.0
+        field = self.attend(batch, [look.maps for look in looks], explore=explore)
+        seen = self.choice(batch, field, training=self.training)
+        f, valid = self.read(batch, seen.patches)
+        answer = self.answer_together(batch, looks, f, Tokens(f, valid, valid, seen.patches))
         if not self.training:
-            evidence = batch.evidence(patches, weight, remainder=beyond)
-            return Prediction(overview + logits, evidence)
-        # Patches add to what the glimpse says. What it has learnt by heart would leave them nothing
-        # to explain, hence answers that have not seen the image.
-        logits, auxiliary = overview.detach() + logits, {}
-        if self.instance > 0:
-            auxiliary["instance"] = (self.instance, alone)
-        for name, beside in further.items():
-            auxiliary[name] = (1.0, overview.detach() + beside)
+            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.beyond)
+            return Prediction(answer.logits, evidence)
+        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}
         if batch.frozen:
-            taught = weight.new_zeros(()) if isinstance(seen, Descent) else seen.taught_by(weight)
-            return Prediction(logits, [], {"place": taught}, auxiliary)
-        if self.overview.settled:
-            auxiliary["overview"] = (1.0, overview)
+            further["place"] = Penalty(seen.taught_by(answer.weight))
+            return Prediction(answer.logits, further=further)
         # The expectation over all cells teaches where to look. What patches show it teaches only
         # where they add up, as it does: else a mean of few cells is noise to the encoder. The
         # prediction itself rests on the patches that were seen, so that their attention is what
         # decided.
-        if not self.adds_up:
-            f, tiles = f.detach(), [tile.detach() for tile in tiles]
-        estimate, losses = self._estimate(seen, f, valid, tiles)
-        losses = {name: self.locating * loss for name, loss in losses.items()}
-        auxiliary["expected"] = (self.locating, self.head_expected(self.dropout(estimate)))
-        return Prediction(logits, [], losses, auxiliary)
-
-    def _estimate(
-        self, seen: Chosen | Descent, f: Tensor, valid: Tensor, tiles: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The expectation ``(b, d)`` over all cells, and the losses on how attention spreads."""
-        if isinstance(seen, Descent):
-            assert self.zoom is not None
-            first = seen.draws[0]
-            losses = {"spread": self.spread(first.field, first.a)} | self.zoom.losses(seen.draws)
-            return nested_expectation(seen.draws, tiles, f[valid]), losses
-        field = seen.field
-        drawn = field.real.gather(1, seen.index)
-        a = field.log_a.gather(1, seen.index).exp() * drawn
-        return expectation(a, seen.at_cells(f), drawn), {"spread": self.spread(field, a)}
-
-    # -- locate -------------------------------------------------------------------------------
-
-    def _locate(self, batch: Batch, maps: list[list[Tensor]]) -> Field:
-        spacing = batch.view.glimpse_spacing_um
-        scale = 1.0 if self.zoom is None else self.zoom.scale
-        stage = stage_for(self.encoder, spacing, batch.view.patch_um * scale)
-        scores = [self.locate(each, stage)[0] for each in maps]
-        lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
-        grids = [[self._priors.grid(batch, i, each, scale)] for i, each in enumerate(lattices)]
-        return build_field(
-            [[s.flatten()] for s in scores],
-            grids,
-            smoothing=self.smoothing,
-            explore=self.explore if self.training else 0.0,
-        )
-
-    def _look(self, batch: Batch, field: Field) -> Chosen | Descent:
-        if self.zoom is None:
-            return self.choice(batch, field, training=self.training)
-        n = self.choice.patches if self.training else self.choice.eval_patches
-        return self.zoom.descend(self.encoder, batch, field, n, jitter=self.choice.jitter)
-
-    def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the answer ``(b, k)``, and further ones that training gives a loss of their own.
-
-        A subclass may let patches vote.
-
-        Args:
-            alone: ``(b, k)`` what patches say on their own.
-            pooled: ``(b, k)`` what is said of them together.
-        """
-        return pooled, {}
-
-    # -- aggregate ----------------------------------------------------------------------------
-
-    def _tokens(
-        self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: Chosen | Descent
-    ) -> _Tokens:
-        """The patches, then the tiles that led to them."""
-        if not isinstance(seen, Descent):
-            return _Tokens(f, valid, valid, seen.patches)
-        assert self.zoom is not None
-        shown = [row[real] for row, real in zip(f, valid, strict=True)]
-        regions = [[part] for part in seen.patches]
-        for level, own, kind in zip(seen.tiles, tiles, self.zoom.kinds(), strict=True):
-            parts = torch.split(own + kind, [len(part) for part in level])
-            shown = [torch.cat(both) for both in zip(shown, parts, strict=True)]
-            regions = [[*r, part] for r, part in zip(regions, level, strict=True)]
-        every = [joined(parts) for parts in regions]
-        known = padding_mask([len(p) for p in every], f.device)
-        patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
-        return _Tokens(pad_rows(torch.cat(shown), known), known, patches, every)
-
-    def _aggregate(
-        self, batch: Batch, whole: Tensor, parts: _Tokens
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Answers to all questions ``(b, k)``; of what patches have, the share of each ``(b, n)``.
-
-        And the share of the glimpse ``(b,)``, which lies in no patch.
-
-        Args:
-            batch: of the images.
-            whole: ``(b, d)`` token of the glimpse.
-            parts: to be related to it and to each other; it and patches are pooled.
-        """
-        shown = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
-        if self.training:
-            shown = torch.rand(len(whole), 1, device=whole.device) >= self.glimpse_dropout
-        n = parts.known.shape[1]
-        centre, extent = batch.layout(parts.regions, n)
-        found: tuple[Tensor, Tensor] = self.related(
-            torch.cat([parts.tokens, whole.unsqueeze(1)], 1),
-            torch.cat([parts.known, shown], 1),
-            functional.pad(centre, (0, 0, 0, 1)),
-            functional.pad(extent, (0, 1), value=1.0),
-            pooled=torch.cat([parts.patches, shown], 1),
-            everywhere=torch.cat([torch.zeros_like(parts.known), torch.ones_like(shown)], 1),
-        )
-        logits, weight = found
-        own, beyond = weight[:, :n], weight[:, n]
-        return logits, own / own.sum(1, keepdim=True).clamp_min(1e-12), beyond
-
-
-@torch.no_grad()
-def _begin_small(pool: CrossPool, heads: Sequence[Head]) -> None:
-    """What is pooled of many patches is noise until it is known which ones count.
-
-    Not so for sums, where all of them do.
-    """
-    for head, last in zip(heads, pool.heads, strict=True):
-        if head.pooling != "sum":
-            for p in last.parameters():
-                p.mul_(_SMALL)
+        f = f if self.adds_up else f.detach()
+        a = field.log_a.gather(1, seen.index).exp() * seen.drawn
+        estimate = expectation(a, seen.at_cells(f), seen.drawn)
+        further["spread"] = Penalty(self.locating * self.spread(field, a))
+        further["expected"] = Auxiliary(self.expected(estimate), self.locating)
+        return Prediction(answer.logits, further=further)

@@ -19,6 +19,7 @@ scanned and about a dozen vectors per patch kept (relating them takes time with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,12 +31,15 @@ from foveate.bags.embedding import Bag, embed_patches, pad_rows, padding_mask
 from foveate.bags.related import RelatedPool
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.selection import normalised_scores, rank_patches, select_with_exploration
 
 _MANY = 1024
+_ATTENTION_HEADS = 8
+"""Of the cross-attention, where the vector's length is a multiple of it; each question of the task
+has its own query."""
 
 
 class Ips(AbstractMethod):
@@ -48,7 +52,6 @@ class Ips(AbstractMethod):
         buffer: further patches, next in score, that are aggregated without training the encoder.
         drop: share of the patches that is left out at random in training.
         layers: of self-attention between patches before pooling; 0 is the paper's.
-        attention_heads: of the cross-attention; each question of the task has its own query.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out.
@@ -70,7 +73,6 @@ class Ips(AbstractMethod):
         buffer: int = 0,
         drop: float = 0.0,
         layers: int = 1,
-        attention_heads: int = 8,
         dropout: float = 0.1,
         instance: float = 1.0,
         chunk: int = 256,
@@ -83,6 +85,7 @@ class Ips(AbstractMethod):
         self.instance, self.chunk = instance, chunk
         self.bag = Bag(train_encoder=True, chunk=chunk, jitter=jitter)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
+        attention_heads = math.gcd(_ATTENTION_HEADS, dim)
         self.related = RelatedPool(
             encoder, heads, layers=layers, attention_heads=attention_heads, dropout=dropout
         )
@@ -92,7 +95,10 @@ class Ips(AbstractMethod):
         """Predict from the patches that score highest."""
         patches = self.bag.cover(batch, training=self.training)
         if self.training and self.drop > 0:
-            patches = [_dropped(part, self.drop) for part in patches]
+            patches = [
+                _dropped(part, self.drop, generator)
+                for part, generator in zip(patches, batch.generators, strict=True)
+            ]
         centre, extent = batch.layout(patches, max(1, *(len(p) for p in patches)))
         kept, more = self._select(batch, patches, centre, extent)
         rows = [torch.cat(pair) for pair in zip(kept, more, strict=True)]
@@ -102,13 +108,13 @@ class Ips(AbstractMethod):
         index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
         # Before the relations, so that its gradients are computed when theirs are done with.
-        auxiliary = self._alone(f, valid) if self.training else {}
+        further = self._alone(f, valid) if self.training else {}
         logits, weight = self.related(f, valid, near, extent.gather(1, index))
         if not self.training:
             return Prediction(logits, batch.evidence(chosen, weight))
-        return Prediction(logits, [], {}, auxiliary)
+        return Prediction(logits, further=further)
 
-    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, Auxiliary]:
         """What the instance head answers; of many patches, computed again for its gradients."""
         if self.instance <= 0:
             return {}
@@ -116,7 +122,7 @@ class Ips(AbstractMethod):
             answer = self.head_instance(f, valid)
         else:
             answer = checkpoint(self.head_instance, f, valid, use_reentrant=False)
-        return {"instance": (self.instance, answer)}
+        return {"instance": Auxiliary(answer, self.instance)}
 
     def _select(
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
@@ -131,15 +137,15 @@ class Ips(AbstractMethod):
         )
         scores = iter(self._scan(batch, scanned, centre, extent))
         kept, more = [], []
-        for part, rows in zip(patches, orders, strict=True):
+        explore = self.explore if self.training else 0.0
+        for i, (part, rows) in enumerate(zip(patches, orders, strict=True)):
             if not len(rows):
                 kept.append(torch.arange(len(part)))
                 more.append(torch.arange(0))
                 continue
             score = next(scores)
-            best = select_with_exploration(
-                score, self.kept, explore=self.explore if self.training else 0
-            )
+            generator = batch.generators[i] if explore > 0 else None
+            best = select_with_exploration(score, self.kept, explore=explore, generator=generator)
             rest = rank_patches(score.scatter(0, best, -torch.inf))
             kept.append(rows[best.cpu()])
             more.append(rows[rest[: self.buffer].cpu()])
@@ -207,8 +213,8 @@ def _by_place(patches: Patches) -> Tensor:
     return torch.from_numpy(np.lexsort((*patches.origin_um.T[::-1], patches.side_um)))
 
 
-def _dropped(patches: Patches, share: float) -> Patches:
+def _dropped(patches: Patches, share: float, generator: torch.Generator) -> Patches:
     """A random part of the patches, in their order; at least one stays."""
-    keep = torch.rand(len(patches)) >= share
-    keep[torch.randint(len(patches), ())] = True
+    keep = torch.rand(len(patches), generator=generator) >= share
+    keep[torch.randint(len(patches), (), generator=generator)] = True
     return patches[keep.nonzero()[:, 0].numpy()]

@@ -50,11 +50,22 @@ from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.images.image import AbstractImage
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import draw_without_replacement, estimate_deviation, expectation
 
 _MEMORY_OF_SHARES = 0.98
+
+_WARM_UP, _DROP_BELOW = 0.2, 0.02
+"""Share of the training in which scales are balanced and none is dropped; after it, a scale whose
+running share is below the other is: a fiftieth of the patches is too few to learn it by."""
+_EXPLORE = 1e-3
+"""Share of attention that follows the prior whatever was learnt, so that no cell is lost."""
+_MASS = 0.5
+"""Share of attention that the drawn patches should hold at most, as in `attention_sampling`."""
+_CONTRAST, _BACKGROUND = 2.0, 0.0
+"""Of the prior: within a scale a cell is as likely, before anything is learnt, as its difference
+from the background squared, as cellular tissue is dark; cells without foreground are left out."""
 
 
 class JointSampling(AbstractMethod):
@@ -68,23 +79,11 @@ class JointSampling(AbstractMethod):
         inference: ``top``, over the cells of highest attention, which favours scales with few large
             cells while attention is spread; ``expectation``, over draws without replacement that
             depend on the image alone.
-        baseline: take a baseline from what attention learns, which lowers the noise of its gradient
-            without bias.
-        balance: weight, at the beginning, of the divergence of the scales' shares from equal
-            shares; falls to 0 over the warm-up.
-        warm_up: share of the training in which scales are balanced and none is dropped.
-        drop_below: after the warm-up, a scale whose running share is below this is dropped.
+        balance: weight, at the beginning, of the divergence of each image's shares of scales from
+            equal ones; falls to 0 over the warm-up.
         price: weight of the expected cost of a draw: the pixels that must be decoded for a patch,
             from the level of the file that it is read from, in patches. 0 for no dial.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
-        mass: share of attention that the drawn patches should hold at most; above it that weight
-            grows up to a hundredfold.
-        explore: share of attention that follows the prior whatever was learnt.
-        background: prior probability of a cell without foreground, relative to one of the
-            strongest contrast; 0 leaves such cells out, unless an image has no others.
-        contrast: power of the prior: within a scale, a cell is as likely, before anything is
-            learnt, as its difference from the background to this power; 0 leaves foreground and
-            background only.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves the head out.
         chunk: patches encoded at a time; above it, gradients come from two-pass replay.
@@ -110,16 +109,9 @@ class JointSampling(AbstractMethod):
         patches: int = 24,
         eval_patches: int = 64,
         inference: Inference = "top",
-        baseline: bool = True,
         balance: float = 1.0,
-        warm_up: float = 0.2,
-        drop_below: float = 0.02,
         price: float = 0.0,
         spread: float = 1e-3,
-        mass: float = 0.5,
-        explore: float = 1e-3,
-        background: float = 0.0,
-        contrast: float = 2.0,
         instance: float = 1.0,
         chunk: int = 256,
         jitter: bool = True,
@@ -130,18 +122,20 @@ class JointSampling(AbstractMethod):
         dim, levels = encoder.dim, len(scales)
         self.encoder, self.scales, self.instance = encoder, tuple(scales), instance
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
-        self.inference, self.baseline, self.jitter = inference, baseline, jitter
-        self.balance, self.warm_up, self.drop_below = balance, warm_up, drop_below
-        self.price, self.explore = price, explore
+        self.inference, self.jitter = inference, jitter
+        # Taken from what attention learns, it lowers the noise of the gradient without bias.
+        self.baseline = True
+        self.balance, self.warm_up, self.drop_below = balance, _WARM_UP, _DROP_BELOW
+        self.price, self.explore = price, _EXPLORE
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes, levels=levels)
-        self.spread = Spread(weight=spread, mass=mass)
+        self.spread = Spread(weight=spread, mass=_MASS)
         self.scale_code = nn.Parameter(torch.zeros(levels, dim))
         self.head = nn.Linear(dim, sum(h.size for h in heads))
         self.head_instance = InstanceHead(dim, heads)
         self.register_buffer("share", torch.full((levels,), 1 / levels))
         self.register_buffer("kept", torch.ones(levels, dtype=torch.bool))
         self._done = 0.0
-        self._priors = Priors(power=contrast, background=background)
+        self._priors = Priors(power=_CONTRAST, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
         """Ease the balance; after the warm-up, drop the scales that attention has left."""
@@ -176,11 +170,11 @@ class JointSampling(AbstractMethod):
                 noise = estimate_deviation(a, f @ self.head.weight.T, valid)
             return Prediction(logits, batch.evidence(patches, weight), deviation=noise)
         logits = self.head(expectation(a, f, valid, baseline=self.baseline))
-        auxiliary = {}
+        penalties = {"spread": self.spread(field, a), **self._of_scales(batch, field.shares())}
+        further: dict[str, FurtherLoss] = {k: Penalty(v) for k, v in penalties.items()}
         if self.instance > 0:
-            auxiliary["instance"] = (self.instance, self.head_instance(f, valid))
-        losses = {"spread": self.spread(field, a), **self._of_scales(batch, field.shares())}
-        return Prediction(logits, [], losses, auxiliary)
+            further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
+        return Prediction(logits, further=further)
 
     # -- locate -------------------------------------------------------------------------------
 
@@ -209,19 +203,18 @@ class JointSampling(AbstractMethod):
     def _choose(self, batch: Batch, field: Field) -> Tensor:
         """Indices of cells ``(b, n)`` in the order of drawing, those of padding last."""
         if self.training:
-            return draw_without_replacement(field.log_a.detach(), self.patches)
+            return draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         return choose_settled(batch, field, self.eval_patches, self.inference)
 
     def _of_scales(self, batch: Batch, shares: Tensor) -> dict[str, Tensor]:
         """The losses on how attention divides among scales, from shares ``(b, scales)``."""
-        mean = shares.mean(0)
-        self.share = torch.lerp(mean.detach(), self.share, _MEMORY_OF_SHARES)
+        self.share = torch.lerp(shares.detach().mean(0), self.share, _MEMORY_OF_SHARES)
         losses = {}
         weight = self.balance * max(0.0, 1 - self._done / max(self.warm_up, 1e-9))
         if weight > 0:
-            tiny = torch.finfo(mean.dtype).tiny
-            apart = (mean * (mean * len(mean)).clamp_min(tiny).log()).sum()
-            losses["balance"] = weight * apart
+            tiny = torch.finfo(shares.dtype).tiny
+            apart = shares * (shares * len(self.scales)).clamp_min(tiny).log()
+            losses["balance"] = weight * apart.sum(1).mean()
         if self.price > 0:
             costs = [
                 [_decoded_share(item.image, batch.view.spacing_um * s) for s in self.scales]

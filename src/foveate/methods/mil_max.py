@@ -18,20 +18,19 @@ trained encoder; memory of one chunk of patches, and one vector per patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from foveate.bags.embedding import Bag, output_weights
-from foveate.batch import Batch
+from foveate.bags.embedding import output_weights
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractBagMethod, BagAnswer
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
 
-class MilMax(AbstractMethod):
+class MilMax(AbstractBagMethod):
     """All patches with tissue, a linear head on each, the largest answer per output.
 
     Evidence is the softmax over patches of the answers to what is predicted: the patch that decides
@@ -44,7 +43,6 @@ class MilMax(AbstractMethod):
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
-    reads = frozenset({"glimpse", "bag"})
     summary = "all patches, the strongest answer per class"
     meets = ("no", "partly", "yes", "yes", "no")
 
@@ -57,22 +55,19 @@ class MilMax(AbstractMethod):
         chunk: int = 64,
         jitter: bool = True,
     ) -> None:
-        super().__init__()
-        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
-        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        super().__init__(encoder, heads, train_encoder=train_encoder, chunk=chunk, jitter=jitter)
         self.norm = nn.LayerNorm(encoder.dim)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
 
-    def forward(self, batch: Batch) -> Prediction:
-        """Predict from the strongest patches of each image."""
-        patches = self.bag.cover(batch, training=self.training)
-        f, valid = self.bag.embed(self.encoder, batch, patches)
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Take the strongest patch for each output."""
         logits, single = self.aggregate(self.norm(f), valid)
-        if self.training:
-            return Prediction(logits, [])
-        near = masked_softmax(single.transpose(1, 2), valid.unsqueeze(1))
-        weight = (output_weights(logits, self.task_heads).unsqueeze(-1) * near).sum(1)
-        return Prediction(logits, batch.evidence(patches, weight))
+
+        def near() -> Tensor:
+            shares = masked_softmax(single.transpose(1, 2), valid.unsqueeze(1))
+            return (output_weights(logits, self.task_heads).unsqueeze(-1) * shares).sum(1)
+
+        return BagAnswer(logits, near)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` and those of each patch ``(b, n, k)``, from normalised features."""

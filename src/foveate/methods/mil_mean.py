@@ -16,18 +16,18 @@ small cache; memory of one chunk of patches, and one vector per patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
-from foveate.bags.embedding import Bag, patch_shares
-from foveate.batch import Batch
+from foveate.bags.embedding import patch_shares
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.heads import Head, InstanceHead
+from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.nn.heads import Head
 
 
-class MilMean(AbstractMethod):
+class MilMean(AbstractBagMethod):
     """All patches with tissue, their mean, a linear head.
 
     The head is linear, so its answer to the mean of the patches is the mean of its answers to each.
@@ -44,7 +44,6 @@ class MilMean(AbstractMethod):
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
-    reads = frozenset({"glimpse", "bag"})
     summary = "all patches, the mean of what each says; the yardstick of attention"
     meets = ("no", "partly", "yes", "yes", "no")
 
@@ -59,28 +58,25 @@ class MilMean(AbstractMethod):
         instance: float = 0.0,
         jitter: bool = True,
     ) -> None:
-        super().__init__()
-        self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)
-        self.instance = instance
-        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        super().__init__(
+            encoder,
+            heads,
+            train_encoder=train_encoder,
+            chunk=chunk,
+            jitter=jitter,
+            instance=instance,
+            dim_instance=encoder.dim,
+        )
         self.norm = nn.LayerNorm(encoder.dim)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
-        self.head_instance = InstanceHead(encoder.dim, heads) if instance > 0 else None
 
-    def forward(self, batch: Batch) -> Prediction:
-        """Predict from every patch of each image."""
-        patches = self.bag.cover(batch, training=self.training)
-        f, valid = self.bag.embed(self.encoder, batch, patches)
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Average what the patches say."""
         h = self.norm(f)
         logits = self.aggregate(h, valid)
-        if not self.training:
-            weight = patch_shares(self.head(h), logits, self.task_heads, valid)
-            return Prediction(logits, batch.evidence(patches, weight))
-        if self.head_instance is None:
-            return Prediction(logits, [])
-        alone = self.head_instance(h, valid)
-        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+        shares = partial(patch_shares, self.head(h), logits, self.task_heads, valid)
+        return BagAnswer(logits, shares, instances=h)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> Tensor:
         """Logits ``(b, k)`` from normalised features."""

@@ -34,8 +34,8 @@ from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch, WholeImage
 from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
-from foveate.images.evidence import Evidence
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.images.evidence import Evidence, EvidenceList
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
 from foveate.streaming import Streamed
@@ -141,15 +141,15 @@ class StreamingCnn(AbstractMethod):
         vector, share = self.pool(h, valid)
         logits = self.head(vector)
         if not self.training:
-            evidence = [
-                self._evidence(batch, i, map_, own, each)
-                for i, (map_, own, each) in enumerate(zip(maps, cells, share, strict=True))
-            ]
+            parts = enumerate(zip(maps, cells, share, strict=True))
+            evidence = EvidenceList(
+                self._evidence(batch, i, map_, own, weight) for i, (map_, own, weight) in parts
+            )
             return Prediction(logits, evidence)
         if self.head_instance is None:
-            return Prediction(logits, [])
+            return Prediction(logits)
         alone = self.head_instance(h, valid)
-        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+        return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
     def _cells(self, whole: WholeImage, map_: Tensor) -> Tensor:
         """Indices of the cells that take part: those that lie on more than background, or all."""

@@ -17,7 +17,7 @@ too, more crops and always the same ones of an image, because the highest scores
 Scores are not normalised, which would leave the draw nearly uniform; they are added to a prior that
 follows contrast, as in our other methods that draw. Crops that show nothing of what decides are not
 made to give the image's label, as the published per-feature answers are, which a frozen encoder
-learns by heart: an instance head pools what crops say as the task allows, and `main` divides the
+learns by heart: an instance head pools what crops say as the task allows, and shares divide the
 loss between it and the main answer. ``policy=top`` keeps the per-feature answers and chooses as
 published, always what scores highest, in training as well; the published REINFORCE term is then no
 policy gradient but a surrogate: it raises the probability of whatever was chosen when the answer
@@ -35,12 +35,10 @@ and a vector per node; maps of crops are kept as one vector per cell.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +61,27 @@ from foveate.bags.embedding import embed_patches, pad_rows, patch_shares
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.images.evidence import Evidence
+from foveate.images.evidence import EvidenceList
 from foveate.methods.base import AbstractMethod, Judge, Prediction
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.position import PositionCode
 from foveate.nn.reinforce import RunningReward, leave_one_out, policy_loss
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.replay import replay
+
+_SURVEY = (48, 3)
+"""Crops chosen in each region while the encoder is frozen, level by level: very many, always the
+same ones of an image, some of them hidden."""
+_MAIN, _MAIN_REWARD = 0.3, 0.3
+"""Share of the main answer in the cross-entropy and in the reward; the rest is that of what crops
+say on their own, without which little is learnt."""
+_REINFORCE = 0.1
+"""Weight of the policy's loss, as published."""
+_CONTRAST = 2.0
+"""Power of the prior of ``sampled``: a cell is as likely, before anything is learnt, as its
+difference from the background to this power."""
+_HIDDEN = 64
+"""Width of the location module."""
 
 
 class Tnet(AbstractMethod):
@@ -86,8 +98,6 @@ class Tnet(AbstractMethod):
         locations: crops chosen in each region, level by level; 1 on every further level.
         eval_locations: the same in evaluation; by default four times as many in the image, else as
             in training.
-        survey: the same while the encoder is frozen: very many, always the same ones of an image,
-            some of them hidden.
         levels: at most this many below the glimpse; ``none`` for as many as zooms lie between the
             spacings of glimpse and view. The finest always has the view's spacing: with fewer
             levels the first grid has more, smaller cells. Levels on which nothing shows yet cost
@@ -97,14 +107,7 @@ class Tnet(AbstractMethod):
             evaluation, and learns by the published, biased surrogate.
         draws: with ``sampled``, trees drawn of each image in training, which are each other's
             baseline; with 1 it is the mean reward of past steps.
-        main: share of the main answer in the cross-entropy; the rest is that of what crops say on
-            their own, without which little is learnt.
-        reinforce: weight of the policy's loss.
-        main_reward: share of the main answer in the reward; the rest is that of single crops.
-        contrast: power of the prior, with ``sampled``: a cell is as likely, before anything is
-            learnt, as its difference from the background to this power; 0 leaves it out.
         weighting: weigh features by a squeeze-and-excite module instead of averaging them.
-        hidden: width of the location module.
         dropout: on features.
         chunk: crops encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, shift the grid over the image at random, and all below with it.
@@ -124,16 +127,10 @@ class Tnet(AbstractMethod):
         overlap: float = 0.5,
         locations: tuple[int, ...] = (6, 2),
         eval_locations: tuple[int, ...] | None = None,
-        survey: tuple[int, ...] = (48, 3),
         levels: int | None = 2,
         policy: Literal["sampled", "top"] = "sampled",
         draws: int = 2,
-        main: float = 0.3,
-        reinforce: float = 0.1,
-        main_reward: float = 0.3,
-        contrast: float = 2.0,
         weighting: bool = False,
-        hidden: int = 64,
         dropout: float = 0.1,
         chunk: int = 256,
         jitter: bool = True,
@@ -144,13 +141,13 @@ class Tnet(AbstractMethod):
         self.locations = _counts(locations, "locations")
         wider = (4 * locations[0], *locations[1:]) if policy == "sampled" else locations
         self.eval_locations = _counts(eval_locations or wider, "eval_locations")
-        self.survey = _counts(survey, "survey")
+        self.survey = _SURVEY
         self.levels, self.policy = levels, policy
         self.draws = draws if policy == "sampled" else 1
-        self.main, self.reinforce, self.main_reward = main, reinforce, main_reward
-        self.contrast = contrast if policy == "sampled" else 0.0
+        self.main, self.reinforce, self.main_reward = _MAIN, _REINFORCE, _MAIN_REWARD
+        self.contrast = _CONTRAST if policy == "sampled" else 0.0
         self.chunk, self.jitter = chunk, jitter
-        self.locate = Location(encoder.map_dims, hidden=hidden)
+        self.locate = Location(encoder.map_dims, hidden=_HIDDEN)
         self.position = PositionCode(max(1, dim // 4))
         self.norm = nn.LayerNorm(dim)
         self.fuse = nn.Sequential(nn.Linear(dim + max(1, dim // 4), dim), nn.GELU())
@@ -177,10 +174,9 @@ class Tnet(AbstractMethod):
         answers = Answers(logits, single, valid, log_prob)
         if self.head_instance is not None:
             alone = self.head_instance(f.flatten(0, 1), answers.crops.flatten(0, 1))
-            answers = dataclasses.replace(answers, pooled=alone.view(logits.shape))
+            answers = answers._replace(pooled=alone.view(logits.shape))
         learn = self.survey_objective if batch.frozen else self.objective
-        objective = functools.partial(learn, answers)
-        return Prediction(logits[:, 0], [], objectives={"tree": objective})
+        return Prediction(logits[:, 0], further={"tree": TreeLoss(answers, learn)})
 
     def findings(self) -> dict[str, float]:
         """The running mean of the reward."""
@@ -307,7 +303,7 @@ class Tnet(AbstractMethod):
 
     def _evidence(
         self, batch: Batch, forest: Forest, logits: Tensor, single: Tensor, share: Tensor
-    ) -> list[Evidence]:
+    ) -> EvidenceList:
         added = (single * share.unsqueeze(-1))[:, 0, 1:]
         weight = patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
         return batch.evidence([part[1:] for part in forest.patches], weight)
@@ -317,7 +313,6 @@ class Tnet(AbstractMethod):
     def objective(self, answers: Answers, judge: Judge) -> Tensor:
         """The paper's objective, less the loss of the first logits, which the loop adds itself."""
         crops = answers.crops
-        loss = self._loss(answers, judge)
         right, right_each = judge.correct(answers.logits), judge.correct(answers.single)
         reward = self._mixed(right, _mean_over(right_each, crops))
         if self.policy == "top":
@@ -327,9 +322,7 @@ class Tnet(AbstractMethod):
         else:
             baseline = leave_one_out(reward) if reward.shape[1] > 1 else self.reward.value
             policy = policy_loss(reward, baseline, answers.log_prob.sum(-1))
-        self.reward.update(reward.mean())
-        counted = judge.loss(answers.logits[:, 0])
-        return loss.mean() + self.reinforce * policy.mean() - counted.mean()
+        return self.survey_objective(answers, judge) + self.reinforce * policy.mean()
 
     def survey_objective(self, answers: Answers, judge: Judge) -> Tensor:
         """The same of a survey: nothing was drawn, so that there is no policy's loss."""
@@ -351,8 +344,7 @@ class Tnet(AbstractMethod):
         return self.main_reward * of_main + (1 - self.main_reward) * of_crops
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):
     """What a training step answered; b images, s trees of each, n nodes of each tree.
 
     Attributes:
@@ -375,6 +367,17 @@ class Answers:
         """``(b, s, n)``, True on nodes that were chosen."""
         first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
         return self.valid & ~first
+
+
+class TreeLoss(NamedTuple):
+    """The objective of a step's answers, which the loop's judge knows the worth of."""
+
+    answers: Answers
+    objective: Callable[[Answers, Judge], Tensor]
+
+    def __call__(self, judge: Judge) -> Tensor:
+        """Compute the objective; a scalar."""
+        return self.objective(self.answers, judge)
 
 
 def _mean_over(values: Tensor, valid: Tensor) -> Tensor:

@@ -20,20 +20,18 @@ small cache; memory of one chunk of patches, and a few dozen vectors per patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from foveate.bags.embedding import Bag
-from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
-from foveate.nn.heads import Head, InstanceHead
+from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.nn.heads import Head
 from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank
 
 
-class Transmil(AbstractMethod):
+class Transmil(AbstractBagMethod):
     """All patches with tissue, attention, position, attention; a class token answers.
 
     Evidence is the attention of the class token to the patches.
@@ -52,7 +50,6 @@ class Transmil(AbstractMethod):
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
-    reads = frozenset({"glimpse", "bag"})
     summary = "all patches related by attention and by where they lie"
     meets = ("no", "yes", "yes", "yes", "yes")
 
@@ -71,10 +68,15 @@ class Transmil(AbstractMethod):
         instance: float = 1.0,
         jitter: bool = True,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(train_encoder)
-        self.instance = instance
-        self.bag = Bag(train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        super().__init__(
+            encoder,
+            heads,
+            train_encoder=train_encoder,
+            chunk=chunk,
+            jitter=jitter,
+            instance=instance,
+            dim_instance=width,
+        )
         self.embed = nn.Sequential(
             nn.LayerNorm(encoder.dim), nn.Linear(encoder.dim, width), nn.ReLU()
         )
@@ -90,21 +92,12 @@ class Transmil(AbstractMethod):
         self.position = PyramidPosition(width, ndim=encoder.axes)
         self.answer = NystromAttention(width, heads=attention_heads, dropout=dropout)
         self.head = nn.Linear(width, sum(h.size for h in heads))
-        self.head_instance = InstanceHead(width, heads) if instance > 0 else None
 
-    def forward(self, batch: Batch) -> Prediction:
-        """Predict from every patch of each image and where it lies."""
-        patches = self.bag.cover(batch, training=self.training)
-        f, valid = self.bag.embed(self.encoder, batch, patches)
-        centre, _ = batch.layout(patches, valid.shape[1])
+    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+        """Relate the patches to each other by what they show and where they lie."""
         h = self.embed(f)
-        logits, weight = self.aggregate(h, valid, centre)
-        if not self.training:
-            return Prediction(logits, batch.evidence(patches, weight))
-        if self.head_instance is None:
-            return Prediction(logits, [])
-        alone = self.head_instance(h, valid)
-        return Prediction(logits, [], auxiliary={"instance": (self.instance, alone)})
+        logits, weight = self.aggregate(h, valid, place())
+        return BagAnswer(logits, lambda: weight, instances=h)
 
     def aggregate(self, h: Tensor, valid: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` and the class token's attention ``(b, n)``.

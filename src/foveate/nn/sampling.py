@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.nn.generators import Generators, uniform
+
 
 def smoothed_log_softmax(logits: Tensor, valid: Tensor, *, smoothing: float) -> Tensor:
     """Compute the log of ``(1 - smoothing) * softmax(logits) + smoothing * uniform``.
@@ -46,7 +48,7 @@ def smoothed_log_softmax(logits: Tensor, valid: Tensor, *, smoothing: float) -> 
     return mixed.masked_fill(~valid, -torch.inf)
 
 
-def draw_without_replacement(log_a: Tensor, n: int) -> Tensor:
+def draw_without_replacement(log_a: Tensor, n: int, generators: Generators | None = None) -> Tensor:
     """Draw n different cells by Gumbel top-n.
 
     The order of the result is the order of drawing: the first is a draw from ``a``, the second a
@@ -55,22 +57,25 @@ def draw_without_replacement(log_a: Tensor, n: int) -> Tensor:
     Args:
         log_a: log-probabilities of the cells, ``(b, k)``; ``-inf`` marks padding.
         n: number of draws; at most k are returned.
+        generators: one per row; None for torch's global one.
 
     Returns:
         Indices ``(b, min(n, k))``. Where fewer than n cells are valid, padding comes last.
     """
-    tiny = torch.finfo(log_a.dtype).tiny
-    exponential = (-torch.log(torch.rand_like(log_a).clamp_min(tiny))).clamp_min(tiny)
+    tiny, (b, k) = torch.finfo(log_a.dtype).tiny, log_a.shape
+    numbers = uniform((b, k), generators, dtype=log_a.dtype, device=log_a.device)
+    exponential = (-torch.log(numbers.clamp_min(tiny))).clamp_min(tiny)
     gumbel = -torch.log(exponential)
     return (log_a + gumbel).topk(min(n, log_a.shape[-1]), dim=-1, sorted=True).indices
 
 
-def draw_with_replacement(log_a: Tensor, n: int) -> Tensor:
+def draw_with_replacement(log_a: Tensor, n: int, generators: Generators | None = None) -> Tensor:
     """Draw n cells independently of each other, so that a cell may be drawn several times.
 
     Args:
         log_a: log-probabilities of the cells, ``(b, k)``; ``-inf`` marks padding.
         n: number of draws.
+        generators: one per row; None for torch's global one.
 
     Returns:
         Indices ``(b, n)``. Padding is drawn only in rows without valid cells.
@@ -78,7 +83,7 @@ def draw_with_replacement(log_a: Tensor, n: int) -> Tensor:
     cumulative = log_a.to(torch.float64).exp().cumsum(-1)
     total = cumulative[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))
-    u = torch.rand(len(log_a), n, dtype=torch.float64, device=log_a.device)
+    u = uniform((len(log_a), n), generators, dtype=torch.float64, device=log_a.device)
     # Right of equal values: a cell without mass has an empty interval, and is never drawn.
     index = torch.searchsorted(cumulative, (u * total).minimum(below), right=True)
     return index.clamp_max(log_a.shape[-1] - 1)
@@ -278,8 +283,8 @@ def _mean_of_earlier_terms(a: Tensor, v: Tensor, valid: Tensor) -> Tensor:
     return ((terms.cumsum(1) - terms) / rank).masked_fill(~valid, 0.0)
 
 
-def kl_divergence(log_a: Tensor, log_prior: Tensor) -> Tensor:
-    """Compute the KL divergence of attention from its prior, averaged over the batch.
+def kl_divergences(log_a: Tensor, log_prior: Tensor) -> Tensor:
+    """Compute the KL divergence of each image's attention from its prior, ``(b,)``.
 
     Adding it to a loss spreads attention. With a uniform prior it is the paper's term, the negative
     entropy, plus a constant; with any other prior it spreads attention over the cells that are
@@ -294,4 +299,4 @@ def kl_divergence(log_a: Tensor, log_prior: Tensor) -> Tensor:
     """
     padding = log_a.isneginf()
     gap = log_a.masked_fill(padding, 0.0) - log_prior.masked_fill(padding, 0.0)
-    return (log_a.exp() * gap).sum(-1).mean()
+    return (log_a.exp() * gap).sum(-1)

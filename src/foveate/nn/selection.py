@@ -80,13 +80,19 @@ def rank_patches(scores: Tensor) -> Tensor:
 
 
 def select_with_exploration(
-    scores: Tensor, m: int, *, explore: float, temperature: float = 1.0, uniform: float = 0.5
+    scores: Tensor,
+    m: int,
+    *,
+    explore: float,
+    temperature: float = 1.0,
+    uniform: float = 0.5,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Select the best patches and some at random, so that an overlooked patch gets a gradient too.
 
     The best ``m - ceil(explore * m)`` are selected. The others are drawn without replacement from
     the remaining patches: with probability `uniform` evenly, else by ``softmax(scores /
-    temperature)``. Draws come from torch's global generator.
+    temperature)``.
 
     Args:
         scores: scores of all patches, ``(n,)``; ``-inf`` marks padding.
@@ -94,6 +100,7 @@ def select_with_exploration(
         explore: share of the selected patches that is drawn, from 0 to 1. With 0 they are the best.
         temperature: temperature of the softmax; a high one draws evenly.
         uniform: share of the probability that is spread evenly, from 0 to 1.
+        generator: source of the draws; None for torch's global one.
 
     Returns:
         Indices ``(min(m, n'),)``: the best patches, best first, then the drawn ones.
@@ -117,4 +124,5 @@ def select_with_exploration(
     p = (1 - uniform) * logits.softmax(0) + uniform / len(others)
     # Where uniform is 0, the probability of patches far below the best may round to 0, but they may
     # be needed to fill the last places.
-    return torch.cat([best, others[torch.multinomial(p.clamp_min(1e-100), drawn)]])
+    picked = torch.multinomial(p.clamp_min(1e-100).cpu(), drawn, generator=generator)
+    return torch.cat([best, others[picked.to(others.device)]])

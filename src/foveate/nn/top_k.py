@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
+from foveate.nn.generators import Generators
 
 _AT_ONCE = 2**20
 """Cells times samples computed at a time: 4 MiB in float32, or one sample if that is more."""
@@ -56,6 +57,7 @@ def perturbed_top_k(
     samples: int = 500,
     valid: Tensor | None = None,
     keep: int | None = None,
+    generators: Generators | None = None,
 ) -> TopK:
     """Choose the cells of the n highest scores, smoothed by noise so that scores get a gradient.
 
@@ -76,11 +78,11 @@ def perturbed_top_k(
         sigma: standard deviation of the noise. 0 gives the hard top-n of inference, without
             gradient, and ties by position.
         samples: number of noise samples, at least 2.
-        valid: False for padding, which is never chosen, ``(b, k)`` bool. None means that all cells
-            are valid.
+        valid: False for padding, which is never chosen, ``(b, k)`` bool; None for all valid.
         keep: largest number of cells in `index`: those that are chosen most often. The weight of
             the others is dropped from the rows of `weight`: it is ``1 - weight.sum(-1)``. The
             gradient is that of the remaining weights. None drops none.
+        generators: sources of the noise, one per row; None for torch's global one.
 
     Returns:
         The cells and their weights. For the gradient, the scores and ``b * samples * n`` positions
@@ -96,9 +98,10 @@ def perturbed_top_k(
     n = min(n, scores.shape[1])
     with torch.no_grad():
         masked = scores.masked_fill(~valid, -torch.inf)
-        chosen, border = (
-            _choose_hard(masked, n) if sigma == 0 else _choose(masked, n, sigma, samples)
-        )
+        if sigma == 0:
+            chosen, border = _choose_hard(masked, n)
+        else:
+            chosen, border = _choose(masked, n, sigma, samples, generators)
         index, used, column = _union(chosen, scores.shape[1], keep)
     if sigma == 0 or not scores.requires_grad:
         return TopK(index, used, _frequency(column, index.shape[1], scores.dtype))
@@ -115,7 +118,9 @@ def _choose_hard(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return chosen, masked.new_zeros(len(masked), 1, 2)
 
 
-def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor, Tensor]:
+def _choose(
+    masked: Tensor, n: int, sigma: float, samples: int, generators: Generators | None
+) -> tuple[Tensor, Tensor]:
     """Choose the top n of noisy scores in each noise sample.
 
     Args:
@@ -123,6 +128,7 @@ def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor,
         n: number of cells to choose.
         sigma: standard deviation of the noise.
         samples: number of noise samples.
+        generators: sources of the noise, one per row; None for torch's global one.
 
     Returns:
         The chosen cells by position, ``(b, samples, n)``, k in place of padding; and the borders of
@@ -135,11 +141,24 @@ def _choose(masked: Tensor, n: int, sigma: float, samples: int) -> tuple[Tensor,
     part = max(1, _AT_ONCE // max(1, masked.numel()))
     for start in range(0, samples, part):
         rows = slice(start, min(start + part, samples))
-        noise = torch.randn(b, rows.stop - start, k, dtype=masked.dtype, device=masked.device)
+        noise = _noise(masked, rows.stop - start, generators)
         top = noise.mul_(sigma).add_(masked[:, None]).topk(min(n + 1, k), dim=-1)
         border[:, rows, : top.values.shape[-1] - n + 1] = top.values[..., n - 1 :]
         chosen[:, rows] = _sort_by_position(top.indices[..., :n], masked)
     return chosen, border
+
+
+def _noise(masked: Tensor, samples: int, generators: Generators | None) -> Tensor:
+    """Draw standard normal numbers ``(b, samples, k)``; a row's depend on its own cells alone."""
+    b, k = masked.shape
+    if generators is None:
+        return torch.randn(b, samples, k, dtype=masked.dtype, device=masked.device)
+    numbers = torch.zeros(b, samples, k, dtype=masked.dtype)
+    cells = (masked > -torch.inf).int().cumsum(1).argmax(1).cpu() + 1
+    for row, n, generator in zip(numbers, cells.tolist(), generators, strict=True):
+        for sample in row:  # by samples: how many are drawn at once depends on other rows
+            sample[:n] = torch.randn(n, dtype=masked.dtype, generator=generator)
+    return numbers.to(masked.device)
 
 
 def _sort_by_position(top: Tensor, masked: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def warp(patches: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tensor:
-    """Rotate, scale and shear each patch a little about its centre, at random.
+def warp(patches: Tensor, draws: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tensor:
+    """Rotate, scale and shear each patch a little about its centre.
 
-    Beyond the edges the outermost pixels are repeated. Draws come from torch's global generator.
+    Beyond the edges the outermost pixels are repeated.
 
     Args:
         patches: patches, ``(m, c, h, w)``.
+        draws: numbers from -1 to 1, ``(m, 4)``: for the angles of rotation and shear, and the two
+            sides.
         degrees: largest angle of rotation and of shear.
         scale: largest relative change of either side.
 
@@ -27,7 +29,7 @@ def warp(patches: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tens
     m = len(patches)
     if m == 0:
         return patches
-    draws = (2 * torch.rand(m, 4) - 1).double()
+    draws = draws.double()
     angle, shear = (draws[:, i] * math.radians(degrees) for i in (0, 1))
     size = torch.exp(draws[:, 2:] * math.log1p(scale))
     cos, sin = angle.cos(), angle.sin()

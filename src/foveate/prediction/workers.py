@@ -27,8 +27,7 @@ from foveate.parts import add_plugin_folder
 from foveate.prediction.pictures import add_files
 from foveate.prediction.predict import Failure, Outcome, open_loader, predict_cases
 from foveate.runs.models import load_models
-from foveate.runs.runtime import build_fabric
-from foveate.runs.schedule import TrainOptions
+from foveate.runtime import find_device
 from foveate.table import Case
 
 TRIES = 3
@@ -147,7 +146,7 @@ class Worker:
                 f"{setup.models[0]}: the model was changed since the command began; give it again"
             )
         self._loader = open_loader(self._models, setup.assume_spacing_um)
-        self._device = build_fabric(TrainOptions(device=setup.device)).device  # type: ignore[arg-type]
+        self._device = find_device(setup.device)
 
     def _take_records(self) -> tuple[logging.LogRecord, ...]:
         return tuple(self._records.get() for _ in range(self._records.qsize()))

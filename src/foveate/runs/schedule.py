@@ -41,6 +41,8 @@ class TrainOptions:
         precision: of computation; ``auto`` is bf16 on GPUs and CPUs that compute in it, else
             float32.
         device: ``auto`` takes a GPU when there is one.
+        devices: how many processes train together, each on a device of its own; a batch is divided
+            among them, so that they learn what one would.
         seed: of everything random.
         augment: ``auto`` goes by the images. ``slide``: right angles, mirrors, stain. ``picture``:
             left and right mirrored (take ``warp`` or ``none`` where sides count), turned by up to 7
@@ -64,12 +66,13 @@ class TrainOptions:
     min_epochs: int = 5
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
     seed: int = 0
     augment: Literal["auto", "slide", "picture", "volume", "warp", "none"] = "auto"
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "accumulate", "lr", "clip"):
+        for key in ("batch_size", "accumulate", "lr", "clip", "devices"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise OptionError(f"train.{key}: got {value}, expected more than 0")
@@ -234,8 +237,3 @@ def epoch_groups(
         list(itertools.islice(shuffled, a, a + batch_size))
         for a in range(0, len(shuffled), batch_size)
     ]
-
-
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of everything random in one step."""
-    return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1)[0])

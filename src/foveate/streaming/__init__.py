@@ -368,8 +368,11 @@ class Streamed(nn.Module):
         return self._traced[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without caches: they refer to these very layers, not to a copy's."""
-        return {**self.__dict__, "_traced": {}, "_graphs": {}, "_plans": {}}
+        """Return the state without caches and progress.
+
+        Caches refer to these very layers, not to a copy's, and progress belongs to the caller.
+        """
+        return {**self.__dict__, "_traced": {}, "_graphs": {}, "_plans": {}, "on_progress": None}
 
 
 def _split_images(x: Tensor, stored: DiskMap | None = None) -> list[AbstractSource]:

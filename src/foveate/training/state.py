@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -195,10 +196,11 @@ class Checkpoints:
     Args:
         folder: of the fold.
         method: whose weights.
+        writes: whether this process does; the others of a training keep the same score.
     """
 
-    def __init__(self, folder: Path, method: nn.Module) -> None:
-        self._method = method
+    def __init__(self, folder: Path, method: nn.Module, *, writes: bool = True) -> None:
+        self._method, self._writes = method, writes
         self.latest = folder / "checkpoints" / "latest.safetensors"
         self.best = folder / "checkpoints" / "best.safetensors"
         self.frozen = folder / "checkpoints" / "frozen.safetensors"
@@ -208,7 +210,7 @@ class Checkpoints:
         progress.best_score = validation.get("val_score", WORST_LOSS)
         progress.best_epoch = 0
         for path in (self.best, self.frozen):
-            write_tensors(path, self._method.state_dict(), {"epoch": 0})
+            self._write(path, self._method.state_dict(), {"epoch": 0})
 
     def keep_best(self, progress: Progress, schedule: Schedule, row: Mapping[str, float]) -> None:
         """Keep these weights if they may be kept and none are better; later ones win ties.
@@ -225,11 +227,11 @@ class Checkpoints:
             progress.best_score = WORST_LOSS  # nothing to choose by: the last weights are kept
         weights, note = self._method.state_dict(), {"epoch": epoch}
         if epoch == schedule.frozen_epochs:
-            write_tensors(self.frozen, weights, note)
+            self._write(self.frozen, weights, note)
         score = row.get("val_score", row.get("val_loss", row["train_loss"]))
         if score <= progress.best_score:
             progress.best_score, progress.best_epoch = score, epoch
-            write_tensors(self.best, weights, note)
+            self._write(self.best, weights, note)
 
     def save(
         self, optimizer: torch.optim.Optimizer, progress: Progress, average: WeightAverage
@@ -238,7 +240,11 @@ class Checkpoints:
         tensors = {f"method.{k}": v for k, v in self._method.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in average.weights.items()}
         note = asdict(progress) | {"averaged_updates": average.updates}
-        write_tensors(self.latest, tensors | optimizer_tensors(optimizer), note)
+        self._write(self.latest, tensors | optimizer_tensors(optimizer), note)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+        if self._writes:
+            write_tensors(path, tensors, note)
 
     def load(self, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Progress:
         """Put back what `save` wrote.

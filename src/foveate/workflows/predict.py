@@ -28,8 +28,7 @@ from foveate.prediction.workers import AbstractWorkers
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
 from foveate.runs.models import Ensemble, find_models
-from foveate.runs.runtime import build_fabric
-from foveate.runs.schedule import TrainOptions
+from foveate.runtime import find_device
 from foveate.table import (
     Case,
     CaseTable,
@@ -348,5 +347,4 @@ def _predict_part(
 
 
 def _device(asked: Asked) -> torch.device:
-    options = TrainOptions(device=asked.device)  # type: ignore[arg-type]
-    return build_fabric(options).device
+    return find_device(asked.device)

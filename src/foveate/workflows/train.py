@@ -7,36 +7,28 @@ same command continues a run that was stopped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from foveate.batch.features import FeatureStore
 from foveate.errors import TrainingError
 from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.files.atomic import write_json
 from foveate.files.lock import lock_folder
-from foveate.loading.loader import CaseLoader
 from foveate.memory import peak_device_mib, peak_rss_mib
-from foveate.messages.display import Display, training_bar
-from foveate.parts import find
+from foveate.messages.display import Display
 from foveate.prediction.outputs import Summary, predict_into
-from foveate.runs.card import read_card
-from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
+from foveate.runs.checkpoint import load_model
 from foveate.runs.config import RunConfig, dump_yaml
-from foveate.runs.folder import aside, check_folder, claim, logged, read_json, read_rows, write_rows
+from foveate.runs.folder import check_folder, claim, logged, read_json, read_rows, write_rows
 from foveate.runs.models import Ensemble
-from foveate.runs.plan import Plan, make_plan, model_card
-from foveate.runs.runtime import build_fabric
-from foveate.table import Case
+from foveate.runs.plan import Plan, make_plan
+from foveate.runtime import find_device
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
-from foveate.training.loop import Trainer
-from foveate.training.state import Progress
+from foveate.workflows.folds import Processes, list_set_aside, make_loader, train_fold, train_refit
 from foveate.workflows.words import describe_scores
 
 
@@ -68,7 +60,8 @@ def run_experiment(
     check_folder(folder)
     with lock_folder(folder):
         claim(folder, config.as_dict(), dump_yaml(config))
-        return _run(config, folder, display, after_epoch)
+        with logged(folder, display):
+            return _run(config, folder, display, after_epoch)
 
 
 def _run(
@@ -79,19 +72,23 @@ def _run(
 ) -> Outcome:
     if (folder / "plan.json").is_file():
         display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
-    with logged(folder, display):
-        plan = make_plan(config, folder, display)
-        _list_set_aside(folder, plan)
-        config = plan.config
-        store = FeatureStore(folder / "features")
+    plan = make_plan(config, folder, display)
+    list_set_aside(folder, plan)
+    config = plan.config
+    store, processes = FeatureStore(folder / "features"), Processes(config, folder)
+    try:
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
-                _run_fold(config, folder, k, plan, store, display, after_epoch)
+                _run_fold(config, folder, k, plan, store, display, after_epoch, processes)
         outcome = _finish(config, folder, plan)
         if config.refit:
-            _refit(config, folder, plan, store, display, after_epoch)
-        shutil.rmtree(folder / "features", ignore_errors=True)
-        return outcome
+            _refit(config, folder, plan, store, display, after_epoch, processes)
+        processes.close()
+    finally:
+        if processes.runtime is not None:
+            processes.runtime.stop()
+    shutil.rmtree(folder / "features", ignore_errors=True)
+    return outcome
 
 
 # -- one fold -------------------------------------------------------------------------------------
@@ -105,12 +102,13 @@ def _run_fold(
     store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
+    processes: Processes,
 ) -> None:
     own = folder / f"fold_{k}"
     if not (own / "model" / "model.json").is_file():
-        loader = _loader(config, plan)
+        loader = make_loader(config, plan)
         try:
-            _train_fold(config, own, k, plan, loader, store, display, after_epoch)
+            train_fold(config, own, k, plan, loader, store, display, after_epoch, processes)
         finally:
             loader.close()
     n_heatmaps = -(-config.heatmaps // len(plan.splits.folds))
@@ -136,14 +134,14 @@ def _predict_test(
     The images are opened anew and closed at once, so that what they cost is the same whether or
     not the run was stopped before.
     """
-    loader = _loader(config, plan, keep=False)
+    loader = make_loader(config, plan, keep=False)
     try:
         return predict_into(
             own,
             Ensemble((load_model(own / "model"),), (own / "model",)),
             plan.pick(plan.splits.folds[k].test),
             loader,
-            device=build_fabric(config.train).device,
+            device=find_device(config.train.device),
             heatmaps=heatmaps,
             n_heatmaps=n_heatmaps,
             display=display,
@@ -151,96 +149,6 @@ def _predict_test(
         )
     finally:
         loader.close()
-
-
-def _loader(config: RunConfig, plan: Plan, *, keep: bool = True) -> CaseLoader:
-    """What opens the images of a run; with `keep`, those that nobody reads stay open."""
-    assumed = config.view.assume_spacing_um
-    if keep:
-        return CaseLoader(plan.view, assume_spacing_um=assumed, readers=config.reader_options)
-    return CaseLoader(
-        plan.view,
-        assume_spacing_um=assumed,
-        readers=config.reader_options,
-        keep_bytes=0,
-        keep_open=0,
-    )
-
-
-def _train_fold(
-    config: RunConfig,
-    own: Path,
-    k: int,
-    plan: Plan,
-    loader: CaseLoader,
-    store: FeatureStore,
-    display: Display,
-    after_epoch: Callable[[Path], None] | None,
-) -> None:
-    fold = plan.splits.folds[k]
-    n_folds = len(plan.splits.folds)
-    title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
-
-    tick = training_bar(display, title)
-    torch.manual_seed(config.train.seed)
-    model = _fresh_model(config, plan, plan.pick(fold.train))
-    trainer = Trainer(
-        model,
-        loader,
-        own,
-        config.train,
-        store=store,
-        tick=tick,
-        say=display.say,
-        after_epoch=after_epoch,
-    )
-    try:
-        progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
-    finally:
-        _list_set_aside(own.parent, plan, {k: trainer.progress.quarantined})
-    provenance = {
-        "split_hash": plan.splits.hash,
-        "fold": k,
-        "n_train": len(fold.train),
-        "n_val": len(fold.val),
-        "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
-        "best_val_score": progress.best_score,
-        "train": _training_cost(progress),
-        "quarantined": progress.quarantined,
-    }
-    val = plan.pick(fold.val)
-    kept = {key: value.clone() for key, value in model.method.state_dict().items()}
-    if trainer.checkpoints.frozen.is_file():
-        model.method.load_state_dict(read_tensors(trainer.checkpoints.frozen)[0])
-        settled = provenance | _operating_point(trainer, val)
-        card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
-        save_model(own / "frozen" / "model", card, model.method.state_dict())
-        model.method.load_state_dict(kept)
-    provenance |= _operating_point(trainer, val)
-    save_model(own / "model", replace(model.card, provenance=provenance), kept)
-
-
-def _fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
-    """A model with fresh weights, and with what its task learns from the training part."""
-    labels = [str(case.label) for case in train]
-    settled = find("tasks", plan.task).settle(labels, plan.settled)
-    card = model_card(config, plan.view, plan.task, plan.task_options, settled)
-    card = replace(card, trained_on=plan.trained_on)
-    model = build_model(card, pretrained=True)
-    settled = config.encoder_options | dict(model.method.encoder.resolved)
-    return replace(model, card=replace(card, encoder_options=settled))
-
-
-def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
-    """How logits become answers, from the inner validation part alone."""
-    logits, target = trainer.answer(val)
-    return trainer.model.task.calibrate(logits.cpu(), target.cpu())
-
-
-def _training_cost(progress: Progress) -> dict[str, float]:
-    keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
-    return {key: sum(row[key] for row in progress.history) for key in keys}
 
 
 # -- one model of all images ----------------------------------------------------------------------
@@ -253,48 +161,20 @@ def _refit(
     store: FeatureStore,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
+    processes: Processes,
 ) -> None:
     """Train one model on all usable images, as long as the folds' models were.
 
-    It is scored on nothing, for it has seen everything. What folds settle on their validation
-    parts is the mean of theirs, as the number of epochs is (the median).
+    It is scored on nothing, for it has seen everything.
     """
-    own, n_folds = folder / "refit", len(plan.splits.folds)
+    own = folder / "refit"
     if (own / "model" / "model.json").is_file():
         return
-    folds = Ensemble(tuple(load_model(folder / f"fold_{k}" / "model") for k in range(n_folds)))
-    about = [member.card.provenance for member in folds.members]
-    epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
-    options = replace(config.train, epochs=max(epochs, 0), patience=0)
-    loader = _loader(config, plan)
+    loader = make_loader(config, plan)
     try:
-        torch.manual_seed(options.seed)
-        model = _fresh_model(config, plan, list(plan.cases.values()))
-        tick = training_bar(display, "refit on all images")
-        trainer = Trainer(
-            model,
-            loader,
-            own,
-            options,
-            store=store,
-            tick=tick,
-            say=display.say,
-            after_epoch=after_epoch,
-        )
-        progress = trainer.fit(list(plan.cases.values()), ())
+        train_refit(config, own, plan, loader, store, display, after_epoch, processes)
     finally:
         loader.close()
-    provenance = {
-        "split_hash": plan.splits.hash,
-        "refit": True,
-        "n_train": len(plan.cases) - len(progress.quarantined),
-        "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
-        **folds.point,
-        "train": _training_cost(progress),
-        "quarantined": progress.quarantined,
-    }
-    save_model(own / "model", replace(model.card, provenance=provenance), model.method.state_dict())
 
 
 # -- after training -------------------------------------------------------------------------------
@@ -308,7 +188,7 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
         rows += [row | {"fold": str(k)} for row in read_rows(own / "predictions.csv")]
         provenance = load_model(own / "model").card.provenance
         costs.append((provenance["train"], read_json(own / "cost.json")))
-    n_set_aside = _list_set_aside(folder, plan)
+    n_set_aside = list_set_aside(folder, plan)
     if not rows:
         raise TrainingError(
             f"no test image could be predicted: mend those that {folder / 'quarantine.csv'} lists, "
@@ -325,30 +205,6 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _total_cost(costs))
     return Outcome(folder, metrics, n_set_aside, task)
-
-
-def _list_set_aside(
-    folder: Path, plan: Plan, training: Mapping[int, Mapping[str, str]] | None = None
-) -> int:
-    """Write ``quarantine.csv`` of all that is set aside so far; return how many rows it has.
-
-    Args:
-        folder: of the run.
-        plan: with the images that were set aside before training.
-        training: by fold, images that its training has set aside and why, before its model is
-            stored.
-    """
-    rows = list(plan.quarantine)
-    for k in range(len(plan.splits.folds)):
-        own, reasons = folder / f"fold_{k}", dict((training or {}).get(k, {}))
-        if (own / "model" / "model.json").is_file():
-            reasons |= read_card(own / "model" / "model.json")[0].provenance["quarantined"]
-        if (own / "failed.json").is_file():
-            reasons |= read_json(own / "failed.json")
-        rows += [aside(i, plan.cases[i].path, f"fold {k}", why) for i, why in reasons.items()]
-    if rows:
-        write_rows(folder / "quarantine.csv", rows, list(rows[0]))
-    return len(rows)
 
 
 def _frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:

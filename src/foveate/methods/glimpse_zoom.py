@@ -1,0 +1,146 @@
+"""From coarse to fine: tiles that the glimpse points to are looked into before patches are read.
+
+Source: as `glimpse`; that a look decides where to look closer is the idea of Papadopoulos, Korus &
+Memon, "Hard-Attention for Scalable Image Classification", NeurIPS 2021, and of Zhang et al., "Joint
+Spatial and Magnification Based Attention Framework", CVPR Workshops 2021.
+
+Differs: attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
+down to the finest patches; the estimator is nested, and as unbiased at any depth as that of
+`glimpse`. Tiles are tokens too, related to the patches and to the glimpse. Everything else is as in
+`glimpse`.
+
+Use when: parts decide, and the glimpse of a huge image shows no more than which regions to look
+into.
+
+Cost: reads a glimpse and a fixed number of tiles and patches per image, whatever its size; memory
+of one chunk of patches, however many are drawn. Each level adds `looks` tiles, as many pixels as
+patches each; where they lie is learnt through their maps, so in training all tiles of a batch are
+in memory with their activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foveate.attention_maps.together import (
+    BACKGROUND,
+    CONTRAST,
+    MASS,
+    SMOOTHING,
+    GlimpseAndPatches,
+    Tokens,
+)
+from foveate.attention_maps.zoom import Descent, Zoom, joined, nested_expectation
+from foveate.bags.embedding import pad_rows, padding_mask
+from foveate.batch import Batch
+from foveate.encoders.base import AbstractEncoder
+from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.nn.heads import Head
+
+
+class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
+    """Attention over the glimpse chooses tiles, attention over tiles the patches in them.
+
+    Training draws without replacement, equally many patches from each tile, and learns where to
+    look through the unbiased estimator; evaluation takes the patches of highest attention over all
+    tiles.
+
+    Args:
+        patches: drawn per image in training; 0 follows the images.
+        eval_patches: looked at per image in evaluation; 0 follows the images.
+        zoom: sides of the tiles of intermediate looks, coarse to fine, in sides of the finest
+            patch: ``8`` or ``32,8``.
+        looks: tiles per image at each of them. In training each tile gives an equal number of
+            patches, ``patches / looks`` rounded down and at least one.
+        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
+        locating: weight of the losses that teach where to look; see `glimpse`.
+        dropout: in the cross-attention, and on the expectation over cells.
+        instance: weight of the instance head's loss; see `glimpse`. 0 leaves the head out.
+        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+        jitter: in training, a patch lies anywhere in its cell; else in the middle.
+
+    Raises:
+        OptionError: `zoom` is empty or does not fall; no look is allowed.
+    """
+
+    reads = frozenset({"glimpse", "crops"})
+    summary = "attention over a glimpse chooses tiles, attention over tiles the patches in them"
+    meets = ("yes", "yes", "yes", "yes", "yes")
+
+    def __init__(
+        self,
+        *,
+        encoder: AbstractEncoder,
+        heads: Sequence[Head],
+        patches: int = 0,
+        eval_patches: int = 0,
+        zoom: tuple[float, ...] = (8.0,),
+        looks: int = 8,
+        spread: float = 1e-2,
+        locating: float = 0.1,
+        dropout: float = 0.1,
+        instance: float = 4.0,
+        chunk: int = 256,
+        jitter: bool = True,
+    ) -> None:
+        super().__init__(
+            encoder,
+            heads,
+            spread=spread,
+            locating=locating,
+            instance=instance,
+            dropout=dropout,
+            chunk=chunk,
+        )
+        self.patches, self.eval_patches, self.jitter = patches or 24, eval_patches or 64, jitter
+        self.zoom = Zoom(
+            encoder,
+            scales=zoom,
+            looks=looks,
+            spread=spread,
+            mass=MASS,
+            smoothing=SMOOTHING,
+            background=BACKGROUND,
+            contrast=CONTRAST,
+        )
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Predict from the glimpse, the tiles it points to, and the patches that they do."""
+        looks = batch.look(self.encoder)
+        field = self.attend(batch, [look.maps for look in looks], scale=self.zoom.scale)
+        n = self.patches if self.training else self.eval_patches
+        seen = self.zoom.descend(self.encoder, batch, field, n, jitter=self.jitter)
+        f, valid = self.read(batch, seen.patches)
+        tiles = [self.embed(vectors) for vectors in seen.vectors]
+        answer = self.answer_together(batch, looks, f, self._tokens(f, valid, tiles, seen))
+        if not self.training:
+            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.beyond)
+            return Prediction(answer.logits, evidence)
+        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}
+        if batch.frozen:
+            return Prediction(answer.logits, further=further)
+        # What tiles and patches show is taught by the expectation only where they add up.
+        if not self.adds_up:
+            f, tiles = f.detach(), [tile.detach() for tile in tiles]
+        estimate, first = nested_expectation(seen.draws, tiles, f[valid]), seen.draws[0]
+        losses = {"spread": self.spread(first.field, first.a)} | self.zoom.losses(seen.draws)
+        further |= {name: Penalty(self.locating * loss) for name, loss in losses.items()}
+        further["expected"] = Auxiliary(self.expected(estimate), self.locating)
+        return Prediction(answer.logits, further=further)
+
+    def _tokens(self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: Descent) -> Tokens:
+        """The patches, then the tiles that led to them."""
+        shown = [row[real] for row, real in zip(f, valid, strict=True)]
+        regions = [[part] for part in seen.patches]
+        for level, own, kind in zip(seen.tiles, tiles, self.zoom.kinds(), strict=True):
+            parts = torch.split(own + kind, [len(part) for part in level])
+            shown = [torch.cat(both) for both in zip(shown, parts, strict=True)]
+            regions = [[*r, part] for r, part in zip(regions, level, strict=True)]
+        every = [joined(parts) for parts in regions]
+        known = padding_mask([len(p) for p in every], f.device)
+        patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
+        return Tokens(pad_rows(torch.cat(shown), known), known, patches, every)

@@ -1,0 +1,310 @@
+"""Where a run computes: device, precision, processes and seeds, settled once and passed down.
+
+Several processes share a training on Lightning Fabric's DDP. The gradients of a step are summed
+once, after its last backward pass, by `Runtime.sum_present`, and never within one: two-pass replay
+and streaming go backwards several times a step, some losses leave some parameters out, and a
+process whose images cannot be read goes backwards not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.errors import OptionError, TrainingError
+from foveate.memory import computes_in_bf16
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+RANK = "FOVEATE_RANK"
+"""Set in the environment of the processes that the first one of a run starts."""
+
+_BUCKET = 1 << 24
+"""Numbers that are summed at a time, 64 MiB."""
+_PATIENCE = timedelta(days=7)
+"""The others wait while the first process predicts test images or writes."""
+_CLOSING_S = 20.0
+
+
+def own_rank() -> int:
+    """Number of this process among those of its run; 0 is the first, which writes."""
+    return int(os.environ.get(RANK, "0"))
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that the first one started, and the file of what it says."""
+
+    process: subprocess.Popen[bytes]
+    words: IO[bytes]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device and the processes of a training.
+
+    Attributes:
+        fabric: places modules and tensors, and casts to the precision.
+        seed: of everything random.
+        children: processes that this one started.
+    """
+
+    fabric: Fabric
+    seed: int = 0
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.fabric.device
+        return device
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return int(self.fabric.global_rank)
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the training."""
+        return int(self.fabric.world_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def seed_of(self, *keys: int) -> int:
+        """Derive the seed of one thing from that of all."""
+        return int(np.random.SeedSequence((self.seed, *keys)).generate_state(1)[0])
+
+    # -- between processes -------------------------------------------------------------------
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what every process gave, by rank, to all of them."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with self._together():
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Add up numbers over the processes, in float64."""
+        if self.world_size == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self._add_up(total)
+        return [float(number) for number in total]
+
+    def sum_present(self, parts: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+        """Add up tensors over the processes, in one go.
+
+        Args:
+            parts: of this process; None where it has none. Float32.
+            like: of their shapes.
+
+        Returns:
+            the sums; empty tensors where no process has a part.
+        """
+        if self.world_size == 1:
+            return [like[i].new_empty(0) if x is None else x for i, x in enumerate(parts)]
+        here = torch.tensor([x is not None for x in parts], dtype=torch.int32, device=self.device)
+        self._add_up(here)
+        sums = [x.new_empty(0) for x in like]
+        waiting = [i for i, n in enumerate(here.tolist()) if n > 0]
+        while waiting:
+            taken, room = [waiting.pop(0)], _BUCKET
+            room -= like[taken[0]].numel()
+            while waiting and like[waiting[0]].numel() <= room:
+                room -= like[waiting[0]].numel()
+                taken.append(waiting.pop(0))
+            sizes = [like[i].numel() for i in taken]
+            flat = torch.cat([_flat(parts[i], like[i]) for i in taken])
+            self._add_up(flat)
+            for i, part in zip(taken, torch.split(flat, sizes), strict=True):
+                sums[i] = part.view_as(like[i])
+        return sums
+
+    def close(self) -> None:
+        """Let the other processes end, and leave them."""
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for child in self.children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(_CLOSING_S)
+        self.stop()
+
+    def stop(self) -> None:
+        """End the processes that this one started."""
+        for child in self.children:
+            if child.process.poll() is None:
+                child.process.kill()
+                child.process.wait()
+            child.words.close()
+        self.children.clear()
+
+    def _add_up(self, tensor: Tensor) -> None:
+        with self._together():
+            torch.distributed.all_reduce(tensor)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise TrainingError(self._why()) from error
+
+    def _why(self) -> str:
+        """Say why the processes lost each other."""
+        for rank, child in enumerate(self.children, 1):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(_CLOSING_S)
+            child.words.seek(0)
+            lines = child.words.read().decode(errors="replace").strip().splitlines()
+            if child.process.returncode not in (None, 0):
+                said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+                return (
+                    f"process {rank} of this run ended with code {child.process.returncode}: "
+                    f"{said}. The same command continues where this one stopped"
+                )
+        return "the processes of this run lost each other: the same command continues it"
+
+
+def start_runtime(
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    devices: int = 1,
+    seed: int = 0,
+    pretrained: bool = False,
+    command: Sequence[str] = (),
+) -> Runtime:
+    """Settle device and precision; with several devices, start a process for each further one.
+
+    Args:
+        device: ``auto`` takes a GPU when there is one.
+        precision: ``auto`` is bf16 where the device computes in it.
+        devices: how many processes train together, each on a device of its own.
+        seed: of everything random.
+        pretrained: whether the encoder is; from scratch, CPUs compute in float32.
+        command: words after ``python`` that continue this run, for the further processes.
+
+    Raises:
+        OptionError: no such device, or not so many.
+    """
+    if precision == "auto":
+        cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+        fast = torch.cuda.is_bf16_supported() if cuda else computes_in_bf16()
+        precision = "bf16-mixed" if fast and (cuda or pretrained) else "32-true"
+    if devices == 1:
+        return Runtime(_build_fabric(device, precision), seed)
+    port = int(os.environ["MASTER_PORT"]) if own_rank() else _free_port()
+    fabric = _build_fabric(device, precision, devices, port)
+    children: list[Child] = []
+    if own_rank() == 0:
+        children += [_start_child(rank, port, command) for rank in range(1, devices)]
+    runtime = Runtime(fabric, seed, children)
+    try:
+        fabric.launch()
+    except RuntimeError as error:
+        runtime.stop()
+        raise TrainingError("the processes of this run could not find each other") from error
+    return runtime
+
+
+def find_device(device: str = "auto") -> torch.device:
+    """The device of this name; ``auto`` takes a GPU when there is one.
+
+    Raises:
+        OptionError: it is not on this machine.
+    """
+    return start_runtime(device=device, precision="32-true").device
+
+
+def _build_fabric(device: str, precision: str, devices: int = 1, port: int = 0) -> Fabric:
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    # Importing it sets their levels, so that it says its precision on the terminal.
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    chosen: dict[str, Any] = {"accelerator": device, "devices": devices, "precision": precision}
+    if devices > 1:
+        chosen["strategy"] = DDPStrategy(
+            cluster_environment=_environment(own_rank(), devices, port),
+            timeout=_PATIENCE,
+            # In a forward pass no process may wait for another, whose images may all be unreadable.
+            **cast(Any, {_sync_option(): False}),
+        )
+    try:
+        return Fabric(**chosen)
+    except RuntimeError as error:
+        raise OptionError(f"train.device: '{device}' is not on this machine") from error
+    except Exception as error:
+        if devices == 1:
+            raise
+        raise OptionError(
+            f"train.devices: {devices} devices '{device}' are not on this machine"
+        ) from error
+
+
+def _sync_option() -> str:
+    """Return what DDP calls the broadcast of buffers; PyTorch renamed it."""
+    named = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    return next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in named)
+
+
+def _environment(rank: int, size: int, port: int) -> Any:
+    """Tell Fabric that processes are started by us, and where they meet."""
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+    settled: dict[str, Any] = {
+        "creates_processes_externally": True,
+        "main_address": "127.0.0.1",
+        "main_port": port,
+        "local_rank": lambda _: rank,
+        "node_rank": lambda _: 0,
+        "global_rank": lambda _: rank,
+        "world_size": lambda _: size,
+    }
+    return type("Environment", (LightningEnvironment,), settled)()
+
+
+def _start_child(rank: int, port: int, command: Sequence[str]) -> Child:
+    """Start a process that continues this run, too; what it says goes to a file of no name."""
+    told: Mapping[str, str] = {RANK: str(rank), "MASTER_PORT": str(port)}
+    words = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the process has ended)
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | told,
+        stdin=subprocess.DEVNULL,
+        stdout=words,
+        stderr=words,
+    )
+    return Child(process, words)
+
+
+def _free_port() -> int:
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+    return int(find_free_network_port())
+
+
+def _flat(part: Tensor | None, like: Tensor) -> Tensor:
+    flat = torch.zeros_like(like) if part is None else part
+    return flat.detach().float().reshape(-1)

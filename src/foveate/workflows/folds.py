@@ -1,0 +1,269 @@
+"""Models of folds, trained by one process or several: what each of them does.
+
+The first process of a run does everything else, too, and tells the others which training begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from foveate.batch.features import FeatureStore
+from foveate.loading.loader import CaseLoader
+from foveate.messages.display import Display, Silent, training_bar
+from foveate.parts import find, plugin_folders
+from foveate.runs.card import read_card
+from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
+from foveate.runs.config import RunConfig
+from foveate.runs.folder import aside, read_json, write_rows
+from foveate.runs.models import Ensemble
+from foveate.runs.plan import Plan, make_plan, model_card
+from foveate.runtime import Runtime, start_runtime
+from foveate.table import Case
+from foveate.training.loop import Trainer
+from foveate.training.state import Progress
+
+
+@dataclass
+class Processes:
+    """The processes of a run, started when its first training begins.
+
+    Attributes:
+        config: with the parts settled.
+        folder: of the run.
+        runtime: of this process; None before the first training.
+    """
+
+    config: RunConfig
+    folder: Path
+    runtime: Runtime | None = None
+
+    def begin(self, model: Model, job: str = "") -> Runtime:
+        """Return the runtime; the first process tells the others which training begins."""
+        if self.runtime is None:
+            options = self.config.train
+            plugins = [word for p in plugin_folders() for word in ("--plugins", str(p))]
+            words = ["--config", str(self.folder / "config.yaml"), "--out", str(self.folder)]
+            self.runtime = start_runtime(
+                device=options.device,
+                precision=options.precision,
+                devices=options.devices,
+                seed=options.seed,
+                pretrained=not model.method.encoder.from_scratch,
+                command=["-m", "foveate", "train", *words, *plugins],
+            )
+        if job and self.runtime.is_main:
+            self.runtime.gather(job)
+        return self.runtime
+
+    def next_job(self) -> str | None:
+        """Wait for the first process to say which training begins; None when all are done."""
+        assert self.runtime is not None
+        job: str | None = self.runtime.gather(None)[0]
+        return job
+
+    def close(self) -> None:
+        """Let the other processes end."""
+        if self.runtime is None:
+            return
+        if self.runtime.is_main:
+            self.runtime.gather(None)
+        self.runtime.close()
+
+
+def join_training(config: RunConfig, folder: Path) -> None:
+    """Take part in the training of a run whose first process has started this one.
+
+    Nothing is written and nothing is shown here: the first process does.
+    """
+    silent, store = Silent(), FeatureStore(None)
+    plan = make_plan(config, folder, silent)
+    processes = Processes(plan.config, folder)
+    processes.begin(_fresh_model(plan.config, plan, list(plan.cases.values())))
+    while (job := processes.next_job()) is not None:
+        own = folder / job
+        loader = make_loader(plan.config, plan)
+        try:
+            if job == "refit":
+                train_refit(plan.config, own, plan, loader, store, silent, None, processes)
+            else:
+                k = int(job.removeprefix("fold_"))
+                train_fold(plan.config, own, k, plan, loader, store, silent, None, processes)
+        finally:
+            loader.close()
+    processes.close()
+
+
+def make_loader(config: RunConfig, plan: Plan, *, keep: bool = True) -> CaseLoader:
+    """Return what opens the images of a run; with `keep`, those that nobody reads stay open."""
+    assumed = config.view.assume_spacing_um
+    if keep:
+        return CaseLoader(plan.view, assume_spacing_um=assumed, readers=config.reader_options)
+    return CaseLoader(
+        plan.view,
+        assume_spacing_um=assumed,
+        readers=config.reader_options,
+        keep_bytes=0,
+        keep_open=0,
+    )
+
+
+def list_set_aside(
+    folder: Path, plan: Plan, training: Mapping[int, Mapping[str, str]] | None = None
+) -> int:
+    """Write ``quarantine.csv`` of all that is set aside so far; return how many rows it has.
+
+    Args:
+        folder: of the run.
+        plan: with the images that were set aside before training.
+        training: by fold, images that its training has set aside and why, before its model is
+            stored.
+    """
+    rows = list(plan.quarantine)
+    for k in range(len(plan.splits.folds)):
+        own, reasons = folder / f"fold_{k}", dict((training or {}).get(k, {}))
+        if (own / "model" / "model.json").is_file():
+            reasons |= read_card(own / "model" / "model.json")[0].provenance["quarantined"]
+        if (own / "failed.json").is_file():
+            reasons |= read_json(own / "failed.json")
+        rows += [aside(i, plan.cases[i].path, f"fold {k}", why) for i, why in reasons.items()]
+    if rows:
+        write_rows(folder / "quarantine.csv", rows, list(rows[0]))
+    return len(rows)
+
+
+def train_fold(
+    config: RunConfig,
+    own: Path,
+    k: int,
+    plan: Plan,
+    loader: CaseLoader,
+    store: FeatureStore,
+    display: Display,
+    after_epoch: Callable[[Path], None] | None,
+    processes: Processes,
+) -> None:
+    """Train the model of fold k; the first process writes it, and that of the frozen start."""
+    fold = plan.splits.folds[k]
+    n_folds = len(plan.splits.folds)
+    title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
+
+    tick = training_bar(display, title)
+    torch.manual_seed(config.train.seed)
+    model = _fresh_model(config, plan, plan.pick(fold.train))
+    runtime = processes.begin(model, own.name)
+    trainer = Trainer(
+        model,
+        loader,
+        own,
+        config.train,
+        runtime=runtime,
+        store=store,
+        tick=tick,
+        say=display.say,
+        after_epoch=after_epoch,
+    )
+    try:
+        progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
+    finally:
+        if runtime.is_main:
+            list_set_aside(own.parent, plan, {k: trainer.progress.quarantined})
+    provenance = {
+        "split_hash": plan.splits.hash,
+        "fold": k,
+        "n_train": len(fold.train),
+        "n_val": len(fold.val),
+        "best_epoch": progress.best_epoch,
+        "frozen_epochs": trainer.schedule.frozen_epochs,
+        "best_val_score": progress.best_score,
+        "train": _training_cost(progress),
+        "quarantined": progress.quarantined,
+    }
+    val = plan.pick(fold.val)
+    kept = {key: value.clone() for key, value in model.method.state_dict().items()}
+    if trainer.checkpoints.frozen.is_file():
+        model.method.load_state_dict(read_tensors(trainer.checkpoints.frozen)[0])
+        settled = provenance | _operating_point(trainer, val)
+        card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
+        if runtime.is_main:
+            save_model(own / "frozen" / "model", card, model.method.state_dict())
+        model.method.load_state_dict(kept)
+    provenance |= _operating_point(trainer, val)
+    if runtime.is_main:
+        save_model(own / "model", replace(model.card, provenance=provenance), kept)
+
+
+def _fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
+    """Build a model with fresh weights, and with what its task learns from the training part."""
+    labels = [str(case.label) for case in train]
+    settled = find("tasks", plan.task).settle(labels, plan.settled)
+    card = model_card(config, plan.view, plan.task, plan.task_options, settled)
+    card = replace(card, trained_on=plan.trained_on)
+    model = build_model(card, pretrained=True)
+    options = config.encoder_options | dict(model.method.encoder.resolved)
+    return replace(model, card=replace(card, encoder_options=options))
+
+
+def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
+    """How logits become answers, from the inner validation part alone."""
+    logits, target = trainer.answer(val)
+    return trainer.model.task.calibrate(logits.cpu(), target.cpu())
+
+
+def _training_cost(progress: Progress) -> dict[str, float]:
+    keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
+    return {key: sum(row[key] for row in progress.history) for key in keys}
+
+
+def train_refit(
+    config: RunConfig,
+    own: Path,
+    plan: Plan,
+    loader: CaseLoader,
+    store: FeatureStore,
+    display: Display,
+    after_epoch: Callable[[Path], None] | None,
+    processes: Processes,
+) -> None:
+    """Train it; what folds settle on their validation parts is the mean of theirs.
+
+    So is the number of epochs (the median).
+    """
+    n_folds = len(plan.splits.folds)
+    folders = [own.parent / f"fold_{k}" / "model" for k in range(n_folds)]
+    folds = Ensemble(tuple(load_model(folder) for folder in folders))
+    about = [member.card.provenance for member in folds.members]
+    epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
+    options = replace(config.train, epochs=max(epochs, 0), patience=0)
+    torch.manual_seed(options.seed)
+    model = _fresh_model(config, plan, list(plan.cases.values()))
+    runtime = processes.begin(model, own.name)
+    trainer = Trainer(
+        model,
+        loader,
+        own,
+        options,
+        runtime=runtime,
+        store=store,
+        tick=training_bar(display, "refit on all images"),
+        say=display.say,
+        after_epoch=after_epoch,
+    )
+    progress = trainer.fit(list(plan.cases.values()), ())
+    provenance = {
+        "split_hash": plan.splits.hash,
+        "refit": True,
+        "n_train": len(plan.cases) - len(progress.quarantined),
+        "best_epoch": progress.best_epoch,
+        "frozen_epochs": trainer.schedule.frozen_epochs,
+        **folds.point,
+        "train": _training_cost(progress),
+        "quarantined": progress.quarantined,
+    }
+    if runtime.is_main:
+        card = replace(model.card, provenance=provenance)
+        save_model(own / "model", card, model.method.state_dict())
