@@ -1,4 +1,4 @@
-"""The layers of docs/ARCHITECTURE.md and the README's figure, held against every import."""
+"""The layers of docs/architecture.md and the README's figure, held against every import."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARTS = {"methods", "readers", "encoders", "tasks", "exports"}
 
 
 def _rows() -> dict[int, list[str]]:
-    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.split("<!-- layers -->")[1].split("<!-- /layers -->")[0]
     rows = re.findall(r"^\|\s*(\d+)\s*\|([^|]+)\|", table, re.MULTILINE)
     return {int(layer): names.split() for layer, names in rows}

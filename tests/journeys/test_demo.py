@@ -35,7 +35,7 @@ def kept(
 
 def test_figures_of_measured_demos_keep_the_promise() -> None:
     assert kept() == [True] * 4
-    # The widest scatter of `downsampled` among the demos in docs/LOG.md.
+    # The widest scatter of `downsampled` among the demos in docs/log/2026-11.md.
     assert all(kept(downsampled={"value": 0.651, "lo": 0.431, "hi": 0.858}, hits=(16, 16)))
     assert all(kept(hits=(15, 16)))
 
@@ -45,7 +45,7 @@ def test_figures_of_measured_demos_keep_the_promise() -> None:
     [
         ({"glimpse": {"value": 0.84, "lo": 0.63, "hi": 0.97}}, 0),
         ({"hits": (13, 15)}, 1),  # 87 %
-        ({"hits": (0, 16)}, 1),  # AUROC 1.00 without any peak: seen once, see docs/LOG.md
+        ({"hits": (0, 16)}, 1),  # AUROC 1.00 without any peak: seen once, see docs/log/2026-11.md
         ({"hits": (0, 0)}, 1),
         ({"downsampled": {"value": 0.81, "lo": 0.62, "hi": 0.95}}, 2),
         ({"difference": {"value": 0.2, "lo": -0.01, "hi": 0.4}}, 3),

@@ -51,7 +51,7 @@ log = logging.getLogger("foveate")
 class Trainer:
     """Trains one model on one fold: first on kept features of a frozen encoder, then end to end.
 
-    Source of the two stages: `docs/ARCHITECTURE.md`, "How training goes".
+    Source of the two stages: `docs/architecture.md`, "How training goes".
 
     Args:
         model: with fresh weights.
