@@ -11,8 +11,10 @@ import pytest
 from conftest import Ended
 from foveate.metrics import proportion_interval
 from foveate.runs.folder import read_json
+from foveate.tasks import restore_task
 from foveate.workflows import demo
 from foveate.workflows.demo import judge
+from foveate.workflows.train import Outcome
 
 PERFECT = {"value": 1.0, "lo": 0.735, "hi": 1.0}
 CHANCE = {"value": 0.529, "lo": 0.333, "hi": 0.741}
@@ -27,10 +29,12 @@ def kept(
 ) -> list[bool]:
     lo, hi = proportion_interval(*hits)
     peaks = {"hit_fraction": hits[0] / max(hits[1], 1), "n": hits[1], "lo": lo, "hi": hi}
-    scores: list[dict[str, Any]] = [
-        {"metrics": {} if score is None else {"auroc": score}} for score in (glimpse, downsampled)
+    task = restore_task("binary", {"classes": ["normal", "tumour"]}, {})
+    runs = [
+        Outcome(Path("run"), {"metrics": {} if score is None else {"auroc": score}}, 0, task)
+        for score in (glimpse, downsampled)
     ]
-    return [promise.kept for promise in judge(*scores, difference, peaks)]
+    return [promise.kept for promise in judge(*runs, difference, peaks)]
 
 
 def test_figures_of_measured_demos_keep_the_promise() -> None:
