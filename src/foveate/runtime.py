@@ -40,7 +40,7 @@ _PATIENCE = timedelta(days=7)
 _CLOSING_S = 20.0
 
 
-def own_rank() -> int:
+def process_rank() -> int:
     """Number of this process among those of its run; 0 is the first, which writes."""
     return int(os.environ.get(RANK, "0"))
 
@@ -213,10 +213,10 @@ def start_runtime(
         precision = "bf16-mixed" if fast and (cuda or pretrained) else "32-true"
     if devices == 1:
         return Runtime(_build_fabric(device, precision), seed)
-    port = int(os.environ["MASTER_PORT"]) if own_rank() else _free_port()
+    port = int(os.environ["MASTER_PORT"]) if process_rank() else _free_port()
     fabric = _build_fabric(device, precision, devices, port)
     children: list[Child] = []
-    if own_rank() == 0:
+    if process_rank() == 0:
         children += [_start_child(rank, port, command) for rank in range(1, devices)]
     runtime = Runtime(fabric, seed, children)
     try:
@@ -246,7 +246,7 @@ def _build_fabric(device: str, precision: str, devices: int = 1, port: int = 0) 
     chosen: dict[str, Any] = {"accelerator": device, "devices": devices, "precision": precision}
     if devices > 1:
         chosen["strategy"] = DDPStrategy(
-            cluster_environment=_environment(own_rank(), devices, port),
+            cluster_environment=_environment(process_rank(), devices, port),
             timeout=_PATIENCE,
             # In a forward pass no process may wait for another, whose images may all be unreadable.
             **cast(Any, {_sync_option(): False}),

@@ -26,7 +26,7 @@ from foveate.batch import (
 from foveate.batch import (
     chunks as chunks_module,
 )
-from foveate.batch.colours import colours
+from foveate.batch.colours import describe_colours
 from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
 from foveate.errors import UnreadableImage
@@ -117,11 +117,13 @@ def test_colours_are_moments_and_quantiles_of_the_foreground() -> None:
     chosen = rgb.numpy()[:, weight[0].numpy() > 0]
     quantiles = np.quantile(chosen, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1).T
     expected = np.concatenate([chosen.mean(1), chosen.std(1), quantiles.ravel()])
-    found = colours(rgb, weight)
+    found = describe_colours(rgb, weight)
     assert found.shape == (1, N_COLOURS)
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
     # Where nothing is foreground, all of it counts.
-    torch.testing.assert_close(colours(rgb, torch.zeros_like(weight)), colours(rgb))
+    torch.testing.assert_close(
+        describe_colours(rgb, torch.zeros_like(weight)), describe_colours(rgb)
+    )
 
 
 def test_kept_glimpses_have_the_colours_of_those_that_are_not(

@@ -90,8 +90,8 @@ def embed_patches(
         then: what each feature, as float32, goes through, in the same chunks.
         keep_pixels: up to a fixed number of bytes for the second pass; else all are read again.
     """
-    if batch.kept is not None:
-        vectors = encoder.project(batch.kept.features(encoder, patches, chunk))
+    if batch.frozen_features is not None:
+        vectors = encoder.project(batch.frozen_features.features(encoder, patches, chunk))
         return vectors if then is None else then(vectors.float())
     if torch.is_grad_enabled() and sum(map(len, patches)) > chunk:
         chunk = (chunk + 1) // 2
@@ -140,7 +140,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 # -- evidence --------------------------------------------------------------------------------------
 
 
-def output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
+def compute_output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
     """How much each output counts for what is predicted, ``(b, k)``; rows sum to 1.
 
     Its probability, among the probabilities of all: of methods that look once for each output.
@@ -154,7 +154,9 @@ def output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
     return torch.cat(log_probability, 1).softmax(1)
 
 
-def patch_shares(single: Tensor, logits: Tensor, heads: Sequence[Head], valid: Tensor) -> Tensor:
+def compute_patch_shares(
+    single: Tensor, logits: Tensor, heads: Sequence[Head], valid: Tensor
+) -> Tensor:
     """Share of each patch in what is predicted, where the logits are a mean or sum over patches.
 
     Counted is what a patch adds to the predicted class over the mean of its rivals, or to the

@@ -13,9 +13,9 @@ from torch import Tensor
 from foveate.batch.augment import Turn
 from foveate.batch.changes import Changes
 from foveate.batch.chunks import Chunks, run_by_shape
-from foveate.batch.colours import N_COLOURS, colours
+from foveate.batch.colours import N_COLOURS, describe_colours
 from foveate.batch.features import FeatureStore
-from foveate.batch.kept import Kept
+from foveate.batch.frozen_features import FrozenFeatures
 from foveate.batch.types import (
     Augment,
     CropError,
@@ -25,10 +25,10 @@ from foveate.batch.types import (
     Reads,
     View,
     augment_for,
+    build_evidence,
     channels_last,
     crop_error,
-    evidence_of,
-    join_alike,
+    join_same_kind,
     lay_kernels,
     to_rgb,
 )
@@ -114,7 +114,7 @@ class Batch:
         self.items = list(items)
         self.tell = tell
         self.part = part
-        self.kept = None if store is None else Kept(self, store)
+        self.frozen_features = None if store is None else FrozenFeatures(self, store)
         self.view = view
         self.device = device
         self.seconds_reading = 0.0
@@ -150,7 +150,7 @@ class Batch:
     @property
     def frozen(self) -> bool:
         """Whether features come from a frozen encoder and are kept."""
-        return self.kept is not None
+        return self.frozen_features is not None
 
     def look(self, encoder: AbstractEncoder) -> list[Look]:
         """Every glimpse through the encoder, with gradient where there is one.
@@ -158,8 +158,8 @@ class Batch:
         Equal sizes are computed together, nothing is padded. Training turns and moves glimpses
         first, and lays the maps back.
         """
-        if self.kept is not None:
-            return [self.kept.look(encoder, i) for i in range(len(self))]
+        if self.frozen_features is not None:
+            return [self.frozen_features.look(encoder, i) for i in range(len(self))]
         shown = self._shown()
         cells = list(zip(encoder.strides, encoder.map_centres, strict=True))
         looks = []
@@ -208,7 +208,7 @@ class Batch:
         ]
 
     def _colours(self, shown: Tensor, seen: Tensor | None) -> Tensor:
-        return colours(shown * self._std[0] + self._mean[0], seen)
+        return describe_colours(shown * self._std[0] + self._mean[0], seen)
 
     def _foreground(self, i: int) -> Tensor | None:
         """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""
@@ -332,7 +332,7 @@ class Batch:
             by_output: ``(b, k, n)``, of methods that look once for each output.
             remainder: ``(b,)``, the share of the prediction that rests on no patch.
         """
-        return EvidenceList(evidence_of(self.items, patches, weight, by_output, remainder))
+        return EvidenceList(build_evidence(self.items, patches, weight, by_output, remainder))
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class Batch:
     def _wait(self, jobs: list[Future[Pixels]]) -> list[Pixels]:
         begun = time.perf_counter()
         try:
-            return join_alike([job.result() for job in jobs])
+            return join_same_kind([job.result() for job in jobs])
         finally:
             for job in jobs:
                 job.cancel()

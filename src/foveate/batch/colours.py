@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 N_COLOURS = 21
-"""Length of what `colours` gives: mean, spread and five quantiles of three channels."""
+"""Length of what `describe_colours` returns: mean, spread and five quantiles of three channels."""
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_PIXELS = 20_000
 
 
 @torch.no_grad()
-def colours(rgb: Tensor, weight: Tensor | None = None) -> Tensor:
+def describe_colours(rgb: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean, spread and quantiles of each channel, ``(1, N_COLOURS)``.
 
     Args:

@@ -179,7 +179,7 @@ def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
     return tensor.expand(wanted) if tensor.shape[1] == 1 else tensor[:, :3]
 
 
-def join_alike(parts: Sequence[Pixels]) -> list[Pixels]:
+def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
     """Join neighbours of one kind in one array: a batch may hold grey and RGB, of 8 and 16 bit."""
     kinds = itertools.groupby(parts, lambda part: (part.dtype, part.shape[-1]))
     return [np.concatenate(list(alike)) for _, alike in kinds]
@@ -198,7 +198,7 @@ def lay_kernels(network: nn.Module) -> None:
             parameter.data = channels_last(parameter.data)
 
 
-def evidence_of(
+def build_evidence(
     items: Sequence[LoadedImage],
     patches: Sequence[Patches],
     weight: Tensor,

@@ -79,11 +79,11 @@ class CaseLoader:
         image = self._images.take(case.image_id, lambda: self._opened(case))
         if kept is not None:
             return replace(kept, image=image)
-        loaded = self.glimpsed(case, image)
+        loaded = self.read_glimpse(case, image)
         self._glimpses.put(case.image_id, loaded, loaded.glimpse.nbytes + loaded.contrast.nbytes)
         return loaded
 
-    def glimpsed(self, case: Case, image: AbstractImage) -> LoadedImage:
+    def read_glimpse(self, case: Case, image: AbstractImage) -> LoadedImage:
         """Read the glimpse of an open image and tell its foreground; pictures and volumes are all.
 
         A subclass may know better where the foreground of its images is.

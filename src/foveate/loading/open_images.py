@@ -28,7 +28,7 @@ class OpenImages:
     """
 
     def __init__(self, keep: int) -> None:
-        self._limit = open_files_left()
+        self._limit = count_open_files_left()
         self._keep = min(keep, self._limit // 2)
         self._images: OrderedDict[str, AbstractImage] = OrderedDict()
         self._pins: Counter[str] = Counter()
@@ -110,7 +110,7 @@ class OpenImages:
             image.close()
 
 
-def open_files_left() -> int:
+def count_open_files_left() -> int:
     """How many more files this process may open for images, as the system's limit says."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:

@@ -33,19 +33,21 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention_maps.cells import (
-    CONVOLUTIONS,
     Field,
     Inference,
-    MapScores,
-    Priors,
+    PriorCache,
     Spread,
     build_field,
-    choose_settled,
-    map_lattice,
-    of_equal_length,
-    pixel_lattice,
-    stage_for,
-    weigh_settled,
+    choose_for_evaluation,
+    scale_to_equal_length,
+    weigh_for_evaluation,
+)
+from foveate.attention_maps.map_scores import (
+    CONVOLUTIONS,
+    MapScores,
+    choose_stage,
+    lay_map_lattice,
+    lay_pixel_lattice,
 )
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch, Patches
@@ -125,7 +127,7 @@ class AttentionSampling(AbstractMethod):
         self.spread = Spread(weight=spread, mass=_MASS)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
         self.head_instance = InstanceHead(encoder.dim, heads)
-        self._priors = Priors(power=contrast, background=background)
+        self._priors = PriorCache(power=contrast, background=background)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that attention draws."""
@@ -134,7 +136,7 @@ class AttentionSampling(AbstractMethod):
         patches = field.patches(batch, index, jitter=self.training and self.jitter)
         valid = padding_mask([len(p) for p in patches], index.device)
         f = embed_patches(self.encoder, batch, patches, self.chunk).float()
-        f = pad_rows(of_equal_length(f), valid)
+        f = pad_rows(scale_to_equal_length(f), valid)
         log_a = field.log_a.gather(1, index[:, : f.shape[1]])
         if not self.training:
             return self._settled(batch, patches, log_a, f, valid)
@@ -153,26 +155,26 @@ class AttentionSampling(AbstractMethod):
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um
         if isinstance(self.locate, MapScores):
-            stage = stage_for(self.encoder, spacing, batch.view.patch_um)
+            stage = choose_stage(self.encoder, spacing, batch.view.patch_um)
             scores = [self.locate(each.maps, stage)[0] for each in batch.look(self.encoder)]
-            lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+            lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
         else:
             scores = [each[0][0, 0] for each in batch.pixel_maps(self.locate)]
-            lattices = [pixel_lattice(s.shape, spacing) for s in scores]
+            lattices = [lay_pixel_lattice(s.shape, spacing) for s in scores]
         grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=self.smoothing)
 
     def _choose(self, batch: Batch, field: Field) -> Tensor:
         """Indices of cells ``(b, n)`` in the order of drawing, those of padding last."""
         if not self.training:
-            return choose_settled(batch, field, self.eval_patches, self.inference)
+            return choose_for_evaluation(batch, field, self.eval_patches, self.inference)
         draw = draw_with_replacement if self.replacement else draw_without_replacement
         return draw(field.log_a.detach(), self.patches, batch.generators)
 
     def _settled(
         self, batch: Batch, patches: Sequence[Patches], log_a: Tensor, f: Tensor, valid: Tensor
     ) -> Prediction:
-        weight = weigh_settled(log_a, valid, self.inference)
+        weight = weigh_for_evaluation(log_a, valid, self.inference)
         logits = self.head((weight.unsqueeze(-1) * f).sum(1))
         noise = None
         if self.inference == "expectation":

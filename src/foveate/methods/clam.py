@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.bags.embedding import evaluating, output_weights
+from foveate.bags.embedding import compute_output_weights, evaluating
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractBagMethod, BagAnswer, FurtherLoss, Judge
@@ -113,7 +113,7 @@ class Clam(AbstractBagMethod):
         def attended() -> Tensor:
             if self.branch == "single":
                 return attention[:, 0]
-            shares = output_weights(logits, self.task_heads)
+            shares = compute_output_weights(logits, self.task_heads)
             return (shares.unsqueeze(-1) * attention).sum(1)
 
         by_output = attention if self.branch == "multi" else None

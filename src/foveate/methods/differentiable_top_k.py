@@ -27,14 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.attention_maps.cells import (
-    Field,
-    MapScores,
-    Priors,
-    build_field,
-    map_lattice,
-    stage_for,
-)
+from foveate.attention_maps.cells import Field, PriorCache, build_field
+from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
@@ -105,7 +99,7 @@ class DifferentiableTopK(AbstractMethod):
         self.head_instance = InstanceHead(dim, heads)
         self.register_buffer("touched", torch.zeros(2))
         self._now_sigma = sigma
-        self._priors = Priors(power=contrast, background=_BACKGROUND)
+        self._priors = PriorCache(power=contrast, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
         """Let the noise fade."""
@@ -139,9 +133,9 @@ class DifferentiableTopK(AbstractMethod):
 
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um
-        stage = stage_for(self.encoder, spacing, batch.view.patch_um)
+        stage = choose_stage(self.encoder, spacing, batch.view.patch_um)
         scores = [self.locate(each.maps, stage)[0] for each in batch.look(self.encoder)]
-        lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+        lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
         grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=0.0)
 

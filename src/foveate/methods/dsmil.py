@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.bags.embedding import output_weights
+from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer
 from foveate.nn.attention import masked_softmax
@@ -81,7 +81,7 @@ class Dsmil(AbstractBagMethod):
         logits, alone, attention = self.aggregate(self.norm(f), valid)
 
         def attended() -> Tensor:
-            shares = output_weights(logits, self.task_heads)
+            shares = compute_output_weights(logits, self.task_heads)
             return (shares.unsqueeze(-1) * attention).sum(1)
 
         further = {"instance": Auxiliary(alone, self.instance)} if self.instance > 0 else {}

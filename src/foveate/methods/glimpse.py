@@ -101,11 +101,11 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         f, valid = self.read(batch, seen.patches)
         answer = self.answer_together(batch, looks, f, Tokens(f, valid, valid, seen.patches))
         if not self.training:
-            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.beyond)
+            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.remainder)
             return Prediction(answer.logits, evidence)
-        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}
+        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.auxiliary.items()}
         if batch.frozen:
-            further["place"] = Penalty(seen.taught_by(answer.weight))
+            further["place"] = Penalty(seen.attention_loss(answer.weight))
             return Prediction(answer.logits, further=further)
         # The expectation over all cells teaches where to look. What patches show it teaches only
         # where they add up, as it does: else a mean of few cells is noise to the encoder. The
@@ -113,7 +113,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         # decided.
         f = f if self.adds_up else f.detach()
         a = field.log_a.gather(1, seen.index).exp() * seen.drawn
-        estimate = expectation(a, seen.at_cells(f), seen.drawn)
+        estimate = expectation(a, seen.arrange_by_cell(f), seen.drawn)
         further["spread"] = Penalty(self.locating * self.spread(field, a))
         further["expected"] = Auxiliary(self.expected(estimate), self.locating)
         return Prediction(answer.logits, further=further)

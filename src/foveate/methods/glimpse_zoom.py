@@ -34,7 +34,7 @@ from foveate.attention_maps.together import (
     GlimpseAndPatches,
     Tokens,
 )
-from foveate.attention_maps.zoom import Descent, Zoom, joined, nested_expectation
+from foveate.attention_maps.zoom import Descent, Zoom, join_patches, nested_expectation
 from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
@@ -118,9 +118,9 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         tiles = [self.embed(vectors) for vectors in seen.vectors]
         answer = self.answer_together(batch, looks, f, self._tokens(f, valid, tiles, seen))
         if not self.training:
-            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.beyond)
+            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.remainder)
             return Prediction(answer.logits, evidence)
-        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}
+        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.auxiliary.items()}
         if batch.frozen:
             return Prediction(answer.logits, further=further)
         # What tiles and patches show is taught by the expectation only where they add up.
@@ -140,7 +140,7 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
             parts = torch.split(own + kind, [len(part) for part in level])
             shown = [torch.cat(both) for both in zip(shown, parts, strict=True)]
             regions = [[*r, part] for r, part in zip(regions, level, strict=True)]
-        every = [joined(parts) for parts in regions]
+        every = [join_patches(parts) for parts in regions]
         known = padding_mask([len(p) for p in every], f.device)
         patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
         return Tokens(pad_rows(torch.cat(shown), known), known, patches, every)

@@ -35,16 +35,14 @@ from foveate.attention_maps.cells import (
     Field,
     Grid,
     Inference,
-    MapScores,
-    Priors,
+    PriorCache,
     Spread,
     build_field,
-    choose_settled,
-    map_lattice,
-    of_equal_length,
-    stage_for,
-    weigh_settled,
+    choose_for_evaluation,
+    scale_to_equal_length,
+    weigh_for_evaluation,
 )
+from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
@@ -135,7 +133,7 @@ class JointSampling(AbstractMethod):
         self.register_buffer("share", torch.full((levels,), 1 / levels))
         self.register_buffer("kept", torch.ones(levels, dtype=torch.bool))
         self._done = 0.0
-        self._priors = Priors(power=_CONTRAST, background=_BACKGROUND)
+        self._priors = PriorCache(power=_CONTRAST, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
         """Ease the balance; after the warm-up, drop the scales that attention has left."""
@@ -159,11 +157,11 @@ class JointSampling(AbstractMethod):
         valid = padding_mask([len(p) for p in patches], index.device)
         index = index[:, : valid.shape[1]]
         f = pad_rows(embed_patches(self.encoder, batch, patches, self.chunk).float(), valid)
-        f = of_equal_length(f + self.scale_code[field.level(index)])
+        f = scale_to_equal_length(f + self.scale_code[field.level(index)])
         log_a = field.log_a.gather(1, index)
         a = log_a.exp() * valid
         if not self.training:
-            weight = weigh_settled(log_a, valid, self.inference)
+            weight = weigh_for_evaluation(log_a, valid, self.inference)
             logits = self.head((weight.unsqueeze(-1) * f).sum(1))
             noise = None
             if self.inference == "expectation":
@@ -180,12 +178,12 @@ class JointSampling(AbstractMethod):
 
     def _locate(self, batch: Batch) -> Field:
         spacing, side = batch.view.glimpse_spacing_um, batch.view.patch_um
-        stages = [stage_for(self.encoder, spacing, side * scale) for scale in self.scales]
+        stages = [choose_stage(self.encoder, spacing, side * scale) for scale in self.scales]
         scores, grids = [], []
         for i, look in enumerate(batch.look(self.encoder)):
             own = [self.locate(look.maps, stage, m)[0] for m, stage in enumerate(stages)]
             lattices = [
-                map_lattice(self.encoder, stage, s.shape, spacing)
+                lay_map_lattice(self.encoder, stage, s.shape, spacing)
                 for stage, s in zip(stages, own, strict=True)
             ]
             scores.append([s.flatten() for s in own])
@@ -197,14 +195,14 @@ class JointSampling(AbstractMethod):
             )
         # Attention spread evenly over cells would favour the scale that has most of them; what
         # follows the prior instead is shared by scales alike.
-        kept = self.kept.tolist()
-        return build_field(scores, grids, smoothing=0.0, explore=self.explore, kept=kept)
+        active = self.kept.tolist()
+        return build_field(scores, grids, smoothing=0.0, explore=self.explore, active=active)
 
     def _choose(self, batch: Batch, field: Field) -> Tensor:
         """Indices of cells ``(b, n)`` in the order of drawing, those of padding last."""
         if self.training:
             return draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
-        return choose_settled(batch, field, self.eval_patches, self.inference)
+        return choose_for_evaluation(batch, field, self.eval_patches, self.inference)
 
     def _of_scales(self, batch: Batch, shares: Tensor) -> dict[str, Tensor]:
         """The losses on how attention divides among scales, from shares ``(b, scales)``."""

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.bags.embedding import output_weights
+from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, BagAnswer
 from foveate.nn.attention import masked_softmax
@@ -65,7 +65,7 @@ class MilMax(AbstractBagMethod):
 
         def near() -> Tensor:
             shares = masked_softmax(single.transpose(1, 2), valid.unsqueeze(1))
-            return (output_weights(logits, self.task_heads).unsqueeze(-1) * shares).sum(1)
+            return (compute_output_weights(logits, self.task_heads).unsqueeze(-1) * shares).sum(1)
 
         return BagAnswer(logits, near)
 

@@ -21,7 +21,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from foveate.bags.embedding import patch_shares
+from foveate.bags.embedding import compute_patch_shares
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, BagAnswer
 from foveate.nn.heads import Head
@@ -75,7 +75,7 @@ class MilMean(AbstractBagMethod):
         """Average what the patches say."""
         h = self.norm(f)
         logits = self.aggregate(h, valid)
-        shares = partial(patch_shares, self.head(h), logits, self.task_heads, valid)
+        shares = partial(compute_patch_shares, self.head(h), logits, self.task_heads, valid)
         return BagAnswer(logits, shares, instances=h)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> Tensor:

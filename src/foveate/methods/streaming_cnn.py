@@ -133,7 +133,11 @@ class StreamingCnn(AbstractMethod):
         for i, (whole, tell) in enumerate(zip(wholes, _tellers(batch), strict=True)):
             streamed.on_progress = tell
             compute = functools.partial(streamed, whole)
-            maps.append(compute() if batch.kept is None else batch.kept.map(i, compute))
+            maps.append(
+                compute()
+                if batch.frozen_features is None
+                else batch.frozen_features.map(i, compute)
+            )
         cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
         rows = [map_[0].flatten(1).T[own] for map_, own in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)

@@ -43,21 +43,20 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from foveate.attention_maps.forest import Forest, gather_forest
 from foveate.attention_maps.tree import (
-    Chosen,
-    Forest,
+    ChoiceRule,
+    ChosenCrops,
     Grids,
     Location,
-    Way,
-    choose,
-    crop_grids,
-    gather_forest,
-    image_grids,
-    no_grids,
+    choose_cells,
+    lay_crop_grids,
+    lay_image_grids,
+    make_empty_grids,
 )
-from foveate.attention_maps.tree_cells import Cut, cell_features
-from foveate.attention_maps.tree_shares import FeatureWeights, expected_shares
-from foveate.bags.embedding import embed_patches, pad_rows, patch_shares
+from foveate.attention_maps.tree_cells import Cut, compute_cell_features
+from foveate.attention_maps.tree_shares import FeatureWeights, compute_expected_shares
+from foveate.bags.embedding import compute_patch_shares, embed_patches, pad_rows
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
@@ -164,7 +163,7 @@ class Tnet(AbstractMethod):
         if self.weigh is not None:
             share = self.weigh(f, valid)
         elif self.training and batch.frozen:
-            share = expected_shares(log_prob, parent, level, valid, self.locations)
+            share = compute_expected_shares(log_prob, parent, level, valid, self.locations)
         else:
             share = valid / valid.sum(-1, keepdim=True)
         logits = self.head((share.unsqueeze(-2) @ f).squeeze(-2))
@@ -193,7 +192,7 @@ class Tnet(AbstractMethod):
             self.cut.levels(item.image.box_um.size, batch.view, self.levels) for item in batch.items
         ]
         grids = [
-            image_grids(
+            lay_image_grids(
                 batch,
                 i,
                 looks[i].maps,
@@ -207,20 +206,20 @@ class Tnet(AbstractMethod):
         ]
         found = []
         for level in range(1, max(depth) + 1):
-            chosen = choose(
+            chosen = choose_cells(
                 batch,
                 grids,
                 self.locate,
                 self._count(level, frozen),
                 power=self.contrast,
                 normalised=self.policy == "top",
-                way="surveyed" if frozen else self._way(),
+                rule="surveyed" if frozen else self._rule(),
             )
             f, grids = self._look(batch, chosen, [d - level for d in depth])
             found.append((chosen, f))
         return gather_forest(batch, overview, found, trees)
 
-    def _way(self) -> Way:
+    def _rule(self) -> ChoiceRule:
         if self.policy == "top":
             return "strongest"
         return "drawn" if self.training else "settled"
@@ -231,7 +230,7 @@ class Tnet(AbstractMethod):
         return counts[level - 1] if level <= len(counts) else 1
 
     def _look(
-        self, batch: Batch, chosen: Sequence[Chosen], below: Sequence[int]
+        self, batch: Batch, chosen: Sequence[ChosenCrops], below: Sequence[int]
     ) -> tuple[Tensor, list[Grids]]:
         """Features of chosen crops ``(n, d)`` and the grids inside them; `below`: levels to go."""
         split = [_only(part.patches, d > 0) for part, d in zip(chosen, below, strict=True)]
@@ -248,9 +247,11 @@ class Tnet(AbstractMethod):
         own, finest = _per_image(f, split), _per_image(leaves, last)
         inside = _per_image(cells, split)
         grids = [
-            crop_grids(batch, i, part, inside[i], self.cut, scale=self.cut.zoom ** (below[i] - 1))
+            lay_crop_grids(
+                batch, i, part, inside[i], self.cut, scale=self.cut.zoom ** (below[i] - 1)
+            )
             if below[i] > 0
-            else no_grids(cells.flatten(0, 1), self.cut)
+            else make_empty_grids(cells.flatten(0, 1), self.cut)
             for i, part in enumerate(chosen)
         ]
         return torch.cat([x for pair in zip(own, finest, strict=True) for x in pair]), grids
@@ -258,9 +259,9 @@ class Tnet(AbstractMethod):
     def _embed(self, batch: Batch, patches: Sequence[Patches]) -> Tensor:
         """Per crop its feature, then what its map shows in each cell: ``(n, d + cells c)``."""
         patch_px = batch.view.patch_px
-        if batch.kept is not None:
+        if batch.frozen_features is not None:
             of = functools.partial(self._vector_and_cells, patch_px, self.encoder.features)
-            rows = batch.kept.rows(f"{self.cut} ", patches, self.chunk, of)
+            rows = batch.frozen_features.rows(f"{self.cut} ", patches, self.chunk, of)
             n = self.encoder.n_features
             return torch.cat([self.encoder.project(rows[:, :n]).float(), rows[:, n:]], 1)
         # Without turns: a map that is turned would point to the wrong part of its crop.
@@ -276,7 +277,7 @@ class Tnet(AbstractMethod):
     ) -> Tensor:
         maps = self.encoder.maps(x)
         begin = self.cut.inside(patch_px)
-        cells = cell_features(self.encoder, maps, (begin, begin), patch_px / self.cut.zoom)
+        cells = compute_cell_features(self.encoder, maps, (begin, begin), patch_px / self.cut.zoom)
         return torch.cat([vector(maps).float(), cells.flatten(1)], 1)
 
     # -- predict ------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ class Tnet(AbstractMethod):
         self, batch: Batch, forest: Forest, logits: Tensor, single: Tensor, share: Tensor
     ) -> EvidenceList:
         added = (single * share.unsqueeze(-1))[:, 0, 1:]
-        weight = patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
+        weight = compute_patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
         return batch.evidence([part[1:] for part in forest.patches], weight)
 
     # -- learn --------------------------------------------------------------------------------

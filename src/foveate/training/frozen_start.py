@@ -55,9 +55,11 @@ def settle_start(
             overviews.append(look.overview.cpu())
             glimpses.append(look.features.float().cpu())
             kept.append(case)
-        if not looks_only and wanted and batch.kept is not None:
+        if not looks_only and wanted and batch.frozen_features is not None:
             with contextlib.suppress(CropError):  # set aside when a step comes to it
-                patches.append(batch.kept.features(method.encoder, [_some(batch)], 32).cpu())
+                patches.append(
+                    batch.frozen_features.features(method.encoder, [_some(batch)], 32).cpu()
+                )
         done(i + 1)
     seen = glimpses if looks_only else patches
     if seen and isinstance(method.encoder, ProjectedEncoder):

@@ -33,7 +33,7 @@ from foveate.runs.schedule import (
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.frozen_start import settle_start
-from foveate.training.notice import Teller, at_chance, expectation
+from foveate.training.notice import StageDisplay, describe_chance_plateau, expectation
 from foveate.training.state import (
     WORST_LOSS,
     Checkpoints,
@@ -123,7 +123,7 @@ class Trainer:
             pretrained=self.pretrained,
             learns_frozen=self.model.method.learns_frozen,
         )
-        self._teller = Teller(self._tick, self.schedule, self.progress)
+        self._teller = StageDisplay(self._tick, self.schedule, self.progress)
         while not self.progress.done:
             self._begin_stage(train, val)
             if self.progress.epoch >= self.schedule.total_epochs:
@@ -135,7 +135,11 @@ class Trainer:
                 row = self._close_epoch(self._validate(val))
                 self.checkpoints.keep_best(self.progress, self.schedule, row)
             if self.progress.rests_at(self._chance, self.model.task.learnt):
-                log.warning(at_chance(self.model, row, batch=self.schedule.batch(row["epoch"] - 1)))
+                log.warning(
+                    describe_chance_plateau(
+                        self.model, row, batch=self.schedule.batch(row["epoch"] - 1)
+                    )
+                )
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
             if self.runtime.is_main:

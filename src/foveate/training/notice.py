@@ -26,7 +26,7 @@ _ADVICE: tuple[tuple[str | None, float, str], ...] = (
 """What helps: the option that a method must have for it, and from where on it is set already."""
 
 
-def at_chance(model: Model, row: Mapping[str, float], *, batch: int) -> str:
+def describe_chance_plateau(model: Model, row: Mapping[str, float], *, batch: int) -> str:
     """That the training loss rests at chance, and what ends that with this method.
 
     Args:
@@ -84,7 +84,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class Teller:
+class StageDisplay:
     """Shows how far the stage of a training is.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.batch.colours import colours
+from foveate.batch.colours import describe_colours
 from foveate.batch.features import FeatureStore
 from foveate.batch.types import Look, Patches, identity, to_rgb
 from foveate.encoders.base import AbstractEncoder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foveate.batch import Batch
 
 
-class Kept:
+class FrozenFeatures:
     """Glimpses, patches and maps of a batch as a frozen encoder sees them: nothing is augmented.
 
     Args:
@@ -39,7 +39,7 @@ class Kept:
             with torch.no_grad():
                 glimpse = to_rgb(batch.items[i].glimpse[None], batch.device)
                 maps, seen = encoder.maps(batch._scaled(glimpse)), batch._foreground(i)
-                return [*maps, encoder.features(maps, seen), colours(glimpse[0], seen)]
+                return [*maps, encoder.features(maps, seen), describe_colours(glimpse[0], seen)]
 
         looked = [tensor.to(batch.device) for tensor in self._store.once(self._image(i), compute)]
         return Look(looked[:-2], *looked[-2:])
