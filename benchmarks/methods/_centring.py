@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.canvas.loading import PlacedImage
 from foveate.attention_maps.cells import Field
 from foveate.attention_maps.choice import Choice, ChosenCells
-from foveate.attention_maps.zoom import CROWD
+from foveate.attention_maps.zoom import CROWD, join_patches, suppress_duplicates
 from foveate.bags.embedding import Bag
 from foveate.batch import Batch, Patches
 from foveate.images.evidence import Floats

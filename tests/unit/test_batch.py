@@ -314,7 +314,7 @@ def test_pixels_are_kept_up_to_a_bound_and_read_again_beyond(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 2 * PATCH * PATCH * 3
-    monkeypatch.setattr(chunks_module, "_KEPT_BYTES", 2 * each + 5)
+    monkeypatch.setattr(chunks_module, "_PIXEL_CACHE_BYTES", 2 * each + 5)
     image = FakeImage(0, (64, 2048))
     chunks = batch_of([image], threads).chunks([row_of(200)], 2)
     first = []
@@ -339,7 +339,7 @@ def test_chunks_that_the_second_pass_leaves_out_do_not_pile_up(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where few patches have a gradient, replay asks for few chunks, each with others behind it."""
-    monkeypatch.setattr(chunks_module, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(chunks_module, "_PIXEL_CACHE_BYTES", 0)
     chunks = batch_of([FakeImage(0, (64, 4096))], threads).chunks([row_of(400)], 2)
     for c in range(0, len(chunks), 10):
         chunks(c)
@@ -349,7 +349,7 @@ def test_chunks_that_the_second_pass_leaves_out_do_not_pile_up(
 def held_bytes(chunks: Chunks) -> int:
     """All pixels that are kept or were read ahead, waiting for what is on its way."""
     parts = [
-        *chunks._kept.values(),
+        *chunks._pixels.values(),
         *([j.result() for j in jobs] for jobs in chunks._jobs.values()),
     ]
     return sum(part.nbytes for part in itertools.chain(*parts))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.bags.embedding import compute_output_weights, evaluating
+from foveate.bags.embedding import compute_output_weights, evaluation_mode
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractBagMethod, BagAnswer, FurtherLoss, Judge
@@ -135,7 +135,7 @@ class Clam(AbstractBagMethod):
 
         None is both; a single patch is the highest.
         """
-        with evaluating(self.embed, self.attend):
+        with evaluation_mode(self.embed, self.attend):
             scores = self.attend(self.embed(f))
         scores = scores.masked_fill(~valid.unsqueeze(-1), -torch.inf)
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
