@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.attention_maps import tree as tree_module
+from foveate.attention_maps.forest import TreeAnswers
 from foveate.attention_maps.tree_cells import (
     Cut,
     compute_cell_contrast,
@@ -32,7 +33,7 @@ from foveate.errors import OptionError
 from foveate.images.image import AbstractImage, Level
 from foveate.images.resample import Pixels
 from foveate.methods.base import Judge, further_loss
-from foveate.methods.tnet import Answers, Tnet
+from foveate.methods.tnet import Tnet
 from foveate.nn.heads import Head
 from foveate.nn.reinforce import RunningReward, draw_log_prob, leave_one_out, policy_loss
 from foveate.tasks.base import AbstractTask
@@ -496,7 +497,7 @@ def test_trees_learn_where_to_look_without_bias(
     forced: list[Tensor] = []
     monkeypatch.setattr(tree_module, "draw_without_replacement", lambda *_: forced.pop(0))
 
-    def answers(trees: tuple[tuple[int, int], ...]) -> Answers:
+    def answers(trees: tuple[tuple[int, int], ...]) -> TreeAnswers:
         forced[:] = [torch.tensor([[tree[level]] for tree in trees]) for level in (0, 1)]
         prediction = method(batch)
         return prediction.further["tree"].answers
@@ -678,7 +679,7 @@ def test_single_answers_are_pooled_where_crops_are_drawn() -> None:
 
 
 def _written_out(
-    answers: Answers, task: AbstractTask, target: Tensor, b: float
+    answers: TreeAnswers, task: AbstractTask, target: Tensor, b: float
 ) -> tuple[Tensor, float]:
     """The published objective and the mean reward, of one tree an image, image by image."""
     l_c = l_r = 0.3
@@ -715,7 +716,7 @@ def test_the_published_objective_written_out() -> None:
         torch.randn(b, 1, n, k, dtype=torch.float64, requires_grad=True),
         log_prob.requires_grad_(),
     ]
-    answers = Answers(parts[0], parts[1], valid[:, None], parts[2])
+    answers = TreeAnswers(parts[0], parts[1], valid[:, None], parts[2])
     task = MulticlassTask(classes=("a", "b", "c"), smoothing=0.0)
     target = torch.tensor([0, 1, 2, 2, 0])
     method = small(THREE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,31 @@ class Forest:
     parent: Tensor
     level: Tensor
     lengths: list[int]
+
+
+class TreeAnswers(NamedTuple):
+    """The answers of a training step: of b images, s trees of each, n nodes of each tree.
+
+    Attributes:
+        logits: answers ``(b, s, k)`` of the trees.
+        single: answers ``(b, s, n, k)`` of single nodes; the first node is the whole image.
+        valid: ``(b, s, n)``, False on padding.
+        log_prob: log-probability ``(b, s, n)`` of the choice of each node; 0 for roots and padding.
+        pooled: answers ``(b, s, k)`` of single crops, pooled as the task allows; None where each
+            crop is trained to give the image's label.
+    """
+
+    logits: Tensor
+    single: Tensor
+    valid: Tensor
+    log_prob: Tensor
+    pooled: Tensor | None = None
+
+    @property
+    def crops(self) -> Tensor:
+        """Return ``(b, s, n)``, True on nodes that were chosen."""
+        first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
+        return self.valid & ~first
 
 
 def gather_forest(

@@ -102,11 +102,11 @@ class DifferentiableTopK(AbstractMethod):
         self._priors = PriorCache(power=contrast, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
-        """Let the noise fade."""
+        """Lower the noise linearly to 0."""
         self._now_sigma = self.sigma * max(0.0, 1 - done)
 
     def findings(self) -> dict[str, float]:
-        """Patches read per image in the last step, and the weight that was dropped with others."""
+        """Return the patches read per image in the last step, and the weight of those left out."""
         read, dropped = self.touched.tolist()
         return {"patches_read": read, "weight_dropped": dropped}
 
@@ -134,14 +134,14 @@ class DifferentiableTopK(AbstractMethod):
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um
         stage = choose_stage(self.encoder, spacing, batch.view.patch_um)
-        scores = [self.locate(each.maps, stage)[0] for each in batch.look(self.encoder)]
+        scores = [self.locate(look.maps, stage)[0] for look in batch.look(self.encoder)]
         lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
-        grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
+        grids = [[self._priors.grid(batch, i, lattice)] for i, lattice in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=0.0)
 
     def _choose(self, batch: Batch, field: Field) -> TopK:
-        """Cells and how much each row of the k weighs them, ``(b, k, u)``."""
-        scores = _spanning_one(field.log_a, field.real)
+        """Choose cells, and the weights ``(b, k, u)`` of u cells in each of the k rows."""
+        scores = _scale_to_one(field.log_a, field.real)
         if not self.training:
             return perturbed_top_k(scores, self.k, sigma=0.0, valid=field.real)
         return perturbed_top_k(
@@ -155,8 +155,8 @@ class DifferentiableTopK(AbstractMethod):
         )
 
 
-def _spanning_one(scores: Tensor, real: Tensor) -> Tensor:
-    """Scores of each image from 0 to 1; to less where they span less than 1 before."""
+def _scale_to_one(scores: Tensor, real: Tensor) -> Tensor:
+    """Scale the scores ``(b, k)`` of each image to 0…1; scores that span less only move to 0."""
     low = scores.masked_fill(~real, torch.inf).amin(1, keepdim=True)
     high = scores.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
     spanned = (scores.masked_fill(~real, 0.0) - low) / (high - low).clamp_min(1.0)

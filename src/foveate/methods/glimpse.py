@@ -93,7 +93,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         self.explore = explore
 
     def forward(self, batch: Batch) -> Prediction:
-        """Predict from the glimpse and the patches it points to."""
+        """Predict from the glimpse and the patches that attention chooses."""
         looks = batch.look(self.encoder)
         explore = self.explore if self.training else 0.0
         field = self.attend(batch, [look.maps for look in looks], explore=explore)
@@ -107,10 +107,10 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         if batch.frozen:
             further["place"] = Penalty(seen.attention_loss(answer.weight))
             return Prediction(answer.logits, further=further)
-        # The expectation over all cells teaches where to look. What patches show it teaches only
-        # where they add up, as it does: else a mean of few cells is noise to the encoder. The
-        # prediction itself rests on the patches that were seen, so that their attention is what
-        # decided.
+        # The expectation over all cells teaches where to look. It teaches the encoder only where
+        # answers are sums over patches, as it is: else the mean of a few cells is noise to the
+        # encoder. The prediction itself comes from the drawn patches, so that their attention is
+        # the evidence.
         f = f if self.adds_up else f.detach()
         a = field.log_a.gather(1, seen.index).exp() * seen.drawn
         estimate = expectation(a, seen.arrange_by_cell(f), seen.drawn)
