@@ -47,7 +47,7 @@ class PlacedImage(LoadedImage):
 class CanvasLoader(CaseLoader):
     """Opens canvases and reads glimpses, ahead of use."""
 
-    def glimpsed(self, case: Case, image: AbstractImage) -> LoadedImage:
+    def read_glimpse(self, case: Case, image: AbstractImage) -> LoadedImage:
         """Read the glimpse of an open canvas and tell what differs from the ground.
 
         Raises:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.canvas.loading import PlacedImage
 from foveate.attention_maps.cells import Field
-from foveate.attention_maps.choice import Choice, Chosen
-from foveate.attention_maps.zoom import CROWD, apart, joined
+from foveate.attention_maps.choice import Choice, ChosenCells
+from foveate.attention_maps.zoom import CROWD, join_patches, suppress_duplicates
 from foveate.bags.embedding import Bag
 from foveate.batch import Batch, Patches
 from foveate.images.evidence import Floats
@@ -79,11 +79,11 @@ class CentredBag(Bag):
         if isinstance(batch.items[i], PlacedImage) or not self.centring:
             return patches
         moved = centred(batch, i, patches, steps=self.centring)
-        return moved[apart(moved)[0]]
+        return moved[suppress_duplicates(moved)[0]]
 
 
 @dataclass(frozen=True)
-class CentredChosen(Chosen):
+class CentredChosen(ChosenCells):
     """Cells and the patches that show them, which several may share.
 
     Attributes:
@@ -92,7 +92,7 @@ class CentredChosen(Chosen):
 
     shows: Tensor
 
-    def at_cells(self, f: Tensor) -> Tensor:
+    def arrange_by_cell(self, f: Tensor) -> Tensor:
         """Arrange the vectors ``(b, m, d)`` of patches by the cells drawn, ``(b, n, d)``."""
         return f.gather(1, self.shows.unsqueeze(-1).expand(-1, -1, f.shape[-1]))
 
@@ -109,7 +109,7 @@ class CentredChoice(Choice):
     strongest: int
     centring: int
 
-    def drawn(self, batch: Batch, field: Field) -> Chosen:
+    def draw(self, batch: Batch, field: Field) -> ChosenCells:
         """Draw cells of each image, and look at its strongest besides; each thing once."""
         index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         drawn = self._placed(batch, field, index, self.jitter)
@@ -121,15 +121,15 @@ class CentredChoice(Choice):
         for i, every in enumerate(drawn):
             n = len(every)
             if self.strongest:
-                every = joined([best[i], every])
+                every = join_patches([best[i], every])
             kept = shown = np.arange(len(every))
             if self.strongest or self.centring:
-                kept, shown = apart(every)
+                kept, shown = suppress_duplicates(every)
             patches.append(every[kept])
             shows[i, :n] = torch.from_numpy(shown[len(shown) - n :]).to(shows)
         return CentredChosen(index, field.real.gather(1, index), patches, field, shows)
 
-    def best(self, batch: Batch, field: Field) -> list[Patches]:
+    def choose_best(self, batch: Batch, field: Field) -> list[Patches]:
         """Per image the patches at the cells of highest attention, no two that show the same."""
         return self._strongest(batch, field, self.eval_patches, False)
 
@@ -138,7 +138,7 @@ class CentredChoice(Choice):
         index = field.log_a.topk(min(n * crowd, field.log_a.shape[1]), dim=-1).indices
         patches = self._placed(batch, field, index, jitter)
         if self.centring:
-            patches = [every[apart(every)[0]] for every in patches]
+            patches = [every[suppress_duplicates(every)[0]] for every in patches]
         return [every[:n] for every in patches]
 
     def _placed(self, batch: Batch, field: Field, index: Tensor, jitter: bool) -> list[Patches]:

@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, processes and seeds, settled once and passed down.
+"""The runtime of a run: device, precision, processes and seeds, chosen once and passed down.
 
 Several processes share a training on Lightning Fabric's DDP. The gradients of a step are summed
 once, after its last backward pass, by `Runtime.sum_present`, and never within one: two-pass replay
@@ -31,26 +31,31 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 RANK = "FOVEATE_RANK"
-"""Set in the environment of the processes that the first one of a run starts."""
+"""Environment variable with the number of a process that the first process of a run started."""
 
 _BUCKET = 1 << 24
-"""Numbers that are summed at a time, 64 MiB."""
+"""Float32 numbers that are summed at a time: 64 MiB."""
 _PATIENCE = timedelta(days=7)
-"""The others wait while the first process predicts test images or writes."""
+"""Time limit of waiting: other processes wait while the first predicts test images or writes."""
 _CLOSING_S = 20.0
 
 
-def own_rank() -> int:
-    """Number of this process among those of its run; 0 is the first, which writes."""
+def process_rank() -> int:
+    """Return the number of this process in its run; process 0 writes files."""
     return int(os.environ.get(RANK, "0"))
 
 
 @dataclass(frozen=True)
 class Child:
-    """A process that the first one started, and the file of what it says."""
+    """A process that the first one started.
+
+    Attributes:
+        process: the process.
+        output: file of all that it prints.
+    """
 
     process: subprocess.Popen[bytes]
-    words: IO[bytes]
+    output: IO[bytes]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Runtime:
 
     Attributes:
         fabric: places modules and tensors, and casts to the precision.
-        seed: of everything random.
+        seed: seed of all random draws.
         children: processes that this one started.
     """
 
@@ -69,33 +74,33 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Return the device of this process."""
         device: torch.device = self.fabric.device
         return device
 
     @property
     def rank(self) -> int:
-        """Number of this process."""
+        """Return the number of this process."""
         return int(self.fabric.global_rank)
 
     @property
     def world_size(self) -> int:
-        """How many processes share the training."""
+        """Return the number of processes that share the training."""
         return int(self.fabric.world_size)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """Return whether this process writes files and shows progress."""
         return self.rank == 0
 
     def seed_of(self, *keys: int) -> int:
-        """Derive the seed of one thing from that of all."""
+        """Derive the seed of a draw from the run's seed and the keys that name the draw."""
         return int(np.random.SeedSequence((self.seed, *keys)).generate_state(1)[0])
 
     # -- between processes -------------------------------------------------------------------
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what every process gave, by rank, to all of them."""
+        """Gather a value of each process, by rank, in all processes."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -112,11 +117,11 @@ class Runtime:
         return [float(number) for number in total]
 
     def sum_present(self, parts: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-        """Add up tensors over the processes, in one go.
+        """Add up tensors over the processes, many at a time.
 
         Args:
-            parts: of this process; None where it has none. Float32.
-            like: of their shapes.
+            parts: float32 tensors of this process; None where it has none.
+            like: tensors of the same shapes, whether the process has a part or not.
 
         Returns:
             the sums; empty tensors where no process has a part.
@@ -141,7 +146,7 @@ class Runtime:
         return sums
 
     def close(self) -> None:
-        """Let the other processes end, and leave them."""
+        """Leave the group of processes, and wait for those that this one started to end."""
         if self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for child in self.children:
@@ -150,12 +155,12 @@ class Runtime:
         self.stop()
 
     def stop(self) -> None:
-        """End the processes that this one started."""
+        """Kill the processes that this one started, where they still run."""
         for child in self.children:
             if child.process.poll() is None:
                 child.process.kill()
                 child.process.wait()
-            child.words.close()
+            child.output.close()
         self.children.clear()
 
     def _add_up(self, tensor: Tensor) -> None:
@@ -167,20 +172,20 @@ class Runtime:
         try:
             yield
         except RuntimeError as error:
-            raise TrainingError(self._why()) from error
+            raise TrainingError(self._describe_lost_process()) from error
 
-    def _why(self) -> str:
-        """Say why the processes lost each other."""
+    def _describe_lost_process(self) -> str:
+        """Describe why the processes lost each other."""
         for rank, child in enumerate(self.children, 1):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(_CLOSING_S)
-            child.words.seek(0)
-            lines = child.words.read().decode(errors="replace").strip().splitlines()
+            child.output.seek(0)
+            lines = child.output.read().decode(errors="replace").strip().splitlines()
             if child.process.returncode not in (None, 0):
-                said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+                message = lines[-1].removeprefix("error: ") if lines else "it said nothing"
                 return (
                     f"process {rank} of this run ended with code {child.process.returncode}: "
-                    f"{said}. The same command continues where this one stopped"
+                    f"{message}. The same command continues where this one stopped"
                 )
         return "the processes of this run lost each other: the same command continues it"
 
@@ -194,18 +199,18 @@ def start_runtime(
     pretrained: bool = False,
     command: Sequence[str] = (),
 ) -> Runtime:
-    """Settle device and precision; with several devices, start a process for each further one.
+    """Choose device and precision; with several devices, start a process for each further one.
 
     Args:
-        device: ``auto`` takes a GPU when there is one.
-        precision: ``auto`` is bf16 where the device computes in it.
-        devices: how many processes train together, each on a device of its own.
-        seed: of everything random.
-        pretrained: whether the encoder is; from scratch, CPUs compute in float32.
-        command: words after ``python`` that continue this run, for the further processes.
+        device: name of the device; ``auto`` takes a GPU when there is one.
+        precision: name of the precision; ``auto`` is bf16 where the device computes in it.
+        devices: number of processes that train together, each on its own device.
+        seed: seed of all random draws.
+        pretrained: whether the encoder is pretrained; from scratch, CPUs compute in float32.
+        command: arguments of ``python`` that continue this run, for the further processes.
 
     Raises:
-        OptionError: no such device, or not so many.
+        OptionError: there is no such device, or too few of them.
     """
     if precision == "auto":
         cuda = device in ("auto", "cuda") and torch.cuda.is_available()
@@ -213,10 +218,10 @@ def start_runtime(
         precision = "bf16-mixed" if fast and (cuda or pretrained) else "32-true"
     if devices == 1:
         return Runtime(_build_fabric(device, precision), seed)
-    port = int(os.environ["MASTER_PORT"]) if own_rank() else _free_port()
+    port = int(os.environ["MASTER_PORT"]) if process_rank() else _free_port()
     fabric = _build_fabric(device, precision, devices, port)
     children: list[Child] = []
-    if own_rank() == 0:
+    if process_rank() == 0:
         children += [_start_child(rank, port, command) for rank in range(1, devices)]
     runtime = Runtime(fabric, seed, children)
     try:
@@ -228,10 +233,10 @@ def start_runtime(
 
 
 def find_device(device: str = "auto") -> torch.device:
-    """The device of this name; ``auto`` takes a GPU when there is one.
+    """Return the device of a name; ``auto`` takes a GPU when there is one.
 
     Raises:
-        OptionError: it is not on this machine.
+        OptionError: the device is not on this machine.
     """
     return start_runtime(device=device, precision="32-true").device
 
@@ -240,15 +245,15 @@ def _build_fabric(device: str, precision: str, devices: int = 1, port: int = 0) 
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
 
-    # Importing it sets their levels, so that it says its precision on the terminal.
+    # The import sets the levels of these loggers, so that they print the precision.
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     chosen: dict[str, Any] = {"accelerator": device, "devices": devices, "precision": precision}
     if devices > 1:
         chosen["strategy"] = DDPStrategy(
-            cluster_environment=_environment(own_rank(), devices, port),
+            cluster_environment=_environment(process_rank(), devices, port),
             timeout=_PATIENCE,
-            # In a forward pass no process may wait for another, whose images may all be unreadable.
+            # No forward pass may wait for another process, whose images may all be unreadable.
             **cast(Any, {_sync_option(): False}),
         )
     try:
@@ -264,13 +269,13 @@ def _build_fabric(device: str, precision: str, devices: int = 1, port: int = 0) 
 
 
 def _sync_option() -> str:
-    """Return what DDP calls the broadcast of buffers; PyTorch renamed it."""
-    named = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
-    return next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in named)
+    """Return the name of DDP's option for the broadcast of buffers, which PyTorch renamed."""
+    names = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    return next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in names)
 
 
 def _environment(rank: int, size: int, port: int) -> Any:
-    """Tell Fabric that processes are started by us, and where they meet."""
+    """Build the environment that tells Fabric about processes that were started by us."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     settled: dict[str, Any] = {
@@ -286,17 +291,17 @@ def _environment(rank: int, size: int, port: int) -> Any:
 
 
 def _start_child(rank: int, port: int, command: Sequence[str]) -> Child:
-    """Start a process that continues this run, too; what it says goes to a file of no name."""
-    told: Mapping[str, str] = {RANK: str(rank), "MASTER_PORT": str(port)}
-    words = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the process has ended)
+    """Start a further process of this run, whose output goes to an unnamed temporary file."""
+    variables: Mapping[str, str] = {RANK: str(rank), "MASTER_PORT": str(port)}
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the process has ended)
     process = subprocess.Popen(
         [sys.executable, *command],
-        env=os.environ | told,
+        env=os.environ | variables,
         stdin=subprocess.DEVNULL,
-        stdout=words,
-        stderr=words,
+        stdout=output,
+        stderr=output,
     )
-    return Child(process, words)
+    return Child(process, output)
 
 
 def _free_port() -> int:

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import torch
 
-from foveate.attention_maps.cells import Priors
+from foveate.attention_maps.cells import PriorCache
 from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
 from foveate.exports.geojson import build_geojson
@@ -68,7 +68,7 @@ def test_attention_patch_and_geojson_find_the_spot(
     network = build_encoder(encoder, options)
     # Nothing is learnt yet: the prior alone, which follows contrast, points at the spot.
     method = Glimpse(encoder=network, heads=(Head("spot", 1, False, "max"),), eval_patches=1).eval()
-    method._priors = Priors(power=4.0, background=0.0)
+    method._priors = PriorCache(power=4.0, background=0.0)
     batch = Batch(
         [item],
         view=view,

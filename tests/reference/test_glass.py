@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.attention_maps.cells import contrast_prior, pixel_lattice
+from foveate.attention_maps.cells import compute_contrast_prior
+from foveate.attention_maps.map_scores import lay_pixel_lattice
 from foveate.batch import Batch, LoadedImage, View
 from foveate.methods.attention_sampling import AttentionSampling
 from foveate.methods.base import AbstractMethod
@@ -77,7 +78,9 @@ def test_no_patch_lies_on_glass_though_glass_scores_most(
 
 def test_an_image_without_foreground_is_foreground(pool: ThreadPoolExecutor) -> None:
     empty = _batch(pool, np.zeros((12, 16), np.uint8)).items[0]
-    prior = contrast_prior(empty, pixel_lattice((12, 16), 4.0), VIEW, power=2.0, background=0.0)
+    prior = compute_contrast_prior(
+        empty, lay_pixel_lattice((12, 16), 4.0), VIEW, power=2.0, background=0.0
+    )
     assert torch.isfinite(prior).all()
     assert len(prior.unique()) == 1
 
@@ -86,8 +89,8 @@ def test_faint_tissue_beside_strong_tissue_stays(pool: ThreadPoolExecutor) -> No
     contrast = _half_glass()
     contrast[:, :4] = 1
     item = _batch(pool, contrast).items[0]
-    lattice = pixel_lattice((12, 16), 4.0)
-    prior = contrast_prior(item, lattice, VIEW, power=2.0, background=0.0).view(12, 16)
+    lattice = lay_pixel_lattice((12, 16), 4.0)
+    prior = compute_contrast_prior(item, lattice, VIEW, power=2.0, background=0.0).view(12, 16)
     assert torch.isneginf(prior[:, 8:]).all()
     torch.testing.assert_close(prior[:, :4].exp(), torch.full((12, 4), 1e-3))
     torch.testing.assert_close(prior[:, 4:8], torch.zeros(12, 4))
@@ -95,6 +98,6 @@ def test_faint_tissue_beside_strong_tissue_stays(pool: ThreadPoolExecutor) -> No
 
 def test_the_even_start_of_the_paper_is_an_option(pool: ThreadPoolExecutor) -> None:
     item = _batch(pool, _half_glass()).items[0]
-    lattice = pixel_lattice((12, 16), 4.0)
-    prior = contrast_prior(item, lattice, VIEW, power=0.0, background=1.0)
+    lattice = lay_pixel_lattice((12, 16), 4.0)
+    prior = compute_contrast_prior(item, lattice, VIEW, power=0.0, background=1.0)
     torch.testing.assert_close(prior, torch.zeros(12 * 16))

@@ -17,18 +17,20 @@ from torch import Tensor
 from foveate.attention_maps.cells import (
     Field,
     Grid,
-    MapScores,
-    Priors,
+    PriorCache,
     Spread,
     build_field,
-    choose_settled,
-    contrast_prior,
-    draw_settled,
-    map_lattice,
-    of_equal_length,
-    pixel_lattice,
-    stage_for,
-    weigh_settled,
+    choose_for_evaluation,
+    compute_contrast_prior,
+    draw_reproducibly,
+    scale_to_equal_length,
+    weigh_for_evaluation,
+)
+from foveate.attention_maps.map_scores import (
+    MapScores,
+    choose_stage,
+    lay_map_lattice,
+    lay_pixel_lattice,
 )
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.small import SmallEncoder
@@ -109,7 +111,7 @@ def test_field_is_the_mixture_of_three(
     smoothing: float, explore: float, kept: list[bool] | None
 ) -> None:
     grids, scores = _grids(), _scores()
-    field = build_field(scores, grids, smoothing=smoothing, explore=explore, kept=kept)
+    field = build_field(scores, grids, smoothing=smoothing, explore=explore, active=kept)
     for i, each in enumerate(grids):
         taken = [
             (j, c)
@@ -172,14 +174,14 @@ def test_settled_draws_depend_on_the_image_alone(pool: ThreadPoolExecutor) -> No
     batch = _batch(pool)
     field = build_field(_scores(), _grids(), smoothing=0.1)
     torch.manual_seed(1)
-    first = draw_settled(batch, field, 4)
+    first = draw_reproducibly(batch, field, 4)
     torch.manual_seed(2)
-    assert torch.equal(draw_settled(batch, field, 4), first)
+    assert torch.equal(draw_reproducibly(batch, field, 4), first)
     state = torch.get_rng_state()
-    draw_settled(batch, field, 4)
+    draw_reproducibly(batch, field, 4)
     assert torch.equal(torch.get_rng_state(), state)
     batch.items, alone = batch.items[1:], build_field(_scores()[1:], _grids()[1:], smoothing=0.1)
-    assert torch.equal(draw_settled(batch, alone, 4)[0], first[1, :3])
+    assert torch.equal(draw_reproducibly(batch, alone, 4)[0], first[1, :3])
     assert first[1, 3] >= 3, "padding is drawn last"
 
 
@@ -188,7 +190,7 @@ def test_settled_draws_of_many_images_follow_attention(pool: ThreadPoolExecutor)
     batch = _batch(pool, n=many, seed=3)
     grid, score = _grid((1, 3), 6.0, 1.0, torch.zeros(3)), torch.tensor([0.0, 0.7, 1.4])
     field = build_field([[score]] * many, [[grid]] * many, smoothing=0.0)
-    drawn = draw_settled(batch, field, 2).tolist()
+    drawn = draw_reproducibly(batch, field, 2).tolist()
     a = field.log_a[0].exp().tolist()
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     counts = Counter(map(tuple, drawn))
@@ -205,14 +207,14 @@ def _slow_shares(a: list[float]) -> list[float]:
 def test_settled_weights(pool: ThreadPoolExecutor) -> None:
     a = torch.tensor([[0.3, 0.1, 0.2], [0.5, 0.25, 0.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    found = weigh_settled(a.log(), valid, "expectation")
+    found = weigh_for_evaluation(a.log(), valid, "expectation")
     expected = [_slow_shares([0.3, 0.1, 0.2]), [*_slow_shares([0.5, 0.25]), 0.0]]
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
     torch.testing.assert_close(found.sum(1), torch.ones(2))
-    top = weigh_settled(a.log(), valid, "top")
+    top = weigh_for_evaluation(a.log(), valid, "top")
     torch.testing.assert_close(top, a / a.sum(1, keepdim=True), atol=1e-6, rtol=0)
     batch, field = _batch(pool), build_field(_scores(), _grids(), smoothing=0.1)
-    best = choose_settled(batch, field, 3, "top")[0].tolist()
+    best = choose_for_evaluation(batch, field, 3, "top")[0].tolist()
     order = sorted(range(8), key=lambda c: -float(field.log_a[0, c]))
     assert best == order[:3]
 
@@ -227,7 +229,7 @@ def test_map_cells_see_what_their_lattice_says(stage: int) -> None:
     encoder, spacing = SmallEncoder(width=8, dim=8).double(), 5.0
     image = torch.rand(1, 3, 64, 96, dtype=torch.float64, requires_grad=True)
     found = encoder.maps(image)[stage]
-    lattice = map_lattice(encoder, stage, found.shape[-2:], spacing)
+    lattice = lay_map_lattice(encoder, stage, found.shape[-2:], spacing)
     cell = (found.shape[-2] // 2, found.shape[-1] // 3)
     # Group norm spreads a cell over the image: what remains local is the largest gradient.
     total = torch.zeros(64, 96, dtype=torch.float64)
@@ -246,10 +248,10 @@ def test_map_cells_see_what_their_lattice_says(stage: int) -> None:
 
 def test_stage_and_pixel_cells() -> None:
     encoder = SmallEncoder(width=8, dim=8)
-    assert [stage_for(encoder, 32.0, side) for side in (16.0, 64.0, 127.0, 128.0, 9999.0)] == [
+    assert [choose_stage(encoder, 32.0, side) for side in (16.0, 64.0, 127.0, 128.0, 9999.0)] == [
         *(0, 0, 0, 1, 3)
     ]
-    lattice = pixel_lattice((2, 3), 6.0)
+    lattice = lay_pixel_lattice((2, 3), 6.0)
     assert (lattice.origin_um, lattice.cell_um, lattice.shape) == ((0, 0), (6, 6), (2, 3))
 
 
@@ -258,22 +260,25 @@ def test_prior_is_kept_per_lattice_and_favours_tissue_on_a_slide_of_glass(
 ) -> None:
     batch = _batch(pool, n=1)
     item = batch.items[0]
-    priors = Priors(power=2.0, background=1e-3)
-    for lattice, scale in ((pixel_lattice(FINE, 6.0), 1.0), (pixel_lattice((1, 1), 12.0), 2.0)):
+    priors = PriorCache(power=2.0, background=1e-3)
+    for lattice, scale in (
+        (lay_pixel_lattice(FINE, 6.0), 1.0),
+        (lay_pixel_lattice((1, 1), 12.0), 2.0),
+    ):
         for _ in range(2):
             grid = priors.grid(batch, 0, lattice, scale)
-            slow = contrast_prior(item, lattice, VIEW, power=2.0, background=1e-3)
+            slow = compute_contrast_prior(item, lattice, VIEW, power=2.0, background=1e-3)
             assert torch.equal(grid.log_prior, slow)
             assert (grid.scale, grid.lattice) == (scale, lattice)
     values = (item.contrast / item.contrast.max()).flatten().astype(np.float64)
-    found = priors.grid(batch, 0, pixel_lattice(FINE, 6.0)).log_prior.exp().numpy()
+    found = priors.grid(batch, 0, lay_pixel_lattice(FINE, 6.0)).log_prior.exp().numpy()
     np.testing.assert_allclose(found, np.maximum(values**2, 1e-3), rtol=1e-5)
     contrast = np.zeros((30, 30), np.uint8)
     contrast[3:12, 5:15] = 90
     slide = LoadedImage("glass", item.image, item.glimpse, contrast)
     for background in (1e-3, 0.0):
-        prior = contrast_prior(
-            slide, pixel_lattice((30, 30), 6.0), VIEW, power=0.0, background=background
+        prior = compute_contrast_prior(
+            slide, lay_pixel_lattice((30, 30), 6.0), VIEW, power=0.0, background=background
         )
         takes_part = torch.from_numpy(contrast.flatten() > 0) | (background > 0)
         assert torch.equal(prior.isfinite(), takes_part)
@@ -327,5 +332,5 @@ def test_spread_grows_with_the_mass_that_draws_hold() -> None:
 
 
 def test_equal_length() -> None:
-    f = of_equal_length(torch.tensor([[3.0, 4.0], [0.0, 0.1]]))
+    f = scale_to_equal_length(torch.tensor([[3.0, 4.0], [0.0, 0.1]]))
     torch.testing.assert_close(f, math.sqrt(2) * torch.tensor([[0.6, 0.8], [0.0, 1.0]]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.bags.embedding import Bag, output_weights, patch_shares
+from foveate.bags.embedding import Bag, compute_output_weights, compute_patch_shares
 from foveate.batch import Batch, Patches, View
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
@@ -556,11 +556,11 @@ def test_further_losses_add_up() -> None:
 
 def test_output_weights() -> None:
     logits = torch.randn(4, 5, dtype=torch.float64)
-    found = output_weights(logits, HEADS)
+    found = compute_output_weights(logits, HEADS)
     for row, each in zip(logits, found, strict=True):
         slow = torch.tensor([*row[:3].softmax(0), *row[3:].sigmoid()])
         close(each, (slow / slow.sum()).double(), 1e-7)
-    far = output_weights(torch.full((1, 1), -1000.0), (Head("sign", 1, False, "max"),))
+    far = compute_output_weights(torch.full((1, 1), -1000.0), (Head("sign", 1, False, "max"),))
     assert far.item() == 1.0
 
 
@@ -570,7 +570,7 @@ def test_patch_shares() -> None:
     valid = torch.arange(8) < torch.tensor([[8], [5], [1]])
     for i, n in enumerate((8, 5, 1)):
         logits = (single[i, :n].mean(0))[None]
-        found = patch_shares(single[i : i + 1], logits, HEADS, valid[i : i + 1])[0]
+        found = compute_patch_shares(single[i : i + 1], logits, HEADS, valid[i : i + 1])[0]
         best = int(logits[0, :3].argmax())
         added = []
         for patch in single[i, :n]:
@@ -581,7 +581,7 @@ def test_patch_shares() -> None:
         speaking = torch.stack(added).clamp_min(0)
         close(found[:n], speaking / speaking.sum(), 1e-7)
         assert (found[n:] == 0).all()
-    nothing = patch_shares(torch.zeros(1, 8, 5), torch.zeros(1, 5), HEADS, valid[1:2])[0]
+    nothing = compute_patch_shares(torch.zeros(1, 8, 5), torch.zeros(1, 5), HEADS, valid[1:2])[0]
     close(nothing, torch.tensor([0.2] * 5 + [0.0] * 3), 1e-7)
 
 

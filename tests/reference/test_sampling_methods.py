@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import box_around, penalties
-from foveate.attention_maps.cells import Priors
+from foveate.attention_maps.cells import PriorCache
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
@@ -77,7 +77,9 @@ def _build(method: type[AbstractMethod], **options: Any) -> Any:
     built: Any = method(encoder=Stub(), heads=HEADS, **known)
     power, background = wanted.pop("contrast", None), wanted.pop("background", None)
     if power is not None or background is not None:
-        built._priors = Priors(power=2.0 if power is None else power, background=background or 0.0)
+        built._priors = PriorCache(
+            power=2.0 if power is None else power, background=background or 0.0
+        )
     for key in wanted.keys() - known.keys():  # constants of the method
         assert hasattr(built, key), key
         setattr(built, key, wanted[key])
@@ -235,7 +237,7 @@ def test_deviation_of_one_draw_is_that_over_all_draws(
         for order, probability in _sequences(a, 2, replacement=False):
             monkeypatch.setattr(
                 attention_sampling,
-                "choose_settled",
+                "choose_for_evaluation",
                 lambda *_, order=order: torch.tensor([order]),
             )
             found: Prediction = method(batch)
@@ -386,7 +388,7 @@ def test_scales_begin_with_equal_mass_whatever_their_number_of_cells(
     power: float, explore: float, pool: ThreadPoolExecutor
 ) -> None:
     method = JointSampling(encoder=Stub(), heads=HEADS, scales=(1.0, 4.0))
-    method.explore, method._priors = explore, Priors(power=power, background=0.0)
+    method.explore, method._priors = explore, PriorCache(power=power, background=0.0)
     batch = _batch(pool, _image(0, (60, 90)), _image(1, (36, 48)))
     field = method._locate(batch)
     assert [[len(g.log_prior) for g in each] for each in field.grids] == [[150, 40], [48, 12]]

@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.attention_maps import tree as tree_module
-from foveate.attention_maps.tree_cells import Cut, cell_contrast, cell_features, corners
-from foveate.attention_maps.tree_shares import expected_shares
+from foveate.attention_maps.forest import TreeAnswers
+from foveate.attention_maps.tree_cells import (
+    Cut,
+    compute_cell_contrast,
+    compute_cell_features,
+    corners,
+)
+from foveate.attention_maps.tree_shares import compute_expected_shares
 from foveate.batch import Augment, Batch, LoadedImage, View
 from foveate.batch.features import FeatureStore
 from foveate.encoders.base import AbstractEncoder
@@ -27,7 +33,7 @@ from foveate.errors import OptionError
 from foveate.images.image import AbstractImage, Level
 from foveate.images.resample import Pixels
 from foveate.methods.base import Judge, further_loss
-from foveate.methods.tnet import Answers, Tnet
+from foveate.methods.tnet import Tnet
 from foveate.nn.heads import Head
 from foveate.nn.reinforce import RunningReward, draw_log_prob, leave_one_out, policy_loss
 from foveate.tasks.base import AbstractTask
@@ -307,7 +313,7 @@ def test_cell_features_are_means_over_pixels() -> None:
     encoder = SmallEncoder(width=4, dim=8)
     maps = [m.requires_grad_() for m in encoder.maps(torch.randn(2, 3, 48, 32))]
     rows, columns = np.array([-4.0, 5, 20, 37]), np.array([0.0, 13, 30])
-    found = cell_features(encoder, maps, (rows, columns), 14.0)
+    found = compute_cell_features(encoder, maps, (rows, columns), 14.0)
     assert not found.requires_grad
     slow = []
     for m, stride in zip(maps, encoder.strides, strict=True):
@@ -324,7 +330,9 @@ def test_cell_features_are_means_over_pixels() -> None:
 def test_windows_off_the_map_take_the_nearest_cell() -> None:
     encoder = Brightness()
     maps = [torch.arange(12.0).view(1, 1, 3, 4)]
-    far = cell_features(encoder, maps, (np.array([-50.0, 90.0]), np.array([-50.0, 90.0])), 4.0)
+    far = compute_cell_features(
+        encoder, maps, (np.array([-50.0, 90.0]), np.array([-50.0, 90.0])), 4.0
+    )
     torch.testing.assert_close(far.flatten(), torch.tensor([0.0, 3.0, 8.0, 11.0]))
 
 
@@ -335,7 +343,7 @@ def test_cells_without_foreground_are_not_chosen(pool: ThreadPoolExecutor) -> No
     contrast[3, 4] = 1
     item = load(noise(shape), contrast)
     axes = (np.array([-20.0, -3, 30, 77.5]), np.array([0.0, 31.5, 240, 300]))
-    found = cell_contrast(item, VIEW, axes, 16.0)
+    found = compute_cell_contrast(item, VIEW, axes, 16.0)
     pixels = contrast.repeat(8, 0).repeat(8, 1)
     halves = pixels.repeat(2, 0).repeat(2, 1)
     for (y, x), mean in zip(corners(axes), found, strict=True):
@@ -489,7 +497,7 @@ def test_trees_learn_where_to_look_without_bias(
     forced: list[Tensor] = []
     monkeypatch.setattr(tree_module, "draw_without_replacement", lambda *_: forced.pop(0))
 
-    def answers(trees: tuple[tuple[int, int], ...]) -> Answers:
+    def answers(trees: tuple[tuple[int, int], ...]) -> TreeAnswers:
         forced[:] = [torch.tensor([[tree[level]] for tree in trees]) for level in (0, 1)]
         prediction = method(batch)
         return prediction.further["tree"].answers
@@ -538,7 +546,7 @@ def test_shares_in_a_survey_are_the_mean_over_all_trees() -> None:
             nodes = [*above, *itertools.chain(*below)]
             for node in (0, *nodes):
                 slow[node] += p[nodes].prod() / (1 + len(nodes))
-    found = expected_shares(log_prob, parent, level, valid, (2, 2))
+    found = compute_expected_shares(log_prob, parent, level, valid, (2, 2))
     torch.testing.assert_close(found, slow)
 
 
@@ -671,7 +679,7 @@ def test_single_answers_are_pooled_where_crops_are_drawn() -> None:
 
 
 def _written_out(
-    answers: Answers, task: AbstractTask, target: Tensor, b: float
+    answers: TreeAnswers, task: AbstractTask, target: Tensor, b: float
 ) -> tuple[Tensor, float]:
     """The published objective and the mean reward, of one tree an image, image by image."""
     l_c = l_r = 0.3
@@ -708,7 +716,7 @@ def test_the_published_objective_written_out() -> None:
         torch.randn(b, 1, n, k, dtype=torch.float64, requires_grad=True),
         log_prob.requires_grad_(),
     ]
-    answers = Answers(parts[0], parts[1], valid[:, None], parts[2])
+    answers = TreeAnswers(parts[0], parts[1], valid[:, None], parts[2])
     task = MulticlassTask(classes=("a", "b", "c"), smoothing=0.0)
     target = torch.tensor([0, 1, 2, 2, 0])
     method = small(THREE)

@@ -17,17 +17,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from conftest import penalties
-from foveate.attention_maps.cells import Field, Grid, MapScores, build_field, contrast_prior
+from foveate.attention_maps.cells import Field, Grid, build_field, compute_contrast_prior
+from foveate.attention_maps.map_scores import MapScores
 from foveate.attention_maps.zoom import (
     Descent,
     Draw,
-    Look,
-    apart,
-    best_children,
-    cells_inside,
+    TileLevel,
+    choose_best_children,
+    clip_to_image,
+    compute_tile_prior,
     draw_children,
     nested_expectation,
-    tile_prior,
+    suppress_duplicates,
 )
 from foveate.bags.embedding import pad_rows
 from foveate.batch import Augment, Batch, LoadedImage, View
@@ -226,7 +227,7 @@ def test_children_are_placed_on_the_pixels_of_their_own_image(pool: ThreadPoolEx
     batch.items[1].image.spacing_um = (0.7, 0.7)
     field = _tiles([(0.3, 0.0), (100.3, 0.0), (50.3, 0.0)])
     _, found = draw_children(batch, field, [0, 0, 1], 4, jitter=False)
-    best, _ = best_children(batch, field, [0, 0, 1], torch.zeros(3), 4)
+    best, _ = choose_best_children(batch, field, [0, 0, 1], torch.zeros(3), 4)
     for whole, part in (found, best):
         assert (whole.origin_um % 1 == 0).all()
         np.testing.assert_allclose(part.origin_um[:, 0] % 1, 0.3)
@@ -235,7 +236,7 @@ def test_children_are_placed_on_the_pixels_of_their_own_image(pool: ThreadPoolEx
 def test_best_children_are_those_of_the_highest_product(pool: ThreadPoolExecutor) -> None:
     batch = _batch([np.zeros((400, 400, 3)), np.zeros((300, 500, 3))], pool)
     field, path = _tiles(CORNERS), torch.tensor([-1.0, -0.2, -2.0, 0.0])
-    found, log_product = best_children(batch, field, OWNER, path, 5)
+    found, log_product = choose_best_children(batch, field, OWNER, path, 5)
     slow = []
     for r, corner in enumerate(CORNERS):
         shape = (1, 2) if r == 3 else (2, 3)
@@ -254,16 +255,16 @@ def test_best_children_are_those_of_the_highest_product(pool: ThreadPoolExecutor
 def test_what_two_tiles_show_is_looked_at_once(pool: ThreadPoolExecutor) -> None:
     batch = _batch([np.zeros((400, 400, 3))], pool)
     field = _tiles([(0.0, 0.0), (20.0, 20.0), (300.0, 300.0)])
-    found, log_product = best_children(batch, field, [0] * 3, torch.zeros(3), 99)
+    found, log_product = choose_best_children(batch, field, [0] * 3, torch.zeros(3), 99)
     # Two cells of the second tile are cells of the first.
     assert len(found[0]) == len(log_product) == 6 + 6 + 2 - 2
-    assert len(apart(found[0])[0]) == 12
+    assert len(suppress_duplicates(found[0])[0]) == 12
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (-37.0, 12.0), (90.0, -75.0), (96.0, 171.0)])
 def test_cells_of_a_tile_that_lie_inside_the_image(corner: tuple[float, float]) -> None:
     whole, extent = Lattice((3.0, 3.0), (20.0, 20.0), (4, 5)), (130.0, 210.0)
-    part, lattice = cells_inside(whole, np.asarray(corner), extent)
+    part, lattice = clip_to_image(whole, np.asarray(corner), extent)
     inside = []
     for cell in np.ndindex(4, 5):
         centre = np.asarray(corner) + 3 + (np.asarray(cell) + 0.5) * 20
@@ -278,7 +279,7 @@ def test_cells_of_a_tile_that_lie_inside_the_image(corner: tuple[float, float]) 
 
 def test_a_tile_beyond_the_image_keeps_its_nearest_cells() -> None:
     whole = Lattice((0.0, 0.0), (20.0, 20.0), (4, 5))
-    part, lattice = cells_inside(whole, np.asarray([140.0, -300.0]), (130.0, 210.0))
+    part, lattice = clip_to_image(whole, np.asarray([140.0, -300.0]), (130.0, 210.0))
     assert part == (slice(0, 1), slice(4, 5))
     assert lattice.origin_um == (140.0, -220.0)
 
@@ -292,8 +293,8 @@ def test_prior_of_a_tile_is_that_of_the_whole_glimpse(
     contrast = np.random.default_rng(0).integers(0, 256, (10, 15)).astype(np.uint8)
     item = LoadedImage("i", image, image.glimpse(6.0), contrast)
     lattice = Lattice(corner, (4.0, 4.0), (5, 3))
-    found = tile_prior(item, lattice, view, power=2.0, background=1e-3)
-    expected = contrast_prior(item, lattice, view, power=2.0, background=1e-3)
+    found = compute_tile_prior(item, lattice, view, power=2.0, background=1e-3)
+    expected = compute_contrast_prior(item, lattice, view, power=2.0, background=1e-3)
     torch.testing.assert_close(found, expected)
 
 
@@ -338,7 +339,7 @@ def _seeking(zoom: tuple[float, ...], stages: tuple[int, ...], **options: Any) -
         encoder=_Shade(), heads=[Head("h", 1, False, "max")], zoom=zoom, looks=32, **options
     )
     for level, stage in zip(method.zoom.levels, stages, strict=True):
-        assert isinstance(level, Look)
+        assert isinstance(level, TileLevel)
         _point_at_darkness(level.locate, stage)
     return method
 

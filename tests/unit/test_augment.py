@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch import Augment, Batch, LoadedImage, Patches, View
-from foveate.batch.augment import KINDS, Motion, Turn
+from foveate.batch.augment import AUGMENT_RANGES, Motion, Turn
 from foveate.encoders.base import AbstractEncoder
 from foveate.encoders.small import SmallEncoder
 from foveate.images.image import AbstractImage, Level
@@ -346,7 +346,7 @@ def test_patches_are_turned_as_their_image_and_scaled_on_their_own(
             sizes.append(size)
             assert 0.85 < size < 1.15
             cosine = float(at @ torch.from_numpy(turned)) / float(at.norm()) / np.hypot(*spot)
-            assert cosine > np.cos(np.radians(KINDS[augment].degrees + 3))
+            assert cosine > np.cos(np.radians(AUGMENT_RANGES[augment].degrees + 3))
     assert np.std(sizes) > 0.03, "every patch has its own size"
     plain = batch.crops([part, part], augment=False)
     assert torch.equal(plain[0], torch.from_numpy(images[0][:16, :16, 0]).expand(3, -1, -1) / 255)

@@ -26,7 +26,7 @@ from foveate.batch import (
 from foveate.batch import (
     chunks as chunks_module,
 )
-from foveate.batch.colours import colours
+from foveate.batch.colours import describe_colours
 from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
 from foveate.errors import UnreadableImage
@@ -117,11 +117,13 @@ def test_colours_are_moments_and_quantiles_of_the_foreground() -> None:
     chosen = rgb.numpy()[:, weight[0].numpy() > 0]
     quantiles = np.quantile(chosen, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1).T
     expected = np.concatenate([chosen.mean(1), chosen.std(1), quantiles.ravel()])
-    found = colours(rgb, weight)
+    found = describe_colours(rgb, weight)
     assert found.shape == (1, N_COLOURS)
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
     # Where nothing is foreground, all of it counts.
-    torch.testing.assert_close(colours(rgb, torch.zeros_like(weight)), colours(rgb))
+    torch.testing.assert_close(
+        describe_colours(rgb, torch.zeros_like(weight)), describe_colours(rgb)
+    )
 
 
 def test_kept_glimpses_have_the_colours_of_those_that_are_not(
@@ -312,7 +314,7 @@ def test_pixels_are_kept_up_to_a_bound_and_read_again_beyond(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 2 * PATCH * PATCH * 3
-    monkeypatch.setattr(chunks_module, "_KEPT_BYTES", 2 * each + 5)
+    monkeypatch.setattr(chunks_module, "_PIXEL_CACHE_BYTES", 2 * each + 5)
     image = FakeImage(0, (64, 2048))
     chunks = batch_of([image], threads).chunks([row_of(200)], 2)
     first = []
@@ -337,7 +339,7 @@ def test_chunks_that_the_second_pass_leaves_out_do_not_pile_up(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where few patches have a gradient, replay asks for few chunks, each with others behind it."""
-    monkeypatch.setattr(chunks_module, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(chunks_module, "_PIXEL_CACHE_BYTES", 0)
     chunks = batch_of([FakeImage(0, (64, 4096))], threads).chunks([row_of(400)], 2)
     for c in range(0, len(chunks), 10):
         chunks(c)
@@ -347,7 +349,7 @@ def test_chunks_that_the_second_pass_leaves_out_do_not_pile_up(
 def held_bytes(chunks: Chunks) -> int:
     """All pixels that are kept or were read ahead, waiting for what is on its way."""
     parts = [
-        *chunks._kept.values(),
+        *chunks._pixels.values(),
         *([j.result() for j in jobs] for jobs in chunks._jobs.values()),
     ]
     return sum(part.nbytes for part in itertools.chain(*parts))

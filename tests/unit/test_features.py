@@ -199,7 +199,7 @@ def test_an_encoder_s_features_are_those_of_direct_computation(
         for _ in range(3):
             batch = Batch(items, device=device, store=store, augment="slide", **given)
             assert batch.frozen
-            found = batch.kept.features(encoder, patches, 3)
+            found = batch.frozen_features.features(encoder, patches, 3)
             torch.testing.assert_close(found, exact, rtol=2e-3, atol=2e-3)
             for kept, look in zip(batch.look(encoder), looks, strict=True):
                 torch.testing.assert_close(kept.features, look.features, rtol=2e-3, atol=2e-3)

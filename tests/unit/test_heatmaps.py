@@ -80,7 +80,7 @@ def centroid(values):
     )
 
 
-def evidence_of(image, spacing_um, side_um=24.0):
+def build_evidence(image, spacing_um, side_um=24.0):
     """Boxes as a method would give them: a lattice, weighted by the brightness that was read."""
     height, width = image.box_um.size
     step = side_um / 4
@@ -107,7 +107,7 @@ def test_spot_lands_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
     assert (
         image.level_for([spacing * read_factor * 1.3] * 2) == {1.0: 0, 2.3: 1, 5.0: 2}[read_factor]
     )
-    evidence = evidence_of(image, spacing * read_factor * 1.3)
+    evidence = build_evidence(image, spacing * read_factor * 1.3)
     true_um = np.array(SPOT_PX0) * image.known_spacing_um
 
     # The weights are symmetric about the spot, so their centroid finds it far below a cell.

@@ -34,7 +34,7 @@ from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
 from foveate.training.loop import Trainer
-from foveate.training.notice import at_chance
+from foveate.training.notice import describe_chance_plateau
 from foveate.training.state import Progress, Status
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
@@ -453,10 +453,10 @@ def test_the_notice_names_options_that_the_method_has() -> None:
         ("ips", ("instance", "jitter", "kept"), ("patches",)),
         ("abmil", ("instance", "jitter"), ("kept", "patches")),
     ):
-        told = at_chance(build(method, **off), row, batch=2)
+        told = describe_chance_plateau(build(method, **off), row, batch=2)
         assert all(f"--method.{name}" in told for name in helps), told
         assert not any(f"--method.{name}" in told for name in lacks), told
-        told = at_chance(build(method, instance=1.0, jitter=True), row, batch=1)
+        told = describe_chance_plateau(build(method, instance=1.0, jitter=True), row, batch=1)
         assert "--method.instance" not in told
         assert "--method.jitter" not in told
 

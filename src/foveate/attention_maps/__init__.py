@@ -1,1 +1,1 @@
-"""Attention over the cells of glimpses, and what is looked at by it."""
+"""Attention over the cells of glimpses, and the choice of patches by it."""

@@ -1,4 +1,4 @@
-"""Attention over the cells of glimpses: what all methods that sample share.
+"""Attention over the cells of glimpses: the code that all sampling methods share.
 
 A *field* holds, for every image of a batch, one probability per cell. An image's cells may belong
 to several lattices, one per magnification, that follow each other.
@@ -7,7 +7,7 @@ to several lattices, one per magnification, that follow each other.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from foveate.batch import Batch, LoadedImage, Patches, View
 from foveate.cache import ByteCache
-from foveate.encoders.base import AbstractEncoder
 from foveate.geometry import Lattice
 from foveate.images.evidence import Floats
 from foveate.images.tiling import LEAST_FOREGROUND, cell_means
@@ -32,12 +31,9 @@ from foveate.nn.sampling import (
 
 Inference = Literal["top", "expectation"]
 
-CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-"""By the axes of an image."""
-
-_KEPT_PRIORS_BYTES = 1 << 26
+_PRIOR_CACHE_BYTES = 1 << 26
 _FAINTEST_PRIOR = 1e-3
-"""Of a cell that holds some foreground, relative to one of the strongest contrast."""
+"""Least prior of a cell that holds some foreground; a cell of the strongest contrast has 1."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,10 @@ class Grid:
     """The cells of one image at one magnification.
 
     Attributes:
-        lattice: where they lie.
-        scale: side of the patch that a cell stands for, in sides of the finest.
-        log_prior: ``(cells,)``, not normalised: what is known before anything is learnt; ``-inf``
-            on cells that take no part.
+        lattice: places of the cells.
+        scale: side of the patch that a cell stands for, in sides of the finest patch.
+        log_prior: log of the prior ``(cells,)``, not normalised; ``-inf`` on cells that take no
+            part.
     """
 
     lattice: Lattice
@@ -61,11 +57,11 @@ class Field:
     """Attention over all cells of each image of a batch.
 
     Attributes:
-        grids: per image, its lattices in the order of the cells.
-        log_a: ``(b, k)``, ``-inf`` on padding.
-        log_prior: ``(b, k)`` likewise, normalised.
-        real: ``(b, k)``, False on padding, on cells without foreground that are left out, and on
-            those of grids that are.
+        grids: grids of each image, in the order of the cells.
+        log_a: log attention ``(b, k)``, ``-inf`` where not `real`.
+        log_prior: log prior ``(b, k)``, normalised, ``-inf`` where not `real`.
+        real: attention mask ``(b, k)``: False on padding, on cells without foreground that are
+            left out, and on cells of grids that are left out.
     """
 
     grids: list[list[Grid]]
@@ -82,15 +78,18 @@ class Field:
         used: Tensor | None = None,
         owner: Sequence[int] | None = None,
     ) -> list[Patches]:
-        """Patches at cells ``(b, n)``, those of padding left out.
+        """Place a patch on each cell; cells of padding are left out.
 
         Args:
-            batch: whose images they are cut from.
-            index: of cells.
-            jitter: centres lie anywhere in their cells, else in the middle.
+            batch: the images that patches are cut from.
+            index: indices of cells ``(b, n)``.
+            jitter: patches lie anywhere in their cells, else in the middle.
             used: ``(b, n)``, False leaves a cell out too.
-            owner: which image each row of cells lies in, where rows are parts of images; else row
+            owner: index of the image of each row, where rows are parts of images; by default row
                 i is image i.
+
+        Returns:
+            the patches of each row.
         """
         valid = self.real.gather(1, index)
         valid = (valid if used is None else valid & used).cpu()
@@ -102,7 +101,7 @@ class Field:
         ]
 
     def level(self, index: Tensor) -> Tensor:
-        """Which of the grids each cell ``(b, n)`` belongs to, counted from 0."""
+        """Return the number, from 0, of the grid that each cell ``(b, n)`` belongs to."""
         ends = [np.cumsum([len(g.log_prior) for g in grids]) for grids in self.grids]
         rows = [
             torch.bucketize(row, torch.from_numpy(end).to(row.device), right=True)
@@ -111,7 +110,7 @@ class Field:
         return torch.stack(rows).clamp_max(len(self.grids[0]) - 1)
 
     def shares(self) -> Tensor:
-        """Attention that each grid holds, ``(b, grids)``; rows sum to 1."""
+        """Sum up the attention in each grid: ``(b, grids)``; rows sum to 1."""
         rows = []
         for row, grids in zip(self.log_a.exp(), self.grids, strict=True):
             sizes = [len(g.log_prior) for g in grids]
@@ -126,25 +125,25 @@ def build_field(
     *,
     smoothing: float,
     explore: float = 0.0,
-    kept: Sequence[bool] | None = None,
+    active: Sequence[bool] | None = None,
 ) -> Field:
-    """The field of learnt scores added to the prior.
+    """Build the attention of a batch from learnt scores that are added to the prior.
 
     Args:
-        scores: per image and grid, ``(cells,)``.
-        grids: of the same images.
+        scores: scores ``(cells,)`` of each image and grid.
+        grids: grids of the same images.
         smoothing: share of attention spread evenly over all cells.
         explore: share of attention that follows the prior whatever was learnt.
-        kept: which grids take part; cells of the others are as padding. All by default.
+        active: whether each grid takes part; cells of the others count as padding. All by default.
     """
-    priors = [torch.cat([g.log_prior for g in each]) for each in grids]
+    priors = [torch.cat([g.log_prior for g in row]) for row in grids]
     logits = [torch.cat(list(s)).float() + p for s, p in zip(scores, priors, strict=True)]
     k = max(len(row) for row in logits)
     stacked, prior = (
-        torch.stack([functional.pad(row, (0, k - len(row))) for row in each])
-        for each in (logits, priors)
+        torch.stack([functional.pad(row, (0, k - len(row))) for row in rows])
+        for rows in (logits, priors)
     )
-    real = torch.stack([_real(each, kept, k) for each in grids]).to(stacked.device)
+    real = torch.stack([_mask_cells(row, active, k) for row in grids]).to(stacked.device)
     log_a = smoothed_log_softmax(stacked, real, smoothing=smoothing)
     log_prior = smoothed_log_softmax(prior, real, smoothing=smoothing)
     if explore > 0:
@@ -155,21 +154,21 @@ def build_field(
     return Field(grids, log_a, log_prior, real)
 
 
-def contrast_prior(
+def compute_contrast_prior(
     item: LoadedImage, lattice: Lattice, view: View, *, power: float, background: float
 ) -> Tensor:
-    """How likely cells are before anything is learnt: as their contrast to this power; the log.
+    """Compute the log prior of cells: the logarithm of a power of their contrast.
 
     Args:
         item: the image.
-        lattice: of cells.
-        view: of the glimpse.
-        power: 0 leaves foreground and background only.
-        background: probability of a cell without foreground, relative to one of the strongest
-            contrast; 0 leaves it out, unless the image has no others.
+        lattice: places of the cells.
+        view: geometry in which the glimpse was read.
+        power: exponent of the contrast; 0 tells only foreground from background.
+        background: prior of a cell without foreground, relative to a cell of the strongest
+            contrast; 0 leaves such cells out, unless the image has no others.
 
     Returns:
-        ``(cells,)``, ``-inf`` on those left out; at least one is not.
+        log prior ``(cells,)``, ``-inf`` on cells left out; at least one is finite.
     """
     spacing = view.glimpse_spacing_um
     share = cell_means((item.contrast > 0).astype(np.float64), lattice, spacing_um=spacing)
@@ -185,40 +184,40 @@ def contrast_prior(
         return torch.from_numpy(np.log(prior)).float().flatten()
 
 
-class Priors:
-    """Grids with the contrast prior, kept from one step to the next.
+class PriorCache:
+    """Grids with the contrast prior, stored from one step to the next.
 
     Args:
-        power: as in `contrast_prior`.
-        background: likewise.
+        power: exponent of the contrast, as in `compute_contrast_prior`.
+        background: prior of the background, as in `compute_contrast_prior`.
     """
 
     def __init__(self, *, power: float, background: float) -> None:
         self._power, self._background = power, background
-        self._kept: ByteCache[Grid] = ByteCache(_KEPT_PRIORS_BYTES)
+        self._grids: ByteCache[Grid] = ByteCache(_PRIOR_CACHE_BYTES)
 
     def grid(self, batch: Batch, i: int, lattice: Lattice, scale: float = 1.0) -> Grid:
-        """The cells of image i on this lattice, each for a patch of this scale."""
+        """Return the grid of image i on a lattice whose cells stand for patches of a scale."""
         item, view = batch.items[i], batch.view
         key = (item.image.path, view, lattice, scale, batch.device)
-        found = self._kept.get(key)
-        if found is None:
-            prior = contrast_prior(
+        grid = self._grids.get(key)
+        if grid is None:
+            prior = compute_contrast_prior(
                 item, lattice, view, power=self._power, background=self._background
             )
-            found = Grid(lattice, scale, prior.to(batch.device))
-            self._kept.put(key, found, prior.numel() * 4)
-        return found
+            grid = Grid(lattice, scale, prior.to(batch.device))
+            self._grids.put(key, grid, prior.numel() * 4)
+        return grid
 
 
 class Spread(nn.Module):
-    """Keeps attention from collapsing: a weight on its divergence from the prior.
+    """A penalty on attention's divergence from its prior, which keeps it from collapsing.
 
-    An image's weight grows with the mass that its drawn patches hold. Attention that is
+    An image's weight grows with the attention that its drawn patches hold. Attention that is
     concentrated on fewer cells than are drawn explores nothing and over-fits.
 
     Args:
-        weight: of the divergence. Its sign is such that adding the loss spreads attention.
+        weight: factor of the divergence. Adding the penalty to the loss spreads attention.
         mass: share of attention that the drawn patches should hold at most; above it the weight
             grows, up to a hundredfold.
     """
@@ -231,25 +230,30 @@ class Spread(nn.Module):
         self.register_buffer("held", torch.zeros(()))
 
     def forward(self, field: Field, a: Tensor) -> Tensor:
-        """The loss, from the attention ``(b, n)`` of the cells that were drawn."""
-        held = a.detach().sum(1)
-        excess = (held - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
-        self.held = held.mean()
+        """Compute the penalty, a scalar.
+
+        Args:
+            field: attention over all cells.
+            a: attention ``(b, n)`` of the cells that were drawn.
+        """
+        drawn_mass = a.detach().sum(1)
+        excess = (drawn_mass - self.mass).clamp_min(0) / max(1 - self.mass, 1e-6)
+        self.held = drawn_mass.mean()
         divergence = kl_divergences(field.log_a, field.log_prior)
         return self.weight * ((1 + 99 * excess) * divergence).mean()
 
 
-def draw_settled(batch: Batch, field: Field, n: int, *, by_prior: bool = False) -> Tensor:
-    """Draw n different cells of each image, always the same ones of the same image.
+def draw_reproducibly(batch: Batch, field: Field, n: int, *, by_prior: bool = False) -> Tensor:
+    """Draw n different cells of each image, always the same cells of the same image.
 
-    Gumbel noise comes from a generator of the image's own, begun at a checksum of its glimpse, so
-    that neither the global generator nor the rest of the batch has a say.
+    Gumbel noise comes from a generator that is seeded by a checksum of the image's glimpse, so
+    that it depends neither on the global generator nor on the rest of the batch.
 
     Args:
-        batch: of the images.
-        field: of the cells.
-        n: how many of each image.
-        by_prior: as likely as before anything was learnt, not as attention weighs them.
+        batch: the images.
+        field: attention over the cells.
+        n: number of cells of each image.
+        by_prior: draw with the probabilities of the prior instead of those of attention.
 
     Returns:
         ``(b, min(n, k))`` indices in the order of drawing, padding last.
@@ -265,31 +269,31 @@ def draw_settled(batch: Batch, field: Field, n: int, *, by_prior: bool = False) 
     return perturbed.topk(min(n, perturbed.shape[1]), dim=-1).indices
 
 
-def choose_settled(batch: Batch, field: Field, n: int, inference: Inference) -> Tensor:
-    """The cells ``(b, n)`` that are looked at in evaluation, padding last."""
+def choose_for_evaluation(batch: Batch, field: Field, n: int, inference: Inference) -> Tensor:
+    """Choose n cells of each image in evaluation: indices ``(b, n)``, padding last."""
     if inference == "top":
         return select_strongest(field.log_a, n)[0]
-    return draw_settled(batch, field, n)
+    return draw_reproducibly(batch, field, n)
 
 
-def weigh_settled(log_a: Tensor, valid: Tensor, inference: Inference) -> Tensor:
-    """What each of them weighs in the estimate, ``(b, n)``; rows sum to 1.
+def weigh_for_evaluation(log_a: Tensor, valid: Tensor, inference: Inference) -> Tensor:
+    """Compute the weight of each chosen cell in the estimate, ``(b, n)``; rows sum to 1.
 
     Args:
-        log_a: ``(b, n)`` attention of the cells, in their order.
-        valid: ``(b, n)``.
-        inference: how they were chosen.
+        log_a: log attention ``(b, n)`` of the cells, in the order in which they were chosen.
+        valid: ``(b, n)``, False on padding.
+        inference: rule by which the cells were chosen.
     """
     if inference == "top":
         return masked_softmax(log_a, valid)
-    each = torch.eye(log_a.shape[1], dtype=log_a.dtype, device=log_a.device)
-    return expectation(log_a.exp() * valid, each.expand(len(log_a), -1, -1), valid)
+    one_hot = torch.eye(log_a.shape[1], dtype=log_a.dtype, device=log_a.device)
+    return expectation(log_a.exp() * valid, one_hot.expand(len(log_a), -1, -1), valid)
 
 
-def of_equal_length(f: Tensor) -> Tensor:
-    """Vectors ``(…, d)`` scaled to the length ``sqrt(d)``, so that components are of the order 1.
+def scale_to_equal_length(f: Tensor) -> Tensor:
+    """Scale vectors ``(…, d)`` to the length ``sqrt(d)``, so that components are of the order 1.
 
-    With features of equal length, drawing cells as attention weighs them is the draw of least
+    With features of equal length, drawing cells with the probabilities of attention has the least
     variance. The paper takes the length 1; a linear layer behind it then begins with logits near 0
     and learns more slowly.
     """
@@ -297,60 +301,13 @@ def of_equal_length(f: Tensor) -> Tensor:
     return scaled
 
 
-def pixel_lattice(shape: Sequence[int], spacing_um: float) -> Lattice:
-    """One cell per pixel of an image of this spacing, from its corner."""
-    n = len(shape)
-    return Lattice((0.0,) * n, (spacing_um,) * n, tuple(shape))
-
-
-def map_lattice(
-    encoder: AbstractEncoder, stage: int, shape: Sequence[int], spacing_um: float
-) -> Lattice:
-    """Where the cells of an encoder's map of an image of this spacing lie, from its corner."""
-    cell = encoder.strides[stage] * spacing_um
-    corner = encoder.map_centres[stage] * spacing_um - cell / 2
-    return Lattice((corner,) * len(shape), (cell,) * len(shape), tuple(shape))
-
-
-def stage_for(encoder: AbstractEncoder, spacing_um: float, side_um: float) -> int:
-    """The coarsest map whose cells are no larger than this side; else the finest."""
-    fitting = [i for i, s in enumerate(encoder.strides) if s * spacing_um <= side_um * (1 + 1e-6)]
-    return fitting[-1] if fitting else 0
-
-
-class MapScores(nn.Module):
-    """One score per cell from the encoder's maps: the chosen one and all coarser ones.
-
-    All scores are 0 at the beginning, so that attention begins at its prior.
-    """
-
-    def __init__(
-        self, dims: Sequence[int], *, axes: int = 2, hidden: int = 32, levels: int = 1
-    ) -> None:
-        super().__init__()
-        conv = CONVOLUTIONS[axes]
-        self.project = nn.ModuleList(conv(d, hidden, 1) for d in dims)
-        self.score = nn.ModuleList(conv(hidden, 1, 1) for _ in range(levels))
-        for parameter in self.score.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, maps: list[Tensor], stage: int, level: int = 0) -> Tensor:
-        """Scores ``(b, *space)`` on the map of a stage, from maps ``(b, c, *space)``."""
-        mixed = self.project[stage](maps[stage])
-        for i in range(stage + 1, len(maps)):
-            coarse = self.project[i](maps[i])
-            mixed = mixed + functional.interpolate(coarse, mixed.shape[2:], mode="nearest")
-        score: Tensor = self.score[level](functional.relu(mixed))[:, 0]
-        return score.float()
-
-
-def _real(grids: Sequence[Grid], kept: Sequence[bool] | None, k: int) -> Tensor:
-    """``(k,)``, True on cells of the grids that take part."""
+def _mask_cells(grids: Sequence[Grid], active: Sequence[bool] | None, k: int) -> Tensor:
+    """Return ``(k,)``, True on cells that take part, of the grids that are active."""
     row = torch.zeros(k, dtype=torch.bool)
     begin = 0
     for j, grid in enumerate(grids):
         end = begin + len(grid.log_prior)
-        if kept is None or kept[j]:
+        if active is None or active[j]:
             row[begin:end] = ~grid.log_prior.isneginf().cpu()
         begin = end
     return row
@@ -363,26 +320,27 @@ def _place(
     index: np.ndarray[tuple[int], np.dtype[np.int64]],
     jitter: bool,
 ) -> Patches:
-    """Patches at cells of one image, in the order of `index`."""
+    """Place patches on cells of one image, in the order of `index`."""
     ndim = batch.items[i].image.ndim
     origin, side = np.zeros((len(index), ndim)), np.ones(len(index))
     begin = 0
     for grid in grids:
         end = begin + len(grid.log_prior)
-        own = (index >= begin) & (index < end)
-        centre = _centres(grid.lattice, index[own] - begin, batch.generators[i] if jitter else None)
+        inside = (index >= begin) & (index < end)
+        generator = batch.generators[i] if jitter else None
+        centre = _place_centres(grid.lattice, index[inside] - begin, generator)
         placed = batch.place(i, centre, scale=grid.scale)
-        origin[own], side[own] = placed.origin_um, placed.side_um
+        origin[inside], side[inside] = placed.origin_um, placed.side_um
         begin = end
     return Patches(origin, side)
 
 
-def _centres(
+def _place_centres(
     lattice: Lattice,
     index: np.ndarray[tuple[int], np.dtype[np.int64]],
     generator: torch.Generator | None,
 ) -> Floats:
-    """Places ``(n, d)`` in cells, drawn from a generator; without one, in the middle."""
+    """Draw a place ``(n, d)`` in each cell; without a generator, take its middle."""
     cells = np.stack(np.unravel_index(index, lattice.shape), -1)
     inside = np.full(cells.shape, 0.5)
     if generator is not None:

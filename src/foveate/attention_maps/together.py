@@ -1,4 +1,4 @@
-"""A glimpse and the patches that it points to, related and pooled: what methods with one share."""
+"""A glimpse and the patches that it points to, related and pooled: parts of `glimpse` methods."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.attention_maps.cells import (
-    Field,
-    MapScores,
-    Priors,
-    Spread,
-    build_field,
-    map_lattice,
-    stage_for,
-)
+from foveate.attention_maps.cells import Field, PriorCache, Spread, build_field
+from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.bags.related import RelatedPool
 from foveate.batch import N_COLOURS, Batch, Look, Patches
@@ -29,29 +22,30 @@ from foveate.nn.overview import OverviewHead
 from foveate.nn.pooling import CrossPool
 
 SMOOTHING = 1e-3
-"""Share of attention spread evenly over all cells: enough that none is ever lost for good."""
+"""Share of attention spread evenly over all cells, so that no cell is ever lost for good."""
 CONTRAST, BACKGROUND = 2.0, 0.0
-"""Of the prior: cellular tissue is darker than stroma and glass, so a cell is as likely, before
-anything is learnt, as its difference from the background squared; glass is left out."""
+"""Exponent of contrast in the prior, and the prior of the background. Cellular tissue is darker
+than stroma and glass, so the prior is the squared contrast; glass is left out."""
 MASS = 0.5
 """Share of attention that the drawn patches should hold at most; above it the weight of the spread
-grows up to a hundredfold. Attention on fewer cells than are drawn explores nothing, over-fits."""
+grows up to a hundredfold. Attention on fewer cells than are drawn over-fits."""
 _GLIMPSE_DROPOUT = 0.5
-"""How often the token of the glimpse is hidden in training, so that patches answer without it."""
+"""Probability that the glimpse's token is hidden in training, so that patches answer alone."""
 _LAYERS, _ATTENTION_HEADS = 1, 8
-"""Of self-attention, and of the cross-attention where the vector's length is a multiple of it."""
-_SMALL = 0.05
+"""Layers of self-attention; heads of the cross-attention, where they divide the vector's length."""
+_INITIAL_SCALE = 0.05
+"""Factor of the initial weights of pooled answers."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is related, per image the patches first.
+    """Tokens of the regions of each image, the finest patches first.
 
     Attributes:
-        tokens: ``(b, n, d)``.
-        known: ``(b, n)``, False on padding.
+        tokens: vectors ``(b, n, d)``.
+        known: attention mask ``(b, n)``, False on padding.
         patches: ``(b, n)``, True on the finest patches.
-        regions: per image.
+        regions: the region of each token, image by image.
     """
 
     tokens: Tensor
@@ -61,28 +55,28 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Together:
-    """What a glimpse and its patches answer.
+class JointAnswer:
+    """The answer of a glimpse and its patches.
 
     Attributes:
         logits: ``(b, k)``.
-        weight: ``(b, n)``, the share of each patch in what patches have.
-        beyond: ``(b,)``, the share of the glimpse, which lies in no patch.
-        taught: in training, further answers ``(b, k)`` with the weight of their loss, by name.
+        weight: ``(b, n)``, the share of each patch among all patches; rows sum to 1.
+        remainder: ``(b,)``, the share of the glimpse in the answer, which lies in no patch.
+        auxiliary: in training, further answers ``(b, k)`` with the weight of their loss, by name.
     """
 
     logits: Tensor
     weight: Tensor
-    beyond: Tensor
-    taught: dict[str, tuple[Tensor, float]]
+    remainder: Tensor
+    auxiliary: dict[str, tuple[Tensor, float]]
 
 
 class GlimpseAndPatches(nn.Module):
-    """Attention over a glimpse, patches read, both related, and what they answer together.
+    """The network that attends to a glimpse, reads patches, relates both and answers from them.
 
     Args:
-        encoder: of glimpse and patches.
-        heads: what the task asks.
+        encoder: encoder of the glimpse and the patches.
+        heads: the questions of the task.
         spread: weight of attention's divergence from its prior.
         locating: weight of the losses that teach where to look.
         instance: weight of the instance head's loss.
@@ -117,13 +111,13 @@ class GlimpseAndPatches(nn.Module):
         self.related = RelatedPool(
             encoder, heads, layers=_LAYERS, attention_heads=attention_heads, dropout=dropout
         )
-        _begin_small(self.related.pool, heads)
+        _shrink_initial_answers(self.related.pool, heads)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, k)
         self.head_instance = InstanceHead(dim, heads)
         self.adds_up = any(head.pooling == "sum" for head in heads)
         self.spread = Spread(weight=spread, mass=MASS)
-        self._priors = Priors(power=CONTRAST, background=BACKGROUND)
+        self._priors = PriorCache(power=CONTRAST, background=BACKGROUND)
 
     def attend(
         self, batch: Batch, maps: Sequence[list[Tensor]], *, scale: float = 1.0, explore: float = 0
@@ -131,81 +125,93 @@ class GlimpseAndPatches(nn.Module):
         """Attend to the cells of each glimpse.
 
         Args:
-            batch: of the images.
-            maps: of their glimpses.
-            scale: side of what cells stand for, in sides of the finest patch.
+            batch: the images.
+            maps: maps of each glimpse.
+            scale: side of the region that a cell stands for, in sides of the finest patch.
             explore: share of attention that follows the prior whatever was learnt.
         """
         spacing = batch.view.glimpse_spacing_um
-        stage = stage_for(self.encoder, spacing, batch.view.patch_um * scale)
-        scores = [self.locate(each, stage)[0] for each in maps]
-        lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
-        grids = [[self._priors.grid(batch, i, each, scale)] for i, each in enumerate(lattices)]
+        stage = choose_stage(self.encoder, spacing, batch.view.patch_um * scale)
+        scores = [self.locate(glimpse_maps, stage)[0] for glimpse_maps in maps]
+        lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+        grids = [[self._priors.grid(batch, i, x, scale)] for i, x in enumerate(lattices)]
         flat = [[s.flatten()] for s in scores]
         return build_field(flat, grids, smoothing=SMOOTHING, explore=explore)
 
     def read(self, batch: Batch, patches: Sequence[Patches]) -> tuple[Tensor, Tensor]:
-        """Read and embed patches: ``(b, n, d)``, and where they are valid, ``(b, n)``."""
+        """Read and embed patches.
+
+        Args:
+            batch: the images.
+            patches: patches of each image.
+
+        Returns:
+            vectors ``(b, n, d)`` and the attention mask ``(b, n)``, False on padding.
+        """
         valid = padding_mask([len(p) for p in patches], batch.device)
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         return pad_rows(self.embed(vectors.float()), valid), valid
 
     def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the answer ``(b, k)``, and further ones that training gives a loss of their own.
+        """Return the main answer ``(b, k)``, and further answers that have their own loss.
 
         A subclass may let patches vote.
 
         Args:
-            alone: ``(b, k)`` what patches say on their own.
-            pooled: ``(b, k)`` what is said of them together.
+            alone: answers ``(b, k)`` of the instance head, which looks at each patch alone.
+            pooled: answers ``(b, k)`` from the related and pooled patches.
         """
         return pooled, {}
 
     def answer_together(
         self, batch: Batch, looks: Sequence[Look], f: Tensor, parts: Tokens
-    ) -> Together:
+    ) -> JointAnswer:
         """Answer from the glimpse, the patches, and both together.
 
         Args:
-            batch: of the images.
-            looks: at their glimpses.
-            f: patches ``(b, n, d)``.
-            parts: of the images, patches first.
+            batch: the images.
+            looks: maps and features of their glimpses.
+            f: vectors of the patches ``(b, n, d)``.
+            parts: tokens of the images, patches first.
         """
         features = torch.cat([look.features for look in looks])
         whole = self.embed(self.encoder.project(features).float()) + self.whole
         alone = self.head_instance(f, parts.patches[:, : f.shape[1]])
-        logits, weight, beyond = self.relate(batch, whole, parts)
+        logits, weight, remainder = self.relate(batch, whole, parts)
         logits, further = self.answer(alone, logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
-            return Together(overview + logits, weight, beyond, {})
-        # Patches add to what the glimpse says. What it has learnt by heart would leave them nothing
-        # to explain, hence answers that have not seen the image.
-        taught: dict[str, tuple[Tensor, float]] = {}
+            return JointAnswer(overview + logits, weight, remainder, {})
+        # Patches add to the glimpse's answer. A glimpse learnt by heart would leave them nothing to
+        # explain, hence the overview answers by fits that have not seen the image (`batch.part`).
+        auxiliary: dict[str, tuple[Tensor, float]] = {}
         if self.instance > 0:
-            taught["instance"] = (alone, self.instance)
-        taught |= {k: (overview.detach() + beside, 1.0) for k, beside in further.items()}
+            auxiliary["instance"] = (alone, self.instance)
+        auxiliary |= {k: (overview.detach() + answer, 1.0) for k, answer in further.items()}
         if self.overview.settled and not batch.frozen:
-            taught["overview"] = (overview, 1.0)
-        return Together(overview.detach() + logits, weight, beyond, taught)
+            auxiliary["overview"] = (overview, 1.0)
+        return JointAnswer(overview.detach() + logits, weight, remainder, auxiliary)
 
     def expected(self, estimate: Tensor) -> Tensor:
-        """Answer from the expectation ``(b, d)`` over all cells: ``(b, k)``, to teach attention."""
+        """Compute the answer ``(b, k)`` that teaches attention.
+
+        Args:
+            estimate: expectation ``(b, d)`` of the vectors over all cells.
+        """
         logits: Tensor = self.head_expected(self.dropout(estimate))
         return logits
 
     def relate(self, batch: Batch, whole: Tensor, parts: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Relate parts to each other and to the glimpse, and pool it and patches.
+        """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
 
         Args:
-            batch: of the images.
-            whole: ``(b, d)`` token of the glimpse.
-            parts: of the images.
+            batch: the images.
+            whole: token of the glimpse ``(b, d)``.
+            parts: tokens of the images.
 
         Returns:
-            Answers to all questions ``(b, k)``; of what patches have, the share of each
-            ``(b, n)``; the share of the glimpse ``(b,)``.
+            logits ``(b, k)`` of all questions; the share of each patch among all patches
+            ``(b, n)``; the share of the glimpse in the answer ``(b,)``.
         """
         shown = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
         if self.training:
@@ -222,17 +228,18 @@ class GlimpseAndPatches(nn.Module):
             everywhere=torch.cat([torch.zeros_like(parts.known), torch.ones_like(shown)], 1),
         )
         logits, weight = pooled
-        own, beyond = weight[:, :n], weight[:, n]
-        return logits, own / own.sum(1, keepdim=True).clamp_min(1e-12), beyond
+        of_patches, remainder = weight[:, :n], weight[:, n]
+        shares = of_patches / of_patches.sum(1, keepdim=True).clamp_min(1e-12)
+        return logits, shares, remainder
 
 
 @torch.no_grad()
-def _begin_small(pool: CrossPool, heads: Sequence[Head]) -> None:
-    """What is pooled of many patches is noise until it is known which ones count.
+def _shrink_initial_answers(pool: CrossPool, heads: Sequence[Head]) -> None:
+    """Shrink the initial weights of each answer that is not a sum over patches, in place.
 
-    Not so for sums, where all of them do.
+    Until it is learnt which patches count, a pooled answer is noise. In a sum all patches count.
     """
     for head, last in zip(heads, pool.heads, strict=True):
         if head.pooling != "sum":
             for p in last.parameters():
-                p.mul_(_SMALL)
+                p.mul_(_INITIAL_SCALE)

@@ -1,8 +1,8 @@
 """Grids of overlapping square cells: over an image, and over every crop that was chosen in it.
 
-With g cells an axis that overlap by a share o, a crop's grid spans ``f = 1 + (g - 1) (1 - o)``
-sides of a cell, so that each level is finer than the one above by the factor f. Sides are counted
-from the finest level up, whose patches have the view's spacing.
+With g cells per axis that overlap by a share o, a crop's grid spans ``f = 1 + (g - 1) (1 - o)``
+sides of a cell, so that each level is finer than the one above by the factor f. The finest level's
+cells have the side of a patch at the view's spacing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NEAREST = 1e-9
 
 @dataclass(frozen=True)
 class Cut:
-    """How a region is cut into cells.
+    """The rule by which a region is cut into cells.
 
     Attributes:
-        cells: per axis of a crop.
+        cells: number of cells along each axis of a crop.
         overlap: share of a cell's side that it has in common with its neighbour.
 
     Raises:
@@ -46,23 +46,24 @@ class Cut:
 
     @property
     def zoom(self) -> float:
-        """Side of a crop in sides of its cells."""
+        """Return the side of a crop in sides of its cells."""
         return 1 + (self.cells - 1) * (1 - self.overlap)
 
     def inside(self, side: float) -> Floats:
-        """Where the cells of a crop of this side begin, from its corner, on either axis."""
-        whole = np.arange(self.cells, dtype=np.float64)
-        begin: Floats = whole * (1 - self.overlap) * side / self.zoom
+        """Return where the cells of a crop of a side begin on either axis, from its corner."""
+        number = np.arange(self.cells, dtype=np.float64)
+        begin: Floats = number * (1 - self.overlap) * side / self.zoom
         return begin
 
     def over(self, extent: float, side: float, shift: float | None) -> Floats:
-        """Where cells of this side begin on one axis of an image, so that they cover it.
+        """Return where cells begin on one axis of an image, so that they cover it.
 
         Args:
-            extent: of the image on that axis.
-            side: of a cell.
-            shift: None centres the cells on the image, whatever they overhang it by. A number from
-                0 to 1 moves them back by that share of their step; one more cell fills the gap.
+            extent: extent of the image on that axis.
+            side: side of a cell.
+            shift: None centres the cells on the image; they may reach beyond its edges. A number
+                from 0 to 1 moves them back by that share of their step; one more cell fills the
+                gap.
         """
         step = (1 - self.overlap) * side
         n = max(1, math.ceil((extent - side) / step - 1e-9) + 1)
@@ -72,22 +73,23 @@ class Cut:
         return begin
 
     def levels(self, extent_um: Sequence[float], view: View, most: int | None) -> int:
-        """How many levels lead from the glimpse down to the view's spacing; at least 1.
+        """Count the levels that lead from the glimpse down to the view's spacing; at least 1.
 
-        As many zooms as lie between the spacings of glimpse and view, so that the first level
-        already shows more than the glimpse; never more than make the coarsest cell span the image.
+        There is a level for each zoom between the spacings of glimpse and patches, so that the
+        first level already shows more than the glimpse; but no cell is larger than the image.
 
         Args:
-            extent_um: of the image.
-            view: of the patches and the glimpse.
-            most: or None. With fewer levels than needed the first grid has more cells.
+            extent_um: extent of the image along each axis.
+            view: spacings of patches and glimpse.
+            most: largest number of levels; None for no bound. With fewer levels than needed the
+                first grid has more cells.
         """
-        span = _steps(max(extent_um) / view.patch_um, self.zoom)
-        needed = _steps(view.glimpse_spacing_um / view.spacing_um, self.zoom)
+        span = _count_zooms(max(extent_um) / view.patch_um, self.zoom)
+        needed = _count_zooms(view.glimpse_spacing_um / view.spacing_um, self.zoom)
         return max(1, min(span, needed) if most is None else min(span, needed, most))
 
 
-def _steps(ratio: float, factor: float) -> int:
+def _count_zooms(ratio: float, factor: float) -> int:
     return math.ceil(math.log(max(ratio, 1.0)) / math.log(factor) - 1e-9)
 
 
@@ -95,13 +97,13 @@ def _steps(ratio: float, factor: float) -> int:
 
 
 def overlaps(begin: Floats, side: float, n: int, *, stride: float, first: float) -> Floats:
-    """Length that each window has in common with each of n neighbouring cells, ``(windows, n)``.
+    """Compute the length that each window has in common with each of n cells, ``(windows, n)``.
 
     Args:
-        begin: where windows begin.
-        side: of a window.
-        n: number of cells.
-        stride: of the cells.
+        begin: where windows begin, ``(windows,)``.
+        side: side of a window.
+        n: number of cells, which lie side by side.
+        stride: side of a cell.
         first: centre of cell 0.
     """
     edges = first + stride * (np.arange(n + 1) - 0.5)
@@ -111,10 +113,12 @@ def overlaps(begin: Floats, side: float, n: int, *, stride: float, first: float)
     return common
 
 
-def window_weights(begin: Floats, side: float, n: int, *, stride: float, first: float) -> Floats:
-    """What each cell of a map counts in the mean over each window; rows sum to 1.
+def compute_window_weights(
+    begin: Floats, side: float, n: int, *, stride: float, first: float
+) -> Floats:
+    """Compute the weight of each cell of a map in the mean over each window: ``(windows, n)``.
 
-    A window beyond the map takes the cell that is nearest.
+    Rows sum to 1. A window beyond the map takes the nearest cell. Arguments as in `overlaps`.
     """
     length = overlaps(begin, side, n, stride=stride, first=first)
     nearest = np.clip(np.rint((begin + side / 2 - first) / stride), 0, n - 1).astype(np.int64)
@@ -123,46 +127,52 @@ def window_weights(begin: Floats, side: float, n: int, *, stride: float, first: 
     return weights
 
 
-def cell_features(
+def compute_cell_features(
     encoder: AbstractEncoder,
     maps: Sequence[Tensor],
     begin_px: tuple[Floats, Floats],
     side_px: float,
 ) -> Tensor:
-    """Means of all maps over the cells of a grid, one after another, without gradient, in float32.
+    """Average all maps over each cell of a grid and concatenate the means, without gradient.
 
     Args:
-        encoder: whose maps they are.
-        maps: ``(m, c, h, w)``, fine to coarse.
+        encoder: the encoder that made the maps.
+        maps: maps ``(m, c, h, w)`` of m regions, from fine to coarse.
         begin_px: where cells begin on either axis, in pixels of the encoder's input.
-        side_px: of a cell.
+        side_px: side of a cell.
 
     Returns:
-        ``(m, cells, sum c)``, cells in reading order.
+        means ``(m, cells, sum c)`` in float32, cells in reading order.
     """
-    found = []
-    for each, stride, first in zip(maps, encoder.strides, encoder.map_centres, strict=True):
+    means = []
+    for map_, stride, first in zip(maps, encoder.strides, encoder.map_centres, strict=True):
         rows, columns = (
-            torch.from_numpy(window_weights(b, side_px, n, stride=stride, first=first)).to(
-                each.device, torch.float32
+            torch.from_numpy(compute_window_weights(b, side_px, n, stride=stride, first=first)).to(
+                map_.device, torch.float32
             )
-            for b, n in zip(begin_px, each.shape[-2:], strict=True)
+            for b, n in zip(begin_px, map_.shape[-2:], strict=True)
         )
-        with torch.autocast(each.device.type, enabled=False):
-            mean = torch.einsum("gh,mchw,kw->mgkc", rows, each.detach().float(), columns)
-        found.append(mean.flatten(1, 2))
-    return torch.cat(found, -1)
+        with torch.autocast(map_.device.type, enabled=False):
+            mean = torch.einsum("gh,mchw,kw->mgkc", rows, map_.detach().float(), columns)
+        means.append(mean.flatten(1, 2))
+    return torch.cat(means, -1)
 
 
-def cell_contrast(
+def compute_cell_contrast(
     item: LoadedImage, view: View, begin_um: tuple[Floats, Floats], side_um: float
 ) -> Floats:
-    """Mean contrast of the cells of a grid; 0 on cells without foreground, which stay closed.
+    """Average the contrast over each cell of a grid; 0 closes cells without foreground.
 
-    Where no cell has any foreground it is 1 on those that touch the image.
+    Where no cell has any foreground, it is 1 on cells that touch the image.
+
+    Args:
+        item: the image.
+        view: geometry in which the glimpse was read.
+        begin_um: where cells begin on either axis.
+        side_um: side of a cell.
 
     Returns:
-        ``(cells,)`` in reading order.
+        contrast ``(cells,)`` in reading order.
     """
     shape, spacing = item.contrast.shape, view.glimpse_spacing_um
     parts, lengths = [], []
@@ -173,15 +183,19 @@ def cell_contrast(
         lengths.append(
             overlaps(begin / spacing, side_um / spacing, high - low, stride=1.0, first=low + 0.5)
         )
-    seen = item.contrast[parts[0], parts[1]].astype(np.float64)
-    found: Floats = (lengths[0] @ seen @ lengths[1].T).ravel() * (spacing / side_um) ** 2
-    if found.any():
-        return found
+    pixels = item.contrast[parts[0], parts[1]].astype(np.float64)
+    contrast: Floats = (lengths[0] @ pixels @ lengths[1].T).ravel() * (spacing / side_um) ** 2
+    if contrast.any():
+        return contrast
     extent = item.image.box_um.size
     rows, columns = ((b + side_um > 0) & (b < e) for b, e in zip(begin_um, extent, strict=True))
     return np.outer(rows, columns).ravel().astype(np.float64)
 
 
 def corners(begin: tuple[Floats, Floats]) -> Floats:
-    """Corners ``(cells, 2)`` of a grid in reading order."""
+    """Return the corners ``(cells, 2)`` of a grid's cells in reading order.
+
+    Args:
+        begin: where cells begin on either axis.
+    """
     return np.stack(np.meshgrid(*begin, indexing="ij"), -1).reshape(-1, 2)

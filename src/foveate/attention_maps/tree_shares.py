@@ -1,8 +1,8 @@
-"""How much each node of a tree counts: learnt, or as likely as it is to be drawn.
+"""Weights of the nodes of a tree in its mean: learnt, or averaged over the trees that may be drawn.
 
-A survey is one tree of crops of a frozen encoder, far wider than the ones that are drawn later. As
-all of it is known, nothing has to be drawn: the mean over a tree, on average over all trees that a
-policy may draw, is a weighted mean over the survey, and has a gradient.
+A survey is one tree of crops that a frozen encoder is shown, far wider than the trees that are
+drawn later. All its features are known, so nothing has to be drawn: the mean over a tree, averaged
+over all trees that a policy may draw, is a weighted mean over the survey, and has a gradient.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from foveate.nn.attention import masked_softmax
 
 
-def expected_shares(
+def compute_expected_shares(
     log_prob: Tensor, parent: Tensor, level: Tensor, valid: Tensor, counts: Sequence[int]
 ) -> Tensor:
-    """How much each node of a survey counts in the mean over a tree, on average over trees.
+    """Compute the weight of each node of a survey in the mean over a tree, averaged over trees.
 
-    As if trees were drawn with replacement.
+    Trees count as drawn with replacement.
 
     Args:
-        log_prob: ``(…, n)`` of each node among those cut from the same crop.
-        parent: ``(…, n)``, which node each was cut from.
-        level: ``(…, n)``, 0 of the whole image.
-        valid: ``(…, n)``.
+        log_prob: log-probability ``(…, n)`` of each node among the nodes cut from the same crop.
+        parent: ``(…, n)``, index of the node that each was cut from.
+        level: ``(…, n)``, 0 for the whole image.
+        valid: ``(…, n)``, False on padding.
         counts: crops that a tree has in each region, level by level; 1 on every further level.
 
     Returns:
-        ``(…, n)``; rows sum to 1.
+        weights ``(…, n)``; rows sum to 1.
     """
     share = valid.to(log_prob.dtype)
     for depth in range(1, int(level.max()) + 1):
@@ -41,7 +41,12 @@ def expected_shares(
 
 
 class FeatureWeights(nn.Module):
-    """Shares of nodes in the pooled feature: squeeze and excite, a linear score, softmax."""
+    """Learnt weights of nodes in the pooled feature: squeeze and excite, a linear score, softmax.
+
+    Args:
+        dim: length of a feature.
+        ratio: width of the squeeze-and-excite layer, as a share of `dim`.
+    """
 
     def __init__(self, dim: int, *, ratio: float = 0.25) -> None:
         super().__init__()
@@ -52,6 +57,11 @@ class FeatureWeights(nn.Module):
         self.score = nn.Linear(dim, 1)
 
     def forward(self, f: Tensor, valid: Tensor) -> Tensor:
-        """``(…, n)`` of features ``(…, n, d)``; rows sum to 1."""
+        """Compute weights ``(…, n)``, whose rows sum to 1.
+
+        Args:
+            f: features ``(…, n, d)``.
+            valid: ``(…, n)``, False on padding.
+        """
         mean = (f * valid.unsqueeze(-1)).sum(-2) / valid.sum(-1, keepdim=True)
         return masked_softmax(self.score(f * self.excite(mean).unsqueeze(-2)).squeeze(-1), valid)

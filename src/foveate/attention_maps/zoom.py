@@ -1,8 +1,8 @@
-"""Looks between the glimpse and the finest patches: attention inside tiles, level after level.
+"""Levels between the glimpse and the finest patches: attention inside tiles.
 
-A *row* is what a field has one distribution for: an image at the first level, a tile below it. Rows
-lie in the order of their images and children in the order of their rows, so that the list of any
-level, put end to end, is sorted by image.
+A *row* of a field is one distribution: over an image at the first level, over a tile below it. Rows
+lie in the order of their images and children in the order of their rows, so that the children of
+any level, row after row, are sorted by image.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from foveate.attention_maps.cells import (
     Field,
     Grid,
-    MapScores,
     Spread,
     build_field,
-    contrast_prior,
-    map_lattice,
-    stage_for,
+    compute_contrast_prior,
 )
+from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
 from foveate.bags.embedding import pad_rows
 from foveate.batch import Batch, LoadedImage, Patches, View
 from foveate.encoders.base import AbstractEncoder
@@ -37,7 +35,7 @@ from foveate.images.evidence import Floats
 from foveate.nn.sampling import draw_without_replacement, expectation
 
 CROWD = 4
-"""Candidates per patch that is kept, where some may show the same."""
+"""Candidates per chosen patch, as some of them may show the same place."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class Draw:
     """Children drawn from each row of a field.
 
     Attributes:
-        field: over the rows.
-        a: ``(r, n)`` attention of the children in the order of drawing, 0 where none was drawn.
-        drawn: ``(r, n)``, False last.
+        field: attention inside the rows.
+        a: attention ``(r, n)`` of the children in the order of drawing, 0 where none was drawn.
+        drawn: ``(r, n)``, True where a child was drawn; these come first in each row.
     """
 
     field: Field
@@ -57,13 +55,13 @@ class Draw:
 
 @dataclass(frozen=True)
 class Descent:
-    """What was looked at on the way down.
+    """The tiles and patches chosen on the way down.
 
     Attributes:
-        patches: the finest, per image.
-        tiles: per intermediate level, per image.
-        vectors: of the tiles of each level, ``(r, dim)``.
-        draws: in training one per field, coarse to fine; else none.
+        patches: finest patches of each image.
+        tiles: tiles of each intermediate level and image.
+        vectors: vectors ``(r, dim)`` of the tiles of each level.
+        draws: in training the draw from each field, coarse to fine; empty in evaluation.
     """
 
     patches: list[Patches]
@@ -72,13 +70,13 @@ class Descent:
     draws: list[Draw]
 
 
-class Look(nn.Module):
-    """One intermediate level: scores for what its tiles hold.
+class TileLevel(nn.Module):
+    """One intermediate level: the network that scores the cells of its tiles.
 
     Args:
-        encoder: whose maps are scored; it is not kept.
+        encoder: the encoder whose maps are scored; it does not become a submodule.
         scale: side of the tiles, in sides of the finest patch.
-        child: side of what is chosen in them, likewise.
+        child: side of the regions chosen in them, in sides of the finest patch.
         spread: weight of attention's divergence from its prior.
         mass: share of attention that the drawn children should hold at most.
     """
@@ -94,17 +92,20 @@ class Look(nn.Module):
 
 
 class Zoom(nn.Module):
-    """Chooses tiles, looks into them, and so on down to the finest patches.
+    """Chooses tiles, then smaller tiles inside them, and so on down to the finest patches.
 
     Args:
-        encoder: of the tiles; it is not kept.
-        scales: of the tiles, coarse to fine, in sides of the finest patch.
+        encoder: the encoder of the tiles; it does not become a submodule.
+        scales: sides of the tiles, coarse to fine, in sides of the finest patch.
         looks: tiles per image at each level.
-        spread, mass, smoothing, background, contrast: of attention inside tiles, as over
-            the glimpse.
+        spread: weight of attention's divergence from its prior inside tiles.
+        mass: share of attention that the drawn children should hold at most.
+        smoothing: share of attention spread evenly over all cells of a tile.
+        background: prior of a cell without foreground.
+        contrast: exponent of the contrast in the prior.
 
     Raises:
-        OptionError: scales do not fall, or reach 1; or no look is allowed.
+        OptionError: scales do not fall, or reach 1; or `looks` is less than 1.
     """
 
     def __init__(
@@ -129,23 +130,23 @@ class Zoom(nn.Module):
         self.smoothing = smoothing
         self.background, self.contrast = background, contrast
         self.levels = nn.ModuleList(
-            Look(encoder, scale=scale, child=child, spread=spread, mass=mass)
+            TileLevel(encoder, scale=scale, child=child, spread=spread, mass=mass)
             for scale, child in itertools.pairwise(sides)
         )
 
     def descend(
         self, encoder: AbstractEncoder, batch: Batch, field: Field, n: int, *, jitter: bool
     ) -> Descent:
-        """Look at tiles and choose what they hold, until the finest patches are reached.
+        """Choose tiles and regions inside them, until the finest patches are reached.
 
         Training draws without replacement within each row, equally many children from every tile of
-        an image; evaluation takes the best over all tiles of an image, by the product of attention
-        on the way to them.
+        an image; evaluation takes the best children over all tiles of an image, by the product of
+        attention on the way to them.
 
         Args:
-            encoder: of the tiles.
-            batch: of the images.
-            field: over tiles of the first level, a row per image.
+            encoder: the encoder of the tiles.
+            batch: the images.
+            field: attention over tiles of the first level, a row per image.
             n: finest patches per image.
             jitter: in training, children lie anywhere in their cells.
         """
@@ -153,26 +154,26 @@ class Zoom(nn.Module):
         path = field.log_a.new_zeros(len(batch))
         down = Descent([], [], [], [])
         for level in self._typed_levels():
-            found, path = self._choose(batch, field, owner, path, self.looks, jitter, down.draws)
-            vectors, field, owner = self._look_into(encoder, level, batch, found)
-            down.tiles.append(found)
+            tiles, path = self._choose(batch, field, owner, path, self.looks, jitter, down.draws)
+            vectors, field, owner = self._look_into(encoder, level, batch, tiles)
+            down.tiles.append(tiles)
             down.vectors.append(vectors)
-        found, _ = self._choose(batch, field, owner, path, n, jitter, down.draws)
-        return dataclasses.replace(down, patches=found)
+        patches, _ = self._choose(batch, field, owner, path, n, jitter, down.draws)
+        return dataclasses.replace(down, patches=patches)
 
     def losses(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
-        """What keeps attention inside tiles from collapsing, by level."""
+        """Compute the penalties that keep attention inside tiles from collapsing, by level."""
         return {
             f"spread_{level.scale:g}": level.spread(draw.field, draw.a)
             for level, draw in zip(self._typed_levels(), draws[1:], strict=True)
         }
 
     def kinds(self) -> list[Tensor]:
-        """What marks the tokens of tiles, ``(d,)`` for each level."""
+        """Return the learnt vector ``(d,)`` of each level that marks its tiles' tokens."""
         return [level.kind for level in self._typed_levels()]
 
-    def _typed_levels(self) -> list[Look]:
-        return [level for level in self.levels if isinstance(level, Look)]
+    def _typed_levels(self) -> list[TileLevel]:
+        return [level for level in self.levels if isinstance(level, TileLevel)]
 
     def _choose(
         self,
@@ -184,37 +185,37 @@ class Zoom(nn.Module):
         jitter: bool,
         draws: list[Draw],
     ) -> tuple[list[Patches], Tensor]:
-        """About n children per image, and the log attention on the way to them."""
+        """Choose about n children per image; return them and the log attention on the way."""
         if not self.training:
-            return best_children(batch, field, owner, path, n)
-        draw, found = draw_children(batch, field, owner, n, jitter=jitter)
+            return choose_best_children(batch, field, owner, path, n)
+        draw, children = draw_children(batch, field, owner, n, jitter=jitter)
         draws.append(draw)
-        return found, path
+        return children, path
 
     def _look_into(
-        self, encoder: AbstractEncoder, level: Look, batch: Batch, tiles: Sequence[Patches]
+        self, encoder: AbstractEncoder, level: TileLevel, batch: Batch, tiles: Sequence[Patches]
     ) -> tuple[Tensor, Field, list[int]]:
-        """Vectors of tiles, the field of what they hold, and whose they are."""
-        # A turned crop would have its map turned too: tiles are read as they lie.
+        """Encode tiles; return their vectors, the attention inside them, and each tile's image."""
+        # Tiles are read without augmentation: the map of a turned crop would be turned, too.
         maps = encoder.maps(batch.crops(tiles, augment=False))
         spacing = batch.view.spacing_um * level.scale
-        stage = stage_for(encoder, spacing, batch.view.patch_um * level.child)
+        stage = choose_stage(encoder, spacing, batch.view.patch_um * level.child)
         scores = level.locate(maps, stage)
-        whole = map_lattice(encoder, stage, scores.shape[1:], spacing)
+        whole = lay_map_lattice(encoder, stage, scores.shape[1:], spacing)
         owner = [i for i, part in enumerate(tiles) for _ in range(len(part))]
-        kept, grids = [], []
+        inside, grids = [], []
         for score, i, corner in zip(
             scores, owner, np.concatenate([part.origin_um for part in tiles]), strict=True
         ):
             item = batch.items[i]
-            cells, lattice = cells_inside(whole, corner, item.image.box_um.size)
-            prior = tile_prior(
+            cells, lattice = clip_to_image(whole, corner, item.image.box_um.size)
+            prior = compute_tile_prior(
                 item, lattice, batch.view, power=self.contrast, background=self.background
             )
-            kept.append([score[cells].flatten()])
+            inside.append([score[cells].flatten()])
             grids.append([Grid(lattice, level.child, prior.to(batch.device))])
         field = build_field(
-            kept,
+            inside,
             grids,
             smoothing=self.smoothing,
         )
@@ -226,8 +227,15 @@ def draw_children(
 ) -> tuple[Draw, list[Patches]]:
     """Draw n children of each image, equally many from each of its rows, and at least one.
 
+    Args:
+        batch: the images.
+        field: attention inside the rows.
+        owner: index of the image of each row.
+        n: children per image.
+        jitter: children lie anywhere in their cells, else in the middle.
+
     Returns:
-        the draw, and the children per image.
+        the draw, and the children of each image.
     """
     rows = np.bincount(np.asarray(owner, np.int64), minlength=len(batch))
     quota = torch.tensor([max(1, n // int(rows[i])) for i in owner], device=field.log_a.device)
@@ -235,80 +243,81 @@ def draw_children(
     index = draw_without_replacement(field.log_a.detach(), int(quota.max()), generators)
     rank = torch.arange(index.shape[1], device=index.device)
     drawn = field.real.gather(1, index) & (rank < quota.unsqueeze(1))
-    found = field.patches(batch, index, jitter=jitter, used=drawn, owner=owner)
+    children = field.patches(batch, index, jitter=jitter, used=drawn, owner=owner)
     a = field.log_a.gather(1, index).exp() * drawn
     per_image = [
-        joined([part for part, j in zip(found, owner, strict=True) if j == i])
+        join_patches([part for part, j in zip(children, owner, strict=True) if j == i])
         for i in range(len(batch))
     ]
     return Draw(field, a, drawn), per_image
 
 
-def best_children(
+def choose_best_children(
     batch: Batch, field: Field, owner: Sequence[int], path: Tensor, n: int
 ) -> tuple[list[Patches], Tensor]:
-    """The n best children of each image over all its rows, those that show the same left out.
+    """Choose the n best children of each image over all its rows, without duplicates.
 
     Args:
-        batch: of the images.
-        field: over the rows.
-        owner: image of each row.
-        path: ``(r,)`` log attention on the way to each row.
+        batch: the images.
+        field: attention inside the rows.
+        owner: index of the image of each row.
+        path: log attention ``(r,)`` on the way to each row.
         n: children per image.
 
     Returns:
-        children per image, best first, and ``(sum of children,)`` log attention on the way to them.
+        children of each image, best first, and the log attention ``(sum of children,)`` on the way
+        to them.
     """
-    found, scores = [], []
+    children, scores = [], []
     of_row, k = torch.tensor(owner, device=path.device), field.log_a.shape[1]
     for i in range(len(batch)):
-        own = (of_row == i).nonzero()[:, 0]
-        score = (path[own].unsqueeze(1) + field.log_a[own]).flatten()
+        rows = (of_row == i).nonzero()[:, 0]
+        score = (path[rows].unsqueeze(1) + field.log_a[rows]).flatten()
         order = score.sort(descending=True, stable=True).indices[: n * CROWD]
-        order = order[field.real[own].flatten()[order]]
-        row, cell = own[order // k], (order % k).unsqueeze(1)
+        order = order[field.real[rows].flatten()[order]]
+        row, cell = rows[order // k], (order % k).unsqueeze(1)
         single = dataclasses.replace(
             field, grids=[field.grids[r] for r in row.tolist()], real=field.real[row]
         )
-        every = joined(single.patches(batch, cell, jitter=False, owner=[i] * len(order)))
-        kept = apart(every)[0][:n]
-        found.append(every[kept])
-        scores.append(score[order][torch.from_numpy(kept).to(order)])
-    return found, torch.cat(scores)
+        candidates = join_patches(single.patches(batch, cell, jitter=False, owner=[i] * len(order)))
+        best = suppress_duplicates(candidates)[0][:n]
+        children.append(candidates[best])
+        scores.append(score[order][torch.from_numpy(best).to(order)])
+    return children, torch.cat(scores)
 
 
 def nested_expectation(draws: Sequence[Draw], tiles: Sequence[Tensor], f: Tensor) -> Tensor:
-    """Estimate ``sum_i a_i (t_i + sum_j b_ij f_ij)``, and so on down, from what was drawn.
+    """Estimate ``sum_i a_i (t_i + sum_j b_ij f_ij)``, nested over all levels, from the draws.
 
-    Without bias in value and gradients: given the rows, each level's estimate is unbiased, and the
+    Value and gradients are unbiased: given the rows, each level's estimate is unbiased, and the
     level above is linear in it.
 
     Args:
-        draws: one per level, coarse to fine.
-        tiles: ``(r, d)`` of each intermediate level, in the order of their rows.
-        f: ``(m, d)`` of the finest patches.
+        draws: the draw of each level, coarse to fine.
+        tiles: vectors ``(r, d)`` of the tiles of each intermediate level, in the order of the rows.
+        f: vectors ``(m, d)`` of the finest patches.
 
     Returns:
-        ``(b, d)``.
+        the expectation ``(b, d)``.
     """
-    for draw, own in zip(reversed(draws), [*reversed(tiles), None], strict=True):
+    for draw, tile in zip(reversed(draws), [*reversed(tiles), None], strict=True):
         f = expectation(draw.a, pad_rows(f, draw.drawn), draw.drawn)
-        f = f if own is None else own + f
+        f = f if tile is None else tile + f
     return f
 
 
-def cells_inside(
+def clip_to_image(
     lattice: Lattice, corner_um: Floats, extent_um: Sequence[float]
 ) -> tuple[tuple[slice, ...], Lattice]:
-    """The cells of a tile whose centres lie inside the image; the nearest where there are none.
+    """Select the cells of a tile whose centres lie inside the image; at least the nearest cell.
 
     Args:
-        lattice: of the cells, from the tile's corner.
-        corner_um: of the tile.
-        extent_um: of the image.
+        lattice: lattice of the tile's cells, from the tile's corner.
+        corner_um: corner of the tile.
+        extent_um: extent of the image.
 
     Returns:
-        the part of the tile's map, and its lattice from the image's corner.
+        slices of the tile's map, and the lattice of the selected cells from the image's corner.
     """
     parts, origin = [], []
     for at, cell, count, corner, extent in zip(
@@ -323,10 +332,13 @@ def cells_inside(
     return tuple(parts), Lattice(tuple(origin), lattice.cell_um, shape)
 
 
-def tile_prior(
+def compute_tile_prior(
     item: LoadedImage, lattice: Lattice, view: View, *, power: float, background: float
 ) -> Tensor:
-    """`contrast_prior` from the glimpse below the tile alone, which may be a thousandth of it."""
+    """Compute the contrast prior of a tile's cells from the part of the glimpse below the tile.
+
+    That part may be a thousandth of the glimpse. Arguments are those of `compute_contrast_prior`.
+    """
     spacing = view.glimpse_spacing_um
     origin = np.asarray(lattice.origin_um)
     end = origin + np.asarray(lattice.shape) * np.asarray(lattice.cell_um)
@@ -335,31 +347,34 @@ def tile_prior(
     window = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     part = dataclasses.replace(item, contrast=item.contrast[window])
     moved = dataclasses.replace(lattice, origin_um=tuple(origin - low * spacing))
-    return contrast_prior(part, moved, view, power=power, background=background)
+    return compute_contrast_prior(part, moved, view, power=power, background=background)
 
 
-def apart(patches: Patches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Patches that show different things.
+def suppress_duplicates(patches: Patches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Leave out patches that show nearly the same as an earlier one (non-maximum suppression).
+
+    Args:
+        patches: patches of one size, best first.
 
     Returns:
-        those, in order, whose centre lies a quarter side or more from all kept before them; and for
-        every patch which of the kept shows the same.
+        indices of the patches that stay: their centres lie a quarter of a side or more from those
+        of all that stay before them; and for every patch the number of the one that shows it.
     """
-    kept: list[int] = []
+    chosen: list[int] = []
     shows = np.zeros(len(patches), np.int64)
     centre, near = patches.centre_um, patches.side_um[:1].sum() / 4
     for j in range(len(patches)):
-        away = np.abs(centre[kept] - centre[j]).max(-1)
-        if len(kept) == 0 or away.min() >= near:
-            shows[j] = len(kept)
-            kept.append(j)
+        away = np.abs(centre[chosen] - centre[j]).max(-1)
+        if len(chosen) == 0 or away.min() >= near:
+            shows[j] = len(chosen)
+            chosen.append(j)
         else:
             shows[j] = int(away.argmin())
-    return np.asarray(kept, np.int64), shows
+    return np.asarray(chosen, np.int64), shows
 
 
-def joined(parts: Sequence[Patches]) -> Patches:
-    """Patches of one image, end to end; at least one part."""
+def join_patches(parts: Sequence[Patches]) -> Patches:
+    """Concatenate patches of one image; at least one part is needed."""
     return Patches(
         np.concatenate([part.origin_um for part in parts]),
         np.concatenate([part.side_um for part in parts]),

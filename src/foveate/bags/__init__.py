@@ -1,1 +1,1 @@
-"""Bags of patches: embedded, and related to each other."""
+"""Bags of patches: reading, embedding and relating all patches of an image."""

@@ -1,4 +1,4 @@
-"""Every patch of an image, read and embedded: what all methods that scan share."""
+"""Read and embed every patch of an image, for all methods that scan."""
 
 from __future__ import annotations
 
@@ -16,37 +16,46 @@ from foveate.nn.heads import Head
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.replay import replay
 
-_KEPT_FEATURES_BYTES = 1 << 29
+_FEATURE_CACHE_BYTES = 1 << 29
 
 
 class Bag:
     """Covers images with patches and embeds them in bounded memory.
 
     Args:
-        train_encoder: features come from two-pass replay; else each image is embedded once, in
-            evaluation mode, and its features are kept, up to half a gigabyte.
-        chunk: patches embedded at a time.
+        train_encoder: compute features with gradient by two-pass replay; else each image is
+            embedded once, in evaluation mode, and its features are cached, up to half a gigabyte.
+        chunk: number of patches embedded at a time.
         jitter: in training, shift the lattice at random.
     """
 
     def __init__(self, *, train_encoder: bool, chunk: int, jitter: bool) -> None:
         self.train_encoder, self.chunk, self.jitter = train_encoder, chunk, jitter
-        self._features: ByteCache[Tensor] = ByteCache(_KEPT_FEATURES_BYTES)
+        self._features: ByteCache[Tensor] = ByteCache(_FEATURE_CACHE_BYTES)
 
     def cover(self, batch: Batch, *, training: bool) -> list[Patches]:
-        """Per image, the lattice patches with foreground."""
+        """Return the lattice patches with foreground of each image."""
         moved = training and self.jitter and self.train_encoder and not batch.frozen
         return [self._patches(batch, i, moved) for i in range(len(batch))]
 
     def embed(
         self, encoder: AbstractEncoder, batch: Batch, patches: Sequence[Patches]
     ) -> tuple[Tensor, Tensor]:
-        """Features ``(b, n, d)`` of the patches, padded with zeros, and where they are valid."""
+        """Embed patches.
+
+        Args:
+            encoder: the encoder of the patches.
+            batch: the images.
+            patches: patches of each image.
+
+        Returns:
+            features ``(b, n, d)``, zeros on padding, and the mask ``(b, n)``, False on padding.
+        """
         valid = padding_mask([len(p) for p in patches], batch.device)
         if self.train_encoder or batch.frozen:
             f = embed_patches(encoder, batch, patches, self.chunk)
         else:
-            f = torch.cat([self._kept(encoder, batch, i, p) for i, p in enumerate(patches)])
+            f = torch.cat([self._embed_once(encoder, batch, i, p) for i, p in enumerate(patches)])
         return pad_rows(f.float(), valid), valid
 
     def _patches(self, batch: Batch, i: int, moved: bool) -> Patches:
@@ -56,16 +65,18 @@ class Bag:
             offset = share * batch.view.patch_um
         return batch.cover(i, tuple(offset))
 
-    def _kept(self, encoder: AbstractEncoder, batch: Batch, i: int, patches: Patches) -> Tensor:
+    def _embed_once(
+        self, encoder: AbstractEncoder, batch: Batch, i: int, patches: Patches
+    ) -> Tensor:
         key = (batch.items[i].image.path, batch.view)
-        kept = self._features.get(key)
-        if kept is None:
-            own = [patches if j == i else patches[:0] for j in range(len(batch))]
-            chunks, once = batch.chunks(own, self.chunk, augment=False), EmbedOnce(encoder)
-            with torch.no_grad(), evaluating(encoder):
-                kept = torch.cat([once(chunks(c)) for c in range(len(chunks))]).float()
-            self._features.put(key, kept, kept.numel() * 4)
-        return kept
+        features = self._features.get(key)
+        if features is None:
+            of_image = [patches if j == i else patches[:0] for j in range(len(batch))]
+            chunks, once = batch.chunks(of_image, self.chunk, augment=False), EmbedOnce(encoder)
+            with torch.no_grad(), evaluation_mode(encoder):
+                features = torch.cat([once(chunks(c)) for c in range(len(chunks))]).float()
+            self._features.put(key, features, features.numel() * 4)
+        return features
 
 
 def embed_patches(
@@ -77,25 +88,29 @@ def embed_patches(
     then: nn.Module | None = None,
     keep_pixels: bool = True,
 ) -> Tensor:
-    """Features ``(sum n_i, d)``, with gradient in the memory of one chunk.
+    """Embed patches, with gradient in the memory of one chunk.
 
-    More than one chunk are embedded in halves where there is a gradient: with it, half as many
-    patches hold as much as a whole chunk does without.
+    Where there is a gradient and more than one chunk, chunks are half as long: with activations,
+    half as many patches need as much memory as a chunk without.
 
     Args:
-        encoder: of patches.
-        batch: they are read from.
-        patches: per image.
-        chunk: how many are encoded at a time.
-        then: what each feature, as float32, goes through, in the same chunks.
-        keep_pixels: up to a fixed number of bytes for the second pass; else all are read again.
+        encoder: the encoder of the patches.
+        batch: the images that patches are read from.
+        patches: patches of each image.
+        chunk: number of patches encoded at a time.
+        then: module that features, as float32, are passed through, in the same chunks.
+        keep_pixels: keep pixels for the second pass, up to a fixed number of bytes; else all are
+            read again.
+
+    Returns:
+        features ``(sum n_i, d)``, image after image.
     """
-    if batch.kept is not None:
-        vectors = encoder.project(batch.kept.features(encoder, patches, chunk))
+    if batch.frozen_features is not None:
+        vectors = encoder.project(batch.frozen_features.features(encoder, patches, chunk))
         return vectors if then is None else then(vectors.float())
     if torch.is_grad_enabled() and sum(map(len, patches)) > chunk:
         chunk = (chunk + 1) // 2
-    # Made where there is no gradient, chunks keep no pixels.
+    # Chunks that are made without gradient keep no pixels for a second pass.
     with torch.set_grad_enabled(torch.is_grad_enabled() and keep_pixels):
         chunks = batch.chunks(patches, chunk)
     learnt, once = list(encoder.parameters()), EmbedOnce(encoder)
@@ -110,13 +125,18 @@ def embed_patches(
 
 
 def padding_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """``(b, n)``, True for the first ``lengths[i]`` of row i; n is the largest, at least 1."""
+    """Return the mask ``(b, n)``, True on the first ``lengths[i]`` entries of row i.
+
+    Args:
+        lengths: number of entries of each row; n is the largest, at least 1.
+        device: device of the mask.
+    """
     n = max(1, *lengths)
     return torch.arange(n, device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
 def pad_rows(rows: Tensor, valid: Tensor) -> Tensor:
-    """Rows ``(sum n_i, d)`` as ``(b, n, d)``, zeros where not valid."""
+    """Arrange rows ``(sum n_i, d)`` as ``(b, n, d)`` by the mask ``(b, n)``, zeros on padding."""
     if len(rows) == valid.numel():
         return rows.reshape(*valid.shape, -1)
     out = rows.new_zeros(*valid.shape, rows.shape[-1])
@@ -125,8 +145,8 @@ def pad_rows(rows: Tensor, valid: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """These modules in evaluation mode, whatever mode the method is in."""
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Set modules to evaluation mode within a ``with`` block, then restore their modes."""
     modes = [module.training for module in modules]
     try:
         for module in modules:
@@ -140,40 +160,47 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 # -- evidence --------------------------------------------------------------------------------------
 
 
-def output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
-    """How much each output counts for what is predicted, ``(b, k)``; rows sum to 1.
+def compute_output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
+    """Compute the weight of each output in the evidence, ``(b, k)``; rows sum to 1.
 
-    Its probability, among the probabilities of all: of methods that look once for each output.
+    It is the output's probability, divided by the sum of all. Methods with an attention map for
+    each output average these maps by it.
+
+    Args:
+        logits: ``(b, k)``.
+        heads: the questions of the task.
     """
     exact = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     outputs = torch.split(exact, [h.size for h in heads], 1)
     log_probability = [
-        each.log_softmax(1) if head.exclusive else nn.functional.logsigmoid(each)
-        for each, head in zip(outputs, heads, strict=True)
+        output.log_softmax(1) if head.exclusive else nn.functional.logsigmoid(output)
+        for output, head in zip(outputs, heads, strict=True)
     ]
     return torch.cat(log_probability, 1).softmax(1)
 
 
-def patch_shares(single: Tensor, logits: Tensor, heads: Sequence[Head], valid: Tensor) -> Tensor:
-    """Share of each patch in what is predicted, where the logits are a mean or sum over patches.
+def compute_patch_shares(
+    single: Tensor, logits: Tensor, heads: Sequence[Head], valid: Tensor
+) -> Tensor:
+    """Compute the share of each patch in a prediction whose logits are a mean or sum over patches.
 
-    Counted is what a patch adds to the predicted class over the mean of its rivals, or to the
-    predicted sign of an output that has none; what speaks against the prediction counts as 0.
+    A patch counts by what it adds to the predicted class over the mean of the other classes, or,
+    for an output of its own, to the predicted sign. A patch against the prediction counts as 0.
 
     Args:
-        single: ``(b, n, k)`` of the patches.
-        logits: ``(b, k)``.
-        heads: of the task.
-        valid: ``(b, n)``.
+        single: logits ``(b, n, k)`` of each patch.
+        logits: logits ``(b, k)`` of the images.
+        heads: the questions of the task.
+        valid: ``(b, n)``, False on padding.
 
     Returns:
-        ``(b, n)``; rows sum to 1.
+        shares ``(b, n)``; rows sum to 1.
     """
     sizes = [h.size for h in heads]
     signs = []
-    for each, head in zip(torch.split(logits.float(), sizes, 1), heads, strict=True):
-        chosen = nn.functional.one_hot(each.argmax(1), head.size) - 1 / head.size
-        signs.append(chosen if head.exclusive else torch.where(each >= 0, 1.0, -1.0))
+    for output, head in zip(torch.split(logits.float(), sizes, 1), heads, strict=True):
+        predicted = nn.functional.one_hot(output.argmax(1), head.size) - 1 / head.size
+        signs.append(predicted if head.exclusive else torch.where(output >= 0, 1.0, -1.0))
     added = (single.detach() * torch.cat(signs, 1).unsqueeze(1)).sum(-1)
     share = added.clamp_min(0) * valid
     share = torch.where(share.sum(1, keepdim=True) > 0, share, valid.float())

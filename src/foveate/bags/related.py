@@ -1,4 +1,4 @@
-"""Parts that know where they lie, are related to each other, and then answer all questions."""
+"""Relate tokens that have places to each other, then pool them to answer all questions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class RelatedPool(nn.Module):
     """Self-attention between tokens, then cross-attention with a query for each question.
 
     Args:
-        encoder: whose features are the tokens; it is not kept.
-        heads: what the task asks.
-        layers: of self-attention; 0 for none.
-        attention_heads: of the cross-attention; divides the encoder's `dim`.
-        dropout: in the cross-attention.
+        encoder: the encoder whose features are the tokens; it does not become a submodule.
+        heads: the questions of the task.
+        layers: number of self-attention layers; 0 for none.
+        attention_heads: attention heads of the cross-attention; divides the encoder's `dim`.
+        dropout: dropout in the cross-attention.
 
     Raises:
         OptionError: `attention_heads` does not divide the encoder's `dim`.
@@ -56,27 +56,33 @@ class RelatedPool(nn.Module):
         """Answer from all tokens of an image.
 
         Args:
-            tokens: ``(b, n, d)``.
-            valid: ``(b, n)`` bool, False on padding.
-            centre: ``(b, n, ndim)`` in patches.
-            extent: ``(b, n)`` sizes of what tokens show, in patches.
-            pooled: ``(b, n)`` bool, which tokens answer; the others are related to them only. All
-                by default.
-            everywhere: ``(b, n)`` bool, tokens of the image as a whole, at no distance from others.
-                None by default.
+            tokens: vectors ``(b, n, d)``.
+            valid: attention mask ``(b, n)`` bool, False on padding.
+            centre: centres of the tokens' regions ``(b, n, ndim)``, in patches.
+            extent: sides of the tokens' regions ``(b, n)``, in patches.
+            pooled: ``(b, n)`` bool, True on tokens that are pooled; the others are only related to
+                them. All by default.
+            everywhere: ``(b, n)`` bool, True on tokens of the image as a whole, at no distance from
+                others. No token by default.
 
         Returns:
-            Logits ``(b, k)`` and attention, averaged over queries and heads, ``(b, n)``.
+            logits ``(b, k)`` and attention ``(b, n)``, averaged over queries and attention heads.
         """
         position = self.position(centre, extent)
         for layer in self.relate:
             tokens = layer(tokens, position, valid, centre, everywhere)
-        found: tuple[Tensor, Tensor] = self.pool(
+        answer: tuple[Tensor, Tensor] = self.pool(
             tokens + position, valid if pooled is None else pooled
         )
-        return found
+        return answer
 
     def scores(self, tokens: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
-        """Logits of attention ``(n, t, h)``, float64, for tokens ``(n, d)`` not related yet."""
+        """Compute attention logits ``(n, t, h)``, in float64, of tokens that are not related yet.
+
+        Args:
+            tokens: vectors ``(n, d)``.
+            centre: centres of their regions ``(n, ndim)``, in patches.
+            extent: sides of their regions ``(n,)``, in patches.
+        """
         keys = self.pool.keys(tokens + self.position(centre, extent))
         return attention_logits(self.pool.query(), keys)

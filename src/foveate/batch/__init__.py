@@ -1,4 +1,4 @@
-"""What a method sees: images with their glimpses, and a way to read crops from them."""
+"""The batch that a method is given: images with their glimpses, and ways to read patches."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from foveate.batch.augment import Turn
 from foveate.batch.changes import Changes
 from foveate.batch.chunks import Chunks, run_by_shape
-from foveate.batch.colours import N_COLOURS, colours
+from foveate.batch.colours import N_COLOURS, describe_colours
 from foveate.batch.features import FeatureStore
-from foveate.batch.kept import Kept
+from foveate.batch.frozen_features import FrozenFeatures
 from foveate.batch.types import (
     Augment,
     CropError,
@@ -25,10 +25,10 @@ from foveate.batch.types import (
     Reads,
     View,
     augment_for,
+    build_evidence,
     channels_last,
     crop_error,
-    evidence_of,
-    join_alike,
+    join_same_kind,
     lay_kernels,
     to_rgb,
 )
@@ -63,32 +63,25 @@ _PATCHES_PER_JOB = 16
 
 
 class Batch:
-    """Images of one step, on one device.
+    """The images of one step, on one device.
 
     Args:
         items: the images.
         view: the geometry of reading.
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
-        device: where tensors go.
+        device: device of all tensors.
         pool: threads that read crops.
-        augment: what images are changed by; everything drawn for an image holds for its glimpse,
-            its patches and its layout alike. ``slide``: turned by right angles and mirrored, tinted
-            as stains differ; layouts shifted. ``picture``: left and right mirrored, turned by up to
-            7 degrees, brightness and contrast. ``volume``: left and right mirrored, brightness and
-            contrast. All three shift glimpses by up to a twentieth of a side, and scale them and,
-            apart from them, each patch by up to a tenth. ``warp``: tints, and a small turn and
-            scaling of each patch.
-            Drawn when it is first needed.
-        generators: one per image, for all that is drawn of it in this step, by the method too; the
-            same seeds replay the step, whatever images are beside it. By default they are seeded
-            by torch's global one, when they are first needed.
-        shuffle_layout: audit: give every patch the place of another one of its image.
-        tell: is told, by methods whose step may take minutes, which share of it is done.
-        store: features that a frozen encoder gave; with it the batch is `frozen`: nothing is
-            augmented, patches lie in the middle of their cells, and no gradient reaches the
-            encoder.
-        part: ``(n,)`` int, with which part of the images each was left out of the fits of linear
-            answers; -1 for images that no fit has seen. None where none has been seen.
+        augment: how images are changed; drawn when first needed. What is drawn for an image changes
+            its glimpse, its patches and its layout in the same way.
+        generators: random generator of each image, for all that is drawn of it in this step, also
+            by the method; the same seeds replay the step, whatever other images it has. By default
+            they are seeded by torch's global generator, when first needed.
+        shuffle_layout: for the audit: give every patch the place of another one of its image.
+        tell: called with the share of the step that is done, by methods whose step takes minutes.
+        store: features of a frozen encoder; with it the batch is `frozen`: nothing is augmented,
+            patches lie in the middle of their cells, and no gradient reaches the encoder.
+        part: ``(n,)`` int, the part of the images with which each was left out of the fits of
+            linear answers; -1 for images that no fit has seen. None where no image has been seen.
     """
 
     def __init__(
@@ -114,7 +107,7 @@ class Batch:
         self.items = list(items)
         self.tell = tell
         self.part = part
-        self.kept = None if store is None else Kept(self, store)
+        self.frozen_features = None if store is None else FrozenFeatures(self, store)
         self.view = view
         self.device = device
         self.seconds_reading = 0.0
@@ -125,7 +118,7 @@ class Batch:
         self._generators = generators
         self.changes = Changes(
             augment if store is None else "none",
-            seen=lambda: [item.contrast > 0 for item in self.items],
+            foreground=lambda: [item.contrast > 0 for item in self.items],
             generators=lambda: self.generators,
             device=device,
         )
@@ -135,13 +128,13 @@ class Batch:
 
     @property
     def generators(self) -> Generators:
-        """One per image, for what is drawn of it."""
+        """Return the random generator of each image."""
         if self._generators is None:
             self._generators = seeded(torch.randint(1 << 62, (len(self),)).tolist())
         return self._generators
 
     def glimpses(self) -> list[Tensor]:
-        """Normalised glimpses as they lie in the files, each ``(3, *space)``; nothing is padded."""
+        """Return normalised glimpses ``(3, *space)`` as they lie in the files, without padding."""
         return [
             self._normalised(to_rgb(item.glimpse[None], self.device), [i])[0]
             for i, item in enumerate(self.items)
@@ -149,39 +142,47 @@ class Batch:
 
     @property
     def frozen(self) -> bool:
-        """Whether features come from a frozen encoder and are kept."""
-        return self.kept is not None
+        """Return whether features come from a frozen encoder and are stored."""
+        return self.frozen_features is not None
 
     def look(self, encoder: AbstractEncoder) -> list[Look]:
-        """Every glimpse through the encoder, with gradient where there is one.
+        """Encode every glimpse, with gradient where it is enabled.
 
-        Equal sizes are computed together, nothing is padded. Training turns and moves glimpses
-        first, and lays the maps back.
+        Glimpses of equal size are computed together, nothing is padded. In training, glimpses are
+        turned and moved first, and the maps are resampled back to the glimpses as stored.
+
+        Args:
+            encoder: the encoder of the glimpses.
         """
-        if self.kept is not None:
-            return [self.kept.look(encoder, i) for i in range(len(self))]
+        if self.frozen_features is not None:
+            return [self.frozen_features.look(encoder, i) for i in range(len(self))]
         shown = self._shown()
         cells = list(zip(encoder.strides, encoder.map_centres, strict=True))
         looks = []
         for i, maps in enumerate(run_by_shape(encoder.maps, shown)):
-            seen = self._foreground(i)
-            laid = self._registered(i, maps, cells)
-            looks.append(Look(laid, encoder.features(maps, seen), self._colours(shown[i], seen)))
+            mask = self._foreground(i)
+            features, rgb = encoder.features(maps, mask), shown[i] * self._std[0] + self._mean[0]
+            looks.append(
+                Look(self._register(i, maps, cells), features, describe_colours(rgb, mask))
+            )
         return looks
 
     def pixel_maps(self, network: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
-        """Every glimpse through a network whose maps have a cell per pixel, as `look` does.
+        """Apply a network whose maps have a cell per pixel to every glimpse, as `look` does.
+
+        Args:
+            network: from glimpses ``(n, 3, *space)`` to maps ``(n, c, *space)``.
 
         Returns:
-            per image, maps ``(1, c, *space)`` in register with the glimpse as it lies in the file.
+            maps ``(1, c, *space)`` of each image, in register with the glimpse as stored.
         """
-        every = run_by_shape(network, self._shown())
-        return [self._registered(i, maps, [(1, 0.5)] * len(maps)) for i, maps in enumerate(every)]
+        image_maps = run_by_shape(network, self._shown())
+        return [self._register(i, m, [(1, 0.5)] * len(m)) for i, m in enumerate(image_maps)]
 
     def _shown(self) -> list[Tensor]:
-        """Glimpses as they are shown in this step.
+        """Return glimpses as they are turned and moved in this step.
 
-        Beyond them lies background; pictures and volumes are mirrored there.
+        Outside of them lies background; pictures and volumes are mirrored there.
         """
         glimpses = self.glimpses()
         if self.changes.motions is None:
@@ -195,23 +196,20 @@ class Batch:
             )
         return shown
 
-    def _registered(
+    def _register(
         self, i: int, maps: list[Tensor], cells: Sequence[tuple[int, float]]
     ) -> list[Tensor]:
-        """Maps of the glimpse of image i, with `cells` of ``(stride, centre)``, laid back."""
+        """Resample maps of image i, with `cells` of ``(stride, centre)``, to its stored glimpse."""
         if self.changes.motions is None:
             return maps
         motion, space = self.changes.motions[i], self.items[i].contrast.shape
         return [
-            motion.register(each, space, stride=stride, centre=centre)
-            for each, (stride, centre) in zip(maps, cells, strict=True)
+            motion.register(map_, space, stride=stride, centre=centre)
+            for map_, (stride, centre) in zip(maps, cells, strict=True)
         ]
 
-    def _colours(self, shown: Tensor, seen: Tensor | None) -> Tensor:
-        return colours(shown * self._std[0] + self._mean[0], seen)
-
     def _foreground(self, i: int) -> Tensor | None:
-        """``(1, *space)``, 1 where the glimpse of image i as shown is no background; of slides."""
+        """Return ``(1, *space)``, 1 on the foreground of slide i's shown glimpse; else None."""
         item = self.items[i]
         if item.image.kind != "slide":
             return None
@@ -219,14 +217,14 @@ class Batch:
         return weight if self.changes.motions is None else self.changes.motions[i].show(weight)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
-        """Patches around centres, moved to whole pixels where reading is then exact.
+        """Place patches around centres, on whole pixels where they are then read exactly.
 
         At the spacing of a stored level a shift of less than half a pixel saves resampling. The
         boxes returned are the boxes read.
 
         Args:
-            i: which image.
-            centre_um: ``(n, d)``.
+            i: index of the image.
+            centre_um: centres ``(n, d)``.
             scale: side of the patches, in sides of the finest; they are read that much coarser.
         """
         image, side = self.items[i].image, self.view.patch_um * scale
@@ -239,11 +237,11 @@ class Batch:
         return Patches(origin, np.full(len(origin), side))
 
     def cover(self, i: int, offset_um: Sequence[float]) -> Patches:
-        """The lattice patches of image i with foreground.
+        """Return the lattice patches of image i that show foreground.
 
         Args:
-            i: which image.
-            offset_um: shift of the lattice, per axis.
+            i: index of the image.
+            offset_um: shift of the lattice along each axis.
         """
         return self.place(i, self.items[i].cover_um(self.view, offset_um))
 
@@ -251,12 +249,12 @@ class Batch:
         """Read patches of all images and put them on the device.
 
         Args:
-            patches: per image.
-            augment: False leaves out this batch's augmentation (for features that are kept).
+            patches: patches of each image.
+            augment: False leaves out this batch's augmentation, for features that are stored.
 
         Returns:
             ``(sum n_i, 3, patch_px, patch_px)`` (of volumes ``(…, 3, patch_px, patch_px,
-            patch_px)``) normalised, in the order given.
+            patch_px)``) normalised, in the order of `patches`.
 
         Raises:
             CropError: an image could not be read.
@@ -265,18 +263,18 @@ class Batch:
         return self._on_device(self._wait(self._start(patches)), patches, draws, augment)
 
     def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
-        """The same in groups of at most `size` patches, read ahead of use."""
+        """Return a reader of patches in groups of at most `size`, read ahead; see `crops`."""
         return Chunks(self, patches, size, augment=augment)
 
     def whole(self, i: int, *, skip_background: bool) -> WholeImage:
-        """Image i at the spacing of patches, region by region, for networks that see all of it.
+        """Return a reader of all of image i, region by region, at the spacing of patches.
 
-        Training lays and tints it as it does crops.
+        In training the image is turned and tinted like its patches.
 
         Args:
-            i: which image.
-            skip_background: regions without foreground are not read; the colour of the background
-                stands for them.
+            i: index of the image.
+            skip_background: do not read regions without foreground; fill them with the colour of
+                the background.
         """
         turn = Turn(0) if self.changes.motions is None else self.changes.motions[i].turn
         return WholeImage(
@@ -291,13 +289,17 @@ class Batch:
         )
 
     def layout(self, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
-        """Where patches lie: what every method that relates patches goes by.
+        """Compute the places of patches, for methods that relate patches to each other.
 
-        They lie as glimpses are shown: in training turned, and moved a little. Those of slides are
-        also shifted by several patches: where tissue lies on the glass does not count.
+        In training places are turned and moved with the glimpses. Those of slides are also shifted
+        by several patches, because it does not matter where tissue lies on the glass.
+
+        Args:
+            patches: patches of each image.
+            n: length to which rows are padded.
 
         Returns:
-            centres ``(b, n, d)`` relative to the middle of the image and extents ``(b, n)``, both
+            centres ``(b, n, d)`` relative to the middle of the image and sides ``(b, n)``, both
             in sides of the finest patch; 0 and 1 for padding.
         """
         ndim, side = self.view.axes, self.view.patch_um
@@ -307,14 +309,14 @@ class Batch:
             order = np.arange(len(part))
             if self._shuffle_layout:
                 order = torch.randperm(len(part), generator=self.generators[i]).numpy()
-            whole = np.asarray(self.items[i].image.box_um.size)
-            placed = (part.centre_um - whole / 2) / side
+            size = np.asarray(self.items[i].image.box_um.size)
+            placed = (part.centre_um - size / 2) / side
             if self.changes.motions is not None:
-                placed = self.changes.motions[i].place(placed, whole / side)
+                placed = self.changes.motions[i].place(placed, size / side)
             centre[i, : len(part)] = placed[order]
             extent[i, : len(part)] = part.side_um / side
-        tensors = (torch.from_numpy(each).float().to(self.device) for each in (centre, extent))
-        return next(tensors), next(tensors)
+        centres, extents = torch.from_numpy(centre).float(), torch.from_numpy(extent).float()
+        return centres.to(self.device), extents.to(self.device)
 
     def evidence(
         self,
@@ -324,15 +326,15 @@ class Batch:
         by_output: Tensor | None = None,
         remainder: Tensor | None = None,
     ) -> EvidenceList:
-        """Return the evidence of each image; the first ``n_i`` of padded weights are of patches.
+        """Return the evidence of each image.
 
         Args:
-            patches: of each image.
-            weight: ``(b, n)``.
-            by_output: ``(b, k, n)``, of methods that look once for each output.
+            patches: ``n_i`` patches of each image.
+            weight: weights ``(b, n)``, of which the first ``n_i`` of row i count.
+            by_output: weights for each output ``(b, k, n)``, of methods that have them.
             remainder: ``(b,)``, the share of the prediction that rests on no patch.
         """
-        return EvidenceList(evidence_of(self.items, patches, weight, by_output, remainder))
+        return EvidenceList(build_evidence(self.items, patches, weight, by_output, remainder))
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -349,7 +351,7 @@ class Batch:
     def _wait(self, jobs: list[Future[Pixels]]) -> list[Pixels]:
         begun = time.perf_counter()
         try:
-            return join_alike([job.result() for job in jobs])
+            return join_same_kind([job.result() for job in jobs])
         finally:
             for job in jobs:
                 job.cancel()

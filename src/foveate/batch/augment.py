@@ -1,7 +1,7 @@
-"""How images are changed for training: each is turned, moved a little, and tinted.
+"""Augmentation of images in training: each is turned, moved a little, and tinted.
 
-What is drawn for an image holds for its glimpse, its patches and the layout of them alike, so that
-parts keep their places to each other.
+The same change is applied to an image's glimpse, its patches and their layout, so that parts keep
+their places relative to each other.
 """
 
 from __future__ import annotations
@@ -24,21 +24,29 @@ from foveate.nn.warp import resample
 
 @dataclass(frozen=True)
 class Turn:
-    """One of eight ways to lay an image: mirror columns (1), rows (2), then transpose them (4).
+    """One of eight ways to lay an image: mirror columns (1), mirror rows (2), then transpose (4).
 
-    Of volumes it lays every slice.
+    In volumes every slice is laid so.
+
+    Attributes:
+        bits: sum of the numbers of the steps that are taken.
     """
 
     bits: int
 
     def shape(self, space: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the turned image, or of the stored one if that of the turned one is given."""
+        """Return the shape of the turned image from that of the stored image, or the reverse."""
         return (*space[:-2], space[-1], space[-2]) if self.bits & 4 else tuple(space)
 
     def origin(
         self, region: Sequence[tuple[Any, Any]], space: Sequence[int]
     ) -> tuple[tuple[Any, Any], ...]:
-        """The region of the stored image for one of the turned image; or many regions."""
+        """Return the region of the stored image that shows a region of the turned image.
+
+        Args:
+            region: begin and end along each axis, as numbers, or as arrays for many regions.
+            space: shape of the stored image.
+        """
         spans = list(region)
         if self.bits & 4:
             spans[-2:] = spans[-1], spans[-2]
@@ -49,7 +57,7 @@ class Turn:
         return tuple(spans)
 
     def apply(self, x: Tensor) -> Tensor:
-        """``(…, h, w)`` as stored, turned."""
+        """Turn a stored image ``(…, h, w)``."""
         if self.bits & 1:
             x = x.flip(-1)
         if self.bits & 2:
@@ -57,7 +65,7 @@ class Turn:
         return x.transpose(-1, -2) if self.bits & 4 else x
 
     def linear(self, axes: int) -> Floats:
-        """What `apply` does to directions, ``(d, d)``."""
+        """Return the matrix ``(d, d)`` by which `apply` changes directions."""
         matrix = np.eye(axes)
         for axis, bit in ((-1, 1), (-2, 2)):
             if self.bits & bit:
@@ -69,13 +77,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Motion:
-    """How an image lies in a training step: turned, then moved about its middle.
+    """The placement of an image in a training step: turned, then moved about its middle.
 
     Attributes:
-        turn: exact.
-        small: ``(d, d)``, a small turn and scaling.
-        shift: ``(d,)`` in shares of the turned image's sides.
-        away: ``(d,)`` by which a layout is shifted besides, in sides of the finest patch.
+        turn: mirroring and turn by right angles.
+        small: matrix ``(d, d)`` of a small turn and scaling.
+        shift: shift ``(d,)`` in shares of the turned image's sides.
+        away: further shift ``(d,)`` of the layout, in sides of the finest patch.
     """
 
     turn: Turn
@@ -86,13 +94,13 @@ class Motion:
     def show(
         self, glimpse: Tensor, outside: Tensor | None = None, *, mirrored: bool = False
     ) -> Tensor:
-        """The glimpse as the encoder sees it in this step.
+        """Resample a glimpse as the encoder is shown it in this step.
 
         Args:
-            glimpse: ``(c, *space)``.
-            outside: ``(c,)`` what lies beyond its edges; 0 by default.
-            mirrored: the glimpse is mirrored there instead: a frame of one colour, which no picture
-                has, would change what a frozen encoder says of all of it.
+            glimpse: stored glimpse ``(c, *space)``.
+            outside: colour ``(c,)`` beyond the glimpse's edges; 0 by default.
+            mirrored: mirror the glimpse at its edges instead. No picture has a frame of one
+                colour, which would change all features of a frozen encoder.
         """
         turned = self.turn.apply(glimpse)
         ground = 0.0 if outside is None else outside.view(-1, *(1,) * (glimpse.ndim - 1))
@@ -111,15 +119,15 @@ class Motion:
     def register(
         self, map_: Tensor, space: Sequence[int], *, stride: float, centre: float
     ) -> Tensor:
-        """A map of the glimpse as shown, laid so that its cells lie over the glimpse as stored.
+        """Resample a map of the shown glimpse so that its cells lie over the stored glimpse.
 
-        Cells that were shown outside take their nearest neighbour.
+        Cells that were outside of the shown glimpse take their nearest neighbour.
 
         Args:
-            map_: ``(1, c, *cells)``.
-            space: of the glimpse as stored.
-            stride: pixels per cell.
-            centre: where the centre of cell 0 lies, in pixels from the corner.
+            map_: map ``(1, c, *cells)`` of the shown glimpse.
+            space: shape of the stored glimpse.
+            stride: side of a cell in pixels.
+            centre: centre of cell 0 in pixels from the corner.
         """
         middle = np.asarray(space) / 2
         turned = np.asarray(self.turn.shape(space)) / 2
@@ -134,52 +142,56 @@ class Motion:
             centre=centre,
         )
 
-    def keeping(self, seen: NDArray[np.bool_]) -> Motion:
-        """The motion shifted less, where else a part ``(*space)`` of the glimpse would be lost.
+    def shifted_into_view(self, mask: NDArray[np.bool_]) -> Motion:
+        """Return the motion with its shift limited, so that a part of the glimpse stays in view.
 
-        A part that is too large to be shown whole is shown about its middle.
+        A part that is too large for that is shown about its middle.
+
+        Args:
+            mask: ``(*space)``, True on the part of the stored glimpse.
         """
-        if not seen.any():
+        if not mask.any():
             return self
         along = [
-            np.nonzero(seen.any(tuple({*range(seen.ndim)} - {k})))[0] for k in range(seen.ndim)
+            np.nonzero(mask.any(tuple({*range(mask.ndim)} - {k})))[0] for k in range(mask.ndim)
         ]
         ends = np.asarray([[places[0], places[-1] + 1] for places in along]).T
-        corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(-1, seen.ndim)
-        placed = (corners - np.asarray(seen.shape) / 2) @ self.linear.T
-        placed = placed / np.asarray(self.turn.shape(seen.shape))
+        corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(-1, mask.ndim)
+        placed = (corners - np.asarray(mask.shape) / 2) @ self.linear.T
+        placed = placed / np.asarray(self.turn.shape(mask.shape))
         low, high = -0.5 - placed.min(0), 0.5 - placed.max(0)
         shift = np.where(low < high, np.clip(self.shift, low, high), (low + high) / 2)
         return replace(self, shift=shift)
 
     def place(self, centre: Floats, size: Floats) -> Floats:
-        """Where places ``(n, d)`` lie, from the middle of an image of this size ``(d,)``."""
+        """Move places ``(n, d)``, which count from the middle of an image of a size ``(d,)``."""
         sides = np.asarray(self.turn.shape(list(size)))
         placed: Floats = centre @ self.linear.T + self.shift * sides + self.away
         return placed
 
     @property
     def linear(self) -> Floats:
-        """Directions as stored to directions as shown, ``(d, d)``."""
+        """Return the matrix ``(d, d)`` from directions as stored to directions as shown."""
         matrix: Floats = self.small @ self.turn.linear(len(self.small))
         return matrix
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What is drawn for one kind of image.
+class AugmentRange:
+    """The bounds of random changes for one kind of image.
 
     Attributes:
         turns: bits of `Turn` that may be drawn.
-        degrees: largest turn beside it, on the last two axes.
+        degrees: largest further turn, on the last two axes.
         scale: largest change of size, as a share.
         shift: largest shift, in shares of a side.
         away: standard deviation of a layout's shift, in sides of the finest patch.
-        whole: whether shifts keep the foreground in sight.
+        keep_foreground: whether shifts keep the foreground in view.
         channels: largest change of each channel's gain, as a share.
-        stain: largest change of what the channels absorb, each by itself and in common.
-        contrast, brightness: largest change of gain, and of the value at `pivot`.
-        pivot: brightness that contrast leaves alone.
+        stain: largest change of the absorption of the channels, of each and of all together.
+        contrast: largest change of the gain of all channels.
+        brightness: largest change of the value at `pivot`.
+        pivot: value that a change of contrast leaves as it is.
     """
 
     turns: int
@@ -187,7 +199,7 @@ class Kind:
     scale: float = 0.1
     shift: float = 0.05
     away: float = 0.0
-    whole: bool = False
+    keep_foreground: bool = False
     channels: float = 0.0
     stain: float = 0.0
     contrast: float = 0.0
@@ -195,68 +207,74 @@ class Kind:
     pivot: float = 0.5
 
 
-KINDS: dict[Augment, Kind] = {
-    # Tissue lies on the glass any way and anywhere. Stains differ between laboratories.
-    "slide": Kind(7, away=8.0, whole=True, channels=0.03, stain=0.1, contrast=0.05, pivot=0.0),
-    # Pictures stand upright. Left and right trade places, in radiographs too: what decides seldom
-    # lies on one side alone, and twice as many images are worth more than the side of the heart.
-    "picture": Kind(1, degrees=7.0, contrast=0.2, brightness=0.1),
-    # Left and right alone are alike in a body. Black stays nearly black.
-    "volume": Kind(1, contrast=0.2, brightness=0.05, pivot=0.0),
+AUGMENT_RANGES: dict[Augment, AugmentRange] = {
+    # Tissue lies on the glass at any angle and place. Stains differ between laboratories.
+    "slide": AugmentRange(
+        7, away=8.0, keep_foreground=True, channels=0.03, stain=0.1, contrast=0.05, pivot=0.0
+    ),
+    # Pictures stand upright. Left and right are swapped, also in radiographs: the decisive part
+    # seldom lies on one side alone, and twice as many images are worth more than the heart's side.
+    "picture": AugmentRange(1, degrees=7.0, contrast=0.2, brightness=0.1),
+    # Of a body's axes only left and right are alike. Black stays nearly black.
+    "volume": AugmentRange(1, contrast=0.2, brightness=0.05, pivot=0.0),
 }
 
 
 def draw_motions(
-    kind: Kind, seen: Sequence[NDArray[np.bool_]], generators: Generators
+    ranges: AugmentRange, foreground: Sequence[NDArray[np.bool_]], generators: Generators
 ) -> list[Motion]:
-    """Draw how each image lies.
+    """Draw how each image is turned and moved.
 
     Args:
-        kind: bounds of the draws.
-        seen: ``(*space)`` foreground of each glimpse.
-        generators: one per image.
+        ranges: bounds of the draws.
+        foreground: foreground ``(*space)`` of each glimpse.
+        generators: random generator of each image.
     """
     drawn = [
-        _draw_motion(kind, shown.ndim, each) for shown, each in zip(seen, generators, strict=True)
+        _draw_motion(ranges, mask.ndim, generator)
+        for mask, generator in zip(foreground, generators, strict=True)
     ]
-    if not kind.whole:
+    if not ranges.keep_foreground:
         return drawn
-    return [motion.keeping(each) for motion, each in zip(drawn, seen, strict=True)]
+    pairs = zip(drawn, foreground, strict=True)
+    return [motion.shifted_into_view(mask) for motion, mask in pairs]
 
 
-def _draw_motion(kind: Kind, axes: int, generator: torch.Generator) -> Motion:
-    turn = Turn(int(torch.randint(8, (), generator=generator)) & kind.turns)
+def _draw_motion(ranges: AugmentRange, axes: int, generator: torch.Generator) -> Motion:
+    turn = Turn(int(torch.randint(8, (), generator=generator)) & ranges.turns)
     numbers = 2 * torch.rand(1, 2 + axes, dtype=torch.float64, generator=generator) - 1
-    away = kind.away * torch.randn(axes, dtype=torch.float64, generator=generator).numpy()
-    small = _small_moves(kind, numbers[:, :2], axes)[0]
-    return Motion(turn, small, kind.shift * numbers[0, 2:].numpy(), away)
+    away = ranges.away * torch.randn(axes, dtype=torch.float64, generator=generator).numpy()
+    small = _small_moves(ranges, numbers[:, :2], axes)[0]
+    return Motion(turn, small, ranges.shift * numbers[0, 2:].numpy(), away)
 
 
-def move_patches(pixels: Tensor, kind: Kind, motions: Sequence[Motion], draws: Tensor) -> Tensor:
-    """Turn each patch as its image, then turn and scale it a little by itself.
+def move_patches(
+    pixels: Tensor, ranges: AugmentRange, motions: Sequence[Motion], draws: Tensor
+) -> Tensor:
+    """Turn each patch like its image, then turn and scale it a little by itself.
 
     Args:
-        pixels: ``(m, c, *patch)``, all sides alike; at edges they are mirrored outwards.
-        kind: bounds of the draws.
-        motions: of each patch's image, ``m``.
-        draws: ``(m, 2)`` from -1 to 1, of size and turn.
+        pixels: pixels ``(m, c, *patch)`` of square or cubic patches; they are mirrored at edges.
+        ranges: bounds of the draws.
+        motions: motion of the image of each of the m patches.
+        draws: ``(m, 2)`` from -1 to 1, for size and turn.
     """
     axes = pixels.ndim - 2
-    small = torch.from_numpy(_small_moves(kind, draws, axes))
+    small = torch.from_numpy(_small_moves(ranges, draws, axes))
     turns = [motion.turn.linear(axes) for motion in motions]
     back = torch.linalg.inv(small @ torch.from_numpy(np.reshape(turns, (-1, axes, axes))))
     middle = torch.full((axes,), pixels.shape[-1] / 2, dtype=torch.float64)
     shift = middle - back @ middle
-    # Relative to a pixel of its own, a patch of one colour stays exactly of one colour.
+    # Resampled relative to its first pixel, a patch of one colour stays exactly of one colour.
     ground = pixels.flatten(2)[:, :, 0].view(*pixels.shape[:2], *(1,) * axes)
     return resample(pixels - ground, back, shift, pixels.shape[2:], outside="reflection") + ground
 
 
-def _small_moves(kind: Kind, draws: Tensor, axes: int) -> Floats:
-    """Small turns and scalings ``(n, d, d)``, of draws ``(n, 2)`` from -1 to 1."""
+def _small_moves(ranges: AugmentRange, draws: Tensor, axes: int) -> Floats:
+    """Compute matrices ``(n, d, d)`` that turn and scale a little, of draws ``(n, 2)``, -1 to 1."""
     numbers = draws.numpy()
-    size = np.exp(numbers[:, 0] * math.log1p(kind.scale))
-    angle = numbers[:, 1] * math.radians(kind.degrees)
+    size = np.exp(numbers[:, 0] * math.log1p(ranges.scale))
+    angle = numbers[:, 1] * math.radians(ranges.degrees)
     matrix = np.tile(np.eye(axes), (len(numbers), 1, 1))
     matrix[:, -1, -1] = matrix[:, -2, -2] = np.cos(angle)
     matrix[:, -2, -1], matrix[:, -1, -2] = np.sin(angle), -np.sin(angle)
@@ -271,16 +289,21 @@ class Tints:
     """An affine map of RGB for each image of a batch; values stay in [0, 1].
 
     Args:
-        matrix: ``(n, 3, 3)``.
-        bias: ``(n, 3)``.
-        device: where pixels are.
+        matrix: linear part ``(n, 3, 3)`` for n images.
+        bias: constant part ``(n, 3)``.
+        device: device of the pixels.
     """
 
     def __init__(self, matrix: Tensor, bias: Tensor, device: torch.device) -> None:
         self.matrix, self.bias = matrix.to(device), bias.to(device)
 
     def apply(self, pixels: Tensor, owner: Sequence[int]) -> Tensor:
-        """RGB ``(m, 3, *space)`` in [0, 1], of the images `owner`."""
+        """Tint pixels.
+
+        Args:
+            pixels: RGB ``(m, 3, *space)`` in [0, 1].
+            owner: index of the image of each of the m entries.
+        """
         matrix, bias = self.matrix[list(owner)], self.bias[list(owner)].unsqueeze(1)
         last = pixels.movedim(1, -1)
         with torch.autocast(pixels.device.type, enabled=False):
@@ -289,19 +312,26 @@ class Tints:
 
 
 def draw_tints(augment: Augment, generators: Generators, device: torch.device) -> Tints:
-    """Draw the tint of each image, from its generator."""
-    numbers = 2 * torch.stack([torch.rand(9, generator=each) for each in generators]) - 1
-    if augment not in KINDS:
+    """Draw the tint of each image.
+
+    Args:
+        augment: kind of change.
+        generators: random generator of each image.
+        device: device of the pixels.
+    """
+    draws = [torch.rand(9, generator=generator) for generator in generators]
+    numbers = 2 * torch.stack(draws) - 1
+    if augment not in AUGMENT_RANGES:
         return Tints(torch.diag_embed(1 + 0.1 * numbers[:, :3]), 0 * numbers[:, :3], device)
-    kind = KINDS[augment]
-    gain = 1 + kind.channels * numbers[:, :3]
-    gain = gain * (1 + kind.contrast * numbers[:, 3:4])
-    # Stain absorbs: glass stays white. One draw changes how far channels lie from their mean.
-    absorbed = torch.diag_embed(1 + kind.stain * numbers[:, 4:7])
-    grey = kind.stain * numbers[:, 7, None, None]
+    ranges = AUGMENT_RANGES[augment]
+    gain = 1 + ranges.channels * numbers[:, :3]
+    gain = gain * (1 + ranges.contrast * numbers[:, 3:4])
+    # Stain absorbs, so glass stays white. `grey` changes how far channels lie from their mean.
+    absorbed = torch.diag_embed(1 + ranges.stain * numbers[:, 4:7])
+    grey = ranges.stain * numbers[:, 7, None, None]
     absorbed = absorbed @ ((1 - grey) * torch.eye(3) + grey / 3)
     matrix = gain.unsqueeze(-1) * absorbed
-    lifted = kind.brightness * numbers[:, 8:]
-    if kind.stain == 0:
-        return Tints(matrix, kind.pivot * (1 - gain) + lifted, device)
-    return Tints(matrix, gain * (1 - absorbed.sum(-1)) + lifted, device)
+    brightness = ranges.brightness * numbers[:, 8:]
+    if ranges.stain == 0:
+        return Tints(matrix, ranges.pivot * (1 - gain) + brightness, device)
+    return Tints(matrix, gain * (1 - absorbed.sum(-1)) + brightness, device)

@@ -1,4 +1,4 @@
-"""Patches in groups, read ahead; images of several sizes through one network."""
+"""Read patches in groups, ahead of use; run a network on images of several sizes."""
 
 from __future__ import annotations
 
@@ -17,79 +17,89 @@ if TYPE_CHECKING:
     from foveate.batch import Batch
 
 _CHUNKS_AHEAD = 2
-_KEPT_BYTES = 1 << 26
+_PIXEL_CACHE_BYTES = 1 << 26
 
 
 class Chunks:
     """Patches in groups, read by threads while the device computes; a loader for `replay`.
 
-    Calling it with a chunk's number gives its crops and begins to read the next ones. What changes
-    each patch is drawn when it is made, so that a second pass sees the same pixels. Pixels are
-    kept for the second pass up to a fixed number of bytes; beyond that they are read again. Made
-    where there is no gradient, so that no second pass comes, it keeps none.
+    A call with a chunk's number returns its crops and begins to read the next ones. Augmentation is
+    drawn by the constructor, so that a second pass sees the same pixels. Pixels are kept for the
+    second pass up to a fixed number of bytes; beyond that they are read again. If gradients are
+    disabled when it is constructed, there will be no second pass and no pixels are kept.
+
+    Args:
+        batch: the images.
+        patches: patches of each image.
+        size: largest number of patches of a group.
+        augment: whether patches are changed as the batch says.
     """
 
     def __init__(
         self, batch: Batch, patches: Sequence[Patches], size: int, *, augment: bool = True
     ) -> None:
         self._batch = batch
-        self._parts = _grouped(patches, size)
+        self._parts = _group_patches(patches, size)
         draws = batch.changes.draw_patches([len(part) for part in patches]) if augment else None
         ends = itertools.accumulate(sum(map(len, parts)) for parts in self._parts)
         bounds = list(itertools.pairwise([0, *ends]))
         self._draws = [None if draws is None else draws[slice(*ends)] for ends in bounds]
         self._augment = augment
         self._jobs: dict[int, list[Future[Pixels]]] = {}
-        self._kept: dict[int, list[Pixels]] = {}
-        self._room = _KEPT_BYTES if torch.is_grad_enabled() else 0
+        self._pixels: dict[int, list[Pixels]] = {}
+        self._room = _PIXEL_CACHE_BYTES if torch.is_grad_enabled() else 0
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def __call__(self, c: int) -> Tensor:
-        """The crops of chunk c, as `Batch.crops` gives them."""
+        """Return the crops of chunk c, in the form of `Batch.crops`."""
         self._read_ahead(c)
-        pixels = self._kept.get(c)
+        pixels = self._pixels.get(c)
         if pixels is None:
             pixels = self._batch._wait(self._jobs.pop(c))
             n_bytes = sum(part.nbytes for part in pixels)
             if n_bytes <= self._room:
-                self._kept[c] = pixels
+                self._pixels[c] = pixels
                 self._room -= n_bytes
         return self._batch._on_device(pixels, self._parts[c], self._draws[c], self._augment)
 
     def _read_ahead(self, c: int) -> None:
         wanted = range(c, min(c + 1 + _CHUNKS_AHEAD, len(self._parts)))
-        # The second pass leaves chunks out: what was read for them must not pile up.
+        # The second pass leaves chunks out: pixels read for them must not pile up.
         for n in [n for n in self._jobs if n not in wanted]:
             for job in self._jobs.pop(n):
                 job.cancel()
         for n in wanted:
-            if n not in self._jobs and n not in self._kept:
+            if n not in self._jobs and n not in self._pixels:
                 self._jobs[n] = self._batch._start(self._parts[n])
 
 
 def run_by_shape(
     function: Callable[[Tensor], list[Tensor]], images: list[Tensor]
 ) -> list[list[Tensor]]:
-    """Apply a network to images of several sizes: equal sizes together, none padded.
+    """Apply a network to images of several sizes: equal sizes together, without padding.
+
+    Args:
+        function: the network, from images ``(n, 3, *space)`` to maps ``(n, c, *cells)``.
+        images: images ``(3, *space)``.
 
     Returns:
-        per image, the maps ``(1, c, *space)``.
+        maps ``(1, c, *cells)`` of each image.
     """
     groups: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)
-    found: dict[int, list[Tensor]] = {}
+    image_maps: dict[int, list[Tensor]] = {}
     for members in groups.values():
         maps = function(channels_last(torch.stack([images[i] for i in members])))
         for row, i in enumerate(members):
-            found[i] = [m[row : row + 1] for m in maps]
-    return [found[i] for i in range(len(images))]
+            image_maps[i] = [m[row : row + 1] for m in maps]
+    return [image_maps[i] for i in range(len(images))]
 
 
-def _grouped(patches: Sequence[Patches], size: int) -> list[list[Patches]]:
-    """Cut the patches of all images, in order, into groups of at most `size`; at least one."""
+def _group_patches(patches: Sequence[Patches], size: int) -> list[list[Patches]]:
+    """Cut the patches of all images, in order, into at least one group of at most `size`."""
     none = [part[:0] for part in patches]
     groups, room = [list(none)], size
     for i, part in enumerate(patches):

@@ -1,4 +1,4 @@
-"""Which colours an image has: numbers that need no network."""
+"""Describe the colours of an image by numbers that need no network."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 N_COLOURS = 21
-"""Length of what `colours` gives: mean, spread and five quantiles of three channels."""
+"""Number of colour statistics: mean, spread and five quantiles of three channels."""
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_PIXELS = 20_000
 
 
 @torch.no_grad()
-def colours(rgb: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean, spread and quantiles of each channel, ``(1, N_COLOURS)``.
+def describe_colours(rgb: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Compute mean, spread and quantiles of each channel, ``(1, N_COLOURS)``.
 
     Args:
         rgb: ``(3, *space)`` in [0, 1].
-        weight: ``(1, *space)``; pixels where it is 0 do not count. All count by default, and where
-            it is 0 everywhere.
+        weight: ``(1, *space)``; pixels where it is 0 do not count. All pixels count by default,
+            and if it is 0 everywhere.
     """
     pixels = rgb.float().flatten(1)
     if weight is not None and (weight > 0).any():
         pixels = pixels[:, weight.flatten() > 0]
     n = pixels.shape[1]
-    if n > _MOST_PIXELS:  # evenly, as quantiles have to sort them
+    if n > _MOST_PIXELS:  # a subset, evenly spaced: quantiles have to sort the pixels
         pixels = pixels[:, torch.linspace(0, n - 1, _MOST_PIXELS, device=rgb.device).long()]
     ranks = torch.tensor(_QUANTILES, device=rgb.device)
     quantiles = torch.quantile(pixels, ranks, dim=1).T

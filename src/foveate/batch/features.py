@@ -1,4 +1,4 @@
-"""What a frozen encoder said of images, kept in memory and on disk, both with a bound."""
+"""Store the features of a frozen encoder in memory and on disk, both with a bound."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger("foveate")
 
 _HALF_MAX = 65504.0
 _FORMAT = 2
-"""Of what is kept of an image: raised when it changes, so that older features are made again."""
+"""Version of the stored tensors: raised when they change, so that old features are recomputed."""
 
 
 @dataclass
 class _Entry:
-    """Of one image: tensors by name, and which row of ``rows`` each box has."""
+    """The tensors of one image by name, and the row of each box in the tensor ``rows``."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     row_of: dict[bytes, int] = field(default_factory=dict)
@@ -40,13 +40,13 @@ class _Entry:
 class FeatureStore:
     """Features of boxes and glimpses by image, as half-precision numbers.
 
-    Made for one encoder whose weights do not change. What does not fit in memory goes to disk, and
-    what does not fit there is computed again.
+    A store serves one encoder whose weights do not change. Features that do not fit in memory go to
+    disk, and those that do not fit there are computed again.
 
     Args:
-        folder: on disk, made when it is needed; None keeps everything in memory only.
-        memory_bytes: bound in memory; at least the image used last is kept.
-        disk_bytes: bound on disk.
+        folder: folder on disk, made when it is needed; None stores in memory only.
+        memory_bytes: bound of the memory; the image used last is always kept.
+        disk_bytes: bound of the files on disk.
     """
 
     def __init__(
@@ -61,27 +61,28 @@ class FeatureStore:
     def rows(
         self, image: str, boxes: Floats, compute: Callable[[NDArray[np.int64]], Tensor]
     ) -> Tensor:
-        """Features of boxes of one image, computed where they are not known yet.
+        """Return features of boxes of one image, computed where they are not stored yet.
 
         Args:
-            image: what tells the image from others.
-            boxes: ``(n, …)`` numbers that tell a box from others.
-            compute: gives features ``(m, d)`` of the boxes with these indices.
+            image: key of the image.
+            boxes: numbers ``(n, …)`` that tell each box from others.
+            compute: computes the features ``(m, d)`` of the boxes with m indices.
 
         Returns:
-            ``(n, d)`` float32 on the CPU.
+            features ``(n, d)``, float32 on the CPU.
         """
         entry = self._entry(image)
         keys = [np.round(box, 3).tobytes() for box in boxes]
         first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in entry.row_of}
         new = np.array(sorted(first.values()), np.int64)
         if len(new):
-            made = _halved(compute(new))
+            computed = _to_half(compute(new))
             begin = len(entry.row_of)
             entry.row_of |= {keys[i]: begin + j for j, i in enumerate(new)}
             known = entry.tensors.get("rows")
-            with torch.autocast("cpu", enabled=False):  # which cannot join half-precision numbers
-                entry.tensors["rows"] = made if known is None else torch.cat([known, made])
+            # Autocast on the CPU cannot concatenate half-precision numbers.
+            with torch.autocast("cpu", enabled=False):
+                entry.tensors["rows"] = computed if known is None else torch.cat([known, computed])
             entry.changed = True
             self._make_room()
         if not keys:
@@ -89,21 +90,26 @@ class FeatureStore:
         return entry.tensors["rows"][[entry.row_of[key] for key in keys]].float()
 
     def once(self, image: str, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
-        """Tensors of one image that are computed once; float32 on the CPU."""
+        """Return tensors of one image, computed if they are not stored; float32 on the CPU.
+
+        Args:
+            image: key of the image.
+            compute: computes the tensors.
+        """
         entry = self._entry(image)
         if "look0" not in entry.tensors:
             for i, tensor in enumerate(compute()):
-                entry.tensors[f"look{i}"] = _halved(tensor)
+                entry.tensors[f"look{i}"] = _to_half(tensor)
             entry.changed = True
             self._make_room()
         names = sorted((n for n in entry.tensors if n != "rows"), key=lambda n: int(n[4:]))
         return [entry.tensors[name].float() for name in names]
 
     def save(self) -> None:
-        """Write what is not on disk yet, as far as its bound allows.
+        """Write entries that are not on disk yet, as far as the bound allows.
 
-        How a network rounds depends on how many images it is given at once. A training that goes on
-        after it was stopped has the same features to the last digit only if they were saved.
+        A network's rounding depends on the number of images it is given at once. A training that
+        continues after a stop has the same features to the last digit only if they were saved.
         """
         for image, entry in self._entries.items():
             if entry.changed:
@@ -112,16 +118,16 @@ class FeatureStore:
     def _entry(self, image: str) -> _Entry:
         entry = self._entries.get(image)
         if entry is None:
-            entry = self._entries[image] = self._loaded(image) or _Entry()
+            entry = self._entries[image] = self._load(image) or _Entry()
             self._make_room()
         self._entries.move_to_end(image)
         return entry
 
     def _make_room(self) -> None:
-        held = sum(entry.n_bytes for entry in self._entries.values())
-        while held > self._memory_bytes and len(self._entries) > 1:
+        n_bytes = sum(entry.n_bytes for entry in self._entries.values())
+        while n_bytes > self._memory_bytes and len(self._entries) > 1:
             image, entry = self._entries.popitem(last=False)
-            held -= entry.n_bytes
+            n_bytes -= entry.n_bytes
             if entry.changed:
                 self._save(image, entry)
 
@@ -147,12 +153,12 @@ class FeatureStore:
         try:
             write_aside(path, lambda aside: save_file(tensors, aside))
             self._on_disk[path] = path.stat().st_size
-        except (SafetensorError, OSError) as error:  # a full disk: what is not kept is made again
+        except (SafetensorError, OSError) as error:  # such as a full disk: features are recomputed
             log.warning("features are not kept on disk: %s: %s", path, error)
             self._folder = None
         entry.changed = False
 
-    def _loaded(self, image: str) -> _Entry | None:
+    def _load(self, image: str) -> _Entry | None:
         path = self._path(image)
         if path is None or path not in self._on_disk:
             return None
@@ -163,10 +169,10 @@ class FeatureStore:
             tensors = load_file(path)
             boxes = tensors.pop("boxes").numpy()
         except (SafetensorError, OSError, KeyError):
-            return None  # what cannot be read is computed again
+            return None  # a file that cannot be read is computed again
         return _Entry(tensors, {row.tobytes(): i for i, row in enumerate(boxes)})
 
 
-def _halved(tensor: Tensor) -> Tensor:
+def _to_half(tensor: Tensor) -> Tensor:
     plain = tensor.detach().to("cpu", torch.float32).clamp(-_HALF_MAX, _HALF_MAX)
     return plain.half().contiguous()

@@ -1,4 +1,4 @@
-"""What a method sees of images and patches: the geometry of reading, and pixels as tensors."""
+"""Types of a batch: the geometry of reading, images, patches, and pixels as tensors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ from foveate.images.tiling import tile_foreground
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
 Augment = Literal["slide", "picture", "volume", "warp", "none"]
+"""How images are changed in training. ``slide``: turned by right angles and mirrored, tinted as
+stains differ; layouts shifted. ``picture``: left and right mirrored, turned by up to 7 degrees,
+brightness and contrast. ``volume``: left and right mirrored, brightness and contrast. All three
+shift glimpses by up to a twentieth of a side and scale them by up to a tenth; each patch is scaled
+once more, by itself, by up to a tenth. ``warp``: tints, and a small turn and scaling of each patch.
+"""
 
 PATCH_PX = (16, 4096)
-"""Sides of patches that are believed."""
+"""Smallest and largest side of a patch that is accepted."""
 SPACING = (1e-4, 1e6)
-"""Lengths of pixels that are believed, micrometres (or pixels of the picture)."""
+"""Smallest and largest spacing that is accepted, in micrometres (or pixels of the picture)."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,14 @@ class View:
     """The geometry in which a model reads images; stored with the model.
 
     Attributes:
-        spacing_um: of patches (``unit`` px: in pixels of the picture as fitted).
-        patch_px: side of a patch.
-        glimpse_spacing_um: of the glimpse.
-        unit: what spacings count in.
-        fit: shape that every picture is brought to, or None.
-        axes: of the images: 2, or 3 for volumes.
-        bits: of pictures and slides of 16 bits, how many count (`foveate.images.bit_depth`);
-            None where training saw no such image: each by its own.
+        spacing_um: spacing of patches (with ``unit`` px: in pixels of the fitted picture).
+        patch_px: side of a patch in pixels.
+        glimpse_spacing_um: spacing of the glimpse.
+        unit: unit of the spacings.
+        fit: shape that every picture is resampled to, or None.
+        axes: number of axes of the images: 2, or 3 for volumes.
+        bits: number of bits that count in images of 16 bits (`foveate.images.bit_depth`); None
+            where training saw no such image: each image then has its own.
     """
 
     spacing_um: float
@@ -54,7 +60,7 @@ class View:
 
     @property
     def patch_um(self) -> float:
-        """Side of a patch."""
+        """Return the side of a patch in micrometres (or pixels of the picture)."""
         return self.spacing_um * self.patch_px
 
 
@@ -63,10 +69,10 @@ class LoadedImage:
     """An open image with its glimpse.
 
     Attributes:
-        image_id: from the table.
-        image: open; crops are read from it.
-        glimpse: ``(*space, c)`` as read.
-        contrast: ``(*space)`` difference from the background, 1 to 255 on foreground, else 0.
+        image_id: id from the table.
+        image: the open image that crops are read from.
+        glimpse: pixels ``(*space, c)`` as read.
+        contrast: ``(*space)``, difference from the background, 1 to 255 on foreground, else 0.
     """
 
     image_id: str
@@ -78,8 +84,8 @@ class LoadedImage:
         """Compute the centres ``(n, d)`` of the lattice patches with foreground.
 
         Args:
-            view: of this image.
-            offset_um: shift of the lattice, per axis.
+            view: the geometry in which the glimpse was read and patches will be.
+            offset_um: shift of the lattice along each axis.
         """
         corners = tile_foreground(
             self.contrast > 0,
@@ -97,7 +103,7 @@ class Patches:
 
     Attributes:
         origin_um: corners ``(n, d)``.
-        side_um: ``(n,)``.
+        side_um: sides ``(n,)``.
     """
 
     origin_um: Floats
@@ -111,20 +117,20 @@ class Patches:
 
     @property
     def centre_um(self) -> Floats:
-        """Centres ``(n, d)``."""
+        """Return the centres ``(n, d)`` of the patches."""
         centre: Floats = self.origin_um + self.side_um[:, None] / 2
         return centre
 
 
 @dataclass(frozen=True)
 class Look:
-    """What an encoder makes of the glimpse of one image.
+    """Maps, features and colours of the glimpse of one image.
 
     Attributes:
-        maps: each ``(1, c, *cells)``, in register with the glimpse as it lies in the file, however
+        maps: maps ``(1, c, *cells)`` of the encoder, in register with the stored glimpse, however
             the glimpse was turned or shifted for training.
-        features: ``(1, n_features)`` of the foreground.
-        colours: ``(1, N_COLOURS)`` of the foreground.
+        features: the encoder's features ``(1, n_features)`` of the foreground.
+        colours: colour statistics ``(1, N_COLOURS)`` of the foreground.
     """
 
     maps: list[Tensor]
@@ -133,12 +139,12 @@ class Look:
 
     @property
     def overview(self) -> Tensor:
-        """All that is known of the image as a whole, ``(1, n_features + N_COLOURS)``."""
+        """Return features and colours of the image as a whole, ``(1, n_features + N_COLOURS)``."""
         return torch.cat([self.features.float(), self.colours], 1)
 
 
-def identity(item: LoadedImage, view: View) -> str:
-    """What tells an image, as its file is now, from others."""
+def image_key(item: LoadedImage, view: View) -> str:
+    """Return a key that tells an image, as its file is now, from all others."""
     stamp = ""
     with contextlib.suppress(OSError):
         state = item.image.path.stat()
@@ -147,14 +153,19 @@ def identity(item: LoadedImage, view: View) -> str:
 
 
 def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
-    """How images of their kind are changed in training."""
+    """Choose the augmentation that suits the kind of the images."""
     if view.axes == 3:
         return "volume"
     return "slide" if {item.image.kind for item in items} == {"slide"} else "picture"
 
 
 class CropError(FoveateError, OSError):
-    """Reading crops of one image failed; `image_id` and `path` say of which."""
+    """Reading crops of one image failed.
+
+    Attributes:
+        image_id: id of the image.
+        path: file of the image.
+    """
 
     def __init__(self, image_id: str, path: Path, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -162,14 +173,22 @@ class CropError(FoveateError, OSError):
 
 
 def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
-    """What is to be raised when reading pixels of this image ended in an error of any kind."""
+    """Build the error to raise when reading pixels of an image failed for any reason."""
     if out_of_files(error):
         return TooManyOpen()
     return CropError(item.image_id, item.image.path, as_foveate_error(error, item.image.path))
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
-    """``(n, *space, c)`` of 1 or 3 channels, 8 or 16 bit, as ``(n, 3, *space)`` in [0, 1]."""
+    """Convert pixels to RGB in [0, 1].
+
+    Args:
+        pixels: ``(n, *space, c)`` of 1 or 3 channels, 8 or 16 bit.
+        device: device of the result.
+
+    Returns:
+        ``(n, 3, *space)`` in float32.
+    """
     top = white_value(pixels.dtype)
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.int32)
@@ -179,44 +198,47 @@ def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
     return tensor.expand(wanted) if tensor.shape[1] == 1 else tensor[:, :3]
 
 
-def join_alike(parts: Sequence[Pixels]) -> list[Pixels]:
-    """Join neighbours of one kind in one array: a batch may hold grey and RGB, of 8 and 16 bit."""
+def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
+    """Concatenate neighbouring arrays of one type and number of channels.
+
+    A batch may have grey and RGB images, of 8 and 16 bit.
+    """
     kinds = itertools.groupby(parts, lambda part: (part.dtype, part.shape[-1]))
-    return [np.concatenate(list(alike)) for _, alike in kinds]
+    return [np.concatenate(list(group)) for _, group in kinds]
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """``(n, c, *space)`` with the channels of a pixel side by side, as convolutions like it."""
+    """Lay ``(n, c, *space)`` out with the channels of a pixel side by side, fast to convolve."""
     form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     return x.contiguous(memory_format=form)
 
 
 def lay_kernels(network: nn.Module) -> None:
-    """Lay the kernels of convolutions of any number of axes channels last, in place."""
+    """Lay out the kernels of a network's convolutions with channels last, in place."""
     for parameter in network.parameters():
         if parameter.ndim in (4, 5):
             parameter.data = channels_last(parameter.data)
 
 
-def evidence_of(
+def build_evidence(
     items: Sequence[LoadedImage],
     patches: Sequence[Patches],
     weight: Tensor,
     by_output: Tensor | None,
     remainder: Tensor | None,
 ) -> list[Evidence]:
-    """Return the evidence of each image, as `Batch.evidence` does."""
+    """Build the evidence of each image; see `Batch.evidence`."""
     shares = weight.detach().double().cpu().numpy()
-    each = None if by_output is None else by_output.detach().double().cpu().numpy()
-    beyond = None if remainder is None else remainder.detach().double().clamp(0, 1).tolist()
+    output_shares = None if by_output is None else by_output.detach().double().cpu().numpy()
+    rest = None if remainder is None else remainder.detach().double().clamp(0, 1).tolist()
     return [
         Evidence(
             part.origin_um,
             np.repeat(part.side_um[:, None], part.origin_um.shape[1], 1),
             shares[i, : len(part)],
             extent_um=np.asarray(item.image.box_um.size),
-            by_output=None if each is None else each[i, :, : len(part)].T,
-            remainder=0.0 if beyond is None else beyond[i],
+            by_output=None if output_shares is None else output_shares[i, :, : len(part)].T,
+            remainder=0.0 if rest is None else rest[i],
         )
         for i, (item, part) in enumerate(zip(items, patches, strict=True))
     ]

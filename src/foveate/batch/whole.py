@@ -1,4 +1,4 @@
-"""A whole image, region by region, read ahead of the device."""
+"""Read a whole image region by region, ahead of the device."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _BAND_PX = 1 << 19
 
 
 class WholeImage(AbstractSource):
-    """An image at the spacing of patches; normalised, and turned in training.
+    """All pixels of an image at the spacing of patches; normalised, and turned in training.
 
     Args:
         item: the image with its glimpse.
         view: the geometry of reading.
-        normalise: pixels ``(1, *size, c)`` to ``(1, 3, *size)`` on the device.
-        device: where that is.
+        normalise: converts pixels ``(1, *size, c)`` to ``(1, 3, *size)`` on the device.
+        device: device of the pixels.
         pool: threads that read.
-        turn: how the picture is laid.
+        turn: how the image is mirrored and turned.
         skip_background: whether regions without foreground are left out; see `blank`.
-        waited: is told the seconds that the device waited for pixels.
+        waited: called with the seconds that the device waited for pixels.
     """
 
     def __init__(
@@ -57,7 +57,13 @@ class WholeImage(AbstractSource):
         self.has_blank = skip_background and bool((item.contrast == 0).any())
 
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
-        """The regions in order; two more are being read while one is used.
+        """Yield the pixels of regions in order; two more are being read while one is used.
+
+        Args:
+            regions: begin and end of each region along each axis, in pixels of the turned image.
+
+        Yields:
+            pixels ``(1, 3, *size)``.
 
         Raises:
             CropError: the image could not be read.
@@ -74,7 +80,14 @@ class WholeImage(AbstractSource):
                 job.cancel()
 
     def blank(self, spans: Sequence[Span]) -> Flags:
-        """Where the glimpse shows nothing but background, a pixel of it around included."""
+        """Return where the glimpse shows only background, a margin of one of its pixels included.
+
+        Args:
+            spans: begins and ends of regions along each axis, in pixels of the turned image.
+
+        Returns:
+            flags with one axis for each of `spans`, True on regions of background.
+        """
         ratio = self.view.spacing_um / self.view.glimpse_spacing_um
         n_marked = self._n_marked
         for axis, (low, high) in enumerate(self.turn.origin(spans, self._space)):
@@ -86,21 +99,21 @@ class WholeImage(AbstractSource):
         return unmarked
 
     def background(self) -> Tensor:
-        """The background's colour, normalised: ``(3,)``."""
+        """Return the normalised colour of the background, ``(3,)``."""
         colour = self.item.image.background
         pixel = colour.reshape(1, *(1,) * len(self._space), -1)
         return self._normalise(pixel).flatten()
 
     @functools.cached_property
     def _n_marked(self) -> Ints:
-        """Pixels of the glimpse that show something, summed up to every corner of them."""
-        found = np.pad((self.item.contrast != 0).astype(np.int64), ((1, 0),))
-        for axis in range(found.ndim):
-            found = found.cumsum(axis)
-        return found
+        """Count the glimpse's foreground pixels before every corner of a pixel (integral image)."""
+        counts = np.pad((self.item.contrast != 0).astype(np.int64), ((1, 0),))
+        for axis in range(counts.ndim):
+            counts = counts.cumsum(axis)
+        return counts
 
     def _start(self, spans: Region) -> list[Future[Pixels]]:
-        """Bands of rows, so that several threads decode one region."""
+        """Start to read a region in bands of rows, so that several threads decode it."""
         low, high = spans[0]
         row = int(np.prod([b - a for a, b in spans[1:]]))
         step = max(1, _BAND_PX // max(row, 1))

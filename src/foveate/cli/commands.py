@@ -313,10 +313,10 @@ def _train(given: dict[str, Any], out: Path) -> int:
     import foveate
     from foveate.cli.terminal import Terminal
     from foveate.runs.config import build_config
-    from foveate.runtime import own_rank
+    from foveate.runtime import process_rank
     from foveate.workflows.folds import join_training
 
-    if own_rank() > 0:
+    if process_rank() > 0:
         join_training(build_config(given), out)
         return OK
     with Terminal() as terminal:

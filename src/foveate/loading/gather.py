@@ -1,4 +1,4 @@
-"""Gather the images that shall be predicted: files, folders and tables, each image once."""
+"""Gather the images to predict from files, folders and tables, each image once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _TABLES = (".csv", ".tsv", ".xlsx")
 
 
 def gather_cases(paths: Sequence[Path]) -> CaseTable:
-    """Cases from files, folders and tables, with the rows of tables that cannot be used.
+    """Gather cases from files, folders and tables, and the rows of tables that cannot be used.
 
-    A link that leads nowhere is a case, too: prediction sets it aside.
+    A broken link is a case, too: prediction sets it aside.
+
+    Args:
+        paths: image files, folders of images, and tables.
 
     Raises:
         ImageNotFound: a path does not exist.
-        TableError: nothing is there.
+        TableError: there is no image.
     """
     tables: list[CaseTable] = []
     for path in paths:
@@ -44,9 +47,9 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
 
 
 def _with_distinct_ids(cases: Sequence[Case]) -> list[Case]:
-    """Files of one name in several folders get their folder's name in front.
+    """Prefix the ids of files that have the same name in several folders with their folder's name.
 
-    Where that does not tell them apart, a few digits of their path's hash follow.
+    Where ids are still the same, a few digits of the path's hash follow.
     """
     out = list(cases)
     for rename in (_with_folder, _with_hash):

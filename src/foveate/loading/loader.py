@@ -1,4 +1,4 @@
-"""Images ahead of use: opened, with their glimpses, in groups before they are asked for."""
+"""Open images and read their glimpses in groups, ahead of use."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class CaseLoader:
 
     Args:
         view: the geometry of reading.
-        assume_spacing_um: for images that state none.
-        assume_for: only for images of these kinds; None for all.
-        keep_bytes: how much memory glimpses may occupy.
+        assume_spacing_um: spacing of images that state none.
+        assume_for: kinds of images that this spacing is assumed for; None for all.
+        keep_bytes: memory that glimpses may occupy.
         readers: options of readers.
-        keep_open: how many images stay open that nobody reads; those of the batches under way and
-            ahead are never closed.
+        keep_open: number of images that stay open though no batch needs them; images of batches
+            under way and ahead are never closed.
 
     Attributes:
-        factors: image id to how many times the file's spacing the table's is, where they differ.
+        factors: by image id, the table's spacing divided by the file's, where they differ.
     """
 
     def __init__(
@@ -70,23 +70,27 @@ class CaseLoader:
         self.crops = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="crops")
 
     def load(self, case: Case) -> LoadedImage:
-        """The open image with its glimpse.
+        """Return the open image of a case with its glimpse.
 
         Raises:
             FoveateError: the image cannot be opened or read.
         """
-        kept = self._glimpses.get(case.image_id)
-        image = self._images.take(case.image_id, lambda: self._opened(case))
-        if kept is not None:
-            return replace(kept, image=image)
-        loaded = self.glimpsed(case, image)
+        cached = self._glimpses.get(case.image_id)
+        image = self._images.take(case.image_id, lambda: self._open(case))
+        if cached is not None:
+            return replace(cached, image=image)
+        loaded = self.read_glimpse(case, image)
         self._glimpses.put(case.image_id, loaded, loaded.glimpse.nbytes + loaded.contrast.nbytes)
         return loaded
 
-    def glimpsed(self, case: Case, image: AbstractImage) -> LoadedImage:
-        """Read the glimpse of an open image and tell its foreground; pictures and volumes are all.
+    def read_glimpse(self, case: Case, image: AbstractImage) -> LoadedImage:
+        """Read the glimpse of an open image and find its foreground.
 
-        A subclass may know better where the foreground of its images is.
+        All of a picture or volume is foreground. A subclass may find the foreground otherwise.
+
+        Args:
+            case: the row of the image.
+            image: the open image.
         """
         glimpse = image.glimpse(self.view.glimpse_spacing_um)
         distance = np.full(glimpse.shape[:-1], 255, np.uint8)
@@ -96,7 +100,11 @@ class CaseLoader:
         return LoadedImage(case.image_id, image, glimpse, distance)
 
     def take_counts(self) -> dict[str, int]:
-        """``decoded_px`` and ``asked_px`` since the last call, over all images."""
+        """Return the pixels decoded and asked for since the last call, over all images.
+
+        Returns:
+            counts under the names ``decoded_px`` and ``asked_px``.
+        """
         decoded, asked = self._images.counts()
         taken, self._taken = self._taken, (decoded, asked)
         return {"decoded_px": decoded - taken[0], "asked_px": asked - taken[1]}
@@ -104,32 +112,39 @@ class CaseLoader:
     def ahead(
         self, groups: Iterable[Sequence[Case]], *, depth: int = 2
     ) -> Iterator[list[LoadedImage | FoveateError]]:
-        """Load groups of cases in order, `depth` groups ahead; what fails comes as its error.
+        """Load groups of cases in order, `depth` groups ahead.
 
         The images of a group stay open until the next group is asked for. Where the system allows
         too few open files for so many groups, fewer are read ahead.
+
+        Args:
+            groups: cases of each group.
+            depth: number of groups that are read ahead.
+
+        Yields:
+            images of a group; in the place of an image that failed, its error.
 
         Raises:
             TooManyOpen: even one group needs more open files than the system allows.
         """
         waiting: deque[tuple[Sequence[Case], list[Future[LoadedImage | FoveateError]]]] = deque()
-        given: Sequence[Case] = ()
+        in_use: Sequence[Case] = ()
         try:
             for group in groups:
                 self._images.pin(case.image_id for case in group)
                 waiting.append((group, [self._ahead.submit(self._try, case) for case in group]))
                 if len(waiting) > self._images.groups_ahead(len(group), depth):
-                    given, jobs = waiting.popleft()
-                    yield _loaded(jobs)
-                    self._images.unpin(case.image_id for case in given)
-                    given = ()
+                    in_use, jobs = waiting.popleft()
+                    yield _collect(jobs)
+                    self._images.unpin(case.image_id for case in in_use)
+                    in_use = ()
             while waiting:
-                given, jobs = waiting.popleft()
-                yield _loaded(jobs)
-                self._images.unpin(case.image_id for case in given)
-                given = ()
+                in_use, jobs = waiting.popleft()
+                yield _collect(jobs)
+                self._images.unpin(case.image_id for case in in_use)
+                in_use = ()
         finally:
-            for group, jobs in [(given, []), *waiting]:
+            for group, jobs in [(in_use, []), *waiting]:
                 for job in jobs:
                     job.cancel()
                 self._images.unpin(case.image_id for case in group)
@@ -146,7 +161,7 @@ class CaseLoader:
         except Exception as error:
             return as_foveate_error(error, case.path)
 
-    def _opened(self, case: Case) -> AbstractImage:
+    def _open(self, case: Case) -> AbstractImage:
         image = open_case(
             case,
             fit=self.view.fit,
@@ -162,7 +177,7 @@ class CaseLoader:
             )
         if image.unit != self.view.unit:
             image.close()
-            raise MissingSpacing(_other_unit(case, self.view))
+            raise MissingSpacing(_describe_wrong_unit(case, self.view))
         factor = stated_factor(case, image)
         if factor is not None:
             self.factors[case.image_id] = factor
@@ -171,27 +186,29 @@ class CaseLoader:
         return image
 
 
-def _loaded(jobs: Sequence[Future[LoadedImage | FoveateError]]) -> list[LoadedImage | FoveateError]:
-    found = [job.result() for job in jobs]
-    for item in found:
+def _collect(
+    jobs: Sequence[Future[LoadedImage | FoveateError]],
+) -> list[LoadedImage | FoveateError]:
+    items = [job.result() for job in jobs]
+    for item in items:
         if isinstance(item, TooManyOpen):
             raise item
-    return found
+    return items
 
 
 def timed(groups: Iterator[Group], waited: Callable[[float], None]) -> Iterator[Group]:
-    """Pass groups on, and tell for how many seconds each was waited for."""
+    """Yield groups, and call `waited` with the seconds that each was waited for."""
     while True:
         begun = time.perf_counter()
         try:
-            found = next(groups)
+            group = next(groups)
         except StopIteration:
             return
         waited(time.perf_counter() - begun)
-        yield found
+        yield group
 
 
-def _other_unit(case: Case, view: View) -> str:
+def _describe_wrong_unit(case: Case, view: View) -> str:
     if view.unit == "um":
         return (
             f"{case.path}: states no pixel size, but the model reads in micrometres. Give it in a "

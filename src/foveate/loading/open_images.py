@@ -1,4 +1,4 @@
-"""Images that are open: those in use are never closed, and of the others a few stay open."""
+"""Hold images open: those in use are never closed, and a few of the others stay open."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from pathlib import Path
 from foveate.errors import TooManyOpen, out_of_files
 from foveate.images.image import AbstractImage
 
-_OWN_FILES = 16
+_OTHER_FILES = 16
 """Files that may be opened beside the images: tables, weights, libraries, pictures."""
 
 
 class OpenImages:
-    """Open images by id. Safe over threads.
+    """Open images by id, safe to use from several threads.
 
-    Images that are pinned stay open, however many they are; of the others only the `keep` used
-    last. So the bound on open files is `keep` and what is pinned: the images of all batches that
-    are under way or read ahead.
+    Pinned images stay open, however many they are; of the others, the `keep` used last. So at most
+    `keep` images are open beside the pinned ones, which are those of all batches under way or read
+    ahead.
 
     Args:
-        keep: how many images stay open that are not pinned; fewer where the system allows few.
+        keep: number of images that stay open without being pinned; fewer where the system allows
+            few open files.
     """
 
     def __init__(self, keep: int) -> None:
-        self._limit = open_files_left()
+        self._limit = count_open_files_left()
         self._keep = min(keep, self._limit // 2)
         self._images: OrderedDict[str, AbstractImage] = OrderedDict()
         self._pins: Counter[str] = Counter()
@@ -36,27 +37,31 @@ class OpenImages:
         self._lock = threading.Lock()
 
     def groups_ahead(self, size: int, depth: int) -> int:
-        """How many groups of so many images may be read ahead, `depth` at most."""
+        """Compute how many groups of `size` images may be read ahead, `depth` at most."""
         return max(0, min(depth, self._limit // max(size, 1) - 2))
 
     def pin(self, image_ids: Iterable[str]) -> None:
-        """Keep these open, once they are, until they are unpinned as often as they were pinned."""
+        """Keep images open, once opened, until they are unpinned as often as they were pinned."""
         with self._lock:
             self._pins.update(image_ids)
 
     def unpin(self, image_ids: Iterable[str]) -> None:
-        """They are no longer in use by whoever pinned them."""
+        """Undo one `pin` of each image, and close images that are in excess."""
         with self._lock:
             self._pins.subtract(image_ids)
             self._pins = +self._pins
             self._close_idle(self._keep)
 
     def take(self, image_id: str, open_it: Callable[[], AbstractImage]) -> AbstractImage:
-        """The image, opened by `open_it` where it is not open.
+        """Return an open image, opened by `open_it` if it is not open yet.
+
+        Args:
+            image_id: id of the image.
+            open_it: opens the image.
 
         Raises:
-            TooManyOpen: the system allows no more open files, though nothing idle is open.
-            FoveateError: as `open_it` says.
+            TooManyOpen: the system allows no more open files, though all idle images were closed.
+            FoveateError: any error of `open_it`.
         """
         with self._lock:
             image = self._images.get(image_id)
@@ -68,7 +73,7 @@ class OpenImages:
         except Exception as error:
             if not out_of_files(error):
                 raise
-            image = self._once_more(open_it)
+            image = self._reopen(open_it)
         with self._lock:
             known = self._images.get(image_id)
             if known is not None:  # another thread was faster
@@ -79,19 +84,19 @@ class OpenImages:
         return image
 
     def counts(self) -> tuple[int, int]:
-        """Pixels decoded and asked for so far, over all images."""
+        """Return the numbers of pixels decoded and asked for so far, over all images."""
         with self._lock:
             counts = [image.count for image in self._images.values()]
             decoded = self._closed[0] + sum(c.decoded_px for c in counts)
             return decoded, self._closed[1] + sum(c.asked_px for c in counts)
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all images."""
         with self._lock:
             self._pins.clear()
             self._close_idle(0)
 
-    def _once_more(self, open_it: Callable[[], AbstractImage]) -> AbstractImage:
+    def _reopen(self, open_it: Callable[[], AbstractImage]) -> AbstractImage:
         with self._lock:
             self._close_idle(0)
         try:
@@ -110,12 +115,12 @@ class OpenImages:
             image.close()
 
 
-def open_files_left() -> int:
-    """How many more files this process may open for images, as the system's limit says."""
+def count_open_files_left() -> int:
+    """Count the files that this process may still open for images under the system's limit."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return 1 << 20
-    held = 0
+    n_open = 0
     with contextlib.suppress(OSError):
-        held = sum(1 for _ in Path("/proc/self/fd").iterdir())
-    return max(4, limit - held - _OWN_FILES)
+        n_open = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return max(4, limit - n_open - _OTHER_FILES)

@@ -1,4 +1,4 @@
-"""Every image opened once before training: its spacing settled, its facts, and the view of all."""
+"""Open every image once before training: note its spacing and facts, and choose the view."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from foveate.table import Case, spacing_factor, spacing_for_axes
 
 _THREADS = 4
 _SIDES_PX = {2: (224, 512), 3: (32, 96)}
-"""By the axes of an image: of patches, and of the long side of a glimpse."""
+"""Default side of a patch and long side of a glimpse, by the axes of the images."""
 
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """How images are read; what is None is chosen from the training images.
+    """How images are read; options that are None are chosen from the training images.
 
     Attributes:
-        spacing_um: of patches; by default the median full resolution of the training images, or
-            that of `fit`.
+        spacing_um: spacing of patches; by default the median full resolution of the training
+            images, or that of `fit`.
         patch_px: side of a patch; by default 224, half a side of smaller pictures, of volumes 32.
-        glimpse_spacing_um: of the glimpse; by default what gives the median image `glimpse_px`.
+        glimpse_spacing_um: spacing of the glimpse; by default the one at which the median image's
+            glimpse has a long side of `glimpse_px`.
         glimpse_px: long side of the median image's glimpse; by default 512, of volumes 96.
         fit: bring every picture to exactly this many pixels (y,x), so that file size and shape
             cannot give the class away; for pictures without spacing.
@@ -62,7 +63,7 @@ class ViewOptions:
 
 @dataclass
 class Scan:
-    """The facts of all images that open, and the reasons of those that do not."""
+    """The facts of all images that open, and the reasons why others do not, by image id."""
 
     facts: dict[str, ImageFacts] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -76,21 +77,21 @@ def open_case(
     assume_for: Sequence[str] | None = None,
     readers: ReaderOptions | None = None,
 ) -> AbstractImage:
-    """Open a case's image with its spacing settled: the table's, else the file's, else assumed.
+    """Open a case's image with the table's spacing, else the file's, else the assumed one.
 
-    Pictures without spacing work in pixels.
+    The unit of pictures without spacing is the pixel.
 
     Args:
-        case: the row.
-        fit: shape that pictures are brought to.
-        assume_spacing_um: of images that state none.
-        assume_for: only for images of these kinds; None for all.
+        case: the row of the image.
+        fit: shape that pictures are resampled to.
+        assume_spacing_um: spacing of images that state none.
+        assume_for: kinds of images that this spacing is assumed for; None for all.
         readers: options of readers.
 
     Raises:
-        MissingSpacing: a slide or volume without spacing.
+        MissingSpacing: a slide or volume has no spacing.
         TableError: the table gives a spacing for another number of axes.
-        ImageNotFound, UnreadableImage, UnsupportedFormat: as the reader says.
+        ImageNotFound, UnreadableImage, UnsupportedFormat: errors of the reader.
     """
     image = open_image(case.path, readers)
     try:
@@ -121,14 +122,20 @@ def scan_cases(
     progress: Callable[[int, int], None] | None = None,
     readers: ReaderOptions | None = None,
 ) -> Scan:
-    """Open every image once and note its facts or why it does not open.
+    """Open every image once and note its facts, or why it does not open.
+
+    Args:
+        cases: rows of the images.
+        options: options of the view.
+        progress: called with the number of images that are done and the number of all.
+        readers: options of readers.
 
     Raises:
-        MissingSpacing: slides without spacing; names the first and how many there are.
+        MissingSpacing: slides have no spacing; the message names the first and their number.
     """
     scan, missing = Scan(), []
     with ThreadPoolExecutor(_THREADS) as pool:
-        jobs = [(case, pool.submit(_facts, case, options, readers)) for case in cases]
+        jobs = [(case, pool.submit(_read_facts, case, options, readers)) for case in cases]
         for done, (case, job) in enumerate(jobs, 1):
             try:
                 scan.facts[case.image_id] = job.result()
@@ -137,10 +144,10 @@ def scan_cases(
             except OptionError:
                 raise
             except Exception as error:
-                ours = as_foveate_error(error, case.path)
-                if isinstance(ours, TooManyOpen):
-                    raise ours from error
-                scan.failed[case.image_id] = one_line(str(ours))
+                reason = as_foveate_error(error, case.path)
+                if isinstance(reason, TooManyOpen):
+                    raise reason from error
+                scan.failed[case.image_id] = one_line(str(reason))
             if progress is not None:
                 progress(done, len(cases))
     if missing:
@@ -150,7 +157,11 @@ def scan_cases(
 
 
 def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
-    """The view that the options ask for, gaps filled from the images.
+    """Choose the view: the options where they are set, else from the images.
+
+    Args:
+        facts: facts of the training images.
+        options: options of the view.
 
     Raises:
         OptionError: images with and without spacing are mixed, or pictures and volumes.
@@ -171,12 +182,12 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
         )
     finest = statistics.median(mean_spacing(f.spacing_um) for f in known)
     extents = [long_side(f.shape, f.spacing_um) for f in known]
-    # Pictures brought to one size are read at that size, whatever sizes they came from.
-    own = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
-    spacing = options.spacing_um or own
+    # Pictures that are resampled to one size are read at that size, whatever their sizes were.
+    native = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
+    spacing = options.spacing_um or native
     patch_px, glimpse_px = _SIDES_PX[min(axes)]
     if axes == {2}:
-        patch_px = _patch_px(statistics.median(extents) / spacing)
+        patch_px = _choose_patch_px(statistics.median(extents) / spacing)
     coarse = max(spacing, statistics.median(extents) / (options.glimpse_px or glimpse_px))
     return View(
         spacing_um=spacing,
@@ -189,14 +200,14 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
     )
 
 
-def _patch_px(side_px: float) -> int:
-    """Of pictures: 224, or half a side of those that are not several patches long."""
+def _choose_patch_px(side_px: float) -> int:
+    """Choose the patch side of pictures: 224, or half a side of pictures below three patches."""
     if side_px >= 3 * _SIDES_PX[2][0]:
         return _SIDES_PX[2][0]
     return max(32, 32 * round(side_px / 64))
 
 
-def _facts(case: Case, options: ViewOptions, readers: ReaderOptions | None) -> ImageFacts:
+def _read_facts(case: Case, options: ViewOptions, readers: ReaderOptions | None) -> ImageFacts:
     if options.fit is not None and case.spacing_um is not None:
         raise OptionError(
             f"view.fit: brings pictures to one size in pixels, but the table gives {case.path} a "
@@ -222,7 +233,7 @@ def _facts(case: Case, options: ViewOptions, readers: ReaderOptions | None) -> I
 
 
 def stated_factor(case: Case, image: AbstractImage) -> float | None:
-    """How many times the file's spacing the table's is, where they differ."""
+    """Return the table's spacing divided by the file's, or None where they do not differ."""
     if case.spacing_um is None or not isinstance(image, RespacedImage) or image.stated_um is None:
         return None
     return spacing_factor(image.known_spacing_um, image.stated_um)

@@ -34,7 +34,7 @@ class Abmil(AbstractBagMethod):
         aggregator: ``attention``, the paper's, which pools the patches and answers once; or
             ``additive``, where each patch answers, gates let some through and the answers are
             added: evidence is then what each patch added to the prediction.
-        k_min: of the additive aggregator, how many patches it takes to be sure.
+        k_min: number of patches that it takes to be sure (``additive`` only).
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
         chunk: patches encoded at a time.
@@ -86,7 +86,7 @@ class Abmil(AbstractBagMethod):
 
 
 class _GatedAnswer(nn.Module):
-    """Gated attention and a linear head."""
+    """Gated attention pooling, then dropout and a linear head."""
 
     def __init__(self, dim: int, heads: Sequence[Head], hidden: int, dropout: float) -> None:
         super().__init__()
@@ -95,6 +95,6 @@ class _GatedAnswer(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(b, k)`` and attention ``(b, n)``."""
+        """Return logits ``(b, k)`` and attention ``(b, n)`` of tokens ``(b, n, d)``."""
         vector, weight = self.pool(tokens, valid)
         return self.head(vector), weight

@@ -33,19 +33,21 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention_maps.cells import (
-    CONVOLUTIONS,
     Field,
     Inference,
-    MapScores,
-    Priors,
+    PriorCache,
     Spread,
     build_field,
-    choose_settled,
-    map_lattice,
-    of_equal_length,
-    pixel_lattice,
-    stage_for,
-    weigh_settled,
+    choose_for_evaluation,
+    scale_to_equal_length,
+    weigh_for_evaluation,
+)
+from foveate.attention_maps.map_scores import (
+    CONVOLUTIONS,
+    MapScores,
+    choose_stage,
+    lay_map_lattice,
+    lay_pixel_lattice,
 )
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch, Patches
@@ -116,16 +118,16 @@ class AttentionSampling(AbstractMethod):
         self.encoder, self.instance = encoder, instance
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
         self.replacement, self.inference = replacement, inference
-        # Taken from what attention learns, it lowers the noise of the gradient without bias.
+        # A baseline lowers the noise of attention's gradient without bias.
         self.baseline = True
         self.smoothing, self.jitter = _SMOOTHING, jitter
         axes = encoder.axes
-        own = attention == "own"
-        self.locate = _PixelScores(axes) if own else MapScores(encoder.map_dims, axes=axes)
+        by_pixels = attention == "own"
+        self.locate = _PixelScores(axes) if by_pixels else MapScores(encoder.map_dims, axes=axes)
         self.spread = Spread(weight=spread, mass=_MASS)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
         self.head_instance = InstanceHead(encoder.dim, heads)
-        self._priors = Priors(power=contrast, background=background)
+        self._priors = PriorCache(power=contrast, background=background)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from the patches that attention draws."""
@@ -134,10 +136,10 @@ class AttentionSampling(AbstractMethod):
         patches = field.patches(batch, index, jitter=self.training and self.jitter)
         valid = padding_mask([len(p) for p in patches], index.device)
         f = embed_patches(self.encoder, batch, patches, self.chunk).float()
-        f = pad_rows(of_equal_length(f), valid)
+        f = pad_rows(scale_to_equal_length(f), valid)
         log_a = field.log_a.gather(1, index[:, : f.shape[1]])
         if not self.training:
-            return self._settled(batch, patches, log_a, f, valid)
+            return self._predict(batch, patches, log_a, f, valid)
         a = log_a.exp() * valid
         estimate = expectation_with_replacement if self.replacement else expectation
         logits = self.head(estimate(a, f, valid, baseline=self.baseline))
@@ -147,32 +149,32 @@ class AttentionSampling(AbstractMethod):
         return Prediction(logits, further=further)
 
     def findings(self) -> dict[str, float]:
-        """The attention that drawn patches held in the last step."""
+        """Return the share of attention that the drawn patches held in the last step."""
         return {"sampled_mass": float(self.spread.held)}
 
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um
         if isinstance(self.locate, MapScores):
-            stage = stage_for(self.encoder, spacing, batch.view.patch_um)
-            scores = [self.locate(each.maps, stage)[0] for each in batch.look(self.encoder)]
-            lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+            stage = choose_stage(self.encoder, spacing, batch.view.patch_um)
+            scores = [self.locate(look.maps, stage)[0] for look in batch.look(self.encoder)]
+            lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
         else:
-            scores = [each[0][0, 0] for each in batch.pixel_maps(self.locate)]
-            lattices = [pixel_lattice(s.shape, spacing) for s in scores]
-        grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
+            scores = [maps[0][0, 0] for maps in batch.pixel_maps(self.locate)]
+            lattices = [lay_pixel_lattice(s.shape, spacing) for s in scores]
+        grids = [[self._priors.grid(batch, i, lattice)] for i, lattice in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=self.smoothing)
 
     def _choose(self, batch: Batch, field: Field) -> Tensor:
-        """Indices of cells ``(b, n)`` in the order of drawing, those of padding last."""
+        """Choose cells: indices ``(b, n)`` in the order of drawing, padding last."""
         if not self.training:
-            return choose_settled(batch, field, self.eval_patches, self.inference)
+            return choose_for_evaluation(batch, field, self.eval_patches, self.inference)
         draw = draw_with_replacement if self.replacement else draw_without_replacement
         return draw(field.log_a.detach(), self.patches, batch.generators)
 
-    def _settled(
+    def _predict(
         self, batch: Batch, patches: Sequence[Patches], log_a: Tensor, f: Tensor, valid: Tensor
     ) -> Prediction:
-        weight = weigh_settled(log_a, valid, self.inference)
+        weight = weigh_for_evaluation(log_a, valid, self.inference)
         logits = self.head((weight.unsqueeze(-1) * f).sum(1))
         noise = None
         if self.inference == "expectation":
@@ -194,7 +196,7 @@ class _PixelScores(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Scores ``(b, 1, *space)`` of images ``(b, 3, *space)``; a list, as encoders give maps."""
+        """Score pixels of images ``(b, 3, *space)``: ``(b, 1, *space)``, in a list like maps."""
         for layer in self.layers[:-1]:
             x = torch.tanh(layer(x))
         return [self.layers[-1](x).float()]

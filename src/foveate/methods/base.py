@@ -1,4 +1,4 @@
-"""The contract of a method: a network from batches to predictions. It never owns a loop."""
+"""The contract of a method: a network from batches to predictions, without a training loop."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ Meets = Literal["yes", "partly", "no", "not stated"]
 
 @dataclass(frozen=True)
 class Judge:
-    """What answers of a training step are worth; a loss may ask it, and never sees the targets.
+    """Computes losses and rewards of answers in a training step, so that methods see no targets.
 
     Attributes:
-        task: what the labels mean.
-        target: of the ``b`` images.
+        task: the task, which gives labels their meaning.
+        target: targets of the b images.
     """
 
     task: AbstractTask
     target: Tensor
 
     def loss(self, logits: Tensor) -> Tensor:
-        """The task's loss of each answer: ``(b, …, k)`` to ``(b, …)``."""
-        return self._asked(self.task.each_loss, logits)
+        """Compute the task's loss of each answer: ``(b, …, k)`` to ``(b, …)``."""
+        return self._apply(self.task.each_loss, logits)
 
     def mean_loss(self, logits: Tensor) -> Tensor:
-        """The task's loss of logits ``(b, k)``; a scalar."""
+        """Compute the task's loss of logits ``(b, k)``; a scalar."""
         return self.task.loss(logits, self.target)
 
     def correct(self, logits: Tensor) -> Tensor:
-        """1 where an answer is right, else 0: ``(b, …, k)`` to ``(b, …)``, without gradient."""
-        return self._asked(self.task.correct, logits)
+        """Return 1 for right answers, else 0: ``(b, …, k)`` to ``(b, …)``, without gradient."""
+        return self._apply(self.task.correct, logits)
 
     def by_label(self, where_true: Tensor, where_false: Tensor) -> Tensor:
-        """Sums over outputs of what holds where they are true, else of the other: ``(b,)``.
+        """Sum up a value over outputs that depends on whether the output is true of the image.
 
         Args:
-            where_true: ``(b, k)``, taken where the output is true of the image.
-            where_false: ``(b, k)``, taken where it is not.
+            where_true: values ``(b, k)`` of outputs that are true.
+            where_false: values ``(b, k)`` of outputs that are not true.
 
         Returns:
-            0 for tasks whose outputs are no classes.
+            sums ``(b,)``; 0 for tasks whose outputs are no classes.
         """
         truth = self.task.truth(self.target)
         if truth is None:
             return where_true.new_zeros(len(where_true))
         return (truth * where_true + (1 - truth) * where_false).sum(1)
 
-    def _asked(self, question: Callable[[Tensor, Tensor], Tensor], logits: Tensor) -> Tensor:
+    def _apply(self, score: Callable[[Tensor, Tensor], Tensor], logits: Tensor) -> Tensor:
         rows = logits.reshape(-1, logits.shape[-1])
         target = self.target.repeat_interleave(len(rows) // len(self.target), 0)
-        return question(rows, target).view(logits.shape[:-1])
+        return score(rows, target).view(logits.shape[:-1])
 
 
 class FurtherLoss(Protocol):
-    """A loss beside the task's: a NamedTuple of tensors and constants, which the loop asks."""
+    """A loss beside the task's: a NamedTuple of tensors and constants that the loop calls."""
 
     def __call__(self, judge: Judge) -> Tensor:
         """Compute a scalar that is added to the task's loss in training."""
@@ -76,22 +76,22 @@ class Penalty(NamedTuple):
     """A loss that needs no label.
 
     Attributes:
-        value: scalar, the mean over the images of the batch.
+        value: the loss, a scalar: the mean over the images of the batch.
     """
 
     value: Tensor
 
     def __call__(self, judge: Judge) -> Tensor:
-        """Return the penalty as it is."""
+        """Return the value; labels are not needed."""
         return self.value
 
 
 class Auxiliary(NamedTuple):
-    """Another answer, taught by the task's own loss.
+    """A further answer, trained by the task's loss.
 
     Attributes:
-        logits: ``(b, k)``.
-        weight: of its loss.
+        logits: the answer ``(b, k)``.
+        weight: factor of its loss.
     """
 
     logits: Tensor
@@ -103,15 +103,15 @@ class Auxiliary(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a method returns: tensors that distributed wrappers can walk, and evidence beside them.
+    """The result of a method: tensors in a form that distributed wrappers can walk, and evidence.
 
     Attributes:
-        logits: ``(b, k)``.
-        evidence: one per image in evaluation; empty in training, and where a method never says
-            where it looked: its heatmaps then show no regions.
+        logits: answers ``(b, k)``.
+        evidence: evidence of each image in evaluation; empty in training and for methods that give
+            none, whose heatmaps show no regions.
         further: losses that are added to the task's in training, by name.
-        deviation: ``(b, k)`` standard deviation of the logits over the draws of a method that
-            samples in evaluation; None where the method does not say.
+        deviation: standard deviation ``(b, k)`` of the logits over the draws of a method that
+            samples in evaluation; None for other methods.
     """
 
     logits: Tensor
@@ -121,21 +121,22 @@ class Prediction(NamedTuple):
 
 
 class AbstractMethod(nn.Module, abc.ABC):
-    """glimpse → locate → extract → embed → aggregate → predict.
+    """A method: glimpse → locate → extract → embed → aggregate → predict.
 
-    A subclass takes ``encoder`` and ``heads`` (what the task asks) by keyword; its other keywords,
-    all with defaults, are its options. Its file carries its name. Its module's docstring tells
-    users what to know, in paragraphs that begin with ``Source:``, ``Differs:``, ``Use when:`` and
+    A subclass takes ``encoder`` and ``heads`` (the questions of the task) by keyword; its other
+    keywords, all with defaults, are its options. Its file has its name. The docstring of its module
+    is for users, in paragraphs that begin with ``Source:``, ``Differs:``, ``Use when:`` and
     ``Cost:``; ``docs/methods.md`` is made from them.
 
     Attributes:
-        reads: what it asks of a batch, for the plan and the report.
+        reads: kinds of pixels that the method reads, for the plan and the report.
         summary: one line for ``foveate methods``.
-        meets: how it meets the five requirements (only relevant parts in detail, any number of
-            them, any image size, one GPU, dependencies between parts): ``yes``, ``partly``, ``no``.
-        axes: how many axes the images may have.
-        learns_frozen: whether there is anything to learn by steps while the encoder is frozen.
-        encoder_defaults: options of encoders that this method needs; a user's own come first.
+        meets: how the method meets the five requirements (only relevant parts in detail, any number
+            of them, any image size, one GPU, dependencies between parts): ``yes``, ``partly`` or
+            ``no`` for each.
+        axes: numbers of axes that the images may have.
+        learns_frozen: whether the method learns anything by steps while the encoder is frozen.
+        encoder_defaults: options of encoders that this method needs; those of the user win.
         encoder: the network that embeds glimpses and patches.
     """
 
@@ -152,25 +153,26 @@ class AbstractMethod(nn.Module, abc.ABC):
         """Predict a batch; in evaluation mode the answer is deterministic."""
 
     def begin_step(self, done: float) -> None:
-        """Told before each training step which share of the training is done, 0 to 1.
+        """Adapt to the progress of the training (temperatures, warm-up); called before each step.
 
-        For methods that change as they learn (temperatures, warm-up).
+        Args:
+            done: share of the training that is done, 0 to 1.
         """
 
     def findings(self) -> Mapping[str, float]:
-        """What it has found out about itself, by name: logged after each epoch."""
+        """Return figures of the method's state by name, which are logged after each epoch."""
         return {}
 
 
 class BagAnswer(NamedTuple):
-    """What a paper's aggregation makes of the patches of images.
+    """The result of aggregating the patches of images.
 
     Attributes:
-        logits: ``(b, k)``.
-        weight: computes the share ``(b, n)`` of each patch in the answer; in evaluation only.
-        instances: ``(b, n, d)``, what the instance head answers from; None for no such head.
-        further: losses of the paper's own.
-        by_output: shares for each output ``(b, k, n)``, of methods that look once for each.
+        logits: answers ``(b, k)``.
+        weight: computes the share ``(b, n)`` of each patch in the answer; called in evaluation.
+        instances: vectors ``(b, n, d)`` that the instance head answers from; None for no such head.
+        further: further losses of the paper, by name.
+        by_output: shares of patches for each output ``(b, k, n)``, for methods that have them.
     """
 
     logits: Tensor
@@ -181,19 +183,20 @@ class BagAnswer(NamedTuple):
 
 
 class AbstractBagMethod(AbstractMethod):
-    """Methods that embed every patch of an image; a subclass is its paper's aggregation.
+    """A method that embeds every patch of an image; a subclass aggregates them.
 
     Reading, embedding, padding, the instance head and evidence are the same for all of them.
 
     Args:
-        encoder: of the patches.
-        heads: what the task asks.
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+        encoder: the encoder of the patches.
+        heads: the questions of the task.
+        train_encoder: train the encoder too, by two-pass replay; else it stays as it began and
             each image is embedded once.
-        chunk: patches encoded at a time.
+        chunk: number of patches encoded at a time.
         jitter: in training, shift the lattice at random (with a trained encoder only).
         instance: weight of the instance head's loss.
-        dim_instance: length of what it answers from; None for no instance head.
+        dim_instance: length of the vectors that the instance head answers from; None for no
+            instance head.
     """
 
     reads = frozenset({"glimpse", "bag"})
@@ -222,9 +225,9 @@ class AbstractBagMethod(AbstractMethod):
         """Aggregate the patches of each image.
 
         Args:
-            f: their features ``(b, n, d)``, zeros on padding.
+            f: features of the patches ``(b, n, d)``, zeros on padding.
             valid: ``(b, n)`` bool, False on padding.
-            place: gives their centres ``(b, n, ndim)``, in sides of a patch.
+            place: returns the centres of the patches ``(b, n, ndim)``, in sides of a patch.
         """
 
     def forward(self, batch: Batch) -> Prediction:
@@ -244,7 +247,7 @@ class AbstractBagMethod(AbstractMethod):
 
 
 def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
-    """Sum what a method's own losses add to the task's loss of its prediction; a scalar."""
+    """Sum up the losses of a prediction that are added to the task's loss; a scalar."""
     judge, zero = Judge(task, target), prediction.logits.new_zeros(())
     return zero + sum(loss(judge) for loss in prediction.further.values())
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.bags.embedding import evaluating, output_weights
+from foveate.bags.embedding import compute_output_weights, evaluation_mode
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractBagMethod, BagAnswer, FurtherLoss, Judge
@@ -100,12 +100,13 @@ class Clam(AbstractBagMethod):
         self.cluster = _Cluster(width, heads)
 
     def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
-        """Pool by gated attention; cluster what it finds strongest and weakest."""
+        """Pool by gated attention; cluster the patches of highest and lowest attention."""
         f = self.norm(f)
         logits, attention = self.aggregate(self.embed(f), valid)
         further: dict[str, FurtherLoss] = {}
         if self.training and self.clustering > 0:
-            # What attention finds strongest is a guess at first, which no encoder should learn.
+            # At first the patches of highest attention are a guess, so the encoder does not learn
+            # from them.
             top, bottom = self.extremes(f, valid)
             where_true, where_false = self.cluster(self.embed(f.detach()), top, bottom)
             further["clustering"] = Clustering(where_true, where_false, self.clustering)
@@ -113,7 +114,7 @@ class Clam(AbstractBagMethod):
         def attended() -> Tensor:
             if self.branch == "single":
                 return attention[:, 0]
-            shares = output_weights(logits, self.task_heads)
+            shares = compute_output_weights(logits, self.task_heads)
             return (shares.unsqueeze(-1) * attention).sum(1)
 
         by_output = attention if self.branch == "multi" else None
@@ -122,7 +123,15 @@ class Clam(AbstractBagMethod):
         return BagAnswer(logits, attended, instances=f, further=further, by_output=by_output)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(b, k)`` and attention ``(b, branches, n)``, from embedded patches."""
+        """Pool embedded patches and answer.
+
+        Args:
+            h: embedded patches ``(b, n, d)``.
+            valid: ``(b, n)`` bool, False on padding.
+
+        Returns:
+            logits ``(b, k)`` and attention ``(b, branches, n)``.
+        """
         attention = masked_softmax(self.attend(h).transpose(1, 2), valid.unsqueeze(1))
         pooled = attention @ h
         if self.branch == "single":
@@ -131,11 +140,18 @@ class Clam(AbstractBagMethod):
 
     @torch.no_grad()
     def extremes(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Which patches have highest and lowest attention, ``(b, n, branches)`` bool each.
+        """Mark the patches of highest and of lowest attention.
 
-        None is both; a single patch is the highest.
+        No patch is among both; the only patch of an image is among the highest.
+
+        Args:
+            f: normalised features ``(b, n, d)``.
+            valid: ``(b, n)`` bool, False on padding.
+
+        Returns:
+            two masks ``(b, n, branches)`` bool, of the highest and of the lowest.
         """
-        with evaluating(self.embed, self.attend):
+        with evaluation_mode(self.embed, self.attend):
             scores = self.attend(self.embed(f))
         scores = scores.masked_fill(~valid.unsqueeze(-1), -torch.inf)
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
@@ -146,12 +162,12 @@ class Clam(AbstractBagMethod):
 
 
 class Clustering(NamedTuple):
-    """The loss of the clustering, which hangs on which classes are true of an image.
+    """The loss of the clustering, which depends on the classes that are true of an image.
 
     Attributes:
-        where_true, where_false: losses ``(b, k)`` of outputs that are true of an image, and of
-            those that are not.
-        weight: of their sum.
+        where_true: losses ``(b, k)`` of outputs that are true of an image.
+        where_false: losses ``(b, k)`` of outputs that are not true of an image.
+        weight: factor of the sum of the losses.
     """
 
     where_true: Tensor
@@ -180,9 +196,9 @@ class _Attend(nn.Module):
 class _Cluster(nn.Module):
     """Two-way heads per class, and their losses where the class is true and where it is not.
 
-    Of a true class the strongest patches are examples and the weakest are none. Where classes
-    exclude each other, the strongest patches are no examples of the others. An output that excludes
-    none has a head for its presence and one for its absence.
+    For a true class, the strongest patches are positive examples and the weakest negative ones.
+    Where classes exclude each other, the strongest patches are negative examples of the other
+    classes. An output that excludes no other has a head for its presence and one for its absence.
     """
 
     independent: Tensor
@@ -191,7 +207,7 @@ class _Cluster(nn.Module):
     def __init__(self, width: int, heads: Sequence[Head]) -> None:
         super().__init__()
         exclusive = [h.exclusive for h in heads for _ in range(h.size)]
-        independent = [k for k, each in enumerate(exclusive) if not each]
+        independent = [k for k, excludes in enumerate(exclusive) if not excludes]
         sizes = [float(h.size) for h in heads for _ in range(h.size)]
         place = torch.tensor(independent, dtype=torch.long)
         self.register_buffer("independent", place, persistent=False)
@@ -199,12 +215,12 @@ class _Cluster(nn.Module):
         self.example = nn.Linear(width, len(exclusive) + len(independent))
 
     def forward(self, h: Tensor, top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses ``(b, k)`` where outputs are true, and where they are not.
+        """Compute the losses ``(b, k)`` of outputs that are true, and of those that are not.
 
         Args:
             h: embedded patches ``(b, n, d)``.
-            top: the strongest ``(b, n, branches)`` bool.
-            bottom: the weakest likewise.
+            top: mask of the strongest patches ``(b, n, branches)`` bool.
+            bottom: mask of the weakest patches ``(b, n, branches)`` bool.
         """
         logits, k = self.example(h), len(self.per_question)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

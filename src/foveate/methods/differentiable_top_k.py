@@ -27,14 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.attention_maps.cells import (
-    Field,
-    MapScores,
-    Priors,
-    build_field,
-    map_lattice,
-    stage_for,
-)
+from foveate.attention_maps.cells import Field, PriorCache, build_field
+from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
@@ -105,14 +99,14 @@ class DifferentiableTopK(AbstractMethod):
         self.head_instance = InstanceHead(dim, heads)
         self.register_buffer("touched", torch.zeros(2))
         self._now_sigma = sigma
-        self._priors = Priors(power=contrast, background=_BACKGROUND)
+        self._priors = PriorCache(power=contrast, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
-        """Let the noise fade."""
+        """Lower the noise linearly to 0."""
         self._now_sigma = self.sigma * max(0.0, 1 - done)
 
     def findings(self) -> dict[str, float]:
-        """Patches read per image in the last step, and the weight that was dropped with others."""
+        """Return the patches read per image in the last step, and the weight of those left out."""
         read, dropped = self.touched.tolist()
         return {"patches_read": read, "weight_dropped": dropped}
 
@@ -139,15 +133,15 @@ class DifferentiableTopK(AbstractMethod):
 
     def _locate(self, batch: Batch) -> Field:
         spacing = batch.view.glimpse_spacing_um
-        stage = stage_for(self.encoder, spacing, batch.view.patch_um)
-        scores = [self.locate(each.maps, stage)[0] for each in batch.look(self.encoder)]
-        lattices = [map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
-        grids = [[self._priors.grid(batch, i, each)] for i, each in enumerate(lattices)]
+        stage = choose_stage(self.encoder, spacing, batch.view.patch_um)
+        scores = [self.locate(look.maps, stage)[0] for look in batch.look(self.encoder)]
+        lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+        grids = [[self._priors.grid(batch, i, lattice)] for i, lattice in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=0.0)
 
     def _choose(self, batch: Batch, field: Field) -> TopK:
-        """Cells and how much each row of the k weighs them, ``(b, k, u)``."""
-        scores = _spanning_one(field.log_a, field.real)
+        """Choose cells, and the weights ``(b, k, u)`` of u cells in each of the k rows."""
+        scores = _scale_to_one(field.log_a, field.real)
         if not self.training:
             return perturbed_top_k(scores, self.k, sigma=0.0, valid=field.real)
         return perturbed_top_k(
@@ -161,8 +155,8 @@ class DifferentiableTopK(AbstractMethod):
         )
 
 
-def _spanning_one(scores: Tensor, real: Tensor) -> Tensor:
-    """Scores of each image from 0 to 1; to less where they span less than 1 before."""
+def _scale_to_one(scores: Tensor, real: Tensor) -> Tensor:
+    """Scale the scores ``(b, k)`` of each image to 0…1; scores that span less only move to 0."""
     low = scores.masked_fill(~real, torch.inf).amin(1, keepdim=True)
     high = scores.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
     spanned = (scores.masked_fill(~real, 0.0) - low) / (high - low).clamp_min(1.0)

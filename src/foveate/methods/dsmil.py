@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.bags.embedding import output_weights
+from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer
 from foveate.nn.attention import masked_softmax
@@ -81,14 +81,18 @@ class Dsmil(AbstractBagMethod):
         logits, alone, attention = self.aggregate(self.norm(f), valid)
 
         def attended() -> Tensor:
-            shares = output_weights(logits, self.task_heads)
+            shares = compute_output_weights(logits, self.task_heads)
             return (shares.unsqueeze(-1) * attention).sum(1)
 
         further = {"instance": Auxiliary(alone, self.instance)} if self.instance > 0 else {}
         return BagAnswer(logits, attended, further=further, by_output=attention)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both streams, from normalised features.
+        """Compute both streams from normalised features.
+
+        Args:
+            h: normalised features ``(b, n, d)``.
+            valid: ``(b, n)`` bool, False on padding.
 
         Returns:
             logits of the bag stream ``(b, k)``, of the patch stream ``(b, k)``, and the bag
@@ -97,8 +101,8 @@ class Dsmil(AbstractBagMethod):
         single = self.single(h).masked_fill(~valid.unsqueeze(-1), -torch.inf)
         alone, critical = single.max(1)
         query = self.query(h)
-        asked = query.gather(1, critical.unsqueeze(-1).expand(-1, -1, query.shape[-1]))
-        scores = asked @ query.transpose(1, 2) / math.sqrt(query.shape[-1])
+        critical_query = query.gather(1, critical.unsqueeze(-1).expand(-1, -1, query.shape[-1]))
+        scores = critical_query @ query.transpose(1, 2) / math.sqrt(query.shape[-1])
         attention = masked_softmax(scores, valid.unsqueeze(1))
         bags = attention @ self.value(h)
         return self.head(bags.flatten(1)), alone, attention

@@ -93,7 +93,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         self.explore = explore
 
     def forward(self, batch: Batch) -> Prediction:
-        """Predict from the glimpse and the patches it points to."""
+        """Predict from the glimpse and the patches that attention chooses."""
         looks = batch.look(self.encoder)
         explore = self.explore if self.training else 0.0
         field = self.attend(batch, [look.maps for look in looks], explore=explore)
@@ -101,19 +101,19 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         f, valid = self.read(batch, seen.patches)
         answer = self.answer_together(batch, looks, f, Tokens(f, valid, valid, seen.patches))
         if not self.training:
-            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.beyond)
+            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.remainder)
             return Prediction(answer.logits, evidence)
-        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}
+        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.auxiliary.items()}
         if batch.frozen:
-            further["place"] = Penalty(seen.taught_by(answer.weight))
+            further["place"] = Penalty(seen.attention_loss(answer.weight))
             return Prediction(answer.logits, further=further)
-        # The expectation over all cells teaches where to look. What patches show it teaches only
-        # where they add up, as it does: else a mean of few cells is noise to the encoder. The
-        # prediction itself rests on the patches that were seen, so that their attention is what
-        # decided.
+        # The expectation over all cells teaches where to look. It teaches the encoder only where
+        # answers are sums over patches, as it is: else the mean of a few cells is noise to the
+        # encoder. The prediction itself comes from the drawn patches, so that their attention is
+        # the evidence.
         f = f if self.adds_up else f.detach()
         a = field.log_a.gather(1, seen.index).exp() * seen.drawn
-        estimate = expectation(a, seen.at_cells(f), seen.drawn)
+        estimate = expectation(a, seen.arrange_by_cell(f), seen.drawn)
         further["spread"] = Penalty(self.locating * self.spread(field, a))
         further["expected"] = Auxiliary(self.expected(estimate), self.locating)
         return Prediction(answer.logits, further=further)

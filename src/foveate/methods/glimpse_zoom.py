@@ -34,7 +34,7 @@ from foveate.attention_maps.together import (
     GlimpseAndPatches,
     Tokens,
 )
-from foveate.attention_maps.zoom import Descent, Zoom, joined, nested_expectation
+from foveate.attention_maps.zoom import Descent, Zoom, join_patches, nested_expectation
 from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
@@ -109,7 +109,7 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         )
 
     def forward(self, batch: Batch) -> Prediction:
-        """Predict from the glimpse, the tiles it points to, and the patches that they do."""
+        """Predict from the glimpse, the tiles chosen in it, and the patches chosen in them."""
         looks = batch.look(self.encoder)
         field = self.attend(batch, [look.maps for look in looks], scale=self.zoom.scale)
         n = self.patches if self.training else self.eval_patches
@@ -118,12 +118,12 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         tiles = [self.embed(vectors) for vectors in seen.vectors]
         answer = self.answer_together(batch, looks, f, self._tokens(f, valid, tiles, seen))
         if not self.training:
-            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.beyond)
+            evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.remainder)
             return Prediction(answer.logits, evidence)
-        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.taught.items()}
+        further: dict[str, FurtherLoss] = {k: Auxiliary(*v) for k, v in answer.auxiliary.items()}
         if batch.frozen:
             return Prediction(answer.logits, further=further)
-        # What tiles and patches show is taught by the expectation only where they add up.
+        # The expectation teaches the encoder only where answers are sums over patches.
         if not self.adds_up:
             f, tiles = f.detach(), [tile.detach() for tile in tiles]
         estimate, first = nested_expectation(seen.draws, tiles, f[valid]), seen.draws[0]
@@ -133,14 +133,21 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         return Prediction(answer.logits, further=further)
 
     def _tokens(self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: Descent) -> Tokens:
-        """The patches, then the tiles that led to them."""
+        """Collect the tokens of the patches, then those of the tiles that led to them.
+
+        Args:
+            f: vectors of the patches ``(b, n, d)``.
+            valid: ``(b, n)``, False on padding.
+            tiles: vectors of the tiles of each level ``(r, d)``.
+            seen: places of patches and tiles.
+        """
         shown = [row[real] for row, real in zip(f, valid, strict=True)]
         regions = [[part] for part in seen.patches]
-        for level, own, kind in zip(seen.tiles, tiles, self.zoom.kinds(), strict=True):
-            parts = torch.split(own + kind, [len(part) for part in level])
-            shown = [torch.cat(both) for both in zip(shown, parts, strict=True)]
+        for level, vectors, kind in zip(seen.tiles, tiles, self.zoom.kinds(), strict=True):
+            parts = torch.split(vectors + kind, [len(part) for part in level])
+            shown = [torch.cat(pair) for pair in zip(shown, parts, strict=True)]
             regions = [[*r, part] for r, part in zip(regions, level, strict=True)]
-        every = [joined(parts) for parts in regions]
-        known = padding_mask([len(p) for p in every], f.device)
+        joined = [join_patches(parts) for parts in regions]
+        known = padding_mask([len(p) for p in joined], f.device)
         patches = functional.pad(valid, (0, known.shape[1] - valid.shape[1]))
-        return Tokens(pad_rows(torch.cat(shown), known), known, patches, every)
+        return Tokens(pad_rows(torch.cat(shown), known), known, patches, joined)

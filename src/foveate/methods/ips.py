@@ -37,8 +37,9 @@ from foveate.nn.repeated import EmbedOnce
 from foveate.nn.selection import normalised_scores, rank_patches, select_with_exploration
 
 _MANY = 1024
+"""Number of patches from which the instance head's activations are recomputed for gradients."""
 _ATTENTION_HEADS = 8
-"""Of the cross-attention, where the vector's length is a multiple of it; each question of the task
+"""Heads of the cross-attention, where they divide the vector's length; each question of the task
 has its own query."""
 
 
@@ -96,7 +97,7 @@ class Ips(AbstractMethod):
         patches = self.bag.cover(batch, training=self.training)
         if self.training and self.drop > 0:
             patches = [
-                _dropped(part, self.drop, generator)
+                _drop_patches(part, self.drop, generator)
                 for part, generator in zip(patches, batch.generators, strict=True)
             ]
         centre, extent = batch.layout(patches, max(1, *(len(p) for p in patches)))
@@ -107,7 +108,7 @@ class Ips(AbstractMethod):
         f = pad_rows(self._features(batch, patches, kept, more), valid)
         index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
-        # Before the relations, so that its gradients are computed when theirs are done with.
+        # Before the relations, so that its backward pass comes after theirs, when memory is free.
         further = self._alone(f, valid) if self.training else {}
         logits, weight = self.related(f, valid, near, extent.gather(1, index))
         if not self.training:
@@ -115,7 +116,7 @@ class Ips(AbstractMethod):
         return Prediction(logits, further=further)
 
     def _alone(self, f: Tensor, valid: Tensor) -> dict[str, Auxiliary]:
-        """What the instance head answers; of many patches, computed again for its gradients."""
+        """Compute the instance head's answer; for many patches its activations are recomputed."""
         if self.instance <= 0:
             return {}
         if f.shape[1] <= _MANY:
@@ -127,9 +128,20 @@ class Ips(AbstractMethod):
     def _select(
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Per image, which patches are kept and which follow them into the buffer."""
-        # In the order of their places: an encoder rounds otherwise in other company.
-        orders = [_by_place(part if len(part) > self.kept else part[:0]) for part in patches]
+        """Select, for each image, the patches that are kept and those that follow in the buffer.
+
+        Args:
+            batch: the images.
+            patches: patches of each image.
+            centre: centres of the patches ``(b, n, ndim)``, in patches.
+            extent: sides of the patches ``(b, n)``, in patches.
+
+        Returns:
+            indices of kept patches and of those in the buffer, for each image.
+        """
+        # Scanned in the order of their places, because an encoder's rounding depends on the other
+        # patches in a chunk.
+        orders = [_sort_by_place(part if len(part) > self.kept else part[:0]) for part in patches]
         scanned = [part[rows.numpy()] for part, rows in zip(patches, orders, strict=True)]
         centre, extent = (
             torch.cat([x[i, rows.to(x.device)] for i, rows in enumerate(orders)])
@@ -155,30 +167,31 @@ class Ips(AbstractMethod):
     def _scan(
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
     ) -> list[Tensor]:
-        """Scores ``(n_i,)`` of the images that have patches here, in evaluation mode.
+        """Score patches in evaluation mode: ``(n_i,)`` for each image that has patches.
 
         Args:
             batch: the images.
-            patches: per image, in an order that does not hang on how they came.
-            centre, extent: of all these patches, ``(sum n_i, d)`` and ``(sum n_i,)``.
+            patches: patches of each image, sorted by place.
+            centre: centres of all these patches ``(sum n_i, ndim)``, in patches.
+            extent: sides of all these patches ``(sum n_i,)``, in patches.
         """
         if not any(len(part) for part in patches):
             return []
         if batch.frozen:
             f = self.embed(embed_patches(self.encoder, batch, patches, self.chunk).float())
-            return _among(self.related.scores(f, centre, extent), patches)
+            return _normalise_scores(self.related.scores(f, centre, extent), patches)
         chunks, once = batch.chunks(patches, self.chunk), EmbedOnce(self.encoder)
-        training, found, at = self.encoder.training, [], 0
+        training, logits, at = self.encoder.training, [], 0
         self.encoder.eval()
         try:
             for c in range(len(chunks)):
                 f = self.embed(once(chunks(c)).float())
                 part = slice(at, at + len(f))
-                found.append(self.related.scores(f, centre[part], extent[part]))
+                logits.append(self.related.scores(f, centre[part], extent[part]))
                 at += len(f)
         finally:
             self.encoder.train(training)
-        return _among(torch.cat(found), patches)
+        return _normalise_scores(torch.cat(logits), patches)
 
     def _features(
         self,
@@ -187,10 +200,10 @@ class Ips(AbstractMethod):
         kept: Sequence[Tensor],
         more: Sequence[Tensor],
     ) -> Tensor:
-        """Features of kept patches, with gradient, each image's followed by its buffer's."""
-        own = [part[row.numpy()] for part, row in zip(patches, kept, strict=True)]
-        # After a scan of all patches, to read a few of them again is little.
-        f = embed_patches(self.encoder, batch, own, self.chunk, then=self.embed, keep_pixels=False)
+        """Embed kept patches with gradient and, after those of each image, its buffer's without."""
+        best = [part[row.numpy()] for part, row in zip(patches, kept, strict=True)]
+        # Pixels are read again for the second pass: little work after a scan of all patches.
+        f = embed_patches(self.encoder, batch, best, self.chunk, then=self.embed, keep_pixels=False)
         if not any(len(row) for row in more):
             return f
         rest = [part[row.numpy()] for part, row in zip(patches, more, strict=True)]
@@ -198,23 +211,23 @@ class Ips(AbstractMethod):
             g = embed_patches(self.encoder, batch, rest, self.chunk).float()
         trained = torch.split(f, [len(row) for row in kept])
         fixed = torch.split(self.embed(g), [len(row) for row in more])
-        return torch.cat([each for pair in zip(trained, fixed, strict=True) for each in pair])
+        return torch.cat([rows for pair in zip(trained, fixed, strict=True) for rows in pair])
 
 
-def _among(logits: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
-    """Scores ``(n_i,)`` among the patches of each image that has some, of logits of them all."""
+def _normalise_scores(logits: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
+    """Normalise the logits ``(sum n_i, …)`` of all patches to scores ``(n_i,)`` in each image."""
     ends = np.cumsum([len(part) for part in patches if len(part)])
-    own = (logits[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
-    return [normalised_scores(each) for each in own]
+    parts = (logits[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
+    return [normalised_scores(part) for part in parts]
 
 
-def _by_place(patches: Patches) -> Tensor:
-    """Positions ``(n,)`` of the patches by size and place."""
+def _sort_by_place(patches: Patches) -> Tensor:
+    """Return the indices ``(n,)`` that sort patches by size and place."""
     return torch.from_numpy(np.lexsort((*patches.origin_um.T[::-1], patches.side_um)))
 
 
-def _dropped(patches: Patches, share: float, generator: torch.Generator) -> Patches:
-    """A random part of the patches, in their order; at least one stays."""
+def _drop_patches(patches: Patches, share: float, generator: torch.Generator) -> Patches:
+    """Drop a random share of the patches; the others stay in order, at least one."""
     keep = torch.rand(len(patches), generator=generator) >= share
     keep[torch.randint(len(patches), (), generator=generator)] = True
     return patches[keep.nonzero()[:, 0].numpy()]

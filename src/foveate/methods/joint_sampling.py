@@ -35,16 +35,14 @@ from foveate.attention_maps.cells import (
     Field,
     Grid,
     Inference,
-    MapScores,
-    Priors,
+    PriorCache,
     Spread,
     build_field,
-    choose_settled,
-    map_lattice,
-    of_equal_length,
-    stage_for,
-    weigh_settled,
+    choose_for_evaluation,
+    scale_to_equal_length,
+    weigh_for_evaluation,
 )
+from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
@@ -55,17 +53,17 @@ from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import draw_without_replacement, estimate_deviation, expectation
 
 _MEMORY_OF_SHARES = 0.98
-
+"""Weight of the past in the running shares of scales."""
 _WARM_UP, _DROP_BELOW = 0.2, 0.02
-"""Share of the training in which scales are balanced and none is dropped; after it, a scale whose
-running share is below the other is: a fiftieth of the patches is too few to learn it by."""
+"""Share of the training in which scales are balanced and none is dropped; and the running share
+below which a scale is dropped after it: a fiftieth of the patches is too few to learn from."""
 _EXPLORE = 1e-3
 """Share of attention that follows the prior whatever was learnt, so that no cell is lost."""
 _MASS = 0.5
 """Share of attention that the drawn patches should hold at most, as in `attention_sampling`."""
 _CONTRAST, _BACKGROUND = 2.0, 0.0
-"""Of the prior: within a scale a cell is as likely, before anything is learnt, as its difference
-from the background squared, as cellular tissue is dark; cells without foreground are left out."""
+"""Exponent of contrast in the prior of a scale's cells, as cellular tissue is dark; and the prior
+of cells without foreground, which leaves them out."""
 
 
 class JointSampling(AbstractMethod):
@@ -123,7 +121,7 @@ class JointSampling(AbstractMethod):
         self.encoder, self.scales, self.instance = encoder, tuple(scales), instance
         self.patches, self.eval_patches, self.chunk = patches, eval_patches, chunk
         self.inference, self.jitter = inference, jitter
-        # Taken from what attention learns, it lowers the noise of the gradient without bias.
+        # A baseline lowers the noise of attention's gradient without bias.
         self.baseline = True
         self.balance, self.warm_up, self.drop_below = balance, _WARM_UP, _DROP_BELOW
         self.price, self.explore = price, _EXPLORE
@@ -135,21 +133,25 @@ class JointSampling(AbstractMethod):
         self.register_buffer("share", torch.full((levels,), 1 / levels))
         self.register_buffer("kept", torch.ones(levels, dtype=torch.bool))
         self._done = 0.0
-        self._priors = Priors(power=_CONTRAST, background=_BACKGROUND)
+        self._priors = PriorCache(power=_CONTRAST, background=_BACKGROUND)
 
     def begin_step(self, done: float) -> None:
-        """Ease the balance; after the warm-up, drop the scales that attention has left."""
+        """Lower the weight of balance; after the warm-up, drop scales that have little attention.
+
+        Args:
+            done: share of the training that is done.
+        """
         self._done = done
         if done >= self.warm_up:
-            kept = self.kept & (self.share >= self.drop_below)
-            kept[(self.share * self.kept).argmax()] = True
-            self.kept = kept
+            active = self.kept & (self.share >= self.drop_below)
+            active[(self.share * self.kept).argmax()] = True
+            self.kept = active
 
     def findings(self) -> dict[str, float]:
-        """Running share of each scale (0 once dropped), and what drawn patches held last."""
+        """Return each scale's running share (0 once dropped), and the drawn patches' attention."""
         shares = (self.share * self.kept).tolist()
-        found = {f"level_share_{s:g}": v for s, v in zip(self.scales, shares, strict=True)}
-        return found | {"sampled_mass": float(self.spread.held)}
+        by_name = {f"level_share_{s:g}": v for s, v in zip(self.scales, shares, strict=True)}
+        return by_name | {"sampled_mass": float(self.spread.held)}
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from patches of all scales that attention draws."""
@@ -159,18 +161,18 @@ class JointSampling(AbstractMethod):
         valid = padding_mask([len(p) for p in patches], index.device)
         index = index[:, : valid.shape[1]]
         f = pad_rows(embed_patches(self.encoder, batch, patches, self.chunk).float(), valid)
-        f = of_equal_length(f + self.scale_code[field.level(index)])
+        f = scale_to_equal_length(f + self.scale_code[field.level(index)])
         log_a = field.log_a.gather(1, index)
         a = log_a.exp() * valid
         if not self.training:
-            weight = weigh_settled(log_a, valid, self.inference)
+            weight = weigh_for_evaluation(log_a, valid, self.inference)
             logits = self.head((weight.unsqueeze(-1) * f).sum(1))
             noise = None
             if self.inference == "expectation":
                 noise = estimate_deviation(a, f @ self.head.weight.T, valid)
             return Prediction(logits, batch.evidence(patches, weight), deviation=noise)
         logits = self.head(expectation(a, f, valid, baseline=self.baseline))
-        penalties = {"spread": self.spread(field, a), **self._of_scales(batch, field.shares())}
+        penalties = {"spread": self.spread(field, a), **self._scale_losses(batch, field.shares())}
         further: dict[str, FurtherLoss] = {k: Penalty(v) for k, v in penalties.items()}
         if self.instance > 0:
             further["instance"] = Auxiliary(self.head_instance(f, valid), self.instance)
@@ -180,41 +182,41 @@ class JointSampling(AbstractMethod):
 
     def _locate(self, batch: Batch) -> Field:
         spacing, side = batch.view.glimpse_spacing_um, batch.view.patch_um
-        stages = [stage_for(self.encoder, spacing, side * scale) for scale in self.scales]
+        stages = [choose_stage(self.encoder, spacing, side * scale) for scale in self.scales]
         scores, grids = [], []
         for i, look in enumerate(batch.look(self.encoder)):
-            own = [self.locate(look.maps, stage, m)[0] for m, stage in enumerate(stages)]
+            by_scale = [self.locate(look.maps, stage, m)[0] for m, stage in enumerate(stages)]
             lattices = [
-                map_lattice(self.encoder, stage, s.shape, spacing)
-                for stage, s in zip(stages, own, strict=True)
+                lay_map_lattice(self.encoder, stage, s.shape, spacing)
+                for stage, s in zip(stages, by_scale, strict=True)
             ]
-            scores.append([s.flatten() for s in own])
+            scores.append([s.flatten() for s in by_scale])
             grids.append(
                 [
-                    _of_mass_one(self._priors.grid(batch, i, lattice, scale))
+                    _normalise_prior(self._priors.grid(batch, i, lattice, scale))
                     for lattice, scale in zip(lattices, self.scales, strict=True)
                 ]
             )
-        # Attention spread evenly over cells would favour the scale that has most of them; what
-        # follows the prior instead is shared by scales alike.
-        kept = self.kept.tolist()
-        return build_field(scores, grids, smoothing=0.0, explore=self.explore, kept=kept)
+        # No smoothing: attention spread evenly over cells would favour the scale with most cells.
+        # The share that follows the prior is the same for each scale.
+        active = self.kept.tolist()
+        return build_field(scores, grids, smoothing=0.0, explore=self.explore, active=active)
 
     def _choose(self, batch: Batch, field: Field) -> Tensor:
-        """Indices of cells ``(b, n)`` in the order of drawing, those of padding last."""
+        """Choose cells: indices ``(b, n)`` in the order of drawing, padding last."""
         if self.training:
             return draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
-        return choose_settled(batch, field, self.eval_patches, self.inference)
+        return choose_for_evaluation(batch, field, self.eval_patches, self.inference)
 
-    def _of_scales(self, batch: Batch, shares: Tensor) -> dict[str, Tensor]:
-        """The losses on how attention divides among scales, from shares ``(b, scales)``."""
+    def _scale_losses(self, batch: Batch, shares: Tensor) -> dict[str, Tensor]:
+        """Compute the losses of the attention that each scale has, from shares ``(b, scales)``."""
         self.share = torch.lerp(shares.detach().mean(0), self.share, _MEMORY_OF_SHARES)
         losses = {}
         weight = self.balance * max(0.0, 1 - self._done / max(self.warm_up, 1e-9))
         if weight > 0:
             tiny = torch.finfo(shares.dtype).tiny
-            apart = shares * (shares * len(self.scales)).clamp_min(tiny).log()
-            losses["balance"] = weight * apart.sum(1).mean()
+            divergence = shares * (shares * len(self.scales)).clamp_min(tiny).log()
+            losses["balance"] = weight * divergence.sum(1).mean()
         if self.price > 0:
             costs = [
                 [_decoded_share(item.image, batch.view.spacing_um * s) for s in self.scales]
@@ -224,13 +226,13 @@ class JointSampling(AbstractMethod):
         return losses
 
 
-def _of_mass_one(grid: Grid) -> Grid:
-    """The grid with its prior normalised, so that grids begin with equal mass."""
+def _normalise_prior(grid: Grid) -> Grid:
+    """Return the grid with its prior normalised, so that grids begin with equal attention."""
     return dataclasses.replace(grid, log_prior=grid.log_prior.log_softmax(0))
 
 
 def _decoded_share(image: AbstractImage, spacing_um: float) -> float:
-    """Pixels of the level that is read, per pixel of a patch of this spacing."""
+    """Count the stored pixels that are decoded for a pixel of a patch of a spacing."""
     level = image.levels[image.level_for((spacing_um,) * image.ndim)]
     pixels = zip(image.known_spacing_um, level.downsample, strict=True)
-    return math.prod(spacing_um / (own * down) for own, down in pixels)
+    return math.prod(spacing_um / (full * down) for full, down in pixels)

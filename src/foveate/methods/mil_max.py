@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.bags.embedding import output_weights
+from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, BagAnswer
 from foveate.nn.attention import masked_softmax
@@ -63,13 +63,18 @@ class MilMax(AbstractBagMethod):
         """Take the strongest patch for each output."""
         logits, single = self.aggregate(self.norm(f), valid)
 
-        def near() -> Tensor:
+        def weigh_patches() -> Tensor:
             shares = masked_softmax(single.transpose(1, 2), valid.unsqueeze(1))
-            return (output_weights(logits, self.task_heads).unsqueeze(-1) * shares).sum(1)
+            return (compute_output_weights(logits, self.task_heads).unsqueeze(-1) * shares).sum(1)
 
-        return BagAnswer(logits, near)
+        return BagAnswer(logits, weigh_patches)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(b, k)`` and those of each patch ``(b, n, k)``, from normalised features."""
+        """Compute the logits of images ``(b, k)`` and of patches ``(b, n, k)``.
+
+        Args:
+            h: normalised features ``(b, n, d)``.
+            valid: ``(b, n)`` bool, False on padding.
+        """
         single = self.head(h)
         return single.masked_fill(~valid.unsqueeze(-1), -torch.inf).amax(1), single

@@ -21,7 +21,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from foveate.bags.embedding import patch_shares
+from foveate.bags.embedding import compute_patch_shares
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, BagAnswer
 from foveate.nn.heads import Head
@@ -72,14 +72,19 @@ class MilMean(AbstractBagMethod):
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
 
     def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
-        """Average what the patches say."""
+        """Average the features of the patches and answer from the mean."""
         h = self.norm(f)
         logits = self.aggregate(h, valid)
-        shares = partial(patch_shares, self.head(h), logits, self.task_heads, valid)
+        shares = partial(compute_patch_shares, self.head(h), logits, self.task_heads, valid)
         return BagAnswer(logits, shares, instances=h)
 
     def aggregate(self, h: Tensor, valid: Tensor) -> Tensor:
-        """Logits ``(b, k)`` from normalised features."""
+        """Compute logits ``(b, k)``.
+
+        Args:
+            h: normalised features ``(b, n, d)``.
+            valid: ``(b, n)`` bool, False on padding.
+        """
         mean = (h * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp_min(1)
         logits: Tensor = self.head(self.dropout(mean))
         return logits

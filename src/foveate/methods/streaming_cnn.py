@@ -113,11 +113,11 @@ class StreamingCnn(AbstractMethod):
         self.pool = pools[pool]
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, sum(h.size for h in heads)))
         self.head_instance = InstanceHead(dim, heads) if instance > 0 else None
-        # Kept from being a submodule: its parameters are the encoder's, which would be saved twice.
+        # Not a submodule: its parameters are the encoder's and would be saved twice.
         folder = None if scratch == "none" else Path(scratch or tempfile.gettempdir())
         streamed = Streamed(CellMap(encoder, group), tile=tile or None, scratch=folder)
         streamed.check(encoder.axes)
-        # What only `embed` uses would never get a gradient.
+        # Parameters that only `embed` uses would never get a gradient.
         reached = {id(p) for p in streamed.used_parameters()}
         for parameter in encoder.parameters():
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
@@ -130,12 +130,16 @@ class StreamingCnn(AbstractMethod):
         streamed.train(self.training)
         wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
-        for i, (whole, tell) in enumerate(zip(wholes, _tellers(batch), strict=True)):
+        for i, (whole, tell) in enumerate(zip(wholes, _progress_callbacks(batch), strict=True)):
             streamed.on_progress = tell
             compute = functools.partial(streamed, whole)
-            maps.append(compute() if batch.kept is None else batch.kept.map(i, compute))
+            maps.append(
+                compute()
+                if batch.frozen_features is None
+                else batch.frozen_features.map(i, compute)
+            )
         cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
-        rows = [map_[0].flatten(1).T[own] for map_, own in zip(maps, cells, strict=True)]
+        rows = [map_[0].flatten(1).T[index] for map_, index in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)
         h = self.norm(pad_rows(torch.cat(rows).float(), valid))
         vector, share = self.pool(h, valid)
@@ -143,7 +147,7 @@ class StreamingCnn(AbstractMethod):
         if not self.training:
             parts = enumerate(zip(maps, cells, share, strict=True))
             evidence = EvidenceList(
-                self._evidence(batch, i, map_, own, weight) for i, (map_, own, weight) in parts
+                self._evidence(batch, i, map_, index, weight) for i, (map_, index, weight) in parts
             )
             return Prediction(logits, evidence)
         if self.head_instance is None:
@@ -152,15 +156,15 @@ class StreamingCnn(AbstractMethod):
         return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
     def _cells(self, whole: WholeImage, map_: Tensor) -> Tensor:
-        """Indices of the cells that take part: those that lie on more than background, or all."""
-        every = torch.arange(map_[0, 0].numel(), device=map_.device)
+        """Return the indices of cells that lie on more than background; of all if none does."""
+        index = torch.arange(map_[0, 0].numel(), device=map_.device)
         if not whole.has_blank:
-            return every
+            return index
         size, corner = self._size_px, self._corner_px
         first = [np.floor(corner + size * np.arange(n)).astype(np.int64) for n in map_.shape[2:]]
         blank = whole.blank([(low, low + size) for low in first])
         shown = torch.from_numpy(~blank.ravel()).to(map_.device)
-        return every[shown] if shown.any() else every
+        return index[shown] if shown.any() else index
 
     def _evidence(
         self, batch: Batch, i: int, map_: Tensor, cells: Tensor, share: Tensor
@@ -176,23 +180,23 @@ class StreamingCnn(AbstractMethod):
 
     @property
     def _size_px(self) -> int:
-        """Side of a cell."""
+        """Return the side of a cell in pixels."""
         return self.encoder.strides[-1] * self.group
 
     @property
     def _corner_px(self) -> float:
-        """Of the first cell."""
+        """Return the corner of the first cell in pixels."""
         return self.encoder.map_centres[-1] - self.encoder.strides[-1] / 2
 
 
-def _tellers(batch: Batch) -> list[Callable[[float], None] | None]:
-    """For each image, what is told the share of its tiles that are done."""
+def _progress_callbacks(batch: Batch) -> list[Callable[[float], None] | None]:
+    """Return, for each image, the function to call with the share of its tiles that are done."""
     if batch.tell is None:
         return [None] * len(batch)
     tell, done = batch.tell, [0.0] * len(batch)
 
-    def told(i: int, share: float) -> None:
+    def report(i: int, share: float) -> None:
         done[i] = share
         tell(sum(done) / len(done))
 
-    return [functools.partial(told, i) for i in range(len(batch))]
+    return [functools.partial(report, i) for i in range(len(batch))]

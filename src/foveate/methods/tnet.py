@@ -43,21 +43,20 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from foveate.attention_maps.forest import Forest, TreeAnswers, gather_forest
 from foveate.attention_maps.tree import (
-    Chosen,
-    Forest,
+    ChoiceRule,
+    ChosenCrops,
     Grids,
     Location,
-    Way,
-    choose,
-    crop_grids,
-    gather_forest,
-    image_grids,
-    no_grids,
+    choose_cells,
+    lay_crop_grids,
+    lay_image_grids,
+    make_empty_grids,
 )
-from foveate.attention_maps.tree_cells import Cut, cell_features
-from foveate.attention_maps.tree_shares import FeatureWeights, expected_shares
-from foveate.bags.embedding import embed_patches, pad_rows, patch_shares
+from foveate.attention_maps.tree_cells import Cut, compute_cell_features
+from foveate.attention_maps.tree_shares import FeatureWeights, compute_expected_shares
+from foveate.bags.embedding import compute_patch_shares, embed_patches, pad_rows
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
@@ -73,13 +72,12 @@ _SURVEY = (48, 3)
 """Crops chosen in each region while the encoder is frozen, level by level: very many, always the
 same ones of an image, some of them hidden."""
 _MAIN, _MAIN_REWARD = 0.3, 0.3
-"""Share of the main answer in the cross-entropy and in the reward; the rest is that of what crops
-say on their own, without which little is learnt."""
+"""Share of the main answer in the cross-entropy and in the reward; the rest is the share of the
+answers of single crops, without which little is learnt."""
 _REINFORCE = 0.1
 """Weight of the policy's loss, as published."""
 _CONTRAST = 2.0
-"""Power of the prior of ``sampled``: a cell is as likely, before anything is learnt, as its
-difference from the background to this power."""
+"""Exponent of contrast in the prior of ``sampled``."""
 _HIDDEN = 64
 """Width of the location module."""
 
@@ -158,20 +156,20 @@ class Tnet(AbstractMethod):
         self.reward = RunningReward()
 
     def forward(self, batch: Batch) -> Prediction:
-        """Descend, then predict from the features of all nodes."""
+        """Choose crops level by level, then predict from the features of all nodes."""
         forest = self._descend(batch)
         f, valid, log_prob, parent, level = self._nodes(batch, forest)
         if self.weigh is not None:
             share = self.weigh(f, valid)
         elif self.training and batch.frozen:
-            share = expected_shares(log_prob, parent, level, valid, self.locations)
+            share = compute_expected_shares(log_prob, parent, level, valid, self.locations)
         else:
             share = valid / valid.sum(-1, keepdim=True)
         logits = self.head((share.unsqueeze(-2) @ f).squeeze(-2))
         single = self.head(f)
         if not self.training:
             return Prediction(logits[:, 0], self._evidence(batch, forest, logits, single, share))
-        answers = Answers(logits, single, valid, log_prob)
+        answers = TreeAnswers(logits, single, valid, log_prob)
         if self.head_instance is not None:
             alone = self.head_instance(f.flatten(0, 1), answers.crops.flatten(0, 1))
             answers = answers._replace(pooled=alone.view(logits.shape))
@@ -179,7 +177,7 @@ class Tnet(AbstractMethod):
         return Prediction(logits[:, 0], further={"tree": TreeLoss(answers, learn)})
 
     def findings(self) -> dict[str, float]:
-        """The running mean of the reward."""
+        """Return the running mean of the reward."""
         return {"reward": float(self.reward.value)}
 
     # -- descend ------------------------------------------------------------------------------
@@ -193,7 +191,7 @@ class Tnet(AbstractMethod):
             self.cut.levels(item.image.box_um.size, batch.view, self.levels) for item in batch.items
         ]
         grids = [
-            image_grids(
+            lay_image_grids(
                 batch,
                 i,
                 looks[i].maps,
@@ -205,35 +203,45 @@ class Tnet(AbstractMethod):
             )
             for i in range(len(batch))
         ]
-        found = []
+        crops = []
         for level in range(1, max(depth) + 1):
-            chosen = choose(
+            chosen = choose_cells(
                 batch,
                 grids,
                 self.locate,
                 self._count(level, frozen),
                 power=self.contrast,
                 normalised=self.policy == "top",
-                way="surveyed" if frozen else self._way(),
+                rule="surveyed" if frozen else self._rule(),
             )
             f, grids = self._look(batch, chosen, [d - level for d in depth])
-            found.append((chosen, f))
-        return gather_forest(batch, overview, found, trees)
+            crops.append((chosen, f))
+        return gather_forest(batch, overview, crops, trees)
 
-    def _way(self) -> Way:
+    def _rule(self) -> ChoiceRule:
         if self.policy == "top":
             return "strongest"
         return "drawn" if self.training else "settled"
 
     def _count(self, level: int, surveyed: bool) -> int:
+        """Return how many crops are chosen in each region of a level."""
         counts = self.locations if self.training else self.eval_locations
         counts = self.survey if surveyed else counts
         return counts[level - 1] if level <= len(counts) else 1
 
     def _look(
-        self, batch: Batch, chosen: Sequence[Chosen], below: Sequence[int]
+        self, batch: Batch, chosen: Sequence[ChosenCrops], below: Sequence[int]
     ) -> tuple[Tensor, list[Grids]]:
-        """Features of chosen crops ``(n, d)`` and the grids inside them; `below`: levels to go."""
+        """Encode chosen crops and lay grids inside them.
+
+        Args:
+            batch: the images.
+            chosen: chosen crops of each image.
+            below: number of levels that follow in each image.
+
+        Returns:
+            features of the crops ``(n, d)``, and the grids of each image.
+        """
         split = [_only(part.patches, d > 0) for part, d in zip(chosen, below, strict=True)]
         last = [_only(part.patches, d == 0) for part, d in zip(chosen, below, strict=True)]
         dim, shape = self.encoder.dim, (self.cut.cells**2, sum(self.encoder.map_dims))
@@ -245,25 +253,28 @@ class Tnet(AbstractMethod):
             leaves = embed_patches(self.encoder, batch, last, self.chunk).float()
         f = rows[:, :dim]
         cells = rows[:, dim:].detach().reshape(len(rows), *shape)
-        own, finest = _per_image(f, split), _per_image(leaves, last)
+        cut_further, finest = _per_image(f, split), _per_image(leaves, last)
         inside = _per_image(cells, split)
         grids = [
-            crop_grids(batch, i, part, inside[i], self.cut, scale=self.cut.zoom ** (below[i] - 1))
+            lay_crop_grids(
+                batch, i, part, inside[i], self.cut, scale=self.cut.zoom ** (below[i] - 1)
+            )
             if below[i] > 0
-            else no_grids(cells.flatten(0, 1), self.cut)
+            else make_empty_grids(cells.flatten(0, 1), self.cut)
             for i, part in enumerate(chosen)
         ]
-        return torch.cat([x for pair in zip(own, finest, strict=True) for x in pair]), grids
+        pairs = zip(cut_further, finest, strict=True)
+        return torch.cat([x for pair in pairs for x in pair]), grids
 
     def _embed(self, batch: Batch, patches: Sequence[Patches]) -> Tensor:
-        """Per crop its feature, then what its map shows in each cell: ``(n, d + cells c)``."""
+        """Embed crops: ``(n, d + cells c)``, the feature and then the maps' means in each cell."""
         patch_px = batch.view.patch_px
-        if batch.kept is not None:
-            of = functools.partial(self._vector_and_cells, patch_px, self.encoder.features)
-            rows = batch.kept.rows(f"{self.cut} ", patches, self.chunk, of)
+        if batch.frozen_features is not None:
+            encode = functools.partial(self._vector_and_cells, patch_px, self.encoder.features)
+            rows = batch.frozen_features.rows(f"{self.cut} ", patches, self.chunk, encode)
             n = self.encoder.n_features
             return torch.cat([self.encoder.project(rows[:, :n]).float(), rows[:, n:]], 1)
-        # Without turns: a map that is turned would point to the wrong part of its crop.
+        # Without augmentation: the map of a turned crop would point to the wrong part of it.
         chunks = batch.chunks(patches, self.chunk, augment=False)
         parameters = list(self.encoder.parameters())
         once = EmbedOnce(functools.partial(self._vector_and_cells, patch_px, self.encoder.pool))
@@ -276,15 +287,16 @@ class Tnet(AbstractMethod):
     ) -> Tensor:
         maps = self.encoder.maps(x)
         begin = self.cut.inside(patch_px)
-        cells = cell_features(self.encoder, maps, (begin, begin), patch_px / self.cut.zoom)
+        cells = compute_cell_features(self.encoder, maps, (begin, begin), patch_px / self.cut.zoom)
         return torch.cat([vector(maps).float(), cells.flatten(1)], 1)
 
     # -- predict ------------------------------------------------------------------------------
 
     def _nodes(self, batch: Batch, forest: Forest) -> tuple[Tensor, ...]:
-        """Of nodes, ``(b, trees, n, …)``: features with position, which are real, the rest.
+        """Arrange the properties of nodes as ``(b, trees, n, …)``.
 
-        That is log-probabilities, which node each was cut from, and levels.
+        Returns:
+            features with position, the mask of real nodes, log-probabilities, parents and levels.
         """
         lengths = torch.tensor(forest.lengths, device=batch.device)
         valid = torch.arange(max(forest.lengths), device=batch.device) < lengths[:, None]
@@ -296,8 +308,8 @@ class Tnet(AbstractMethod):
         fused = self.dropout(self.fuse(torch.cat([self.norm(forest.features), code], -1)).float())
         shape = (len(batch), forest.trees, valid.shape[1])
         rest = (
-            pad_rows(each.unsqueeze(-1), valid).view(shape)
-            for each in (forest.log_prob, forest.parent, forest.level)
+            pad_rows(rows.unsqueeze(-1), valid).view(shape)
+            for rows in (forest.log_prob, forest.parent, forest.level)
         )
         return pad_rows(fused, valid).view(*shape, -1), valid.view(shape), *rest
 
@@ -305,75 +317,55 @@ class Tnet(AbstractMethod):
         self, batch: Batch, forest: Forest, logits: Tensor, single: Tensor, share: Tensor
     ) -> EvidenceList:
         added = (single * share.unsqueeze(-1))[:, 0, 1:]
-        weight = patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
+        weight = compute_patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
         return batch.evidence([part[1:] for part in forest.patches], weight)
 
     # -- learn --------------------------------------------------------------------------------
 
-    def objective(self, answers: Answers, judge: Judge) -> Tensor:
-        """The paper's objective, less the loss of the first logits, which the loop adds itself."""
+    def objective(self, answers: TreeAnswers, judge: Judge) -> Tensor:
+        """Compute the paper's objective, less the loss of the first logits, which the loop adds."""
         crops = answers.crops
-        right, right_each = judge.correct(answers.logits), judge.correct(answers.single)
-        reward = self._mixed(right, _mean_over(right_each, crops))
+        right, right_single = judge.correct(answers.logits), judge.correct(answers.single)
+        reward = self._mix(right, _mean_over(right_single, crops))
         if self.policy == "top":
             b, log_prob = self.reward.value, answers.log_prob
-            alone = _mean_over(policy_loss(right_each, b, log_prob), crops)
-            policy = self._mixed(policy_loss(right, b, log_prob.sum(-1)), alone)
+            alone = _mean_over(policy_loss(right_single, b, log_prob), crops)
+            policy = self._mix(policy_loss(right, b, log_prob.sum(-1)), alone)
         else:
             baseline = leave_one_out(reward) if reward.shape[1] > 1 else self.reward.value
             policy = policy_loss(reward, baseline, answers.log_prob.sum(-1))
         return self.survey_objective(answers, judge) + self.reinforce * policy.mean()
 
-    def survey_objective(self, answers: Answers, judge: Judge) -> Tensor:
-        """The same of a survey: nothing was drawn, so that there is no policy's loss."""
+    def survey_objective(self, answers: TreeAnswers, judge: Judge) -> Tensor:
+        """Compute the objective of a survey: without a policy loss, as nothing was drawn."""
         right, crops = judge.correct(answers.single), answers.crops
-        reward = self._mixed(judge.correct(answers.logits), _mean_over(right, crops))
+        reward = self._mix(judge.correct(answers.logits), _mean_over(right, crops))
         self.reward.update(reward.mean())
         counted = judge.loss(answers.logits[:, 0])
         return self._loss(answers, judge).mean() - counted.mean()
 
-    def _loss(self, answers: Answers, judge: Judge) -> Tensor:
-        """Of the main answer and of what crops say on their own, ``(b, s)``."""
+    def _loss(self, answers: TreeAnswers, judge: Judge) -> Tensor:
+        """Compute the loss ``(b, s)`` of the main answer and of single crops' answers."""
         if answers.pooled is None:
             alone = _mean_over(judge.loss(answers.single), answers.valid)
         else:
             alone = judge.loss(answers.pooled)
         return self.main * judge.loss(answers.logits) + (1 - self.main) * alone
 
-    def _mixed(self, of_main: Tensor, of_crops: Tensor) -> Tensor:
+    def _mix(self, of_main: Tensor, of_crops: Tensor) -> Tensor:
         return self.main_reward * of_main + (1 - self.main_reward) * of_crops
 
 
-class Answers(NamedTuple):
-    """What a training step answered; b images, s trees of each, n nodes of each tree.
+class TreeLoss(NamedTuple):
+    """The loss of a step's answers, as the loop calls it.
 
     Attributes:
-        logits: ``(b, s, k)`` of the trees.
-        single: ``(b, s, n, k)`` of the nodes on their own; the first is the whole image.
-        valid: ``(b, s, n)``, False on padding.
-        log_prob: ``(b, s, n)`` of the choice of each node; 0 of the whole and of padding.
-        pooled: ``(b, s, k)``, what crops say on their own, pooled as the task allows; None where
-            each is to give the image's label.
+        answers: answers of the step.
+        objective: computes the loss of the answers by a judge.
     """
 
-    logits: Tensor
-    single: Tensor
-    valid: Tensor
-    log_prob: Tensor
-    pooled: Tensor | None = None
-
-    @property
-    def crops(self) -> Tensor:
-        """``(b, s, n)``, True on nodes that were chosen."""
-        first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
-        return self.valid & ~first
-
-
-class TreeLoss(NamedTuple):
-    """The objective of a step's answers, which the loop's judge knows the worth of."""
-
-    answers: Answers
-    objective: Callable[[Answers, Judge], Tensor]
+    answers: TreeAnswers
+    objective: Callable[[TreeAnswers, Judge], Tensor]
 
     def __call__(self, judge: Judge) -> Tensor:
         """Compute the objective; a scalar."""
@@ -381,7 +373,7 @@ class TreeLoss(NamedTuple):
 
 
 def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the last axis where valid."""
+    """Average values ``(…, n)`` over the last axis where `valid` ``(…, n)`` is True."""
     return (values * valid).sum(-1) / valid.sum(-1)
 
 

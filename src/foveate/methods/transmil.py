@@ -40,11 +40,11 @@ class Transmil(AbstractBagMethod):
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
         chunk: patches encoded at a time.
-        width: of the tokens.
-        attention_heads: of each attention.
-        landmarks: of the first attention, per image.
-        iterations: of its pseudo-inverse.
-        dropout: of what attention adds.
+        width: length of the tokens.
+        attention_heads: number of heads of each attention.
+        landmarks: number of landmarks of the first attention, per image.
+        iterations: iterations of its pseudo-inverse.
+        dropout: on the output of each attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out, as published.
         jitter: in training, shift the lattice at random (with a trained encoder only).
@@ -100,12 +100,12 @@ class Transmil(AbstractBagMethod):
         return BagAnswer(logits, lambda: weight, instances=h)
 
     def aggregate(self, h: Tensor, valid: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(b, k)`` and the class token's attention ``(b, n)``.
+        """Relate patches, and return logits ``(b, k)`` and the class token's attention ``(b, n)``.
 
         Args:
             h: embedded patches ``(b, n, d)``.
-            valid: ``(b, n)`` bool; at least one per row.
-            centre: of patches, ``(b, n, ndim)``, in patches.
+            valid: ``(b, n)`` bool, False on padding; at least one patch per row.
+            centre: centres of the patches ``(b, n, ndim)``, in sides of a patch.
         """
         cells = lattice_cells(centre, valid)
         rank = spatial_rank(cells, centre, valid)

@@ -1,4 +1,4 @@
-"""What is settled on a frozen encoder before anything is trained by gradient."""
+"""Fit statistics and linear answers to a frozen encoder's features, before training by gradient."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def settle_start(
     """Standardise features, and fit the linear answers to glimpses where the method has them.
 
     Args:
-        method: whose encoder is pretrained; it is changed.
-        task: gives the loss.
-        cases: of the training and the validation part.
-        batches: frozen ones, of one image each; images that fail are left out.
-        done: told how many images are done.
+        method: method with a pretrained encoder; it is changed.
+        task: the task, which defines the loss.
+        cases: images of the training and the validation part.
+        batches: frozen batches of one image each, without images that fail.
+        done: called with the number of images that are done.
 
     Returns:
-        by image id, the part of the images with which it was left out of the fits of the linear
-        answers; empty where the method has none.
+        by image id, the part of the images with which the image was left out of the fits of the
+        linear answers; empty where the method has no linear answers.
     """
     head = next((m for m in method.modules() if isinstance(m, OverviewHead)), None)
     looks_only = not method.reads & {"crops", "bag", "whole"}
     sampled = set(np.linspace(0, len(cases) - 1, _SAMPLED_IMAGES).astype(int).tolist())
-    kept: list[Case] = []
+    fitted: list[Case] = []
     overviews: list[Tensor] = []
     glimpses: list[Tensor] = []
     patches: list[Tensor] = []
@@ -54,40 +54,41 @@ def settle_start(
             look = batch.look(method.encoder)[0]
             overviews.append(look.overview.cpu())
             glimpses.append(look.features.float().cpu())
-            kept.append(case)
-        if not looks_only and wanted and batch.kept is not None:
+            fitted.append(case)
+        if not looks_only and wanted and batch.frozen_features is not None:
             with contextlib.suppress(CropError):  # set aside when a step comes to it
-                patches.append(batch.kept.features(method.encoder, [_some(batch)], 32).cpu())
+                few = [_sample_patches(batch)]
+                patches.append(batch.frozen_features.features(method.encoder, few, 32).cpu())
         done(i + 1)
-    seen = glimpses if looks_only else patches
-    if seen and isinstance(method.encoder, ProjectedEncoder):
-        method.encoder.mixed.standardise.settle(torch.cat(seen))
-    if head is None or not kept:
+    features = glimpses if looks_only else patches
+    if features and isinstance(method.encoder, ProjectedEncoder):
+        method.encoder.mixed.standardise.settle(torch.cat(features))
+    if head is None or not fitted:
         return {}
-    labels = [str(case.label) for case in kept]
+    labels = [str(case.label) for case in fitted]
     target = task.targets(labels)
-    parts = _parts(kept, task.strata(labels, [case.patient_id for case in kept]))
+    parts = _divide(fitted, task.strata(labels, [case.patient_id for case in fitted]))
 
     def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return task.each_loss(logits, target[rows]).double()
 
     head.settle(torch.cat(overviews), each_loss, torch.from_numpy(parts))
-    return {case.image_id: part for case, part in zip(kept, parts.tolist(), strict=True)}
+    return {case.image_id: part for case, part in zip(fitted, parts.tolist(), strict=True)}
 
 
-def _parts(cases: Sequence[Case], strata: Sequence[str]) -> NDArray[np.int64]:
-    """Which of five parts each image belongs to: patients together, strata spread evenly."""
+def _divide(cases: Sequence[Case], strata: Sequence[str]) -> NDArray[np.int64]:
+    """Divide images into five parts, patients together and strata spread evenly: ``(n,)``."""
     count = Counter(strata)
     label: dict[str, str] = {}
     for case, stratum in sorted(zip(cases, strata, strict=True), key=lambda pair: count[pair[1]]):
-        label.setdefault(case.patient_id, stratum)  # a patient of several: the rarest
+        label.setdefault(case.patient_id, stratum)  # the rarest stratum of the patient's images
     order = sorted(label, key=lambda patient: (label[patient], patient))
     part = {patient: i % N_PARTS for i, patient in enumerate(order)}
     return np.array([part[case.patient_id] for case in cases], np.int64)
 
 
-def _some(batch: Batch) -> Patches:
-    """A few patches of the foreground, evenly over the lattice."""
-    every = batch.cover(0, (0.0,) * batch.view.axes)
-    n = min(len(every), _SAMPLED_PATCHES)
-    return every[np.linspace(0, len(every) - 1, n).astype(np.int64)]
+def _sample_patches(batch: Batch) -> Patches:
+    """Return a few patches of the foreground, evenly over the lattice."""
+    lattice = batch.cover(0, (0.0,) * batch.view.axes)
+    n = min(len(lattice), _SAMPLED_PATCHES)
+    return lattice[np.linspace(0, len(lattice) - 1, n).astype(np.int64)]

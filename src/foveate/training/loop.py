@@ -1,8 +1,8 @@
 """The one loop that trains every method, on Lightning Fabric.
 
-The state is written whole after optimiser steps, and all that is random hangs on where the training
-stands, so a run that is killed and started again ends with the weights of an undisturbed
-one.
+The state is written atomically after optimiser steps, and all random draws depend only on the
+position in the training, so a run that is killed and started again ends with the same weights as an
+undisturbed one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from foveate.runs.schedule import (
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.frozen_start import settle_start
-from foveate.training.notice import Teller, at_chance, expectation
+from foveate.training.notice import StageDisplay, describe_chance_plateau, describe_stage
 from foveate.training.state import (
     WORST_LOSS,
     Checkpoints,
@@ -49,20 +49,20 @@ log = logging.getLogger("foveate")
 
 
 class Trainer:
-    """Trains one model on one fold: first on kept features of a frozen encoder, then end to end.
+    """Trains one model on one fold: first on stored features of a frozen encoder, then end to end.
 
     Source of the two stages: `docs/architecture.md`, "How training goes".
 
     Args:
-        model: with fresh weights.
+        model: the model, with fresh weights.
         loader: opens and reads images.
-        folder: of the fold; checkpoints and ``metrics.csv`` go there.
-        options: how to train.
-        runtime: where to; by default one process on the device of the options.
-        store: for features of the frozen encoder, which trainings on other folds may share; one of
-            its own by default.
-        tick: progress display.
-        say: told in a line what a stage will take before it begins, and of images set aside.
+        folder: folder of the fold, for checkpoints and ``metrics.csv``.
+        options: options of the training.
+        runtime: device and processes; by default one process on the device of the options.
+        store: store of the frozen encoder's features, which trainings on other folds may share; by
+            default a new one.
+        tick: shows the progress.
+        say: prints a line about the time that a stage will take, and about images set aside.
         after_epoch: called with the fold's folder when an epoch's row is written.
     """
 
@@ -90,14 +90,16 @@ class Trainer:
         self.fabric = self.runtime.fabric
         self.checkpoints = Checkpoints(folder, model.method, writes=self.runtime.is_main)
         self.average = WeightAverage(model.method)
-        self._kept = store
+        self._store = store
         self._chance = math.nan
         self._tick = tick or (lambda _: None)
         self._say = say
         self._after_epoch = after_epoch or (lambda _: None)
-        self._taught = [p for tier in model.method.encoder.tiers() for p in tier if p.requires_grad]
-        # AMSGrad: once the loss is near its floor, a single bag that happens to miss what decides
-        # would otherwise meet a second moment of nearly zero and throw the weights far off.
+        self._trained = [
+            p for tier in model.method.encoder.tiers() for p in tier if p.requires_grad
+        ]
+        # AMSGrad: when the loss is near its minimum, the second moment is nearly zero, and a single
+        # bag that happens to miss the decisive patches would throw the weights far off.
         groups = parameter_groups(model.method, options)
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), amsgrad=True)
         lay_kernels(model.method)
@@ -105,7 +107,11 @@ class Trainer:
         self.steps = Steps(model, self.method, loader, options, self.runtime, say)
 
     def fit(self, train: Sequence[Case], val: Sequence[Case]) -> Progress:
-        """Train to the end, from wherever the last run stopped; the best weights are in the model.
+        """Train to the end, from where the last run stopped, and load the best weights.
+
+        Args:
+            train: images of the training part.
+            val: images of the inner validation part.
 
         Raises:
             TrainingError: the loss is not finite, or no training image is left.
@@ -123,7 +129,7 @@ class Trainer:
             pretrained=self.pretrained,
             learns_frozen=self.model.method.learns_frozen,
         )
-        self._teller = Teller(self._tick, self.schedule, self.progress)
+        self._teller = StageDisplay(self._tick, self.schedule, self.progress)
         while not self.progress.done:
             self._begin_stage(train, val)
             if self.progress.epoch >= self.schedule.total_epochs:
@@ -135,7 +141,11 @@ class Trainer:
                 row = self._close_epoch(self._validate(val))
                 self.checkpoints.keep_best(self.progress, self.schedule, row)
             if self.progress.rests_at(self._chance, self.model.task.learnt):
-                log.warning(at_chance(self.model, row, batch=self.schedule.batch(row["epoch"] - 1)))
+                log.warning(
+                    describe_chance_plateau(
+                        self.model, row, batch=self.schedule.batch(row["epoch"] - 1)
+                    )
+                )
             self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
             self._save()
             if self.runtime.is_main:
@@ -150,15 +160,15 @@ class Trainer:
     # -- stages -------------------------------------------------------------------------------
 
     def _begin_stage(self, train: Sequence[Case], val: Sequence[Case]) -> None:
-        """What has to be settled before the first step of each stage; nothing within one."""
+        """Prepare the encoder, store and optimiser if the next epoch begins a stage."""
         epoch = self.progress.epoch
         stage, frozen = self.schedule.stage(epoch), self.schedule.is_frozen(epoch)
         if self.pretrained and (frozen or not self.progress.stage):
             folder = self.folder / "features" if self.runtime.is_main else None
-            self.steps.store = self._kept = self._kept or FeatureStore(folder)
+            self.steps.store = self._store = self._store or FeatureStore(folder)
         if self.pretrained and not self.progress.stage:
             self._let_learn(False)
-            self._settle([*train, *val])
+            self._fit_to_features([*train, *val])
             if not frozen:
                 self.checkpoints.keep_start(self.progress, self._validate(val))
         self._let_learn(not frozen)
@@ -174,12 +184,13 @@ class Trainer:
         if self.schedule.average > 0:
             self.average.begin()
         if self.pretrained and self.progress.epoch < self.schedule.total_epochs:
-            self._expect(train, val)
+            self._announce_stage(train, val)
 
-    def _expect(self, train: Sequence[Case], val: Sequence[Case]) -> None:
-        """Say what the stage will take, from one batch taken twice; nothing is learnt from it.
+    def _announce_stage(self, train: Sequence[Case], val: Sequence[Case]) -> None:
+        """Print the time that the stage will take, measured on one batch without an update.
 
-        What the first time takes longer is reading, which kept features spare all later epochs.
+        The batch is computed twice. The first time takes longer by the reading, which stored
+        features spare all later epochs.
         """
         epoch, seed, times, sums = self.progress.epoch, self.options.seed, [], self.progress.sums
         self.progress.sums, epochs = dict(sums), self.schedule.span(epoch)[1]
@@ -187,29 +198,29 @@ class Trainer:
         for _ in range(2):
             begun = time.perf_counter()
             self.method.train()
-            own = self.steps.team.part(groups[0])
-            for items in self.loader.ahead([own]):
-                self.steps.backward(own, items, 0, lambda _: None)
+            cases = self.steps.team.part(groups[0])
+            for items in self.loader.ahead([cases]):
+                self.steps.backward(cases, items, 0, lambda _: None)
             stepped = time.perf_counter()
             self.answer(val[:1])
             times.append((stepped - begun, time.perf_counter() - stepped))
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress.sums = sums  # without what this trial added
+        self.progress.sums = sums  # drop the figures of this trial
         (first, first_answer), (step, answer) = times
         total = epochs * (step * len(groups) + answer * len(val))
         if self.steps.store is not None:
             total += (first - step) * len(groups) + (first_answer - answer) * len(val)
-        self._say(expectation(self.schedule.stage(epoch), epochs, len(groups), step, total))
+        self._say(describe_stage(self.schedule.stage(epoch), epochs, len(groups), step, total))
 
     def _let_learn(self, learn: bool) -> None:
-        """Let gradients reach the pretrained part of the encoder, as far as it is to be taught."""
-        for parameter in self._taught:
+        """Enable or disable gradients of the encoder's pretrained parameters that are trained."""
+        for parameter in self._trained:
             parameter.requires_grad_(learn)
 
-    def _settle(self, cases: Sequence[Case]) -> None:
-        """Read the features of the images and fit what is fitted to the end.
+    def _fit_to_features(self, cases: Sequence[Case]) -> None:
+        """Read the features of images, and fit the linear answers to them.
 
-        The validation part is among them: its images are answered by fits that did not see them.
+        The validation part is among the images: they are answered by fits that did not see them.
         """
         method, total = self.model.method, len(cases)
 
@@ -219,13 +230,13 @@ class Trainer:
                 for _, item in self.steps.readable([case], items):
                     yield case, self.steps.batch([item])
 
-        def told(done: int) -> None:
+        def show(done: int) -> None:
             self._tick(Status("reading features", done, total, 0, {}))
 
-        told(0)
+        show(0)
         method.eval()
         with self.fabric.autocast(), self.progress.timed():
-            self.progress.parts = settle_start(method, self.model.task, cases, batches(), told)
+            self.progress.parts = settle_start(method, self.model.task, cases, batches(), show)
             self.steps.team.align()
 
     def _train_epoch(self, train: Sequence[Case]) -> None:
@@ -273,28 +284,28 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _validate(self, val: Sequence[Case]) -> dict[str, float]:
-        """Loss, ranking and score of the inner validation part, in evaluation mode."""
+        """Compute loss, ranking and score of the inner validation part, in evaluation mode."""
         with self.progress.timed():
             stacked, target = self.answer(val)
         if not len(stacked):
             return {}
         loss = float(self.model.task.loss(stacked, target))
-        found = {"val_loss": loss if math.isfinite(loss) else WORST_LOSS}
+        figures = {"val_loss": loss if math.isfinite(loss) else WORST_LOSS}
         if not torch.isfinite(stacked).all():
-            return found
-        return found | self.model.task.validate(stacked, target, self._chance)
+            return figures
+        return figures | self.model.task.validate(stacked, target, self._chance)
 
     def answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-        """Compute logits ``(n, k)`` and targets of the images that can be read."""
+        """Compute logits ``(n, k)`` and targets of the cases whose images can be read."""
         return self.steps.answer(cases, self._teller.validated)
 
     @property
     def progress(self) -> Progress:
-        """Where the training stands."""
+        """Return the progress of the training."""
         return self.steps.progress
 
     def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
-        release_memory()  # steps of ever new sizes leave gaps, which would add up
+        release_memory()  # steps of different sizes leave gaps, which would add up
         progress = self.progress
         progress.epoch += 1
         progress.add(**self.loader.take_counts())
@@ -311,7 +322,7 @@ class Trainer:
         return row
 
     def _save(self) -> None:
-        if self._kept is not None:
-            self._kept.save()
+        if self._store is not None:
+            self._store.save()
         self.progress.add(**self.loader.take_counts())
         self.checkpoints.save(self.optimizer, self.progress, self.average)

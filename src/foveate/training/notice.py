@@ -1,4 +1,4 @@
-"""What a user is told of a training: what it will take, and that it learns nothing."""
+"""Messages about a training: its progress, the time it will take, and that it learns nothing."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ _ADVICE: tuple[tuple[str | None, float, str], ...] = (
     (None, math.inf, "more steps ({steps})"),
     (None, math.inf, "a lower or higher --train.lr"),
 )
-"""What helps: the option that a method must have for it, and from where on it is set already."""
+"""Advice: the option that the method must have, the value from which on it is set already, and the
+text."""
 
 
-def at_chance(model: Model, row: Mapping[str, float], *, batch: int) -> str:
-    """That the training loss rests at chance, and what ends that with this method.
+def describe_chance_plateau(model: Model, row: Mapping[str, float], *, batch: int) -> str:
+    """Describe that the training loss stays at chance, and advise options of the method.
 
     Args:
-        model: whose options say what is set already.
-        row: of the epoch that has just ended.
-        batch: images of a step.
+        model: the model, whose options are known.
+        row: figures of the epoch that has just ended.
+        batch: number of images of a step.
     """
     smaller = "smaller --train.batch-size, " if batch > 1 else ""
-    given = model.card.method_options
+    chosen = model.card.method_options
     known = {key: option.default for key, option in options_of(type(model.method)).items()}
     advice = [
         text
         for key, enough, text in _ADVICE
-        if key is None or (key in known and float(given.get(key, known[key])) < enough)
+        if key is None or (key in known and float(chosen.get(key, known[key])) < enough)
     ]
     return _AT_CHANCE.format(
         loss=row["train_loss"],
@@ -51,15 +52,15 @@ def at_chance(model: Model, row: Mapping[str, float], *, batch: int) -> str:
     )
 
 
-def expectation(stage: str, epochs: int, steps: int, seconds: float, total: float) -> str:
-    """What a stage of training will take, in a line.
+def describe_stage(stage: str, epochs: int, steps: int, seconds: float, total: float) -> str:
+    """Describe in a line the time and memory that a stage of training will take.
 
     Args:
-        stage: its name.
-        epochs: of the stage.
-        steps: of an epoch.
-        seconds: of a step.
-        total: of the whole stage, s.
+        stage: name of the stage.
+        epochs: number of its epochs.
+        steps: number of steps of an epoch.
+        seconds: duration of a step.
+        total: duration of the stage in seconds.
     """
     return (
         f"{stage}: {epochs} epochs of {steps} steps, about {seconds:.2g} s a step, "
@@ -68,7 +69,7 @@ def expectation(stage: str, epochs: int, steps: int, seconds: float, total: floa
 
 
 def duration(seconds: float | None) -> str:
-    """``15 ms``, ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    """Format a duration, such as ``15 ms``, ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
     if seconds is None:
         return "–"
     if seconds < 0.1:
@@ -84,20 +85,26 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class Teller:
-    """Shows how far the stage of a training is.
+class StageDisplay:
+    """Shows the progress of the present stage of a training.
 
     Args:
-        tick: the display.
-        schedule: of the training.
-        progress: of the training; it goes on.
+        tick: shows a status.
+        schedule: schedule of the training.
+        progress: progress of the training, which changes as it goes on.
     """
 
     def __init__(self, tick: Tick, schedule: Schedule, progress: Progress) -> None:
         self._tick, self._schedule, self._progress = tick, schedule, progress
 
     def step(self, step: float, steps: int, **more: float) -> None:
-        """So many steps of the present epoch are done; `more` are figures beside the epoch's."""
+        """Show that a number of steps of the present epoch is done.
+
+        Args:
+            step: number of steps that are done; fractions count parts of a step.
+            steps: number of steps of the epoch.
+            more: figures that are shown beside those of the epoch.
+        """
         epoch = self._progress.epoch
         begin, epochs = self._schedule.span(epoch)
         done = (epoch - begin) * steps + step
@@ -106,10 +113,16 @@ class Teller:
         self._tick(Status(stage, done, epochs * steps, epoch + 1, running))
 
     def within(self, step: int, steps: int) -> Callable[[float], None]:
-        """What a long step tells its share to."""
+        """Return the function that a long step calls with the share of it that is done."""
         return lambda share: self.step(step + share, steps)
 
     def validated(self, done: int, of: int, share: float) -> None:
-        """So much of the validation part is done, `share` of one more image included."""
+        """Show that a number of images of the validation part is done.
+
+        Args:
+            done: number of images that are done.
+            of: number of images of the validation part.
+            share: share of the next image that is done.
+        """
         step = self._progress.step
         self.step(step, max(step, 1), validated=(done + share) / of)

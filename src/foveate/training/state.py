@@ -1,4 +1,4 @@
-"""Where a training stands, which weights it keeps, and how both are written and read again."""
+"""The progress and weights of a training, and the checkpoints that they are written to."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from foveate.runs.checkpoint import (
 from foveate.runs.schedule import Schedule, TrainOptions
 
 WORST_LOSS = 1e30
-"""Stands for one that is not finite."""
+"""Stands for a loss that is not finite."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a training stands.
+    """The state of a training, for the progress display.
 
     Attributes:
         stage: ``reading features``, ``frozen start`` or ``end to end``.
-        done, total: of all steps of the stage; within long steps, too.
-        epoch: counted from 1; 0 while features are read.
+        done: number of steps of the stage that are done; fractions count parts of a step.
+        total: number of all steps of the stage.
+        epoch: number of the epoch, counted from 1; 0 while features are read.
         running: figures of the epoch so far.
     """
 
@@ -49,18 +50,21 @@ Tick = Callable[[Status], None]
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is written with the weights.
+    """The progress of a training; it is written with the weights.
 
     Attributes:
-        epoch, step: of the next step to do.
-        stage: the one that has been begun, empty before the first.
-        sums: of the present epoch so far.
-        history: one row per finished epoch.
-        best_score, best_epoch: of validation; the lower, the better.
-        parts: by image, with which part it was left out of the fits of linear answers.
-        quarantined: image ids set aside in training, with reasons.
-        excluded: those of them that were known when the present epoch began; they are not drawn.
-        done: training has ended.
+        epoch: number, from 0, of the epoch of the next step.
+        step: number, from 0, of the next step in its epoch.
+        stage: the stage that has begun; empty before the first.
+        sums: sums of figures over the present epoch so far.
+        history: a row of figures per finished epoch.
+        best_score: best score of the validation part; lower is better.
+        best_epoch: number of the epoch with the best score.
+        parts: by image id, the part with which it was left out of the fits of linear answers.
+        quarantined: reasons by image id of the images set aside in training.
+        excluded: ids of images that were set aside before the present epoch began; they are not
+            drawn.
+        done: whether the training has ended.
     """
 
     epoch: int = 0
@@ -82,21 +86,26 @@ class Progress:
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Add the seconds that a block takes; those that it has added itself count once."""
+        """Add the seconds that a block takes, less those that it adds itself."""
         begun, known = time.perf_counter(), self.sums.get("seconds", 0.0)
         yield
         added = self.sums.get("seconds", 0.0) - known
         self.add(seconds=time.perf_counter() - begun - added)
 
     def quarantine(self, image_id: str, reason: str) -> bool:
-        """Set an image aside; False when it already was."""
+        """Set an image aside; return False when it already was.
+
+        Args:
+            image_id: id of the image.
+            reason: why it cannot be used.
+        """
         if image_id in self.quarantined:
             return False
         self.quarantined[image_id] = reason
         return True
 
     def running(self) -> dict[str, float]:
-        """Figures of the present epoch so far."""
+        """Compute the figures of the present epoch so far."""
         seconds = self.sums.get("seconds", 0.0)
         reading = self.sums.get("seconds_reading", 0.0)
         return {
@@ -109,11 +118,15 @@ class Progress:
         }
 
     def rests_at(self, chance: float, learnt: Callable[[list[dict[str, float]]], bool]) -> bool:
-        """Whether nothing was learnt in the last four epochs.
+        """Return whether nothing was learnt in the last four epochs.
 
-        That is, the training loss lay within 3 % of chance and the validation part does not show
-        that anything was `learnt`. True once per plateau: at its fourth epoch, and at every tenth
-        after that.
+        Then the training loss lay within 3 % of chance, and the validation part does not show that
+        anything was `learnt`. It is True at the fourth epoch of a plateau, and at every tenth after
+        that.
+
+        Args:
+            chance: loss of answers by chance.
+            learnt: tells from rows of epochs whether the validation part shows any learning.
         """
         length = next(
             (i for i, at in enumerate(reversed(self._at(chance))) if not at), len(self.history)
@@ -123,11 +136,16 @@ class Progress:
         return length >= 4 and (length - 4) % 10 == 0
 
     def finished(self, options: TrainOptions, schedule: Schedule, chance: float) -> bool:
-        """Whether the epochs are used up or validation has stopped improving.
+        """Return whether the epochs are used up or validation has stopped improving.
 
-        Epochs in which the training loss lies at chance do not wear out patience: attention often
-        finds what decides only after many of them, and validation cannot improve before. Averaged
-        weights improve to the end of the schedule; they are never stopped early.
+        Epochs in which the training loss lies at chance do not count for patience: attention often
+        finds the decisive patches only after many of them, and validation cannot improve before.
+        Averaged weights improve to the end of the schedule; they are never stopped early.
+
+        Args:
+            options: options of the training, with its patience.
+            schedule: schedule of the training.
+            chance: loss of answers by chance.
         """
         left = max((i for i, at in enumerate(self._at(chance), 1) if at), default=0)
         waited = self.epoch - max(self.best_epoch, left)
@@ -135,7 +153,7 @@ class Progress:
         return self.epoch >= schedule.total_epochs or (stale and self.epoch >= options.min_epochs)
 
     def _at(self, chance: float) -> list[bool]:
-        """Of each epoch, whether its training loss lay within 3 % of chance."""
+        """Return for each epoch whether its training loss lay within 3 % of chance."""
         return [abs(row["train_loss"] - chance) <= 0.03 * chance for row in self.history]
 
 
@@ -143,7 +161,7 @@ class WeightAverage:
     """An exponential average of a method's weights, begun anew with each stage.
 
     Args:
-        method: whose weights.
+        method: the method whose weights are averaged.
     """
 
     def __init__(self, method: nn.Module) -> None:
@@ -158,10 +176,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, horizon: float) -> None:
-        """Take the present weights in.
+        """Add the present weights to the average.
 
         Args:
-            horizon: over how many updates they are averaged.
+            horizon: number of updates over which weights are averaged.
         """
         self.updates += 1
         keep = min(1 - 1 / max(horizon, 1.0), self.updates / (self.updates + 9))
@@ -173,30 +191,30 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The averaged weights are the method's meanwhile; nothing changes where there is none."""
+        """Load the averaged weights, if any, within a ``with`` block; then restore the present."""
         if not self.weights:
             yield
             return
-        own = {k: v.detach().clone() for k, v in self._method.state_dict().items()}
+        present = {k: v.detach().clone() for k, v in self._method.state_dict().items()}
         self._method.load_state_dict(self.weights)
         try:
             yield
         finally:
-            self._method.load_state_dict(own)
+            self._method.load_state_dict(present)
 
 
 class Checkpoints:
-    """The files of weights of one fold, and which weights are kept in them.
+    """Writes and reads the files of weights of one fold.
 
     Attributes:
-        latest: the whole state, to go on from.
-        best: the weights that are kept.
-        frozen: those at the end of the frozen start.
+        latest: file of the full state of a training, which it can continue from.
+        best: file of the best weights.
+        frozen: file of the weights at the end of the frozen start.
 
     Args:
-        folder: of the fold.
-        method: whose weights.
-        writes: whether this process does; the others of a training keep the same score.
+        folder: folder of the fold.
+        method: the method whose weights are written.
+        writes: whether this process writes; the other processes only remember the best score.
     """
 
     def __init__(self, folder: Path, method: nn.Module, *, writes: bool = True) -> None:
@@ -206,25 +224,30 @@ class Checkpoints:
         self.frozen = folder / "checkpoints" / "frozen.safetensors"
 
     def keep_start(self, progress: Progress, validation: Mapping[str, float]) -> None:
-        """Keep what was settled as the first candidate, where nothing is trained on features."""
+        """Write the fitted weights as the first candidate, where nothing is trained on features.
+
+        Args:
+            progress: progress of the training, whose best score is set.
+            validation: figures of the validation part.
+        """
         progress.best_score = validation.get("val_score", WORST_LOSS)
         progress.best_epoch = 0
         for path in (self.best, self.frozen):
             self._write(path, self._method.state_dict(), {"epoch": 0})
 
     def keep_best(self, progress: Progress, schedule: Schedule, row: Mapping[str, float]) -> None:
-        """Keep these weights if they may be kept and none are better; later ones win ties.
+        """Write the weights if the schedule allows it and none were better; later ones win ties.
 
         Args:
-            progress: is told of the best score.
-            schedule: says whether they may be kept.
-            row: of the epoch that has just ended.
+            progress: progress of the training, whose best score is updated.
+            schedule: schedule of the training, which says whether weights of an epoch may be kept.
+            row: figures of the epoch that has just ended.
         """
         epoch = int(row["epoch"])
         if not schedule.may_keep(epoch):
             return
         if "val_loss" not in row:
-            progress.best_score = WORST_LOSS  # nothing to choose by: the last weights are kept
+            progress.best_score = WORST_LOSS  # without validation, the last weights are kept
         weights, note = self._method.state_dict(), {"epoch": epoch}
         if epoch == schedule.frozen_epochs:
             self._write(self.frozen, weights, note)
@@ -236,7 +259,13 @@ class Checkpoints:
     def save(
         self, optimizer: torch.optim.Optimizer, progress: Progress, average: WeightAverage
     ) -> None:
-        """Weights, their average, optimiser and progress in one file, whole or not at all."""
+        """Write weights, their average, optimiser and progress to one file, atomically.
+
+        Args:
+            optimizer: optimiser of the method.
+            progress: progress of the training.
+            average: average of the weights.
+        """
         tensors = {f"method.{k}": v for k, v in self._method.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in average.weights.items()}
         note = asdict(progress) | {"averaged_updates": average.updates}
@@ -247,7 +276,11 @@ class Checkpoints:
             write_tensors(path, tensors, note)
 
     def load(self, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Progress:
-        """Put back what `save` wrote.
+        """Load the state that `save` wrote, and return the progress.
+
+        Args:
+            optimizer: optimiser, whose state is replaced.
+            average: average of the weights, which is replaced.
 
         Raises:
             CheckpointError: the file is damaged or belongs to another model.

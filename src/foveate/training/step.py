@@ -1,4 +1,4 @@
-"""One process's steps of a training: forwards and backwards, and answers in between.
+"""The steps of a training in one process: gradients of batches, and answers for validation.
 
 Every random draw of a step comes from ``(seed, epoch, step)`` and an image's place in its batch.
 """
@@ -36,17 +36,17 @@ class Steps:
     """Computes gradients and answers of batches, in one of the processes of a training.
 
     Args:
-        model: that is trained.
-        method: the model's, as Fabric wraps it.
+        model: the model that is trained.
+        method: the model's method, as Fabric wraps it.
         loader: opens and reads images.
-        options: how to train.
-        runtime: where to.
-        say: told of images set aside.
+        options: options of the training.
+        runtime: device and processes of the training.
+        say: prints a line about images set aside.
 
     Attributes:
-        progress: of the training; it goes on.
-        store: of what a frozen encoder said; None where it learns.
-        set_aside: tells of images that cannot be read.
+        progress: progress of the training, which changes as it goes on.
+        store: features of the frozen encoder; None where the encoder is trained.
+        set_aside: prints messages about images that cannot be read.
     """
 
     def __init__(
@@ -74,8 +74,14 @@ class Steps:
     ) -> None:
         """Compute gradients of this process's part of a batch.
 
-        Images that fail are set aside and the rest goes on. What the loss of a process weighs
-        follows from how many images it could read: once a step, processes tell each other.
+        Images that fail are set aside, and the rest is used. The weight of a process's loss is its
+        share of the images that could be read, so processes exchange these numbers once a step.
+
+        Args:
+            cases: this process's cases of the batch.
+            items: their images or errors.
+            step: number of the step in its epoch.
+            tell: called with the share of the step that is done.
         """
         pairs = self.readable(cases, items)
         seeds = self._seed_step(step, [case.image_id for case in cases])
@@ -94,7 +100,8 @@ class Steps:
                     self.runtime.fabric.backward(total * count.share / self.options.accumulate)
             except NotFinite as error:
                 if count is None:
-                    self.team.count(len(pairs), math.nan, math.nan)  # the others end, too
+                    # Other processes wait for the count; a loss that is not finite ends them, too.
+                    self.team.count(len(pairs), math.nan, math.nan)
                 raise TrainingError(self._diverged(str(error))) from error
             except CropError as error:
                 self._quarantine(error.image_id, error.path, str(error))
@@ -109,17 +116,17 @@ class Steps:
         self.progress.add(train_loss=count.loss, images=count.images)
 
     def _losses(self, batch: Batch, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-        """Compute the task's loss of a batch, and all that is learnt from; scalars."""
+        """Compute the task's loss of a batch, and its sum with all further losses; scalars."""
         prediction = self.method(batch)
         target = self.targets(cases)
         loss = self.model.task.loss(prediction.logits, target)
         return loss, loss + further_loss(self.model.task, prediction, target)
 
     def _seed_step(self, step: int, image_ids: Sequence[str]) -> dict[str, int]:
-        """Seed what networks draw in a step; returns the seed of each image of this process.
+        """Seed a step's random draws, and return the seed of each image of this process by id.
 
-        An image's seed is that of its place in the batch, whichever process has it. Dropout and
-        the like draw from torch's global generator, which is another one in each process.
+        An image's seed follows from its place in the batch, whichever process has it. Dropout and
+        similar layers draw from torch's global generator, which differs between processes.
         """
         epoch, places = self.progress.epoch, self.team.places(len(image_ids))
         torch.manual_seed(self.runtime.seed_of(epoch, step, 0, self.runtime.rank))
@@ -131,20 +138,21 @@ class Steps:
     def answer(
         self, cases: Sequence[Case], tell_done: Callable[[int, int, float], None]
     ) -> tuple[Tensor, Tensor]:
-        """Compute logits ``(n, k)`` and targets of what can be read, in evaluation mode.
+        """Compute logits ``(n, k)`` and targets of images that can be read, in evaluation mode.
 
         Images that linear answers were fitted to are answered by fits that did not see them.
 
         Args:
-            cases: that are answered.
-            tell_done: told how many are done, of how many, and the share of one more.
+            cases: the cases to answer.
+            tell_done: called with the number of images done, the number of all, and the share of
+                the next image that is done.
         """
         answers: list[tuple[int, Tensor]] = []
         self.method.eval()
-        own = self.team.part(range(len(cases)))
-        loaded = timed(self.loader.ahead([cases[i]] for i in own), self.waited)
-        for done, (i, items) in enumerate(zip(own, loaded, strict=True)):
-            case, tell = cases[i], functools.partial(tell_done, done, len(own))
+        places = self.team.part(range(len(cases)))
+        loaded = timed(self.loader.ahead([cases[i]] for i in places), self.waited)
+        for done, (i, items) in enumerate(zip(places, loaded, strict=True)):
+            case, tell = cases[i], functools.partial(tell_done, done, len(places))
             tell(0.0)
             for _, item in self.readable([case], items):
                 batch = self.batch([item], augment="none", tell=tell)
@@ -154,10 +162,10 @@ class Steps:
                 except CropError as error:
                     self._quarantine(error.image_id, error.path, str(error))
                 self.progress.add(seconds_reading=batch.seconds_reading)
-        every = sorted(itertools.chain(*self.runtime.gather(answers)), key=lambda pair: pair[0])
-        logits = [row for _, row in every]
+        gathered = sorted(itertools.chain(*self.runtime.gather(answers)), key=lambda pair: pair[0])
+        logits = [row for _, row in gathered]
         stacked = torch.cat(logits) if logits else torch.empty(0)
-        return stacked.to(self.runtime.device), self.targets([cases[i] for i, _ in every])
+        return stacked.to(self.runtime.device), self.targets([cases[i] for i, _ in gathered])
 
     def batch(
         self,
@@ -166,7 +174,14 @@ class Steps:
         tell: Callable[[float], None] | None = None,
         generators: Generators | None = None,
     ) -> Batch:
-        """Make a batch of open images, for a step or, with `augment` ``none``, to be answered."""
+        """Make a batch of open images, for a step or, with `augment` ``none``, for answers.
+
+        Args:
+            items: the images.
+            augment: how images are changed; by default as the options say.
+            tell: called with the share of the step that is done.
+            generators: random generator of each image.
+        """
         wanted = augment or self.options.augment
         if wanted == "auto":
             wanted = augment_for(items, self.loader.view)
@@ -188,32 +203,32 @@ class Steps:
         )
 
     def targets(self, cases: Sequence[Case]) -> Tensor:
-        """The task's targets of these images, on the device."""
+        """Return the task's targets of cases, on the device."""
         labels = [str(case.label) for case in cases]
         return self.model.task.targets(labels).to(self.runtime.device)
 
     def readable(
         self, cases: Sequence[Case], items: Sequence[Loaded]
     ) -> list[tuple[Case, LoadedImage]]:
-        """Pair cases with their images; those that could not be opened are set aside."""
-        kept = []
+        """Pair cases with their images; set aside those that could not be opened."""
+        pairs = []
         for case, item in zip(cases, items, strict=True):
             if isinstance(item, FoveateError):
                 self._quarantine(case.image_id, case.path, str(item))
             else:
-                kept.append((case, item))
-        return kept
+                pairs.append((case, item))
+        return pairs
 
     def _quarantine(self, image_id: str, path: Path, reason: str) -> None:
         if self.progress.quarantine(image_id, reason):
             self.set_aside.set_aside(image_id, str(path), reason)
 
     def waited(self, seconds: float) -> None:
-        """Count seconds that the device waited for pixels."""
+        """Add seconds that the device waited for pixels to the progress."""
         self.progress.add(seconds=seconds, seconds_reading=seconds)
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, event: str) -> str:
         return (
-            f"{what} in epoch {self.progress.epoch + 1}: lower --train.lr, or use "
+            f"{event} in epoch {self.progress.epoch + 1}: lower --train.lr, or use "
             "--train.precision 32-true"
         )

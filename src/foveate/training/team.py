@@ -1,4 +1,4 @@
-"""The processes that share a training: who has which images, and what they tell each other."""
+"""The processes that share a training: how images are divided and results are exchanged."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _READ = ("decoded_px", "asked_px")
 
 @dataclass(frozen=True)
 class StepCount:
-    """What a step came to, over all processes.
+    """The numbers of images and the losses of a step, over all processes.
 
     Attributes:
-        share: of the images of the step that this process could read.
-        images: that were read.
-        loss: the task's, summed over them.
-        total: all that is learnt from, summed over them.
+        share: this process's share of the images that could be read.
+        images: number of images that could be read.
+        loss: the task's loss, summed over these images.
+        total: the task's loss and all further losses, summed over these images.
     """
 
     share: float
@@ -39,15 +39,15 @@ class StepCount:
 
 
 class Team:
-    """One process's view of the processes of a training. With one, nothing is told to anybody.
+    """One process's view of the processes of a training; a single process exchanges nothing.
 
-    A batch is divided by place, so a training of several processes sees the batches of one; every
-    loss is a mean over images, so the sum of what processes compute, weighed by their shares of the
-    images, is what one would have computed.
+    A batch is divided by place, so several processes see the same batches as one would. Every loss
+    is a mean over images, so the sum of the processes' losses, weighed by their shares of the
+    images, is the loss that one process would compute.
 
     Args:
-        runtime: of this process.
-        method: that is trained, in all processes alike.
+        runtime: runtime of this process.
+        method: the method that is trained, the same in all processes.
     """
 
     def __init__(self, runtime: Runtime, method: nn.Module) -> None:
@@ -55,26 +55,31 @@ class Team:
         self._buffers: dict[str, Tensor] = {}
 
     def part(self, group: Sequence[T]) -> list[T]:
-        """Return what this process has of a group."""
+        """Return this process's part of a group."""
         return list(group[self._runtime.rank :: self._runtime.world_size])
 
     def places(self, n: int) -> list[int]:
-        """Return the places in the group of the n that this process has."""
+        """Return the places, in their group, of this process's n members."""
         return [self._runtime.rank + i * self._runtime.world_size for i in range(n)]
 
     @torch.no_grad()
     def align(self) -> None:
-        """Take the weights of the first process, where all have settled the same."""
+        """Copy the weights of the first process, so that all processes have exactly the same."""
         if self._runtime.world_size == 1:
             return
-        own = [x for x in self._method.state_dict().values() if x.is_floating_point()]
-        parts = own if self._runtime.is_main else [None] * len(own)
-        for tensor, value in zip(own, self._runtime.sum_present(parts, own), strict=True):
+        tensors = [x for x in self._method.state_dict().values() if x.is_floating_point()]
+        parts = tensors if self._runtime.is_main else [None] * len(tensors)
+        sums = self._runtime.sum_present(parts, tensors)
+        for tensor, value in zip(tensors, sums, strict=True):
             tensor.copy_(value)
 
     @contextlib.contextmanager
     def apart(self, wrapped: Any) -> Iterator[None]:
-        """Go forwards and backwards without waiting for others; note what buffers were before."""
+        """Run passes without waiting for other processes, and note the buffers' values before.
+
+        Args:
+            wrapped: the method, as Fabric wraps it.
+        """
         several = self._runtime.world_size > 1
         if several and not self._buffers:
             self._buffers = {k: v.clone() for k, v in self._floats()}
@@ -82,16 +87,21 @@ class Team:
             yield
 
     def count(self, images: int, loss: float = 0.0, total: float = 0.0) -> StepCount:
-        """Tell the others how many images of a step were read, and their mean losses.
+        """Exchange the number of images that were read in a step, and their mean losses.
 
-        Every process calls it once a step, also one that could read none.
+        Every process calls it once a step, also one that could read no image.
+
+        Args:
+            images: number of images that this process could read.
+            loss: their mean loss of the task.
+            total: their mean of all losses.
         """
         number, *sums = self._runtime.sum(images, images * loss, images * total)
         return StepCount(images / max(number, 1.0), number, *sums)
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Add up the gradients of all processes; each has weighed its own by its share."""
+        """Sum up the gradients of all processes, which are weighed by shares of images already."""
         if self._runtime.world_size == 1:
             return
         learnt = [p for p in self._method.parameters() if p.requires_grad]
@@ -101,7 +111,11 @@ class Team:
 
     @torch.no_grad()
     def mean_buffers(self, share: float) -> None:
-        """Average what a step changed in buffers, as running means, over the images of all."""
+        """Average the changes of buffers in a step, such as running means, over all images.
+
+        Args:
+            share: this process's share of the images.
+        """
         if self._runtime.world_size == 1:
             return
         now = dict(self._floats())
@@ -116,7 +130,7 @@ class Team:
         self._buffers = {}
 
     def share(self, progress: Progress) -> None:
-        """Tell each other which images were set aside, and what was read in the epoch."""
+        """Exchange which images were set aside, and the numbers of pixels read in the epoch."""
         if self._runtime.world_size == 1:
             return
         for quarantined in self._runtime.gather(progress.quarantined):
@@ -127,14 +141,14 @@ class Team:
         progress.sums |= dict(zip(_READ, sums, strict=True))
 
     def resume(self, progress: Progress) -> None:
-        """Leave to the first process what it had read before the training was stopped."""
+        """Reset counts of pixels in all but the first process, which restores those of all."""
         if not self._runtime.is_main:
             progress.sums |= dict.fromkeys(_READ, 0.0)
 
     def wait(self) -> None:
-        """Wait until all processes have come so far."""
+        """Wait until all processes have reached this call."""
         self._runtime.sum(0.0)
 
     def _floats(self) -> list[tuple[str, Tensor]]:
-        """Return the buffers that are no flags and no counts."""
+        """Return names and values of buffers of floating-point numbers."""
         return [(k, v) for k, v in self._method.named_buffers() if v.is_floating_point()]

@@ -1,0 +1,91 @@
+"""Scores of cells from the maps of an encoder, and the lattices of such maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.encoders.base import AbstractEncoder
+from foveate.geometry import Lattice
+
+CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+"""Convolution layer for images of 2 and of 3 axes."""
+
+
+def lay_pixel_lattice(shape: Sequence[int], spacing_um: float) -> Lattice:
+    """Return the lattice whose cells are the pixels of an image of a shape and spacing."""
+    n = len(shape)
+    return Lattice((0.0,) * n, (spacing_um,) * n, tuple(shape))
+
+
+def lay_map_lattice(
+    encoder: AbstractEncoder, stage: int, shape: Sequence[int], spacing_um: float
+) -> Lattice:
+    """Return the lattice of the cells of an encoder's map, from the corner of the image.
+
+    Args:
+        encoder: the encoder that made the map.
+        stage: index of the map, from fine to coarse.
+        shape: cells of the map along each axis.
+        spacing_um: spacing of the image that the encoder was given.
+    """
+    cell = encoder.strides[stage] * spacing_um
+    corner = encoder.map_centres[stage] * spacing_um - cell / 2
+    return Lattice((corner,) * len(shape), (cell,) * len(shape), tuple(shape))
+
+
+def choose_stage(encoder: AbstractEncoder, spacing_um: float, side_um: float) -> int:
+    """Return the index of the coarsest map whose cells are no larger than a side.
+
+    Where no map has such small cells, the finest is chosen.
+
+    Args:
+        encoder: the encoder that makes the maps.
+        spacing_um: spacing of the encoder's input.
+        side_um: largest side of a cell.
+    """
+    fitting = [i for i, s in enumerate(encoder.strides) if s * spacing_um <= side_um * (1 + 1e-6)]
+    return fitting[-1] if fitting else 0
+
+
+class MapScores(nn.Module):
+    """A network that scores each cell by a chosen map of the encoder and all coarser maps.
+
+    All scores are 0 at the beginning, so that attention begins at its prior.
+
+    Args:
+        dims: channels of the encoder's maps, from fine to coarse.
+        axes: axes of the images.
+        hidden: channels in which maps are added up.
+        levels: number of magnifications, which have a score layer each.
+    """
+
+    def __init__(
+        self, dims: Sequence[int], *, axes: int = 2, hidden: int = 32, levels: int = 1
+    ) -> None:
+        super().__init__()
+        conv = CONVOLUTIONS[axes]
+        self.project = nn.ModuleList(conv(d, hidden, 1) for d in dims)
+        self.score = nn.ModuleList(conv(hidden, 1, 1) for _ in range(levels))
+        for parameter in self.score.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, maps: list[Tensor], stage: int, level: int = 0) -> Tensor:
+        """Score the cells of one map.
+
+        Args:
+            maps: the encoder's maps ``(b, c, *space)``, from fine to coarse.
+            stage: index of the map whose cells are scored.
+            level: index of the magnification that cells are scored for.
+
+        Returns:
+            scores ``(b, *space)`` in float32.
+        """
+        mixed = self.project[stage](maps[stage])
+        for i in range(stage + 1, len(maps)):
+            coarse = self.project[i](maps[i])
+            mixed = mixed + functional.interpolate(coarse, mixed.shape[2:], mode="nearest")
+        score: Tensor = self.score[level](functional.relu(mixed))[:, 0]
+        return score.float()
