@@ -11,8 +11,10 @@ import pytest
 from conftest import Ended
 from foveate.metrics import proportion_interval
 from foveate.runs.folder import read_json
+from foveate.tasks import restore_task
 from foveate.workflows import demo
 from foveate.workflows.demo import judge
+from foveate.workflows.train import Outcome
 
 PERFECT = {"value": 1.0, "lo": 0.735, "hi": 1.0}
 CHANCE = {"value": 0.529, "lo": 0.333, "hi": 0.741}
@@ -27,15 +29,17 @@ def kept(
 ) -> list[bool]:
     lo, hi = proportion_interval(*hits)
     peaks = {"hit_fraction": hits[0] / max(hits[1], 1), "n": hits[1], "lo": lo, "hi": hi}
-    scores: list[dict[str, Any]] = [
-        {"metrics": {} if score is None else {"auroc": score}} for score in (glimpse, downsampled)
+    task = restore_task("binary", {"classes": ["normal", "tumour"]}, {})
+    runs = [
+        Outcome(Path("run"), {"metrics": {} if score is None else {"auroc": score}}, 0, task)
+        for score in (glimpse, downsampled)
     ]
-    return [promise.kept for promise in judge(*scores, difference, peaks)]
+    return [promise.kept for promise in judge(*runs, difference, peaks)]
 
 
 def test_figures_of_measured_demos_keep_the_promise() -> None:
     assert kept() == [True] * 4
-    # The widest scatter of `downsampled` among the demos in docs/LOG.md.
+    # The widest scatter of `downsampled` among the demos in docs/log/2026-11.md.
     assert all(kept(downsampled={"value": 0.651, "lo": 0.431, "hi": 0.858}, hits=(16, 16)))
     assert all(kept(hits=(15, 16)))
 
@@ -45,7 +49,7 @@ def test_figures_of_measured_demos_keep_the_promise() -> None:
     [
         ({"glimpse": {"value": 0.84, "lo": 0.63, "hi": 0.97}}, 0),
         ({"hits": (13, 15)}, 1),  # 87 %
-        ({"hits": (0, 16)}, 1),  # AUROC 1.00 without any peak: seen once, see docs/LOG.md
+        ({"hits": (0, 16)}, 1),  # AUROC 1.00 without any peak: seen once, see docs/log/2026-11.md
         ({"hits": (0, 0)}, 1),
         ({"downsampled": {"value": 0.81, "lo": 0.62, "hi": 0.95}}, 2),
         ({"difference": {"value": 0.2, "lo": -0.01, "hi": 0.4}}, 3),
