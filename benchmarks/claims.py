@@ -44,7 +44,7 @@ from foveate.images.evidence import Evidence
 from foveate.runs.checkpoint import load_model
 from foveate.runs.folder import read_json, read_rows
 from foveate.synthetic import SlideSpec, write_cohort
-from foveate.workflows.demo import SLIDE, SLIDES_PER_PATIENT, localisation
+from foveate.workflows.demo import SLIDE, SLIDES_PER_PATIENT, measure_localisation
 
 COMMON = (
     "--encoder lite0 --task binary --task.positive tumour --view.patch-px 64 "
@@ -245,7 +245,7 @@ def figures(folder: Path, shared: Path, seed: int) -> Row:
         "peak_mib": f"{cost['peak_rss_mib']:.0f}",
         "device_mib": f"{cost['peak_device_mib']:.0f}",
     }
-    hits = localisation(folder)
+    hits = measure_localisation(folder)
     row |= {"found": round(hits["hit_fraction"] * hits["n"]), "positives": hits["n"]}
     return row | magnifications(folder) | _history(folder)
 

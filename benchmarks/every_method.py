@@ -38,7 +38,7 @@ from foveate.files.atomic import write_json
 from foveate.parts import names
 from foveate.runs.folder import read_json, read_rows, write_rows
 from foveate.synthetic import write_cohort
-from foveate.workflows.demo import SLIDE, localisation
+from foveate.workflows.demo import SLIDE, measure_localisation
 
 SLIDE_SMALL = replace(
     SLIDE,
@@ -213,7 +213,7 @@ def row_of(run: Run) -> Row:
         for kind in ("asked", "decoded"):
             row[f"{kind}_share"] = cost[f"{kind}_px"] / cost["level0_px"]
         if run.cohort == "demo":
-            hits = localisation(run.folder)
+            hits = measure_localisation(run.folder)
             row["peaks_in_deciding"] = round(hits["hit_fraction"] * hits["n"])
             row["peaks"] = hits["n"]
     return row

@@ -199,7 +199,7 @@ def _audited(model: Model, cases: Sequence[Case], device: torch.device) -> dict[
         found = audit_layout(Ensemble((model,)), cases, loader, device=device, n_shuffles=1)
     finally:
         loader.close()
-    log.info(found.told())
+    log.info(found.describe())
     shuffled = {k.replace("val_", "shuffled_"): round(v, 4) for k, v in found.shuffled.items()}
     return {"uses_layout": found.uses_layout, **shuffled}
 

@@ -1,6 +1,6 @@
-"""What is shown of answers: words, figures, tables, verdicts, and the look of figures.
+"""Words, figures, tables and verdicts about answers, and the style of figures.
 
-A task fills these in; the report, the pictures and the command line show them.
+Tasks fill these in; the report, the pictures and the command line show them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ CYCLE = (BLUE, ORANGE, GREEN, "#7a4fa3", "#b03060", "#5c6b7a", "#8a7a1f", "#1f8a
 
 @dataclass(frozen=True)
 class ScoreWords:
-    """What a score is called and means.
+    """The title and the meaning of a score.
 
     Attributes:
-        title: its name.
-        text: what it is and what chance is, in one line.
-        small_is_good: less is better.
-        span: the worst and the best value, between which a bar shows it; None draws no bar.
-        within_folds: with several folds it compares images of one fold only.
+        title: title of the score.
+        text: meaning of the score and its value at chance, in one line.
+        small_is_good: whether smaller values are better.
+        span: worst and best value, the ends of its bar; None draws no bar.
+        within_folds: whether the score compares only images of the same fold.
     """
 
     title: str
@@ -42,11 +42,11 @@ class Chart:
     """A figure of the report.
 
     Attributes:
-        name: of its file, without suffix.
-        caption: what to see in it.
-        absent: said in its place where `draw` is None.
-        alt: what it shows, in words, for those who do not see it.
-        draw: draws it; None where there is nothing to draw.
+        name: name of its file, without suffix.
+        caption: what the figure shows.
+        absent: text in place of the figure where `draw` is None.
+        alt: description of the figure in words, for readers who do not see it.
+        draw: function that draws the figure; None where there is nothing to draw.
     """
 
     name: str
@@ -61,13 +61,13 @@ class ShadedTable:
     """A table of counts of the report, shaded by shares.
 
     Attributes:
-        title: its heading.
-        across: what columns are.
-        down: what rows are.
+        title: heading of the table.
+        across: what the columns are.
+        down: what the rows are.
         last: heading of the last column.
-        columns: their names.
-        rows: name, cells as text and share from 0 to 1, and text of the last column.
-        note: said below; may be empty.
+        columns: names of the columns.
+        rows: name of a row, its cells as text and share from 0 to 1, text of the last column.
+        note: text below the table; may be empty.
     """
 
     title: str
@@ -81,14 +81,14 @@ class ShadedTable:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the report says of one answer beside its picture.
+    """The judgement of the report about one answer, beside its picture.
 
     Attributes:
-        kind: ``wrong``, ``right``, ``measured`` or ``unlabelled``: its colour.
-        word: the same for readers.
+        kind: ``wrong``, ``right``, ``measured`` or ``unlabelled``, which decides its colour.
+        word: the judgement as text for readers.
         rank: pictures are shown by falling rank.
-        certainty: how sure it is, in parts of which some are stressed.
-        numbers: the numbers of the answer, by name.
+        certainty: how sure the answer is, as pairs of a text and whether it is stressed.
+        numbers: numbers of the answer, by name.
     """
 
     kind: str
@@ -99,20 +99,20 @@ class Verdict:
 
 
 def unit_square(figure: Figure, x: str, y: str) -> Axes:
-    """Return axes from 0 to 1 both ways, with names."""
+    """Add axes from 0 to 1 in both directions, with labels, to a figure."""
     axes = figure.subplots()
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
     return axes
 
 
 def add_legend(axes: Axes, place: Any) -> None:
-    """Add a legend, smaller where it has many lines."""
+    """Add a legend to axes, smaller where it has many lines."""
     n = len(axes.get_legend_handles_labels()[0])
     axes.legend(loc=place, fontsize=10 if n <= 6 else 7.5, ncols=1 if n <= 8 else 2)
 
 
 def shortened(name: str) -> str:
-    """Return a name that fits into a legend."""
+    """Shorten a name to at most 24 letters, so that it fits into a legend."""
     return name if len(name) <= 24 else f"{name[:11]}…{name[-11:]}"
 
 
@@ -120,7 +120,7 @@ def shortened(name: str) -> str:
 
 
 def finite(values: Mapping[str, Any], key: str) -> float | None:
-    """Return a finite number of this key, stored as number or as text; None for anything else."""
+    """Return the finite number of a key, stored as number or text; None for anything else."""
     try:
         value = float(values[key])
     except (KeyError, TypeError, ValueError):
@@ -129,12 +129,12 @@ def finite(values: Mapping[str, Any], key: str) -> float | None:
 
 
 def decimals(value: Any, places: int = 3) -> str:
-    """Return ``0.912``, or a dash."""
+    """Write a number with fixed decimals, such as ``0.912``; a dash for other values."""
     return f"{value:.{places}f}" if isinstance(value, int | float) else "–"
 
 
 def percent(share: float | None) -> str:
-    """Return two digits that mean something: ``43 %``, ``4.3 %``, ``0.43 %``."""
+    """Write a share as percent with two significant digits: ``43 %``, ``4.3 %``, ``0.43 %``."""
     if share is None:
         return "–"
     hundred = 100 * share
@@ -142,14 +142,14 @@ def percent(share: float | None) -> str:
 
 
 def memory(mib: float | None) -> str:
-    """Return ``812 MiB`` or ``3.4 GiB``."""
+    """Write an amount of memory as ``812 MiB`` or ``3.4 GiB``; a dash for None."""
     if mib is None:
         return "–"
     return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
 
 
 def pixels(count: float | None) -> str:
-    """Return ``3.14 gigapixels``, ``0.81 gigapixels`` or ``12.0 megapixels``."""
+    """Write a number of pixels as ``3.14 gigapixels`` or ``12.0 megapixels``; a dash for None."""
     if count is None:
         return "–"
     if count >= 1e8:
@@ -158,10 +158,10 @@ def pixels(count: float | None) -> str:
 
 
 def counted(n: int, singular: str, plural: str | None = None) -> str:
-    """Return ``1 image`` or ``3 images``."""
+    """Write a number with its noun: ``1 image``, ``3 images``."""
     return f"{n} {singular if n == 1 else plural or singular + 's'}"
 
 
 def fold_title(name: str) -> str:
-    """Return the name of a fold as people read it, counted from 1."""
+    """Return the title of a fold, counted from 1."""
     return f"fold {int(name) + 1}" if name.isdecimal() else name

@@ -1,4 +1,4 @@
-"""Reading YAML of a bounded size: no few lines that unfold to more than memory holds."""
+"""YAML with bounded size: aliases cannot expand a few lines to more than memory holds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only; what merge keys (``<<``) gather is bounded."""
+    """A loader for plain values, with a bounded number of merged keys (``<<``)."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Gather merged keys, of which each level may double the number."""
+        """Merge keys, and refuse too many; each level of nesting may double their number."""
         super().flatten_mapping(node)
         if len(node.value) > _MOST_VALUES:
             raise yaml.constructor.ConstructorError(None, None, "too many keys", node.start_mark)
 
 
 def parse_yaml(text: str) -> Any:
-    """The values of a YAML text.
+    """Parse a YAML text into plain values.
 
     Raises:
-        yaml.YAMLError, ValueError, RecursionError: it is no YAML, is nested too deeply, or holds
-            more than 100,000 values, those counted again that an alias (``*a``) repeats.
+        yaml.YAMLError, ValueError, RecursionError: the text is no YAML, is nested too deeply, or
+            holds more than 100,000 values; a value that aliases (``*a``) repeat counts each time.
     """
     if len(text) > _MOST_LETTERS:
         raise ValueError(f"{len(text)} letters")

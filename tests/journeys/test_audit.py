@@ -65,8 +65,8 @@ def test_a_method_blind_to_layout_never_used_it(
     assert found.largest_change == 0
     assert not found.uses_layout
     assert found.shuffled == pytest.approx(found.scores)
-    assert "not one prediction changed" in found.told()
-    assert "never used" in found.told()
+    assert "not one prediction changed" in found.describe()
+    assert "never used" in found.describe()
 
 
 @pytest.mark.parametrize("method", ["transmil", "glimpse", "ips"])
@@ -78,7 +78,9 @@ def test_a_method_that_relates_patches_by_position_changes(
     # Nothing is trained here, and the last layers of `glimpse` begin small.
     assert found.largest_change > 1e-6
     assert found.n_images == 6
-    assert found.told().startswith("layout: when patches trade places the score goes from auroc ")
+    assert found.describe().startswith(
+        "layout: when patches trade places the score goes from auroc "
+    )
 
 
 def test_scores_are_those_of_predicting_and_the_audit_repeats_itself(
@@ -116,16 +118,16 @@ def test_what_cannot_be_audited_is_said(
 
 def test_the_finding_is_one_sentence() -> None:
     scores, shuffled = {"val_auroc": 0.9, "val_top": 0.5}, {"val_auroc": 0.61, "val_top": 0.25}
-    told = LayoutAudit(scores, shuffled, 0.7, 20).told()
+    told = LayoutAudit(scores, shuffled, 0.7, 20).describe()
     assert told == (
         "layout: when patches trade places the score goes from auroc 0.900 to 0.610, "
         "top 0.500 to 0.250"
     )
     assert not LayoutAudit(scores, scores, 1e-9, 20).uses_layout
-    assert "never used where they lie" in LayoutAudit(scores, scores, 1e-9, 20).told()
+    assert "never used where they lie" in LayoutAudit(scores, scores, 1e-9, 20).describe()
     one_class = LayoutAudit({}, {}, 0.25, 3)
     assert one_class.uses_layout
-    assert "logits move by up to 0.25" in one_class.told()
+    assert "logits move by up to 0.25" in one_class.describe()
 
 
 def test_a_method_without_patches_is_not_said_to_be_blind(
@@ -136,8 +138,8 @@ def test_a_method_without_patches_is_not_said_to_be_blind(
         Ensemble((build("downsampled"),)), cases[:2], loader, device=CPU, n_shuffles=1
     )
     assert not found.uses_layout
-    assert "no patches to trade places" in found.told()
-    assert "never used" not in found.told()
+    assert "no patches to trade places" in found.describe()
+    assert "never used" not in found.describe()
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from foveate.images.bit_depth import used_bits
 from foveate.loading.loader import CaseLoader
 from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.readers import open_image
-from foveate.runs.plan import _told
+from foveate.runs.plan import _describe_view
 from foveate.table import Case
 
 
@@ -86,9 +86,9 @@ def test_the_brightest_image_of_the_training_sets_white_for_all(tmp_path: Path) 
 
 
 def test_the_plan_says_what_is_white() -> None:
-    assert "use 12 bits: 4095 is white" in _told(View(**PX, bits=12), [(64, 64)])
-    assert "use 16 bits: 65535 is white" in _told(View(**PX, bits=16), [(64, 64)])
-    assert "white" not in _told(View(**PX), [(64, 64)])
+    assert "use 12 bits: 4095 is white" in _describe_view(View(**PX, bits=12), [(64, 64)])
+    assert "use 16 bits: 65535 is white" in _describe_view(View(**PX, bits=16), [(64, 64)])
+    assert "white" not in _describe_view(View(**PX), [(64, 64)])
 
 
 def test_what_is_brighter_than_the_training_images_is_white_and_said(

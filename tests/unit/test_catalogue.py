@@ -14,9 +14,9 @@ from foveate.workflows.catalogue import (
     COMMAND,
     PARAGRAPHS,
     REQUIREMENTS,
-    meanings,
-    methods_page,
-    told,
+    read_meanings,
+    read_paragraphs,
+    write_methods_page,
 )
 
 METHODS = names("methods")
@@ -26,7 +26,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_tells_users_what_to_know(name: str) -> None:
     part = find("methods", name)
-    said = told(part)
+    said = read_paragraphs(part)
     missing = [key for key in PARAGRAPHS if key != "Differs" and not said.get(key)]
     assert not missing, f"{part.__module__}: its docstring has no paragraph {missing}"
     assert said[""].endswith("."), "one sentence comes first"
@@ -42,7 +42,7 @@ def test_a_method_tells_users_what_to_know(name: str) -> None:
 def test_every_option_is_explained_and_no_other(name: str) -> None:
     """In the order of the signature, which is that of the page."""
     part = find("methods", name)
-    meaning = meanings(part)
+    meaning = read_meanings(part)
     assert list(meaning) == list(options(part)), f"Args of {part.__name__}"
     assert all(text.strip() for text in meaning.values())
 
@@ -50,10 +50,12 @@ def test_every_option_is_explained_and_no_other(name: str) -> None:
 def test_what_is_taken_from_docstrings() -> None:
     """On a method of known text."""
     part = find("methods", "downsampled")
-    assert told(part)[""].startswith("The whole image shrunk")
-    assert list(told(part)) == ["", "Source", "Use when", "Cost"]
-    assert meanings(part) == {"dropout": "before the linear layer that is trained from the start."}
-    page = methods_page()
+    assert read_paragraphs(part)[""].startswith("The whole image shrunk")
+    assert list(read_paragraphs(part)) == ["", "Source", "Use when", "Cost"]
+    assert read_meanings(part) == {
+        "dropout": "before the linear layer that is trained from the start."
+    }
+    page = write_methods_page()
     begin = page.index("## downsampled\n")
     section = page[begin : page.index("\n## ", begin)]
     meaning = "Before the linear layer that is trained from the start."
@@ -66,7 +68,7 @@ def test_what_is_taken_from_docstrings() -> None:
 def test_tables_are_whole() -> None:
     """Every row has as many cells as its head, so that a stray bar or line break would show."""
     width = 0
-    for line in methods_page().splitlines():
+    for line in write_methods_page().splitlines():
         bars = line.replace("\\|", "").count("|")
         if not line.startswith("|"):
             width = 0
@@ -79,4 +81,4 @@ def test_tables_are_whole() -> None:
 def test_the_page_is_that_of_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "_folders", [])
     written = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    assert written == methods_page(), f"docs/methods.md is out of date; run: {COMMAND}"
+    assert written == write_methods_page(), f"docs/methods.md is out of date; run: {COMMAND}"

@@ -21,11 +21,11 @@ from foveate.presentation import memory, percent, pixels
 from foveate.report import write_progress, write_report
 from foveate.tasks import restore_task
 from foveate.tasks.classes.curves import (
+    collect_answers,
     mean_precision_recall,
     mean_roc,
     precision_recall,
     roc,
-    scored,
 )
 from foveate.tasks.classes.figures import areas_under, draw_precision_recall, draw_roc
 from foveate.training.notice import duration
@@ -479,7 +479,7 @@ def test_curves_of_folds_are_named_and_told_apart(tmp_path):
     from foveate.report.figures import draw_training
 
     run = read_folds(handmade_run(tmp_path / "run", folds=3, n=60))
-    found = scored(run.predictions, run.task.classes)
+    found = collect_answers(run.predictions, run.task.classes)
     for draw, name in ((draw_roc, "auroc"), (draw_precision_recall, "auprc")):
         figure = Figure()
         draw(figure, found, areas_under(run.metrics, found, name))

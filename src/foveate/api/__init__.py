@@ -1,1 +1,1 @@
-"""What Python users call: commands as functions, and a classifier in the manner of scikit-learn."""
+"""The Python interface: commands as functions, and a classifier with scikit-learn's interface."""

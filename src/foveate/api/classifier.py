@@ -1,4 +1,4 @@
-"""A classifier in the manner of scikit-learn: fit a table, predict paths, explain one."""
+"""A classifier with scikit-learn's interface: fit a table, predict paths, explain one image."""
 
 from __future__ import annotations
 
@@ -35,32 +35,33 @@ _TABLES = (".csv", ".tsv", ".xlsx")
 
 
 class NotFitted(FoveateError, NotFittedError):  # type: ignore[misc]
-    """A classifier is asked before it was fitted."""
+    """A classifier was used before it was fitted."""
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Classify images of any size: glimpse, patches where it matters, one answer an image.
+    """Classify images of any size: one glimpse, patches where it matters, one answer per image.
 
     Parameters are checked by `fit`. `get_params`, `set_params` and `sklearn.base.clone` work as
-    everywhere in scikit-learn.
+    for all estimators of scikit-learn.
 
     Args:
-        method: see `list_methods`.
+        method: name of the method; see `list_methods`.
         encoder: ``auto``, ``lite0``, ``small``, or a network of timm.
         task: ``auto``, ``binary`` or ``multiclass``.
-        folds: of cross-validation; 1 holds a part of the patients out. All folds' models answer.
-        refit: then train one model on all images, which answers alone.
-        epochs: end to end, at most; None follows the number of images.
-        seed: of the split and of training.
-        device: ``auto`` takes a GPU when there is one.
-        out: folder of the run, which the same parameters and table continue; None for one that
-            lasts as long as this object.
-        on_progress: is called with where the work is.
-        options: of the method (``patches=32``), and of sections and other parts with their name
-            (``train__lr=1e-4``, ``view__patch_px=256``, ``encoder__width=8``).
+        folds: number of folds of cross-validation, whose models answer together; 1 holds a part of
+            the patients out.
+        refit: whether one model is trained on all images at the end, which then answers alone.
+        epochs: largest number of epochs end to end; None follows the number of images.
+        seed: seed of the split and of training.
+        device: device that computes; ``auto`` takes a GPU when there is one.
+        out: folder of the run, which the same parameters and table continue; None for a folder
+            that is deleted with this object.
+        on_progress: called with the progress of the work.
+        options: options of the method (``patches=32``), and of sections and other parts with their
+            name (``train__lr=1e-4``, ``view__patch_px=256``, ``encoder__width=8``).
 
     Attributes:
-        classes_: the labels, in the order of the probabilities.
+        classes_: labels, in the order of the probabilities.
         metrics_: scores on patients that training never saw, each with its interval.
         run_: folder of the run; its ``report.html`` shows everything.
 
@@ -103,16 +104,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # -- parameters -------------------------------------------------------------------------------
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return all parameters, options of the method and of sections among them.
+        """Return all parameters, with the options of the method and of sections.
 
         Args:
-            deep: there is nothing deeper.
+            deep: ignored; no parameter has parameters of its own.
         """
         named: dict[str, Any] = super().get_params(deep=False)
         return named | self._options
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters; those without a name of their own are options, as in the constructor."""
+        """Set parameters; names that the constructor does not list are options, as there."""
         known = self._get_param_names()
         for name, value in params.items():
             if name in known:
@@ -142,13 +143,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             table: a CSV, TSV or XLSX file or a data frame, with a column of paths and one of
-                labels; or paths of images, with `labels` beside.
-            labels: one an image.
-            patients: one an image; images of a patient never lie on two sides of a split.
+                labels; or paths of images, with their `labels`.
+            labels: one label per image.
+            patients: one patient per image; all images of a patient lie in the same part of a
+                split.
 
         Raises:
-            UnknownName: no such method, encoder or task; the message names the nearest.
-            OptionError: no such option, or a value that does not fit.
+            UnknownName: there is no such method, encoder or task; the message names the nearest.
+            OptionError: there is no such option, or a value does not fit.
             TableError: the table cannot be used as it is.
 
         Example:
@@ -177,10 +179,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             run: the folder that `train` wrote, or the folder of one model.
-            device: ``auto`` takes a GPU when there is one.
+            device: device that computes; ``auto`` takes a GPU when there is one.
 
         Raises:
-            CheckpointError: no trained model is there.
+            CheckpointError: the folder holds no trained model.
         """
         models, scores = find_models(run), Path(run) / "metrics.json"
         classifier = cls(models.card.method, encoder=models.card.encoder, task=models.card.task)
@@ -197,10 +199,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # -- answers ----------------------------------------------------------------------------------
 
     def predict_proba(self, paths: Paths) -> NDArray[np.float64]:
-        """Return the probabilities of the classes, ``(n, k)``, rows sum to 1.
+        """Return the probabilities of the classes, ``(n, k)``; rows sum to 1.
 
         Args:
-            paths: of images; or one folder or table, whose images are taken in order.
+            paths: paths of images; or one folder or table, whose images are taken in order.
 
         Raises:
             NotFitted: `fit` was not called.
@@ -210,14 +212,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise OptionError(
                 f"task {self._loaded().card.task} has no classes and no probabilities; call predict"
             )
-        rows = [answer.values for answer in self._answers(_cases(paths))]
+        rows = [answer.values for answer in self._answers(_list_cases(paths))]
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.classes_))
 
     def predict(self, paths: Paths) -> NDArray[np.str_]:
-        """Return the predicted labels, ``(n,)``: of two classes by the threshold of training.
+        """Return the predicted labels, ``(n,)``; two classes are told apart by a settled threshold.
 
         Args:
-            paths: of images; or one folder or table, whose images are taken in order.
+            paths: paths of images; or one folder or table, whose images are taken in order.
 
         Raises:
             NotFitted: `fit` was not called.
@@ -226,15 +228,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         models = self._loaded()
         labels = [
             models.task.predict(answer.values, models.point)
-            for answer in self._answers(_cases(paths))
+            for answer in self._answers(_list_cases(paths))
         ]
         return np.array(labels, dtype=np.str_)
 
     def explain(self, path: Path | str) -> Explanation:
-        """Return the answer to one image and where the models looked.
+        """Predict one image; return the answer with its evidence.
 
         Args:
-            path: of the image.
+            path: path of the image.
 
         Raises:
             NotFitted: `fit` was not called.
@@ -260,7 +262,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device = find_device(self.device)
         with contextlib.closing(open_loader(models)) as loader:
             outcomes = predict_cases(models, cases, loader, device=device, finish=finish)
-            yield from map(_answered, outcomes)
+            yield from map(_require_answer, outcomes)
 
     def _loaded(self) -> Ensemble:
         if not hasattr(self, "run_"):
@@ -274,14 +276,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._models
 
 
-def _answered(outcome: Outcome) -> Answer:
+def _require_answer(outcome: Outcome) -> Answer:
     if not isinstance(outcome, Answer):
         raise UnreadableImage(outcome.reason)
     return outcome
 
 
-def _cases(paths: Paths) -> list[Case]:
-    """The images, in order; those of one folder or table in its order."""
+def _list_cases(paths: Paths) -> list[Case]:
+    """List the images at some paths, or of one folder or table, in order."""
     if isinstance(paths, str | Path):
         one = Path(paths)
         if one.is_dir() or one.suffix.lower() in _TABLES:

@@ -1,4 +1,4 @@
-"""Every command of the command line as one function; strings and paths alike."""
+"""The commands of the command line as functions; paths may be strings."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def train(
         table: a CSV, TSV or XLSX file, or a data frame, with a column of paths and one of labels;
             None where `config` names it.
         out: folder of the run.
-        config: a YAML file or nested values; `options` come before it.
-        on_progress: is called with where the work is.
-        options: of the run and the method, such as ``method="abmil", folds=5, patches=32``; keys
-            of sections and options of other parts with their name: ``train__lr=1e-4``,
-            ``encoder__width=8``.
+        config: a YAML file or nested values; `options` override it.
+        on_progress: called with the progress of the work.
+        options: options of the run and the method, such as ``method="abmil", folds=5,
+            patches=32``; keys of sections and options of other parts with their name:
+            ``train__lr=1e-4``, ``encoder__width=8``.
 
     Returns:
-        The folder of the run, its scores, and how many images were set aside.
+        The folder of the run, its scores, and the number of images that were set aside.
 
     Raises:
-        FoveateError: whatever the caller has to mend.
+        FoveateError: an error that the caller can correct.
 
     Example:
         >>> foveate.train("labels.csv", "runs/first", folds=5)
@@ -88,49 +88,50 @@ def predict(
 ) -> Summary:
     """Predict images with a trained run; write a table, heatmaps and GeoJSON.
 
-    The same call continues where an earlier one stopped. The table is the same however the images
-    are spread.
+    The same call continues where an earlier one stopped. The table does not depend on how the
+    images are divided among workers and parts.
 
     Args:
         run: the folder that `train` wrote, or the folder of one model.
         images: files, folders, or a table.
-        out: folder of the results.
-        assume_spacing_um: of images that state no spacing, micrometres per pixel; None as in
-            training.
-        n_heatmaps: so many images from the first on get pictures.
-        exports: which kinds of pictures.
-        workers: processes that predict, each with its own models; 0 lets this one do it.
-        ray: the address of a cluster of Ray, ``auto`` or ``local``.
-        part: predict this part only, such as ``2/5``, or ``array`` in a job array; the same call
-            without it collects the parts.
-        device: ``auto`` takes a GPU when there is one.
-        on_progress: is called with where the work is.
+        out: folder for the results.
+        assume_spacing_um: spacing of images that state none, in micrometres per pixel; with None,
+            as in training.
+        n_heatmaps: number of images, from the first on, that get pictures.
+        exports: kinds of pictures.
+        workers: number of processes that predict, each with its own models; with 0, this process
+            does.
+        ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
+        part: part of the images to predict, such as ``2/5``, or ``array`` in a job array; the same
+            call without it collects the parts.
+        device: device that computes; ``auto`` takes a GPU when there is one.
+        on_progress: called with the progress of the work.
 
     Returns:
-        The predictions; `Summary.to_frame` gives them as a data frame. Of a part, only what failed.
+        The predictions; `Summary.to_frame` returns them as a data frame. For a part, only the
+        images that failed.
 
     Raises:
-        UnreadableImage: not one of the images could be predicted.
-        FoveateError: whatever else the caller has to mend.
+        UnreadableImage: none of the images could be predicted.
+        FoveateError: another error that the caller can correct.
 
     Example:
         >>> foveate.predict("runs/first", "new_slides", "predictions").to_frame()
     """
-    from foveate.workflows.predict import Asked, predict_paths
+    from foveate.workflows.predict import PredictOptions, predict_paths
 
-    chosen = parse_part(part, os.environ) if isinstance(part, str) else part
-    asked = Asked(
+    options = PredictOptions(
         Path(out),
         assume_spacing_um=assume_spacing_um,
         n_heatmaps=n_heatmaps,
         device=device,
         workers=workers,
         ray=ray,
-        part=chosen,
+        part=parse_part(part, os.environ) if isinstance(part, str) else part,
         exports=tuple(exports),
     )
     several = [images] if isinstance(images, str | Path) else list(images)
-    return predict_paths(Path(run), [Path(p) for p in several], asked, as_display(on_progress))
+    return predict_paths(Path(run), [Path(p) for p in several], options, as_display(on_progress))
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,8 +139,8 @@ class Evaluation:
     """Scores of a run on a labelled table.
 
     Attributes:
-        metrics: the content of ``metrics.json``.
-        failed: by image, why it could not be predicted.
+        metrics: content of ``metrics.json``.
+        failed: by image id, why an image could not be predicted.
     """
 
     metrics: dict[str, Any]
@@ -172,26 +173,32 @@ def evaluate(
     Args:
         run: the folder that `train` wrote, or the folder of one model.
         table: a file or a data frame, with a column of paths and one of labels.
-        out: folder of the results.
-        label: the column of labels, where the guess is wrong.
-        files: a second table, one row an image, where `table` has one row a patient.
-        images: the folder that paths are relative to.
-        renamed: a label of the table to the class that it means.
-        audit_layout: also let patches trade places: does the model use where they lie?
-        assume_spacing_um, n_heatmaps, exports, workers, ray, device, on_progress: as of
-            `predict`.
+        out: folder for the results.
+        label: column of labels, where it is not recognised.
+        files: a second table with one row per image, where `table` has one row per patient.
+        images: folder that paths are relative to.
+        renamed: class of the model, by label of the table.
+        audit_layout: whether to test as well if the model uses the positions of patches.
+        assume_spacing_um: spacing of images that state none, in micrometres per pixel; with None,
+            as in training.
+        n_heatmaps: number of images, from the first on, that get pictures.
+        exports: kinds of pictures.
+        workers: number of processes that predict; with 0, this process does.
+        ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
+        device: device that computes; ``auto`` takes a GPU when there is one.
+        on_progress: called with the progress of the work.
 
     Raises:
         TableError: the model knows none of the labels, or no image could be predicted.
-        FoveateError: whatever else the caller has to mend.
+        FoveateError: another error that the caller can correct.
 
     Example:
         >>> foveate.evaluate("runs/first", "other.csv", "external").metrics["n_images"]
         40
     """
-    from foveate.workflows.predict import Asked, evaluate_table
+    from foveate.workflows.predict import PredictOptions, evaluate_table
 
-    asked = Asked(
+    options = PredictOptions(
         Path(out), assume_spacing_um, n_heatmaps, device, workers, ray, exports=tuple(exports)
     )
     stored = store_table(table, Path(out))
@@ -199,7 +206,7 @@ def evaluate(
     metrics, failed = evaluate_table(
         Path(run),
         Path(stored["path"]),
-        asked,
+        options,
         as_display(on_progress),
         label=label,
         files=None if files is None else Path(files),
@@ -220,10 +227,10 @@ def demo(
     """Write a synthetic gigapixel cohort, train on it, and report, in minutes on a CPU.
 
     Args:
-        out: folder of the cohort and the runs.
-        seed: of the cohort, the split and training.
-        n_slides: how many slides; by default 100 and one gigapixel.
-        on_progress: is called with where the work is.
+        out: folder for the cohort and the runs.
+        seed: seed of the cohort, the split and training.
+        n_slides: number of slides; by default 100 and one gigapixel slide.
+        on_progress: called with the progress of the work.
 
     Example:
         >>> foveate.demo("foveate-demo").promises
@@ -234,10 +241,10 @@ def demo(
 
 
 def doctor(run: Path | str | None = None) -> Iterator[Finding]:
-    """Look at the installation, one finding after the other: versions, readers, speed.
+    """Check the installation, one finding after the other: versions, readers, speed.
 
     Args:
-        run: a trained run whose models are looked at, too.
+        run: a trained run whose models are checked as well.
 
     Example:
         >>> all(finding.ok for finding in foveate.doctor())
@@ -249,7 +256,7 @@ def doctor(run: Path | str | None = None) -> Iterator[Finding]:
 
 
 def list_methods() -> dict[str, str]:
-    """Return the methods by name, each with one line on what it does.
+    """Return the summaries of all methods by name, one line each.
 
     Example:
         >>> foveate.list_methods()["abmil"]

@@ -1,4 +1,4 @@
-"""What a model says of one image, and where it looked."""
+"""The explanation of one answer: the prediction and the evidence for it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """The answer to one image with the evidence for it; a notebook shows the heatmap.
+    """The answer for one image with the evidence for it; a notebook shows the heatmap.
 
     Attributes:
-        path: of the image.
-        predicted: the class, or the number in the unit of the labels.
-        values: the numbers of the answer, by column of ``predictions.csv``.
+        path: path of the image.
+        predicted: predicted class, or number in the unit of the labels.
+        values: numbers of the answer, by column of ``predictions.csv``.
         evidence: boxes in micrometres, axes ``(z,) y, x``, and their weights.
-        unlike: what sets the image apart from those of training; empty if nothing.
-        answer: all that is known.
+        unlike: how the image differs from those of training, in words; empty if it does not.
+        answer: the complete answer, with logits and costs.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class Explanation:
         """Return the heaviest boxes as QuPath reads them, in level-0 pixels ``(x, y)``.
 
         Args:
-            path: where to write them, too.
+            path: file to write them to as well.
 
         Example:
             >>> len(classifier.explain("S1.svs").to_geojson("S1.geojson")["features"])
@@ -56,7 +56,7 @@ class Explanation:
         """Return the heatmap as the bytes of a PNG.
 
         Args:
-            path: where to write it, too.
+            path: file to write it to as well.
         """
         content = self.answer.files[".png"]
         if path is not None:

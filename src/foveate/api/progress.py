@@ -1,4 +1,4 @@
-"""Progress for callers: one function that is called with where the work is."""
+"""Progress for Python callers: a function that is called with the progress of the work."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _WARNING = "warning: "
 
 
 class ProgressUpdate(NamedTuple):
-    """Where the work is.
+    """The progress of one part of the work.
 
     Attributes:
-        title: of this part of the work.
-        done: of `total`; a fraction within one image or step.
-        total: when this part is done.
-        note: what else is known, such as the loss.
+        title: title of this part of the work.
+        done: number of steps done; a fraction within one image or step.
+        total: number of steps of this part.
+        note: further text, such as the loss.
     """
 
     title: str
@@ -33,30 +33,30 @@ OnProgress = Callable[[ProgressUpdate], object]
 
 
 class CallingDisplay:
-    """Calls a function with the progress; lines go to the log, warnings to Python's own.
+    """A display that calls a function; lines go to the log, warnings to Python's `warnings`.
 
     Args:
-        on_progress: is called, often; None for nobody.
+        on_progress: function that is called often; None for none.
     """
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
 
     def say(self, text: str) -> None:
-        """Log a line; one that begins with ``warning:`` is a warning of Python."""
+        """Log a line, or issue it as a Python warning if it begins with ``warning:``."""
         if text.startswith(_WARNING):
             warnings.warn(text.removeprefix(_WARNING), stacklevel=2)
         else:
             log.info("%s", text)
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Tell where the work is."""
+        """Call the function with the progress of the work."""
         if self._on_progress is not None:
             self._on_progress(ProgressUpdate(title, done, total, note))
 
 
 def as_display(on_progress: OnProgress | Display | None) -> Display:
-    """Return where progress goes: to a function, to nobody, or to a terminal as it is."""
+    """Wrap a function, or None, in a display; return a display unchanged."""
     if on_progress is None or not hasattr(on_progress, "bar"):
         return CallingDisplay(on_progress)
     return cast("Display", on_progress)

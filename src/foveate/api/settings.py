@@ -1,4 +1,4 @@
-"""Keywords of Python callers as the nested values of a configuration."""
+"""Conversion of Python keywords to the nested values of a config."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SHORT = {
     "epochs": ("train", "epochs"),
     "device": ("train", "device"),
 }
-"""Keywords that stand without their section, as the flags of the command line do."""
+"""Keywords that need no section, as the flags of the command line; their section and key."""
 
 
 def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn keywords into the sections of a configuration.
+    """Convert keywords to the sections of a config.
 
     ``train__lr`` is the key ``lr`` of the section ``train``; ``encoder__width`` is an option of
-    the encoder; what stands alone and is no key of the command line is an option of the method.
+    the encoder. A keyword without a section that is no flag is an option of the method.
 
     Args:
         options: keywords; those that are None are left out.
@@ -65,11 +65,11 @@ def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def merge_config(
     config: Mapping[str, Any] | Path | str | None, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write options over a configuration, section by section.
+    """Merge options into a config, section by section; return the result.
 
     Args:
         config: nested values, or the path of a YAML file.
-        more: nested values that come before those of `config`.
+        more: nested values that override those of `config`.
     """
     if isinstance(config, str | Path):
         config = load_yaml(Path(config))
@@ -83,12 +83,12 @@ def merge_config(
 
 
 def store_table(table: pd.DataFrame | Path | str, beside: Path) -> dict[str, Any]:
-    """Return the section ``table`` for a table; one in memory is written to a file first.
+    """Return the section ``table`` for a table; write a data frame to a file first.
 
     Args:
         table: a CSV, TSV or XLSX file, or a data frame, whose relative paths begin at the working
             folder.
-        beside: the folder of the run, beside which the file is written.
+        beside: folder of the run, beside which the file is written.
     """
     if isinstance(table, str | Path):
         return {"path": str(table)}

@@ -15,11 +15,11 @@ from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
 
 
 def main(command: click.Command | None = None, name: str = "foveate") -> None:
-    """Run a command line; errors the user can mend are one line and exit code 1.
+    """Run the command line; an error that the user can correct is one line and exit code 1.
 
     Args:
-        command: what runs, `cli` by default.
-        name: of the program, for its messages.
+        command: command to run, `cli` by default.
+        name: name of the program in messages.
     """
     use_huge_pages()
     wait_briefly()
@@ -36,7 +36,7 @@ def _run(command: click.Command, name: str) -> object:
         return error.exit_code
     except click.UsageError as error:
         path = name if error.ctx is None else error.ctx.command_path
-        return _complain(f"{_usage(error)} See {path} --help")
+        return _complain(f"{_describe_usage_error(error)} See {path} --help")
     except click.ClickException as error:
         return _complain(error.format_message())
     except FoveateError as error:
@@ -50,7 +50,7 @@ def _run(command: click.Command, name: str) -> object:
             "write there, and is the disk or network well?"
         )
     except Exception as error:
-        return _complain(_NO_MEMORY if out_of_memory(error) else _fault(error))
+        return _complain(_NO_MEMORY if out_of_memory(error) else _report_fault(error))
 
 
 _NO_MEMORY = (
@@ -60,8 +60,8 @@ _NO_MEMORY = (
 )
 
 
-def _fault(error: Exception) -> str:
-    """What is said of an error that nobody foresaw; all of it goes to a file."""
+def _report_fault(error: Exception) -> str:
+    """Write an unforeseen error to a file, and return the message that names the file."""
     import tempfile
     import traceback
 
@@ -78,7 +78,7 @@ def _fault(error: Exception) -> str:
 
 
 def _silence_libraries() -> None:
-    """Keep what libraries say to programmers off the terminal; our own warnings stay."""
+    """Keep warnings of libraries off the terminal; warnings of foveate stay."""
     logging.captureWarnings(True)
     if logging.lastResort is not None and not logging.lastResort.filters:
         logging.lastResort.addFilter(logging.Filter("foveate"))
@@ -89,17 +89,18 @@ def _complain(message: str) -> int:
     return USER_ERROR
 
 
-def _usage(error: click.UsageError) -> str:
-    """What is wrong with the words of the command, in the manner of our own errors."""
+def _describe_usage_error(error: click.UsageError) -> str:
+    """Describe a wrong use of the command, in the style of foveate's errors."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        known = [word for param in error.ctx.command.params for word in param.opts]
-        return f"no option '{error.option_name}'.{_nearest(error.option_name, known, error.ctx)}"
+        name, context = error.option_name, error.ctx
+        known = [word for param in context.command.params for word in param.opts]
+        return f"no option '{name}'.{_suggest_option(name, known, context)}"
     message = error.format_message().rstrip(".")
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else '.'}"
 
 
-def _nearest(name: str, known: list[str], ctx: click.Context) -> str:
-    """The option that is meant: one of the same name in a section, else the most alike."""
+def _suggest_option(name: str, known: list[str], ctx: click.Context) -> str:
+    """Suggest an option: one of the same name in a section, else the most similar one."""
     if isinstance(ctx.command, Sectioned):
         from foveate.runs.config import section_keys
 
@@ -129,7 +130,7 @@ New images:    foveate predict runs/first slides/ --out predictions
 @click.version_option(__version__, prog_name="foveate")
 @click.pass_context
 def cli(ctx: click.Context, /) -> None:
-    """Show the commands."""
+    """Show the commands where none is given."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

@@ -1,4 +1,4 @@
-"""``python -m foveate.cli``."""
+"""Entry point of ``python -m foveate.cli``."""
 
 from foveate.cli import main
 

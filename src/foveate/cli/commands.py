@@ -1,4 +1,4 @@
-"""Train, predict, evaluate and the other commands that work on users' images."""
+"""The commands: demo, train, predict, evaluate, methods and doctor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from foveate.cli.words import (
     Sectioned,
     device_flag,
     export_flag,
-    exports_of,
     files_flag,
     merge,
-    named_flags,
-    pairs,
+    nest_flags,
+    parse_exports,
+    parse_pairs,
     part_flag,
     plugins_flag,
     ray_flag,
@@ -138,15 +138,15 @@ def _say_what_to_do(ended: DemoOutcome, seed: int) -> None:
 @plugins_flag
 @click.pass_context
 def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -> int:
-    """Train, evaluate and report."""
+    """Train on a table, evaluate on patients never seen, and write the report."""
     from foveate.runs.config import load_yaml
 
-    given: dict[str, Any] = {} if config is None else load_yaml(config)
-    merge(given, named_flags(flags))
-    merge(given, ctx.obj)
-    if "path" not in given.get("table", {}):
+    nested: dict[str, Any] = {} if config is None else load_yaml(config)
+    merge(nested, nest_flags(flags))
+    merge(nested, ctx.obj)
+    if "path" not in nested.get("table", {}):
         raise OptionError("no table: foveate train labels.csv --out RUN")
-    return _train(given, out)
+    return _train(nested, out)
 
 
 @click.command()
@@ -185,7 +185,7 @@ def predict(
     import foveate
     from foveate.cli.terminal import Terminal
 
-    chosen["exports"] = exports_of(export)
+    chosen["exports"] = parse_exports(export)
     with Terminal() as terminal:
         summary = foveate.predict(run, images, out, part=part, on_progress=terminal, **chosen)
     if part is not None:
@@ -193,9 +193,9 @@ def predict(
         return PARTIAL if summary.failed else OK
     for row in summary.rows:
         values = [float(row[column]) for column in summary.task.columns]
-        told = summary.task.explain(values, {"threshold": row["threshold"] or None})
+        numbers = summary.task.explain(values, {"threshold": row["threshold"] or None})
         doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
-        click.echo(f"{row['image_id']}: {row['predicted']}  ({told}){doubt}")
+        click.echo(f"{row['image_id']}: {row['predicted']}  ({numbers}){doubt}")
     click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
     return _say_set_aside(len(summary.failed), out)
 
@@ -246,13 +246,13 @@ def evaluate(
     import foveate
     from foveate.cli.terminal import Terminal
 
-    chosen["exports"] = exports_of(export)
+    chosen["exports"] = parse_exports(export)
     with Terminal() as terminal:
         ended = foveate.evaluate(
             run,
             table,
             out,
-            renamed=pairs(renamed, "--map"),
+            renamed=parse_pairs(renamed, "--map"),
             audit_layout=audit_layout,
             on_progress=terminal,
             **chosen,
@@ -273,10 +273,10 @@ def methods(name: str | None, markdown: bool) -> None:
     """List the methods, or tell about one: source, when to use it, what it costs, its options."""
     import foveate
     from foveate.parts import find, options
-    from foveate.workflows.catalogue import methods_page, told
+    from foveate.workflows.catalogue import read_paragraphs, write_methods_page
 
     if markdown:
-        click.echo(methods_page(), nl=False)
+        click.echo(write_methods_page(), nl=False)
         return
     if name is None:
         for method, summary in foveate.list_methods().items():
@@ -285,7 +285,7 @@ def methods(name: str | None, markdown: bool) -> None:
         return
     part = find("methods", name)
     click.echo(f"{name}: {part.summary}\n")
-    for title, text in told(part).items():
+    for title, text in read_paragraphs(part).items():
         click.echo(click.wrap_text(f"{title}: {text}" if title else text, 98) + "\n")
     click.echo(inspect.cleandoc(part.__doc__ or "") + "\n")
     for option in options(part).values():
@@ -309,7 +309,7 @@ def doctor(run: Path | None) -> int:
     return OK if healthy else USER_ERROR
 
 
-def _train(given: dict[str, Any], out: Path) -> int:
+def _train(nested: dict[str, Any], out: Path) -> int:
     import foveate
     from foveate.cli.terminal import Terminal
     from foveate.runs.config import build_config
@@ -317,10 +317,10 @@ def _train(given: dict[str, Any], out: Path) -> int:
     from foveate.workflows.folds import join_training
 
     if process_rank() > 0:
-        join_training(build_config(given), out)
+        join_training(build_config(nested), out)
         return OK
     with Terminal() as terminal:
-        outcome = foveate.train(None, out, config=given, on_progress=terminal)
+        outcome = foveate.train(None, out, config=nested, on_progress=terminal)
     click.echo(describe_scores(outcome.metrics))
     _say_next(outcome, out / "report.html")
     return PARTIAL if outcome.n_quarantined else OK
@@ -333,7 +333,7 @@ def _say_next(outcome: Outcome, page: Path) -> None:
 
 
 def _say_set_aside(n: int, folder: Path) -> int:
-    """Say how many images were set aside, if any; return the exit code that goes with it."""
+    """Print the number of images that were set aside, if any; return the exit code."""
     if not n:
         return OK
     click.echo(f"set aside: {n} images, reasons in {folder / 'quarantine.csv'} (exit code 2)")

@@ -1,4 +1,4 @@
-"""Progress for people: bars with rate and ETA on a terminal, a line now and then elsewhere."""
+"""Progress on a terminal: bars with rate and ETA, or a line at times where there is none."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Terminal:
-    """Shows work under way on standard error; lines that stay go there too.
+    """A display on standard error: progress bars or lines, and messages.
 
     Args:
-        bars: draw bars; by default only where standard error is a terminal.
+        bars: whether bars are drawn; by default only where standard error is a terminal.
     """
 
     def __init__(self, *, bars: bool | None = None) -> None:
@@ -40,14 +40,14 @@ class Terminal:
         self._end()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a message line, above the bar if there is one."""
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Work under way, which may be within a part; a new title ends the bar before."""
+        """Show the progress of a part of the work; a new title ends the previous bar."""
         if title != self._title:
             self._end()
             self._title, self._begun, self._shown = title, time.monotonic(), 0.0
@@ -77,8 +77,10 @@ class Terminal:
             self._task = self._progress.add_task(title, total=total, rate="", note="")
         if self._task is not None:
             rate = self._rate(done)
-            said = "" if rate is None else f"{rate:.2f}/s"
-            self._progress.update(self._task, completed=done, total=total, note=note, rate=said)
+            rate_text = "" if rate is None else f"{rate:.2f}/s"
+            self._progress.update(
+                self._task, completed=done, total=total, note=note, rate=rate_text
+            )
 
     def _line(self, title: str, done: float, total: int, note: str) -> None:
         now = time.monotonic()
@@ -87,8 +89,8 @@ class Terminal:
         if not ends and (same or now - self._shown < _SECONDS_BETWEEN_LINES):
             return
         self._shown, self._last, self._note = now, done, note
-        said = f"{done:.2f}" if done % 1 else f"{done:.0f}"
-        parts, rate = [f"{title}: {said}/{total}"], self._rate(done)
+        done_text = f"{done:.2f}" if done % 1 else f"{done:.0f}"
+        parts, rate = [f"{title}: {done_text}/{total}"], self._rate(done)
         if rate is not None:
             parts.append(f"{rate:.2f}/s")
             if done < total:
@@ -96,7 +98,7 @@ class Terminal:
         print("  ".join([*parts, note]).rstrip(), file=sys.stderr, flush=True)
 
     def _rate(self, done: float) -> float | None:
-        """Per second since the first call of this bar; None while nothing was done since."""
+        """Compute the steps per second since this bar began; None before the first step."""
         seconds = time.monotonic() - self._begun
         return (done - self._first) / seconds if done > self._first and seconds > 0 else None
 

@@ -1,4 +1,4 @@
-"""The words of the command line: exit codes, ``--section.key``, flags that commands share."""
+"""Exit codes, flags of the form ``--section.key``, and flags that several commands share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Sectioned(click.Command):
     """A command that also takes ``--section.key value`` for every key of the config."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take these out, so that their values are not taken for the table."""
+        """Remove the section flags from the arguments, and parse the rest."""
         plain: list[str] = []
         rest = list(args)
         ctx.obj = {}
@@ -40,7 +40,7 @@ class Sectioned(click.Command):
 def _put_section(into: dict[str, Any], key: str, value: str) -> None:
     section, _, name = key.removeprefix("--").partition(".")
     if section not in _SECTIONS:
-        raise OptionError(f"no option '{key}': no section '{section}'.{_near(section)}")
+        raise OptionError(f"no option '{key}': no section '{section}'.{_suggest_section(section)}")
     if section == "reader":
         _put_reader(into, key, name, value)
         return
@@ -50,7 +50,7 @@ def _put_section(into: dict[str, Any], key: str, value: str) -> None:
 
 
 def _put_reader(into: dict[str, Any], key: str, name: str, value: str) -> None:
-    """Put ``--reader.NAME.option value`` among the options of that reader."""
+    """Store ``--reader.NAME.option value`` among the options of that reader."""
     reader, dot, option = name.partition(".")
     if not dot:
         raise OptionError(f"{key}: expected a reader and its option, --reader.NAME.option")
@@ -58,7 +58,7 @@ def _put_reader(into: dict[str, Any], key: str, name: str, value: str) -> None:
     options[option.replace("-", "_")] = value
 
 
-def _near(section: str) -> str:
+def _suggest_section(section: str) -> str:
     return did_you_mean(section, _SECTIONS)
 
 
@@ -124,9 +124,9 @@ part_flag = click.option(
 )
 
 
-def named_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of the flags that were set, by section and key of the configuration."""
-    given: dict[str, Any] = {}
+def nest_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the flags that were set, by section and key of the config."""
+    nested: dict[str, Any] = {}
     places = {
         "table": ("table", "path"),
         "column": ("table", "image"),
@@ -144,17 +144,17 @@ def named_flags(flags: dict[str, Any]) -> dict[str, Any]:
             continue
         if name in places:
             section, key = places[name]
-            given.setdefault(section, {})[key] = str(value) if isinstance(value, Path) else value
+            nested.setdefault(section, {})[key] = str(value) if isinstance(value, Path) else value
         elif name == "seed":
-            given.setdefault("train", {})["seed"] = value
-            given.setdefault("split", {})["seed"] = value
+            nested.setdefault("train", {})["seed"] = value
+            nested.setdefault("split", {})["seed"] = value
         else:
-            given[name] = value
-    return given
+            nested[name] = value
+    return nested
 
 
 def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    """Write `more` over `into`, section by section."""
+    """Merge `more` into `into`, section by section; change `into`."""
     for key, value in more.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             into[key] |= value
@@ -162,29 +162,29 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
             into[key] = value
 
 
-def pairs(given: Iterable[str], flag: str) -> dict[str, str]:
-    """``OLD=NEW`` as a dictionary.
+def parse_pairs(texts: Iterable[str], flag: str) -> dict[str, str]:
+    """Parse texts of the form ``OLD=NEW`` into a dictionary.
 
     Raises:
-        OptionError: there is no ``=``, or one side is empty.
+        OptionError: a text has no ``=``, or one side is empty.
     """
-    found = {}
-    for text in given:
+    parsed = {}
+    for text in texts:
         old, mark, new = text.partition("=")
         if not (mark and old.strip() and new.strip()):
             raise OptionError(f"{flag}: got '{text}', expected OLD=NEW")
-        found[old.strip()] = new.strip()
-    return found
+        parsed[old.strip()] = new.strip()
+    return parsed
 
 
-def exports_of(given: str | None) -> tuple[str, ...]:
-    """Return the names of exports in a flag; those of the default where it was not set.
+def parse_exports(flag: str | None) -> tuple[str, ...]:
+    """Return the names of exports in a flag; the default names where it was not set.
 
     Raises:
-        UnknownName: no export of this name.
+        UnknownName: there is no export of this name.
     """
     from foveate.exports import DEFAULT, build_exports
 
-    names = DEFAULT if given is None else tuple(name.strip() for name in given.split(","))
+    names = DEFAULT if flag is None else tuple(name.strip() for name in flag.split(","))
     build_exports(names)
     return names

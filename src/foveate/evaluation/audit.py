@@ -1,4 +1,4 @@
-"""Does a model use where patches lie? Let them trade places and see what becomes of its score."""
+"""An audit of whether a model uses the positions of patches: shuffle them and score again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _UNCHANGED = 1e-6
 
 @dataclass(frozen=True)
 class LayoutAudit:
-    """What shuffling the places of each image's patches among themselves does to predictions.
+    """The effect on predictions of shuffling the positions of the patches of each image.
 
     Attributes:
-        scores: of the task, as the patches lie; of several models, those of their mean.
-        shuffled: the same scores, means over the shuffles.
-        largest_change: of any logit of any image and model.
-        n_images: how many.
+        scores: scores of the task with true positions; with several models, of their mean answer.
+        shuffled: the same scores with shuffled positions, averaged over the shuffles.
+        largest_change: largest change of any logit of any image and model.
+        n_images: number of images.
         reads_patches: whether the method reads patches at all.
     """
 
@@ -36,11 +36,11 @@ class LayoutAudit:
 
     @property
     def uses_layout(self) -> bool:
-        """Whether any prediction moved at all."""
+        """Whether any prediction changed at all."""
         return self.largest_change > _UNCHANGED
 
-    def told(self) -> str:
-        """The finding in a sentence."""
+    def describe(self) -> str:
+        """Describe the result in one sentence."""
         if not self.reads_patches:
             return (
                 "layout: this model looks at the shrunk image only; there are no patches to trade "
@@ -51,16 +51,16 @@ class LayoutAudit:
                 "layout: not one prediction changed when patches traded places, so this model "
                 "never used where they lie"
             )
-        each = ", ".join(
+        changes = ", ".join(
             f"{name.removeprefix('val_')} {value:.3f} to {self.shuffled[name]:.3f}"
             for name, value in self.scores.items()
         )
-        if not each:
+        if not changes:
             return (
                 f"layout: when patches trade places logits move by up to "
                 f"{self.largest_change:.3g}; with these labels there is no score to compare"
             )
-        return f"layout: when patches trade places the score goes from {each}"
+        return f"layout: when patches trade places the score goes from {changes}"
 
 
 def audit_layout(
@@ -72,13 +72,21 @@ def audit_layout(
     n_shuffles: int = 3,
     seed: int = 0,
 ) -> LayoutAudit:
-    """Predict as it is and with the patches' places shuffled, on the same labelled images.
+    """Predict labelled images with true and with shuffled positions of patches, and compare.
 
-    Everything else stays: the same patches, the same pixels. Only methods that relate patches by
-    position can notice.
+    Everything else stays: the same patches, the same pixels. Only the answers of methods that
+    relate patches by position can change.
+
+    Args:
+        models: models to audit.
+        cases: labelled images.
+        loader: opens the images.
+        device: device that computes.
+        n_shuffles: number of random shuffles to average over.
+        seed: seed of the first shuffle; each further one adds 1.
 
     Raises:
-        TrainingError: an image could not be predicted, or none is given.
+        TrainingError: an image could not be predicted, or there is no image.
     """
     task = models.members[0].task
     target = task.targets([str(case.label) for case in cases])
@@ -86,7 +94,7 @@ def audit_layout(
     scores = task.log_scores(answered, target)
     totals, change = dict.fromkeys(scores, 0.0), 0.0
     for i in range(n_shuffles):
-        # Whoever asks for an audit goes on drawing as if there had been none.
+        # The random state of the caller stays as if there had been no audit.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed + i)
             mixed, answered = _answers(models, cases, loader, device, shuffle=True)
@@ -105,7 +113,7 @@ def _answers(
     *,
     shuffle: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of every model, ``(n, models, k)``, and the mean answers, ``(n, columns)``."""
+    """Predict all images; return logits ``(n, models, k)`` and mean answers ``(n, columns)``."""
     logits, values = [], []
     for report in predict_cases(models, cases, loader, device=device, shuffle_layout=shuffle):
         if not isinstance(report, Answer):

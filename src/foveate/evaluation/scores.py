@@ -1,4 +1,4 @@
-"""Scores of stored predictions, with patient-level intervals: the task's, over all and by fold."""
+"""Scores of stored predictions, over all images and by fold, with intervals over patients."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def evaluate_rows(rows: Rows, task: AbstractTask) -> dict[str, Any]:
     """Return the content of ``metrics.json`` from rows of ``predictions.csv``.
 
     Args:
-        rows: with ``label``, ``predicted``, ``patient_id`` and the task's columns; ``fold`` where
-            several models answered, each for some of the rows.
-        task: scores them.
+        rows: rows with ``label``, ``predicted``, ``patient_id`` and the columns of the task;
+            ``fold`` where several models answered, each for some of the rows.
+        task: task that scores them.
 
     Returns:
-        the scores; with several folds also those of each, under ``folds``, and what the headline
-        is, under ``pooling``.
+        The scores; with several folds also the scores of each fold, under ``folds``, and how the
+        main scores are pooled, under ``pooling``.
     """
     known = task.scorable(rows)
     folds = sorted({row.get("fold", "") for row in known}, key=lambda name: (len(name), name))
@@ -41,14 +41,16 @@ def _scores(rows: Rows, task: AbstractTask) -> dict[str, Any]:
 
 
 def compare_rows(rows: Rows, others: Rows, task: AbstractTask) -> dict[str, Any]:
-    """Say how much better one set of predictions is than another of the same images, by score.
+    """Compute how much better one set of predictions is than another of the same images.
 
     Args:
-        rows, others: of ``predictions.csv``; images that only one of them has are left out.
-        task: compares them.
+        rows: rows of ``predictions.csv``.
+        others: rows of another ``predictions.csv``; images that only one of both tables has are
+            left out.
+        task: task that compares them.
 
     Returns:
-        by score, the difference with its 95 % interval over patients.
+        By score, the difference with its 95 % interval over patients.
     """
     other_of = {row["image_id"]: row for row in others}
     known = task.scorable([row for row in rows if row["image_id"] in other_of])

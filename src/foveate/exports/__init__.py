@@ -1,6 +1,6 @@
-"""Exports: files that show where a model looked, one of each kind beside each answer.
+"""Exports: kinds of files that show the evidence of an answer, such as a heatmap.
 
-An export is one file in this package, or in a folder of plug-ins, found by its name.
+An export is one module of this package, or of a folder of plug-ins, found by its name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from foveate.exports.base import About, AbstractExport
 from foveate.parts import find
 
 DEFAULT = ("png", "geojson")
-"""What is written where nothing is asked for."""
+"""Exports that are written by default."""
 
 __all__ = ["DEFAULT", "About", "AbstractExport", "build_exports"]
 
@@ -20,6 +20,6 @@ def build_exports(names: Sequence[str]) -> dict[str, AbstractExport]:
     """Build exports by name.
 
     Raises:
-        UnknownName: no export of this name.
+        UnknownName: there is no export of this name.
     """
     return {name: find("exports", name)() for name in names}

@@ -13,12 +13,12 @@ from foveate.images.image import AbstractImage
 
 @dataclass(frozen=True)
 class About:
-    """What is known of an answer besides its evidence.
+    """Texts about an answer, to stand beside its evidence.
 
     Attributes:
-        image_id: of the image.
+        image_id: id of the image.
         caption: the answer in words; may have several lines.
-        numbers: label, answer and its numbers as texts, by name.
+        numbers: label, predicted label and numbers of the answer as texts, by name.
     """
 
     image_id: str
@@ -27,11 +27,11 @@ class About:
 
 
 class AbstractExport(abc.ABC):
-    """A kind of file. Its module carries its name and holds this one class.
+    """A kind of file that shows evidence. The name of its module is its name.
 
     Attributes:
-        title: what people call it.
-        suffix: of its files, with the dot.
+        title: title for people.
+        suffix: suffix of its files, with the dot.
     """
 
     title: ClassVar[str]
@@ -42,12 +42,12 @@ class AbstractExport(abc.ABC):
         """Return the content of the file.
 
         Args:
-            image: open; its pixels may be read.
-            evidence: where the model looked; may be empty.
-            about: what else is known of the answer.
+            image: the image, open, so that its pixels can be read.
+            evidence: boxes that the answer comes from; may be empty.
+            about: texts about the answer.
 
         Raises:
-            FoveateError: the image or its evidence cannot be shown so.
+            FoveateError: the image or its evidence cannot be shown in this kind of file.
         """
 
 

@@ -1,4 +1,4 @@
-"""Evidence as QuPath reads it: closed polygons in level-0 pixels, ``(x, y)``."""
+"""Evidence as GeoJSON for QuPath: closed polygons in level-0 pixels, ``(x, y)``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Origin = Literal["auto", "slide", "bounds"]
 _BINS = ((8.0, "8 times an even share or more"), (4.0, "4 to 8 times an even share"),
          (2.0, "2 to 4 times an even share"), (1.25, "up to twice an even share"),
          (0.0, "about an even share or less"))  # fmt: skip
-"""Lower end, in even shares, and name; the same for every image, so that QuPath can compare."""
+"""Lower limit in even shares, and name; equal for all images, so that they can be compared."""
 
 
 class GeojsonExport(AbstractExport):
-    """The heaviest regions as tiles, for QuPath."""
+    """The heaviest regions as tiles of QuPath."""
 
     title: ClassVar[str] = "GeoJSON"
     suffix: ClassVar[str] = ".geojson"
@@ -46,16 +46,16 @@ def build_geojson(
 ) -> dict[str, Any]:
     """Turn the heaviest boxes into a QuPath FeatureCollection of tiles.
 
-    Boxes on the glass of a slide are left out. Classes say how many times an even share, the
-    weight if all regions counted alike, a box has.
+    Boxes on the glass of a slide are left out. The class of a box states its weight in multiples of
+    an even share, which is the weight that all regions would have if none were preferred.
 
     Args:
-        image: whose pixels the boxes are drawn on.
-        evidence: where the model looked.
-        top: at most so many boxes, since viewers choke on a hundred thousand.
-        origin: what ``(0, 0)`` is: the corner of the whole canvas (``slide``) or of the scanned
+        image: image that the boxes lie on.
+        evidence: boxes and their weights.
+        top: largest number of boxes; viewers cannot show a hundred thousand.
+        origin: place of ``(0, 0)``: the corner of the whole canvas (``slide``) or of the scanned
             part (``bounds``), where QuPath puts it whenever the file states one (``auto``).
-        metadata: words to keep with every box: label, prediction, probabilities.
+        metadata: texts to store with every box: label, prediction, probabilities.
 
     Returns:
         A GeoJSON object, coordinates ``(x, y)`` in level-0 pixels.
@@ -67,12 +67,12 @@ def build_geojson(
     """
     if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
         raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
-    chosen, shift = _shift(image, origin)
+    chosen, shift = _choose_origin(image, origin)
     scale, shown = scale_of(evidence), on_foreground(image, evidence)
     times = scale.times_even(shown.weight)
     words = {**dict(metadata or {}), "origin": chosen, "image": printable_name(image.path.name)}
     features = [
-        _feature(image, shown, int(i), rank, float(times[i]), shift, words)
+        _build_feature(image, shown, int(i), rank, float(times[i]), shift, words)
         for rank, i in enumerate(ranked(shown)[:top], 1)
     ]
     about = {
@@ -89,8 +89,8 @@ def build_geojson(
     return {"type": "FeatureCollection", "properties": about, "features": features}
 
 
-def _shift(image: AbstractImage, origin: Origin) -> tuple[str, tuple[float, float]]:
-    """The origin by name, and where it lies on the canvas, ``(x, y)`` in level-0 pixels."""
+def _choose_origin(image: AbstractImage, origin: Origin) -> tuple[str, tuple[float, float]]:
+    """Choose the origin; return its name and its place ``(x, y)`` in level-0 pixels."""
     if origin not in ("auto", "slide", "bounds"):
         raise OptionError(f"origin: got '{origin}', expected auto, slide or bounds")
     if origin == "slide" or (origin == "auto" and image.bounds_px0 is None):
@@ -101,7 +101,7 @@ def _shift(image: AbstractImage, origin: Origin) -> tuple[str, tuple[float, floa
     return "bounds", (x, y)
 
 
-def _feature(
+def _build_feature(
     image: AbstractImage,
     evidence: Evidence,
     i: int,
@@ -111,11 +111,11 @@ def _feature(
     words: Mapping[str, str],
 ) -> dict[str, Any]:
     px0 = px0_from_um(evidence.box_um(i), image.known_spacing_um)
-    ring = _ring(px0, shift)
+    ring = _outline(px0, shift)
     geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [ring]}
     if image.ndim == 3:
         geometry["plane"] = {"c": -1, "z": math.floor(px0.centre[0]), "t": 0}
-    name, colour = _bin(times)
+    name, colour = _choose_class(times)
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"foveate:{words['image']}:{i}:{ring}")),
@@ -135,15 +135,15 @@ def _feature(
     }
 
 
-def _ring(box: Box, shift: tuple[float, float]) -> list[list[float]]:
-    """The outline, closed; hundredths of a pixel are finer than any scanner."""
+def _outline(box: Box, shift: tuple[float, float]) -> list[list[float]]:
+    """Return the closed outline of a box, ``(x, y)``, rounded to hundredths of a pixel."""
     (y0, x0), (y1, x1) = box.origin[-2:], box.end[-2:]
     corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
     return [[round(x - shift[0], 2), round(y - shift[1], 2)] for x, y in corners]
 
 
-def _bin(times: float) -> tuple[str, list[int]]:
-    """Name and colour of the class of so many even shares."""
+def _choose_class(times: float) -> tuple[str, list[int]]:
+    """Return name and colour of the class of a weight in multiples of an even share."""
     import matplotlib
 
     k = next(k for k, (least, _) in enumerate(_BINS) if times >= least)

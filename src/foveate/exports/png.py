@@ -1,4 +1,4 @@
-"""A picture of the image with the regions that counted, as PNG."""
+"""The heatmap of an answer as PNG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.images.image import AbstractImage
 
 
 class PngExport(AbstractExport):
-    """An overview with the weights laid over it, and the heaviest regions in full."""
+    """An overview with the weights drawn over it, and the heaviest regions at full resolution."""
 
     title: ClassVar[str] = "PNG"
     suffix: ClassVar[str] = ".png"

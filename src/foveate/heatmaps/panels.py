@@ -33,8 +33,8 @@ class Rect:
     Attributes:
         x: distance of its left side from that of the picture.
         y: distance of its upper side from that of the picture.
-        width: its width.
-        height: its height.
+        width: width of the rectangle.
+        height: height of the rectangle.
     """
 
     x: float

@@ -1,1 +1,1 @@
-"""How trained models answer, and what that leaves on disk."""
+"""Prediction by trained models, and the files that it writes."""

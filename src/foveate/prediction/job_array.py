@@ -1,6 +1,6 @@
 """One part of the images for each task of a job array: ``--part 2/5``, or ``--part array``.
 
-Which task this is stands in the environment, under other names with each scheduler.
+The number of the task stands in the environment; each scheduler has its own variables for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Scheduler:
-    """The variables of one scheduler; those that it does not set are empty."""
+    """Environment variables of one scheduler; names that it does not set are empty."""
 
     index: str
     first: str = ""
@@ -40,11 +40,11 @@ _SCHEDULERS = (
 
 @dataclass(frozen=True)
 class JobPart:
-    """One of several parts of the images, dealt like cards, so that parts are alike.
+    """One of several parts of the images, dealt out in turn, so that all parts are similar.
 
     Attributes:
-        number: from 1 to `count`.
-        count: how many parts there are.
+        number: number of the part, from 1 to `count`.
+        count: number of parts.
     """
 
     number: int
@@ -55,11 +55,11 @@ class JobPart:
 
     @property
     def folder(self) -> str:
-        """The name of the folder of this part's answers."""
+        """Name of the folder for the answers of this part."""
         return f"{self.number}_of_{self.count}"
 
     def pick(self, items: Sequence[T]) -> list[T]:
-        """Return this part of `items`: every `count`-th, in order."""
+        """Return the items of this part: one of every `count`, in order."""
         return list(items[self.number - 1 :: self.count])
 
 
@@ -67,11 +67,11 @@ def parse_part(text: str, environment: Mapping[str, str]) -> JobPart:
     """Read ``--part``: ``2/5``; ``array`` for the task of a job array; ``array/5`` of 5 tasks.
 
     Args:
-        text: as given.
-        environment: of the process, where schedulers say which task it is.
+        text: value of the option.
+        environment: environment of the process, where schedulers state the task.
 
     Raises:
-        OptionError: the text is none of these, or the environment does not say what is asked.
+        OptionError: the text is none of these, or the environment states no task.
     """
     match = re.fullmatch(r"(array|\d+)(?:/(\d+))?", text.strip())
     if match is None or (match[1] != "array" and match[2] is None):
@@ -93,7 +93,7 @@ def _array_task(environment: Mapping[str, str], count: int | None) -> JobPart:
     """Return the task of the job array that this process is.
 
     Raises:
-        OptionError: it is none, or how many there are is not said.
+        OptionError: this process is no task of a job array, or the number of tasks is unknown.
     """
     for scheduler in _SCHEDULERS:
         # LSF calls a job outside an array number 0, SGE "undefined".

@@ -1,4 +1,4 @@
-"""What prediction leaves behind: the table, heatmaps, GeoJSON, and the account of what was read."""
+"""The outputs of prediction: the table, the pictures, and the costs of reading."""
 
 from __future__ import annotations
 
@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Summary:
-    """Predictions as rows, failures with reasons, what it cost, and contradictory spacings."""
+    """Predictions of many images.
+
+    Attributes:
+        task: task of the models that answered.
+        rows: rows of ``predictions.csv``, one per image.
+        failed: by image id, why an image could not be predicted.
+        cost: sums over the images: seconds, pixels decoded and received, number of images.
+        factors: by image id, how many times larger the spacing in the table is than the one in the
+            file, where they differ.
+    """
 
     task: AbstractTask
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -45,7 +54,7 @@ class Summary:
     factors: dict[str, float] = field(default_factory=dict)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the rows of ``predictions.csv`` as a data frame; what are numbers are numbers."""
+        """Return the rows of ``predictions.csv`` as a data frame, with numbers as numbers."""
         import pandas as pd
 
         frame = pd.DataFrame(self.rows)
@@ -81,33 +90,39 @@ def predict_into(
 ) -> Summary:
     """Predict cases; write ``predictions.csv`` into `folder` and pictures into `heatmaps`.
 
-    Each answer goes to ``answers.jsonl`` as soon as it is there, its pictures before it; what is
-    known there of the same file, models and options is not computed again. The table is written
-    from it at the end. Answers of parts (`predict_part`) are collected first.
+    Each answer is written to ``answers.jsonl`` as soon as it is computed, after its pictures.
+    Answers that are stored there for the same file, models and options are not computed again. The
+    table is written from them at the end. Answers of parts (`predict_part`) are collected first.
 
     Args:
-        folder, heatmaps, models, device: where to, what answers, and what computes.
-        cases, loader: in the order of the table, and what reads them.
-        n_heatmaps: so many images from the first on get pictures; evidence is kept for all.
-        display: is told.
-        seen: by image, that a model which answers was trained with it; None leaves the column out.
-        about: what the answers rest on besides models and options. None: answers of another
+        folder: folder for the table.
+        models: models that answer.
+        cases: images in the order of the table.
+        loader: opens the images.
+        device: device that computes.
+        heatmaps: folder for the pictures.
+        n_heatmaps: number of images, from the first on, that get pictures; evidence is stored for
+            all images.
+        display: shows the progress.
+        seen: by image id, how a model that answers was trained with the image; None leaves the
+            column out.
+        about: what the answers depend on besides models and options. With None, answers of another
             command are replaced; otherwise they are refused.
-        exports: which kinds of pictures.
-        workers: other processes that predict; by default this one does.
+        exports: kinds of pictures.
+        workers: other processes that predict; with None, this process does.
 
     Raises:
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = _rests_on(models, n_heatmaps, exports, about or {})
+    rests_on = _list_dependencies(models, n_heatmaps, exports, about or {})
     journal = Journal(folder / ANSWERS, rests_on, anew=about is None)
     keys = {case.image_id: _key(case) for case in cases}
-    known = _still_true(journal.entries, keys)
+    known = _pick_valid(journal.entries, keys)
     if about is not None:
-        collected = _of_parts(folder, rests_on)
-        _refuse_others(folder, {**collected, **journal.entries}, set(keys))
-        more = {i: e for i, e in _still_true(collected, keys).items() if i not in known}
+        collected = _read_parts(folder, rests_on)
+        _refuse_other_images(folder, {**collected, **journal.entries}, set(keys))
+        more = {i: e for i, e in _pick_valid(collected, keys).items() if i not in known}
         journal.add_all(more)
         known |= more
     if known:
@@ -116,7 +131,7 @@ def predict_into(
         CaseJob(case, n < n_heatmaps) for n, case in enumerate(cases) if case.image_id not in known
     ]
     _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
-    summary = _settled(folder, models, cases, journal, heatmaps, seen)
+    summary = _write_results(folder, models, cases, journal, heatmaps, seen)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return summary
 
@@ -136,45 +151,59 @@ def predict_part(
     exports: Sequence[str] = DEFAULT,
     workers: AbstractWorkers | None = None,
 ) -> dict[str, str]:
-    """Predict one part of the cases; its answers wait in a folder of their own for `predict_into`.
+    """Predict one part of the cases; `predict_into` later collects its answers from a subfolder.
 
-    What this part, another one or the whole has answered already is not computed again, even where
-    the cases were dealt into other parts then.
+    Images that this part, another part or `predict_into` has answered already are not computed
+    again, even where the cases were dealt into other parts then.
 
     Args:
-        folder: where the whole goes; the caller holds ``parts/2_of_5`` in it.
-        part: which one.
-        models, cases, loader, device, heatmaps, n_heatmaps, display, about, exports, workers: of
-            the whole, as of `predict_into`.
+        folder: folder for the table of all parts; the caller has locked ``parts/2_of_5`` in it.
+        part: part to predict.
+        models: models that answer.
+        cases: images of all parts, in the order of the table.
+        loader: opens the images.
+        device: device that computes.
+        heatmaps: folder for the pictures.
+        n_heatmaps: number of images of all parts, from the first on, that get pictures.
+        display: shows the progress.
+        about: what the answers depend on besides models and options.
+        exports: kinds of pictures.
+        workers: other processes that predict; with None, this process does.
 
     Returns:
-        the images of this part that failed, with the reasons.
+        By image id, why an image of this part failed.
 
     Raises:
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = _rests_on(models, n_heatmaps, exports, about)
+    rests_on = _list_dependencies(models, n_heatmaps, exports, about)
     drawn = {case.image_id for case in cases[:n_heatmaps]}
-    own = part.pick(cases)
-    keys = {case.image_id: _key(case) for case in own}
+    cases_of_part = part.pick(cases)
+    keys = {case.image_id: _key(case) for case in cases_of_part}
     journal = Journal(folder / PARTS / part.folder / ANSWERS, rests_on)
-    whole, others = read_entries(folder / ANSWERS, rests_on), _of_parts(folder, rests_on)
-    _refuse_others(folder, {**others, **whole}, {case.image_id for case in cases})
-    known = {i: e for i, e in {**others, **whole}.items() if "failed" not in e}
-    known = _still_true({**journal.entries, **known}, keys)
-    display.say(f"part {part}: {len(own)} of {len(cases)} images, {len(known)} answered already")
-    todo = [CaseJob(case, case.image_id in drawn) for case in own if case.image_id not in known]
+    of_all, others = read_entries(folder / ANSWERS, rests_on), _read_parts(folder, rests_on)
+    _refuse_other_images(folder, {**others, **of_all}, {case.image_id for case in cases})
+    known = {i: e for i, e in {**others, **of_all}.items() if "failed" not in e}
+    known = _pick_valid({**journal.entries, **known}, keys)
+    display.say(
+        f"part {part}: {len(cases_of_part)} of {len(cases)} images, {len(known)} answered already"
+    )
+    todo = [
+        CaseJob(case, case.image_id in drawn)
+        for case in cases_of_part
+        if case.image_id not in known
+    ]
     _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()
     return failed
 
 
-def _rests_on(
+def _list_dependencies(
     models: Ensemble, n_heatmaps: int, exports: Sequence[str], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What all answers of a folder rest on."""
+    """Return what all answers of a folder depend on."""
     return {
         "foveate": __version__,
         "models": models.digests(),
@@ -184,8 +213,8 @@ def _rests_on(
     }
 
 
-def _of_parts(folder: Path, rests_on: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read the entries of all parts; what failed in one part and was answered in another is so."""
+def _read_parts(folder: Path, rests_on: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the entries of all parts; an answer in one part replaces a failure in another."""
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / PARTS).glob(f"*/{ANSWERS}")):
         for image_id, entry in read_entries(path, rests_on).items():
@@ -194,11 +223,13 @@ def _of_parts(folder: Path, rests_on: Mapping[str, Any]) -> dict[str, dict[str, 
     return entries
 
 
-def _refuse_others(folder: Path, entries: Mapping[str, Mapping[str, Any]], asked: set[str]) -> None:
+def _refuse_other_images(
+    folder: Path, entries: Mapping[str, Mapping[str, Any]], asked: set[str]
+) -> None:
     """Refuse a folder with answers to images that are not asked for now.
 
     Raises:
-        CheckpointError: there are such answers, and their pictures.
+        CheckpointError: the folder holds such answers.
     """
     others = [i for i, entry in entries.items() if i not in asked and "failed" not in entry]
     if others:
@@ -209,10 +240,10 @@ def _refuse_others(folder: Path, entries: Mapping[str, Mapping[str, Any]], asked
         )
 
 
-def _still_true(
+def _pick_valid(
     entries: Mapping[str, dict[str, Any]], keys: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Keep the entries that answer one of these images as it is now."""
+    """Return the entries that answer one of these images as it is now."""
     return {i: entry for i, entry in entries.items() if keys.get(i) == entry.get("of")}
 
 
@@ -228,7 +259,7 @@ def _answer_all(
     display: Display,
     workers: AbstractWorkers | None,
 ) -> None:
-    """Write each answer to the journal as soon as it is there, its pictures before it."""
+    """Predict images; write each answer to the journal at once, after its pictures."""
     teller, n_known = QuarantineMessages(display.say), len(keys) - len(todo)
 
     def within(done: float) -> None:
@@ -244,7 +275,9 @@ def _answer_all(
         outcomes = map_cases(workers, todo)
     for done, outcome in enumerate(outcomes, 1):
         image_id = outcome.case.image_id
-        journal.add(image_id, _entry(outcome, models, heatmaps, exports) | {"of": keys[image_id]})
+        journal.add(
+            image_id, _make_entry(outcome, models, heatmaps, exports) | {"of": keys[image_id]}
+        )
         if isinstance(outcome, Failure):
             teller.set_aside(image_id, str(outcome.case.path), outcome.reason)
         elif not len(outcome.evidence):
@@ -253,10 +286,10 @@ def _answer_all(
     teller.end()
 
 
-def _entry(
+def _make_entry(
     outcome: Outcome, models: Ensemble, heatmaps: Path, exports: Sequence[str]
 ) -> dict[str, Any]:
-    """What the journal keeps of one image; its pictures are written before."""
+    """Write the pictures of one image, and return its entry of the journal."""
     forget_files(heatmaps, outcome.case)
     if isinstance(outcome, Failure):
         return {"failed": outcome.reason, "factor": None}
@@ -265,7 +298,7 @@ def _entry(
     return {"row": row, "cost": cost, "picture": picture, "factor": outcome.factor}
 
 
-def _settled(
+def _write_results(
     folder: Path,
     models: Ensemble,
     cases: Sequence[Case],
@@ -273,7 +306,7 @@ def _settled(
     heatmaps: Path,
     seen: Mapping[str, str] | None,
 ) -> Summary:
-    """Write the table and the index of pictures from what the journal holds of these cases."""
+    """Write the table and the index of pictures from the entries of the journal."""
     summary, index = Summary(models.task), []
     summary.cost = {**dict.fromkeys(_COSTS, 0.0), "n_images": 0.0}
     for case in cases:
@@ -281,8 +314,8 @@ def _settled(
         if "failed" in entry:
             summary.failed[case.image_id] = entry["failed"]
             continue
-        told = {} if seen is None else {"in_training": seen.get(case.image_id, "")}
-        summary.rows.append(entry["row"] | told)
+        training = {} if seen is None else {"in_training": seen.get(case.image_id, "")}
+        summary.rows.append(entry["row"] | training)
         if entry.get("factor") is not None:
             summary.factors[case.image_id] = entry["factor"]
         index.append(entry["picture"])
@@ -298,7 +331,7 @@ def _settled(
 
 
 def _key(case: Case) -> dict[str, Any]:
-    """What an answer to a case rests on: the row, and the file as it is."""
+    """Return what the answer to a case depends on: its row, and size and time of its file."""
     key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
     key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
     with contextlib.suppress(OSError):
@@ -308,6 +341,6 @@ def _key(case: Case) -> dict[str, Any]:
 
 
 def _merge_index(path: Path, entries: list[dict[str, Any]], asked: set[str]) -> None:
-    """Put these entries in the place of all that there are of the images asked for."""
+    """Replace the entries of the index about these images by new ones."""
     old = read_json(path) if path.is_file() else []
     write_json(path, [entry for entry in old if entry["image_id"] not in asked] + entries)

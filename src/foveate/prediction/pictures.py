@@ -1,4 +1,4 @@
-"""The files of an answer: evidence, heatmap, GeoJSON."""
+"""The files of an answer: its evidence and its pictures, such as heatmap and GeoJSON."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def add_files(
     drawn: frozenset[str],
     exports: Sequence[str] = DEFAULT,
 ) -> Answer:
-    """Return the answer with its evidence and pictures as files; a picture that fails is said.
+    """Return the answer with its evidence and pictures as files; log pictures that fail.
 
     Args:
-        models: that answer.
-        answer: of one image.
-        image: still open.
-        drawn: the images that get pictures.
-        exports: which kinds of pictures.
+        models: models that answered.
+        answer: answer for one image.
+        image: the image, still open.
+        drawn: ids of the images that get pictures.
+        exports: kinds of pictures.
     """
     files = {".npz": answer.evidence.to_bytes()}
     if answer.case.image_id not in drawn:
@@ -56,7 +56,7 @@ def add_files(
 
 
 def _describe(answer: Answer, models: Ensemble) -> About:
-    """Return what pictures say of an answer."""
+    """Return the texts that pictures show about an answer."""
     task, row = models.task, build_row(answer, models)
     numbers = task.explain(answer.values, models.point)
     if len(models) > 1:
@@ -79,7 +79,7 @@ def write_files(
     folder: Path,
     exports: Sequence[str] = DEFAULT,
 ) -> dict[str, Any]:
-    """Write the files of an answer; return what the index of pictures says of it."""
+    """Write the files of an answer, and return its entry of the index of pictures."""
     stem = safe_name(answer.case.image_id)
     for suffix, content in answer.files.items():
         write_bytes(folder / f"{stem}{suffix}", content)
@@ -99,20 +99,20 @@ def write_files(
 
 
 def forget_files(folder: Path, case: Case) -> None:
-    """Remove what an earlier answer to this image left, so that no old picture stays."""
+    """Remove the files of an earlier answer for this image, so that no old picture stays."""
     suffixes = [find("exports", name).suffix for name in names("exports")]
     for suffix in (".npz", *suffixes):
         (folder / f"{safe_name(case.image_id)}{suffix}").unlink(missing_ok=True)
 
 
 _NAME_BYTES = 180
-"""Of a file name: with suffixes and what is written aside it stays below 255."""
+"""Longest stem of a file name in bytes; with suffixes and temporary names it stays below 255."""
 
 
 def safe_name(image_id: str) -> str:
-    """A file name from an id.
+    """Return a file name for an image id.
 
-    One that had to be changed or shortened gets a few digits of the id's hash.
+    A name that had to be changed or shortened gets eight digits of the hash of the id.
     """
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in image_id).lstrip(".")
     short = _bytes(plain)[:_NAME_BYTES].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""One image in, one answer out: a pure function of models and case, mapped over many."""
+"""The prediction of one image as a pure function of models and case, mapped over many images."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ Tell = Callable[[float], None]
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """What one model says of one image.
+    """The answer of one model for one image.
 
     Attributes:
-        values: the numbers of the answer, in the order of the task's columns.
-        logits: as the method gave them.
-        evidence: where it looked.
-        deviation: standard deviation of each logit over a method's draws, where it says so.
-        seconds_reading: waiting for pixels.
+        values: numbers of the answer, in the order of the columns of the task.
+        logits: output of the method, before the task decodes it.
+        evidence: boxes that the answer comes from.
+        deviation: standard deviation of each logit over the draws of the method; None where the
+            method does not state it.
+        seconds_reading: seconds of waiting for pixels.
     """
 
     values: tuple[float, ...]
@@ -55,26 +56,28 @@ class ModelAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """What models say of one image together, and what that cost: plain values, picklable.
+    """The common answer of several models for one image, and its cost: plain values, picklable.
 
     Attributes:
-        case: the row.
-        answers: of each model.
-        values: the numbers of the answer; the mean over the models.
-        logits: the mean over the models.
-        evidence: where they looked; the mean over the models.
-        spacing: of the full resolution by axis ``(z,) y, x``; in what `unit` says.
+        case: row of the table.
+        answers: answer of each model.
+        values: numbers of the answer; the mean over the models.
+        logits: mean over the models.
+        evidence: boxes that the answer comes from; the mean over the models.
+        spacing: spacing of the full resolution by axis ``(z,) y, x``, in `unit`.
         unit: ``um`` or ``px``.
-        decoded_px: pixels decoded, all levels, stored tiles counted whole.
+        decoded_px: decoded pixels of all levels; a stored tile counts with all its pixels.
         asked_px: pixels that the models received.
         level0_px: pixels of the full resolution.
-        seconds: all in all, with the wait until the image was open and its glimpse read;
-            `seconds_reading` of them waiting for pixels.
-        deviation: standard deviation of each mean logit over the methods' draws, where all say so.
-        spread: sample standard deviation of each value over the models; None for one.
-        unlike: what sets the image apart from those of training, in plain words; empty if nothing.
-        factor: how many times the file's spacing the table's is, where they differ.
-        files: evidence and pictures as the bytes of files, by suffix, where they were asked for.
+        seconds: time for the image, with the wait until it was open and its glimpse read.
+        seconds_reading: part of `seconds` that was spent waiting for pixels.
+        deviation: standard deviation of each mean logit over the draws of the methods; None where a
+            method does not state it.
+        spread: sample standard deviation of each value over the models; None for one model.
+        unlike: how the image differs from those of training, in plain words; empty if it does not.
+        factor: how many times larger the spacing in the table is than the one in the file; None
+            where they agree.
+        files: evidence and pictures as bytes, by file suffix.
     """
 
     case: Case
@@ -106,7 +109,7 @@ class Failure:
 
 Outcome = Answer | Failure
 Finish = Callable[[Ensemble, Answer, AbstractImage], Answer]
-"""What is done with an answer while its image is still open, such as drawing pictures."""
+"""Completes an answer while its image is still open, such as by drawing pictures."""
 
 
 def predict_one(
@@ -120,10 +123,10 @@ def predict_one(
     """Predict one image in evaluation mode: a pure function, which writes nothing.
 
     Args:
-        models: what answers.
+        models: models that answer.
         case: the image, or only its path.
-        device: what computes.
-        assume_spacing_um: of an image that states no spacing; None as in training.
+        device: device that computes.
+        assume_spacing_um: spacing of an image that states none; with None, as in training.
         finish: completes the answer while the image is open.
 
     Raises:
@@ -143,7 +146,7 @@ def predict_one(
         try:
             if isinstance(item, FoveateError):
                 raise item
-            return _answer(
+            return _answer_together(
                 models, case, item, loader, torch.device(device), finish, waited=waits[-1]
             )
         except Exception as error:
@@ -151,14 +154,14 @@ def predict_one(
 
 
 def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> CaseLoader:
-    """Return what opens images for these models, each once, so that its count is its own.
+    """Return a loader that opens images for these models, each once, so that its cost is exact.
 
     A spacing that was assumed in training is assumed again only for images of a kind that the
     model was trained on, and only where an image of the training needed it.
 
     Args:
-        models: whose view the images are read with.
-        assume_spacing_um: of images that state no spacing; None as in training.
+        models: models with whose view the images are read.
+        assume_spacing_um: spacing of images that state none; with None, as in training.
     """
     known = models.card.trained_on
     kinds: tuple[str, ...] | None = None
@@ -185,13 +188,21 @@ def predict_cases(
     tell: Tell | None = None,
     finish: Finish | None = None,
 ) -> Iterator[Outcome]:
-    """Map `predict_one` over cases in order, reading ahead; a bad image gives a `Failure`.
+    """Map `predict_one` over cases in order, reading ahead; yield a `Failure` for a bad image.
 
-    Every model is asked about an image while it is open, so each image is opened once and its
+    All models answer about an image while it is open, so that each image is opened once and its
     glimpse read once. The next image is opened and its glimpse read while the present one is
-    computed. With `shuffle_layout`, the patches of an image trade places at random
-    (`foveate.evaluation.audit`). `tell` is told how many images are done while one takes long, as
-    a fraction. `finish` completes each answer while its image is open.
+    computed.
+
+    Args:
+        models: models that answer.
+        cases: images to predict.
+        loader: opens the images.
+        device: device that computes.
+        shuffle_layout: whether the positions of the patches of an image are shuffled
+            (`foveate.evaluation.audit`).
+        tell: called with the number of images done, as a fraction while an image takes long.
+        finish: completes each answer while its image is open.
 
     Raises:
         TooManyOpen: the system allows too few open files; no image is to blame.
@@ -202,13 +213,13 @@ def predict_cases(
         if isinstance(item, FoveateError):
             yield Failure(case, str(item))
             continue
-        share = None if tell is None else _share_of(tell, done)
+        share = None if tell is None else _tell_images(tell, done)
         try:
-            yield _answer(
+            yield _answer_together(
                 models, case, item, loader, device, finish, shuffle_layout, share, waits[-1]
             )
         except Exception as error:
-            # Whatever one file does to a reader or a model, the others are predicted.
+            # One file that makes a reader or a model fail must not stop the others.
             if out_of_files(error):
                 raise TooManyOpen() from error
             if disk_full(error):
@@ -216,7 +227,7 @@ def predict_cases(
             yield Failure(case, str(as_foveate_error(error, case.path)))
 
 
-def _answer(
+def _answer_together(
     models: Ensemble,
     case: Case,
     item: LoadedImage,
@@ -227,36 +238,43 @@ def _answer(
     tell: Tell | None = None,
     waited: float = 0.0,
 ) -> Answer:
-    """Ask all models about one open image.
+    """Predict one open image with all models, and average their answers.
 
     Args:
-        models, case, item, loader, device, finish, shuffle_layout, tell: as of `predict_cases`.
+        models: models that answer.
+        case: row of the table.
+        item: the open image with its glimpse.
+        loader: reads the patches.
+        device: device that computes.
+        finish: completes the answer while the image is open.
+        shuffle_layout: whether the positions of the patches are shuffled.
+        tell: called with the share of the image that is done.
         waited: seconds until the image was open and its glimpse read.
 
     Raises:
         FoveateError: pixels cannot be read, or an answer is not a finite number.
     """
     begun, answers, n = time.perf_counter(), [], len(models)
-    with contextlib.nullcontext() if shuffle_layout else _same_draws(device):
+    with contextlib.nullcontext() if shuffle_layout else _seeded_draws(device):
         for i, member in enumerate(models.members):
             member.method.to(device)
-            share = None if tell is None else _member_share(tell, i, n)
-            answers.append(_ask(member, case, item, loader, device, shuffle_layout, share))
+            share = None if tell is None else _tell_member_share(tell, i, n)
+            answers.append(_answer_alone(member, case, item, loader, device, shuffle_layout, share))
     factor = loader.factors.get(case.image_id)
-    averaged = _averaged(models, case, item, answers, begun, waited, factor)
+    averaged = _average(models, case, item, answers, begun, waited, factor)
     return averaged if finish is None else finish(models, averaged, item.image)
 
 
 @contextlib.contextmanager
-def _same_draws(device: torch.device) -> Iterator[None]:
-    """Let a method that draws do so alike for every image, whichever images came before."""
+def _seeded_draws(device: torch.device) -> Iterator[None]:
+    """Seed the random state, so that draws do not depend on the images that came before."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         yield
 
 
-def _ask(
+def _answer_alone(
     model: Model,
     case: Case,
     item: LoadedImage,
@@ -265,7 +283,7 @@ def _ask(
     shuffle_layout: bool,
     tell: Tell | None,
 ) -> ModelAnswer:
-    """One model's answer on one open image.
+    """Predict one open image with one model.
 
     Raises:
         FoveateError: pixels cannot be read, or the answer is not a finite number.
@@ -301,13 +319,13 @@ def _ask(
 
 
 def _no_evidence(item: LoadedImage) -> Evidence:
-    """Of a method that does not say where it looked: no regions, which its picture then says."""
+    """Return evidence without boxes, for a method that gives no evidence."""
     nowhere = np.zeros((0, item.image.ndim))
     extent = np.asarray(item.image.box_um.size)
     return Evidence(nowhere, nowhere, np.zeros(0), extent, remainder=1.0)
 
 
-def _averaged(
+def _average(
     models: Ensemble,
     case: Case,
     item: LoadedImage,
@@ -316,13 +334,17 @@ def _averaged(
     waited: float,
     factor: float | None,
 ) -> Answer:
-    """Average the models' answers, with what the image cost.
+    """Average the answers of the models, and add the cost of the image.
 
     Args:
-        models, case, item, answers: what was asked, about what, and what came.
-        begun: when the models were asked, of `time.perf_counter`.
+        models: models that answered.
+        case: row of the table.
+        item: the open image with its glimpse.
+        answers: answer of each model.
+        begun: `time.perf_counter` when the models began.
         waited: seconds until the image was open and its glimpse read.
-        factor: how many times the file's spacing the table's is, where they differ.
+        factor: how many times larger the spacing in the table is than the one in the file; None
+            where they agree.
     """
     image = item.image
     by_column = list(zip(*(a.values for a in answers), strict=True))
@@ -342,7 +364,7 @@ def _averaged(
         seconds=waited + time.perf_counter() - begun,
         seconds_reading=waited + sum(a.seconds_reading for a in answers),
         # The models draw independently, so the variance of their mean is the sum over n squared.
-        deviation=tuple(math.hypot(*each) / n for each in zip(*deviations, strict=True))
+        deviation=tuple(math.hypot(*of_output) / n for of_output in zip(*deviations, strict=True))
         if len(deviations) == n
         else None,
         spread=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
@@ -351,11 +373,11 @@ def _averaged(
     )
 
 
-def _share_of(tell: Tell, done: int) -> Tell:
-    """Tell the share of an image that is done as a number of images."""
+def _tell_images(tell: Tell, done: int) -> Tell:
+    """Return a function that reports the share of an image as a number of images."""
     return lambda share: tell(done + share)
 
 
-def _member_share(tell: Tell, i: int, n: int) -> Tell:
-    """Tell the share of model i of n as a share of the image."""
+def _tell_member_share(tell: Tell, i: int, n: int) -> Tell:
+    """Return a function that reports the share of model i of n as a share of the image."""
     return lambda share: tell((i + share) / n)

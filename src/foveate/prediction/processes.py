@@ -1,4 +1,4 @@
-"""Workers that are processes on this machine."""
+"""Workers as processes on this machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ProcessWorkers(AbstractWorkers):
     With several GPUs, worker i computes on GPU i modulo their number.
 
     Args:
-        setup: what each builds.
-        n: how many.
+        setup: what each worker needs to build its models.
+        n: number of workers.
     """
 
     lost = (BrokenProcessPool,)
@@ -65,11 +65,11 @@ class ProcessWorkers(AbstractWorkers):
 
 
 _worker: Worker | None = None
-"""That of a worker process."""
+"""The worker of this process, where it is a worker process."""
 
 
 def _warm_up(setup: Setup, i: int) -> None:
-    """Prepare a worker process."""
+    """Prepare a worker process: its signals, its GPU and its models."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its workers itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -78,7 +78,7 @@ def _warm_up(setup: Setup, i: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the command is killed, which cannot end it any more."""
+    """End this process when the process of the command has been killed."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -86,7 +86,7 @@ def _end_with_parent() -> None:
 
 
 def _take_gpu(i: int) -> None:
-    """Show this process one GPU of several."""
+    """Restrict this process to one of several GPUs."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None:
         import torch
@@ -98,7 +98,7 @@ def _take_gpu(i: int) -> None:
 
 
 def _ready() -> Reply:
-    """Tell whether this worker process has its models."""
+    """Return whether the models of this worker process are loaded."""
     assert _worker is not None
     return _worker.ready()
 

@@ -1,4 +1,4 @@
-"""Workers that are actors of Ray, on one machine or on many that share a file system."""
+"""Workers as actors of Ray, on one machine or on many that share a file system."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RayWorkers(AbstractWorkers):
     """Actors of Ray with warm models, each with one image at a time.
 
     Args:
-        setup: what each builds.
-        address: of the cluster; ``auto`` takes the one that runs here, and begins one on this
-            machine where none does; ``local`` always begins one.
-        n: how many; 0 takes one a GPU of the cluster, or one a CPU where it has no GPU.
+        setup: what each worker needs to build its models.
+        address: address of the cluster; ``auto`` takes the one that runs here, and begins one on
+            this machine where none does; ``local`` always begins one.
+        n: number of workers; 0 takes one per GPU of the cluster, or one per CPU without GPUs.
 
     Raises:
         OptionError: Ray is not installed, or there is no cluster at the address.
@@ -79,7 +79,7 @@ def _connect(ray: Any, address: str, n: int) -> None:
     """Join a cluster, or begin one on this machine.
 
     Raises:
-        OptionError: there is none at the address.
+        OptionError: there is no cluster at the address.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     try:
@@ -114,28 +114,28 @@ def _knock(address: str) -> None:
 def share_out(
     nodes: Sequence[Mapping[str, float]], n: int, *, gpu: bool
 ) -> tuple[int, dict[str, float]]:
-    """Divide a cluster among workers, so that every worker has its place on one node.
+    """Divide a cluster among workers, so that each worker fits on one node.
 
     Args:
-        nodes: the resources of each: ``CPU``, ``GPU``.
-        n: how many workers; 0 takes one a GPU, or one a CPU where there is no GPU.
+        nodes: resources of each node: ``CPU``, ``GPU``.
+        n: number of workers; 0 takes one per GPU, or one per CPU without GPUs.
         gpu: whether workers compute on GPUs where there are any.
 
     Returns:
-        How many workers, and the ``num_cpus`` and ``num_gpus`` of each.
+        Number of workers, and the ``num_cpus`` and ``num_gpus`` of each.
     """
     gpus = sum(node.get("GPU", 0) for node in nodes) if gpu else 0
     n = n or max(1, int(gpus or sum(node.get("CPU", 0) for node in nodes)))
     each_gpu = min(1.0, math.floor(1e4 * gpus / n) / 1e4)
     most = int(max((node.get("CPU", 0) for node in nodes), default=1))
     for cpus in (*range(most, 0, -1), *(1 / k for k in range(2, n + 1))):
-        places = sum(_places(node, cpus, each_gpu) for node in nodes)
+        places = sum(_count_places(node, cpus, each_gpu) for node in nodes)
         if places >= n:
             return n, {"num_cpus": math.floor(1e4 * cpus) / 1e4, "num_gpus": each_gpu}
     return n, {"num_cpus": 0.0, "num_gpus": each_gpu}
 
 
-def _places(node: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many workers find their place on a node."""
+def _count_places(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Count the workers that fit on a node."""
     by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
     return min(by_cpu, math.floor(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu

@@ -1,4 +1,4 @@
-"""An answer as a row of ``predictions.csv``."""
+"""Answers as rows of ``predictions.csv``."""
 
 from __future__ import annotations
 

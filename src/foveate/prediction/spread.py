@@ -1,4 +1,4 @@
-"""Which workers predict: none besides this process, processes of this machine, or Ray's."""
+"""The choice of workers: this process alone, processes on this machine, or actors of Ray."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ def open_workers(
     ray: str | None,
     exports: Sequence[str] = DEFAULT,
 ) -> Iterator[AbstractWorkers | None]:
-    """Hold workers that are not started yet, and stop them at the end.
+    """Create workers that are not started yet, and stop them at the end of the block.
 
     Args:
-        models: what answers.
-        assume_spacing_um: of images that state no spacing; None as in training.
-        device: ``auto`` takes a GPU when there is one.
-        n: how many; 0 for this process alone, or for all places of a cluster of Ray.
-        ray: the address of the cluster, ``auto`` or ``local``; None for none.
-        exports: which kinds of pictures are drawn.
+        models: models that answer.
+        assume_spacing_um: spacing of images that state none; with None, as in training.
+        device: device that computes; ``auto`` takes a GPU when there is one.
+        n: number of workers; 0 for this process alone, or for as many as a cluster of Ray has room
+            for.
+        ray: address of the cluster, ``auto`` or ``local``; None for no cluster.
+        exports: kinds of pictures.
 
     Raises:
-        WorkerLost: the models lie in no folder.
+        WorkerLost: the models were not loaded from a folder.
         OptionError: Ray is not installed, or there is no such cluster.
     """
     if not n and ray is None:

@@ -1,7 +1,7 @@
-"""Images spread over other processes: one loop for all kinds of workers, and processes as one kind.
+"""Images predicted by other processes: the worker, and one loop for all kinds of workers.
 
-A worker holds warm models and answers one image at a time. Where it is killed, another takes its
-place and the image is tried again; one that ends every worker is set aside.
+A worker has loaded models and predicts one image at a time. Where it is killed, a new worker
+replaces it and the image is tried again; an image that ends several workers is set aside.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from foveate.runtime import find_device
 from foveate.table import Case
 
 TRIES = 3
-"""So often an image is tried whose worker ended."""
+"""How often an image is tried whose worker ended."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class CaseJob:
 
     Attributes:
         case: the image.
-        draw: whether it gets pictures.
-        tries: how many workers it has ended.
+        draw: whether the image gets pictures.
+        tries: number of workers that ended while they predicted the image.
     """
 
     case: Case
@@ -51,17 +51,17 @@ class CaseJob:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to build its own warm models; picklable.
+    """What a worker needs to load its models; picklable.
 
     Attributes:
-        models: their folders.
-        digests: of the models, which must not change meanwhile.
-        plugins: folders of the user's own parts.
-        assume_spacing_um: of images that state no spacing; None as in training.
-        device: ``auto`` takes a GPU when there is one.
-        exports: which kinds of pictures are drawn.
-        cwd: the folder that relative paths begin at.
-        threads: that compute; 0 leaves PyTorch its own number.
+        models: folders of the models.
+        digests: hashes of the models, which must not change meanwhile.
+        plugins: folders of plug-ins.
+        assume_spacing_um: spacing of images that state none; with None, as in training.
+        device: device that computes; ``auto`` takes a GPU when there is one.
+        exports: kinds of pictures.
+        cwd: folder that relative paths begin at.
+        threads: number of threads that compute; 0 leaves the default of PyTorch.
     """
 
     models: tuple[Path, ...]
@@ -76,12 +76,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a worker sends back.
+    """The reply of a worker.
 
     Attributes:
-        outcome: the answer, or why there is none.
-        records: of the log.
-        stop: an error that ends the whole command, and not one image.
+        outcome: the answer, or why there is none; None from a worker that has only started.
+        records: records that the worker logged.
+        stop: an error that ends the command, and not only the image.
     """
 
     outcome: Outcome | None = None
@@ -90,12 +90,12 @@ class Reply:
 
 
 class Worker:
-    """Models and a loader, built once in a process, which answer one job after the other.
+    """Models and a loader, built once in a process, which predict one image after the other.
 
-    Neither building nor answering raises: what goes wrong is in the reply.
+    Neither building nor predicting raises: errors are in the reply.
 
     Args:
-        setup: what to build.
+        setup: folders of the models, and how they predict.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -113,11 +113,11 @@ class Worker:
             self._broken = as_foveate_error(error, "the models of a worker process")
 
     def ready(self) -> Reply:
-        """Return an empty reply, with what went wrong while the models were loaded."""
+        """Return a reply without an outcome, with the error of loading the models, if any."""
         return Reply(records=self._take_records(), stop=self._broken)
 
     def answer(self, job: CaseJob) -> Reply:
-        """Predict one image."""
+        """Predict one image, and reply with the outcome."""
         if self._broken is not None:
             return self.ready()
         drawn = frozenset({job.case.image_id} if job.draw else ())
@@ -134,7 +134,7 @@ class Worker:
         import torch
 
         allow_more_files()
-        with contextlib.suppress(OSError):  # where it is not there, only full paths are found
+        with contextlib.suppress(OSError):  # on a machine without this folder, only full paths work
             os.chdir(setup.cwd)
         if setup.threads:
             torch.set_num_threads(setup.threads)
@@ -153,17 +153,17 @@ class Worker:
 
 
 class AbstractWorkers(ABC):
-    """Workers of one kind; they are stopped when the block ends in which they are used.
+    """Workers of one kind, as a context that stops them at its end.
 
     Attributes:
-        lost: errors by which a future tells that its worker has ended.
+        lost: errors that a future raises when its worker has ended.
     """
 
     lost: tuple[type[Exception], ...]
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many workers there are to be."""
+        """Return the number of workers, started or not."""
 
     @abstractmethod
     def start(self, i: int) -> Future[Reply]:
@@ -190,17 +190,17 @@ class AbstractWorkers(ABC):
 
 
 def map_cases(workers: AbstractWorkers, jobs: Iterable[CaseJob]) -> Iterator[Outcome]:
-    """Let workers predict images; outcomes come as they are ready, in any order.
+    """Let workers predict images; yield outcomes as they are ready, in any order.
 
     No more images are under way than there are workers.
 
     Args:
-        workers: that are not started yet.
-        jobs: one an image.
+        workers: workers that are not started yet.
+        jobs: one job per image.
 
     Raises:
         WorkerLost: workers cannot be started, or end one after the other.
-        FoveateError: what else ends the whole command, such as a limit of open files.
+        FoveateError: another error ends the command, such as a limit of open files.
     """
     waiting = deque(jobs)
     losses, replies = 0, 0
@@ -215,13 +215,13 @@ def map_cases(workers: AbstractWorkers, jobs: Iterable[CaseJob]) -> Iterator[Out
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             i, ended = running.pop(future)
             try:
-                outcome = _open(future.result())
+                outcome = _open_reply(future.result())
             except workers.lost as error:
                 losses += 1
                 if not replies or losses > TRIES * (len(workers) + 4):
                     raise WorkerLost(_ALL_END if replies else _NOT_STARTED) from error
                 running[workers.start(i)] = i, None
-                outcome = None if ended is None else _once_more(ended, waiting)
+                outcome = None if ended is None else _try_again(ended, waiting)
             else:
                 losses, replies = 0 if outcome else losses, replies + 1
                 idle.append(i)
@@ -229,11 +229,11 @@ def map_cases(workers: AbstractWorkers, jobs: Iterable[CaseJob]) -> Iterator[Out
                 yield outcome
 
 
-def _open(reply: Reply) -> Outcome | None:
-    """Log what the worker has logged, and return the outcome.
+def _open_reply(reply: Reply) -> Outcome | None:
+    """Log the records of a reply, and return its outcome.
 
     Raises:
-        FoveateError: what ends the whole command.
+        FoveateError: the worker met an error that ends the command.
     """
     for record in reply.records:
         logging.getLogger(record.name).handle(record)
@@ -242,8 +242,8 @@ def _open(reply: Reply) -> Outcome | None:
     return reply.outcome
 
 
-def _once_more(job: CaseJob, waiting: deque[CaseJob]) -> Failure | None:
-    """Let an image whose worker ended be the next one, or fail when that happened too often."""
+def _try_again(job: CaseJob, waiting: deque[CaseJob]) -> Failure | None:
+    """Queue an image whose worker ended once more, or fail it after too many tries."""
     if job.tries + 1 < TRIES:
         waiting.appendleft(replace(job, tries=job.tries + 1))
         return None

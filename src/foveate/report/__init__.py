@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained page, made from the run folder's files alone."""
+"""The report of a run: one self-contained page, made from the files of the run folder alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ def write_report(run: Path) -> Path:
     """Write ``report.html`` and ``figures/`` into a run folder; files that are missing are named.
 
     Args:
-        run: the folder; nothing outside it is read.
+        run: folder of the run; no file outside it is read.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         CheckpointError: the folder holds no run.
@@ -23,7 +23,7 @@ def write_report(run: Path) -> Path:
 
 
 def write_progress(run_fold: Path) -> None:
-    """Redraw ``progress.png`` of a fold from its ``metrics.csv``; no rows, no picture."""
+    """Redraw ``progress.png`` of a fold from its ``metrics.csv``, if that has rows."""
     from foveate.report.progress import redraw
 
     redraw(Path(run_fold))

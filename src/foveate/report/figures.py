@@ -1,4 +1,4 @@
-"""The figures of the page: each as SVG for the page and as PNG for ``figures/``."""
+"""The figures of the page, as SVG for the page and as PNG for ``figures/``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from foveate.report.progress import (
     draw_rate,
     draw_score,
     draw_seconds,
+    find_score_column,
     fit_losses,
     fit_scores,
-    score_column,
 )
-from foveate.report.run_files import FoldFiles, Row, column
+from foveate.report.run_files import FoldFiles, Row, read_column
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ class Drawn:
 
     Attributes:
         source: a ``data:`` address with the SVG.
-        alt: what it shows, in words.
+        alt: description of the figure in words.
     """
 
     source: str
@@ -59,7 +59,7 @@ class Drawn:
 def render(
     draw: Callable[[Figure], None], path: Path, alt: str, *, size: tuple[float, float] = (5.2, 4.0)
 ) -> Drawn:
-    """Draw once; write the PNG to `path` and return the SVG for the page."""
+    """Draw a figure; write it as PNG to `path`, and return it as SVG for the page."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,18 +76,18 @@ def render(
 
 
 def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
-    """Loss, validation score, learning rate and seconds; each of several folds in its colour."""
+    """Draw loss, validation score, learning rate and seconds by epoch, one colour per fold."""
     (loss, score), (rate, seconds) = figure.subplots(2, 2)
     histories = [fold.history for fold in folds]
     for k, fold in enumerate(folds):
-        own = None if len(folds) == 1 else CYCLE[k % len(CYCLE)]
-        name = None if own is None else fold_title(fold.name.removeprefix("fold_"))
-        draw_loss(loss, fold.history, colour=own)
-        draw_score(score, fold.history, colour=own, name=name)
-        draw_rate(rate, fold.history, colour=own, name=name)
+        fold_colour = None if len(folds) == 1 else CYCLE[k % len(CYCLE)]
+        name = None if fold_colour is None else fold_title(fold.name.removeprefix("fold_"))
+        draw_loss(loss, fold.history, colour=fold_colour)
+        draw_score(score, fold.history, colour=fold_colour, name=name)
+        draw_rate(rate, fold.history, colour=fold_colour, name=name)
     fit_losses(loss, histories)
     fit_scores(score, histories)
-    draw_seconds(seconds, _mean_rows(histories))
+    draw_seconds(seconds, _average_rows(histories))
     if len(folds) > 1:
         seconds.set_title(f"seconds per epoch, mean of {len(folds)} folds")
         add_legend(rate, "upper right")
@@ -97,29 +97,29 @@ def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
 
 
 def describe_training(folds: list[FoldFiles]) -> str:
-    """The training curves in words."""
+    """Describe the training curves in words."""
     parts = []
     for fold in folds:
         last = fold.history[-1]
-        said = (
+        text = (
             f"{fold.name}: {len(fold.history)} epochs, last training loss {last.get('train_loss')}"
         )
-        name = score_column(fold.history)
+        name = find_score_column(fold.history)
         if name is not None:
-            values = column(fold.history, name)
+            values = read_column(fold.history, name)
             if not np.isnan(values).all():
-                said += f", best {name[4:]} {np.nanmax(values):.3f}"
-        parts.append(said)
+                text += f", best {name[4:]} {np.nanmax(values):.3f}"
+        parts.append(text)
     return "Training curves. " + "; ".join(parts)
 
 
-def _mean_rows(histories: list[list[Row]]) -> list[Row]:
+def _average_rows(histories: list[list[Row]]) -> list[Row]:
     longest = max(histories, key=len)
     rows = []
     for i, row in enumerate(longest):
         at = [history[i] for history in histories if i < len(history)]
         means = {
-            key: str(np.nan_to_num(np.mean(column(at, key))))
+            key: str(np.nan_to_num(np.mean(read_column(at, key))))
             for key in ("seconds_reading", "seconds_computing")
         }
         rows.append(row | means)

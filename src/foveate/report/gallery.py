@@ -1,4 +1,4 @@
-"""Heatmaps on the page: wrong ones first, then the surest; pictures inlined small."""
+"""The heatmaps of the page, in the order of the task, with small inlined pictures."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ _WIDTH_PX, _QUALITY = 1100, 76
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One heatmap.
+class ShownHeatmap:
+    """One heatmap on the page.
 
     Attributes:
-        verdict: what the task says of the answer.
-        picture: a ``data:`` address, or None when it could not be inlined.
+        image_id: id of the image.
+        label: label of the image; empty without one.
+        predicted: predicted label.
+        verdict: judgement of the task about the answer.
+        picture: a ``data:`` address, or None when the picture could not be inlined.
         png: link to the picture beside the page, or None.
-        links: all files of the answer, by what they are called.
-        unlike: what sets it apart from the images of training, in words; mostly empty.
+        links: title and link of all files of the answer.
+        unlike: how the image differs from those of training, in words; empty if it does not.
     """
 
     image_id: str
@@ -41,43 +44,45 @@ class Shown:
     unlike: str = ""
 
 
-def gallery(
+def list_heatmaps(
     folder: Path,
     entries: Sequence[dict[str, Any]],
     rows: Sequence[Row],
     task: AbstractTask | None,
-) -> list[Shown]:
-    """Entries of ``index.json`` that have a picture, in the order of the task.
+) -> list[ShownHeatmap]:
+    """List the entries of ``index.json`` that have a picture, in the order of the task.
 
     Args:
-        folder: of the pictures.
-        entries: what the index holds.
-        rows: answers.
-        task: judges them; None where it is not known.
+        folder: folder of the pictures.
+        entries: entries of the index.
+        rows: rows of ``predictions.csv``.
+        task: task that judges the answers; None where it is not known.
     """
     row_of = {row.get("image_id", ""): row for row in rows}
     judged = [
         (entry, _verdict(task, entry, row_of.get(str(entry.get("image_id", "")), {})))
         for entry in entries
-        if _file(folder, entry.get("png")) is not None
+        if _find_file(folder, entry.get("png")) is not None
     ]
     judged.sort(key=lambda pair: tuple(-value for value in pair[1].rank))
     return [
-        _shown(folder, entry, verdict, inline=k < MOST_INLINED)
+        _build_entry(folder, entry, verdict, inline=k < MOST_INLINED)
         for k, (entry, verdict) in enumerate(judged)
     ]
 
 
-def _shown(folder: Path, entry: dict[str, Any], verdict: Verdict, *, inline: bool) -> Shown:
+def _build_entry(
+    folder: Path, entry: dict[str, Any], verdict: Verdict, *, inline: bool
+) -> ShownHeatmap:
     kinds = [name for name in names("exports") if name != "png"]
-    files = [(name, _file(folder, entry.get(name))) for name in ("png", *kinds)]
+    files = [(name, _find_file(folder, entry.get(name))) for name in ("png", *kinds)]
     png = dict(files)["png"]
-    return Shown(
+    return ShownHeatmap(
         image_id=str(entry.get("image_id", "")),
         label=str(entry.get("label") or ""),
         predicted=str(entry.get("predicted") or ""),
         verdict=verdict,
-        picture=_inlined(png) if inline and png is not None else None,
+        picture=_inline(png) if inline and png is not None else None,
         png=None if png is None else f"heatmaps/{quote(png.name)}",
         links=[
             (find("exports", name).title, f"heatmaps/{quote(path.name)}")
@@ -92,15 +97,15 @@ def _verdict(task: AbstractTask | None, entry: dict[str, Any], row: Row) -> Verd
     return Verdict("unlabelled", "", (0.0, 0.0)) if task is None else task.verdict(entry, row)
 
 
-def _file(folder: Path, name: Any) -> Path | None:
-    """A file beside the index; names that would lead elsewhere are cut to their last part."""
+def _find_file(folder: Path, name: Any) -> Path | None:
+    """Return a file beside the index, or None; a name with folders is cut to its last part."""
     if not name:
         return None
     path = folder / Path(str(name)).name
     return path if path.is_file() else None
 
 
-def _inlined(path: Path) -> str | None:
+def _inline(path: Path) -> str | None:
     from PIL import Image
 
     try:

@@ -1,4 +1,4 @@
-"""From a run folder to its page."""
+"""The page of the report, written from a run folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from foveate.files.atomic import write_text
 from foveate.presentation import Chart, counted, decimals, percent
 from foveate.report import sections
 from foveate.report.figures import Drawn, describe_training, draw_training, render
-from foveate.report.gallery import MOST_INLINED, gallery
+from foveate.report.gallery import MOST_INLINED, list_heatmaps
 from foveate.report.run_files import RunFiles, read_run
 
 _TEMPLATE = "page.html.j2"
 
 
 def write_page(folder: Path) -> Path:
-    """Read the folder, draw the figures, fill the template."""
+    """Read the run folder, draw the figures, fill the template, and return the path of the page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     run = read_run(folder)
@@ -32,11 +32,11 @@ def write_page(folder: Path) -> Path:
     environment.filters |= {"percent": percent, "decimals": decimals}
     environment.globals["counted"] = counted
     page = folder / "report.html"
-    write_text(page, environment.get_template(_TEMPLATE).render(**_values(run)))
+    write_text(page, environment.get_template(_TEMPLATE).render(**_collect_values(run)))
     return page
 
 
-def _values(run: RunFiles) -> dict[str, Any]:
+def _collect_values(run: RunFiles) -> dict[str, Any]:
     task, points = run.task, run.points
     charts = [] if task is None else task.charts(run.predictions, run.metrics, points)
     return {
@@ -56,29 +56,29 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "gain": sections.gain(run),
         "notes": [] if task is None else task.notes(points),
         "localisation": sections.localisation(run),
-        "charts": [(chart, _rendered(run, chart)) for chart in charts],
-        "training": _training(run),
-        "heatmaps": gallery(run.folder / "heatmaps", run.heatmaps, run.predictions, task),
+        "charts": [(chart, _render_chart(run, chart)) for chart in charts],
+        "training": _render_training(run),
+        "heatmaps": list_heatmaps(run.folder / "heatmaps", run.heatmaps, run.predictions, task),
         "order": "" if task is None else task.order,
         "reading": () if task is None else task.reading,
         "n_heatmaps": len(run.heatmaps),
         "most_inlined": MOST_INLINED,
         "quarantine": run.quarantine,
         "config": run.config_text,
-        "env": {key: _plain(value) for key, value in run.env.items()},
+        "env": {key: _write_plain(value) for key, value in run.env.items()},
         "answering": sections.answering(run),
         "commands": sections.commands(run),
     }
 
 
-def _rendered(run: RunFiles, chart: Chart) -> Drawn | None:
-    """A figure of the task, drawn; None where its data is missing."""
+def _render_chart(run: RunFiles, chart: Chart) -> Drawn | None:
+    """Draw a figure of the task; return None where its data is missing."""
     if chart.draw is None:
         return None
     return render(chart.draw, run.folder / "figures" / f"{chart.name}.png", chart.alt)
 
 
-def _training(run: RunFiles) -> Drawn | None:
+def _render_training(run: RunFiles) -> Drawn | None:
     folds = [fold for fold in run.folds if fold.history]
     if not folds:
         return None
@@ -90,7 +90,7 @@ def _training(run: RunFiles) -> Drawn | None:
     )
 
 
-def _plain(value: Any) -> str:
+def _write_plain(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return "not installed" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""How training goes, as a picture that is redrawn after each epoch."""
+"""The curves of training, and the picture ``progress.png`` that each epoch redraws."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 from foveate.files.atomic import write_aside
 from foveate.presentation import BLUE, CYCLE, GREEN, GREY, ORANGE
-from foveate.report.run_files import Row, column
+from foveate.report.run_files import Row, read_column
 from foveate.runs.folder import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEAST_SPAN = 0.2
-"""Of an axis of scores: a score that hardly moves must look so."""
+"""Least range of an axis of scores, so that a score that hardly changes looks flat."""
 
 
 def redraw(fold: Path) -> None:
-    """Write ``progress.png`` beside ``metrics.csv``."""
+    """Draw ``progress.png`` from the ``metrics.csv`` beside it, if that has rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,16 +43,16 @@ def redraw(fold: Path) -> None:
 
 
 def draw_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:
-    """Loss of training, and of validation in dashes; in two colours where none is given."""
-    epoch = column(rows, "epoch")
-    for key, own, line in (("train_loss", BLUE, ".-"), ("val_loss", ORANGE, ".--")):
-        values = column(rows, key)
+    """Draw the loss of training, and that of validation dashed; in two colours without `colour`."""
+    epoch = read_column(rows, "epoch")
+    for key, default_colour, line in (("train_loss", BLUE, ".-"), ("val_loss", ORANGE, ".--")):
+        values = read_column(rows, key)
         if not np.isnan(values).all():
-            axes.plot(epoch, values, line, color=colour or own)
+            axes.plot(epoch, values, line, color=colour or default_colour)
 
 
 def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
-    """Title, legend and limits of the panel of losses."""
+    """Set title, legend and limits of the panel of losses."""
     from matplotlib.lines import Line2D
 
     several = len(histories) > 1
@@ -61,13 +61,13 @@ def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
         ("val_loss", ORANGE, "--", "validation"),
     )
     lines = []
-    for key, own, line, name in kinds:
-        if any(not np.isnan(column(rows, key)).all() for rows in histories):
-            colour = GREY if several else own
+    for key, default_colour, line, name in kinds:
+        if any(not np.isnan(read_column(rows, key)).all() for rows in histories):
+            colour = GREY if several else default_colour
             lines.append(Line2D([], [], color=colour, linestyle=line, label=name))
     axes.set_title("loss")
     if not lines:
-        _say_nothing(axes, "no loss was stored")
+        _write_absent(axes, "no loss was stored")
         return
     axes.legend(handles=lines, frameon=False)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -76,31 +76,31 @@ def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
 def draw_score(
     axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
 ) -> None:
-    """The validation score, whichever there is, its best epoch ringed."""
-    key = score_column(rows)
-    values = [] if key is None else column(rows, key)
+    """Draw the validation score, with a ring around its best epoch."""
+    key = find_score_column(rows)
+    values = [] if key is None else read_column(rows, key)
     if not values or np.isnan(values).all():
         return
-    epoch, own = column(rows, "epoch"), colour or GREEN
-    axes.plot(epoch, values, ".-", color=own, label=name)
+    epoch, line_colour = read_column(rows, "epoch"), colour or GREEN
+    axes.plot(epoch, values, ".-", color=line_colour, label=name)
     best = int(np.nanargmax(values))
-    axes.plot(epoch[best], values[best], "o", ms=9, mfc="none", mec=own,
+    axes.plot(epoch[best], values[best], "o", ms=9, mfc="none", mec=line_colour,
               label="best" if name is None else None)  # fmt: skip
 
 
 def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
-    """Title, legend and limits of the panel of validation scores."""
-    keys = [key for key in map(score_column, histories) if key is not None]
-    values = [v for rows in histories for v in column(rows, score_column(rows) or "")]
+    """Set title, legend and limits of the panel of validation scores."""
+    keys = [key for key in map(find_score_column, histories) if key is not None]
+    values = [v for rows in histories for v in read_column(rows, find_score_column(rows) or "")]
     seen = np.array(values)[~np.isnan(values)] if values else np.zeros(0)
     axes.set_title("validation score" if not keys else f"validation {keys[0][4:]}")
     if not len(seen):
-        _say_nothing(axes, "no score: the validation part is empty,\nor cannot be ranked")
+        _write_absent(axes, "no score: the validation part is empty,\nor cannot be ranked")
         return
     middle = (float(seen.min()) + float(seen.max())) / 2
     half = max(float(np.ptp(seen)) / 2 * 1.15, _LEAST_SPAN / 2)
     low, high = middle - half, middle + half
-    if seen.min() >= 0 and seen.max() <= 1:  # a share: nothing lies beyond 0 and 1
+    if seen.min() >= 0 and seen.max() <= 1:  # a share cannot lie beyond 0 and 1
         low, high = max(low, -0.02), min(high, 1.02)
     axes.set_ylim(low, high)
     handles = axes.get_legend_handles_labels()[0]
@@ -111,27 +111,27 @@ def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
 def draw_rate(
     axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
 ) -> None:
-    """Learning rate by epoch."""
-    values = column(rows, "lr")
+    """Draw the learning rate by epoch."""
+    values = read_column(rows, "lr")
     axes.set_title("learning rate")
     if np.isnan(values).all():
-        _say_nothing(axes, "none was stored")
+        _write_absent(axes, "none was stored")
         return
-    axes.plot(column(rows, "epoch"), values, color=colour or CYCLE[3], label=name)
+    axes.plot(read_column(rows, "epoch"), values, color=colour or CYCLE[3], label=name)
     axes.set_ylim(0, max(1.1 * float(np.nanmax(values)), axes.get_ylim()[1], 1e-12))
 
 
-def _say_nothing(axes: Axes, text: str) -> None:
-    """Instead of an empty frame with numbers that mean nothing."""
+def _write_absent(axes: Axes, text: str) -> None:
+    """Write a text in place of an empty panel, without ticks."""
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
 
 
 def draw_seconds(axes: Axes, rows: list[Row]) -> None:
-    """Seconds per epoch, waiting for pixels below and computing above."""
-    epoch = column(rows, "epoch")
-    reading = np.nan_to_num(column(rows, "seconds_reading"))
-    computing = np.nan_to_num(column(rows, "seconds_computing"))
+    """Draw the seconds per epoch: waiting for pixels below, computing above."""
+    epoch = read_column(rows, "epoch")
+    reading = np.nan_to_num(read_column(rows, "seconds_reading"))
+    computing = np.nan_to_num(read_column(rows, "seconds_computing"))
     axes.bar(epoch, reading, color=GREY, label="reading")
     axes.bar(epoch, computing, bottom=reading, color=BLUE, label="computing")
     axes.set_ylim(0, 1.35 * max(float(np.max(reading + computing)), 1e-9))
@@ -139,8 +139,8 @@ def draw_seconds(axes: Axes, rows: list[Row]) -> None:
     axes.legend(frameon=False, ncols=2, loc="upper right")
 
 
-def score_column(rows: list[Row]) -> str | None:
-    """The first ``val_…`` column of which more is better."""
+def find_score_column(rows: list[Row]) -> str | None:
+    """Return the first ``val_…`` column whose larger values are better; None without one."""
     lower = ("val_loss", "val_score")
     names = (name for name in rows[0] if name.startswith("val_") and name not in lower)
     return next(names, None)

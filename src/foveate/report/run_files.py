@@ -1,4 +1,4 @@
-"""What a run folder holds, read without complaint: what is missing or damaged is noted."""
+"""The files of a run folder, read for the report; missing and damaged ones are noted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FoldFiles:
     """The files of one fold.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         history: rows of ``metrics.csv``.
         predictions: rows of ``predictions.csv``.
         model: content of ``model/model.json``.
@@ -40,10 +40,26 @@ class FoldFiles:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of a run; missing ones are empty, and `problems` says of which that is a loss.
+    """The files of a run; a missing file is empty.
 
-    `answering` holds the cards of the models that answer for new images; where there are none,
-    `unanswered` says why. `task` tells what the answers mean; None where no model says which it is.
+    Attributes:
+        folder: folder of the run.
+        config: content of ``config.yaml``.
+        config_text: the same as text.
+        env: content of ``env.json``.
+        splits: content of ``splits.json``.
+        quarantine: rows of ``quarantine.csv``.
+        folds: files of the folds.
+        predictions: rows of ``predictions_oof.csv``, or of all folds without that file.
+        metrics: content of ``metrics.json``.
+        cost: content of ``cost.json``.
+        heatmaps: entries of ``heatmaps/index.json``.
+        baseline: entries of ``baseline.json``: runs to compare with.
+        localisation: content of ``localisation.json``.
+        answering: cards of the models that answer for new images.
+        unanswered: why there are no such models; else empty.
+        task: task of the run; None where no stored model states it.
+        problems: which files are missing or damaged that the report needs.
     """
 
     folder: Path
@@ -66,21 +82,21 @@ class RunFiles:
 
     @property
     def model(self) -> dict[str, Any]:
-        """The card of the first fold's model."""
+        """Card of the model of the first fold; empty without one."""
         return next((fold.model for fold in self.folds if fold.model), {})
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """What was settled for each fold's model after its training."""
-        found = (fold.model.get("provenance") for fold in self.folds)
-        return [point for point in found if isinstance(point, dict)]
+        """Provenance of the model of each fold, with what was settled after its training."""
+        provenances = (fold.model.get("provenance") for fold in self.folds)
+        return [point for point in provenances if isinstance(point, dict)]
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Everything in a run folder that a report can show.
+    """Read all files of a run folder that a report can show.
 
     Raises:
-        CheckpointError: not a folder, or nothing of a run in it.
+        CheckpointError: there is no such folder, or it holds no file of a run.
     """
     known = ("config.yaml", "metrics.json", "predictions_oof.csv", "fold_0", "splits.json")
     if not folder.is_dir() or not any((folder / name).exists() for name in known):
@@ -105,7 +121,7 @@ def read_run(folder: Path) -> RunFiles:
         localisation=disk.take("localisation.json", read_json, dict, wanted=False),
         answering=answering,
         unanswered=unanswered,
-        task=_task_of(folds, disk),
+        task=_restore_task(folds, disk),
         problems=disk.problems,
     )
 
@@ -123,8 +139,8 @@ def _read_folds(disk: _Disk) -> list[FoldFiles]:
     ]
 
 
-def _task_of(folds: list[FoldFiles], disk: _Disk) -> AbstractTask | None:
-    """The task of the first fold's model, which is that of all."""
+def _restore_task(folds: list[FoldFiles], disk: _Disk) -> AbstractTask | None:
+    """Restore the task of the first fold's model, which all models share; None without one."""
     card = next((fold.model for fold in folds if fold.model), None)
     if card is None:
         return None
@@ -137,7 +153,7 @@ def _task_of(folds: list[FoldFiles], disk: _Disk) -> AbstractTask | None:
 
 
 def _read_answering(disk: _Disk) -> tuple[list[dict[str, Any]], str]:
-    """The cards of the models that answer, or why none does."""
+    """Read the cards of the models that answer, and why none does, if so."""
     try:
         folders = model_folders(disk.folder)
     except CheckpointError as error:
@@ -148,7 +164,7 @@ def _read_answering(disk: _Disk) -> tuple[list[dict[str, Any]], str]:
 
 @dataclass(frozen=True)
 class _Disk:
-    """Reads files of one folder; of what is amiss, `problems` tells, and it comes back empty."""
+    """Reads files of one folder; what is missing or damaged is empty and noted in `problems`."""
 
     folder: Path
     problems: list[str] = field(default_factory=list)
@@ -156,36 +172,36 @@ class _Disk:
     def take(
         self, name: str, read: Callable[[Path], Any], kind: Callable[[], T], *, wanted: bool = True
     ) -> T:
-        """What `read` finds, if it is of this kind."""
+        """Read a file by `read`; return an empty `kind` where it fails or returns another type."""
         path, empty = self.folder / name, kind()
         if not path.is_file():
             if wanted:
                 self.problems.append(f"{name} is missing")
             return empty
         try:
-            found = read(path)
+            content = read(path)
         except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
             self.problems.append(f"{name} cannot be read: {one_line(str(error), most=200)}")
             return empty
-        if not isinstance(found, type(empty)):
+        if not isinstance(content, type(empty)):
             self.problems.append(f"{name} holds something else than expected")
             return empty
-        return found
+        return content
 
     def rows(self, name: str, *, wanted: bool = True) -> list[Row]:
-        """Rows of a CSV file."""
+        """Read the rows of a CSV file; note a missing one if it is `wanted`."""
         return self.take(name, read_rows, list, wanted=wanted)
 
     def entries(self, name: str, *, wanted: bool = True) -> list[dict[str, Any]]:
-        """Objects of a JSON list."""
-        found: list[Any] = self.take(name, read_json, list, wanted=wanted)
-        return [entry for entry in found if isinstance(entry, dict)]
+        """Read the objects of a JSON list; note a missing file if it is `wanted`."""
+        items: list[Any] = self.take(name, read_json, list, wanted=wanted)
+        return [entry for entry in items if isinstance(entry, dict)]
 
 
-def column(rows: list[Row], key: str) -> list[float]:
-    """Numbers of a column; NaN where there is none."""
-    found = (finite(row, key) for row in rows)
-    return [math.nan if value is None else value for value in found]
+def read_column(rows: list[Row], key: str) -> list[float]:
+    """Return the numbers of a column; NaN for cells without a finite number."""
+    numbers = (finite(row, key) for row in rows)
+    return [math.nan if value is None else value for value in numbers]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each section of the page says, as plain values for the template."""
+"""The content of the sections of the page, as plain values for the template."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def scores_of(metrics: Mapping[str, Any], part: str = "metrics") -> dict[str, dict[str, Any]]:
-    """The scores that are stored properly under this key, by name."""
+    """Return the well-formed scores that are stored under the key `part`, by name."""
     stored = metrics.get(part)
-    found = stored.items() if isinstance(stored, Mapping) else ()
-    return {str(name): score for name, score in found if isinstance(score, dict)}
+    items = stored.items() if isinstance(stored, Mapping) else ()
+    return {str(name): score for name, score in items if isinstance(score, dict)}
 
 
 def headline(run: RunFiles) -> dict[str, Any]:
-    """Task, method, counts, the main score and a sentence about it."""
+    """Return task, method, counts, the main score and a sentence about it."""
     scores, n_folds = scores_of(run.metrics), len(stored_folds(run))
     name = None if run.task is None else run.task.headline(scores)
     return {
@@ -60,17 +60,21 @@ def _sentence(run: RunFiles, scores: dict[str, dict[str, Any]], n_folds: int) ->
 
 
 def _cautions(run: RunFiles, scores: dict[str, dict[str, Any]]) -> list[str]:
-    said = [] if run.task is None else run.task.cautions(scores)
+    cautions = [] if run.task is None else run.task.cautions(scores)
     people = run.metrics.get("n_patients")
     if isinstance(people, int) and people < _FEW_PATIENTS:
-        said.append(f"Only {counted(people, 'test patient')}: read the interval, not the value.")
+        cautions.append(
+            f"Only {counted(people, 'test patient')}: read the interval, not the value."
+        )
     if run.config.get("permute_labels"):
-        said.append("The labels were shuffled on purpose: anything but chance would be a fault.")
-    return said
+        cautions.append(
+            "The labels were shuffled on purpose: anything but chance would be a fault."
+        )
+    return cautions
 
 
 def cost(run: RunFiles) -> dict[str, Any] | None:
-    """Time, memory and pixels; None when nothing was stored."""
+    """Return time, memory and pixels of the run; None when no cost was stored."""
     if not run.cost:
         return None
     get = {key: finite(run.cost, key) for key in run.cost}
@@ -97,7 +101,7 @@ def cost(run: RunFiles) -> dict[str, Any] | None:
 
 
 def score_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """Every score with its interval, and as a bar where it has a worst and a best value."""
+    """Return the scores with intervals, and bars for those with a worst and a best value."""
     if run.task is None:
         return []
     rows, stored, words = [], scores_of(run.metrics), run.task.words
@@ -124,7 +128,7 @@ def _interval(score: Mapping[str, Any], absent: str = "–") -> str:
 
 
 def _bar(score: Mapping[str, Any], about: ScoreWords) -> tuple[float, ...] | None:
-    """Value and interval as shares of the way from the worst to the best value; None for none."""
+    """Scale value and interval from the worst (0) to the best value (1); None where impossible."""
     values = [finite(score, key) for key in ("value", "lo", "hi")]
     if about.span is None:
         return None
@@ -134,19 +138,19 @@ def _bar(score: Mapping[str, Any], about: ScoreWords) -> tuple[float, ...] | Non
 
 
 def stored_folds(run: RunFiles) -> list[dict[str, Any]]:
-    """The scores of each fold; empty with one fold."""
-    found = run.metrics.get("folds")
-    folds = [fold for fold in found if isinstance(fold, dict)] if isinstance(found, list) else []
+    """Return the stored scores of each fold; empty with one fold."""
+    stored = run.metrics.get("folds")
+    folds = [fold for fold in stored if isinstance(fold, dict)] if isinstance(stored, list) else []
     return folds if len(folds) > 1 else []
 
 
 def score_titles(run: RunFiles) -> list[str]:
-    """What the scores of folds and methods are called, the main one first."""
+    """Return the titles of the scores that compare folds and methods, the main one first."""
     return [] if run.task is None else [run.task.title(name) for name in run.task.tabled]
 
 
 def fold_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """A row for each fold: its test part and its main scores."""
+    """Return a row for each fold: its test part and its main scores."""
     return [
         {
             "name": fold_title(str(fold.get("fold", ""))),
@@ -159,7 +163,7 @@ def fold_rows(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _tabled(run: RunFiles, scores: dict[str, dict[str, Any]], absent: str = "–") -> dict[str, Any]:
-    """The main score with its interval, and the further ones that are compared."""
+    """Return the main score with its interval, and the further scores that are compared."""
     if run.task is None:
         return {"value": "–", "interval": absent, "bar": None, "others": []}
     main, *others = run.task.tabled
@@ -173,7 +177,7 @@ def _tabled(run: RunFiles, scores: dict[str, dict[str, Any]], absent: str = "–
 
 
 def patient_flow(run: RunFiles) -> dict[str, Any]:
-    """How many images and patients went where."""
+    """Count the images and patients of the parts of all folds, and those set aside."""
     owners: dict[str, str] = run.splits.get("patients") or {}
     labels = {row["image_id"]: row.get("label", "") for row in run.predictions if "image_id" in row}
     labels |= {str(k): str(v) for k, v in (run.splits.get("labels") or {}).items()}
@@ -210,13 +214,13 @@ def patient_flow(run: RunFiles) -> dict[str, Any]:
 
 
 def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
-    """This run, its frozen start and the runs in ``baseline.json``; None when it stands alone."""
+    """Compare the run with its frozen start and with ``baseline.json``; None without either."""
     start = scores_of(run.metrics, "frozen")
     if not run.baseline and not start:
         return None
     name = str(run.config.get("method", "this run"))
-    own = {"method": name, "metrics": scores_of(run.metrics)}
-    entries = [{**run.cost, **own}]
+    this_run = {"method": name, "metrics": scores_of(run.metrics)}
+    entries = [{**run.cost, **this_run}]
     if start:
         entries.append({"method": f"{name}, frozen start", "metrics": start})
     rows = []
@@ -236,10 +240,10 @@ def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
 
 
 def gain(run: RunFiles) -> list[str]:
-    """What training end to end changed beyond the frozen start, a sentence for each score."""
+    """Describe what training end to end changed after the frozen start, a sentence per score."""
     if run.task is None:
         return []
-    said, smaller = [], []
+    sentences, smaller = [], []
     for name, change in scores_of(run.metrics, "gain").items():
         value, lo, hi = (finite(change, key) for key in ("value", "lo", "hi"))
         if value is None or lo is None or hi is None:
@@ -250,12 +254,12 @@ def gain(run: RunFiles) -> list[str]:
         clear = "no clear change"
         if lo > 0 or hi < 0:
             clear = "clearly worse" if (lo > 0) == small_is_good else "clearly better"
-        said.append(f"{title} {value:+.3f} (95 % interval {lo:+.3f} to {hi:+.3f}): {clear}")
-    return [*said, *(f"Of the {title}, less is better." for title in smaller)]
+        sentences.append(f"{title} {value:+.3f} (95 % interval {lo:+.3f} to {hi:+.3f}): {clear}")
+    return [*sentences, *(f"Of the {title}, less is better." for title in smaller)]
 
 
 def localisation(run: RunFiles) -> dict[str, Any] | None:
-    """How often the heaviest region lay on what decides, where the truth is known."""
+    """Return how often the heaviest region lay on what decides; None where that is unknown."""
     share, n = finite(run.localisation, "hit_fraction"), finite(run.localisation, "n")
     if share is None or not n:
         return None
@@ -269,7 +273,7 @@ def localisation(run: RunFiles) -> dict[str, Any] | None:
 
 
 def answering(run: RunFiles) -> str:
-    """Which models answer for new images, and whose scores these are."""
+    """Describe which models answer for new images, and to which models the scores belong."""
     if not run.answering:
         return f"No model answers for new images yet: {run.unanswered}."
     about = run.answering[0].get("provenance")
@@ -291,7 +295,7 @@ def answering(run: RunFiles) -> str:
 
 
 def commands(run: RunFiles) -> list[tuple[str, str]]:
-    """What to type next, and what it does."""
+    """Return commands to type next, each with what it does."""
     folder = shlex.quote(str(run.folder))
     return [
         ("predict new images", f"foveate predict {folder} NEW_IMAGES --out predictions"),

@@ -1,4 +1,4 @@
-"""What makes a model besides its weights, and the careful reading of it from ``model.json``."""
+"""The card of a model: everything but its weights, and its checked reading from ``model.json``."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class ModelCard:
     """Everything besides weights that makes a model: names and numbers only.
 
     Attributes:
-        method, method_options: which method, built how.
-        encoder, encoder_options: which encoder.
-        task, task_options: what is predicted.
-        settled: what the task learnt from labels.
-        view: the geometry of reading.
-        assume_spacing_um: spacing given to slides that stated none.
+        method, method_options: name of the method, and the options that it was built with.
+        encoder, encoder_options: name of the encoder, and its options.
+        task, task_options: name of the task, which says what is predicted, and its options.
+        settled: what the task settled from the labels of the table, such as the classes.
+        view: at which spacing and size patches and glimpses are read.
+        assume_spacing_um: spacing assumed for slides that state none.
         provenance: split hash, counts, validation score, versions.
-        trained_on: facts of the images of the run; None in models of older versions.
-        readers: options of readers that the images were opened with, by name.
+        trained_on: facts about the images of the run; None in models of older versions.
+        readers: options that readers opened the images with, by the name of the reader.
     """
 
     method: str
@@ -61,13 +61,13 @@ class ModelCard:
 
 
 def read_card(path: Path) -> tuple[ModelCard, str]:
-    """The card in a ``model.json``, and the sha256 of the weights that it was written with.
+    """Read the card in a ``model.json``, and the SHA-256 of the weights that belong to it.
 
-    Every field is checked before anything is built of it.
+    Every field is checked before anything is built from it.
 
     Raises:
-        CheckpointError: missing, damaged, from a newer version, or a field that does not fit; the
-            message names file and field.
+        CheckpointError: the file is missing, damaged or from a newer version, or a field does not
+            fit; the message names file and field.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -100,7 +100,7 @@ def _readers(fields: Fields) -> dict[str, dict[str, Any]]:
 
 
 def view_of(fields: Fields) -> View:
-    """A stored view.
+    """Read a stored view, and check its fields.
 
     Raises:
         CheckpointError: a field does not fit.
@@ -122,7 +122,7 @@ def view_of(fields: Fields) -> View:
 
 
 def trained_on_of(fields: Fields) -> TrainedOn:
-    """Stored facts of the images of a run.
+    """Read the stored facts about the images of a run, and check them.
 
     Raises:
         CheckpointError: a field does not fit.
@@ -142,7 +142,7 @@ def trained_on_of(fields: Fields) -> TrainedOn:
 
 
 def _provenance(fields: Fields) -> dict[str, Any]:
-    """What is used of it is checked; the rest is for the record."""
+    """Read the provenance; check the fields that are used, and take the others as they are."""
     fields.maybe_number("threshold", 0.0, 1.0)
     if "temperature" in fields:
         fields.number("temperature", 1e-6, 1e6)

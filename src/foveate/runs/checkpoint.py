@@ -37,7 +37,12 @@ class Model:
 
 
 def build_model(card: ModelCard, *, pretrained: bool) -> Model:
-    """A model with fresh weights; `pretrained` False leaves out an encoder's own.
+    """Build the model that a card describes, with fresh weights.
+
+    Args:
+        card: names and options of the parts.
+        pretrained: whether the encoder loads its pretrained weights; False where stored weights
+            replace them anyway.
 
     Raises:
         UnknownName, OptionError: the card names a part or option that does not exist, or parts
@@ -54,8 +59,8 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
             f"method: '{card.method}' takes no images of {encoder.axes} axes, which encoder "
             f"'{card.encoder}' reads; `foveate methods` lists the others"
         )
-    given = parse_options(part, card.method_options, "method")
-    method: AbstractMethod = part(encoder=encoder, heads=task.heads, **given)
+    method_options = parse_options(part, card.method_options, "method")
+    method: AbstractMethod = part(encoder=encoder, heads=task.heads, **method_options)
     return Model(card, method, task)
 
 
@@ -73,7 +78,7 @@ def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> 
 
 
 def load_model(folder: Path) -> Model:
-    """The model in a folder that holds ``model.json`` and ``model.safetensors``.
+    """Load the model in a folder that holds ``model.json`` and ``model.safetensors``.
 
     Raises:
         CheckpointError: a file is missing, damaged or from a newer version.
@@ -90,7 +95,7 @@ def load_model(folder: Path) -> Model:
             "copy, "
             "or train again"
         )
-    model = _built(card, folder / "model.json")
+    model = _build_stored(card, folder / "model.json")
     weights, _ = read_tensors(path)
     try:
         model.method.load_state_dict(weights)
@@ -104,12 +109,12 @@ def load_model(folder: Path) -> Model:
     return model
 
 
-def _built(card: ModelCard, path: Path) -> Model:
-    """The model that a stored card describes, with fresh weights.
+def _build_stored(card: ModelCard, path: Path) -> Model:
+    """Build the model that a stored card describes, with fresh weights.
 
     Raises:
-        CheckpointError: the card describes none.
-        UnknownName: a part that is not installed.
+        CheckpointError: no model can be built from the card.
+        UnknownName: the card names a part that is not installed.
     """
     try:
         return build_model(card, pretrained=False)
@@ -126,23 +131,23 @@ def _built(card: ModelCard, path: Path) -> Model:
 
 
 def _first_misfit(method: AbstractMethod, weights: Mapping[str, Tensor]) -> str:
-    own = method.state_dict()
-    for name in [*own, *(n for n in weights if n not in own)]:
+    expected = method.state_dict()
+    for name in [*expected, *(n for n in weights if n not in expected)]:
         if name not in weights:
             return f"'{name}' is missing"
-        if name not in own:
+        if name not in expected:
             return f"'{name}' is too much"
-        if own[name].shape != weights[name].shape:
-            return f"'{name}' is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+        if expected[name].shape != weights[name].shape:
+            return f"'{name}' is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
     return "its tensors are of another kind"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Tensors and a JSON note in one file, whole or not at all.
+    """Write tensors and a JSON note into one file, completely or not at all.
 
     Raises:
         DiskFull: there is no room.
-        CheckpointError: it cannot be written for another reason.
+        CheckpointError: the file cannot be written for another reason.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -158,7 +163,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote.
+    """Read the tensors and the note that `write_tensors` wrote.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -178,7 +183,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors, with the learning rates of its groups."""
+    """Return the state of an optimiser as named tensors, with the learning rates of its groups."""
     state = optimizer.state_dict()["state"]
     rates = torch.tensor([group["lr"] for group in optimizer.param_groups], dtype=torch.float64)
     return {"learning_rates": rates} | {
@@ -189,7 +194,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Set the state of an optimiser to the tensors that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -20,13 +20,13 @@ from foveate.yamltext import parse_yaml
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Which table, and which of its columns.
+    """Options about the table of labels and its columns.
 
     Attributes:
         path: the table of labels, CSV, TSV or XLSX.
-        files: a second table, one row an image, where `path` has one row a patient (STAMP's).
+        files: a second table with one row per image, where `path` has one row per patient (STAMP).
         images: folder that paths in the table are relative to; by default the table's own.
-        label, patient, image: column names, where the guess is wrong.
+        label, patient, image: names of columns, where they are not recognised.
         classes: keep only images of these labels (comma-separated).
     """
 
@@ -41,13 +41,14 @@ class TableOptions:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How patients are divided.
+    """Options about the division of patients into training, validation and test part.
 
     Attributes:
         folds: 1 for a single hold-out; more for cross-validation with pooled predictions.
-        test_fraction: of patients, for a single hold-out.
-        val_fraction: of the remaining patients, for stopping and for the threshold.
-        seed: of the division.
+        test_fraction: share of the patients in the test part of a single hold-out.
+        val_fraction: share of the remaining patients in the validation part, which decides when
+            training stops and which threshold is taken.
+        seed: seed of the random division.
     """
 
     folds: int = 1
@@ -68,9 +69,9 @@ class RunConfig:
     """Everything that decides the outcome of a run.
 
     Attributes:
-        table, view, split, train: see their classes.
-        method, encoder, task: names; their options beside them. Encoder ``auto`` is lite0 for
-            pictures and slides, slices for volumes.
+        table, view, split, train: sections of options; see their classes.
+        method, encoder, task: names of parts; ``method_options`` and so on hold their options.
+            Encoder ``auto`` is lite0 for pictures and slides, slices for volumes.
         reader_options: options of readers, by the reader's name.
         heatmaps: how many test images get pictures.
         export: which kinds of pictures, by name (comma-separated).
@@ -95,7 +96,7 @@ class RunConfig:
     refit: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for YAML and JSON."""
+        """Return the config as plain values for YAML and JSON."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
@@ -110,8 +111,8 @@ _PLAIN = ("heatmaps", "export", "permute_labels", "refit")
 _PARTS = {"method": "methods", "encoder": "encoders", "task": "tasks"}
 
 
-def build_config(given: Mapping[str, Any]) -> RunConfig:
-    """A checked config from nested values such as ``{"train": {"lr": "1e-4"}}``.
+def build_config(nested: Mapping[str, Any]) -> RunConfig:
+    """Build a checked config from nested values such as ``{"train": {"lr": "1e-4"}}``.
 
     Sections are ``table, view, split, train``; ``method``, ``encoder`` and ``task`` are names, and
     ``method_options`` and so on their options.
@@ -121,68 +122,68 @@ def build_config(given: Mapping[str, Any]) -> RunConfig:
         UnknownName: no such method, encoder, task or export.
     """
     known = set(RunConfig.__dataclass_fields__)
-    for key in map(str, given):
+    for key in map(str, nested):
         if key not in known:
             raise OptionError(f"no option '{key}'.{did_you_mean(key, known)}")
-    if "path" not in given.get("table", {}):
+    if "path" not in nested.get("table", {}):
         raise OptionError("table.path: missing, expected the table of labels")
     values: dict[str, Any] = {}
     for key, section in _SECTIONS.items():
-        if key in given:
-            values[key] = section(**parse_options_all(section, given[key], key))
-    simple = {k: v for k, v in given.items() if k in _PLAIN}
+        if key in nested:
+            values[key] = section(**parse_options_all(section, nested[key], key))
+    simple = {k: v for k, v in nested.items() if k in _PLAIN}
     values |= parse_options(RunConfig, simple, "run")
     for part in _PARTS:
-        if part in given:
-            values[part] = _name(given[part], part)
-        values[f"{part}_options"] = dict(given.get(f"{part}_options", {}))
+        if part in nested:
+            values[part] = _check_name(nested[part], part)
+        values[f"{part}_options"] = dict(nested.get(f"{part}_options", {}))
     if values.get("heatmaps", 0) < 0:
         raise OptionError(f"heatmaps: got {values['heatmaps']}, expected 0 or more")
-    values["reader_options"] = check_options(_sections(given.get("reader_options", {})))
+    values["reader_options"] = check_options(_check_sections(nested.get("reader_options", {})))
     config = RunConfig(**values)
     build_exports(config.export)
-    return _checked_parts(config, values)
+    return _check_part_options(config, values)
 
 
 def section_keys() -> list[str]:
-    """Every key of the config with its section, as flags spell them: ``train.lr``.
+    """Return all keys of the config with their section, as flags spell them: ``train.lr``.
 
-    Of methods, those of the default one.
+    For the section ``method``, these are the options of the default method.
     """
-    found = [
+    keys = [
         f"{section}.{key}"
         for section, kind in _SECTIONS.items()
         for key in kind.__dataclass_fields__
     ]
-    found += [f"method.{key}" for key in options(find("methods", RunConfig.method))]
-    return [key.replace("_", "-") for key in found]
+    keys += [f"method.{key}" for key in options(find("methods", RunConfig.method))]
+    return [key.replace("_", "-") for key in keys]
 
 
-def _sections(given: Any) -> dict[str, dict[str, Any]]:
-    """Options of readers, which are sections within a section."""
-    for name, own in dict(given).items():
-        if not isinstance(own, dict):
-            raise OptionError(f"reader.{name}: got '{own}', expected a reader's options")
-    return dict(given)
+def _check_sections(nested: Any) -> dict[str, dict[str, Any]]:
+    """Check that the options of readers are sections within a section, and copy them."""
+    for name, section in dict(nested).items():
+        if not isinstance(section, dict):
+            raise OptionError(f"reader.{name}: got '{section}', expected a reader's options")
+    return dict(nested)
 
 
-def _name(value: Any, key: str) -> str:
+def _check_name(value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise OptionError(f"{key}: got '{value}', expected a name")
     return value
 
 
-def parse_options_all(section: type[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Like `parse_options`, keywords without a default included."""
-    required = {k: v for k, v in given.items() if k == "path" and section is TableOptions}
-    rest = {k: v for k, v in given.items() if k not in required}
+def parse_options_all(section: type[Any], nested: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Parse the options of a section, also those without a default, which `parse_options` skips."""
+    required = {k: v for k, v in nested.items() if k == "path" and section is TableOptions}
+    rest = {k: v for k, v in nested.items() if k not in required}
     for key, value in required.items():
         if not isinstance(value, str | Path) or not str(value):
             raise OptionError(f"{where}.{key}: got '{value}', expected a path")
     return {k: str(v) for k, v in required.items()} | parse_options(section, rest, where)
 
 
-def _checked_parts(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+def _check_part_options(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     method = find("methods", config.method)
     values["method_options"] = _defaults(method) | parse_options(
         method, config.method_options, "method"
@@ -200,11 +201,11 @@ def _checked_parts(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 AUTOMATIC = {2: "lite0", 3: "slices"}
-"""The encoder that images of so many axes get where none is named."""
+"""The encoder by number of image axes, where the user names none."""
 
 
 def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
-    """The config with an encoder named, for images of so many axes."""
+    """Return the config with encoder ``auto`` replaced by the one for images of `axes` axes."""
     if config.encoder != "auto":
         return config
     named = replace(config, encoder=AUTOMATIC[axes])
@@ -212,17 +213,17 @@ def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
 
 
 def encoder_options(config: RunConfig, method: Any) -> dict[str, Any]:
-    """All options of the encoder: its own, those that the method needs, the user's.
+    """Return all options of the encoder: its defaults, then the method's, then the user's.
 
     Raises:
         OptionError: an option that the encoder does not take.
     """
-    own = config.encoder in names("encoders") and config.encoder != "timm"
-    encoder = find("encoders", config.encoder if own else "timm")
+    is_listed = config.encoder in names("encoders") and config.encoder != "timm"
+    encoder = find("encoders", config.encoder if is_listed else "timm")
     wanted = {k: v for k, v in method.encoder_defaults.items() if k in options(encoder)}
-    given = parse_options(encoder, config.encoder_options, "encoder")
-    settled = _defaults(encoder) | wanted | given
-    return settled if own else settled | {"name": config.encoder}
+    from_user = parse_options(encoder, config.encoder_options, "encoder")
+    settled = _defaults(encoder) | wanted | from_user
+    return settled if is_listed else settled | {"name": config.encoder}
 
 
 def _defaults(part: Any) -> dict[str, Any]:
@@ -230,10 +231,10 @@ def _defaults(part: Any) -> dict[str, Any]:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A config file as nested values.
+    """Read a config file as nested values.
 
     Raises:
-        OptionError: no such file, or not YAML with sections.
+        OptionError: there is no such file, or it is not YAML with sections.
     """
     if not path.is_file():
         raise OptionError(f"--config {path}: no such file; give a YAML file, or flags alone")
@@ -259,7 +260,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def dump_yaml(config: RunConfig) -> str:
-    """The resolved config as text."""
+    """Return the resolved config as YAML text."""
     text: str = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
     return text
 

@@ -1,4 +1,4 @@
-"""What a run rests on, and what of it was changed when the same command comes again.
+"""The inputs of a run, and what changed in them when the same command comes again.
 
 Labels, patients and spacings of images, the content of image files, and files of the user's own
 such as weights and plug-ins are noted when a run is planned (``inputs.json``). A run whose inputs
@@ -24,8 +24,8 @@ from foveate.table import Case, patient_key, several
 
 _SCHEMA = 1
 _THREADS = 4
-_WHOLE_BYTES = 8 << 20
-"""Files up to this size are read whole; of larger ones, blocks spread evenly."""
+_READ_ALL_BYTES = 8 << 20
+"""Files up to this size are read completely; of larger ones, evenly spread blocks."""
 _BLOCKS, _BLOCK_BYTES = 32, 1 << 16
 
 Progress = Callable[[int, int], None]
@@ -34,11 +34,11 @@ Stated = dict[str, Any]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run rests on.
+    """The inputs that the results of a run depend on.
 
     Attributes:
-        images: image id to ``label``, ``patient``, ``spacing_um`` and ``file`` (`file_print`).
-        files: what a file is for (``weights``, ``plug-in x.py``) to its `file_print`.
+        images: by image id, ``label``, ``patient``, ``spacing_um`` and ``file`` (`file_print`).
+        files: by purpose (``weights``, ``plug-in x.py``), the `file_print` of a file.
     """
 
     images: dict[str, Stated]
@@ -51,13 +51,13 @@ def note_inputs(
     known: Inputs | None = None,
     progress: Progress | None = None,
 ) -> Inputs:
-    """Look at all inputs as they are now.
+    """Note all inputs as they are now.
 
     Args:
-        cases: the images.
-        files: other files that results rest on, by what they are for.
-        known: an earlier look; files of the same place, size and time are not read again.
-        progress: told how many images are done, of how many.
+        cases: the images of the run.
+        files: other files that the results depend on, by purpose.
+        known: an earlier note; files with the same path, size and time are not read again.
+        progress: called with the number of images done and the number of all.
     """
     before = known or Inputs({}, {})
     images: dict[str, Stated] = {}
@@ -76,27 +76,28 @@ def note_inputs(
             if progress is not None:
                 progress(done, len(cases))
     prints = {
-        what: file_print(path, before.files.get(what), whole=True) for what, path in files.items()
+        purpose: file_print(path, before.files.get(purpose), read_all=True)
+        for purpose, path in files.items()
     }
     return Inputs(images, prints)
 
 
 def files_of(encoder_options: Mapping[str, Any]) -> dict[str, Path]:
-    """Files of the user's own that a run rests on: weights, and plug-ins."""
-    found = {}
+    """Return the files of the user that a run depends on, by purpose: weights and plug-ins."""
+    files = {}
     if encoder_options.get("weights"):
         weights = Path(str(encoder_options["weights"])).expanduser()
-        found["weights of the encoder"] = weights
+        files["weights of the encoder"] = weights
         if weights.with_name("config.json").is_file():
-            found["config.json beside the weights"] = weights.with_name("config.json")
+            files["config.json beside the weights"] = weights.with_name("config.json")
     for folder in plugin_folders():
         for path in sorted(folder.glob("*/*.py")):
-            found[f"plug-in {path.parent.name}/{path.name}"] = path
-    return found
+            files[f"plug-in {path.parent.name}/{path.name}"] = path
+    return files
 
 
 def save_inputs(inputs: Inputs, path: Path) -> None:
-    """Write as JSON, whole or not at all."""
+    """Write the inputs as JSON, completely or not at all."""
     write_json(path, {"schema": _SCHEMA, "images": inputs.images, "files": inputs.files})
 
 
@@ -104,7 +105,7 @@ def load_inputs(path: Path) -> Inputs:
     """Read what `save_inputs` wrote.
 
     Raises:
-        CheckpointError: missing, damaged, or of another version.
+        CheckpointError: the file is missing, damaged, or of another version.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -128,12 +129,12 @@ def load_inputs(path: Path) -> Inputs:
 
 
 def check_unchanged(was: Inputs, now: Inputs, run: Path) -> None:
-    """Assert that a run may go on with the inputs as they are now.
+    """Refuse to continue a run whose inputs were changed since it was begun.
 
     Raises:
-        CheckpointError: something was changed since; the message names the first kind of change.
+        CheckpointError: an input was changed; the message names the first kind of change.
     """
-    change = _change(was, now)
+    change = _describe_change(was, now)
     if change is not None:
         raise CheckpointError(
             f"{run}: {change}. Put back what was there to continue it, or give another --out for "
@@ -141,13 +142,14 @@ def check_unchanged(was: Inputs, now: Inputs, run: Path) -> None:
         )
 
 
-def file_print(path: Path, known: Stated | None = None, *, whole: bool = False) -> Stated:
-    """Size, time and content of a file, or of a folder that is an image.
+def file_print(path: Path, known: Stated | None = None, *, read_all: bool = False) -> Stated:
+    """Compute the fingerprint of a file, or of a folder that is an image.
 
     Args:
-        path: of the file; one that is not there has the size -1.
-        known: an earlier print; where place, size and time are the same, it is the answer.
-        whole: read all of it, however large; otherwise blocks of what is larger than 8 MiB.
+        path: path of the file; a file that does not exist has the size -1.
+        known: an earlier fingerprint; it is returned where path, size and time are the same.
+        read_all: whether the content is read completely; else of files larger than 8 MiB only
+            blocks are read.
 
     Returns:
         ``path``, ``size`` in bytes, ``mtime_ns``, and ``sha256`` of the content.
@@ -157,60 +159,63 @@ def file_print(path: Path, known: Stated | None = None, *, whole: bool = False) 
         stat = path.stat()
         if path.is_dir():
             now = {"path": place, "size": 0, "mtime_ns": stat.st_mtime_ns}
-            return {**now, "sha256": _listing(path)}
+            return {**now, "sha256": _hash_folder(path)}
         if not path.is_file():  # opening a pipe would wait for ever
             return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
         now = {"path": place, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        companions = [p for p in _companions(path) if p.is_dir()]
+        companions = [p for p in _list_companions(path) if p.is_dir()]
         if companions:
-            return {**now, "sha256": _digest(path, stat.st_size, whole) + _listing(companions[0])}
+            return {
+                **now,
+                "sha256": _hash_file(path, stat.st_size, read_all) + _hash_folder(companions[0]),
+            }
         if known is not None and all(known.get(key) == value for key, value in now.items()):
             return known
-        return {**now, "sha256": _digest(path, stat.st_size, whole)}
+        return {**now, "sha256": _hash_file(path, stat.st_size, read_all)}
     except OSError:
         return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
 
 
-def _companions(path: Path) -> tuple[Path, ...]:
-    """Folders that belong to a slide which is a file and a folder."""
+def _list_companions(path: Path) -> tuple[Path, ...]:
+    """Return the folders that belong to a slide that is stored as a file and a folder."""
     kind = path.suffix.lower()
     if kind == ".vsi":
         return (path.with_name(f"_{path.stem}_"),)
     return (path.with_suffix(""),) if kind == ".mrxs" else ()
 
 
-def _listing(folder: Path) -> str:
-    """SHA-256 of the names and sizes of all files of a folder."""
+def _hash_folder(folder: Path) -> str:
+    """Compute the SHA-256 of the names and sizes of all files of a folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     sizes = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files]
     return hashlib.sha256(repr(sizes).encode("utf-8", "replace")).hexdigest()
 
 
-def _digest(path: Path, size: int, whole: bool) -> str:
-    if whole or size <= _WHOLE_BYTES:
+def _hash_file(path: Path, size: int, read_all: bool) -> str:
+    if read_all or size <= _READ_ALL_BYTES:
         return file_sha256(path)
     with path.open("rb") as file:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for n in range(_BLOCKS):
             file.seek((size - _BLOCK_BYTES) * n // (_BLOCKS - 1))
-            found.update(file.read(_BLOCK_BYTES))
-        return found.hexdigest()
+            digest.update(file.read(_BLOCK_BYTES))
+        return digest.hexdigest()
 
 
-def _change(was: Inputs, now: Inputs) -> str | None:
+def _describe_change(was: Inputs, now: Inputs) -> str | None:
     gone, new = sorted(was.images.keys() - now.images), sorted(now.images.keys() - was.images)
     if gone:
         return f"images that the run was begun with are missing: {several(gone)}"
     if new:
         return f"images that the run was not begun with are in the table: {several(new)}"
-    for key, what in (("label", "labels"), ("patient", "patients"), ("spacing_um", "spacings")):
+    for key, subject in (("label", "labels"), ("patient", "patients"), ("spacing_um", "spacings")):
         same = _same_patient if key == "patient" else operator.eq
         other = [i for i in was.images if not same(was.images[i][key], now.images[i][key])]
         if other:
             old, new_one = (side.images[min(other)][key] for side in (was, now))
-            example = f"{_said(old)}, now {_said(new_one)}"
+            example = f"{_quote(old)}, now {_quote(new_one)}"
             return (
-                f"{what} of {several(sorted(other))} differ from those the run was begun with "
+                f"{subject} of {several(sorted(other))} differ from those the run was begun with "
                 f"({example})"
             )
     other = [
@@ -220,10 +225,10 @@ def _change(was: Inputs, now: Inputs) -> str | None:
     ]
     if other:
         return f"image files of {several(other)} were changed since the run was begun"
-    for what in sorted(was.files.keys() | now.files):
-        if _content(was.files.get(what)) != _content(now.files.get(what)):
-            path = (now.files.get(what) or was.files[what])["path"]
-            return f"the {what} ({path}) is not the one the run was begun with"
+    for subject in sorted(was.files.keys() | now.files):
+        if _content(was.files.get(subject)) != _content(now.files.get(subject)):
+            path = (now.files.get(subject) or was.files[subject])["path"]
+            return f"the {subject} ({path}) is not the one the run was begun with"
     return None
 
 
@@ -235,7 +240,7 @@ def _content(stated: Stated | None) -> tuple[Any, Any] | None:
     return None if stated is None else (stated["size"], stated["sha256"])
 
 
-def _said(value: Any) -> str:
+def _quote(value: Any) -> str:
     if isinstance(value, list):
         return " x ".join(f"{v:g}" for v in value) + " um"
     return "none" if value is None else f"'{value}'"

@@ -1,4 +1,4 @@
-"""The folder of a run: claiming it, its small files, its log."""
+"""The folder of a run: how it is claimed, its small files, its log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from foveate.messages.warn import reset_warnings
 from foveate.yamltext import parse_yaml
 
 _LATER = ("refit",)
-"""Options that change nothing of what is done already, so that they may be turned on later."""
+"""Options that change no earlier result, so that they may be turned on later."""
 
 _LIBRARIES = (
     "torch",
@@ -41,11 +41,11 @@ _LIBRARIES = (
 
 
 def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
-    """Make the folder this run's: new, or begun with the very same options.
+    """Claim a folder for a run: a new folder, or one that was begun with the same options.
 
-    A run that stopped before its plan was settled has nothing to lose: other options replace its
-    own, so that a command can be mended and given again. What only adds a step (``refit``) may be
-    asked for later. What killed runs left aside is removed.
+    A run that stopped before its plan was settled has no results to lose: new options replace its
+    old ones, so that a command can be corrected and repeated. Options that only add a step
+    (``refit``) may be turned on later. Half-written files of killed runs are removed.
 
     Raises:
         CheckpointError: the folder belongs to a run with other options, or holds other files.
@@ -81,7 +81,7 @@ def check_folder(out: Path) -> None:
     """Refuse an ``--out`` that is no folder.
 
     Raises:
-        CheckpointError: it is a file.
+        CheckpointError: `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file, not a folder: give another --out")
@@ -90,16 +90,16 @@ def check_folder(out: Path) -> None:
 def check_out(out: Path, run: Path) -> None:
     """Refuse an ``--out`` in which answers would overwrite something.
 
-    A new folder with a name of its own inside a run is right (``RUN/external``): no step of a run
+    A folder with a new name inside a run is right (``RUN/external``): no step of a run
     writes there or removes it, and the answers travel with the run that gave them.
 
     Args:
-        out: where answers are to go.
-        run: that answers.
+        out: folder that answers are to be written to.
+        run: folder of the run whose models answer.
 
     Raises:
-        CheckpointError: it is a run's or a model's folder, or lies among the files of one, or it
-            holds results of another command, or it is a file.
+        CheckpointError: `out` is the folder of a run or a model, lies among the files of one,
+            holds results of another command, or is a file.
     """
     check_folder(out)
     if _is_run(out):
@@ -109,21 +109,21 @@ def check_out(out: Path, run: Path) -> None:
         )
     for root in _runs_around(out, run):
         inside = out.resolve().relative_to(root).parts
-        own = not inside or inside[0].startswith("fold_") or inside[0] in _RUN_FOLDERS
-        if own or ((root / inside[0]).exists() and not (out / _ANSWERS).is_file()):
+        is_reserved = not inside or inside[0].startswith("fold_") or inside[0] in _RUN_FOLDERS
+        if is_reserved or ((root / inside[0]).exists() and not (out / _ANSWERS).is_file()):
             raise CheckpointError(
                 f"--out {out} lies among the files of the run {root}: give another --out"
             )
-    held = [name for name in _RESULTS if (out / name).exists()]
+    results = [name for name in _RESULTS if (out / name).exists()]
     ours = (out / _ANSWERS).is_file() or any(out.glob(f"parts/*/{_ANSWERS}"))
-    if held and not ours:
+    if results and not ours:
         raise CheckpointError(
-            f"{out} holds results of something else ({held[0]}): give another --out"
+            f"{out} holds results of something else ({results[0]}): give another --out"
         )
 
 
 def _runs_around(out: Path, run: Path) -> Iterator[Path]:
-    """The folders of runs or models in which `out` lies: of `run`, and of any training."""
+    """Yield the folders that contain `out`: the folder of `run`, and those of any training."""
     out, run = out.resolve(), run.resolve()
     root = next((p for p in (run, *run.parents) if _is_run(p)), run)
     root = root if root.name != "model" else root.parent
@@ -147,18 +147,18 @@ def sweep(folder: Path) -> None:
 
 
 def _foreign(path: Path) -> bool:
-    """Whether a file is none of those that a run killed in its first moments leaves."""
+    """Return whether a file is none of those that a run leaves that is killed at its start."""
     return path.name != LOCK and not (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def model_folders(run: Path) -> tuple[Path, ...]:
-    """The folders of the models that answer for `run`, each with ``model.json``.
+    """Return the folders of the models that answer for `run`, each with ``model.json``.
 
-    Of a run folder: the refitted model where the run asks for one, else the models of all folds.
-    Of a fold's folder or a model's folder: that one model.
+    For a run folder, this is the refitted model where the run asks for one, else the models of all
+    folds. For the folder of a fold or of a model, it is that one model.
 
     Raises:
-        CheckpointError: no trained model there, or not all that the run is to have.
+        CheckpointError: there is no trained model, or a model of the run is missing.
     """
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such folder; give the --out folder of `foveate train`")
@@ -194,7 +194,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _count_folds(run: Path) -> int:
-    """How many folds the run is divided into; 0 before it is."""
+    """Return the number of folds of the run; 0 before the patients are divided."""
     path = run / "splits.json"
     if not path.is_file():
         return 0
@@ -211,10 +211,10 @@ def _asks_for_refit(run: Path) -> bool:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+    """Read the keys and values of a YAML file.
 
     Raises:
-        CheckpointError: it cannot be read, is not YAML, or holds something else.
+        CheckpointError: the file cannot be read, is not YAML, or holds something else.
     """
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
@@ -233,27 +233,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    found: dict[str, Any] = {"foveate": __version__, "python": platform.python_version()}
+    """Return the versions of libraries, the platform and the command, for the record."""
+    facts: dict[str, Any] = {"foveate": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            facts[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    found |= {"platform": platform.platform(), "argv": sys.argv}
-    return found
+            facts[name] = None
+    facts |= {"platform": platform.platform(), "argv": sys.argv}
+    return facts
 
 
 class _LogFile(logging.FileHandler):
     """A log that a full disk does not stop, nor let complain."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """What cannot be written is left out."""
+        """Leave out a record that cannot be written."""
 
 
 @contextlib.contextmanager
 def logged(folder: Path, display: Display) -> Iterator[None]:
-    """Keep foveate's log in ``log.txt`` of a folder, and say its warnings on a display as well."""
+    """Write foveate's log to ``log.txt`` of a folder, and its warnings to a display as well."""
     handlers = [log_to(folder), DisplayHandler(display)]
     logging.getLogger("foveate").addHandler(handlers[1])
     try:
@@ -265,9 +265,9 @@ def logged(folder: Path, display: Display) -> Iterator[None]:
 
 
 def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
-    """Send foveate's log to ``log.txt``; returns the handler, to be removed at the end.
+    """Write foveate's log to ``log.txt``; return the handler, which the caller removes at the end.
 
-    What was said of files before is said anew: another log begins.
+    Warnings about files that were given once are given again, because a new log begins.
     """
     reset_warnings()
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,26 +280,26 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """A CSV file with these columns, whole or not at all; formulas are guarded."""
+    """Write a CSV file with these columns, completely or not at all; formulas are guarded."""
     write_text(path, csv_text(rows, columns))
 
 
 def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
-    """A row of ``quarantine.csv``: which image was set aside, when, and why."""
+    """Build a row of ``quarantine.csv``: which image was set aside, at which stage, and why."""
     return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, as text."""
+    """Read the rows of a CSV file, as text."""
     with path.open(encoding="utf-8", newline="") as file:
         return parse_csv(file.read())
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Raises:
-        CheckpointError: missing or damaged.
+        CheckpointError: the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -316,8 +316,8 @@ def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, Mapping):
         for name in [*old, *(n for n in new if n not in old)]:
             where = f"{key}.{name}" if key else name
-            found = _first_difference(old.get(name), new.get(name), where)
-            if found is not None:
-                return found
+            difference = _first_difference(old.get(name), new.get(name), where)
+            if difference is not None:
+                return difference
         return None
     return None if old == new else f"{key} was {old!r} and is {new!r} now"

@@ -1,4 +1,4 @@
-"""The trained models that answer together: those of all folds, or one alone."""
+"""The trained models that answer together: the models of all folds, or a single one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Ensemble:
     """Models whose answers are averaged; a single model is an ensemble of one.
 
     Attributes:
-        members: at least one; of one task, and reading images alike.
-        folders: where they were loaded from, in the same order; empty for models in memory.
+        members: at least one model; all have the same task and read images the same way.
+        folders: folders that the members were loaded from, in the same order; empty for models
+            that exist in memory only.
 
     Raises:
         CheckpointError: the models differ in what they predict or in how they read images.
@@ -33,9 +34,9 @@ class Ensemble:
     def __post_init__(self) -> None:
         if not self.members:
             raise CheckpointError("an ensemble needs at least one model")
-        first = _contract(self.members[0])
+        first = _common_properties(self.members[0])
         for i, member in enumerate(self.members):
-            for key, value in _contract(member).items():
+            for key, value in _common_properties(member).items():
                 if value != first[key]:
                     raise CheckpointError(
                         f"{self._name(i)} cannot answer together with {self._name(0)}: its {key} "
@@ -53,21 +54,21 @@ class Ensemble:
 
     @property
     def card(self) -> ModelCard:
-        """The first member's card; what it says of task and view holds for all."""
+        """Card of the first member; its task and view are those of all members."""
         return self.members[0].card
 
     @property
     def task(self) -> AbstractTask:
-        """The first member's task, which reads the answers of all."""
+        """Task of the first member, which decodes the answers of all members."""
         return self.members[0].task
 
     @property
     def point(self) -> dict[str, float | None]:
-        """What the members' tasks settled on their validation parts, averaged."""
+        """Mean of what the members settled on their validation parts, such as the threshold."""
         return self.task.pool([member.card.provenance for member in self.members])
 
     def describe(self) -> str:
-        """Which models answer, as one sentence."""
+        """Describe in one sentence which models answer."""
         if len(self) > 1:
             return (
                 f"{len(self)} models answer together, one of each fold: {self.task.averaged} and "
@@ -79,7 +80,7 @@ class Ensemble:
         return f"one model answers: {self._name(0)}"
 
     def record(self) -> dict[str, Any]:
-        """The content of ``answer.json``: which models answered, and how."""
+        """Return the content of ``answer.json``: which models answered, and how."""
         return {
             "models": len(self),
             "how": f"mean of the models' {self.task.averaged}" if len(self) > 1 else "one model",
@@ -97,7 +98,7 @@ class Ensemble:
         }
 
     def digests(self) -> list[str]:
-        """Of each member loaded from a folder, what tells its card and weights from others."""
+        """Return a hash for each member with a folder, which identifies its card and weights."""
         return [file_sha256(folder / "model.json")[:16] for folder in self.folders]
 
     def _name(self, i: int) -> str:
@@ -105,13 +106,13 @@ class Ensemble:
 
 
 def find_models(run: Path | str) -> Ensemble:
-    """Load the models that answer for a run folder, or the one of a fold's or a model's folder.
+    """Load the models that answer for a run, or the single model of a fold or model folder.
 
-    Of a run these are the models of all folds, or the refitted model where the run has one.
+    For a run, these are the models of all folds, or the refitted model where the run has one.
 
     Raises:
-        CheckpointError: no trained model there, one is missing or damaged, or they do not fit
-            each other.
+        CheckpointError: there is no trained model, one is missing or damaged, or the models do
+            not fit each other.
 
     Example:
         >>> find_models("runs/first")
@@ -124,13 +125,13 @@ def load_models(folders: Sequence[Path]) -> Ensemble:
     """Load the models of these folders, to answer together.
 
     Raises:
-        CheckpointError: one is missing or damaged, or they do not fit each other.
+        CheckpointError: a model is missing or damaged, or they do not fit each other.
     """
     return Ensemble(tuple(load_model(folder) for folder in folders), tuple(folders))
 
 
-def _contract(model: Model) -> dict[str, Any]:
-    """What models that answer together must have in common."""
+def _common_properties(model: Model) -> dict[str, Any]:
+    """Return the properties that models which answer together must have in common."""
     card = model.card
     return {
         "task": card.task,

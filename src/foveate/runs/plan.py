@@ -1,4 +1,4 @@
-"""What is settled before the first step: cases, task, view, and the division of patients."""
+"""The plan of a run, settled before the first step: cases, task, view, division of patients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,19 @@ from foveate.tasks.base import AbstractTask
 
 @dataclass(frozen=True)
 class Plan:
-    """What is settled before the first step and stored; a resumed run goes the same way."""
+    """The plan of a run, settled before the first step and stored for runs that are resumed.
+
+    Attributes:
+        config: the config, with everything that it leaves open filled in.
+        view: at which spacing and size patches and glimpses are read.
+        task: name of the task.
+        settled: what the task settled from the labels.
+        task_options: options of the task.
+        cases: the usable images, by image id.
+        quarantine: rows about the images that were set aside, with the reasons.
+        splits: the division of the patients into folds.
+        trained_on: facts about the images; None in runs of older versions.
+    """
 
     config: RunConfig
     view: View
@@ -60,12 +72,12 @@ class Plan:
     trained_on: TrainedOn | None
 
     def pick(self, image_ids: Sequence[str]) -> list[Case]:
-        """The cases of these images, in this order."""
+        """Return the cases of these images, in the same order."""
         return [self.cases[i] for i in image_ids]
 
 
 def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
-    """Read the table, and settle what is open; what was settled before is read from the folder.
+    """Read the table and make the plan; a plan that the folder already holds is read from there.
 
     Raises:
         FoveateError: whatever the user has to mend.
@@ -74,18 +86,18 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     labels = [str(case.label) for case in table.cases]
     task = build_task(config.task, labels, config.task_options, str(table.label_column))
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
-    table = _understood(table, task, display)
+    table = _drop_unknown_labels(table, task, display)
     display.say(f"task: {name}, {task.describe()}")
     stored = folder / "plan.json"
     options = config.task_options | dict(task.resolved)
     if not stored.is_file():
         axes = _check_parts(config, name, options, task.settled)
         _settle(config, folder, table, display, task, (name, options), axes)
-        content = _stored(stored)
+        content = _read_plan(stored)
     else:
-        content = _stored(stored)
-        _check_inputs(config, folder, table, _quarantined(content), display)
-    view, quarantine = view_of(content.part("view")), _quarantined(content)
+        content = _read_plan(stored)
+        _check_inputs(config, folder, table, _read_quarantine(content), display)
+    view, quarantine = view_of(content.part("view")), _read_quarantine(content)
     bad = {row["image_id"] for row in quarantine}
     cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
     splits = load_splits(folder / "splits.json")
@@ -109,15 +121,15 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     )
 
 
-def _stored(path: Path) -> Fields:
-    """The content of ``plan.json``, of which each field is checked where it is used."""
+def _read_plan(path: Path) -> Fields:
+    """Read ``plan.json``; its fields are checked where they are used."""
     fields = read_fields(path)
     fields.only(("view", "quarantine", "method_options", "trained_on"))
     return fields
 
 
-def _quarantined(fields: Fields) -> list[dict[str, str]]:
-    """The stored rows of images that were set aside before training."""
+def _read_quarantine(fields: Fields) -> list[dict[str, str]]:
+    """Return the stored rows about images that were set aside before training."""
     rows = [Fields(row, f"{fields.where}: quarantine") for row in fields.items("quarantine")]
     keys = ("image_id", "path", "stage", "reason")
     # A row of the table without a path has none.
@@ -143,11 +155,11 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
     # Before the split: folds stratified by the true labels would hold uneven shares of the new
     # ones, and a fold's test part would lack what its training part has too many of.
     display.say("labels are shuffled over patients: the scores must be those of chance")
-    return replace(table, cases=_permuted(table.cases, config.split.seed))
+    return replace(table, cases=_permute_labels(table.cases, config.split.seed))
 
 
-def _understood(table: CaseTable, task: AbstractTask, display: Display) -> CaseTable:
-    """Set rows aside whose label the task does not understand, and say so."""
+def _drop_unknown_labels(table: CaseTable, task: AbstractTask, display: Display) -> CaseTable:
+    """Set rows aside whose label the task does not understand, and display why."""
     understood = with_known_labels(table, task, {})
     for note in understood.notes[len(table.notes) :]:
         display.say(note)
@@ -163,7 +175,7 @@ def _settle(
     named: tuple[str, dict[str, Any]],
     axes: int | None,
 ) -> None:
-    """Open every image once, choose the view, divide the patients, and write it all down.
+    """Open all images once, choose the view, divide the patients, and write the plan.
 
     Raises:
         OptionError: the images do not have as many `axes` as the encoder reads.
@@ -180,7 +192,7 @@ def _settle(
             f"take {other}"
         )
     display.say(f"encoder: {settle_encoder(config, view.axes).encoder}")
-    display.say(_told(view, [fact.shape for fact in scan.facts.values()]))
+    display.say(_describe_view(view, [fact.shape for fact in scan.facts.values()]))
     _warn_of_bits(scan.facts, display)
     split = config.split
     splits = make_splits(
@@ -193,10 +205,10 @@ def _settle(
     )
     labels = {case.image_id: str(case.label) for case in usable}
     save_splits(splits, folder / "splits.json", labels=labels)
-    chosen = _following(config.method_options, view, list(scan.facts.values()))
+    chosen = _choose_patch_numbers(config.method_options, view, list(scan.facts.values()))
     if chosen:
         display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
-    inputs = note_inputs(usable, files_of(config.encoder_options), None, _noting(display))
+    inputs = note_inputs(usable, files_of(config.encoder_options), None, _show_noting(display))
     save_inputs(inputs, folder / "inputs.json")
     content = {
         "view": asdict(view),
@@ -210,7 +222,7 @@ def _settle(
 def _open_all(
     config: RunConfig, table: CaseTable, display: Display
 ) -> tuple[Scan, list[dict[str, str]]]:
-    """Facts of all images, and rows about those that are set aside; both are said.
+    """Collect facts about all images and rows about those set aside, and display problems.
 
     Raises:
         TrainingError: no image can be read.
@@ -239,7 +251,7 @@ def _open_all(
 
 
 def _warn_of_bits(facts: Mapping[str, ImageFacts], display: Display) -> None:
-    """Say which images make the others dark, as they use more of 16 bits than most."""
+    """Warn of images that use more of the 16 bits than most, as they make the others dark."""
     bits = {image_id: fact.bits for image_id, fact in facts.items() if fact.bits is not None}
     if not bits:
         return
@@ -259,29 +271,31 @@ def _check_inputs(
     quarantine: Sequence[dict[str, str]],
     display: Display,
 ) -> None:
-    """Assert that labels, images and files are those that the run was begun with.
+    """Refuse to continue when labels, images or files were changed since the run was begun.
 
     Raises:
-        CheckpointError: they are not; the message names what was changed.
+        CheckpointError: an input was changed; the message names it.
     """
     bad = {row["image_id"] for row in quarantine}
     usable = [case for case in table.cases if case.image_id not in bad]
     was = load_inputs(folder / "inputs.json")
-    now = note_inputs(usable, files_of(config.encoder_options), was, _noting(display))
+    now = note_inputs(usable, files_of(config.encoder_options), was, _show_noting(display))
     check_unchanged(was, now, folder)
 
 
-def _noting(display: Display) -> Callable[[int, int], None]:
+def _show_noting(display: Display) -> Callable[[int, int], None]:
     return lambda done, total: display.bar("noting what the run rests on", done, total)
 
 
 def _check_parts(
     config: RunConfig, task: str, options: dict[str, Any], settled: dict[str, Any]
 ) -> int | None:
-    """Build the model once before the images cost any time; weights of the user's own are read.
+    """Build the model once before images are opened, so that wrong options fail at once.
+
+    A file of weights that the user names is read as well.
 
     Returns:
-        how many axes the images must have; None where the encoder follows the images.
+        Number of axes that the images must have; None where the encoder is chosen by the images.
 
     Raises:
         UnknownName, OptionError: a part or an option does not exist.
@@ -290,21 +304,23 @@ def _check_parts(
     automatic = config.encoder == "auto"
     config = settle_encoder(config, 2)
     view = View(1.0, config.view.patch_px or 224, 1.0)
-    own = bool(config.encoder_options.get("weights"))
-    model = build_model(model_card(config, view, task, options, settled), pretrained=own)
+    user_weights = bool(config.encoder_options.get("weights"))
+    model = build_model(model_card(config, view, task, options, settled), pretrained=user_weights)
     return None if automatic else model.method.encoder.axes
 
 
 _PIXELS = {"patches": 600_000, "eval_patches": 1_200_000, "survey": 6_000_000}
-"""How many pixels (voxels) of patches are worth their time per image: options that follow it."""
+"""Pixels (voxels) of all patches of an image that are worth their time, by option."""
 _AT_MOST = {"patches": 32, "eval_patches": 64, "survey": 256}
 _NOTHING_NEW = {"patches": 2, "eval_patches": 4, "survey": 4}
 
 
-def _following(options: dict[str, Any], view: View, facts: Sequence[ImageFacts]) -> dict[str, int]:
-    """Numbers of patches that follow the images, of the options that are left at 0.
+def _choose_patch_numbers(
+    options: dict[str, Any], view: View, facts: Sequence[ImageFacts]
+) -> dict[str, int]:
+    """Choose the numbers of patches for the options that are left at 0.
 
-    As many as are worth their time, and no more than cover the median image twice.
+    As many patches as are worth their time, but no more than cover the median image twice.
     """
     covering = [
         math.prod(
@@ -313,41 +329,43 @@ def _following(options: dict[str, Any], view: View, facts: Sequence[ImageFacts])
         )
         for fact in facts
     ]
-    cover, each = max(1, int(np.median(covering))), view.patch_px**view.axes
-    found = {
-        key: max(1, min(_AT_MOST[key], pixels // each, cover if key == "patches" else 2 * cover))
+    cover, patch_size_px = max(1, int(np.median(covering))), view.patch_px**view.axes
+    numbers = {
+        key: max(
+            1, min(_AT_MOST[key], pixels // patch_size_px, cover if key == "patches" else 2 * cover)
+        )
         for key, pixels in _PIXELS.items()
     }
     if view.glimpse_spacing_um < 1.25 * view.spacing_um:
-        # The glimpse shows all that patches do; they only look at parts apart.
-        found = {key: min(value, _NOTHING_NEW[key]) for key, value in found.items()}
-    return {key: value for key, value in found.items() if options.get(key) == 0}
+        # The glimpse is as fine as patches, so that patches show hardly anything new.
+        numbers = {key: min(value, _NOTHING_NEW[key]) for key, value in numbers.items()}
+    return {key: value for key, value in numbers.items() if options.get(key) == 0}
 
 
-def _told(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
-    """The view in words."""
+def _describe_view(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
+    """Describe the view, and what it means for these images."""
     if view.axes == 3:
         return (
             f"view: cubes of {view.patch_px} voxels of {view.spacing_um / 1000:g} mm, "
             f"glimpse at {view.glimpse_spacing_um / 1000:g} mm"
         )
     unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
-    told = (
+    text = (
         f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
         f"glimpse at {view.glimpse_spacing_um:g}"
     )
     if view.bits is not None:
-        told += f"\n16-bit images use {view.bits} bits: {(1 << view.bits) - 1} is white"
+        text += f"\n16-bit images use {view.bits} bits: {(1 << view.bits) - 1} is white"
     if view.unit == "um":
-        return told
-    told += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"
+        return text
+    text += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"
     if view.fit is None and len(set(shapes)) > 1:
-        told += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
-    return told
+        text += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
+    return text
 
 
-def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
-    """Labels shuffled over patients; every image of a patient gets the patient's new label."""
+def _permute_labels(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
+    """Shuffle labels over patients; all images of a patient get the new label of the patient."""
     first = {c.patient_id: str(c.label) for c in sorted(cases, key=lambda c: c.image_id)}
     patients = sorted(first)
     order = np.random.default_rng((seed, 17)).permutation(len(patients))
@@ -358,7 +376,7 @@ def _permuted(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
 def model_card(
     config: RunConfig, view: View, task: str, options: dict[str, Any], settled: dict[str, Any]
 ) -> ModelCard:
-    """The card of a model that this config asks for, before anything is trained."""
+    """Build the card of the model that this config asks for, before anything is trained."""
     return ModelCard(
         method=config.method,
         method_options=config.method_options,

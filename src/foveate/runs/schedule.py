@@ -1,4 +1,4 @@
-"""How a model is trained: options, what they settle to, learning rates, order of images."""
+"""How a model is trained: options, the schedule they settle to, learning rates, order of images."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ class Schedule:
     """Epochs, batches and rates of one training, settled from its options and its images.
 
     Attributes:
-        frozen_epochs, epochs: on kept features, then end to end.
-        frozen_batch, batch_size: images per step.
-        frozen_lr, lr: at the peak.
+        frozen_epochs, epochs: number of epochs on stored features, then end to end.
+        frozen_batch, batch_size: images per step in the two stages.
+        frozen_lr, lr: peak learning rate in the two stages.
         average: share of a stage's updates over which weights are averaged.
         warmup: share of a stage in which rates rise.
     """
@@ -109,48 +109,48 @@ class Schedule:
 
     @property
     def total_epochs(self) -> int:
-        """Of both stages."""
+        """Number of epochs of both stages together."""
         return self.frozen_epochs + self.epochs
 
     def is_frozen(self, epoch: float) -> bool:
-        """Whether an epoch, counted from 0, belongs to the first stage."""
+        """Return whether an epoch, counted from 0, belongs to the frozen start."""
         return epoch < self.frozen_epochs
 
     def stage(self, epoch: float) -> str:
-        """The name of the stage of this epoch."""
+        """Return the name of the stage of this epoch."""
         return "frozen start" if self.is_frozen(epoch) else "end to end"
 
     def span(self, epoch: float) -> tuple[int, int]:
-        """The first epoch of the stage of this epoch, and how many epochs it has."""
+        """Return the first epoch of the stage of this epoch, and the number of its epochs."""
         if self.is_frozen(epoch):
             return 0, self.frozen_epochs
         return self.frozen_epochs, self.epochs
 
     def batch(self, epoch: float) -> int:
-        """Images of a step of this epoch."""
+        """Return the number of images per step in this epoch."""
         return self.frozen_batch if self.is_frozen(epoch) else self.batch_size
 
     def done(self, epoch: float) -> float:
-        """Which share of its stage is done at this epoch, which may be a fraction."""
+        """Return the share of its stage that is done at this epoch, which may be a fraction."""
         begin, epochs = self.span(epoch)
         return (epoch - begin) / max(epochs, 1)
 
     def horizon(self, epoch: float, n_images: int, accumulate: int) -> float:
-        """Over how many updates weights are averaged in the stage of this epoch.
+        """Return the number of updates over which weights are averaged in the stage of this epoch.
 
         Args:
-            epoch: counted from 0.
-            n_images: that are drawn in an epoch.
-            accumulate: steps per update.
+            epoch: epoch, counted from 0.
+            n_images: number of images that are drawn in an epoch.
+            accumulate: number of steps per update.
         """
         if self.is_frozen(epoch):
             return self.average * self.frozen_epochs * n_images / self.frozen_batch
         return self.average * (self.epochs * n_images / self.batch_size / accumulate)
 
     def may_keep(self, epoch: int) -> bool:
-        """Whether weights after so many epochs may be kept: never inside the warm-up.
+        """Return whether weights after `epoch` epochs may be kept: never inside the warm-up.
 
-        Of a pretrained encoder those of the last half only, when weights have been averaged.
+        With averaged weights, only those of the second half of the stage may be kept.
         """
         if self.is_frozen(epoch - 0.5):
             return epoch == self.frozen_epochs
@@ -161,15 +161,15 @@ class Schedule:
 def settle_schedule(
     options: TrainOptions, n_images: int, *, pretrained: bool, learns_frozen: bool = True
 ) -> Schedule:
-    """Fill in what the options leave open.
+    """Settle the schedule: fill in what the options leave open.
 
     A network from scratch gets many epochs at one rate. A pretrained one gets a fixed number of
-    updates on kept features, then few passes end to end at a smaller rate.
+    updates on stored features, then few passes end to end at a smaller rate.
 
     Args:
-        options: of the user.
-        n_images: of the training part.
-        pretrained: whether the encoder is.
+        options: options of the user.
+        n_images: number of images of the training part.
+        pretrained: whether the encoder is pretrained.
         learns_frozen: whether the method has anything to learn while the encoder is frozen.
     """
     frozen_batch = max(1, min(_FROZEN_BATCH, n_images // 4))
@@ -195,7 +195,10 @@ def settle_schedule(
 
 
 def learning_rate(schedule: Schedule, epoch: float) -> float:
-    """In each stage a linear warm-up, then a cosine to nearly zero; `epoch` may be a fraction."""
+    """Compute the learning rate at an epoch, which may be a fraction.
+
+    In each stage it rises linearly in the warm-up, then falls as a cosine to nearly zero.
+    """
     done = schedule.done(epoch)
     if done < schedule.warmup:
         scale = done / schedule.warmup
@@ -205,7 +208,7 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
 
 
 def parameter_groups(method: AbstractMethod, options: TrainOptions) -> list[dict[str, Any]]:
-    """Groups for the optimiser, each with its ``scale`` of the learning rate.
+    """Return the parameter groups of the optimiser, each with its ``scale`` of the learning rate.
 
     Weight decay on matrices and kernels, none on biases, norms and scales. Tiers of a pretrained
     encoder have smaller rates, the smaller the earlier.
@@ -230,7 +233,7 @@ def parameter_groups(method: AbstractMethod, options: TrainOptions) -> list[dict
 def epoch_groups(
     cases: Sequence[Case], batch_size: int, *, seed: int, epoch: int
 ) -> list[list[Case]]:
-    """The batches of an epoch, in an order that depends on seed and epoch alone."""
+    """Divide the images into the batches of an epoch; the order depends on seed and epoch alone."""
     order = np.random.default_rng((seed, epoch)).permutation(len(cases))
     shuffled = [cases[i] for i in order]
     return [

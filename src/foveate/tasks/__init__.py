@@ -1,4 +1,4 @@
-"""Tasks: what the labels mean. One file each; inferred from the labels unless named."""
+"""Tasks: what the labels mean. A task is one module, named by the user or inferred from labels."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def build_task(
     """Build the task of this name (``auto`` infers it) over these labels.
 
     Args:
-        name: of the task.
-        labels: one of each image.
-        options: of the task.
-        column: of the labels, for messages.
+        name: name of the task.
+        labels: one label per image.
+        options: options of the task.
+        column: name of the column of labels, for messages.
 
     Raises:
-        UnknownName: no task of this name.
-        TableError: the labels do not fit it.
+        UnknownName: there is no task of this name.
+        TableError: the labels do not fit the task.
     """
-    part = find("tasks", _inferred(labels) if name == AUTO else name)
+    part = find("tasks", _infer_name(labels) if name == AUTO else name)
     try:
         settled = part.settle(labels)
     except TableError as error:
@@ -38,12 +38,12 @@ def build_task(
 
 
 def why_not(name: str, labels: Sequence[str], column: str) -> str | None:
-    """Say why a task cannot be trained on these labels; None where it can.
+    """Explain why a task cannot be trained on these labels; return None where it can.
 
-    Where no task is named, labels that are hardly classes are doubted.
+    Where no task is named, labels that are probably no classes are a reason as well.
 
     Raises:
-        UnknownName: no task of this name.
+        UnknownName: there is no task of this name.
     """
     try:
         build_task(name, labels, {}, column)
@@ -56,14 +56,14 @@ def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, An
     """Build the task that a stored model was trained on.
 
     Raises:
-        UnknownName: no task of this name.
-        OptionError: what is stored fits no such task.
+        UnknownName: there is no task of this name.
+        OptionError: the stored values do not fit the task.
     """
     part = find("tasks", name)
     return restored(part, settled, **parse_options(part, options, "task"))
 
 
-def _inferred(labels: Sequence[str]) -> str:
+def _infer_name(labels: Sequence[str]) -> str:
     """Return the name of the most preferred task that takes these labels by itself."""
     distinct = sorted(set(labels))
     fitting = [name for name in names("tasks") if find("tasks", name).fits(distinct)]

@@ -1,4 +1,4 @@
-"""The contract of a task: the whole life of a label, from a table's cell to the report. Pure."""
+"""The contract of a task, which handles labels from the cell of a table to the report."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from foveate.nn.heads import Head
 from foveate.presentation import Chart, ScoreWords, ShadedTable, Verdict
 
 Target = int | float | list[float]
-"""What a label is to the loss."""
+"""The target of the loss that a label stands for."""
 
 Rows = Sequence[Mapping[str, str]]
-"""Answers as rows of ``predictions.csv``, texts by the names of columns."""
+"""Answers as rows of ``predictions.csv``: texts by column."""
 
 Stored = Mapping[str, Mapping[str, Any]]
 """Scores as ``metrics.json`` holds them: by name, with ``value``, ``lo`` and ``hi``."""
 
 Point = Mapping[str, Any]
-"""What `AbstractTask.calibrate` settled for one model, by name; other keys are let be."""
+"""What `AbstractTask.calibrate` settled for one model, by name; other keys are ignored."""
 
 
 class AbstractTask(abc.ABC):
-    """What the labels mean.
+    """The meaning of the labels: targets, loss, answers, scores and words about them.
 
-    The keywords of a constructor that have no default are settled from labels (`settle`) and stored
-    with the model; those with a default are options. Each of the former is an attribute.
+    Keywords of a constructor without a default are settled from labels (`settle`), are attributes
+    and are stored with the model; those with a default are options.
 
     Attributes:
-        preference: of several tasks that fit, the one with the highest is taken.
-        heads: what it asks of an image; a method predicts the outputs of all, in this order.
+        preference: of several tasks that fit the labels, the one with the highest value is taken.
+        heads: questions about an image; a method predicts the outputs of all, in this order.
         columns: names of the numbers of an answer, as in ``predictions.csv``.
-        spread_columns: of the columns that hold their spread over several models.
-        words: what each score means, by name, in the order of the report; the headline is first.
-        tabled: scores that are compared between folds and methods, the headline first.
-        averaged: what is averaged where several models answer together.
-        reading: how to read the answers, in sentences.
-        order: in which order pictures are shown, in a sentence.
-        bar_note: what the middle of a bar is, in a sentence.
-        unscored: said of a part that the headline cannot be computed of.
-        chance: what a loss at chance is, in words.
-        pooling: what the scores of several folds are, in sentences.
+        spread_columns: names of the columns for the spread of these numbers over several models.
+        words: title and meaning of the scores by name, in the order of the report; the main score
+            is first.
+        tabled: names of the scores that compare folds and methods, the main score first.
+        averaged: what is averaged where several models answer together, as a noun.
+        reading: sentences on how to read the answers.
+        order: sentence on the order in which pictures are shown.
+        bar_note: sentence on what the middle of a bar means.
+        unscored: text for a part without the main score.
+        chance: what the loss at chance is, as a noun.
+        pooling: sentences on how the scores of several folds are pooled.
     """
 
     preference: ClassVar[int] = 0
@@ -70,28 +71,28 @@ class AbstractTask(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def fits(cls, labels: Sequence[str]) -> bool:
-        """Say whether these distinct labels are this task where no task is named."""
+        """Return whether the task takes these distinct labels where no task is named."""
 
     @classmethod
     @abc.abstractmethod
     def settle(
         cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Learn from labels what the constructor needs, as plain values by keyword.
+        """Settle from labels what the constructor needs, as plain values by keyword.
 
         Args:
-            labels: one of each image; of the whole table first, then of each training part.
-            shared: what the whole table settled; what all folds must have in common is taken
-                from it.
+            labels: one label per image; first of the whole table, then of each training part.
+            shared: what the labels of the whole table settled; values that all folds must share
+                are taken from it.
 
         Raises:
-            TableError: why the labels cannot be this task, as the rest of a sentence that begins
-                with the column's name.
+            TableError: the labels do not fit the task; the message continues a sentence that
+                begins with the name of the column.
         """
 
     @property
     def settled(self) -> dict[str, Any]:
-        """What was settled, as plain values by keyword: `settle` and the constructor's own."""
+        """The settled values, as plain values by keyword of the constructor."""
         return {
             name: list(value) if isinstance(value := getattr(self, name), tuple) else value
             for name in settled_keywords(type(self))
@@ -99,46 +100,46 @@ class AbstractTask(abc.ABC):
 
     @property
     def resolved(self) -> Mapping[str, Any]:
-        """Options that were left open and are known now, by name."""
+        """Options that the user left open and the task has settled, by name."""
         return {}
 
     @property
     def common(self) -> Mapping[str, str]:
-        """What models that answer together must agree in, in words by name."""
+        """Properties that models which answer together must share, as texts by name."""
         return {}
 
     @property
     def known_labels(self) -> tuple[str, ...]:
-        """Labels whose spelling others take; empty where labels are no names."""
+        """Labels whose spelling new tables are matched to; empty where labels are no names."""
         return ()
 
     @property
     @abc.abstractmethod
     def allowed(self) -> str:
-        """The labels that are understood, in a few words."""
+        """Text that lists the labels which the task understands."""
 
     @abc.abstractmethod
     def describe(self) -> str:
-        """Say what is predicted, in a few words."""
+        """Describe in a few words what is predicted."""
 
     @abc.abstractmethod
     def parse(self, label: str) -> Target:
         """Return the target of a label.
 
         Raises:
-            TableError: why it has none.
+            TableError: the label has no target; the message says why.
         """
 
     def targets(self, labels: Sequence[str]) -> Tensor:
         """Return the targets of labels, ``(n,)`` or ``(n, k)``.
 
         Raises:
-            TableError: one has none.
+            TableError: a label has no target.
         """
         return torch.tensor([self.parse(label) for label in labels])
 
     def understands(self, label: str | None) -> bool:
-        """Say whether a label has a target."""
+        """Return whether a label has a target."""
         try:
             self.parse(label or "")
         except TableError:
@@ -146,17 +147,17 @@ class AbstractTask(abc.ABC):
         return True
 
     def strata(self, labels: Sequence[str], patients: Sequence[str]) -> list[str]:
-        """Return what each image counts as where parts of the patients are made alike.
+        """Return the stratum of the images, by which patients are divided into similar parts.
 
         Args:
-            labels: one of each image.
-            patients: of each image.
+            labels: one label per image.
+            patients: one patient per image.
         """
         del patients
         return list(labels)
 
     def tally(self, labels: Sequence[str]) -> dict[str, str]:
-        """Summarise the labels of a part of the images, as a table's cells by column."""
+        """Summarise the labels of a part of the images, as cells of a table by column."""
         del labels
         return {}
 
@@ -164,33 +165,33 @@ class AbstractTask(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss of logits ``(b, k)``; a scalar."""
+        """Compute the mean loss of logits ``(b, k)`` for targets ``(b, …)``; a scalar."""
 
     def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of every row, ``(m,)``; where rows stand alone, `loss` is its mean.
+        """Compute the loss of every row, ``(m,)``; `loss` is its mean, if rows are independent.
 
         Args:
-            logits: ``(m, k)``.
-            target: ``(m, …)``.
+            logits: logits of the rows, ``(m, k)``.
+            target: targets of the rows, ``(m, …)``.
         """
         rows = [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(logits))]
         return torch.stack(rows)
 
     def correct(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return how right each row is, ``(m,)`` from 0 to 1, without gradient: ``exp(-loss)``."""
+        """Compute how right every row is, ``(m,)`` in [0, 1], without gradient: ``exp(-loss)``."""
         return self.each_loss(logits.detach(), target).neg().exp().clamp_max(1.0)
 
     def truth(self, target: Tensor) -> Tensor | None:
-        """Return which outputs are true of each image, ``(b, k)`` in [0, 1].
+        """Return which outputs are true for the images, ``(b, k)`` in [0, 1].
 
-        None where outputs are no classes; losses that ask for a class are left out then.
+        None where outputs are no classes; losses that need a class are left out then.
         """
         return None
 
     def chance_loss(self, target: Tensor) -> float:
-        """Return the least loss of somebody who knows the targets but sees no image.
+        """Compute the least loss of constant logits, which is the loss without seeing images.
 
-        Found by minimising over constant logits.
+        Minimised by L-BFGS over the logits ``(k,)``.
         """
         logits = torch.zeros(sum(h.size for h in self.heads), requires_grad=True)
         optimizer = torch.optim.LBFGS([logits], max_iter=50, line_search_fn="strong_wolfe")
@@ -207,70 +208,70 @@ class AbstractTask(abc.ABC):
 
     @abc.abstractmethod
     def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
-        """Score answers for the log, by names that begin with ``val_``; more is better.
+        """Score answers for the log, by names that begin with ``val_``; larger is better.
 
         Args:
-            values: ``(n, columns)``, of one model or the mean of several.
-            target: of the n images.
+            values: numbers of the answers, ``(n, columns)``, of one model or the mean of several.
+            target: targets of the images, ``(n, …)``.
         """
 
     def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
-        """Judge a validation part: ``val_score``, of which less is better, and `log_scores`.
+        """Score a validation part: ``val_score``, of which less is better, and `log_scores`.
 
         Args:
-            logits: ``(n, k)`` of one model.
-            target: of the n images.
-            chance: the loss at chance.
+            logits: logits of one model, ``(n, k)``.
+            target: targets of the images, ``(n, …)``.
+            chance: loss at chance, from `chance_loss`.
         """
         loss = float(self.loss(logits, target))
         score = loss / chance if chance > 0 else loss
         return {"val_score": score} | self.log_scores(self.decode(logits, {}), target)
 
     def learnt(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Say whether the `validate` of some epochs shows that something was learnt."""
+        """Return whether `validate` of some epochs shows that something was learnt."""
         del history
         return False
 
     # -- answers --------------------------------------------------------------------------------
 
     def calibrate(self, logits: Tensor, target: Tensor) -> dict[str, float | None]:
-        """Settle on a validation part how logits become answers; it may be empty.
+        """Settle on a validation part, which may be empty, how logits become answers.
 
         Args:
-            logits: ``(n, k)``.
-            target: of the n images.
+            logits: logits of one model, ``(n, k)``.
+            target: targets of the images, ``(n, …)``.
         """
         del logits, target
         return {}
 
     def pool(self, points: Sequence[Point]) -> dict[str, float | None]:
-        """Return the mean of what several models' `calibrate` settled."""
+        """Average what `calibrate` settled for several models."""
         del points
         return {}
 
     @abc.abstractmethod
     def decode(self, logits: Tensor, point: Point) -> Tensor:
-        """Turn logits ``(b, k)`` into the numbers of answers, ``(b, columns)`` in float64."""
+        """Convert logits ``(b, k)`` to the numbers of answers, ``(b, columns)`` in float64."""
 
     @abc.abstractmethod
     def predict(self, values: Sequence[float], point: Point) -> str:
-        """Return the answer as a label, from the numbers in `columns`."""
+        """Return the predicted label for the numbers of an answer, in the order of `columns`."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the logits."""
+        """Names of the logits, in their order."""
         return tuple(str(i) for i in range(sum(head.size for head in self.heads)))
 
     def record(self, values: Sequence[float]) -> dict[str, Any]:
-        """Return what the index of pictures holds of an answer."""
+        """Return the entries of an answer in the index of pictures."""
         return {"values": dict(zip(self.columns, values, strict=True))}
 
     def write(self, value: float, *, short: bool = False) -> str:
-        """Return a number of an answer as text for tables; `short` where people read it."""
+        """Write a number of an answer as text for tables; `short` for people."""
         return f"{value:.4g}" if short else f"{value:.9g}"
 
     def explain(self, values: Sequence[float], point: Point) -> str:
-        """Say what stands beside an answer: its numbers, and what decided."""
+        """Describe an answer by its numbers and its threshold, if there is one."""
         del point
         pairs = zip(self.columns, values, strict=True)
         return "  ".join(f"{name} {self.write(value, short=True)}" for name, value in pairs)
@@ -278,30 +279,30 @@ class AbstractTask(abc.ABC):
     # -- scores ---------------------------------------------------------------------------------
 
     def scorable(self, rows: Rows) -> list[Mapping[str, str]]:
-        """Return the rows with a label that has a target."""
+        """Return the rows whose label has a target."""
         return [row for row in rows if self.understands(row.get("label"))]
 
     @abc.abstractmethod
     def score(self, rows: Rows) -> dict[str, Score]:
-        """Score answers of `scorable` rows, with intervals over patients; the headline first."""
+        """Score answers of `scorable` rows, with intervals over patients; the main score first."""
 
     @abc.abstractmethod
     def compare(self, rows: Rows, others: Rows) -> dict[str, Difference]:
-        """Say how much better one set of answers is than another of the same images, by score."""
+        """Compute by score how far `rows` are better than `others` about the same images."""
 
     def details(self, rows: Rows) -> dict[str, Any]:
-        """Return what ``metrics.json`` holds besides scores, of `scorable` rows."""
+        """Return further entries of ``metrics.json`` about `scorable` rows, such as the classes."""
         del rows
         return {}
 
     # -- words and figures ----------------------------------------------------------------------
 
     def headline(self, scores: Mapping[str, Any]) -> str | None:
-        """Return the name of the main score of those that there are."""
+        """Return the name of the main score among these scores; None without scores."""
         return next((name for name in (*self.words, *scores) if name in scores), None)
 
     def title(self, name: str, n_folds: int = 1) -> str:
-        """Return what a score is called."""
+        """Return the title of a score."""
         words = self.words.get(name)
         if words is None:
             return name.replace("_", " ")
@@ -309,30 +310,30 @@ class AbstractTask(abc.ABC):
 
     @abc.abstractmethod
     def sentence(self, scores: Stored, n_folds: int) -> str:
-        """Say the main score, as the rest of a sentence that names the images."""
+        """Describe the main score, as the rest of a sentence that names the images."""
 
     def cautions(self, scores: Stored) -> list[str]:
-        """Say what should be known before scores are believed."""
+        """List warnings about the scores, one sentence each."""
         del scores
         return []
 
     def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
-        """Judge one answer.
+        """Judge one answer against its label.
 
         Args:
-            entry: of the index of pictures: ``label``, ``predicted`` and `record`.
-            row: of ``predictions.csv``; may be empty.
+            entry: entry of the index of pictures: ``label``, ``predicted`` and `record`.
+            row: row of ``predictions.csv``; may be empty.
         """
         del row
         word = "unlabelled" if not entry.get("label") else "measured"
         return Verdict(word, word, (0.0, 0.0))
 
     def tables(self, metrics: Mapping[str, Any], points: Sequence[Point]) -> list[ShadedTable]:
-        """Return tables of the report.
+        """Return the tables of the task for the report.
 
         Args:
             metrics: content of ``metrics.json``, which may be damaged.
-            points: what was settled for each fold's model.
+            points: what was settled for the model of each fold.
         """
         del metrics, points
         return []
@@ -340,18 +341,18 @@ class AbstractTask(abc.ABC):
     def charts(
         self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
     ) -> list[Chart]:
-        """Return figures of the report.
+        """Return the figures of the task for the report.
 
         Args:
             rows: answers, of which some may be damaged.
             metrics: content of ``metrics.json``, which may be damaged.
-            points: what was settled for each fold's model.
+            points: what was settled for the model of each fold.
         """
         del rows, metrics, points
         return []
 
     def notes(self, points: Sequence[Point]) -> list[str]:
-        """Say below the figures what was settled for each fold's model."""
+        """Describe what was settled for the model of each fold, as notes below the figures."""
         del points
         return []
 
@@ -363,10 +364,10 @@ def settled_keywords(part: type[AbstractTask]) -> list[str]:
 
 
 def restored(part: type[AbstractTask], settled: Mapping[str, Any], **options: Any) -> AbstractTask:
-    """Build a task of what was settled.
+    """Build a task from settled values and options.
 
     Raises:
-        OptionError: a value is missing, too much or impossible.
+        OptionError: a settled value is missing, unknown or impossible.
     """
     needed = settled_keywords(part)
     if sorted(needed) != sorted(settled):

@@ -1,4 +1,4 @@
-"""Two classes, one logit."""
+"""The task of two classes, with one logit."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class BinaryTask(ClassTask):
 
     Args:
         classes: the two labels.
-        positive: which is the positive one; by default the one whose counterpart is a common word
-            for a negative (normal, benign, 0, no …), else the later in the alphabet.
-        smoothing: of the label in the loss. Bags of sampled patches sometimes miss what decides;
+        positive: the positive label; by default the one whose counterpart is a common word for a
+            negative (normal, benign, 0, no …), else the later in the alphabet.
+        smoothing: label smoothing in the loss. Bags of sampled patches sometimes miss what decides;
             a little smoothing keeps such a bag from throwing a confident model off.
         patches: how single patches speak for the positive class: ``max`` where one suffices,
             ``sum`` where many must agree, ``none`` where no patch can.
@@ -47,31 +47,31 @@ class BinaryTask(ClassTask):
 
     @property
     def resolved(self) -> Mapping[str, str]:
-        """The positive class."""
+        """Option ``positive`` with the name of the positive class."""
         return {"positive": self.classes[1]}
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
-        """Say whether there are exactly two labels."""
+        """Return whether there are exactly two labels."""
         return len(labels) == 2
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the binary cross-entropy with smoothed labels."""
+        """Compute the mean cross-entropy of logits ``(b, 1)`` with smoothed labels ``(b,)``."""
         return self.each_loss(logits, target).mean()
 
     def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the same of every row."""
+        """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``."""
         soft = target.float() * (1 - self.smoothing) + self.smoothing / 2
         return functional.binary_cross_entropy_with_logits(
             logits[:, 0].float(), soft, reduction="none"
         )
 
     def truth(self, target: Tensor) -> Tensor:
-        """Return 1 for the positive class."""
+        """Return 1 for images of the positive class, else 0, ``(b, 1)``."""
         return target.float()[:, None]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return those of the negative and the positive class."""
+        """Compute the probabilities of the negative and the positive class, ``(b, 2)``."""
         positive = torch.sigmoid(logits[:, 0].double())
         return torch.stack([1 - positive, positive], -1)
 

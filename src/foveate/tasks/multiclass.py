@@ -1,4 +1,4 @@
-"""Several classes, exactly one of them true."""
+"""The task of several classes, exactly one of which is true."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from foveate.tasks.classes import ClassTask
 
 
 class MulticlassTask(ClassTask):
-    """One logit per class, softmax over them.
+    """Several classes, one logit each, with a softmax over them.
 
     Args:
         classes: the labels.
-        smoothing: of the label in the loss.
+        smoothing: label smoothing in the loss.
         patches: how single patches speak for a class: ``max`` where one suffices, ``sum`` where
             many must agree (grades), ``none`` where no patch can.
     """
@@ -30,23 +30,23 @@ class MulticlassTask(ClassTask):
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
-        """Say whether there are two labels or more."""
+        """Return whether there are two labels or more."""
         return len(labels) >= 2
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the cross-entropy with smoothed labels."""
+        """Compute the mean cross-entropy of logits ``(b, k)`` with smoothed labels ``(b,)``."""
         return self.each_loss(logits, target).mean()
 
     def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the same of every row."""
+        """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``."""
         return functional.cross_entropy(
             logits.float(), target.long(), label_smoothing=self.smoothing, reduction="none"
         )
 
     def truth(self, target: Tensor) -> Tensor:
-        """Return 1 for the class of the label."""
+        """Return 1 for the class of the label, else 0, ``(b, k)``."""
         return functional.one_hot(target.long(), len(self.classes)).float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the softmax."""
+        """Compute the softmax of logits ``(b, k)`` in float64."""
         return logits.double().softmax(-1)

@@ -1,4 +1,4 @@
-"""A number, learnt by its squared error on a settled scale."""
+"""The task of a number, trained by its squared error on a settled scale."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEARNT = 0.3
-"""A rank correlation of the validation part from which on something was learnt."""
+"""Least mean rank correlation of the validation part that shows that something was learnt."""
 
 _MOST_STRATA, _STRATUM = 5, 10
-"""Strata of patients for splits, and how many patients each has at least."""
+"""Largest number of strata of patients, and least number of patients of a stratum."""
 
 _TRUST = 4.0
-"""How many patients the expected variance of a correlation counts for."""
+"""Weight of the expected variance of a correlation, as a number of patients."""
 
 
 class RegressionTask(AbstractTask):
     """A number for each image, in the unit of its label.
 
-    Logits count spreads of the training part from its mean.
+    A logit is the distance from the mean of the training part, in its standard deviations.
 
     Args:
-        mean: of the labels of the training part.
-        spread: their standard deviation.
+        mean: mean of the labels of the training part.
+        spread: standard deviation of these labels.
         patches: how single patches speak for the number: ``sum`` where many count a little each,
             ``max`` where the strongest decides, ``none`` where no patch can.
 
     Raises:
-        OptionError: the scale is no scale.
+        OptionError: mean or spread is not finite, or the spread is not positive.
     """
 
     preference = -1
@@ -100,15 +100,15 @@ class RegressionTask(AbstractTask):
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
-        """Say no: numbers may be names of classes, so this task is asked for by its name."""
+        """Return False: numbers may be names of classes, so that the user must name this task."""
         return False
 
     @classmethod
     def settle(
         cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return mean and spread of the labels that are numbers; each fold has its own."""
-        known = [value for value in map(_number, labels) if value is not None]
+        """Return mean and spread of the labels that are numbers; folds have different ones."""
+        known = [value for value in map(_parse_number, labels) if value is not None]
         if 2 * len(known) <= len(labels):
             raise TableError(
                 f"holds {len(known)} numbers in {len(labels)} usable rows, and task 'regression' "
@@ -123,20 +123,20 @@ class RegressionTask(AbstractTask):
 
     @property
     def allowed(self) -> str:
-        """Numbers."""
+        """Text that says that labels are numbers."""
         return "numbers"
 
     def describe(self) -> str:
-        """Say the scale."""
+        """Describe the task by mean and spread of its labels."""
         return f"numbers of mean {self.mean:.4g} and spread {self.spread:.4g}"
 
     def parse(self, label: str) -> float:
         """Return the number of a label; a comma may stand for the point.
 
         Raises:
-            TableError: it is none.
+            TableError: the label is no finite number.
         """
-        value = _number(label)
+        value = _parse_number(label)
         if value is None:
             raise TableError(f"'{label}' is no number")
         return value
@@ -160,7 +160,7 @@ class RegressionTask(AbstractTask):
 
     def tally(self, labels: Sequence[str]) -> dict[str, str]:
         """Return the smallest, the median and the largest label."""
-        known = [value for value in map(_number, labels) if value is not None]
+        known = [value for value in map(_parse_number, labels) if value is not None]
         names = ("smallest", "median", "largest")
         if not known:
             return dict.fromkeys(names, "–")
@@ -170,57 +170,57 @@ class RegressionTask(AbstractTask):
     # -- training -------------------------------------------------------------------------------
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean squared error, in spreads."""
+        """Compute the mean squared error of logits ``(b, 1)``, in units of the spread."""
         return self.each_loss(logits, target).mean()
 
     def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the squared error of every row, in spreads."""
+        """Compute the squared error of every row, ``(m,)``, in units of the spread."""
         wide = torch.promote_types(logits.dtype, torch.float32)
         scaled = (target.to(logits.device, wide) - self.mean) / self.spread
         return (logits[:, 0].to(wide) - scaled).square()
 
     def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
-        """Return the Spearman correlation; nothing where it is not defined."""
+        """Compute the Spearman correlation as ``val_spearman``; empty where it is undefined."""
         answer, truth = values[:, 0].double().cpu().numpy(), target.double().cpu().numpy()
         one = np.ones((1, len(truth)))
-        value = float(_rank_correlation(answer, truth, np.zeros(len(truth), np.int64), one)[0])
+        value = float(_correlate_ranks(answer, truth, np.zeros(len(truth), np.int64), one)[0])
         return {} if math.isnan(value) else {"val_spearman": value}
 
     def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
-        """Judge a validation part by its error, as a share of chance, and by its ranking."""
-        found = super().validate(logits, target, chance)
-        found["val_score"] += (1 - found.get("val_spearman", 0.0)) / 2
-        return found
+        """Score a validation part by its error, as a share of chance, and by its ranking."""
+        scores = super().validate(logits, target, chance)
+        scores["val_score"] += (1 - scores.get("val_spearman", 0.0)) / 2
+        return scores
 
     def learnt(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Say whether images are ranked, on average over the epochs that say so."""
+        """Return whether the mean rank correlation of the epochs that have one exceeds 0.3."""
         ranked = [row["val_spearman"] for row in history if "val_spearman" in row]
         return bool(ranked) and sum(ranked) / len(ranked) > _LEARNT
 
     # -- answers --------------------------------------------------------------------------------
 
     def decode(self, logits: Tensor, point: Point) -> Tensor:
-        """Return the number, in the unit of the label."""
+        """Convert logits ``(b, 1)`` to numbers in the unit of the label, ``(b, 1)``."""
         return self.mean + self.spread * logits.double()
 
     def predict(self, values: Sequence[float], point: Point) -> str:
-        """Return the number in four digits."""
+        """Return the number of an answer with four digits."""
         return self.write(values[0], short=True)
 
     # -- scores ---------------------------------------------------------------------------------
 
     def score(self, rows: Rows) -> dict[str, Score]:
-        """Score the order of the answers and their errors."""
-        return {name: measured.score for name, measured in self._measured(rows).items()}
+        """Score the order of the answers and their errors, with intervals over patients."""
+        return {name: measured.score for name, measured in self._measure(rows).items()}
 
     def compare(self, rows: Rows, others: Rows) -> dict[str, Difference]:
-        """Compare the order of the answers and their errors, rows of the same images."""
-        ours, theirs = self._measured(rows), self._measured(others)
+        """Compare two sets of answers to the same images by order and errors."""
+        ours, theirs = self._measure(rows), self._measure(others)
         same = [row["value"] for row in rows] == [row["value"] for row in others]
         names = [name for name in self.tabled if name in ours and name in theirs]
         return {name: subtract_scores(ours[name], theirs[name], same) for name in names}
 
-    def _measured(self, rows: Rows) -> dict[str, MeasuredScore]:
+    def _measure(self, rows: Rows) -> dict[str, MeasuredScore]:
         n = len(rows)
         answer = np.array([float(row["value"]) for row in rows])
         truth = np.array([self.parse(row["label"]) for row in rows])
@@ -228,9 +228,9 @@ class RegressionTask(AbstractTask):
         owner = number_names([row["patient_id"] for row in rows], n)
         cohort = group_patients(np.zeros(n, np.int64), owner, fold)
         error, constant = np.abs(answer - truth), np.abs(truth - np.median(truth))
-        measured = _ranked(answer, truth, cohort)
+        measured = _measure_rank(answer, truth, cohort)
         for name, loss in (("mae", error), ("mae_constant", constant)):
-            usual = max(float(loss.mean()), 1e-9 * self.spread)  # where every answer is exact
+            usual = max(float(loss.mean()), 1e-9 * self.spread)  # all errors may be 0
             value, (lo, hi), influence = measure_losses(cohort, loss, usual, math.inf)
             how = "logarithmic scale, jackknife over patients"
             measured[name] = MeasuredScore(Score(value, lo, hi, how, n), influence)
@@ -239,41 +239,41 @@ class RegressionTask(AbstractTask):
     # -- words and figures ----------------------------------------------------------------------
 
     def sentence(self, scores: Stored, n_folds: int) -> str:
-        """Say how answers and labels rank, and how far answers are off."""
-        said = []
+        """Describe how answers and labels rank, and the error of the answers."""
+        clauses = []
         rank, lo, hi = (finite(scores.get("spearman", {}), k) for k in ("value", "lo", "hi"))
         if rank is not None:
             between = "" if lo is None or hi is None else f" (95 % interval {lo:.2f} to {hi:.2f})"
             of = " of each fold" if n_folds > 1 else ""
-            said.append(f"answers and labels{of} ranked alike with a correlation of {rank:.2f}"
+            clauses.append(f"answers and labels{of} ranked alike with a correlation of {rank:.2f}"
                         f"{between}")  # fmt: skip
         error = finite(scores.get("mae", {}), "value")
         constant = finite(scores.get("mae_constant", {}), "value")
         if error is not None and constant is not None:
-            said.append(
+            clauses.append(
                 f"answers were off by {error:.3g} on average, where the median label as the answer "
                 f"for every image would be off by {constant:.3g}"
             )
-        return f"{'; '.join(said)}." if said else ""
+        return f"{'; '.join(clauses)}." if clauses else ""
 
     def cautions(self, scores: Stored) -> list[str]:
-        """Say where the order cannot be told from chance, or a constant is as good."""
-        said = []
+        """Warn where the order may be chance, or where a constant answer is as good."""
+        cautions = []
         lo, hi = (finite(scores.get("spearman", {}), key) for key in ("lo", "hi"))
         if lo is not None and hi is not None and lo <= 0 <= hi:
-            said.append("The interval holds 0: this order cannot be told from chance.")
+            cautions.append("The interval holds 0: this order cannot be told from chance.")
         error, constant = (
             finite(scores.get(name, {}), "value") for name in ("mae", "mae_constant")
         )
         if error is not None and constant is not None and error >= constant:
-            said.append("A constant answer would be off by no more than this model.")
-        return said
+            cautions.append("A constant answer would be off by no more than this model.")
+        return cautions
 
     def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
-        """Say how far an answer is off; the largest errors come first."""
+        """Judge an answer by its error; the largest errors rank first."""
         stored = entry.get("values")
         value = finite(stored, "value") if isinstance(stored, dict) else None
-        truth = _number(str(entry.get("label") or ""))
+        truth = _parse_number(str(entry.get("label") or ""))
         if value is None or truth is None:
             return Verdict("unlabelled", "unlabelled", (0.0, 0.0))
         error = abs(value - truth)
@@ -282,9 +282,9 @@ class RegressionTask(AbstractTask):
     def charts(
         self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
     ) -> list[Chart]:
-        """Return the answers against the labels."""
+        """Return the figure of the answers against the labels."""
         caption = "Each dot is an image; on the dashed line answers are exact."
-        pairs = [(_number(row.get("label", "")), finite(row, "value")) for row in rows]
+        pairs = [(_parse_number(row.get("label", "")), finite(row, "value")) for row in rows]
         known = np.array([pair for pair in pairs if None not in pair], np.float64)
         if not len(known):
             return [Chart("answers", caption, "No answers of labelled images were stored.")]
@@ -292,8 +292,8 @@ class RegressionTask(AbstractTask):
         return [Chart("answers", caption, "", alt, partial(_draw_answers, known=known))]
 
 
-def _number(label: str) -> float | None:
-    """Return the finite number that a label writes, with a point or a comma; None for others."""
+def _parse_number(label: str) -> float | None:
+    """Parse a label as a finite number, with a point or a comma; return None for others."""
     text = label.strip()
     try:
         value = float(text.replace(",", ".") if text.count(",") == 1 else text)
@@ -302,37 +302,39 @@ def _number(label: str) -> float | None:
     return value if math.isfinite(value) and "_" not in text else None
 
 
-def _rank_correlation(answer: Floats, truth: Floats, fold: Ints, weight: Floats) -> Floats:
-    """Return the mean Spearman correlation of the folds, ``(r,)``, each by its images less one.
+def _correlate_ranks(answer: Floats, truth: Floats, fold: Ints, weight: Floats) -> Floats:
+    """Compute the mean Spearman correlation of the folds, weighted by their images less one.
 
     Args:
-        answer, truth: ``(n,)``.
-        fold: ``(n,)``; only images of one fold are compared.
-        weight: ``(r, n)``, 0 for images that are left out.
+        answer: numbers of the answers, ``(n,)``.
+        truth: numbers of the labels, ``(n,)``.
+        fold: numbers of the folds, ``(n,)``; only images of one fold are compared.
+        weight: 0 for images that are left out, ``(r, n)``.
 
     Returns:
-        NaN where no fold has three images with different answers and different labels.
+        The correlation for each row of `weight`, ``(r,)``; NaN where no fold has three images with
+        different answers and different labels.
     """
-    found = np.full(len(weight), math.nan)
+    correlations = np.full(len(weight), math.nan)
     for i, row in enumerate(weight):
         total, count = 0.0, 0
         for k in np.unique(fold):
-            kept = (row > 0) & (fold == k)
-            ranks = np.array([rankdata(answer[kept]), rankdata(truth[kept])])
-            if kept.sum() >= 3 and (np.ptp(ranks, axis=1) > 0).all():
-                total += (kept.sum() - 1) * float(np.corrcoef(ranks)[0, 1])
-                count += int(kept.sum()) - 1
-        found[i] = total / count if count else math.nan
-    return found
+            chosen = (row > 0) & (fold == k)
+            ranks = np.array([rankdata(answer[chosen]), rankdata(truth[chosen])])
+            if chosen.sum() >= 3 and (np.ptp(ranks, axis=1) > 0).all():
+                total += (chosen.sum() - 1) * float(np.corrcoef(ranks)[0, 1])
+                count += int(chosen.sum()) - 1
+        correlations[i] = total / count if count else math.nan
+    return correlations
 
 
-def _ranked(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
-    """Return the Spearman correlation with its interval; nothing where it is not defined.
+def _measure_rank(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
+    """Compute the Spearman correlation with its interval; return an empty dictionary without one.
 
     Source: Fisher's transformation; the variance is that of a jackknife over patients, and for few
     patients that of Fieller, Hartley and Pearson, Biometrika 44 (1957), 470.
     """
-    measure = partial(_rank_correlation, answer, truth, cohort.fold)
+    measure = partial(_correlate_ranks, answer, truth, cohort.fold)
     value = float(measure(np.ones((1, len(truth))))[0])
     if math.isnan(value):
         return {}

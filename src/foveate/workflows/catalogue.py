@@ -1,4 +1,4 @@
-"""What the methods say of themselves, as one page: ``docs/methods.md`` is made from docstrings."""
+"""The page ``docs/methods.md``, made from the docstrings of the methods."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _TITLES = {
     "Source": "Source",
     "Differs": "What we do differently, and why",
 }
-"""The paragraphs in the order of the page: what users ask first comes first."""
+"""Titles of the paragraphs, in the order of the page: what users ask first comes first."""
 
 
-def methods_page() -> str:
-    """The page in Markdown: which method to take, the requirements, then each in detail."""
-    found = {name: find("methods", name) for name in names("methods")}
+def write_methods_page() -> str:
+    """Write the page in Markdown: which method to take, the requirements, each method in detail."""
+    parts = {name: find("methods", name) for name in names("methods")}
     lines = [
         "# Methods",
         "",
@@ -46,11 +46,16 @@ def methods_page() -> str:
         "tasks, evaluation and heatmaps are the same for all. Choose one with `--method NAME` "
         "(`glimpse` if none is given); its options are flags, such as `--method.patches 32`.",
         "",
-        *_table(
+        *_write_table(
             ("method", "what it does", "reads", "of"),
             [
-                [_link(name), _capital(part.summary), _reads(part), _images(part)]
-                for name, part in found.items()
+                [
+                    _link(name),
+                    _capitalise(part.summary),
+                    _describe_reads(part),
+                    _describe_images(part),
+                ]
+                for name, part in parts.items()
             ],
         ),
         "",
@@ -58,70 +63,69 @@ def methods_page() -> str:
         "",
         "What each says of itself. *Partly* means within limits: see when to use it, below.",
         "",
-        *_table(
+        *_write_table(
             ("method", *REQUIREMENTS),
-            [[_link(name), *part.meets] for name, part in found.items()],
+            [[_link(name), *part.meets] for name, part in parts.items()],
         ),
     ]
-    for name, part in found.items():
-        lines += ["", *_one(name, part)]
+    for name, part in parts.items():
+        lines += ["", *_write_method(name, part)]
     return "\n".join(lines) + "\n"
 
 
-def told(part: type[Any]) -> dict[str, str]:
-    """The paragraphs of a method's module docstring by their names, the first one as ``""``."""
+def read_paragraphs(part: type[Any]) -> dict[str, str]:
+    """Return the paragraphs of a method's module docstring by name, the first one as ``""``."""
     text = inspect.cleandoc(sys.modules[part.__module__].__doc__ or "")
     first, *rest = re.split(r"\n\s*\n", text)
-    said = {"": _joined(first)}
+    paragraphs = {"": _join_lines(first)}
     name = ""
     for paragraph in rest:
         start, colon, body = paragraph.partition(":")
         if colon and start in PARAGRAPHS:
             name = start
-            said[name] = _joined(body)
+            paragraphs[name] = _join_lines(body)
         else:
-            said[name] += "\n\n" + _joined(paragraph)
-    return said
+            paragraphs[name] += "\n\n" + _join_lines(paragraph)
+    return paragraphs
 
 
-def meanings(part: type[Any]) -> dict[str, str]:
-    """What the Args of a class docstring say of each option."""
+def read_meanings(part: type[Any]) -> dict[str, str]:
+    """Return what the Args of a class docstring say about each option, by option."""
     _, _, text = inspect.cleandoc(part.__doc__ or "").partition("Args:\n")
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
         start = re.match(r"^    (\w+): (.*)$", line)
         if start:
             name = start[1]
-            found[name] = start[2]
+            texts[name] = start[2]
         elif name and line.startswith("     "):
-            found[name] += " " + line.strip()
+            texts[name] += " " + line.strip()
         elif line.strip():
             break
-    return found
+    return texts
 
 
-def _one(name: str, part: type[Any]) -> list[str]:
-    said = told(part)
-    # More about it: what its class says before the arguments.
+def _write_method(name: str, part: type[Any]) -> list[str]:
+    paragraphs = read_paragraphs(part)
     more, *_ = re.split(r"\n\s*\n(?=Args:|Raises:)", inspect.cleandoc(part.__doc__ or ""))
-    lines = [f"## {name}", "", _code(said[""]), "", _code(_joined(more))]
+    lines = [f"## {name}", "", _write_code(paragraphs[""]), "", _write_code(_join_lines(more))]
     for key, title in _TITLES.items():
-        if key in said:
-            lines += ["", f"**{title}.** {_code(_capital(said[key]))}"]
-    known, meaning = options(part).values(), meanings(part)
+        if key in paragraphs:
+            lines += ["", f"**{title}.** {_write_code(_capitalise(paragraphs[key]))}"]
+    known, meaning = options(part).values(), read_meanings(part)
     rows = [
         [
             f"`--method.{option.name.replace('_', '-')}`",
-            f"`{typed}`" if (typed := _typed(option.default)) else "–",
-            _code(_capital(meaning.get(option.name, ""))),
+            f"`{typed}`" if (typed := _write_default(option.default)) else "–",
+            _write_code(_capitalise(meaning.get(option.name, ""))),
         ]
         for option in known
     ]
-    return [*lines, "", *_table(("option", "default", "meaning"), rows)] if rows else lines
+    return [*lines, "", *_write_table(("option", "default", "meaning"), rows)] if rows else lines
 
 
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+def _write_table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [list(head), *rows]]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return [lines[0], "|---" * len(head) + "|", *lines[1:]]
@@ -131,30 +135,30 @@ def _link(name: str) -> str:
     return f"[`{name}`](#{name})"
 
 
-def _reads(part: type[Any]) -> str:
+def _describe_reads(part: type[Any]) -> str:
     return ", ".join(text for key, text in _READS.items() if key in part.reads)
 
 
-def _images(part: type[Any]) -> str:
+def _describe_images(part: type[Any]) -> str:
     return "pictures, volumes" if 3 in part.axes else "pictures"
 
 
-def _typed(value: Any) -> str:
-    """A default as it is typed on the command line."""
+def _write_default(value: Any) -> str:
+    """Write a default as it is typed on the command line."""
     if isinstance(value, tuple):
-        return ",".join(_typed(each) for each in value)
+        return ",".join(_write_default(item) for item in value)
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _code(text: str) -> str:
+def _write_code(text: str) -> str:
     return text.replace("``", "`")
 
 
-def _joined(paragraph: str) -> str:
+def _join_lines(paragraph: str) -> str:
     return " ".join(paragraph.split())
 
 
-def _capital(text: str) -> str:
+def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]

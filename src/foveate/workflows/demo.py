@@ -1,8 +1,7 @@
 """The demo: a synthetic gigapixel cohort, two methods on the same patients, one report.
 
-What makes a slide positive is visible at full resolution only, so the demo also proves the point:
-`glimpse` finds it in a small share of the pixels, `downsampled` cannot. Whether that came true is
-checked at the end of every demo.
+What makes a slide positive is visible at full resolution only: `glimpse` finds it in a small share
+of the pixels, `downsampled` cannot. Every demo checks at its end that this came true.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ GIGA = replace(
 )
 
 ENFORCED_FROM = 60
-"""Slides from which on a promise that is not kept counts as a failure."""
+"""The number of slides from which a promise that is not kept counts as a failure."""
 
 LEAST_SCORE, LEAST_PEAKS = 0.95, 0.9
-"""Of `glimpse`: its main score, and positive slides whose evidence peaks in a deciding nodule."""
+"""Least main score of `glimpse`, and least share of positive slides that it localises rightly."""
 
 MOST_BLIND_SCORE = 0.8
-"""Of `downsampled`. At chance the main score of 30 test slides scatters by 0.107, so chance
-alone comes out above this in 1 demo of 400."""
+"""Largest main score of `downsampled`. At chance the main score of 30 test slides scatters by
+0.107, so that chance alone exceeds this in 1 demo of 400."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ class Promise:
     """One thing that the demo promises.
 
     Attributes:
-        promised: in words.
+        promised: the promise in words.
         came: what was measured, in words.
-        kept: whether that is enough.
+        kept: whether the measured value meets the promise.
     """
 
     promised: str
@@ -70,12 +69,12 @@ class Promise:
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """How the demo ended.
+    """The outcome of the demo.
 
     Attributes:
-        glimpse, downsampled: the two runs.
-        promises: what was promised, and what came.
-        enforced: whether there are slides enough for a promise to count.
+        glimpse, downsampled: outcomes of the two runs.
+        promises: what was promised, and what was measured.
+        enforced: whether there are enough slides for a broken promise to count as a failure.
     """
 
     glimpse: Outcome
@@ -85,16 +84,16 @@ class DemoOutcome:
 
     @property
     def broken(self) -> tuple[Promise, ...]:
-        """Promises that count and were not kept."""
+        """Promises that were not kept; empty where there are too few slides to judge."""
         return tuple(p for p in self.promises if self.enforced and not p.kept)
 
 
 def run_demo(
     folder: Path, display: Display, *, seed: int = 0, n_slides: int | None = None
 ) -> DemoOutcome:
-    """Write the cohort, train both methods, localise, report; continues where it stopped.
+    """Write the cohort, train both methods, localise and report; continue where it stopped.
 
-    What was promised and what came of it is written to ``promises.json``, too.
+    The promises and what was measured are written to ``promises.json`` as well.
     """
     count = n_slides or N_SLIDES
     table = write_cohort(
@@ -106,18 +105,20 @@ def run_demo(
         seed=seed,
         progress=lambda done, total: display.bar("writing slides", done, total),
     )
-    straw = run_experiment(demo_config("downsampled", table, seed), folder / "downsampled", display)
+    baseline = run_experiment(
+        demo_config("downsampled", table, seed), folder / "downsampled", display
+    )
     outcome = run_experiment(
         demo_config("glimpse", table, seed), folder / "glimpse", display, after_epoch=write_progress
     )
-    write_json(outcome.folder / "baseline.json", [_summary("downsampled", straw)])
-    found = localisation(outcome.folder)
-    write_json(outcome.folder / "localisation.json", found)
-    write_report(straw.folder)
+    write_json(outcome.folder / "baseline.json", [_summarise("downsampled", baseline)])
+    peaks = measure_localisation(outcome.folder)
+    write_json(outcome.folder / "localisation.json", peaks)
+    write_report(baseline.folder)
     write_report(outcome.folder)
-    promises = judge(outcome, straw, _difference(outcome, straw), found)
+    promises = judge(outcome, baseline, _compare_runs(outcome, baseline), peaks)
     write_json(folder / "promises.json", [asdict(promise) for promise in promises])
-    return DemoOutcome(outcome, straw, promises, count >= ENFORCED_FROM)
+    return DemoOutcome(outcome, baseline, promises, count >= ENFORCED_FROM)
 
 
 def judge(
@@ -126,13 +127,14 @@ def judge(
     difference: dict[str, Any] | None,
     peaks: dict[str, Any],
 ) -> tuple[Promise, ...]:
-    """Hold what was measured against what the demo promises.
+    """Compare what was measured with what the demo promises.
 
     Args:
-        glimpse, downsampled: their runs.
-        difference: of their main scores on the same slides, as `compare_rows` gives it; None
+        glimpse: outcome of the run of `glimpse`.
+        downsampled: outcome of the run of `downsampled`.
+        difference: difference of their main scores on the same slides, from `compare_rows`; None
             where it could not be measured.
-        peaks: what `localisation` gives for `glimpse`.
+        peaks: result of `measure_localisation` for `glimpse`.
     """
     sees, blind = (_main_score(run) for run in (glimpse, downsampled))
     title = glimpse.task.title(glimpse.task.tabled[0])
@@ -141,24 +143,24 @@ def judge(
     return (
         Promise(
             f"{title} of `glimpse` at least {LEAST_SCORE:g}",
-            _said(sees),
+            _describe_score(sees),
             sees is not None and sees["value"] >= LEAST_SCORE,
         ),
         Promise(
             f"evidence of `glimpse` peaks in a deciding nodule on at least {LEAST_PEAKS:.0%} of "
             "the positive test slides",
-            f"{hits} of {peaks['n']}; {_said(shown)}",
+            f"{hits} of {peaks['n']}; {_describe_score(shown)}",
             peaks["n"] > 0 and peaks["hit_fraction"] >= LEAST_PEAKS,
         ),
         Promise(
             f"{title} of `downsampled` at most {MOST_BLIND_SCORE:g}",
-            _said(blind),
+            _describe_score(blind),
             blind is not None and blind["value"] <= MOST_BLIND_SCORE,
         ),
         Promise(
             f"{title} of `glimpse` above that of `downsampled` on the same slides, with its "
             "interval",
-            f"difference {_said(difference)}",
+            f"difference {_describe_score(difference)}",
             difference is not None and difference["lo"] > 0,
         ),
     )
@@ -169,23 +171,23 @@ def _main_score(run: Outcome) -> dict[str, Any] | None:
     return score
 
 
-def _said(score: dict[str, Any] | None) -> str:
+def _describe_score(score: dict[str, Any] | None) -> str:
     if score is None:
         return "not measured: the test slides are all of one class"
     return "{value:.3f} (95 % interval {lo:.3f} to {hi:.3f})".format(**score)
 
 
-def _difference(outcome: Outcome, straw: Outcome) -> dict[str, Any] | None:
-    """Of the main scores of both runs on the same slides, with its interval over patients."""
-    rows, others = (read_rows(run.folder / "predictions_oof.csv") for run in (outcome, straw))
+def _compare_runs(outcome: Outcome, baseline: Outcome) -> dict[str, Any] | None:
+    """Compute the difference of the main scores of two runs on the same slides, with interval."""
+    rows, others = (read_rows(run.folder / "predictions_oof.csv") for run in (outcome, baseline))
     differences = compare_rows(rows, others, outcome.task)
-    found: dict[str, Any] | None = differences.get(outcome.task.tabled[0])
-    return found
+    difference: dict[str, Any] | None = differences.get(outcome.task.tabled[0])
+    return difference
 
 
 def demo_config(method: str, table: Path, seed: int) -> RunConfig:
-    """The settings of the demo; everything else is the default."""
-    given: dict[str, Any] = {
+    """Build the config of the demo; options that it does not set have their defaults."""
+    nested: dict[str, Any] = {
         "table": {"path": str(table)},
         "method": method,
         "task": "binary",
@@ -196,13 +198,13 @@ def demo_config(method: str, table: Path, seed: int) -> RunConfig:
         "train": {"seed": seed, "batch_size": 2},
         "heatmaps": 12,
     }
-    return build_config(given)
+    return build_config(nested)
 
 
-def localisation(run: Path) -> dict[str, Any]:
-    """How often the heaviest box of a positive slide lies in a deciding nodule.
+def measure_localisation(run: Path) -> dict[str, Any]:
+    """Compute how often the heaviest box of a positive slide lies in a deciding nodule.
 
-    Uses the truth that the cohort's writer left beside the slides; nothing else ever reads it.
+    Reads the truth that was written beside the slides; training and prediction never read it.
     """
     rows = read_rows(run / "predictions_oof.csv")
     hits = []
@@ -224,7 +226,7 @@ def _peak_decides(evidence: Evidence, slide: Path) -> bool:
     )
 
 
-def _summary(method: str, outcome: Outcome) -> dict[str, Any]:
+def _summarise(method: str, outcome: Outcome) -> dict[str, Any]:
     return {
         "method": method,
         "run": str(outcome.folder),

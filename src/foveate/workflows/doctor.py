@@ -1,4 +1,4 @@
-"""Is this installation healthy: versions, readers, decoder and device, tried and not assumed."""
+"""A check of the installation: versions, readers, decoder, disk and device are tried."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from foveate.parts import names
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it works.
+        text: version, speed or error.
+    """
 
     name: str
     ok: bool
@@ -25,10 +31,10 @@ class Finding:
 
 
 def examine(run: Path | None = None) -> Iterator[Finding]:
-    """Look at everything, one finding after the other; nothing raises.
+    """Check the installation, one finding after the other; errors become findings.
 
     Args:
-        run: whose models are looked at, too.
+        run: folder of a run whose models are checked as well.
     """
     for package in (
         "torch",
@@ -63,7 +69,7 @@ def _version(package: str) -> Finding:
 def _try(name: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, look())
-    except Exception as error:  # a doctor reports whatever it finds, and goes on
+    except Exception as error:  # the other checks must still run
         return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
@@ -95,7 +101,7 @@ def _readers() -> str:
 
 
 def _round_trip() -> str:
-    """Write a slide, read it back through every layer that reading uses."""
+    """Write a slide and read it back, through the same code as all reading; return the speed."""
     from foveate.readers import open_image
     from foveate.synthetic import SlideSpec, write_slide
 

@@ -1,6 +1,6 @@
-"""Models of folds, trained by one process or several: what each of them does.
+"""The training of the models of a run, by one process or by several together.
 
-The first process of a run does everything else, too, and tells the others which training begins.
+The first process does everything else as well, and tells the others which training begins.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Processes:
     """The processes of a run, started when its first training begins.
 
     Attributes:
-        config: with the parts settled.
-        folder: of the run.
-        runtime: of this process; None before the first training.
+        config: config of the run, with the encoder settled.
+        folder: folder of the run.
+        runtime: runtime of this process; None before the first training.
     """
 
     config: RunConfig
@@ -76,30 +76,32 @@ class Processes:
 
 
 def join_training(config: RunConfig, folder: Path) -> None:
-    """Take part in the training of a run whose first process has started this one.
+    """Take part in the training of a run whose first process has started this process.
 
-    Nothing is written and nothing is shown here: the first process does.
+    This process writes nothing and shows nothing; the first process does.
     """
     silent, store = Silent(), FeatureStore(None)
     plan = make_plan(config, folder, silent)
     processes = Processes(plan.config, folder)
-    processes.begin(_fresh_model(plan.config, plan, list(plan.cases.values())))
+    processes.begin(_build_fresh_model(plan.config, plan, list(plan.cases.values())))
     while (job := processes.next_job()) is not None:
-        own = folder / job
+        model_folder = folder / job
         loader = make_loader(plan.config, plan)
         try:
             if job == "refit":
-                train_refit(plan.config, own, plan, loader, store, silent, None, processes)
+                train_refit(plan.config, model_folder, plan, loader, store, silent, None, processes)
             else:
                 k = int(job.removeprefix("fold_"))
-                train_fold(plan.config, own, k, plan, loader, store, silent, None, processes)
+                train_fold(
+                    plan.config, model_folder, k, plan, loader, store, silent, None, processes
+                )
         finally:
             loader.close()
     processes.close()
 
 
 def make_loader(config: RunConfig, plan: Plan, *, keep: bool = True) -> CaseLoader:
-    """Return what opens the images of a run; with `keep`, those that nobody reads stay open."""
+    """Return a loader for the images of a run; with `keep`, images stay open between reads."""
     assumed = config.view.assume_spacing_um
     if keep:
         return CaseLoader(plan.view, assume_spacing_um=assumed, readers=config.reader_options)
@@ -115,21 +117,20 @@ def make_loader(config: RunConfig, plan: Plan, *, keep: bool = True) -> CaseLoad
 def list_set_aside(
     folder: Path, plan: Plan, training: Mapping[int, Mapping[str, str]] | None = None
 ) -> int:
-    """Write ``quarantine.csv`` of all that is set aside so far; return how many rows it has.
+    """Write ``quarantine.csv`` with all images set aside so far; return the number of its rows.
 
     Args:
-        folder: of the run.
-        plan: with the images that were set aside before training.
-        training: by fold, images that its training has set aside and why, before its model is
-            stored.
+        folder: folder of the run.
+        plan: plan, with the images that were set aside before training.
+        training: by fold, images that a training without a stored model has set aside, and why.
     """
     rows = list(plan.quarantine)
     for k in range(len(plan.splits.folds)):
-        own, reasons = folder / f"fold_{k}", dict((training or {}).get(k, {}))
-        if (own / "model" / "model.json").is_file():
-            reasons |= read_card(own / "model" / "model.json")[0].provenance["quarantined"]
-        if (own / "failed.json").is_file():
-            reasons |= read_json(own / "failed.json")
+        fold_folder, reasons = folder / f"fold_{k}", dict((training or {}).get(k, {}))
+        if (fold_folder / "model" / "model.json").is_file():
+            reasons |= read_card(fold_folder / "model" / "model.json")[0].provenance["quarantined"]
+        if (fold_folder / "failed.json").is_file():
+            reasons |= read_json(fold_folder / "failed.json")
         rows += [aside(i, plan.cases[i].path, f"fold {k}", why) for i, why in reasons.items()]
     if rows:
         write_rows(folder / "quarantine.csv", rows, list(rows[0]))
@@ -138,7 +139,7 @@ def list_set_aside(
 
 def train_fold(
     config: RunConfig,
-    own: Path,
+    fold_folder: Path,
     k: int,
     plan: Plan,
     loader: CaseLoader,
@@ -147,19 +148,19 @@ def train_fold(
     after_epoch: Callable[[Path], None] | None,
     processes: Processes,
 ) -> None:
-    """Train the model of fold k; the first process writes it, and that of the frozen start."""
+    """Train the model of fold k; the first process writes it, and the model of the frozen start."""
     fold = plan.splits.folds[k]
     n_folds = len(plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
 
     tick = training_bar(display, title)
     torch.manual_seed(config.train.seed)
-    model = _fresh_model(config, plan, plan.pick(fold.train))
-    runtime = processes.begin(model, own.name)
+    model = _build_fresh_model(config, plan, plan.pick(fold.train))
+    runtime = processes.begin(model, fold_folder.name)
     trainer = Trainer(
         model,
         loader,
-        own,
+        fold_folder,
         config.train,
         runtime=runtime,
         store=store,
@@ -171,7 +172,7 @@ def train_fold(
         progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
     finally:
         if runtime.is_main:
-            list_set_aside(own.parent, plan, {k: trainer.progress.quarantined})
+            list_set_aside(fold_folder.parent, plan, {k: trainer.progress.quarantined})
     provenance = {
         "split_hash": plan.splits.hash,
         "fold": k,
@@ -180,25 +181,25 @@ def train_fold(
         "best_epoch": progress.best_epoch,
         "frozen_epochs": trainer.schedule.frozen_epochs,
         "best_val_score": progress.best_score,
-        "train": _training_cost(progress),
+        "train": _sum_training_cost(progress),
         "quarantined": progress.quarantined,
     }
     val = plan.pick(fold.val)
-    kept = {key: value.clone() for key, value in model.method.state_dict().items()}
+    best_weights = {key: value.clone() for key, value in model.method.state_dict().items()}
     if trainer.checkpoints.frozen.is_file():
         model.method.load_state_dict(read_tensors(trainer.checkpoints.frozen)[0])
-        settled = provenance | _operating_point(trainer, val)
+        settled = provenance | _calibrate(trainer, val)
         card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
         if runtime.is_main:
-            save_model(own / "frozen" / "model", card, model.method.state_dict())
-        model.method.load_state_dict(kept)
-    provenance |= _operating_point(trainer, val)
+            save_model(fold_folder / "frozen" / "model", card, model.method.state_dict())
+        model.method.load_state_dict(best_weights)
+    provenance |= _calibrate(trainer, val)
     if runtime.is_main:
-        save_model(own / "model", replace(model.card, provenance=provenance), kept)
+        save_model(fold_folder / "model", replace(model.card, provenance=provenance), best_weights)
 
 
-def _fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
-    """Build a model with fresh weights, and with what its task learns from the training part."""
+def _build_fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
+    """Build a model with fresh weights; labels of the training part settle its task."""
     labels = [str(case.label) for case in train]
     settled = find("tasks", plan.task).settle(labels, plan.settled)
     card = model_card(config, plan.view, plan.task, plan.task_options, settled)
@@ -208,20 +209,20 @@ def _fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
     return replace(model, card=replace(card, encoder_options=options))
 
 
-def _operating_point(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
-    """How logits become answers, from the inner validation part alone."""
+def _calibrate(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
+    """Settle on the validation part how logits become answers: temperature, threshold."""
     logits, target = trainer.answer(val)
     return trainer.model.task.calibrate(logits.cpu(), target.cpu())
 
 
-def _training_cost(progress: Progress) -> dict[str, float]:
+def _sum_training_cost(progress: Progress) -> dict[str, float]:
     keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
     return {key: sum(row[key] for row in progress.history) for key in keys}
 
 
 def train_refit(
     config: RunConfig,
-    own: Path,
+    refit_folder: Path,
     plan: Plan,
     loader: CaseLoader,
     store: FeatureStore,
@@ -229,23 +230,24 @@ def train_refit(
     after_epoch: Callable[[Path], None] | None,
     processes: Processes,
 ) -> None:
-    """Train it; what folds settle on their validation parts is the mean of theirs.
+    """Train one model on all images, with the settings of the models of the folds.
 
-    So is the number of epochs (the median).
+    What those settled on their validation parts, such as the threshold, is averaged; the number of
+    epochs is the median of their best epochs.
     """
     n_folds = len(plan.splits.folds)
-    folders = [own.parent / f"fold_{k}" / "model" for k in range(n_folds)]
+    folders = [refit_folder.parent / f"fold_{k}" / "model" for k in range(n_folds)]
     folds = Ensemble(tuple(load_model(folder) for folder in folders))
     about = [member.card.provenance for member in folds.members]
     epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
     options = replace(config.train, epochs=max(epochs, 0), patience=0)
     torch.manual_seed(options.seed)
-    model = _fresh_model(config, plan, list(plan.cases.values()))
-    runtime = processes.begin(model, own.name)
+    model = _build_fresh_model(config, plan, list(plan.cases.values()))
+    runtime = processes.begin(model, refit_folder.name)
     trainer = Trainer(
         model,
         loader,
-        own,
+        refit_folder,
         options,
         runtime=runtime,
         store=store,
@@ -261,9 +263,9 @@ def train_refit(
         "best_epoch": progress.best_epoch,
         "frozen_epochs": trainer.schedule.frozen_epochs,
         **folds.point,
-        "train": _training_cost(progress),
+        "train": _sum_training_cost(progress),
         "quarantined": progress.quarantined,
     }
     if runtime.is_main:
         card = replace(model.card, provenance=provenance)
-        save_model(own / "model", card, model.method.state_dict())
+        save_model(refit_folder / "model", card, model.method.state_dict())

@@ -1,6 +1,6 @@
-"""A trained run on images it has never seen: predictions, and scores where there are labels.
+"""The commands ``predict`` and ``evaluate``: a trained run on new images.
 
-All models of a run answer together (`foveate.runs.models`), and what is written says which did.
+All models of a run answer together (`foveate.runs.models`); ``answer.json`` names them.
 """
 
 from __future__ import annotations
@@ -44,19 +44,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How a trained run is to be used.
+class PredictOptions:
+    """Options of a prediction by a trained run.
 
     Attributes:
         out: folder for the results.
-        assume_spacing_um: of images that state no spacing; None takes that of the training, for
-            images of the kind that needed it there.
-        n_heatmaps: so many images from the first on get pictures.
-        device: ``auto`` takes a GPU when there is one.
-        workers: processes that predict; 0 lets this one do it, or takes all of a cluster of Ray.
-        ray: address of a cluster of Ray; ``auto``, ``local``, or None for none.
-        part: predict this part of the images only, for a later call without one to collect.
-        exports: which kinds of pictures.
+        assume_spacing_um: spacing of images that state none; None takes that of the training, for
+            images of the kinds that needed it there.
+        n_heatmaps: number of images, from the first on, that get pictures.
+        device: device that computes; ``auto`` takes a GPU when there is one.
+        workers: number of processes that predict; 0 takes this process, or all places of a cluster
+            of Ray.
+        ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
+        part: part of the images to predict, which a later call without a part collects; None for
+            all images.
+        exports: kinds of pictures.
     """
 
     out: Path
@@ -69,28 +71,30 @@ class Asked:
     exports: tuple[str, ...] = DEFAULT
 
 
-def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Display) -> Summary:
-    """Predict images. Images that fail are listed in ``quarantine.csv``.
+def predict_paths(
+    run: Path, paths: Sequence[Path], options: PredictOptions, display: Display
+) -> Summary:
+    """Predict images, and list those that fail in ``quarantine.csv``.
 
     The same call continues where an earlier one stopped.
 
     Raises:
-        UnreadableImage: not one of them could be predicted.
-        CheckpointError: there is no whole model, or `out` holds something else.
+        UnreadableImage: none of the images could be predicted.
+        CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
     """
-    check_out(asked.out, run)
+    check_out(options.out, run)
     for path in paths:
-        if path.is_dir() and path.resolve() == asked.out.resolve():
+        if path.is_dir() and path.resolve() == options.out.resolve():
             raise CheckpointError(
-                f"--out {asked.out} is the folder of the images, among which pictures would be "
+                f"--out {options.out} is the folder of the images, among which pictures would be "
                 "written: give another --out"
             )
     models, table = find_models(run), gather_cases(paths)
-    if asked.part is not None:
-        return _predict_part(models, table, asked, asked.part, display)
-    with _writing(asked.out, display):
-        summary = _predict(models, table, asked, display, "predict")
+    if options.part is not None:
+        return _predict_part(models, table, options, options.part, display)
+    with _lock_output(options.out, display):
+        summary = _predict(models, table, options, display, "predict")
     if not summary.rows:
         first = next(iter(summary.failed.values()), "there is none")
         raise UnreadableImage(f"no image could be predicted; the first: {first}")
@@ -100,7 +104,7 @@ def predict_paths(run: Path, paths: Sequence[Path], asked: Asked, display: Displ
 def evaluate_table(
     run: Path,
     table: Path,
-    asked: Asked,
+    options: PredictOptions,
     display: Display,
     *,
     label: str | None = None,
@@ -109,20 +113,31 @@ def evaluate_table(
     renamed: Mapping[str, str] | None = None,
     shuffle_layout: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Predict a labelled table and score it; returns the metrics and the images that failed.
+    """Predict a labelled table and score it; return the metrics, and why images failed, by id.
 
-    Labels are `renamed` first; rows with others than the model knows are left out, set aside and
-    said. Images that trained a model which answers are counted under ``n_seen_in_training``, and
-    said. With `shuffle_layout`, an audit of whether the model uses where patches lie is added under
-    ``layout`` (`foveate.evaluation.audit`). The same call continues where an earlier one stopped.
+    The same call continues where an earlier one stopped. Images that a model which answers was
+    trained with are counted under ``n_seen_in_training``, and a warning names their number.
+
+    Args:
+        run: folder of the trained run.
+        table: file of the table.
+        options: how the run predicts.
+        display: shows messages and progress.
+        label: column of labels; None where it is recognised.
+        files: a second table with one row per image, where `table` has one row per patient.
+        images: folder that paths are relative to.
+        renamed: class of the model by label of the table; labels are renamed first, and rows whose
+            label the model still does not know are set aside.
+        shuffle_layout: whether an audit of the use of patch positions is added under ``layout``
+            (`foveate.evaluation.audit`).
 
     Raises:
-        OptionError: a label is renamed to what is no class, or does not occur.
+        OptionError: a label is renamed to a name that is no class, or does not occur.
         TableError: the model knows none of the labels, or no image could be predicted.
-        CheckpointError: there is no whole model, or `out` holds something else.
+        CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
     """
-    out = asked.out
+    out = options.out
     check_out(out, run)
     models = find_models(run)
     read = read_cases(
@@ -137,8 +152,8 @@ def evaluate_table(
         read = with_known_labels(read, models.task, renamed or {})
     except TableError as error:
         raise TableError(f"{table}: {error}") from None
-    with _writing(out, display):
-        summary = _predict(models, read, asked, display, "evaluate")
+    with _lock_output(out, display):
+        summary = _predict(models, read, options, display, "evaluate")
         if not summary.rows:
             raise TableError(
                 f"no image of {table} could be predicted; see {out / 'quarantine.csv'}"
@@ -149,17 +164,17 @@ def evaluate_table(
         metrics = evaluate_rows(rows, models.task) | {"n_seen_in_training": n_seen}
         if shuffle_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
-            metrics["layout"] = _layout(models, good, asked)
+            metrics["layout"] = _audit_layout(models, good, options)
         write_json(out / "metrics.json", metrics)
     return metrics, summary.failed
 
 
 @contextlib.contextmanager
-def _writing(out: Path, display: Display) -> Iterator[None]:
-    """Hold `out` for this process, sweep up what a killed one left, and keep a log there.
+def _lock_output(out: Path, display: Display) -> Iterator[None]:
+    """Lock `out` for this process, remove half-written files, and write a log there.
 
     Raises:
-        FolderInUse: another process writes the whole, or a part.
+        FolderInUse: another process predicts all images, or a part of them.
     """
     with lock_folder(out):
         for part in sorted((out / PARTS).glob("*/")):
@@ -173,14 +188,14 @@ def _writing(out: Path, display: Display) -> Iterator[None]:
             yield
 
 
-def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
-    """Of the cases that models which answer know from training, by image id, from where.
+def _find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
+    """Find the images that models which answer were trained with; return their use by image id.
 
-    ``training`` and ``validation``: the image itself, known by what its file holds, wherever it
-    lies and whatever it is called. ``patient``: another image of a patient whose images trained.
-    Empty where the models' run folder with its split is not there.
+    ``training`` and ``validation``: the image itself, recognised by the content of its file, under
+    any path and name. ``patient``: another image of a patient whose images trained. Empty where
+    the run folder of the models with its split is missing.
     """
-    found: dict[str, str] = {}
+    use_of: dict[str, str] = {}
     for model, folder in zip(models.members, models.folders, strict=False):
         about, root = model.card.provenance, folder.resolve().parent.parent
         if not all((root / name).is_file() for name in ("splits.json", "inputs.json")):
@@ -193,19 +208,19 @@ def _seen(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
         if k is not None and k < len(splits.folds):
             use = dict.fromkeys(splits.folds[k].val, "validation")
             use |= dict.fromkeys(splits.folds[k].train, "training")
-        for image_id, was in _same_files(load_inputs(root / "inputs.json"), cases).items():
-            if was in use and found.get(image_id) != "training":
-                found[image_id] = use[was]
-        # Without a column of patients an image's own id stands for its patient, and says nothing.
+        for image_id, was in _match_files(load_inputs(root / "inputs.json"), cases).items():
+            if was in use and use_of.get(image_id) != "training":
+                use_of[image_id] = use[was]
+        # Without a column of patients the image id stands for the patient, and identifies nobody.
         named = {patient_key(p) for i, p in splits.patients.items() if i in use and p != i}
         for case in cases:
             if case.patient_id != case.image_id and patient_key(case.patient_id) in named:
-                found.setdefault(case.image_id, "patient")
-    return found
+                use_of.setdefault(case.image_id, "patient")
+    return use_of
 
 
-def _same_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
-    """Of the cases whose file a run was begun with, by image id, its id in that run."""
+def _match_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
+    """Find the images whose file a run was begun with; return their id in that run by image id."""
     known = {
         (stated["file"]["size"], stated["file"]["sha256"]): (image_id, stated["file"])
         for image_id, stated in inputs.images.items()
@@ -223,22 +238,24 @@ def _same_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
     return same
 
 
-def _layout(models: Ensemble, cases: Sequence[Case], asked: Asked) -> dict[str, Any]:
-    loader = open_loader(models, asked.assume_spacing_um)
+def _audit_layout(
+    models: Ensemble, cases: Sequence[Case], options: PredictOptions
+) -> dict[str, Any]:
+    loader = open_loader(models, options.assume_spacing_um)
     try:
-        found = audit_layout(models, cases, loader, device=_device(asked))
+        audit = audit_layout(models, cases, loader, device=_device(options))
     finally:
         loader.close()
-    return {**asdict(found), "uses_layout": found.uses_layout, "told": found.told()}
+    return {**asdict(audit), "uses_layout": audit.uses_layout, "told": audit.describe()}
 
 
 def _predict(
-    models: Ensemble, table: CaseTable, asked: Asked, display: Display, command: str
+    models: Ensemble, table: CaseTable, options: PredictOptions, display: Display, command: str
 ) -> Summary:
     for note in table.notes:
         display.say(note)
     display.say(models.describe())
-    out, seen = asked.out, _seen(models, table.cases)
+    out, seen = options.out, _find_trained_images(models, table.cases)
     known = Counter(
         "are other images of patients that trained" if use == "patient" else "trained"
         for use in seen.values()
@@ -249,21 +266,21 @@ def _predict(
             "their answers too good; they are marked in the column in_training. Honest scores are "
             "in metrics.json of the run"
         )
-    loader = open_loader(models, asked.assume_spacing_um)
+    loader = open_loader(models, options.assume_spacing_um)
     try:
-        with _workers(models, asked) as workers:
+        with _open_workers(models, options) as workers:
             summary = predict_into(
                 out,
                 models,
                 table.cases,
                 loader,
-                device=_device(asked),
+                device=_device(options),
                 heatmaps=out / "heatmaps",
-                n_heatmaps=asked.n_heatmaps,
+                n_heatmaps=options.n_heatmaps,
                 display=display,
                 seen=seen,
-                about=_about(command, asked),
-                exports=asked.exports,
+                about=_list_dependencies(command, options),
+                exports=options.exports,
                 workers=workers,
             )
     finally:
@@ -291,54 +308,54 @@ def _predict(
     return summary
 
 
-def _workers(
-    models: Ensemble, asked: Asked
+def _open_workers(
+    models: Ensemble, options: PredictOptions
 ) -> contextlib.AbstractContextManager[AbstractWorkers | None]:
     return open_workers(
         models,
-        assume_spacing_um=asked.assume_spacing_um,
-        device=asked.device,
-        n=asked.workers,
-        ray=asked.ray,
-        exports=asked.exports,
+        assume_spacing_um=options.assume_spacing_um,
+        device=options.device,
+        n=options.workers,
+        ray=options.ray,
+        exports=options.exports,
     )
 
 
-def _about(command: str, asked: Asked) -> dict[str, Any]:
-    """Return what the answers of the whole and of its parts rest on besides models and pictures."""
-    return {"command": command, "--spacing-um": asked.assume_spacing_um}
+def _list_dependencies(command: str, options: PredictOptions) -> dict[str, Any]:
+    """Return what the answers depend on besides models and pictures, for all images and parts."""
+    return {"command": command, "--spacing-um": options.assume_spacing_um}
 
 
 def _predict_part(
-    models: Ensemble, table: CaseTable, asked: Asked, part: JobPart, display: Display
+    models: Ensemble, table: CaseTable, options: PredictOptions, part: JobPart, display: Display
 ) -> Summary:
-    """Predict one part of the images, beside processes that predict others.
+    """Predict one part of the images, while other processes predict other parts.
 
     Raises:
-        FolderInUse: another process predicts this part, or the whole.
+        FolderInUse: another process predicts this part, or all images.
     """
-    out = asked.out
-    with _writing(out / PARTS / part.folder, display):
+    out = options.out
+    with _lock_output(out / PARTS / part.folder, display):
         if is_locked(out):
             raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
         for note in table.notes:
             display.say(note)
         display.say(models.describe())
-        loader = open_loader(models, asked.assume_spacing_um)
+        loader = open_loader(models, options.assume_spacing_um)
         try:
-            with _workers(models, asked) as workers:
+            with _open_workers(models, options) as workers:
                 failed = predict_part(
                     out,
                     part,
                     models,
                     table.cases,
                     loader,
-                    device=_device(asked),
+                    device=_device(options),
                     heatmaps=out / "heatmaps",
-                    n_heatmaps=asked.n_heatmaps,
+                    n_heatmaps=options.n_heatmaps,
                     display=display,
-                    about=_about("predict", asked),
-                    exports=asked.exports,
+                    about=_list_dependencies("predict", options),
+                    exports=options.exports,
                     workers=workers,
                 )
         finally:
@@ -346,5 +363,5 @@ def _predict_part(
     return Summary(models.task, failed=failed)
 
 
-def _device(asked: Asked) -> torch.device:
-    return find_device(asked.device)
+def _device(options: PredictOptions) -> torch.device:
+    return find_device(options.device)

@@ -34,7 +34,14 @@ from foveate.workflows.words import describe_scores
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """How a run ended: its scores, whether images were set aside, and what the labels mean."""
+    """The outcome of a run.
+
+    Attributes:
+        folder: folder of the run.
+        metrics: content of ``metrics.json``.
+        n_quarantined: number of images that were set aside.
+        task: task of the run, which says what the labels mean.
+    """
 
     folder: Path
     metrics: dict[str, Any]
@@ -52,10 +59,16 @@ def run_experiment(
     *,
     after_epoch: Callable[[Path], None] | None = None,
 ) -> Outcome:
-    """Train and evaluate as the config says; continues where the same command stopped.
+    """Train and evaluate as the config says; continue where the same command stopped.
+
+    Args:
+        config: config of the run.
+        folder: folder of the run.
+        display: shows messages and progress.
+        after_epoch: called with the folder of the fold after each epoch.
 
     Raises:
-        FoveateError: whatever the user has to mend.
+        FoveateError: an error that the user can correct.
     """
     check_folder(folder)
     with lock_folder(folder):
@@ -80,7 +93,7 @@ def _run(
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
                 _run_fold(config, folder, k, plan, store, display, after_epoch, processes)
-        outcome = _finish(config, folder, plan)
+        outcome = _score_run(config, folder, plan)
         if config.refit:
             _refit(config, folder, plan, store, display, after_epoch, processes)
         processes.close()
@@ -104,41 +117,41 @@ def _run_fold(
     after_epoch: Callable[[Path], None] | None,
     processes: Processes,
 ) -> None:
-    own = folder / f"fold_{k}"
-    if not (own / "model" / "model.json").is_file():
+    fold_folder = folder / f"fold_{k}"
+    if not (fold_folder / "model" / "model.json").is_file():
         loader = make_loader(config, plan)
         try:
-            train_fold(config, own, k, plan, loader, store, display, after_epoch, processes)
+            train_fold(config, fold_folder, k, plan, loader, store, display, after_epoch, processes)
         finally:
             loader.close()
     n_heatmaps = -(-config.heatmaps // len(plan.splits.folds))
-    summary = _predict_test(config, own, k, plan, display, folder / "heatmaps", n_heatmaps)
-    if (own / "frozen" / "model" / "model.json").is_file():
-        frozen = own / "frozen"
+    summary = _predict_test(config, fold_folder, k, plan, display, folder / "heatmaps", n_heatmaps)
+    if (fold_folder / "frozen" / "model" / "model.json").is_file():
+        frozen = fold_folder / "frozen"
         _predict_test(config, frozen, k, plan, display, frozen / "heatmaps", 0)
-    write_json(own / "cost.json", summary.cost)
-    write_json(own / "failed.json", summary.failed)
+    write_json(fold_folder / "cost.json", summary.cost)
+    write_json(fold_folder / "failed.json", summary.failed)
 
 
 def _predict_test(
     config: RunConfig,
-    own: Path,
+    model_folder: Path,
     k: int,
     plan: Plan,
     display: Display,
     heatmaps: Path,
     n_heatmaps: int,
 ) -> Summary:
-    """Predict the test part of fold k by the model in a folder that never saw it.
+    """Predict the test part of fold k by a model that was not trained with it.
 
-    The images are opened anew and closed at once, so that what they cost is the same whether or
-    not the run was stopped before.
+    The images are opened again and closed at once, so that their cost is the same for a run that
+    was stopped and continued.
     """
     loader = make_loader(config, plan, keep=False)
     try:
         return predict_into(
-            own,
-            Ensemble((load_model(own / "model"),), (own / "model",)),
+            model_folder,
+            Ensemble((load_model(model_folder / "model"),), (model_folder / "model",)),
             plan.pick(plan.splits.folds[k].test),
             loader,
             device=find_device(config.train.device),
@@ -163,16 +176,16 @@ def _refit(
     after_epoch: Callable[[Path], None] | None,
     processes: Processes,
 ) -> None:
-    """Train one model on all usable images, as long as the folds' models were.
+    """Train one model on all usable images, for as many epochs as the models of the folds.
 
-    It is scored on nothing, for it has seen everything.
+    There is no score for it, because it was trained with all images.
     """
-    own = folder / "refit"
-    if (own / "model" / "model.json").is_file():
+    refit_folder = folder / "refit"
+    if (refit_folder / "model" / "model.json").is_file():
         return
     loader = make_loader(config, plan)
     try:
-        train_refit(config, own, plan, loader, store, display, after_epoch, processes)
+        train_refit(config, refit_folder, plan, loader, store, display, after_epoch, processes)
     finally:
         loader.close()
 
@@ -180,14 +193,14 @@ def _refit(
 # -- after training -------------------------------------------------------------------------------
 
 
-def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
+def _score_run(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     """Pool the folds, score them, and write what the report needs."""
     rows, costs = [], []
     for k in range(len(plan.splits.folds)):
-        own = folder / f"fold_{k}"
-        rows += [row | {"fold": str(k)} for row in read_rows(own / "predictions.csv")]
-        provenance = load_model(own / "model").card.provenance
-        costs.append((provenance["train"], read_json(own / "cost.json")))
+        fold_folder = folder / f"fold_{k}"
+        rows += [row | {"fold": str(k)} for row in read_rows(fold_folder / "predictions.csv")]
+        provenance = load_model(fold_folder / "model").card.provenance
+        costs.append((provenance["train"], read_json(fold_folder / "cost.json")))
     n_set_aside = list_set_aside(folder, plan)
     if not rows:
         raise TrainingError(
@@ -197,18 +210,18 @@ def _finish(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
     write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))
     task = restore_task(plan.task, plan.settled, plan.task_options)
     metrics = evaluate_rows(rows, task)
-    start = _frozen_rows(folder, len(plan.splits.folds))
+    start = _read_frozen_rows(folder, len(plan.splits.folds))
     if start:
         write_rows(folder / "predictions_frozen.csv", start, list(start[0]))
         metrics["frozen"] = evaluate_rows(start, task)["metrics"]
         metrics["gain"] = compare_rows(rows, start, task)
     write_json(folder / "metrics.json", metrics)
-    write_json(folder / "cost.json", _total_cost(costs))
+    write_json(folder / "cost.json", _sum_cost(costs))
     return Outcome(folder, metrics, n_set_aside, task)
 
 
-def _frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:
-    """Test predictions of the frozen starts; empty where a fold has none."""
+def _read_frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:
+    """Read the test predictions of the frozen starts; empty where a fold has none."""
     rows = []
     for k in range(n_folds):
         path = folder / f"fold_{k}" / "frozen" / "predictions.csv"
@@ -218,7 +231,7 @@ def _frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:
     return rows
 
 
-def _total_cost(costs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, float]:
+def _sum_cost(costs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, float]:
     train = {key: sum(t[key] for t, _ in costs) for key in costs[0][0]}
     test = {key: sum(t[key] for _, t in costs) for key in costs[0][1]}
     return {

@@ -1,4 +1,4 @@
-"""Scores in words, for the command line and for whoever looks at a result in Python."""
+"""Scores in words, for the command line and for results in Python."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def describe_scores(metrics: dict[str, Any]) -> str:
-    """Say the scores with their intervals, a line each.
+    """Describe the scores with their intervals, one line for each score.
 
     Args:
-        metrics: the content of ``metrics.json``.
+        metrics: content of ``metrics.json``.
     """
     seen = metrics.get("n_seen_in_training", 0)
     whom = " that training never saw"

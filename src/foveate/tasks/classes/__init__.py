@@ -1,4 +1,4 @@
-"""What tasks over classes share: the order of classes, probabilities, their scores and figures."""
+"""The common base of tasks over classes: order of classes, probabilities, scores and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves behind the figures: from scores and labels to points."""
+"""Curves for the figures, computed from probabilities and labels."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _GRID = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Predictions as arrays.
+class LabelledAnswers:
+    """Answers to labelled images as arrays.
 
     Attributes:
-        classes: ``k`` names.
-        prob: ``(n, k)``.
-        target: ``(n,)``, numbers of the classes.
-        fold: ``(n,)``, the fold whose model answered.
+        classes: names of the classes, ``k`` of them.
+        prob: probabilities, ``(n, k)``.
+        target: numbers of the true classes, ``(n,)``.
+        fold: names of the folds whose models answered, ``n`` of them.
     """
 
     classes: list[str]
@@ -35,26 +35,26 @@ class Scored:
 
     @property
     def folds(self) -> list[str]:
-        """The folds, in order."""
+        """Names of the folds, in order."""
         return sorted(set(self.fold), key=lambda name: (len(name), name))
 
-    def shown(self) -> list[int]:
-        """The classes whose curves are drawn: the second of two, or every one."""
+    def drawn_classes(self) -> list[int]:
+        """Return the numbers of the classes whose curves are drawn: the second of two, or all."""
         return [1] if len(self.classes) == 2 else list(range(len(self.classes)))
 
-    def by_fold(self, curve: Curve, k: int) -> dict[str, Points]:
-        """The curve of a class in each fold that holds it beside others."""
-        found = {}
+    def trace_folds(self, curve: Curve, k: int) -> dict[str, Points]:
+        """Compute the curve of class `k` in each fold that has images of it and of others."""
+        curves = {}
         for name in self.folds:
-            own = np.array([fold == name for fold in self.fold])
-            points = curve(self.prob[own, k], self.target[own] == k)
+            in_fold = np.array([fold == name for fold in self.fold])
+            points = curve(self.prob[in_fold, k], self.target[in_fold] == k)
             if points is not None:
-                found[name] = points
-        return found
+                curves[name] = points
+        return curves
 
 
-def scored(rows: Rows, classes: Sequence[str]) -> Scored | None:
-    """Rows with a known label and all probabilities; None when there is none."""
+def collect_answers(rows: Rows, classes: Sequence[str]) -> LabelledAnswers | None:
+    """Collect the rows with a known label and all probabilities; return None without such rows."""
     prob, target, fold = [], [], []
     for row in rows:
         values = [finite(row, f"prob_{name}") for name in classes]
@@ -64,11 +64,16 @@ def scored(rows: Rows, classes: Sequence[str]) -> Scored | None:
             fold.append(row.get("fold", ""))
     if not prob or len(classes) < 2:
         return None
-    return Scored(list(classes), np.array(prob), np.array(target, dtype=np.float64), fold)
+    return LabelledAnswers(list(classes), np.array(prob), np.array(target, dtype=np.float64), fold)
 
 
 def roc(score: Floats, positive: Floats) -> Points | None:
-    """False and true positive rates, rising; None with one class only."""
+    """Compute false and true positive rates, ``(p,)`` rising; None with one class only.
+
+    Args:
+        score: probabilities of the class, ``(n,)``.
+        positive: whether an image is of the class, ``(n,)``.
+    """
     from sklearn.metrics import roc_curve
 
     if np.all(positive) or not np.any(positive):
@@ -78,7 +83,12 @@ def roc(score: Floats, positive: Floats) -> Points | None:
 
 
 def precision_recall(score: Floats, positive: Floats) -> Points | None:
-    """Recall, rising, and the precision there; None with one class only."""
+    """Compute recall, rising, and the precision there, ``(p,)``; None with one class only.
+
+    Args:
+        score: probabilities of the class, ``(n,)``.
+        positive: whether an image is of the class, ``(n,)``.
+    """
     from sklearn.metrics import precision_recall_curve
 
     if np.all(positive) or not np.any(positive):
@@ -88,12 +98,12 @@ def precision_recall(score: Floats, positive: Floats) -> Points | None:
 
 
 def mean_roc(curves: Sequence[Points]) -> Points:
-    """The mean true positive rate of several curves at each false positive rate."""
+    """Average the true positive rates of several curves at equal false positive rates."""
     rates = [np.interp(_GRID, false, true) for false, true in curves]
     return np.r_[0, _GRID], np.r_[0, np.mean(rates, 0)]
 
 
 def mean_precision_recall(curves: Sequence[Points]) -> Points:
-    """The mean precision of several curves at each recall."""
+    """Average the precision of several curves at equal recall."""
     steps = [precision[np.searchsorted(recall, _GRID - 1e-9)] for recall, precision in curves]
     return _GRID, np.asarray(np.mean(steps, 0))

@@ -1,4 +1,4 @@
-"""Labels that are no classes: numbers, several in one cell, ordered grades."""
+"""Reasons to doubt that labels are classes: numbers, several labels in a cell, ordered grades."""
 
 from __future__ import annotations
 
@@ -31,28 +31,36 @@ _UNORDERED = (
 
 
 def doubt(column: str, labels: Sequence[str]) -> str | None:
-    """Say why the labels of a column are not trained as classes unless the user says so.
+    """Explain why labels are probably no classes; return None where they are.
+
+    Such labels are trained as classes only where the user names the task.
 
     Args:
-        column: of the labels.
-        labels: one of each image.
+        column: name of the column of labels.
+        labels: one label per image.
 
     Returns:
-        a sentence that says what they are and what to do; None for classes.
+        Sentences on what the labels are and what to do; None for classes.
     """
     counts = Counter(labels)
-    return _several_in_one(column, counts) or _numbers(column, counts) or _grades(column, counts)
+    return (
+        _doubt_lists(column, counts)
+        or _doubt_numbers(column, counts)
+        or _doubt_grades(column, counts)
+    )
 
 
-def _numbers(column: str, counts: Counter[str]) -> str | None:
+def _doubt_numbers(column: str, counts: Counter[str]) -> str | None:
     if len(counts) < 3 or not all(map(_NUMBER.fullmatch, counts)):
         return None
     values = sorted(float(label.replace(",", ".")) for label in counts)
-    whole = all(value.is_integer() for value in values)
-    each = sum(counts.values()) / len(counts)
-    if whole and (len(counts) <= 10 or (each >= 10 and len(counts) <= _MOST_CODES)):
+    are_integers = all(value.is_integer() for value in values)
+    images_per_label = sum(counts.values()) / len(counts)
+    if are_integers and (
+        len(counts) <= 10 or (images_per_label >= 10 and len(counts) <= _MOST_CODES)
+    ):
         return None
-    if not whole and len(counts) <= 5 and each >= 5:
+    if not are_integers and len(counts) <= 5 and images_per_label >= 5:
         return None
     return (
         f"column '{column}' holds {len(counts)} different numbers ({values[0]:g} to "
@@ -62,16 +70,16 @@ def _numbers(column: str, counts: Counter[str]) -> str | None:
     )
 
 
-def _several_in_one(column: str, counts: Counter[str]) -> str | None:
+def _doubt_lists(column: str, counts: Counter[str]) -> str | None:
     lists = [label for label in counts if re.fullmatch(r"\[.*\]|\{.*\}", label)]
     for mark in _BETWEEN:
         parts = {label: [p.strip() for p in label.split(mark)] for label in counts if mark in label}
         alone = counts.keys() - parts.keys()
-        whole = {label for label, words in parts.items() if all(words)}
+        lists_of_words = {label for label, words in parts.items() if all(words)}
         if mark in _ALWAYS_SEVERAL:
-            lists += sorted(whole)
+            lists += sorted(lists_of_words)
         else:
-            lists += sorted(label for label in whole if set(parts[label]) <= alone)
+            lists += sorted(label for label in lists_of_words if set(parts[label]) <= alone)
     if not lists:
         return None
     n = sum(counts[label] for label in set(lists))
@@ -83,7 +91,7 @@ def _several_in_one(column: str, counts: Counter[str]) -> str | None:
     )
 
 
-def _grades(column: str, counts: Counter[str]) -> str | None:
+def _doubt_grades(column: str, counts: Counter[str]) -> str | None:
     if len(counts) < 3:
         return None
     words = {label.casefold() for label in counts}
@@ -91,8 +99,8 @@ def _grades(column: str, counts: Counter[str]) -> str | None:
     named = bool(_GRADE_COLUMN.fullmatch(re.sub(r"[\s._-]+", "_", column.strip(" ._-").casefold())))
     numbered = named and all(re.fullmatch(r"\d|iv|i{1,3}|v", word) for word in words)
     first = {re.split(r"[\s_-]", word)[0] for word in words}
-    told = words if len(first) < len(words) else first
-    if not (ranks or numbered or any(words <= steps or told <= steps for steps in _SCALES)):
+    distinct = words if len(first) < len(words) else first
+    if not (ranks or numbered or any(words <= steps or distinct <= steps for steps in _SCALES)):
         return None
     return (
         f"labels {several(sorted(counts), 5)} of column '{column}' are grades with an order, for "

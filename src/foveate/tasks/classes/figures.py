@@ -1,4 +1,4 @@
-"""Figures of classes: ROC, precision and recall, calibration, and how far the classes lie apart."""
+"""Figures of classes: ROC, precision and recall, calibration, distribution of probabilities."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from foveate.presentation import (
     unit_square,
 )
 from foveate.tasks.classes.curves import (
+    LabelledAnswers,
     Points,
-    Scored,
     mean_precision_recall,
     mean_roc,
     precision_recall,
@@ -43,36 +43,36 @@ _NEEDED = "predictions of labelled images of at least two classes"
 
 
 def class_charts(
-    found: Scored | None, metrics: Mapping[str, Any], thresholds: Sequence[float]
+    answers: LabelledAnswers | None, metrics: Mapping[str, Any], thresholds: Sequence[float]
 ) -> list[Chart]:
-    """Return the figures of answers, each as far as its data is there.
+    """Return the figures of answers; a figure without data has a text in its place.
 
     Args:
-        found: the answers; None where there is none.
+        answers: answers to labelled images; None without any.
         metrics: content of ``metrics.json``, which may be damaged.
-        thresholds: of the folds' models.
+        thresholds: thresholds of the models of the folds.
     """
-    two_occur = found is not None and len(np.unique(found.target)) > 1
+    two_occur = answers is not None and len(np.unique(answers.target)) > 1
     charts = [
         Chart("roc", _ROC, f"No ROC curve: it needs {_NEEDED}."),
         Chart("precision_recall", _PRECISION, f"No precision and recall: they need {_NEEDED}."),
     ]
-    if found is not None and two_occur:
-        areas, n = areas_under(metrics, found, "auroc"), len(found.target)
-        told = "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
+    if answers is not None and two_occur:
+        areas, n = areas_under(metrics, answers, "auroc"), len(answers.target)
+        area_text = "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
         charts = [
-            Chart("roc", _ROC, "", f"ROC curve over {n} images{told}",
-                  partial(draw_roc, found=found, areas=areas)),
+            Chart("roc", _ROC, "", f"ROC curve over {n} images{area_text}",
+                  partial(draw_roc, answers=answers, areas=areas)),
             Chart("precision_recall", _PRECISION, "", f"Precision against recall over {n} images",
-                  partial(draw_precision_recall, found=found,
-                          areas=areas_under(metrics, found, "auprc"))),
+                  partial(draw_precision_recall, answers=answers,
+                          areas=areas_under(metrics, answers, "auprc"))),
         ]  # fmt: skip
     charts.append(_calibration_chart(metrics))
     absent = "No distribution: predictions of labelled images are missing."
-    if found is None:
+    if answers is None:
         return [*charts, Chart("scores", _DISTRIBUTION, absent)]
-    alt = f"Distribution of scores by class: {', '.join(found.classes)}"
-    draw = partial(draw_distribution, found=found, thresholds=thresholds)
+    alt = f"Distribution of scores by class: {', '.join(answers.classes)}"
+    draw = partial(draw_distribution, answers=answers, thresholds=thresholds)
     return [*charts, Chart("scores", _DISTRIBUTION, absent, alt, draw)]
 
 
@@ -86,11 +86,13 @@ def _calibration_chart(metrics: Mapping[str, Any]) -> Chart:
     return Chart("calibration", _CALIBRATION, absent, alt, draw)
 
 
-def areas_under(metrics: Mapping[str, Any], found: Scored, name: str) -> dict[str, float]:
-    """Return areas under the curves of two classes as the tables have them, by class and fold."""
-    if len(found.classes) != 2:
+def areas_under(
+    metrics: Mapping[str, Any], answers: LabelledAnswers, name: str
+) -> dict[str, float]:
+    """Return the stored areas under the curves of two classes, by class and fold."""
+    if len(answers.classes) != 2:
         return {}
-    values = {found.classes[1]: _stored(metrics, name)}
+    values = {answers.classes[1]: _stored(metrics, name)}
     folds = metrics.get("folds")
     for fold in folds if isinstance(folds, list) and len(folds) > 1 else ():
         if isinstance(fold, dict):
@@ -104,55 +106,59 @@ def _stored(part: Mapping[str, Any], name: str) -> float | None:
     return finite(score, "value") if isinstance(score, dict) else None
 
 
-def draw_roc(figure: Figure, found: Scored, areas: Mapping[str, float]) -> None:
-    """True against false positive rate; of several folds their mean, and each of two classes'.
+def draw_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]) -> None:
+    """Draw true against false positive rates; with several folds, their mean curve.
+
+    With two classes, the curves of the folds are drawn as well.
 
     Args:
-        figure: to draw on.
-        found: the predictions.
-        areas: to be said in the legend, by class, and of folds by ``fold <name>``.
+        figure: figure to draw on.
+        answers: answers to labelled images.
+        areas: areas for the legend, by class, and for folds by ``fold <name>``.
     """
     axes = unit_square(figure, "false positive rate", "true positive rate")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
-    for k in found.shown():
-        curves = found.by_fold(roc, k)
-        _draw_curves(axes, found, k, curves, mean_roc, areas, "default")
+    for k in answers.drawn_classes():
+        curves = answers.trace_folds(roc, k)
+        _draw_curves(axes, answers, k, curves, mean_roc, areas, "default")
     add_legend(axes, "lower right")
 
 
-def draw_precision_recall(figure: Figure, found: Scored, areas: Mapping[str, float]) -> None:
-    """Precision against recall, with the share of positives as chance."""
+def draw_precision_recall(
+    figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]
+) -> None:
+    """Draw precision against recall, with the share of positives as the level of chance."""
     axes = unit_square(figure, "recall (sensitivity)", "precision")
-    for k in found.shown():
-        curves = found.by_fold(precision_recall, k)
-        _draw_curves(axes, found, k, curves, mean_precision_recall, areas, "steps-pre")
-        chance = float(np.mean(found.target == k))
-        axes.plot([0, 1], [chance, chance], color=_colour(found, k), linestyle=":", linewidth=1,
+    for k in answers.drawn_classes():
+        curves = answers.trace_folds(precision_recall, k)
+        _draw_curves(axes, answers, k, curves, mean_precision_recall, areas, "steps-pre")
+        chance = float(np.mean(answers.target == k))
+        axes.plot([0, 1], [chance, chance], color=_colour(answers, k), linestyle=":", linewidth=1,
                   label=f"chance  {chance:.3f}")  # fmt: skip
     add_legend(axes, "lower left")
 
 
 def _draw_curves(
     axes: Axes,
-    found: Scored,
+    answers: LabelledAnswers,
     k: int,
     curves: Mapping[str, Points],
     mean: Callable[[Sequence[Points]], Points],
     areas: Mapping[str, float],
     drawstyle: Any,
 ) -> None:
-    """The curve of a class; of several folds their mean in bold, and of two classes each."""
-    name, colour = found.classes[k], _colour(found, k)
+    """Draw the curve of class `k`; with several folds their mean, with two classes all folds."""
+    name, colour = answers.classes[k], _colour(answers, k)
     if not curves:
         return
-    several = len(found.folds) > 1
-    if several and len(found.classes) == 2:
+    several = len(answers.folds) > 1
+    if several and len(answers.classes) == 2:
         for i, (fold, points) in enumerate(curves.items()):
             label = _with_area(fold_title(fold), areas.get(f"fold {fold}"))
             axes.plot(*points, color=CYCLE[1 + i % (len(CYCLE) - 1)], linewidth=1.2, alpha=0.8,
                       linestyle=_DASHES[i // (len(CYCLE) - 1) % 2], label=label,
                       drawstyle=drawstyle)  # fmt: skip
-    label = _with_area(f"mean of {len(curves)} folds" if several and len(found.classes) == 2
+    label = _with_area(f"mean of {len(curves)} folds" if several and len(answers.classes) == 2
                        else shortened(name), areas.get(name))  # fmt: skip
     points = mean(list(curves.values())) if several else next(iter(curves.values()))
     axes.plot(*points, color=colour, linewidth=2.4, label=label, drawstyle=drawstyle)
@@ -163,7 +169,7 @@ def _with_area(text: str, area: float | None) -> str:
 
 
 def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
-    """Observed share against stated probability, with intervals and the images behind each."""
+    """Draw observed share against stated probability, with intervals and numbers of images."""
     axes = unit_square(figure, "stated probability", "share observed")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
     triples = [(finite(b, "mean_prob"), finite(b, "fraction"), finite(b, "n")) for b in bins]
@@ -185,18 +191,20 @@ def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
     axes.legend(loc="upper left")
 
 
-def draw_distribution(figure: Figure, found: Scored, thresholds: Sequence[float]) -> None:
-    """Scores of the images of each class: of the second class, or of the true one."""
+def draw_distribution(
+    figure: Figure, answers: LabelledAnswers, thresholds: Sequence[float]
+) -> None:
+    """Draw the distribution of the probability of the second of two classes, or the true class."""
     axes = figure.subplots()
-    two = len(found.classes) == 2
+    two = len(answers.classes) == 2
     edges = np.linspace(0, 1, 21)
-    for k, (name, colour) in enumerate(zip(found.classes, _many(found), strict=True)):
-        own = found.target == k
-        values = found.prob[own, 1 if two else k]
+    for k, (name, colour) in enumerate(zip(answers.classes, _list_colours(answers), strict=True)):
+        of_class = answers.target == k
+        values = answers.prob[of_class, 1 if two else k]
         counts, _ = np.histogram(values, edges)
         axes.stairs(
             counts / max(counts.max(), 1) * 0.8, edges, baseline=0, fill=True, alpha=0.35,
-            color=colour, label=f"{shortened(name)} ({int(own.sum())})",
+            color=colour, label=f"{shortened(name)} ({int(of_class.sum())})",
         )  # fmt: skip
         lift = -0.06 - 0.07 * k
         axes.plot(values, np.full(len(values), lift), "|", color=colour, markersize=9, alpha=0.8)
@@ -204,16 +212,16 @@ def draw_distribution(figure: Figure, found: Scored, thresholds: Sequence[float]
         label = f"threshold  {threshold:.3f}" if len(thresholds) == 1 else "thresholds of the folds"
         axes.axvline(threshold, color="#333333", linewidth=1, linestyle="--",
                      label=None if i else label)  # fmt: skip
-    lowest = -0.06 - 0.07 * len(found.classes)
+    lowest = -0.06 - 0.07 * len(answers.classes)
     axes.set(xlim=(0, 1), ylim=(lowest, 1.15), yticks=[], ylabel="share of the class")
-    axes.set_xlabel(f"probability of {shortened(found.classes[1])}" if two
+    axes.set_xlabel(f"probability of {shortened(answers.classes[1])}" if two
                     else "probability of the true class")  # fmt: skip
     axes.legend(loc="upper center", ncols=2)
 
 
-def _colour(found: Scored, k: int) -> str:
-    return BLUE if len(found.classes) == 2 else CYCLE[k % len(CYCLE)]
+def _colour(answers: LabelledAnswers, k: int) -> str:
+    return BLUE if len(answers.classes) == 2 else CYCLE[k % len(CYCLE)]
 
 
-def _many(found: Scored) -> list[str]:
-    return [CYCLE[k % len(CYCLE)] for k in range(len(found.classes))]
+def _list_colours(answers: LabelledAnswers) -> list[str]:
+    return [CYCLE[k % len(CYCLE)] for k in range(len(answers.classes))]

@@ -19,11 +19,11 @@ from foveate.metrics.types import Floats, Ints
 from foveate.tasks.base import Rows
 
 COMPARED = ("auroc", "log_loss")
-"""Scores whose difference between two sets of answers is told."""
+"""Scores by which two sets of answers are compared."""
 
 
 def score_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Score]:
-    """Score rows with known labels, by name."""
+    """Score rows with known labels, with intervals over patients; return scores by name."""
     prob, target = _answers(rows, classes)
     return score_all(
         prob,
@@ -38,19 +38,19 @@ def score_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Score]:
 def compare_classes(rows: Rows, others: Rows, classes: Sequence[str]) -> dict[str, Difference]:
     """Compare two sets of answers to the same images, row by row.
 
-    Ranks are compared between images of which both sets' answers are of one model each; scores
-    that need two classes are left out where only one occurs.
+    Ranks are compared only between images that share a fold in both sets, hence a model in each;
+    scores that need two classes are left out where only one occurs.
     """
     prob, target = _answers(rows, classes)
     pairs = zip(rows, others, strict=True)
-    found = compare_scores(
+    differences = compare_scores(
         prob,
         _probabilities(others, classes),
         target,
         [row["patient_id"] for row in rows],
         folds=[(ours.get("fold", ""), theirs.get("fold", "")) for ours, theirs in pairs],
     )
-    return {name: found[name] for name in COMPARED if name in found}
+    return {name: differences[name] for name in COMPARED if name in differences}
 
 
 def count_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:

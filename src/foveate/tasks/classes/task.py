@@ -1,4 +1,4 @@
-"""A task over named classes: everything but the loss and the probabilities."""
+"""The base of tasks over named classes: all but the loss and the probabilities."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from foveate.presentation import (
     percent,
 )
 from foveate.tasks.base import AbstractTask, Point, Rows, Stored
-from foveate.tasks.classes.curves import scored
+from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.figures import class_charts
 from foveate.tasks.classes.scores import compare_classes, count_classes, score_classes
 
 _RANKED = 0.65
-"""An AUROC of the validation part from which on something was learnt."""
+"""Least mean AUROC of the validation part that shows that something was learnt."""
 
 
 class ClassTask(AbstractTask):
-    """Classes by name, of which an answer holds a probability each.
+    """Named classes; an answer is a probability for each.
 
     Attributes:
-        classes: their names, in the order of the probabilities.
+        classes: names of the classes, in the order of the probabilities.
 
     Raises:
-        OptionError: fewer than two names, or a name twice.
+        OptionError: there are fewer than two names, or a name stands twice.
     """
 
     words: ClassVar[Mapping[str, ScoreWords]] = {
@@ -102,7 +102,7 @@ class ClassTask(AbstractTask):
     def settle(
         cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return the classes; all folds have those of the whole table, in the same order."""
+        """Return the classes; all folds take those of the whole table, in the same order."""
         if shared is not None:
             return dict(shared)
         distinct = sorted(set(labels))
@@ -122,28 +122,28 @@ class ClassTask(AbstractTask):
 
     @property
     def common(self) -> Mapping[str, str]:
-        """The classes and their order."""
+        """Text of the classes in their order, which models that answer together must share."""
         return {"classes": ", ".join(self.classes)}
 
     @property
     def known_labels(self) -> tuple[str, ...]:
-        """The classes."""
+        """Names of the classes, whose spelling new tables are matched to."""
         return self.classes
 
     @property
     def allowed(self) -> str:
-        """The classes."""
+        """Text that lists the names of the classes."""
         return ", ".join(self.classes)
 
     def describe(self) -> str:
-        """Name the classes."""
+        """Describe the task by its classes, in their order."""
         return f"classes {', '.join(self.classes)} (in this order)"
 
     def parse(self, label: str) -> int | list[float]:
         """Return the number of a class.
 
         Raises:
-            TableError: no class of this name.
+            TableError: there is no class of this name.
         """
         if label not in self.classes:
             raise TableError(f"no class '{label}'.{did_you_mean(label, self.classes)}")
@@ -158,19 +158,23 @@ class ClassTask(AbstractTask):
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probability of each class, ``(b, classes)``, in float64; rows sum to 1."""
+        """Compute the probabilities of the classes, ``(b, classes)`` in float64; rows sum to 1."""
 
     def correct(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return 1 where a row answers rightly, else 0, ``(m,)``, without gradient."""
+        """Return 1 where the most probable class of a row is true, else 0, ``(m,)``."""
         if not _is_class(target):
             return super().correct(logits, target)
         return (self.probabilities(logits.detach()).argmax(-1) == target).float()
 
     def temperature(self, logits: Tensor, target: Tensor) -> float:
-        """Return what logits of held-out images should be divided by to be as sure as right.
+        """Fit the temperature that calibrates the logits of held-out images; from 1/20 to 20.
 
-        Found by the likelihood of the labels, which are not smoothed here. From 1/20 to 20, drawn
-        towards 1, as if its logarithm were known to about 1/2: a handful of images says little.
+        It maximises the likelihood of the labels, without smoothing, with a normal prior of
+        standard deviation 1/2 on its logarithm, because few images determine it badly.
+
+        Args:
+            logits: logits of one model, ``(n, k)``.
+            target: targets of the images, ``(n,)``.
         """
         candidates = torch.logspace(-1.3, 1.3, 53, dtype=torch.float64)
         exact = logits.double()
@@ -179,22 +183,22 @@ class ClassTask(AbstractTask):
         return float(candidates[int(drawn.argmin())])
 
     def _surprise(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return minus the logarithm of what a row gives its label, ``(m,)``; else its loss."""
+        """Compute the negative log-likelihood ``(m,)`` of classes, or the loss of other targets."""
         if not _is_class(target):
             return self.each_loss(logits, target)
-        own = self.probabilities(logits).gather(1, target[:, None].to(logits.device))
-        return -own[:, 0].clamp_min(1e-300).log()
+        of_target = self.probabilities(logits).gather(1, target[:, None].to(logits.device))
+        return -of_target[:, 0].clamp_min(1e-300).log()
 
     def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
-        """Return the AUROC; nothing where one class occurs."""
+        """Compute the AUROC as ``val_auroc``; return an empty dictionary with one class only."""
         score = auroc(values.cpu().numpy(), target.cpu().numpy())
         return {} if score is None else {"val_auroc": float(score)}
 
     def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
-        """Judge a validation part by ranking and calibrated loss.
+        """Score a validation part by ranking and calibrated loss.
 
-        ``val_score`` is the loss at the best temperature, as a share of chance, and the share of
-        pairs of images that are ranked wrongly.
+        ``val_score`` is the sum of the loss at the best temperature, as a share of the loss at
+        chance, and of the share of pairs of images that are ranked wrongly.
         """
         loss = float(self.loss(logits / self.temperature(logits, target), target))
         relative = loss / chance if chance > 0 else loss
@@ -202,16 +206,16 @@ class ClassTask(AbstractTask):
         return {"val_score": relative + 1 - scores.get("val_auroc", 0.5)} | scores
 
     def learnt(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Say whether the classes are ranked, on average over the epochs that say so."""
+        """Return whether the mean AUROC of the epochs that have one exceeds 0.65."""
         ranked = [row["val_auroc"] for row in history if "val_auroc" in row]
         return bool(ranked) and sum(ranked) / len(ranked) > _RANKED
 
     # -- answers --------------------------------------------------------------------------------
 
     def calibrate(self, logits: Tensor, target: Tensor) -> dict[str, float | None]:
-        """Settle the temperature and, of two classes, from which probability the second is called.
+        """Settle the temperature and, for two classes, the threshold of the second one.
 
-        The threshold is Youden's.
+        The threshold maximises Youden's index.
         """
         if not len(logits):
             return {"temperature": 1.0, "threshold": None}
@@ -224,7 +228,7 @@ class ClassTask(AbstractTask):
         return {"temperature": temperature, "threshold": 0.5 if best is None else float(best)}
 
     def pool(self, points: Sequence[Point]) -> dict[str, float | None]:
-        """Return the mean threshold of those that have one, and the geometric mean temperature."""
+        """Return the mean of the thresholds there are, and the geometric mean temperature."""
         known = [float(p["threshold"]) for p in points if p.get("threshold") is not None]
         logs = np.log([p.get("temperature", 1.0) for p in points])
         return {
@@ -233,11 +237,11 @@ class ClassTask(AbstractTask):
         }
 
     def decode(self, logits: Tensor, point: Point) -> Tensor:
-        """Return the probability of each class, at the temperature that was settled."""
+        """Compute the probabilities ``(b, classes)`` at the settled temperature."""
         return self.probabilities(logits.double() / point.get("temperature", 1.0))
 
     def predict(self, values: Sequence[float], point: Point) -> str:
-        """Return the most probable class; of two, by the threshold where there is one."""
+        """Return the most probable class; of two classes, by the threshold where there is one."""
         threshold = point.get("threshold")
         if threshold is not None and len(self.classes) == 2:
             return self.classes[int(values[1] >= threshold)]
@@ -245,7 +249,7 @@ class ClassTask(AbstractTask):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The classes; one logit of two classes is the second's."""
+        """Names of the logits: the classes, or the second of two classes with one logit."""
         n = sum(head.size for head in self.heads)
         return self.classes[-n:] if n in (1, len(self.classes)) else super().outputs
 
@@ -254,11 +258,11 @@ class ClassTask(AbstractTask):
         return {"probs": dict(zip(self.classes, values, strict=True))}
 
     def write(self, value: float, *, short: bool = False) -> str:
-        """Return a probability as text."""
+        """Write a probability with four or six decimals."""
         return f"{value:.4f}" if short else f"{value:.6f}"
 
     def explain(self, values: Sequence[float], point: Point) -> str:
-        """Say the probabilities, and from where the second of two classes is called."""
+        """Describe an answer by its probabilities and, for two classes, the threshold."""
         text = "  ".join(f"{c} {p:.3f}" for c, p in zip(self.classes, values, strict=True))
         if point.get("threshold") is not None:
             text += f"; {self.classes[1]} from {float(point['threshold']):.3f}"
@@ -267,21 +271,21 @@ class ClassTask(AbstractTask):
     # -- scores ---------------------------------------------------------------------------------
 
     def score(self, rows: Rows) -> dict[str, Score]:
-        """Score ranks, decisions and losses."""
+        """Score ranks, decisions and losses, with intervals over patients."""
         return score_classes(rows, self.classes)
 
     def compare(self, rows: Rows, others: Rows) -> dict[str, Difference]:
-        """Compare the AUROC and the logarithmic loss."""
+        """Compare two sets of answers by AUROC and logarithmic loss."""
         return compare_classes(rows, others, self.classes)
 
     def details(self, rows: Rows) -> dict[str, Any]:
-        """Return classes, confusion matrix and calibration."""
+        """Return classes, confusion matrix and calibration for ``metrics.json``."""
         return count_classes(rows, self.classes)
 
     # -- words and figures ----------------------------------------------------------------------
 
     def sentence(self, scores: Stored, n_folds: int) -> str:
-        """Say the AUROC in pairs of images, or another main score by its name."""
+        """Describe the AUROC as a number of pairs of images, or another main score by its name."""
         name = self.headline(scores) or ""
         score = scores.get(name, {})
         value, lo, hi = (finite(score, key) for key in ("value", "lo", "hi"))
@@ -302,7 +306,7 @@ class ClassTask(AbstractTask):
         return f"{who} ranked {pair} in {100 * value:.0f} of 100 pairs{of}{within}."
 
     def cautions(self, scores: Stored) -> list[str]:
-        """Say where the AUROC cannot be told from chance, or is worse."""
+        """Warn where the AUROC is not clearly better than chance, or worse than chance."""
         lo, hi = (finite(scores.get("auroc", {}), key) for key in ("lo", "hi"))
         if lo is not None and hi is not None and lo <= 0.5 <= hi:
             return ["The interval holds 0.5: this cannot be told from chance."]
@@ -311,7 +315,7 @@ class ClassTask(AbstractTask):
         return []
 
     def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
-        """Judge an answer right or wrong; wrong ones come first, then by confidence."""
+        """Judge an answer right or wrong; wrong ones rank first, then confident ones."""
         shares = entry.get("probs")
         shares = shares if isinstance(shares, dict) else {}
         kind = "right" if entry.get("label") == entry.get("predicted") else "wrong"
@@ -341,7 +345,7 @@ class ClassTask(AbstractTask):
         return [] if sure is None else [(f" with probability {sure:.3f}", False)]
 
     def tables(self, metrics: Mapping[str, Any], points: Sequence[Point]) -> list[ShadedTable]:
-        """Return the confusion matrix; nothing where none fits the classes."""
+        """Return the confusion matrix as a table; no table where it does not fit the classes."""
         matrix, classes = metrics.get("confusion"), self.classes
         if not isinstance(matrix, list) or len(matrix) != len(classes):
             return []
@@ -351,9 +355,9 @@ class ClassTask(AbstractTask):
             cells = [(str(n), n / total if total else 0.0) for n in counts]
             rows.append((classes[i], cells, percent(counts[i] / total) if total else "–"))
         note = ""
-        if thresholds := _values(points, "threshold"):
+        if thresholds := _read_values(points, "threshold"):
             note = (
-                f"Called {classes[-1]} from a probability of {_listed(thresholds, 3)}, chosen on "
+                f"Called {classes[-1]} from a probability of {_join(thresholds, 3)}, chosen on "
                 "the inner validation part."
             )
         return [ShadedTable("Confusion matrix", "predicted", "true", "found", classes, rows, note)]
@@ -362,30 +366,32 @@ class ClassTask(AbstractTask):
         self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
     ) -> list[Chart]:
         """Return ROC, precision and recall, calibration, and the distribution of scores."""
-        return class_charts(scored(rows, self.classes), metrics, _values(points, "threshold"))
+        return class_charts(
+            collect_answers(rows, self.classes), metrics, _read_values(points, "threshold")
+        )
 
     def notes(self, points: Sequence[Point]) -> list[str]:
-        """Say the temperatures."""
-        temperatures = _values(points, "temperature")
+        """Describe the temperatures that the logits were divided by."""
+        temperatures = _read_values(points, "temperature")
         if not temperatures:
             return []
         return [
             "Before they became probabilities, logits were divided by a temperature of "
-            f"{_listed(temperatures, 2)}, chosen on the inner validation part. Above 1 it makes "
+            f"{_join(temperatures, 2)}, chosen on the inner validation part. Above 1 it makes "
             "the model less sure, below 1 surer; 1.00 changes nothing."
         ]
 
 
 def _is_class(target: Tensor) -> bool:
-    """Say whether each target is a single class."""
+    """Return whether the targets are numbers of classes."""
     return target.ndim == 1 and not target.is_floating_point()
 
 
-def _values(points: Sequence[Point], key: str) -> list[float]:
-    found = (finite(point, key) for point in points)
-    return [value for value in found if value is not None]
+def _read_values(points: Sequence[Point], key: str) -> list[float]:
+    numbers = (finite(point, key) for point in points)
+    return [value for value in numbers if value is not None]
 
 
-def _listed(values: Sequence[float], places: int) -> str:
+def _join(values: Sequence[float], places: int) -> str:
     text = ", ".join(f"{value:.{places}f}" for value in values)
     return f"{text} (one per fold)" if len(values) > 1 else text
