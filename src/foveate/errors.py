@@ -103,19 +103,6 @@ class DiskFull(FoveateError, OSError):
 class NotWritable(FoveateError, OSError):
     """A file or folder cannot be written where it was asked for."""
 
-    def __init__(self, path: object, error: OSError) -> None:
-        reason = error.strerror or "the system refuses it"
-        if isinstance(error, PermissionError):
-            reason = "you may not write there"
-        elif error.errno == errno.EROFS:
-            reason = "the disk may only be read"
-        elif isinstance(error, NotADirectoryError):
-            reason = "a file lies where a folder would have to be"
-        super().__init__(
-            f"{path} cannot be written ({reason}): give an --out where you may write, or change "
-            "the permissions of this one"
-        )
-
 
 class FolderInUse(FoveateError, RuntimeError):
     """Another process writes into the folder."""
@@ -200,6 +187,26 @@ def one_line(text: str, *, most: int = 500) -> str:
     """
     plain = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(plain.split())[:most]
+
+
+def not_writable_error(path: object, error: OSError) -> NotWritable:
+    """Return the error for a file or folder that cannot be written, with the reason and a remedy.
+
+    Args:
+        path: of the file or folder.
+        error: the system's refusal.
+    """
+    reason = error.strerror or "the system refuses it"
+    if isinstance(error, PermissionError):
+        reason = "you may not write there"
+    elif error.errno == errno.EROFS:
+        reason = "the disk may only be read"
+    elif isinstance(error, NotADirectoryError):
+        reason = "a file lies where a folder would have to be"
+    return NotWritable(
+        f"{path} cannot be written ({reason}): give an --out where you may write, or change the "
+        "permissions of this one"
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:

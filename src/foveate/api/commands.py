@@ -179,8 +179,7 @@ def evaluate(
         images: folder that paths are relative to.
         renamed: class of the model, by label of the table.
         audit_layout: whether to test as well if the model uses the positions of patches.
-        assume_spacing_um: spacing of images that state none, in micrometres per pixel; with None,
-            as in training.
+        assume_spacing_um: spacing of images that state none; with None, as in training.
         n_heatmaps: number of images, from the first on, that get pictures.
         exports: kinds of pictures.
         workers: number of processes that predict; with 0, this process does.
@@ -189,12 +188,10 @@ def evaluate(
         on_progress: called with the progress of the work.
 
     Raises:
-        TableError: the model knows none of the labels, or no image could be predicted.
-        FoveateError: another error that the caller can correct.
+        FoveateError: no label is known, no image could be predicted, or what else is to correct.
 
     Example:
         >>> foveate.evaluate("runs/first", "other.csv", "external").metrics["n_images"]
-        40
     """
     from foveate.workflows.predict import PredictOptions, evaluate_table
 
@@ -203,11 +200,9 @@ def evaluate(
     )
     stored = store_table(table, Path(out))
     folder = images if images is not None else stored.get("images")
+    asked = (Path(run), Path(stored["path"]), options, as_display(on_progress))
     metrics, failed = evaluate_table(
-        Path(run),
-        Path(stored["path"]),
-        options,
-        as_display(on_progress),
+        *asked,
         label=label,
         files=None if files is None else Path(files),
         images=None if folder is None else Path(folder),

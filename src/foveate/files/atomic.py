@@ -12,9 +12,9 @@ from typing import Any
 from foveate.errors import (
     DiskFull,
     FoveateError,
-    NotWritable,
     TooManyOpen,
     disk_full,
+    not_writable_error,
     out_of_files,
 )
 
@@ -43,7 +43,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         if isinstance(error, OSError) and not isinstance(error, FoveateError):
             if out_of_files(error):
                 raise TooManyOpen() from error
-            raise NotWritable(path, error) from error
+            raise not_writable_error(path, error) from error
         raise
     finally:
         with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from foveate.errors import FolderInUse, NotWritable
+from foveate.errors import FolderInUse, not_writable_error
 
 NAME = ".foveate.lock"
 _BUSY = (BlockingIOError, PermissionError)
@@ -33,7 +33,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path)
     except OSError as error:
-        raise NotWritable(folder, error) from error
+        raise not_writable_error(folder, error) from error
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
             os.ftruncate(file, 0)
