@@ -18,7 +18,7 @@ from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, read_tensors
 from foveate.runs.schedule import TrainOptions
 from foveate.table import Case, read_cases
-from foveate.training.frozen_start import _parts
+from foveate.training.frozen_start import _divide
 from foveate.training.loop import Trainer
 from foveate.training.state import Progress, Status
 
@@ -169,7 +169,7 @@ def test_patients_are_left_out_together_and_labels_spread() -> None:
         for p in range(20)
         for i in (0, 1)
     ]
-    found = _parts(cases, [str(case.label) for case in cases])
+    found = _divide(cases, [str(case.label) for case in cases])
     of_patient: dict[str, set[int]] = {}
     for case, part in zip(cases, found.tolist(), strict=True):
         of_patient.setdefault(case.patient_id, set()).add(part)

@@ -4,8 +4,8 @@ Source: Bergner, Lippert & Mahendran, "Iterative Patch Selection for High-Resolu
 Recognition", ICLR 2023; sub-salient buffer and random drop after DBPS (CVPR 2025).
 
 Differs: patches are scored by their attention over all patches of the image, not over those that
-happen to be in the buffer: what is selected is the global best M, in any order of scanning (with
-the published code it is not). Gradients come from two-pass replay, so memory depends neither on the
+happen to be in the buffer, so the M best of all are selected in any order of scanning (with the
+published code they are not). Gradients come from two-pass replay, so memory depends neither on the
 number of patches scanned nor on the number kept. Some slots explore; patches of one constant colour
 are embedded once; positions are physical, not indices into one lattice; the lattice moves in
 training; padding is masked everywhere; an instance head ends the plateau at chance; patches are
@@ -47,16 +47,17 @@ class Ips(AbstractMethod):
     """Scan all patches, keep those of highest attention, aggregate them by cross-attention.
 
     Args:
-        kept: patches per image that gradients flow through (M of the paper). An image with no more
-            patches than that is not scanned.
+        kept: number of patches per image that gradients flow through (M of the paper). An image
+            with no more patches than that is not scanned.
         explore: share of the kept patches, in training, that is drawn from the rest.
-        buffer: further patches, next in score, that are aggregated without training the encoder.
+        buffer: number of further patches, next in score, that are pooled without training the
+            encoder.
         drop: share of the patches that is left out at random in training.
         layers: of self-attention between patches before pooling; 0 is the paper's.
         dropout: in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out.
-        chunk: patches encoded at a time.
+        chunk: number of patches encoded at a time.
         jitter: in training, shift the lattice at random.
     """
 

@@ -10,9 +10,9 @@ image size; regions that the glimpse shows to be background are neither read nor
 once, and do not dilute what is pooled; cells are averaged in small groups and weighed by gated
 attention rather than averaged over all.
 
-Use when: what decides may be anywhere and is too small or too plain for a glimpse to point at it,
+Use when: the decisive part may be anywhere and is too small or too faint for a glimpse to show it,
 and there is time: every pixel of the foreground goes through the network, forwards twice and
-backwards once. Cells know of each other only as far as the receptive field reaches.
+backwards once. A cell sees others only within its receptive field.
 
 Cost: reads every pixel of the foreground, twice in training; memory of one tile, chosen to fit
 `budget_mib`, and of the final map.
@@ -54,9 +54,9 @@ class StreamingCnn(AbstractMethod):
         pool: over the cells: gated ``attention``, ``mean`` or ``max``.
         group: cells a side that are averaged into one before pooling; coarser evidence, less
             memory for the final map.
-        budget_mib: what a step may hold beside the parameters and the final map; tiles are chosen
-            by it. Without a GPU the allocator keeps about as much again; for a tenth more time it
-            does not, with ``MALLOC_MMAP_THRESHOLD_=262144`` in the environment.
+        budget_mib: memory that a step may use beside the parameters and the final map; tiles are
+            chosen by it. Without a GPU the allocator keeps about as much again, unless
+            ``MALLOC_MMAP_THRESHOLD_=262144`` is in the environment, which takes a tenth more time.
         tile: side of a tile in pixels; 0 chooses it by `budget_mib`.
         scratch: folder on disk for maps that are stored between two rounds of tiles and too large
             for memory, which spares large images a sixth of the arithmetic; by default that for
