@@ -59,7 +59,7 @@ class JointAnswer:
     """The answer of a glimpse and its patches.
 
     Attributes:
-        logits: ``(b, k)``.
+        logits: answers ``(b, k)``.
         weight: ``(b, n)``, the share of each patch among all patches; rows sum to 1.
         remainder: ``(b,)``, the share of the glimpse in the answer, which lies in no patch.
         auxiliary: in training, further answers ``(b, k)`` with the weight of their loss, by name.
@@ -80,7 +80,7 @@ class GlimpseAndPatches(nn.Module):
         spread: weight of attention's divergence from its prior.
         locating: weight of the losses that teach where to look.
         instance: weight of the instance head's loss.
-        dropout: in the cross-attention, and on the expectation over cells.
+        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
         chunk: patches encoded at a time.
     """
 

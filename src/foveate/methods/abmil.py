@@ -39,7 +39,7 @@ class Abmil(AbstractBagMethod):
             each image is embedded once.
         chunk: number of patches encoded at a time.
         hidden: width of the attention network (``attention`` only).
-        dropout: on the pooled vector (``attention`` only).
+        dropout: rate of dropout on the pooled vector (``attention`` only).
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out, as published.
         jitter: in training, shift the lattice at random (with a trained encoder only).

@@ -46,7 +46,7 @@ class Clam(AbstractBagMethod):
         chunk: number of patches encoded at a time.
         width: width of the first layer, which features pass through.
         hidden: width of the attention network.
-        dropout: on features and in the attention network.
+        dropout: rate of dropout on features and in the attention network.
         clustered: number of patches of highest attention, and of lowest, that are given labels;
             fewer when an image has less than twice as many.
         clustering: share of the clustering's loss; the bag's loss has the rest. Left out for tasks

@@ -46,7 +46,7 @@ class DifferentiableTopK(AbstractMethod):
 
     Args:
         k: patches that make the prediction.
-        samples: of the noise in a training step.
+        samples: number of noise samples in a training step.
         sigma: standard deviation of the noise at the beginning, of scores that span 0…1; falls
             linearly to 0 over the training.
         most: largest number of patches read per image in training; at least k.
@@ -54,7 +54,7 @@ class DifferentiableTopK(AbstractMethod):
             the paper's entropy term), which keeps scores from running apart.
         contrast: exponent of the prior: the prior of a cell is its difference from the background
             to this power; with 0 it only tells foreground from background.
-        dropout: on the pooled vector.
+        dropout: rate of dropout on the pooled vector.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves the head out, as in the paper.
         chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.

@@ -40,7 +40,7 @@ class Dsmil(AbstractBagMethod):
             each image is embedded once.
         chunk: number of patches encoded at a time.
         hidden: length of the queries that are compared.
-        dropout: on the values that are pooled.
+        dropout: rate of dropout on the values that are pooled.
         instance: weight of the patch stream's loss beside the bag stream's; 1 is the paper's.
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """

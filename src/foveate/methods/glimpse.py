@@ -50,7 +50,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
             makes up for the weight there. Where answers are sums over patches, the losses teach the
             encoder as well, and 1 is worth a try.
         explore: share of attention, in training, that follows the prior whatever was learnt.
-        dropout: in the cross-attention, and on the expectation over cells.
+        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. It gives every patch its own gradient, which ends the plateau at
             chance; the larger its weight beside the main answer, the sooner. 0 leaves the head out.

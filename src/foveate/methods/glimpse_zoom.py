@@ -57,7 +57,7 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
             patches is drawn in each tile: ``patches / looks`` rounded down, at least one.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
         locating: weight of the losses that teach where to look; see `glimpse`.
-        dropout: in the cross-attention, and on the expectation over cells.
+        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss; see `glimpse`. 0 leaves the head out.
         chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.

@@ -37,7 +37,7 @@ class MilMean(AbstractBagMethod):
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
         chunk: number of patches encoded at a time.
-        dropout: on the mean.
+        dropout: rate of dropout on the mean.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0, the plain mean, leaves it out: here every patch has a gradient
             of its own already.

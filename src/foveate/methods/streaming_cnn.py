@@ -65,7 +65,7 @@ class StreamingCnn(AbstractMethod):
             background stands for them, and they are computed once. Cells over nothing else do not
             take part in the pool.
         hidden: width of the attention network.
-        dropout: on the pooled vector.
+        dropout: rate of dropout on the pooled vector.
         instance: weight of the instance head's loss: cells answer the task on their own, pooled as
             the task allows. 0 leaves it out.
     """
@@ -128,17 +128,17 @@ class StreamingCnn(AbstractMethod):
         streamed: Streamed = self.__dict__["streamed"]
         streamed.budget_bytes = self.budget_bytes // len(batch)
         streamed.train(self.training)
-        wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
+        sources = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
-        for i, (whole, tell) in enumerate(zip(wholes, _progress_callbacks(batch), strict=True)):
+        for i, (source, tell) in enumerate(zip(sources, _progress_callbacks(batch), strict=True)):
             streamed.on_progress = tell
-            compute = functools.partial(streamed, whole)
+            compute = functools.partial(streamed, source)
             maps.append(
                 compute()
                 if batch.frozen_features is None
                 else batch.frozen_features.map(i, compute)
             )
-        cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
+        cells = [self._cells(source, map_) for source, map_ in zip(sources, maps, strict=True)]
         rows = [map_[0].flatten(1).T[index] for map_, index in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)
         h = self.norm(pad_rows(torch.cat(rows).float(), valid))
@@ -155,14 +155,14 @@ class StreamingCnn(AbstractMethod):
         alone = self.head_instance(h, valid)
         return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
-    def _cells(self, whole: WholeImage, map_: Tensor) -> Tensor:
+    def _cells(self, source: WholeImage, map_: Tensor) -> Tensor:
         """Return the indices of cells that lie on more than background; of all if none does."""
         index = torch.arange(map_[0, 0].numel(), device=map_.device)
-        if not whole.has_blank:
+        if not source.has_blank:
             return index
         size, corner = self._size_px, self._corner_px
         first = [np.floor(corner + size * np.arange(n)).astype(np.int64) for n in map_.shape[2:]]
-        blank = whole.blank([(low, low + size) for low in first])
+        blank = source.blank([(low, low + size) for low in first])
         shown = torch.from_numpy(~blank.ravel()).to(map_.device)
         return index[shown] if shown.any() else index
 

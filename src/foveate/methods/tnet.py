@@ -106,7 +106,7 @@ class Tnet(AbstractMethod):
         draws: with ``sampled``, trees drawn of each image in training, which are each other's
             baseline; with 1 it is the mean reward of past steps.
         weighting: weigh features by a squeeze-and-excite module instead of averaging them.
-        dropout: on features.
+        dropout: rate of dropout on features.
         chunk: number of crops encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, shift the grid over the image at random, and all below with it.
     """

@@ -44,7 +44,7 @@ class Transmil(AbstractBagMethod):
         attention_heads: number of heads of each attention.
         landmarks: number of landmarks of the first attention, per image.
         iterations: iterations of its pseudo-inverse.
-        dropout: on the output of each attention.
+        dropout: rate of dropout on the output of each attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out, as published.
         jitter: in training, shift the lattice at random (with a trained encoder only).
