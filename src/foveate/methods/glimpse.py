@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveate.attention_maps.choice import Choice
-from foveate.attention_maps.together import GlimpseAndPatches, Tokens
+from foveate.attention_maps.glimpse_and_patches import GlimpseAndPatches, Tokens
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.attention_maps.together import (
+from foveate.attention_maps.glimpse_and_patches import (
     BACKGROUND,
     CONTRAST,
     MASS,

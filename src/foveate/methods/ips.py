@@ -201,7 +201,7 @@ class Ips(AbstractMethod):
         selected: Sequence[Tensor],
         buffered: Sequence[Tensor],
     ) -> Tensor:
-        """Embed selected patches with gradient and, after those of each image, its buffer's without."""
+        """Embed selected patches with gradient, and each image's buffer, behind them, without."""
         best = [part[row.numpy()] for part, row in zip(patches, selected, strict=True)]
         # Pixels are read again for the second pass: little work after a scan of all patches.
         f = embed_patches(self.encoder, batch, best, self.chunk, then=self.embed, keep_pixels=False)
