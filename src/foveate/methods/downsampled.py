@@ -2,7 +2,7 @@
 
 Source: none; what every pipeline that resizes its images does.
 
-Use when: the glimpse shows what decides; and always, as the baseline of the other methods.
+Use when: what decides is visible in the glimpse; and always, as the baseline of the other methods.
 
 Cost: reads the glimpse and nothing else; memory of one glimpse.
 """
