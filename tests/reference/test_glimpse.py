@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.attention_maps.together import Tokens
+from foveate.attention_maps.glimpse_and_patches import Tokens
 from foveate.batch import Batch, View
 from foveate.batch.features import FeatureStore
 from foveate.encoders.lite0 import Lite0Encoder

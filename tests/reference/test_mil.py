@@ -58,6 +58,8 @@ class Given:
 
     def __init__(self, f: Tensor, valid: Tensor, centre: Tensor) -> None:
         self.f, self.valid, self.centre = f, valid, centre
+        box = SimpleNamespace(size=(1.0,) * centre.shape[-1])
+        self.items = [SimpleNamespace(image=SimpleNamespace(box_um=box))] * len(f)
 
     def cover(self, batch: Any, *, training: bool) -> list[Patches]:
         return [Patches(np.zeros((int(n), 2)), np.ones(int(n))) for n in self.valid.sum(1)]
@@ -68,10 +70,12 @@ class Given:
     def layout(self, patches: Any, n: int) -> tuple[Tensor, Tensor]:
         return self.centre, torch.ones_like(self.centre[..., 0])
 
-    def evidence(self, patches: Sequence[Patches], weight: Tensor) -> Any:
+    def evidence(
+        self, patches: Sequence[Patches], weight: Tensor, *, by_output: Tensor | None = None
+    ) -> Any:
         assert (weight >= 0).all()
         assert (weight.masked_select(~self.valid) == 0).all()
-        return Batch.evidence(cast(Batch, self), patches, weight)
+        return Batch.evidence(cast(Batch, self), patches, weight, by_output=by_output)
 
 
 def build(name: str, heads: Sequence[Head] = HEADS, **options: Any) -> AbstractMethod:

@@ -201,14 +201,14 @@ class Zoom(nn.Module):
         spacing = batch.view.spacing_um * level.scale
         stage = choose_stage(encoder, spacing, batch.view.patch_um * level.child)
         scores = level.locate(maps, stage)
-        whole = lay_map_lattice(encoder, stage, scores.shape[1:], spacing)
+        tile_lattice = lay_map_lattice(encoder, stage, scores.shape[1:], spacing)
         owner = [i for i, part in enumerate(tiles) for _ in range(len(part))]
         inside, grids = [], []
         for score, i, corner in zip(
             scores, owner, np.concatenate([part.origin_um for part in tiles]), strict=True
         ):
             item = batch.items[i]
-            cells, lattice = clip_to_image(whole, corner, item.image.box_um.size)
+            cells, lattice = clip_to_image(tile_lattice, corner, item.image.box_um.size)
             prior = compute_tile_prior(
                 item, lattice, batch.view, power=self.contrast, background=self.background
             )

@@ -167,7 +167,7 @@ def compute_output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
     each output average these maps by it.
 
     Args:
-        logits: ``(b, k)``.
+        logits: answers ``(b, k)``.
         heads: the questions of the task.
     """
     exact = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))

@@ -32,7 +32,7 @@ from foveate.batch.types import (
     lay_kernels,
     to_rgb,
 )
-from foveate.batch.whole import WholeImage
+from foveate.batch.whole_image import WholeImage
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.geometry import Box, Frame

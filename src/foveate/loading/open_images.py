@@ -91,7 +91,7 @@ class OpenImages:
             return decoded, self._closed[1] + sum(c.asked_px for c in counts)
 
     def close(self) -> None:
-        """Close all images."""
+        """Close all images, pinned ones too."""
         with self._lock:
             self._pins.clear()
             self._close_idle(0)

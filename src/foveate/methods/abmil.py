@@ -4,11 +4,11 @@ Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learnin
 (gated attention).
 
 Differs: the encoder may be trained: features come from two-pass replay, whose memory does not grow
-with the number of patches; in training the lattice moves; an instance head gives every patch a
-gradient of its own; the additive aggregator is that of EMIL (Müller et al., MIDL 2022).
+with the number of patches; in training the lattice moves; an instance head gives every patch its
+own gradient; the additive aggregator is that of EMIL (Müller et al., MIDL 2022).
 
-Use when: everything in the image may count and reading all of it is affordable; with a frozen
-encoder, as the baseline that the field compares with. Blind to where patches lie.
+Use when: any part of the image may count and reading all of it is affordable; with a frozen
+encoder, as the usual baseline of the field. It does not see where patches lie.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
 small cache; memory of one chunk of patches, and one vector per patch.
@@ -33,13 +33,13 @@ class Abmil(AbstractBagMethod):
     Args:
         aggregator: ``attention``, the paper's, which pools the patches and answers once; or
             ``additive``, where each patch answers, gates let some through and the answers are
-            added: evidence is then what each patch added to the prediction.
+            added: evidence is then the contribution of each patch to the prediction.
         k_min: number of patches that it takes to be sure (``additive`` only).
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
-        chunk: patches encoded at a time.
+        chunk: number of patches encoded at a time.
         hidden: width of the attention network (``attention`` only).
-        dropout: on the pooled vector (``attention`` only).
+        dropout: rate of dropout on the pooled vector (``attention`` only).
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out, as published.
         jitter: in training, shift the lattice at random (with a trained encoder only).

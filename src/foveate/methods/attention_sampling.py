@@ -6,18 +6,19 @@ head, entropy term.
 
 Differs: the attention gradient without replacement is unbiased, which the published code's is not
 (`foveate.nn.sampling`); it concentrates attention faster, so the weight of the entropy term grows
-with the mass that the drawn patches hold. Cells without foreground take no part (`background`),
-because on a slide that is nine tenths glass the paper's even start would draw nine patches of glass
-in ten; with ``background=1 contrast=0`` attention begins even, as in the paper. Scores begin at 0.
+with the attention that the drawn patches hold. Cells without foreground take no part
+(`background`): on a slide that is nine tenths glass, nine in ten patches of the paper's even start
+would show glass; with ``background=1 contrast=0`` attention begins even, as in the paper. Scores
+begin at 0.
 Features have the length ``sqrt(d)`` where the paper's have 1, which suits the linear head better.
 The attention network repeats border pixels where the published one pads with zeros, which are grey
 once pixels are normalised. Inference takes many draws, settled by the image, or the cells of
-highest attention; the published code draws at random. An instance head gives every patch a gradient
-of its own.
+highest attention; the published code draws at random. An instance head gives every patch its own
+gradient.
 
-Use when: a few small parts decide, each on its own, and the glimpse shows where they may be; as the
-plain form of `glimpse`, without relations between patches. With ``inference=expectation`` the
-deviation of the logits over draws comes with every prediction.
+Use when: a few small parts decide, each by itself, and the glimpse shows where they may be; it is
+the simple form of `glimpse`, without relations between patches. With ``inference=expectation``
+every prediction has the standard deviation of its logits over draws.
 
 Cost: reads a glimpse and a fixed number of patches per image, whatever its size; memory of one
 chunk of patches, and of a thin network on the glimpse.
@@ -73,8 +74,8 @@ class AttentionSampling(AbstractMethod):
     """Patches drawn from attention over the glimpse estimate the mean feature under attention.
 
     Args:
-        patches: drawn per image in training.
-        eval_patches: looked at per image in evaluation.
+        patches: number of patches drawn per image in training.
+        eval_patches: number of patches per image in evaluation.
         attention: ``own``, a thin network on the glimpse's pixels, one cell per pixel, as in the
             paper; ``encoder``, one linear layer on the maps of the shared encoder, whose cells are
             about as large as a patch.
@@ -83,13 +84,13 @@ class AttentionSampling(AbstractMethod):
             ``top``, over the cells of highest attention, which is biased towards them.
         spread: weight of attention's divergence from its prior (with an even prior, the paper's
             entropy term), which keeps it from collapsing.
-        background: prior probability of a cell without foreground, relative to one with it; 0
+        background: prior of a cell without foreground, relative to a cell with foreground; 0
             leaves such cells out, unless an image has no others.
-        contrast: power of the prior: a cell of the foreground is as likely, before anything is
-            learnt, as its difference from the background to this power; 0 makes all alike.
+        contrast: exponent of the prior: the prior of a cell of the foreground is its difference
+            from the background to this power; with 0 it is the same for all.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves the head out, as in the paper.
-        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere around the middle of its cell, within the cell.
     """
 

@@ -1,4 +1,4 @@
-"""Attention that must agree with a clustering of the patches it finds strongest and weakest.
+"""Attention that must agree with a clustering of the patches of highest and lowest attention.
 
 Source: Lu et al., "Data-efficient and weakly supervised computational pathology on whole-slide
 images", Nature Biomedical Engineering 2021 (CLAM-SB and CLAM-MB).
@@ -10,8 +10,8 @@ loss is cross-entropy. An output that excludes no other has two of them, for pre
 absence. Padding is masked, so images share a batch; the encoder may be trained, by two-pass
 replay, but not by the clustering.
 
-Use when: few images, frozen features, and attention alone over-fits or wanders; the baseline that
-pathology compares with. Blind to where patches lie.
+Use when: there are few images, features are frozen, and attention alone over-fits or does not
+settle; the usual baseline of pathology. It does not see where patches lie.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
 small cache; memory of one chunk of patches, and a few vectors per patch.
@@ -37,19 +37,19 @@ from foveate.nn.heads import Head
 class Clam(AbstractBagMethod):
     """All patches with tissue, gated attention, and instance clustering.
 
-    Evidence is the attention of what is predicted.
+    Evidence is the attention of the predicted classes.
 
     Args:
         branch: ``single``, one attention for all classes, or ``multi``, one for each.
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
-        chunk: patches encoded at a time.
-        width: of the layer that features pass first.
+        chunk: number of patches encoded at a time.
+        width: width of the first layer, which features pass through.
         hidden: width of the attention network.
-        dropout: on features and in the attention network.
-        clustered: patches of highest, and of lowest, attention that are given labels; fewer when
-            an image has not twice as many.
-        clustering: share of the clustering's loss; the bag's has the rest. Left out for tasks
+        dropout: rate of dropout on features and in the attention network.
+        clustered: number of patches of highest attention, and of lowest, that are given labels;
+            fewer when an image has less than twice as many.
+        clustering: share of the clustering's loss; the bag's loss has the rest. Left out for tasks
             without classes.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out, as published.

@@ -6,13 +6,13 @@ evaluation, mean pooling, entropy term on the scores.
 
 Differs: published code blends the pixels of all cells into k patches and embeds the blends; here
 every patch is one region of the image, and the features of the patches are blended, so that only
-cells which some noise sample chose are read, and memory does not grow with them (replay). Of those,
-the `most` chosen most often are kept and their weights renormalised: while scores are still alike
-noise touches many cells, and the mean then leans towards the better ones among them, as does its
-gradient; the bias fades as scores part and the noise falls. The gradient is that of the whole
-Jacobian (`foveate.nn.top_k`). Scores are added to a prior that follows contrast; scores that lie
-closer together than 1 are not stretched, or the first steps would turn rounding into ranks. An
-instance head gives every patch a gradient of its own.
+cells which some noise sample chose are read, and memory does not grow with them (replay). Of those
+cells, the `most` chosen most often are used and their weights renormalised. While scores are nearly
+equal, noise chooses many cells; the mean and its gradient are then biased towards the better cells.
+The bias vanishes as scores differ more and the noise falls. The gradient is that of the full
+Jacobian (`foveate.nn.top_k`). Scores are added to a prior that follows contrast; scores that span
+less than 1 are not stretched, or the first steps would turn rounding into ranks. An instance head
+gives every patch its own gradient.
 
 Use when: a known, small number of places decides, and evaluation should read exactly that many.
 
@@ -46,18 +46,18 @@ class DifferentiableTopK(AbstractMethod):
 
     Args:
         k: patches that make the prediction.
-        samples: of the noise in a training step.
+        samples: number of noise samples in a training step.
         sigma: standard deviation of the noise at the beginning, of scores that span 0…1; falls
             linearly to 0 over the training.
-        most: patches read per image in training, at most; at least k.
+        most: largest number of patches read per image in training; at least k.
         spread: weight of the divergence of the scores' softmax from the prior (with an even prior,
             the paper's entropy term), which keeps scores from running apart.
-        contrast: power of the prior: a cell is as likely, before anything is learnt, as its
-            difference from the background to this power; 0 leaves foreground and background only.
-        dropout: on the pooled vector.
+        contrast: exponent of the prior: the prior of a cell is its difference from the background
+            to this power; with 0 it only tells foreground from background.
+        dropout: rate of dropout on the pooled vector.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves the head out, as in the paper.
-        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
     """
 

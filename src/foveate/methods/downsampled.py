@@ -1,8 +1,8 @@
-"""The whole image shrunk: the honest straw man that every other method must beat.
+"""The whole image shrunk: the simple baseline that every other method must beat.
 
 Source: none; what every pipeline that resizes its images does.
 
-Use when: what decides is visible in the glimpse; and always, as the yardstick of the others.
+Use when: what decides is visible in the glimpse; and always, as the baseline of the other methods.
 
 Cost: reads the glimpse and nothing else; memory of one glimpse.
 """
@@ -35,7 +35,7 @@ class Downsampled(AbstractMethod):
     """
 
     reads = frozenset({"glimpse"})
-    summary = "the whole image shrunk to the glimpse; reads no detail (the straw man)"
+    summary = "the whole image shrunk to the glimpse; reads no detail (the baseline)"
     meets = ("no", "no", "yes", "yes", "partly")
     learns_frozen = False
 

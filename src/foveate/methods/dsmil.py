@@ -8,8 +8,8 @@ the prediction is the bag stream's, as in the code, and the patch stream is its 
 training; the encoder may be trained, by two-pass replay, instead of self-supervised beforehand;
 one magnification; padding is masked, so images of unequal size share a batch.
 
-Use when: a deciding patch can be told on its own and others of its kind should count with it.
-Blind to where patches lie.
+Use when: a single patch can be recognised as decisive, and similar patches should count with it.
+It does not see where patches lie.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
 small cache; memory of one chunk of patches, and one vector per patch.
@@ -31,16 +31,16 @@ from foveate.nn.heads import Head
 
 
 class Dsmil(AbstractBagMethod):
-    """All patches with tissue; each class attends to what is like its critical patch.
+    """All patches with tissue; each class attends to the patches that resemble its critical patch.
 
-    Evidence is the attention of what is predicted.
+    Evidence is the attention of the predicted classes.
 
     Args:
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
-        chunk: patches encoded at a time.
+        chunk: number of patches encoded at a time.
         hidden: length of the queries that are compared.
-        dropout: on the values that are pooled.
+        dropout: rate of dropout on the values that are pooled.
         instance: weight of the patch stream's loss beside the bag stream's; 1 is the paper's.
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
@@ -77,7 +77,7 @@ class Dsmil(AbstractBagMethod):
         self.head = nn.Linear(n_outputs * dim, n_outputs)
 
     def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
-        """Attend, for each class, to what is like its critical patch."""
+        """Attend, for each class, to the patches that resemble its critical patch."""
         logits, alone, attention = self.aggregate(self.norm(f), valid)
 
         def attended() -> Tensor:

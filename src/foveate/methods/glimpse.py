@@ -5,16 +5,15 @@ attention sampling of Katharopoulos & Fleuret, "Processing Megapixel Images with
 Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.sampling`).
 
 Differs: the glimpse is a token among the patches, related to them by attention in both directions;
-what it says on its own, fitted by linear answers to pretrained features, is what patches add to;
+its own answer is linear in pretrained features and fitted to them, and patches add to it;
 attention begins at a prior that follows contrast, learns first from attention over very many
-patches of a frozen encoder, and keeps some of the prior for exploration; an instance
-head gives every patch a gradient of its own; patches carry physical positions, are related by
-self-attention, which knows distances and sides, and read by cross-attention, with a query for each
-question, as in `ips`; how far attention may concentrate is controlled by the mass that the drawn
-patches hold.
+patches of a frozen encoder, and keeps some of the prior for exploration; an instance head gives
+every patch its own gradient; patches have physical positions, are related by self-attention, which
+knows distances and sides, and are pooled by cross-attention, with a query for each question, as in
+`ips`; the share of attention that the drawn patches hold limits how far it may concentrate.
 
 Use when: parts decide, and a glimpse shows where they may be: the default. Where the glimpse
-of a huge image shows no more than which regions to look into, take `glimpse_zoom`.
+of a huge image only shows which regions to look into, take `glimpse_zoom`.
 
 Cost: reads a glimpse and a fixed number of patches per image, whatever its size; memory of one
 chunk of patches, however many are drawn.
@@ -25,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveate.attention_maps.choice import Choice
-from foveate.attention_maps.together import GlimpseAndPatches, Tokens
+from foveate.attention_maps.glimpse_and_patches import GlimpseAndPatches, Tokens
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
@@ -40,23 +39,22 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
     estimator; evaluation takes the cells of highest attention.
 
     Args:
-        patches: drawn per image in training; 0 follows the images.
-        eval_patches: looked at per image in evaluation; 0 follows the images.
+        patches: number of patches drawn per image in training; 0 chooses it by the images.
+        eval_patches: number of patches per image in evaluation; 0 chooses it by the images.
         survey: patches of an image that are looked at while the encoder is frozen; attention over
-            them teaches where to look. 0 follows the images.
+            them teaches where to look. 0 chooses it by the images.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
-        locating: weight of the losses that teach where to look. Their gradient is the noise of a
-            few drawn cells, and weighed as much as the answer it would drown in the encoder what
-            patches teach. The layers that score cells are taught by nothing else, so the optimiser
-            makes up for the weight there. Sums add up over patches as the expectation does; there
-            it teaches what patches show as well, and 1 is worth a try.
+        locating: weight of the losses that teach where to look. Their gradient is noisy, as few
+            cells are drawn; with a weight of 1 its noise would hide, in the encoder, the gradient
+            of the patches. The layers that score cells learn from nothing else, so the optimiser
+            makes up for the weight there. Where answers are sums over patches, the losses teach the
+            encoder as well, and 1 is worth a try.
         explore: share of attention, in training, that follows the prior whatever was learnt.
-        dropout: in the cross-attention, and on the expectation over cells.
+        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. It gives every patch a gradient of its own, which ends the plateau
-            at chance, sooner the more it weighs beside the answer that is not learnt yet. 0 leaves
-            the head out.
-        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+            as the task allows. It gives every patch its own gradient, which ends the plateau at
+            chance; the larger its weight beside the main answer, the sooner. 0 leaves the head out.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
     """
 

@@ -1,16 +1,15 @@
-"""From coarse to fine: tiles that the glimpse points to are looked into before patches are read.
+"""From coarse to fine: attention over a glimpse chooses tiles, attention over tiles the patches.
 
-Source: as `glimpse`; that a look decides where to look closer is the idea of Papadopoulos, Korus &
-Memon, "Hard-Attention for Scalable Image Classification", NeurIPS 2021, and of Zhang et al., "Joint
-Spatial and Magnification Based Attention Framework", CVPR Workshops 2021.
+Source: as `glimpse`; that each level decides where to look closer is the idea of Papadopoulos,
+Korus & Memon, "Hard-Attention for Scalable Image Classification", NeurIPS 2021, and of Zhang et
+al., "Joint Spatial and Magnification Based Attention Framework", CVPR Workshops 2021.
 
 Differs: attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
 down to the finest patches; the estimator is nested, and as unbiased at any depth as that of
 `glimpse`. Tiles are tokens too, related to the patches and to the glimpse. Everything else is as in
 `glimpse`.
 
-Use when: parts decide, and the glimpse of a huge image shows no more than which regions to look
-into.
+Use when: parts decide, and the glimpse of a huge image only shows which regions to look into.
 
 Cost: reads a glimpse and a fixed number of tiles and patches per image, whatever its size; memory
 of one chunk of patches, however many are drawn. Each level adds `looks` tiles, as many pixels as
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.attention_maps.together import (
+from foveate.attention_maps.glimpse_and_patches import (
     BACKGROUND,
     CONTRAST,
     MASS,
@@ -50,21 +49,21 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
     tiles.
 
     Args:
-        patches: drawn per image in training; 0 follows the images.
-        eval_patches: looked at per image in evaluation; 0 follows the images.
-        zoom: sides of the tiles of intermediate looks, coarse to fine, in sides of the finest
+        patches: number of patches drawn per image in training; 0 chooses it by the images.
+        eval_patches: number of patches per image in evaluation; 0 chooses it by the images.
+        zoom: sides of the tiles of the intermediate levels, coarse to fine, in sides of the finest
             patch: ``8`` or ``32,8``.
-        looks: tiles per image at each of them. In training each tile gives an equal number of
-            patches, ``patches / looks`` rounded down and at least one.
+        looks: number of tiles per image at each of these levels. In training the same number of
+            patches is drawn in each tile: ``patches / looks`` rounded down, at least one.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
         locating: weight of the losses that teach where to look; see `glimpse`.
-        dropout: in the cross-attention, and on the expectation over cells.
+        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
         instance: weight of the instance head's loss; see `glimpse`. 0 leaves the head out.
-        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
 
     Raises:
-        OptionError: `zoom` is empty or does not fall; no look is allowed.
+        OptionError: `zoom` is empty or does not fall; `looks` is less than 1.
     """
 
     reads = frozenset({"glimpse", "crops"})

@@ -4,8 +4,8 @@ Source: Bergner, Lippert & Mahendran, "Iterative Patch Selection for High-Resolu
 Recognition", ICLR 2023; sub-salient buffer and random drop after DBPS (CVPR 2025).
 
 Differs: patches are scored by their attention over all patches of the image, not over those that
-happen to be in the buffer: what is selected is the global best M, in any order of scanning (with
-the published code it is not). Gradients come from two-pass replay, so memory depends neither on the
+happen to be in the buffer, so the M best of all are selected in any order of scanning (with the
+published code they are not). Gradients come from two-pass replay, so memory depends neither on the
 number of patches scanned nor on the number kept. Some slots explore; patches of one constant colour
 are embedded once; positions are physical, not indices into one lattice; the lattice moves in
 training; padding is masked everywhere; an instance head ends the plateau at chance; patches are
@@ -47,16 +47,17 @@ class Ips(AbstractMethod):
     """Scan all patches, keep those of highest attention, aggregate them by cross-attention.
 
     Args:
-        kept: patches per image that gradients flow through (M of the paper). An image with no more
-            patches than that is not scanned.
+        kept: number of patches per image that gradients flow through (M of the paper). An image
+            with no more patches than that is not scanned.
         explore: share of the kept patches, in training, that is drawn from the rest.
-        buffer: further patches, next in score, that are aggregated without training the encoder.
+        buffer: number of further patches, next in score, that are pooled without training the
+            encoder.
         drop: share of the patches that is left out at random in training.
-        layers: of self-attention between patches before pooling; 0 is the paper's.
-        dropout: in the cross-attention.
+        layers: number of self-attention layers before pooling; 0 is the paper's.
+        dropout: rate of dropout in the cross-attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out.
-        chunk: patches encoded at a time.
+        chunk: number of patches encoded at a time.
         jitter: in training, shift the lattice at random.
     """
 
@@ -101,11 +102,11 @@ class Ips(AbstractMethod):
                 for part, generator in zip(patches, batch.generators, strict=True)
             ]
         centre, extent = batch.layout(patches, max(1, *(len(p) for p in patches)))
-        kept, more = self._select(batch, patches, centre, extent)
-        rows = [torch.cat(pair) for pair in zip(kept, more, strict=True)]
+        selected, buffered = self._select(batch, patches, centre, extent)
+        rows = [torch.cat(pair) for pair in zip(selected, buffered, strict=True)]
         chosen = [part[row.numpy()] for part, row in zip(patches, rows, strict=True)]
         valid = padding_mask([len(p) for p in chosen], centre.device)
-        f = pad_rows(self._features(batch, patches, kept, more), valid)
+        f = pad_rows(self._features(batch, patches, selected, buffered), valid)
         index = pad_rows(torch.cat(rows)[:, None], valid.cpu())[..., 0].to(centre.device)
         near = centre.gather(1, index.unsqueeze(-1).expand(-1, -1, centre.shape[-1]))
         # Before the relations, so that its backward pass comes after theirs, when memory is free.
@@ -128,7 +129,7 @@ class Ips(AbstractMethod):
     def _select(
         self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Select, for each image, the patches that are kept and those that follow in the buffer.
+        """Select the best patches of each image, and those that follow in the buffer.
 
         Args:
             batch: the images.
@@ -137,7 +138,7 @@ class Ips(AbstractMethod):
             extent: sides of the patches ``(b, n)``, in patches.
 
         Returns:
-            indices of kept patches and of those in the buffer, for each image.
+            indices of selected patches and of those in the buffer, for each image.
         """
         # Scanned in the order of their places, because an encoder's rounding depends on the other
         # patches in a chunk.
@@ -148,20 +149,20 @@ class Ips(AbstractMethod):
             for x in (centre, extent)
         )
         scores = iter(self._scan(batch, scanned, centre, extent))
-        kept, more = [], []
+        selected, buffered = [], []
         explore = self.explore if self.training else 0.0
         for i, (part, rows) in enumerate(zip(patches, orders, strict=True)):
             if not len(rows):
-                kept.append(torch.arange(len(part)))
-                more.append(torch.arange(0))
+                selected.append(torch.arange(len(part)))
+                buffered.append(torch.arange(0))
                 continue
             score = next(scores)
             generator = batch.generators[i] if explore > 0 else None
             best = select_with_exploration(score, self.kept, explore=explore, generator=generator)
             rest = rank_patches(score.scatter(0, best, -torch.inf))
-            kept.append(rows[best.cpu()])
-            more.append(rows[rest[: self.buffer].cpu()])
-        return kept, more
+            selected.append(rows[best.cpu()])
+            buffered.append(rows[rest[: self.buffer].cpu()])
+        return selected, buffered
 
     @torch.no_grad()
     def _scan(
@@ -197,20 +198,20 @@ class Ips(AbstractMethod):
         self,
         batch: Batch,
         patches: Sequence[Patches],
-        kept: Sequence[Tensor],
-        more: Sequence[Tensor],
+        selected: Sequence[Tensor],
+        buffered: Sequence[Tensor],
     ) -> Tensor:
-        """Embed kept patches with gradient and, after those of each image, its buffer's without."""
-        best = [part[row.numpy()] for part, row in zip(patches, kept, strict=True)]
+        """Embed selected patches with gradient, and each image's buffer, behind them, without."""
+        best = [part[row.numpy()] for part, row in zip(patches, selected, strict=True)]
         # Pixels are read again for the second pass: little work after a scan of all patches.
         f = embed_patches(self.encoder, batch, best, self.chunk, then=self.embed, keep_pixels=False)
-        if not any(len(row) for row in more):
+        if not any(len(row) for row in buffered):
             return f
-        rest = [part[row.numpy()] for part, row in zip(patches, more, strict=True)]
+        rest = [part[row.numpy()] for part, row in zip(patches, buffered, strict=True)]
         with torch.no_grad():
             g = embed_patches(self.encoder, batch, rest, self.chunk).float()
-        trained = torch.split(f, [len(row) for row in kept])
-        fixed = torch.split(self.embed(g), [len(row) for row in more])
+        trained = torch.split(f, [len(row) for row in selected])
+        fixed = torch.split(self.embed(g), [len(row) for row in buffered])
         return torch.cat([rows for pair in zip(trained, fixed, strict=True) for rows in pair])
 
 

@@ -8,9 +8,9 @@ Differs: nowhere from the paper's abstract that we know of; all else is our choi
 magnifications share one softmax, so position and magnification come out of it together. Each
 magnification begins with the same mass, however many cells it has (a plain softmax would give the
 finest nearly all). In the first part of the training a term keeps magnifications in balance, so
-that none dies before it was tried; after it, those that attention has left are dropped for good.
+that each is tried; after it, those that have little attention are dropped for good.
 All patches have the same number of pixels, and one encoder embeds them; a learnt vector per
-magnification is added to what it says. An instance head gives every patch a gradient of its own.
+magnification is added to their features. An instance head gives every patch its own gradient.
 
 Use when: it is not known at which magnification the decisive parts show, or several count: coarse
 architecture and fine detail. ``level_share_<scale>`` in the log says how attention divides; in one
@@ -72,19 +72,19 @@ class JointSampling(AbstractMethod):
     Args:
         scales: sides of patches, in sides of the finest; each is read at that much coarser a
             spacing, with the same number of pixels.
-        patches: drawn per image in training, all scales together.
-        eval_patches: looked at per image in evaluation, all scales together.
+        patches: number of patches drawn per image in training, all scales together.
+        eval_patches: number of patches per image in evaluation, all scales together.
         inference: ``top``, over the cells of highest attention, which favours scales with few large
             cells while attention is spread; ``expectation``, over draws without replacement that
             depend on the image alone.
         balance: weight, at the beginning, of the divergence of each image's shares of scales from
             equal ones; falls to 0 over the warm-up.
         price: weight of the expected cost of a draw: the pixels that must be decoded for a patch,
-            from the level of the file that it is read from, in patches. 0 for no dial.
+            from the level of the file that it is read from, in patches. 0 leaves it out.
         spread: weight of attention's divergence from its prior, which keeps it from collapsing.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves the head out.
-        chunk: patches encoded at a time; above it, gradients come from two-pass replay.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, a patch lies anywhere in its cell; else in the middle.
 
     Raises:

@@ -8,9 +8,9 @@ Differs: the encoder may be trained, by two-pass replay: only the chunks that ho
 are encoded twice; in training the lattice moves; there is no dropout, which would change which
 patch is the strongest.
 
-Use when: one patch suffices and looks the part on its own (a metastasis, a finding). It learns
-from one patch per image and class a step, so slowly; counts and proportions are beyond it. Blind to
-where patches lie.
+Use when: a single patch decides and can be recognised by itself (a metastasis, a finding). It
+learns slowly, from one patch per image and class a step; it cannot learn counts and proportions. It
+does not see where patches lie.
 
 Cost: reads every patch with foreground, those of the chunks that decide twice in training with a
 trained encoder; memory of one chunk of patches, and one vector per patch.
@@ -33,13 +33,13 @@ from foveate.nn.heads import Head
 class MilMax(AbstractBagMethod):
     """All patches with tissue, a linear head on each, the largest answer per output.
 
-    Evidence is the softmax over patches of the answers to what is predicted: the patch that decides
-    has most of it, and what came close is seen.
+    Evidence is the softmax over patches of their answers for the predicted classes: the decisive
+    patch has most of it, and those that came close are visible.
 
     Args:
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
-        chunk: patches encoded at a time.
+        chunk: number of patches encoded at a time.
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 

@@ -1,4 +1,4 @@
-"""The mean of what all patches say: the plainest multiple instance learning there is.
+"""The mean over all patches: the simplest multiple instance learning.
 
 Source: none; the mean-pooling baseline of Ilse, Tomczak & Welling, "Attention-based Deep Multiple
 Instance Learning", ICML 2018, and of every paper since.
@@ -6,9 +6,9 @@ Instance Learning", ICML 2018, and of every paper since.
 Differs: the encoder may be trained, by two-pass replay, whose memory does not grow with the number
 of patches; in training the lattice moves; features are normalised before they are averaged.
 
-Use when: what decides is spread over the whole tissue (a stain, a texture, a subtype); and always,
-as the yardstick that attention must beat. One deciding patch among thousands is drowned. Blind to
-where patches lie.
+Use when: the decisive sign is all over the tissue (a stain, a texture, a subtype); and always,
+as the baseline that attention must beat. One decisive patch among thousands is lost in the mean. It
+does not see where patches lie.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
 small cache; memory of one chunk of patches, and one vector per patch.
@@ -36,15 +36,15 @@ class MilMean(AbstractBagMethod):
     Args:
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
-        chunk: patches encoded at a time.
-        dropout: on the mean.
+        chunk: number of patches encoded at a time.
+        dropout: rate of dropout on the mean.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0, the plain mean, leaves it out: here every patch has a gradient
             of its own already.
         jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
-    summary = "all patches, the mean of what each says; the yardstick of attention"
+    summary = "all patches, the mean of their answers; the baseline of attention"
     meets = ("no", "partly", "yes", "yes", "no")
 
     def __init__(

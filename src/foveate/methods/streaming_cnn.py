@@ -10,9 +10,9 @@ image size; regions that the glimpse shows to be background are neither read nor
 once, and do not dilute what is pooled; cells are averaged in small groups and weighed by gated
 attention rather than averaged over all.
 
-Use when: what decides may be anywhere and is too small or too plain for a glimpse to point at it,
+Use when: the decisive part may be anywhere and is too small or too faint for a glimpse to show it,
 and there is time: every pixel of the foreground goes through the network, forwards twice and
-backwards once. Cells know of each other only as far as the receptive field reaches.
+backwards once. A cell sees others only within its receptive field.
 
 Cost: reads every pixel of the foreground, twice in training; memory of one tile, chosen to fit
 `budget_mib`, and of the final map.
@@ -54,9 +54,9 @@ class StreamingCnn(AbstractMethod):
         pool: over the cells: gated ``attention``, ``mean`` or ``max``.
         group: cells a side that are averaged into one before pooling; coarser evidence, less
             memory for the final map.
-        budget_mib: what a step may hold beside the parameters and the final map; tiles are chosen
-            by it. Without a GPU the allocator keeps about as much again; for a tenth more time it
-            does not, with ``MALLOC_MMAP_THRESHOLD_=262144`` in the environment.
+        budget_mib: memory that a step may use beside the parameters and the final map; tiles are
+            chosen by it. Without a GPU the allocator keeps about as much again, unless
+            ``MALLOC_MMAP_THRESHOLD_=262144`` is in the environment, which takes a tenth more time.
         tile: side of a tile in pixels; 0 chooses it by `budget_mib`.
         scratch: folder on disk for maps that are stored between two rounds of tiles and too large
             for memory, which spares large images a sixth of the arithmetic; by default that for
@@ -65,7 +65,7 @@ class StreamingCnn(AbstractMethod):
             background stands for them, and they are computed once. Cells over nothing else do not
             take part in the pool.
         hidden: width of the attention network.
-        dropout: on the pooled vector.
+        dropout: rate of dropout on the pooled vector.
         instance: weight of the instance head's loss: cells answer the task on their own, pooled as
             the task allows. 0 leaves it out.
     """
@@ -128,17 +128,17 @@ class StreamingCnn(AbstractMethod):
         streamed: Streamed = self.__dict__["streamed"]
         streamed.budget_bytes = self.budget_bytes // len(batch)
         streamed.train(self.training)
-        wholes = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
+        sources = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
-        for i, (whole, tell) in enumerate(zip(wholes, _progress_callbacks(batch), strict=True)):
+        for i, (source, tell) in enumerate(zip(sources, _progress_callbacks(batch), strict=True)):
             streamed.on_progress = tell
-            compute = functools.partial(streamed, whole)
+            compute = functools.partial(streamed, source)
             maps.append(
                 compute()
                 if batch.frozen_features is None
                 else batch.frozen_features.map(i, compute)
             )
-        cells = [self._cells(whole, map_) for whole, map_ in zip(wholes, maps, strict=True)]
+        cells = [self._cells(source, map_) for source, map_ in zip(sources, maps, strict=True)]
         rows = [map_[0].flatten(1).T[index] for map_, index in zip(maps, cells, strict=True)]
         valid = padding_mask([len(r) for r in rows], rows[0].device)
         h = self.norm(pad_rows(torch.cat(rows).float(), valid))
@@ -155,14 +155,14 @@ class StreamingCnn(AbstractMethod):
         alone = self.head_instance(h, valid)
         return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
-    def _cells(self, whole: WholeImage, map_: Tensor) -> Tensor:
+    def _cells(self, source: WholeImage, map_: Tensor) -> Tensor:
         """Return the indices of cells that lie on more than background; of all if none does."""
         index = torch.arange(map_[0, 0].numel(), device=map_.device)
-        if not whole.has_blank:
+        if not source.has_blank:
             return index
         size, corner = self._size_px, self._corner_px
         first = [np.floor(corner + size * np.arange(n)).astype(np.int64) for n in map_.shape[2:]]
-        blank = whole.blank([(low, low + size) for low in first])
+        blank = source.blank([(low, low + size) for low in first])
         shown = torch.from_numpy(~blank.ravel()).to(map_.device)
         return index[shown] if shown.any() else index
 

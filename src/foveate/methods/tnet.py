@@ -1,4 +1,4 @@
-"""Hard attention from coarse to fine: each crop that is looked at decides where to look inside it.
+"""Hard attention from coarse to fine: each chosen crop decides where to look inside it.
 
 Source: Papadopoulos, Korus & Memon, "Hard-Attention for Scalable Image Classification", NeurIPS
 2021 (Traversal Network, TNet).
@@ -9,23 +9,23 @@ from the glimpse's spacing, the view's and the grid, image by image. Cells are s
 what they are cut from: an image's grid counts its cells on each axis separately and is centred,
 with overhang. Cells without foreground are not chosen. The location module reads all maps of the
 encoder, averaged exactly over each cell. While a pretrained encoder is frozen nothing is drawn:
-very many crops of each image are looked at, each weighs what it would on average over the trees
-that the policy may draw, and the gradient of that mean teaches where to look. ``policy=sampled`` is
-a policy gradient without bias: training draws crops without replacement, several trees for an image
-are each other's baseline, and all choices of a tree answer for its whole reward. Evaluation draws
-too, more crops and always the same ones of an image, because the highest scores crowd on one thing.
+very many crops of each image are read, each has its average weight over the trees that the policy
+may draw, and the gradient of that mean teaches where to look. ``policy=sampled`` is an unbiased
+policy gradient: training draws crops without replacement, several trees of an image are each
+other's baseline, and all choices of a tree share its reward. Evaluation draws too, more crops and
+always the same ones of an image, because the highest scores lie close together on one thing.
 Scores are not normalised, which would leave the draw nearly uniform; they are added to a prior that
-follows contrast, as in our other methods that draw. Crops that show nothing of what decides are not
-made to give the image's label, as the published per-feature answers are, which a frozen encoder
-learns by heart: an instance head pools what crops say as the task allows, and shares divide the
-loss between it and the main answer. ``policy=top`` keeps the per-feature answers and chooses as
-published, always what scores highest, in training as well; the published REINFORCE term is then no
-policy gradient but a surrogate: it raises the probability of whatever was chosen when the answer
-was right, and never finds out what another choice had brought. From random weights it tends to stay
-where it began; it needs an encoder that already knows something. Our dropout is .1, and crops that
-are cut further are read without turns, so that a map and its crop agree.
+follows contrast, as in our other methods that draw. Published per-feature answers train every crop
+to give the image's label, also those that show nothing decisive; with a frozen encoder they are
+learnt by heart. Here an instance head pools the answers of crops as the task allows, and the loss
+is divided between it and the main answer. ``policy=top`` keeps the per-feature answers and chooses
+as published, always the highest scores, in training as well; the published REINFORCE term is then
+no policy gradient but a surrogate: it raises the probability of any choice after a right answer,
+and never tries another one. From random weights it tends to stay where it began; it needs an
+encoder that is already trained. Our dropout is .1, and crops that are cut further are read without
+turns, so that a map and its crop agree.
 
-Use when: what decides is small, and each magnification shows where the next one should look.
+Use when: the decisive part is small, and each magnification shows where to look in the next one.
 
 Cost: reads a glimpse and a fixed number of crops per image and level, whatever its size. Nodes
 multiply: ``locations=6,2`` is 6 crops, then 2 inside each, then 1 inside each of those 12 on every
@@ -106,8 +106,8 @@ class Tnet(AbstractMethod):
         draws: with ``sampled``, trees drawn of each image in training, which are each other's
             baseline; with 1 it is the mean reward of past steps.
         weighting: weigh features by a squeeze-and-excite module instead of averaging them.
-        dropout: on features.
-        chunk: crops encoded at a time; above it, gradients come from two-pass replay.
+        dropout: rate of dropout on features.
+        chunk: number of crops encoded at a time; above it, gradients come from two-pass replay.
         jitter: in training, shift the grid over the image at random, and all below with it.
     """
 

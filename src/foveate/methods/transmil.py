@@ -12,7 +12,7 @@ at most twice as many patches as landmarks, and for the class token of the last 
 of it that is used; so evidence is its attention. Narrower by default (128, published 512), as most
 cohorts are small. The encoder may be trained, by two-pass replay.
 
-Use when: what counts is how parts lie to each other, and reading everything is affordable.
+Use when: the places of parts relative to each other count, and reading everything is affordable.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
 small cache; memory of one chunk of patches, and a few dozen vectors per patch.
@@ -39,12 +39,12 @@ class Transmil(AbstractBagMethod):
     Args:
         train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
             each image is embedded once.
-        chunk: patches encoded at a time.
+        chunk: number of patches encoded at a time.
         width: length of the tokens.
         attention_heads: number of heads of each attention.
         landmarks: number of landmarks of the first attention, per image.
         iterations: iterations of its pseudo-inverse.
-        dropout: on the output of each attention.
+        dropout: rate of dropout on the output of each attention.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0 leaves it out, as published.
         jitter: in training, shift the lattice at random (with a trained encoder only).

@@ -59,7 +59,7 @@ class JointAnswer:
     """The answer of a glimpse and its patches.
 
     Attributes:
-        logits: ``(b, k)``.
+        logits: answers ``(b, k)``.
         weight: ``(b, n)``, the share of each patch among all patches; rows sum to 1.
         remainder: ``(b,)``, the share of the glimpse in the answer, which lies in no patch.
         auxiliary: in training, further answers ``(b, k)`` with the weight of their loss, by name.
@@ -80,7 +80,7 @@ class GlimpseAndPatches(nn.Module):
         spread: weight of attention's divergence from its prior.
         locating: weight of the losses that teach where to look.
         instance: weight of the instance head's loss.
-        dropout: in the cross-attention, and on the expectation over cells.
+        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
         chunk: patches encoded at a time.
     """
 
@@ -175,9 +175,9 @@ class GlimpseAndPatches(nn.Module):
             parts: tokens of the images, patches first.
         """
         features = torch.cat([look.features for look in looks])
-        whole = self.embed(self.encoder.project(features).float()) + self.whole
+        glimpse_token = self.embed(self.encoder.project(features).float()) + self.whole
         alone = self.head_instance(f, parts.patches[:, : f.shape[1]])
-        logits, weight, remainder = self.relate(batch, whole, parts)
+        logits, weight, remainder = self.relate(batch, glimpse_token, parts)
         logits, further = self.answer(alone, logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
@@ -201,26 +201,30 @@ class GlimpseAndPatches(nn.Module):
         logits: Tensor = self.head_expected(self.dropout(estimate))
         return logits
 
-    def relate(self, batch: Batch, whole: Tensor, parts: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+    def relate(
+        self, batch: Batch, glimpse_token: Tensor, parts: Tokens
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
 
         Args:
             batch: the images.
-            whole: token of the glimpse ``(b, d)``.
+            glimpse_token: token of the glimpse ``(b, d)``.
             parts: tokens of the images.
 
         Returns:
             logits ``(b, k)`` of all questions; the share of each patch among all patches
             ``(b, n)``; the share of the glimpse in the answer ``(b,)``.
         """
-        shown = torch.ones(len(whole), 1, dtype=torch.bool, device=whole.device)
+        shown = torch.ones(len(glimpse_token), 1, dtype=torch.bool, device=glimpse_token.device)
         if self.training:
-            numbers = uniform((len(whole), 1), batch.generators, device=whole.device)
+            numbers = uniform(
+                (len(glimpse_token), 1), batch.generators, device=glimpse_token.device
+            )
             shown = numbers >= self.glimpse_dropout
         n = parts.known.shape[1]
         centre, extent = batch.layout(parts.regions, n)
         pooled: tuple[Tensor, Tensor] = self.related(
-            torch.cat([parts.tokens, whole.unsqueeze(1)], 1),
+            torch.cat([parts.tokens, glimpse_token.unsqueeze(1)], 1),
             torch.cat([parts.known, shown], 1),
             functional.pad(centre, (0, 0, 0, 1)),
             functional.pad(extent, (0, 1), value=1.0),
