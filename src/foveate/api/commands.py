@@ -108,8 +108,7 @@ def predict(
         on_progress: called with the progress of the work.
 
     Returns:
-        The predictions; `Summary.to_frame` returns them as a data frame. For a part, only the
-        images that failed.
+        The predictions, or of a part only the failures; `Summary.to_frame` returns a data frame.
 
     Raises:
         UnreadableImage: none of the images could be predicted.
@@ -205,16 +204,11 @@ def evaluate(
     stored = store_table(table, Path(out))
     folder = images if images is not None else stored.get("images")
     metrics, failed = evaluate_table(
-        Path(run),
-        Path(stored["path"]),
-        options,
-        as_display(on_progress),
-        label=label,
+        Path(run), Path(stored["path"]), options, as_display(on_progress), label=label,
         files=None if files is None else Path(files),
         images=None if folder is None else Path(folder),
-        renamed=renamed,
-        shuffle_layout=audit_layout,
-    )
+        renamed=renamed, shuffle_layout=audit_layout,
+    )  # fmt: skip
     return Evaluation(metrics, failed)
 
 

@@ -26,7 +26,13 @@ from foveate.prediction.predict import open_loader
 from foveate.prediction.spread import open_workers
 from foveate.prediction.workers import AbstractWorkers
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
-from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
+from foveate.runs.folder import (
+    check_out,
+    log_into,
+    make_quarantine_row,
+    remove_partial_files,
+    write_rows,
+)
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
 from foveate.table import (
@@ -183,8 +189,8 @@ def _lock_output(out: Path, display: Display) -> Iterator[None]:
                     f"{out}: part {part.name.replace('_of_', '/')} is still being predicted; wait "
                     "until it has ended"
                 )
-        sweep(out)
-        with logged(out, display):
+        remove_partial_files(out)
+        with log_into(out, display):
             yield
 
 
@@ -243,7 +249,7 @@ def _audit_layout(
 ) -> dict[str, Any]:
     loader = open_loader(models, options.assume_spacing_um)
     try:
-        audit = audit_layout(models, cases, loader, device=_device(options))
+        audit = audit_layout(models, cases, loader, device=_find_device(options))
     finally:
         loader.close()
     return {**asdict(audit), "uses_layout": audit.uses_layout, "told": audit.describe()}
@@ -274,7 +280,7 @@ def _predict(
                 models,
                 table.cases,
                 loader,
-                device=_device(options),
+                device=_find_device(options),
                 heatmaps=out / "heatmaps",
                 n_heatmaps=options.n_heatmaps,
                 display=display,
@@ -294,8 +300,10 @@ def _predict(
             "answers mean little. The column unlike says why"
         )
     paths = {case.image_id: str(case.path) for case in table.cases}
-    rows = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside] + [
-        aside(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
+    rows = [
+        make_quarantine_row(row.image_id, row.path, "table", row.reason) for row in table.set_aside
+    ] + [
+        make_quarantine_row(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
     ]
     for row in table.set_aside:
         summary.failed[row.image_id] = row.reason
@@ -350,7 +358,7 @@ def _predict_part(
                     models,
                     table.cases,
                     loader,
-                    device=_device(options),
+                    device=_find_device(options),
                     heatmaps=out / "heatmaps",
                     n_heatmaps=options.n_heatmaps,
                     display=display,
@@ -363,5 +371,5 @@ def _predict_part(
     return Summary(models.task, failed=failed)
 
 
-def _device(options: PredictOptions) -> torch.device:
+def _find_device(options: PredictOptions) -> torch.device:
     return find_device(options.device)
