@@ -101,8 +101,7 @@ def predict_into(
         loader: opens the images.
         device: device that computes.
         heatmaps: folder for the pictures.
-        n_heatmaps: number of images, from the first on, that get pictures; evidence is stored for
-            all images.
+        n_heatmaps: number of images, from the first on, that get pictures; all get evidence.
         display: shows the progress.
         seen: by image id, how a model that answers was trained with the image; None leaves the
             column out.
@@ -189,11 +188,7 @@ def predict_part(
     display.say(
         f"part {part}: {len(cases_of_part)} of {len(cases)} images, {len(known)} answered already"
     )
-    todo = [
-        CaseJob(case, case.image_id in drawn)
-        for case in cases_of_part
-        if case.image_id not in known
-    ]
+    todo = [CaseJob(c, c.image_id in drawn) for c in cases_of_part if c.image_id not in known]
     _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()

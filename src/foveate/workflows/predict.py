@@ -132,10 +132,9 @@ def evaluate_table(
         label: column of labels; None where it is recognised.
         files: a second table with one row per image, where `table` has one row per patient.
         images: folder that paths are relative to.
-        renamed: class of the model by label of the table; labels are renamed first, and rows whose
-            label the model still does not know are set aside.
-        shuffle_layout: whether an audit of the use of patch positions is added under ``layout``
-            (`foveate.evaluation.audit`).
+        renamed: class of the model by label of the table; rows with other labels that the model
+            does not know are set aside.
+        shuffle_layout: whether `foveate.evaluation.audit` adds its result under ``layout``.
 
     Raises:
         OptionError: a label is renamed to a name that is no class, or does not occur.
@@ -154,10 +153,7 @@ def evaluate_table(
         known_labels=models.task.known_labels,
         for_training=False,
     )
-    try:
-        read = with_known_labels(read, models.task, renamed or {})
-    except TableError as error:
-        raise TableError(f"{table}: {error}") from None
+    read = _match_labels(read, models, renamed or {}, table)
     with _lock_output(out, display):
         summary = _predict(models, read, options, display, "evaluate")
         if not summary.rows:
@@ -165,14 +161,33 @@ def evaluate_table(
                 f"no image of {table} could be predicted; see {out / 'quarantine.csv'}"
             )
         display.say("scoring, with intervals over patients")
-        rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
-        n_seen = sum(row["in_training"] != "" for row in rows)
-        metrics = evaluate_rows(rows, models.task) | {"n_seen_in_training": n_seen}
+        metrics = _score_summary(summary)
         if shuffle_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
         write_json(out / "metrics.json", metrics)
     return metrics, summary.failed
+
+
+def _match_labels(
+    cases: CaseTable, models: Ensemble, renamed: Mapping[str, str], path: Path
+) -> CaseTable:
+    """Rename labels, and set rows aside whose label the models do not know.
+
+    Raises:
+        TableError: the models know none of the labels; the message names the file at `path`.
+    """
+    try:
+        return with_known_labels(cases, models.task, renamed)
+    except TableError as error:
+        raise TableError(f"{path}: {error}") from None
+
+
+def _score_summary(summary: Summary) -> dict[str, Any]:
+    """Score predictions, and count the images that a model which answers was trained with."""
+    rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
+    n_seen = sum(row["in_training"] != "" for row in rows)
+    return evaluate_rows(rows, summary.task) | {"n_seen_in_training": n_seen}
 
 
 @contextlib.contextmanager
