@@ -21,7 +21,7 @@ from pathlib import Path
 
 from foveate.files.journal import Journal
 from foveate.prediction.job_array import JobPart
-from foveate.prediction.outputs import _key
+from foveate.prediction.outputs import _make_key
 from foveate.table import Case, read_cases
 
 
@@ -36,7 +36,7 @@ def answer_of(line: str, case: Case) -> dict[str, object]:
     del entry["key"]
     entry["row"] |= {"image_id": case.image_id, "path": str(case.path)}
     entry["picture"]["image_id"] = case.image_id
-    return entry | {"of": json.loads(json.dumps(_key(case, None)))}
+    return entry | {"of": json.loads(json.dumps(_make_key(case)))}
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from foveate.parts import find, parse_options
 from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model
-from foveate.runs.folder import read_json, sweep
+from foveate.runs.folder import read_json, remove_partial_files
 from foveate.runs.models import Ensemble
 from foveate.runs.schedule import TrainOptions
 from foveate.table import Case
@@ -84,7 +84,7 @@ def run_row(
         row: dict[str, Any] = read_json(done)
         return row
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    remove_partial_files(folder)
     forget_peaks()
     torch.manual_seed(run.options.seed)
     model = _build(run, task)

@@ -98,7 +98,7 @@ class Verdict:
     numbers: Sequence[tuple[str, float | None]] = ()
 
 
-def unit_square(figure: Figure, x: str, y: str) -> Axes:
+def add_unit_square(figure: Figure, x: str, y: str) -> Axes:
     """Add axes from 0 to 1 in both directions, with labels, to a figure."""
     axes = figure.subplots()
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
@@ -111,7 +111,7 @@ def add_legend(axes: Axes, place: Any) -> None:
     axes.legend(loc=place, fontsize=10 if n <= 6 else 7.5, ncols=1 if n <= 8 else 2)
 
 
-def shortened(name: str) -> str:
+def shorten(name: str) -> str:
     """Shorten a name to at most 24 letters, so that it fits into a legend."""
     return name if len(name) <= 24 else f"{name[:11]}…{name[-11:]}"
 
@@ -119,7 +119,7 @@ def shortened(name: str) -> str:
 # -- numbers as people read them --------------------------------------------------------------
 
 
-def finite(values: Mapping[str, Any], key: str) -> float | None:
+def read_number(values: Mapping[str, Any], key: str) -> float | None:
     """Return the finite number of a key, stored as number or text; None for anything else."""
     try:
         value = float(values[key])
@@ -128,12 +128,12 @@ def finite(values: Mapping[str, Any], key: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def decimals(value: Any, places: int = 3) -> str:
+def write_decimals(value: Any, places: int = 3) -> str:
     """Write a number with fixed decimals, such as ``0.912``; a dash for other values."""
     return f"{value:.{places}f}" if isinstance(value, int | float) else "–"
 
 
-def percent(share: float | None) -> str:
+def write_percent(share: float | None) -> str:
     """Write a share as percent with two significant digits: ``43 %``, ``4.3 %``, ``0.43 %``."""
     if share is None:
         return "–"
@@ -141,14 +141,14 @@ def percent(share: float | None) -> str:
     return f"{hundred:.0f} %" if hundred >= 10 else f"{hundred:.2g} %"
 
 
-def memory(mib: float | None) -> str:
+def write_memory(mib: float | None) -> str:
     """Write an amount of memory as ``812 MiB`` or ``3.4 GiB``; a dash for None."""
     if mib is None:
         return "–"
     return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
 
 
-def pixels(count: float | None) -> str:
+def write_pixels(count: float | None) -> str:
     """Write a number of pixels as ``3.14 gigapixels`` or ``12.0 megapixels``; a dash for None."""
     if count is None:
         return "–"
@@ -157,11 +157,11 @@ def pixels(count: float | None) -> str:
     return f"{count / 1e6:.1f} megapixels"
 
 
-def counted(n: int, singular: str, plural: str | None = None) -> str:
+def write_count(n: int, singular: str, plural: str | None = None) -> str:
     """Write a number with its noun: ``1 image``, ``3 images``."""
     return f"{n} {singular if n == 1 else plural or singular + 's'}"
 
 
-def fold_title(name: str) -> str:
+def write_fold(name: str) -> str:
     """Return the title of a fold, counted from 1."""
     return f"fold {int(name) + 1}" if name.isdecimal() else name

@@ -116,9 +116,9 @@ def test_a_picture_with_a_pixel_size_hears_what_to_do(
     ("pair", "hint"),
     [
         ("Drak=dark", "the table has no label 'Drak'. Did you mean 'darkk'?"),
-        ("darkk=DARKK", "the model knows no class 'DARKK'. Did you mean 'dark'?"),
-        ("darkk=pl", "the model knows no class 'pl'. Did you mean 'plain'?"),
-        ("dark=darkk", "the class comes second: --map darkk=dark"),
+        ("darkk=DARKK", "the model knows no 'DARKK'; it knows dark, plain. Did you mean 'dark'?"),
+        ("darkk=pl", "the model knows no 'pl'; it knows dark, plain. Did you mean 'plain'?"),
+        ("dark=darkk", "one of the model, which comes second: --map darkk=dark"),
         ("darkk=tumour", "Allowed: dark, plain."),
     ],
 )

@@ -11,7 +11,7 @@ from foveate.runs.fingerprint import (
     Inputs,
     check_unchanged,
     file_print,
-    files_of,
+    list_files,
     load_inputs,
     note_inputs,
     save_inputs,
@@ -123,11 +123,11 @@ def test_folders_that_are_images(tmp_path: Path) -> None:
 def test_weights_count_whole(cases: list[Case], tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(bytes(BIG))
-    files = files_of({"weights": str(path)})
+    files = list_files({"weights": str(path)})
     assert files == {"weights of the encoder": path}
-    assert files_of({"weights": ""}) == {}
+    assert list_files({"weights": ""}) == {}
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    assert "config.json beside the weights" in files_of({"weights": str(path)})
+    assert "config.json beside the weights" in list_files({"weights": str(path)})
     was = note_inputs(cases, files)
     content = bytearray(BIG)
     content[BIG // 2 + 100_000] = 1

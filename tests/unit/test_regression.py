@@ -15,7 +15,7 @@ from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model, load_model, save_model
 from foveate.table import read_cases, with_known_labels
-from foveate.tasks import build_task, restore_task, why_not
+from foveate.tasks import build_task, explain_unfit, restore_task
 from foveate.tasks.regression import RegressionTask
 from unit.test_tables import of_labels
 
@@ -99,8 +99,8 @@ def test_a_stored_scale_that_is_none_is_refused(settled: dict[str, object]) -> N
 
 def test_numbers_are_no_classes_unless_said_and_the_line_names_this_task(tmp_path: Path) -> None:
     labels = [f"{i / 7:.3f}" for i in range(40)]
-    assert "--task regression" in str(why_not("auto", labels, "size"))
-    assert why_not("regression", labels, "size") is None
+    assert "--task regression" in str(explain_unfit("auto", labels, "size"))
+    assert explain_unfit("regression", labels, "size") is None
     path = of_labels(tmp_path, labels, "size")
     with pytest.raises(TableError, match="which --task regression learns"):
         read_cases(path, label="size")

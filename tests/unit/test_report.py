@@ -17,17 +17,17 @@ from PIL import Image
 
 from foveate.errors import CheckpointError
 from foveate.evaluation.scores import evaluate_rows
-from foveate.presentation import memory, percent, pixels
+from foveate.presentation import write_memory, write_percent, write_pixels
 from foveate.report import write_progress, write_report
 from foveate.tasks import restore_task
 from foveate.tasks.classes.curves import (
+    average_precision_recall,
+    average_roc,
     collect_answers,
-    mean_precision_recall,
-    mean_roc,
-    precision_recall,
-    roc,
+    compute_precision_recall,
+    compute_roc,
 )
-from foveate.tasks.classes.figures import areas_under, draw_precision_recall, draw_roc
+from foveate.tasks.classes.figures import draw_precision_recall, draw_roc, read_areas
 from foveate.training.notice import duration
 
 CLASSES = ("normal", "Tumor <größer & 'böse'>")
@@ -429,12 +429,12 @@ def test_curves_agree_with_scikit_learn():
     for _ in range(20):
         positive = rng.random(50) < 0.4
         score = np.round(rng.random(50) + 0.3 * positive, 1)
-        assert auc(*roc(score, positive)) == pytest.approx(roc_auc_score(positive, score))
-        recall, precision = precision_recall(score, positive)
+        assert auc(*compute_roc(score, positive)) == pytest.approx(roc_auc_score(positive, score))
+        recall, precision = compute_precision_recall(score, positive)
         area = float((np.diff(recall) * precision[1:]).sum())
         assert area == pytest.approx(average_precision_score(positive, score))
-    assert roc(np.ones(3), np.ones(3, bool)) is None
-    assert precision_recall(np.ones(3), np.zeros(3, bool)) is None
+    assert compute_roc(np.ones(3), np.ones(3, bool)) is None
+    assert compute_precision_recall(np.ones(3), np.zeros(3, bool)) is None
 
 
 def test_mean_curves_of_folds_have_the_mean_area():
@@ -445,11 +445,11 @@ def test_mean_curves_of_folds_have_the_mean_area():
     for _ in range(4):
         positive = np.arange(400) % 2 == 1
         curves.append((rng.normal(size=400) + positive, positive))
-    rocs = [roc(*each) for each in curves]
+    rocs = [compute_roc(*each) for each in curves]
     areas = [auc(*each) for each in rocs]
-    assert auc(*mean_roc(rocs)) == pytest.approx(np.mean(areas), abs=0.005)
-    recalls = [precision_recall(*each) for each in curves]
-    recall, precision = mean_precision_recall(recalls)
+    assert auc(*average_roc(rocs)) == pytest.approx(np.mean(areas), abs=0.005)
+    recalls = [compute_precision_recall(*each) for each in curves]
+    recall, precision = average_precision_recall(recalls)
     expected = np.mean([(np.diff(r) * p[1:]).sum() for r, p in recalls])
     assert np.trapezoid(precision, recall) == pytest.approx(expected, abs=0.02)
 
@@ -482,7 +482,7 @@ def test_curves_of_folds_are_named_and_told_apart(tmp_path):
     found = collect_answers(run.predictions, run.task.classes)
     for draw, name in ((draw_roc, "auroc"), (draw_precision_recall, "auprc")):
         figure = Figure()
-        draw(figure, found, areas_under(run.metrics, found, name))
+        draw(figure, found, read_areas(run.metrics, found, name))
         said, _ = texts(figure)
         for k in range(3):
             value = run.metrics["folds"][k]["metrics"][name]["value"]
@@ -550,8 +550,8 @@ def test_words_for_numbers():
     assert [duration(s) for s in (0.0145, 4.25, 42, 200.4, 4385, None)] == [
         "14 ms", "4.2 s", "42 s", "3 min 20 s", "1 h 13 min", "–",
     ]  # fmt: skip
-    assert [memory(m) for m in (812.3, 3482.0)] == ["812 MiB", "3.4 GiB"]
-    assert [percent(p) for p in (0.43, 0.043, 0.0043, 0.0, 1.0)] == [
+    assert [write_memory(m) for m in (812.3, 3482.0)] == ["812 MiB", "3.4 GiB"]
+    assert [write_percent(p) for p in (0.43, 0.043, 0.0043, 0.0, 1.0)] == [
         "43 %", "4.3 %", "0.43 %", "0 %", "100 %",
     ]  # fmt: skip
-    assert [pixels(p) for p in (12e6, 3.14e9)] == ["12.0 megapixels", "3.14 gigapixels"]
+    assert [write_pixels(p) for p in (12e6, 3.14e9)] == ["12.0 megapixels", "3.14 gigapixels"]

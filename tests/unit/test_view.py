@@ -11,7 +11,7 @@ from foveate.batch import View
 from foveate.files.fields import Fields
 from foveate.images.likeness import ImageFacts
 from foveate.loading.scan import ViewOptions, choose_view
-from foveate.runs.card import view_of
+from foveate.runs.card import parse_view
 
 
 def test_a_stored_view_is_read_back_with_every_field() -> None:
@@ -19,7 +19,7 @@ def test_a_stored_view_is_read_back_with_every_field() -> None:
     plain = View(1.0, 224, 8.0)
     for each in (view, plain):
         stored = json.loads(json.dumps(asdict(each)))
-        assert view_of(Fields(stored, "model.json")) == each
+        assert parse_view(Fields(stored, "model.json")) == each
     differing = {name for name, value in asdict(view).items() if value != asdict(plain)[name]}
     assert differing | {"axes"} == {field.name for field in fields(View)}
 

@@ -108,8 +108,7 @@ def predict(
         on_progress: called with the progress of the work.
 
     Returns:
-        The predictions; `Summary.to_frame` returns them as a data frame. For a part, only the
-        images that failed.
+        The predictions, or of a part only the failures; `Summary.to_frame` returns a data frame.
 
     Raises:
         UnreadableImage: none of the images could be predicted.
@@ -206,9 +205,8 @@ def evaluate(
         label=label,
         files=None if files is None else Path(files),
         images=None if folder is None else Path(folder),
-        renamed=renamed,
-        shuffle_layout=audit_layout,
-    )
+        renamed=renamed, shuffle_layout=audit_layout,
+    )  # fmt: skip
     return Evaluation(metrics, failed)
 
 

@@ -102,10 +102,10 @@ def _describe_usage_error(error: click.UsageError) -> str:
 def _suggest_option(name: str, known: list[str], ctx: click.Context) -> str:
     """Suggest an option: one of the same name in a section, else the most similar one."""
     if isinstance(ctx.command, Sectioned):
-        from foveate.runs.config import section_keys
+        from foveate.runs.config import list_section_keys
 
         bare = name.lstrip("-").replace("_", "-")
-        keys = section_keys()
+        keys = list_section_keys()
         meant = [f"--{key}" for key in keys if key.partition(".")[2] == bare]
         if meant:
             return f" Did you mean '{meant[0]}'?"

@@ -16,7 +16,7 @@ from foveate.cli.words import (
     device_flag,
     export_flag,
     files_flag,
-    merge,
+    merge_into,
     nest_flags,
     parse_exports,
     parse_pairs,
@@ -142,8 +142,8 @@ def train(ctx: click.Context, /, out: Path, config: Path | None, **flags: Any) -
     from foveate.runs.config import load_yaml
 
     nested: dict[str, Any] = {} if config is None else load_yaml(config)
-    merge(nested, nest_flags(flags))
-    merge(nested, ctx.obj)
+    merge_into(nested, nest_flags(flags))
+    merge_into(nested, ctx.obj)
     if "path" not in nested.get("table", {}):
         raise OptionError("no table: foveate train labels.csv --out RUN")
     return _train(nested, out)

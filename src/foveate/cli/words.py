@@ -153,7 +153,7 @@ def nest_flags(flags: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+def merge_into(into: dict[str, Any], more: dict[str, Any]) -> None:
     """Merge `more` into `into`, section by section; change `into`."""
     for key, value in more.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):

@@ -1,1 +1,1 @@
-"""How answers are scored."""
+"""Scores of predictions, and an audit of what a model uses."""

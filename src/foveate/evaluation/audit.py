@@ -90,14 +90,14 @@ def audit_layout(
     """
     task = models.members[0].task
     target = task.targets([str(case.label) for case in cases])
-    plain, answered = _answers(models, cases, loader, device, shuffle=False)
+    plain, answered = _predict_all(models, cases, loader, device, shuffle=False)
     scores = task.log_scores(answered, target)
     totals, change = dict.fromkeys(scores, 0.0), 0.0
     for i in range(n_shuffles):
         # The random state of the caller stays as if there had been no audit.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed + i)
-            mixed, answered = _answers(models, cases, loader, device, shuffle=True)
+            mixed, answered = _predict_all(models, cases, loader, device, shuffle=True)
         change = max(change, float((mixed - plain).abs().max()))
         for name, value in task.log_scores(answered, target).items():
             totals[name] += value / n_shuffles
@@ -105,7 +105,7 @@ def audit_layout(
     return LayoutAudit(scores, totals, change, len(cases), patches)
 
 
-def _answers(
+def _predict_all(
     models: Ensemble,
     cases: Sequence[Case],
     loader: CaseLoader,

@@ -22,17 +22,17 @@ def evaluate_rows(rows: Rows, task: AbstractTask) -> dict[str, Any]:
     """
     known = task.scorable(rows)
     folds = sorted({row.get("fold", "") for row in known}, key=lambda name: (len(name), name))
-    metrics = _scores(known, task) | task.details(known)
+    metrics = _score(known, task) | task.details(known)
     if len(folds) > 1:
         metrics["pooling"] = task.pooling
         metrics["folds"] = [
-            {"fold": fold} | _scores([row for row in known if row.get("fold", "") == fold], task)
+            {"fold": fold} | _score([row for row in known if row.get("fold", "") == fold], task)
             for fold in folds
         ]
     return metrics
 
 
-def _scores(rows: Rows, task: AbstractTask) -> dict[str, Any]:
+def _score(rows: Rows, task: AbstractTask) -> dict[str, Any]:
     return {
         "n_images": len(rows),
         "n_patients": len({row["patient_id"] for row in rows}),

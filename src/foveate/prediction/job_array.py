@@ -97,22 +97,22 @@ def _array_task(environment: Mapping[str, str], count: int | None) -> JobPart:
     """
     for scheduler in _SCHEDULERS:
         # LSF calls a job outside an array number 0, SGE "undefined".
-        index = _number(environment, scheduler.index)
+        index = _read_number(environment, scheduler.index)
         if index is None or (scheduler.index == "LSB_JOBINDEX" and index == 0):
             continue
-        step = _number(environment, scheduler.step) or 1
-        first = _number(environment, scheduler.first)
+        step = _read_number(environment, scheduler.step) or 1
+        first = _read_number(environment, scheduler.first)
         if count is not None:
             return JobPart(index + 1 if first == 0 else index, count)
         first = 1 if first is None else first
-        last = _number(environment, scheduler.last)
+        last = _read_number(environment, scheduler.last)
         if last is None:
             raise OptionError(
                 f"--part array: {scheduler.index} does not say how many tasks there are; give it "
                 "as well, such as --part array/40"
             )
         tasks = (last - first) // step + 1
-        if (_number(environment, scheduler.count) or tasks) != tasks:
+        if (_read_number(environment, scheduler.count) or tasks) != tasks:
             raise OptionError(
                 f"--part array: only some tasks from {first} to {last} are in this array; say of "
                 f"how many parts it is one, such as --part array/{last}"
@@ -124,6 +124,6 @@ def _array_task(environment: Mapping[str, str], count: int | None) -> JobPart:
     )
 
 
-def _number(environment: Mapping[str, str], name: str) -> int | None:
+def _read_number(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name, "")
     return int(text) if text.isdecimal() else None

@@ -101,11 +101,9 @@ def predict_into(
         loader: opens the images.
         device: device that computes.
         heatmaps: folder for the pictures.
-        n_heatmaps: number of images, from the first on, that get pictures; evidence is stored for
-            all images.
+        n_heatmaps: number of images, from the first on, that get pictures; all get evidence.
         display: shows the progress.
-        seen: by image id, how a model that answers was trained with the image; None leaves the
-            column out.
+        seen: by image id, how training used the image; None leaves the column out.
         about: what the answers depend on besides models and options. With None, answers of another
             command are replaced; otherwise they are refused.
         exports: kinds of pictures.
@@ -117,7 +115,7 @@ def predict_into(
     """
     rests_on = _list_dependencies(models, n_heatmaps, exports, about or {})
     journal = Journal(folder / ANSWERS, rests_on, anew=about is None)
-    keys = {case.image_id: _key(case) for case in cases}
+    keys = {case.image_id: _make_key(case) for case in cases}
     known = _pick_valid(journal.entries, keys)
     if about is not None:
         collected = _read_parts(folder, rests_on)
@@ -180,7 +178,7 @@ def predict_part(
     rests_on = _list_dependencies(models, n_heatmaps, exports, about)
     drawn = {case.image_id for case in cases[:n_heatmaps]}
     cases_of_part = part.pick(cases)
-    keys = {case.image_id: _key(case) for case in cases_of_part}
+    keys = {case.image_id: _make_key(case) for case in cases_of_part}
     journal = Journal(folder / PARTS / part.folder / ANSWERS, rests_on)
     of_all, others = read_entries(folder / ANSWERS, rests_on), _read_parts(folder, rests_on)
     _refuse_other_images(folder, {**others, **of_all}, {case.image_id for case in cases})
@@ -189,11 +187,7 @@ def predict_part(
     display.say(
         f"part {part}: {len(cases_of_part)} of {len(cases)} images, {len(known)} answered already"
     )
-    todo = [
-        CaseJob(case, case.image_id in drawn)
-        for case in cases_of_part
-        if case.image_id not in known
-    ]
+    todo = [CaseJob(c, c.image_id in drawn) for c in cases_of_part if c.image_id not in known]
     _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()
@@ -224,14 +218,14 @@ def _read_parts(folder: Path, rests_on: Mapping[str, Any]) -> dict[str, dict[str
 
 
 def _refuse_other_images(
-    folder: Path, entries: Mapping[str, Mapping[str, Any]], asked: set[str]
+    folder: Path, entries: Mapping[str, Mapping[str, Any]], wanted: set[str]
 ) -> None:
     """Refuse a folder with answers to images that are not asked for now.
 
     Raises:
         CheckpointError: the folder holds such answers.
     """
-    others = [i for i, entry in entries.items() if i not in asked and "failed" not in entry]
+    others = [i for i, entry in entries.items() if i not in wanted and "failed" not in entry]
     if others:
         raise CheckpointError(
             f"{folder} holds answers to {len(others)} images that are not among those "
@@ -260,17 +254,19 @@ def _answer_all(
     workers: AbstractWorkers | None,
 ) -> None:
     """Predict images; write each answer to the journal at once, after its pictures."""
-    teller, n_known = QuarantineMessages(display.say), len(keys) - len(todo)
+    messages, n_known = QuarantineMessages(display.say), len(keys) - len(todo)
 
-    def within(done: float) -> None:
+    def show_done(done: float) -> None:
         display.bar("predicting", n_known + done, len(keys))
 
-    within(0)
+    show_done(0)
     if workers is None:
         drawn = frozenset(job.case.image_id for job in todo if job.draw)
         finish = functools.partial(add_files, drawn=drawn, exports=exports)
         cases = [job.case for job in todo]
-        outcomes = predict_cases(models, cases, loader, device=device, tell=within, finish=finish)
+        outcomes = predict_cases(
+            models, cases, loader, device=device, tell=show_done, finish=finish
+        )
     else:
         outcomes = map_cases(workers, todo)
     for done, outcome in enumerate(outcomes, 1):
@@ -279,11 +275,11 @@ def _answer_all(
             image_id, _make_entry(outcome, models, heatmaps, exports) | {"of": keys[image_id]}
         )
         if isinstance(outcome, Failure):
-            teller.set_aside(image_id, str(outcome.case.path), outcome.reason)
+            messages.set_aside(image_id, str(outcome.case.path), outcome.reason)
         elif not len(outcome.evidence):
-            teller.once("the method gives no evidence: heatmaps will show no regions")
-        within(done)
-    teller.end()
+            messages.once("the method gives no evidence: heatmaps will show no regions")
+        show_done(done)
+    messages.end()
 
 
 def _make_entry(
@@ -330,7 +326,7 @@ def _write_results(
     return summary
 
 
-def _key(case: Case) -> dict[str, Any]:
+def _make_key(case: Case) -> dict[str, Any]:
     """Return what the answer to a case depends on: its row, and size and time of its file."""
     key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
     key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
@@ -340,7 +336,7 @@ def _key(case: Case) -> dict[str, Any]:
     return key
 
 
-def _merge_index(path: Path, entries: list[dict[str, Any]], asked: set[str]) -> None:
+def _merge_index(path: Path, entries: list[dict[str, Any]], replaced: set[str]) -> None:
     """Replace the entries of the index about these images by new ones."""
     old = read_json(path) if path.is_file() else []
-    write_json(path, [entry for entry in old if entry["image_id"] not in asked] + entries)
+    write_json(path, [entry for entry in old if entry["image_id"] not in replaced] + entries)

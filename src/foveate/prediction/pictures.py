@@ -115,11 +115,11 @@ def safe_name(image_id: str) -> str:
     A name that had to be changed or shortened gets eight digits of the hash of the id.
     """
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in image_id).lstrip(".")
-    short = _bytes(plain)[:_NAME_BYTES].decode(errors="ignore")
+    short = _encode(plain)[:_NAME_BYTES].decode(errors="ignore")
     if short == image_id:
         return short
-    return f"{short}-{hashlib.sha256(_bytes(image_id)).hexdigest()[:8]}"
+    return f"{short}-{hashlib.sha256(_encode(image_id)).hexdigest()[:8]}"
 
 
-def _bytes(text: str) -> bytes:
+def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")

@@ -42,14 +42,14 @@ class ProcessWorkers(AbstractWorkers):
         # pool, so that one that is killed takes no other image with it.
         pool = ProcessPoolExecutor(1, get_context("spawn"), _warm_up, (self._setup, i))
         self._pools[i] = pool
-        return pool.submit(_ready)
+        return pool.submit(_report_ready)
 
     def submit(self, i: int, job: CaseJob) -> Future[Reply]:
         """Let worker i predict an image."""
         pool = self._pools[i]
         assert pool is not None
         try:
-            return pool.submit(_answer, job)
+            return pool.submit(_predict, job)
         except BrokenProcessPool as error:  # it ended while it was idle
             lost: Future[Reply] = Future()
             lost.set_exception(error)
@@ -97,13 +97,13 @@ def _take_gpu(i: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[i % len(names)]
 
 
-def _ready() -> Reply:
+def _report_ready() -> Reply:
     """Return whether the models of this worker process are loaded."""
     assert _worker is not None
     return _worker.ready()
 
 
-def _answer(job: CaseJob) -> Reply:
+def _predict(job: CaseJob) -> Reply:
     """Predict an image in this worker process."""
     assert _worker is not None
     return _worker.answer(job)

@@ -60,7 +60,7 @@ def list_heatmaps(
     """
     row_of = {row.get("image_id", ""): row for row in rows}
     judged = [
-        (entry, _verdict(task, entry, row_of.get(str(entry.get("image_id", "")), {})))
+        (entry, _judge(task, entry, row_of.get(str(entry.get("image_id", "")), {})))
         for entry in entries
         if _find_file(folder, entry.get("png")) is not None
     ]
@@ -93,7 +93,7 @@ def _build_entry(
     )
 
 
-def _verdict(task: AbstractTask | None, entry: dict[str, Any], row: Row) -> Verdict:
+def _judge(task: AbstractTask | None, entry: dict[str, Any], row: Row) -> Verdict:
     return Verdict("unlabelled", "", (0.0, 0.0)) if task is None else task.verdict(entry, row)
 
 

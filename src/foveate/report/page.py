@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate import __version__
 from foveate.files.atomic import write_text
-from foveate.presentation import Chart, counted, decimals, percent
+from foveate.presentation import Chart, write_count, write_decimals, write_percent
 from foveate.report import sections
 from foveate.report.figures import Drawn, describe_training, draw_training, render
 from foveate.report.gallery import MOST_INLINED, list_heatmaps
@@ -29,8 +29,8 @@ def write_page(folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "decimals": decimals}
-    environment.globals["counted"] = counted
+    environment.filters |= {"percent": write_percent, "decimals": write_decimals}
+    environment.globals["counted"] = write_count
     page = folder / "report.html"
     write_text(page, environment.get_template(_TEMPLATE).render(**_collect_values(run)))
     return page
@@ -43,19 +43,19 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "version": __version__,
         "name": run.folder.resolve().name,
         "problems": run.problems,
-        "headline": sections.headline(run),
-        "cost": sections.cost(run),
-        "scores": sections.score_rows(run),
-        "score_titles": sections.score_titles(run),
+        "headline": sections.build_headline(run),
+        "cost": sections.build_cost(run),
+        "scores": sections.build_score_rows(run),
+        "score_titles": sections.list_score_titles(run),
         "bar_note": "" if task is None else task.bar_note,
         "pooling": str(run.metrics.get("pooling") or ""),
-        "folds": sections.fold_rows(run),
+        "folds": sections.build_fold_rows(run),
         "tables": [] if task is None else task.tables(run.metrics, points),
-        "flow": sections.patient_flow(run),
-        "comparison": sections.comparison(run),
-        "gain": sections.gain(run),
+        "flow": sections.count_patients(run),
+        "comparison": sections.compare_runs(run),
+        "gain": sections.describe_gain(run),
         "notes": [] if task is None else task.notes(points),
-        "localisation": sections.localisation(run),
+        "localisation": sections.summarise_localisation(run),
         "charts": [(chart, _render_chart(run, chart)) for chart in charts],
         "training": _render_training(run),
         "heatmaps": list_heatmaps(run.folder / "heatmaps", run.heatmaps, run.predictions, task),
@@ -66,8 +66,8 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "quarantine": run.quarantine,
         "config": run.config_text,
         "env": {key: _write_plain(value) for key, value in run.env.items()},
-        "answering": sections.answering(run),
-        "commands": sections.commands(run),
+        "answering": sections.describe_answering(run),
+        "commands": sections.list_commands(run),
     }
 
 

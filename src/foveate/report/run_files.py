@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from foveate.errors import CheckpointError, FoveateError, one_line
-from foveate.presentation import finite
+from foveate.presentation import read_number
 from foveate.runs.folder import model_folders, read_json, read_rows
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
@@ -200,7 +200,7 @@ class _Disk:
 
 def read_column(rows: list[Row], key: str) -> list[float]:
     """Return the numbers of a column; NaN for cells without a finite number."""
-    numbers = (finite(row, key) for row in rows)
+    numbers = (read_number(row, key) for row in rows)
     return [math.nan if value is None else value for value in numbers]
 
 

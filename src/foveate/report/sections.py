@@ -8,13 +8,13 @@ from typing import Any
 
 from foveate.presentation import (
     ScoreWords,
-    counted,
-    decimals,
-    finite,
-    fold_title,
-    memory,
-    percent,
-    pixels,
+    read_number,
+    write_count,
+    write_decimals,
+    write_fold,
+    write_memory,
+    write_percent,
+    write_pixels,
 )
 from foveate.report.run_files import RunFiles
 from foveate.training.notice import duration
@@ -24,16 +24,16 @@ _PARTS = ("train", "val", "test")
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
-def scores_of(metrics: Mapping[str, Any], part: str = "metrics") -> dict[str, dict[str, Any]]:
+def pick_scores(metrics: Mapping[str, Any], part: str = "metrics") -> dict[str, dict[str, Any]]:
     """Return the well-formed scores that are stored under the key `part`, by name."""
     stored = metrics.get(part)
     items = stored.items() if isinstance(stored, Mapping) else ()
     return {str(name): score for name, score in items if isinstance(score, dict)}
 
 
-def headline(run: RunFiles) -> dict[str, Any]:
+def build_headline(run: RunFiles) -> dict[str, Any]:
     """Return task, method, counts, the main score and a sentence about it."""
-    scores, n_folds = scores_of(run.metrics), len(stored_folds(run))
+    scores, n_folds = pick_scores(run.metrics), len(list_stored_folds(run))
     name = None if run.task is None else run.task.headline(scores)
     return {
         "method": str(run.config.get("method") or run.model.get("method") or "unknown method"),
@@ -42,29 +42,31 @@ def headline(run: RunFiles) -> dict[str, Any]:
         "about": "" if run.task is None else run.task.allowed,
         "n_images": run.metrics.get("n_images"),
         "n_patients": run.metrics.get("n_patients"),
-        "n_folds": len(_folds(run)) or len(run.folds),
+        "n_folds": len(_list_folds(run)) or len(run.folds),
         "score_title": "" if run.task is None or name is None else run.task.title(name, n_folds),
         "score": scores.get(name) if name else None,
-        "sentence": _sentence(run, scores, n_folds),
-        "cautions": _cautions(run, scores),
+        "sentence": _write_sentence(run, scores, n_folds),
+        "cautions": _list_cautions(run, scores),
     }
 
 
-def _sentence(run: RunFiles, scores: dict[str, dict[str, Any]], n_folds: int) -> str:
+def _write_sentence(run: RunFiles, scores: dict[str, dict[str, Any]], n_folds: int) -> str:
     clause = "" if run.task is None else run.task.sentence(scores, n_folds)
     if not clause:
         return "No scores yet: training has not finished, or no test image has a label."
     n, people = run.metrics.get("n_images", 0), run.metrics.get("n_patients", 0)
-    whom = f"On {counted(n, 'image')} of {counted(people, 'patient')} that training never saw"
+    whom = (
+        f"On {write_count(n, 'image')} of {write_count(people, 'patient')} that training never saw"
+    )
     return f"{whom}, {clause}"
 
 
-def _cautions(run: RunFiles, scores: dict[str, dict[str, Any]]) -> list[str]:
+def _list_cautions(run: RunFiles, scores: dict[str, dict[str, Any]]) -> list[str]:
     cautions = [] if run.task is None else run.task.cautions(scores)
     people = run.metrics.get("n_patients")
     if isinstance(people, int) and people < _FEW_PATIENTS:
         cautions.append(
-            f"Only {counted(people, 'test patient')}: read the interval, not the value."
+            f"Only {write_count(people, 'test patient')}: read the interval, not the value."
         )
     if run.config.get("permute_labels"):
         cautions.append(
@@ -73,38 +75,38 @@ def _cautions(run: RunFiles, scores: dict[str, dict[str, Any]]) -> list[str]:
     return cautions
 
 
-def cost(run: RunFiles) -> dict[str, Any] | None:
+def build_cost(run: RunFiles) -> dict[str, Any] | None:
     """Return time, memory and pixels of the run; None when no cost was stored."""
     if not run.cost:
         return None
-    get = {key: finite(run.cost, key) for key in run.cost}
+    get = {key: read_number(run.cost, key) for key in run.cost}
     seconds, reading = get.get("seconds"), get.get("seconds_reading")
     share = None if not seconds or reading is None else min(reading / seconds, 1.0)
     facts = [
         ("time, all in all", duration(seconds)),
         ("time per test image", duration(get.get("seconds_per_image"))),
-        ("peak memory, main", memory(get.get("peak_rss_mib"))),
-        ("peak memory, device", memory(get.get("peak_device_mib") or None)),
-        ("test images hold", pixels(get.get("level0_px"))),
-        ("of which decoded", pixels(get.get("decoded_px"))),
+        ("peak memory, main", write_memory(get.get("peak_rss_mib"))),
+        ("peak memory, device", write_memory(get.get("peak_device_mib") or None)),
+        ("test images hold", write_pixels(get.get("level0_px"))),
+        ("of which decoded", write_pixels(get.get("decoded_px"))),
     ]
     return {
         "facts": [(title, text) for title, text in facts if text != "–"],
         "reading": share,
-        "reading_text": percent(share),
-        "computing_text": percent(None if share is None else 1 - share),
+        "reading_text": write_percent(share),
+        "computing_text": write_percent(None if share is None else 1 - share),
         "decoded": get.get("decoded_fraction"),
-        "decoded_text": percent(get.get("decoded_fraction")),
-        "decoded_px": pixels(get.get("decoded_px")),
-        "level0_px": pixels(get.get("level0_px")),
+        "decoded_text": write_percent(get.get("decoded_fraction")),
+        "decoded_px": write_pixels(get.get("decoded_px")),
+        "level0_px": write_pixels(get.get("level0_px")),
     }
 
 
-def score_rows(run: RunFiles) -> list[dict[str, Any]]:
+def build_score_rows(run: RunFiles) -> list[dict[str, Any]]:
     """Return the scores with intervals, and bars for those with a worst and a best value."""
     if run.task is None:
         return []
-    rows, stored, words = [], scores_of(run.metrics), run.task.words
+    rows, stored, words = [], pick_scores(run.metrics), run.task.words
     for name in [*(n for n in words if n in stored), *(n for n in stored if n not in words)]:
         score = stored[name]
         about = words.get(name, ScoreWords(run.task.title(name), "", span=None))
@@ -112,9 +114,9 @@ def score_rows(run: RunFiles) -> list[dict[str, Any]]:
             {
                 "title": about.title,
                 "text": about.text,
-                "value": decimals(finite(score, "value")),
-                "interval": _interval(score),
-                "bar": _bar(score, about),
+                "value": write_decimals(read_number(score, "value")),
+                "interval": _write_interval(score),
+                "bar": _scale_bar(score, about),
                 "method": str(score.get("method", "")),
                 "n": score.get("n", ""),
             }
@@ -122,14 +124,14 @@ def score_rows(run: RunFiles) -> list[dict[str, Any]]:
     return rows
 
 
-def _interval(score: Mapping[str, Any], absent: str = "–") -> str:
-    lo, hi = finite(score, "lo"), finite(score, "hi")
+def _write_interval(score: Mapping[str, Any], absent: str = "–") -> str:
+    lo, hi = read_number(score, "lo"), read_number(score, "hi")
     return absent if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}"
 
 
-def _bar(score: Mapping[str, Any], about: ScoreWords) -> tuple[float, ...] | None:
+def _scale_bar(score: Mapping[str, Any], about: ScoreWords) -> tuple[float, ...] | None:
     """Scale value and interval from the worst (0) to the best value (1); None where impossible."""
-    values = [finite(score, key) for key in ("value", "lo", "hi")]
+    values = [read_number(score, key) for key in ("value", "lo", "hi")]
     if about.span is None:
         return None
     low, high = about.span
@@ -137,46 +139,48 @@ def _bar(score: Mapping[str, Any], about: ScoreWords) -> tuple[float, ...] | Non
     return tuple(known) if len(known) == 3 and all(0 <= v <= 1 for v in known) else None
 
 
-def stored_folds(run: RunFiles) -> list[dict[str, Any]]:
+def list_stored_folds(run: RunFiles) -> list[dict[str, Any]]:
     """Return the stored scores of each fold; empty with one fold."""
     stored = run.metrics.get("folds")
     folds = [fold for fold in stored if isinstance(fold, dict)] if isinstance(stored, list) else []
     return folds if len(folds) > 1 else []
 
 
-def score_titles(run: RunFiles) -> list[str]:
+def list_score_titles(run: RunFiles) -> list[str]:
     """Return the titles of the scores that compare folds and methods, the main one first."""
     return [] if run.task is None else [run.task.title(name) for name in run.task.tabled]
 
 
-def fold_rows(run: RunFiles) -> list[dict[str, Any]]:
+def build_fold_rows(run: RunFiles) -> list[dict[str, Any]]:
     """Return a row for each fold: its test part and its main scores."""
     return [
         {
-            "name": fold_title(str(fold.get("fold", ""))),
+            "name": write_fold(str(fold.get("fold", ""))),
             "images": fold.get("n_images", "–"),
             "patients": fold.get("n_patients", "–"),
         }
-        | _tabled(run, scores_of(fold), "" if run.task is None else run.task.unscored)
-        for fold in stored_folds(run)
+        | _build_main_cells(run, pick_scores(fold), "" if run.task is None else run.task.unscored)
+        for fold in list_stored_folds(run)
     ]
 
 
-def _tabled(run: RunFiles, scores: dict[str, dict[str, Any]], absent: str = "–") -> dict[str, Any]:
+def _build_main_cells(
+    run: RunFiles, scores: dict[str, dict[str, Any]], absent: str = "–"
+) -> dict[str, Any]:
     """Return the main score with its interval, and the further scores that are compared."""
     if run.task is None:
         return {"value": "–", "interval": absent, "bar": None, "others": []}
     main, *others = run.task.tabled
     score = scores.get(main, {})
     return {
-        "value": decimals(finite(score, "value")),
-        "interval": _interval(score, absent),
-        "bar": _bar(score, run.task.words[main]),
-        "others": [decimals(finite(scores.get(name, {}), "value")) for name in others],
+        "value": write_decimals(read_number(score, "value")),
+        "interval": _write_interval(score, absent),
+        "bar": _scale_bar(score, run.task.words[main]),
+        "others": [write_decimals(read_number(scores.get(name, {}), "value")) for name in others],
     }
 
 
-def patient_flow(run: RunFiles) -> dict[str, Any]:
+def count_patients(run: RunFiles) -> dict[str, Any]:
     """Count the images and patients of the parts of all folds, and those set aside."""
     owners: dict[str, str] = run.splits.get("patients") or {}
     labels = {row["image_id"]: row.get("label", "") for row in run.predictions if "image_id" in row}
@@ -185,7 +189,7 @@ def patient_flow(run: RunFiles) -> dict[str, Any]:
         row.get("image_id", "") for row in run.quarantine if row.get("stage") in ("table", "open")
     }
     rows: list[dict[str, Any]] = []
-    for k, fold in enumerate(_folds(run)):
+    for k, fold in enumerate(_list_folds(run)):
         for part in _PARTS:
             ids = [str(i) for i in fold.get(part) or []]
             known = [labels[i] for i in ids if i in labels]
@@ -213,13 +217,13 @@ def patient_flow(run: RunFiles) -> dict[str, Any]:
     }
 
 
-def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
+def compare_runs(run: RunFiles) -> list[dict[str, Any]] | None:
     """Compare the run with its frozen start and with ``baseline.json``; None without either."""
-    start = scores_of(run.metrics, "frozen")
+    start = pick_scores(run.metrics, "frozen")
     if not run.baseline and not start:
         return None
     name = str(run.config.get("method", "this run"))
-    this_run = {"method": name, "metrics": scores_of(run.metrics)}
+    this_run = {"method": name, "metrics": pick_scores(run.metrics)}
     entries = [{**run.cost, **this_run}]
     if start:
         entries.append({"method": f"{name}, frozen start", "metrics": start})
@@ -229,23 +233,23 @@ def comparison(run: RunFiles) -> list[dict[str, Any]] | None:
             {
                 "method": str(entry.get("method", "unknown")),
                 "own": k == 0,
-                **_tabled(run, scores_of(entry)),
-                "seconds": duration(finite(entry, "seconds")),
-                "memory": memory(finite(entry, "peak_rss_mib")),
-                "device": memory(finite(entry, "peak_device_mib") or None),
-                "decoded": percent(finite(entry, "decoded_fraction")),
+                **_build_main_cells(run, pick_scores(entry)),
+                "seconds": duration(read_number(entry, "seconds")),
+                "memory": write_memory(read_number(entry, "peak_rss_mib")),
+                "device": write_memory(read_number(entry, "peak_device_mib") or None),
+                "decoded": write_percent(read_number(entry, "decoded_fraction")),
             }
         )
     return rows
 
 
-def gain(run: RunFiles) -> list[str]:
+def describe_gain(run: RunFiles) -> list[str]:
     """Describe what training end to end changed after the frozen start, a sentence per score."""
     if run.task is None:
         return []
     sentences, smaller = [], []
-    for name, change in scores_of(run.metrics, "gain").items():
-        value, lo, hi = (finite(change, key) for key in ("value", "lo", "hi"))
+    for name, change in pick_scores(run.metrics, "gain").items():
+        value, lo, hi = (read_number(change, key) for key in ("value", "lo", "hi"))
         if value is None or lo is None or hi is None:
             continue
         title, about = run.task.title(name), run.task.words.get(name)
@@ -258,28 +262,30 @@ def gain(run: RunFiles) -> list[str]:
     return [*sentences, *(f"Of the {title}, less is better." for title in smaller)]
 
 
-def localisation(run: RunFiles) -> dict[str, Any] | None:
+def summarise_localisation(run: RunFiles) -> dict[str, Any] | None:
     """Return how often the heaviest region lay on what decides; None where that is unknown."""
-    share, n = finite(run.localisation, "hit_fraction"), finite(run.localisation, "n")
+    share, n = read_number(run.localisation, "hit_fraction"), read_number(run.localisation, "n")
     if share is None or not n:
         return None
-    lo, hi = finite(run.localisation, "lo"), finite(run.localisation, "hi")
+    lo, hi = read_number(run.localisation, "lo"), read_number(run.localisation, "hi")
     return {
         "hits": round(share * n),
         "n": int(n),
-        "share": percent(share),
-        "interval": None if lo is None or hi is None else f"{percent(lo)} to {percent(hi)}",
+        "share": write_percent(share),
+        "interval": None
+        if lo is None or hi is None
+        else f"{write_percent(lo)} to {write_percent(hi)}",
     }
 
 
-def answering(run: RunFiles) -> str:
+def describe_answering(run: RunFiles) -> str:
     """Describe which models answer for new images, and to which models the scores belong."""
     if not run.answering:
         return f"No model answers for new images yet: {run.unanswered}."
     about = run.answering[0].get("provenance")
     averaged = "answers" if run.task is None else run.task.averaged
     if isinstance(about, dict) and about.get("refit"):
-        seconds = finite(about.get("train") or {}, "seconds")
+        seconds = read_number(about.get("train") or {}, "seconds")
         return (
             f"New images are answered by one model, refitted on all {about.get('n_train')} images"
             f" after the folds ({duration(seconds)}). The scores are those of the folds' models:"
@@ -294,7 +300,7 @@ def answering(run: RunFiles) -> str:
     return "New images are answered by the one model that was tested here."
 
 
-def commands(run: RunFiles) -> list[tuple[str, str]]:
+def list_commands(run: RunFiles) -> list[tuple[str, str]]:
     """Return commands to type next, each with what it does."""
     folder = shlex.quote(str(run.folder))
     return [
@@ -307,6 +313,6 @@ def commands(run: RunFiles) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _folds(run: RunFiles) -> list[dict[str, Any]]:
+def _list_folds(run: RunFiles) -> list[dict[str, Any]]:
     folds = run.splits.get("folds")
     return [fold for fold in folds if isinstance(fold, dict)] if isinstance(folds, list) else []

@@ -86,20 +86,22 @@ def read_card(path: Path) -> tuple[ModelCard, str]:
         task=fields.text("task"),
         task_options=fields.options("task_options"),
         settled=fields.options("settled"),
-        view=view_of(fields.part("view")),
+        view=parse_view(fields.part("view")),
         assume_spacing_um=fields.maybe_number("assume_spacing_um", *SPACING),
-        provenance=_provenance(fields.part("provenance")),
-        trained_on=trained_on_of(fields.part("trained_on")) if _has(fields, "trained_on") else None,
-        readers=_readers(fields.part("readers")) if _has(fields, "readers") else {},
+        provenance=_read_provenance(fields.part("provenance")),
+        trained_on=parse_trained_on(fields.part("trained_on"))
+        if _has(fields, "trained_on")
+        else None,
+        readers=_read_readers(fields.part("readers")) if _has(fields, "readers") else {},
     )
     return card, fields.text("sha256")
 
 
-def _readers(fields: Fields) -> dict[str, dict[str, Any]]:
+def _read_readers(fields: Fields) -> dict[str, dict[str, Any]]:
     return {name: fields.options(name) for name in fields.plain()}
 
 
-def view_of(fields: Fields) -> View:
+def parse_view(fields: Fields) -> View:
     """Read a stored view, and check its fields.
 
     Raises:
@@ -121,7 +123,7 @@ def view_of(fields: Fields) -> View:
     )
 
 
-def trained_on_of(fields: Fields) -> TrainedOn:
+def parse_trained_on(fields: Fields) -> TrainedOn:
     """Read the stored facts about the images of a run, and check them.
 
     Raises:
@@ -141,7 +143,7 @@ def trained_on_of(fields: Fields) -> TrainedOn:
     )
 
 
-def _provenance(fields: Fields) -> dict[str, Any]:
+def _read_provenance(fields: Fields) -> dict[str, Any]:
     """Read the provenance; check the fields that are used, and take the others as they are."""
     fields.maybe_number("threshold", 0.0, 1.0)
     if "temperature" in fields:

@@ -1,4 +1,4 @@
-"""One experiment as one plain file: every key is also a flag, unknown keys get the nearest name."""
+"""The config of a run: one plain file, whose keys are also flags of the command line."""
 
 from __future__ import annotations
 
@@ -73,10 +73,11 @@ class RunConfig:
         method, encoder, task: names of parts; ``method_options`` and so on hold their options.
             Encoder ``auto`` is lite0 for pictures and slides, slices for volumes.
         reader_options: options of readers, by the reader's name.
-        heatmaps: how many test images get pictures.
-        export: which kinds of pictures, by name (comma-separated).
-        permute_labels: shuffle the labels over patients; the score must then be chance.
-        refit: after the folds are scored, train one model on all images; it answers alone then.
+        heatmaps: number of test images that get pictures.
+        export: kinds of pictures, by name (comma-separated).
+        permute_labels: whether labels are shuffled over patients; scores must then be at chance.
+        refit: whether one model is trained on all images after the folds are scored, which then
+            answers alone.
     """
 
     table: TableOptions
@@ -97,7 +98,7 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the config as plain values for YAML and JSON."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = _make_plain(asdict(self))
         return plain
 
 
@@ -145,7 +146,7 @@ def build_config(nested: Mapping[str, Any]) -> RunConfig:
     return _check_part_options(config, values)
 
 
-def section_keys() -> list[str]:
+def list_section_keys() -> list[str]:
     """Return all keys of the config with their section, as flags spell them: ``train.lr``.
 
     For the section ``method``, these are the options of the default method.
@@ -185,7 +186,7 @@ def parse_options_all(section: type[Any], nested: Mapping[str, Any], where: str)
 
 def _check_part_options(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     method = find("methods", config.method)
-    values["method_options"] = _defaults(method) | parse_options(
+    values["method_options"] = _list_defaults(method) | parse_options(
         method, config.method_options, "method"
     )
     if config.task != "auto":
@@ -196,7 +197,7 @@ def _check_part_options(config: RunConfig, values: dict[str, Any]) -> RunConfig:
         if config.encoder_options:
             raise OptionError("encoder: its options need a name, such as --encoder lite0")
         return RunConfig(**values)
-    values["encoder_options"] = encoder_options(config, method)
+    values["encoder_options"] = fill_encoder_options(config, method)
     return RunConfig(**values)
 
 
@@ -209,10 +210,12 @@ def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
     if config.encoder != "auto":
         return config
     named = replace(config, encoder=AUTOMATIC[axes])
-    return replace(named, encoder_options=encoder_options(named, find("methods", config.method)))
+    return replace(
+        named, encoder_options=fill_encoder_options(named, find("methods", config.method))
+    )
 
 
-def encoder_options(config: RunConfig, method: Any) -> dict[str, Any]:
+def fill_encoder_options(config: RunConfig, method: Any) -> dict[str, Any]:
     """Return all options of the encoder: its defaults, then the method's, then the user's.
 
     Raises:
@@ -222,11 +225,11 @@ def encoder_options(config: RunConfig, method: Any) -> dict[str, Any]:
     encoder = find("encoders", config.encoder if is_listed else "timm")
     wanted = {k: v for k, v in method.encoder_defaults.items() if k in options(encoder)}
     from_user = parse_options(encoder, config.encoder_options, "encoder")
-    settled = _defaults(encoder) | wanted | from_user
+    settled = _list_defaults(encoder) | wanted | from_user
     return settled if is_listed else settled | {"name": config.encoder}
 
 
-def _defaults(part: Any) -> dict[str, Any]:
+def _list_defaults(part: Any) -> dict[str, Any]:
     return {name: option.default for name, option in options(part).items()}
 
 
@@ -265,9 +268,9 @@ def dump_yaml(config: RunConfig) -> str:
     return text
 
 
-def _plain(value: Any) -> Any:
+def _make_plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _make_plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [_make_plain(v) for v in value]
     return value

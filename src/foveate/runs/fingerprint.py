@@ -82,7 +82,7 @@ def note_inputs(
     return Inputs(images, prints)
 
 
-def files_of(encoder_options: Mapping[str, Any]) -> dict[str, Path]:
+def list_files(encoder_options: Mapping[str, Any]) -> dict[str, Path]:
     """Return the files of the user that a run depends on, by purpose: weights and plug-ins."""
     files = {}
     if encoder_options.get("weights"):
@@ -209,7 +209,7 @@ def _describe_change(was: Inputs, now: Inputs) -> str | None:
     if new:
         return f"images that the run was not begun with are in the table: {several(new)}"
     for key, subject in (("label", "labels"), ("patient", "patients"), ("spacing_um", "spacings")):
-        same = _same_patient if key == "patient" else operator.eq
+        same = _is_same_patient if key == "patient" else operator.eq
         other = [i for i in was.images if not same(was.images[i][key], now.images[i][key])]
         if other:
             old, new_one = (side.images[min(other)][key] for side in (was, now))
@@ -221,22 +221,22 @@ def _describe_change(was: Inputs, now: Inputs) -> str | None:
     other = [
         i
         for i in sorted(was.images)
-        if _content(was.images[i].get("file")) != _content(now.images[i].get("file"))
+        if _pick_content(was.images[i].get("file")) != _pick_content(now.images[i].get("file"))
     ]
     if other:
         return f"image files of {several(other)} were changed since the run was begun"
     for subject in sorted(was.files.keys() | now.files):
-        if _content(was.files.get(subject)) != _content(now.files.get(subject)):
+        if _pick_content(was.files.get(subject)) != _pick_content(now.files.get(subject)):
             path = (now.files.get(subject) or was.files[subject])["path"]
             return f"the {subject} ({path}) is not the one the run was begun with"
     return None
 
 
-def _same_patient(one: str, other: str) -> bool:
+def _is_same_patient(one: str, other: str) -> bool:
     return patient_key(one) == patient_key(other)
 
 
-def _content(stated: Stated | None) -> tuple[Any, Any] | None:
+def _pick_content(stated: Stated | None) -> tuple[Any, Any] | None:
     return None if stated is None else (stated["size"], stated["sha256"])
 
 

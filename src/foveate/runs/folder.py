@@ -40,7 +40,7 @@ _LIBRARIES = (
 )
 
 
-def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
+def claim_folder(folder: Path, config: Mapping[str, Any], text: str) -> None:
     """Claim a folder for a run: a new folder, or one that was begun with the same options.
 
     A run that stopped before its plan was settled has no results to lose: new options replace its
@@ -54,21 +54,21 @@ def claim(folder: Path, config: Mapping[str, Any], text: str) -> None:
     if path.is_file():
         stored = read_yaml(path)
         added = [key for key in _LATER if not stored.get(key)]
-        difference = _first_difference(stored | {key: config.get(key) for key in added}, config)
+        difference = _find_difference(stored | {key: config.get(key) for key in added}, config)
         if difference is not None and (folder / "plan.json").is_file():
             raise CheckpointError(
                 f"{folder} was begun with other options: {difference}. Give the same options to "
                 "continue it, or another --out for a new run"
             )
-        sweep(folder)
+        remove_partial_files(folder)
         if difference is None and (folder / "env.json").is_file():
             if any(config.get(key) for key in added):
                 write_text(path, text)
             return
-    elif folder.is_dir() and any(_foreign(entry) for entry in folder.iterdir()):
+    elif folder.is_dir() and any(_is_foreign(entry) for entry in folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no run: give another --out")
     write_text(path, text)
-    write_json(folder / "env.json", environment())
+    write_json(folder / "env.json", describe_environment())
 
 
 _RUN_FILES = ("config.yaml", "plan.json", "splits.json", "model.json", "model.safetensors")
@@ -107,7 +107,7 @@ def check_out(out: Path, run: Path) -> None:
             f"--out {out} is the folder of a trained run, whose own results would be overwritten: "
             "give another --out"
         )
-    for root in _runs_around(out, run):
+    for root in _find_runs_around(out, run):
         inside = out.resolve().relative_to(root).parts
         is_reserved = not inside or inside[0].startswith("fold_") or inside[0] in _RUN_FOLDERS
         if is_reserved or ((root / inside[0]).exists() and not (out / _ANSWERS).is_file()):
@@ -122,7 +122,7 @@ def check_out(out: Path, run: Path) -> None:
         )
 
 
-def _runs_around(out: Path, run: Path) -> Iterator[Path]:
+def _find_runs_around(out: Path, run: Path) -> Iterator[Path]:
     """Yield the folders that contain `out`: the folder of `run`, and those of any training."""
     out, run = out.resolve(), run.resolve()
     root = next((p for p in (run, *run.parents) if _is_run(p)), run)
@@ -138,7 +138,7 @@ def _is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in _RUN_FILES)
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove half-written files whose process has ended."""
     for path in folder.rglob(".*.part"):
         pid = path.name.split(".")[-2]
@@ -146,7 +146,7 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _foreign(path: Path) -> bool:
+def _is_foreign(path: Path) -> bool:
     """Return whether a file is none of those that a run leaves that is killed at its start."""
     return path.name != LOCK and not (path.name.startswith(".") and path.name.endswith(".part"))
 
@@ -232,7 +232,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Return the versions of libraries, the platform and the command, for the record."""
     facts: dict[str, Any] = {"foveate": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
@@ -245,14 +245,14 @@ def environment() -> dict[str, Any]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk does not stop, nor let complain."""
+    """A log file that ignores errors of writing, such as a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Leave out a record that cannot be written."""
 
 
 @contextlib.contextmanager
-def logged(folder: Path, display: Display) -> Iterator[None]:
+def log_into(folder: Path, display: Display) -> Iterator[None]:
     """Write foveate's log to ``log.txt`` of a folder, and its warnings to a display as well."""
     handlers = [log_to(folder), DisplayHandler(display)]
     logging.getLogger("foveate").addHandler(handlers[1])
@@ -284,7 +284,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
     write_text(path, csv_text(rows, columns))
 
 
-def aside(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
+def make_quarantine_row(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
     """Build a row of ``quarantine.csv``: which image was set aside, at which stage, and why."""
     return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
 
@@ -312,11 +312,11 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
+def _find_difference(old: Any, new: Any, key: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, Mapping):
         for name in [*old, *(n for n in new if n not in old)]:
             where = f"{key}.{name}" if key else name
-            difference = _first_difference(old.get(name), new.get(name), where)
+            difference = _find_difference(old.get(name), new.get(name), where)
             if difference is not None:
                 return difference
         return None

@@ -18,17 +18,17 @@ from foveate.files.fields import Fields, read_fields
 from foveate.images.likeness import ImageFacts, TrainedOn, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
 from foveate.messages.display import Display, QuarantineMessages
-from foveate.runs.card import ModelCard, trained_on_of, view_of
+from foveate.runs.card import ModelCard, parse_trained_on, parse_view
 from foveate.runs.checkpoint import build_model
 from foveate.runs.config import RunConfig, settle_encoder
 from foveate.runs.fingerprint import (
     check_unchanged,
-    files_of,
+    list_files,
     load_inputs,
     note_inputs,
     save_inputs,
 )
-from foveate.runs.folder import aside
+from foveate.runs.folder import make_quarantine_row
 from foveate.table import (
     Case,
     CaseTable,
@@ -97,7 +97,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     else:
         content = _read_plan(stored)
         _check_inputs(config, folder, table, _read_quarantine(content), display)
-    view, quarantine = view_of(content.part("view")), _read_quarantine(content)
+    view, quarantine = parse_view(content.part("view")), _read_quarantine(content)
     bad = {row["image_id"] for row in quarantine}
     cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
     splits = load_splits(folder / "splits.json")
@@ -107,7 +107,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         raise SplitError(f"{folder / 'splits.json'}: {error}") from None
     settled = settle_encoder(config, view.axes)
     methods = config.method_options | content.options("method_options")
-    facts = trained_on_of(content.part("trained_on")) if "trained_on" in content else None
+    facts = parse_trained_on(content.part("trained_on")) if "trained_on" in content else None
     return Plan(
         replace(settled, method_options=methods),
         view,
@@ -208,7 +208,7 @@ def _settle(
     chosen = _choose_patch_numbers(config.method_options, view, list(scan.facts.values()))
     if chosen:
         display.say("per image: " + ", ".join(f"{key} {value}" for key, value in chosen.items()))
-    inputs = note_inputs(usable, files_of(config.encoder_options), None, _show_noting(display))
+    inputs = note_inputs(usable, list_files(config.encoder_options), None, _show_noting(display))
     save_inputs(inputs, folder / "inputs.json")
     content = {
         "view": asdict(view),
@@ -234,9 +234,11 @@ def _open_all(
         lambda done, total: display.bar("opening images", done, total),
         config.reader_options,
     )
-    quarantine = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside]
+    quarantine = [
+        make_quarantine_row(row.image_id, row.path, "table", row.reason) for row in table.set_aside
+    ]
     quarantine += [
-        aside(c.image_id, c.path, "open", scan.failed[c.image_id])
+        make_quarantine_row(c.image_id, c.path, "open", scan.failed[c.image_id])
         for c in table.cases
         if c.image_id in scan.failed
     ]
@@ -279,7 +281,7 @@ def _check_inputs(
     bad = {row["image_id"] for row in quarantine}
     usable = [case for case in table.cases if case.image_id not in bad]
     was = load_inputs(folder / "inputs.json")
-    now = note_inputs(usable, files_of(config.encoder_options), was, _show_noting(display))
+    now = note_inputs(usable, list_files(config.encoder_options), was, _show_noting(display))
     check_unchanged(was, now, folder)
 
 
@@ -305,7 +307,7 @@ def _check_parts(
     config = settle_encoder(config, 2)
     view = View(1.0, config.view.patch_px or 224, 1.0)
     user_weights = bool(config.encoder_options.get("weights"))
-    model = build_model(model_card(config, view, task, options, settled), pretrained=user_weights)
+    model = build_model(make_card(config, view, task, options, settled), pretrained=user_weights)
     return None if automatic else model.method.encoder.axes
 
 
@@ -373,7 +375,7 @@ def _permute_labels(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
     return tuple(replace(case, label=label[case.patient_id]) for case in cases)
 
 
-def model_card(
+def make_card(
     config: RunConfig, view: View, task: str, options: dict[str, Any], settled: dict[str, Any]
 ) -> ModelCard:
     """Build the card of the model that this config asks for, before anything is trained."""

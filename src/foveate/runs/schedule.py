@@ -22,34 +22,35 @@ _TIER_DECAY = 0.75
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a model is trained; what is None follows the number of images and the encoder.
+    """Options of training; those that are None follow the number of images and the encoder.
 
     Attributes:
-        epochs: end to end, at most; 0 for none.
-        frozen_epochs: before that, on kept features of a pretrained encoder; 0 for none.
+        epochs: largest number of epochs end to end; 0 for none.
+        frozen_epochs: number of epochs before that, on stored features of a pretrained encoder; 0
+            for none.
         batch_size: images per step end to end.
         accumulate: steps per update of the weights.
         lr: learning rate at its peak (AdamW).
-        encoder_lr: share of it for the last layers of a pretrained encoder; each earlier tier has
-            three quarters of that of the next.
+        encoder_lr: share of the learning rate for the last layers of a pretrained encoder; each
+            earlier tier has three quarters of the share of the next.
         average: share of a stage's updates over which weights are averaged; 0 for none.
-        weight_decay: of AdamW, on matrices only.
+        weight_decay: weight decay of AdamW, on matrices only.
         warmup: share of a stage's updates in which the learning rate rises.
         clip: largest norm of the gradient.
         patience: epochs without a better validation score before stopping; 0 never stops early.
         min_epochs: epochs before early stopping may count.
-        precision: of computation; ``auto`` is bf16 on GPUs and CPUs that compute in it, else
-            float32.
-        device: ``auto`` takes a GPU when there is one.
-        devices: how many processes train together, each on a device of its own; a batch is divided
-            among them, so that they learn what one would.
-        seed: of everything random.
-        augment: ``auto`` goes by the images. ``slide``: right angles, mirrors, stain. ``picture``:
-            left and right mirrored (take ``warp`` or ``none`` where sides count), turned by up to 7
-            degrees, brightness and contrast. ``volume``: left and right mirrored, brightness and
-            contrast. All three also shift and scale a little. ``warp``: brightness, and small turns
-            and scalings of patches alone. Or ``none``.
-        checkpoint_seconds: how often the state is written within an epoch.
+        precision: number format of computation; ``auto`` is bf16 on GPUs and CPUs that compute in
+            it, else float32.
+        device: device that computes; ``auto`` takes a GPU when there is one.
+        devices: number of processes that train together, each on its own device; a batch is divided
+            among them, so that they learn what one process would.
+        seed: seed of all random choices.
+        augment: kind of augmentation; ``auto`` follows the images. ``slide``: right angles,
+            mirrors, stain. ``picture``: left and right mirrored (take ``warp`` or ``none`` where
+            sides count), turned by up to 7 degrees, brightness and contrast. ``volume``: left and
+            right mirrored, brightness and contrast. All three also shift and scale a little.
+            ``warp``: brightness, and small turns and scalings of patches alone. ``none``: none.
+        checkpoint_seconds: seconds between two stored states within an epoch.
     """
 
     epochs: int | None = None

@@ -18,7 +18,7 @@ from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_
 from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
 from foveate.table.types import Case, CaseTable, Row, SetAside, TableSheet
-from foveate.tasks import AUTO, why_not
+from foveate.tasks import AUTO, explain_unfit
 
 __all__ = [
     "Case",
@@ -104,7 +104,7 @@ def _check_labels(
     sheet: TableSheet, column: str, builder: CaseBuilder, cases: Sequence[Case], task: str
 ) -> None:
     """Raise `TableError` if the task cannot be trained on the labels."""
-    if reason := why_not(task, [str(case.label) for case in cases], column):
+    if reason := explain_unfit(task, [str(case.label) for case in cases], column):
         missing = f" ({len(builder.set_aside)} rows lack their file)" if builder.set_aside else ""
         raise TableError(f"{sheet.path}: {reason}{missing}")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from foveate.errors import TableError
 from foveate.parts import find, names, parse_options
-from foveate.tasks.base import AbstractTask, restored
-from foveate.tasks.classes.doubts import doubt
+from foveate.tasks.base import AbstractTask, restore
+from foveate.tasks.classes.doubts import doubt_classes
 
 AUTO = "auto"
 """The name of a task that is inferred from the labels."""
@@ -34,10 +34,10 @@ def build_task(
         settled = part.settle(labels)
     except TableError as error:
         raise TableError(f"column '{column}' {error}") from None
-    return restored(part, settled, **parse_options(part, options, "task"))
+    return restore(part, settled, **parse_options(part, options, "task"))
 
 
-def why_not(name: str, labels: Sequence[str], column: str) -> str | None:
+def explain_unfit(name: str, labels: Sequence[str], column: str) -> str | None:
     """Explain why a task cannot be trained on these labels; return None where it can.
 
     Where no task is named, labels that are probably no classes are a reason as well.
@@ -49,7 +49,7 @@ def why_not(name: str, labels: Sequence[str], column: str) -> str | None:
         build_task(name, labels, {}, column)
     except TableError as error:
         return str(error)
-    return doubt(column, labels) if name == AUTO else None
+    return doubt_classes(column, labels) if name == AUTO else None
 
 
 def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractTask:
@@ -60,7 +60,7 @@ def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, An
         OptionError: the stored values do not fit the task.
     """
     part = find("tasks", name)
-    return restored(part, settled, **parse_options(part, options, "task"))
+    return restore(part, settled, **parse_options(part, options, "task"))
 
 
 def _infer_name(labels: Sequence[str]) -> str:

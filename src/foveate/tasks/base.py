@@ -95,7 +95,7 @@ class AbstractTask(abc.ABC):
         """The settled values, as plain values by keyword of the constructor."""
         return {
             name: list(value) if isinstance(value := getattr(self, name), tuple) else value
-            for name in settled_keywords(type(self))
+            for name in list_settled_keywords(type(self))
         }
 
     @property
@@ -357,19 +357,19 @@ class AbstractTask(abc.ABC):
         return []
 
 
-def settled_keywords(part: type[AbstractTask]) -> list[str]:
+def list_settled_keywords(part: type[AbstractTask]) -> list[str]:
     """Return the keywords of a task's constructor that are settled from labels."""
     parameters = inspect.signature(part).parameters.values()
     return [p.name for p in parameters if p.default is inspect.Parameter.empty]
 
 
-def restored(part: type[AbstractTask], settled: Mapping[str, Any], **options: Any) -> AbstractTask:
+def restore(part: type[AbstractTask], settled: Mapping[str, Any], **options: Any) -> AbstractTask:
     """Build a task from settled values and options.
 
     Raises:
         OptionError: a settled value is missing, unknown or impossible.
     """
-    needed = settled_keywords(part)
+    needed = list_settled_keywords(part)
     if sorted(needed) != sorted(settled):
         raise OptionError(
             f"settled: got {', '.join(settled) or 'nothing'}, the task needs {', '.join(needed)}"

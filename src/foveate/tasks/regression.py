@@ -20,7 +20,7 @@ from foveate.metrics.intervals import measure_losses
 from foveate.metrics.jackknife import Cohort, group_patients, measure_leaving_out
 from foveate.metrics.types import ALPHA, Floats, Ints, number_names
 from foveate.nn.heads import Head, Pooling
-from foveate.presentation import BLUE, GREY, Chart, ScoreWords, Verdict, finite
+from foveate.presentation import BLUE, GREY, Chart, ScoreWords, Verdict, read_number
 from foveate.tasks.base import AbstractTask, Point, Rows, Stored
 
 if TYPE_CHECKING:
@@ -241,14 +241,14 @@ class RegressionTask(AbstractTask):
     def sentence(self, scores: Stored, n_folds: int) -> str:
         """Describe how answers and labels rank, and the error of the answers."""
         clauses = []
-        rank, lo, hi = (finite(scores.get("spearman", {}), k) for k in ("value", "lo", "hi"))
+        rank, lo, hi = (read_number(scores.get("spearman", {}), k) for k in ("value", "lo", "hi"))
         if rank is not None:
             between = "" if lo is None or hi is None else f" (95 % interval {lo:.2f} to {hi:.2f})"
             of = " of each fold" if n_folds > 1 else ""
             clauses.append(f"answers and labels{of} ranked alike with a correlation of {rank:.2f}"
                         f"{between}")  # fmt: skip
-        error = finite(scores.get("mae", {}), "value")
-        constant = finite(scores.get("mae_constant", {}), "value")
+        error = read_number(scores.get("mae", {}), "value")
+        constant = read_number(scores.get("mae_constant", {}), "value")
         if error is not None and constant is not None:
             clauses.append(
                 f"answers were off by {error:.3g} on average, where the median label as the answer "
@@ -259,11 +259,11 @@ class RegressionTask(AbstractTask):
     def cautions(self, scores: Stored) -> list[str]:
         """Warn where the order may be chance, or where a constant answer is as good."""
         cautions = []
-        lo, hi = (finite(scores.get("spearman", {}), key) for key in ("lo", "hi"))
+        lo, hi = (read_number(scores.get("spearman", {}), key) for key in ("lo", "hi"))
         if lo is not None and hi is not None and lo <= 0 <= hi:
             cautions.append("The interval holds 0: this order cannot be told from chance.")
         error, constant = (
-            finite(scores.get(name, {}), "value") for name in ("mae", "mae_constant")
+            read_number(scores.get(name, {}), "value") for name in ("mae", "mae_constant")
         )
         if error is not None and constant is not None and error >= constant:
             cautions.append("A constant answer would be off by no more than this model.")
@@ -272,7 +272,7 @@ class RegressionTask(AbstractTask):
     def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
         """Judge an answer by its error; the largest errors rank first."""
         stored = entry.get("values")
-        value = finite(stored, "value") if isinstance(stored, dict) else None
+        value = read_number(stored, "value") if isinstance(stored, dict) else None
         truth = _parse_number(str(entry.get("label") or ""))
         if value is None or truth is None:
             return Verdict("unlabelled", "unlabelled", (0.0, 0.0))
@@ -284,7 +284,7 @@ class RegressionTask(AbstractTask):
     ) -> list[Chart]:
         """Return the figure of the answers against the labels."""
         caption = "Each dot is an image; on the dashed line answers are exact."
-        pairs = [(_parse_number(row.get("label", "")), finite(row, "value")) for row in rows]
+        pairs = [(_parse_number(row.get("label", "")), read_number(row, "value")) for row in rows]
         known = np.array([pair for pair in pairs if None not in pair], np.float64)
         if not len(known):
             return [Chart("answers", caption, "No answers of labelled images were stored.")]

@@ -50,7 +50,7 @@ def write_methods_page() -> str:
             ("method", "what it does", "reads", "of"),
             [
                 [
-                    _link(name),
+                    _write_link(name),
                     _capitalise(part.summary),
                     _describe_reads(part),
                     _describe_images(part),
@@ -65,7 +65,7 @@ def write_methods_page() -> str:
         "",
         *_write_table(
             ("method", *REQUIREMENTS),
-            [[_link(name), *part.meets] for name, part in parts.items()],
+            [[_write_link(name), *part.meets] for name, part in parts.items()],
         ),
     ]
     for name, part in parts.items():
@@ -131,7 +131,7 @@ def _write_table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
     return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
-def _link(name: str) -> str:
+def _write_link(name: str) -> str:
     return f"[`{name}`](#{name})"
 
 

@@ -136,7 +136,7 @@ def judge(
             where it could not be measured.
         peaks: result of `measure_localisation` for `glimpse`.
     """
-    sees, blind = (_main_score(run) for run in (glimpse, downsampled))
+    sees, blind = (_pick_main_score(run) for run in (glimpse, downsampled))
     title = glimpse.task.title(glimpse.task.tabled[0])
     hits = round(peaks["hit_fraction"] * peaks["n"])
     shown = {"value": peaks["hit_fraction"], "lo": peaks["lo"], "hi": peaks["hi"]}
@@ -166,7 +166,7 @@ def judge(
     )
 
 
-def _main_score(run: Outcome) -> dict[str, Any] | None:
+def _pick_main_score(run: Outcome) -> dict[str, Any] | None:
     score: dict[str, Any] | None = run.metrics["metrics"].get(run.task.tabled[0])
     return score
 
@@ -211,13 +211,13 @@ def measure_localisation(run: Path) -> dict[str, Any]:
     for row in rows:
         if row["label"] == "tumour":
             stored = run / "heatmaps" / f"{safe_name(row['image_id'])}.npz"
-            hits.append(_peak_decides(Evidence.load(stored), Path(row["path"])))
+            hits.append(_is_peak_deciding(Evidence.load(stored), Path(row["path"])))
     lo, hi = proportion_interval(sum(hits), len(hits))
     share = sum(hits) / max(len(hits), 1)
     return {"hit_fraction": share, "n": len(hits), "lo": lo, "hi": hi}
 
 
-def _peak_decides(evidence: Evidence, slide: Path) -> bool:
+def _is_peak_deciding(evidence: Evidence, slide: Path) -> bool:
     peak_px0 = np.asarray(evidence.peak_um().centre) / np.asarray(SLIDE.spacing_um)
     return any(
         nodule.deciding

@@ -45,21 +45,21 @@ def examine(run: Path | None = None) -> Iterator[Finding]:
         "imagecodecs",
         "nibabel",
     ):
-        yield _version(package)
+        yield _check_version(package)
     for name, look in (
-        ("device", _device),
-        ("memory", _memory),
-        ("readers", _readers),
-        ("slide round trip", _round_trip),
-        ("disk", _disk),
-        ("arithmetic", _arithmetic),
+        ("device", _check_device),
+        ("memory", _check_memory),
+        ("readers", _list_readers),
+        ("slide round trip", _measure_round_trip),
+        ("disk", _measure_disk),
+        ("arithmetic", _measure_arithmetic),
     ):
         yield _try(name, look)
     if run is not None:
-        yield _try("models", lambda: _models(run))
+        yield _try("models", lambda: _check_models(run))
 
 
-def _version(package: str) -> Finding:
+def _check_version(package: str) -> Finding:
     try:
         return Finding(package, True, version(package))
     except PackageNotFoundError:
@@ -73,13 +73,13 @@ def _try(name: str, look: Callable[[], str]) -> Finding:
         return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _models(run: Path) -> str:
+def _check_models(run: Path) -> str:
     from foveate.runs.models import find_models
 
     return find_models(run).describe()
 
 
-def _device() -> str:
+def _check_device() -> str:
     import torch
 
     if torch.cuda.is_available():
@@ -89,18 +89,18 @@ def _device() -> str:
     return f"CPU, {torch.get_num_threads()} threads (no GPU found; everything works, more slowly)"
 
 
-def _memory() -> str:
+def _check_memory() -> str:
     import psutil
 
     memory = psutil.virtual_memory()
     return f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
 
 
-def _readers() -> str:
+def _list_readers() -> str:
     return f"{', '.join(names('readers'))}; methods: {', '.join(names('methods'))}"
 
 
-def _round_trip() -> str:
+def _measure_round_trip() -> str:
     """Write a slide and read it back, through the same code as all reading; return the speed."""
     from foveate.readers import open_image
     from foveate.synthetic import SlideSpec, write_slide
@@ -122,7 +122,7 @@ def _round_trip() -> str:
     return f"{pixels.size / 3 / seconds / 1e6:.0f} megapixels per second decoded on one thread"
 
 
-def _disk() -> str:
+def _measure_disk() -> str:
     block = os.urandom(1 << 24)
     with tempfile.NamedTemporaryFile() as file:
         begun = time.perf_counter()
@@ -136,7 +136,7 @@ def _disk() -> str:
     )
 
 
-def _arithmetic() -> str:
+def _measure_arithmetic() -> str:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

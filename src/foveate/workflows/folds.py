@@ -19,9 +19,9 @@ from foveate.parts import find, plugin_folders
 from foveate.runs.card import read_card
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.runs.config import RunConfig
-from foveate.runs.folder import aside, read_json, write_rows
+from foveate.runs.folder import make_quarantine_row, read_json, write_rows
 from foveate.runs.models import Ensemble
-from foveate.runs.plan import Plan, make_plan, model_card
+from foveate.runs.plan import Plan, make_card, make_plan
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.loop import Trainer
@@ -131,7 +131,10 @@ def list_set_aside(
             reasons |= read_card(fold_folder / "model" / "model.json")[0].provenance["quarantined"]
         if (fold_folder / "failed.json").is_file():
             reasons |= read_json(fold_folder / "failed.json")
-        rows += [aside(i, plan.cases[i].path, f"fold {k}", why) for i, why in reasons.items()]
+        rows += [
+            make_quarantine_row(i, plan.cases[i].path, f"fold {k}", why)
+            for i, why in reasons.items()
+        ]
     if rows:
         write_rows(folder / "quarantine.csv", rows, list(rows[0]))
     return len(rows)
@@ -202,7 +205,7 @@ def _build_fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> 
     """Build a model with fresh weights; labels of the training part settle its task."""
     labels = [str(case.label) for case in train]
     settled = find("tasks", plan.task).settle(labels, plan.settled)
-    card = model_card(config, plan.view, plan.task, plan.task_options, settled)
+    card = make_card(config, plan.view, plan.task, plan.task_options, settled)
     card = replace(card, trained_on=plan.trained_on)
     model = build_model(card, pretrained=True)
     options = config.encoder_options | dict(model.method.encoder.resolved)

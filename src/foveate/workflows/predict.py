@@ -26,7 +26,13 @@ from foveate.prediction.predict import open_loader
 from foveate.prediction.spread import open_workers
 from foveate.prediction.workers import AbstractWorkers
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
-from foveate.runs.folder import aside, check_out, logged, sweep, write_rows
+from foveate.runs.folder import (
+    check_out,
+    log_into,
+    make_quarantine_row,
+    remove_partial_files,
+    write_rows,
+)
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
 from foveate.table import (
@@ -126,10 +132,9 @@ def evaluate_table(
         label: column of labels; None where it is recognised.
         files: a second table with one row per image, where `table` has one row per patient.
         images: folder that paths are relative to.
-        renamed: class of the model by label of the table; labels are renamed first, and rows whose
-            label the model still does not know are set aside.
-        shuffle_layout: whether an audit of the use of patch positions is added under ``layout``
-            (`foveate.evaluation.audit`).
+        renamed: class of the model by label of the table; rows with other labels that the model
+            does not know are set aside.
+        shuffle_layout: whether `foveate.evaluation.audit` adds its result under ``layout``.
 
     Raises:
         OptionError: a label is renamed to a name that is no class, or does not occur.
@@ -148,10 +153,7 @@ def evaluate_table(
         known_labels=models.task.known_labels,
         for_training=False,
     )
-    try:
-        read = with_known_labels(read, models.task, renamed or {})
-    except TableError as error:
-        raise TableError(f"{table}: {error}") from None
+    read = _match_labels(read, models, renamed or {}, table)
     with _lock_output(out, display):
         summary = _predict(models, read, options, display, "evaluate")
         if not summary.rows:
@@ -159,14 +161,33 @@ def evaluate_table(
                 f"no image of {table} could be predicted; see {out / 'quarantine.csv'}"
             )
         display.say("scoring, with intervals over patients")
-        rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
-        n_seen = sum(row["in_training"] != "" for row in rows)
-        metrics = evaluate_rows(rows, models.task) | {"n_seen_in_training": n_seen}
+        metrics = _score_summary(summary)
         if shuffle_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
         write_json(out / "metrics.json", metrics)
     return metrics, summary.failed
+
+
+def _match_labels(
+    cases: CaseTable, models: Ensemble, renamed: Mapping[str, str], path: Path
+) -> CaseTable:
+    """Rename labels, and set rows aside whose label the models do not know.
+
+    Raises:
+        TableError: the models know none of the labels; the message names the file at `path`.
+    """
+    try:
+        return with_known_labels(cases, models.task, renamed)
+    except TableError as error:
+        raise TableError(f"{path}: {error}") from None
+
+
+def _score_summary(summary: Summary) -> dict[str, Any]:
+    """Score predictions, and count the images that a model which answers was trained with."""
+    rows = [{k: str(v) for k, v in row.items()} for row in summary.rows]
+    n_seen = sum(row["in_training"] != "" for row in rows)
+    return evaluate_rows(rows, summary.task) | {"n_seen_in_training": n_seen}
 
 
 @contextlib.contextmanager
@@ -183,8 +204,8 @@ def _lock_output(out: Path, display: Display) -> Iterator[None]:
                     f"{out}: part {part.name.replace('_of_', '/')} is still being predicted; wait "
                     "until it has ended"
                 )
-        sweep(out)
-        with logged(out, display):
+        remove_partial_files(out)
+        with log_into(out, display):
             yield
 
 
@@ -243,7 +264,7 @@ def _audit_layout(
 ) -> dict[str, Any]:
     loader = open_loader(models, options.assume_spacing_um)
     try:
-        audit = audit_layout(models, cases, loader, device=_device(options))
+        audit = audit_layout(models, cases, loader, device=_find_device(options))
     finally:
         loader.close()
     return {**asdict(audit), "uses_layout": audit.uses_layout, "told": audit.describe()}
@@ -274,7 +295,7 @@ def _predict(
                 models,
                 table.cases,
                 loader,
-                device=_device(options),
+                device=_find_device(options),
                 heatmaps=out / "heatmaps",
                 n_heatmaps=options.n_heatmaps,
                 display=display,
@@ -294,8 +315,10 @@ def _predict(
             "answers mean little. The column unlike says why"
         )
     paths = {case.image_id: str(case.path) for case in table.cases}
-    rows = [aside(row.image_id, row.path, "table", row.reason) for row in table.set_aside] + [
-        aside(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
+    rows = [
+        make_quarantine_row(row.image_id, row.path, "table", row.reason) for row in table.set_aside
+    ] + [
+        make_quarantine_row(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
     ]
     for row in table.set_aside:
         summary.failed[row.image_id] = row.reason
@@ -350,7 +373,7 @@ def _predict_part(
                     models,
                     table.cases,
                     loader,
-                    device=_device(options),
+                    device=_find_device(options),
                     heatmaps=out / "heatmaps",
                     n_heatmaps=options.n_heatmaps,
                     display=display,
@@ -363,5 +386,5 @@ def _predict_part(
     return Summary(models.task, failed=failed)
 
 
-def _device(options: PredictOptions) -> torch.device:
+def _find_device(options: PredictOptions) -> torch.device:
     return find_device(options.device)

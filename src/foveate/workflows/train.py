@@ -22,7 +22,14 @@ from foveate.messages.display import Display
 from foveate.prediction.outputs import Summary, predict_into
 from foveate.runs.checkpoint import load_model
 from foveate.runs.config import RunConfig, dump_yaml
-from foveate.runs.folder import check_folder, claim, logged, read_json, read_rows, write_rows
+from foveate.runs.folder import (
+    check_folder,
+    claim_folder,
+    log_into,
+    read_json,
+    read_rows,
+    write_rows,
+)
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
 from foveate.runtime import find_device
@@ -72,8 +79,8 @@ def run_experiment(
     """
     check_folder(folder)
     with lock_folder(folder):
-        claim(folder, config.as_dict(), dump_yaml(config))
-        with logged(folder, display):
+        claim_folder(folder, config.as_dict(), dump_yaml(config))
+        with log_into(folder, display):
             return _run(config, folder, display, after_epoch)
 
 

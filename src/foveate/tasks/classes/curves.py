@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.metrics.types import Floats
-from foveate.presentation import finite
+from foveate.presentation import read_number
 from foveate.tasks.base import Rows
 
 Points = tuple[Floats, Floats]
@@ -57,7 +57,7 @@ def collect_answers(rows: Rows, classes: Sequence[str]) -> LabelledAnswers | Non
     """Collect the rows with a known label and all probabilities; return None without such rows."""
     prob, target, fold = [], [], []
     for row in rows:
-        values = [finite(row, f"prob_{name}") for name in classes]
+        values = [read_number(row, f"prob_{name}") for name in classes]
         if row.get("label") in classes and not any(v is None for v in values):
             prob.append([float(v) for v in values if v is not None])
             target.append(classes.index(row["label"]))
@@ -67,7 +67,7 @@ def collect_answers(rows: Rows, classes: Sequence[str]) -> LabelledAnswers | Non
     return LabelledAnswers(list(classes), np.array(prob), np.array(target, dtype=np.float64), fold)
 
 
-def roc(score: Floats, positive: Floats) -> Points | None:
+def compute_roc(score: Floats, positive: Floats) -> Points | None:
     """Compute false and true positive rates, ``(p,)`` rising; None with one class only.
 
     Args:
@@ -82,7 +82,7 @@ def roc(score: Floats, positive: Floats) -> Points | None:
     return false, true
 
 
-def precision_recall(score: Floats, positive: Floats) -> Points | None:
+def compute_precision_recall(score: Floats, positive: Floats) -> Points | None:
     """Compute recall, rising, and the precision there, ``(p,)``; None with one class only.
 
     Args:
@@ -97,13 +97,13 @@ def precision_recall(score: Floats, positive: Floats) -> Points | None:
     return recall[::-1], precision[::-1]
 
 
-def mean_roc(curves: Sequence[Points]) -> Points:
+def average_roc(curves: Sequence[Points]) -> Points:
     """Average the true positive rates of several curves at equal false positive rates."""
     rates = [np.interp(_GRID, false, true) for false, true in curves]
     return np.r_[0, _GRID], np.r_[0, np.mean(rates, 0)]
 
 
-def mean_precision_recall(curves: Sequence[Points]) -> Points:
+def average_precision_recall(curves: Sequence[Points]) -> Points:
     """Average the precision of several curves at equal recall."""
     steps = [precision[np.searchsorted(recall, _GRID - 1e-9)] for recall, precision in curves]
     return _GRID, np.asarray(np.mean(steps, 0))

@@ -30,7 +30,7 @@ _UNORDERED = (
 )
 
 
-def doubt(column: str, labels: Sequence[str]) -> str | None:
+def doubt_classes(column: str, labels: Sequence[str]) -> str | None:
     """Explain why labels are probably no classes; return None where they are.
 
     Such labels are trained as classes only where the user names the task.

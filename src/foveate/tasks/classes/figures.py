@@ -15,19 +15,19 @@ from foveate.presentation import (
     GREY,
     Chart,
     add_legend,
-    counted,
-    finite,
-    fold_title,
-    shortened,
-    unit_square,
+    add_unit_square,
+    read_number,
+    shorten,
+    write_count,
+    write_fold,
 )
 from foveate.tasks.classes.curves import (
     LabelledAnswers,
     Points,
-    mean_precision_recall,
-    mean_roc,
-    precision_recall,
-    roc,
+    average_precision_recall,
+    average_roc,
+    compute_precision_recall,
+    compute_roc,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _DISTRIBUTION = "How far apart the classes lie; a stroke is an image."
 _NEEDED = "predictions of labelled images of at least two classes"
 
 
-def class_charts(
+def build_charts(
     answers: LabelledAnswers | None, metrics: Mapping[str, Any], thresholds: Sequence[float]
 ) -> list[Chart]:
     """Return the figures of answers; a figure without data has a text in its place.
@@ -58,14 +58,14 @@ def class_charts(
         Chart("precision_recall", _PRECISION, f"No precision and recall: they need {_NEEDED}."),
     ]
     if answers is not None and two_occur:
-        areas, n = areas_under(metrics, answers, "auroc"), len(answers.target)
+        areas, n = read_areas(metrics, answers, "auroc"), len(answers.target)
         area_text = "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
         charts = [
             Chart("roc", _ROC, "", f"ROC curve over {n} images{area_text}",
                   partial(draw_roc, answers=answers, areas=areas)),
             Chart("precision_recall", _PRECISION, "", f"Precision against recall over {n} images",
                   partial(draw_precision_recall, answers=answers,
-                          areas=areas_under(metrics, answers, "auprc"))),
+                          areas=read_areas(metrics, answers, "auprc"))),
         ]  # fmt: skip
     charts.append(_calibration_chart(metrics))
     absent = "No distribution: predictions of labelled images are missing."
@@ -79,31 +79,29 @@ def class_charts(
 def _calibration_chart(metrics: Mapping[str, Any]) -> Chart:
     absent, stored = "No calibration was stored.", metrics.get("calibration")
     bins = [b for b in stored if isinstance(b, dict)] if isinstance(stored, list) else []
-    if not any(finite(b, "n") for b in bins):
+    if not any(read_number(b, "n") for b in bins):
         return Chart("calibration", _CALIBRATION, absent)
-    alt = f"Calibration in {counted(len(bins), 'bin')}: share observed against stated"
+    alt = f"Calibration in {write_count(len(bins), 'bin')}: share observed against stated"
     draw = partial(draw_calibration, bins=bins)
     return Chart("calibration", _CALIBRATION, absent, alt, draw)
 
 
-def areas_under(
-    metrics: Mapping[str, Any], answers: LabelledAnswers, name: str
-) -> dict[str, float]:
+def read_areas(metrics: Mapping[str, Any], answers: LabelledAnswers, name: str) -> dict[str, float]:
     """Return the stored areas under the curves of two classes, by class and fold."""
     if len(answers.classes) != 2:
         return {}
-    values = {answers.classes[1]: _stored(metrics, name)}
+    values = {answers.classes[1]: _read_score(metrics, name)}
     folds = metrics.get("folds")
     for fold in folds if isinstance(folds, list) and len(folds) > 1 else ():
         if isinstance(fold, dict):
-            values[f"fold {fold.get('fold', '')}"] = _stored(fold, name)
+            values[f"fold {fold.get('fold', '')}"] = _read_score(fold, name)
     return {title: value for title, value in values.items() if value is not None}
 
 
-def _stored(part: Mapping[str, Any], name: str) -> float | None:
+def _read_score(part: Mapping[str, Any], name: str) -> float | None:
     scores = part.get("metrics")
     score = scores.get(name) if isinstance(scores, dict) else None
-    return finite(score, "value") if isinstance(score, dict) else None
+    return read_number(score, "value") if isinstance(score, dict) else None
 
 
 def draw_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]) -> None:
@@ -116,11 +114,11 @@ def draw_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float
         answers: answers to labelled images.
         areas: areas for the legend, by class, and for folds by ``fold <name>``.
     """
-    axes = unit_square(figure, "false positive rate", "true positive rate")
+    axes = add_unit_square(figure, "false positive rate", "true positive rate")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
     for k in answers.drawn_classes():
-        curves = answers.trace_folds(roc, k)
-        _draw_curves(axes, answers, k, curves, mean_roc, areas, "default")
+        curves = answers.trace_folds(compute_roc, k)
+        _draw_curves(axes, answers, k, curves, average_roc, areas, "default")
     add_legend(axes, "lower right")
 
 
@@ -128,13 +126,13 @@ def draw_precision_recall(
     figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]
 ) -> None:
     """Draw precision against recall, with the share of positives as the level of chance."""
-    axes = unit_square(figure, "recall (sensitivity)", "precision")
+    axes = add_unit_square(figure, "recall (sensitivity)", "precision")
     for k in answers.drawn_classes():
-        curves = answers.trace_folds(precision_recall, k)
-        _draw_curves(axes, answers, k, curves, mean_precision_recall, areas, "steps-pre")
+        curves = answers.trace_folds(compute_precision_recall, k)
+        _draw_curves(axes, answers, k, curves, average_precision_recall, areas, "steps-pre")
         chance = float(np.mean(answers.target == k))
-        axes.plot([0, 1], [chance, chance], color=_colour(answers, k), linestyle=":", linewidth=1,
-                  label=f"chance  {chance:.3f}")  # fmt: skip
+        axes.plot([0, 1], [chance, chance], color=_choose_colour(answers, k), linestyle=":",
+                  linewidth=1, label=f"chance  {chance:.3f}")  # fmt: skip
     add_legend(axes, "lower left")
 
 
@@ -148,31 +146,33 @@ def _draw_curves(
     drawstyle: Any,
 ) -> None:
     """Draw the curve of class `k`; with several folds their mean, with two classes all folds."""
-    name, colour = answers.classes[k], _colour(answers, k)
+    name, colour = answers.classes[k], _choose_colour(answers, k)
     if not curves:
         return
     several = len(answers.folds) > 1
     if several and len(answers.classes) == 2:
         for i, (fold, points) in enumerate(curves.items()):
-            label = _with_area(fold_title(fold), areas.get(f"fold {fold}"))
+            label = _add_area(write_fold(fold), areas.get(f"fold {fold}"))
             axes.plot(*points, color=CYCLE[1 + i % (len(CYCLE) - 1)], linewidth=1.2, alpha=0.8,
                       linestyle=_DASHES[i // (len(CYCLE) - 1) % 2], label=label,
                       drawstyle=drawstyle)  # fmt: skip
-    label = _with_area(f"mean of {len(curves)} folds" if several and len(answers.classes) == 2
-                       else shortened(name), areas.get(name))  # fmt: skip
+    label = _add_area(f"mean of {len(curves)} folds" if several and len(answers.classes) == 2
+                       else shorten(name), areas.get(name))  # fmt: skip
     points = mean(list(curves.values())) if several else next(iter(curves.values()))
     axes.plot(*points, color=colour, linewidth=2.4, label=label, drawstyle=drawstyle)
 
 
-def _with_area(text: str, area: float | None) -> str:
+def _add_area(text: str, area: float | None) -> str:
     return text if area is None else f"{text}  {area:.3f}"
 
 
 def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
     """Draw observed share against stated probability, with intervals and numbers of images."""
-    axes = unit_square(figure, "stated probability", "share observed")
+    axes = add_unit_square(figure, "stated probability", "share observed")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
-    triples = [(finite(b, "mean_prob"), finite(b, "fraction"), finite(b, "n")) for b in bins]
+    triples = [
+        (read_number(b, "mean_prob"), read_number(b, "fraction"), read_number(b, "n")) for b in bins
+    ]
     points = [(p, f, n) for p, f, n in triples if p is not None and f is not None and n]
     for p, f, n in points:
         limits = wilson_interval(round(f * n), round(n))
@@ -204,7 +204,7 @@ def draw_distribution(
         counts, _ = np.histogram(values, edges)
         axes.stairs(
             counts / max(counts.max(), 1) * 0.8, edges, baseline=0, fill=True, alpha=0.35,
-            color=colour, label=f"{shortened(name)} ({int(of_class.sum())})",
+            color=colour, label=f"{shorten(name)} ({int(of_class.sum())})",
         )  # fmt: skip
         lift = -0.06 - 0.07 * k
         axes.plot(values, np.full(len(values), lift), "|", color=colour, markersize=9, alpha=0.8)
@@ -214,12 +214,12 @@ def draw_distribution(
                      label=None if i else label)  # fmt: skip
     lowest = -0.06 - 0.07 * len(answers.classes)
     axes.set(xlim=(0, 1), ylim=(lowest, 1.15), yticks=[], ylabel="share of the class")
-    axes.set_xlabel(f"probability of {shortened(answers.classes[1])}" if two
+    axes.set_xlabel(f"probability of {shorten(answers.classes[1])}" if two
                     else "probability of the true class")  # fmt: skip
     axes.legend(loc="upper center", ncols=2)
 
 
-def _colour(answers: LabelledAnswers, k: int) -> str:
+def _choose_colour(answers: LabelledAnswers, k: int) -> str:
     return BLUE if len(answers.classes) == 2 else CYCLE[k % len(CYCLE)]
 
 

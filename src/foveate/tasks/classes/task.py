@@ -19,12 +19,12 @@ from foveate.presentation import (
     ScoreWords,
     ShadedTable,
     Verdict,
-    finite,
-    percent,
+    read_number,
+    write_percent,
 )
 from foveate.tasks.base import AbstractTask, Point, Rows, Stored
 from foveate.tasks.classes.curves import collect_answers
-from foveate.tasks.classes.figures import class_charts
+from foveate.tasks.classes.figures import build_charts
 from foveate.tasks.classes.scores import compare_classes, count_classes, score_classes
 
 _RANKED = 0.65
@@ -288,7 +288,7 @@ class ClassTask(AbstractTask):
         """Describe the AUROC as a number of pairs of images, or another main score by its name."""
         name = self.headline(scores) or ""
         score = scores.get(name, {})
-        value, lo, hi = (finite(score, key) for key in ("value", "lo", "hi"))
+        value, lo, hi = (read_number(score, key) for key in ("value", "lo", "hi"))
         if value is None:
             return ""
         if name != "auroc":
@@ -307,7 +307,7 @@ class ClassTask(AbstractTask):
 
     def cautions(self, scores: Stored) -> list[str]:
         """Warn where the AUROC is not clearly better than chance, or worse than chance."""
-        lo, hi = (finite(scores.get("auroc", {}), key) for key in ("lo", "hi"))
+        lo, hi = (read_number(scores.get("auroc", {}), key) for key in ("lo", "hi"))
         if lo is not None and hi is not None and lo <= 0.5 <= hi:
             return ["The interval holds 0.5: this cannot be told from chance."]
         if hi is not None and hi < 0.5:
@@ -320,20 +320,20 @@ class ClassTask(AbstractTask):
         shares = shares if isinstance(shares, dict) else {}
         kind = "right" if entry.get("label") == entry.get("predicted") else "wrong"
         kind = kind if entry.get("label") else "unlabelled"
-        sure = finite(shares, str(entry.get("predicted")))
+        sure = read_number(shares, str(entry.get("predicted")))
         rank = {"wrong": 2.0, "right": 1.0, "unlabelled": 0.0}[kind]
         return Verdict(
             kind,
             kind,
             (rank, sure or 0.0),
-            self._certainty(shares, sure, finite(row, "threshold")),
-            [(str(name), finite(shares, name)) for name in shares],
+            self._certainty(shares, sure, read_number(row, "threshold")),
+            [(str(name), read_number(shares, name)) for name in shares],
         )
 
     def _certainty(
         self, shares: Mapping[str, Any], sure: float | None, threshold: float | None
     ) -> list[tuple[str, bool]]:
-        second = finite(shares, self.classes[1])
+        second = read_number(shares, self.classes[1])
         if threshold is not None and len(shares) == 2 and second is not None:
             return [
                 (f": probability of {self.classes[1]} ", False),
@@ -353,7 +353,7 @@ class ClassTask(AbstractTask):
         for i, counts in enumerate(matrix):
             total = sum(counts)
             cells = [(str(n), n / total if total else 0.0) for n in counts]
-            rows.append((classes[i], cells, percent(counts[i] / total) if total else "–"))
+            rows.append((classes[i], cells, write_percent(counts[i] / total) if total else "–"))
         note = ""
         if thresholds := _read_values(points, "threshold"):
             note = (
@@ -366,7 +366,7 @@ class ClassTask(AbstractTask):
         self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
     ) -> list[Chart]:
         """Return ROC, precision and recall, calibration, and the distribution of scores."""
-        return class_charts(
+        return build_charts(
             collect_answers(rows, self.classes), metrics, _read_values(points, "threshold")
         )
 
@@ -388,7 +388,7 @@ def _is_class(target: Tensor) -> bool:
 
 
 def _read_values(points: Sequence[Point], key: str) -> list[float]:
-    numbers = (finite(point, key) for point in points)
+    numbers = (read_number(point, key) for point in points)
     return [value for value in numbers if value is not None]
 
 
