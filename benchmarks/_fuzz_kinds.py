@@ -170,7 +170,7 @@ def visit_table(path: Path, images: Path) -> None:
     for read in (
         lambda: read_cases(path, images=images),
         lambda: read_cases(
-            path, images=images, known_labels=("benign", "malignant"), min_classes=1
+            path, images=images, known_labels=("benign", "malignant"), for_training=False
         ),
         lambda: gather_cases([path]),
     ):

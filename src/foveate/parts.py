@@ -130,6 +130,8 @@ def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
             raise OptionError(
                 f"{path} cannot be imported: rename it to NAME.py, with letters, digits and _"
             )
+        for package in ("foveate_plugins", f"foveate_plugins.{kind}"):  # pickle imports them
+            sys.modules.setdefault(package, types.ModuleType(package))
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:

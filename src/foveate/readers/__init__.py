@@ -81,7 +81,7 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
         ((98304, 81920), (0.25, 0.25), (768, 640, 3))
     """
     path = Path(path)
-    folder = path.is_dir()
+    folder = _is_folder(path)
     head = b"" if folder else _first_bytes(path)
     readers = _readers(parts.plugin_folders())
     candidates = [
@@ -100,6 +100,14 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
         except UnsupportedFormat as error:
             reasons.append(error)
     raise reasons[0]
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False for names that no file can have."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def is_image_folder(path: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from foveate.runtime import Runtime
 from foveate.table import Case
 from foveate.training.state import Progress
 from foveate.training.team import StepCount, Team
+
+log = logging.getLogger("foveate")
 
 Loaded = LoadedImage | FoveateError
 
@@ -56,7 +59,7 @@ class Steps:
         loader: CaseLoader,
         options: TrainOptions,
         runtime: Runtime,
-        say: Callable[[str], None],
+        say: Callable[[str], None] = log.info,
     ) -> None:
         self.model, self.method, self.loader = model, method, loader
         self.options, self.runtime = options, runtime
