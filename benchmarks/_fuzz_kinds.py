@@ -107,7 +107,7 @@ def _write_models(folder: Path) -> None:
         options = {"width": 4, "dim": 8}
         card = ModelCard(
             method, {}, "small3d" if axes == 3 else "small", options, "binary", {},
-            ("benign", "malignant"), View(0.5, 32, 4.0, axes=axes),
+            {"classes": ["benign", "malignant"]}, View(0.5, 32, 4.0, axes=axes),
             provenance={"threshold": 0.5, "fold": 0, "temperature": 1.0, "split_hash": "x"},
         )  # fmt: skip
         torch.manual_seed(0)

@@ -58,6 +58,8 @@ class EvenGrid(AbstractMethod):
         n = self.side**batch.view.axes
         vectors = self.encoder.pool(self.encoder.maps(batch.crops(places)))  # (b * n, d)
         mean = vectors.unflatten(0, (len(batch), n)).mean(1)
+        if self.training:
+            return Prediction(self.head(mean))
         weight = vectors.new_full((len(batch), n), 1 / n)
         return Prediction(self.head(mean), batch.evidence(places, weight))
 
