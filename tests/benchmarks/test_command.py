@@ -158,7 +158,7 @@ def test_the_same_command_again_keeps_the_rows_and_trains_nothing(
     done(bench(*words, "--seeds", "0,2", "--train-images", "12"))
     assert fits == [2], "one more seed is one more row"
     assert [row["seed"] for row in read_rows(tmp_path / "results.csv")] == ["0", "2"]
-    done(bench(*words, "--method.layers", "2"))
+    done(bench(*words, "--method.dropout", "0.2"))
     assert fits == [2, 0], "other options are another row"
 
 
