@@ -304,8 +304,7 @@ def _answer_alone(
     if not torch.isfinite(prediction.logits).all():
         raise NotFinite(
             f"{case.path}: the prediction is not a finite number. If other images fare alike, "
-            "train "
-            "again with a lower --train.lr; otherwise look at this one"
+            "train again with a lower --train.lr; otherwise look at this one"
         )
     spread = prediction.deviation
     values = model.task.decode(prediction.logits.double(), model.card.provenance)

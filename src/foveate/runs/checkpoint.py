@@ -92,8 +92,7 @@ def load_model(folder: Path) -> Model:
     if file_sha256(path) != digest:
         raise CheckpointError(
             f"{path} is damaged: its checksum is not the one in model.json; restore both from a "
-            "copy, "
-            "or train again"
+            "copy, or train again"
         )
     model = _build_stored(card, folder / "model.json")
     weights, _ = read_tensors(path)

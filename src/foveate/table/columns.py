@@ -165,8 +165,7 @@ def _spacing_columns(sheet: TableSheet) -> tuple[str, ...]:
     if y or x:
         raise TableError(
             f"{sheet.path}: column '{y or x}' needs one for the other axis as well: add it, or "
-            "give "
-            "one pixel size in a column 'mpp'"
+            "give one pixel size in a column 'mpp'"
         )
     one = _first(sheet, SPACING)
     return (one,) if one else ()

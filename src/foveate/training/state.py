@@ -296,8 +296,7 @@ class Checkpoints:
             reason = one_line(str(error))
             raise CheckpointError(
                 f"{self.latest} does not fit this run: {reason}. Delete {self.latest.parent} to "
-                "train "
-                "this fold anew"
+                "train this fold anew"
             ) from error
 
 
