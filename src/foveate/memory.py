@@ -50,12 +50,12 @@ def wait_briefly() -> None:
     """Let OpenMP's threads sleep soon when they wait; call it before PyTorch is loaded.
 
     By default they spin for milliseconds before they sleep. Where another process wants the same
-    cores, they thereby block the thread that they wait for: a training step beside busy programs
-    took ten times as long, and less than half of that once they sleep after some microseconds. On
-    idle cores no cost was measured. Respects the variables that the user may have set.
+    cores, they thereby block the thread that they wait for. ``benchmarks/threads.py`` measures what
+    fewer spins gain beside busy programs and cost on idle cores. Respects the variables that the
+    user may have set.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 def allow_more_files(wanted: int = 4096) -> None:
