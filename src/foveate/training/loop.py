@@ -309,7 +309,8 @@ class Trainer:
         progress = self.progress
         progress.epoch += 1
         progress.add(**self.loader.take_counts())
-        self.steps.team.share(progress)
+        for image_id, reason in self.steps.team.share(progress).items():
+            self.steps.set_aside.set_aside(image_id, "", reason)
         row = {"epoch": float(progress.epoch), **progress.running(), **validation}
         row |= {"chance_loss": self._chance, **self.model.method.findings()}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "peak_memory_mib": peak_memory_mib()}

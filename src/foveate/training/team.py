@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 
 from foveate.runtime import Runtime
 from foveate.training.state import Progress
-
-log = logging.getLogger("foveate")
 
 T = TypeVar("T")
 
@@ -129,16 +126,23 @@ class Team:
                 value.copy_(before[name] + change)
         self._buffers = {}
 
-    def share(self, progress: Progress) -> None:
-        """Exchange which images were set aside, and the numbers of pixels read in the epoch."""
+    def share(self, progress: Progress) -> dict[str, str]:
+        """Exchange which images were set aside, and the numbers of pixels read in the epoch.
+
+        Returns:
+            The reason for each image that other processes have set aside since the last exchange.
+        """
         if self._runtime.world_size == 1:
-            return
-        for quarantined in self._runtime.gather(progress.quarantined):
-            for image_id, reason in quarantined.items():
-                if progress.quarantine(image_id, reason):
-                    log.warning("set aside %s: %s", image_id, reason)
+            return {}
+        news = {
+            image_id: reason
+            for quarantined in self._runtime.gather(progress.quarantined)
+            for image_id, reason in quarantined.items()
+            if progress.quarantine(image_id, reason)
+        }
         sums = self._runtime.sum(*(progress.sums.get(key, 0.0) for key in _READ))
         progress.sums |= dict(zip(_READ, sums, strict=True))
+        return news
 
     def resume(self, progress: Progress) -> None:
         """Reset counts of pixels in all but the first process, which restores those of all."""
