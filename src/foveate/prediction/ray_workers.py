@@ -35,7 +35,8 @@ class RayWorkers(AbstractWorkers):
             import ray
         except ImportError as error:
             raise OptionError("--ray: Ray is not installed; pip install 'foveate[ray]'") from error
-        self._ray, self._setup = ray, setup
+        self._ray: Any = ray  # Ray annotates a part of its functions only
+        self._setup = setup
         self.lost = (
             ray.exceptions.RayActorError,
             ray.exceptions.ObjectLostError,
@@ -45,7 +46,7 @@ class RayWorkers(AbstractWorkers):
         self._begun = not ray.is_initialized()
         if self._begun:
             _connect(ray, address, n)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         n, options = share_out(nodes, n, gpu=setup.device in ("auto", "cuda"))
         self._actor_class: Any = ray.remote(Worker).options(
             max_restarts=0, scheduling_strategy="SPREAD", **options
