@@ -18,7 +18,7 @@ from foveate.nn.linear_fit import (
     fit_linear,
     fit_trust,
 )
-from foveate.nn.overview import N_PARTS, OverviewHead
+from foveate.nn.overview import N_PARTS, OverviewHead, PatchTrust
 
 
 def yes_or_no(target: Tensor) -> RowLosses:
@@ -239,3 +239,50 @@ def test_a_stored_head_answers_alike() -> None:
     other.load_state_dict(head.state_dict())
     assert other.settled
     torch.testing.assert_close(other(x.float()), head(x.float()))
+
+
+# -- trust in patches ------------------------------------------------------------------------------
+
+
+def patch_trust(base: Tensor, added: Tensor, target: Tensor) -> float:
+    """Fit the trust in patches whose logits are added to those of the glimpse."""
+    trust = PatchTrust()
+
+    def answer() -> tuple[Tensor, Tensor]:
+        return base + trust(added), target
+
+    def each_loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            logits[:, 0], labels.to(logits.dtype), reduction="none"
+        )
+
+    trust.settle(answer, each_loss)
+    return float(trust.value)
+
+
+def glimpse_answers(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw calibrated logits of a glimpse ``(n, 1)``, and labels ``(n,)``."""
+    generator = torch.Generator().manual_seed(seed)
+    base = 1.5 * torch.randn(n, 1, generator=generator)
+    return base, (torch.rand(n, generator=generator) < base[:, 0].sigmoid()).long()
+
+
+def test_patches_learnt_by_heart_are_not_trusted() -> None:
+    """Over ten draws of 60 images: logits of patches that are large and say nothing."""
+    trusts = []
+    for seed in range(10):
+        base, target = glimpse_answers(60, seed)
+        noise = 3 * torch.randn(60, 1, generator=torch.Generator().manual_seed(100 + seed))
+        trusts.append(patch_trust(base, noise, target))
+    assert np.mean(trusts) < 0.2, trusts
+
+
+def test_patches_that_tell_what_the_glimpse_does_not_are_trusted_fully() -> None:
+    target = torch.arange(12) % 2
+    assert patch_trust(torch.zeros(12, 1), 6.0 * target[:, None] - 3.0, target) == 1.0
+
+
+def test_without_images_or_finite_answers_patches_stay_trusted() -> None:
+    nothing = torch.empty(0, 1)
+    assert patch_trust(nothing, nothing, torch.empty(0)) == 1.0
+    assert patch_trust(torch.zeros(4, 1), torch.full((4, 1), torch.nan), torch.arange(4) % 2) == 1.0

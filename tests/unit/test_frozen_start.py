@@ -155,6 +155,23 @@ def test_what_is_kept_is_no_worse_than_the_frozen_start(run: Run) -> None:
     assert all(torch.equal(value, weights[name]) for name, value in run.weights("best").items())
 
 
+def test_trust_in_patches_is_fitted_to_the_validation_part(
+    run: Run, parts: tuple[list[Case], list[Case]]
+) -> None:
+    """No other factor gives the kept frozen weights a lower loss, with the pull towards 1."""
+    weights = run.weights("frozen")
+    settled = float(weights["trust.value"])
+    n = len(parts[1])
+
+    def cost(factor: float) -> float:
+        changed = weights | {"trust.value": torch.tensor(factor)}
+        return n * score_of(run.trainer, changed, parts[1])[0] + (factor - 1) ** 2
+
+    best = cost(settled)
+    assert all(best <= cost(factor) + 1e-3 for factor in (0.0, 0.25, 0.5, 0.75, 1.0))
+    assert float(run.weights("latest")["average.trust.value"]) == settled
+
+
 def test_both_parts_are_answered_as_if_unseen(
     run: Run, parts: tuple[list[Case], list[Case]]
 ) -> None:

@@ -18,7 +18,7 @@ from foveate.batch import N_COLOURS, Batch, Look, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.nn.generators import uniform
 from foveate.nn.heads import Head, InstanceHead
-from foveate.nn.overview import OverviewHead
+from foveate.nn.overview import OverviewHead, PatchTrust
 from foveate.nn.pooling import CrossPool
 
 SMOOTHING = 1e-3
@@ -106,7 +106,7 @@ class GlimpseAndPatches(nn.Module):
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.whole = nn.Parameter(torch.zeros(dim))
         groups = encoder.feature_groups or (encoder.n_features,)
-        self.overview = OverviewHead((*groups, N_COLOURS), k)
+        self.overview, self.trust = OverviewHead((*groups, N_COLOURS), k), PatchTrust()
         attention_heads = math.gcd(_ATTENTION_HEADS, dim)
         self.related = RelatedPool(
             encoder, heads, layers=_LAYERS, attention_heads=attention_heads, dropout=dropout
@@ -179,6 +179,7 @@ class GlimpseAndPatches(nn.Module):
         alone = self.head_instance(f, parts.patches[:, : f.shape[1]])
         logits, weight, remainder = self.relate(batch, glimpse_token, parts)
         logits, further = self.answer(alone, logits)
+        logits = self.trust(logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
             return JointAnswer(overview + logits, weight, remainder, {})

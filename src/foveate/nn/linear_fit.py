@@ -23,7 +23,7 @@ STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 _MAX_COUNTED_ROWS = 50
 """Rows from which pseudo-BMA weights no longer sharpen as the number of rows grows."""
 
-_TRUSTS = torch.linspace(0, 2, 41, dtype=torch.float64)
+_N_FACTORS = 41
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,32 @@ def compute_pseudo_bma_weights(losses: Sequence[float], n: int) -> Tensor:
     return torch.softmax(-rows * torch.tensor(losses, dtype=torch.float64), 0)
 
 
-def fit_trust(left_out: Tensor, row_losses: RowLosses) -> float:
-    """Find the factor of left-out logits, from 0 to 2, that calibrates them.
+def fit_trust(
+    logits: Tensor,
+    row_losses: RowLosses,
+    *,
+    base: Tensor | None = None,
+    most: float = 2.0,
+    expected: float = 0.5,
+) -> float:
+    """Find the factor of unseen rows' logits that calibrates them, shrunk towards an expected one.
 
-    It is near 0 for logits that are large and no better than chance. It is shrunk towards 1/2, by
-    about the evidence of one row, so that it stays there where few rows or small logits say little.
+    It is near 0 for logits that are large and no better than chance, or than the base that they are
+    added to. The shrinkage has about the evidence of one row, so that the factor stays near the
+    expected one where few rows or small logits say little.
 
     Args:
-        left_out: logits of left-out rows, ``(n, k)``.
+        logits: logits of rows that they were not fitted to, ``(n, k)``.
         row_losses: loss of each row.
+        base: logits ``(n, k)`` that they are added to; None for 0.
+        most: largest factor.
+        expected: factor that is expected before any row is seen.
     """
-    rows = torch.arange(len(left_out))
-    losses = torch.stack([row_losses(left_out * t, rows).sum() for t in _TRUSTS])
-    return float(_TRUSTS[int((losses + (_TRUSTS - 0.5).square()).argmin())])
+    rows, start = torch.arange(len(logits)), 0.0 if base is None else base
+    factors = torch.linspace(0, most, _N_FACTORS, dtype=torch.float64)
+    losses = torch.stack([row_losses(start + logits * f, rows).sum() for f in factors])
+    losses = (losses + (factors - expected).square()).nan_to_num(torch.inf)
+    return float(factors[int(losses.argmin())])
 
 
 def _minimise(

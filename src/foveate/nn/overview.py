@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +94,43 @@ class OverviewHead(nn.Module):
                 logits: Tensor = x @ self.weight[0] + self.bias[0]
                 return logits
             return torch.einsum("bd,bdk->bk", x, self.weight[part + 1]) + self.bias[part + 1]
+
+
+class PatchTrust(nn.Module):
+    """The factor of the patches' answer, which is added to that of the whole glimpse.
+
+    It is 1 until it is fitted to images that the patches were not trained on. Where patches were
+    learnt by heart it is near 0, and the glimpse answers alone.
+    """
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.ones(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Multiply logits ``(b, k)`` by the factor."""
+        return self.value * logits
+
+    @torch.no_grad()
+    def settle(
+        self, answer: Callable[[], tuple[Tensor, Tensor]], each_loss: Callable[..., Tensor]
+    ) -> None:
+        """Fit the factor.
+
+        Args:
+            answer: computes the answers of the network ``(n, k)`` in its present state to images
+                that it was not trained on, and their targets.
+            each_loss: function from logits ``(n, k)`` and targets to the images' losses ``(n,)``.
+        """
+        self.value.fill_(0.0)
+        base, target = answer()
+        self.value.fill_(1.0)
+        logits, _ = answer()
+        if len(logits) and torch.isfinite(logits).all():
+            added = (logits - base).double()
+            factor = fit_trust(
+                added, lambda x, _: each_loss(x, target), base=base.double(), most=1.0, expected=1.0
+            )
+            self.value.fill_(factor)

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.batch import Batch, CropError, Patches
 from foveate.encoders.base import ProjectedEncoder
 from foveate.methods.base import AbstractMethod
-from foveate.nn.overview import N_PARTS, OverviewHead
+from foveate.nn.overview import N_PARTS, OverviewHead, PatchTrust
 from foveate.table import Case
 from foveate.tasks.base import AbstractTask
 
@@ -74,6 +74,21 @@ def settle_start(
 
     head.settle(torch.cat(overviews), each_loss, torch.from_numpy(parts))
     return {case.image_id: part for case, part in zip(fitted, parts.tolist(), strict=True)}
+
+
+def settle_trust(
+    method: AbstractMethod, task: AbstractTask, answer: Callable[[], tuple[Tensor, Tensor]]
+) -> None:
+    """Fit how far the patches' answers are trusted, where the method adds them to the glimpse's.
+
+    Args:
+        method: method whose patches were trained on frozen features; it is changed.
+        task: the task, which defines the loss.
+        answer: computes the method's answers to the validation part, and their targets.
+    """
+    for module in method.modules():
+        if isinstance(module, PatchTrust):
+            module.settle(answer, task.each_loss)
 
 
 def _divide(cases: Sequence[Case], strata: Sequence[str]) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ from foveate.runs.schedule import (
 )
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
-from foveate.training.frozen_start import settle_start
+from foveate.training.frozen_start import settle_start, settle_trust
 from foveate.training.notice import StageDisplay, describe_chance_plateau, describe_stage
 from foveate.training.state import (
     WORST_LOSS,
@@ -138,6 +138,8 @@ class Trainer:
                 break
             self._train_epoch(train)
             with self.average.applied():
+                if self.progress.epoch + 1 == self.schedule.frozen_epochs:
+                    self._settle_trust(val)
                 row = self._close_epoch(self._validate(val))
                 self.checkpoints.keep_best(self.progress, self.schedule, row)
             if self.progress.rests_at(self._chance, self.model.task.learnt):
@@ -238,6 +240,12 @@ class Trainer:
         with self.fabric.autocast(), self.progress.timed():
             self.progress.parts = settle_start(method, self.model.task, cases, batches(), show)
             self.steps.team.align()
+
+    def _settle_trust(self, val: Sequence[Case]) -> None:
+        """Fit how far the patches' answers are trusted, at the end of the frozen start."""
+        settle_trust(self.model.method, self.model.task, lambda: self.answer(val))
+        if self.average.weights:
+            self.average.begin()  # the fitted factor is part of the averaged weights, too
 
     def _train_epoch(self, train: Sequence[Case]) -> None:
         options, progress = self.options, self.progress
