@@ -172,6 +172,26 @@ def test_trust_in_patches_is_fitted_to_the_validation_part(
     assert float(run.weights("latest")["average.trust.value"]) == settled
 
 
+def test_answers_without_trust_in_patches_rest_on_the_glimpse(
+    run: Run, parts: tuple[list[Case], list[Case]], loader: CaseLoader
+) -> None:
+    method = run.trainer.model.method
+    settled = method.trust.value.clone()
+    remainders, logits = {}, {}
+    for factor in (0.0, 0.5, 1.0):
+        method.trust.value.fill_(factor)
+        (items,) = loader.ahead([parts[1][:1]])
+        batch = run.trainer.steps.batch(items, augment="none")
+        prediction = method.eval()(batch)
+        remainders[factor] = prediction.evidence[0].remainder
+        logits[factor] = float(prediction.logits[0, 0].detach())
+    method.trust.value.copy_(settled)
+    assert remainders[0.0] == 1.0
+    assert 0 < remainders[1.0] < 1
+    assert remainders[0.5] == pytest.approx((remainders[0.0] + remainders[1.0]) / 2, abs=1e-5)
+    assert logits[0.5] == pytest.approx((logits[0.0] + logits[1.0]) / 2, abs=1e-4)
+
+
 def test_both_parts_are_answered_as_if_unseen(
     run: Run, parts: tuple[list[Case], list[Case]]
 ) -> None:

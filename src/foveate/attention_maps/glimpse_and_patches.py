@@ -119,6 +119,10 @@ class GlimpseAndPatches(nn.Module):
         self.spread = Spread(weight=spread, mass=MASS)
         self._priors = PriorCache(power=CONTRAST, background=BACKGROUND)
 
+    def findings(self) -> dict[str, float]:
+        """Return the factor of the patches' answers beside that of the glimpse."""
+        return {"patch_trust": float(self.trust.value)}
+
     def attend(
         self, batch: Batch, maps: Sequence[list[Tensor]], *, scale: float = 1.0, explore: float = 0
     ) -> Field:
@@ -182,6 +186,8 @@ class GlimpseAndPatches(nn.Module):
         logits = self.trust(logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
         if not self.training:
+            # Where patches are not trusted, the answer rests on the glimpse alone.
+            remainder = 1 - self.trust(1 - remainder)
             return JointAnswer(overview + logits, weight, remainder, {})
         # Patches add to the glimpse's answer. A glimpse learnt by heart would leave them nothing to
         # explain, hence the overview answers by fits that have not seen the image (`batch.part`).

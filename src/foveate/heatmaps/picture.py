@@ -40,6 +40,8 @@ _COLUMNS, _TILE_SHARE = 3, 0.1875
 _ZOOM_BOXES = 10.0
 _ZOOM_BELOW = 0.6
 _BAR_HEIGHT = 58
+_HARDLY_REGIONS = 0.9
+"""Share of an answer that rests on no region, from which on the picture warns."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def render_heatmap(
     shown = drawable if camera.z_um is None else at_slice(drawable, camera.z_um)
     screen, share = overview(camera, shown, max_side_px)
     chosen = ranked(shown)[:patches]
-    lines = [line for line in caption.splitlines() if line.strip()] + _warnings(scale)
+    lines = [line for line in caption.splitlines() if line.strip()] + _warnings(scale, evidence)
     header = _EDGE + (28 if title else 0) + _LINE * len(lines) + (8 if title or lines else 0)
     zooming = _worth_zooming(screen, shown)
     sheet = _lay_out(screen, header, len(chosen), zooming, max_side_px)
@@ -162,7 +164,7 @@ def _lay_out(
     panel = _COLUMNS * tile + (_COLUMNS - 1) * 12
     shelves = (n_patches + _COLUMNS - 1) // _COLUMNS
     below = shelves * (tile + SHELF_PX)
-    notes = 4 * _LINE
+    notes = 5 * _LINE
     main = Rect(_EDGE, header, columns, rows)
     if rows >= 0.75 * columns or columns <= panel:
         x, y = _EDGE + columns + _GAP, header
@@ -274,6 +276,8 @@ def _notes(
     if camera.z_um is not None:
         index = int(camera.z_um / camera.image.known_spacing_um[0] + 1e-6)
         notes = [f"slice {index}, through the peak: {len(shown)} of {regions}"]
+    if evidence.remainder >= 0.01:
+        notes.append(f"{evidence.remainder:.0%} of the answer rests on the image as a whole")
     if share < 0.99:
         notes.append(f"cropped to tissue and regions: {share:.0%} of the canvas")
     if zoom is not None:
@@ -286,15 +290,21 @@ def _count_regions(n: int) -> str:
     return "1 region" if n == 1 else f"{n} regions"
 
 
-def _warnings(scale: Scale) -> list[str]:
-    """Return the warning for the header if the weights are nearly equal."""
-    if not scale.indifferent:
-        return []
-    times = scale.heaviest / scale.even if scale.even > 0 else 1.0
-    return [
-        f"This map is indifferent: the heaviest region has {times:.2f} times an even share, so "
-        "the model preferred no place."
-    ]
+def _warnings(scale: Scale, evidence: Evidence) -> list[str]:
+    """Return warnings for the header: nearly equal weights, regions that hardly count."""
+    lines = []
+    if scale.indifferent:
+        times = scale.heaviest / scale.even if scale.even > 0 else 1.0
+        lines.append(
+            f"This map is indifferent: the heaviest region has {times:.2f} times an even share, so "
+            "the model preferred no place."
+        )
+    if len(evidence) and evidence.remainder >= _HARDLY_REGIONS:
+        lines.append(
+            f"{evidence.remainder:.0%} of this answer rests on the image as a whole: the regions "
+            "hardly count."
+        )
+    return lines
 
 
 def _on_glass(evidence: Evidence, drawable: Evidence) -> list[str]:
