@@ -15,11 +15,13 @@ Cost: that of `glimpse`, and that of the strongest patches in training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor
 
 from benchmarks.methods._centring import CentredChoice
 from benchmarks.methods._votes import Voted
+from foveate.attention_maps.glimpse_and_patches import GlimpseOptions
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.glimpse import Glimpse
 from foveate.nn.heads import Head
@@ -32,11 +34,7 @@ class CentredGlimpse(Glimpse):
         patches: drawn per image in training.
         strongest: looked at in training beside those drawn, as in evaluation.
         eval_patches: looked at per image in evaluation.
-        locating: weight of the losses that teach where to look.
         explore: share of attention, in training, that follows the prior whatever was learnt.
-        instance: weight of the loss of what patches say on their own; 0 leaves votes out.
-        chunk: patches encoded at a time.
-        jitter: in training, a patch begins anywhere in its cell; else in the middle.
         centring: steps by which a patch moves. Patches that come to lie on one another are looked
             at once.
     """
@@ -51,23 +49,13 @@ class CentredGlimpse(Glimpse):
         patches: int = 32,
         strongest: int = 0,
         eval_patches: int = 32,
-        locating: float = 0.1,
         explore: float = 0.1,
-        instance: float = 4.0,
-        chunk: int = 256,
-        jitter: bool = True,
         centring: int = 3,
+        **shared: Unpack[GlimpseOptions],
     ) -> None:
-        super().__init__(
-            encoder=encoder,
-            heads=heads,
-            locating=locating,
-            explore=explore,
-            instance=instance,
-            chunk=chunk,
-        )
+        super().__init__(encoder=encoder, heads=heads, explore=explore, **shared)
         self.choice = CentredChoice(
-            patches, eval_patches, self.choice.survey, jitter, strongest, centring
+            patches, eval_patches, self.choice.survey, self.jitter, strongest, centring
         )
         self.voted = Voted(heads)
 

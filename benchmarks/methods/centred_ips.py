@@ -13,6 +13,7 @@ Cost: that of `ips`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 from benchmarks.methods._centring import CentredBag
 from foveate.encoders.base import AbstractEncoder
@@ -20,17 +21,20 @@ from foveate.methods.ips import Ips
 from foveate.nn.heads import Head
 
 
+class _IpsOptions(TypedDict, total=False):
+    kept: int
+    explore: float
+    layers: int
+    dropout: float
+    chunk: int
+    jitter: bool
+
+
 class CentredIps(Ips):
     """Scan all objects, keep those of highest attention, aggregate them by cross-attention.
 
     Args:
-        kept: patches per image that gradients flow through.
-        explore: share of the kept patches, in training, that is drawn from the rest.
-        layers: of self-attention between patches before pooling.
-        dropout: in the cross-attention.
         instance: weight of the instance head's loss.
-        chunk: patches encoded at a time.
-        jitter: in training, shift the lattice at random.
         centring: steps by which a patch moves.
     """
 
@@ -41,23 +45,9 @@ class CentredIps(Ips):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        kept: int = 100,
-        explore: float = 0.1,
-        layers: int = 1,
-        dropout: float = 0.1,
         instance: float = 4.0,
-        chunk: int = 256,
-        jitter: bool = True,
         centring: int = 3,
+        **ips: Unpack[_IpsOptions],
     ) -> None:
-        super().__init__(
-            encoder=encoder,
-            heads=heads,
-            kept=kept,
-            explore=explore,
-            layers=layers,
-            dropout=dropout,
-            instance=instance,
-            chunk=chunk,
-        )
-        self.bag = CentredBag(centring=centring, chunk=chunk, jitter=jitter)
+        super().__init__(encoder=encoder, heads=heads, instance=instance, **ips)
+        self.bag = CentredBag(centring=centring, chunk=self.chunk, jitter=self.bag.jitter)

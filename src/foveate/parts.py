@@ -1,9 +1,10 @@
-"""Find methods, readers, tasks, encoders and exports by name; read options from signatures.
+"""Find methods, readers, tasks, encoders, … by name; read options from signatures.
 
 A name is looked up, in this order, in a folder that the user names (``--plugins DIR`` with
-``methods/``, ``readers/``, ``tasks/``, ``encoders/``, ``exports/``), among installed packages'
-entry points (groups ``foveate.methods`` and so on), and among foveate's own files. A file holds one
-part, which has the file's name; files beginning with ``_`` and ``base.py`` are no parts.
+``methods/``, ``readers/``, ``tasks/``, ``encoders/``, ``exports/``, ``aggregators/``), among
+installed packages' entry points (groups ``foveate.methods`` and so on), and among foveate's own
+files. A file holds one part, which has the file's name; files beginning with ``_`` and ``base.py``
+are no parts.
 
 Nothing is imported from a model or run folder: only the command line names folders of plug-ins.
 """
@@ -23,11 +24,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 from foveate.errors import OptionError, UnknownName, did_you_mean
 
-PartKind = Literal["methods", "readers", "tasks", "encoders", "exports"]
+PartKind = Literal["methods", "readers", "tasks", "encoders", "exports", "aggregators"]
 
 _folders: list[Path] = []
 _loading = threading.RLock()
@@ -199,6 +200,17 @@ class Within:
             raise OptionError(f"{key}: got {number}, expected at most {self.high:g}")
 
 
+@dataclass(frozen=True)
+class NameOf:
+    """An option that names a part: ``Annotated[str, NameOf("aggregators")]``.
+
+    Attributes:
+        kind: the kind of part.
+    """
+
+    kind: PartKind
+
+
 PART = Within(0, 1e6)
 COMMON = {
     **dict.fromkeys(("chunk", "attention_heads", "k", "samples", "grid", "draws"), Within(1, 1e5)),
@@ -240,15 +252,33 @@ class Option:
 
 
 def options(part: Callable[..., Any]) -> dict[str, Option]:
-    """Return the options of a part: the keyword arguments of its constructor with defaults."""
-    constructor = part.__init__ if inspect.isclass(part) else part
-    hints = typing.get_type_hints(constructor, include_extras=True)
-    signature = inspect.signature(part)
-    return {
-        p.name: Option(p.name, hints.get(p.name, str), p.default)
-        for p in signature.parameters.values()
-        if p.default is not inspect.Parameter.empty
-    }
+    """Return the options of a part: the keyword arguments of its constructor with defaults.
+
+    Keywords that a constructor passes on to a base class, as ``**shared: Unpack[Shared]`` with a
+    `TypedDict`, are options as well; the constructor of the base class has their defaults.
+    """
+    if not inspect.isclass(part):
+        return _read_signature(part)[0]
+    constructors = [vars(c)["__init__"] for c in part.__mro__ if "__init__" in vars(c)]
+    result, passed_on = _read_signature(constructors[0])
+    for constructor in constructors[1:] if passed_on else []:
+        stated, _ = _read_signature(constructor)
+        result |= {k: stated[k] for k in stated if k in passed_on and k not in result}
+    return result
+
+
+def _read_signature(function: Callable[..., Any]) -> tuple[dict[str, Option], set[str]]:
+    """Return the options that a function states, and the names of those that it passes on."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    stated: dict[str, Option] = {}
+    passed_on: set[str] = set()
+    for p in inspect.signature(function).parameters.values():
+        hint = hints.get(p.name, str)
+        if p.default is not inspect.Parameter.empty:
+            stated[p.name] = Option(p.name, hint, p.default)
+        elif p.kind is inspect.Parameter.VAR_KEYWORD and typing.get_origin(hint) is Unpack:
+            passed_on = set(typing.get_type_hints(typing.get_args(hint)[0]))
+    return stated, passed_on
 
 
 def parse_options(
@@ -282,7 +312,11 @@ def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         declared = next((extra for extra in args[1:] if isinstance(extra, Within)), limits)
-        return _parse(value, args[0], key, declared)
+        parsed = _parse(value, args[0], key, declared)
+        for extra in args[1:]:
+            if isinstance(extra, NameOf):
+                find(extra.kind, parsed)
+        return parsed
     if origin in (typing.Union, types.UnionType):
         empty = value is None or (isinstance(value, str) and value.lower() == "none")
         if empty and type(None) in args:

@@ -12,7 +12,7 @@ from foveate import parts
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "foveate"
 
-FOUND_BY_NAME = ("methods", "readers", "tasks", "encoders", "exports")
+FOUND_BY_NAME = ("methods", "readers", "tasks", "encoders", "exports", "aggregators")
 """Packages whose public classes `foveate.parts` finds by the names of their files."""
 
 EXEMPT = {

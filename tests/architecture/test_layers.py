@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "foveate"
 UNLAYERED = {"__init__", "__main__"}
 
 
-PARTS = {"methods", "readers", "encoders", "tasks", "exports"}
+PARTS = {"methods", "readers", "encoders", "tasks", "exports", "aggregators"}
 
 
 def _rows() -> dict[int, list[str]]:

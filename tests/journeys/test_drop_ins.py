@@ -1,4 +1,4 @@
-"""One file for each addition: a task, a reader of folders with an option, an export and a method.
+"""One file for each addition: a task, a reader of folders, an export, a method and an encoder.
 
 They lie in a folder of plug-ins; nothing of foveate's own is touched, and everything works with
 them: the check before training, training, prediction, evaluation, heatmaps and the report.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from foveate.presentation import Chart, ScoreWords
 from foveate.tasks.base import AbstractTask
 
 
-class CountTask(AbstractTask):
+class SpotCountTask(AbstractTask):
     """A count, on the scale of its logarithm.
 
     Args:
@@ -175,7 +176,7 @@ EXPORT = '''
 from foveate.exports.base import AbstractExport
 
 
-class PeakExport(AbstractExport):
+class PeakLineExport(AbstractExport):
     """Where the heaviest box lies."""
 
     title = "peak"
@@ -231,6 +232,47 @@ class Glance(AbstractMethod):
         return Prediction(self.head(vectors), evidence)
 '''
 
+ENCODER = '''
+"""Means over squares, and a layer."""
+import torch
+from torch import nn
+from torch.nn import functional
+
+from foveate.encoders.base import AbstractEncoder
+
+
+class SpeckleEncoder(AbstractEncoder):
+    """A layer on the mean colour and the brightest colour of squares of eight pixels.
+
+    Args:
+        dim: length of the vector.
+    """
+
+    strides, map_dims, map_centres = (8,), (3,), (4.0,)
+
+    def __init__(self, *, dim: int = 32):
+        super().__init__()
+        self.dim = dim
+        self.mix = nn.Linear(6, dim)
+
+    def maps(self, x):
+        """Average squares; a square at the border may be smaller."""
+        return [functional.avg_pool2d(x, 8, ceil_mode=True)]
+
+    def pool(self, maps):
+        """Mix the mean and the maximum."""
+        (map_,) = maps
+        return self.mix(torch.cat([map_.mean((2, 3)), map_.amax((2, 3))], 1))
+'''
+
+PARTS = {
+    "tasks/spot_count.py": TASK,
+    "readers/text_slices.py": READER,
+    "exports/peak_line.py": EXPORT,
+    "methods/glance.py": METHOD,
+    "encoders/speckle.py": ENCODER,
+}
+
 N_IMAGES = 32
 
 
@@ -238,12 +280,7 @@ N_IMAGES = 32
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plug-ins, folders that are images, and their table: more bright spots, larger counts."""
     folder = tmp_path_factory.mktemp("place")
-    for name, code in (
-        ("tasks/count.py", TASK),
-        ("readers/text_slices.py", READER),
-        ("exports/peak.py", EXPORT),
-        ("methods/glance.py", METHOD),
-    ):
+    for name, code in PARTS.items():
         path = folder / "plug-ins" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code, encoding="utf-8")
@@ -271,16 +308,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_words(place: Path, out: Path) -> tuple[object, ...]:
     return (
         *("train", place / "labels.csv", "--out", out, "--plugins", place / "plug-ins"),
-        *("--label", "spots", "--task", "count", "--task.slack", "0.01", "--method", "glance"),
-        *("--reader.text_slices.window", "2000", "--export", "png,peak", "--heatmaps", "3"),
-        *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16", "--epochs", "4"),
+        *("--label", "spots", "--task", "spot_count", "--task.slack", "0.01", "--method", "glance"),
+        *("--reader.text_slices.window", "2000", "--export", "png,peak_line", "--heatmaps", "3"),
+        *("--encoder", "speckle", "--encoder.dim", "16", "--epochs", "4"),
         *("--view.patch-px", "64", "--view.glimpse-px", "64"),
     )
 
 
 @pytest.fixture
 def run(place: Path, foveate: Command) -> Path:
-    """Trained once, with nothing but the four files added; the second call finds it done."""
+    """Trained once, with nothing but the five files added; the second call finds it done."""
     out = place / "run"
     ended = foveate(*train_words(place, out))
     assert ended.returncode == 0, ended.stderr
@@ -289,7 +326,9 @@ def run(place: Path, foveate: Command) -> Path:
 
 def test_a_run_with_them_says_what_it_rests_on(place: Path, run: Path, foveate: Command) -> None:
     card = read_json(run / "fold_0" / "model" / "model.json")
-    assert (card["task"], card["method"]) == ("count", "glance")
+    names = (card["task"], card["method"], card["encoder"])
+    assert names == ("spot_count", "glance", "speckle")
+    assert card["encoder_options"] == {"dim": 16}
     assert list(card["settled"]) == ["middle"]
     assert card["task_options"] == {"slack": 0.01}
     assert card["readers"] == {"text_slices": {"window": 2000.0}}
@@ -310,12 +349,12 @@ def test_the_report_holds_their_words_figures_and_files(run: Path) -> None:
 
 
 def test_exports_are_those_asked_for(run: Path) -> None:
-    entries = [each for each in read_json(run / "heatmaps" / "index.json") if each.get("peak")]
+    entries = [each for each in read_json(run / "heatmaps" / "index.json") if each.get("peak_line")]
     assert len(entries) == 3
     for entry in entries:
         assert entry["geojson"] is None
         assert (run / "heatmaps" / entry["png"]).is_file()
-        text = (run / "heatmaps" / entry["peak"]).read_text(encoding="utf-8")
+        text = (run / "heatmaps" / entry["peak_line"]).read_text(encoding="utf-8")
         assert text.startswith(f"{entry['image_id']} {entry['predicted']} [32.0, 32.0] of [64.0")
         assert text.endswith("window 2000\n"), "the option of training"
     assert not list((run / "heatmaps").glob("*.geojson"))
@@ -325,7 +364,7 @@ def test_folders_are_predicted_with_the_options_of_training(
     place: Path, run: Path, foveate: Command
 ) -> None:
     out = place / "predicted"
-    plugins = ("--plugins", place / "plug-ins", "--export", "geojson,peak")
+    plugins = ("--plugins", place / "plug-ins", "--export", "geojson,peak_line")
     ended = foveate("predict", run, place / "series", "--out", out, *plugins)
     assert ended.returncode == 0, ended.stderr
     rows = read_rows(out / "predictions.csv")
@@ -360,8 +399,8 @@ def test_a_table_is_evaluated_and_labels_that_are_none_are_set_aside(
         (("--reader.text_slice.window", "3"), "no reader 'text_slice'. Did you mean 'text_slices'"),
         (("--reader.window", "3"), "--reader.NAME.option"),
         (("--reader.text_slices.window", "wide"), "got 'wide', expected a number"),
-        (("--export", "png,peek"), "no export 'peek'. Did you mean 'peak'"),
-        (("--task", "cuont"), "no task 'cuont'. Did you mean 'count'"),
+        (("--export", "png,peek_line"), "no export 'peek_line'. Did you mean 'peak_line'"),
+        (("--task", "spot_cuont"), "no task 'spot_cuont'. Did you mean 'spot_count'"),
     ],
 )
 def test_a_word_too_much_is_refused_before_anything_is_read(
@@ -381,8 +420,14 @@ def test_a_folder_that_no_reader_takes_is_no_image(place: Path, tmp_path: Path) 
         open_image(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["count", "text_slices", "peak", "glance"])
+@pytest.mark.parametrize("name", PARTS)
 def test_nothing_else_knows_of_them(name: str) -> None:
-    """Their names stand in no file of foveate's own."""
+    """Neither the part's name nor that of its class stands in any file of foveate's own."""
     source = Path(__file__).resolve().parents[2] / "src" / "foveate"
-    assert not list(source.rglob(f"{name}.py"))
+    words = {Path(name).stem, *re.findall(r"^class (\w+)\(", PARTS[name], re.MULTILINE)}
+    assert len(words) == 2
+    texts = [path for path in source.rglob("*") if path.suffix in (".py", ".j2", ".css", ".js")]
+    assert len(texts) > 100
+    for path in texts:
+        text = path.read_text(encoding="utf-8").lower()
+        assert not [word for word in words if word.lower() in text], path

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.aggregators.base import AbstractAggregator
 from foveate.attention_maps.cells import Field, PriorCache, Spread, build_field
 from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
-from foveate.bags.related import RelatedPool
 from foveate.batch import N_COLOURS, Batch, Look, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.nn.generators import uniform
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.overview import OverviewHead, PatchTrust
-from foveate.nn.pooling import CrossPool
+from foveate.parts import NameOf, find
 
 SMOOTHING = 1e-3
 """Share of attention spread evenly over all cells, so that no cell is ever lost for good."""
@@ -31,10 +31,18 @@ MASS = 0.5
 grows up to a hundredfold. Attention on fewer cells than are drawn over-fits."""
 _GLIMPSE_DROPOUT = 0.5
 """Probability that the glimpse's token is hidden in training, so that patches answer alone."""
-_LAYERS, _ATTENTION_HEADS = 1, 8
-"""Layers of self-attention; heads of the cross-attention, where they divide the vector's length."""
-_INITIAL_SCALE = 0.05
-"""Factor of the initial weights of pooled answers."""
+
+
+class GlimpseOptions(TypedDict, total=False):
+    """The options that `glimpse` and its relatives share; see `GlimpseAndPatches`."""
+
+    aggregator: str
+    spread: float
+    locating: float
+    dropout: float
+    instance: float
+    chunk: int
+    jitter: bool
 
 
 @dataclass(frozen=True)
@@ -74,32 +82,49 @@ class JointAnswer:
 class GlimpseAndPatches(nn.Module):
     """The network that attends to a glimpse, reads patches, relates both and answers from them.
 
+    A subclass passes `GlimpseOptions` on.
+
     Args:
         encoder: encoder of the glimpse and the patches.
         heads: the questions of the task.
-        spread: weight of attention's divergence from its prior.
-        locating: weight of the losses that teach where to look.
-        instance: weight of the instance head's loss.
-        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
-        chunk: patches encoded at a time.
+        aggregator: name of the network that answers from the tokens of the glimpse and the patches:
+            ``related`` relates them by self-attention and pools them by cross-attention.
+        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
+        locating: weight of the losses that teach where to look. Their gradient is noisy, as few
+            cells are drawn; with a weight of 1 its noise would hide, in the encoder, the gradient
+            of the patches. The layers that score cells learn from nothing else, so the optimiser
+            makes up for the weight there. Where answers are sums over patches, the losses teach the
+            encoder as well, and 1 is worth a try.
+        dropout: rate of dropout in the aggregator, and on the expectation over cells.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. It gives every patch its own gradient, which ends the plateau at
+            chance; the larger its weight beside the main answer, the sooner. 0 leaves the head out.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
+        jitter: in training, a patch lies anywhere in its cell; else in the middle.
+
+    Raises:
+        UnknownName: there is no aggregator of this name.
     """
 
     encoder: AbstractEncoder
+    related: AbstractAggregator
 
     def __init__(
         self,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
         *,
-        spread: float,
-        locating: float,
-        instance: float,
-        dropout: float,
-        chunk: int,
+        aggregator: Annotated[str, NameOf("aggregators")] = "related",
+        spread: float = 1e-2,
+        locating: float = 0.1,
+        dropout: float = 0.1,
+        instance: float = 4.0,
+        chunk: int = 256,
+        jitter: bool = True,
     ) -> None:
         super().__init__()
         dim, k = encoder.dim, sum(head.size for head in heads)
-        self.encoder, self.chunk = encoder, chunk
+        self.encoder, self.chunk, self.jitter = encoder, chunk, jitter
         self.locating, self.instance = locating, instance
         self.glimpse_dropout = _GLIMPSE_DROPOUT
         self.locate = MapScores(encoder.map_dims, axes=encoder.axes)
@@ -107,11 +132,8 @@ class GlimpseAndPatches(nn.Module):
         self.whole = nn.Parameter(torch.zeros(dim))
         groups = encoder.feature_groups or (encoder.n_features,)
         self.overview, self.trust = OverviewHead((*groups, N_COLOURS), k), PatchTrust()
-        attention_heads = math.gcd(_ATTENTION_HEADS, dim)
-        self.related = RelatedPool(
-            encoder, heads, layers=_LAYERS, attention_heads=attention_heads, dropout=dropout
-        )
-        _shrink_initial_answers(self.related.pool, heads)
+        build = find("aggregators", aggregator)
+        self.related = build(encoder=encoder, heads=heads, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, k)
         self.head_instance = InstanceHead(dim, heads)
@@ -242,15 +264,3 @@ class GlimpseAndPatches(nn.Module):
         of_patches, remainder = weight[:, :n], weight[:, n]
         shares = of_patches / of_patches.sum(1, keepdim=True).clamp_min(1e-12)
         return logits, shares, remainder
-
-
-@torch.no_grad()
-def _shrink_initial_answers(pool: CrossPool, heads: Sequence[Head]) -> None:
-    """Shrink the initial weights of each answer that is not a sum over patches, in place.
-
-    Until it is learnt which patches count, a pooled answer is noise. In a sum all patches count.
-    """
-    for head, last in zip(heads, pool.heads, strict=True):
-        if head.pooling != "sum":
-            for p in last.parameters():
-                p.mul_(_INITIAL_SCALE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,7 +272,12 @@ def methods(name: str | None, markdown: bool) -> None:
     """List the methods, or tell about one: source, when to use it, what it costs, its options."""
     import foveate
     from foveate.parts import find, options
-    from foveate.workflows.catalogue import read_paragraphs, write_methods_page
+    from foveate.workflows.catalogue import (
+        read_meanings,
+        read_paragraphs,
+        read_summary,
+        write_methods_page,
+    )
 
     if markdown:
         click.echo(write_methods_page(), nl=False)
@@ -287,9 +291,12 @@ def methods(name: str | None, markdown: bool) -> None:
     click.echo(f"{name}: {part.summary}\n")
     for title, text in read_paragraphs(part).items():
         click.echo(click.wrap_text(f"{title}: {text}" if title else text, 98) + "\n")
-    click.echo(inspect.cleandoc(part.__doc__ or "") + "\n")
+    click.echo(read_summary(part) + "\n")
+    meanings = read_meanings(part)
     for option in options(part).values():
         click.echo(f"  --method.{option.name.replace('_', '-'):<20} default {option.default}")
+        meaning = meanings.get(option.name, "").replace("``", "`")
+        click.echo(click.wrap_text(meaning, 98, "      ", "      ") + "\n")
 
 
 @click.command(short_help="Is the installation healthy, and how fast is it?")

@@ -76,7 +76,7 @@ plugins_flag = click.option(
     expose_value=False,
     callback=_add_plugins,
     is_eager=True,
-    help="Folder with methods/, readers/, tasks/, encoders/ or exports/ of your own, which is run.",
+    help="Folder with parts of your own (methods/, readers/, tasks/, …), which is run.",
 )
 
 

@@ -17,6 +17,7 @@ from foveate.encoders.base import (
     weighted_moments,
 )
 from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.parts import names
 from foveate.pretrained.hub import find_stored_file, why_unreachable
 from foveate.pretrained.norms import Replacement, freeze_batch_norm, replace_batch_norm
 from foveate.pretrained.vit import (
@@ -223,8 +224,8 @@ class TimmEncoder(ProjectedEncoder):
         if taught is None:
             taught = 4 if vit else max(blocks - 2, 0)
         n_frozen = len(self._tiers) if taught == 0 else max(blocks - taught, 0)
-        for names in self._tiers[:n_frozen]:
-            for name in names:
+        for tier in self._tiers[:n_frozen]:
+            for name in tier:
                 self.net.get_parameter(name).requires_grad_(False)
 
 
@@ -233,7 +234,8 @@ def _check_name(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        near = did_you_mean(name, [*timm.list_models(), "small"]) if len(name) > 2 else ""
+        known = [*timm.list_models(), *names("encoders")]
+        near = did_you_mean(name, known) if len(name) > 2 else ""
         raise UnknownName(f"no encoder '{name}'.{near if len(near) < 90 else ''}")
 
 

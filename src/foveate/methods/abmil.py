@@ -17,12 +17,12 @@ small cache; memory of one chunk of patches, and one vector per patch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
 from foveate.nn.heads import Head
 from foveate.nn.pooling import AdditivePool, GatedPool
 
@@ -35,14 +35,8 @@ class Abmil(AbstractBagMethod):
             ``additive``, where each patch answers, gates let some through and the answers are
             added: evidence is then the contribution of each patch to the prediction.
         k_min: number of patches that it takes to be sure (``additive`` only).
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
-            each image is embedded once.
-        chunk: number of patches encoded at a time.
         hidden: width of the attention network (``attention`` only).
         dropout: rate of dropout on the pooled vector (``attention`` only).
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves it out, as published.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
     summary = "all patches, gated attention; encoder frozen or trained by two-pass replay"
@@ -55,22 +49,12 @@ class Abmil(AbstractBagMethod):
         heads: Sequence[Head],
         aggregator: Literal["attention", "additive"] = "attention",
         k_min: float = 1.0,
-        train_encoder: bool = True,
-        chunk: int = 64,
         hidden: int = 128,
         dropout: float = 0.1,
         instance: float = 1.0,
-        jitter: bool = True,
+        **bag: Unpack[BagOptions],
     ) -> None:
-        super().__init__(
-            encoder,
-            heads,
-            train_encoder=train_encoder,
-            chunk=chunk,
-            jitter=jitter,
-            instance=instance,
-            dim_instance=encoder.dim,
-        )
+        super().__init__(encoder, heads, encoder.dim, instance=instance, **bag)
         self.norm = nn.LayerNorm(encoder.dim)
         self.pool: nn.Module
         if aggregator == "additive":

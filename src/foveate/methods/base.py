@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypedDict
 
 from torch import Tensor, nn
 
@@ -182,21 +182,31 @@ class BagAnswer(NamedTuple):
     by_output: Tensor | None = None
 
 
+class BagOptions(TypedDict, total=False):
+    """The options of every method that embeds all patches; see `AbstractBagMethod`."""
+
+    train_encoder: bool
+    chunk: int
+    jitter: bool
+
+
 class AbstractBagMethod(AbstractMethod):
     """A method that embeds every patch of an image; a subclass aggregates them.
 
-    Reading, embedding, padding, the instance head and evidence are the same for all of them.
+    Reading, embedding, padding, the instance head and evidence are the same for all of them. A
+    subclass passes `BagOptions` on, and has the option `instance` if it has an instance head.
 
     Args:
         encoder: the encoder of the patches.
         heads: the questions of the task.
-        train_encoder: train the encoder too, by two-pass replay; else it stays as it began and
-            each image is embedded once.
-        chunk: number of patches encoded at a time.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
-        instance: weight of the instance head's loss.
         dim_instance: length of the vectors that the instance head answers from; None for no
             instance head.
+        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
+            each image is embedded once.
+        chunk: number of patches encoded at a time.
+        instance: weight of the instance head's loss: patches answer the task on their own, pooled
+            as the task allows. 0 leaves it out, as published.
+        jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
     reads = frozenset({"glimpse", "bag"})
@@ -205,12 +215,12 @@ class AbstractBagMethod(AbstractMethod):
         self,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
+        dim_instance: int | None,
         *,
-        train_encoder: bool,
-        chunk: int,
-        jitter: bool,
+        train_encoder: bool = True,
+        chunk: int = 64,
         instance: float = 0.0,
-        dim_instance: int | None = None,
+        jitter: bool = True,
     ) -> None:
         super().__init__()
         self.encoder, self.task_heads = encoder.requires_grad_(train_encoder), tuple(heads)

@@ -20,7 +20,7 @@ small cache; memory of one chunk of patches, and a few vectors per patch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from torch.nn import functional
 from foveate.bags.embedding import compute_output_weights, evaluation_mode
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.methods.base import AbstractBagMethod, BagAnswer, FurtherLoss, Judge
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, FurtherLoss, Judge
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
@@ -41,9 +41,6 @@ class Clam(AbstractBagMethod):
 
     Args:
         branch: ``single``, one attention for all classes, or ``multi``, one for each.
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
-            each image is embedded once.
-        chunk: number of patches encoded at a time.
         width: width of the first layer, which features pass through.
         hidden: width of the attention network.
         dropout: rate of dropout on features and in the attention network.
@@ -51,9 +48,6 @@ class Clam(AbstractBagMethod):
             fewer when an image has less than twice as many.
         clustering: share of the clustering's loss; the bag's loss has the rest. Left out for tasks
             without classes.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves it out, as published.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
 
     Raises:
         OptionError: a share that is not in [0, 1).
@@ -68,27 +62,17 @@ class Clam(AbstractBagMethod):
         encoder: AbstractEncoder,
         heads: Sequence[Head],
         branch: Literal["single", "multi"] = "single",
-        train_encoder: bool = True,
-        chunk: int = 64,
         width: int = 512,
         hidden: int = 256,
         dropout: float = 0.25,
         clustered: int = 8,
         clustering: float = 0.3,
         instance: float = 0.0,
-        jitter: bool = True,
+        **bag: Unpack[BagOptions],
     ) -> None:
         if not 0 <= clustering < 1:
             raise OptionError(f"method.clustering: got {clustering}, expected 0 up to below 1")
-        super().__init__(
-            encoder,
-            heads,
-            train_encoder=train_encoder,
-            chunk=chunk,
-            jitter=jitter,
-            instance=instance,
-            dim_instance=encoder.dim,
-        )
+        super().__init__(encoder, heads, encoder.dim, instance=instance, **bag)
         n_outputs = sum(h.size for h in heads)
         self.branch, self.clustered = branch, clustered
         self.clustering = clustering / (1 - clustering)

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer
+from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer, BagOptions
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
@@ -36,13 +37,9 @@ class Dsmil(AbstractBagMethod):
     Evidence is the attention of the predicted classes.
 
     Args:
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
-            each image is embedded once.
-        chunk: number of patches encoded at a time.
         hidden: length of the queries that are compared.
         dropout: rate of dropout on the values that are pooled.
         instance: weight of the patch stream's loss beside the bag stream's; 1 is the paper's.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
     summary = "all patches; the critical patch per class, and attention to those like it"
@@ -53,21 +50,12 @@ class Dsmil(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        train_encoder: bool = True,
-        chunk: int = 64,
         hidden: int = 128,
         dropout: float = 0.0,
         instance: float = 1.0,
-        jitter: bool = True,
+        **bag: Unpack[BagOptions],
     ) -> None:
-        super().__init__(
-            encoder,
-            heads,
-            train_encoder=train_encoder,
-            chunk=chunk,
-            jitter=jitter,
-            instance=instance,
-        )
+        super().__init__(encoder, heads, None, instance=instance, **bag)
         dim, n_outputs = encoder.dim, sum(h.size for h in heads)
         self.norm = nn.LayerNorm(dim)
         self.single = nn.Linear(dim, n_outputs)

@@ -22,9 +22,10 @@ chunk of patches, however many are drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from foveate.attention_maps.choice import Choice
-from foveate.attention_maps.glimpse_and_patches import GlimpseAndPatches, Tokens
+from foveate.attention_maps.glimpse_and_patches import GlimpseAndPatches, GlimpseOptions, Tokens
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
@@ -43,19 +44,7 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         eval_patches: number of patches per image in evaluation; 0 chooses it by the images.
         survey: patches of an image that are looked at while the encoder is frozen; attention over
             them teaches where to look. 0 chooses it by the images.
-        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
-        locating: weight of the losses that teach where to look. Their gradient is noisy, as few
-            cells are drawn; with a weight of 1 its noise would hide, in the encoder, the gradient
-            of the patches. The layers that score cells learn from nothing else, so the optimiser
-            makes up for the weight there. Where answers are sums over patches, the losses teach the
-            encoder as well, and 1 is worth a try.
         explore: share of attention, in training, that follows the prior whatever was learnt.
-        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. It gives every patch its own gradient, which ends the plateau at
-            chance; the larger its weight beside the main answer, the sooner. 0 leaves the head out.
-        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
-        jitter: in training, a patch lies anywhere in its cell; else in the middle.
     """
 
     reads = frozenset({"glimpse", "crops"})
@@ -70,24 +59,11 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         patches: int = 0,
         eval_patches: int = 0,
         survey: int = 0,
-        spread: float = 1e-2,
-        locating: float = 0.1,
         explore: float = 0.0,
-        dropout: float = 0.1,
-        instance: float = 4.0,
-        chunk: int = 256,
-        jitter: bool = True,
+        **shared: Unpack[GlimpseOptions],
     ) -> None:
-        super().__init__(
-            encoder,
-            heads,
-            spread=spread,
-            locating=locating,
-            instance=instance,
-            dropout=dropout,
-            chunk=chunk,
-        )
-        self.choice = Choice(patches or 24, eval_patches or 64, survey or 256, jitter)
+        super().__init__(encoder, heads, **shared)
+        self.choice = Choice(patches or 24, eval_patches or 64, survey or 256, self.jitter)
         self.explore = explore
 
     def forward(self, batch: Batch) -> Prediction:

@@ -20,6 +20,7 @@ in memory with their activations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from foveate.attention_maps.glimpse_and_patches import (
     MASS,
     SMOOTHING,
     GlimpseAndPatches,
+    GlimpseOptions,
     Tokens,
 )
 from foveate.attention_maps.zoom import Descent, Zoom, join_patches, nested_expectation
@@ -55,12 +57,6 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
             patch: ``8`` or ``32,8``.
         looks: number of tiles per image at each of these levels. In training the same number of
             patches is drawn in each tile: ``patches / looks`` rounded down, at least one.
-        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
-        locating: weight of the losses that teach where to look; see `glimpse`.
-        dropout: rate of dropout in the cross-attention, and on the expectation over cells.
-        instance: weight of the instance head's loss; see `glimpse`. 0 leaves the head out.
-        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
-        jitter: in training, a patch lies anywhere in its cell; else in the middle.
 
     Raises:
         OptionError: `zoom` is empty or does not fall; `looks` is less than 1.
@@ -79,28 +75,15 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         eval_patches: int = 0,
         zoom: tuple[float, ...] = (8.0,),
         looks: int = 8,
-        spread: float = 1e-2,
-        locating: float = 0.1,
-        dropout: float = 0.1,
-        instance: float = 4.0,
-        chunk: int = 256,
-        jitter: bool = True,
+        **shared: Unpack[GlimpseOptions],
     ) -> None:
-        super().__init__(
-            encoder,
-            heads,
-            spread=spread,
-            locating=locating,
-            instance=instance,
-            dropout=dropout,
-            chunk=chunk,
-        )
-        self.patches, self.eval_patches, self.jitter = patches or 24, eval_patches or 64, jitter
+        super().__init__(encoder, heads, **shared)
+        self.patches, self.eval_patches = patches or 24, eval_patches or 64
         self.zoom = Zoom(
             encoder,
             scales=zoom,
             looks=looks,
-            spread=spread,
+            spread=self.spread.weight,
             mass=MASS,
             smoothing=SMOOTHING,
             background=BACKGROUND,

@@ -19,13 +19,14 @@ trained encoder; memory of one chunk of patches, and one vector per patch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
@@ -35,12 +36,6 @@ class MilMax(AbstractBagMethod):
 
     Evidence is the softmax over patches of their answers for the predicted classes: the decisive
     patch has most of it, and those that came close are visible.
-
-    Args:
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
-            each image is embedded once.
-        chunk: number of patches encoded at a time.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
     summary = "all patches, the strongest answer per class"
@@ -51,11 +46,9 @@ class MilMax(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        train_encoder: bool = True,
-        chunk: int = 64,
-        jitter: bool = True,
+        **bag: Unpack[BagOptions],
     ) -> None:
-        super().__init__(encoder, heads, train_encoder=train_encoder, chunk=chunk, jitter=jitter)
+        super().__init__(encoder, heads, None, **bag)
         self.norm = nn.LayerNorm(encoder.dim)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
 

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_patch_shares
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
 from foveate.nn.heads import Head
 
 
@@ -34,14 +35,10 @@ class MilMean(AbstractBagMethod):
     Evidence is each patch's share of the predicted logit, as far as it speaks for the prediction.
 
     Args:
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
-            each image is embedded once.
-        chunk: number of patches encoded at a time.
         dropout: rate of dropout on the mean.
         instance: weight of the instance head's loss: patches answer the task on their own, pooled
             as the task allows. 0, the plain mean, leaves it out: here every patch has a gradient
             of its own already.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
     summary = "all patches, the mean of their answers; the baseline of attention"
@@ -52,21 +49,11 @@ class MilMean(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        train_encoder: bool = True,
-        chunk: int = 64,
         dropout: float = 0.1,
         instance: float = 0.0,
-        jitter: bool = True,
+        **bag: Unpack[BagOptions],
     ) -> None:
-        super().__init__(
-            encoder,
-            heads,
-            train_encoder=train_encoder,
-            chunk=chunk,
-            jitter=jitter,
-            instance=instance,
-            dim_instance=encoder.dim,
-        )
+        super().__init__(encoder, heads, encoder.dim, instance=instance, **bag)
         self.norm = nn.LayerNorm(encoder.dim)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))

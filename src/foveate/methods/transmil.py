@@ -21,12 +21,13 @@ small cache; memory of one chunk of patches, and a few dozen vectors per patch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
 from foveate.nn.heads import Head
 from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank
 
@@ -37,17 +38,11 @@ class Transmil(AbstractBagMethod):
     Evidence is the attention of the class token to the patches.
 
     Args:
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
-            each image is embedded once.
-        chunk: number of patches encoded at a time.
         width: length of the tokens.
         attention_heads: number of heads of each attention.
         landmarks: number of landmarks of the first attention, per image.
         iterations: iterations of its pseudo-inverse.
         dropout: rate of dropout on the output of each attention.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves it out, as published.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
     """
 
     summary = "all patches related by attention and by where they lie"
@@ -58,25 +53,15 @@ class Transmil(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        train_encoder: bool = True,
-        chunk: int = 64,
         width: int = 128,
         attention_heads: int = 8,
         landmarks: int = 256,
         iterations: int = 6,
         dropout: float = 0.1,
         instance: float = 1.0,
-        jitter: bool = True,
+        **bag: Unpack[BagOptions],
     ) -> None:
-        super().__init__(
-            encoder,
-            heads,
-            train_encoder=train_encoder,
-            chunk=chunk,
-            jitter=jitter,
-            instance=instance,
-            dim_instance=width,
-        )
+        super().__init__(encoder, heads, width, instance=instance, **bag)
         self.embed = nn.Sequential(
             nn.LayerNorm(encoder.dim), nn.Linear(encoder.dim, width), nn.ReLU()
         )

@@ -89,8 +89,27 @@ def read_paragraphs(part: type[Any]) -> dict[str, str]:
     return paragraphs
 
 
+def read_summary(part: type[Any]) -> str:
+    """Return the docstring of a class without its Args and Raises."""
+    return re.split(r"\n\s*\n(?=Args:|Raises:)", inspect.cleandoc(part.__doc__ or ""))[0]
+
+
 def read_meanings(part: type[Any]) -> dict[str, str]:
-    """Return what the Args of a class docstring say about each option, by option."""
+    """Return what Args say about each option, by option and in the order of the options.
+
+    The text comes from the docstring of the class, or from that of the nearest base class that has
+    one. What the class describes that is no option of it stands at the end.
+    """
+    texts = _read_args(part)
+    inherited: dict[str, str] = {}
+    for base in part.__mro__[1:]:
+        inherited = _read_args(base) | inherited
+    known = {name: (inherited | texts).get(name) for name in options(part)}
+    return {name: text for name, text in known.items() if text is not None} | texts
+
+
+def _read_args(part: type[Any]) -> dict[str, str]:
+    """Return the texts of the Args of a class docstring by name."""
     _, _, text = inspect.cleandoc(part.__doc__ or "").partition("Args:\n")
     texts: dict[str, str] = {}
     name = ""
@@ -107,9 +126,8 @@ def read_meanings(part: type[Any]) -> dict[str, str]:
 
 
 def _write_method(name: str, part: type[Any]) -> list[str]:
-    paragraphs = read_paragraphs(part)
-    more, *_ = re.split(r"\n\s*\n(?=Args:|Raises:)", inspect.cleandoc(part.__doc__ or ""))
-    lines = [f"## {name}", "", _write_code(paragraphs[""]), "", _write_code(_join_lines(more))]
+    paragraphs, more = read_paragraphs(part), _join_lines(read_summary(part))
+    lines = [f"## {name}", "", _write_code(paragraphs[""]), "", _write_code(more)]
     for key, title in _TITLES.items():
         if key in paragraphs:
             lines += ["", f"**{title}.** {_write_code(_capitalise(paragraphs[key]))}"]
