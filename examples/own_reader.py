@@ -52,11 +52,11 @@ class PpmReader(AbstractReader):
         return head.startswith(MARK + b"\n")
 
     def _read_level(
-        self, level: int, origin: tuple[int, ...], size: tuple[int, ...]
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
     ) -> np.ndarray[Any, Any]:
         if self._pixels is None:
             raise UnreadableImage(f"{self.path}: the image is closed")
-        (y, x), (height, width) = origin, size
+        (y, x), (height, width) = origin_px, size_px
         self.count.add(decoded_px=height * width)
         return self._pixels[y : y + height, x : x + width].copy()
 

@@ -14,6 +14,7 @@ from foveate.attention_maps.choice import Choice, ChosenCells
 from foveate.attention_maps.zoom import CROWD, join_patches, suppress_duplicates
 from foveate.bags.embedding import Bag
 from foveate.batch import Batch, Patches
+from foveate.geometry import length_px_from_um, length_um_from_px
 from foveate.images.evidence import Floats
 from foveate.images.tiling import box_sums, integral_image
 from foveate.nn.sampling import draw_without_replacement
@@ -45,14 +46,14 @@ def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) ->
 
 def centred(batch: Batch, i: int, patches: Patches, *, steps: int) -> Patches:
     """Move patches of image i to the centre of mass of what stands out around them."""
-    item, spacing = batch.items[i], batch.view.glimpse_spacing_um
-    centre = shift_to_mass(
+    item, spacing_um = batch.items[i], batch.view.glimpse_spacing_um
+    centre_px = shift_to_mass(
         item.contrast.astype(np.float64),
-        patches.centre_um / spacing,
-        side=batch.view.patch_um / spacing,
+        length_px_from_um(patches.centre_um, spacing_um),
+        side=length_px_from_um(batch.view.patch_um, spacing_um),
         steps=steps,
     )
-    return batch.place(i, centre * spacing)
+    return batch.place(i, length_um_from_px(centre_px, spacing_um))
 
 
 class CentredBag(Bag):

@@ -46,17 +46,22 @@ class SparseReader(AbstractReader):
         del path
         return head.startswith(MAGIC)
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
         canvas = self._canvas
         if canvas is None:
             raise UnreadableImage(f"{self.path}: the image is closed")
         try:
-            region = render_coarse(canvas, 1 << level, (origin[0], origin[1]), (size[0], size[1]))
+            region = render_coarse(
+                canvas, 1 << level, (origin_px[0], origin_px[1]), (size_px[0], size_px[1])
+            )
         except MemoryError as error:
             raise ImageTooLarge(
-                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+                f"{self.path}: a region of {size_px} does not fit memory; read it at a coarser "
+                "spacing"
             ) from error
-        self.count.add(decoded_px=size[0] * size[1])
+        self.count.add(decoded_px=size_px[0] * size_px[1])
         return region
 
     def _stated_background(self) -> Sequence[float] | None:

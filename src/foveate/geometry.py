@@ -13,7 +13,12 @@ Frames, and the suffix that a variable in that frame carries:
 ``UM``       _um      micrometres (for pictures without spacing: level-0 pixels)
 ===========  =======  ==========================================================
 
-Converters are named target-from-source and live only here.
+Two more units have no boxes, only points and lengths: ``_cell`` counts cells of a lattice or of an
+encoder's map, ``_patch`` counts sides of a patch.
+
+Converters are named target-from-source and live only here (`tests/architecture/test_units.py`).
+Those that begin with ``length_`` scale numbers or arrays, those that begin with ``points_`` also
+move them by an origin.
 """
 
 from __future__ import annotations
@@ -22,10 +27,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foveate.errors import BoxError
 
 Vector = tuple[float, ...]
+_Pair = tuple[int, int]
+_Floats = NDArray[np.float64]
+_Length = TypeVar("_Length", float, _Floats)
+
+_ROUNDING = 1e-6
+"""A millionth of a pixel: what rounding may add to a size or a place, and nothing is read for."""
 
 
 class Frame(Enum):
@@ -102,24 +117,24 @@ class Lattice:
         return math.prod(self.shape)
 
 
-def mean_spacing(spacing: Sequence[float]) -> float:
+def mean_spacing(spacing_um: Sequence[float]) -> float:
     """Compute the geometric mean of a spacing's axes: the side of a pixel of the same size.
 
     Args:
-        spacing: length of a pixel per axis, in micrometres, or in pixels of a picture without a
+        spacing_um: length of a pixel per axis, in micrometres, or in pixels of a picture without a
             physical size; the result is in the same unit.
     """
-    return float(math.prod(spacing) ** (1 / len(spacing)))
+    return float(math.prod(spacing_um) ** (1 / len(spacing_um)))
 
 
-def long_side(shape: Sequence[int], spacing: Sequence[float]) -> float:
+def long_side(shape: Sequence[int], spacing_um: Sequence[float]) -> float:
     """Compute the longest extent of an image, in the unit of its spacing.
 
     Args:
         shape: pixels per axis.
-        spacing: length of a pixel per axis.
+        spacing_um: length of a pixel per axis.
     """
-    return max(n * s for n, s in zip(shape, spacing, strict=True))
+    return max(size_um_from_shape(shape, spacing_um))
 
 
 def _expect(box: Box, frame: Frame, ndim: int) -> None:
@@ -170,3 +185,200 @@ def px_from_um(
         level: index of the level.
     """
     return px_from_px0(px0_from_um(box, spacing_um), downsample, level)
+
+
+# -- sizes and spacings ----------------------------------------------------------------------------
+
+
+def size_um_from_shape(shape: Sequence[int], spacing_um: Sequence[float]) -> Vector:
+    """Compute the size of pixels of a spacing, per axis, in micrometres."""
+    return tuple(n * s for n, s in zip(shape, spacing_um, strict=True))
+
+
+def shape_from_size_um(size_um: Sequence[float], spacing_um: float) -> tuple[int, ...]:
+    """Count the pixels of a spacing that cover a size, per axis; at least one each."""
+    return tuple(max(1, math.ceil(s / spacing_um - _ROUNDING)) for s in size_um)
+
+
+def spacing_um_from_shape(size_um: Sequence[float], shape: Sequence[float]) -> Vector:
+    """Compute the spacing, per axis, at which a number of pixels covers a size exactly."""
+    return tuple(s / n for s, n in zip(size_um, shape, strict=True))
+
+
+def spacing_um_from_downsample(spacing_um: Sequence[float], downsample: Sequence[float]) -> Vector:
+    """Compute the spacing of a pyramid level, per axis.
+
+    Args:
+        spacing_um: spacing of level 0, per axis.
+        downsample: level-0 pixels per pixel of the level, per axis.
+    """
+    return tuple(s * d for s, d in zip(spacing_um, downsample, strict=True))
+
+
+def downsample_from_spacing_um(coarse_um: float, fine_um: float) -> float:
+    """Compute how many pixels of one spacing lie along a pixel of another.
+
+    Args:
+        coarse_um: spacing of the pixel that is measured. It may be the finer one; the result is
+            then less than 1.
+        fine_um: spacing of the pixels that are counted.
+    """
+    return coarse_um / fine_um
+
+
+# -- levels of a pyramid ---------------------------------------------------------------------------
+
+
+def fine_px_from_coarse_px(length_px: float, downsample: float) -> float:
+    """Convert a length, or a coordinate on an axis, to pixels of a finer level.
+
+    Args:
+        length_px: in pixels of the coarser level.
+        downsample: pixels of the finer level per pixel of the coarser one.
+    """
+    return length_px * downsample
+
+
+def region_coarse_from_fine(
+    shape: _Pair, origin_px: _Pair, size_px: _Pair, downsample: Sequence[float]
+) -> tuple[_Pair, _Pair]:
+    """Map a region of a finer level to whole pixels of a coarser one, as origin and size.
+
+    Args:
+        shape: pixels of the coarser level per axis; the region is cut where the level ends.
+        origin_px: first pixel of the region in the finer level.
+        size_px: pixels of the region in the finer level.
+        downsample: pixels of the finer level per pixel of the coarser one, per axis.
+    """
+    at = [min(round(o / s), n - 1) for o, s, n in zip(origin_px, downsample, shape, strict=True)]
+    to = [
+        max(1, min(round(e / s), n - o))
+        for e, s, n, o in zip(size_px, downsample, shape, at, strict=True)
+    ]
+    return (at[0], at[1]), (to[0], to[1])
+
+
+def region_fine_from_coarse(
+    shape: _Pair, origin_px: _Pair, size_px: _Pair, downsample: Sequence[float]
+) -> tuple[_Pair, _Pair]:
+    """Map a region of a coarser level to the pixels of a finer one that it covers.
+
+    Args:
+        shape: pixels of the finer level per axis; the region is cut where the level ends.
+        origin_px: first pixel of the region in the coarser level.
+        size_px: pixels of the region in the coarser level.
+        downsample: pixels of the finer level per pixel of the coarser one, per axis.
+
+    Returns:
+        origin and size.
+    """
+    low = [min(int(o * s), n - 1) for o, s, n in zip(origin_px, downsample, shape, strict=True)]
+    high = [
+        max(a + 1, min(math.ceil((o + e) * s), n))
+        for a, o, e, s, n in zip(low, origin_px, size_px, downsample, shape, strict=True)
+    ]
+    return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
+
+
+# -- points and lengths ----------------------------------------------------------------------------
+
+
+def length_px_from_um(length_um: _Length, spacing_um: float) -> _Length:
+    """Convert a length, or coordinates from a common corner, from micrometres to pixels."""
+    return length_um / spacing_um
+
+
+def length_um_from_px(length_px: _Length, spacing_um: float) -> _Length:
+    """Convert a length, or coordinates from a common corner, from pixels to micrometres."""
+    return length_px * spacing_um
+
+
+def points_px_from_um(
+    points_um: _Floats, spacing_um: float | Sequence[float], origin_um: Sequence[float]
+) -> _Floats:
+    """Convert points ``(…, d)`` from micrometres to pixels that count from an origin.
+
+    Args:
+        points_um: the points.
+        spacing_um: spacing of the pixels, per axis or one for all.
+        origin_um: outer corner of the first pixel.
+    """
+    points_px: _Floats = (points_um - np.asarray(origin_um)) / np.asarray(spacing_um)
+    return points_px
+
+
+def points_um_from_px(
+    points_px: _Floats, spacing_um: float | Sequence[float], origin_um: Sequence[float]
+) -> _Floats:
+    """Convert points ``(…, d)`` from pixels that count from an origin to micrometres.
+
+    Args:
+        points_px: the points.
+        spacing_um: spacing of the pixels, per axis or one for all.
+        origin_um: outer corner of the first pixel.
+    """
+    points_um: _Floats = np.asarray(origin_um) + points_px * np.asarray(spacing_um)
+    return points_um
+
+
+def index_px_from_um(place_um: float, spacing_um: float) -> int:
+    """Return the index of the pixel that holds a place on an axis."""
+    return math.floor(place_um / spacing_um + _ROUNDING)
+
+
+def length_patch_from_um(length_um: _Length, patch_um: float) -> _Length:
+    """Convert a length, or coordinates from a common origin, to sides of a patch."""
+    return length_um / patch_um
+
+
+def length_um_from_patch(length_patch: _Length, patch_um: float) -> _Length:
+    """Convert a length, or coordinates from a common origin, from sides of a patch."""
+    return length_patch * patch_um
+
+
+# -- cells of maps and lattices --------------------------------------------------------------------
+
+
+def lattice_um_from_map(
+    shape: Sequence[int], *, stride_px: float, centre_px: float, spacing_um: float
+) -> Lattice:
+    """Lay the lattice of the cells of a map over the image that the map was computed of.
+
+    Args:
+        shape: cells of the map, per axis.
+        stride_px: side of a cell in pixels of the image.
+        centre_px: centre of the first cell in pixels of the image.
+        spacing_um: spacing of the image.
+    """
+    cell_um = stride_px * spacing_um
+    corner_um = centre_px * spacing_um - cell_um / 2
+    return Lattice((corner_um,) * len(shape), (cell_um,) * len(shape), tuple(shape))
+
+
+def points_um_from_cell(points_cell: NDArray[np.generic], lattice: Lattice) -> _Floats:
+    """Convert points ``(…, d)`` from cells of a lattice, where 0 is its corner, to micrometres."""
+    return points_um_from_px(
+        np.asarray(points_cell, np.float64), lattice.cell_um, lattice.origin_um
+    )
+
+
+def points_px_from_cell(points_cell: _Length, *, stride_px: float, centre_px: float) -> _Length:
+    """Convert coordinates on one axis from cells of a map to pixels of its image.
+
+    Args:
+        points_cell: the coordinates; 0 is the centre of the first cell.
+        stride_px: side of a cell.
+        centre_px: centre of the first cell.
+    """
+    return centre_px + stride_px * points_cell
+
+
+def points_cell_from_px(points_px: _Length, *, stride_px: float, centre_px: float) -> _Length:
+    """Convert coordinates on one axis from pixels of an image to cells of its map.
+
+    Args:
+        points_px: the coordinates.
+        stride_px: side of a cell.
+        centre_px: centre of the first cell, which is 0 in the result.
+    """
+    return (points_px - centre_px) / stride_px

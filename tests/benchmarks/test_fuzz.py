@@ -78,7 +78,7 @@ class OddReader(AbstractReader):
     def recognises(cls, path, head):
         return head.startswith(b"ODD")
 
-    def _read_level(self, level, origin, size):
+    def _read_level(self, level, origin_px, size_px):
         raise AssertionError
 
     def close(self):

@@ -161,7 +161,8 @@ def test_streaming_a_volume_from_its_file_is_exact(encoder: str, batch: Batch) -
     method = build("streaming_cnn", encoder, options).method.double()
     streamed = method.__dict__["streamed"]
     streamed.tile = 16
-    batch._mean, batch._std = batch._mean.double(), batch._std.double()
+    reader = batch._reader
+    reader.mean, reader.std = reader.mean.double(), reader.std.double()
     whole = batch.whole(0, skip_background=False)
     (x,) = whole.crops([tuple((0, n) for n in whole.shape[1:])])
     found = []

@@ -159,10 +159,10 @@ class TextSlicesReader(AbstractReader):
         """A folder with slices."""
         return path.is_dir() and any(path.glob("*.slice"))
 
-    def _read_level(self, level, origin, size):
+    def _read_level(self, level, origin_px, size_px):
         if self.pixels is None:
             raise UnreadableImage(f"{self.path}: the image is closed")
-        (y, x), (height, width) = origin, size
+        (y, x), (height, width) = origin_px, size_px
         self.count.add(decoded_px=height * width)
         return self.pixels[y : y + height, x : x + width].copy()
 

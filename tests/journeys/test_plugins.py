@@ -92,10 +92,10 @@ class RawReader(AbstractReader):
         """By the mark."""
         return head.startswith(MARK)
 
-    def _read_level(self, level, origin, size):
+    def _read_level(self, level, origin_px, size_px):
         if self.pixels is None:
             raise UnreadableImage(f"{self.path}: the image is closed")
-        (y, x), (height, width) = origin, size
+        (y, x), (height, width) = origin_px, size_px
         self.count.add(decoded_px=height * width)
         return self.pixels[y : y + height, x : x + width].copy()
 

@@ -328,15 +328,15 @@ class OddReader(AbstractReader):
     def recognises(cls, path: Path, head: bytes) -> bool:
         return head.startswith(b"ODD ")
 
-    def _read_level(self, level, origin, size):
-        large = min(size) > 16
+    def _read_level(self, level, origin_px, size_px):
+        large = min(size_px) > 16
         if self.word == "memory" and large:
             raise MemoryError
         if self.word == "torch" and large:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         if self.word == "key" and large:
             raise KeyError(273)
-        return np.full((*size, 3), 128, np.uint8)
+        return np.full((*size_px, 3), 128, np.uint8)
 
     def close(self) -> None:
         pass

@@ -46,8 +46,8 @@ class SlowReader(AbstractReader):
     def recognises(cls, path: Path, head: bytes) -> bool:
         return head.startswith(b"SLOW")
 
-    def _read_level(self, level, origin, size):
-        return np.full((*size, 3), 128, np.uint8)
+    def _read_level(self, level, origin_px, size_px):
+        return np.full((*size_px, 3), 128, np.uint8)
 
     def close(self) -> None:
         pass

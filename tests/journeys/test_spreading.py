@@ -245,7 +245,7 @@ class FatalReader(AbstractReader):
     def recognises(cls, path: Path, head: bytes) -> bool:
         return head.startswith(b"FATAL")
 
-    def _read_level(self, level, origin, size):
+    def _read_level(self, level, origin_px, size_px):
         """Not reached."""
 
     def close(self):

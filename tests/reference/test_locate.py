@@ -54,8 +54,8 @@ class HeldImage(AbstractImage):
         self.spacing_um, self.channels, self.dtype = (1.0, 1.0), 3, pyramid[0].dtype
         self._pyramid = pyramid
 
-    def _read_level(self, level: int, origin: Any, size: Any) -> Any:
-        (y, x), (h, w) = origin, size
+    def _read_level(self, level: int, origin_px: Any, size_px: Any) -> Any:
+        (y, x), (h, w) = origin_px, size_px
         return self._pyramid[level][y : y + h, x : x + w]
 
     def close(self) -> None:

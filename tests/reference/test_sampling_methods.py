@@ -35,7 +35,7 @@ PLAIN: dict[str, Any] = {"instance": 0.0, "jitter": False}
 class Stub(AbstractEncoder):
     """Maps of strides 1 and 2; the vector is a fixed nonlinear function of moments of the input."""
 
-    dim, strides, map_dims, map_centres = 4, (1, 2), (3, 3), (0.5, 1.0)
+    dim, strides, map_dims, map_centres_px = 4, (1, 2), (3, 3), (0.5, 1.0)
     mean, std = (0.2, 0.5, 0.4), (0.3, 0.2, 0.6)
 
     def __init__(self) -> None:

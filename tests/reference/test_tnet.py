@@ -55,9 +55,11 @@ class HeldImage(AbstractImage):
         self.levels = (Level(pixels.shape, (1.0, 1.0)),)
         self.spacing_um, self.channels, self.dtype = (1.0, 1.0), 3, np.dtype(np.uint8)
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
-        y, x = origin
-        return self._pixels[y : y + size[0], x : x + size[1]]
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
+        y, x = origin_px
+        return self._pixels[y : y + size_px[0], x : x + size_px[1]]
 
     def _stated_background(self) -> tuple[float, ...]:
         return (0.0,) * 3
@@ -75,7 +77,7 @@ class Brightness(AbstractEncoder):
     def __init__(self, *, sampled: bool = False) -> None:
         super().__init__()
         self.sampled = sampled
-        self.map_centres = (0.5,) if sampled else (2.0,)
+        self.map_centres_px = (0.5,) if sampled else (2.0,)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         if self.sampled:

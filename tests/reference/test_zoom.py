@@ -307,7 +307,7 @@ class _Shade(AbstractEncoder):
     def __init__(self) -> None:
         super().__init__()
         self.dim, self.strides, self.map_dims = 8, (2, 4, 8), (1, 1, 1)
-        self.map_centres = (1.0, 2.0, 4.0)
+        self.map_centres_px = (1.0, 2.0, 4.0)
         self.scale = torch.nn.Parameter(torch.ones(8))
 
     def maps(self, x: Tensor) -> list[Tensor]:

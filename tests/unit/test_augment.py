@@ -24,7 +24,7 @@ from foveate.nn.warp import resample
 
 KIND: dict[Augment, str] = {"slide": "slide", "picture": "picture", "volume": "volume"}
 MOVED: list[Augment] = ["slide", "picture", "volume"]
-STILL = {"turn": Turn(0), "small": np.eye(2), "shift": np.zeros(2), "away": np.zeros(2)}
+STILL = {"turn": Turn(0), "small": np.eye(2), "shift": np.zeros(2), "away_patch": np.zeros(2)}
 
 
 class HeldImage(AbstractImage):
@@ -38,8 +38,8 @@ class HeldImage(AbstractImage):
         self.spacing_um, self.channels = (1.0,) * len(space), pixels.shape[-1]
         self.dtype, self.pixels = pixels.dtype, pixels
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Any:
-        return self.pixels[tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))]
+    def _read_level(self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]) -> Any:
+        return self.pixels[tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))]
 
     def _stated_background(self) -> Sequence[float]:
         return (40.0,) * self.channels
@@ -59,13 +59,13 @@ class Means(AbstractEncoder):
     def __init__(self, cells: Sequence[tuple[int, float]], axes: int = 2) -> None:
         super().__init__()
         self.__dict__["axes"] = axes
-        self.strides, self.map_centres = (tuple(each) for each in zip(*cells, strict=True))
+        self.strides, self.map_centres_px = (tuple(each) for each in zip(*cells, strict=True))
         self.map_dims, self.dim, self.mean, self.std = (1,) * len(cells), 1, (0.0,) * 3, (1.0,) * 3
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Weighted means over neighbours that lie less than a stride from a cell's centre."""
         found = []
-        for stride, first in zip(self.strides, self.map_centres, strict=True):
+        for stride, first in zip(self.strides, self.map_centres_px, strict=True):
             each = x.mean(1, keepdim=True)
             for axis in range(2, x.ndim):
                 n = x.shape[axis]
@@ -134,7 +134,7 @@ def test_gradients_of_resampling_are_those_of_a_linear_map() -> None:
     x, y = torch.rand(1, 2, 9, 7, requires_grad=True), torch.rand(1, 2, 9, 7)
     linear = torch.tensor([[[0.9, 0.2], [-0.1, 1.1]]], dtype=torch.float64)
     shift = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
-    out = resample(x, linear, shift, (9, 7), stride=2, centre=0.7)
+    out = resample(x, linear, shift, (9, 7), stride_px=2, centre_px=0.7)
     (gradient,) = torch.autograd.grad((out * y).sum(), x)
     torch.testing.assert_close((gradient * x).sum(), (out * y).sum())
     assert resample(x[:0], linear[:0], shift[:0], (3, 4)).shape == (0, 2, 3, 4)
@@ -191,7 +191,7 @@ def test_a_map_that_was_moved_and_laid_back_is_the_map(
             motion = Motion(Turn(bits), np.eye(2) * small, np.asarray(shift), np.zeros(2))
             shown = motion.show(x, torch.full((3,), 40 / 255))
             maps = encoder.maps(shown[None])[0]
-            back = motion.register(maps, space, stride=stride, centre=first)
+            back = motion.register(maps, space, stride_px=stride, centre_px=first)
             assert back.shape == plain.shape
             torch.testing.assert_close(
                 back[inner] / stride**2,
@@ -209,7 +209,7 @@ def test_turns_alone_are_exact_where_cells_lie_in_the_middle_of_strides() -> Non
         motion = Motion(**{**STILL, "turn": Turn(bits)})
         torch.testing.assert_close(motion.show(x), Turn(bits).apply(x), atol=1e-5, rtol=0)
         maps = encoder.maps(motion.show(x)[None])[0]
-        back = motion.register(maps, (32, 48), stride=4, centre=2.0)
+        back = motion.register(maps, (32, 48), stride_px=4, centre_px=2.0)
         torch.testing.assert_close(back, plain, atol=1e-3, rtol=0)
 
 

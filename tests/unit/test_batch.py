@@ -62,10 +62,10 @@ class FakeImage(AbstractImage):
         self.reads: list[tuple[int, ...]] = []
         self._on_read = on_read or (lambda _: None)
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Any:
-        self.reads.append(origin)
-        self._on_read(origin)
-        return self.pixels[tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))]
+    def _read_level(self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]) -> Any:
+        self.reads.append(origin_px)
+        self._on_read(origin_px)
+        return self.pixels[tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))]
 
     def _stated_background(self) -> Sequence[float]:
         return (0.0,) * self.channels

@@ -46,9 +46,9 @@ class ArrayImage(AbstractImage):
             levels.append(Level(shape, steps))
         self.levels, self.paper = tuple(levels), paper
 
-    def _read_level(self, level, origin, size):
-        self.count.add(decoded_px=math.prod(size))
-        cut = tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))
+    def _read_level(self, level, origin_px, size_px):
+        self.count.add(decoded_px=math.prod(size_px))
+        cut = tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))
         return self.held[level][cut]
 
     def _stated_background(self):
@@ -136,7 +136,7 @@ def test_picture_pixels_and_boxes_share_one_frame(spacing):
     evidence = boxes([true_um - 8, [3.0, 3.0]], 16.0, [1.0, 0.2])
     for max_side in (217, 333, 1024):
         field, _ = overview(aim(image, evidence), evidence, max_side)
-        expected = field.px_from_um(true_um[None])[0]
+        expected = field.locate(true_um[None])[0]
         assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.25
         total, _ = splat(evidence, field.origin_um, field.extent_um, field.shape)
         assert np.abs(np.array(centroid(np.where(total > 0.5 * total.max(), total, 0))) - expected
@@ -147,7 +147,7 @@ def test_picture_is_brightest_at_the_heaviest_box_though_others_overlap_it():
     image = spot_image(place=(-900, -900))
     evidence = boxes([[100, 100], [90, 90], [110, 110]], 40.0, [1.0, 0.1, 0.1])
     field, _ = overview(aim(image, evidence), evidence, 400)
-    centre = np.floor(field.px_from_um(np.array([[115.0, 115.0]]))[0]).astype(int)
+    centre = np.floor(field.locate(np.array([[115.0, 115.0]]))[0]).astype(int)
     everywhere = np.ones(field.shape, bool)
     red_green = blend_evidence(field, evidence, scale_of(evidence), everywhere)[..., :2].sum(-1)
     assert red_green[tuple(centre)] == red_green.max()
@@ -197,7 +197,7 @@ def test_weights_that_are_all_but_alike_are_not_bright():
     pale = 0.35 * field.pixels + 0.65 * field.pixels.mean(-1, keepdims=True)
     assert np.abs(pixels - pale).max() < 25
     field, pixels = painted_by(image, peaked)
-    row, column = field.px_from_um(grid[40][None] + 10)[0].astype(int)
+    row, column = field.locate(grid[40][None] + 10)[0].astype(int)
     assert saturation(pixels)[row, column] > 100
 
 
@@ -226,7 +226,7 @@ def test_evidence_on_glass_is_counted_and_not_painted(tmp_path):
     assert len(kept) == on_tissue(grid).sum()
     field, pixels = painted_by(image, evidence)
     glass = np.ones(field.shape, bool)
-    low, high = (field.px_from_um(np.array([p]))[0].astype(int) for p in ((98, 198), (302, 402)))
+    low, high = (field.locate(np.array([p]))[0].astype(int) for p in ((98, 198), (302, 402)))
     glass[low[0] : high[0], low[1] : high[1]] = False
     assert saturation(pixels)[glass].max() == 0
     write_json(tmp_path / "e.geojson", build_geojson(image, evidence, top=1000))
@@ -416,7 +416,7 @@ def test_a_volume_is_drawn_at_the_slice_of_its_peak(tmp_path):
     camera = aim(image, evidence)
     assert len(at_slice(evidence, camera.z_um)) == 1
     field, _ = overview(camera, evidence, 512)
-    expected = field.px_from_um(np.array([[17.5, 38.5]]))[0]
+    expected = field.locate(np.array([[17.5, 38.5]]))[0]
     assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.5
     assert drawn(image, evidence, tmp_path / "v.png").std() > 5
     write_json(tmp_path / "v.geojson", build_geojson(image, evidence))
@@ -445,7 +445,7 @@ def test_bounds_frame_the_overview():
     evidence = boxes([np.array(SPOT_PX0) * image.known_spacing_um - 8], 16.0, [1.0])
     field, share = overview(aim(image, evidence), evidence, 256)
     assert share < 0.25
-    expected = field.px_from_um((np.array(SPOT_PX0) * image.known_spacing_um)[None])[0]
+    expected = field.locate((np.array(SPOT_PX0) * image.known_spacing_um)[None])[0]
     assert np.abs(np.array(centroid(field.pixels[..., 0])) - expected).max() < 0.25
 
 

@@ -31,16 +31,16 @@ class HeldImage(AbstractImage):
         self.channels, self.dtype = pyramid[0].shape[-1], pyramid[0].dtype
         self.pyramid, self.largest_px, self.used = pyramid, 0, set()
 
-    def _read_level(self, level, origin, size):
+    def _read_level(self, level, origin_px, size_px):
         assert all(
             o >= 0 and o + s <= n
-            for o, s, n in zip(origin, size, self.levels[level].shape, strict=True)
+            for o, s, n in zip(origin_px, size_px, self.levels[level].shape, strict=True)
         )
-        self.largest_px = max(self.largest_px, math.prod(size))
+        self.largest_px = max(self.largest_px, math.prod(size_px))
         self.used.add(level)
-        self.count.add(decoded_px=math.prod(size))
+        self.count.add(decoded_px=math.prod(size_px))
         return self.pyramid[level][
-            tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))
+            tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))
         ]
 
     def _stated_background(self):

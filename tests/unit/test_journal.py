@@ -140,8 +140,8 @@ def test_facts_of_training_images() -> None:
     known = trained_on(facts)
     assert (known.n, known.assumed, known.unit) == (2, 1, "um")
     assert (known.kinds, known.channels) == (("picture", "slide"), (1, 3))
-    assert known.spacing == pytest.approx((0.25, 0.5))
-    assert known.side == pytest.approx((100.0, 100.0))
+    assert known.spacing_um == pytest.approx((0.25, 0.5))
+    assert known.side_um == pytest.approx((100.0, 100.0))
 
 
 @pytest.mark.parametrize(("spread", "blank"), [(0, True), (5, True), (30, False)])

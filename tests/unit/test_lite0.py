@@ -79,7 +79,7 @@ def test_cells_are_centred_where_a_blob_is_seen() -> None:
             blob = (2 * torch.exp(-away / 72) - 1).expand(1, 3, -1, -1)
             for i, map_ in enumerate(trained.maps(blob)):
                 seen = (map_ - ground[i]).abs().sum((0, 1))
-                cells = trained.map_centres[i] + trained.strides[i] * torch.arange(len(seen))
+                cells = trained.map_centres_px[i] + trained.strides[i] * torch.arange(len(seen))
                 for place, line in ((y, seen.sum(1)), (x, seen.sum(0))):
                     off[i].append(float((line * cells).sum() / line.sum()) - place)
     for stride, each in zip(trained.strides, off, strict=True):

@@ -91,8 +91,8 @@ class PlainReader(AbstractReader):
     def recognises(cls, path, head):
         return head.startswith(b"PLAIN")
 
-    def _read_level(self, level, origin, size):
-        return np.full((*size, 1), 7, np.uint8)
+    def _read_level(self, level, origin_px, size_px):
+        return np.full((*size_px, 1), 7, np.uint8)
 
     def close(self):
         pass

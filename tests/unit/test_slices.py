@@ -56,7 +56,7 @@ def test_a_blob_answers_where_it_is_along_every_axis(axis: int, pretrained: Slic
     x = 2 * torch.exp(-square / 32) - 1
     ground = maps_of(pretrained, torch.full((1, 3, 96, 96, 96), -1.0))
     found = maps_of(pretrained, x.expand(1, 3, -1, -1, -1))
-    stages = list(zip(pretrained.strides, pretrained.map_centres, strict=True))
+    stages = list(zip(pretrained.strides, pretrained.map_centres_px, strict=True))
     for i, (stride, centre) in enumerate(stages):
         change = (found[i] - ground[i]).abs()[0]
         for plane in change.chunk(3):
@@ -96,7 +96,7 @@ def test_means_are_those_of_all_slices() -> None:
     for i, map_ in enumerate(axial):
         want = (16 * low[i].chunk(3, 1)[0] + 6 * high[i].chunk(3, 1)[0]) / 22
         n = map_.shape[2]
-        length = torch.tensor(_edges(22, n, encoder.strides[i], encoder.map_centres[i])).diff()
+        length = torch.tensor(_edges(22, n, encoder.strides[i], encoder.map_centres_px[i])).diff()
         found = (map_ * (length / 22).view(-1, 1, 1)).sum(2)
         torch.testing.assert_close(found, want[:, :, 0], rtol=1e-3, atol=1e-3)
 

@@ -29,4 +29,4 @@ def test_centres_are_those_of_the_layers(
     name: str, stages: int, centres: tuple[float, ...]
 ) -> None:
     encoder = build_encoder(name, {"pretrained": False, "stages": stages})
-    assert encoder.map_centres == centres
+    assert encoder.map_centres_px == centres

@@ -71,10 +71,11 @@ class Explanation:
         """
         import pandas as pd
 
-        spacing, axes = self.answer.spacing, "zyx"[-len(self.answer.spacing) :]
+        spacing_um = self.answer.spacing_um
+        axes = "zyx"[-len(spacing_um) :]
         rows = []
         for i, weight in enumerate(self.evidence.weight.tolist()):
-            box = px0_from_um(self.evidence.box_um(i), spacing)
+            box = px0_from_um(self.evidence.box_um(i), spacing_um)
             corner = {f"{a}_px0": v for a, v in zip(axes, box.origin, strict=True)}
             size = {f"size_{a}_px0": v for a, v in zip(axes, box.size, strict=True)}
             rows.append({**corner, **size, "weight": weight})

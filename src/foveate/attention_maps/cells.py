@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from foveate.batch import Batch, LoadedImage, Patches, View
 from foveate.cache import ByteCache
-from foveate.geometry import Lattice
+from foveate.geometry import Lattice, points_um_from_cell
 from foveate.images.evidence import Floats
 from foveate.images.tiling import LEAST_FOREGROUND, cell_means
 from foveate.nn.attention import masked_softmax
@@ -345,6 +345,4 @@ def _place_centres(
     inside = np.full(cells.shape, 0.5)
     if generator is not None:
         inside = torch.rand(cells.shape, generator=generator).numpy().astype(np.float64)
-    place = (cells + inside).astype(np.float64) * np.asarray(lattice.cell_um)
-    centres: Floats = np.asarray(lattice.origin_um) + place
-    return centres
+    return points_um_from_cell(cells + inside, lattice)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.geometry import Lattice
+from foveate.geometry import Lattice, lattice_um_from_map, length_um_from_px
 
 CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 """Convolution layer for images of 2 and of 3 axes."""
@@ -31,9 +31,12 @@ def lay_map_lattice(
         shape: cells of the map along each axis.
         spacing_um: spacing of the image that the encoder was given.
     """
-    cell = encoder.strides[stage] * spacing_um
-    corner = encoder.map_centres[stage] * spacing_um - cell / 2
-    return Lattice((corner,) * len(shape), (cell,) * len(shape), tuple(shape))
+    return lattice_um_from_map(
+        shape,
+        stride_px=encoder.strides[stage],
+        centre_px=encoder.map_centres_px[stage],
+        spacing_um=spacing_um,
+    )
 
 
 def choose_stage(encoder: AbstractEncoder, spacing_um: float, side_um: float) -> int:
@@ -46,7 +49,9 @@ def choose_stage(encoder: AbstractEncoder, spacing_um: float, side_um: float) ->
         spacing_um: spacing of the encoder's input.
         side_um: largest side of a cell.
     """
-    fitting = [i for i, s in enumerate(encoder.strides) if s * spacing_um <= side_um * (1 + 1e-6)]
+    largest_um = side_um * (1 + 1e-6)
+    cells_um = [length_um_from_px(float(s), spacing_um) for s in encoder.strides]
+    fitting = [i for i, cell_um in enumerate(cells_um) if cell_um <= largest_um]
     return fitting[-1] if fitting else 0
 
 

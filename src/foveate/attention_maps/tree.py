@@ -22,6 +22,7 @@ from foveate.attention_maps.tree_cells import (
 from foveate.bags.embedding import padding_mask
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
+from foveate.geometry import length_px_from_um
 from foveate.images.evidence import Floats
 from foveate.nn.generators import hidden_share
 from foveate.nn.position import PositionCode
@@ -86,16 +87,18 @@ class Location(nn.Module):
         self.position = PositionCode(hidden)
         self.score = nn.Linear(hidden, 1, bias=False)
 
-    def forward(self, features: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+    def forward(self, features: Tensor, centre_patch: Tensor, extent_patch: Tensor) -> Tensor:
         """Score cells: ``(n,)`` in float32.
 
         Args:
             features: mean of the maps in each cell, ``(n, d)``.
-            centre: centres of the cells ``(n, 2)``, in patches.
-            extent: sides of the cells ``(n,)``, in patches.
+            centre_patch: centres of the cells ``(n, 2)``, in patches.
+            extent_patch: sides of the cells ``(n,)``, in patches.
         """
         with torch.autocast(features.device.type, enabled=False):
-            mixed = self.project(self.norm(features.detach())) + self.position(centre, extent)
+            mixed = self.project(self.norm(features.detach())) + self.position(
+                centre_patch, extent_patch
+            )
             score: Tensor = self.score(functional.leaky_relu(mixed))[:, 0]
         return score
 
@@ -136,8 +139,10 @@ def lay_image_grids(
     open_ = np.flatnonzero(contrast)
 
     def shown() -> Tensor:
-        glimpse_px = (rows / view.glimpse_spacing_um, columns / view.glimpse_spacing_um)
-        features = compute_cell_features(encoder, maps, glimpse_px, side / view.glimpse_spacing_um)
+        spacing_um = view.glimpse_spacing_um
+        begin_px = (length_px_from_um(rows, spacing_um), length_px_from_um(columns, spacing_um))
+        side_px = length_px_from_um(side, spacing_um)
+        features = compute_cell_features(encoder, maps, begin_px, side_px)
         return features[0, torch.from_numpy(open_).to(features.device)]
 
     # Stored while the encoder is frozen: averaging maps takes longer than all the rest of a step.

@@ -18,6 +18,13 @@ from torch import Tensor
 from foveate.batch import LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
+from foveate.geometry import (
+    downsample_from_spacing_um,
+    length_patch_from_um,
+    length_px_from_um,
+    points_cell_from_px,
+    points_px_from_cell,
+)
 from foveate.images.evidence import Floats
 
 _NEAREST = 1e-9
@@ -50,27 +57,31 @@ class Cut:
         return 1 + (self.cells - 1) * (1 - self.overlap)
 
     def inside(self, side: float) -> Floats:
-        """Return where the cells of a crop of a side begin on either axis, from its corner."""
+        """Return where the cells of a crop begin on either axis from its corner, in `side`'s unit.
+
+        Args:
+            side: side of the crop, in micrometres or in pixels.
+        """
         number = np.arange(self.cells, dtype=np.float64)
         begin: Floats = number * (1 - self.overlap) * side / self.zoom
         return begin
 
-    def over(self, extent: float, side: float, shift: float | None) -> Floats:
+    def over(self, extent_um: float, side_um: float, shift: float | None) -> Floats:
         """Return where cells begin on one axis of an image, so that they cover it.
 
         Args:
-            extent: extent of the image on that axis.
-            side: side of a cell.
+            extent_um: extent of the image on that axis.
+            side_um: side of a cell.
             shift: None centres the cells on the image; they may reach beyond its edges. A number
                 from 0 to 1 moves them back by that share of their step; one more cell fills the
                 gap.
         """
-        step = (1 - self.overlap) * side
-        n = max(1, math.ceil((extent - side) / step - 1e-9) + 1)
-        start = (extent - side - (n - 1) * step) / 2
-        first, n = (start, n) if shift is None else (start - step * shift, n + 1)
-        begin: Floats = first + step * np.arange(n, dtype=np.float64)
-        return begin
+        step_um = (1 - self.overlap) * side_um
+        n = max(1, math.ceil((extent_um - side_um) / step_um - 1e-9) + 1)
+        start_um = (extent_um - side_um - (n - 1) * step_um) / 2
+        first_um, n = (start_um, n) if shift is None else (start_um - step_um * shift, n + 1)
+        begin_um: Floats = first_um + step_um * np.arange(n, dtype=np.float64)
+        return begin_um
 
     def levels(self, extent_um: Sequence[float], view: View, most: int | None) -> int:
         """Count the levels that lead from the glimpse down to the view's spacing; at least 1.
@@ -84,8 +95,9 @@ class Cut:
             most: largest number of levels; None for no bound. With fewer levels than needed the
                 first grid has more cells.
         """
-        span = _count_zooms(max(extent_um) / view.patch_um, self.zoom)
-        needed = _count_zooms(view.glimpse_spacing_um / view.spacing_um, self.zoom)
+        span = _count_zooms(length_patch_from_um(max(extent_um), view.patch_um), self.zoom)
+        ratio = downsample_from_spacing_um(view.glimpse_spacing_um, view.spacing_um)
+        needed = _count_zooms(ratio, self.zoom)
         return max(1, min(span, needed) if most is None else min(span, needed, most))
 
 
@@ -96,33 +108,38 @@ def _count_zooms(ratio: float, factor: float) -> int:
 # -- what lies in a cell ---------------------------------------------------------------------------
 
 
-def overlaps(begin: Floats, side: float, n: int, *, stride: float, first: float) -> Floats:
+def overlaps(
+    begin_px: Floats, side_px: float, n: int, *, stride_px: float, centre_px: float
+) -> Floats:
     """Compute the length that each window has in common with each of n cells, ``(windows, n)``.
 
     Args:
-        begin: where windows begin, ``(windows,)``.
-        side: side of a window.
+        begin_px: where windows begin, ``(windows,)``.
+        side_px: side of a window.
         n: number of cells, which lie side by side.
-        stride: side of a cell.
-        first: centre of cell 0.
+        stride_px: side of a cell.
+        centre_px: centre of cell 0.
     """
-    edges = first + stride * (np.arange(n + 1) - 0.5)
-    low = np.maximum(begin[:, None], edges[:-1])
-    high = np.minimum(begin[:, None] + side, edges[1:])
+    edges_cell: Floats = np.arange(n + 1, dtype=np.float64) - 0.5
+    edges_px = points_px_from_cell(edges_cell, stride_px=stride_px, centre_px=centre_px)
+    low = np.maximum(begin_px[:, None], edges_px[:-1])
+    high = np.minimum(begin_px[:, None] + side_px, edges_px[1:])
     common: Floats = np.maximum(high - low, 0.0)
     return common
 
 
 def compute_window_weights(
-    begin: Floats, side: float, n: int, *, stride: float, first: float
+    begin_px: Floats, side_px: float, n: int, *, stride_px: float, centre_px: float
 ) -> Floats:
     """Compute the weight of each cell of a map in the mean over each window: ``(windows, n)``.
 
     Rows sum to 1. A window beyond the map takes the nearest cell. Arguments as in `overlaps`.
     """
-    length = overlaps(begin, side, n, stride=stride, first=first)
-    nearest = np.clip(np.rint((begin + side / 2 - first) / stride), 0, n - 1).astype(np.int64)
-    length[np.arange(len(begin)), nearest] += _NEAREST * side
+    length = overlaps(begin_px, side_px, n, stride_px=stride_px, centre_px=centre_px)
+    middle_px = begin_px + side_px / 2
+    middle_cell = points_cell_from_px(middle_px, stride_px=stride_px, centre_px=centre_px)
+    nearest = np.clip(np.rint(middle_cell), 0, n - 1).astype(np.int64)
+    length[np.arange(len(begin_px)), nearest] += _NEAREST * side_px
     weights: Floats = length / length.sum(1, keepdims=True)
     return weights
 
@@ -145,11 +162,11 @@ def compute_cell_features(
         means ``(m, cells, sum c)`` in float32, cells in reading order.
     """
     means = []
-    for map_, stride, first in zip(maps, encoder.strides, encoder.map_centres, strict=True):
+    for map_, stride, centre in zip(maps, encoder.strides, encoder.map_centres_px, strict=True):
         rows, columns = (
-            torch.from_numpy(compute_window_weights(b, side_px, n, stride=stride, first=first)).to(
-                map_.device, torch.float32
-            )
+            torch.from_numpy(
+                compute_window_weights(b, side_px, n, stride_px=stride, centre_px=centre)
+            ).to(map_.device, torch.float32)
             for b, n in zip(begin_px, map_.shape[-2:], strict=True)
         )
         with torch.autocast(map_.device.type, enabled=False):
@@ -174,28 +191,27 @@ def compute_cell_contrast(
     Returns:
         contrast ``(cells,)`` in reading order.
     """
-    shape, spacing = item.contrast.shape, view.glimpse_spacing_um
+    side_px = length_px_from_um(side_um, view.glimpse_spacing_um)
     parts, lengths = [], []
-    for begin, n in zip(begin_um, shape, strict=True):
-        low = int(np.clip(np.floor(begin.min() / spacing), 0, n - 1))
-        high = int(np.clip(np.ceil((begin.max() + side_um) / spacing), low + 1, n))
+    for along_um, n in zip(begin_um, item.contrast.shape, strict=True):
+        begin_px = length_px_from_um(along_um, view.glimpse_spacing_um)
+        low = int(np.clip(np.floor(begin_px.min()), 0, n - 1))
+        high = int(np.clip(np.ceil(begin_px.max() + side_px), low + 1, n))
         parts.append(slice(low, high))
-        lengths.append(
-            overlaps(begin / spacing, side_um / spacing, high - low, stride=1.0, first=low + 0.5)
-        )
+        lengths.append(overlaps(begin_px, side_px, high - low, stride_px=1.0, centre_px=low + 0.5))
     pixels = item.contrast[parts[0], parts[1]].astype(np.float64)
-    contrast: Floats = (lengths[0] @ pixels @ lengths[1].T).ravel() * (spacing / side_um) ** 2
+    contrast: Floats = (lengths[0] @ pixels @ lengths[1].T).ravel() / side_px**2
     if contrast.any():
         return contrast
-    extent = item.image.box_um.size
-    rows, columns = ((b + side_um > 0) & (b < e) for b, e in zip(begin_um, extent, strict=True))
+    extent_um = item.image.box_um.size
+    rows, columns = ((b + side_um > 0) & (b < e) for b, e in zip(begin_um, extent_um, strict=True))
     return np.outer(rows, columns).ravel().astype(np.float64)
 
 
-def corners(begin: tuple[Floats, Floats]) -> Floats:
+def corners(begin_um: tuple[Floats, Floats]) -> Floats:
     """Return the corners ``(cells, 2)`` of a grid's cells in reading order.
 
     Args:
-        begin: where cells begin on either axis.
+        begin_um: where cells begin on either axis.
     """
-    return np.stack(np.meshgrid(*begin, indexing="ij"), -1).reshape(-1, 2)
+    return np.stack(np.meshgrid(*begin_um, indexing="ij"), -1).reshape(-1, 2)

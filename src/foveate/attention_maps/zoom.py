@@ -30,7 +30,12 @@ from foveate.bags.embedding import pad_rows
 from foveate.batch import Batch, LoadedImage, Patches, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.geometry import Lattice
+from foveate.geometry import (
+    Lattice,
+    length_px_from_um,
+    length_um_from_px,
+    points_um_from_cell,
+)
 from foveate.images.evidence import Floats
 from foveate.nn.sampling import draw_without_replacement, expectation
 
@@ -339,14 +344,17 @@ def compute_tile_prior(
 
     That part may be a thousandth of the glimpse. Arguments are those of `compute_contrast_prior`.
     """
-    spacing = view.glimpse_spacing_um
-    origin = np.asarray(lattice.origin_um)
-    end = origin + np.asarray(lattice.shape) * np.asarray(lattice.cell_um)
-    low = np.clip(np.floor(origin / spacing), 0, np.asarray(item.contrast.shape) - 1)
-    high = np.maximum(np.ceil(end / spacing), low + 1)
+    spacing_um = view.glimpse_spacing_um
+    origin_um = np.asarray(lattice.origin_um)
+    end_um = points_um_from_cell(np.asarray(lattice.shape), lattice)
+    shape = np.asarray(item.contrast.shape)
+    low = np.clip(np.floor(length_px_from_um(origin_um, spacing_um)), 0, shape - 1)
+    high = np.maximum(np.ceil(length_px_from_um(end_um, spacing_um)), low + 1)
     window = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     part = dataclasses.replace(item, contrast=item.contrast[window])
-    moved = dataclasses.replace(lattice, origin_um=tuple(origin - low * spacing))
+    moved = dataclasses.replace(
+        lattice, origin_um=tuple(origin_um - length_um_from_px(low, spacing_um))
+    )
     return compute_contrast_prior(part, moved, view, power=power, background=background)
 
 

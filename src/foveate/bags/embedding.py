@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveate.batch import Batch, Patches
 from foveate.cache import ByteCache
 from foveate.encoders.base import AbstractEncoder
+from foveate.geometry import length_um_from_patch
 from foveate.nn.heads import Head
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.replay import replay
@@ -62,7 +63,7 @@ class Bag:
         offset = np.zeros(batch.items[i].image.ndim)
         if moved:
             share = torch.rand(len(offset), generator=batch.generators[i]).double().numpy()
-            offset = share * batch.view.patch_um
+            offset = length_um_from_patch(share, batch.view.patch_um)
         return batch.cover(i, tuple(offset))
 
     def _embed_once(

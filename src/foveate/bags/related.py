@@ -47,8 +47,8 @@ class RelatedPool(nn.Module):
         self,
         tokens: Tensor,
         valid: Tensor,
-        centre: Tensor,
-        extent: Tensor,
+        centre_patch: Tensor,
+        extent_patch: Tensor,
         *,
         pooled: Tensor | None = None,
         everywhere: Tensor | None = None,
@@ -58,8 +58,8 @@ class RelatedPool(nn.Module):
         Args:
             tokens: vectors ``(b, n, d)``.
             valid: attention mask ``(b, n)`` bool, False on padding.
-            centre: centres of the tokens' regions ``(b, n, ndim)``, in patches.
-            extent: sides of the tokens' regions ``(b, n)``, in patches.
+            centre_patch: centres of the tokens' regions ``(b, n, ndim)``, in patches.
+            extent_patch: sides of the tokens' regions ``(b, n)``, in patches.
             pooled: ``(b, n)`` bool, True on tokens that are pooled; the others are only related to
                 them. All by default.
             everywhere: ``(b, n)`` bool, True on tokens of the image as a whole, at no distance from
@@ -68,21 +68,21 @@ class RelatedPool(nn.Module):
         Returns:
             logits ``(b, k)`` and attention ``(b, n)``, averaged over queries and attention heads.
         """
-        position = self.position(centre, extent)
+        position = self.position(centre_patch, extent_patch)
         for layer in self.relate:
-            tokens = layer(tokens, position, valid, centre, everywhere)
+            tokens = layer(tokens, position, valid, centre_patch, everywhere)
         answer: tuple[Tensor, Tensor] = self.pool(
             tokens + position, valid if pooled is None else pooled
         )
         return answer
 
-    def scores(self, tokens: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+    def scores(self, tokens: Tensor, centre_patch: Tensor, extent_patch: Tensor) -> Tensor:
         """Compute attention logits ``(n, t, h)``, in float64, of tokens that are not related yet.
 
         Args:
             tokens: vectors ``(n, d)``.
-            centre: centres of their regions ``(n, ndim)``, in patches.
-            extent: sides of their regions ``(n,)``, in patches.
+            centre_patch: centres of their regions ``(n, ndim)``, in patches.
+            extent_patch: sides of their regions ``(n,)``, in patches.
         """
-        keys = self.pool.keys(tokens + self.position(centre, extent))
+        keys = self.pool.keys(tokens + self.position(centre_patch, extent_patch))
         return attention_logits(self.pool.query(), keys)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from foveate.batch.chunks import Chunks, run_by_shape
 from foveate.batch.colours import N_COLOURS, describe_colours
 from foveate.batch.features import FeatureStore
 from foveate.batch.frozen_features import FrozenFeatures
+from foveate.batch.reading import PatchReader
 from foveate.batch.types import (
     Augment,
     CropError,
@@ -27,17 +27,20 @@ from foveate.batch.types import (
     augment_for,
     build_evidence,
     channels_last,
-    crop_error,
-    join_same_kind,
+    foreground_weight,
     lay_kernels,
     to_rgb,
 )
 from foveate.batch.whole_image import WholeImage
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.geometry import Box, Frame
+from foveate.geometry import (
+    length_patch_from_um,
+    points_px_from_um,
+    points_um_from_px,
+    spacing_um_from_downsample,
+)
 from foveate.images.evidence import EvidenceList, Floats
-from foveate.images.resample import Pixels
 from foveate.nn.generators import Generators, seeded
 
 __all__ = [
@@ -58,8 +61,6 @@ __all__ = [
     "run_by_shape",
     "to_rgb",
 ]
-
-_PATCHES_PER_JOB = 16
 
 
 class Batch:
@@ -107,13 +108,8 @@ class Batch:
         self.items = list(items)
         self.tell = tell
         self.part = part
-        self.frozen_features = None if store is None else FrozenFeatures(self, store)
         self.view = view
         self.device = device
-        self.seconds_reading = 0.0
-        self._pool = pool
-        flat = (1, -1, *(1,) * view.axes)
-        self._mean, self._std = (torch.tensor(x, device=device).view(flat) for x in normalise)
         self._shuffle_layout = shuffle_layout
         self._generators = generators
         self.changes = Changes(
@@ -122,9 +118,18 @@ class Batch:
             generators=lambda: self.generators,
             device=device,
         )
+        self._reader = PatchReader(
+            self.items, view, normalise=normalise, device=device, pool=pool, changes=self.changes
+        )
+        self.frozen_features = None if store is None else FrozenFeatures(self._reader, store)
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def seconds_reading(self) -> float:
+        """Return the seconds that the device has waited for pixels."""
+        return self._reader.seconds_waited
 
     @property
     def generators(self) -> Generators:
@@ -136,7 +141,7 @@ class Batch:
     def glimpses(self) -> list[Tensor]:
         """Return normalised glimpses ``(3, *space)`` as they lie in the files, without padding."""
         return [
-            self._normalised(to_rgb(item.glimpse[None], self.device), [i])[0]
+            self._reader.tint(to_rgb(item.glimpse[None], self.device), [i])[0]
             for i, item in enumerate(self.items)
         ]
 
@@ -157,11 +162,12 @@ class Batch:
         if self.frozen_features is not None:
             return [self.frozen_features.look(encoder, i) for i in range(len(self))]
         shown = self._shown()
-        cells = list(zip(encoder.strides, encoder.map_centres, strict=True))
+        cells = list(zip(encoder.strides, encoder.map_centres_px, strict=True))
         looks = []
         for i, maps in enumerate(run_by_shape(encoder.maps, shown)):
             mask = self._foreground(i)
-            features, rgb = encoder.features(maps, mask), shown[i] * self._std[0] + self._mean[0]
+            features = encoder.features(maps, mask)
+            rgb = shown[i] * self._reader.std[0] + self._reader.mean[0]
             looks.append(
                 Look(self._register(i, maps, cells), features, describe_colours(rgb, mask))
             )
@@ -190,7 +196,7 @@ class Batch:
         shown = []
         for i, (glimpse, motion) in enumerate(zip(glimpses, self.changes.motions, strict=True)):
             colour = self.items[i].image.background.reshape(1, *(1,) * self.view.axes, -1)
-            outside = self._normalised(to_rgb(colour, self.device), [i]).flatten()
+            outside = self._reader.tint(to_rgb(colour, self.device), [i]).flatten()
             shown.append(
                 motion.show(glimpse, outside, mirrored=self.items[i].image.kind != "slide")
             )
@@ -204,17 +210,16 @@ class Batch:
             return maps
         motion, space = self.changes.motions[i], self.items[i].contrast.shape
         return [
-            motion.register(map_, space, stride=stride, centre=centre)
+            motion.register(map_, space, stride_px=stride, centre_px=centre)
             for map_, (stride, centre) in zip(maps, cells, strict=True)
         ]
 
     def _foreground(self, i: int) -> Tensor | None:
         """Return ``(1, *space)``, 1 on the foreground of slide i's shown glimpse; else None."""
-        item = self.items[i]
-        if item.image.kind != "slide":
-            return None
-        weight = torch.from_numpy(item.contrast > 0)[None].float().to(self.device)
-        return weight if self.changes.motions is None else self.changes.motions[i].show(weight)
+        weight = foreground_weight(self.items[i], self.device)
+        if weight is None or self.changes.motions is None:
+            return weight
+        return self.changes.motions[i].show(weight)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
         """Place patches around centres, on whole pixels where they are then read exactly.
@@ -227,14 +232,16 @@ class Batch:
             centre_um: centres ``(n, d)``.
             scale: side of the patches, in sides of the finest; they are read that much coarser.
         """
-        image, side = self.items[i].image, self.view.patch_um * scale
-        spacing = self.view.spacing_um * scale
-        origin = centre_um - side / 2
-        level = image.levels[image.level_for((spacing,) * image.ndim)]
-        pixel = np.asarray(image.known_spacing_um) * np.asarray(level.downsample)
-        if np.allclose(pixel, spacing, rtol=1e-9):
-            origin = np.round(origin / pixel) * pixel
-        return Patches(origin, np.full(len(origin), side))
+        image, side_um = self.items[i].image, self.view.patch_um * scale
+        spacing_um = self.view.spacing_um * scale
+        origin_um = centre_um - side_um / 2
+        corner_um = (0.0,) * image.ndim
+        level = image.levels[image.level_for((spacing_um,) * image.ndim)]
+        stored_um = spacing_um_from_downsample(image.known_spacing_um, level.downsample)
+        if np.allclose(stored_um, spacing_um, rtol=1e-9):
+            origin_px = np.round(points_px_from_um(origin_um, stored_um, corner_um))
+            origin_um = points_um_from_px(origin_px, stored_um, corner_um)
+        return Patches(origin_um, np.full(len(origin_um), side_um))
 
     def cover(self, i: int, offset_um: Sequence[float]) -> Patches:
         """Return the lattice patches of image i that show foreground.
@@ -260,11 +267,12 @@ class Batch:
             CropError: an image could not be read.
         """
         draws = self.changes.draw_patches([len(part) for part in patches]) if augment else None
-        return self._on_device(self._wait(self._start(patches)), patches, draws, augment)
+        pixels = self._reader.wait(self._reader.start(patches))
+        return self._reader.put_on_device(pixels, patches, draws, augment=augment)
 
     def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
         """Return a reader of patches in groups of at most `size`, read ahead; see `crops`."""
-        return Chunks(self, patches, size, augment=augment)
+        return Chunks(self._reader, patches, size, augment=augment)
 
     def whole(self, i: int, *, skip_background: bool) -> WholeImage:
         """Return a reader of all of image i, region by region, at the spacing of patches.
@@ -280,12 +288,12 @@ class Batch:
         return WholeImage(
             self.items[i],
             self.view,
-            normalise=lambda pixels: self._normalised(to_rgb(pixels, self.device), [i]),
+            normalise=lambda pixels: self._reader.tint(to_rgb(pixels, self.device), [i]),
             device=self.device,
-            pool=self._pool,
+            pool=self._reader.pool,
             turn=turn,
             skip_background=skip_background,
-            waited=self._waited,
+            waited=self._reader.add_waited,
         )
 
     def layout(self, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
@@ -302,19 +310,20 @@ class Batch:
             centres ``(b, n, d)`` relative to the middle of the image and sides ``(b, n)``, both
             in sides of the finest patch; 0 and 1 for padding.
         """
-        ndim, side = self.view.axes, self.view.patch_um
+        ndim, patch_um = self.view.axes, self.view.patch_um
         centre = np.zeros((len(patches), n, ndim))
         extent = np.ones((len(patches), n))
         for i, part in enumerate(patches):
             order = np.arange(len(part))
             if self._shuffle_layout:
                 order = torch.randperm(len(part), generator=self.generators[i]).numpy()
-            size = np.asarray(self.items[i].image.box_um.size)
-            placed = (part.centre_um - size / 2) / side
+            size_um = np.asarray(self.items[i].image.box_um.size)
+            placed = length_patch_from_um(part.centre_um - size_um / 2, patch_um)
             if self.changes.motions is not None:
-                placed = self.changes.motions[i].place(placed, size / side)
+                size_patch = length_patch_from_um(size_um, patch_um)
+                placed = self.changes.motions[i].place(placed, size_patch)
             centre[i, : len(part)] = placed[order]
-            extent[i, : len(part)] = part.side_um / side
+            extent[i, : len(part)] = length_patch_from_um(part.side_um, patch_um)
         centres, extents = torch.from_numpy(centre).float(), torch.from_numpy(extent).float()
         return centres.to(self.device), extents.to(self.device)
 
@@ -335,64 +344,3 @@ class Batch:
             remainder: ``(b,)``, the share of the prediction that rests on no patch.
         """
         return EvidenceList(build_evidence(self.items, patches, weight, by_output, remainder))
-
-    # -- reading ------------------------------------------------------------------------------
-
-    def _waited(self, seconds: float) -> None:
-        self.seconds_reading += seconds
-
-    def _start(self, patches: Sequence[Patches]) -> list[Future[Pixels]]:
-        return [
-            self._pool.submit(self._read_some, i, part[slice(at, at + _PATCHES_PER_JOB)])
-            for i, part in enumerate(patches)
-            for at in range(0, len(part), _PATCHES_PER_JOB)
-        ]
-
-    def _wait(self, jobs: list[Future[Pixels]]) -> list[Pixels]:
-        begun = time.perf_counter()
-        try:
-            return join_same_kind([job.result() for job in jobs])
-        finally:
-            for job in jobs:
-                job.cancel()
-            self.seconds_reading += time.perf_counter() - begun
-
-    def _on_device(
-        self,
-        pixels: Sequence[Pixels],
-        patches: Sequence[Patches],
-        draws: Tensor | None,
-        augment: bool,
-    ) -> Tensor:
-        parts = [to_rgb(part, self.device) for part in pixels]
-        if not parts:
-            parts = [torch.empty(0, 3, *self._patch_shape, device=self.device)]
-        rgb = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if not augment:
-            return self._scaled(rgb)
-        owner = [i for i, part in enumerate(patches) for _ in range(len(part))]
-        normalised = self._normalised(rgb, owner)
-        return normalised if draws is None else self.changes.move_patches(normalised, owner, draws)
-
-    def _read_some(self, i: int, patches: Patches) -> Pixels:
-        item = self.items[i]
-        boxes = [
-            Box(tuple(origin), (float(side),) * len(origin), Frame.UM)
-            for origin, side in zip(patches.origin_um, patches.side_um, strict=True)
-        ]
-        try:
-            return np.stack([item.image.read_at(box, self._patch_shape) for box in boxes])
-        except Exception as error:
-            raise crop_error(item, error) from error
-
-    @property
-    def _patch_shape(self) -> tuple[int, ...]:
-        return (self.view.patch_px,) * self.view.axes
-
-    def _normalised(self, pixels: Tensor, owner: Sequence[int]) -> Tensor:
-        if self.changes.tints is not None:
-            pixels = self.changes.tints.apply(pixels, owner)
-        return self._scaled(pixels)
-
-    def _scaled(self, pixels: Tensor) -> Tensor:
-        return channels_last((pixels - self._mean) / self._std)

@@ -83,13 +83,13 @@ class Motion:
         turn: mirroring and turn by right angles.
         small: matrix ``(d, d)`` of a small turn and scaling.
         shift: shift ``(d,)`` in shares of the turned image's sides.
-        away: further shift ``(d,)`` of the layout, in sides of the finest patch.
+        away_patch: further shift ``(d,)`` of the layout, in sides of the finest patch.
     """
 
     turn: Turn
     small: Floats
     shift: Floats
-    away: Floats
+    away_patch: Floats
 
     def show(
         self, glimpse: Tensor, outside: Tensor | None = None, *, mirrored: bool = False
@@ -117,7 +117,7 @@ class Motion:
         return moved[0] + ground
 
     def register(
-        self, map_: Tensor, space: Sequence[int], *, stride: float, centre: float
+        self, map_: Tensor, space: Sequence[int], *, stride_px: float, centre_px: float
     ) -> Tensor:
         """Resample a map of the shown glimpse so that its cells lie over the stored glimpse.
 
@@ -126,8 +126,8 @@ class Motion:
         Args:
             map_: map ``(1, c, *cells)`` of the shown glimpse.
             space: shape of the stored glimpse.
-            stride: side of a cell in pixels.
-            centre: centre of cell 0 in pixels from the corner.
+            stride_px: side of a cell in pixels.
+            centre_px: centre of cell 0 in pixels from the corner.
         """
         middle = np.asarray(space) / 2
         turned = np.asarray(self.turn.shape(space)) / 2
@@ -138,8 +138,8 @@ class Motion:
             torch.from_numpy(linear)[None],
             torch.from_numpy(shift)[None],
             self.turn.shape(map_.shape[2:]),
-            stride=stride,
-            centre=centre,
+            stride_px=stride_px,
+            centre_px=centre_px,
         )
 
     def shifted_into_view(self, mask: NDArray[np.bool_]) -> Motion:
@@ -163,10 +163,10 @@ class Motion:
         shift = np.where(low < high, np.clip(self.shift, low, high), (low + high) / 2)
         return replace(self, shift=shift)
 
-    def place(self, centre: Floats, size: Floats) -> Floats:
+    def place(self, centre_patch: Floats, size_patch: Floats) -> Floats:
         """Move places ``(n, d)``, which count from the middle of an image of a size ``(d,)``."""
-        sides = np.asarray(self.turn.shape(list(size)))
-        placed: Floats = centre @ self.linear.T + self.shift * sides + self.away
+        sides = np.asarray(self.turn.shape(list(size_patch)))
+        placed: Floats = centre_patch @ self.linear.T + self.shift * sides + self.away_patch
         return placed
 
     @property
@@ -185,7 +185,7 @@ class AugmentRange:
         degrees: largest further turn, on the last two axes.
         scale: largest change of size, as a share.
         shift: largest shift, in shares of a side.
-        away: standard deviation of a layout's shift, in sides of the finest patch.
+        away_patch: standard deviation of a layout's shift, in sides of the finest patch.
         keep_foreground: whether shifts keep the foreground in view.
         channels: largest change of each channel's gain, as a share.
         stain: largest change of the absorption of the channels, of each and of all together.
@@ -198,7 +198,7 @@ class AugmentRange:
     degrees: float = 0.0
     scale: float = 0.1
     shift: float = 0.05
-    away: float = 0.0
+    away_patch: float = 0.0
     keep_foreground: bool = False
     channels: float = 0.0
     stain: float = 0.0
@@ -210,7 +210,7 @@ class AugmentRange:
 AUGMENT_RANGES: dict[Augment, AugmentRange] = {
     # Tissue lies on the glass at any angle and place. Stains differ between laboratories.
     "slide": AugmentRange(
-        7, away=8.0, keep_foreground=True, channels=0.03, stain=0.1, contrast=0.05, pivot=0.0
+        7, away_patch=8.0, keep_foreground=True, channels=0.03, stain=0.1, contrast=0.05, pivot=0.0
     ),
     # Pictures stand upright. Left and right are swapped, also in radiographs: the decisive part
     # seldom lies on one side alone, and twice as many images are worth more than the heart's side.
@@ -243,9 +243,11 @@ def draw_motions(
 def _draw_motion(ranges: AugmentRange, axes: int, generator: torch.Generator) -> Motion:
     turn = Turn(int(torch.randint(8, (), generator=generator)) & ranges.turns)
     numbers = 2 * torch.rand(1, 2 + axes, dtype=torch.float64, generator=generator) - 1
-    away = ranges.away * torch.randn(axes, dtype=torch.float64, generator=generator).numpy()
+    away_patch = (
+        ranges.away_patch * torch.randn(axes, dtype=torch.float64, generator=generator).numpy()
+    )
     small = _small_moves(ranges, numbers[:, :2], axes)[0]
-    return Motion(turn, small, ranges.shift * numbers[0, 2:].numpy(), away)
+    return Motion(turn, small, ranges.shift * numbers[0, 2:].numpy(), away_patch)
 
 
 def move_patches(

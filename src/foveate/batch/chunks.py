@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from foveate.batch.reading import PatchReader
 from foveate.batch.types import Patches, channels_last
 from foveate.images.resample import Pixels
-
-if TYPE_CHECKING:
-    from foveate.batch import Batch
 
 _CHUNKS_AHEAD = 2
 _PIXEL_CACHE_BYTES = 1 << 26
@@ -29,18 +26,19 @@ class Chunks:
     disabled when it is constructed, there will be no second pass and no pixels are kept.
 
     Args:
-        batch: the images.
+        reader: reads the patches.
         patches: patches of each image.
         size: largest number of patches of a group.
         augment: whether patches are changed as the batch says.
     """
 
     def __init__(
-        self, batch: Batch, patches: Sequence[Patches], size: int, *, augment: bool = True
+        self, reader: PatchReader, patches: Sequence[Patches], size: int, *, augment: bool = True
     ) -> None:
-        self._batch = batch
+        self._reader = reader
         self._parts = _group_patches(patches, size)
-        draws = batch.changes.draw_patches([len(part) for part in patches]) if augment else None
+        lengths = [len(part) for part in patches]
+        draws = reader.changes.draw_patches(lengths) if augment else None
         ends = itertools.accumulate(sum(map(len, parts)) for parts in self._parts)
         bounds = list(itertools.pairwise([0, *ends]))
         self._draws = [None if draws is None else draws[slice(*ends)] for ends in bounds]
@@ -57,12 +55,14 @@ class Chunks:
         self._read_ahead(c)
         pixels = self._pixels.get(c)
         if pixels is None:
-            pixels = self._batch._wait(self._jobs.pop(c))
+            pixels = self._reader.wait(self._jobs.pop(c))
             n_bytes = sum(part.nbytes for part in pixels)
             if n_bytes <= self._room:
                 self._pixels[c] = pixels
                 self._room -= n_bytes
-        return self._batch._on_device(pixels, self._parts[c], self._draws[c], self._augment)
+        return self._reader.put_on_device(
+            pixels, self._parts[c], self._draws[c], augment=self._augment
+        )
 
     def _read_ahead(self, c: int) -> None:
         wanted = range(c, min(c + 1 + _CHUNKS_AHEAD, len(self._parts)))
@@ -72,7 +72,7 @@ class Chunks:
                 job.cancel()
         for n in wanted:
             if n not in self._jobs and n not in self._pixels:
-                self._jobs[n] = self._batch._start(self._parts[n])
+                self._jobs[n] = self._reader.start(self._parts[n])
 
 
 def run_by_shape(

@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.batch.chunks import Chunks
 from foveate.batch.colours import describe_colours
 from foveate.batch.features import FeatureStore
-from foveate.batch.types import Look, Patches, image_key, to_rgb
+from foveate.batch.reading import PatchReader
+from foveate.batch.types import Look, Patches, foreground_weight, image_key, to_rgb
 from foveate.encoders.base import AbstractEncoder
-
-if TYPE_CHECKING:
-    from foveate.batch import Batch
 
 
 class FrozenFeatures:
     """Glimpses, patches and maps of a batch as a frozen encoder sees them: nothing is augmented.
 
     Args:
-        batch: the images.
+        reader: reads the images.
         store: the store that features are read from and added to.
     """
 
-    def __init__(self, batch: Batch, store: FeatureStore) -> None:
-        self._batch, self._store = batch, store
+    def __init__(self, reader: PatchReader, store: FeatureStore) -> None:
+        self._reader, self._store = reader, store
 
     def look(self, encoder: AbstractEncoder, i: int) -> Look:
         """Return maps, features and colours of the glimpse of image i."""
-        batch = self._batch
+        item, device = self._reader.items[i], self._reader.device
 
         def compute() -> list[Tensor]:
             with torch.no_grad():
-                glimpse = to_rgb(batch.items[i].glimpse[None], batch.device)
-                maps, mask = encoder.maps(batch._scaled(glimpse)), batch._foreground(i)
+                glimpse, mask = to_rgb(item.glimpse[None], device), foreground_weight(item, device)
+                maps = encoder.maps(self._reader.normalise(glimpse))
                 return [*maps, encoder.features(maps, mask), describe_colours(glimpse[0], mask)]
 
-        tensors = [tensor.to(batch.device) for tensor in self._store.once(self._image(i), compute)]
+        tensors = [tensor.to(device) for tensor in self._store.once(self._image(i), compute)]
         return Look(tensors[:-2], *tensors[-2:])
 
     def features(self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int) -> Tensor:
@@ -53,7 +51,7 @@ class FrozenFeatures:
             size: number of patches computed at a time.
         """
         if not any(len(part) for part in patches):
-            return torch.empty(0, encoder.n_features, device=self._batch.device)
+            return torch.empty(0, encoder.n_features, device=self._reader.device)
         return self.rows("", patches, size, lambda x: encoder.features(encoder.maps(x)))
 
     def rows(
@@ -75,7 +73,7 @@ class FrozenFeatures:
         def compute(i: int, new: NDArray[np.int64]) -> Tensor:
             wanted = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
             with torch.no_grad():
-                chunks = self._batch.chunks(wanted, size, augment=False)
+                chunks = Chunks(self._reader, wanted, size, augment=False)
                 return torch.cat([row(chunks(c)) for c in range(len(chunks))])
 
         rows = []
@@ -84,7 +82,7 @@ class FrozenFeatures:
                 boxes = np.concatenate([part.origin_um, part.side_um[:, None]], 1)
                 image = f"{kind}{self._image(i)}"
                 rows.append(self._store.rows(image, boxes, functools.partial(compute, i)))
-        return torch.cat(rows).to(self._batch.device)
+        return torch.cat(rows).to(self._reader.device)
 
     def map(self, i: int, compute: Callable[[], Tensor], *, kind: str = "map") -> Tensor:
         """Return one tensor of image i, computed by a frozen encoder when it is not stored yet.
@@ -100,7 +98,7 @@ class FrozenFeatures:
                 return [compute()]
 
         (tensor,) = self._store.once(f"{kind} {self._image(i)}", once)
-        return tensor.to(self._batch.device)
+        return tensor.to(self._reader.device)
 
     def _image(self, i: int) -> str:
-        return image_key(self._batch.items[i], self._batch.view)
+        return image_key(self._reader.items[i], self._reader.view)

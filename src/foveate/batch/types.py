@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, TooManyOpen, as_foveate_error, out_of_files
+from foveate.geometry import length_um_from_px
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
@@ -61,7 +62,7 @@ class View:
     @property
     def patch_um(self) -> float:
         """Return the side of a patch in micrometres (or pixels of the picture)."""
-        return self.spacing_um * self.patch_px
+        return length_um_from_px(float(self.patch_px), self.spacing_um)
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,13 @@ def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
     """
     kinds = itertools.groupby(parts, lambda part: (part.dtype, part.shape[-1]))
     return [np.concatenate(list(group)) for _, group in kinds]
+
+
+def foreground_weight(item: LoadedImage, device: torch.device) -> Tensor | None:
+    """Return ``(1, *space)``, 1 on the foreground of a slide's glimpse; None for other images."""
+    if item.image.kind != "slide":
+        return None
+    return torch.from_numpy(item.contrast > 0)[None].float().to(device)
 
 
 def channels_last(x: Tensor) -> Tensor:

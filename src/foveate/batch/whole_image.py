@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate.batch.augment import Turn
 from foveate.batch.types import LoadedImage, View, crop_error
-from foveate.geometry import Box, Frame
+from foveate.geometry import Box, Frame, downsample_from_spacing_um, size_um_from_shape
 from foveate.images.image import glimpse_shape
 from foveate.images.resample import Pixels
 from foveate.streaming.base import AbstractSource, Flags, Ints, Region, Span
@@ -88,12 +88,13 @@ class WholeImage(AbstractSource):
         Returns:
             flags with one axis for each of `spans`, True on regions of background.
         """
-        ratio = self.view.spacing_um / self.view.glimpse_spacing_um
+        view = self.view
+        glimpse_per_px = downsample_from_spacing_um(view.spacing_um, view.glimpse_spacing_um)
         n_marked = self._n_marked
         for axis, (low, high) in enumerate(self.turn.origin(spans, self._space)):
             n = n_marked.shape[axis] - 1
-            first = np.clip(np.floor(low * ratio).astype(np.int64) - 1, 0, n)
-            end = np.clip(np.ceil(high * ratio).astype(np.int64) + 1, 0, n)
+            first = np.clip(np.floor(low * glimpse_per_px).astype(np.int64) - 1, 0, n)
+            end = np.clip(np.ceil(high * glimpse_per_px).astype(np.int64) + 1, 0, n)
             n_marked = n_marked.take(end, axis) - n_marked.take(first, axis)
         unmarked: Flags = (n_marked.swapaxes(-1, -2) if self.turn.bits & 4 else n_marked) == 0
         return unmarked
@@ -130,10 +131,10 @@ class WholeImage(AbstractSource):
         return self.turn.apply(self._normalise(pixels[None]))
 
     def _read(self, spans: Region) -> Pixels:
-        spacing = self.view.spacing_um
-        origin = tuple(low * spacing for low, _ in spans)
+        spacing_um = (self.view.spacing_um,) * len(spans)
+        origin_um = size_um_from_shape([low for low, _ in spans], spacing_um)
         shape = tuple(high - low for low, high in spans)
-        box = Box(origin, tuple(n * spacing for n in shape), Frame.UM)
+        box = Box(origin_um, size_um_from_shape(shape, spacing_um), Frame.UM)
         try:
             return self.item.image.read_at(box, shape)
         except Exception as error:

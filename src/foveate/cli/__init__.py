@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.cli import commands
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
 from foveate.errors import FoveateError, did_you_mean, out_of_memory

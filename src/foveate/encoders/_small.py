@@ -25,7 +25,7 @@ class AbstractSmall(AbstractEncoder):
         self.dim = dim
         self.strides = (2, 4, 8, 16)
         self.map_dims = widths
-        self.map_centres = tuple(s / 2 for s in self.strides)
+        self.map_centres_px = tuple(s / 2 for s in self.strides)
         self.stages = nn.ModuleList(map(stage, (3, *widths[:-1]), widths))
         self.mix = nn.Linear(2 * widths[-1], dim)
 

@@ -47,7 +47,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
         dim: length of the vector that `forward` returns.
         strides: input pixels per cell of each map, from fine to coarse.
         map_dims: channels of each map.
-        map_centres: centre of cell 0 of each map, in input pixels; cell ``i`` is centred at
+        map_centres_px: centre of cell 0 of each map, in input pixels; cell ``i`` is centred at
             ``map_centre + i * stride``.
         mean: mean of the RGB channels, which is subtracted from inputs in [0, 1].
         std: standard deviation of the RGB channels, by which inputs are then divided.
@@ -62,7 +62,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
     dim: int
     strides: tuple[int, ...]
     map_dims: tuple[int, ...]
-    map_centres: tuple[float, ...]
+    map_centres_px: tuple[float, ...]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     feature_groups: tuple[int, ...] = ()

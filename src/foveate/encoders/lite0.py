@@ -81,7 +81,7 @@ class Lite0Encoder(ProjectedEncoder):
         self.strides, self.map_dims = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
         # The receptive field of a cell is centred a stride behind its corner. The trained network's
         # response, measured by gradients and by blobs, is centred in the middle of the cell.
-        self.map_centres = tuple(stride / 2 for stride in self.strides)
+        self.map_centres_px = tuple(stride / 2 for stride in self.strides)
         self.dim = dim
         self.feature_groups = (sum(self.map_dims), sum(self.map_dims), 1280)
         self.mixed = Projection(sum(self.feature_groups), dim)

@@ -49,7 +49,7 @@ class Resnet3dEncoder(AbstractEncoder):
         self.strides = (4, 8, 16, 32)
         self.map_dims = (64, 128, 256, 512)
         # Kernels with odd sides: cell 0 lies on pixel 0.
-        self.map_centres = (0.5,) * 4
+        self.map_centres_px = (0.5,) * 4
         self.dim = self.map_dims[-1]
         freeze_batch_norm(self)
 

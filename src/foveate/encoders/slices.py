@@ -13,6 +13,7 @@ from torch.nn import functional
 from foveate.encoders._build import build_encoder
 from foveate.encoders.base import ProjectedEncoder, Projection
 from foveate.errors import OptionError
+from foveate.geometry import points_px_from_cell
 from foveate.parts import Within
 
 _AT_ONCE = 32
@@ -81,7 +82,7 @@ class SlicesEncoder(ProjectedEncoder):
         self.before = self.picture.strides[-1]
         self.strides = tuple(self.picture.strides[i] // enlarge for i in self.map_indices)
         self.map_dims = tuple(len(self.along) * self.picture.map_dims[i] for i in self.map_indices)
-        self.map_centres = tuple(self._first_cell(i)[1] / enlarge for i in self.map_indices)
+        self.map_centres_px = tuple(self._first_cell(i)[1] / enlarge for i in self.map_indices)
         self.mean, self.std = self.picture.mean, self.picture.std
         self.from_scratch = self.picture.from_scratch
         self.dim = dim
@@ -93,7 +94,7 @@ class SlicesEncoder(ProjectedEncoder):
 
     def _first_cell(self, i: int) -> tuple[int, float]:
         """Return the first cell of map i that lies in the slice, and its centre in enlarged px."""
-        stride, centre = self.picture.strides[i], self.picture.map_centres[i] - self.before
+        stride, centre = self.picture.strides[i], self.picture.map_centres_px[i] - self.before
         first = max(0, math.ceil(-centre / stride))
         return first, centre + first * stride
 
@@ -113,7 +114,7 @@ class SlicesEncoder(ProjectedEncoder):
         volume_maps = []
         for k, maps in enumerate(zip(*flat, strict=True)):
             map_ = torch.cat(maps).view(*slices.shape[:2], *maps[0].shape[1:])
-            weights = _weights(places, n, self.strides[k], self.map_centres[k]).to(map_)
+            weights = _weights(places, n, self.strides[k], self.map_centres_px[k]).to(map_)
             volume_maps.append(torch.einsum("jn,bnchw->bcjhw", weights, map_).movedim(2, 2 + axis))
         return volume_maps
 
@@ -152,7 +153,7 @@ class SlicesEncoder(ProjectedEncoder):
         # The size of the volume is known only up to the finest cell.
         space = [n * self.strides[0] for n in maps[0].shape[2:]]
         means, spreads = [], []
-        for map_, stride, centre in zip(maps, self.strides, self.map_centres, strict=True):
+        for map_, stride, centre in zip(maps, self.strides, self.map_centres_px, strict=True):
             exact, share = map_.float(), torch.ones((), device=map_.device)
             for n, cells in zip(space, map_.shape[2:], strict=True):
                 length = torch.tensor(_edges(n, cells, stride, centre)).diff()
@@ -176,7 +177,10 @@ def _check(enlarge: int) -> None:
 
 def _edges(n: int, cells: int, stride: int, centre: float) -> list[float]:
     """Compute the borders between the regions nearest to cells: cells + 1 places, 0 to n voxels."""
-    between = (min(max(centre + (j + 0.5) * stride, 0.0), float(n)) for j in range(cells - 1))
+    borders = (
+        points_px_from_cell(j + 0.5, stride_px=stride, centre_px=centre) for j in range(cells - 1)
+    )
+    between = (min(max(border_px, 0.0), float(n)) for border_px in borders)
     return [0.0, *between, float(n)]
 
 

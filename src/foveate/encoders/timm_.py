@@ -187,7 +187,7 @@ class TimmEncoder(ProjectedEncoder):
         if isinstance(self.net, VitMap):
             width, stride = self.net.width, self.net.stride
             self._class_at = width if self.net.with_class else 0
-            self.strides, self.map_centres = (stride,), (stride / 2,)
+            self.strides, self.map_centres_px = (stride,), (stride / 2,)
             self.map_dims = (width + self._class_at,)
             self.local = False
             return
@@ -195,7 +195,7 @@ class TimmEncoder(ProjectedEncoder):
         keep = stages or len(info)
         self.strides = tuple(int(s) for s in info.reduction()[:keep])
         self.map_dims = tuple(int(c) for c in info.channels()[:keep])
-        self.map_centres = _centres(self.net, self.strides)
+        self.map_centres_px = _centres(self.net, self.strides)
 
     def _set_colours(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Set the mean and std of the RGB channels; those of timm's name where empty."""

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.errors import BoxError, OptionError, printable_name
 from foveate.exports.base import About, AbstractExport
 from foveate.files.atomic import json_text

@@ -38,7 +38,7 @@ class VoxelArray:
     Attributes:
         shape: voxels per axis of the file; the first axis runs fastest.
         dtype: dtype of a stored voxel.
-        begin: the byte of the file at which the array begins.
+        begin_byte: the byte of the file at which the array begins.
         slope: factor of stored numbers: a value is ``slope * stored + offset``.
         offset: the number added to them.
         axes: the axes of the file that are z, y and x.
@@ -48,7 +48,7 @@ class VoxelArray:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    begin: int
+    begin_byte: int
     slope: float
     offset: float
     axes: tuple[int, ...]
@@ -58,20 +58,20 @@ class VoxelArray:
     @property
     def end(self) -> int:
         """The first byte after the array."""
-        return self.begin + math.prod(self.shape) * self.dtype.itemsize
+        return self.begin_byte + math.prod(self.shape) * self.dtype.itemsize
 
     def region_values(
-        self, stored: NDArray[Any], origin: Sequence[int], size: Sequence[int]
+        self, stored: NDArray[Any], origin_px: Sequence[int], size_px: Sequence[int]
     ) -> Values:
         """Return the values of a region as ``(z, y, x)``.
 
         Args:
             stored: the array with the axes of the file.
-            origin: first voxel of the region along z, y and x.
-            size: voxels of the region along z, y and x.
+            origin_px: first voxel of the region along z, y and x.
+            size_px: voxels of the region along z, y and x.
         """
         cut = [slice(None)] * 3
-        for axis, flip, o, n in zip(self.axes, self.flipped, origin, size, strict=True):
+        for axis, flip, o, n in zip(self.axes, self.flipped, origin_px, size_px, strict=True):
             low = self.shape[axis] - o - n if flip else o
             cut[axis] = slice(low, low + n)
         return self.scale(self.reorder(stored[tuple(cut)]))

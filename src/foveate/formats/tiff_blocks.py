@@ -40,11 +40,12 @@ def shares_bytes(grid: BlockGrid) -> bool:
 
 
 def touched_blocks(
-    grid: BlockGrid, origin: tuple[int, int], size: tuple[int, int]
+    grid: BlockGrid, origin_px: tuple[int, int], size_px: tuple[int, int]
 ) -> Iterator[StoredBlock]:
     """Yield the blocks that a region touches, row by row."""
     rows, columns = (
-        range(o // b, -(-(o + s) // b)) for o, s, b in zip(origin, size, grid.block, strict=True)
+        range(o // b, -(-(o + s) // b))
+        for o, s, b in zip(origin_px, size_px, grid.block, strict=True)
     )
     per_plane = grid.grid[0] * grid.grid[1]
     planes = len(grid.offsets) // per_plane
@@ -72,12 +73,12 @@ def visible_shape(grid: BlockGrid, block: StoredBlock) -> tuple[int, int]:
 
 
 def overlap(
-    grid: BlockGrid, block: StoredBlock, origin: tuple[int, int], size: Sequence[int]
+    grid: BlockGrid, block: StoredBlock, origin_px: tuple[int, int], size_px: Sequence[int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Return the part of a region that a block covers, and that part of the block, as slices."""
     inside, within = [], []
     for index, side, start, n in zip(
-        (block.row, block.column), grid.block, origin, size, strict=True
+        (block.row, block.column), grid.block, origin_px, size_px, strict=True
     ):
         low, high = max(index * side, start), min((index + 1) * side, start + n)
         inside.append(slice(low - start, high - start))

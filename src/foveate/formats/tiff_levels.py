@@ -16,6 +16,7 @@ import numpy as np
 
 from foveate.errors import FoveateError
 from foveate.formats.tiff_index import BlockGrid, TiffIndex
+from foveate.geometry import region_coarse_from_fine, region_fine_from_coarse
 from foveate.images.resample import Pixels
 from foveate.images.stated import level_downsample
 
@@ -71,10 +72,10 @@ def same_picture(read: ReadRegion, grids: tuple[BlockGrid, ...], finer: int, lev
     """
     differences, variations = [], []
     fine, coarse = grids[finer], grids[level]
-    step = level_downsample(fine.shape, coarse.shape)
+    downsample = level_downsample(fine.shape, coarse.shape)
     for origin, size in _windows(fine, coarse):
-        place, shape = _coarse_region(coarse.shape, origin, size, step)
-        low, extent = _fine_region(fine.shape, place, shape, step)
+        place, shape = region_coarse_from_fine(coarse.shape, origin, size, downsample)
+        low, extent = region_fine_from_coarse(fine.shape, place, shape, downsample)
         if not (_all_stored(fine, low, extent) and _all_stored(coarse, place, shape)):
             continue
         try:
@@ -121,36 +122,9 @@ def _windows(fine: BlockGrid, coarse: BlockGrid) -> list[tuple[Pair, Pair]]:
     return windows
 
 
-def _coarse_region(
-    shape: Pair, origin: Pair, size: Pair, step: Sequence[float]
-) -> tuple[Pair, Pair]:
-    """Map a region of a finer level to whole pixels of a coarser level of this shape.
-
-    `step` is the pixels of the finer level per pixel of the coarser one, per axis.
-    """
-    at = [min(round(o / s), n - 1) for o, s, n in zip(origin, step, shape, strict=True)]
-    to = [
-        max(1, min(round(e / s), n - o)) for e, s, n, o in zip(size, step, shape, at, strict=True)
-    ]
-    return (at[0], at[1]), (to[0], to[1])
-
-
-def _fine_region(shape: Pair, origin: Pair, size: Pair, step: Sequence[float]) -> tuple[Pair, Pair]:
-    """Map a region of a coarser level to the pixels that it covers of a finer level of this shape.
-
-    `step` is the pixels of the finer level per pixel of the coarser one, per axis.
-    """
-    low = [min(int(o * s), n - 1) for o, s, n in zip(origin, step, shape, strict=True)]
-    high = [
-        max(a + 1, min(math.ceil((o + e) * s), n))
-        for a, o, e, s, n in zip(low, origin, size, step, shape, strict=True)
-    ]
-    return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
-
-
-def _all_stored(grid: BlockGrid, origin: Pair, size: Pair) -> bool:
+def _all_stored(grid: BlockGrid, origin_px: Pair, size_px: Pair) -> bool:
     """Return whether all blocks that a region touches are stored."""
-    return bool(grid.stored[_touched_blocks(grid, origin, size)].all())
+    return bool(grid.stored[_touched_blocks(grid, origin_px, size_px)].all())
 
 
 def _cell_means(pixels: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -164,30 +138,33 @@ def _cell_means(pixels: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float
     return means
 
 
-def _touched_blocks(grid: BlockGrid, origin: Pair, size: Pair) -> tuple[slice, slice]:
+def _touched_blocks(grid: BlockGrid, origin_px: Pair, size_px: Pair) -> tuple[slice, slice]:
     """Return the rows and columns of the blocks that a region touches."""
     rows, columns = (
-        slice(o // b, -(-(o + n) // b)) for o, n, b in zip(origin, size, grid.block, strict=True)
+        slice(o // b, -(-(o + n) // b))
+        for o, n, b in zip(origin_px, size_px, grid.block, strict=True)
     )
     return rows, columns
 
 
-def stored_share(grids: tuple[BlockGrid, ...], level: int, origin: Pair, size: Pair) -> float:
+def stored_share(grids: tuple[BlockGrid, ...], level: int, origin_px: Pair, size_px: Pair) -> float:
     """Compute the share of a region's blocks that are stored on a level, or on a finer one.
 
     Args:
         grids: the levels, finest first.
         level: index of the level.
-        origin: first pixel of the region on that level, as stored.
-        size: pixels of the region.
+        origin_px: first pixel of the region on that level, as stored.
+        size_px: pixels of the region.
     """
     most = 0.0
     for i in range(level, -1, -1):
         grid = grids[i]
         if not grid.has_absent:
             return 1.0
-        step = [n / m for n, m in zip(grid.shape, grids[level].shape, strict=True)]
-        stored = grid.stored[_touched_blocks(grid, *_fine_region(grid.shape, origin, size, step))]
+        ratio = [n / m for n, m in zip(grid.shape, grids[level].shape, strict=True)]
+        stored = grid.stored[
+            _touched_blocks(grid, *region_fine_from_coarse(grid.shape, origin_px, size_px, ratio))
+        ]
         most = max(most, float(stored.mean()) if stored.size else 0.0)
     return most
 
@@ -216,19 +193,19 @@ class Orientation:
         """Convert a pair ``(y, x)`` of the stored to the upright picture, or the other way."""
         return (values[1], values[0]) if self.transposed else (values[0], values[1])
 
-    def stored_region(self, shape: Pair, origin: Pair, size: Pair) -> tuple[Pair, Pair]:
+    def stored_region(self, shape: Pair, origin_px: Pair, size_px: Pair) -> tuple[Pair, Pair]:
         """Convert a region of the upright picture to origin and size in the stored one.
 
         Args:
             shape: pixels of the upright picture.
-            origin: first pixel of the region in it.
-            size: pixels of the region in it.
+            origin_px: first pixel of the region in it.
+            size_px: pixels of the region in it.
         """
         at = [
             n - o - s if flip else o
-            for n, o, s, flip in zip(shape, origin, size, self.flips, strict=True)
+            for n, o, s, flip in zip(shape, origin_px, size_px, self.flips, strict=True)
         ]
-        return self.swap_axes((at[0], at[1])), self.swap_axes(size)
+        return self.swap_axes((at[0], at[1])), self.swap_axes(size_px)
 
     def turn_upright(self, region: Pixels) -> Pixels:
         """Turn the pixels ``(y, x, c)`` of a stored region as they lie in the upright picture."""
@@ -239,24 +216,25 @@ class Orientation:
 
 
 def cut_region(
-    origin: Pair, size: Pair, step: tuple[float, float], most_px: int
+    origin_px: Pair, size_px: Pair, downsample: tuple[float, float], most_px: int
 ) -> list[tuple[Pair, Pair]]:
     """Cut a region into pieces that each cover at most `most_px` pixels of a finer level.
 
     Args:
-        origin: first pixel of the region.
-        size: pixels of the region.
-        step: pixels of the finer level per pixel of the region, per axis.
+        origin_px: first pixel of the region.
+        size_px: pixels of the region.
+        downsample: pixels of the finer level per pixel of the region, per axis.
         most_px: the largest number of pixels of the finer level.
 
     Returns:
         origin and size of each piece.
     """
-    side = max(1, int((most_px / (step[0] * step[1])) ** 0.5))
+    fine_per_px = math.prod(downsample)
+    side = max(1, int((most_px / fine_per_px) ** 0.5))
     return [
         (
-            (origin[0] + y, origin[1] + x),
-            (min(side, size[0] - y), min(side, size[1] - x)),
+            (origin_px[0] + y, origin_px[1] + x),
+            (min(side, size_px[0] - y), min(side, size_px[1] - x)),
         )
-        for y, x in itertools.product(range(0, size[0], side), range(0, size[1], side))
+        for y, x in itertools.product(range(0, size_px[0], side), range(0, size_px[1], side))
     ]

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import BoxError
-from foveate.geometry import Box, Frame, um_from_px0
+from foveate.geometry import (
+    Box,
+    Frame,
+    index_px_from_um,
+    length_px_from_um,
+    length_um_from_px,
+    points_px_from_um,
+    points_um_from_px,
+    shape_from_size_um,
+    size_um_from_shape,
+    spacing_um_from_shape,
+    um_from_px0,
+)
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.foreground import find_ground, foreground
 from foveate.images.image import AbstractImage
@@ -66,11 +78,12 @@ class ScreenImage:
     @property
     def extent_um(self) -> Pair:
         """Height and width in micrometres."""
-        return self.shape[0] * self.spacing_um, self.shape[1] * self.spacing_um
+        height_um, width_um = size_um_from_shape(self.shape, (self.spacing_um,) * 2)
+        return height_um, width_um
 
-    def px_from_um(self, points_um: Floats) -> Floats:
-        """Convert points ``(n, 2)``, ``y, x``, to continuous pixel coordinates ``(n, 2)``."""
-        return np.asarray((points_um - np.asarray(self.origin_um)) / self.spacing_um)
+    def locate(self, points_um: Floats) -> Floats:
+        """Return the pixel coordinates ``(n, 2)``, ``y, x``, of points ``(n, 2)``."""
+        return points_px_from_um(points_um, self.spacing_um, self.origin_um)
 
 
 @dataclass(frozen=True)
@@ -89,35 +102,31 @@ class Camera:
 
     def read(self, origin_um: Pair, spacing_um: Pair, shape: tuple[int, int]) -> Pixels:
         """Read stored values ``(*shape, c)`` of the rectangle of a corner, spacing and shape."""
-        size = (shape[0] * spacing_um[0], shape[1] * spacing_um[1])
+        size_um = size_um_from_shape(shape, spacing_um)
         if self.z_um is None:
-            return self.image.read_at(Box(origin_um, size, Frame.UM), shape)
-        step = self.image.known_spacing_um[0]
+            return self.image.read_at(Box(origin_um, size_um, Frame.UM), shape)
+        slice_um = self.image.known_spacing_um[0]
         # Aligned with the slice that holds z: otherwise two slices would be blended.
-        z = math.floor(self.z_um / step + 1e-6) * step
-        box = Box((z, *origin_um), (step, *size), Frame.UM)
+        z_um = length_um_from_px(float(index_px_from_um(self.z_um, slice_um)), slice_um)
+        box = Box((z_um, *origin_um), (slice_um, *size_um), Frame.UM)
         return np.asarray(self.image.read_at(box, (1, *shape))[0])
 
     def capture(self, origin_um: Pair, size_um: Pair, max_side_px: int) -> ScreenImage:
         """Read a rectangle with a longer side of `max_side_px`; small pictures are not enlarged."""
-        finest = min(self.image.known_spacing_um[-2:])
-        native = max(size_um) / finest
-        side = min(float(max_side_px), max(native, float(min(max_side_px, _LEAST_SIDE_PX))))
-        spacing = max(size_um) / side
-        shape = (
-            max(1, math.ceil(size_um[0] / spacing - 1e-6)),
-            max(1, math.ceil(size_um[1] / spacing - 1e-6)),
-        )
-        pixels = self.read(origin_um, (spacing, spacing), shape)
-        return ScreenImage(origin_um, spacing, self.window.show(pixels))
+        finest_um = min(self.image.known_spacing_um[-2:])
+        native_px = length_px_from_um(max(size_um), finest_um)
+        least_px = float(min(max_side_px, _LEAST_SIDE_PX))
+        side_px = min(float(max_side_px), max(native_px, least_px))
+        (spacing_um,) = spacing_um_from_shape([max(size_um)], [side_px])
+        rows, columns = shape_from_size_um(size_um, spacing_um)
+        pixels = self.read(origin_um, (spacing_um, spacing_um), (rows, columns))
+        return ScreenImage(origin_um, spacing_um, self.window.show(pixels))
 
     def patch(self, evidence: Evidence, i: int, side_px: int) -> ScreenPixels:
         """Read the box `i` of evidence, its longer side `side_px` pixels, as ``(h, w, 3)``."""
-        origin, size = evidence.origin_um[i, -2:], evidence.size_um[i, -2:]
-        scale = float(size.max()) / side_px
-        shape = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
-        spacing = (float(size[0]) / shape[0], float(size[1]) / shape[1])
-        return self.window.show(self.read((float(origin[0]), float(origin[1])), spacing, shape))
+        y_um, x_um = evidence.origin_um[i, -2:].tolist()
+        spacing_um, shape = _fit_into(evidence.size_um[i, -2:].tolist(), side_px)
+        return self.window.show(self.read((y_um, x_um), spacing_um, shape))
 
 
 def aim(image: AbstractImage, evidence: Evidence) -> Camera:
@@ -181,9 +190,9 @@ def _tissue_rectangle(
     mask = foreground(field.pixels, find_ground(field.pixels, border).colour)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     corner = np.asarray(field.origin_um)
-    low = corner + np.array([rows[0], columns[0]]) * field.spacing_um
-    high = corner + np.array([rows[-1] + 1, columns[-1] + 1]) * field.spacing_um
-    low, high = _enclose(low, high, evidence)
+    ends_px = np.array([[rows[0], columns[0]], [rows[-1] + 1, columns[-1] + 1]], np.float64)
+    ends_um = points_um_from_px(ends_px, field.spacing_um, field.origin_um)
+    low, high = _enclose(ends_um[0], ends_um[1], evidence)
     margin = _MARGIN * float((high - low).max())
     end = corner + np.asarray(field.extent_um)
     return np.maximum(low - margin, corner), np.minimum(high + margin, end)
@@ -196,12 +205,18 @@ def _enclose(low: Floats, high: Floats, evidence: Evidence) -> tuple[Floats, Flo
     return np.vstack([low[None], begin]).min(0), np.vstack([high[None], end]).max(0)
 
 
+def _fit_into(size_um: Sequence[float], side_px: int) -> tuple[Pair, tuple[int, int]]:
+    """Return the spacing and shape with which a size has a longer side of `side_px` pixels."""
+    (coarse_um,) = spacing_um_from_shape([max(size_um)], [side_px])
+    rows, columns = (max(1, round(length_px_from_um(s, coarse_um))) for s in size_um)
+    y_um, x_um = spacing_um_from_shape(size_um, (rows, columns))
+    return (y_um, x_um), (rows, columns)
+
+
 def _choose_window(camera: Camera) -> BrightnessWindow:
     """Choose black and white as the 0.5th and the 99.5th percentile of a coarse picture."""
-    size = camera.image.box_um.size[-2:]
-    scale = max(size) / 256
-    shape = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
-    values = camera.read((0.0, 0.0), (size[0] / shape[0], size[1] / shape[1]), shape)
+    spacing_um, shape = _fit_into(camera.image.box_um.size[-2:], 256)
+    values = camera.read((0.0, 0.0), spacing_um, shape)
     values = values[..., :3] if values.shape[-1] >= 3 else values[..., :1]
     flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
     low, high = np.percentile(flat, (0.5, 99.5), axis=0)

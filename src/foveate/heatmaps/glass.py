@@ -72,8 +72,8 @@ def _shares(
     # The integral image is linear between the edges of pixels, so that interpolation is exact.
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     total[1:, 1:] = mask.cumsum(0).cumsum(1)
-    low = np.clip(screen.px_from_um(evidence.origin_um), 0, mask.shape)
-    high = np.clip(screen.px_from_um(evidence.origin_um + evidence.size_um), 0, mask.shape)
+    low = np.clip(screen.locate(evidence.origin_um), 0, mask.shape)
+    high = np.clip(screen.locate(evidence.origin_um + evidence.size_um), 0, mask.shape)
     (y0, x0), (y1, x1) = low.T, high.T
     area = (y1 - y0) * (x1 - x0)
     corners = ((y1, x1, 1), (y0, x1, -1), (y1, x0, -1), (y0, x0, 1))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.geometry import length_px_from_um
 from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels
 from foveate.heatmaps.raster import COLOURS, Scale, nice_length, ranked, splat
 from foveate.images.evidence import Evidence, Floats
@@ -31,28 +32,28 @@ class Rect:
     """A rectangle of the picture, in pixels.
 
     Attributes:
-        x: distance of its left side from that of the picture.
-        y: distance of its upper side from that of the picture.
-        width: width of the rectangle.
-        height: height of the rectangle.
+        x_px: distance of its left side from that of the picture.
+        y_px: distance of its upper side from that of the picture.
+        width_px: width of the rectangle.
+        height_px: height of the rectangle.
     """
 
-    x: float
-    y: float
-    width: float
-    height: float
+    x_px: float
+    y_px: float
+    width_px: float
+    height_px: float
 
 
-def points(px: float) -> float:
+def points(length_px: float) -> float:
     """Convert a length from pixels to Matplotlib's points."""
-    return px * 72 / DPI
+    return length_px * 72 / DPI
 
 
 def add_axes(figure: Figure, rect: Rect) -> Axes:
     """Add axes without ticks and frame at exact pixels."""
     width, height = figure.get_size_inches() * DPI
-    bottom = height - rect.y - rect.height
-    place = (rect.x / width, bottom / height, rect.width / width, rect.height / height)
+    bottom = height - rect.y_px - rect.height_px
+    place = (rect.x_px / width, bottom / height, rect.width_px / width, rect.height_px / height)
     axes = figure.add_axes(place)
     axes.set_axis_off()
     return axes
@@ -60,28 +61,28 @@ def add_axes(figure: Figure, rect: Rect) -> Axes:
 
 def draw_text(
     figure: Figure,
-    x: float,
-    y: float,
+    x_px: float,
+    y_px: float,
     text: str,
     *,
-    px: float = 13,
+    height_px: float = 13,
     bold: bool = False,
     colour: str = INK,
 ) -> None:
-    """Draw a line of text with its upper left corner at (x, y), without parsing mathematics.
+    """Draw a line of text with its upper left corner at a place, without parsing mathematics.
 
     Args:
         figure: the figure.
-        x: pixels from the left side.
-        y: pixels from the upper side.
+        x_px: pixels from the left side.
+        y_px: pixels from the upper side.
         text: the text.
-        px: height of the letters in pixels.
+        height_px: height of the letters.
         bold: whether the letters are bold.
         colour: colour of the letters.
     """
     width, height = figure.get_size_inches() * DPI
     figure.text(
-        x / width, 1 - y / height, text, fontsize=points(px), color=colour,
+        x_px / width, 1 - y_px / height, text, fontsize=points(height_px), color=colour,
         fontweight="bold" if bold else "normal", va="top", ha="left", parse_math=False,
     )  # fmt: skip
 
@@ -121,7 +122,8 @@ def blend_evidence(
     base = screen.pixels.astype(np.float64)
     base = 0.35 * base + 0.65 * base.mean(-1, keepdims=True)
     strength, covered = _pile_boxes(screen, evidence, scale)
-    side_px = float(np.median(evidence.size_um[:, -2:])) / screen.spacing_um if len(evidence) else 0
+    side_um = float(np.median(evidence.size_um[:, -2:])) if len(evidence) else 0.0
+    side_px = length_px_from_um(side_um, screen.spacing_um)
     strong = _STRONGEST - (_STRONGEST - _WEAKEST) * min(max(side_px - 24, 0) / 232, 1.0)
     visible = np.minimum(covered, 1.0) * shown
     opacity = _FAINT + (1 - _FAINT) * strength
@@ -140,8 +142,8 @@ def _pile_boxes(screen: ScreenImage, evidence: Evidence, scale: Scale) -> tuple[
     total, covered = splat(evidence, screen.origin_um, screen.extent_um, screen.shape)
     mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)
     strength, box_strength = scale.strength(mean), scale.strength(evidence.weight)
-    low = screen.px_from_um(evidence.origin_um[:, -2:])
-    high = low + evidence.size_um[:, -2:] / screen.spacing_um
+    low = screen.locate(evidence.origin_um[:, -2:])
+    high = low + length_px_from_um(evidence.size_um[:, -2:], screen.spacing_um)
     first = np.maximum(np.ceil(low - 0.5), 0).astype(np.int64)
     last = np.maximum(np.ceil(high - 0.5), 0).astype(np.int64)
     for i in ranked(evidence)[::-1]:
@@ -156,8 +158,8 @@ def draw_outlines(
 
     With a scale, outlines have the colours of the weights.
     """
-    low = screen.px_from_um(evidence.origin_um[:, -2:])
-    high = screen.px_from_um(evidence.origin_um[:, -2:] + evidence.size_um[:, -2:])
+    low = screen.locate(evidence.origin_um[:, -2:])
+    high = screen.locate(evidence.origin_um[:, -2:] + evidence.size_um[:, -2:])
     side = high - low
     if not len(low):
         return
@@ -243,7 +245,7 @@ def draw_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
     """Draw a scale bar of a round length at the lower right, dark on a pale plate."""
     rows, columns = screen.shape
     length_um = nice_length(max(screen.extent_um[1] * 0.3, screen.spacing_um))
-    length_px = length_um / screen.spacing_um
+    length_px = length_px_from_um(length_um, screen.spacing_um)
     right, y = columns - 14, rows - 14
     from matplotlib.patches import Rectangle
 
@@ -258,19 +260,24 @@ def draw_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
               ha="center", va="bottom")  # fmt: skip
 
 
-def format_length(length: float, unit: str) -> str:
-    """Write a length in micrometres or pixels as ``2 mm``, ``500 µm`` or ``100 px``."""
-    if unit == "um" and length >= 1000:
-        return f"{length / 1000:g} mm"
-    return f"{length:g} {'µm' if unit == 'um' else unit}"
+def format_length(length_um: float, unit: str) -> str:
+    """Write a length as ``2 mm`` or ``500 µm``, or with `unit` px (no physical size) ``100 px``."""
+    if unit == "um" and length_um >= 1000:
+        return f"{length_um / 1000:g} mm"
+    return f"{length_um:g} {'µm' if unit == 'um' else unit}"
 
 
 def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
     """Draw the colour bar from an even share to full colour, with weights and multiples."""
     draw_text(
-        figure, rect.x, rect.y, "weight of a region (times an even share)", px=12, colour=GREY
+        figure,
+        rect.x_px,
+        rect.y_px,
+        "weight of a region (times an even share)",
+        height_px=12,
+        colour=GREY,
     )
-    axes = add_axes(figure, Rect(rect.x, rect.y + 18, rect.width, 12))
+    axes = add_axes(figure, Rect(rect.x_px, rect.y_px + 18, rect.width_px, 12))
     axes.imshow(weight_colours(np.linspace(0, 1, 256))[None], aspect="auto", extent=(0, 1, 0, 1))
     for place, side in ((0.0, "left"), (0.5, "center"), (1.0, "right")):
         weight = scale.even + place * (scale.top - scale.even)
@@ -286,12 +293,12 @@ def draw_gallery(
 ) -> None:  # fmt: skip
     """Draw the heaviest boxes at full resolution, numbered as on the overview, with weights."""
     strength, times = scale.strength(evidence.weight), scale.times_even(evidence.weight)
-    step_x = (rect.width - side_px) / max(columns - 1, 1)
+    step_x = (rect.width_px - side_px) / max(columns - 1, 1)
     for k, i in enumerate(chosen):
         patch = camera.patch(evidence, int(i), side_px - 6)
         height, width = patch.shape[:2]
-        x = rect.x + (k % columns) * step_x
-        y = rect.y + (k // columns) * (side_px + SHELF_PX)
+        x = rect.x_px + (k % columns) * step_x
+        y = rect.y_px + (k // columns) * (side_px + SHELF_PX)
         axes = add_axes(figure, Rect(x + 3, y + 3, width, height))
         axes.imshow(patch, interpolation="nearest", aspect="auto", extent=(0, 1, 0, 1))
         frame = add_axes(figure, Rect(x, y, width + 6, height + 6))
@@ -299,11 +306,11 @@ def draw_gallery(
         frame.set(xticks=[], yticks=[], facecolor="none")
         for spine in frame.spines.values():
             spine.set(color=weight_colours(strength[i]), linewidth=points(6))
-        draw_text(figure, x + 2, y + height + 13, f"{k + 1}", px=13, bold=True)
+        draw_text(figure, x + 2, y + height + 13, f"{k + 1}", height_px=13, bold=True)
         draw_text(
             figure,
             x + 18,
             y + height + 13,
             f"weight {evidence.weight[i]:.3g} ({times[i]:.3g}×)",
-            px=13,
+            height_px=13,
         )

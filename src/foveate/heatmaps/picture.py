@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.geometry import (
+    index_px_from_um,
+    length_px_from_um,
+    size_um_from_shape,
+    spacing_um_from_shape,
+)
 from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels, aim, overview
 from foveate.heatmaps.glass import on_foreground, paintable_mask
 from foveate.heatmaps.panels import (
@@ -125,7 +131,9 @@ def render_heatmap(
         draw_colour_bar(figure, sheet.bar, scale)
     notes = _notes(camera, evidence, shown, share, zoom) + _on_glass(evidence, drawable)
     for k, note in enumerate(notes):
-        draw_text(figure, sheet.notes.x, sheet.notes.y + k * _LINE, note, px=12, colour=GREY)
+        draw_text(
+            figure, sheet.notes.x_px, sheet.notes.y_px + k * _LINE, note, height_px=12, colour=GREY
+        )
     return _png(figure)
 
 
@@ -174,7 +182,7 @@ def _lay_out(
         gallery = Rect(x, y, panel, below) if n_patches else None
         bar = Rect(x, y + below, panel, _BAR_HEIGHT)
         text = Rect(x, y + below + _BAR_HEIGHT, panel, notes)
-        bottom = max(header + rows, text.y + notes)
+        bottom = max(header + rows, text.y_px + notes)
         return _PageLayout(
             x + panel + _EDGE, round(bottom) + _EDGE, main, bar, text, zoom, gallery, tile
         )
@@ -183,10 +191,10 @@ def _lay_out(
     zoom_height = max(200, below - _BAR_HEIGHT - notes - 24) if zooming else 0
     zoom = Rect(x, y, left, zoom_height) if zooming else None
     bar = Rect(x, y + zoom_height + (12 if zooming else 0), left, _BAR_HEIGHT)
-    text = Rect(x, bar.y + _BAR_HEIGHT, left, notes)
+    text = Rect(x, bar.y_px + _BAR_HEIGHT, left, notes)
     gallery = Rect(x + left + _GAP, y, panel, below) if n_patches else None
     width = _EDGE + max(columns, left + (_GAP + panel if n_patches else 0)) + _EDGE
-    bottom = max(text.y + notes, y + below)
+    bottom = max(text.y_px + notes, y + below)
     return _PageLayout(width, round(bottom) + _EDGE, main, bar, text, zoom, gallery, tile)
 
 
@@ -194,10 +202,12 @@ def _write_header(figure: Figure, title: str | None, lines: list[str], width: in
     """Write the title and the lines below it."""
     y = _EDGE - 6
     if title:
-        draw_text(figure, _EDGE, y, _shorten(title, (width - 2 * _EDGE) / 11), px=19, bold=True)
+        draw_text(
+            figure, _EDGE, y, _shorten(title, (width - 2 * _EDGE) / 11), height_px=19, bold=True
+        )
         y += 28
     for line in lines:
-        draw_text(figure, _EDGE, y, _shorten(line, (width - 2 * _EDGE) / 8), px=14)
+        draw_text(figure, _EDGE, y, _shorten(line, (width - 2 * _EDGE) / 8), height_px=14)
         y += _LINE
 
 
@@ -221,7 +231,7 @@ def _draw_overview(
     end, corner = begin + evidence.size_um[chosen, -2:], np.asarray(screen.origin_um)
     far = corner + np.asarray(screen.extent_um)
     centres = (np.clip(begin, corner, far) + np.clip(end, corner, far)) / 2
-    draw_markers(axes, screen, screen.px_from_um(centres))
+    draw_markers(axes, screen, screen.locate(centres))
 
 
 def _draw_zoom(
@@ -231,16 +241,18 @@ def _draw_zoom(
     if sheet.zoom is None:
         return None
     peak, rect = evidence.peak_um(), sheet.zoom
-    step_um = _ZOOM_BOXES * max(peak.size[-2:]) / max(rect.width, rect.height)
-    shape = (round(rect.height), round(rect.width))
-    extent = camera.image.box_um.size[-2:]
-    corner = [
-        _move_inside(c - n * step_um / 2, n * step_um, e)
-        for c, n, e in zip(peak.centre[-2:], shape, extent, strict=True)
-    ]
-    origin = (corner[0], corner[1])
-    pixels = camera.window.show(camera.read(origin, (step_um, step_um), shape))
-    screen = ScreenImage(origin, step_um, pixels)
+    wide_um, wide_px = _ZOOM_BOXES * max(peak.size[-2:]), max(rect.width_px, rect.height_px)
+    (spacing_um,) = spacing_um_from_shape([wide_um], [wide_px])
+    shape = (round(rect.height_px), round(rect.width_px))
+    size_um = size_um_from_shape(shape, (spacing_um, spacing_um))
+    y_um, x_um = (
+        _move_inside(centre_um - side_um / 2, side_um, extent_um)
+        for centre_um, side_um, extent_um in zip(
+            peak.centre[-2:], size_um, camera.image.box_um.size[-2:], strict=True
+        )
+    )
+    pixels = camera.window.show(camera.read((y_um, x_um), (spacing_um, spacing_um), shape))
+    screen = ScreenImage((y_um, x_um), spacing_um, pixels)
     axes = add_axes(figure, rect)
     show_screen(axes, screen, screen.pixels)
     draw_outlines(axes, screen, evidence, scale)
@@ -258,8 +270,8 @@ def _draw_frame(figure: Figure, screen: ScreenImage, zoom: ScreenImage) -> None:
     from matplotlib.patches import Rectangle
 
     (y, x), (height, width) = (
-        screen.px_from_um(np.asarray([zoom.origin_um]))[0],
-        np.asarray(zoom.extent_um) / screen.spacing_um,
+        screen.locate(np.asarray([zoom.origin_um]))[0],
+        length_px_from_um(np.asarray(zoom.extent_um), screen.spacing_um),
     )
     figure.axes[0].add_patch(
         Rectangle((x, y), width, height, fill=False, edgecolor="#0a58ca", linewidth=1.2)
@@ -274,7 +286,7 @@ def _notes(
     regions = _count_regions(len(evidence))
     notes = [f"{regions}; colour and opacity: how far the weight is above an even share"]
     if camera.z_um is not None:
-        index = int(camera.z_um / camera.image.known_spacing_um[0] + 1e-6)
+        index = index_px_from_um(camera.z_um, camera.image.known_spacing_um[0])
         notes = [f"slice {index}, through the peak: {len(shown)} of {regions}"]
     if evidence.remainder >= 0.01:
         notes.append(f"{evidence.remainder:.0%} of the answer rests on the image as a whole")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.geometry import points_px_from_um, spacing_um_from_shape
 from foveate.images.evidence import Evidence, Floats
 
 if TYPE_CHECKING:
@@ -94,12 +95,10 @@ def splat(
     Returns:
         both sums, of shape `shape`, areas in pixels of the grid.
     """
-    low = evidence.origin_um[:, -2:] - np.asarray(origin_um)
-    high = low + evidence.size_um[:, -2:]
-    rows, columns = (
-        _overlaps(low[:, a] / extent_um[a] * n, high[:, a] / extent_um[a] * n, n)
-        for a, n in enumerate(shape)
-    )
+    spacing_um, begin_um = spacing_um_from_shape(extent_um, shape), evidence.origin_um[:, -2:]
+    low_px = points_px_from_um(begin_um, spacing_um, origin_um)
+    high_px = points_px_from_um(begin_um + evidence.size_um[:, -2:], spacing_um, origin_um)
+    rows, columns = (_overlaps(low_px[:, a], high_px[:, a], n) for a, n in enumerate(shape))
     total = (rows.multiply(evidence.weight[:, None])).T @ columns
     return np.asarray(total.todense()), np.asarray((rows.T @ columns).todense())
 
@@ -118,10 +117,10 @@ def at_slice(evidence: Evidence, z_um: float) -> Evidence:
     return evidence.pick(crosses)
 
 
-def nice_length(limit: float) -> float:
-    """Return the largest of 1, 2, 5, 10, 20 … (and 0.5, 0.2 …) that is at most `limit`."""
-    power = 10.0 ** math.floor(math.log10(limit))
-    return max(step * power for step in (1, 2, 5) if step * power <= limit * (1 + 1e-9))
+def nice_length(limit_um: float) -> float:
+    """Return the largest of 1, 2, 5, 10, 20 … (and 0.5, 0.2 …) that is at most `limit_um`."""
+    power = 10.0 ** math.floor(math.log10(limit_um))
+    return max(step * power for step in (1, 2, 5) if step * power <= limit_um * (1 + 1e-9))
 
 
 def _overlaps(low: Floats, high: Floats, n: int) -> sparse.csr_array:

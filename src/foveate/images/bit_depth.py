@@ -80,8 +80,10 @@ class StretchedImage(AbstractImage):
         self.bounds_px0, self.count = image.bounds_px0, image.count
         self.spacing_um, self.unit = image.spacing_um, image.unit
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
-        pixels = np.asarray(self._image._read_level(level, origin, size), np.uint16)
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
+        pixels = np.asarray(self._image._read_level(level, origin_px, size_px), np.uint16)
         white = (1 << self.bits) - 1
         beyond = pixels > white
         if beyond.any() and bool((pixels[beyond] < _TOP).any()):
@@ -94,8 +96,10 @@ class StretchedImage(AbstractImage):
             )
         return _stretch(pixels, white)
 
-    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
-        return self._image._stored_share(level, origin, size)
+    def _stored_share(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> float:
+        return self._image._stored_share(level, origin_px, size_px)
 
     def _stated_background(self) -> Sequence[float] | None:
         colour = _stretch(self._image.background, (1 << self.bits) - 1)

@@ -20,7 +20,17 @@ from typing import Literal, Self, final
 import numpy as np
 
 from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
-from foveate.geometry import Box, Frame, Vector, px_from_um, um_from_px0
+from foveate.geometry import (
+    Box,
+    Frame,
+    Vector,
+    px_from_um,
+    shape_from_size_um,
+    size_um_from_shape,
+    spacing_um_from_downsample,
+    spacing_um_from_shape,
+    um_from_px0,
+)
 from foveate.images.resample import Pixels, Source, resample_from
 
 Kind = Literal["slide", "picture", "volume"]
@@ -106,7 +116,9 @@ class AbstractImage(abc.ABC):
     # -- what a reader supplies ---------------------------------------------------------------
 
     @abc.abstractmethod
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
         """Read the pixels of a region that lies completely inside a level.
 
         Implementations count what they decode with ``self.count.add(decoded_px=…)``, and fill
@@ -114,11 +126,11 @@ class AbstractImage(abc.ABC):
 
         Args:
             level: index of the level.
-            origin: first pixel of the region, per axis.
-            size: pixels of the region, per axis.
+            origin_px: first pixel of the region, per axis.
+            size_px: pixels of the region, per axis.
 
         Returns:
-            ``(*size, c)``.
+            ``(*size_px, c)``.
 
         Raises:
             UnreadableImage: pixels cannot be decoded.
@@ -132,12 +144,14 @@ class AbstractImage(abc.ABC):
         """Return the background colour that the file states, per channel; None if it has none."""
         return None
 
-    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
+    def _stored_share(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> float:
         """Estimate which share of a region inside a level the file stores; the rest is background.
 
         Returns 0 only where nothing is stored, for such regions are not read. Reads no pixels.
         """
-        del level, origin, size
+        del level, origin_px, size_px
         return 1.0
 
     # -- what users call ----------------------------------------------------------------------
@@ -262,7 +276,7 @@ class AbstractImage(abc.ABC):
         """
         best = 0
         for i, level in enumerate(self.levels):
-            fine = (s * d for s, d in zip(self.known_spacing_um, level.downsample, strict=True))
+            fine = spacing_um_from_downsample(self.known_spacing_um, level.downsample)
             coarser = level.downsample[-1] > self.levels[best].downsample[-1]
             limits = (t * (1 + _LEVEL_TOLERANCE) for t in spacing_um)
             if coarser and all(f <= t for f, t in zip(fine, limits, strict=True)):
@@ -286,8 +300,7 @@ class AbstractImage(abc.ABC):
             UnreadableImage: pixels cannot be decoded.
             ImageTooLarge: the memory does not suffice.
         """
-        target = tuple(s / n for s, n in zip(box_um.size, shape, strict=True))
-        level = self.level_for(target)
+        level = self.level_for(spacing_um_from_shape(box_um.size, shape))
         box_px = px_from_um(box_um, self.known_spacing_um, self.levels[level].downsample, level)
         step = tuple(s / n for s, n in zip(box_px.size, shape, strict=True))
         if all(abs(s - 1) < 1e-9 for s in step):
@@ -320,8 +333,8 @@ class AbstractImage(abc.ABC):
                 f"{math.prod(shape):,} pixels, more than {MAX_GLIMPSE_PIXELS:,}; is its pixel size "
                 f"right? Its full size is {self.shape}. Correct it in a column 'mpp' of the table"
             )
-        size = tuple(n * spacing_um for n in shape)
-        return self.read_at(Box((0.0,) * self.ndim, size, Frame.UM), shape)
+        size_um = size_um_from_shape(shape, (spacing_um,) * self.ndim)
+        return self.read_at(Box((0.0,) * self.ndim, size_um, Frame.UM), shape)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -367,7 +380,7 @@ class AbstractImage(abc.ABC):
 
 def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:
     """Compute the pixels per axis of `AbstractImage.glimpse` at a spacing; at least one each."""
-    return tuple(max(1, math.ceil(s / spacing_um - 1e-6)) for s in image.box_um.size)
+    return shape_from_size_um(image.box_um.size, spacing_um)
 
 
 def _snap(origin: Vector) -> Vector:

@@ -50,8 +50,8 @@ class TrainedOn:
         kinds: kinds of image that occur: slide, picture, volume.
         channels: numbers of channels that occur.
         unit: the unit of all lengths, ``um`` or ``px``.
-        spacing: smallest and largest mean spacing of an image.
-        side: smallest and largest long side of an image.
+        spacing_um: smallest and largest mean spacing of an image.
+        side_um: smallest and largest long side of an image.
         assumed: number of images that stated no spacing and got the assumed one.
     """
 
@@ -59,8 +59,8 @@ class TrainedOn:
     kinds: tuple[str, ...]
     channels: tuple[int, ...]
     unit: str
-    spacing: tuple[float, float]
-    side: tuple[float, float]
+    spacing_um: tuple[float, float]
+    side_um: tuple[float, float]
     assumed: int = 0
 
     def differences(self, image: AbstractImage) -> list[str]:
@@ -75,9 +75,9 @@ class TrainedOn:
         spacing = mean_spacing(image.known_spacing_um)
         side = long_side(image.shape, image.known_spacing_um)
         differences += _range_difference(
-            "pixels", spacing, self.spacing, self.unit, _SPACING_FACTOR
+            "pixels", spacing, self.spacing_um, self.unit, _SPACING_FACTOR
         )
-        differences += _range_difference("a long side", side, self.side, self.unit, _SIZE_FACTOR)
+        differences += _range_difference("a long side", side, self.side_um, self.unit, _SIZE_FACTOR)
         return differences
 
 
@@ -95,8 +95,8 @@ def trained_on(facts: Iterable[ImageFacts]) -> TrainedOn:
         kinds=tuple(sorted({f.kind for f in known})),
         channels=tuple(sorted({f.channels for f in known})),
         unit=known[0].unit,
-        spacing=(min(spacings), max(spacings)),
-        side=(min(sides), max(sides)),
+        spacing_um=(min(spacings), max(spacings)),
+        side_um=(min(sides), max(sides)),
         assumed=sum(f.assumed for f in known),
     )
 

@@ -26,17 +26,17 @@ _SPARSE = 0.25
 _BEYOND = "the grid reaches beyond the region by more than the filter's support"
 
 
-def support(step: float) -> float:
+def support(step_px: float) -> float:
     """Compute the filter's radius in source pixels for a step in source pixels per output pixel."""
-    return max(float(step), 1.0)
+    return max(float(step_px), 1.0)
 
 
-def weights(origin: float, step: float, n: int, first: int, m: int) -> NDArray[np.float64]:
+def weights(origin_px: float, step_px: float, n: int, first: int, m: int) -> NDArray[np.float64]:
     """Compute the weights of source pixels in output pixels along one axis.
 
     Args:
-        origin: where the first output pixel begins, in source pixels.
-        step: source pixels per output pixel.
+        origin_px: where the first output pixel begins, in source pixels.
+        step_px: source pixels per output pixel.
         n: number of output pixels.
         first: index of the first available source pixel.
         m: number of available source pixels.
@@ -45,9 +45,9 @@ def weights(origin: float, step: float, n: int, first: int, m: int) -> NDArray[n
         ``(n, m)``; rows sum to 1 where all pixels under the filter are available.
     """
     result = np.zeros((n, m))
-    radius = support(step)
+    radius = support(step_px)
     for i in range(n):
-        centre = origin + (i + 0.5) * step
+        centre = origin_px + (i + 0.5) * step_px
         low = math.floor(centre - radius)
         index = np.arange(low, math.ceil(centre + radius) + 1)
         weight = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - centre) / radius)
@@ -65,15 +65,15 @@ def round_to_dtype(values: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
 
 
 def resample(
-    region: Pixels, start: Sequence[float], step: Sequence[float], shape: Sequence[int]
+    region: Pixels, start_px: Sequence[float], step_px: Sequence[float], shape: Sequence[int]
 ) -> Pixels:
     """Resample a region onto a regular grid.
 
     Args:
         region: ``((z,) y, x, c)``; should reach `support` beyond the outermost output centres,
             otherwise the filter is renormalised over the pixels that are there.
-        start: where the first output pixel begins, in pixels of `region`, per axis.
-        step: source pixels per output pixel, per axis.
+        start_px: where the first output pixel begins, in pixels of `region`, per axis.
+        step_px: source pixels per output pixel, per axis.
         shape: number of output pixels, per axis.
 
     Returns:
@@ -84,18 +84,18 @@ def resample(
     """
     inside = all(
         o >= 0 and o + s * n <= m + 1e-6
-        for o, s, n, m in zip(start, step, shape, region.shape[:-1], strict=True)
+        for o, s, n, m in zip(start_px, step_px, shape, region.shape[:-1], strict=True)
     )
-    if inside and all(s == 1.0 and o == int(o) for s, o in zip(step, start, strict=True)):
-        cut = tuple(slice(int(o), int(o) + n) for o, n in zip(start, shape, strict=True))
+    if inside and all(s == 1.0 and o == int(o) for s, o in zip(step_px, start_px, strict=True)):
+        cut = tuple(slice(int(o), int(o) + n) for o, n in zip(start_px, shape, strict=True))
         return np.ascontiguousarray(region[cut])
     if inside and region.dtype == np.uint8 and region.ndim == 3 and region.shape[2] in (1, 3):
-        return _resample_pillow(region, start, step, shape)
-    return resample_slow(region, start, step, shape)
+        return _resample_pillow(region, start_px, step_px, shape)
+    return resample_slow(region, start_px, step_px, shape)
 
 
 def _resample_pillow(
-    region: Pixels, start: Sequence[float], step: Sequence[float], shape: Sequence[int]
+    region: Pixels, start_px: Sequence[float], step_px: Sequence[float], shape: Sequence[int]
 ) -> Pixels:
     """Resample an 8-bit region ``(y, x, 1 or 3)`` with Pillow.
 
@@ -105,8 +105,8 @@ def _resample_pillow(
     from PIL import Image
 
     height, width, channels = region.shape
-    y0, x0 = start
-    y1, x1 = y0 + step[0] * shape[0], x0 + step[1] * shape[1]
+    y0, x0 = start_px
+    y1, x1 = y0 + step_px[0] * shape[0], x0 + step_px[1] * shape[1]
     picture = Image.fromarray(region[:, :, 0] if channels == 1 else region)
     box = (x0, y0, min(x1, float(width)), min(y1, float(height)))
     out = np.asarray(
@@ -116,22 +116,22 @@ def _resample_pillow(
 
 
 def resample_slow(
-    region: Pixels, start: Sequence[float], step: Sequence[float], shape: Sequence[int]
+    region: Pixels, start_px: Sequence[float], step_px: Sequence[float], shape: Sequence[int]
 ) -> Pixels:
     """Resample a region of any number of axes and any dtype, one axis after the other.
 
     Arguments, result and errors are those of `resample`.
     """
     out = region.astype(np.float64 if region.dtype == np.float64 else np.float32)
-    for axis, (o, s, n) in enumerate(zip(start, step, shape, strict=True)):
+    for axis, (o, s, n) in enumerate(zip(start_px, step_px, shape, strict=True)):
         out = _resample_axis(out, axis, o, s, n)
     return round_to_dtype(out, region.dtype)
 
 
-def _resample_axis(values: Pixels, axis: int, start: float, step: float, n: int) -> Pixels:
+def _resample_axis(values: Pixels, axis: int, start_px: float, step_px: float, n: int) -> Pixels:
     """Resample an array along one axis to `n` output pixels, one tap of the filter at a time."""
-    radius = support(step)
-    centre = start + (np.arange(n) + 0.5) * step
+    radius = support(step_px)
+    centre = start_px + (np.arange(n) + 0.5) * step_px
     first = np.floor(centre - radius).astype(np.int64)
     taps = int(np.ceil(2 * radius)) + 2
     if n < taps:
@@ -208,7 +208,7 @@ class Source:
 
 
 def resample_from(
-    source: Source, origin: Sequence[float], step: Sequence[float], shape: tuple[int, ...]
+    source: Source, origin_px: Sequence[float], step_px: Sequence[float], shape: tuple[int, ...]
 ) -> Pixels:
     """Resample a region of any size of a level, in memory that does not grow with its size.
 
@@ -217,17 +217,19 @@ def resample_from(
 
     Args:
         source: the level.
-        origin: where the first output pixel begins, in pixels of the level, per axis.
-        step: source pixels per output pixel, per axis.
+        origin_px: where the first output pixel begins, in pixels of the level, per axis.
+        step_px: source pixels per output pixel, per axis.
         shape: number of output pixels, per axis.
 
     Returns:
         ``(*shape, c)`` in the dtype of the level.
     """
-    low = [math.floor(o) - math.ceil(support(s)) - 1 for o, s in zip(origin, step, strict=True)]
+    low = [
+        math.floor(o) - math.ceil(support(s)) - 1 for o, s in zip(origin_px, step_px, strict=True)
+    ]
     high = [
         math.ceil(o + s * n) + math.ceil(support(s)) + 1
-        for o, s, n in zip(origin, step, shape, strict=True)
+        for o, s, n in zip(origin_px, step_px, shape, strict=True)
     ]
     extent = tuple(h - a for a, h in zip(low, high, strict=True))
     first = tuple(min(max(a, 0), n) for a, n in zip(low, source.shape, strict=True))
@@ -238,14 +240,14 @@ def resample_from(
         return np.broadcast_to(source.background(), (*shape, source.channels)).copy()
     large = _is_large(inside, share)
     if large and max(shape) > 1:
-        return _resample_halves(source, origin, step, shape, inside)
-    if all(s == 1.0 for s in step) and all(o == int(o) for o in origin):
-        return source.read(tuple(map(int, origin)), shape)
+        return _resample_halves(source, origin_px, step_px, shape, inside)
+    if all(s == 1.0 for s in step_px) and all(o == int(o) for o in origin_px):
+        return source.read(tuple(map(int, origin_px)), shape)
     if large or math.prod(extent) > _SUM_PIXELS + 4 * math.prod(inside):
-        axes = zip(origin, step, shape, first, inside, strict=True)
+        axes = zip(origin_px, step_px, shape, first, inside, strict=True)
         return _sum_blocks(source, first, [weights(o, s, n, a, m) for o, s, n, a, m in axes])
-    start = [o - a for o, a in zip(origin, low, strict=True)]
-    return resample(source.read(tuple(low), extent), start, step, shape)
+    start = [o - a for o, a in zip(origin_px, low, strict=True)]
+    return resample(source.read(tuple(low), extent), start, step_px, shape)
 
 
 def _is_large(inside: Sequence[int], share: float) -> bool:
@@ -261,8 +263,8 @@ def _is_large(inside: Sequence[int], share: float) -> bool:
 
 def _resample_halves(
     source: Source,
-    origin: Sequence[float],
-    step: Sequence[float],
+    origin_px: Sequence[float],
+    step_px: Sequence[float],
     shape: tuple[int, ...],
     inside: tuple[int, ...],
 ) -> Pixels:
@@ -278,11 +280,12 @@ def _resample_halves(
     first = tuple(half if a == axis else n for a, n in enumerate(shape))
     second = tuple(n - half if a == axis else n for a, n in enumerate(shape))
     moved = [
-        o + half * s if a == axis else o for a, (o, s) in enumerate(zip(origin, step, strict=True))
+        o + half * s if a == axis else o
+        for a, (o, s) in enumerate(zip(origin_px, step_px, strict=True))
     ]
     parts = [
-        resample_from(source, origin, step, first),
-        resample_from(source, moved, step, second),
+        resample_from(source, origin_px, step_px, first),
+        resample_from(source, moved, step_px, second),
     ]
     return np.concatenate(parts, axis)
 

@@ -8,6 +8,7 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.geometry import spacing_um_from_shape
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels
 
@@ -36,11 +37,15 @@ class RespacedImage(AbstractImage):
         self.unit = unit
         self.stated_um = image.spacing_um
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
-        return self._image._read_level(level, origin, size)
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
+        return self._image._read_level(level, origin_px, size_px)
 
-    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
-        return self._image._stored_share(level, origin, size)
+    def _stored_share(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> float:
+        return self._image._stored_share(level, origin_px, size_px)
 
     def _stated_background(self) -> Sequence[float] | None:
         background: NDArray[np.generic] = self._image.background
@@ -56,5 +61,4 @@ def fit_to_shape(image: AbstractImage, shape: Sequence[int]) -> RespacedImage:
 
     For pictures whose size or shape would give the class away.
     """
-    spacing = [n / m for n, m in zip(shape, image.shape, strict=True)]
-    return RespacedImage(image, spacing, unit="px")
+    return RespacedImage(image, spacing_um_from_shape(shape, image.shape), unit="px")

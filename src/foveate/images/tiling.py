@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.geometry import Lattice
+from foveate.geometry import Lattice, length_px_from_um, points_um_from_cell
 from foveate.images.evidence import Floats
 
 LEAST_FOREGROUND = 0.05
@@ -43,7 +43,9 @@ def tile_foreground(
     axes = [s + patch_um * np.arange(n) for s, n in zip(start, counts, strict=True)]
     corners = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
     share = _box_means(
-        mask.astype(np.float64), corners / mask_spacing_um, patch_um / mask_spacing_um
+        mask.astype(np.float64),
+        length_px_from_um(corners, mask_spacing_um),
+        length_px_from_um(patch_um, mask_spacing_um),
     )
     chosen = corners[share >= min_fraction]
     return chosen if len(chosen) else corners
@@ -61,18 +63,18 @@ def cell_means(values: Floats, lattice: Lattice, *, spacing_um: float) -> Floats
         means in the shape of the lattice.
     """
     cells = np.indices(lattice.shape).reshape(len(lattice.shape), -1).T
-    corner = np.asarray(lattice.origin_um) + cells * np.asarray(lattice.cell_um)
-    means = _box_means(values, corner / spacing_um, lattice.cell_um[0] / spacing_um)
-    return means.reshape(lattice.shape)
+    corner_px = length_px_from_um(points_um_from_cell(cells, lattice), spacing_um)
+    side_px = length_px_from_um(lattice.cell_um[0], spacing_um)
+    return _box_means(values, corner_px, side_px).reshape(lattice.shape)
 
 
-def _box_means(values: Floats, origin: Floats, side: float) -> Floats:
+def _box_means(values: Floats, origin_px: Floats, side_px: float) -> Floats:
     """Average an array, ``((z,) y, x)`` and 0 outside, over boxes with fractional corners.
 
-    Returns ``(n,)`` for corners `origin` ``(n, d)``.
+    Returns ``(n,)`` for corners `origin_px` ``(n, d)``.
     """
     integral = integral_image(values[..., None], values.ndim)
-    return box_sums(integral, origin, side)[:, 0] / side**values.ndim
+    return box_sums(integral, origin_px, side_px)[:, 0] / side_px**values.ndim
 
 
 def integral_image(values: Floats, ndim: int) -> Floats:
@@ -82,19 +84,19 @@ def integral_image(values: Floats, ndim: int) -> Floats:
     return np.pad(values, [(1, 0)] * ndim + [(0, 0)])
 
 
-def box_sums(integral: Floats, origin: Floats, side: float) -> Floats:
+def box_sums(integral: Floats, origin_px: Floats, side_px: float) -> Floats:
     """Sum boxes with fractional corners by their integral image ``((z,) y, x, c)``: ``(n, c)``.
 
     Args:
         integral: the integral image.
-        origin: corners of the boxes, ``(n, d)``, in pixels.
-        side: side of the boxes in pixels.
+        origin_px: corners of the boxes, ``(n, d)``, in pixels of the array.
+        side_px: side of the boxes.
     """
     ndim = integral.ndim - 1
-    total = np.zeros((len(origin), integral.shape[-1]))
+    total = np.zeros((len(origin_px), integral.shape[-1]))
     for corner in np.ndindex(*(2,) * ndim):
         sign = (-1) ** (ndim - sum(corner))
-        total += sign * _interpolate(integral, origin + side * np.asarray(corner))
+        total += sign * _interpolate(integral, origin_px + side_px * np.asarray(corner))
     return total
 
 

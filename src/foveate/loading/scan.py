@@ -11,7 +11,7 @@ from typing import Annotated
 from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
 from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_foveate_error, one_line
-from foveate.geometry import long_side, mean_spacing
+from foveate.geometry import length_px_from_um, long_side, mean_spacing, spacing_um_from_shape
 from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import ImageFacts
@@ -181,18 +181,19 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
             "column 'mpp', or bring all pictures to one size with --view.fit 1024x1024"
         )
     finest = statistics.median(mean_spacing(f.spacing_um) for f in known)
-    extents = [long_side(f.shape, f.spacing_um) for f in known]
+    extent_um = statistics.median(long_side(f.shape, f.spacing_um) for f in known)
     # Pictures that are resampled to one size are read at that size, whatever their sizes were.
     native = 1.0 if options.fit is not None and units == {"px"} else float(f"{finest:.4g}")
-    spacing = options.spacing_um or native
+    spacing_um = options.spacing_um or native
     patch_px, glimpse_px = _SIDES_PX[min(axes)]
     if axes == {2}:
-        patch_px = _choose_patch_px(statistics.median(extents) / spacing)
-    coarse = max(spacing, statistics.median(extents) / (options.glimpse_px or glimpse_px))
+        patch_px = _choose_patch_px(length_px_from_um(extent_um, spacing_um))
+    (coarse_um,) = spacing_um_from_shape([extent_um], [options.glimpse_px or glimpse_px])
+    coarse_um = max(spacing_um, coarse_um)
     return View(
-        spacing_um=spacing,
+        spacing_um=spacing_um,
         patch_px=options.patch_px or patch_px,
-        glimpse_spacing_um=options.glimpse_spacing_um or float(f"{coarse:.4g}"),
+        glimpse_spacing_um=options.glimpse_spacing_um or float(f"{coarse_um:.4g}"),
         unit="px" if units == {"px"} else "um",
         fit=options.fit,
         axes=min(axes),

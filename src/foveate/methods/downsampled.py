@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from foveate.attention_maps.map_scores import lay_map_lattice
 from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
+from foveate.geometry import points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
 from foveate.methods.base import AbstractMethod, Prediction
 from foveate.nn.heads import Head
@@ -66,11 +68,11 @@ class Downsampled(AbstractMethod):
 
     def _evidence(self, batch: Batch, i: int, last: torch.Tensor) -> Evidence:
         strength = last.detach()[0].float().clamp_min(0).mean(0)
-        cell = self.encoder.strides[-1] * batch.view.glimpse_spacing_um
-        corner = self.encoder.map_centres[-1] * batch.view.glimpse_spacing_um - cell / 2
+        lattice = lay_map_lattice(self.encoder, -1, strength.shape, batch.view.glimpse_spacing_um)
         places = np.indices(strength.shape).reshape(strength.ndim, -1).T
         weight = strength.flatten().double().cpu().numpy()
         weight = weight / max(weight.sum(), 1e-12)
-        origin = corner + cell * places.astype(np.float64)
-        extent = np.asarray(batch.items[i].image.box_um.size)
-        return Evidence(origin, np.full_like(origin, cell), weight, extent)
+        origin_um = points_um_from_cell(places, lattice)
+        size_um = np.full_like(origin_um, lattice.cell_um[0])
+        extent_um = np.asarray(batch.items[i].image.box_um.size)
+        return Evidence(origin_um, size_um, weight, extent_um)

@@ -47,6 +47,7 @@ from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
+from foveate.geometry import downsample_from_spacing_um, spacing_um_from_downsample
 from foveate.images.image import AbstractImage
 from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
 from foveate.nn.heads import Head, InstanceHead
@@ -234,5 +235,5 @@ def _normalise_prior(grid: Grid) -> Grid:
 def _decoded_share(image: AbstractImage, spacing_um: float) -> float:
     """Count the stored pixels that are decoded for a pixel of a patch of a spacing."""
     level = image.levels[image.level_for((spacing_um,) * image.ndim)]
-    pixels = zip(image.known_spacing_um, level.downsample, strict=True)
-    return math.prod(spacing_um / (full * down) for full, down in pixels)
+    stored_um = spacing_um_from_downsample(image.known_spacing_um, level.downsample)
+    return math.prod(downsample_from_spacing_um(spacing_um, axis_um) for axis_um in stored_um)

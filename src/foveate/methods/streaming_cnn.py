@@ -34,6 +34,7 @@ from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch, WholeImage
 from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
+from foveate.geometry import lattice_um_from_map, points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
 from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
 from foveate.nn.heads import Head, InstanceHead
@@ -169,14 +170,18 @@ class StreamingCnn(AbstractMethod):
     def _evidence(
         self, batch: Batch, i: int, map_: Tensor, cells: Tensor, share: Tensor
     ) -> Evidence:
-        spacing = batch.view.spacing_um
-        places = np.unravel_index(cells.cpu().numpy(), tuple(map_.shape[2:]))
-        origin = spacing * (
-            self._corner_px + self._size_px * np.stack(places, -1).astype(np.float64)
+        lattice = lattice_um_from_map(
+            tuple(map_.shape[2:]),
+            stride_px=self._size_px,
+            centre_px=self._corner_px + self._size_px / 2,
+            spacing_um=batch.view.spacing_um,
         )
-        weight = share[: len(origin)].detach().double().cpu().numpy()
-        extent = np.asarray(batch.items[i].image.box_um.size)
-        return Evidence(origin, np.full_like(origin, self._size_px * spacing), weight, extent)
+        places = np.unravel_index(cells.cpu().numpy(), lattice.shape)
+        origin_um = points_um_from_cell(np.stack(places, -1), lattice)
+        size_um = np.full_like(origin_um, lattice.cell_um[0])
+        weight = share[: len(origin_um)].detach().double().cpu().numpy()
+        extent_um = np.asarray(batch.items[i].image.box_um.size)
+        return Evidence(origin_um, size_um, weight, extent_um)
 
     @property
     def _size_px(self) -> int:
@@ -186,7 +191,7 @@ class StreamingCnn(AbstractMethod):
     @property
     def _corner_px(self) -> float:
         """Return the corner of the first cell in pixels."""
-        return self.encoder.map_centres[-1] - self.encoder.strides[-1] / 2
+        return self.encoder.map_centres_px[-1] - self.encoder.strides[-1] / 2
 
 
 def _progress_callbacks(batch: Batch) -> list[Callable[[float], None] | None]:

@@ -84,16 +84,16 @@ class Transmil(AbstractBagMethod):
         logits, weight = self.aggregate(h, valid, place())
         return BagAnswer(logits, lambda: weight, instances=h)
 
-    def aggregate(self, h: Tensor, valid: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    def aggregate(self, h: Tensor, valid: Tensor, centre_patch: Tensor) -> tuple[Tensor, Tensor]:
         """Relate patches, and return logits ``(b, k)`` and the class token's attention ``(b, n)``.
 
         Args:
             h: embedded patches ``(b, n, d)``.
             valid: ``(b, n)`` bool, False on padding; at least one patch per row.
-            centre: centres of the patches ``(b, n, ndim)``, in sides of a patch.
+            centre_patch: centres of the patches ``(b, n, ndim)``, in sides of a patch.
         """
-        cells = lattice_cells(centre, valid)
-        rank = spatial_rank(cells, centre, valid)
+        cells = lattice_cells(centre_patch, valid)
+        rank = spatial_rank(cells, centre_patch, valid)
         tokens = torch.cat([self.class_token.expand(len(h), 1, -1), h], 1)
         known = nn.functional.pad(valid, (1, 0), value=True)
         first = nn.functional.pad(rank + 1, (1, 0))

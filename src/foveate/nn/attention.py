@@ -82,7 +82,7 @@ class RelationLayer(nn.Module):
         tokens: Tensor,
         position: Tensor,
         valid: Tensor,
-        centre: Tensor,
+        centre_patch: Tensor,
         everywhere: Tensor | None = None,
     ) -> Tensor:
         """Add to each token its relations to the others and the output of the MLP.
@@ -91,8 +91,8 @@ class RelationLayer(nn.Module):
             tokens: tokens, ``(b, n, d)``.
             position: position codes, ``(b, n, d)``; added to queries and keys, not to values.
             valid: False for padding, ``(b, n)`` bool.
-            centre: centres of tokens in patches, ``(b, n, ndim)``. Only differences between tokens
-                count; it gets no gradient.
+            centre_patch: centres of tokens in patches, ``(b, n, ndim)``. Only differences between
+                tokens count; it gets no gradient.
             everywhere: True for tokens of the whole image, such as the glimpse, ``(b, n)`` bool.
                 They have distance 0 from every other token and lie on no side of it. None marks no
                 token.
@@ -101,7 +101,7 @@ class RelationLayer(nn.Module):
             The new tokens, ``(b, n, d)``.
         """
         n = tokens.shape[1]
-        places = _Places(self.heads, valid, centre.detach(), everywhere)
+        places = _Places(self.heads, valid, centre_patch.detach(), everywhere)
         weight = torch.cat([-1 / self.log_reach.exp()[:, None], FAST_RATE * self.lean], 1)
         if n * n <= self.pairs:
             mixed = places.attend(self._project(tokens, position), weight)

@@ -24,31 +24,31 @@ from foveate.nn.base import masked_softmax
 # -- lattice ---------------------------------------------------------------------------------------
 
 
-def lattice_cells(centre: Tensor, valid: Tensor) -> Tensor:
+def lattice_cells(centre_patch: Tensor, valid: Tensor) -> Tensor:
     """Compute the cell of each token on the lattice that begins at the least coordinates.
 
     Cells are one patch wide. Tokens that lie on such a lattice get its cells, whatever its offset
     and its rounding to pixels; a token off the lattice gets the nearest cell.
 
     Args:
-        centre: centres of tokens in patches, ``(b, n, ndim)``.
+        centre_patch: centres of tokens in patches, ``(b, n, ndim)``.
         valid: False for padding, ``(b, n)`` bool; at least one token per row is valid.
 
     Returns:
         Cells ``(b, n, ndim)``, integers from 0; 0 for padding.
     """
-    corner = centre.masked_fill(~valid.unsqueeze(-1), torch.inf).amin(1, keepdim=True)
-    return (centre - corner).round().long().masked_fill(~valid.unsqueeze(-1), 0)
+    corner = centre_patch.masked_fill(~valid.unsqueeze(-1), torch.inf).amin(1, keepdim=True)
+    return (centre_patch - corner).round().long().masked_fill(~valid.unsqueeze(-1), 0)
 
 
-def spatial_rank(cells: Tensor, centre: Tensor, valid: Tensor) -> Tensor:
+def spatial_rank(cells: Tensor, centre_patch: Tensor, valid: Tensor) -> Tensor:
     """Rank tokens along a Z-order curve through their cells.
 
     Tokens of one cell are ranked by their centres, so that the order of storage never counts.
 
     Args:
         cells: cells of tokens, ``(b, n, ndim)`` integers from 0.
-        centre: centres of tokens in patches, ``(b, n, ndim)``.
+        centre_patch: centres of tokens in patches, ``(b, n, ndim)``.
         valid: False for padding, ``(b, n)`` bool.
 
     Returns:
@@ -61,7 +61,7 @@ def spatial_rank(cells: Tensor, centre: Tensor, valid: Tensor) -> Tensor:
             key |= ((cells[..., axis] >> bit) & 1) << (bit * ndim + axis)
     key = key.masked_fill(~valid, torch.iinfo(key.dtype).max)
     order = torch.arange(key.shape[1], device=key.device).expand_as(key)
-    for value in (*centre.unbind(-1), key):
+    for value in (*centre_patch.unbind(-1), key):
         order = order.gather(1, value.gather(1, order).argsort(dim=1, stable=True))
     return order.argsort(1)
 

@@ -30,14 +30,14 @@ class PositionCode(nn.Module):
         self.register_buffer("frequencies", 2 * math.pi / wavelengths)
         self.project = nn.Linear(2 * bands * ndim + 1, dim)
 
-    def forward(self, centre: Tensor, extent: Tensor) -> Tensor:
+    def forward(self, centre_patch: Tensor, extent_patch: Tensor) -> Tensor:
         """Compute the position codes of tokens, ``(…, dim)``.
 
         Args:
-            centre: centres of the tokens' regions in patches, ``(…, ndim)``.
-            extent: sizes of the tokens' regions in patches, ``(…)``.
+            centre_patch: centres of the tokens' regions in patches, ``(…, ndim)``.
+            extent_patch: sizes of the tokens' regions in patches, ``(…)``.
         """
-        angle = (centre.unsqueeze(-1) * self.frequencies).flatten(-2)
-        features = torch.cat([angle.sin(), angle.cos(), extent.log().unsqueeze(-1)], -1)
+        angle = (centre_patch.unsqueeze(-1) * self.frequencies).flatten(-2)
+        features = torch.cat([angle.sin(), angle.cos(), extent_patch.log().unsqueeze(-1)], -1)
         code: Tensor = self.project(features.to(self.project.weight.dtype))
         return code

@@ -43,11 +43,11 @@ def warp(patches: Tensor, draws: Tensor, *, degrees: float = 15.0, scale: float 
 def resample(
     x: Tensor,
     linear: Tensor,
-    shift: Tensor,
+    shift_px: Tensor,
     cells: Sequence[int],
     *,
-    stride: float = 1.0,
-    centre: float = 0.5,
+    stride_px: float = 1.0,
+    centre_px: float = 0.5,
     outside: Literal["zeros", "border", "reflection"] = "border",
 ) -> Tensor:
     """Read each cell of a new map at the point of `x` that an affine map assigns to it.
@@ -59,10 +59,10 @@ def resample(
     Args:
         x: images or maps of images, ``(m, c, *space)``.
         linear: matrices of the affine maps, ``(m, d, d)`` float64.
-        shift: shifts of the affine maps in pixels, ``(m, d)`` float64.
+        shift_px: shifts of the affine maps in pixels, ``(m, d)`` float64.
         cells: number of cells of the new map, per axis.
-        stride: pixels per cell, of `x` and of the new map.
-        centre: coordinate of the centre of cell 0, in pixels, of `x` and of the new map.
+        stride_px: pixels per cell, of `x` and of the new map.
+        centre_px: coordinate of the centre of cell 0, in pixels, of `x` and of the new map.
         outside: rule for points beyond the outermost cells of `x`: 0, the nearest cell, or the
             mirrored one.
 
@@ -74,8 +74,8 @@ def resample(
     in_cells = torch.tensor(x.shape[2:], dtype=torch.float64)
     out_cells = torch.tensor(list(cells), dtype=torch.float64)
     # In units of cells: cell i is read at ``linear @ i + offset``.
-    first = torch.full_like(in_cells, centre)
-    offset = (linear @ first + shift - first) / stride
+    first = torch.full_like(in_cells, centre_px)
+    offset = (linear @ first + shift_px - first) / stride_px
     # PyTorch counts both maps from -1 to 1 between their outer edges.
     offset = linear @ ((out_cells - 1) / 2) + offset
     theta = torch.cat([linear * (out_cells / 2), offset.unsqueeze(-1)], -1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.errors import CheckpointError
 from foveate.exports import DEFAULT
 from foveate.files.atomic import write_json

@@ -64,7 +64,7 @@ class Answer:
         values: numbers of the answer; the mean over the models.
         logits: mean over the models.
         evidence: boxes that the answer comes from; the mean over the models.
-        spacing: spacing of the full resolution by axis ``(z,) y, x``, in `unit`.
+        spacing_um: spacing of the full resolution by axis ``(z,) y, x``, in `unit`.
         unit: ``um`` or ``px``.
         decoded_px: decoded pixels of all levels; a stored tile counts with all its pixels.
         asked_px: pixels that the models received.
@@ -85,7 +85,7 @@ class Answer:
     values: tuple[float, ...]
     logits: tuple[float, ...]
     evidence: Evidence
-    spacing: tuple[float, ...]
+    spacing_um: tuple[float, ...]
     unit: str
     decoded_px: int
     asked_px: int
@@ -355,7 +355,7 @@ def _average(
         values=tuple(map(statistics.fmean, by_column)),
         logits=tuple(map(statistics.fmean, zip(*(a.logits for a in answers), strict=True))),
         evidence=mean_evidence([a.evidence for a in answers]),
-        spacing=tuple(image.known_spacing_um),
+        spacing_um=tuple(image.known_spacing_um),
         unit=image.unit,
         decoded_px=image.count.decoded_px,
         asked_px=image.count.asked_px,

@@ -31,7 +31,7 @@ def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
         "label": case.label or "",
         "predicted": task.predict(answer.values, point),
         "threshold": "" if threshold is None else f"{threshold:.6g}",
-        "spacing": f"{answer.spacing[-1]:.4g} {answer.unit}",
+        "spacing": f"{answer.spacing_um[-1]:.4g} {answer.unit}",
         "models": len(models),
         "unlike": answer.unlike,
         "seconds": f"{answer.seconds:.3f}",

@@ -115,7 +115,9 @@ class NiftiReader(AbstractReader):
         """Open the unpacked content of the file, by its mark: a packed file may be called .nii."""
         return gzip.open(self.path) if self._packed else self.path.open("rb")  # type: ignore[return-value]
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
         with self._lock:
             if self._closed:
                 raise UnreadableImage(f"{self.path}: the image is closed")
@@ -123,10 +125,12 @@ class NiftiReader(AbstractReader):
         if volume is None:
             stored = self._map_file()
             self._scale = self._scale or self._choose_scale(stored)
-            pixels = self._grey(self._array.region_values(stored, origin, size))
-            self.count.add(decoded_px=math.prod(size))
+            pixels = self._grey(self._array.region_values(stored, origin_px, size_px))
+            self.count.add(decoded_px=math.prod(size_px))
             return pixels
-        return volume[tuple(slice(o, o + n) for o, n in zip(origin, size, strict=True))].copy()
+        return volume[
+            tuple(slice(o, o + n) for o, n in zip(origin_px, size_px, strict=True))
+        ].copy()
 
     def _volume(self) -> Pixels:
         """Return the complete volume ``(z, y, x, 1)``, decoded if it is not cached."""
@@ -178,7 +182,7 @@ class NiftiReader(AbstractReader):
         plane = math.prod(array.shape[:2])
         many = max(1, _AT_ONCE_BYTES // 32 // (plane * array.dtype.itemsize))
         with self._stream() as stream:
-            self._read_exactly(stream, array.begin)
+            self._read_exactly(stream, array.begin_byte)
             for at in range(0, array.shape[2], many):
                 n = min(many, array.shape[2] - at)
                 content = self._read_exactly(stream, n * plane * array.dtype.itemsize)
@@ -199,7 +203,7 @@ class NiftiReader(AbstractReader):
     def _map_file(self) -> NDArray[Any]:
         """Map the stored numbers of an unpacked file into memory, with the axes of the file."""
         array = self._array
-        return np.memmap(self.path, array.dtype, "r", array.begin, array.shape, "F")
+        return np.memmap(self.path, array.dtype, "r", array.begin_byte, array.shape, "F")
 
     def _unpack(self) -> NDArray[Any]:
         """Read the stored numbers of a packed file, with the axes of the file."""
@@ -208,7 +212,9 @@ class NiftiReader(AbstractReader):
             content = self._read_exactly(stream, array.end)
             self._read_exactly(stream, 0)  # gzip checks its checksum only at the end of the file
         n = math.prod(array.shape)
-        return np.frombuffer(content, array.dtype, n, array.begin).reshape(array.shape, order="F")
+        return np.frombuffer(content, array.dtype, n, array.begin_byte).reshape(
+            array.shape, order="F"
+        )
 
     def _grey(self, values: Values) -> Pixels:
         """Convert values to grey, ``(*values.shape, 1)``, on the chosen scale."""

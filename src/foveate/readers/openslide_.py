@@ -21,7 +21,7 @@ from foveate.formats.tiff_index import (
     is_coding_read,
     refuse_unlisted,
 )
-from foveate.geometry import Box, Frame
+from foveate.geometry import Box, Frame, fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
@@ -67,7 +67,7 @@ class OpenSlideReader(AbstractReader):
             self._slide = self._open_slide()
             facts = self._slide.properties
             shapes = [(height, width) for width, height in self._slide.level_dimensions]
-            self._steps = tuple(float(d) for d in self._slide.level_downsamples)
+            self._downsamples = tuple(float(d) for d in self._slide.level_downsamples)
         except openslide.OpenSlideError as error:
             raise UnreadableImage(
                 f"{path}: OpenSlide takes it for a slide and cannot open it{AGAIN}"
@@ -110,21 +110,25 @@ class OpenSlideReader(AbstractReader):
             return False
         return vendor is not None and vendor not in _NOT_HERE
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
         if self._closed:
             raise UnreadableImage(f"{self.path}: the image is closed")
-        step = self._steps[level]
-        place = (self._round(origin[1] * step), self._round(origin[0] * step))
+        y_px0, x_px0 = (
+            self._round(fine_px_from_coarse_px(o, self._downsamples[level])) for o in origin_px
+        )
         try:
-            region = self._read_region(place, level, (size[1], size[0]))
+            region = self._read_region((x_px0, y_px0), level, (size_px[1], size_px[0]))
         except MemoryError as error:
             raise ImageTooLarge(
-                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+                f"{self.path}: a region of {size_px} does not fit memory; read it at a coarser "
+                "spacing"
             ) from error
-        self.count.add(decoded_px=_touched_px(self.levels[level], origin, size))
+        self.count.add(decoded_px=_touched_px(self.levels[level], origin_px, size_px))
         return flatten_alpha(np.asarray(region), self._paper)
 
-    def _read_region(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
+    def _read_region(self, place: tuple[int, int], level: int, size_px: tuple[int, int]) -> Any:
         """Read a region with OpenSlide as a picture of Pillow, RGBA; retry once after a failure.
 
         After one failure a handle of OpenSlide fails for ever, in all threads. It is replaced, and
@@ -133,21 +137,21 @@ class OpenSlideReader(AbstractReader):
         Args:
             place: the first pixel ``(x, y)`` in level 0.
             level: index of the level.
-            size: pixels ``(x, y)`` of the level.
+            size_px: pixels ``(x, y)`` of the level.
         """
         import openslide
 
         for attempt in (1, 2):
             handle = self._slide
             try:
-                return handle.read_region(place, level, size)
+                return handle.read_region(place, level, size_px)
             except openslide.OpenSlideError as error:
                 log.debug("%s: level %d at %s", self.path, level, place, exc_info=True)
                 self._reopen(handle)
                 if attempt == 2:
                     raise UnreadableImage(
-                        f"{self.path}: level {level}, region {size[::-1]} at {place[::-1]} cannot "
-                        f"be decoded{AGAIN}"
+                        f"{self.path}: level {level}, region {size_px[::-1]} at {place[::-1]} "
+                        f"cannot be decoded{AGAIN}"
                     ) from error
         raise AssertionError
 
@@ -234,10 +238,10 @@ def _colour(text: str | None) -> Sequence[float] | None:
     return tuple(float(v) for v in values) if len(values) == 3 else None
 
 
-def _touched_px(level: Level, origin: Sequence[int], size: Sequence[int]) -> int:
+def _touched_px(level: Level, origin_px: Sequence[int], size_px: Sequence[int]) -> int:
     """Count the pixels of the tiles of a level that a region touches."""
     pixels = 1
-    for axis, (o, n) in enumerate(zip(origin, size, strict=True)):
+    for axis, (o, n) in enumerate(zip(origin_px, size_px, strict=True)):
         if level.tile is not None:
             side = level.tile[axis]
             low, high = o // side * side, -(-(o + n) // side) * side

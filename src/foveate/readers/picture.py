@@ -102,9 +102,11 @@ class PictureReader(AbstractReader):
             raise UnreadableImage(f"{self.path}: the picture has no pixels{AGAIN}")
         return image
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
         pixels = self._pixels()
-        (y, x), (height, width) = origin, size
+        (y, x), (height, width) = origin_px, size_px
         return pixels[y : y + height, x : x + width].copy()
 
     def _pixels(self) -> Pixels:

@@ -38,6 +38,7 @@ from foveate.formats.tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, DamagedBloc
 from foveate.formats.tiff_index import TIFF_MARKS, BlockGrid, TiffIndex, read_index
 from foveate.formats.tiff_levels import Orientation, choose_levels, cut_region, stored_share
 from foveate.formats.tiff_spacing import ome_pixels, stated_planes, stated_spacing
+from foveate.geometry import fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
 from foveate.images.resample import Pixels, resample, white_value
@@ -143,31 +144,40 @@ class TiffReader(AbstractReader):
             _cache.drop_where(self._key)
             self._oversized = None
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
         if self._fd < 0:
             raise UnreadableImage(f"{self.path}: the image is closed")
-        place = self._stored_place(level, origin, size)
+        place = self._stored_place(level, origin_px, size_px)
         return self._orientation.turn_upright(self._read_stored(level, *place))
 
-    def _stored_share(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> float:
-        return stored_share(self._grids, level, *self._stored_place(level, origin, size))
+    def _stored_share(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> float:
+        return stored_share(self._grids, level, *self._stored_place(level, origin_px, size_px))
 
     def _stored_place(
-        self, level: int, origin: tuple[int, ...], size: tuple[int, ...]
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
     ) -> tuple[tuple[int, int], tuple[int, int]]:
         """Convert a region of the upright level to origin and size in stored rows and columns."""
         shape = self._orientation.swap_axes(self._grids[level].shape)
-        return self._orientation.stored_region(shape, (origin[0], origin[1]), (size[0], size[1]))
+        return self._orientation.stored_region(
+            shape, (origin_px[0], origin_px[1]), (size_px[0], size_px[1])
+        )
 
-    def _read_stored(self, level: int, origin: tuple[int, int], size: tuple[int, int]) -> Pixels:
-        """Read a region in stored rows and columns, ``(*size, c)``; name the file in all errors."""
+    def _read_stored(
+        self, level: int, origin_px: tuple[int, int], size_px: tuple[int, int]
+    ) -> Pixels:
+        """Read a region in stored rows and columns ``(*size_px, c)``; name the file in errors."""
         try:
-            return self._read_blocks(level, origin, size)
+            return self._read_blocks(level, origin_px, size_px)
         except FoveateError:
             raise
         except MemoryError as error:
             raise ImageTooLarge(
-                f"{self.path}: a region of {size} does not fit memory; read it at a coarser spacing"
+                f"{self.path}: a region of {size_px} does not fit memory; read it at a coarser "
+                "spacing"
             ) from error
         except Exception as error:
             log.debug("%s: level %d", self.path, level, exc_info=True)
@@ -177,34 +187,36 @@ class TiffReader(AbstractReader):
             if isinstance(error, OSError) and error.errno:
                 reason = explain_os_error(error)
             raise UnreadableImage(
-                f"{self.path}: level {level}, region {size} at {origin}: {reason}"
+                f"{self.path}: level {level}, region {size_px} at {origin_px}: {reason}"
             ) from error
 
-    def _read_blocks(self, level: int, origin: tuple[int, int], size: tuple[int, int]) -> Pixels:
-        """Compose a region from the blocks that it touches, ``(*size, c)``."""
+    def _read_blocks(
+        self, level: int, origin_px: tuple[int, int], size_px: tuple[int, int]
+    ) -> Pixels:
+        """Compose a region from the blocks that it touches, ``(*size_px, c)``."""
         grid = self._grids[level]
-        region = np.empty((*size, self.channels), self.dtype)
+        region = np.empty((*size_px, self.channels), self.dtype)
         missing: list[StoredBlock] = []
-        for block in touched_blocks(grid, origin, size):
+        for block in touched_blocks(grid, origin_px, size_px):
             if 0 in block.offsets or 0 in block.counts:
-                self._fill_absent(level, block, region, origin)
+                self._fill_absent(level, block, region, origin_px)
                 continue
             cached = self._cached(level, block)
             if cached is None:
                 missing.append(block)
             else:
-                inside, within = overlap(grid, block, origin, size)
+                inside, within = overlap(grid, block, origin_px, size_px)
                 region[inside] = cached[within]
         for block, stored in self._read_bytes(missing):
-            self._decode_into(level, block, stored, region, origin)
+            self._decode_into(level, block, stored, region, origin_px)
         return region
 
     def _fill_absent(
-        self, level: int, block: StoredBlock, region: Pixels, origin: tuple[int, int]
+        self, level: int, block: StoredBlock, region: Pixels, origin_px: tuple[int, int]
     ) -> None:
         """Fill the part of an absent block from the next finer level, else with the background."""
         grid = self._grids[level]
-        inside, within = overlap(grid, block, origin, region.shape[:2])
+        inside, within = overlap(grid, block, origin_px, region.shape[:2])
         place = (
             block.row * grid.block[0] + within[0].start,
             block.column * grid.block[1] + within[1].start,
@@ -216,15 +228,16 @@ class TiffReader(AbstractReader):
         finer = self._grids[level - 1].shape
         y, x = level_downsample(finer, grid.shape)
         for (top, left), size in cut_region(place, part.shape[:2], (y, x), _FINER_PX):
-            low = (max(int(top * y - y) - 1, 0), max(int(left * x - x) - 1, 0))
+            top_px, left_px = fine_px_from_coarse_px(top, y), fine_px_from_coarse_px(left, x)
+            low = (max(int(top_px - y) - 1, 0), max(int(left_px - x) - 1, 0))
             high = (
-                min(int((top + size[0] + 1) * y) + 2, finer[0]),
-                min(int((left + size[1] + 1) * x) + 2, finer[1]),
+                min(int(fine_px_from_coarse_px(top + size[0] + 1, y)) + 2, finer[0]),
+                min(int(fine_px_from_coarse_px(left + size[1] + 1, x)) + 2, finer[1]),
             )
             fine = self._read_blocks(level - 1, low, (high[0] - low[0], high[1] - low[1]))
             at = (top - place[0], left - place[1])
             part[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = resample(
-                fine, (top * y - low[0], left * x - low[1]), (y, x), size
+                fine, (top_px - low[0], left_px - low[1]), (y, x), size
             )
 
     def _decode_into(
@@ -233,12 +246,12 @@ class TiffReader(AbstractReader):
         block: StoredBlock,
         stored: list[bytes],
         region: Pixels,
-        origin: tuple[int, int],
+        origin_px: tuple[int, int],
     ) -> None:
         """Decode one block into the region, and cache it if it is likely to be needed again."""
         grid = self._grids[level]
         shape = stored_shape(grid, block)
-        inside, within = overlap(grid, block, origin, region.shape[:2])
+        inside, within = overlap(grid, block, origin_px, region.shape[:2])
         repeats = self._has_shared_bytes[level]
         cached = self._cached(level, block) if repeats else None
         if cached is not None:

@@ -57,7 +57,11 @@ class Drawn:
 
 
 def render(
-    draw: Callable[[Figure], None], path: Path, alt: str, *, size: tuple[float, float] = (5.2, 4.0)
+    draw: Callable[[Figure], None],
+    path: Path,
+    alt: str,
+    *,
+    size_inches: tuple[float, float] = (5.2, 4.0),
 ) -> Drawn:
     """Draw a figure; write it as PNG to `path`, and return it as SVG for the page."""
     import matplotlib
@@ -65,7 +69,7 @@ def render(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, dpi=120, layout="constrained")
+        figure = Figure(figsize=size_inches, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
         write_aside(path, lambda aside: figure.savefig(aside, format="png"))

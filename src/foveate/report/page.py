@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.files.atomic import write_text
 from foveate.presentation import Chart, write_count, write_decimals, write_percent
 from foveate.report import sections
@@ -86,7 +86,7 @@ def _render_training(run: RunFiles) -> Drawn | None:
         partial(draw_training, folds=folds),
         run.folder / "figures" / "training.png",
         describe_training(folds),
-        size=(10.6, 6.2),
+        size_inches=(10.6, 6.2),
     )
 
 

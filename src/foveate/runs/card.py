@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +15,8 @@ from foveate.images.likeness import TrainedOn
 SCHEMA = 1
 _SIDE_PX = (16, 65536)
 _LARGE = 1e12
+_TRAINED_ON_KEYS = {"spacing_um": "spacing", "side_um": "side"}
+"""Keys in files of those fields of `TrainedOn` whose names differ."""
 _KEYS = (
     *("schema", "foveate", "sha256", "method", "method_options", "encoder", "encoder_options"),
     *(
@@ -123,13 +125,18 @@ def parse_view(fields: Fields) -> View:
     )
 
 
+def store_trained_on(facts: TrainedOn) -> dict[str, Any]:
+    """Return facts about the images of a run under the keys that `parse_trained_on` reads."""
+    return {_TRAINED_ON_KEYS.get(name, name): value for name, value in asdict(facts).items()}
+
+
 def parse_trained_on(fields: Fields) -> TrainedOn:
     """Read the stored facts about the images of a run, and check them.
 
     Raises:
         CheckpointError: a field does not fit.
     """
-    fields.only(tuple(TrainedOn.__dataclass_fields__))
+    fields.only([_TRAINED_ON_KEYS.get(name, name) for name in TrainedOn.__dataclass_fields__])
     low, high = fields.numbers("spacing", *SPACING, n=2)
     short, long = fields.numbers("side", 1e-4, _LARGE, n=2)
     return TrainedOn(
@@ -137,8 +144,8 @@ def parse_trained_on(fields: Fields) -> TrainedOn:
         kinds=fields.texts("kinds"),
         channels=tuple(int(c) for c in fields.numbers("channels", 1, 1024)),
         unit=fields.text("unit", ("um", "px")),
-        spacing=(low, high),
-        side=(short, long),
+        spacing_um=(low, high),
+        side_um=(short, long),
         assumed=fields.integer("assumed", 0, 1 << 40),
     )
 

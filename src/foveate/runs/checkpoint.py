@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.encoders import build_encoder
 from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName
 from foveate.files.atomic import write_aside, write_json
@@ -20,7 +20,7 @@ from foveate.files.digest import file_sha256
 from foveate.methods.base import AbstractMethod
 from foveate.parts import find, parse_options
 from foveate.readers import check_options
-from foveate.runs.card import SCHEMA, ModelCard, read_card
+from foveate.runs.card import SCHEMA, ModelCard, read_card, store_trained_on
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 
@@ -73,6 +73,7 @@ def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> 
         "foveate": __version__,
         "sha256": file_sha256(path),
         **asdict(card),
+        "trained_on": None if card.trained_on is None else store_trained_on(card.trained_on),
     }
     write_json(folder / "model.json", content)
 

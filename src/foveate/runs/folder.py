@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.errors import CheckpointError, explain_os_error
 from foveate.files.atomic import write_json, write_text
 from foveate.files.csvtext import csv_text, parse_csv

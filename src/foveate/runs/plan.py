@@ -15,10 +15,11 @@ from foveate.batch import View
 from foveate.errors import OptionError, SplitError, TrainingError
 from foveate.files.atomic import write_json
 from foveate.files.fields import Fields, read_fields
+from foveate.geometry import shape_from_size_um, size_um_from_shape
 from foveate.images.likeness import ImageFacts, TrainedOn, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
 from foveate.messages.display import Display, QuarantineMessages
-from foveate.runs.card import ModelCard, parse_trained_on, parse_view
+from foveate.runs.card import ModelCard, parse_trained_on, parse_view, store_trained_on
 from foveate.runs.checkpoint import build_model
 from foveate.runs.config import RunConfig, settle_encoder
 from foveate.runs.fingerprint import (
@@ -214,7 +215,7 @@ def _settle(
         "view": asdict(view),
         "quarantine": quarantine,
         "method_options": chosen,
-        "trained_on": asdict(trained_on(scan.facts.values())),
+        "trained_on": store_trained_on(trained_on(scan.facts.values())),
     }
     write_json(folder / "plan.json", content)
 
@@ -326,8 +327,7 @@ def _choose_patch_numbers(
     """
     covering = [
         math.prod(
-            max(1, math.ceil(n * s / view.patch_um - 1e-6))
-            for n, s in zip(fact.shape, fact.spacing_um, strict=True)
+            shape_from_size_um(size_um_from_shape(fact.shape, fact.spacing_um), view.patch_um)
         )
         for fact in facts
     ]

@@ -119,7 +119,7 @@ class TilingOptions:
         }
 
     def find_cheapest(
-        self, budget: float, mode: Literal["training", "forward"]
+        self, budget_bytes: float, mode: Literal["training", "forward"]
     ) -> tuple[int, ...] | None:
         """Find the tiling of the fewest operations whose tiles fit into a budget.
 
@@ -127,13 +127,13 @@ class TilingOptions:
         other fits.
 
         Args:
-            budget: memory of a tile in bytes.
+            budget_bytes: memory of a tile.
             mode: whether the memory for a gradient counts.
 
         Returns:
             Tiles per axis; None where no tiling fits.
         """
-        fits = self._allowed & (self._bytes[mode] <= budget)
+        fits = self._allowed & (self._bytes[mode] <= budget_bytes)
         fits = fits & self._fits_device if (fits & self._fits_device).any() else fits
         if not fits.any():
             return None

@@ -26,12 +26,12 @@ class StoredMap(NamedTuple):
 
     Attributes:
         step: number of the step whose map it is.
-        size: size of the map in bytes.
+        size_bytes: size of the map.
         on_disk: whether it is stored on disk or in memory.
     """
 
     step: int
-    size: float
+    size_bytes: float
     on_disk: bool
 
 
@@ -145,7 +145,7 @@ def make_plan(
 
 
 def _plan_segments(
-    graph: Graph, stored: Sequence[StoredMap], budget: float, learns: bool
+    graph: Graph, stored: Sequence[StoredMap], budget_bytes: float, learns: bool
 ) -> StreamingPlan | None:
     """Plan the segments between stored maps; return None where a segment does not fit.
 
@@ -154,7 +154,7 @@ def _plan_segments(
     computed at once. Later segments have released theirs.
     """
     bounds = [0, *(s.step for s in stored), len(graph.steps) - 1]
-    maps = [0.0 if s.on_disk else s.size for s in stored]
+    maps = [0.0 if s.on_disk else s.size_bytes for s in stored]
     segments: list[Segment] = []
     peak, saved = 0.0, 0.0
     for j, (begin, end) in enumerate(itertools.pairwise(bounds)):
@@ -162,12 +162,12 @@ def _plan_segments(
         # A segment after a map on disk is tiled: otherwise autograd would make the gradient of that
         # map in memory.
         tiled = j > 0 and stored[j - 1].on_disk
-        segment = _plan_segment(graph, begin, end, budget - other, learns, tiled)
+        segment = _plan_segment(graph, begin, end, budget_bytes - other, learns, tiled)
         if segment is not None and tiled:
             # The pages of a tile's input and of its gradient are in memory while it is computed.
             cells = math.prod(segment.grid.largest())
             other += 2 * graph.steps[begin].cell_bytes * cells
-            segment = _plan_segment(graph, begin, end, budget - other, learns, tiled)
+            segment = _plan_segment(graph, begin, end, budget_bytes - other, learns, tiled)
         if segment is None:
             return None
         segments.append(replace(segment, on_disk=j < len(stored) and stored[j].on_disk))
@@ -231,7 +231,7 @@ def _sum_up(
     work = sum(s.work(learns) for s in segments)
     # A map on disk is written and read once. In training, it is read again, and its gradient is
     # read, written and read.
-    moved = sum(s.size for s in stored if s.on_disk) * (6 if learns else 2)
+    moved = sum(s.size_bytes for s in stored if s.on_disk) * (6 if learns else 2)
     work = (work + _DISK_BYTE_WORK * moved) / _plain_work(graph, learns)
     return StreamingPlan(tuple(segments), work, peak_bytes, learns)
 
@@ -256,7 +256,7 @@ def _list_candidates(graph: Graph, budget_bytes: float, scratch_bytes: float) ->
 
 def _disk_bytes(stored: Sequence[StoredMap]) -> float:
     """Compute the space on disk of stored maps and of two of their gradients, the largest."""
-    sizes = sorted(s.size for s in stored if s.on_disk)
+    sizes = sorted(s.size_bytes for s in stored if s.on_disk)
     return sum(sizes) + sum(sizes[-2:])
 
 
@@ -266,7 +266,7 @@ def _map_bytes(graph: Graph, t: int) -> float:
 
 
 def _plan_segment(
-    graph: Graph, begin: int, end: int, budget: float, learns: bool, tiled: bool
+    graph: Graph, begin: int, end: int, budget_bytes: float, learns: bool, tiled: bool
 ) -> Segment | None:
     """Plan the segment of the fewest operations within a budget; return None where none fits.
 
@@ -274,17 +274,17 @@ def _plan_segment(
         graph: the steps of the stack.
         begin: step whose map is the segment's input.
         end: step whose map is its output.
-        budget: memory in bytes.
+        budget_bytes: memory in bytes.
         learns: whether a backward pass follows.
         tiled: whether it must be computed tile by tile even if its activations fit.
     """
     if learns and not tiled:
         single = TileGrid(graph, begin, end, (1,) * len(graph.steps[end].extent))
-        if single.training_bytes <= budget and single.fits_device:
+        if single.training_bytes <= budget_bytes and single.fits_device:
             return Segment(single, single, at_once=True)
     options = get_tiling_options(graph, begin, end)
-    forward_sides = options.find_cheapest(budget, "forward")
-    sides = options.find_cheapest(budget, "training") if learns else forward_sides
+    forward_sides = options.find_cheapest(budget_bytes, "forward")
+    sides = options.find_cheapest(budget_bytes, "training") if learns else forward_sides
     if forward_sides is None or sides is None:
         return None
     grid = TileGrid(graph, begin, end, sides)

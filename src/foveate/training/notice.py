@@ -52,19 +52,21 @@ def describe_chance_plateau(model: Model, row: Mapping[str, float], *, batch: in
     )
 
 
-def describe_stage(stage: str, epochs: int, steps: int, seconds: float, total: float) -> str:
+def describe_stage(
+    stage: str, epochs: int, steps: int, step_seconds: float, total_seconds: float
+) -> str:
     """Describe in a line the time and memory that a stage of training will take.
 
     Args:
         stage: name of the stage.
         epochs: number of its epochs.
         steps: number of steps of an epoch.
-        seconds: duration of a step.
-        total: duration of the stage in seconds.
+        step_seconds: duration of a step.
+        total_seconds: duration of the stage.
     """
     return (
-        f"{stage}: {epochs} epochs of {steps} steps, about {seconds:.2g} s a step, "
-        f"{duration(total)} in all; memory about {peak_memory_mib() / 1024:.1f} GiB"
+        f"{stage}: {epochs} epochs of {steps} steps, about {step_seconds:.2g} s a step, "
+        f"{duration(total_seconds)} in all; memory about {peak_memory_mib() / 1024:.1f} GiB"
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from foveate.evaluation.scores import compare_rows
 from foveate.files.atomic import write_json
+from foveate.geometry import px0_from_um
 from foveate.images.evidence import Evidence
 from foveate.messages.display import Display
 from foveate.metrics import proportion_interval
@@ -218,7 +219,7 @@ def measure_localisation(run: Path) -> dict[str, Any]:
 
 
 def _is_peak_deciding(evidence: Evidence, slide: Path) -> bool:
-    peak_px0 = np.asarray(evidence.peak_um().centre) / np.asarray(SLIDE.spacing_um)
+    peak_px0 = np.asarray(px0_from_um(evidence.peak_um(), SLIDE.spacing_um).centre)
     return any(
         nodule.deciding
         and np.hypot(*(peak_px0 - np.asarray(nodule.centre_px0))) <= nodule.radius_px0
