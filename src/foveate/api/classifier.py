@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
+from foveate import defaults
 from foveate.api.commands import train
 from foveate.api.explanation import Explanation
 from foveate.api.progress import OnProgress
@@ -76,15 +77,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        method: str = "glimpse",
+        method: str = defaults.METHOD,
         *,
-        encoder: str = "auto",
-        task: str = "auto",
-        folds: int = 1,
+        encoder: str = defaults.ENCODER,
+        task: str = defaults.TASK,
+        folds: int = defaults.FOLDS,
         refit: bool = False,
         epochs: int | None = None,
-        seed: int = 0,
-        device: str = "auto",
+        seed: int = defaults.SEED,
+        device: str = defaults.DEVICE,
         out: Path | str | None = None,
         on_progress: OnProgress | None = None,
         **options: Any,
@@ -165,16 +166,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         out = Path(self._folder.name) / "run" if self.out is None else Path(self.out)
         named = super().get_params(deep=False)
         options = {k: v for k, v in named.items() if k not in ("out", "on_progress")}
-        outcome = train(
+        result = train(
             table,  # type: ignore[arg-type]
             out,
             on_progress=self.on_progress,
             **{**self._options, **options},
         )
-        return self._fitted(out, outcome.metrics["metrics"])
+        return self._fitted(out, result.metrics["metrics"])
 
     @classmethod
-    def from_run(cls, run: Path | str, *, device: str = "auto") -> Self:
+    def from_run(cls, run: Path | str, *, device: str = defaults.DEVICE) -> Self:
         """Return a fitted classifier for a run that was trained before.
 
         Args:

@@ -14,24 +14,27 @@ if TYPE_CHECKING:
 
 _SECTIONS = ("table", "view", "split", "train")
 _PARTS = ("method", "encoder", "task")
-_TOP = (*_PARTS, "heatmaps", "permute_labels", "refit")
+_TOP = (*_PARTS, "heatmaps", "export", "permute_labels", "refit")
 _SHORT = {
+    "column": ("table", "image"),
     "label": ("table", "label"),
     "patient": ("table", "patient"),
     "images": ("table", "images"),
     "files": ("table", "files"),
+    "classes": ("table", "classes"),
     "folds": ("split", "folds"),
     "epochs": ("train", "epochs"),
     "device": ("train", "device"),
+    "devices": ("train", "devices"),
 }
-"""Keywords that need no section, as the flags of the command line; their section and key."""
+"""Section and key of each keyword that needs no section; the command line has the same flags."""
 
 
 def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Convert keywords to the sections of a config.
 
     ``train__lr`` is the key ``lr`` of the section ``train``; ``encoder__width`` is an option of
-    the encoder. A keyword without a section that is no flag is an option of the method.
+    the encoder. Any other keyword without a section is an option of the method.
 
     Args:
         options: keywords; those that are None are left out.

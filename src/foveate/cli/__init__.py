@@ -9,6 +9,7 @@ import click
 
 from foveate import __version__
 from foveate.cli import commands
+from foveate.cli.demo import demo
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
 from foveate.errors import FoveateError, did_you_mean, out_of_memory
 from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
@@ -46,8 +47,8 @@ def _run(command: click.Command, name: str) -> object:
         return INTERRUPTED
     except OSError as error:
         return _complain(
-            f"{error.filename or 'the system'}: {error.strerror or 'it refuses'}; may you read and "
-            "write there, and is the disk or network well?"
+            f"{error.filename or 'the system'}: {error.strerror or 'it refuses'}; check that you "
+            "may read and write there, and that the disk or network works"
         )
     except Exception as error:
         return _complain(_NO_MEMORY if out_of_memory(error) else _report_fault(error))
@@ -136,7 +137,7 @@ def cli(ctx: click.Context, /) -> None:
 
 
 for command in (
-    commands.demo,
+    demo,
     commands.train,
     commands.predict,
     commands.evaluate,

@@ -190,10 +190,10 @@ class AbstractBagMethod(AbstractMethod):
     Args:
         encoder: the encoder of the patches.
         heads: the questions of the task.
-        train_encoder: train the encoder too, by two-pass replay; else it stays as it began and
-            each image is embedded once.
+        train_encoder: whether the encoder is trained too, by two-pass replay; if not, it keeps its
+            weights and each image is embedded once.
         chunk: number of patches encoded at a time.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
+        jitter: whether the lattice is shifted at random in training (with a trained encoder only).
         instance: weight of the instance head's loss.
         dim_instance: length of the vectors that the instance head answers from; None for no
             instance head.

@@ -40,8 +40,8 @@ from foveate.workflows.words import describe_scores
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome:
-    """The outcome of a run.
+class RunResult:
+    """The result of a run.
 
     Attributes:
         folder: folder of the run.
@@ -65,7 +65,7 @@ def run_experiment(
     display: Display,
     *,
     after_epoch: Callable[[Path], None] | None = None,
-) -> Outcome:
+) -> RunResult:
     """Train and evaluate as the config says; continue where the same command stopped.
 
     Args:
@@ -89,7 +89,7 @@ def _run(
     folder: Path,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
-) -> Outcome:
+) -> RunResult:
     if (folder / "plan.json").is_file():
         display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
     plan = make_plan(config, folder, display)
@@ -100,7 +100,7 @@ def _run(
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
                 _run_fold(config, folder, k, plan, store, display, after_epoch, processes)
-        outcome = _score_run(config, folder, plan)
+        result = _score_run(config, folder, plan)
         if config.refit:
             _refit(config, folder, plan, store, display, after_epoch, processes)
         processes.close()
@@ -108,7 +108,7 @@ def _run(
         if processes.runtime is not None:
             processes.runtime.stop()
     shutil.rmtree(folder / "features", ignore_errors=True)
-    return outcome
+    return result
 
 
 # -- one fold -------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def _refit(
 # -- after training -------------------------------------------------------------------------------
 
 
-def _score_run(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
+def _score_run(config: RunConfig, folder: Path, plan: Plan) -> RunResult:
     """Pool the folds, score them, and write what the report needs."""
     rows, costs = [], []
     for k in range(len(plan.splits.folds)):
@@ -224,7 +224,7 @@ def _score_run(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
         metrics["gain"] = compare_rows(rows, start, task)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _sum_cost(costs))
-    return Outcome(folder, metrics, n_set_aside, task)
+    return RunResult(folder, metrics, n_set_aside, task)
 
 
 def _read_frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:
