@@ -1,4 +1,4 @@
-"""Defaults of the options of the commands, defined once.
+"""Sections and defaults of the options of the commands, defined once.
 
 The command line, the Python functions, the workflows and the config read them here. This module
 imports nothing heavy, because ``foveate --help`` shows them.
@@ -10,6 +10,11 @@ from typing import Final, Literal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """Names of devices; ``auto`` takes a GPU when there is one."""
+
+SECTIONS: Final = ("table", "view", "split", "train")
+"""Sections of the config whose keys are fixed."""
+PARTS: Final = ("method", "encoder", "task")
+"""Keys of the config that name a part; the options of a part are a section too."""
 
 METHOD: Final = "glimpse"
 ENCODER: Final = "auto"

@@ -49,9 +49,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: name of the method; see `list_methods`.
         encoder: ``auto``, ``lite0``, ``small``, or a network of timm.
         task: ``auto``, ``binary`` or ``multiclass``.
-        folds: number of folds of cross-validation, whose models answer together; 1 holds a part of
-            the patients out.
-        refit: whether one model is trained on all images at the end, which then answers alone.
+        folds: number of folds of cross-validation, whose models answer together; with 1, a part of
+            the patients is the test part.
+        refit: whether one model is trained on all images at the end; it replaces the folds'
+            models.
         epochs: largest number of epochs end to end; None follows the number of images.
         seed: seed of the split and of training.
         device: device that computes; ``auto`` takes a GPU when there is one.
@@ -217,7 +218,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.classes_))
 
     def predict(self, paths: Paths) -> NDArray[np.str_]:
-        """Return the predicted labels, ``(n,)``; two classes are told apart by a settled threshold.
+        """Return the predicted labels, ``(n,)``; with two classes, by the model's threshold.
 
         Args:
             paths: paths of images; or one folder or table, whose images are taken in order.

@@ -188,7 +188,7 @@ def evaluate(
         on_progress: called with the progress of the work.
 
     Raises:
-        FoveateError: no label is known, no image could be predicted, or what else is to correct.
+        FoveateError: no label is known, no image could be predicted, or another error.
 
     Example:
         >>> foveate.evaluate("runs/first", "other.csv", "external").metrics["n_images"]
@@ -200,14 +200,15 @@ def evaluate(
     )
     stored = store_table(table, Path(out))
     folder = images if images is not None else stored.get("images")
-    asked = (Path(run), Path(stored["path"]), options, as_display(on_progress))
+    inputs = (Path(run), Path(stored["path"]), options, as_display(on_progress))
     metrics, failed = evaluate_table(
-        *asked,
+        *inputs,
         label=label,
         files=None if files is None else Path(files),
         images=None if folder is None else Path(folder),
-        renamed=renamed, audit_layout=audit_layout,
-    )  # fmt: skip
+        renamed=renamed,
+        audit_layout=audit_layout,
+    )
     return Evaluation(metrics, failed)
 
 

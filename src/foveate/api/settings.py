@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate import defaults
 from foveate.errors import OptionError
 from foveate.runs.config import load_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SECTIONS = ("table", "view", "split", "train")
-_PARTS = ("method", "encoder", "task")
-_TOP = (*_PARTS, "heatmaps", "export", "permute_labels", "refit")
+_SECTIONS = (*defaults.SECTIONS, *defaults.PARTS)
+_TOP = (*defaults.PARTS, "heatmaps", "export", "permute_labels", "refit")
 _SHORT = {
     "column": ("table", "image"),
     "label": ("table", "label"),
@@ -44,14 +44,11 @@ def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
         section, mark, key = name.partition("__")
         if value is None:
             continue
-        if mark and section in (*_SECTIONS, *_PARTS):
-            nested.setdefault(section if section in _SECTIONS else f"{section}_options", {})[
-                key
-            ] = value
+        if mark and section in _SECTIONS:
+            where = f"{section}_options" if section in defaults.PARTS else section
+            nested.setdefault(where, {})[key] = value
         elif mark:
-            raise OptionError(
-                f"no option '{name}': sections are {', '.join((*_SECTIONS, *_PARTS))}"
-            )
+            raise OptionError(f"no option '{name}': sections are {', '.join(_SECTIONS)}")
         elif name in _TOP:
             nested[name] = value
         elif name == "seed":

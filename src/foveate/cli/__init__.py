@@ -55,7 +55,7 @@ def _run(command: click.Command, name: str) -> object:
 
 
 _NO_MEMORY = (
-    "memory does not suffice: take a smaller --train.batch-size, fewer patches (such as "
+    "memory does not suffice: use a smaller --train.batch-size, fewer patches (such as "
     "--method.patches 8) or smaller ones (--view.patch-px), close other programs, or use a machine "
     "with more memory. The same command continues where this one stopped"
 )
@@ -73,8 +73,7 @@ def _report_fault(error: Exception) -> str:
         file.write(f"{' '.join(sys.argv)}\nfoveate {__version__}\n\n{text}")
     return (
         "this is a fault of foveate, or of a part given with --plugins: please report it with "
-        f"{file.name}, which says where it happened. `foveate doctor` says whether the "
-        "installation is healthy"
+        f"{file.name}, which shows where it happened. `foveate doctor` checks the installation"
     )
 
 

@@ -1,4 +1,4 @@
-"""The command demo, and what it prints about the promises of the demo."""
+"""The command demo, and its messages about the promises of the demo."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _print_remedy(result: DemoResult, seed: int) -> None:
     page = result.glimpse.folder / "report.html"
     other = result.glimpse.folder.parent.with_name(f"{defaults.DEMO_FOLDER}-{seed + 1}")
     click.echo(
-        f"what to do: `foveate doctor` says whether the installation is healthy; {page} shows "
+        f"what to do: `foveate doctor` checks the installation; {page} shows "
         "under Training whether the loss fell, and in its heatmaps where the model looked. This "
         f"was seed {seed}; with another seed: foveate demo --seed {seed + 1} --out {other}. Please "
         "report the fault with the seed, the output of `foveate doctor`, and that page.",

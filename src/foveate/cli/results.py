@@ -1,4 +1,4 @@
-"""The last lines of a command: where its results are, and what was set aside."""
+"""The last lines of a command: the places of its results, and the images set aside."""
 
 from __future__ import annotations
 

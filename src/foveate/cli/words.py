@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from foveate import defaults
 from foveate.errors import OptionError, did_you_mean
 
 OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
-_PARTS = ("method", "encoder", "task")
-_SECTIONS = ("train", "view", "split", "table", "reader", *_PARTS)
+_SECTIONS = (*defaults.SECTIONS, "reader", *defaults.PARTS)
 
 
 class Sectioned(click.Command):
@@ -43,7 +43,7 @@ def _put_section(into: dict[str, Any], key: str, value: str) -> None:
     if section == "reader":
         _put_reader(into, key, name, value)
         return
-    if section in _PARTS:
+    if section in defaults.PARTS:
         section += "_options"
     into.setdefault(section, {})[name.replace("-", "_")] = value
 

@@ -1,7 +1,7 @@
 """The demo: a synthetic gigapixel cohort, two methods on the same patients, one report.
 
-What makes a slide positive is visible at full resolution only: `glimpse` finds it in a small share
-of the pixels, `downsampled` cannot. Every demo checks at its end that this came true.
+The nodules that make a slide positive are visible at full resolution only: `glimpse` finds them in
+a small share of the pixels, `downsampled` cannot. Every demo checks this at its end.
 """
 
 from __future__ import annotations

@@ -345,7 +345,7 @@ def _open_workers(
 
 
 def _list_command_options(command: str, options: PredictOptions) -> dict[str, Any]:
-    """Return what the answers depend on besides models and pictures, for all images and parts."""
+    """Return the command and the options that change answers, for the journal of answers."""
     return {"command": command, "--spacing-um": options.assume_spacing_um}
 
 

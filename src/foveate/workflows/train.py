@@ -47,7 +47,7 @@ class RunResult:
         folder: folder of the run.
         metrics: content of ``metrics.json``.
         n_quarantined: number of images that were set aside.
-        task: task of the run, which says what the labels mean.
+        task: task of the run, which gives the labels their meaning.
     """
 
     folder: Path
@@ -91,7 +91,9 @@ def _run(
     after_epoch: Callable[[Path], None] | None,
 ) -> RunResult:
     if (folder / "plan.json").is_file():
-        display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
+        display.say(
+            f"{folder} holds this run already: finished steps are kept, and the others follow"
+        )
     plan = make_plan(config, folder, display)
     list_set_aside(folder, plan)
     config = plan.config
@@ -201,7 +203,7 @@ def _refit(
 
 
 def _score_run(config: RunConfig, folder: Path, plan: Plan) -> RunResult:
-    """Pool the folds, score them, and write what the report needs."""
+    """Pool and score the predictions of the folds, and write the inputs of the report."""
     rows, costs = [], []
     for k in range(len(plan.splits.folds)):
         fold_folder = folder / f"fold_{k}"
