@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from foveate import cli
-from foveate.cli.words import OK, Sectioned, plugins_flag
+from foveate.cli.flags import plugins_flag
+from foveate.cli.words import OK, Sectioned
 from foveate.errors import OptionError
 from foveate.parts import add_plugin_folder
 

@@ -53,7 +53,7 @@ class PlainMean(AbstractAggregator):
         outputs = nn.Linear(encoder.dim, sum(head.size for head in heads))
         self.answers = nn.Sequential(nn.Dropout(dropout), outputs)
 
-    def forward(self, tokens, valid, centre, extent, *, pooled, everywhere):
+    def forward(self, tokens, valid, centre_patch, extent_patch, *, pooled, everywhere):
         """Average the tokens that are pooled."""
         share = pooled.float() / pooled.sum(1, keepdim=True).clamp_min(1)
         return self.answers((share.unsqueeze(-1) * tokens).sum(1)), share
@@ -81,8 +81,8 @@ def tokens(b: int = 2) -> dict[str, Tensor]:
     return {
         "tokens": torch.randn(b, N, DIM, generator=generator),
         "valid": valid,
-        "centre": 4 * torch.rand(b, N, 2, generator=generator),
-        "extent": torch.ones(b, N),
+        "centre_patch": 4 * torch.rand(b, N, 2, generator=generator),
+        "extent_patch": torch.ones(b, N),
         "pooled": pooled,
         "everywhere": everywhere,
     }
@@ -106,7 +106,7 @@ def test_padding_and_the_order_of_tokens_change_nothing(name: str) -> None:
     aggregator, given = build(name), tokens()
     changed = {k: v.clone() for k, v in given.items()}
     changed["tokens"][~given["valid"]] = 100.0
-    changed["centre"][~given["valid"]] = -50.0
+    changed["centre_patch"][~given["valid"]] = -50.0
     order = torch.tensor([4, 0, 6, 2, 1, 3, 5])
     mixed = {k: v[:, order] for k, v in given.items()}
     with torch.no_grad():

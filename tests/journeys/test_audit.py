@@ -179,7 +179,7 @@ def test_the_command_says_what_a_trained_run_does(
     assert layout["n_images"] == 2
     assert layout["scores"]["val_auroc"] == pytest.approx(metrics["metrics"]["auroc"]["value"])
     assert 0 <= layout["shuffled"]["val_auroc"] <= 1
-    assert f"  {layout['told']}\n" in ended.stdout
+    assert f"  {layout['summary']}\n" in ended.stdout
 
 
 def test_the_command_says_when_layout_was_never_used_and_leaves_out_what_fails(

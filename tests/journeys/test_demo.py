@@ -14,7 +14,7 @@ from foveate.runs.folder import read_json
 from foveate.tasks import restore_task
 from foveate.workflows import demo
 from foveate.workflows.demo import judge
-from foveate.workflows.train import Outcome
+from foveate.workflows.train import RunResult
 
 PERFECT = {"value": 1.0, "lo": 0.735, "hi": 1.0}
 CHANCE = {"value": 0.529, "lo": 0.333, "hi": 0.741}
@@ -31,7 +31,7 @@ def kept(
     peaks = {"hit_fraction": hits[0] / max(hits[1], 1), "n": hits[1], "lo": lo, "hi": hi}
     task = restore_task("binary", {"classes": ["normal", "tumour"]}, {})
     runs = [
-        Outcome(Path("run"), {"metrics": {} if score is None else {"auroc": score}}, 0, task)
+        RunResult(Path("run"), {"metrics": {} if score is None else {"auroc": score}}, 0, task)
         for score in (glimpse, downsampled)
     ]
     return [promise.kept for promise in judge(*runs, difference, peaks)]
@@ -74,8 +74,8 @@ def test_a_small_demo_tells_and_a_large_one_would_fail(
     promises = read_json(out / "promises.json")
     assert len(promises) == 4
     for promise in promises:
-        assert promise["promised"] in ended.stdout
-        assert promise["came"] in ended.stdout
+        assert promise["claim"] in ended.stdout
+        assert promise["measured"] in ended.stdout
     assert "not enforced" in ended.stdout
 
     # The same demo, judged as one of many slides that promises more than an AUROC can be.

@@ -181,7 +181,7 @@ def test_commands_are_functions_that_do_the_same(
     foveate: Callable[..., Ended],
 ) -> None:
     folder = picture_table.parent / "in"
-    ours = fv.predict(str(fitted.run_), folder, tmp_path / "ours", n_heatmaps=1)
+    ours = fv.predict(str(fitted.run_), folder, tmp_path / "ours", heatmaps=1)
     ended = foveate("predict", fitted.run_, folder, "--out", tmp_path / "theirs", "--heatmaps", 1)
     assert ended.returncode == 0, ended.stderr
     rows = [read_rows(tmp_path / name / "predictions.csv") for name in ("ours", "theirs")]

@@ -53,14 +53,14 @@ def test_what_is_taken_from_docstrings() -> None:
     assert read_paragraphs(part)[""].startswith("The whole image shrunk")
     assert list(read_paragraphs(part)) == ["", "Source", "Use when", "Cost"]
     assert read_meanings(part) == {
-        "dropout": "before the linear layer that is trained from the start."
+        "dropout": "rate of dropout before the linear layer that is trained from the start."
     }
     page = write_methods_page()
     begin = page.index("## downsampled\n")
     section = page[begin : page.index("\n## ", begin)]
-    meaning = "Before the linear layer that is trained from the start."
+    meaning = "Rate of dropout before the linear layer that is trained from the start."
     assert f"| `--method.dropout` | `0.1` | {meaning} |" in section
-    assert "**When to use it.** What decides is visible in the glimpse" in section
+    assert "**When to use it.** The decisive parts are visible in the glimpse" in section
     assert "Evidence is the class-independent share" in section
     assert "| [`downsampled`](#downsampled) | no | no | yes | yes | partly |" in page
 

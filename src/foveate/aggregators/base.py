@@ -20,8 +20,8 @@ class AbstractAggregator(nn.Module, abc.ABC):
         self,
         tokens: Tensor,
         valid: Tensor,
-        centre: Tensor,
-        extent: Tensor,
+        centre_patch: Tensor,
+        extent_patch: Tensor,
         *,
         pooled: Tensor,
         everywhere: Tensor,
@@ -31,8 +31,8 @@ class AbstractAggregator(nn.Module, abc.ABC):
         Args:
             tokens: vectors ``(b, n, d)``, with d the encoder's `dim`.
             valid: attention mask ``(b, n)`` bool, False on padding and on tokens that are hidden.
-            centre: centres of the tokens' regions ``(b, n, ndim)``, in patches.
-            extent: sides of the tokens' regions ``(b, n)``, in patches.
+            centre_patch: centres of the tokens' regions ``(b, n, ndim)``, in patches.
+            extent_patch: sides of the tokens' regions ``(b, n)``, in patches.
             pooled: ``(b, n)`` bool, True on tokens that are pooled; the others only tell the pooled
                 ones what lies around them.
             everywhere: ``(b, n)`` bool, True on tokens of the image as a whole, such as the

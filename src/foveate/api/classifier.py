@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
+from foveate import defaults
 from foveate.api.commands import train
 from foveate.api.explanation import Explanation
 from foveate.api.progress import OnProgress
@@ -48,9 +49,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: name of the method; see `list_methods`.
         encoder: ``auto``, ``lite0``, ``small``, or a network of timm.
         task: ``auto``, ``binary`` or ``multiclass``.
-        folds: number of folds of cross-validation, whose models answer together; 1 holds a part of
-            the patients out.
-        refit: whether one model is trained on all images at the end, which then answers alone.
+        folds: number of folds of cross-validation, whose models answer together; with 1, a part of
+            the patients is the test part.
+        refit: whether one model is trained on all images at the end; it replaces the folds'
+            models.
         epochs: largest number of epochs end to end; None follows the number of images.
         seed: seed of the split and of training.
         device: device that computes; ``auto`` takes a GPU when there is one.
@@ -76,15 +78,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        method: str = "glimpse",
+        method: str = defaults.METHOD,
         *,
-        encoder: str = "auto",
-        task: str = "auto",
-        folds: int = 1,
+        encoder: str = defaults.ENCODER,
+        task: str = defaults.TASK,
+        folds: int = defaults.FOLDS,
         refit: bool = False,
         epochs: int | None = None,
-        seed: int = 0,
-        device: str = "auto",
+        seed: int = defaults.SEED,
+        device: str = defaults.DEVICE,
         out: Path | str | None = None,
         on_progress: OnProgress | None = None,
         **options: Any,
@@ -165,16 +167,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         out = Path(self._folder.name) / "run" if self.out is None else Path(self.out)
         named = super().get_params(deep=False)
         options = {k: v for k, v in named.items() if k not in ("out", "on_progress")}
-        outcome = train(
+        result = train(
             table,  # type: ignore[arg-type]
             out,
             on_progress=self.on_progress,
             **{**self._options, **options},
         )
-        return self._fitted(out, outcome.metrics["metrics"])
+        return self._fitted(out, result.metrics["metrics"])
 
     @classmethod
-    def from_run(cls, run: Path | str, *, device: str = "auto") -> Self:
+    def from_run(cls, run: Path | str, *, device: str = defaults.DEVICE) -> Self:
         """Return a fitted classifier for a run that was trained before.
 
         Args:
@@ -216,7 +218,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.classes_))
 
     def predict(self, paths: Paths) -> NDArray[np.str_]:
-        """Return the predicted labels, ``(n,)``; two classes are told apart by a settled threshold.
+        """Return the predicted labels, ``(n,)``; with two classes, by the model's threshold.
 
         Args:
             paths: paths of images; or one folder or table, whose images are taken in order.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate import defaults
 from foveate.api.progress import OnProgress, as_display
 from foveate.api.settings import merge_config, nest_options, store_table
 from foveate.messages.display import Display
@@ -20,9 +21,9 @@ from foveate.workflows.words import describe_scores
 if TYPE_CHECKING:
     import pandas as pd
 
-    from foveate.workflows.demo import DemoOutcome
+    from foveate.workflows.demo import DemoResult
     from foveate.workflows.doctor import Finding
-    from foveate.workflows.train import Outcome
+    from foveate.workflows.train import RunResult
 
     Table = pd.DataFrame | Path | str
 
@@ -34,7 +35,7 @@ def train(
     config: Mapping[str, Any] | Path | str | None = None,
     on_progress: OnProgress | Display | None = None,
     **options: Any,
-) -> Outcome:
+) -> RunResult:
     """Train on a table of images and labels, evaluate on patients never seen, and report.
 
     The same call continues a run that was stopped.
@@ -67,9 +68,9 @@ def train(
     if table is not None:
         more["table"] = store_table(table, out) | more.get("table", {})
     settings = build_config(merge_config(config, more))
-    outcome = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
+    result = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
     write_report(out)
-    return outcome
+    return result
 
 
 def predict(
@@ -78,12 +79,12 @@ def predict(
     out: Path | str,
     *,
     assume_spacing_um: float | None = None,
-    n_heatmaps: int = 1000,
-    exports: Sequence[str] = ("png", "geojson"),
-    workers: int = 0,
+    heatmaps: int = defaults.PREDICT_HEATMAPS,
+    export: Sequence[str] = defaults.EXPORT,
+    workers: int = defaults.WORKERS,
     ray: str | None = None,
     part: str | JobPart | None = None,
-    device: str = "auto",
+    device: str = defaults.DEVICE,
     on_progress: OnProgress | Display | None = None,
 ) -> Summary:
     """Predict images with a trained run; write a table, heatmaps and GeoJSON.
@@ -97,8 +98,8 @@ def predict(
         out: folder for the results.
         assume_spacing_um: spacing of images that state none, in micrometres per pixel; with None,
             as in training.
-        n_heatmaps: number of images, from the first on, that get pictures.
-        exports: kinds of pictures.
+        heatmaps: number of images, from the first on, that get pictures.
+        export: kinds of pictures.
         workers: number of processes that predict, each with its own models; with 0, this process
             does.
         ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
@@ -122,12 +123,12 @@ def predict(
     options = PredictOptions(
         Path(out),
         assume_spacing_um=assume_spacing_um,
-        n_heatmaps=n_heatmaps,
+        heatmaps=heatmaps,
         device=device,
         workers=workers,
         ray=ray,
         part=parse_part(part, os.environ) if isinstance(part, str) else part,
-        exports=tuple(exports),
+        export=tuple(export),
     )
     several = [images] if isinstance(images, str | Path) else list(images)
     return predict_paths(Path(run), [Path(p) for p in several], options, as_display(on_progress))
@@ -160,11 +161,11 @@ def evaluate(
     renamed: Mapping[str, str] | None = None,
     audit_layout: bool = False,
     assume_spacing_um: float | None = None,
-    n_heatmaps: int = 0,
-    exports: Sequence[str] = ("png", "geojson"),
-    workers: int = 0,
+    heatmaps: int = defaults.EVALUATE_HEATMAPS,
+    export: Sequence[str] = defaults.EXPORT,
+    workers: int = defaults.WORKERS,
     ray: str | None = None,
-    device: str = "auto",
+    device: str = defaults.DEVICE,
     on_progress: OnProgress | Display | None = None,
 ) -> Evaluation:
     """Score a trained run on a labelled table that it has never seen.
@@ -179,15 +180,15 @@ def evaluate(
         renamed: class of the model, by label of the table.
         audit_layout: whether to test as well if the model uses the positions of patches.
         assume_spacing_um: spacing of images that state none; with None, as in training.
-        n_heatmaps: number of images, from the first on, that get pictures.
-        exports: kinds of pictures.
+        heatmaps: number of images, from the first on, that get pictures.
+        export: kinds of pictures.
         workers: number of processes that predict; with 0, this process does.
         ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
         device: device that computes; ``auto`` takes a GPU when there is one.
         on_progress: called with the progress of the work.
 
     Raises:
-        FoveateError: no label is known, no image could be predicted, or what else is to correct.
+        FoveateError: no label is known, no image could be predicted, or another error.
 
     Example:
         >>> foveate.evaluate("runs/first", "other.csv", "external").metrics["n_images"]
@@ -195,34 +196,35 @@ def evaluate(
     from foveate.workflows.predict import PredictOptions, evaluate_table
 
     options = PredictOptions(
-        Path(out), assume_spacing_um, n_heatmaps, device, workers, ray, exports=tuple(exports)
+        Path(out), assume_spacing_um, heatmaps, device, workers, ray, export=tuple(export)
     )
     stored = store_table(table, Path(out))
     folder = images if images is not None else stored.get("images")
-    asked = (Path(run), Path(stored["path"]), options, as_display(on_progress))
+    inputs = (Path(run), Path(stored["path"]), options, as_display(on_progress))
     metrics, failed = evaluate_table(
-        *asked,
+        *inputs,
         label=label,
         files=None if files is None else Path(files),
         images=None if folder is None else Path(folder),
-        renamed=renamed, shuffle_layout=audit_layout,
-    )  # fmt: skip
+        renamed=renamed,
+        audit_layout=audit_layout,
+    )
     return Evaluation(metrics, failed)
 
 
 def demo(
-    out: Path | str = "foveate-demo",
+    out: Path | str = defaults.DEMO_FOLDER,
     *,
-    seed: int = 0,
-    n_slides: int | None = None,
+    seed: int = defaults.SEED,
+    slides: int | None = None,
     on_progress: OnProgress | Display | None = None,
-) -> DemoOutcome:
+) -> DemoResult:
     """Write a synthetic gigapixel cohort, train on it, and report, in minutes on a CPU.
 
     Args:
         out: folder for the cohort and the runs.
         seed: seed of the cohort, the split and training.
-        n_slides: number of slides; by default 100 and one gigapixel slide.
+        slides: number of slides; by default 100 and one gigapixel slide.
         on_progress: called with the progress of the work.
 
     Example:
@@ -230,7 +232,7 @@ def demo(
     """
     from foveate.workflows.demo import run_demo
 
-    return run_demo(Path(out), as_display(on_progress), seed=seed, n_slides=n_slides)
+    return run_demo(Path(out), as_display(on_progress), seed=seed, slides=slides)
 
 
 def doctor(run: Path | str | None = None) -> Iterator[Finding]:

@@ -6,32 +6,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate import defaults
 from foveate.errors import OptionError
 from foveate.runs.config import load_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SECTIONS = ("table", "view", "split", "train")
-_PARTS = ("method", "encoder", "task")
-_TOP = (*_PARTS, "heatmaps", "permute_labels", "refit")
+_SECTIONS = (*defaults.SECTIONS, *defaults.PARTS)
+_TOP = (*defaults.PARTS, "heatmaps", "export", "permute_labels", "refit")
 _SHORT = {
+    "column": ("table", "image"),
     "label": ("table", "label"),
     "patient": ("table", "patient"),
     "images": ("table", "images"),
     "files": ("table", "files"),
+    "classes": ("table", "classes"),
     "folds": ("split", "folds"),
     "epochs": ("train", "epochs"),
     "device": ("train", "device"),
+    "devices": ("train", "devices"),
 }
-"""Keywords that need no section, as the flags of the command line; their section and key."""
+"""Section and key of each keyword that needs no section; the command line has the same flags."""
 
 
 def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Convert keywords to the sections of a config.
 
     ``train__lr`` is the key ``lr`` of the section ``train``; ``encoder__width`` is an option of
-    the encoder. A keyword without a section that is no flag is an option of the method.
+    the encoder. Any other keyword without a section is an option of the method.
 
     Args:
         options: keywords; those that are None are left out.
@@ -41,14 +44,11 @@ def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
         section, mark, key = name.partition("__")
         if value is None:
             continue
-        if mark and section in (*_SECTIONS, *_PARTS):
-            nested.setdefault(section if section in _SECTIONS else f"{section}_options", {})[
-                key
-            ] = value
+        if mark and section in _SECTIONS:
+            where = f"{section}_options" if section in defaults.PARTS else section
+            nested.setdefault(where, {})[key] = value
         elif mark:
-            raise OptionError(
-                f"no option '{name}': sections are {', '.join((*_SECTIONS, *_PARTS))}"
-            )
+            raise OptionError(f"no option '{name}': sections are {', '.join(_SECTIONS)}")
         elif name in _TOP:
             nested[name] = value
         elif name == "seed":

@@ -89,18 +89,21 @@ class GlimpseAndPatches(nn.Module):
         heads: the questions of the task.
         aggregator: name of the network that answers from the tokens of the glimpse and the patches:
             ``related`` relates them by self-attention and pools them by cross-attention.
-        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
-        locating: weight of the losses that teach where to look. Their gradient is noisy, as few
-            cells are drawn; with a weight of 1 its noise would hide, in the encoder, the gradient
-            of the patches. The layers that score cells learn from nothing else, so the optimiser
-            makes up for the weight there. Where answers are sums over patches, the losses teach the
-            encoder as well, and 1 is worth a try.
+        spread: weight of attention's divergence from its prior, which prevents a collapse onto a
+            few cells.
+        locating: weight of the losses that teach where to look. Their gradient is noisy, because
+            few cells are drawn; with a weight of 1 its noise would hide the gradient of the patches
+            in the encoder. The layers that score cells learn only from these losses, so the
+            optimiser compensates for the weight there. If answers are sums over patches, the losses
+            also train the encoder, and 1 is worth a try.
         dropout: rate of dropout in the aggregator, and on the expectation over cells.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. It gives every patch its own gradient, which ends the plateau at
-            chance; the larger its weight beside the main answer, the sooner. 0 leaves the head out.
+        instance: weight of the loss of the instance head, which answers the task from single
+            patches and pools these answers as the task allows. It gives every patch its own
+            gradient; the larger the weight, the sooner training leaves the plateau at chance. 0 for
+            no such head.
         chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
-        jitter: in training, a patch lies anywhere in its cell; else in the middle.
+        jitter: whether a patch has a random position in its cell in training; otherwise it is in
+            the middle.
 
     Raises:
         UnknownName: there is no aggregator of this name.
@@ -251,12 +254,12 @@ class GlimpseAndPatches(nn.Module):
             )
             shown = numbers >= self.glimpse_dropout
         n = parts.known.shape[1]
-        centre, extent = batch.layout(parts.regions, n)
+        centre_patch, extent_patch = batch.layout(parts.regions, n)
         pooled: tuple[Tensor, Tensor] = self.related(
             torch.cat([parts.tokens, glimpse_token.unsqueeze(1)], 1),
             torch.cat([parts.known, shown], 1),
-            functional.pad(centre, (0, 0, 0, 1)),
-            functional.pad(extent, (0, 1), value=1.0),
+            functional.pad(centre_patch, (0, 0, 0, 1)),
+            functional.pad(extent_patch, (0, 1), value=1.0),
             pooled=torch.cat([parts.patches, shown], 1),
             everywhere=torch.cat([torch.zeros_like(parts.known), torch.ones_like(shown)], 1),
         )

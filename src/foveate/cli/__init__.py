@@ -9,6 +9,7 @@ import click
 
 from foveate._version import __version__
 from foveate.cli import commands
+from foveate.cli.demo import demo
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
 from foveate.errors import FoveateError, did_you_mean, out_of_memory
 from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
@@ -46,15 +47,15 @@ def _run(command: click.Command, name: str) -> object:
         return INTERRUPTED
     except OSError as error:
         return _complain(
-            f"{error.filename or 'the system'}: {error.strerror or 'it refuses'}; may you read and "
-            "write there, and is the disk or network well?"
+            f"{error.filename or 'the system'}: {error.strerror or 'it refuses'}; check that you "
+            "may read and write there, and that the disk or network works"
         )
     except Exception as error:
         return _complain(_NO_MEMORY if out_of_memory(error) else _report_fault(error))
 
 
 _NO_MEMORY = (
-    "memory does not suffice: take a smaller --train.batch-size, fewer patches (such as "
+    "memory does not suffice: use a smaller --train.batch-size, fewer patches (such as "
     "--method.patches 8) or smaller ones (--view.patch-px), close other programs, or use a machine "
     "with more memory. The same command continues where this one stopped"
 )
@@ -72,8 +73,7 @@ def _report_fault(error: Exception) -> str:
         file.write(f"{' '.join(sys.argv)}\nfoveate {__version__}\n\n{text}")
     return (
         "this is a fault of foveate, or of a part given with --plugins: please report it with "
-        f"{file.name}, which says where it happened. `foveate doctor` says whether the "
-        "installation is healthy"
+        f"{file.name}, which shows where it happened. `foveate doctor` checks the installation"
     )
 
 
@@ -136,7 +136,7 @@ def cli(ctx: click.Context, /) -> None:
 
 
 for command in (
-    commands.demo,
+    demo,
     commands.train,
     commands.predict,
     commands.evaluate,

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from foveate.defaults import EXPORT as DEFAULT
 from foveate.exports.base import About, AbstractExport
 from foveate.parts import find
-
-DEFAULT = ("png", "geojson")
-"""Exports that are written by default."""
 
 __all__ = ["DEFAULT", "About", "AbstractExport", "build_exports"]
 

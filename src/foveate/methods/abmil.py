@@ -4,14 +4,14 @@ Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learnin
 (gated attention).
 
 Differs: the encoder may be trained: features come from two-pass replay, whose memory does not grow
-with the number of patches; in training the lattice moves; an instance head gives every patch its
-own gradient; the additive aggregator is that of EMIL (Müller et al., MIDL 2022).
+with the number of patches; in training the lattice is shifted at random; an instance head gives
+every patch its own gradient; the additive aggregator is that of EMIL (Müller et al., MIDL 2022).
 
-Use when: any part of the image may count and reading all of it is affordable; with a frozen
-encoder, as the usual baseline of the field. It does not see where patches lie.
+Use when: any part of the image may decide, and reading all of it is affordable. With a frozen
+encoder it is the usual baseline of the field. It ignores the positions of patches.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
-small cache; memory of one chunk of patches, and one vector per patch.
+small cache; needs memory for one chunk of patches and one vector per patch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from foveate.nn.pooling import AdditivePool, GatedPool
 
 
 class Abmil(AbstractBagMethod):
-    """All patches with tissue, gated attention, a linear head.
+    """Embed all patches with foreground, pool them by gated attention, and answer by a linear head.
 
     Args:
-        aggregator: ``attention``, the paper's, which pools the patches and answers once; or
-            ``additive``, where each patch answers, gates let some through and the answers are
-            added: evidence is then the contribution of each patch to the prediction.
-        k_min: number of patches that it takes to be sure (``additive`` only).
+        aggregator: ``attention`` pools the patches and answers once, as in the paper; ``additive``
+            adds the gated answers of the patches, so that evidence is the contribution of each
+            patch to the prediction.
+        k_min: sum of the gates from which an answer can be certain (``additive`` only).
         hidden: width of the attention network (``attention`` only).
         dropout: rate of dropout on the pooled vector (``attention`` only).
     """

@@ -4,24 +4,23 @@ Source: Katharopoulos & Fleuret, "Processing Megapixel Images with Deep Attentio
 ICML 2019: attention network, expectation over sampled patches, features of equal length, linear
 head, entropy term.
 
-Differs: the attention gradient without replacement is unbiased, which the published code's is not
-(`foveate.nn.sampling`); it concentrates attention faster, so the weight of the entropy term grows
-with the attention that the drawn patches hold. Cells without foreground take no part
-(`background`): on a slide that is nine tenths glass, nine in ten patches of the paper's even start
-would show glass; with ``background=1 contrast=0`` attention begins even, as in the paper. Scores
-begin at 0.
-Features have the length ``sqrt(d)`` where the paper's have 1, which suits the linear head better.
-The attention network repeats border pixels where the published one pads with zeros, which are grey
-once pixels are normalised. Inference takes many draws, settled by the image, or the cells of
-highest attention; the published code draws at random. An instance head gives every patch its own
+Differs: the gradient of attention without replacement is unbiased; that of the published code is
+biased (`foveate.nn.sampling`). It concentrates attention faster, so the weight of the entropy term
+grows with the attention of the drawn patches. Cells without foreground are left out (`background`),
+because on a slide that is 90 % glass, nine of ten patches of the paper's uniform start would show
+glass; with ``background=1 contrast=0`` attention begins uniform, as in the paper. Scores begin at
+0. Features have the length ``sqrt(d)``, which suits the linear head better than the length 1 of the
+paper. The attention network repeats border pixels; the published one pads with zeros, which are
+grey in normalised pixels. Inference uses many draws, which are fixed for each image, or the cells
+of highest attention; the published code draws at random. An instance head gives every patch its own
 gradient.
 
-Use when: a few small parts decide, each by itself, and the glimpse shows where they may be; it is
-the simple form of `glimpse`, without relations between patches. With ``inference=expectation``
-every prediction has the standard deviation of its logits over draws.
+Use when: a few small parts decide, each by itself, and the glimpse shows where they may be. This is
+a simple form of `glimpse`, without relations between patches. With ``inference=expectation`` every
+prediction has the standard deviation of its logits over draws.
 
-Cost: reads a glimpse and a fixed number of patches per image, whatever its size; memory of one
-chunk of patches, and of a thin network on the glimpse.
+Cost: reads a glimpse and a fixed number of patches per image of any size; needs memory for one
+chunk of patches and for a thin network on the glimpse.
 """
 
 from __future__ import annotations
@@ -71,27 +70,28 @@ _SMOOTHING = 1e-5
 
 
 class AttentionSampling(AbstractMethod):
-    """Patches drawn from attention over the glimpse estimate the mean feature under attention.
+    """Estimate the mean feature under attention from patches that attention over the glimpse draws.
 
     Args:
         patches: number of patches drawn per image in training.
         eval_patches: number of patches per image in evaluation.
-        attention: ``own``, a thin network on the glimpse's pixels, one cell per pixel, as in the
-            paper; ``encoder``, one linear layer on the maps of the shared encoder, whose cells are
-            about as large as a patch.
-        replacement: draw with replacement in training, as in the paper's first estimator.
-        inference: ``expectation``, over draws without replacement that depend on the image alone;
-            ``top``, over the cells of highest attention, which is biased towards them.
+        attention: network that computes attention. ``own``: a thin network on the pixels of the
+            glimpse, with one cell per pixel, as in the paper. ``encoder``: one linear layer on the
+            maps of the shared encoder, whose cells are about as large as a patch.
+        replacement: whether training draws with replacement, as in the paper's first estimator.
+        inference: way of answering in evaluation. ``expectation``: the mean over draws without
+            replacement that depend on the image alone. ``top``: the mean over the cells of highest
+            attention, which is biased towards them.
         spread: weight of attention's divergence from its prior (with an even prior, the paper's
-            entropy term), which keeps it from collapsing.
-        background: prior of a cell without foreground, relative to a cell with foreground; 0
-            leaves such cells out, unless an image has no others.
-        contrast: exponent of the prior: the prior of a cell of the foreground is its difference
-            from the background to this power; with 0 it is the same for all.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves the head out, as in the paper.
+            entropy term), which prevents a collapse onto a few cells.
+        background: prior of a cell without foreground, relative to a cell with foreground; with 0,
+            such cells are used only if an image has no others.
+        contrast: exponent of the prior of foreground cells: the prior is the difference from the
+            background to this power; with 0 it is the same for all.
+        instance: weight of the loss of the instance head, which answers the task from single
+            patches and pools these answers as the task allows; 0 for no such head, as in the paper.
         chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
-        jitter: in training, a patch lies anywhere around the middle of its cell, within the cell.
+        jitter: whether a patch has its centre anywhere in its cell in training.
     """
 
     reads = frozenset({"glimpse", "crops"})

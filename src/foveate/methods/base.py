@@ -201,12 +201,12 @@ class AbstractBagMethod(AbstractMethod):
         heads: the questions of the task.
         dim_instance: length of the vectors that the instance head answers from; None for no
             instance head.
-        train_encoder: learn the encoder too, by two-pass replay; off, it stays as it began and
-            each image is embedded once.
+        train_encoder: whether the encoder is trained too, by two-pass replay; if not, it keeps its
+            weights and each image is embedded once.
         chunk: number of patches encoded at a time.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves it out, as published.
-        jitter: in training, shift the lattice at random (with a trained encoder only).
+        instance: weight of the loss of the instance head, which answers the task from single
+            patches and pools these answers as the task allows; 0 for no such head, as published.
+        jitter: whether the lattice is shifted at random in training (with a trained encoder only).
     """
 
     reads = frozenset({"glimpse", "bag"})

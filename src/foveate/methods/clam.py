@@ -3,18 +3,18 @@
 Source: Lu et al., "Data-efficient and weakly supervised computational pathology on whole-slide
 images", Nature Biomedical Engineering 2021 (CLAM-SB and CLAM-MB).
 
-Differs: the strongest and the weakest patches never overlap, so images of any number of patches
-will do (the published code fails below eight and labels patches both ways below sixteen); they are
-chosen by attention without dropout. The two-way heads are one logit each, which is the same; their
-loss is cross-entropy. An output that excludes no other has two of them, for presence and for
-absence. Padding is masked, so images share a batch; the encoder may be trained, by two-pass
-replay, but not by the clustering.
+Differs: the strongest and the weakest patches never overlap, so an image can have any number of
+patches (the published code fails below eight, and below sixteen gives some patches both labels).
+They are chosen by attention without dropout. The two-way heads have one logit each, which is
+equivalent; their loss is cross-entropy. An output that excludes no other has two heads, for
+presence and for absence. Padding is masked, so images share a batch; the encoder may be trained, by
+two-pass replay, but not by the clustering.
 
 Use when: there are few images, features are frozen, and attention alone over-fits or does not
-settle; the usual baseline of pathology. It does not see where patches lie.
+converge. It is the usual baseline of pathology. It ignores the positions of patches.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
-small cache; memory of one chunk of patches, and a few vectors per patch.
+small cache; needs memory for one chunk of patches and a few vectors per patch.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ from foveate.nn.heads import Head
 
 
 class Clam(AbstractBagMethod):
-    """All patches with tissue, gated attention, and instance clustering.
+    """Pool all patches with foreground by gated attention.
 
-    Evidence is the attention of the predicted classes.
+    A clustering of patches gives a further loss. Evidence is the attention of the predicted
+    classes.
 
     Args:
-        branch: ``single``, one attention for all classes, or ``multi``, one for each.
-        width: width of the first layer, which features pass through.
+        branch: number of attentions: ``single`` for all classes together, or ``multi`` for one per
+            class.
+        width: width of the first layer on the features.
         hidden: width of the attention network.
         dropout: rate of dropout on features and in the attention network.
-        clustered: number of patches of highest attention, and of lowest, that are given labels;
-            fewer when an image has less than twice as many.
-        clustering: share of the clustering's loss; the bag's loss has the rest. Left out for tasks
-            without classes.
+        clustered: number of patches of highest and of lowest attention that get labels; fewer if an
+            image has less than twice as many patches.
+        clustering: share of the clustering's loss; the bag's loss has the rest. Tasks without
+            classes have no clustering.
 
     Raises:
         OptionError: a share that is not in [0, 1).

@@ -4,20 +4,21 @@ Source: Cordonnier et al., "Differentiable Patch Selection for Image Recognition
 perturbed top-k on scores brought to 0…1, noise that fades over the training, hard top-k in
 evaluation, mean pooling, entropy term on the scores.
 
-Differs: published code blends the pixels of all cells into k patches and embeds the blends; here
-every patch is one region of the image, and the features of the patches are blended, so that only
-cells which some noise sample chose are read, and memory does not grow with them (replay). Of those
-cells, the `most` chosen most often are used and their weights renormalised. While scores are nearly
-equal, noise chooses many cells; the mean and its gradient are then biased towards the better cells.
-The bias vanishes as scores differ more and the noise falls. The gradient is that of the full
-Jacobian (`foveate.nn.top_k`). Scores are added to a prior that follows contrast; scores that span
-less than 1 are not stretched, or the first steps would turn rounding into ranks. An instance head
+Differs: the published code blends the pixels of all cells into k patches and embeds the blends.
+Here every patch is one region of the image, and features are blended. So only cells that a noise
+sample chose are read, and memory does not grow with their number (replay). The cells that were
+chosen most often, at most `most`, are used with normalised weights. While scores are nearly equal,
+noise chooses many cells; the mean and its gradient are then biased towards the better cells. The
+bias vanishes as scores differ more and the noise falls. The gradient uses the full Jacobian
+(`foveate.nn.top_k`). Scores are added to a prior that follows contrast. Scores that span less than
+1 are not stretched, because the first steps would otherwise rank rounding errors. An instance head
 gives every patch its own gradient.
 
-Use when: a known, small number of places decides, and evaluation should read exactly that many.
+Use when: a small, known number of places decides, and evaluation should read exactly that many
+patches.
 
-Cost: reads a glimpse, `k` patches per image in evaluation and up to `most` in training; memory of
-one chunk of patches, and of ``samples * k`` places.
+Cost: reads a glimpse, `k` patches per image in evaluation and up to `most` in training; needs
+memory for one chunk of patches and for ``samples * k`` places.
 """
 
 from __future__ import annotations
@@ -42,23 +43,24 @@ _BACKGROUND = 0.0
 
 
 class DifferentiableTopK(AbstractMethod):
-    """The k cells of highest score, with a gradient through noise on the scores.
+    """Select the k cells of highest score, with a gradient through noise on the scores.
 
     Args:
-        k: patches that make the prediction.
+        k: number of patches of a prediction.
         samples: number of noise samples in a training step.
-        sigma: standard deviation of the noise at the beginning, of scores that span 0…1; falls
+        sigma: standard deviation of the noise at the beginning, on scores that span 0…1; it falls
             linearly to 0 over the training.
         most: largest number of patches read per image in training; at least k.
         spread: weight of the divergence of the scores' softmax from the prior (with an even prior,
-            the paper's entropy term), which keeps scores from running apart.
+            the paper's entropy term), which keeps the scores close together.
         contrast: exponent of the prior: the prior of a cell is its difference from the background
-            to this power; with 0 it only tells foreground from background.
+            to this power; with 0 it only separates foreground from background.
         dropout: rate of dropout on the pooled vector.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves the head out, as in the paper.
+        instance: weight of the loss of the instance head, which answers the task from single
+            patches and pools these answers as the task allows; 0 for no such head, as in the paper.
         chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
-        jitter: in training, a patch lies anywhere in its cell; else in the middle.
+        jitter: whether a patch has a random position in its cell in training; otherwise it is in
+            the middle.
     """
 
     reads = frozenset({"glimpse", "crops"})

@@ -1,10 +1,11 @@
 """The whole image shrunk: the simple baseline that every other method must beat.
 
-Source: none; what every pipeline that resizes its images does.
+Source: none; every pipeline that resizes its images does this.
 
-Use when: what decides is visible in the glimpse; and always, as the baseline of the other methods.
+Use when: the decisive parts are visible in the glimpse; and always as the baseline of the other
+methods.
 
-Cost: reads the glimpse and nothing else; memory of one glimpse.
+Cost: reads the glimpse and nothing else; needs memory for one glimpse.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from foveate.nn.overview import OverviewHead
 
 
 class Downsampled(AbstractMethod):
-    """Encode the glimpse, pool it, classify it.
+    """Encode the glimpse, pool its maps, and answer.
 
     With a pretrained encoder the answers are linear, fitted to the frozen features and to the
     colours of the glimpse; without one, a linear layer is trained from the start. Evidence is the
     class-independent share of each map cell in the pooled activation.
 
     Args:
-        dropout: before the linear layer that is trained from the start.
+        dropout: rate of dropout before the linear layer that is trained from the start.
     """
 
     reads = frozenset({"glimpse"})

@@ -4,15 +4,15 @@ Source: Li, Li & Eliceiri, "Dual-stream Multiple Instance Learning Network for W
 Classification with Self-supervised Contrastive Learning", CVPR 2021, section 3.2.
 
 Differs: queries and values are linear, as in the paper (its code puts a small network in front);
-the prediction is the bag stream's, as in the code, and the patch stream is its companion in
-training; the encoder may be trained, by two-pass replay, instead of self-supervised beforehand;
+the prediction is that of the bag stream, as in the code, and the patch stream is an additional loss
+in training; the encoder may be trained, by two-pass replay, instead of self-supervised beforehand;
 one magnification; padding is masked, so images of unequal size share a batch.
 
-Use when: a single patch can be recognised as decisive, and similar patches should count with it.
-It does not see where patches lie.
+Use when: a single patch can be recognised as decisive, and similar patches should count too. It
+ignores the positions of patches.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
-small cache; memory of one chunk of patches, and one vector per patch.
+small cache; needs memory for one chunk of patches and one vector per patch.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from foveate.nn.heads import Head
 
 
 class Dsmil(AbstractBagMethod):
-    """All patches with tissue; each class attends to the patches that resemble its critical patch.
+    """Embed all patches with foreground, and pool them by one attention per class.
 
-    Evidence is the attention of the predicted classes.
+    Each class attends to the patches that resemble its critical patch. Evidence is the attention of
+    the predicted classes.
 
     Args:
         hidden: length of the queries that are compared.
         dropout: rate of dropout on the values that are pooled.
-        instance: weight of the patch stream's loss beside the bag stream's; 1 is the paper's.
+        instance: weight of the patch stream's loss relative to the bag stream's; 1 as in the paper.
     """
 
     summary = "all patches; the critical patch per class, and attention to those like it"

@@ -1,22 +1,22 @@
 """Glimpse, locate, extract, relate: one encoder for the low-resolution image and the patches.
 
-Source: the pipeline that the HPI group describes (glimpse → locate → extract → aggregate), with the
-attention sampling of Katharopoulos & Fleuret, "Processing Megapixel Images with Deep
-Attention-Sampling Models", ICML 2019, in its unbiased form (`foveate.nn.sampling`).
+Source: the pipeline of the HPI group (glimpse → locate → extract → aggregate), with the attention
+sampling of Katharopoulos & Fleuret, "Processing Megapixel Images with Deep Attention-Sampling
+Models", ICML 2019, in its unbiased form (`foveate.nn.sampling`).
 
-Differs: the glimpse is a token among the patches, related to them by attention in both directions;
-its own answer is linear in pretrained features and fitted to them, and patches add to it;
-attention begins at a prior that follows contrast, learns first from attention over very many
-patches of a frozen encoder, and keeps some of the prior for exploration; an instance head gives
-every patch its own gradient; patches have physical positions, are related by self-attention, which
-knows distances and sides, and are pooled by cross-attention, with a query for each question, as in
-`ips`; the share of attention that the drawn patches hold limits how far it may concentrate.
+Differs: the glimpse is a token among the patches, and attention relates them in both directions.
+The answer of the glimpse is linear in pretrained features and fitted to them; the patches add to
+it. Attention begins at a prior that follows contrast, learns first from attention over very many
+patches of a frozen encoder, and keeps a share of the prior for exploration. An instance head gives
+every patch its own gradient. Patches have physical positions; self-attention relates them by
+distance and direction; cross-attention pools them, with one query for each question, as in `ips`.
+The share of attention of the drawn patches limits how far attention may concentrate.
 
-Use when: parts decide, and a glimpse shows where they may be: the default. Where the glimpse
-of a huge image only shows which regions to look into, take `glimpse_zoom`.
+Use when: parts of the image decide, and a glimpse shows where they may be. This is the default. If
+the glimpse of a huge image shows only the regions in which they may be, use `glimpse_zoom`.
 
-Cost: reads a glimpse and a fixed number of patches per image, whatever its size; memory of one
-chunk of patches, however many are drawn.
+Cost: reads a glimpse and a fixed number of patches per image of any size; needs memory for one
+chunk of patches, for any number of patches.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
     estimator; evaluation takes the cells of highest attention.
 
     Args:
-        patches: number of patches drawn per image in training; 0 chooses it by the images.
-        eval_patches: number of patches per image in evaluation; 0 chooses it by the images.
-        survey: patches of an image that are looked at while the encoder is frozen; attention over
-            them teaches where to look. 0 chooses it by the images.
-        explore: share of attention, in training, that follows the prior whatever was learnt.
+        patches: number of patches drawn per image in training; 0 lets the images decide.
+        eval_patches: number of patches per image in evaluation; 0 lets the images decide.
+        survey: number of patches per image that are read while the encoder is frozen; attention
+            over them teaches where to look. 0 lets the images decide.
+        explore: share of the prior in the attention in training, for exploration.
     """
 
     reads = frozenset({"glimpse", "crops"})

@@ -1,20 +1,21 @@
 """From coarse to fine: attention over a glimpse chooses tiles, attention over tiles the patches.
 
-Source: as `glimpse`; that each level decides where to look closer is the idea of Papadopoulos,
-Korus & Memon, "Hard-Attention for Scalable Image Classification", NeurIPS 2021, and of Zhang et
+Source: as `glimpse`; the idea that each level decides where to look closer is from Papadopoulos,
+Korus & Memon, "Hard-Attention for Scalable Image Classification", NeurIPS 2021, and from Zhang et
 al., "Joint Spatial and Magnification Based Attention Framework", CVPR Workshops 2021.
 
-Differs: attention over the glimpse chooses tiles, attention over a tile what lies in it, and so on
-down to the finest patches; the estimator is nested, and as unbiased at any depth as that of
-`glimpse`. Tiles are tokens too, related to the patches and to the glimpse. Everything else is as in
-`glimpse`.
+Differs: attention over the glimpse chooses tiles, and attention over a tile chooses the smaller
+tiles or patches in it, down to the finest patches. The estimator is nested, and unbiased at any
+depth like that of `glimpse`. Tiles are tokens too, related to the patches and to the glimpse.
+Everything else is as in `glimpse`.
 
-Use when: parts decide, and the glimpse of a huge image only shows which regions to look into.
+Use when: parts of the image decide, and the glimpse of a huge image shows only the regions in which
+they may be.
 
-Cost: reads a glimpse and a fixed number of tiles and patches per image, whatever its size; memory
-of one chunk of patches, however many are drawn. Each level adds `looks` tiles, as many pixels as
-patches each; where they lie is learnt through their maps, so in training all tiles of a batch are
-in memory with their activations.
+Cost: reads a glimpse and a fixed number of tiles and patches per image of any size; needs memory
+for one chunk of patches, for any number of patches. Each level adds `looks` tiles, each with as
+many pixels as a patch. Attention is learnt through the maps of the tiles, so in training all tiles
+of a batch are in memory with their activations.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
     tiles.
 
     Args:
-        patches: number of patches drawn per image in training; 0 chooses it by the images.
-        eval_patches: number of patches per image in evaluation; 0 chooses it by the images.
+        patches: number of patches drawn per image in training; 0 lets the images decide.
+        eval_patches: number of patches per image in evaluation; 0 lets the images decide.
         zoom: sides of the tiles of the intermediate levels, coarse to fine, in sides of the finest
             patch: ``8`` or ``32,8``.
         looks: number of tiles per image at each of these levels. In training the same number of

@@ -3,18 +3,21 @@
 Source: Bergner, Lippert & Mahendran, "Iterative Patch Selection for High-Resolution Image
 Recognition", ICLR 2023; sub-salient buffer and random drop after DBPS (CVPR 2025).
 
-Differs: patches are scored by their attention over all patches of the image, not over those that
-happen to be in the buffer, so the M best of all are selected in any order of scanning (with the
-published code they are not). Gradients come from two-pass replay, so memory depends neither on the
-number of patches scanned nor on the number kept. Some slots explore; patches of one constant colour
-are embedded once; positions are physical, not indices into one lattice; the lattice moves in
-training; padding is masked everywhere; an instance head ends the plateau at chance; patches are
-related by self-attention that knows distances and sides before they are pooled.
+Differs: patches are scored by their attention over all patches of the image, not only over those in
+the buffer. So the M best patches are selected in any order of scanning, which the published code
+does not ensure. Gradients come from two-pass replay, so memory depends neither on the number of
+patches scanned nor on the number kept. Some of the kept patches are drawn at random for
+exploration; patches of one constant colour are embedded once; positions are physical, not indices
+of one lattice; the lattice is shifted at random in training; padding is masked everywhere; an
+instance head ends the plateau at chance; before pooling, self-attention relates patches by distance
+and direction.
 
-Use when: parts decide but no glimpse shows where they are, and reading everything is affordable.
+Use when: parts of the image decide, no glimpse shows where they are, and reading everything is
+affordable.
 
-Cost: reads every patch with foreground; memory of one chunk of patches, a few numbers per patch
-scanned and about a dozen vectors per patch kept (relating them takes time with their square).
+Cost: reads every patch with foreground; needs memory for one chunk of patches, a few numbers per
+scanned patch and about a dozen vectors per kept patch. The time for relating the kept patches grows
+with the square of their number.
 """
 
 from __future__ import annotations
@@ -49,16 +52,16 @@ class Ips(AbstractMethod):
     Args:
         kept: number of patches per image that gradients flow through (M of the paper). An image
             with no more patches than that is not scanned.
-        explore: share of the kept patches, in training, that is drawn from the rest.
-        buffer: number of further patches, next in score, that are pooled without training the
+        explore: share of the kept patches that is drawn from the other patches in training.
+        buffer: number of further patches, next in score, that are pooled without a gradient to the
             encoder.
-        drop: share of the patches that is left out at random in training.
-        layers: number of self-attention layers before pooling; 0 is the paper's.
+        drop: share of the patches that is randomly left out in training.
+        layers: number of self-attention layers before pooling; 0 as in the paper.
         dropout: rate of dropout in the cross-attention.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves it out.
+        instance: weight of the loss of the instance head, which answers the task from single
+            patches and pools these answers as the task allows; 0 for no such head.
         chunk: number of patches encoded at a time.
-        jitter: in training, shift the lattice at random.
+        jitter: whether the lattice is shifted at random in training.
     """
 
     reads = frozenset({"glimpse", "bag"})

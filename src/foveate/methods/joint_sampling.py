@@ -2,24 +2,24 @@
 
 Source: the idea of Zhang et al., "Joint Spatial and Magnification Based Attention Framework for
 Large Scale Histopathology Classification", CVPR Workshops 2021. No code and no details of it are
-public: what is here is our reconstruction, not theirs. Estimator as in `attention_sampling`.
+public, so this is our reconstruction. The estimator is that of `attention_sampling`.
 
-Differs: nowhere from the paper's abstract that we know of; all else is our choice. Cells of all
-magnifications share one softmax, so position and magnification come out of it together. Each
-magnification begins with the same mass, however many cells it has (a plain softmax would give the
-finest nearly all). In the first part of the training a term keeps magnifications in balance, so
-that each is tried; after it, those that have little attention are dropped for good.
-All patches have the same number of pixels, and one encoder embeds them; a learnt vector per
-magnification is added to their features. An instance head gives every patch its own gradient.
+Differs: we know of no difference from the paper's abstract; the rest is our choice. Cells of all
+magnifications share one softmax, which gives position and magnification together. Each
+magnification begins with the same mass, for any number of cells (a plain softmax would give nearly
+all to the finest). In the first part of the training a loss balances the magnifications, so that
+each is tried; afterwards, magnifications with little attention are no longer used. All patches have
+the same number of pixels, and one encoder embeds them; a learnt vector per magnification is added
+to their features. An instance head gives every patch its own gradient.
 
-Use when: it is not known at which magnification the decisive parts show, or several count: coarse
-architecture and fine detail. ``level_share_<scale>`` in the log says how attention divides; in one
-image, the weights of its evidence summed by the size of the boxes (with ``inference=top``, of the
-cells looked at only).
+Use when: the magnification that shows the decisive parts is unknown, or several matter, such as
+coarse architecture and fine detail. ``level_share_<scale>`` in the log is the share of attention of
+each scale. For one image, sum the weights of its evidence by the size of the boxes (with
+``inference=top``, only cells that were read).
 
-Cost: reads a glimpse and a fixed number of patches per image, whatever its size, each from the
-nearest finer level of the file: coarse patches of a file without a pyramid decode all that they
-cover, which `price` can weigh. Memory of one chunk of patches.
+Cost: reads a glimpse and a fixed number of patches per image of any size, each from the nearest
+finer level of the file. In a file without a pyramid, a coarse patch decodes all pixels that it
+covers; `price` can give this cost a weight. Needs memory for one chunk of patches.
 """
 
 from __future__ import annotations
@@ -68,25 +68,27 @@ of cells without foreground, which leaves them out."""
 
 
 class JointSampling(AbstractMethod):
-    """Patches of several magnifications drawn from one attention over the glimpse.
+    """Draw patches of several magnifications from one attention over the glimpse.
 
     Args:
-        scales: sides of patches, in sides of the finest; each is read at that much coarser a
-            spacing, with the same number of pixels.
+        scales: sides of the patches, relative to the finest; a patch of scale s is read at a
+            spacing s times as coarse, with the same number of pixels.
         patches: number of patches drawn per image in training, all scales together.
         eval_patches: number of patches per image in evaluation, all scales together.
-        inference: ``top``, over the cells of highest attention, which favours scales with few large
-            cells while attention is spread; ``expectation``, over draws without replacement that
-            depend on the image alone.
-        balance: weight, at the beginning, of the divergence of each image's shares of scales from
-            equal ones; falls to 0 over the warm-up.
-        price: weight of the expected cost of a draw: the pixels that must be decoded for a patch,
-            from the level of the file that it is read from, in patches. 0 leaves it out.
-        spread: weight of attention's divergence from its prior, which keeps it from collapsing.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0 leaves the head out.
+        inference: way of answering in evaluation. ``top``: the mean over the cells of highest
+            attention, which favours scales with few large cells while attention is spread.
+            ``expectation``: the mean over draws without replacement that depend on the image alone.
+        balance: weight of the divergence between each image's shares of the scales and equal
+            shares, at the beginning; it falls to 0 over the warm-up.
+        price: weight of the expected cost of a draw: the number of decoded pixels, at the level
+            that is read, relative to the pixels of a patch. 0 for no such loss.
+        spread: weight of attention's divergence from its prior, which prevents a collapse onto a
+            few cells.
+        instance: weight of the loss of the instance head, which answers the task from single
+            patches and pools these answers as the task allows; 0 for no such head.
         chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
-        jitter: in training, a patch lies anywhere in its cell; else in the middle.
+        jitter: whether a patch has a random position in its cell in training; otherwise it is in
+            the middle.
 
     Raises:
         OptionError: scales are not positive and different from each other.

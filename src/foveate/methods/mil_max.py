@@ -5,15 +5,15 @@ Tomczak & Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018,
 rule of Campanella et al., Nature Medicine 2019.
 
 Differs: the encoder may be trained, by two-pass replay: only the chunks that hold a strongest patch
-are encoded twice; in training the lattice moves; there is no dropout, which would change which
-patch is the strongest.
+are encoded twice; in training the lattice is shifted at random; there is no dropout, which would
+change which patch is the strongest.
 
 Use when: a single patch decides and can be recognised by itself (a metastasis, a finding). It
-learns slowly, from one patch per image and class a step; it cannot learn counts and proportions. It
-does not see where patches lie.
+learns slowly, from one patch per image, class and step, and cannot learn counts and proportions. It
+ignores the positions of patches.
 
-Cost: reads every patch with foreground, those of the chunks that decide twice in training with a
-trained encoder; memory of one chunk of patches, and one vector per patch.
+Cost: reads every patch with foreground; in training with a trained encoder, the decisive chunks are
+read twice; needs memory for one chunk of patches and one vector per patch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from foveate.nn.heads import Head
 
 
 class MilMax(AbstractBagMethod):
-    """All patches with tissue, a linear head on each, the largest answer per output.
+    """Apply a linear head to all patches with foreground, and take the largest answer per output.
 
     Evidence is the softmax over patches of their answers for the predicted classes: the decisive
-    patch has most of it, and those that came close are visible.
+    patch has the largest weight, and patches with a similar answer are visible.
     """
 
     summary = "all patches, the strongest answer per class"

@@ -1,17 +1,18 @@
 """The mean over all patches: the simplest multiple instance learning.
 
-Source: none; the mean-pooling baseline of Ilse, Tomczak & Welling, "Attention-based Deep Multiple
-Instance Learning", ICML 2018, and of every paper since.
+Source: no single paper; the mean-pooling baseline of Ilse, Tomczak & Welling, "Attention-based Deep
+Multiple Instance Learning", ICML 2018, and of every paper since.
 
 Differs: the encoder may be trained, by two-pass replay, whose memory does not grow with the number
-of patches; in training the lattice moves; features are normalised before they are averaged.
+of patches; in training the lattice is shifted at random; features are normalised before they are
+averaged.
 
-Use when: the decisive sign is all over the tissue (a stain, a texture, a subtype); and always,
-as the baseline that attention must beat. One decisive patch among thousands is lost in the mean. It
-does not see where patches lie.
+Use when: the whole tissue shows the decisive feature (a stain, a texture, a subtype); and always as
+the baseline that attention must beat. One decisive patch among thousands is lost in the mean. It
+ignores the positions of patches.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
-small cache; memory of one chunk of patches, and one vector per patch.
+small cache; needs memory for one chunk of patches and one vector per patch.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from foveate.nn.heads import Head
 
 
 class MilMean(AbstractBagMethod):
-    """All patches with tissue, their mean, a linear head.
+    """Average all patches with foreground, and answer by a linear head.
 
     The head is linear, so its answer to the mean of the patches is the mean of its answers to each.
-    Evidence is each patch's share of the predicted logit, as far as it speaks for the prediction.
+    Evidence is each patch's share of the predicted logit, as far as it supports the prediction.
 
     Args:
         dropout: rate of dropout on the mean.
-        instance: weight of the instance head's loss: patches answer the task on their own, pooled
-            as the task allows. 0, the plain mean, leaves it out: here every patch has a gradient
-            of its own already.
+        instance: weight of the loss of the instance head, which answers the task from single
+            patches and pools these answers as the task allows. 0, the plain mean, for no such head,
+            because every patch already has its own gradient here.
     """
 
     summary = "all patches, the mean of their answers; the baseline of attention"

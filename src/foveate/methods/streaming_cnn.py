@@ -5,17 +5,17 @@ learning with multi-megapixel images", TPAMI 2020; Pinckaers et al., "Detection 
 in whole-slide images through end-to-end training with image-level labels", TMI 2021.
 
 Differs: outputs and gradients equal those of the plain network up to rounding (theirs are tested to
-1 %), found by interval arithmetic over the layers rather than by measuring; any batch size and
-image size; regions that the glimpse shows to be background are neither read nor computed more than
-once, and do not dilute what is pooled; cells are averaged in small groups and weighed by gated
-attention rather than averaged over all.
+1 %), and follow from interval arithmetic over the layers instead of measurements; any batch size
+and image size; regions that are background in the glimpse are not read, are computed only once, and
+do not dilute the pooled vector; cells are averaged in small groups and weighted by gated attention
+instead of averaged over the image.
 
 Use when: the decisive part may be anywhere and is too small or too faint for a glimpse to show it,
-and there is time: every pixel of the foreground goes through the network, forwards twice and
-backwards once. A cell sees others only within its receptive field.
+and there is enough time: every pixel of the foreground passes the network twice forwards and once
+backwards. A cell depends only on its receptive field.
 
-Cost: reads every pixel of the foreground, twice in training; memory of one tile, chosen to fit
-`budget_mib`, and of the final map.
+Cost: reads every pixel of the foreground, twice in training; needs memory for one tile, chosen to
+fit `budget_mib`, and for the final map.
 """
 
 from __future__ import annotations
@@ -43,32 +43,34 @@ from foveate.streaming import Streamed
 
 
 class StreamingCnn(AbstractMethod):
-    """Every pixel of the foreground, a map of cells, a pool over the cells, a linear head.
+    """Compute a map of cells from every pixel of the foreground, pool the cells, and answer.
 
-    The encoder must be local: frozen batch norm, as pretrained ones have, norms over channels, of
-    kernels or none, no squeeze-excite. From scratch, with ``--encoder.norm local``, this method's
-    default, foveate's own and timm's plain networks are; with ``weights``, foveate's own learns
-    small parts on a plain ground sooner.
-    Evidence is the share of each cell in what is pooled.
+    The encoder must be local. Allowed are frozen batch norms (as in pretrained networks), norms
+    over channels, norms of kernels, and no norm; squeeze-and-excite modules are not allowed. From
+    scratch, the encoders of foveate and plain networks of timm are local with ``--encoder.norm
+    local``, the default of this method. With ``--encoder.norm weights``, foveate's encoder learns
+    small parts on a plain background sooner. Evidence is the share of each cell in the pooled
+    vector.
 
     Args:
-        pool: over the cells: gated ``attention``, ``mean`` or ``max``.
-        group: cells a side that are averaged into one before pooling; coarser evidence, less
-            memory for the final map.
-        budget_mib: memory that a step may use beside the parameters and the final map; tiles are
-            chosen by it. Without a GPU the allocator keeps about as much again, unless
-            ``MALLOC_MMAP_THRESHOLD_=262144`` is in the environment, which takes a tenth more time.
-        tile: side of a tile in pixels; 0 chooses it by `budget_mib`.
-        scratch: folder on disk for maps that are stored between two rounds of tiles and too large
-            for memory, which spares large images a sixth of the arithmetic; by default that for
-            temporary files (``TMPDIR``), ``none`` lays none there. Without a GPU only.
-        skip_background: regions in which the glimpse shows nothing are not read: the colour of the
-            background stands for them, and they are computed once. Cells over nothing else do not
-            take part in the pool.
+        pool: pooling over the cells: gated ``attention``, ``mean`` or ``max``.
+        group: side, in cells, of the groups that are averaged before pooling; larger groups give
+            coarser evidence and need less memory for the final map.
+        budget_mib: memory that a step may use in addition to the parameters and the final map; the
+            tiles are chosen to fit. Without a GPU the allocator holds about twice as much, unless
+            ``MALLOC_MMAP_THRESHOLD_=262144`` is in the environment, which costs a tenth more time.
+        tile: side of a tile in pixels; with 0, `budget_mib` decides.
+        scratch: folder for maps that are stored between two rounds of tiles and too large for
+            memory, which saves a sixth of the arithmetic for large images. The default is the
+            folder for temporary files (``TMPDIR``); ``none`` stores no maps on disk. Used only
+            without a GPU.
+        skip_background: whether regions that are background in the glimpse are not read. The colour
+            of the background replaces them, and they are computed only once. Cells that contain
+            nothing else are not pooled.
         hidden: width of the attention network.
         dropout: rate of dropout on the pooled vector.
-        instance: weight of the instance head's loss: cells answer the task on their own, pooled as
-            the task allows. 0 leaves it out.
+        instance: weight of the loss of the instance head, which answers the task from single cells
+            and pools these answers as the task allows; 0 for no such head.
     """
 
     reads = frozenset({"glimpse", "whole"})

@@ -3,34 +3,34 @@
 Source: Papadopoulos, Korus & Memon, "Hard-Attention for Scalable Image Classification", NeurIPS
 2021 (Traversal Network, TNet).
 
-Differs: the first level is a glimpse of the size the view gives it, and the first grid has as many
-cells as cover the image, so that any extent and any shape is met; the number of levels can follow
-from the glimpse's spacing, the view's and the grid, image by image. Cells are squares that cover
-what they are cut from: an image's grid counts its cells on each axis separately and is centred,
-with overhang. Cells without foreground are not chosen. The location module reads all maps of the
-encoder, averaged exactly over each cell. While a pretrained encoder is frozen nothing is drawn:
-very many crops of each image are read, each has its average weight over the trees that the policy
-may draw, and the gradient of that mean teaches where to look. ``policy=sampled`` is an unbiased
-policy gradient: training draws crops without replacement, several trees of an image are each
-other's baseline, and all choices of a tree share its reward. Evaluation draws too, more crops and
-always the same ones of an image, because the highest scores lie close together on one thing.
-Scores are not normalised, which would leave the draw nearly uniform; they are added to a prior that
-follows contrast, as in our other methods that draw. Published per-feature answers train every crop
-to give the image's label, also those that show nothing decisive; with a frozen encoder they are
-learnt by heart. Here an instance head pools the answers of crops as the task allows, and the loss
-is divided between it and the main answer. ``policy=top`` keeps the per-feature answers and chooses
-as published, always the highest scores, in training as well; the published REINFORCE term is then
-no policy gradient but a surrogate: it raises the probability of any choice after a right answer,
-and never tries another one. From random weights it tends to stay where it began; it needs an
-encoder that is already trained. Our dropout is .1, and crops that are cut further are read without
-turns, so that a map and its crop agree.
+Differs: the first level is a glimpse of the size that the view sets, and the first grid has as many
+cells as cover the image, for any extent and shape. The number of levels can follow, for each image,
+from the spacings of glimpse and view and from the grid. Cells are squares that cover their region:
+the grid of an image has its own number of cells on each axis, is centred, and extends beyond the
+border. Cells without foreground are not chosen. The location module reads all maps of the encoder,
+averaged exactly over each cell. While a pretrained encoder is frozen, there are no draws: very many
+crops of each image are read and weighted by their average weight over all trees that the policy can
+draw, and the gradient of this mean teaches where to look. ``policy=sampled`` is an unbiased policy
+gradient: training draws crops without replacement, several trees of an image are each other's
+baseline, and all choices of a tree share its reward. Evaluation also draws, more crops and always
+the same ones for an image, because the highest scores are often close together on one object.
+Scores are not normalised, which would make the draw nearly uniform; they are added to a prior that
+follows contrast, as in our other methods that draw. The published per-feature answers train every
+crop to give the image's label, also crops that show nothing decisive; with a frozen encoder they
+memorise the images. Here an instance head pools the answers of crops as the task allows, and the
+loss is divided between it and the main answer. ``policy=top`` has the per-feature answers and the
+choice of the paper: always the highest scores, also in training. The published REINFORCE term is
+then not a policy gradient but a surrogate: it raises the probability of any choice after a correct
+answer, and never tries another choice. From random weights it tends to stay where it began, so it
+needs a trained encoder. Dropout is 0.1, and crops that are cut further are read without rotation,
+so that a map and its crop agree.
 
 Use when: the decisive part is small, and each magnification shows where to look in the next one.
 
-Cost: reads a glimpse and a fixed number of crops per image and level, whatever its size. Nodes
+Cost: reads a glimpse and a fixed number of crops per level for an image of any size. The numbers
 multiply: ``locations=6,2`` is 6 crops, then 2 inside each, then 1 inside each of those 12 on every
-further level. ``policy=sampled`` reads ``draws`` trees in training. Memory of one chunk of crops
-and a vector per node; maps of crops are kept as one vector per cell.
+further level. ``policy=sampled`` reads ``draws`` trees in training. Needs memory for one chunk of
+crops and a vector per node; maps of crops are stored as one vector per cell.
 """
 
 from __future__ import annotations
@@ -83,32 +83,33 @@ _HIDDEN = 64
 
 
 class Tnet(AbstractMethod):
-    """A tree of crops, each level finer than the one above, down to the view's spacing.
+    """Descend a tree of crops, each level finer than the one above, down to the view's spacing.
 
-    Evidence is the boxes of all levels but the whole image. A box weighs what its own answer, times
-    its share in the mean, adds to the predicted class; the head is linear, so these parts sum to
-    the prediction.
+    Evidence is the boxes of all levels except the whole image. The weight of a box is its
+    contribution to the predicted class: its own answer times its share in the mean. The head is
+    linear, so these contributions sum to the prediction.
 
     Args:
         grid: cells per axis of the grid that a crop is cut into.
         overlap: share of a cell's side that it has in common with its neighbour. Grid and overlap
             give the zoom from level to level, ``1 + (grid - 1) (1 - overlap)``: 2 by default.
-        locations: crops chosen in each region, level by level; 1 on every further level.
-        eval_locations: the same in evaluation; by default four times as many in the image, else as
-            in training.
-        levels: at most this many below the glimpse; ``none`` for as many as zooms lie between the
-            spacings of glimpse and view. The finest always has the view's spacing: with fewer
-            levels the first grid has more, smaller cells. Levels on which nothing shows yet cost
-            crops and only dilute the mean.
-        policy: ``sampled`` draws, in evaluation always the same crops of an image, and learns by
-            an unbiased policy gradient; ``top`` looks where scores are highest, in training as in
-            evaluation, and learns by the published, biased surrogate.
-        draws: with ``sampled``, trees drawn of each image in training, which are each other's
-            baseline; with 1 it is the mean reward of past steps.
-        weighting: weigh features by a squeeze-and-excite module instead of averaging them.
+        locations: number of crops chosen in each region, for each level; 1 on every further level.
+        eval_locations: number of crops in evaluation; by default four times as many on the first
+            level, and as in training on the others.
+        levels: largest number of levels below the glimpse; ``none`` for the number of zooms between
+            the spacings of glimpse and view. The finest level always has the view's spacing: with
+            fewer levels the first grid has more and smaller cells. Levels that show nothing
+            decisive cost crops and dilute the mean.
+        policy: choice of crops. ``sampled`` draws crops (in evaluation always the same ones for an
+            image) and learns by an unbiased policy gradient. ``top`` takes the highest scores, in
+            training and evaluation, and learns by the published, biased surrogate.
+        draws: with ``sampled``, number of trees drawn for each image in training, which are each
+            other's baseline; with 1, the baseline is the mean reward of past steps.
+        weighting: whether features are weighted by a squeeze-and-excite module instead of averaged.
         dropout: rate of dropout on features.
         chunk: number of crops encoded at a time; above it, gradients come from two-pass replay.
-        jitter: in training, shift the grid over the image at random, and all below with it.
+        jitter: whether the grid over the image, with all levels below, is shifted at random in
+            training.
     """
 
     reads = frozenset({"glimpse", "crops"})

@@ -3,19 +3,21 @@
 Source: Shao et al., "TransMIL: Transformer Based Correlated Multiple Instance Learning for Whole
 Slide Image Classification", NeurIPS 2021.
 
-Differs: position. The published code lays the patches, in the order of their file, on an invented
-square and repeats the first ones to fill it; landmarks and a convolution along the sequence follow
-that order too. Here the convolutions of the position layer run over the lattice on which patches
-lie, empty cells being zero; landmarks are means over compact neighbourhoods; the convolution along
-the sequence is gone: the order of patches changes nothing, their places do. Attention is exact over
-at most twice as many patches as landmarks, and for the class token of the last block, which is all
-of it that is used; so evidence is its attention. Narrower by default (128, published 512), as most
-cohorts are small. The encoder may be trained, by two-pass replay.
+Differs: the position layer. The published code arranges the patches, in the order of their file, in
+an artificial square and repeats the first ones to fill it; landmarks and a convolution along the
+sequence use this order too. Here the convolutions of the position layer run over the true lattice
+of the patches, with zeros in empty cells; landmarks are means over compact neighbourhoods; and
+there is no convolution along the sequence. So the result depends on the positions of patches and
+not on their order. Attention is exact for at most twice as many patches as landmarks. It is also
+exact for the class token in the last block, the only token used there, so that evidence is its
+attention. The default width is smaller (128, published 512), because most cohorts are small. The
+encoder may be trained, by two-pass replay.
 
-Use when: the places of parts relative to each other count, and reading everything is affordable.
+Use when: the positions of parts relative to each other matter, and reading everything is
+affordable.
 
 Cost: reads every patch with foreground, twice in training with a trained encoder unless they fit a
-small cache; memory of one chunk of patches, and a few dozen vectors per patch.
+small cache; needs memory for one chunk of patches and a few dozen vectors per patch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells,
 
 
 class Transmil(AbstractBagMethod):
-    """All patches with tissue, attention, position, attention; a class token answers.
+    """Relate all patches with foreground by attention and positions; a class token answers.
 
     Evidence is the attention of the class token to the patches.
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from foveate import defaults
 from foveate.errors import OptionError, did_you_mean, explain_os_error
-from foveate.exports import DEFAULT, build_exports
+from foveate.exports import build_exports
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names, options, parse_options
 from foveate.readers import check_options
@@ -51,10 +52,10 @@ class SplitOptions:
         seed: seed of the random division.
     """
 
-    folds: int = 1
+    folds: int = defaults.FOLDS
     test_fraction: float = 0.25
     val_fraction: float = 0.2
-    seed: int = 0
+    seed: int = defaults.SEED
 
     def __post_init__(self) -> None:
         if self.folds < 1:
@@ -81,9 +82,9 @@ class RunConfig:
     """
 
     table: TableOptions
-    method: str = "glimpse"
-    encoder: str = "auto"
-    task: str = "auto"
+    method: str = defaults.METHOD
+    encoder: str = defaults.ENCODER
+    task: str = defaults.TASK
     method_options: dict[str, Any] = field(default_factory=dict)
     encoder_options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
@@ -91,8 +92,8 @@ class RunConfig:
     view: ViewOptions = field(default_factory=ViewOptions)
     split: SplitOptions = field(default_factory=SplitOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
-    heatmaps: int = 40
-    export: tuple[str, ...] = DEFAULT
+    heatmaps: int = defaults.TRAIN_HEATMAPS
+    export: tuple[str, ...] = defaults.EXPORT
     permute_labels: bool = False
     refit: bool = False
 
@@ -201,15 +202,11 @@ def _check_part_options(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     return RunConfig(**values)
 
 
-AUTOMATIC = {2: "lite0", 3: "slices"}
-"""The encoder by number of image axes, where the user names none."""
-
-
 def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
     """Return the config with encoder ``auto`` replaced by the one for images of `axes` axes."""
     if config.encoder != "auto":
         return config
-    named = replace(config, encoder=AUTOMATIC[axes])
+    named = replace(config, encoder=defaults.ENCODER_BY_AXES[axes])
     return replace(
         named, encoder_options=fill_encoder_options(named, find("methods", config.method))
     )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from foveate import defaults
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractMethod
 from foveate.table import Case
@@ -66,9 +67,9 @@ class TrainOptions:
     patience: int = 10
     min_epochs: int = 5
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = 1
-    seed: int = 0
+    device: defaults.Device = defaults.DEVICE
+    devices: int = defaults.TRAINING_PROCESSES
+    seed: int = defaults.SEED
     augment: Literal["auto", "slide", "picture", "volume", "warp", "none"] = "auto"
     checkpoint_seconds: float = 60.0
 

@@ -7,6 +7,7 @@ import re
 import sys
 from typing import Any
 
+from foveate import defaults
 from foveate.parts import find, names, options
 
 COMMAND = "foveate methods --markdown > docs/methods.md"
@@ -20,17 +21,17 @@ REQUIREMENTS = (
 PARAGRAPHS = ("Source", "Differs", "Use when", "Cost")
 _READS = {
     "glimpse": "a glimpse",
-    "crops": "patches it chooses",
+    "crops": "chosen patches",
     "bag": "every patch with foreground",
     "whole": "every pixel of the foreground",
 }
 _TITLES = {
     "Use when": "When to use it",
-    "Cost": "What it reads and holds",
+    "Cost": "Cost",
     "Source": "Source",
-    "Differs": "What we do differently, and why",
+    "Differs": "Differences from the source",
 }
-"""Titles of the paragraphs, in the order of the page: what users ask first comes first."""
+"""Titles of the paragraphs, in the order of the page: the first questions of users come first."""
 
 
 def write_methods_page() -> str:
@@ -39,15 +40,16 @@ def write_methods_page() -> str:
     lines = [
         "# Methods",
         "",
-        f"Made from the docstrings by `{COMMAND}`. `foveate methods NAME` shows one of them.",
+        f"Made from the docstrings by `{COMMAND}`. `foveate methods NAME` prints one method.",
         "",
         "Every method is one sentence: **glimpse → locate → extract → embed → aggregate → "
-        "predict**. They differ in how they locate and in how they aggregate; readers, loop, "
-        "tasks, evaluation and heatmaps are the same for all. Choose one with `--method NAME` "
-        "(`glimpse` if none is given); its options are flags, such as `--method.patches 32`.",
+        "predict**. The methods differ in how they locate and in how they aggregate; readers, "
+        "loop, tasks, evaluation and heatmaps are the same for all. Choose one with "
+        f"`--method NAME` (the default is `{defaults.METHOD}`); its options are flags, such as "
+        "`--method.patches 32`.",
         "",
         *_write_table(
-            ("method", "what it does", "reads", "of"),
+            ("method", "summary", "reads", "images"),
             [
                 [
                     _write_link(name),
@@ -61,7 +63,7 @@ def write_methods_page() -> str:
         "",
         "## Against the five requirements",
         "",
-        "What each says of itself. *Partly* means within limits: see when to use it, below.",
+        "Each method's own statement. *Partly* means within limits, which its section describes.",
         "",
         *_write_table(
             ("method", *REQUIREMENTS),

@@ -1,7 +1,7 @@
 """The demo: a synthetic gigapixel cohort, two methods on the same patients, one report.
 
-What makes a slide positive is visible at full resolution only: `glimpse` finds it in a small share
-of the pixels, `downsampled` cannot. Every demo checks at its end that this came true.
+The nodules that make a slide positive are visible at full resolution only: `glimpse` finds them in
+a small share of the pixels, `downsampled` cannot. Every demo checks this at its end.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate import defaults
 from foveate.evaluation.scores import compare_rows
 from foveate.files.atomic import write_json
 from foveate.geometry import px0_from_um
@@ -23,7 +24,7 @@ from foveate.report import write_progress, write_report
 from foveate.runs.config import RunConfig, build_config
 from foveate.runs.folder import read_json, read_rows
 from foveate.synthetic import SlideSpec, read_truth, write_cohort
-from foveate.workflows.train import Outcome, run_experiment
+from foveate.workflows.train import RunResult, run_experiment
 
 N_SLIDES, SLIDES_PER_PATIENT = 100, 1.25
 SLIDE = SlideSpec(
@@ -58,28 +59,28 @@ class Promise:
     """One thing that the demo promises.
 
     Attributes:
-        promised: the promise in words.
-        came: what was measured, in words.
+        claim: what the demo promises, in words.
+        measured: the measured value, in words.
         kept: whether the measured value meets the promise.
     """
 
-    promised: str
-    came: str
+    claim: str
+    measured: str
     kept: bool
 
 
 @dataclass(frozen=True)
-class DemoOutcome:
-    """The outcome of the demo.
+class DemoResult:
+    """The result of the demo.
 
     Attributes:
-        glimpse, downsampled: outcomes of the two runs.
-        promises: what was promised, and what was measured.
+        glimpse, downsampled: results of the two runs.
+        promises: the claims with the measured values.
         enforced: whether there are enough slides for a broken promise to count as a failure.
     """
 
-    glimpse: Outcome
-    downsampled: Outcome
+    glimpse: RunResult
+    downsampled: RunResult
     promises: tuple[Promise, ...]
     enforced: bool
 
@@ -90,13 +91,13 @@ class DemoOutcome:
 
 
 def run_demo(
-    folder: Path, display: Display, *, seed: int = 0, n_slides: int | None = None
-) -> DemoOutcome:
+    folder: Path, display: Display, *, seed: int = defaults.SEED, slides: int | None = None
+) -> DemoResult:
     """Write the cohort, train both methods, localise and report; continue where it stopped.
 
-    The promises and what was measured are written to ``promises.json`` as well.
+    The claims and the measured values are written to ``promises.json`` as well.
     """
-    count = n_slides or N_SLIDES
+    count = slides or N_SLIDES
     table = write_cohort(
         folder / "cohort",
         n_slides=count,
@@ -109,30 +110,30 @@ def run_demo(
     baseline = run_experiment(
         demo_config("downsampled", table, seed), folder / "downsampled", display
     )
-    outcome = run_experiment(
+    result = run_experiment(
         demo_config("glimpse", table, seed), folder / "glimpse", display, after_epoch=write_progress
     )
-    write_json(outcome.folder / "baseline.json", [_summarise("downsampled", baseline)])
-    peaks = measure_localisation(outcome.folder)
-    write_json(outcome.folder / "localisation.json", peaks)
+    write_json(result.folder / "baseline.json", [_summarise("downsampled", baseline)])
+    peaks = measure_localisation(result.folder)
+    write_json(result.folder / "localisation.json", peaks)
     write_report(baseline.folder)
-    write_report(outcome.folder)
-    promises = judge(outcome, baseline, _compare_runs(outcome, baseline), peaks)
+    write_report(result.folder)
+    promises = judge(result, baseline, _compare_runs(result, baseline), peaks)
     write_json(folder / "promises.json", [asdict(promise) for promise in promises])
-    return DemoOutcome(outcome, baseline, promises, count >= ENFORCED_FROM)
+    return DemoResult(result, baseline, promises, count >= ENFORCED_FROM)
 
 
 def judge(
-    glimpse: Outcome,
-    downsampled: Outcome,
+    glimpse: RunResult,
+    downsampled: RunResult,
     difference: dict[str, Any] | None,
     peaks: dict[str, Any],
 ) -> tuple[Promise, ...]:
-    """Compare what was measured with what the demo promises.
+    """Compare the measured values with the claims of the demo.
 
     Args:
-        glimpse: outcome of the run of `glimpse`.
-        downsampled: outcome of the run of `downsampled`.
+        glimpse: result of the run of `glimpse`.
+        downsampled: result of the run of `downsampled`.
         difference: difference of their main scores on the same slides, from `compare_rows`; None
             where it could not be measured.
         peaks: result of `measure_localisation` for `glimpse`.
@@ -167,7 +168,7 @@ def judge(
     )
 
 
-def _pick_main_score(run: Outcome) -> dict[str, Any] | None:
+def _pick_main_score(run: RunResult) -> dict[str, Any] | None:
     score: dict[str, Any] | None = run.metrics["metrics"].get(run.task.tabled[0])
     return score
 
@@ -178,11 +179,11 @@ def _describe_score(score: dict[str, Any] | None) -> str:
     return "{value:.3f} (95 % interval {lo:.3f} to {hi:.3f})".format(**score)
 
 
-def _compare_runs(outcome: Outcome, baseline: Outcome) -> dict[str, Any] | None:
+def _compare_runs(result: RunResult, baseline: RunResult) -> dict[str, Any] | None:
     """Compute the difference of the main scores of two runs on the same slides, with interval."""
-    rows, others = (read_rows(run.folder / "predictions_oof.csv") for run in (outcome, baseline))
-    differences = compare_rows(rows, others, outcome.task)
-    difference: dict[str, Any] | None = differences.get(outcome.task.tabled[0])
+    rows, others = (read_rows(run.folder / "predictions_oof.csv") for run in (result, baseline))
+    differences = compare_rows(rows, others, result.task)
+    difference: dict[str, Any] | None = differences.get(result.task.tabled[0])
     return difference
 
 
@@ -227,10 +228,10 @@ def _is_peak_deciding(evidence: Evidence, slide: Path) -> bool:
     )
 
 
-def _summarise(method: str, outcome: Outcome) -> dict[str, Any]:
+def _summarise(method: str, result: RunResult) -> dict[str, Any]:
     return {
         "method": method,
-        "run": str(outcome.folder),
-        "metrics": outcome.metrics["metrics"],
-        **read_json(outcome.folder / "cost.json"),
+        "run": str(result.folder),
+        "metrics": result.metrics["metrics"],
+        **read_json(result.folder / "cost.json"),
     }

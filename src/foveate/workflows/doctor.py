@@ -20,7 +20,7 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        name: what was checked.
+        name: the object of the check.
         ok: whether it works.
         text: version, speed or error.
     """

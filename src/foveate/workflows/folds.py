@@ -1,6 +1,6 @@
 """The training of the models of a run, by one process or by several together.
 
-The first process does everything else as well, and tells the others which training begins.
+The first process also does all other work, and tells the others which training begins.
 """
 
 from __future__ import annotations

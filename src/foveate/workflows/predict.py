@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate import defaults
 from foveate.errors import CheckpointError, FolderInUse, TableError, UnreadableImage
-from foveate.evaluation.audit import audit_layout
+from foveate.evaluation import audit
 from foveate.evaluation.scores import evaluate_rows
-from foveate.exports import DEFAULT
 from foveate.files.atomic import write_json
 from foveate.files.lock import is_locked, lock_folder
 from foveate.loading.gather import gather_cases
@@ -57,24 +57,24 @@ class PredictOptions:
         out: folder for the results.
         assume_spacing_um: spacing of images that state none; None takes that of the training, for
             images of the kinds that needed it there.
-        n_heatmaps: number of images, from the first on, that get pictures.
+        heatmaps: number of images, from the first on, that get pictures.
         device: device that computes; ``auto`` takes a GPU when there is one.
         workers: number of processes that predict; 0 takes this process, or all places of a cluster
             of Ray.
         ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
         part: part of the images to predict, which a later call without a part collects; None for
             all images.
-        exports: kinds of pictures.
+        export: kinds of pictures.
     """
 
     out: Path
     assume_spacing_um: float | None = None
-    n_heatmaps: int = 1000
-    device: str = "auto"
-    workers: int = 0
+    heatmaps: int = defaults.PREDICT_HEATMAPS
+    device: str = defaults.DEVICE
+    workers: int = defaults.WORKERS
     ray: str | None = None
     part: JobPart | None = None
-    exports: tuple[str, ...] = DEFAULT
+    export: tuple[str, ...] = defaults.EXPORT
 
 
 def predict_paths(
@@ -117,7 +117,7 @@ def evaluate_table(
     files: Path | None = None,
     images: Path | None = None,
     renamed: Mapping[str, str] | None = None,
-    shuffle_layout: bool = False,
+    audit_layout: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Predict a labelled table and score it; return the metrics, and why images failed, by id.
 
@@ -134,7 +134,7 @@ def evaluate_table(
         images: folder that paths are relative to.
         renamed: class of the model by label of the table; rows with other labels that the model
             does not know are set aside.
-        shuffle_layout: whether `foveate.evaluation.audit` adds its result under ``layout``.
+        audit_layout: whether `foveate.evaluation.audit` adds its result under ``layout``.
 
     Raises:
         OptionError: a label is renamed to a name that is no class, or does not occur.
@@ -162,7 +162,7 @@ def evaluate_table(
             )
         display.say("scoring, with intervals over patients")
         metrics = _score_summary(summary)
-        if shuffle_layout:
+        if audit_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
         write_json(out / "metrics.json", metrics)
@@ -264,10 +264,10 @@ def _audit_layout(
 ) -> dict[str, Any]:
     loader = open_loader(models, options.assume_spacing_um)
     try:
-        audit = audit_layout(models, cases, loader, device=_find_device(options))
+        result = audit.audit_layout(models, cases, loader, device=_find_device(options))
     finally:
         loader.close()
-    return {**asdict(audit), "uses_layout": audit.uses_layout, "told": audit.describe()}
+    return {**asdict(result), "uses_layout": result.uses_layout, "summary": result.describe()}
 
 
 def _predict(
@@ -297,11 +297,11 @@ def _predict(
                 loader,
                 device=_find_device(options),
                 heatmaps=out / "heatmaps",
-                n_heatmaps=options.n_heatmaps,
+                n_heatmaps=options.heatmaps,
                 display=display,
                 seen=seen,
-                about=_list_dependencies(command, options),
-                exports=options.exports,
+                about=_list_command_options(command, options),
+                exports=options.export,
                 workers=workers,
             )
     finally:
@@ -340,12 +340,12 @@ def _open_workers(
         device=options.device,
         n=options.workers,
         ray=options.ray,
-        exports=options.exports,
+        exports=options.export,
     )
 
 
-def _list_dependencies(command: str, options: PredictOptions) -> dict[str, Any]:
-    """Return what the answers depend on besides models and pictures, for all images and parts."""
+def _list_command_options(command: str, options: PredictOptions) -> dict[str, Any]:
+    """Return the command and the options that change answers, for the journal of answers."""
     return {"command": command, "--spacing-um": options.assume_spacing_um}
 
 
@@ -375,10 +375,10 @@ def _predict_part(
                     loader,
                     device=_find_device(options),
                     heatmaps=out / "heatmaps",
-                    n_heatmaps=options.n_heatmaps,
+                    n_heatmaps=options.heatmaps,
                     display=display,
-                    about=_list_dependencies("predict", options),
-                    exports=options.exports,
+                    about=_list_command_options("predict", options),
+                    exports=options.export,
                     workers=workers,
                 )
         finally:

@@ -40,14 +40,14 @@ from foveate.workflows.words import describe_scores
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome:
-    """The outcome of a run.
+class RunResult:
+    """The result of a run.
 
     Attributes:
         folder: folder of the run.
         metrics: content of ``metrics.json``.
         n_quarantined: number of images that were set aside.
-        task: task of the run, which says what the labels mean.
+        task: task of the run, which gives the labels their meaning.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ def run_experiment(
     display: Display,
     *,
     after_epoch: Callable[[Path], None] | None = None,
-) -> Outcome:
+) -> RunResult:
     """Train and evaluate as the config says; continue where the same command stopped.
 
     Args:
@@ -89,9 +89,11 @@ def _run(
     folder: Path,
     display: Display,
     after_epoch: Callable[[Path], None] | None,
-) -> Outcome:
+) -> RunResult:
     if (folder / "plan.json").is_file():
-        display.say(f"{folder} holds this run already: what is done is kept, the rest follows")
+        display.say(
+            f"{folder} holds this run already: finished steps are kept, and the others follow"
+        )
     plan = make_plan(config, folder, display)
     list_set_aside(folder, plan)
     config = plan.config
@@ -100,7 +102,7 @@ def _run(
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
                 _run_fold(config, folder, k, plan, store, display, after_epoch, processes)
-        outcome = _score_run(config, folder, plan)
+        result = _score_run(config, folder, plan)
         if config.refit:
             _refit(config, folder, plan, store, display, after_epoch, processes)
         processes.close()
@@ -108,7 +110,7 @@ def _run(
         if processes.runtime is not None:
             processes.runtime.stop()
     shutil.rmtree(folder / "features", ignore_errors=True)
-    return outcome
+    return result
 
 
 # -- one fold -------------------------------------------------------------------------------------
@@ -200,8 +202,8 @@ def _refit(
 # -- after training -------------------------------------------------------------------------------
 
 
-def _score_run(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
-    """Pool the folds, score them, and write what the report needs."""
+def _score_run(config: RunConfig, folder: Path, plan: Plan) -> RunResult:
+    """Pool and score the predictions of the folds, and write the inputs of the report."""
     rows, costs = [], []
     for k in range(len(plan.splits.folds)):
         fold_folder = folder / f"fold_{k}"
@@ -224,7 +226,7 @@ def _score_run(config: RunConfig, folder: Path, plan: Plan) -> Outcome:
         metrics["gain"] = compare_rows(rows, start, task)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "cost.json", _sum_cost(costs))
-    return Outcome(folder, metrics, n_set_aside, task)
+    return RunResult(folder, metrics, n_set_aside, task)
 
 
 def _read_frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:

@@ -1,0 +1,28 @@
+"""The last lines of a command: the places of its results, and the images set aside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from foveate.cli.words import OK, PARTIAL
+
+if TYPE_CHECKING:
+    from foveate.workflows.train import RunResult
+
+
+def print_next(result: RunResult, page: Path) -> None:
+    """Print where the report and the heatmaps of a run are, and the next command."""
+    click.echo(f"\nreport:   {page}\nheatmaps: {result.folder / 'heatmaps'}")
+    print_set_aside(result.n_quarantined, result.folder)
+    click.echo(f"next:     foveate predict {result.folder} NEW_IMAGES --out predictions")
+
+
+def print_set_aside(n: int, folder: Path) -> int:
+    """Print the number of images that were set aside, if any; return the exit code."""
+    if not n:
+        return OK
+    click.echo(f"set aside: {n} images, reasons in {folder / 'quarantine.csv'} (exit code 2)")
+    return PARTIAL

@@ -1,0 +1,121 @@
+"""The call chains of the README: each function exists, and calls the next one."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "foveate"
+
+CALLED_AS = {"Glimpse.forward": "method", "add_files": "finish"}
+"""Functions that their caller holds under another name: a module's forward, and a callback."""
+
+Function = ast.FunctionDef
+Step = tuple[str, str]
+"""A file below ``src/foveate``, and a function in it, as ``name`` or ``Class.name``."""
+
+
+def _read_chains() -> dict[str, list[Step]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.split("<!-- call chains -->")[1].split("<!-- /call chains -->")[0].split("\n")
+    named = (line.removeprefix("- ").partition(": ") for line in lines if line.startswith("- "))
+    return {name: re.findall(r"`([\w/]+\.py):([\w.]+)`", chain) for name, _, chain in named}
+
+
+CHAINS = _read_chains()
+PAIRS = [pair for chain in CHAINS.values() for pair in itertools.pairwise(chain)]
+
+
+@functools.cache
+def _parse(file: str) -> ast.Module:
+    return ast.parse((SOURCE / file).read_text(encoding="utf-8"))
+
+
+def _list_functions(file: str) -> dict[str, Function]:
+    """All functions of a file by name, methods as ``Class.name``."""
+    tree = _parse(file)
+    named = {node.name: node for node in tree.body if isinstance(node, Function)}
+    for owner in tree.body:
+        if isinstance(owner, ast.ClassDef):
+            methods = (node for node in owner.body if isinstance(node, Function))
+            named |= {f"{owner.name}.{node.name}": node for node in methods}
+    return named
+
+
+def _name_call(call: ast.Call) -> str:
+    """The last part of the name that is called: ``fit`` in ``trainer.fit(train, val)``."""
+    target = call.func
+    if isinstance(target, ast.Attribute):
+        return target.attr
+    return target.id if isinstance(target, ast.Name) else ""
+
+
+def _list_calls(step: Step) -> set[str]:
+    """Names that a function calls, itself or through private functions of its own file."""
+    file, name = step
+    functions = _list_functions(file)
+    calls: set[str] = set()
+    todo, done = [functions[name]], set()
+    while todo:
+        function = todo.pop()
+        done.add(function.name)
+        names = {_name_call(node) for node in ast.walk(function) if isinstance(node, ast.Call)}
+        calls |= names
+        todo += [
+            local
+            for local in functions.values()
+            if local.name in names - done and local.name.startswith("_")
+        ]
+    return calls
+
+
+def _list_imports(file: str) -> Iterator[tuple[str, str]]:
+    """Module and name of each import of a file, wherever it stands."""
+    for node in ast.walk(_parse(file)):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def test_the_readme_names_both_chains() -> None:
+    assert list(CHAINS) == ["train", "predict"]
+    for name, chain in CHAINS.items():
+        files = {file for file, _ in chain}
+        assert 5 <= len(files) <= 7, f"{name}: a reader opens {len(files)} files"
+        assert chain[0] == ("api/commands.py", name), "it begins with the public function"
+
+
+@pytest.mark.parametrize("step", sorted(set(itertools.chain(*CHAINS.values()))), ids=":".join)
+def test_a_function_of_a_chain_exists(step: Step) -> None:
+    file, name = step
+    assert name in _list_functions(file)
+    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    assert f"`{file}`" in tour, "the tour explains it"
+    assert f"`{name}(" in tour, "the tour explains it"
+
+
+@pytest.mark.parametrize(("caller", "called"), PAIRS, ids=lambda step: step[1])
+def test_a_function_of_a_chain_calls_the_next(caller: Step, called: Step) -> None:
+    file, name = called
+    alias = CALLED_AS.get(name)
+    assert (alias or name.rpartition(".")[2]) in _list_calls(caller)
+    if alias is None and "." not in name and caller[0] != file:
+        package = f"foveate.{file.partition('/')[0]}"
+        modules = {module for module, imported in _list_imports(caller[0]) if imported == name}
+        assert any(module.startswith(package) for module in modules), f"{caller[0]} imports {name}"
+
+
+def test_a_callback_of_a_chain_is_handed_over_under_its_name() -> None:
+    """``predict_into`` hands `add_files` to `predict_cases` as ``finish``."""
+    handed = [
+        ast.unparse(node.value)
+        for node in ast.walk(_parse("prediction/outputs.py"))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "finish"
+    ]
+    assert any(value.startswith("functools.partial(add_files,") for value in handed)
