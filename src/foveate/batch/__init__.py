@@ -27,9 +27,9 @@ from foveate.batch.types import (
     augment_for,
     build_evidence,
     channels_last,
-    crop_error,
     join_same_kind,
     lay_kernels,
+    reading_crops,
     to_rgb,
 )
 from foveate.batch.whole_image import WholeImage
@@ -380,10 +380,8 @@ class Batch:
             Box(tuple(origin), (float(side),) * len(origin), Frame.UM)
             for origin, side in zip(patches.origin_um, patches.side_um, strict=True)
         ]
-        try:
+        with reading_crops(item):
             return np.stack([item.image.read_at(box, self._patch_shape) for box in boxes])
-        except Exception as error:
-            raise crop_error(item, error) from error
 
     @property
     def _patch_shape(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.batch.augment import Turn
-from foveate.batch.types import LoadedImage, View, crop_error
+from foveate.batch.types import LoadedImage, View, reading_crops
 from foveate.geometry import Box, Frame
 from foveate.images.image import glimpse_shape
 from foveate.images.resample import Pixels
@@ -134,7 +134,5 @@ class WholeImage(AbstractSource):
         origin = tuple(low * spacing for low, _ in spans)
         shape = tuple(high - low for low, high in spans)
         box = Box(origin, tuple(n * spacing for n in shape), Frame.UM)
-        try:
+        with reading_crops(self.item):
             return self.item.image.read_at(box, shape)
-        except Exception as error:
-            raise crop_error(self.item, error) from error
