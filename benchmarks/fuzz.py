@@ -216,7 +216,7 @@ def visit(path: Path) -> dict[str, object]:
         clear = kind in ("configs", "models") or ("\n" not in text and path.name in text)
         clear &= not _PYTHON.search(text) and len(text) <= _MOST_LETTERS
         return {"outcome": "refused" if clear else "unclear", "message": text[:_MOST_LETTERS]}
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 (this is what the fuzz looks for)
         where = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
         return {"outcome": "foreign", "message": told}

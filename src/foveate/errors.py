@@ -5,10 +5,11 @@ A message states the value that was got, what is allowed, what to do, and the fi
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 log = logging.getLogger("foveate")
@@ -153,12 +154,46 @@ def as_foveate_error(error: BaseException, about: object) -> FoveateError:
             f"{about}: memory does not suffice for this image; close other programs, or use a "
             "machine with more memory"
         )
+    if disk_full(error):
+        return DiskFull(f"{about}: the disk is full; make room, then give the same command again")
     if isinstance(error, OSError) and error.strerror:
         return UnreadableImage(f"{about}: cannot be read ({explain_os_error(error)})")
     return UnreadableImage(
         f"{about}: its content is not what its reader expects; the file is damaged or of a rare "
         "kind. Fetch it again, or convert it to a tiled TIFF"
     )
+
+
+@contextlib.contextmanager
+def converting(
+    about: object,
+    convert: Callable[[Exception, object], FoveateError | None] = as_foveate_error,
+) -> Iterator[None]:
+    """Convert any error of the code inside to one of this tree.
+
+    Decoders, pickles, tracers and users' plug-ins may raise any class, and no list of classes would
+    be complete. Here is the only handler of all errors; everywhere else, `except` names classes.
+
+    Args:
+        about: the file, or the subject of the code inside.
+        convert: takes the error and `about`, returns the error to raise instead, or None to raise
+            the error itself. By default `as_foveate_error`.
+
+    Raises:
+        TooManyOpen: the limit of open files caused the error, so the file is not to blame.
+        FoveateError: errors of this tree, unchanged, and the results of `convert`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if out_of_files(error) and not isinstance(error, TooManyOpen):
+            raise TooManyOpen() from error
+        if isinstance(error, FoveateError):
+            raise
+        converted = convert(error, about)
+        if converted is None:
+            raise
+        raise converted from error
 
 
 def explain_os_error(error: OSError | ValueError) -> str:

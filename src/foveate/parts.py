@@ -11,6 +11,7 @@ Nothing is imported from a model or run folder: only the command line names fold
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import importlib.util
@@ -134,12 +135,11 @@ def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
         for package in ("foveate_plugins", f"foveate_plugins.{kind}"):  # pickle imports them
             sys.modules.setdefault(package, types.ModuleType(package))
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
+        with contextlib.ExitStack() as undo:
+            sys.modules[name] = module
+            undo.callback(sys.modules.pop, name)
             spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
+            undo.pop_all()
         return module
 
 

@@ -244,6 +244,7 @@ def find_device(device: str = "auto") -> torch.device:
 def _build_fabric(device: str, precision: str, devices: int = 1, port: int = 0) -> Fabric:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     # The import sets the levels of these loggers, so that they print the precision.
     for name in ("lightning.fabric", "lightning.pytorch"):
@@ -260,7 +261,7 @@ def _build_fabric(device: str, precision: str, devices: int = 1, port: int = 0) 
         return Fabric(**chosen)
     except RuntimeError as error:
         raise OptionError(f"train.device: '{device}' is not on this machine") from error
-    except Exception as error:
+    except (MisconfigurationException, ValueError) as error:
         if devices == 1:
             raise
         raise OptionError(

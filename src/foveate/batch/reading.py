@@ -16,8 +16,8 @@ from foveate.batch.types import (
     Patches,
     View,
     channels_last,
-    crop_error,
     join_same_kind,
+    reading_crops,
     to_rgb,
 )
 from foveate.geometry import Box, Frame
@@ -132,10 +132,8 @@ class PatchReader:
             Box(tuple(origin), (float(side),) * len(origin), Frame.UM)
             for origin, side in zip(patches.origin_um, patches.side_um, strict=True)
         ]
-        try:
+        with reading_crops(item):
             return np.stack([item.image.read_at(box, self._patch_shape) for box in boxes])
-        except Exception as error:
-            raise crop_error(item, error) from error
 
     @property
     def _patch_shape(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError, TooManyOpen, as_foveate_error, out_of_files
+from foveate.errors import FoveateError, TooManyOpen, converting
 from foveate.geometry import length_um_from_px
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
@@ -173,11 +173,21 @@ class CropError(FoveateError, OSError):
         self.image_id, self.path = image_id, path
 
 
-def crop_error(item: LoadedImage, error: Exception) -> FoveateError:
-    """Build the error to raise when reading pixels of an image failed for any reason."""
-    if out_of_files(error):
-        return TooManyOpen()
-    return CropError(item.image_id, item.image.path, as_foveate_error(error, item.image.path))
+@contextlib.contextmanager
+def reading_crops(item: LoadedImage) -> Iterator[None]:
+    """Convert any error of reading pixels of an image inside to a `CropError`.
+
+    Raises:
+        CropError: reading failed.
+        TooManyOpen: the limit of open files caused the error, so the image is not to blame.
+    """
+    try:
+        with converting(item.image.path):
+            yield
+    except TooManyOpen:
+        raise
+    except FoveateError as error:
+        raise CropError(item.image_id, item.image.path, error) from error
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:

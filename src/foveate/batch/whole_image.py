@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.batch.augment import Turn
-from foveate.batch.types import LoadedImage, View, crop_error
+from foveate.batch.types import LoadedImage, View, reading_crops
 from foveate.geometry import Box, Frame, downsample_from_spacing_um, size_um_from_shape
 from foveate.images.image import glimpse_shape
 from foveate.images.resample import Pixels
@@ -135,7 +135,5 @@ class WholeImage(AbstractSource):
         origin_um = size_um_from_shape([low for low, _ in spans], spacing_um)
         shape = tuple(high - low for low, high in spans)
         box = Box(origin_um, size_um_from_shape(shape, spacing_um), Frame.UM)
-        try:
+        with reading_crops(self.item):
             return self.item.image.read_at(box, shape)
-        except Exception as error:
-            raise crop_error(self.item, error) from error

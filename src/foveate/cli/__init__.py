@@ -11,7 +11,7 @@ from foveate._version import __version__
 from foveate.cli import commands
 from foveate.cli.demo import demo
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
-from foveate.errors import FoveateError, did_you_mean, out_of_memory
+from foveate.errors import FoveateError, converting, did_you_mean, out_of_memory
 from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
 
 
@@ -32,7 +32,8 @@ def main(command: click.Command | None = None, name: str = "foveate") -> None:
 
 def _run(command: click.Command, name: str) -> object:
     try:
-        return command.main(prog_name=name, standalone_mode=False)
+        with converting(name, _explain_last):
+            return command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
@@ -45,13 +46,18 @@ def _run(command: click.Command, name: str) -> object:
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted. The same command continues where this one stopped.", err=True)
         return INTERRUPTED
-    except OSError as error:
-        return _complain(
+
+
+def _explain_last(error: Exception, name: object) -> FoveateError | None:
+    """Build the error to print for one that nothing else has converted; None for click's."""
+    if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
+        return None
+    if isinstance(error, OSError):
+        return FoveateError(
             f"{error.filename or 'the system'}: {error.strerror or 'it refuses'}; check that you "
             "may read and write there, and that the disk or network works"
         )
-    except Exception as error:
-        return _complain(_NO_MEMORY if out_of_memory(error) else _report_fault(error))
+    return FoveateError(_NO_MEMORY if out_of_memory(error) else _report_fault(error))
 
 
 _NO_MEMORY = (

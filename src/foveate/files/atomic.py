@@ -12,10 +12,9 @@ from typing import Any
 from foveate.errors import (
     DiskFull,
     FoveateError,
-    TooManyOpen,
+    converting,
     disk_full,
     not_writable_error,
-    out_of_files,
 )
 
 
@@ -32,25 +31,25 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except Exception as error:
-        if disk_full(error):
-            raise disk_full_error(path) from error
-        if isinstance(error, OSError) and not isinstance(error, FoveateError):
-            if out_of_files(error):
-                raise TooManyOpen() from error
-            raise not_writable_error(path, error) from error
-        raise
+        with converting(path, _explain_writing):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
 
 
-def disk_full_error(path: Path) -> DiskFull:
+def _explain_writing(error: Exception, path: object) -> FoveateError | None:
+    """Build the error for a file that the system does not write; None for other errors."""
+    if disk_full(error):
+        return disk_full_error(path)
+    return not_writable_error(path, error) if isinstance(error, OSError) else None
+
+
+def disk_full_error(path: object) -> DiskFull:
     """Build the error to raise when there is no room for a file."""
     return DiskFull(
         f"{path}: the disk is full, this file could not be written. What was written before is "

@@ -149,15 +149,16 @@ def read_fields(path: Path) -> Fields:
         CheckpointError: the file is missing, too large, or holds no JSON object.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CheckpointError(f"{path} is larger than any such file. {_REMEDY}")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        is_small = path.stat().st_size <= _MOST_BYTES
+        content = json.loads(path.read_text(encoding="utf-8")) if is_small else None
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {explain_os_error(error)}. {_REMEDY}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is no JSON. {_REMEDY}") from error
+    if not is_small:
+        raise CheckpointError(f"{path} is larger than any such file. {_REMEDY}")
     return Fields(content, str(path))
 
 

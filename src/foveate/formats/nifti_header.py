@@ -104,12 +104,14 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
         UnsupportedFormat: the file is not one grey volume.
         UnreadableImage: fields contradict each other, or make no sense.
     """
+    from nibabel.spatialimages import HeaderDataError
+
     content = stream.read(_LONGEST)
     header = _parse_header(path, content)
     try:
         shape = tuple(map(int, header.get_data_shape()))
         dtype = np.dtype(header.get_data_dtype())
-    except Exception as error:
+    except (HeaderDataError, KeyError) as error:  # KeyError: no type of voxels has this code
         raise UnreadableImage(f"{path}: its header makes no sense{AGAIN}") from error
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -148,13 +150,14 @@ def _parse_header(path: Path, content: bytes) -> Any:
     """Parse the fields of the header; extensions after it are ignored, whatever size they claim."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
+    from nibabel.wrapstruct import WrapStructError
 
+    second = content[4:7] == b"n+2"
+    kind: Callable[..., Any] = Nifti2Header if second else Nifti1Header
     try:
-        second = content[4:7] == b"n+2"
-        kind: Callable[..., Any] = Nifti2Header if second else Nifti1Header
         # Checked here: nibabel's own check would turn a size of 0 into one of 1 mm.
         return kind(content[: 540 if second else 348], check=False)
-    except Exception as error:
+    except WrapStructError as error:  # fewer bytes than a header has
         raise UnreadableImage(f"{path}: its header cannot be read{AGAIN}") from error
 
 
@@ -230,9 +233,11 @@ def _affine(path: Path, header: Any) -> tuple[Values, bool]:
 
 def _qform(header: Any) -> Values:
     """Return the affine of the qform, ``(4, 4)``; not a number where there is none."""
+    from nibabel.spatialimages import HeaderDataError
+
     try:
         return np.asarray(header.get_qform(), np.float64)
-    except Exception:  # the quaternion is no rotation
+    except (HeaderDataError, ValueError):  # the quaternion is no rotation
         return np.full((4, 4), np.nan)
 
 

@@ -18,8 +18,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat, converting
 from foveate.formats import tiff_codec as codec
+
+log = logging.getLogger("foveate")
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 4096
@@ -136,7 +138,7 @@ def read_index(path: Path) -> TiffIndex:
                 f"{path}: a vendor's own layout ({vendors[0]}), not a plain TIFF; export it as "
                 "OME-TIFF"
             )
-        pages = list(_pages(file))
+        pages = list(_pages(path, file))
         if not pages:
             raise UnreadableImage(f"{path}: the TIFF holds no readable directory{AGAIN}")
         base = max(
@@ -167,9 +169,9 @@ def refuse_unlisted(path: Path) -> None:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as file:
-            tiled = [page for page in _pages(file) if page.is_tiled]
-    except Exception:  # not a TIFF that tifffile knows
+        with converting(path, _explain_damage), tifffile.TiffFile(path) as file:
+            tiled = [page for page in _pages(path, file) if page.is_tiled]
+    except UnreadableImage:  # not a TIFF that tifffile knows
         return
     for page in tiled:
         sides = (page.tilelength, page.imagelength), (page.tilewidth, page.imagewidth)
@@ -186,32 +188,40 @@ def is_coding_read(path: Path) -> bool:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as file:
+        with converting(path, _explain_damage), tifffile.TiffFile(path) as file:
             return int(cast("Any", file.pages[0]).compression) in codec.CODECS
-    except Exception:  # damaged: the reader says how
+    except UnreadableImage:  # damaged: the reader says how
         return True
 
 
-def _pages(file: Any) -> Iterator[Any]:
+def _pages(path: Path, file: Any) -> Iterator[Any]:
     """Yield the directories of a TIFF; a chain that is damaged after the first ends there."""
-    import tifffile
-
+    page: Any = _directory(file, 0)
     seen: set[int] = set()
-    for i in range(MAX_DIRECTORIES):
-        try:
-            page = file.pages[i]
-            if isinstance(page, tifffile.TiffFrame):
-                page = page.aspage()
-        except IndexError:
-            return
-        except Exception:
-            if i == 0:
-                raise
-            return
-        if page.offset in seen:
-            return
+    while page is not None and page.offset not in seen and len(seen) < MAX_DIRECTORIES:
         seen.add(page.offset)
         yield page
+        try:
+            with converting(path, _explain_damage):
+                page = _directory(file, len(seen))
+        except UnreadableImage:
+            return
+
+
+def _directory(file: Any, i: int) -> Any | None:
+    """Return a directory of a TIFF, or None after the last one."""
+    import tifffile
+
+    try:
+        page = file.pages[i]
+    except IndexError:
+        return None
+    return page.aspage() if isinstance(page, tifffile.TiffFrame) else page
+
+
+def _explain_damage(error: Exception, path: object) -> UnreadableImage:
+    log.debug("%s", path, exc_info=error)
+    return UnreadableImage(f"{path}: its directories cannot be read{AGAIN}")
 
 
 def _refuse_stack(path: Path, base: Any, pages: list[Any]) -> None:

@@ -18,7 +18,7 @@ from foveate.errors import (
     MissingSpacing,
     TooManyOpen,
     UnsupportedFormat,
-    as_foveate_error,
+    converting,
 )
 from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
 from foveate.images.foreground import slide_prior
@@ -157,9 +157,10 @@ class CaseLoader:
 
     def _try(self, case: Case) -> LoadedImage | FoveateError:
         try:
-            return self.load(case)
-        except Exception as error:
-            return as_foveate_error(error, case.path)
+            with converting(case.path):
+                return self.load(case)
+        except FoveateError as error:
+            return error
 
     def _open(self, case: Case) -> AbstractImage:
         image = open_case(

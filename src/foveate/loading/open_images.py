@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from foveate.errors import TooManyOpen, out_of_files
+from foveate.errors import FoveateError, TooManyOpen, out_of_files
 from foveate.images.image import AbstractImage
 
 _OTHER_FILES = 16
@@ -70,7 +70,7 @@ class OpenImages:
                 return image
         try:
             image = open_it()
-        except Exception as error:
+        except (FoveateError, OSError) as error:
             if not out_of_files(error):
                 raise
             image = self._reopen(open_it)
@@ -101,7 +101,7 @@ class OpenImages:
             self._close_idle(0)
         try:
             return open_it()
-        except Exception as error:
+        except (FoveateError, OSError) as error:
             if not out_of_files(error):
                 raise
             raise TooManyOpen() from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,14 @@ from typing import Annotated
 
 from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
-from foveate.errors import MissingSpacing, OptionError, TooManyOpen, as_foveate_error, one_line
+from foveate.errors import (
+    FoveateError,
+    MissingSpacing,
+    OptionError,
+    TooManyOpen,
+    converting,
+    one_line,
+)
 from foveate.geometry import length_px_from_um, long_side, mean_spacing, spacing_um_from_shape
 from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
@@ -93,27 +101,36 @@ def open_case(
         TableError: the table gives a spacing for another number of axes.
         ImageNotFound, UnreadableImage, UnsupportedFormat: errors of the reader.
     """
-    image = open_image(case.path, readers)
-    try:
-        if case.spacing_um is not None:
-            return RespacedImage(
-                image, spacing_for_axes(case.spacing_um, image.ndim, case.path), unit="um"
-            )
-        if fit is not None and image.kind == "picture":
-            return fit_to_shape(image, fit)
-        if image.spacing_um is not None:
-            return image
-        if assume_spacing_um is not None and (assume_for is None or image.kind in assume_for):
-            return RespacedImage(image, (assume_spacing_um,) * image.ndim, unit="um")
-        if image.kind == "picture":
-            return RespacedImage(image, (1.0,) * image.ndim, unit="px")
-        raise MissingSpacing(
-            f"{case.path}: a {image.kind} that states no pixel size. Give it in a column 'mpp' of "
-            "the table (micrometres per pixel), or for all such with --view.assume-spacing-um"
+    with contextlib.ExitStack() as opened:
+        image = opened.enter_context(open_image(case.path, readers))
+        respaced = _choose_spacing(image, case, fit, assume_spacing_um, assume_for)
+        opened.pop_all()
+    return respaced
+
+
+def _choose_spacing(
+    image: AbstractImage,
+    case: Case,
+    fit: tuple[int, ...] | None,
+    assume_spacing_um: float | None,
+    assume_for: Sequence[str] | None,
+) -> AbstractImage:
+    if case.spacing_um is not None:
+        return RespacedImage(
+            image, spacing_for_axes(case.spacing_um, image.ndim, case.path), unit="um"
         )
-    except BaseException:
-        image.close()
-        raise
+    if fit is not None and image.kind == "picture":
+        return fit_to_shape(image, fit)
+    if image.spacing_um is not None:
+        return image
+    if assume_spacing_um is not None and (assume_for is None or image.kind in assume_for):
+        return RespacedImage(image, (assume_spacing_um,) * image.ndim, unit="um")
+    if image.kind == "picture":
+        return RespacedImage(image, (1.0,) * image.ndim, unit="px")
+    raise MissingSpacing(
+        f"{case.path}: a {image.kind} that states no pixel size. Give it in a column 'mpp' of "
+        "the table (micrometres per pixel), or for all such with --view.assume-spacing-um"
+    )
 
 
 def scan_cases(
@@ -138,16 +155,14 @@ def scan_cases(
         jobs = [(case, pool.submit(_read_facts, case, options, readers)) for case in cases]
         for done, (case, job) in enumerate(jobs, 1):
             try:
-                scan.facts[case.image_id] = job.result()
+                with converting(case.path):
+                    scan.facts[case.image_id] = job.result()
             except MissingSpacing as error:
                 missing.append(str(error))
-            except OptionError:
+            except (OptionError, TooManyOpen):
                 raise
-            except Exception as error:
-                reason = as_foveate_error(error, case.path)
-                if isinstance(reason, TooManyOpen):
-                    raise reason from error
-                scan.failed[case.image_id] = one_line(str(reason))
+            except FoveateError as error:
+                scan.failed[case.image_id] = one_line(str(error))
             if progress is not None:
                 progress(done, len(cases))
     if missing:

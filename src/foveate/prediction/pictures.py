@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError, out_of_files
+from foveate.errors import FoveateError, TooManyOpen, converting
 from foveate.exports import DEFAULT, About, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.images.image import AbstractImage
@@ -45,14 +45,18 @@ def add_files(
     about = _describe(answer, models)
     for export in build_exports(exports).values():
         try:
-            files[export.suffix] = export.render(image, answer.evidence, about)
-        except Exception as error:
-            if out_of_files(error):
-                raise
-            why = str(error) if isinstance(error, FoveateError) else "drawing it went wrong"
-            log.warning("no %s of %s: %s", export.title, answer.case.image_id, why)
+            with converting(answer.case.path, _explain_drawing):
+                files[export.suffix] = export.render(image, answer.evidence, about)
+        except TooManyOpen:
+            raise
+        except FoveateError as error:
+            log.warning("no %s of %s: %s", export.title, answer.case.image_id, error)
             log.info("%s", answer.case.path, exc_info=error)
     return replace(answer, files=files)
+
+
+def _explain_drawing(error: Exception, path: object) -> FoveateError:
+    return FoveateError("drawing it went wrong")
 
 
 def _describe(answer: Answer, models: Ensemble) -> About:

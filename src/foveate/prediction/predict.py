@@ -18,9 +18,8 @@ from foveate.errors import (
     FoveateError,
     NotFinite,
     TooManyOpen,
-    as_foveate_error,
+    converting,
     disk_full,
-    out_of_files,
 )
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.image import AbstractImage
@@ -143,14 +142,12 @@ def predict_one(
         waits: list[float] = []
         groups = timed(loader.ahead([[case]]), waits.append)  # the image stays open while it lives
         (item,) = next(groups)
-        try:
-            if isinstance(item, FoveateError):
-                raise item
+        if isinstance(item, FoveateError):
+            raise item
+        with converting(case.path):
             return _answer_together(
                 models, case, item, loader, torch.device(device), finish, waited=waits[-1]
             )
-        except Exception as error:
-            raise as_foveate_error(error, case.path) from error
 
 
 def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> CaseLoader:
@@ -214,17 +211,18 @@ def predict_cases(
             yield Failure(case, str(item))
             continue
         share = None if tell is None else _tell_images(tell, done)
+        outcome: Outcome
         try:
-            yield _answer_together(
-                models, case, item, loader, device, finish, shuffle_layout, share, waits[-1]
-            )
-        except Exception as error:
+            with converting(case.path):
+                outcome = _answer_together(
+                    models, case, item, loader, device, finish, shuffle_layout, share, waits[-1]
+                )
+        except FoveateError as error:
             # One file that makes a reader or a model fail must not stop the others.
-            if out_of_files(error):
-                raise TooManyOpen() from error
-            if disk_full(error):
+            if isinstance(error, TooManyOpen) or disk_full(error):
                 raise
-            yield Failure(case, str(as_foveate_error(error, case.path)))
+            outcome = Failure(case, str(error))
+        yield outcome
 
 
 def _answer_together(

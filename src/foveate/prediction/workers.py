@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from foveate.errors import CheckpointError, FoveateError, WorkerLost, as_foveate_error
+from foveate.errors import CheckpointError, FoveateError, WorkerLost, converting
 from foveate.memory import allow_more_files
 from foveate.parts import add_plugin_folder
 from foveate.prediction.pictures import add_files
@@ -108,9 +108,10 @@ class Worker:
         self._broken: FoveateError | None = None
         self._exports = setup.exports
         try:
-            self._build(setup)
-        except Exception as error:
-            self._broken = as_foveate_error(error, "the models of a worker process")
+            with converting("the models of a worker process"):
+                self._build(setup)
+        except FoveateError as error:
+            self._broken = error
 
     def ready(self) -> Reply:
         """Return a reply without an outcome, with the error of loading the models, if any."""
@@ -123,11 +124,12 @@ class Worker:
         drawn = frozenset({job.case.image_id} if job.draw else ())
         finish = functools.partial(add_files, drawn=drawn, exports=self._exports)
         try:
-            (outcome,) = predict_cases(
-                self._models, [job.case], self._loader, device=self._device, finish=finish
-            )
-        except Exception as error:
-            return Reply(records=self._take_records(), stop=as_foveate_error(error, job.case.path))
+            with converting(job.case.path):
+                (outcome,) = predict_cases(
+                    self._models, [job.case], self._loader, device=self._device, finish=finish
+                )
+        except FoveateError as error:
+            return Reply(records=self._take_records(), stop=error)
         return Reply(outcome, self._take_records())
 
     def _build(self, setup: Setup) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import CheckpointError, one_line
+from foveate.errors import CheckpointError, converting, one_line
 from foveate.files.digest import file_sha256
 
 Tensors = dict[str, Tensor]
@@ -196,21 +196,17 @@ def _load_safetensors(path: Path) -> object:
 
 def _load_pickle(path: Path) -> object:
     """Load a file that ``torch.save`` wrote, without running code from it."""
-    try:
+    with converting(path, _explain_pickle):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error):
-            raise CheckpointError(
-                f"encoder.weights: {path} cannot be read without running code from it; save the "
-                "network's state_dict() alone, best as safetensors"
-            ) from error
-        raise _damaged(path) from error
-    except Exception as error:  # a damaged pickle may raise any exception
-        raise _damaged(path) from error
 
 
-def _damaged(path: Path) -> CheckpointError:
-    """Build the error for a damaged file."""
+def _explain_pickle(error: Exception, path: object) -> CheckpointError:
+    """Build the error for a file that PyTorch does not load."""
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+        return CheckpointError(
+            f"encoder.weights: {path} cannot be read without running code from it; save the "
+            "network's state_dict() alone, best as safetensors"
+        )
     return CheckpointError(
         f"encoder.weights: {path} is damaged or no file of PyTorch; fetch it again"
     )

@@ -18,6 +18,7 @@ from foveate.errors import (
     ImageNotFound,
     UnsupportedFormat,
     as_foveate_error,
+    converting,
 )
 from foveate.images.image import AbstractImage
 from foveate.readers.base import HEAD_BYTES, AbstractReader
@@ -129,25 +130,28 @@ def check_options(options: ReaderOptions) -> dict[str, dict[str, Any]]:
     }
 
 
+class _ReaderFailed(FoveateError):
+    """A reader failed when it was asked whether it recognises a file."""
+
+
 def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
     """Return whether a reader recognises a file; one that fails on it does not."""
+
+    def explain(error: Exception, about: object) -> _ReaderFailed:
+        log.debug("%s: %s", reader.__name__, about, exc_info=error)
+        return _ReaderFailed(f"{about}: reader {reader.__name__} does not know what to make of it")
+
     try:
-        return reader.recognises(path, head)
-    except FoveateError:
-        raise
-    except Exception:
-        log.debug("%s: %s", reader.__name__, path, exc_info=True)
+        with converting(path, explain):
+            return reader.recognises(path, head)
+    except _ReaderFailed:
         return False
 
 
 def _open(reader: type[AbstractReader], path: Path, options: Mapping[str, Any]) -> AbstractImage:
     """Open a file with a reader; any other library's error becomes one of `foveate.errors`."""
-    try:
+    with converting(path):
         return reader(path, **options)
-    except FoveateError:
-        raise
-    except Exception as error:
-        raise as_foveate_error(error, path) from error
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
-from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.errors import (
+    AGAIN,
+    FoveateError,
+    ImageTooLarge,
+    UnreadableImage,
+    UnsupportedFormat,
+    converting,
+)
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
@@ -98,8 +105,6 @@ class PictureReader(AbstractReader):
                 "pictures that are decoded whole; store it as a tiled TIFF (vips tiffsave IN "
                 "OUT.tif --tile --pyramid, say)"
             ) from error
-        if 0 in image.size:
-            raise UnreadableImage(f"{self.path}: the picture has no pixels{AGAIN}")
         return image
 
     def _read_level(
@@ -121,19 +126,9 @@ class PictureReader(AbstractReader):
 
     def _decode(self) -> Pixels:
         """Decode all pixels, ``(y, x, c)``, and check that they are what the header states."""
-        try:
-            with self._open() as image:
-                image.load()
-                pixels = _array(_upright(image))
-        except UnreadableImage:
-            raise
-        except MemoryError as error:
-            raise ImageTooLarge(
-                f"{self.path}: decoding needs more memory than there is; store it as a tiled TIFF"
-            ) from error
-        except Exception as error:
-            log.debug("%s", self.path, exc_info=True)
-            raise UnreadableImage(f"{self.path}: its pixels cannot be decoded{AGAIN}") from error
+        with converting(self.path, _explain_decoding), self._open() as image:
+            image.load()
+            pixels = _array(_upright(image))
         if pixels.shape != (*self.shape, self.channels) or pixels.dtype != self.dtype:
             raise UnreadableImage(
                 f"{self.path}: decoded to {pixels.shape} {pixels.dtype}, "
@@ -147,11 +142,21 @@ class PictureReader(AbstractReader):
             self._stored_pixels, self._closed = None, True
 
 
+def _explain_decoding(error: Exception, path: object) -> FoveateError:
+    log.debug("%s", path, exc_info=error)
+    if isinstance(error, MemoryError):
+        return ImageTooLarge(
+            f"{path}: decoding needs more memory than there is; store it as a tiled TIFF"
+        )
+    return UnreadableImage(f"{path}: its pixels cannot be decoded{AGAIN}")
+
+
 def _orientation(image: Image.Image) -> int:
     """Return a picture's EXIF orientation; 1 (upright) where it states none."""
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+        with converting("its EXIF block", _explain_decoding):
+            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except UnreadableImage:  # a damaged EXIF block says nothing about the pixels
         return 1
 
 

@@ -7,6 +7,7 @@ part, and strips, go into a cache that all open files share.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from foveate.errors import (
     ImageTooLarge,
     UnreadableImage,
     UnsupportedFormat,
+    converting,
     explain_os_error,
 )
 from foveate.formats.tiff_blocks import (
@@ -96,12 +98,11 @@ class TiffReader(AbstractReader):
         self._file_bytes = os.fstat(self._fd).st_size
         self._grids, self._key = index.levels, next(_keys)
         self._has_shared_bytes = tuple(shares_bytes(grid) for grid in self._grids)
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.callback(self.close)
             self._choose_levels(index)
-        except BaseException:
-            self.close()
-            raise
-        spacing = stated_spacing(index.description, ome, index.resolution, index.unit)
+            spacing = stated_spacing(index.description, ome, index.resolution, index.unit)
+            opened.pop_all()
         self.spacing_um = None if spacing is None else self._orientation.swap_axes(spacing)
         large = len(self._grids) > 1 or self._grids[0].tiled or self.size_px > _LARGE_PX
         self.kind = "slide" if large or self.spacing_um is not None else "picture"
@@ -170,25 +171,25 @@ class TiffReader(AbstractReader):
         self, level: int, origin_px: tuple[int, int], size_px: tuple[int, int]
     ) -> Pixels:
         """Read a region in stored rows and columns ``(*size_px, c)``; name the file in errors."""
-        try:
-            return self._read_blocks(level, origin_px, size_px)
-        except FoveateError:
-            raise
-        except MemoryError as error:
-            raise ImageTooLarge(
-                f"{self.path}: a region of {size_px} does not fit memory; read it at a coarser "
-                "spacing"
-            ) from error
-        except Exception as error:
-            log.debug("%s: level %d", self.path, level, exc_info=True)
+
+        def explain(error: Exception, path: object) -> FoveateError:
+            if isinstance(error, MemoryError):
+                return ImageTooLarge(
+                    f"{path}: a region of {size_px} does not fit memory; read it at a coarser "
+                    "spacing"
+                )
+            log.debug("%s: level %d", path, level, exc_info=error)
             codec = self._grids[level].coding.codec
             reason = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
             reason += AGAIN
             if isinstance(error, OSError) and error.errno:
                 reason = explain_os_error(error)
-            raise UnreadableImage(
-                f"{self.path}: level {level}, region {size_px} at {origin_px}: {reason}"
-            ) from error
+            return UnreadableImage(
+                f"{path}: level {level}, region {size_px} at {origin_px}: {reason}"
+            )
+
+        with converting(self.path, explain):
+            return self._read_blocks(level, origin_px, size_px)
 
     def _read_blocks(
         self, level: int, origin_px: tuple[int, int], size_px: tuple[int, int]

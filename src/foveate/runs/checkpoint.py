@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate._version import __version__
 from foveate.encoders import build_encoder
-from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName
+from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName, converting
 from foveate.files.atomic import write_aside, write_json
 from foveate.files.digest import file_sha256
 from foveate.methods.base import AbstractMethod
@@ -116,18 +116,21 @@ def _build_stored(card: ModelCard, path: Path) -> Model:
         CheckpointError: no model can be built from the card.
         UnknownName: the card names a part that is not installed.
     """
+
+    def explain(error: Exception, about: object) -> CheckpointError:
+        log.info("%s", about, exc_info=error)
+        return CheckpointError(
+            f"no model can be built of its options (method '{card.method}', encoder "
+            f"'{card.encoder}'): restore the file from a copy, or train again"
+        )
+
     try:
-        return build_model(card, pretrained=False)
+        with converting(path, explain):
+            return build_model(card, pretrained=False)
     except UnknownName as error:
         raise UnknownName(f"{path}: {error} A part of your own needs --plugins") from error
     except FoveateError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:
-        log.info("%s", path, exc_info=error)
-        raise CheckpointError(
-            f"{path}: no model can be built of its options (method '{card.method}', encoder "
-            f"'{card.encoder}'): restore the file from a copy, or train again"
-        ) from error
 
 
 def _first_misfit(method: AbstractMethod, weights: Mapping[str, Tensor]) -> str:

@@ -175,8 +175,7 @@ class Streamed(nn.Module):
                 map_ = TiledSegment.apply(job, map_, *self._trainable_parameters())
                 disk_map = job.output_map
             sources = _split_images(map_, disk_map)
-        if map_ is None:
-            raise AssertionError("a plan without segments")
+        assert map_ is not None  # a plan has segments
         return map_
 
     def plan_for(self, source: AbstractSource, n_images: int = 1) -> StreamingPlan:

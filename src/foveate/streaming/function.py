@@ -166,8 +166,7 @@ class TiledSegment(torch.autograd.Function):
                     out = job.make_output(map_)
                 crop_region(out[i : i + 1], tile.output_region).copy_(map_)
                 job.release_pages()
-        if out is None:
-            raise AssertionError("a segment without tiles")
+        assert out is not None  # a segment has tiles
         # Weights cast here have no gradient; PyTorch 2.8 would reuse them in `backward`.
         torch.clear_autocast_cache()
         job.trim_memory()

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from foveate.errors import converting
 from foveate.streaming.base import NotLocal
 from foveate.streaming.rules import find_rule, may_share, overwrites
 
@@ -65,20 +66,20 @@ def trace(stack: nn.Module) -> TracedStack:
     tracer = _Tracer(stack)
     if tracer.is_leaf_module(stack, ""):
         stack = nn.Sequential(stack)  # the root is always traced through, also a single layer
-    try:
-        if tracer.foreign_hooks(stack):
-            raise NotLocal(f"{type(stack).__name__} cannot be streamed: {_HOOK}")
-        traced = TracedStack(stack, tracer.trace(stack))
-    except NotLocal:
-        raise
-    except Exception as error:
+    name = type(stack).__name__
+
+    def explain(error: Exception, about: object) -> NotLocal:
         if tracer.passed_over:
-            reason = _explain_hooks(tracer.passed_over)
-            raise NotLocal(f"{type(stack).__name__} {reason}") from error
-        raise NotLocal(
-            f"{type(stack).__name__} cannot be traced by torch.fx ({_one_line(error)}): what it "
-            "computes must not hang on the values or the size of its input"
-        ) from error
+            return NotLocal(f"{about} {_explain_hooks(tracer.passed_over)}")
+        return NotLocal(
+            f"{about} cannot be traced by torch.fx ({_one_line(error)}): what it computes must not "
+            "hang on the values or the size of its input"
+        )
+
+    with converting(name, explain):
+        if tracer.foreign_hooks(stack):
+            raise NotLocal(f"{name} cannot be streamed: {_HOOK}")
+        traced = TracedStack(stack, tracer.trace(stack))
     _drop_unused(traced)
     for node in traced.graph.nodes:
         if node.op != "call_module":

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from foveate.errors import TableError
+from foveate.errors import TableError, converting
 from foveate.table.text import MOST_CELLS
 
 _MOST_ROWS = 1_048_576
@@ -41,7 +41,7 @@ class Workbook:
 
         self.path = path
         self.notes: list[str] = []
-        try:
+        with converting(path, _explain_damage):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > _MOST_BYTES:
@@ -52,10 +52,6 @@ class Workbook:
             content = io.BytesIO(path.read_bytes())  # openpyxl refuses paths with other suffixes
             with warnings.catch_warnings(action="ignore"):
                 self._book = openpyxl.load_workbook(content, read_only=True, data_only=True)
-        except (TableError, OSError):
-            raise
-        except Exception as error:  # openpyxl raises any exception for damaged files
-            raise self._damaged() from error
         self._sheets = {s.title: s for s in self._book.worksheets[:_MOST_SHEETS]}
         self.names = tuple(self._sheets)
 
@@ -77,14 +73,9 @@ class Workbook:
             TableError: the sheet is damaged, or has a cell far outside the table.
         """
         unsupported: dict[str, str] = {}
-        try:
-            last = _MOST_ROWS if most_rows is None else _HEAD_ROWS
-            with warnings.catch_warnings(action="ignore"):
-                rows = dict(islice(self._filled(name, last, unsupported), most_rows))
-        except TableError:
-            raise
-        except Exception as error:
-            raise self._damaged() from error
+        last = _MOST_ROWS if most_rows is None else _HEAD_ROWS
+        with converting(self.path, _explain_damage), warnings.catch_warnings(action="ignore"):
+            rows = dict(islice(self._filled(name, last, unsupported), most_rows))
         width = max(map(len, rows.values()), default=0)
         if width * len(rows) > MOST_CELLS:
             raise self._far(name, f"{len(rows)} rows of up to {width} columns")
@@ -120,12 +111,15 @@ class Workbook:
             "CSV, or copy the table into a new workbook"
         )
 
-    def _damaged(self) -> TableError:
-        """Build the error for a file that cannot be read."""
-        return TableError(
-            f"{self.path}: cannot be read as Excel: it is damaged, or another kind of file; save "
-            "the table as CSV"
-        )
+
+def _explain_damage(error: Exception, path: object) -> TableError | None:
+    """Build the error for a file that cannot be read; None where the system refuses it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return None
+    return TableError(
+        f"{path}: cannot be read as Excel: it is damaged, or another kind of file; save the table "
+        "as CSV"
+    )
 
 
 def shown_text(cell: Any, unsupported: dict[str, str]) -> str:

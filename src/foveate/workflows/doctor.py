@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foveate.errors import FoveateError, converting
 from foveate.parts import names
 
 
@@ -68,9 +69,14 @@ def _check_version(package: str) -> Finding:
 
 def _try(name: str, look: Callable[[], str]) -> Finding:
     try:
-        return Finding(name, True, look())
-    except Exception as error:  # the other checks must still run
-        return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        with converting(name, _explain_finding):
+            return Finding(name, True, look())
+    except FoveateError as error:  # the other checks must still run
+        return Finding(name, False, " ".join(str(error).split()))
+
+
+def _explain_finding(error: Exception, name: object) -> FoveateError:
+    return FoveateError(f"{type(error).__name__}: {error}")
 
 
 def _check_models(run: Path) -> str:
