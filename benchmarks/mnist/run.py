@@ -97,7 +97,7 @@ def run_row(
             loader,
             folder,
             run.options,
-            tick=training_bar(display, title),
+            on_progress=training_bar(display, title),
             after_epoch=probe.after_epoch,
         )
         probe.trainer = trainer

@@ -15,7 +15,7 @@ log = logging.getLogger("foveate")
 
 AGAIN = "; the file is damaged or cut off: copy, download or export it again"
 """What to do about a file that does not hold what its header says."""
-_MOST_LETTERS = 1600
+_MAX_LETTERS = 1600
 
 
 class FoveateError(Exception):
@@ -28,9 +28,9 @@ class FoveateError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        if len(text) <= _MOST_LETTERS:
+        if len(text) <= _MAX_LETTERS:
             return text
-        return f"{text[: _MOST_LETTERS // 2]} … {text[-_MOST_LETTERS // 4 :]}"
+        return f"{text[: _MAX_LETTERS // 2]} … {text[-_MAX_LETTERS // 4 :]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild the error from its message."""
@@ -148,6 +148,11 @@ def as_foveate_error(error: BaseException, about: object) -> FoveateError:
     if isinstance(error, FoveateError):
         return error
     log.info("%s", about, exc_info=error)
+    return _translate(error, about)
+
+
+def _translate(error: BaseException, about: object) -> FoveateError:
+    """Return an error of this tree for an error of a library or of the system."""
     if out_of_memory(error):
         return OutOfMemory(
             f"{about}: memory does not suffice for this image; close other programs, or use a "

@@ -71,16 +71,16 @@ class Batch:
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
         device: device of all tensors.
         pool: threads that read crops.
-        augment: how images are changed; drawn when first needed. What is drawn for an image changes
-            its glimpse, its patches and its layout in the same way.
-        generators: random generator of each image, for all that is drawn of it in this step, also
-            by the method; the same seeds replay the step, whatever other images it has. By default
-            they are seeded by torch's global generator, when first needed.
+        augment: how images are changed. The changes are drawn when first needed, and are the same
+            for glimpse, patches and layout of an image.
+        generators: random generator of each image, for all draws of this step that concern it, also
+            those of the method. The same seeds give the same draws, whatever other images the batch
+            holds. By default torch's global generator seeds them when first needed.
         shuffle_layout: for the audit: give every patch the place of another one of its image.
-        tell: called with the share of the step that is done, by methods whose step takes minutes.
+        on_progress: called with the share of the step that is done, by methods of long steps.
         store: features of a frozen encoder; with it the batch is `frozen`: nothing is augmented,
             patches lie in the middle of their cells, and no gradient reaches the encoder.
-        part: ``(n,)`` int, the part of the images with which each was left out of the fits of
+        left_out_fold: ``(n,)`` int, the group of images with which each was left out of the fits of
             linear answers; -1 for images that no fit has seen. None where no image has been seen.
     """
 
@@ -95,9 +95,9 @@ class Batch:
         augment: Augment = "none",
         generators: Generators | None = None,
         shuffle_layout: bool = False,
-        tell: Callable[[float], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
-        part: Tensor | None = None,
+        left_out_fold: Tensor | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
@@ -105,8 +105,8 @@ class Batch:
                 "or none"
             )
         self.items = list(items)
-        self.tell = tell
-        self.part = part
+        self.on_progress = on_progress
+        self.left_out_fold = left_out_fold
         self.frozen_features = None if store is None else FrozenFeatures(self, store)
         self.view = view
         self.device = device
@@ -259,7 +259,9 @@ class Batch:
         Raises:
             CropError: an image could not be read.
         """
-        draws = self.changes.draw_patches([len(part) for part in patches]) if augment else None
+        draws = (
+            self.changes.draw_patches([len(of_image) for of_image in patches]) if augment else None
+        )
         return self._on_device(self._wait(self._start(patches)), patches, draws, augment)
 
     def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
@@ -305,16 +307,16 @@ class Batch:
         ndim, side = self.view.axes, self.view.patch_um
         centre = np.zeros((len(patches), n, ndim))
         extent = np.ones((len(patches), n))
-        for i, part in enumerate(patches):
-            order = np.arange(len(part))
+        for i, of_image in enumerate(patches):
+            order = np.arange(len(of_image))
             if self._shuffle_layout:
-                order = torch.randperm(len(part), generator=self.generators[i]).numpy()
+                order = torch.randperm(len(of_image), generator=self.generators[i]).numpy()
             size = np.asarray(self.items[i].image.box_um.size)
-            placed = (part.centre_um - size / 2) / side
+            placed = (of_image.centre_um - size / 2) / side
             if self.changes.motions is not None:
                 placed = self.changes.motions[i].place(placed, size / side)
-            centre[i, : len(part)] = placed[order]
-            extent[i, : len(part)] = part.side_um / side
+            centre[i, : len(of_image)] = placed[order]
+            extent[i, : len(of_image)] = of_image.side_um / side
         centres, extents = torch.from_numpy(centre).float(), torch.from_numpy(extent).float()
         return centres.to(self.device), extents.to(self.device)
 
@@ -343,9 +345,9 @@ class Batch:
 
     def _start(self, patches: Sequence[Patches]) -> list[Future[Pixels]]:
         return [
-            self._pool.submit(self._read_some, i, part[slice(at, at + _PATCHES_PER_JOB)])
-            for i, part in enumerate(patches)
-            for at in range(0, len(part), _PATCHES_PER_JOB)
+            self._pool.submit(self._read_some, i, of_image[slice(at, at + _PATCHES_PER_JOB)])
+            for i, of_image in enumerate(patches)
+            for at in range(0, len(of_image), _PATCHES_PER_JOB)
         ]
 
     def _wait(self, jobs: list[Future[Pixels]]) -> list[Pixels]:
@@ -364,13 +366,13 @@ class Batch:
         draws: Tensor | None,
         augment: bool,
     ) -> Tensor:
-        parts = [to_rgb(part, self.device) for part in pixels]
-        if not parts:
-            parts = [torch.empty(0, 3, *self._patch_shape, device=self.device)]
-        rgb = torch.cat(parts) if len(parts) > 1 else parts[0]
+        read = [to_rgb(block, self.device) for block in pixels]
+        if not read:
+            read = [torch.empty(0, 3, *self._patch_shape, device=self.device)]
+        rgb = torch.cat(read) if len(read) > 1 else read[0]
         if not augment:
             return self._scaled(rgb)
-        owner = [i for i, part in enumerate(patches) for _ in range(len(part))]
+        owner = [i for i, of_image in enumerate(patches) for _ in range(len(of_image))]
         normalised = self._normalised(rgb, owner)
         return normalised if draws is None else self.changes.move_patches(normalised, owner, draws)
 

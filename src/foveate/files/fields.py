@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.errors import CheckpointError, explain_os_error
 
-_MOST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 _REMEDY = "Restore the file from a copy, or train again"
 
 
@@ -149,7 +149,7 @@ def read_fields(path: Path) -> Fields:
         CheckpointError: the file is missing, too large, or holds no JSON object.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"{path} is larger than any such file. {_REMEDY}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -18,7 +18,7 @@ from foveate.images.resample import Pixels
 ScreenPixels = NDArray[np.uint8]
 Pair = tuple[float, float]
 
-_LEAST_SIDE_PX = 512
+_MIN_SIDE_PX = 512
 _CROP_BELOW = 0.5
 _MARGIN = 0.04
 
@@ -102,7 +102,7 @@ class Camera:
         """Read a rectangle with a longer side of `max_side_px`; small pictures are not enlarged."""
         finest = min(self.image.known_spacing_um[-2:])
         native = max(size_um) / finest
-        side = min(float(max_side_px), max(native, float(min(max_side_px, _LEAST_SIDE_PX))))
+        side = min(float(max_side_px), max(native, float(min(max_side_px, _MIN_SIDE_PX))))
         spacing = max(size_um) / side
         shape = (
             max(1, math.ceil(size_um[0] / spacing - 1e-6)),

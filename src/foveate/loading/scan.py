@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -119,7 +119,7 @@ def open_case(
 def scan_cases(
     cases: Sequence[Case],
     options: ViewOptions,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     readers: ReaderOptions | None = None,
 ) -> Scan:
     """Open every image once and note its facts, or why it does not open.
@@ -127,7 +127,7 @@ def scan_cases(
     Args:
         cases: rows of the images.
         options: options of the view.
-        progress: called with the number of images that are done and the number of all.
+        on_progress: called with the number of images that are done and the number of all.
         readers: options of readers.
 
     Raises:
@@ -138,22 +138,34 @@ def scan_cases(
         jobs = [(case, pool.submit(_read_facts, case, options, readers)) for case in cases]
         for done, (case, job) in enumerate(jobs, 1):
             try:
-                scan.facts[case.image_id] = job.result()
+                _add_facts(scan, case, job)
             except MissingSpacing as error:
                 missing.append(str(error))
-            except OptionError:
-                raise
-            except Exception as error:
-                reason = as_foveate_error(error, case.path)
-                if isinstance(reason, TooManyOpen):
-                    raise reason from error
-                scan.failed[case.image_id] = one_line(str(reason))
-            if progress is not None:
-                progress(done, len(cases))
+            if on_progress is not None:
+                on_progress(done, len(cases))
     if missing:
         more = f" ({len(missing)} images of {len(cases)} lack it)" if len(missing) > 1 else ""
         raise MissingSpacing(missing[0] + more)
     return scan
+
+
+def _add_facts(scan: Scan, case: Case, job: Future[ImageFacts]) -> None:
+    """Add the facts of an image to a scan, or why it does not open.
+
+    Raises:
+        MissingSpacing: the image is a slide without a spacing.
+        OptionError: an option of a reader does not fit.
+        TooManyOpen: the system allows too few open files; no image is to blame.
+    """
+    try:
+        scan.facts[case.image_id] = job.result()
+    except (MissingSpacing, OptionError):
+        raise
+    except Exception as error:
+        reason = as_foveate_error(error, case.path)
+        if isinstance(reason, TooManyOpen):
+            raise reason from error
+        scan.failed[case.image_id] = one_line(str(reason))
 
 
 def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:

@@ -18,7 +18,7 @@ from torch import nn
 from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.images.evidence import Evidence, EvidenceList
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Prediction, Requirements
 from foveate.nn.heads import Head
 from foveate.nn.overview import OverviewHead
 
@@ -36,7 +36,13 @@ class Downsampled(AbstractMethod):
 
     reads = frozenset({"glimpse"})
     summary = "the whole image shrunk to the glimpse; reads no detail (the baseline)"
-    meets = ("no", "no", "yes", "yes", "partly")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="no",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="partly",
+    )
     learns_frozen = False
 
     def __init__(
@@ -56,7 +62,7 @@ class Downsampled(AbstractMethod):
         """Predict from glimpses alone."""
         looks = batch.look(self.encoder)
         if self.encoder.feature_groups:
-            logits = self.head(torch.cat([look.overview for look in looks]), batch.part)
+            logits = self.head(torch.cat([look.overview for look in looks]), batch.left_out_fold)
         else:
             logits = self.head(self.encoder.project(torch.cat([look.features for look in looks])))
         if self.training:

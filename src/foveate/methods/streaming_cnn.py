@@ -35,7 +35,7 @@ from foveate.batch import Batch, WholeImage
 from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
 from foveate.images.evidence import Evidence, EvidenceList
-from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction, Requirements
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
 from foveate.streaming import Streamed
@@ -72,7 +72,13 @@ class StreamingCnn(AbstractMethod):
 
     reads = frozenset({"glimpse", "whole"})
     summary = "every pixel through one network, exactly, tile by tile; gated attention over cells"
-    meets = ("no", "yes", "yes", "yes", "partly")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="partly",
+    )
     encoder_defaults: ClassVar[Mapping[str, object]] = {"norm": "local"}
 
     def __init__(
@@ -130,8 +136,10 @@ class StreamingCnn(AbstractMethod):
         streamed.train(self.training)
         sources = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
-        for i, (source, tell) in enumerate(zip(sources, _progress_callbacks(batch), strict=True)):
-            streamed.on_progress = tell
+        for i, (source, on_progress) in enumerate(
+            zip(sources, _progress_callbacks(batch), strict=True)
+        ):
+            streamed.on_progress = on_progress
             compute = functools.partial(streamed, source)
             maps.append(
                 compute()
@@ -191,12 +199,12 @@ class StreamingCnn(AbstractMethod):
 
 def _progress_callbacks(batch: Batch) -> list[Callable[[float], None] | None]:
     """Return, for each image, the function to call with the share of its tiles that are done."""
-    if batch.tell is None:
+    if batch.on_progress is None:
         return [None] * len(batch)
-    tell, done = batch.tell, [0.0] * len(batch)
+    on_progress, done = batch.on_progress, [0.0] * len(batch)
 
     def report(i: int, share: float) -> None:
         done[i] = share
-        tell(sum(done) / len(done))
+        on_progress(sum(done) / len(done))
 
     return [functools.partial(report, i) for i in range(len(batch))]

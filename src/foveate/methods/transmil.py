@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer
+from foveate.methods.base import AbstractBagMethod, BagAnswer, Requirements
 from foveate.nn.heads import Head
 from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank
 
@@ -51,7 +51,13 @@ class Transmil(AbstractBagMethod):
     """
 
     summary = "all patches related by attention and by where they lie"
-    meets = ("no", "yes", "yes", "yes", "yes")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="yes",
+    )
 
     def __init__(
         self,

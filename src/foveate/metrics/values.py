@@ -103,11 +103,15 @@ def threshold_youden(prob_pos: Floats, target: Ints) -> float | None:
         return None
     values = np.unique(score)
     candidates = np.r_[values[0], (values[1:] + values[:-1]) / 2]
-    above_pos = len(score[positive]) - np.searchsorted(np.sort(score[positive]), candidates)
-    above_neg = len(score[~positive]) - np.searchsorted(np.sort(score[~positive]), candidates)
-    gain = above_pos / positive.sum() - above_neg / (~positive).sum()
+    gain = _share_above(score[positive], candidates) - _share_above(score[~positive], candidates)
     best = candidates[gain >= gain.max() - 1e-12]
     return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def _share_above(scores: Floats, thresholds: Floats) -> Floats:
+    """Compute the share of the scores ``(n,)`` at or above each threshold ``(m,)``."""
+    n_above = len(scores) - np.searchsorted(np.sort(scores), thresholds)
+    return np.asarray(n_above / len(scores))
 
 
 # -- parts of metrics -------------------------------------------------------------------------

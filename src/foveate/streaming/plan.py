@@ -95,7 +95,7 @@ class StreamingPlan:
         )
 
 
-def make_plan(
+def choose_streaming_plan(
     graph: Graph,
     *,
     budget_bytes: int,

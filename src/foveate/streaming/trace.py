@@ -65,10 +65,24 @@ def trace(stack: nn.Module) -> TracedStack:
     tracer = _Tracer(stack)
     if tracer.is_leaf_module(stack, ""):
         stack = nn.Sequential(stack)  # the root is always traced through, also a single layer
+    traced = TracedStack(stack, _trace_graph(tracer, stack))
+    _drop_unused(traced)
+    for node in traced.graph.nodes:
+        if node.op != "call_module":
+            continue
+        if find_rule(traced.layer(node)) is None:
+            raise make_refusal(node, traced, "it looks at more than a neighbourhood, or is unknown")
+        if str(node.target) in tracer.passed_over:
+            raise make_refusal(node, traced, _HOOK)
+    return traced
+
+
+def _trace_graph(tracer: _Tracer, stack: nn.Module) -> fx.Graph:
+    """Trace the graph of a stack; raise `NotLocal` if that is not possible."""
+    if tracer.foreign_hooks(stack):
+        raise NotLocal(f"{type(stack).__name__} cannot be streamed: {_HOOK}")
     try:
-        if tracer.foreign_hooks(stack):
-            raise NotLocal(f"{type(stack).__name__} cannot be streamed: {_HOOK}")
-        traced = TracedStack(stack, tracer.trace(stack))
+        return tracer.trace(stack)
     except NotLocal:
         raise
     except Exception as error:
@@ -79,16 +93,6 @@ def trace(stack: nn.Module) -> TracedStack:
             f"{type(stack).__name__} cannot be traced by torch.fx ({_one_line(error)}): what it "
             "computes must not hang on the values or the size of its input"
         ) from error
-    _drop_unused(traced)
-    for node in traced.graph.nodes:
-        if node.op != "call_module":
-            continue
-        layer = traced.layer(node)
-        if find_rule(layer) is None:
-            raise make_refusal(node, traced, "it looks at more than a neighbourhood, or is unknown")
-        if str(node.target) in tracer.passed_over:
-            raise make_refusal(node, traced, _HOOK)
-    return traced
 
 
 def _explain_hooks(layers: Iterable[str]) -> str:

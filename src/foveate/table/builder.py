@@ -58,7 +58,7 @@ class CaseBuilder:
             labels_wanted: labels of the rows to keep; None for all.
             need_labels: whether rows without a label are left out.
             need_patients: whether rows without a patient are refused where others have one.
-            known_labels: labels of a model, whose spelling is used.
+            known_labels: labels of a model; labels with the same meaning get their spelling.
 
         Raises:
             TableError: no file is found, a value is impossible, or rows contradict each other.

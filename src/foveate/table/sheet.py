@@ -21,7 +21,7 @@ _ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA")
 _EXCEL = (".xlsx", ".xlsm")
 _OLD_EXCEL = (".xls", ".xlsb", ".ods", ".numbers")
 _SEARCHED_ROWS = 30
-_MOST_LETTERS = 32_767
+_MAX_LETTERS = 32_767
 """The largest number of letters in a cell, as in Excel."""
 
 
@@ -100,8 +100,8 @@ def _strip(frame: pd.DataFrame) -> pd.DataFrame:
 def _header(frame: pd.DataFrame, known: frozenset[str]) -> tuple[int, int]:
     """Find the row with the names of columns; return it and how many of the names are known.
 
-    A later row is the header only if it holds two known names, or one and more cells than all rows
-    above it, which then are titles.
+    A row below the first is the header only if it holds two known names, or one known name and more
+    cells than every row above it. The rows above are titles then.
     """
     counts, filled = [], []
     for cells in frame.head(_SEARCHED_ROWS).itertuples(index=False):
@@ -180,9 +180,9 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
 def _check_lengths(path: Path, row: int, cells: Sequence[str]) -> None:
     """Raise `TableError` if a cell is longer than a spreadsheet allows."""
     longest = max(map(len, cells), default=0)
-    if longest > _MOST_LETTERS:
+    if longest > _MAX_LETTERS:
         raise TableError(
-            f"{path}, row {row}: a cell of {longest:,} letters, more than {_MOST_LETTERS:,}; is a "
+            f"{path}, row {row}: a cell of {longest:,} letters, more than {_MAX_LETTERS:,}; is a "
             "quotation mark not closed before it? Mend the row, or leave the column out"
         )
 

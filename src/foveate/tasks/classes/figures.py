@@ -98,8 +98,8 @@ def read_areas(metrics: Mapping[str, Any], answers: LabelledAnswers, name: str) 
     return {title: value for title, value in values.items() if value is not None}
 
 
-def _read_score(part: Mapping[str, Any], name: str) -> float | None:
-    scores = part.get("metrics")
+def _read_score(of_images: Mapping[str, Any], name: str) -> float | None:
+    scores = of_images.get("metrics")
     score = scores.get(name) if isinstance(scores, dict) else None
     return read_number(score, "value") if isinstance(score, dict) else None
 

@@ -122,12 +122,12 @@ class ClassTask(AbstractTask):
 
     @property
     def common(self) -> Mapping[str, str]:
-        """Text of the classes in their order, which models that answer together must share."""
+        """Text of the classes in their order; models that answer together must have the same."""
         return {"classes": ", ".join(self.classes)}
 
     @property
     def known_labels(self) -> tuple[str, ...]:
-        """Names of the classes, whose spelling new tables are matched to."""
+        """Names of the classes; labels of new tables get their spelling."""
         return self.classes
 
     @property
@@ -241,7 +241,7 @@ class ClassTask(AbstractTask):
         return self.probabilities(logits.double() / point.get("temperature", 1.0))
 
     def predict(self, values: Sequence[float], point: Point) -> str:
-        """Return the most probable class; of two classes, by the threshold where there is one."""
+        """Return the most probable class; the threshold, if there is one, decides between two."""
         threshold = point.get("threshold")
         if threshold is not None and len(self.classes) == 2:
             return self.classes[int(values[1] >= threshold)]
