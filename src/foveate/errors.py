@@ -183,15 +183,15 @@ def printable_name(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def one_line(text: str, *, most: int = 500) -> str:
+def one_line(text: str, *, max_letters: int = 500) -> str:
     """Remove line breaks, tabs and control characters from a text, and shorten it.
 
     Args:
         text: any text, such as the message of another library's error.
-        most: the number of letters after which it is cut.
+        max_letters: the number of letters after which it is cut.
     """
     plain = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(plain.split())[:most]
+    return " ".join(plain.split())[:max_letters]
 
 
 def not_writable_error(path: object, error: OSError) -> NotWritable:

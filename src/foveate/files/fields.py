@@ -86,12 +86,12 @@ class Fields:
             raise self._wrong(key, "true or false")
         return value
 
-    def texts(self, key: str, least: int = 1) -> tuple[str, ...]:
-        """Return a list of different texts, at least `least` of them."""
+    def texts(self, key: str, min_n: int = 1) -> tuple[str, ...]:
+        """Return a list of different texts, at least `min_n` of them."""
         value = self._value(key)
         fits = isinstance(value, list) and all(isinstance(v, str) and v for v in value)
-        if not fits or len(value) < least or len(set(value)) < len(value):
-            raise self._wrong(key, f"a list of at least {least} different names")
+        if not fits or len(value) < min_n or len(set(value)) < len(value):
+            raise self._wrong(key, f"a list of at least {min_n} different names")
         return tuple(value)
 
     def numbers(self, key: str, low: float, high: float, n: int | None = None) -> list[float]:

@@ -66,11 +66,20 @@ def find_ground(glimpse: Pixels, border: Pixels) -> Ground:
         return Ground(border, True)
     if not dark and _is_glass(edge, float(np.percentile(low, 99))):
         return Ground(border, _black_share(glimpse) < _MAX_BLACK)
-    colour = np.full(3, 255.0)
-    if has_glass:  # pale tissue passes this test too, but glass is brighter
-        glassy &= low >= np.percentile(low[glassy], 95) - _NOISE
-        colour = np.median(values[glassy], axis=0)
+    colour: NDArray[np.floating] = np.full(3, 255.0)
+    if has_glass:
+        colour = _measure_glass(values[glassy])
     return Ground(np.rint(colour * white_value(glimpse.dtype) / 255).astype(glimpse.dtype), False)
+
+
+def _measure_glass(glassy: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Return the colour of the glass among pixels ``(n, 3)`` that are bright and without colour.
+
+    Pale tissue is bright and without colour too, but glass is brighter.
+    """
+    low = glassy.min(1)
+    glass = glassy[low >= np.percentile(low, 95) - _NOISE]
+    return np.asarray(np.median(glass, axis=0))
 
 
 def _black_share(glimpse: Pixels) -> float:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from foveate.errors import one_line
 
@@ -56,26 +56,6 @@ class DisplayHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show the message of a record."""
         self._display.say(f"warning: {record.getMessage()}")
-
-
-def training_bar(display: Display, title: str) -> Callable[[Any], None]:
-    """Return a callback that shows each stage of training as one bar on a display.
-
-    It shows nothing of an epoch before its first step.
-    """
-
-    def show(status: Any) -> None:
-        running, note = status.running, ""
-        if status.epoch:
-            note = f"epoch {status.epoch}"
-        if running.get("seconds_computing", 0) > 0:
-            waiting = running["seconds_reading"] / running["seconds"]
-            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
-        if "validated" in running:
-            note += f"  validating {running['validated']:.0%}"
-        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
-
-    return show
 
 
 class QuarantineMessages:

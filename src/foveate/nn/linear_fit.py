@@ -111,7 +111,7 @@ def fit_trust(
     row_losses: RowLosses,
     *,
     base: Tensor | None = None,
-    most: float = 2.0,
+    max_factor: float = 2.0,
     expected: float = 0.5,
 ) -> float:
     """Find the factor of unseen rows' logits that calibrates them, shrunk towards an expected one.
@@ -124,11 +124,11 @@ def fit_trust(
         logits: logits of rows that they were not fitted to, ``(n, k)``.
         row_losses: loss of each row.
         base: logits ``(n, k)`` that they are added to; None for 0.
-        most: largest factor.
+        max_factor: largest factor.
         expected: factor that is expected before any row is seen.
     """
     rows, start = torch.arange(len(logits)), 0.0 if base is None else base
-    factors = torch.linspace(0, most, _N_FACTORS, dtype=torch.float64)
+    factors = torch.linspace(0, max_factor, _N_FACTORS, dtype=torch.float64)
     losses = torch.stack([row_losses(start + logits * f, rows).sum() for f in factors])
     losses = (losses + (factors - expected).square()).nan_to_num(torch.inf)
     return float(factors[int(losses.argmin())])

@@ -129,7 +129,11 @@ class PatchTrust(nn.Module):
         if len(logits) and torch.isfinite(logits).all():
             added = (logits - base).double()
             factor = fit_trust(
-                added, lambda x, _: each_loss(x, target), base=base.double(), most=1.0, expected=1.0
+                added,
+                lambda x, _: each_loss(x, target),
+                base=base.double(),
+                max_factor=1.0,
+                expected=1.0,
             )
             self.value.fill_(factor)
 

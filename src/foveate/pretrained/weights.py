@@ -88,7 +88,7 @@ def fit_weights(
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"encoder.weights: {file} does not fit encoder '{encoder}': "
-                f"{one_line(str(error), most=160)}"
+                f"{one_line(str(error), max_letters=160)}"
             ) from error
     weights = {name: tensor for name, tensor in weights.items() if not _is_count(name)}
     _check(net, weights, wanted, f"encoder.weights: {file}", encoder)

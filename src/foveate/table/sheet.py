@@ -37,12 +37,7 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
         TableError: the file does not exist, is no table, has no rows or too many cells, or two
             columns have one name.
     """
-    if path.is_dir():
-        raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
-    if not path.exists():
-        raise TableError(f"{path}: no such table; check the name")
-    if not path.is_file():
-        raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
+    _check_is_file(path)
     try:
         excel = path.suffix.lower() in _EXCEL or _is_zip(path)
         frame, notes = _read_excel(path, known) if excel else _read_text_file(path, known)
@@ -56,6 +51,16 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
         above = clean(" ".join(frame.iloc[0]))[:60]
         notes.append(f"{start} rows above the header skipped: '{above}'")
     return _as_sheet(path, frame.iloc[start:], notes)
+
+
+def _check_is_file(path: Path) -> None:
+    """Raise `TableError` if there is no file of this path."""
+    if path.is_dir():
+        raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
+    if not path.exists():
+        raise TableError(f"{path}: no such table; check the name")
+    if not path.is_file():
+        raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
 
 
 def _read_text_file(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:

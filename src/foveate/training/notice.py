@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from foveate.memory import peak_memory_mib
+from foveate.messages.display import Display
 from foveate.parts import options as options_of
 from foveate.runs.checkpoint import Model
 from foveate.runs.schedule import Schedule
@@ -83,6 +84,26 @@ def duration(seconds: float | None) -> str:
         return f"{rounded // 60} min {rounded % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def training_bar(display: Display, title: str) -> OnStatus:
+    """Return a callback that shows each stage of training as one bar on a display.
+
+    It shows nothing of an epoch before its first step.
+    """
+
+    def show(status: Status) -> None:
+        running, note = status.running, ""
+        if status.epoch:
+            note = f"epoch {status.epoch}"
+        if running.get("seconds_computing", 0) > 0:
+            waiting = running["seconds_reading"] / running["seconds"]
+            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
+        if "validated" in running:
+            note += f"  validating {running['validated']:.0%}"
+        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
+
+    return show
 
 
 class StageDisplay:

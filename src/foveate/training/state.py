@@ -40,7 +40,7 @@ class Status:
 
     stage: str
     done: float
-    total: float
+    total: int
     epoch: int
     running: dict[str, float]
 

@@ -157,20 +157,30 @@ class Steps:
         places = self.team.pick(range(len(cases)))
         loaded = timed(self.loader.ahead([cases[i]] for i in places), self.waited)
         for done, (i, items) in enumerate(zip(places, loaded, strict=True)):
-            case, on_progress = cases[i], functools.partial(on_image, done, len(places))
+            on_progress = functools.partial(on_image, done, len(places))
             on_progress(0.0)
-            for _, item in self.readable([case], items):
-                batch = self.batch([item], augment="none", on_progress=on_progress)
-                try:
-                    with torch.inference_mode():
-                        answers.append((i, self.method(batch).logits.float().cpu()))
-                except CropError as error:
-                    self._quarantine(error.image_id, error.path, str(error))
-                self.progress.add(seconds_reading=batch.seconds_reading)
+            for _, item in self.readable([cases[i]], items):
+                logits = self._answer_image(item, on_progress)
+                answers += [] if logits is None else [(i, logits)]
         gathered = sorted(itertools.chain(*self.runtime.gather(answers)), key=lambda pair: pair[0])
-        logits = [row for _, row in gathered]
-        stacked = torch.cat(logits) if logits else torch.empty(0)
+        rows = [row for _, row in gathered]
+        stacked = torch.cat(rows) if rows else torch.empty(0)
         return stacked.to(self.runtime.device), self.targets([cases[i] for i, _ in gathered])
+
+    def _answer_image(
+        self, item: LoadedImage, on_progress: Callable[[float], None]
+    ) -> Tensor | None:
+        """Compute logits ``(1, k)`` of an image; set it aside and return None if reading fails."""
+        batch = self.batch([item], augment="none", on_progress=on_progress)
+        try:
+            with torch.inference_mode():
+                logits: Tensor = self.method(batch).logits
+                return logits.float().cpu()
+        except CropError as error:
+            self._quarantine(error.image_id, error.path, str(error))
+            return None
+        finally:
+            self.progress.add(seconds_reading=batch.seconds_reading)
 
     def batch(
         self,

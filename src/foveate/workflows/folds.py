@@ -16,7 +16,7 @@ import torch
 
 from foveate.batch.features import FeatureStore
 from foveate.loading.loader import CaseLoader
-from foveate.messages.display import Display, Silent, training_bar
+from foveate.messages.display import Display, Silent
 from foveate.parts import find, plugin_folders
 from foveate.runs.card import read_card
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
@@ -28,6 +28,7 @@ from foveate.runs.schedule import TrainOptions
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.loop import Trainer
+from foveate.training.notice import training_bar
 from foveate.training.state import Progress
 
 
