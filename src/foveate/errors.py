@@ -14,7 +14,7 @@ from typing import Any
 log = logging.getLogger("foveate")
 
 AGAIN = "; the file is damaged or cut off: copy, download or export it again"
-"""What to do about a file that does not hold what its header says."""
+"""Advice for a file whose content does not agree with its header."""
 _MAX_LETTERS = 1600
 
 
@@ -198,7 +198,7 @@ def not_writable_error(path: object, error: OSError) -> NotWritable:
     """Return the error for a file or folder that cannot be written, with the reason and a remedy.
 
     Args:
-        path: of the file or folder.
+        path: path of the file or folder.
         error: the system's refusal.
     """
     reason = error.strerror or "the system refuses it"

@@ -40,7 +40,7 @@ class Forest:
 
 
 class TreeAnswers(NamedTuple):
-    """The answers of a training step: of b images, s trees of each, n nodes of each tree.
+    """The answers of a training step, for b images with s trees each and n nodes in each tree.
 
     Attributes:
         logits: answers ``(b, s, k)`` of the trees.

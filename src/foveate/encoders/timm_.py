@@ -224,7 +224,7 @@ class TimmEncoder(ProjectedEncoder):
         self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
     def _set_features(self, dim: int, taught: int | None) -> None:
-        """Set the length of the vector; of a pretrained network also what is trained of it.
+        """Set the length of the vector, and freeze the stages whose pretrained weights are kept.
 
         Args:
             dim: length of the vector that the features of a pretrained network are projected to.

@@ -164,7 +164,7 @@ class StreamingCnn(AbstractMethod):
         return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
     def _cells(self, source: WholeImage, map_: Tensor) -> Tensor:
-        """Return the indices of cells that lie on more than background; of all if none does."""
+        """Return the indices of cells that show more than background; of all cells if none does."""
         index = torch.arange(map_[0, 0].numel(), device=map_.device)
         if not source.has_blank:
             return index

@@ -248,7 +248,7 @@ def _answer_all(
         job: models, folders and options.
         journal: journal for the answers.
         todo: images without an answer.
-        keys: by image id, what its answer depends on; of all images, answered or not.
+        keys: by image id, what the answer depends on; for all images, answered or not.
     """
     messages, n_known = QuarantineMessages(job.display.say), len(keys) - len(todo)
 

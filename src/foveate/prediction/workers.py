@@ -51,7 +51,7 @@ class CaseJob:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to load its models; picklable.
+    """The models that a worker loads, and how it predicts; picklable.
 
     Attributes:
         models: folders of the models.

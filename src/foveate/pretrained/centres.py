@@ -24,7 +24,7 @@ def measure_centres(net: nn.Module, strides: tuple[int, ...]) -> tuple[float, ..
             if isinstance(child, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
                 setattr(module, name, nn.Identity())
             if isinstance(child, nn.MaxPool2d):
-                # Of equal values the maximum takes the first; the mean depends on all the window.
+                # A maximum of equal values depends on the first only, a mean on all of them.
                 sides = (child.kernel_size, child.stride, child.padding, child.ceil_mode)
                 setattr(module, name, nn.AvgPool2d(*sides))
     side = 512

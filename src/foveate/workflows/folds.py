@@ -189,8 +189,8 @@ def train_fold(run: TrainingRun, k: int) -> None:
 def train_refit(run: TrainingRun) -> None:
     """Train one model on all images, with the settings of the models of the folds.
 
-    What those settled on their validation parts, such as the threshold, is averaged; the number of
-    epochs is the median of their best epochs.
+    Results of their calibration, such as the threshold, are averaged. The number of epochs is the
+    median of their best epochs.
     """
     n_folds = len(run.plan.splits.folds)
     folds = Ensemble(tuple(load_model(run.folder / f"fold_{k}" / "model") for k in range(n_folds)))

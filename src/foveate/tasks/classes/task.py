@@ -27,8 +27,8 @@ from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.figures import build_charts
 from foveate.tasks.classes.scores import compare_classes, count_classes, score_classes
 
-_RANKED = 0.65
-"""Least mean AUROC of the validation part that shows that something was learnt."""
+_MIN_LEARNT_AUROC = 0.65
+"""A mean AUROC of the validation part above this shows that something was learnt."""
 
 
 class ClassTask(AbstractTask):
@@ -208,7 +208,7 @@ class ClassTask(AbstractTask):
     def learnt(self, history: Sequence[Mapping[str, float]]) -> bool:
         """Return whether the mean AUROC of the epochs that have one exceeds 0.65."""
         ranked = [row["val_auroc"] for row in history if "val_auroc" in row]
-        return bool(ranked) and sum(ranked) / len(ranked) > _RANKED
+        return bool(ranked) and sum(ranked) / len(ranked) > _MIN_LEARNT_AUROC
 
     # -- answers --------------------------------------------------------------------------------
 
