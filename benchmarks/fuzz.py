@@ -47,7 +47,7 @@ SECONDS_EACH = 20
 MEMORY_BYTES = 2 << 30
 _ADDRESS_BYTES = 6 << 30
 _RENEW_BYTES = 1 << 30
-_MOST_LETTERS = 2000
+_MAX_LETTERS = 2000
 _NUMBERS = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 _PYTHON = re.compile(r"\b[A-Z]\w*(Error|Exception|Warning)\b|Traceback|object at 0x|Errno")
 
@@ -214,8 +214,8 @@ def visit(path: Path) -> dict[str, object]:
         text = str(error)
         # The command line puts what is quoted from a configuration or a card on one line.
         clear = kind in ("configs", "models") or ("\n" not in text and path.name in text)
-        clear &= not _PYTHON.search(text) and len(text) <= _MOST_LETTERS
-        return {"outcome": "refused" if clear else "unclear", "message": text[:_MOST_LETTERS]}
+        clear &= not _PYTHON.search(text) and len(text) <= _MAX_LETTERS
+        return {"outcome": "refused" if clear else "unclear", "message": text[:_MAX_LETTERS]}
     except BaseException as error:  # noqa: BLE001 (this is what the fuzz looks for)
         where = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.canvas import Canvas, write_canvas
-from benchmarks.canvas.base import MOST_SIDE_PX
+from benchmarks.canvas.base import MAX_SIDE_PX
 from benchmarks.canvas.loading import CanvasLoader
 from benchmarks.mnist.run import forget_peaks, write_table
 from benchmarks.process import measured_apart, peaks
@@ -214,9 +214,9 @@ def _check(sides: Sequence[int], batch_size: int, patch_px: int, device: str) ->
     if patch_px < 16:
         raise OptionError(f"--patch-px: got {patch_px}, expected at least 16")
     for side in sides:
-        if not patch_px <= side <= MOST_SIDE_PX:
+        if not patch_px <= side <= MAX_SIDE_PX:
             raise OptionError(
-                f"--sides: got {side}, expected {patch_px} (one patch) to {MOST_SIDE_PX} pixels"
+                f"--sides: got {side}, expected {patch_px} (one patch) to {MAX_SIDE_PX} pixels"
             )
     if batch_size < 1:
         raise OptionError(f"--batch-size: got {batch_size}, expected 1 or more")

@@ -21,7 +21,7 @@ from torch import nn
 import foveate
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Prediction, Requirements
 from foveate.nn.heads import Head
 from foveate.parts import Within
 
@@ -36,7 +36,13 @@ class EvenGrid(AbstractMethod):
 
     reads = frozenset({"crops"})
     summary = "patches on an even grid, and their mean"
-    meets = ("no", "no", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="no",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     def __init__(
         self,

@@ -17,10 +17,10 @@ Ints = NDArray[np.int64]
 Blend = Literal["overwrite", "add"]
 Pair = tuple[int, int]
 
-MOST_SIDE_PX = 1 << 22
+MAX_SIDE_PX = 1 << 22
 """Longest side of a canvas."""
 
-MOST_STAMP_PX = 1 << 12
+MAX_STAMP_PX = 1 << 12
 """Longest side of a stamp, and the largest scale."""
 
 
@@ -53,16 +53,16 @@ class Canvas:
 
     def __post_init__(self) -> None:
         n, m = len(self.origins), len(self.stamp_sizes)
-        check(all(0 < s <= MOST_SIDE_PX for s in self.shape), f"a shape of {self.shape}")
+        check(all(0 < s <= MAX_SIDE_PX for s in self.shape), f"a shape of {self.shape}")
         check(0 <= self.background <= 255, f"a background of {self.background}")
         check(self.blend in get_args(Blend), f"a blend '{self.blend}'")
         check(self.origins.shape == (n, 2) and self.stamp_sizes.shape == (m, 2), "odd tables")
         check(self.stamp_ids.shape == (n,) == self.scales.shape, "columns of different length")
         check(self.stamp_pixels.dtype == np.uint8, f"stamps of {self.stamp_pixels.dtype}")
-        check(_within(self.stamp_sizes, 1, MOST_STAMP_PX), "a stamp of impossible size")
+        check(_within(self.stamp_sizes, 1, MAX_STAMP_PX), "a stamp of impossible size")
         check(self.stamp_pixels.shape == (int(self.offsets[-1]),), "stamps of other pixel counts")
         check(_within(self.stamp_ids, 0, m - 1), "a paste of a stamp that is not there")
-        check(_within(self.scales, 1, MOST_STAMP_PX), "an impossible scale")
+        check(_within(self.scales, 1, MAX_STAMP_PX), "an impossible scale")
         outside = (self.origins < 0) | (self.ends > np.asarray(self.shape))
         check(not outside.any(), "a paste that reaches beyond it")
 

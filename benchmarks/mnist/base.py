@@ -38,7 +38,7 @@ DIGIT_PX = 28
 """Side of an MNIST picture."""
 
 _VERSION = 1
-_MOST_TRIES = 10_000
+_MAX_TRIES = 10_000
 _VAL_SHARE = 0.08
 _NOT_LABELS = {"path", "split", "places"}
 
@@ -140,7 +140,7 @@ def place(
     Raises:
         OptionError: there is no room.
     """
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         y, x, side = found = propose()
         inside = min(y, x) >= 0 and max(y, x) + side <= room
         if inside and not any(

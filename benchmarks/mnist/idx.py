@@ -22,8 +22,8 @@ FILES = (
 SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 """Where they can be had: MNIST of LeCun, Cortes and Burges, CC BY-SA 3.0."""
 
-_MOST_BYTES = 1 << 31
-_MOST_AXES = 4
+_MAX_BYTES = 1 << 31
+_MAX_AXES = 4
 
 
 def read_idx(path: Path) -> Bytes:
@@ -40,11 +40,11 @@ def read_idx(path: Path) -> Bytes:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
             head = file.read(4)
-            if head[:3] != b"\0\0\x08" or not 1 <= head[3] <= _MOST_AXES:
+            if head[:3] != b"\0\0\x08" or not 1 <= head[3] <= _MAX_AXES:
                 raise UnreadableImage(f"{path}: no idx file of bytes (it begins {head.hex()})")
             sides = np.frombuffer(file.read(4 * head[3]), ">u4")
             n = math.prod(sides.tolist())
-            if len(sides) != head[3] or n > _MOST_BYTES:
+            if len(sides) != head[3] or n > _MAX_BYTES:
                 raise UnreadableImage(f"{path}: an idx header of impossible size")
             values = file.read(n + 1)
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from foveate.errors import TrainingError
 from foveate.evaluation.audit import audit_layout
 from foveate.files.atomic import write_json, write_text
 from foveate.files.csvtext import csv_text
-from foveate.messages.display import Display, training_bar
+from foveate.messages.display import Display
 from foveate.parts import find, parse_options
 from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.card import ModelCard
@@ -32,6 +32,7 @@ from foveate.runs.schedule import TrainOptions
 from foveate.table import Case
 from foveate.tasks.base import AbstractTask
 from foveate.training.loop import Trainer
+from foveate.training.notice import training_bar
 from foveate.training.state import Progress
 
 log = logging.getLogger("foveate")
@@ -97,7 +98,7 @@ def run_row(
             loader,
             folder,
             run.options,
-            tick=training_bar(display, title),
+            on_progress=training_bar(display, title),
             after_epoch=probe.after_epoch,
         )
         probe.trainer = trainer

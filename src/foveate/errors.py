@@ -15,8 +15,8 @@ from typing import Any
 log = logging.getLogger("foveate")
 
 AGAIN = "; the file is damaged or cut off: copy, download or export it again"
-"""What to do about a file that does not hold what its header says."""
-_MOST_LETTERS = 1600
+"""Advice for a file whose content does not agree with its header."""
+_MAX_LETTERS = 1600
 
 
 class FoveateError(Exception):
@@ -29,9 +29,9 @@ class FoveateError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        if len(text) <= _MOST_LETTERS:
+        if len(text) <= _MAX_LETTERS:
             return text
-        return f"{text[: _MOST_LETTERS // 2]} … {text[-_MOST_LETTERS // 4 :]}"
+        return f"{text[: _MAX_LETTERS // 2]} … {text[-_MAX_LETTERS // 4 :]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild the error from its message."""
@@ -149,6 +149,11 @@ def as_foveate_error(error: BaseException, about: object) -> FoveateError:
     if isinstance(error, FoveateError):
         return error
     log.info("%s", about, exc_info=error)
+    return _translate(error, about)
+
+
+def _translate(error: BaseException, about: object) -> FoveateError:
+    """Return an error of this tree for an error of a library or of the system."""
     if out_of_memory(error):
         return OutOfMemory(
             f"{about}: memory does not suffice for this image; close other programs, or use a "
@@ -213,22 +218,22 @@ def printable_name(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def one_line(text: str, *, most: int = 500) -> str:
+def one_line(text: str, *, max_letters: int = 500) -> str:
     """Remove line breaks, tabs and control characters from a text, and shorten it.
 
     Args:
         text: any text, such as the message of another library's error.
-        most: the number of letters after which it is cut.
+        max_letters: the number of letters after which it is cut.
     """
     plain = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(plain.split())[:most]
+    return " ".join(plain.split())[:max_letters]
 
 
 def not_writable_error(path: object, error: OSError) -> NotWritable:
     """Return the error for a file or folder that cannot be written, with the reason and a remedy.
 
     Args:
-        path: of the file or folder.
+        path: path of the file or folder.
         error: the system's refusal.
     """
     reason = error.strerror or "the system refuses it"

@@ -33,7 +33,7 @@ def peak_device_mib() -> float:
 
 
 def peak_memory_mib() -> float:
-    """Return the peak memory of the device that computes, in MiB: of the GPU, else the process."""
+    """Return the peak memory in MiB: of the GPU where there is one, else of the process."""
     return peak_device_mib() or peak_rss_mib()
 
 

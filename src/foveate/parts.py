@@ -21,7 +21,7 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -323,11 +323,7 @@ def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
             return None
         return _parse(value, next(a for a in args if a is not type(None)), key, limits)
     if origin is Literal:
-        if not isinstance(value, bool) and str(value) in map(str, args):
-            return next(a for a in args if str(a) == str(value))
-        raise OptionError(
-            f"{key}: got '{value}'.{did_you_mean(str(value), [str(a) for a in args])}"
-        )
+        return _choose(value, args, key)
     if origin is tuple:
         return tuple(_parse(p, args[0], key, limits) for p in _items(value, key))
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
@@ -341,16 +337,24 @@ def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
     return _parse_text(value, key) if kind is str else value
 
 
+def _choose(value: Any, allowed: Sequence[Any], key: str) -> Any:
+    """Return the allowed value that is written like `value`."""
+    for choice in allowed:
+        if not isinstance(value, bool) and str(choice) == str(value):
+            return choice
+    raise OptionError(f"{key}: got '{value}'.{did_you_mean(str(value), list(map(str, allowed)))}")
+
+
 def _items(value: Any, key: str) -> list[Any]:
     """Split a list, or a text such as ``1,2`` or ``1024x1024``, into its items."""
     if isinstance(value, str):
         return value.replace("x", ",").split(",")
-    if isinstance(value, list | tuple) and len(value) <= _MOST_ITEMS:
+    if isinstance(value, list | tuple) and len(value) <= _MAX_ITEMS:
         return list(value)
     raise OptionError(f"{key}: got '{value}', expected a list such as 1,2")
 
 
-_MOST_ITEMS = 1000
+_MAX_ITEMS = 1000
 
 
 def _member(kind: Any, value: Any, key: str) -> Any:

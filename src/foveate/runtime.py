@@ -133,11 +133,7 @@ class Runtime:
         sums = [x.new_empty(0) for x in like]
         waiting = [i for i, n in enumerate(here.tolist()) if n > 0]
         while waiting:
-            taken, room = [waiting.pop(0)], _BUCKET
-            room -= like[taken[0]].numel()
-            while waiting and like[waiting[0]].numel() <= room:
-                room -= like[waiting[0]].numel()
-                taken.append(waiting.pop(0))
+            taken = _take_bucket(waiting, like)
             sizes = [like[i].numel() for i in taken]
             flat = torch.cat([_flat(parts[i], like[i]) for i in taken])
             self._add_up(flat)
@@ -309,6 +305,21 @@ def _free_port() -> int:
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
     return int(find_free_network_port())
+
+
+def _take_bucket(waiting: list[int], like: Sequence[Tensor]) -> list[int]:
+    """Remove tensors from the front of `waiting` that are sent together, at least one.
+
+    Args:
+        waiting: indices of the tensors that are still to be sent.
+        like: the tensors.
+    """
+    taken = [waiting.pop(0)]
+    room = _BUCKET - like[taken[0]].numel()
+    while waiting and like[waiting[0]].numel() <= room:
+        room -= like[waiting[0]].numel()
+        taken.append(waiting.pop(0))
+    return taken
 
 
 def _flat(part: Tensor | None, like: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-_MOST_LETTERS = 1 << 18
-_MOST_VALUES = 100_000
+_MAX_LETTERS = 1 << 18
+_MAX_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -16,7 +16,7 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge keys, and refuse too many; each level of nesting may double their number."""
         super().flatten_mapping(node)
-        if len(node.value) > _MOST_VALUES:
+        if len(node.value) > _MAX_VALUES:
             raise yaml.constructor.ConstructorError(None, None, "too many keys", node.start_mark)
 
 
@@ -27,14 +27,14 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError, ValueError, RecursionError: the text is no YAML, is nested too deeply, or
             holds more than 100,000 values; a value that aliases (``*a``) repeat counts each time.
     """
-    if len(text) > _MOST_LETTERS:
+    if len(text) > _MAX_LETTERS:
         raise ValueError(f"{len(text)} letters")
     content = yaml.load(text, _Loader)
     waiting, n = [content], 0
     while waiting:
         value = waiting.pop()
         n += 1
-        if n > _MOST_VALUES:
+        if n > _MAX_VALUES:
             raise ValueError("too many values")
         if isinstance(value, dict):
             waiting += [*value, *value.values()]

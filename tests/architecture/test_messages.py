@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "foveate"
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCE.rglob("*.py")}
-LEAST_SHARE = 0.9
+MIN_SHARE = 0.9
 _RUN = 3
 """Words in a row that a test and a message must have in common; fewer where a text is shorter."""
 
@@ -68,7 +68,7 @@ def test_tests_read_the_messages_of_errors() -> None:
     messages, tests = list(_messages()), _read_by_tests()
     unread = [place for place, texts in messages if not _is_read(texts, tests)]
     share = 1 - len(unread) / len(messages)
-    assert share >= LEAST_SHARE, "no test reads:\n" + "\n".join(unread)
+    assert share >= MIN_SHARE, "no test reads:\n" + "\n".join(unread)
 
 
 def _catches_all(handler: ast.ExceptHandler) -> bool:

@@ -123,7 +123,7 @@ def test_copies_and_pickles_with_its_weights(
     model = build(name)
     fresh = copied(model.method)
     batch = batch_of(cases, loader, pool)
-    batch.tell = lambda _: None
+    batch.on_progress = lambda _: None
     expected = evaluate(model, batch).logits
     used = copied(model.method)
     model.method.train()(batch)

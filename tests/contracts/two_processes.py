@@ -60,7 +60,7 @@ def gradients(
     method, _ = runtime.fabric.setup(model.method, optimizer)
     method.train()
     steps = Steps(model, method, loader, OPTIONS, runtime)
-    own = steps.team.part(cases)
+    own = steps.team.pick(cases)
     (items,) = loader.ahead([own])
     for item in items:
         if isinstance(item, LoadedImage) and item.image_id in bad:

@@ -80,7 +80,7 @@ def test_a_small_demo_tells_and_a_large_one_would_fail(
 
     # The same demo, judged as one of many slides that promises more than an AUROC can be.
     monkeypatch.setattr(demo, "ENFORCED_FROM", 8)
-    monkeypatch.setattr(demo, "LEAST_SCORE", 1.5)
+    monkeypatch.setattr(demo, "MIN_SCORE", 1.5)
     ended = foveate(*words)
     assert ended.returncode == 1
     assert "not enforced" not in ended.stdout

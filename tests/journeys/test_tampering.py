@@ -20,7 +20,7 @@ from foveate.runs.checkpoint import load_model
 from foveate.runs.config import build_config, load_yaml
 from foveate.runs.models import find_models
 from foveate.runs.plan import make_plan
-from foveate.workflows.predict import _find_trained_images
+from foveate.workflows.trained_images import find_trained_images
 
 Command = Callable[..., Ended]
 MISSING = object()
@@ -212,7 +212,7 @@ def test_every_field_of_a_split(run: Path) -> None:
     refused = 0
     for about, changed in every(content):
         path.write_text(json.dumps(changed), encoding="utf-8")
-        refused += complaint(lambda: _find_trained_images(models, []), about) is not None
+        refused += complaint(lambda: find_trained_images(models, []), about) is not None
     assert refused > 400
 
 

@@ -18,7 +18,7 @@ from foveate.nn.linear_fit import (
     fit_linear,
     fit_trust,
 )
-from foveate.nn.overview import N_PARTS, OverviewHead, PatchTrust
+from foveate.nn.overview import N_LEFT_OUT_FOLDS, OverviewHead, PatchTrust
 
 
 def yes_or_no(target: Tensor) -> RowLosses:
@@ -205,7 +205,7 @@ def test_images_that_it_was_fitted_to_are_answered_by_fits_that_did_not_see_them
     z = (x - x.mean(0)) / x.std(0, correction=0)
     expected = np.zeros(80)
     for share, group in zip(head.share.tolist(), z.split((8, 16), 1), strict=True):
-        fit = fit_linear(group, yes_or_no(target), 1, in_parts(80), N_PARTS)
+        fit = fit_linear(group, yes_or_no(target), 1, in_parts(80), N_LEFT_OUT_FOLDS)
         expected += share * refitted(group, target, in_parts(80), fit.strength)
     expected *= float(head.trust)
     actual = head(x.float(), in_parts(80))

@@ -18,7 +18,7 @@ from foveate.streaming.base import Flags, Span
 from foveate.streaming.cost import get_tiling_options
 from foveate.streaming.graph import Graph
 from foveate.streaming.grid import TileGrid
-from foveate.streaming.plan import make_plan
+from foveate.streaming.plan import choose_streaming_plan
 from foveate.streaming.scratch import DiskMap
 
 MIB = 1 << 20
@@ -206,7 +206,7 @@ def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
     plans = []
     for graph in (cpu, cuda):
         options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "sides": None, "max_stored": 3}
-        plans.append(make_plan(graph, learns=learns, **options))  # type: ignore[arg-type]
+        plans.append(choose_streaming_plan(graph, learns=learns, **options))  # type: ignore[arg-type]
     assert all(len(segment.grid) == 1 for segment in plans[0].segments)
     largest = []
     for segment in plans[1].segments:

@@ -213,7 +213,7 @@ def test_a_long_step_tells_how_much_of_it_is_done(slide: Path, loader: CaseLoade
     head = (Head("class", 2, True, "max"),)
     method = StreamingCnn(encoder=encoder, heads=head, tile=128, skip_background=False)
     batch, shares = batch_of(loader, slide, n=2), list[float]()
-    batch.tell = shares.append
+    batch.on_progress = shares.append
     prediction = method.train()(batch)
     forward = len(shares)
     assert forward > 8

@@ -20,7 +20,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.encoders.small import SmallEncoder
 from foveate.images.image import AbstractImage, Level
 from foveate.nn.replay import replay
-from foveate.nn.warp import resample
+from foveate.nn.warp import resample_affine
 
 KIND: dict[Augment, str] = {"slide": "slide", "picture": "picture", "volume": "volume"}
 MOVED: list[Augment] = ["slide", "picture", "volume"]
@@ -121,9 +121,9 @@ def test_whole_steps_are_exact(space: tuple[int, ...]) -> None:
     x = torch.rand(2, 3, *space)
     axes = len(space)
     one, shift = torch.eye(axes, dtype=torch.float64).repeat(2, 1, 1), torch.zeros(2, axes)
-    torch.testing.assert_close(resample(x, one, shift.double(), space), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(resample_affine(x, one, shift.double(), space), x, atol=1e-5, rtol=0)
     shift[1, 0] = 2
-    moved = resample(x, one, shift.double(), space, outside="zeros")
+    moved = resample_affine(x, one, shift.double(), space, outside="zeros")
     torch.testing.assert_close(moved[0], x[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(moved[1, :, :-2], x[1, :, 2:], atol=1e-4, rtol=0)
     assert moved[1, :, -2:].abs().max() < 1e-4
@@ -134,10 +134,10 @@ def test_gradients_of_resampling_are_those_of_a_linear_map() -> None:
     x, y = torch.rand(1, 2, 9, 7, requires_grad=True), torch.rand(1, 2, 9, 7)
     linear = torch.tensor([[[0.9, 0.2], [-0.1, 1.1]]], dtype=torch.float64)
     shift = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
-    out = resample(x, linear, shift, (9, 7), stride_px=2, centre_px=0.7)
+    out = resample_affine(x, linear, shift, (9, 7), stride_px=2, centre_px=0.7)
     (gradient,) = torch.autograd.grad((out * y).sum(), x)
     torch.testing.assert_close((gradient * x).sum(), (out * y).sum())
-    assert resample(x[:0], linear[:0], shift[:0], (3, 4)).shape == (0, 2, 3, 4)
+    assert resample_affine(x[:0], linear[:0], shift[:0], (3, 4)).shape == (0, 2, 3, 4)
 
 
 # -- glimpses --------------------------------------------------------------------------------------

@@ -19,4 +19,4 @@ def test_the_digest_is_that_of_the_standard(tmp_path: Path) -> None:
 def test_a_foreign_message_becomes_one_short_line() -> None:
     assert one_line("a\n  b\tc\x1b[31m") == "a b c [31m"
     assert one_line("x" * 900) == "x" * 500
-    assert one_line("x" * 900, most=160) == "x" * 160
+    assert one_line("x" * 900, max_letters=160) == "x" * 160

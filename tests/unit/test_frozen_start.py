@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.batch import View
 from foveate.loading.loader import CaseLoader
-from foveate.nn.overview import N_PARTS
+from foveate.nn.overview import N_LEFT_OUT_FOLDS
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, read_tensors
 from foveate.runs.schedule import TrainOptions
@@ -72,7 +72,7 @@ def trained(
     model, told = fresh(), list[Status]()
     began = {k: v.clone() for k, v in model.method.state_dict().items()}
     options = TrainOptions(**PLAIN | changed)
-    trainer = Trainer(model, loader, folder, options, tick=told.append)
+    trainer = Trainer(model, loader, folder, options, on_progress=told.append)
     return Run(trainer, trainer.fit(*parts), began, told)
 
 
@@ -195,8 +195,8 @@ def test_answers_without_trust_in_patches_rest_on_the_glimpse(
 def test_both_parts_are_answered_as_if_unseen(
     run: Run, parts: tuple[list[Case], list[Case]]
 ) -> None:
-    assert set(run.progress.parts) == {c.image_id for part in parts for c in part}
-    assert set(run.progress.parts.values()) <= set(range(N_PARTS))
+    assert set(run.progress.left_out_folds) == {c.image_id for part in parts for c in part}
+    assert set(run.progress.left_out_folds.values()) <= set(range(N_LEFT_OUT_FOLDS))
 
 
 def test_patients_are_left_out_together_and_labels_spread() -> None:
@@ -252,7 +252,7 @@ def test_stopped_in_each_stage_it_ends_with_the_same_weights(
     options, folder = TrainOptions(**PLAIN | given), tmp_path / "b"
     stops = (("reading features", 4), ("frozen start", 9), ("frozen start", 8), ("end to end", 5))
     for stage, n in stops:
-        trainer = Trainer(fresh(), loader, folder, options, tick=stop_at(stage, n))
+        trainer = Trainer(fresh(), loader, folder, options, on_progress=stop_at(stage, n))
         with pytest.raises(Stopped):
             trainer.fit(*parts)
         kept = list((folder / "features").glob("*.safetensors"))
@@ -275,7 +275,7 @@ def test_downsampled_is_settled_then_taught(
     """Its answer is fitted to the end; end to end begins at once, and may not make it worse."""
     told: list[Status] = []
     options = TrainOptions(**PLAIN | {"epochs": 2}, precision="32-true")
-    trainer = Trainer(fresh("downsampled"), loader, tmp_path, options, tick=told.append)
+    trainer = Trainer(fresh("downsampled"), loader, tmp_path, options, on_progress=told.append)
     progress = trainer.fit(*parts)
     assert {status.stage for status in told} == {"reading features", "end to end"}
     start = read_tensors(trainer.checkpoints.frozen)[0]

@@ -54,7 +54,7 @@ def test_workbooks_that_are_far_too_wide(tmp_path: Path, monkeypatch: pytest.Mon
     book = openpyxl.Workbook()
     book.active.append(["path", "label", *map(str, range(40))])
     book.save(tmp_path / "wide.xlsx")
-    monkeypatch.setattr("foveate.table.workbook.MOST_CELLS", 20)
+    monkeypatch.setattr("foveate.table.workbook.MAX_CELLS", 20)
     with pytest.raises(TableError, match=r"1 rows of up to 42 columns, which is no table"):
         read_sheet(tmp_path / "wide.xlsx")
 

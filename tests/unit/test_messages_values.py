@@ -152,7 +152,7 @@ def test_json_files(tmp_path: Path) -> None:
 
 def test_yaml_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(ValueError, "300000 letters", lambda: parse_yaml("a" * 300_000))
-    monkeypatch.setattr("foveate.yamltext._MOST_VALUES", 100)
+    monkeypatch.setattr("foveate.yamltext._MAX_VALUES", 100)
     refused(ValueError, "too many values", lambda: parse_yaml("[" + "0," * 101 + "]"))
     refused(yaml.YAMLError, "too many keys", lambda: parse_yaml("{" + "a," * 101 + "}"))
 

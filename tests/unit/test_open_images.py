@@ -176,7 +176,7 @@ def test_pixels_count_on_after_a_stop(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = build_model(card, pretrained=False)
         try:
-            return Trainer(model, loader, folder, options, tick=tick).fit(cases, []).history
+            return Trainer(model, loader, folder, options, on_progress=tick).fit(cases, []).history
         finally:
             loader.close()
 

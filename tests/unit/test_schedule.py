@@ -247,7 +247,7 @@ def test_the_average_is_stored_with_the_state(tmp_path: Path) -> None:
     method(torch.randn(4, 3)).sum().backward()
     optimizer.step()
     average.update(10.0)
-    progress = Progress(epoch=3, stage="frozen start", parts={"a": 3})
+    progress = Progress(epoch=3, stage="frozen start", left_out_folds={"a": 3})
     Checkpoints(tmp_path, method).save(optimizer, progress, average)
 
     other = nn.Linear(3, 2)

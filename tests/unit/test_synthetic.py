@@ -207,7 +207,7 @@ def test_cohort_table(tmp_path: Path) -> None:
         spec=SPEC,
         giga_spec=giga,
         seed=1,
-        progress=lambda i, n: done.append((i, n)),
+        on_progress=lambda i, n: done.append((i, n)),
     )
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

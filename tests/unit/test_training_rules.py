@@ -179,7 +179,7 @@ def test_every_group_follows_the_schedule(
     def note(*_: object) -> None:
         rates.append([group["lr"] for group in trainer.optimizer.optimizer.param_groups])
 
-    trainer = Trainer(build(), loader, tmp_path, options, tick=note)
+    trainer = Trainer(build(), loader, tmp_path, options, on_progress=note)
     trainer.fit(cases[:8], [])
     assert len(rates) == 16
     assert len(rates[0]) == 2, "matrices, and the rest without weight decay"
@@ -205,7 +205,7 @@ def test_validation_is_shown_image_by_image(
         said.append((at.stage, at.epoch, at.done, at.total, at.running.get("validated")))
 
     options = replace(PLAIN, epochs=2, patience=0, batch_size=4)
-    Trainer(build(), loader, tmp_path, options, tick=note).fit(cases[:8], cases[8:10])
+    Trainer(build(), loader, tmp_path, options, on_progress=note).fit(cases[:8], cases[8:10])
     assert len(cases[8:10]) == 2
     once = [(1, None), (2, None), (2, 0.0), (2, 0.5)]
     assert said == [

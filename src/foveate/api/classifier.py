@@ -21,7 +21,7 @@ from foveate.api.progress import OnProgress
 from foveate.errors import FoveateError, OptionError, UnreadableImage
 from foveate.loading.gather import gather_cases
 from foveate.prediction.pictures import add_files
-from foveate.prediction.predict import Answer, Finish, Outcome, open_loader, predict_cases
+from foveate.prediction.predict import Answer, AnswerOrFailure, Finish, open_loader, predict_cases
 from foveate.runs.folder import read_json
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
@@ -278,7 +278,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._models
 
 
-def _require_answer(outcome: Outcome) -> Answer:
+def _require_answer(outcome: AnswerOrFailure) -> Answer:
     if not isinstance(outcome, Answer):
         raise UnreadableImage(outcome.reason)
     return outcome

@@ -37,7 +37,7 @@ class Explanation:
     answer: Answer
 
     def to_geojson(self, path: Path | str | None = None) -> dict[str, Any]:
-        """Return the heaviest boxes as QuPath reads them, in level-0 pixels ``(x, y)``.
+        """Return the boxes of largest weight as GeoJSON for QuPath, in level-0 pixels ``(x, y)``.
 
         Args:
             path: file to write them to as well.

@@ -20,7 +20,7 @@ from foveate.batch import Batch, LoadedImage, Patches, View
 from foveate.cache import ByteCache
 from foveate.geometry import Lattice, points_um_from_cell
 from foveate.images.evidence import Floats
-from foveate.images.tiling import LEAST_FOREGROUND, cell_means
+from foveate.images.tiling import MIN_FOREGROUND, cell_means
 from foveate.nn.attention import masked_softmax
 from foveate.nn.sampling import (
     expectation,
@@ -177,7 +177,7 @@ def compute_contrast_prior(
         means = cell_means(item.contrast.astype(np.float64), lattice, spacing_um=spacing)
     shape = np.clip(means / max(means.max(), 1e-9), 0, 1) ** (power or 1.0)
     prior = np.maximum(shape, max(background, _FAINTEST_PRIOR))
-    is_foreground = share >= LEAST_FOREGROUND
+    is_foreground = share >= MIN_FOREGROUND
     if is_foreground.any():
         prior[~is_foreground] = background
     with np.errstate(divide="ignore"):

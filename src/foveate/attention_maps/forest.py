@@ -40,7 +40,7 @@ class Forest:
 
 
 class TreeAnswers(NamedTuple):
-    """The answers of a training step: of b images, s trees of each, n nodes of each tree.
+    """The answers of a training step, for b images with s trees each and n nodes in each tree.
 
     Attributes:
         logits: answers ``(b, s, k)`` of the trees.
@@ -89,13 +89,13 @@ def gather_forest(
     log_prob = [overview.new_zeros(b * trees)]
     above, n = trees * np.arange(b), b * trees
     for depth, (chosen, f) in enumerate(levels, 1):
-        owner += [i * trees + part.tree for i, part in enumerate(chosen)]
-        parent += [begin + part.grid for begin, part in zip(above, chosen, strict=True)]
-        places += [part.patches.origin_um for part in chosen]
-        sides += [part.patches.side_um for part in chosen]
-        log_prob += [part.log_prob for part in chosen]
+        owner += [i * trees + crops.tree for i, crops in enumerate(chosen)]
+        parent += [begin + crops.grid for begin, crops in zip(above, chosen, strict=True)]
+        places += [crops.patches.origin_um for crops in chosen]
+        sides += [crops.patches.side_um for crops in chosen]
+        log_prob += [crops.log_prob for crops in chosen]
         features.append(f)
-        counts = [len(part.grid) for part in chosen]
+        counts = [len(crops.grid) for crops in chosen]
         level.append(np.full(sum(counts), depth))
         above, n = n + np.cumsum([0, *counts[:-1]]), n + sum(counts)
     order = np.argsort(np.concatenate(owner), kind="stable")

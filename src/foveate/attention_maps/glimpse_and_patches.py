@@ -50,13 +50,13 @@ class Tokens:
     """Tokens of the regions of each image, the finest patches first.
 
     Attributes:
-        tokens: vectors ``(b, n, d)``.
+        vectors: vectors ``(b, n, d)``.
         known: attention mask ``(b, n)``, False on padding.
         patches: ``(b, n)``, True on the finest patches.
         regions: the region of each token, image by image.
     """
 
-    tokens: Tensor
+    vectors: Tensor
     known: Tensor
     patches: Tensor
     regions: Sequence[Patches]
@@ -193,7 +193,7 @@ class GlimpseAndPatches(nn.Module):
         return pooled, {}
 
     def answer_together(
-        self, batch: Batch, looks: Sequence[Look], f: Tensor, parts: Tokens
+        self, batch: Batch, looks: Sequence[Look], f: Tensor, tokens: Tokens
     ) -> JointAnswer:
         """Answer from the glimpse, the patches, and both together.
 
@@ -201,21 +201,22 @@ class GlimpseAndPatches(nn.Module):
             batch: the images.
             looks: maps and features of their glimpses.
             f: vectors of the patches ``(b, n, d)``.
-            parts: tokens of the images, patches first.
+            tokens: tokens of the images, patches first.
         """
         features = torch.cat([look.features for look in looks])
         glimpse_token = self.embed(self.encoder.project(features).float()) + self.whole
-        alone = self.head_instance(f, parts.patches[:, : f.shape[1]])
-        logits, weight, remainder = self.relate(batch, glimpse_token, parts)
+        alone = self.head_instance(f, tokens.patches[:, : f.shape[1]])
+        logits, weight, remainder = self.relate(batch, glimpse_token, tokens)
         logits, further = self.answer(alone, logits)
         logits = self.trust(logits)
-        overview = self.overview(torch.cat([look.overview for look in looks]), batch.part)
+        overview = self.overview(torch.cat([look.overview for look in looks]), batch.left_out_fold)
         if not self.training:
             # Where patches are not trusted, the answer rests on the glimpse alone.
             remainder = 1 - self.trust(1 - remainder)
             return JointAnswer(overview + logits, weight, remainder, {})
         # Patches add to the glimpse's answer. A glimpse learnt by heart would leave them nothing to
-        # explain, hence the overview answers by fits that have not seen the image (`batch.part`).
+        # explain, hence the overview answers by fits that have not seen the image
+        # (`batch.left_out_fold`).
         auxiliary: dict[str, tuple[Tensor, float]] = {}
         if self.instance > 0:
             auxiliary["instance"] = (alone, self.instance)
@@ -234,14 +235,14 @@ class GlimpseAndPatches(nn.Module):
         return logits
 
     def relate(
-        self, batch: Batch, glimpse_token: Tensor, parts: Tokens
+        self, batch: Batch, glimpse_token: Tensor, tokens: Tokens
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
 
         Args:
             batch: the images.
             glimpse_token: token of the glimpse ``(b, d)``.
-            parts: tokens of the images.
+            tokens: tokens of the images.
 
         Returns:
             logits ``(b, k)`` of all questions; the share of each patch among all patches
@@ -253,15 +254,15 @@ class GlimpseAndPatches(nn.Module):
                 (len(glimpse_token), 1), batch.generators, device=glimpse_token.device
             )
             shown = numbers >= self.glimpse_dropout
-        n = parts.known.shape[1]
-        centre_patch, extent_patch = batch.layout(parts.regions, n)
+        n = tokens.known.shape[1]
+        centre_patch, extent_patch = batch.layout(tokens.regions, n)
         pooled: tuple[Tensor, Tensor] = self.related(
-            torch.cat([parts.tokens, glimpse_token.unsqueeze(1)], 1),
-            torch.cat([parts.known, shown], 1),
+            torch.cat([tokens.vectors, glimpse_token.unsqueeze(1)], 1),
+            torch.cat([tokens.known, shown], 1),
             functional.pad(centre_patch, (0, 0, 0, 1)),
             functional.pad(extent_patch, (0, 1), value=1.0),
-            pooled=torch.cat([parts.patches, shown], 1),
-            everywhere=torch.cat([torch.zeros_like(parts.known), torch.ones_like(shown)], 1),
+            pooled=torch.cat([tokens.patches, shown], 1),
+            everywhere=torch.cat([torch.zeros_like(tokens.known), torch.ones_like(shown)], 1),
         )
         logits, weight = pooled
         of_patches, remainder = weight[:, :n], weight[:, n]

@@ -31,7 +31,7 @@ from foveate.nn.sampling import draw_without_replacement, select_strongest
 
 Index = NDArray[np.int64]
 
-_LEAST_PRIOR = 1e-3
+_MIN_PRIOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def choose_cells(
     logits = scores + prior
     log_p = logits.log_softmax(-1)
     known = log_p.detach()
-    owner = [i for i, part in enumerate(grids) for _ in part.contrast]
+    owner = [i for i, image_grids in enumerate(grids) for _ in image_grids.contrast]
     if rule == "drawn":
         index = draw_without_replacement(known, n, [batch.generators[i] for i in owner])
     elif rule == "strongest":
@@ -271,13 +271,15 @@ def _chosen(
         log_prob: log-probabilities ``(all grids, n)`` of the choices.
     """
     crops, at = [], 0
-    for part in grids:
-        m, c = part.contrast.shape
+    for image_grids in grids:
+        m, c = image_grids.contrast.shape
         real = valid[at : at + m].cpu().numpy()
         cell = index[at : at + m].cpu().numpy() + c * np.arange(m)[:, None]
         grid = np.broadcast_to(np.arange(m)[:, None], real.shape)[real]
         part_log_prob = log_prob[at : at + m][valid[at : at + m]]
-        crops.append(ChosenCrops(part.cells[cell[real]], part.tree[grid], grid, part_log_prob))
+        crops.append(
+            ChosenCrops(image_grids.cells[cell[real]], image_grids.tree[grid], grid, part_log_prob)
+        )
         at += m
     return crops
 
@@ -291,10 +293,10 @@ def _settled_noise(batch: Batch, grids: Sequence[Grids], like: Tensor) -> Tensor
         like: tensor of the shape, type and device of the result.
     """
     rows = []
-    for part, item in zip(grids, batch.items, strict=True):
-        place = np.concatenate([part.cells.origin_um, part.cells.side_um[:, None]], 1)
+    for image_grids, item in zip(grids, batch.items, strict=True):
+        place = np.concatenate([image_grids.cells.origin_um, image_grids.cells.side_um[:, None]], 1)
         noise = _gumbel(np.round(16 * place).astype(np.int64), zlib.crc32(item.glimpse.tobytes()))
-        m, c = part.contrast.shape
+        m, c = image_grids.contrast.shape
         rows.append(np.pad(noise.reshape(m, c), ((0, 0), (0, like.shape[1] - c))))
     return torch.from_numpy(np.concatenate(rows)).to(like)
 
@@ -313,17 +315,17 @@ def _gumbel(keys: NDArray[np.int64], seed: int) -> Floats:
 
 def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
     """Score all cells: ``(all grids, c)``, ``-inf`` on closed cells and on padding."""
-    places = [part.cells for part in grids]
+    places = [image_grids.cells for image_grids in grids]
     real = padding_mask([len(p) for p in places], batch.device)
     centre, extent = batch.layout(places, real.shape[1])
-    features = torch.cat([part.features for part in grids])
+    features = torch.cat([image_grids.features for image_grids in grids])
     scores = locate(features, centre[real], extent[real])
-    widest = max(part.contrast.shape[1] for part in grids)
+    widest = max(image_grids.contrast.shape[1] for image_grids in grids)
     rows, at = [], 0
-    for part in grids:
-        m, c = part.contrast.shape
+    for image_grids in grids:
+        m, c = image_grids.contrast.shape
         part_scores = scores[at : at + m * c].view(m, c)
-        closed = torch.from_numpy(part.contrast == 0).to(part_scores.device)
+        closed = torch.from_numpy(image_grids.contrast == 0).to(part_scores.device)
         part_scores = part_scores.masked_fill(closed, -torch.inf)
         rows.append(functional.pad(part_scores, (0, widest - c), value=-torch.inf))
         at += m * c
@@ -333,10 +335,10 @@ def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
 def _log_prior(grids: Sequence[Grids], power: float, like: Tensor) -> Tensor:
     """Compute the log of a power of contrast, relative to the grid's maximum; 0 on closed cells."""
     rows = []
-    for part in grids:
-        top = part.contrast.max(1, keepdims=True) if len(part.contrast) else 1.0
-        share = np.maximum((part.contrast / top) ** power, _LEAST_PRIOR)
-        row = np.where(part.contrast > 0, np.log(share), 0.0)
+    for image_grids in grids:
+        top = image_grids.contrast.max(1, keepdims=True) if len(image_grids.contrast) else 1.0
+        share = np.maximum((image_grids.contrast / top) ** power, _MIN_PRIOR)
+        row = np.where(image_grids.contrast > 0, np.log(share), 0.0)
         rows.append(np.pad(row, ((0, 0), (0, like.shape[1] - row.shape[1]))))
     return torch.from_numpy(np.concatenate(rows)).to(like)
 

@@ -83,7 +83,7 @@ class Cut:
         begin_um: Floats = first_um + step_um * np.arange(n, dtype=np.float64)
         return begin_um
 
-    def levels(self, extent_um: Sequence[float], view: View, most: int | None) -> int:
+    def levels(self, extent_um: Sequence[float], view: View, max_levels: int | None) -> int:
         """Count the levels that lead from the glimpse down to the view's spacing; at least 1.
 
         There is a level for each zoom between the spacings of glimpse and patches, so that the
@@ -92,13 +92,13 @@ class Cut:
         Args:
             extent_um: extent of the image along each axis.
             view: spacings of patches and glimpse.
-            most: largest number of levels; None for no bound. With fewer levels than needed the
-                first grid has more cells.
+            max_levels: largest number of levels; None for no bound. With fewer levels than needed
+                the first grid has more cells.
         """
         span = _count_zooms(length_patch_from_um(max(extent_um), view.patch_um), self.zoom)
         ratio = downsample_from_spacing_um(view.glimpse_spacing_um, view.spacing_um)
         needed = _count_zooms(ratio, self.zoom)
-        return max(1, min(span, needed) if most is None else min(span, needed, most))
+        return max(1, min(span, needed) if max_levels is None else min(span, needed, max_levels))
 
 
 def _count_zooms(ratio: float, factor: float) -> int:

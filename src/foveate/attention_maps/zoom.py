@@ -207,10 +207,10 @@ class Zoom(nn.Module):
         stage = choose_stage(encoder, spacing, batch.view.patch_um * level.child)
         scores = level.locate(maps, stage)
         tile_lattice = lay_map_lattice(encoder, stage, scores.shape[1:], spacing)
-        owner = [i for i, part in enumerate(tiles) for _ in range(len(part))]
+        owner = [i for i, of_image in enumerate(tiles) for _ in range(len(of_image))]
         inside, grids = [], []
         for score, i, corner in zip(
-            scores, owner, np.concatenate([part.origin_um for part in tiles]), strict=True
+            scores, owner, np.concatenate([of_image.origin_um for of_image in tiles]), strict=True
         ):
             item = batch.items[i]
             cells, lattice = clip_to_image(tile_lattice, corner, item.image.box_um.size)
@@ -251,7 +251,7 @@ def draw_children(
     children = field.patches(batch, index, jitter=jitter, used=drawn, owner=owner)
     a = field.log_a.gather(1, index).exp() * drawn
     per_image = [
-        join_patches([part for part, j in zip(children, owner, strict=True) if j == i])
+        join_patches([row for row, j in zip(children, owner, strict=True) if j == i])
         for i in range(len(batch))
     ]
     return Draw(field, a, drawn), per_image
@@ -324,17 +324,17 @@ def clip_to_image(
     Returns:
         slices of the tile's map, and the lattice of the selected cells from the image's corner.
     """
-    parts, origin = [], []
+    window, origin = [], []
     for at, cell, count, corner, extent in zip(
         lattice.origin_um, lattice.cell_um, lattice.shape, corner_um, extent_um, strict=True
     ):
         begin = float(corner) + at
         first = min(max(math.ceil(-begin / cell - 0.5), 0), count - 1)
         last = min(max(math.ceil((extent - begin) / cell - 0.5), first + 1), count)
-        parts.append(slice(first, last))
+        window.append(slice(first, last))
         origin.append(begin + first * cell)
-    shape = tuple(part.stop - part.start for part in parts)
-    return tuple(parts), Lattice(tuple(origin), lattice.cell_um, shape)
+    shape = tuple(cut.stop - cut.start for cut in window)
+    return tuple(window), Lattice(tuple(origin), lattice.cell_um, shape)
 
 
 def compute_tile_prior(
@@ -351,11 +351,11 @@ def compute_tile_prior(
     low = np.clip(np.floor(length_px_from_um(origin_um, spacing_um)), 0, shape - 1)
     high = np.maximum(np.ceil(length_px_from_um(end_um, spacing_um)), low + 1)
     window = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    part = dataclasses.replace(item, contrast=item.contrast[window])
+    below = dataclasses.replace(item, contrast=item.contrast[window])
     moved = dataclasses.replace(
         lattice, origin_um=tuple(origin_um - length_um_from_px(low, spacing_um))
     )
-    return compute_contrast_prior(part, moved, view, power=power, background=background)
+    return compute_contrast_prior(below, moved, view, power=power, background=background)
 
 
 def suppress_duplicates(patches: Patches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -381,9 +381,9 @@ def suppress_duplicates(patches: Patches) -> tuple[NDArray[np.int64], NDArray[np
     return np.asarray(chosen, np.int64), shows
 
 
-def join_patches(parts: Sequence[Patches]) -> Patches:
-    """Concatenate patches of one image; at least one part is needed."""
+def join_patches(rows: Sequence[Patches]) -> Patches:
+    """Concatenate patches of one image; at least one set is needed."""
     return Patches(
-        np.concatenate([part.origin_um for part in parts]),
-        np.concatenate([part.side_um for part in parts]),
+        np.concatenate([row.origin_um for row in rows]),
+        np.concatenate([row.side_um for row in rows]),
     )

@@ -197,12 +197,25 @@ def compute_patch_shares(
     Returns:
         shares ``(b, n)``; rows sum to 1.
     """
-    sizes = [h.size for h in heads]
-    signs = []
-    for output, head in zip(torch.split(logits.float(), sizes, 1), heads, strict=True):
-        predicted = nn.functional.one_hot(output.argmax(1), head.size) - 1 / head.size
-        signs.append(predicted if head.exclusive else torch.where(output >= 0, 1.0, -1.0))
-    added = (single.detach() * torch.cat(signs, 1).unsqueeze(1)).sum(-1)
+    added = (single.detach() * _sign_predictions(logits, heads).unsqueeze(1)).sum(-1)
     share = added.clamp_min(0) * valid
     share = torch.where(share.sum(1, keepdim=True) > 0, share, valid.float())
     return share / share.sum(1, keepdim=True).clamp_min(1e-30)
+
+
+def _sign_predictions(logits: Tensor, heads: Sequence[Head]) -> Tensor:
+    """Return factors ``(b, k)`` that turn logits into support of what the logits predict.
+
+    For exclusive classes: the predicted class against the mean of all classes; for an output of
+    its own: 1 or -1, the predicted sign.
+
+    Args:
+        logits: logits ``(b, k)`` of the images.
+        heads: the questions of the task.
+    """
+    signs = []
+    outputs = torch.split(logits.float(), [head.size for head in heads], 1)
+    for output, head in zip(outputs, heads, strict=True):
+        predicted = nn.functional.one_hot(output.argmax(1), head.size) - 1 / head.size
+        signs.append(predicted if head.exclusive else torch.where(output >= 0, 1.0, -1.0))
+    return torch.cat(signs, 1)

@@ -72,16 +72,16 @@ class Batch:
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
         device: device of all tensors.
         pool: threads that read crops.
-        augment: how images are changed; drawn when first needed. What is drawn for an image changes
-            its glimpse, its patches and its layout in the same way.
-        generators: random generator of each image, for all that is drawn of it in this step, also
-            by the method; the same seeds replay the step, whatever other images it has. By default
-            they are seeded by torch's global generator, when first needed.
+        augment: how images are changed. The changes are drawn when first needed, and are the same
+            for glimpse, patches and layout of an image.
+        generators: random generator of each image, for all draws of this step that concern it, also
+            those of the method. The same seeds give the same draws, whatever other images the batch
+            holds. By default torch's global generator seeds them when first needed.
         shuffle_layout: for the audit: give every patch the place of another one of its image.
-        tell: called with the share of the step that is done, by methods whose step takes minutes.
+        on_progress: called with the share of the step that is done, by methods of long steps.
         store: features of a frozen encoder; with it the batch is `frozen`: nothing is augmented,
             patches lie in the middle of their cells, and no gradient reaches the encoder.
-        part: ``(n,)`` int, the part of the images with which each was left out of the fits of
+        left_out_fold: ``(n,)`` int, the group of images with which each was left out of the fits of
             linear answers; -1 for images that no fit has seen. None where no image has been seen.
     """
 
@@ -96,9 +96,9 @@ class Batch:
         augment: Augment = "none",
         generators: Generators | None = None,
         shuffle_layout: bool = False,
-        tell: Callable[[float], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
-        part: Tensor | None = None,
+        left_out_fold: Tensor | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
@@ -106,8 +106,8 @@ class Batch:
                 "or none"
             )
         self.items = list(items)
-        self.tell = tell
-        self.part = part
+        self.on_progress = on_progress
+        self.left_out_fold = left_out_fold
         self.view = view
         self.device = device
         self._shuffle_layout = shuffle_layout
@@ -266,7 +266,7 @@ class Batch:
         Raises:
             CropError: an image could not be read.
         """
-        draws = self.changes.draw_patches([len(part) for part in patches]) if augment else None
+        draws = self.changes.draw_patches([len(x) for x in patches]) if augment else None
         pixels = self._reader.wait(self._reader.start(patches))
         return self._reader.put_on_device(pixels, patches, draws, augment=augment)
 
@@ -313,17 +313,17 @@ class Batch:
         ndim, patch_um = self.view.axes, self.view.patch_um
         centre = np.zeros((len(patches), n, ndim))
         extent = np.ones((len(patches), n))
-        for i, part in enumerate(patches):
-            order = np.arange(len(part))
+        for i, of_image in enumerate(patches):
+            order = np.arange(len(of_image))
             if self._shuffle_layout:
-                order = torch.randperm(len(part), generator=self.generators[i]).numpy()
+                order = torch.randperm(len(of_image), generator=self.generators[i]).numpy()
             size_um = np.asarray(self.items[i].image.box_um.size)
-            placed = length_patch_from_um(part.centre_um - size_um / 2, patch_um)
+            placed = length_patch_from_um(of_image.centre_um - size_um / 2, patch_um)
             if self.changes.motions is not None:
                 size_patch = length_patch_from_um(size_um, patch_um)
                 placed = self.changes.motions[i].place(placed, size_patch)
-            centre[i, : len(part)] = placed[order]
-            extent[i, : len(part)] = length_patch_from_um(part.side_um, patch_um)
+            centre[i, : len(of_image)] = placed[order]
+            extent[i, : len(of_image)] = length_patch_from_um(of_image.side_um, patch_um)
         centres, extents = torch.from_numpy(centre).float(), torch.from_numpy(extent).float()
         return centres.to(self.device), extents.to(self.device)
 

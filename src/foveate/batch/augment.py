@@ -19,7 +19,7 @@ from torch import Tensor
 from foveate.batch.types import Augment, channels_last
 from foveate.images.evidence import Floats
 from foveate.nn.generators import Generators
-from foveate.nn.warp import resample
+from foveate.nn.warp import resample_affine
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Motion:
         back = np.linalg.inv(self.small)
         middle = np.asarray(turned.shape[1:]) / 2
         shift = middle - back @ (middle * (1 + 2 * self.shift))
-        moved = resample(
+        moved = resample_affine(
             (turned - ground)[None],
             torch.from_numpy(back)[None],
             torch.from_numpy(shift)[None],
@@ -133,7 +133,7 @@ class Motion:
         turned = np.asarray(self.turn.shape(space)) / 2
         linear = self.linear
         shift = turned * (1 + 2 * self.shift) - linear @ middle
-        return resample(
+        return resample_affine(
             map_,
             torch.from_numpy(linear)[None],
             torch.from_numpy(shift)[None],
@@ -215,7 +215,7 @@ AUGMENT_RANGES: dict[Augment, AugmentRange] = {
     # Pictures stand upright. Left and right are swapped, also in radiographs: the decisive part
     # seldom lies on one side alone, and twice as many images are worth more than the heart's side.
     "picture": AugmentRange(1, degrees=7.0, contrast=0.2, brightness=0.1),
-    # Of a body's axes only left and right are alike. Black stays nearly black.
+    # A body is symmetrical only between left and right. Black stays nearly black.
     "volume": AugmentRange(1, contrast=0.2, brightness=0.05, pivot=0.0),
 }
 
@@ -269,7 +269,10 @@ def move_patches(
     shift = middle - back @ middle
     # Resampled relative to its first pixel, a patch of one colour stays exactly of one colour.
     ground = pixels.flatten(2)[:, :, 0].view(*pixels.shape[:2], *(1,) * axes)
-    return resample(pixels - ground, back, shift, pixels.shape[2:], outside="reflection") + ground
+    return (
+        resample_affine(pixels - ground, back, shift, pixels.shape[2:], outside="reflection")
+        + ground
+    )
 
 
 def _small_moves(ranges: AugmentRange, draws: Tensor, axes: int) -> Floats:

@@ -9,7 +9,7 @@ N_COLOURS = 21
 """Number of colour statistics: mean, spread and five quantiles of three channels."""
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_MOST_PIXELS = 20_000
+_MAX_PIXELS = 20_000
 
 
 @torch.no_grad()
@@ -25,8 +25,8 @@ def describe_colours(rgb: Tensor, weight: Tensor | None = None) -> Tensor:
     if weight is not None and (weight > 0).any():
         pixels = pixels[:, weight.flatten() > 0]
     n = pixels.shape[1]
-    if n > _MOST_PIXELS:  # a subset, evenly spaced: quantiles have to sort the pixels
-        pixels = pixels[:, torch.linspace(0, n - 1, _MOST_PIXELS, device=rgb.device).long()]
+    if n > _MAX_PIXELS:  # a subset, evenly spaced: quantiles have to sort the pixels
+        pixels = pixels[:, torch.linspace(0, n - 1, _MAX_PIXELS, device=rgb.device).long()]
     ranks = torch.tensor(_QUANTILES, device=rgb.device)
     quantiles = torch.quantile(pixels, ranks, dim=1).T
     spread = pixels.std(1, correction=0)

@@ -64,22 +64,24 @@ class FrozenFeatures:
         """Return the outputs of a frozen network for patches, ``(sum n_i, d)``.
 
         Args:
-            kind: name that tells these outputs from others of the same patches.
+            kind: name that distinguishes these outputs from others of the same patches.
             patches: patches of each image, at least one in all.
             size: number of patches computed at a time.
             row: the network, from crops ``(m, 3, *patch)`` to outputs ``(m, d)``.
         """
 
         def compute(i: int, new: NDArray[np.int64]) -> Tensor:
-            wanted = [patches[i][new] if j == i else part[:0] for j, part in enumerate(patches)]
+            wanted = [
+                patches[i][new] if j == i else of_image[:0] for j, of_image in enumerate(patches)
+            ]
             with torch.no_grad():
                 chunks = Chunks(self._reader, wanted, size, augment=False)
                 return torch.cat([row(chunks(c)) for c in range(len(chunks))])
 
         rows = []
-        for i, part in enumerate(patches):
-            if len(part):
-                boxes = np.concatenate([part.origin_um, part.side_um[:, None]], 1)
+        for i, of_image in enumerate(patches):
+            if len(of_image):
+                boxes = np.concatenate([of_image.origin_um, of_image.side_um[:, None]], 1)
                 image = f"{kind}{self._image(i)}"
                 rows.append(self._store.rows(image, boxes, functools.partial(compute, i)))
         return torch.cat(rows).to(self._reader.device)
@@ -90,7 +92,7 @@ class FrozenFeatures:
         Args:
             i: index of the image.
             compute: computes the tensor.
-            kind: name that tells the tensor from others of the same image.
+            kind: name that distinguishes the tensor from others of the same image.
         """
 
         def once() -> list[Tensor]:

@@ -145,7 +145,7 @@ class Look:
 
 
 def image_key(item: LoadedImage, view: View) -> str:
-    """Return a key that tells an image, as its file is now, from all others."""
+    """Return a key that identifies an image in the present state of its file."""
     stamp = ""
     with contextlib.suppress(OSError):
         state = item.image.path.stat()

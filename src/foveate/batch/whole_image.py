@@ -33,7 +33,7 @@ class WholeImage(AbstractSource):
         device: device of the pixels.
         pool: threads that read.
         turn: how the image is mirrored and turned.
-        skip_background: whether regions without foreground are left out; see `blank`.
+        skip_background: whether regions without foreground may be skipped; `blank` finds them.
         waited: called with the seconds that the device waited for pixels.
     """
 
@@ -57,7 +57,7 @@ class WholeImage(AbstractSource):
         self.has_blank = skip_background and bool((item.contrast == 0).any())
 
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
-        """Yield the pixels of regions in order; two more are being read while one is used.
+        """Yield the pixels of regions in order, and read the next two regions ahead.
 
         Args:
             regions: begin and end of each region along each axis, in pixels of the turned image.
@@ -80,13 +80,13 @@ class WholeImage(AbstractSource):
                 job.cancel()
 
     def blank(self, spans: Sequence[Span]) -> Flags:
-        """Return where the glimpse shows only background, a margin of one of its pixels included.
+        """Find the regions that show only background, with a margin of one pixel of the glimpse.
 
         Args:
             spans: begins and ends of regions along each axis, in pixels of the turned image.
 
         Returns:
-            flags with one axis for each of `spans`, True on regions of background.
+            flags with one axis for each axis of the image, True on regions of background.
         """
         view = self.view
         glimpse_per_px = downsample_from_spacing_um(view.spacing_um, view.glimpse_spacing_um)
@@ -107,14 +107,14 @@ class WholeImage(AbstractSource):
 
     @functools.cached_property
     def _n_marked(self) -> Ints:
-        """Count the glimpse's foreground pixels before every corner of a pixel (integral image)."""
+        """Integral image of the glimpse's foreground: the pixels before each corner of a pixel."""
         counts = np.pad((self.item.contrast != 0).astype(np.int64), ((1, 0),))
         for axis in range(counts.ndim):
             counts = counts.cumsum(axis)
         return counts
 
     def _start(self, spans: Region) -> list[Future[Pixels]]:
-        """Start to read a region in bands of rows, so that several threads decode it."""
+        """Start reading a region in bands of rows, so that several threads decode it."""
         low, high = spans[0]
         row = int(np.prod([b - a for a, b in spans[1:]]))
         step = max(1, _BAND_PX // max(row, 1))

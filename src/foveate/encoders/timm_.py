@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from foveate.encoders.base import (
 )
 from foveate.errors import OptionError, UnknownName, did_you_mean
 from foveate.parts import names
+from foveate.pretrained.centres import measure_centres
 from foveate.pretrained.hub import find_stored_file, why_unreachable
 from foveate.pretrained.norms import Replacement, freeze_batch_norm, replace_batch_norm
 from foveate.pretrained.vit import (
@@ -33,7 +33,7 @@ from foveate.pretrained.weights import Tensors, fit_weights, read_colours, read_
 
 log = logging.getLogger("foveate")
 
-_MOST_MAPS = 4
+_MAX_MAPS = 4
 """How many maps give features, from the last: finer ones add little and take most memory."""
 
 Norm = Literal["auto", "local", "frozen", "group", "channel"]
@@ -106,27 +106,16 @@ class TimmEncoder(ProjectedEncoder):
         if not reads_weights():
             self.from_scratch = not pretrained
         if tensors:
-            adapt = _vit_adapter(self)
-            fit_weights(_inner(self.net), tensors, file=weights, encoder=name, adapt=adapt)
-            self.from_scratch = False
+            self._load_weights(tensors, name, weights)
         self._set_maps(stages)
-        stated = read_colours(weights) if tensors else {}
-        self._set_colours(mean or stated.get("mean", ()), std or stated.get("std", ()))
+        self._set_colours(mean, std, read_colours(weights) if tensors else {})
         if tensors:
             facts = (name, weights, digest, self.mean, self.std)
             log.info(
                 "encoder %s: weights of %s (sha256 %s), for colours of mean %s, std %s", *facts
             )
-        if norm in ("auto", "local"):
-            replacement: Replacement = "group" if norm == "auto" else "channel"
-            norm = replacement if self.from_scratch else "frozen"
-        if norm in ("group", "channel"):
-            replace_batch_norm(self.net, norm)
-        self.dim, self._tiers = self.map_dims[-1], []
-        if not self.from_scratch:
-            self._tiers = _tiers(self.net, len(self.strides))
-            self._set_features(dim)
-            self._freeze_early(taught)
+        norm = self._set_norm(norm)
+        self._set_features(dim, taught)
         freeze_batch_norm(self)
         self.resolved = {
             "norm": norm,
@@ -136,6 +125,21 @@ class TimmEncoder(ProjectedEncoder):
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    def _load_weights(self, tensors: Tensors, name: str, weights: str) -> None:
+        """Load the weights of a file; `name` and `weights` name network and file in errors."""
+        adapt = _vit_adapter(self)
+        fit_weights(_inner(self.net), tensors, file=weights, encoder=name, adapt=adapt)
+        self.from_scratch = False
+
+    def _set_norm(self, norm: Norm) -> Norm:
+        """Replace the batch norms where `norm` asks for it; return the norm that was chosen."""
+        if norm in ("auto", "local"):
+            replacement: Replacement = "group" if norm == "auto" else "channel"
+            norm = replacement if self.from_scratch else "frozen"
+        if norm in ("group", "channel"):
+            replace_batch_norm(self.net, norm)
+        return norm
 
     def train(self, mode: bool = True) -> TimmEncoder:
         """Set the training mode; batch norms stay frozen."""
@@ -165,7 +169,7 @@ class TimmEncoder(ProjectedEncoder):
             patches, token = maps[-1][:, : self._class_at], maps[-1][:, self._class_at :]
             class_token, _ = weighted_moments(token)
             return torch.cat([class_token, *weighted_moments(patches, weight)], 1)
-        moments = [weighted_moments(m, weight) for m in maps[-_MOST_MAPS:]]
+        moments = [weighted_moments(m, weight) for m in maps[-_MAX_MAPS:]]
         return torch.cat([*(m[0] for m in moments), *(m[1] for m in moments)], 1)
 
     def project(self, features: Tensor) -> Tensor:
@@ -195,13 +199,24 @@ class TimmEncoder(ProjectedEncoder):
         keep = stages or len(info)
         self.strides = tuple(int(s) for s in info.reduction()[:keep])
         self.map_dims = tuple(int(c) for c in info.channels()[:keep])
-        self.map_centres_px = _centres(self.net, self.strides)
+        self.map_centres_px = measure_centres(self.net, self.strides)
 
-    def _set_colours(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Set the mean and std of the RGB channels; those of timm's name where empty."""
+    def _set_colours(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        stated: Mapping[str, tuple[float, ...]],
+    ) -> None:
+        """Set the mean and std of the RGB channels.
+
+        Args:
+            mean: mean that the user gives; empty for that of the file, else of timm's name.
+            std: standard deviation, in the same way.
+            stated: ``mean`` and ``std`` that the file of weights states.
+        """
         config: Any = getattr(_inner(self.net), "default_cfg", None) or {}
-        mean = mean or tuple(config.get("mean", (0.485, 0.456, 0.406)))
-        std = std or tuple(config.get("std", (0.229, 0.224, 0.225)))
+        mean = mean or stated.get("mean", ()) or tuple(config.get("mean", (0.485, 0.456, 0.406)))
+        std = std or stated.get("std", ()) or tuple(config.get("std", (0.229, 0.224, 0.225)))
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise OptionError(
                 f"encoder.mean, encoder.std: got {mean}, {std}, expected three numbers each, of "
@@ -209,12 +224,21 @@ class TimmEncoder(ProjectedEncoder):
             )
         self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
-    def _set_features(self, dim: int) -> None:
-        """Set the groups of features and their projection to a vector of length `dim`."""
-        self.dim = dim
-        n = sum(self.map_dims[-_MOST_MAPS:])
+    def _set_features(self, dim: int, taught: int | None) -> None:
+        """Set the length of the vector, and freeze the stages whose pretrained weights are kept.
+
+        Args:
+            dim: length of the vector that the features of a pretrained network are projected to.
+            taught: number of its stages that are trained; None for the default number.
+        """
+        self.dim, self._tiers = self.map_dims[-1], []
+        if self.from_scratch:
+            return
+        self.dim, self._tiers = dim, _tiers(self.net, len(self.strides))
+        n = sum(self.map_dims[-_MAX_MAPS:])
         self.feature_groups = (self._class_at,) * 3 if self._class_at else (n, n)
         self.mixed = Projection(sum(self.feature_groups), dim)
+        self._freeze_early(taught)
 
     def _freeze_early(self, taught: int | None) -> None:
         """Freeze all but the last `taught` stages; None for the default number."""
@@ -348,40 +372,3 @@ def _tiers(net: nn.Module, n_maps: int) -> list[list[str]]:
             waiting += [before for before, _ in node.next_functions]
         tiers.append(sorted(tier, key=order.__getitem__))
     return tiers
-
-
-def _centres(net: nn.Module, strides: tuple[int, ...]) -> tuple[float, ...]:
-    """Compute the centre of cell 0 of each map, from the receptive field of a middle cell.
-
-    Kernels with odd sides put it at 0.5, patchifying stems at half a stride. Where the field covers
-    the complete probe (global layers), half a stride is assumed.
-
-    Args:
-        net: the network.
-        strides: input pixels per cell of each map.
-    """
-    probe = copy.deepcopy(net).eval().requires_grad_(False)
-    for module in probe.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
-                setattr(module, name, nn.Identity())
-            if isinstance(child, nn.MaxPool2d):
-                # Of equal values the maximum takes the first; the mean depends on all the window.
-                sides = (child.kernel_size, child.stride, child.padding, child.ceil_mode)
-                setattr(module, name, nn.AvgPool2d(*sides))
-    side = 512
-    x = torch.ones(1, 3, side, 64, requires_grad=True)
-    centres = []
-    for i, stride in enumerate(strides):
-        try:
-            map_ = probe(x)[i]
-            row = map_.shape[-2] // 2
-            (gradient,) = torch.autograd.grad(map_[:, :, row].sum(), x)
-        except (RuntimeError, IndexError, AssertionError):
-            centres.append(stride / 2)
-            continue
-        rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
-        is_global = len(rows) == 0 or int(rows[0]) == 0 or int(rows[-1]) == side - 1
-        middle = stride / 2 if is_global else (int(rows[0]) + int(rows[-1]) + 1) / 2 - row * stride
-        centres.append(float(middle))
-    return tuple(centres)

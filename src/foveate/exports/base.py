@@ -13,7 +13,7 @@ from foveate.images.image import AbstractImage
 
 @dataclass(frozen=True)
 class About:
-    """Texts about an answer, to stand beside its evidence.
+    """Texts about an answer that a file shows beside the evidence.
 
     Attributes:
         image_id: id of the image.
@@ -27,11 +27,11 @@ class About:
 
 
 class AbstractExport(abc.ABC):
-    """A kind of file that shows evidence. The name of its module is its name.
+    """A kind of file that shows the evidence of an answer; ``--export`` names it by its module.
 
     Attributes:
-        title: title for people.
-        suffix: suffix of its files, with the dot.
+        title: name of the kind of file in messages and reports.
+        suffix: suffix of the files, with the dot.
     """
 
     title: ClassVar[str]

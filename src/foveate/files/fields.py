@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.errors import CheckpointError, explain_os_error
 
-_MOST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 _REMEDY = "Restore the file from a copy, or train again"
 
 
@@ -86,12 +86,12 @@ class Fields:
             raise self._wrong(key, "true or false")
         return value
 
-    def texts(self, key: str, least: int = 1) -> tuple[str, ...]:
-        """Return a list of different texts, at least `least` of them."""
+    def texts(self, key: str, min_n: int = 1) -> tuple[str, ...]:
+        """Return a list of different texts, at least `min_n` of them."""
         value = self._value(key)
         fits = isinstance(value, list) and all(isinstance(v, str) and v for v in value)
-        if not fits or len(value) < least or len(set(value)) < len(value):
-            raise self._wrong(key, f"a list of at least {least} different names")
+        if not fits or len(value) < min_n or len(set(value)) < len(value):
+            raise self._wrong(key, f"a list of at least {min_n} different names")
         return tuple(value)
 
     def numbers(self, key: str, low: float, high: float, n: int | None = None) -> list[float]:
@@ -149,7 +149,7 @@ def read_fields(path: Path) -> Fields:
         CheckpointError: the file is missing, too large, or holds no JSON object.
     """
     try:
-        is_small = path.stat().st_size <= _MOST_BYTES
+        is_small = path.stat().st_size <= _MAX_BYTES
         content = json.loads(path.read_text(encoding="utf-8")) if is_small else None
     except OSError as error:
         raise CheckpointError(

@@ -23,7 +23,7 @@ class Journal:
 
     Args:
         path: the file; made if it does not exist.
-        about: the inputs that all entries depend on.
+        dependencies: the inputs that all entries depend on.
         anew: drop the entries of a file with other inputs, instead of refusing it.
 
     Attributes:
@@ -34,11 +34,11 @@ class Journal:
         DiskFull: there is no room for the file.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any], *, anew: bool = False) -> None:
+    def __init__(self, path: Path, dependencies: Mapping[str, Any], *, anew: bool = False) -> None:
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
         self._end, self._unread = 0, False
-        head = json.loads(json.dumps({"schema": SCHEMA, **about}))
+        head = json.loads(json.dumps({"schema": SCHEMA, **dependencies}))
         if path.is_file() and path.stat().st_size:
             changed = self._read(head)
             if changed is None:
@@ -76,7 +76,7 @@ class Journal:
 
     def _append(self, *lines: Mapping[str, Any]) -> None:
         data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        # Without a buffer, of which closing would try to write the rest once more.
+        # Without a buffer: on a full disk, closing the file would try to write the rest again.
         with self.path.open("r+b", buffering=0) as file:
             file.seek(self._end)
             file.truncate()
@@ -113,19 +113,19 @@ class Journal:
         return self._unread or any("failed" not in entry for entry in self.entries.values())
 
 
-def read_entries(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read the entries of a journal that another process may be writing; none where it is not.
+def read_entries(path: Path, dependencies: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the entries of a journal that another process may be writing; empty without a file.
 
-    Failures count here, even those from before the journal was finished.
+    Entries of failures are included, also those from before the journal was finished.
 
     Raises:
-        CheckpointError: the entries rest on something else than `about`.
+        CheckpointError: the entries depend on other inputs.
     """
     data = path.read_bytes() if path.is_file() else b""
     lines = [_parse_line(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
     if not lines:
         return {}
-    head = json.loads(json.dumps({"schema": SCHEMA, **about}))
+    head = json.loads(json.dumps({"schema": SCHEMA, **dependencies}))
     changed = "it cannot be read" if lines[0] is None else _difference(lines[0], head)
     if changed is not None:
         raise CheckpointError(
@@ -137,7 +137,7 @@ def read_entries(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, An
 
 
 def _difference(first: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
-    """Say what a journal rests on otherwise than `head`; None where all is the same."""
+    """Describe the first input of a journal that differs from `head`; None where all are equal."""
     for key in {**head, **first}:
         was, now = first.get(key), head.get(key)
         if was != now:

@@ -35,13 +35,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise not_writable_error(folder, error) from error
     try:
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+        _name_holder(file)
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(file)
+
+
+def _name_holder(file: int) -> None:
+    """Write process and machine into an open lock file, for the message of another process."""
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def is_locked(folder: Path) -> bool:

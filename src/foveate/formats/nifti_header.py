@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Vector
-from foveate.messages.warn import tell
+from foveate.messages.warn import warn_once
 
 Values = NDArray[np.float64]
 
@@ -256,7 +256,7 @@ def _compare_sizes(path: Path, sform: Values, sizes: Values) -> None:
     lengths = np.sqrt((sform[:3, :3] ** 2).sum(0))
     if (sizes > 0).all() and not np.allclose(lengths, sizes, rtol=0.01):
         by_sform, by_pixdim = (" x ".join(f"{v:g}" for v in sides) for sides in (lengths, sizes))
-        tell(
+        warn_once(
             logging.WARNING,
             "sform size",
             path,
@@ -269,7 +269,7 @@ def _compare_directions(path: Path, sform: Values, header: Any) -> None:
     if int(header["qform_code"]) <= 0 or not _is_affine(qform := _qform(header)):
         return
     if ((sform[:3, :3] * qform[:3, :3]).sum(0) < 0).any():
-        tell(
+        warn_once(
             logging.WARNING,
             "sform direction",
             path,

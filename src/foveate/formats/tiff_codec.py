@@ -86,49 +86,75 @@ def read_coding(path: Path, page: Any) -> Coding:
         UnsupportedFormat: the coding is not supported; the message says which part of it.
     """
     name = CODECS.get(int(page.compression))
-    photometric, samples = int(page.photometric), int(page.samplesperpixel)
-    bits, kind = page.bitspersample, int(page.sampleformat or 1)
-    palette = _palette(page) if photometric == _PALETTE else None
-    extra = tuple(int(v) for v in page.extrasamples)
-    colours = samples - len(extra)
-    wrong = None
     if name is None:
-        wrong = f"compression {int(page.compression)}"
-    elif kind != 1 or bits not in (8, 16):
-        wrong = f"samples of {bits} bits in format {kind} (1 is unsigned)"
-    elif photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR):
-        wrong = f"colour space {photometric} (CMYK, CIELab or the like)"
-    elif colours != (3 if photometric in (_RGB, _YCBCR) else 1):
-        wrong = f"{samples} samples a pixel in colour space {photometric}"
-    elif len(extra) > 1 or (extra and (palette is not None or name == "jpeg")):
-        wrong = f"{len(extra)} extra samples with compression {name}"
-    elif photometric == _YCBCR and name != "jpeg":
-        wrong = f"YCbCr with compression {name}"
-    elif photometric == _PALETTE and palette is None:
-        wrong = "a palette that is damaged or not for 8 bits"
-    elif int(page.predictor) not in (1, 2):
-        wrong = f"predictor {int(page.predictor)}"
-    elif int(page.fillorder) != 1:
-        wrong = "reversed bit order"
-    elif int(page.planarconfig) == 2 and samples > 1 and name in ("webp", "jpeg2000"):
-        wrong = f"separate planes with compression {name}"
-    if wrong is not None or name is None:
-        raise UnsupportedFormat(
-            f"{path}: this TIFF stores {wrong}, which is not read; export it as RGB or grey, of 8 "
-            "or 16 bits"
+        raise _make_refusal(path, f"compression {int(page.compression)}")
+    samples, planar = int(page.samplesperpixel), int(page.planarconfig) == 2
+    photometric, extra = int(page.photometric), tuple(int(v) for v in page.extrasamples)
+    if int(page.sampleformat or 1) != 1 or page.bitspersample not in (8, 16):
+        raise _make_refusal(
+            path,
+            f"samples of {page.bitspersample} bits in format {int(page.sampleformat or 1)} "
+            "(1 is unsigned)",
         )
-    return Coding(
+    coding = Coding(
         codec=name,
         samples=samples,
-        planar=int(page.planarconfig) == 2 and samples > 1,
-        dtype=np.dtype(f"{page.parent.byteorder}u{bits // 8}"),
+        planar=planar and samples > 1,
+        dtype=np.dtype(f"{page.parent.byteorder}u{page.bitspersample // 8}"),
         photometric=photometric,
         differenced=int(page.predictor) == 2,
         extra=len(extra),
         alpha=extra in ((1,), (2,)),
         premultiplied=extra == (1,),
         tables=page.jpegtables,
-        palette=palette,
+        palette=_palette(page) if photometric == _PALETTE else None,
+    )
+    for unsupported, part in _list_limits(coding, page):
+        if unsupported:
+            raise _make_refusal(path, part)
+    return coding
+
+
+def _list_limits(coding: Coding, page: Any) -> tuple[tuple[bool, str], ...]:
+    """List what this module cannot decode: whether it is so here, and its description.
+
+    Args:
+        coding: the coding that a directory states.
+        page: the directory.
+    """
+    name, photometric = coding.codec, coding.photometric
+    colours = 3 if photometric in (_RGB, _YCBCR) else 1
+    known = (WHITE_IS_ZERO, BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR)
+    plain = coding.palette is None and name != "jpeg"
+    return (
+        (photometric not in known, f"colour space {photometric} (CMYK, CIELab or the like)"),
+        (
+            coding.samples - coding.extra != colours,
+            f"{coding.samples} samples a pixel in colour space {photometric}",
+        ),
+        (
+            coding.extra > (1 if plain else 0),
+            f"{coding.extra} extra samples with compression {name}",
+        ),
+        (photometric == _YCBCR and name != "jpeg", f"YCbCr with compression {name}"),
+        (
+            photometric == _PALETTE and coding.palette is None,
+            "a palette that is damaged or not for 8 bits",
+        ),
+        (int(page.predictor) not in (1, 2), f"predictor {int(page.predictor)}"),
+        (int(page.fillorder) != 1, "reversed bit order"),
+        (
+            coding.planar and name in ("webp", "jpeg2000"),
+            f"separate planes with compression {name}",
+        ),
+    )
+
+
+def _make_refusal(path: Path, part: str) -> UnsupportedFormat:
+    """Return the error for a coding that is not supported; `part` says what of it."""
+    return UnsupportedFormat(
+        f"{path}: this TIFF stores {part}, which is not read; export it as RGB or grey, of 8 or "
+        "16 bits"
     )
 
 

@@ -30,8 +30,8 @@ ReadRegion = Callable[[int, Pair, Pair], Pixels]
 _WINDOW_PX = 64
 _WINDOWS = 3
 _CELLS = 8
-_LARGEST_PX = 1 << 21
-_LARGEST_DIFFERENCE = 0.025
+_MAX_PX = 1 << 21
+_MAX_DIFFERENCE = 0.025
 """How much levels of an even picture may differ, as a share of its largest value (by JPEG)."""
 
 
@@ -93,7 +93,7 @@ def same_picture(read: ReadRegion, grids: tuple[BlockGrid, ...], finer: int, lev
         variations.append(variation / top)
     if not differences:
         return coarse.marked
-    limit = max(_LARGEST_DIFFERENCE, 0.5 * float(np.mean(variations)))
+    limit = max(_MAX_DIFFERENCE, 0.5 * float(np.mean(variations)))
     return float(np.mean(differences)) <= limit
 
 
@@ -103,7 +103,7 @@ def _windows(fine: BlockGrid, coarse: BlockGrid) -> list[tuple[Pair, Pair]]:
     A window covers 64 pixels of the coarser level where the finer stores all of that, else a block.
     """
     step = max(f / c for f, c in zip(fine.shape, coarse.shape, strict=True))
-    side = int(min(_WINDOW_PX * step, _LARGEST_PX**0.5))
+    side = int(min(_WINDOW_PX * step, _MAX_PX**0.5))
     windows: list[tuple[Pair, Pair]] = []
     most = np.argsort(-fine.counts[: fine.grid[0] * fine.grid[1]], kind="stable")
     for place in most[:: max(1, len(most) // (4 * _WINDOWS))][:_WINDOWS]:

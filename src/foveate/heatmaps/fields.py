@@ -30,7 +30,7 @@ from foveate.images.resample import Pixels
 ScreenPixels = NDArray[np.uint8]
 Pair = tuple[float, float]
 
-_LEAST_SIDE_PX = 512
+_MIN_SIDE_PX = 512
 _CROP_BELOW = 0.5
 _MARGIN = 0.04
 
@@ -115,7 +115,7 @@ class Camera:
         """Read a rectangle with a longer side of `max_side_px`; small pictures are not enlarged."""
         finest_um = min(self.image.known_spacing_um[-2:])
         native_px = length_px_from_um(max(size_um), finest_um)
-        least_px = float(min(max_side_px, _LEAST_SIDE_PX))
+        least_px = float(min(max_side_px, _MIN_SIDE_PX))
         side_px = min(float(max_side_px), max(native_px, least_px))
         (spacing_um,) = spacing_um_from_shape([max(size_um)], [side_px])
         rows, columns = shape_from_size_um(size_um, spacing_um)

@@ -12,7 +12,7 @@ from foveate.images.foreground import foreground
 from foveate.images.image import AbstractImage
 
 _SIDE_PX = 512
-_LEAST_SHARE = 0.05
+_MIN_SHARE = 0.05
 _CLOSED = 0.01
 
 
@@ -42,7 +42,7 @@ def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
         return evidence
     camera = aim(image, evidence)
     screen = _capture_coarse(camera)
-    chosen = _shares(screen, paintable_mask(camera, screen), evidence) > _LEAST_SHARE
+    chosen = _shares(screen, paintable_mask(camera, screen), evidence) > _MIN_SHARE
     if chosen.all() or not chosen.any():
         return evidence
     return evidence.pick(chosen)

@@ -24,7 +24,7 @@ INK, PAPER, GREY = "#1a1a1a", "#ffffff", "#666666"
 
 _STRONGEST, _WEAKEST, _FAINT = 0.85, 0.35, 0.12
 _DENSE = 0.25
-_LEAST_OUTLINE_PX = 3.0
+_MIN_OUTLINE_PX = 3.0
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def draw_outlines(
     if not len(low):
         return
     dense = 2 * side.sum() > _DENSE * math.prod(screen.shape)
-    if dense or float(np.median(side)) < _LEAST_OUTLINE_PX:
+    if dense or float(np.median(side)) < _MIN_OUTLINE_PX:
         _draw_border(axes, screen, evidence)
         return
     order = ranked(evidence)[::-1]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from foveate.geometry import Box, Frame
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels
-from foveate.messages.warn import tell
+from foveate.messages.warn import warn_once
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Numbers of bits that detectors and cameras use."""
@@ -87,7 +87,7 @@ class StretchedImage(AbstractImage):
         white = (1 << self.bits) - 1
         beyond = pixels > white
         if beyond.any() and bool((pixels[beyond] < _TOP).any()):
-            tell(
+            warn_once(
                 logging.WARNING,
                 "bits",
                 self.path,

@@ -1,4 +1,4 @@
-"""Evidence: the boxes of an image that a prediction rests on, their weights, and what lies in none.
+"""Evidence: the boxes of an image that a prediction comes from, their weights, and the remainder.
 
 Heatmaps, GeoJSON, reports and the viewer know a method through `Evidence` alone.
 """
@@ -114,23 +114,23 @@ class EvidenceList:
     """The evidence of a batch, one per image; no sequence, so that no wrapper walks into it.
 
     Args:
-        parts: one per image.
+        items: one per image.
     """
 
-    def __init__(self, parts: Iterable[Evidence] = ()) -> None:
-        self._parts = tuple(parts)
+    def __init__(self, items: Iterable[Evidence] = ()) -> None:
+        self._items = tuple(items)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._items)
 
     def __getitem__(self, i: int) -> Evidence:
-        return self._parts[i]
+        return self._items[i]
 
     def __iter__(self) -> Iterator[Evidence]:
-        return iter(self._parts)
+        return iter(self._items)
 
 
-def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
+def mean_evidence(members: Sequence[Evidence]) -> Evidence:
     """Average the evidence of several models about one image.
 
     The result holds the boxes of all models, with weights divided by the number of models, so that
@@ -139,13 +139,13 @@ def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
     for each output are kept where all models have them.
 
     Args:
-        parts: the evidence of each model, at least one; all with the same axes.
+        members: the evidence of each model, at least one; all with the same axes.
     """
-    if len(parts) == 1:
-        return parts[0]
-    origin = np.concatenate([part.origin_um for part in parts])
-    size = np.concatenate([part.size_um for part in parts])
-    weight = np.concatenate([part.weight for part in parts]) / len(parts)
+    if len(members) == 1:
+        return members[0]
+    origin = np.concatenate([member.origin_um for member in members])
+    size = np.concatenate([member.size_um for member in members])
+    weight = np.concatenate([member.weight for member in members]) / len(members)
     boxes = np.round(np.concatenate([origin, size], 1), 3)
     _, first, number = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)  # in the order of the first model that looked there
@@ -155,13 +155,13 @@ def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
         np.add.at(total, number.reshape(-1), values)
         return total[order]
 
-    several = [part.by_output for part in parts if part.by_output is not None]
-    in_all = len(several) == len(parts)
+    several = [member.by_output for member in members if member.by_output is not None]
+    in_all = len(several) == len(members)
     return Evidence(
         origin[first][order],
         size[first][order],
         sum_same_boxes(weight),
-        extent_um=parts[0].extent_um,
-        by_output=sum_same_boxes(np.concatenate(several) / len(parts)) if in_all else None,
-        remainder=sum(part.remainder for part in parts) / len(parts),
+        extent_um=members[0].extent_um,
+        by_output=sum_same_boxes(np.concatenate(several) / len(members)) if in_all else None,
+        remainder=sum(member.remainder for member in members) / len(members),
     )

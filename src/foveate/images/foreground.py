@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.images.resample import Pixels, white_value
-from foveate.messages.warn import tell
+from foveate.messages.warn import warn_once
 
 _FAINTEST, _STRONGEST = 8.0, 40.0
 _DARK, _BLACK = 100, 40
@@ -23,9 +23,9 @@ _GREEN, _BLUE, _RED = 35, 70, 120
 """By how much green, blue or red exceeds both others in ink, in grey levels of 255."""
 _NEUTRAL, _TINTED = 30, 80
 _BELOW_BRIGHTEST = 18
-_LEAST_GLASS = 0.01
+_MIN_GLASS = 0.01
 _NOISE = 12
-_MOST_BLACK = 0.1
+_MAX_BLACK = 0.1
 _SAMPLED = 1 << 16
 
 
@@ -60,17 +60,26 @@ def find_ground(glimpse: Pixels, border: Pixels) -> Ground:
     edge = border.astype(np.float32) * np.float32(255.0 / white_value(glimpse.dtype))
     low, high = values.min(1), values.max(1)
     glassy = (low >= 200) & (high - low <= _NEUTRAL)
-    has_glass = glassy.mean() >= _LEAST_GLASS
+    has_glass = glassy.mean() >= _MIN_GLASS
     dark = edge.max() < _DARK
     if dark and not has_glass:
         return Ground(border, True)
     if not dark and _is_glass(edge, float(np.percentile(low, 99))):
-        return Ground(border, _black_share(glimpse) < _MOST_BLACK)
-    colour = np.full(3, 255.0)
-    if has_glass:  # pale tissue passes this test too, but glass is brighter
-        glassy &= low >= np.percentile(low[glassy], 95) - _NOISE
-        colour = np.median(values[glassy], axis=0)
+        return Ground(border, _black_share(glimpse) < _MAX_BLACK)
+    colour: NDArray[np.floating] = np.full(3, 255.0)
+    if has_glass:
+        colour = _measure_glass(values[glassy])
     return Ground(np.rint(colour * white_value(glimpse.dtype) / 255).astype(glimpse.dtype), False)
+
+
+def _measure_glass(glassy: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Return the colour of the glass among pixels ``(n, 3)`` that are bright and without colour.
+
+    Pale tissue is bright and without colour too, but glass is brighter.
+    """
+    low = glassy.min(1)
+    glass = glassy[low >= np.percentile(low, 95) - _NOISE]
+    return np.asarray(np.median(glass, axis=0))
 
 
 def _black_share(glimpse: Pixels) -> float:
@@ -169,7 +178,7 @@ def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8
     """
     ground = find_ground(glimpse, border)
     if not ground.is_around:
-        tell(
+        warn_once(
             logging.WARNING,
             "border",
             path,

@@ -12,14 +12,14 @@ from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
 
 _SIZE_FACTOR, _SPACING_FACTOR = 10.0, 4.0
-_LEAST_SIDE_PX = 16
+_MIN_SIDE_PX = 16
 _BLANK = 0.03
 """A glimpse is blank if its values span less than this share of the range of its dtype."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one open image states about itself.
+    """Facts that one open image states about itself.
 
     Attributes:
         shape: pixels of level 0 per axis.
@@ -85,7 +85,7 @@ def trained_on(facts: Iterable[ImageFacts]) -> TrainedOn:
     """Summarise the facts of the training images, to be stored with the model.
 
     Args:
-        facts: of at least one image.
+        facts: facts of the images, at least one.
     """
     known = list(facts)
     spacings = [mean_spacing(f.spacing_um) for f in known]
@@ -110,7 +110,7 @@ def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: Trained
         training: facts of the training images; None for models that store none.
     """
     differences = [] if training is None else training.differences(image)
-    if max(image.shape) < _LEAST_SIDE_PX:
+    if max(image.shape) < _MIN_SIDE_PX:
         differences.append(f"tiny ({' x '.join(map(str, image.shape))} pixels)")
     elif is_blank(glimpse):
         differences.append("blank")

@@ -276,18 +276,15 @@ def _resample_halves(
     axes = [a for a in range(len(shape)) if shape[a] > 1]
     # Files without tiles store whole rows: cut across rows, or every row is read twice.
     axis = max(axes, key=lambda a: inside[a]) if source.tiled else axes[0]
-    half = shape[axis] // 2
-    first = tuple(half if a == axis else n for a, n in enumerate(shape))
-    second = tuple(n - half if a == axis else n for a, n in enumerate(shape))
-    moved = [
-        o + half * s if a == axis else o
-        for a, (o, s) in enumerate(zip(origin_px, step_px, strict=True))
+    first, second, moved = list(shape), list(shape), list(origin_px)
+    first[axis] //= 2
+    second[axis] -= first[axis]
+    moved[axis] += first[axis] * step_px[axis]
+    halves = [
+        resample_from(source, origin_px, step_px, tuple(first)),
+        resample_from(source, moved, step_px, tuple(second)),
     ]
-    parts = [
-        resample_from(source, origin_px, step_px, first),
-        resample_from(source, moved, step_px, second),
-    ]
-    return np.concatenate(parts, axis)
+    return np.concatenate(halves, axis)
 
 
 def _sum_blocks(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foveate.geometry import Lattice, length_px_from_um, points_um_from_cell
 from foveate.images.evidence import Floats
 
-LEAST_FOREGROUND = 0.05
+MIN_FOREGROUND = 0.05
 """The least share of foreground with which a patch is looked at."""
 
 
@@ -21,7 +21,7 @@ def tile_foreground(
     extent_um: tuple[float, ...],
     patch_um: float,
     offset_um: tuple[float, ...] = (0.0, 0.0),
-    min_fraction: float = LEAST_FOREGROUND,
+    min_fraction: float = MIN_FOREGROUND,
 ) -> Floats:
     """Return the corners of those patches of a lattice that hold foreground, in micrometres.
 

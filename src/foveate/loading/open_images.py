@@ -19,9 +19,8 @@ _OTHER_FILES = 16
 class OpenImages:
     """Open images by id, safe to use from several threads.
 
-    Pinned images stay open, however many they are; of the others, the `keep` used last. So at most
-    `keep` images are open beside the pinned ones, which are those of all batches under way or read
-    ahead.
+    All pinned images stay open: those of the batches that are computed or read ahead. Of the other
+    images, the `keep` that were used last stay open.
 
     Args:
         keep: number of images that stay open without being pinned; fewer where the system allows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -136,7 +136,7 @@ def _choose_spacing(
 def scan_cases(
     cases: Sequence[Case],
     options: ViewOptions,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     readers: ReaderOptions | None = None,
 ) -> Scan:
     """Open every image once and note its facts, or why it does not open.
@@ -144,7 +144,7 @@ def scan_cases(
     Args:
         cases: rows of the images.
         options: options of the view.
-        progress: called with the number of images that are done and the number of all.
+        on_progress: called with the number of images that are done and the number of all.
         readers: options of readers.
 
     Raises:
@@ -155,20 +155,32 @@ def scan_cases(
         jobs = [(case, pool.submit(_read_facts, case, options, readers)) for case in cases]
         for done, (case, job) in enumerate(jobs, 1):
             try:
-                with converting(case.path):
-                    scan.facts[case.image_id] = job.result()
+                _add_facts(scan, case, job)
             except MissingSpacing as error:
                 missing.append(str(error))
-            except (OptionError, TooManyOpen):
-                raise
-            except FoveateError as error:
-                scan.failed[case.image_id] = one_line(str(error))
-            if progress is not None:
-                progress(done, len(cases))
+            if on_progress is not None:
+                on_progress(done, len(cases))
     if missing:
         more = f" ({len(missing)} images of {len(cases)} lack it)" if len(missing) > 1 else ""
         raise MissingSpacing(missing[0] + more)
     return scan
+
+
+def _add_facts(scan: Scan, case: Case, job: Future[ImageFacts]) -> None:
+    """Add the facts of an image to a scan, or why it does not open.
+
+    Raises:
+        MissingSpacing: the image is a slide without a spacing.
+        OptionError: an option of a reader does not fit.
+        TooManyOpen: the system allows too few open files; no image is to blame.
+    """
+    try:
+        with converting(case.path):
+            scan.facts[case.image_id] = job.result()
+    except (MissingSpacing, OptionError, TooManyOpen):
+        raise
+    except FoveateError as error:
+        scan.failed[case.image_id] = one_line(str(error))
 
 
 def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:

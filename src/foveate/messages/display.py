@@ -7,15 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from foveate.errors import one_line
 
 log = logging.getLogger("foveate")
 
-_SAID_EACH, _SAID_IN_ALL, _COUNTED = 3, 12, 5
-"""So often a reason is said with the name of an image, so many images are named for all reasons,
-and so many reasons are counted at the end."""
+_MAX_NAMED_PER_REASON = 3
+"""Number of images that are named for one reason."""
+_MAX_NAMED = 12
+"""Number of images that are named for all reasons together."""
+_MAX_COUNTED = 5
+"""Number of reasons that are counted at the end."""
 _NUMBER = re.compile(r"\d[\d.,]*")
 
 
@@ -55,58 +58,38 @@ class DisplayHandler(logging.Handler):
         self._display.say(f"warning: {record.getMessage()}")
 
 
-def training_bar(display: Display, title: str) -> Callable[[Any], None]:
-    """Return a callback that shows each stage of training as one bar on a display.
-
-    It shows nothing of an epoch before its first step.
-    """
-
-    def tick(status: Any) -> None:
-        running, note = status.running, ""
-        if status.epoch:
-            note = f"epoch {status.epoch}"
-        if running.get("seconds_computing", 0) > 0:
-            waiting = running["seconds_reading"] / running["seconds"]
-            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
-        if "validated" in running:
-            note += f"  validating {running['validated']:.0%}"
-        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
-
-    return tick
-
-
 class QuarantineMessages:
-    """Says why images are set aside; a few times for a reason and in all, with counts at the end.
+    """Shows why images are set aside: a few images of each reason by name, and counts at the end.
 
-    QuarantineMessages that differ in numbers only are one.
+    Reasons that differ in numbers only are one.
 
     Args:
-        say: is told, a line each.
+        on_message: called with each line.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, on_message: Callable[[str], None]) -> None:
+        self._on_message = on_message
         self._counts: Counter[str] = Counter()
         self._named: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def once(self, text: str) -> None:
-        """Say this the first time only."""
-        if text not in self._told:
-            self._told.add(text)
-            self._say(text)
+        """Show a line the first time only."""
+        if text not in self._shown:
+            self._shown.add(text)
+            self._on_message(text)
 
     def set_aside(self, image_id: str, path: str, reason: str) -> None:
-        """Tell and log that an image is set aside, and why."""
+        """Log that an image is set aside, and why; show it while few were."""
         log.info("set aside %s: %s", image_id, reason)
         plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
         kind = _NUMBER.sub("0", plain)
         self._counts[kind] += 1
         self._examples.setdefault(kind, plain)
-        if self._named[kind] < _SAID_EACH and self._named.total() < _SAID_IN_ALL:
+        if self._named[kind] < _MAX_NAMED_PER_REASON and self._named.total() < _MAX_NAMED:
             self._named[kind] += 1
-            self._say(f"set aside {image_id}: {one_line(reason)}")
+            self._on_message(f"set aside {image_id}: {one_line(reason)}")
 
     def set_all_aside(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Show all rows of ``quarantine.csv``, and the counts."""
@@ -115,18 +98,20 @@ class QuarantineMessages:
         self.end()
 
     def end(self) -> None:
-        """Say how often what is no longer said has happened, and begin anew."""
-        unsaid = self._counts - self._named
-        often = [kind for kind, _ in unsaid.most_common(_COUNTED)]
+        """Show how many images were set aside without a line of their own; then count from 0."""
+        unnamed = self._counts - self._named
+        often = [kind for kind, _ in unnamed.most_common(_MAX_COUNTED)]
         for kind in often:
-            self._say(
+            self._on_message(
                 f"set aside {self._counts[kind]} images in all for this reason: "
                 f"{one_line(self._examples[kind])}"
             )
-        rest = unsaid.total() - sum(unsaid[kind] for kind in often)
+        rest = unnamed.total() - sum(unnamed[kind] for kind in often)
         if rest:
-            self._say(f"set aside {rest} images for further reasons")
-        if unsaid:
-            self._say(f"set aside {self._counts.total()} images in all; quarantine.csv lists them")
+            self._on_message(f"set aside {rest} images for further reasons")
+        if unnamed:
+            self._on_message(
+                f"set aside {self._counts.total()} images in all; quarantine.csv lists them"
+            )
         self._counts.clear()
         self._named.clear()

@@ -16,7 +16,7 @@ _lock = threading.Lock()
 _paths: defaultdict[str, set[Path]] = defaultdict(set)
 
 
-def tell(level: int, kind: str, path: Path, text: str) -> None:
+def warn_once(level: int, kind: str, path: Path, text: str) -> None:
     """Log a message about a file, once per file and for the first three files of a kind.
 
     Args:

@@ -22,7 +22,7 @@ from typing import Literal, Unpack
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, Requirements
 from foveate.nn.heads import Head
 from foveate.nn.pooling import AdditivePool, GatedPool
 
@@ -40,7 +40,13 @@ class Abmil(AbstractBagMethod):
     """
 
     summary = "all patches, gated attention; encoder frozen or trained by two-pass replay"
-    meets = ("no", "yes", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     def __init__(
         self,

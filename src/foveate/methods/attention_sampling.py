@@ -52,7 +52,14 @@ from foveate.attention_maps.map_scores import (
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.methods.base import (
+    AbstractMethod,
+    Auxiliary,
+    FurtherLoss,
+    Penalty,
+    Prediction,
+    Requirements,
+)
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import (
     draw_with_replacement,
@@ -96,7 +103,13 @@ class AttentionSampling(AbstractMethod):
 
     reads = frozenset({"glimpse", "crops"})
     summary = "patches drawn from attention over the glimpse estimate the mean under attention"
-    meets = ("yes", "partly", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="yes",
+        any_number="partly",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     def __init__(
         self,

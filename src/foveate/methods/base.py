@@ -120,6 +120,24 @@ class Prediction(NamedTuple):
     deviation: Tensor | None = None
 
 
+class Requirements(NamedTuple):
+    """How a method meets the five requirements: ``yes``, ``partly`` or ``no``.
+
+    Attributes:
+        relevant_parts: only the relevant parts of an image are read in detail.
+        any_number: any number of parts may be relevant.
+        any_size: images may have any size.
+        one_gpu: one GPU suffices.
+        dependencies: the answer may depend on several parts together.
+    """
+
+    relevant_parts: Meets = "not stated"
+    any_number: Meets = "not stated"
+    any_size: Meets = "not stated"
+    one_gpu: Meets = "not stated"
+    dependencies: Meets = "not stated"
+
+
 class AbstractMethod(nn.Module, abc.ABC):
     """A method: glimpse → locate → extract → embed → aggregate → predict.
 
@@ -131,9 +149,7 @@ class AbstractMethod(nn.Module, abc.ABC):
     Attributes:
         reads: kinds of pixels that the method reads, for the plan and the report.
         summary: one line for ``foveate methods``.
-        meets: how the method meets the five requirements (only relevant parts in detail, any number
-            of them, any image size, one GPU, dependencies between parts): ``yes``, ``partly`` or
-            ``no`` for each.
+        meets: how the method meets each of the five requirements.
         axes: numbers of axes that the images may have.
         learns_frozen: whether the method learns anything by steps while the encoder is frozen.
         encoder_defaults: options of encoders that this method needs; those of the user win.
@@ -142,7 +158,7 @@ class AbstractMethod(nn.Module, abc.ABC):
 
     reads: ClassVar[frozenset[Reads]]
     summary: ClassVar[str]
-    meets: ClassVar[tuple[Meets, ...]] = ("not stated",) * 5
+    meets: ClassVar[Requirements] = Requirements()
     axes: ClassVar[frozenset[int]] = frozenset({2, 3})
     learns_frozen: ClassVar[bool] = True
     encoder_defaults: ClassVar[Mapping[str, object]] = MappingProxyType({})

@@ -29,7 +29,14 @@ from torch.nn import functional
 from foveate.bags.embedding import compute_output_weights, evaluation_mode
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, FurtherLoss, Judge
+from foveate.methods.base import (
+    AbstractBagMethod,
+    BagAnswer,
+    BagOptions,
+    FurtherLoss,
+    Judge,
+    Requirements,
+)
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
@@ -56,7 +63,13 @@ class Clam(AbstractBagMethod):
     """
 
     summary = "all patches, gated attention, clustering of the strongest and weakest patches"
-    meets = ("no", "yes", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     def __init__(
         self,

@@ -33,7 +33,14 @@ from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_l
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.methods.base import (
+    AbstractMethod,
+    Auxiliary,
+    FurtherLoss,
+    Penalty,
+    Prediction,
+    Requirements,
+)
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import kl_divergences
 from foveate.nn.top_k import TopK, perturbed_top_k
@@ -65,7 +72,13 @@ class DifferentiableTopK(AbstractMethod):
 
     reads = frozenset({"glimpse", "crops"})
     summary = "the k best cells of the glimpse, chosen by a top-k that has a gradient"
-    meets = ("yes", "no", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="yes",
+        any_number="no",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     touched: Tensor
 

@@ -21,7 +21,7 @@ from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.geometry import points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
-from foveate.methods.base import AbstractMethod, Prediction
+from foveate.methods.base import AbstractMethod, Prediction, Requirements
 from foveate.nn.heads import Head
 from foveate.nn.overview import OverviewHead
 
@@ -39,7 +39,13 @@ class Downsampled(AbstractMethod):
 
     reads = frozenset({"glimpse"})
     summary = "the whole image shrunk to the glimpse; reads no detail (the baseline)"
-    meets = ("no", "no", "yes", "yes", "partly")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="no",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="partly",
+    )
     learns_frozen = False
 
     def __init__(
@@ -59,7 +65,7 @@ class Downsampled(AbstractMethod):
         """Predict from glimpses alone."""
         looks = batch.look(self.encoder)
         if self.encoder.feature_groups:
-            logits = self.head(torch.cat([look.overview for look in looks]), batch.part)
+            logits = self.head(torch.cat([look.overview for look in looks]), batch.left_out_fold)
         else:
             logits = self.head(self.encoder.project(torch.cat([look.features for look in looks])))
         if self.training:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer, BagOptions
+from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer, BagOptions, Requirements
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
@@ -44,7 +44,13 @@ class Dsmil(AbstractBagMethod):
     """
 
     summary = "all patches; the critical patch per class, and attention to those like it"
-    meets = ("no", "yes", "yes", "yes", "partly")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="partly",
+    )
 
     def __init__(
         self,

@@ -28,7 +28,14 @@ from foveate.attention_maps.choice import Choice
 from foveate.attention_maps.glimpse_and_patches import GlimpseAndPatches, GlimpseOptions, Tokens
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.methods.base import (
+    AbstractMethod,
+    Auxiliary,
+    FurtherLoss,
+    Penalty,
+    Prediction,
+    Requirements,
+)
 from foveate.nn.heads import Head
 from foveate.nn.sampling import expectation
 
@@ -49,7 +56,13 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
 
     reads = frozenset({"glimpse", "crops"})
     summary = "attention over a glimpse draws patches; glimpse and patches related and pooled"
-    meets = ("yes", "yes", "yes", "yes", "yes")
+    meets = Requirements(
+        relevant_parts="yes",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="yes",
+    )
 
     def __init__(
         self,

@@ -40,7 +40,14 @@ from foveate.attention_maps.zoom import Descent, Zoom, join_patches, nested_expe
 from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.methods.base import (
+    AbstractMethod,
+    Auxiliary,
+    FurtherLoss,
+    Penalty,
+    Prediction,
+    Requirements,
+)
 from foveate.nn.heads import Head
 
 
@@ -65,7 +72,13 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
 
     reads = frozenset({"glimpse", "crops"})
     summary = "attention over a glimpse chooses tiles, attention over tiles the patches in them"
-    meets = ("yes", "yes", "yes", "yes", "yes")
+    meets = Requirements(
+        relevant_parts="yes",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="yes",
+    )
 
     def __init__(
         self,

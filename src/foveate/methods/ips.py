@@ -34,7 +34,7 @@ from foveate.bags.embedding import Bag, embed_patches, pad_rows, padding_mask
 from foveate.bags.related import RelatedPool
 from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction, Requirements
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.selection import normalised_scores, rank_patches, select_with_exploration
@@ -66,7 +66,13 @@ class Ips(AbstractMethod):
 
     reads = frozenset({"glimpse", "bag"})
     summary = "scans all patches without gradient, keeps the best, relates and pools them"
-    meets = ("partly", "yes", "yes", "yes", "yes")
+    meets = Requirements(
+        relevant_parts="partly",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="yes",
+    )
 
     def __init__(
         self,

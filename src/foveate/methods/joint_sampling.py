@@ -49,7 +49,14 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.geometry import downsample_from_spacing_um, spacing_um_from_downsample
 from foveate.images.image import AbstractImage
-from foveate.methods.base import AbstractMethod, Auxiliary, FurtherLoss, Penalty, Prediction
+from foveate.methods.base import (
+    AbstractMethod,
+    Auxiliary,
+    FurtherLoss,
+    Penalty,
+    Prediction,
+    Requirements,
+)
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import draw_without_replacement, estimate_deviation, expectation
 
@@ -96,7 +103,13 @@ class JointSampling(AbstractMethod):
 
     reads = frozenset({"glimpse", "crops"})
     summary = "one attention over places and magnifications draws the patches"
-    meets = ("yes", "partly", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="yes",
+        any_number="partly",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     share: Tensor
     kept: Tensor

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_output_weights
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, Requirements
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 
@@ -39,7 +39,13 @@ class MilMax(AbstractBagMethod):
     """
 
     summary = "all patches, the strongest answer per class"
-    meets = ("no", "partly", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="partly",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_patch_shares
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, Requirements
 from foveate.nn.heads import Head
 
 
@@ -43,7 +43,13 @@ class MilMean(AbstractBagMethod):
     """
 
     summary = "all patches, the mean of their answers; the baseline of attention"
-    meets = ("no", "partly", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="partly",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
 
     def __init__(
         self,

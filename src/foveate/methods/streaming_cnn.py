@@ -36,7 +36,7 @@ from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
 from foveate.geometry import lattice_um_from_map, points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
-from foveate.methods.base import AbstractMethod, Auxiliary, Prediction
+from foveate.methods.base import AbstractMethod, Auxiliary, Prediction, Requirements
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
 from foveate.streaming import Streamed
@@ -75,7 +75,13 @@ class StreamingCnn(AbstractMethod):
 
     reads = frozenset({"glimpse", "whole"})
     summary = "every pixel through one network, exactly, tile by tile; gated attention over cells"
-    meets = ("no", "yes", "yes", "yes", "partly")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="partly",
+    )
     encoder_defaults: ClassVar[Mapping[str, object]] = {"norm": "local"}
 
     def __init__(
@@ -133,8 +139,10 @@ class StreamingCnn(AbstractMethod):
         streamed.train(self.training)
         sources = [batch.whole(i, skip_background=self.skip_background) for i in range(len(batch))]
         maps = []
-        for i, (source, tell) in enumerate(zip(sources, _progress_callbacks(batch), strict=True)):
-            streamed.on_progress = tell
+        for i, (source, on_progress) in enumerate(
+            zip(sources, _progress_callbacks(batch), strict=True)
+        ):
+            streamed.on_progress = on_progress
             compute = functools.partial(streamed, source)
             maps.append(
                 compute()
@@ -159,7 +167,7 @@ class StreamingCnn(AbstractMethod):
         return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
     def _cells(self, source: WholeImage, map_: Tensor) -> Tensor:
-        """Return the indices of cells that lie on more than background; of all if none does."""
+        """Return the indices of cells that show more than background; of all cells if none does."""
         index = torch.arange(map_[0, 0].numel(), device=map_.device)
         if not source.has_blank:
             return index
@@ -198,12 +206,12 @@ class StreamingCnn(AbstractMethod):
 
 def _progress_callbacks(batch: Batch) -> list[Callable[[float], None] | None]:
     """Return, for each image, the function to call with the share of its tiles that are done."""
-    if batch.tell is None:
+    if batch.on_progress is None:
         return [None] * len(batch)
-    tell, done = batch.tell, [0.0] * len(batch)
+    on_progress, done = batch.on_progress, [0.0] * len(batch)
 
     def report(i: int, share: float) -> None:
         done[i] = share
-        tell(sum(done) / len(done))
+        on_progress(sum(done) / len(done))
 
     return [functools.partial(report, i) for i in range(len(batch))]

@@ -61,7 +61,7 @@ from foveate.batch import Batch, Patches
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
 from foveate.images.evidence import EvidenceList
-from foveate.methods.base import AbstractMethod, Judge, Prediction
+from foveate.methods.base import AbstractMethod, Judge, Prediction, Requirements
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.position import PositionCode
 from foveate.nn.reinforce import RunningReward, leave_one_out, policy_loss
@@ -114,7 +114,13 @@ class Tnet(AbstractMethod):
 
     reads = frozenset({"glimpse", "crops"})
     summary = "descends a tree of crops, coarse to fine, by hard attention"
-    meets = ("yes", "partly", "yes", "yes", "no")
+    meets = Requirements(
+        relevant_parts="yes",
+        any_number="partly",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="no",
+    )
     axes: ClassVar[frozenset[int]] = frozenset({2})
 
     def __init__(

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions
+from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, Requirements
 from foveate.nn.heads import Head
 from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank
 
@@ -48,7 +48,13 @@ class Transmil(AbstractBagMethod):
     """
 
     summary = "all patches related by attention and by where they lie"
-    meets = ("no", "yes", "yes", "yes", "yes")
+    meets = Requirements(
+        relevant_parts="no",
+        any_number="yes",
+        any_size="yes",
+        one_gpu="yes",
+        dependencies="yes",
+    )
 
     def __init__(
         self,

@@ -92,25 +92,37 @@ def auroc_variance(cohort: Cohort, classes: list[int]) -> Variance:
     Source: Hanley and McNeil, Radiology 143 (1982), 29, symmetrical in the classes as in
     Newcombe, Statistics in Medicine 25 (2006), 559, method 5; summed over folds by their pairs.
     """
-    parts = []
+    scales, extras = [], []
     for c in classes:
-        positive = cohort.target == c
-        rows = []
-        for fold in np.unique(cohort.fold):
-            pos, neg = (cohort.patient[(cohort.fold == fold) & p] for p in (positive, ~positive))
-            if len(pos) and len(neg):
-                counts = count_effective_patients(pos), count_effective_patients(neg)
-                rows.append((len(pos) * len(neg), *counts))
-        pairs, m, n = np.array(rows, np.float64).T
-        parts.append((np.square(pairs / pairs.sum()) / (m * n), (m + n) / 2 - 1))
-    scale = np.concatenate([s for s, _ in parts]) / len(parts)
-    extra = np.concatenate([e for _, e in parts])
+        pairs, m, n = _count_pairs(cohort, c)
+        scales.append(np.square(pairs / pairs.sum()) / (m * n))
+        extras.append((m + n) / 2 - 1)
+    scale, extra = np.concatenate(scales) / len(classes), np.concatenate(extras)
 
     def variance(value: float) -> float:
         covariance = (1 - value) / (2 - value) + value / (1 + value)
         return float((scale * (1 + extra * covariance)).sum()) * value * (1 - value)
 
     return variance
+
+
+def _count_pairs(cohort: Cohort, c: int) -> Floats:
+    """Count what an AUROC of class `c` against the rest compares, in each fold that has both.
+
+    Args:
+        cohort: the images.
+        c: number of the class.
+
+    Returns:
+        Pairs of images, effective patients of the class, and of the rest: ``(3, folds)``.
+    """
+    rows, positive = [], cohort.target == c
+    for fold in np.unique(cohort.fold):
+        pos, neg = (cohort.patient[(cohort.fold == fold) & p] for p in (positive, ~positive))
+        if len(pos) and len(neg):
+            counts = count_effective_patients(pos), count_effective_patients(neg)
+            rows.append((len(pos) * len(neg), *counts))
+    return np.array(rows, np.float64).T
 
 
 def precision_variance(cohort: Cohort, classes: list[int]) -> Variance:
@@ -149,14 +161,7 @@ def measure_decisions(
     cells[np.arange(len(predicted)), cohort.target, predicted] = 1
     observed = cohort.sum_by_group(cells)
     value = float(measure(observed.sum(0)[None])[0])
-    # Imaginary patients of the classes that occur only: other classes are part of no mean.
-    occurring = np.unique(cohort.target)
-    size = len(predicted) / cohort.n_patients * _IMAGINARY_PATIENTS / (2 * len(occurring))
-    right, wrong = np.zeros((2, len(occurring), k, k))
-    right[np.arange(len(occurring)), occurring, occurring] = size
-    wrong[np.arange(len(occurring)), occurring] = size / (k - 1)
-    wrong[np.arange(len(occurring)), occurring, occurring] = 0
-    groups = np.concatenate([observed, right, wrong])
+    groups = np.concatenate([observed, _imagine_patients(cohort, k)])
     without = measure(groups.sum(0) - groups)
     middle = float(measure(groups.sum(0)[None])[0])
     m = len(groups)
@@ -164,6 +169,22 @@ def measure_decisions(
     half = _quantile(cohort) * float(np.sqrt((influence**2).sum()))
     bounds = (max(low, min(value, middle - half)), min(1.0, max(value, middle + half)))
     return value, bounds, influence[: len(observed)]
+
+
+def _imagine_patients(cohort: Cohort, k: int) -> Floats:
+    """Return confusion matrices ``(2 m, k, k)`` of imaginary patients of the m classes that occur.
+
+    One half of the patients is predicted right, the other half wrong, each wrong class alike. There
+    are none of the other classes, which are part of no mean.
+    """
+    occurring = np.unique(cohort.target)
+    row = np.arange(len(occurring))
+    size = len(cohort.target) / cohort.n_patients * _IMAGINARY_PATIENTS / (2 * len(occurring))
+    right, wrong = np.zeros((2, len(occurring), k, k))
+    right[row, occurring, occurring] = size
+    wrong[row, occurring] = size / (k - 1)
+    wrong[row, occurring, occurring] = 0
+    return np.concatenate([right, wrong])
 
 
 def measure_losses(

@@ -102,18 +102,15 @@ def group_patients(target: Ints, patient: Ints, fold: Ints) -> Cohort:
     n = int(patient.max()) + 1
     images = np.zeros((n, int(target.max()) + 1))
     np.add.at(images, (patient, target), 1)
-    label, patient_fold = images.argmax(1), np.zeros(n, np.int64)
+    label, patient_fold, group = images.argmax(1), np.zeros(n, np.int64), np.zeros(n, np.int64)
     patient_fold[patient] = fold
-    group = np.zeros(n, np.int64)
     stratum: list[int] = []
     for c in np.unique(label):
-        share = _MAX_GROUPS * int((label == c).sum()) / n
         for f in np.unique(patient_fold[label == c]):
             members = np.flatnonzero((label == c) & (patient_fold == f))
-            part = share * len(members) / int((label == c).sum())
             count = len(members)
             if n > _MAX_GROUPS:
-                count = min(count, max(_MIN_GROUPS, round(part)))
+                count = min(count, max(_MIN_GROUPS, round(_MAX_GROUPS * count / n)))
             group[members] = len(stratum) + np.arange(len(members)) % count
             stratum += [int(c)] * count
     return Cohort(target, patient, fold, group[patient], np.array(stratum, np.int64))

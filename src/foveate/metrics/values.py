@@ -17,7 +17,7 @@ Curve = Callable[[Floats, Floats, Floats, Ints], Floats]
 
 
 def auroc(prob: Floats, target: Ints) -> float | None:
-    """Compute the area under the ROC curve; of several classes the mean of each against the rest.
+    """Compute the area under the ROC curve; for several classes, the mean of each against the rest.
 
     Classes that do not occur are left out of the mean.
 
@@ -86,8 +86,8 @@ def threshold_youden(prob_pos: Floats, target: Ints) -> float | None:
     """Find the threshold with the largest sensitivity + specificity - 1.
 
     Images at or above the threshold are positive. It lies halfway between two neighbouring scores,
-    so that new images can fall on either side. Of equally good thresholds the nearest to 0.5 is
-    taken.
+    so that new images can fall on either side. Among equally good thresholds, the one nearest to
+    0.5 is taken.
 
     Args:
         prob_pos: probability of the positive class of each image, ``(n,)``.
@@ -103,11 +103,15 @@ def threshold_youden(prob_pos: Floats, target: Ints) -> float | None:
         return None
     values = np.unique(score)
     candidates = np.r_[values[0], (values[1:] + values[:-1]) / 2]
-    above_pos = len(score[positive]) - np.searchsorted(np.sort(score[positive]), candidates)
-    above_neg = len(score[~positive]) - np.searchsorted(np.sort(score[~positive]), candidates)
-    gain = above_pos / positive.sum() - above_neg / (~positive).sum()
+    gain = _share_above(score[positive], candidates) - _share_above(score[~positive], candidates)
     best = candidates[gain >= gain.max() - 1e-12]
     return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def _share_above(scores: Floats, thresholds: Floats) -> Floats:
+    """Compute the share of the scores ``(n,)`` at or above each threshold ``(m,)``."""
+    n_above = len(scores) - np.searchsorted(np.sort(scores), thresholds)
+    return np.asarray(n_above / len(scores))
 
 
 # -- parts of metrics -------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def find_ranked_classes(target: Ints, fold: Ints, k: int) -> list[int]:
         k: number of classes.
 
     Returns:
-        Their numbers; of two classes the second alone, as the area of the first is the same.
+        Numbers of the classes. With two classes only the second, as both areas are equal.
     """
     classes = [
         c for c in range(k) if any(0 < np.mean(target[fold == f] == c) < 1 for f in np.unique(fold))

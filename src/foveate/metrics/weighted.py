@@ -39,7 +39,7 @@ def auroc(score: Floats, positive: Floats, weight: Floats, fold: Ints) -> Floats
 def average_precision(score: Floats, positive: Floats, weight: Floats, fold: Ints) -> Floats:
     """Compute the area under the precision-recall curve as a step sum.
 
-    Of several folds it is their mean, weighted by their pairs of a positive and a negative.
+    The areas of several folds are averaged, weighted by the pairs of a positive and a negative.
 
     Args:
         score: score of each image, ``(n,)``.

@@ -97,10 +97,10 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def settle(self, features: Tensor, groups: Sequence[int] = ()) -> None:
-        """Set mean and spread to those of features.
+        """Set the stored mean and spread to the mean and standard deviation of features.
 
-        A feature that hardly varies is not blown up: its spread is at least a hundredth of the
-        largest spread of its group.
+        The spread of a feature is at least a hundredth of the largest spread in its group, so that
+        features that hardly vary are not enlarged to noise.
 
         Args:
             features: features of n examples, ``(n, n_features)``, n at least 1.
@@ -108,9 +108,11 @@ class Standardise(nn.Module):
                 features if empty.
         """
         features = features.double()
-        parts = torch.split(features.std(0, correction=0), list(groups or (features.shape[1],)))
-        floors = [max(1e-2 * float(part.max()), 1e-6) for part in parts]
-        spread = [part.clamp_min(floor) for part, floor in zip(parts, floors, strict=True)]
+        deviation = features.std(0, correction=0)
+        spread = [
+            group.clamp_min(max(1e-2 * float(group.max()), 1e-6))
+            for group in torch.split(deviation, list(groups or (len(deviation),)))
+        ]
         self.mean.copy_(features.mean(0))
         self.spread.copy_(torch.cat(spread))
         self.settled.fill_(True)

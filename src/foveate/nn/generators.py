@@ -48,13 +48,13 @@ def uniform(
     return torch.stack(rows).to(device) if rows else torch.empty(shape, dtype=dtype, device=device)
 
 
-def hidden_share(valid: Tensor, generators: Generators | None, *, least: float = 0.5) -> Tensor:
+def hidden_share(valid: Tensor, generators: Generators | None, *, min_share: float = 0.5) -> Tensor:
     """Hide a random part of the valid entries of each row.
 
     Args:
         valid: ``(r, n)`` bool; what follows the last valid entry of a row changes nothing.
         generators: one per row; None for torch's global one.
-        least: share that stays; how much does is drawn between it and 1.
+        min_share: share that stays; how much does is drawn between it and 1.
 
     Returns:
         ``(r, n)`` bool, True on entries that stay: at least one where one is valid.
@@ -63,5 +63,5 @@ def hidden_share(valid: Tensor, generators: Generators | None, *, least: float =
     numbers = uniform((r, n + 1), generators, dtype=torch.float64, device=valid.device)
     order = numbers[:, 1:].masked_fill(~valid, 2.0).argsort(1).argsort(1)
     count = valid.sum(1, keepdim=True)
-    stay = (count * (least + (1 - least) * numbers[:, :1])).round().clamp_min(1)
+    stay = (count * (min_share + (1 - min_share) * numbers[:, :1])).round().clamp_min(1)
     return valid & (order < stay)

@@ -28,12 +28,12 @@ _N_FACTORS = 41
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A linear model, and those that were fitted without one part of the rows.
+    """A linear model, and those that were fitted without one fold of the rows.
 
     Attributes:
-        weight: weights ``(1 + parts, d, k)``: of the fit to all rows, then without each part.
-        bias: biases ``(1 + parts, k)``, in the same order.
-        left_out: logits of each row by the fit that left out its part, ``(n, k)``.
+        weight: weights ``(1 + folds, d, k)``: of the fit to all rows, then without each fold.
+        bias: biases ``(1 + folds, k)``, in the same order.
+        left_out: logits of each row by the fit that left out its fold, ``(n, k)``.
         loss: mean loss of `left_out`.
         strength: strength of the penalty, chosen by that loss.
     """
@@ -49,8 +49,8 @@ def fit_linear(
     features: Tensor,
     row_losses: RowLosses,
     n_outputs: int,
-    parts: Tensor,
-    n_parts: int,
+    left_out_fold: Tensor,
+    n_folds: int,
     *,
     strengths: Sequence[float] = STRENGTHS,
 ) -> LinearFit:
@@ -60,8 +60,8 @@ def fit_linear(
         features: standardised features, ``(n, d)``.
         row_losses: loss of each row, convex in the logits.
         n_outputs: number of outputs, k.
-        parts: number of each row's part, ``(n,)`` int; rows of one patient share a part.
-        n_parts: number of parts. For a part without rows the fit to all rows is returned.
+        left_out_fold: number of each row's fold, ``(n,)`` int; rows of one patient share a fold.
+        n_folds: number of folds. For a fold without rows the fit to all rows is returned.
         strengths: strengths of the penalty to choose from.
     """
     # The weights of a penalised fit lie in the span of the rows: fit in its coordinates.
@@ -69,25 +69,25 @@ def fit_linear(
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     z = u * s
     all_rows = torch.arange(len(x))
-    present = [part for part in range(n_parts) if bool((parts == part).any())]
+    present = [k for k in range(n_folds) if bool((left_out_fold == k).any())]
     best: LinearFit | None = None
     for strength in strengths:
         weight, bias = (
-            z.new_zeros(1 + n_parts, z.shape[1], n_outputs),
-            z.new_zeros(1 + n_parts, n_outputs),
+            z.new_zeros(1 + n_folds, z.shape[1], n_outputs),
+            z.new_zeros(1 + n_folds, n_outputs),
         )
         left_out = z.new_zeros(len(x), n_outputs)
-        for part in present:
-            out = parts == part
+        for k in present:
+            out = left_out_fold == k
             rows = all_rows[~out]
             w, b = _minimise(z[rows], row_losses, rows, n_outputs, strength)
-            weight[1 + part], bias[1 + part], left_out[out] = w, b, z[out] @ w + b
+            weight[1 + k], bias[1 + k], left_out[out] = w, b, z[out] @ w + b
         loss = float(row_losses(left_out, all_rows).mean())
         if best is None or loss < best.loss:
             best = LinearFit(weight, bias, left_out, loss, strength)
     assert best is not None
     w, b = _minimise(z, row_losses, all_rows, n_outputs, best.strength)
-    absent = [0, *(1 + part for part in range(n_parts) if part not in present)]
+    absent = [0, *(1 + k for k in range(n_folds) if k not in present)]
     best.weight[absent], best.bias[absent] = w, b
     return replace(best, weight=vh.T @ best.weight)
 
@@ -111,7 +111,7 @@ def fit_trust(
     row_losses: RowLosses,
     *,
     base: Tensor | None = None,
-    most: float = 2.0,
+    max_factor: float = 2.0,
     expected: float = 0.5,
 ) -> float:
     """Find the factor of unseen rows' logits that calibrates them, shrunk towards an expected one.
@@ -124,11 +124,11 @@ def fit_trust(
         logits: logits of rows that they were not fitted to, ``(n, k)``.
         row_losses: loss of each row.
         base: logits ``(n, k)`` that they are added to; None for 0.
-        most: largest factor.
+        max_factor: largest factor.
         expected: factor that is expected before any row is seen.
     """
     rows, start = torch.arange(len(logits)), 0.0 if base is None else base
-    factors = torch.linspace(0, most, _N_FACTORS, dtype=torch.float64)
+    factors = torch.linspace(0, max_factor, _N_FACTORS, dtype=torch.float64)
     losses = torch.stack([row_losses(start + logits * f, rows).sum() for f in factors])
     losses = (losses + (factors - expected).square()).nan_to_num(torch.inf)
     return float(factors[int(losses.argmin())])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from foveate.nn.linear_fit import (
     fit_trust,
 )
 
-N_PARTS = 5
-"""Number of parts that the images are divided into for cross-validation."""
+N_LEFT_OUT_FOLDS = 5
+"""Number of groups of images for cross-validation; each is left out of one fit."""
 
 
 class OverviewHead(nn.Module):
@@ -24,7 +24,7 @@ class OverviewHead(nn.Module):
 
     Before `settle` its logits are 0. After it, they are those of logistic regression on the frozen
     features, times a trust that is near 0 where the glimpse does not tell the classes apart. The
-    fits without one part of the images are stored as well: an image of the fit is answered by the
+    fits without one group of the images are stored as well: an image of the fit is answered by the
     model that did not see it, also when the network has changed since.
 
     Args:
@@ -41,9 +41,9 @@ class OverviewHead(nn.Module):
         super().__init__()
         self.groups, self.n_outputs = tuple(groups), n_outputs
         self.standardise = Standardise(sum(groups))
-        # The fit to all images, then the fits without each part.
-        self.register_buffer("weight", torch.zeros(1 + N_PARTS, sum(groups), n_outputs))
-        self.register_buffer("bias", torch.zeros(1 + N_PARTS, n_outputs))
+        # The fit to all images, then the fits without each group.
+        self.register_buffer("weight", torch.zeros(1 + N_LEFT_OUT_FOLDS, sum(groups), n_outputs))
+        self.register_buffer("bias", torch.zeros(1 + N_LEFT_OUT_FOLDS, n_outputs))
         self.register_buffer("share", torch.full((len(self.groups),), 1 / len(self.groups)))
         self.register_buffer("trust", torch.zeros(()))
 
@@ -53,47 +53,45 @@ class OverviewHead(nn.Module):
         return bool(self.standardise.settled)
 
     @torch.no_grad()
-    def settle(self, features: Tensor, row_losses: RowLosses, parts: Tensor) -> None:
+    def settle(self, features: Tensor, row_losses: RowLosses, left_out_fold: Tensor) -> None:
         """Fit the models to frozen features.
 
         Args:
             features: features of n images, ``(n, d)``.
             row_losses: function from logits ``(m, k)`` and indices of rows ``(m,)`` to their losses
                 ``(m,)``.
-            parts: number of each row's part, ``(n,)`` int from 0 to `N_PARTS` - 1; the rows of a
-                part are left out together.
+            left_out_fold: number of each row's group, ``(n,)`` int from 0 to `N_LEFT_OUT_FOLDS` -
+                1; the rows of a group are left out together.
         """
         self.standardise.settle(features, self.groups)
         x = self.standardise(features.float())
         fits = [
-            fit_linear(group, row_losses, self.n_outputs, parts, N_PARTS)
+            fit_linear(group, row_losses, self.n_outputs, left_out_fold, N_LEFT_OUT_FOLDS)
             for group in x.split(self.groups, 1)
         ]
         share = compute_pseudo_bma_weights([fit.loss for fit in fits], len(x))
-        pairs = list(zip(share, fits, strict=True))
-        weight = torch.cat([s * fit.weight for s, fit in pairs], 1)
-        bias = torch.stack([s * fit.bias for s, fit in pairs]).sum(0)
-        left_out = torch.stack([s * fit.left_out for s, fit in pairs]).sum(0)
-        trust = fit_trust(left_out, row_losses)
+        trust = fit_trust(_sum_weighted([fit.left_out for fit in fits], share), row_losses)
+        weight = torch.cat([s * fit.weight for s, fit in zip(share, fits, strict=True)], 1)
         self.weight.copy_(trust * weight)
-        self.bias.copy_(trust * bias)
+        self.bias.copy_(trust * _sum_weighted([fit.bias for fit in fits], share))
         self.share.copy_(share)
         self.trust.fill_(trust)
 
-    def forward(self, features: Tensor, part: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, left_out_fold: Tensor | None = None) -> Tensor:
         """Compute logits ``(b, k)`` from features.
 
         Args:
             features: features of images by the network in its present state, ``(b, d)``.
-            part: number of the part that each image was in when the models were fitted, ``(b,)``
+            left_out_fold: number of the group that each image was left out with, ``(b,)``
                 int; -1 for an image of no fit. None stands for -1 throughout.
         """
         with torch.autocast(features.device.type, enabled=False):
             x = self.standardise(features.float())
-            if part is None:
+            if left_out_fold is None:
                 logits: Tensor = x @ self.weight[0] + self.bias[0]
                 return logits
-            return torch.einsum("bd,bdk->bk", x, self.weight[part + 1]) + self.bias[part + 1]
+            fit = left_out_fold + 1
+            return torch.einsum("bd,bdk->bk", x, self.weight[fit]) + self.bias[fit]
 
 
 class PatchTrust(nn.Module):
@@ -131,6 +129,15 @@ class PatchTrust(nn.Module):
         if len(logits) and torch.isfinite(logits).all():
             added = (logits - base).double()
             factor = fit_trust(
-                added, lambda x, _: each_loss(x, target), base=base.double(), most=1.0, expected=1.0
+                added,
+                lambda x, _: each_loss(x, target),
+                base=base.double(),
+                max_factor=1.0,
+                expected=1.0,
             )
             self.value.fill_(factor)
+
+
+def _sum_weighted(values: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
+    """Sum tensors of one shape, each times its weight, a scalar."""
+    return torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(0)

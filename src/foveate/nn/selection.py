@@ -25,9 +25,10 @@ def normalised_scores(logits: Tensor) -> Tensor:
 
     The score is the log of the attention of all tokens and heads together: a patch counts if one
     head asks for it. (The plain sum of logits lets heads cancel each other; it is one linear score,
-    however many heads there are.) A head whose logits are high everywhere does not decide alone. In
-    float64: at the beginning of a training scores are all but equal, and float32 would make ties of
-    patches that differ. What is held is a few numbers for each patch.
+    however many heads there are.) A head whose logits are high everywhere does not decide alone.
+
+    The sum is in float64: at the beginning of a training scores are nearly equal, and float32 would
+    make ties of patches that differ. Memory grows by a few numbers for each patch.
 
     Args:
         logits: ``(n, t, h)`` of n patches, t tokens and h heads, before their softmax.

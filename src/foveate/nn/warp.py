@@ -40,7 +40,7 @@ def warp(patches: Tensor, draws: Tensor, *, degrees: float = 15.0, scale: float 
     return _sample(patches, theta.to(patches.device, torch.float32), patches.shape[2:], "border")
 
 
-def resample(
+def resample_affine(
     x: Tensor,
     linear: Tensor,
     shift_px: Tensor,

@@ -6,8 +6,8 @@ import contextlib
 import functools
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, QuarantineMessages
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.pictures import add_files, forget_files, write_files
-from foveate.prediction.predict import Failure, Outcome, predict_cases
+from foveate.prediction.predict import AnswerOrFailure, Failure, predict_cases
 from foveate.prediction.rows import build_row, name_columns
 from foveate.prediction.workers import AbstractWorkers, CaseJob, map_cases
 from foveate.runs.folder import read_json, write_rows
@@ -32,6 +32,10 @@ from foveate.tasks.base import AbstractTask
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ANSWERS, PARTS = "answers.jsonl", "parts"
+_COSTS = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
 
 
 @dataclass(repr=False)
@@ -53,6 +57,15 @@ class Summary:
     cost: dict[str, float] = field(default_factory=dict)
     factors: dict[str, float] = field(default_factory=dict)
 
+    def add(self, case: Case, row: dict[str, Any], entry: Mapping[str, Any]) -> None:
+        """Add an image by its row of the table and its entry of the journal."""
+        self.rows.append(row)
+        if entry.get("factor") is not None:
+            self.factors[case.image_id] = entry["factor"]
+        for key in _COSTS:
+            self.cost[key] += entry["cost"][key]
+        self.cost["n_images"] += 1
+
     def to_frame(self) -> pd.DataFrame:
         """Return the rows of ``predictions.csv`` as a data frame, with numbers as numbers."""
         import pandas as pd
@@ -69,104 +82,99 @@ class Summary:
         return f"{len(self.rows)} images predicted ({shares}), {len(self.failed)} failed"
 
 
-ANSWERS, PARTS = "answers.jsonl", "parts"
-_COSTS = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
+@dataclass(frozen=True)
+class PredictionJob:
+    """Everything about one prediction but its images.
+
+    Attributes:
+        folder: folder for the table.
+        models: models that answer.
+        loader: opens the images.
+        device: device that computes.
+        heatmaps: folder for the pictures.
+        n_heatmaps: number of images, from the first on, that get pictures; all get evidence.
+        display: shows messages and progress.
+        exports: kinds of pictures.
+        command: what the answers depend on besides models and pictures. With None, answers of
+            another command that the folder holds are replaced; otherwise they are refused.
+        workers: other processes that predict; with None, this process does.
+    """
+
+    folder: Path
+    models: Ensemble
+    loader: CaseLoader
+    _: KW_ONLY
+    device: torch.device
+    heatmaps: Path
+    n_heatmaps: int
+    display: Display
+    exports: Sequence[str] = DEFAULT
+    command: Mapping[str, Any] | None = None
+    workers: AbstractWorkers | None = None
+
+    def list_dependencies(self) -> dict[str, Any]:
+        """Return what all answers in the folder depend on."""
+        return {
+            "foveate": __version__,
+            "models": self.models.digests(),
+            "heatmaps": self.n_heatmaps,
+            "exports": list(self.exports),
+            **(self.command or {}),
+        }
 
 
 def predict_into(
-    folder: Path,
-    models: Ensemble,
-    cases: Sequence[Case],
-    loader: CaseLoader,
-    *,
-    device: torch.device,
-    heatmaps: Path,
-    n_heatmaps: int,
-    display: Display,
-    seen: Mapping[str, str] | None = None,
-    about: Mapping[str, Any] | None = None,
-    exports: Sequence[str] = DEFAULT,
-    workers: AbstractWorkers | None = None,
+    job: PredictionJob, cases: Sequence[Case], use_in_training: Mapping[str, str] | None = None
 ) -> Summary:
-    """Predict cases; write ``predictions.csv`` into `folder` and pictures into `heatmaps`.
+    """Predict cases; write ``predictions.csv`` into the folder of the job, and the pictures.
 
     Each answer is written to ``answers.jsonl`` as soon as it is computed, after its pictures.
     Answers that are stored there for the same file, models and options are not computed again. The
     table is written from them at the end. Answers of parts (`predict_part`) are collected first.
 
     Args:
-        folder: folder for the table.
-        models: models that answer.
+        job: models, folders and options.
         cases: images in the order of the table.
-        loader: opens the images.
-        device: device that computes.
-        heatmaps: folder for the pictures.
-        n_heatmaps: number of images, from the first on, that get pictures; all get evidence.
-        display: shows the progress.
-        seen: by image id, how training used the image; None leaves the column out.
-        about: what the answers depend on besides models and options. With None, answers of another
-            command are replaced; otherwise they are refused.
-        exports: kinds of pictures.
-        workers: other processes that predict; with None, this process does.
+        use_in_training: by image id, how training used the image; None leaves the column out.
 
     Raises:
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = _list_dependencies(models, n_heatmaps, exports, about or {})
-    journal = Journal(folder / ANSWERS, rests_on, anew=about is None)
+    dependencies = job.list_dependencies()
+    journal = Journal(job.folder / ANSWERS, dependencies, anew=job.command is None)
     keys = {case.image_id: _make_key(case) for case in cases}
     known = _pick_valid(journal.entries, keys)
-    if about is not None:
-        collected = _read_parts(folder, rests_on)
-        _refuse_other_images(folder, {**collected, **journal.entries}, set(keys))
+    if job.command is not None:
+        collected = _read_parts(job.folder, dependencies)
+        _refuse_other_images(job.folder, {**collected, **journal.entries}, set(keys))
         more = {i: e for i, e in _pick_valid(collected, keys).items() if i not in known}
         journal.add_all(more)
         known |= more
     if known:
-        display.say(f"{len(known)} of {len(keys)} images are answered already")
+        job.display.say(f"{len(known)} of {len(keys)} images are answered already")
     todo = [
-        CaseJob(case, n < n_heatmaps) for n, case in enumerate(cases) if case.image_id not in known
+        CaseJob(case, n < job.n_heatmaps)
+        for n, case in enumerate(cases)
+        if case.image_id not in known
     ]
-    _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
-    summary = _write_results(folder, models, cases, journal, heatmaps, seen)
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    _answer_all(job, journal, todo, keys)
+    summary = _write_results(job, cases, journal, use_in_training)
+    shutil.rmtree(job.folder / PARTS, ignore_errors=True)
     return summary
 
 
-def predict_part(
-    folder: Path,
-    part: JobPart,
-    models: Ensemble,
-    cases: Sequence[Case],
-    loader: CaseLoader,
-    *,
-    device: torch.device,
-    heatmaps: Path,
-    n_heatmaps: int,
-    display: Display,
-    about: Mapping[str, Any],
-    exports: Sequence[str] = DEFAULT,
-    workers: AbstractWorkers | None = None,
-) -> dict[str, str]:
+def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> dict[str, str]:
     """Predict one part of the cases; `predict_into` later collects its answers from a subfolder.
 
     Images that this part, another part or `predict_into` has answered already are not computed
     again, even where the cases were dealt into other parts then.
 
     Args:
-        folder: folder for the table of all parts; the caller has locked ``parts/2_of_5`` in it.
+        job: models, folders and options, for all parts; the caller has locked ``parts/2_of_5`` in
+            the folder of the job.
         part: part to predict.
-        models: models that answer.
         cases: images of all parts, in the order of the table.
-        loader: opens the images.
-        device: device that computes.
-        heatmaps: folder for the pictures.
-        n_heatmaps: number of images of all parts, from the first on, that get pictures.
-        display: shows the progress.
-        about: what the answers depend on besides models and options.
-        exports: kinds of pictures.
-        workers: other processes that predict; with None, this process does.
 
     Returns:
         By image id, why an image of this part failed.
@@ -175,43 +183,33 @@ def predict_part(
         CheckpointError: the folder holds answers of another command.
         DiskFull: there is no room; what was written before is whole.
     """
-    rests_on = _list_dependencies(models, n_heatmaps, exports, about)
-    drawn = {case.image_id for case in cases[:n_heatmaps]}
+    dependencies, folder = job.list_dependencies(), job.folder
+    drawn = {case.image_id for case in cases[: job.n_heatmaps]}
     cases_of_part = part.pick(cases)
     keys = {case.image_id: _make_key(case) for case in cases_of_part}
-    journal = Journal(folder / PARTS / part.folder / ANSWERS, rests_on)
-    of_all, others = read_entries(folder / ANSWERS, rests_on), _read_parts(folder, rests_on)
-    _refuse_other_images(folder, {**others, **of_all}, {case.image_id for case in cases})
-    known = {i: e for i, e in {**others, **of_all}.items() if "failed" not in e}
-    known = _pick_valid({**journal.entries, **known}, keys)
-    display.say(
+    journal = Journal(folder / PARTS / part.folder / ANSWERS, dependencies)
+    collected = {
+        **_read_parts(folder, dependencies),
+        **read_entries(folder / ANSWERS, dependencies),
+    }
+    _refuse_other_images(folder, collected, {case.image_id for case in cases})
+    answered = {i: entry for i, entry in collected.items() if "failed" not in entry}
+    known = _pick_valid({**journal.entries, **answered}, keys)
+    job.display.say(
         f"part {part}: {len(cases_of_part)} of {len(cases)} images, {len(known)} answered already"
     )
     todo = [CaseJob(c, c.image_id in drawn) for c in cases_of_part if c.image_id not in known]
-    _answer_all(journal, models, todo, keys, loader, device, heatmaps, exports, display, workers)
+    _answer_all(job, journal, todo, keys)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()
     return failed
 
 
-def _list_dependencies(
-    models: Ensemble, n_heatmaps: int, exports: Sequence[str], about: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what all answers of a folder depend on."""
-    return {
-        "foveate": __version__,
-        "models": models.digests(),
-        "heatmaps": n_heatmaps,
-        "exports": list(exports),
-        **about,
-    }
-
-
-def _read_parts(folder: Path, rests_on: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _read_parts(folder: Path, dependencies: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Read the entries of all parts; an answer in one part replaces a failure in another."""
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / PARTS).glob(f"*/{ANSWERS}")):
-        for image_id, entry in read_entries(path, rests_on).items():
+        for image_id, entry in read_entries(path, dependencies).items():
             if "failed" not in entry or image_id not in entries:
                 entries[image_id] = entry
     return entries
@@ -242,101 +240,102 @@ def _pick_valid(
 
 
 def _answer_all(
-    journal: Journal,
-    models: Ensemble,
-    todo: Sequence[CaseJob],
-    keys: Mapping[str, Any],
-    loader: CaseLoader,
-    device: torch.device,
-    heatmaps: Path,
-    exports: Sequence[str],
-    display: Display,
-    workers: AbstractWorkers | None,
+    job: PredictionJob, journal: Journal, todo: Sequence[CaseJob], keys: Mapping[str, Any]
 ) -> None:
-    """Predict images; write each answer to the journal at once, after its pictures."""
-    messages, n_known = QuarantineMessages(display.say), len(keys) - len(todo)
+    """Predict images; write each answer to the journal at once, after its pictures.
+
+    Args:
+        job: models, folders and options.
+        journal: journal for the answers.
+        todo: images without an answer.
+        keys: by image id, what the answer depends on; for all images, answered or not.
+    """
+    messages, n_known = QuarantineMessages(job.display.say), len(keys) - len(todo)
 
     def show_done(done: float) -> None:
-        display.bar("predicting", n_known + done, len(keys))
+        job.display.bar("predicting", n_known + done, len(keys))
 
     show_done(0)
-    if workers is None:
-        drawn = frozenset(job.case.image_id for job in todo if job.draw)
-        finish = functools.partial(add_files, drawn=drawn, exports=exports)
-        cases = [job.case for job in todo]
-        outcomes = predict_cases(
-            models, cases, loader, device=device, tell=show_done, finish=finish
-        )
-    else:
-        outcomes = map_cases(workers, todo)
-    for done, outcome in enumerate(outcomes, 1):
-        image_id = outcome.case.image_id
-        journal.add(
-            image_id, _make_entry(outcome, models, heatmaps, exports) | {"of": keys[image_id]}
-        )
-        if isinstance(outcome, Failure):
-            messages.set_aside(image_id, str(outcome.case.path), outcome.reason)
-        elif not len(outcome.evidence):
+    for done, result in enumerate(_predict_images(job, todo, show_done), 1):
+        image_id = result.case.image_id
+        journal.add(image_id, _make_entry(job, result) | {"of": keys[image_id]})
+        if isinstance(result, Failure):
+            messages.set_aside(image_id, str(result.case.path), result.reason)
+        elif not len(result.evidence):
             messages.once("the method gives no evidence: heatmaps will show no regions")
         show_done(done)
     messages.end()
 
 
-def _make_entry(
-    outcome: Outcome, models: Ensemble, heatmaps: Path, exports: Sequence[str]
-) -> dict[str, Any]:
+def _predict_images(
+    job: PredictionJob, todo: Sequence[CaseJob], on_progress: Callable[[float], None]
+) -> Iterator[AnswerOrFailure]:
+    """Predict images by the workers of the job, or by this process where it has none."""
+    if job.workers is not None:
+        return map_cases(job.workers, todo)
+    drawn = frozenset(item.case.image_id for item in todo if item.draw)
+    return predict_cases(
+        job.models,
+        [item.case for item in todo],
+        job.loader,
+        device=job.device,
+        on_progress=on_progress,
+        finish=functools.partial(add_files, drawn=drawn, exports=job.exports),
+    )
+
+
+def _make_entry(job: PredictionJob, result: AnswerOrFailure) -> dict[str, Any]:
     """Write the pictures of one image, and return its entry of the journal."""
-    forget_files(heatmaps, outcome.case)
-    if isinstance(outcome, Failure):
-        return {"failed": outcome.reason, "factor": None}
-    row, cost = build_row(outcome, models), {key: getattr(outcome, key) for key in _COSTS}
-    picture = write_files(outcome, row, models, heatmaps, exports)
-    return {"row": row, "cost": cost, "picture": picture, "factor": outcome.factor}
+    forget_files(job.heatmaps, result.case)
+    if isinstance(result, Failure):
+        return {"failed": result.reason, "factor": None}
+    row, cost = build_row(result, job.models), {key: getattr(result, key) for key in _COSTS}
+    picture = write_files(result, row, job.models, job.heatmaps, job.exports)
+    return {"row": row, "cost": cost, "picture": picture, "factor": result.factor}
 
 
 def _write_results(
-    folder: Path,
-    models: Ensemble,
+    job: PredictionJob,
     cases: Sequence[Case],
     journal: Journal,
-    heatmaps: Path,
-    seen: Mapping[str, str] | None,
+    use_in_training: Mapping[str, str] | None,
 ) -> Summary:
     """Write the table and the index of pictures from the entries of the journal."""
-    summary, index = Summary(models.task), []
+    summary, index = Summary(job.models.task), []
     summary.cost = {**dict.fromkeys(_COSTS, 0.0), "n_images": 0.0}
     for case in cases:
         entry = journal.entries[case.image_id]
         if "failed" in entry:
             summary.failed[case.image_id] = entry["failed"]
             continue
-        training = {} if seen is None else {"in_training": seen.get(case.image_id, "")}
-        summary.rows.append(entry["row"] | training)
-        if entry.get("factor") is not None:
-            summary.factors[case.image_id] = entry["factor"]
+        row = entry["row"]
+        if use_in_training is not None:
+            row = row | {"in_training": use_in_training.get(case.image_id, "")}
+        summary.add(case, row, entry)
         index.append(entry["picture"])
-        for key in _COSTS:
-            summary.cost[key] += entry["cost"][key]
-        summary.cost["n_images"] += 1
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
-    columns = name_columns(models, summary.rows, seen is not None)
-    write_rows(folder / "predictions.csv", summary.rows, columns)
-    _merge_index(heatmaps / "index.json", index, {case.image_id for case in cases})
+    columns = name_columns(job.models, summary.rows, use_in_training is not None)
+    write_rows(job.folder / "predictions.csv", summary.rows, columns)
+    _replace_in_index(job.heatmaps / "index.json", index, {case.image_id for case in cases})
     journal.finish()
     return summary
 
 
 def _make_key(case: Case) -> dict[str, Any]:
     """Return what the answer to a case depends on: its row, and size and time of its file."""
-    key: dict[str, Any] = {"path": str(case.path), "patient": case.patient_id, "label": case.label}
-    key["spacing_um"] = None if case.spacing_um is None else list(case.spacing_um)
+    key: dict[str, Any] = {
+        "path": str(case.path),
+        "patient": case.patient_id,
+        "label": case.label,
+        "spacing_um": None if case.spacing_um is None else list(case.spacing_um),
+    }
     with contextlib.suppress(OSError):
         state = case.path.stat()
         key["file"] = [state.st_size, state.st_mtime_ns]
     return key
 
 
-def _merge_index(path: Path, entries: list[dict[str, Any]], replaced: set[str]) -> None:
-    """Replace the entries of the index about these images by new ones."""
+def _replace_in_index(path: Path, entries: list[dict[str, Any]], image_ids: set[str]) -> None:
+    """Write new entries to the index of pictures, in place of the old ones of these images."""
     old = read_json(path) if path.is_file() else []
-    write_json(path, [entry for entry in old if entry["image_id"] not in replaced] + entries)
+    write_json(path, [entry for entry in old if entry["image_id"] not in image_ids] + entries)

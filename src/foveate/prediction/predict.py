@@ -30,8 +30,6 @@ from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
 from foveate.table import Case
 
-Tell = Callable[[float], None]
-
 
 @dataclass(frozen=True)
 class ModelAnswer:
@@ -106,7 +104,7 @@ class Failure:
     reason: str
 
 
-Outcome = Answer | Failure
+AnswerOrFailure = Answer | Failure
 Finish = Callable[[Ensemble, Answer, AbstractImage], Answer]
 """Completes an answer while its image is still open, such as by drawing pictures."""
 
@@ -144,10 +142,9 @@ def predict_one(
         (item,) = next(groups)
         if isinstance(item, FoveateError):
             raise item
+        opened = _OpenCase(case, item, loader, torch.device(device), seconds_waited=waits[-1])
         with converting(case.path):
-            return _answer_together(
-                models, case, item, loader, torch.device(device), finish, waited=waits[-1]
-            )
+            return _answer_together(models, opened, finish)
 
 
 def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> CaseLoader:
@@ -182,9 +179,9 @@ def predict_cases(
     *,
     device: torch.device,
     shuffle_layout: bool = False,
-    tell: Tell | None = None,
+    on_progress: Callable[[float], None] | None = None,
     finish: Finish | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[AnswerOrFailure]:
     """Map `predict_one` over cases in order, reading ahead; yield a `Failure` for a bad image.
 
     All models answer about an image while it is open, so that each image is opened once and its
@@ -198,7 +195,7 @@ def predict_cases(
         device: device that computes.
         shuffle_layout: whether the positions of the patches of an image are shuffled
             (`foveate.evaluation.audit`).
-        tell: called with the number of images done, as a fraction while an image takes long.
+        on_progress: called with the number of images done, as a fraction while an image takes long.
         finish: completes each answer while its image is open.
 
     Raises:
@@ -210,12 +207,12 @@ def predict_cases(
         if isinstance(item, FoveateError):
             yield Failure(case, str(item))
             continue
-        share = None if tell is None else _tell_images(tell, done)
-        outcome: Outcome
+        opened = _OpenCase(case, item, loader, device, shuffle_layout, waits[-1])
+        outcome: AnswerOrFailure
         try:
             with converting(case.path):
                 outcome = _answer_together(
-                    models, case, item, loader, device, finish, shuffle_layout, share, waits[-1]
+                    models, opened, finish, _add_to_progress(on_progress, done)
                 )
         except FoveateError as error:
             # One file that makes a reader or a model fail must not stop the others.
@@ -225,42 +222,51 @@ def predict_cases(
         yield outcome
 
 
+@dataclass(frozen=True)
+class _OpenCase:
+    """A case whose image is open, and how models are asked about it.
+
+    Attributes:
+        case: row of the table.
+        item: the open image with its glimpse.
+        loader: reads the patches.
+        device: device that computes.
+        shuffle_layout: whether the positions of the patches are shuffled.
+        seconds_waited: seconds until the image was open and its glimpse read.
+    """
+
+    case: Case
+    item: LoadedImage
+    loader: CaseLoader
+    device: torch.device
+    shuffle_layout: bool = False
+    seconds_waited: float = 0.0
+
+
 def _answer_together(
     models: Ensemble,
-    case: Case,
-    item: LoadedImage,
-    loader: CaseLoader,
-    device: torch.device,
+    opened: _OpenCase,
     finish: Finish | None,
-    shuffle_layout: bool = False,
-    tell: Tell | None = None,
-    waited: float = 0.0,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Answer:
     """Predict one open image with all models, and average their answers.
 
     Args:
         models: models that answer.
-        case: row of the table.
-        item: the open image with its glimpse.
-        loader: reads the patches.
-        device: device that computes.
+        opened: the open image.
         finish: completes the answer while the image is open.
-        shuffle_layout: whether the positions of the patches are shuffled.
-        tell: called with the share of the image that is done.
-        waited: seconds until the image was open and its glimpse read.
+        on_progress: called with the share of the image that is done.
 
     Raises:
         FoveateError: pixels cannot be read, or an answer is not a finite number.
     """
     begun, answers, n = time.perf_counter(), [], len(models)
-    with contextlib.nullcontext() if shuffle_layout else _seeded_draws(device):
+    with contextlib.nullcontext() if opened.shuffle_layout else _seeded_draws(opened.device):
         for i, member in enumerate(models.members):
-            member.method.to(device)
-            share = None if tell is None else _tell_member_share(tell, i, n)
-            answers.append(_answer_alone(member, case, item, loader, device, shuffle_layout, share))
-    factor = loader.factors.get(case.image_id)
-    averaged = _average(models, case, item, answers, begun, waited, factor)
-    return averaged if finish is None else finish(models, averaged, item.image)
+            member.method.to(opened.device)
+            answers.append(_answer_alone(member, opened, _add_to_progress(on_progress, i, n)))
+    averaged = _average(models, opened, answers, begun)
+    return averaged if finish is None else finish(models, averaged, opened.item.image)
 
 
 @contextlib.contextmanager
@@ -273,43 +279,37 @@ def _seeded_draws(device: torch.device) -> Iterator[None]:
 
 
 def _answer_alone(
-    model: Model,
-    case: Case,
-    item: LoadedImage,
-    loader: CaseLoader,
-    device: torch.device,
-    shuffle_layout: bool,
-    tell: Tell | None,
+    model: Model, opened: _OpenCase, on_progress: Callable[[float], None] | None
 ) -> ModelAnswer:
     """Predict one open image with one model.
 
     Raises:
         FoveateError: pixels cannot be read, or the answer is not a finite number.
     """
-    method = model.method.eval()
+    method, device = model.method.eval(), opened.device
     batch = Batch(
-        [item],
-        view=loader.view,
+        [opened.item],
+        view=opened.loader.view,
         normalise=(method.encoder.mean, method.encoder.std),
         device=device,
-        pool=loader.crops,
-        shuffle_layout=shuffle_layout,
-        tell=tell,
+        pool=opened.loader.crops,
+        shuffle_layout=opened.shuffle_layout,
+        on_progress=on_progress,
     )
     fast = device.type == "cpu" and not method.encoder.from_scratch and computes_in_bf16()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=fast):
         prediction = method(batch)
     if not torch.isfinite(prediction.logits).all():
         raise NotFinite(
-            f"{case.path}: the prediction is not a finite number. If other images fare alike, "
-            "train again with a lower --train.lr; otherwise look at this one"
+            f"{opened.case.path}: the prediction is not a finite number. If other images fare "
+            "alike, train again with a lower --train.lr; otherwise look at this one"
         )
     spread = prediction.deviation
     values = model.task.decode(prediction.logits.double(), model.card.provenance)
     return ModelAnswer(
         values=tuple(values[0].tolist()),
         logits=tuple(prediction.logits[0].tolist()),
-        evidence=prediction.evidence[0] if prediction.evidence else _no_evidence(item),
+        evidence=prediction.evidence[0] if prediction.evidence else _no_evidence(opened.item),
         deviation=None if spread is None else tuple(spread[0].tolist()),
         seconds_reading=batch.seconds_reading,
     )
@@ -323,30 +323,19 @@ def _no_evidence(item: LoadedImage) -> Evidence:
 
 
 def _average(
-    models: Ensemble,
-    case: Case,
-    item: LoadedImage,
-    answers: Sequence[ModelAnswer],
-    begun: float,
-    waited: float,
-    factor: float | None,
+    models: Ensemble, opened: _OpenCase, answers: Sequence[ModelAnswer], begun: float
 ) -> Answer:
     """Average the answers of the models, and add the cost of the image.
 
     Args:
         models: models that answered.
-        case: row of the table.
-        item: the open image with its glimpse.
+        opened: the open image.
         answers: answer of each model.
         begun: `time.perf_counter` when the models began.
-        waited: seconds until the image was open and its glimpse read.
-        factor: how many times larger the spacing in the table is than the one in the file; None
-            where they agree.
     """
-    image = item.image
+    case, image, n = opened.case, opened.item.image, len(answers)
     by_column = list(zip(*(a.values for a in answers), strict=True))
     deviations = [a.deviation for a in answers if a.deviation is not None]
-    n = len(answers)
     return Answer(
         case=case,
         answers=tuple(answers),
@@ -358,23 +347,28 @@ def _average(
         decoded_px=image.count.decoded_px,
         asked_px=image.count.asked_px,
         level0_px=image.size_px,
-        seconds=waited + time.perf_counter() - begun,
-        seconds_reading=waited + sum(a.seconds_reading for a in answers),
+        seconds=opened.seconds_waited + time.perf_counter() - begun,
+        seconds_reading=opened.seconds_waited + sum(a.seconds_reading for a in answers),
         # The models draw independently, so the variance of their mean is the sum over n squared.
         deviation=tuple(math.hypot(*of_output) / n for of_output in zip(*deviations, strict=True))
         if len(deviations) == n
         else None,
         spread=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
-        unlike=describe_unlikeness(image, item.glimpse, models.card.trained_on),
-        factor=factor,
+        unlike=describe_unlikeness(image, opened.item.glimpse, models.card.trained_on),
+        factor=opened.loader.factors.get(case.image_id),
     )
 
 
-def _tell_images(tell: Tell, done: int) -> Tell:
-    """Return a function that reports the share of an image as a number of images."""
-    return lambda share: tell(done + share)
+def _add_to_progress(
+    on_progress: Callable[[float], None] | None, done: int, total: int = 1
+) -> Callable[[float], None] | None:
+    """Return a callback that reports the share of one step, with those done before, of all steps.
 
-
-def _tell_member_share(tell: Tell, i: int, n: int) -> Tell:
-    """Return a function that reports the share of model i of n as a share of the image."""
-    return lambda share: tell((i + share) / n)
+    Args:
+        on_progress: called with ``(done + share) / total``; None gives None.
+        done: number of steps done before.
+        total: number of all steps; 1 where the number of steps itself is reported.
+    """
+    if on_progress is None:
+        return None
+    return lambda share: on_progress((done + share) / total)

@@ -25,7 +25,7 @@ from foveate.errors import CheckpointError, FoveateError, WorkerLost, converting
 from foveate.memory import allow_more_files
 from foveate.parts import add_plugin_folder
 from foveate.prediction.pictures import add_files
-from foveate.prediction.predict import Failure, Outcome, open_loader, predict_cases
+from foveate.prediction.predict import AnswerOrFailure, Failure, open_loader, predict_cases
 from foveate.runs.models import load_models
 from foveate.runtime import find_device
 from foveate.table import Case
@@ -51,7 +51,7 @@ class CaseJob:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to load its models; picklable.
+    """The models that a worker loads, and how it predicts; picklable.
 
     Attributes:
         models: folders of the models.
@@ -84,7 +84,7 @@ class Reply:
         stop: an error that ends the command, and not only the image.
     """
 
-    outcome: Outcome | None = None
+    outcome: AnswerOrFailure | None = None
     records: tuple[logging.LogRecord, ...] = ()
     stop: FoveateError | None = None
 
@@ -191,7 +191,7 @@ class AbstractWorkers(ABC):
         self.stop()
 
 
-def map_cases(workers: AbstractWorkers, jobs: Iterable[CaseJob]) -> Iterator[Outcome]:
+def map_cases(workers: AbstractWorkers, jobs: Iterable[CaseJob]) -> Iterator[AnswerOrFailure]:
     """Let workers predict images; yield outcomes as they are ready, in any order.
 
     No more images are under way than there are workers.
@@ -231,7 +231,7 @@ def map_cases(workers: AbstractWorkers, jobs: Iterable[CaseJob]) -> Iterator[Out
                 yield outcome
 
 
-def _open_reply(reply: Reply) -> Outcome | None:
+def _open_reply(reply: Reply) -> AnswerOrFailure | None:
     """Log the records of a reply, and return its outcome.
 
     Raises:

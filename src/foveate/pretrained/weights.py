@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 _WRAPPERS = ("state_dict", "model", "teacher")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
-_MOST_PREFIXES = 3
+_MAX_PREFIXES = 3
 _DIGITS = 12
 
 
@@ -88,7 +88,7 @@ def fit_weights(
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"encoder.weights: {file} does not fit encoder '{encoder}': "
-                f"{one_line(str(error), most=160)}"
+                f"{one_line(str(error), max_letters=160)}"
             ) from error
     weights = {name: tensor for name, tensor in weights.items() if not _is_count(name)}
     _check(net, weights, wanted, f"encoder.weights: {file}", encoder)
@@ -156,7 +156,7 @@ def _check(
 def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, str]) -> str:
     """Find the chain of prefixes after whose removal most names are those of the network."""
     best, most = "", -1
-    for n in range(_MOST_PREFIXES + 1):
+    for n in range(_MAX_PREFIXES + 1):
         for chain in itertools.product(_PREFIXES, repeat=n):
             prefix = "".join(chain)
             rest = (k.removeprefix(prefix) for k in tensors if k.startswith(prefix))

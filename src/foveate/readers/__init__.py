@@ -63,8 +63,8 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
     """Open an image of any known family, recognised by its content and not by its suffix.
 
     Args:
-        path: the file, or a folder that a reader reads as one image. What one reader finds damaged
-            is refused without asking another.
+        path: the file, or a folder that a reader reads as one image. A file that one reader finds
+            damaged is refused; no other reader is asked.
         options: options of readers, as `check_options` returns them.
 
     Returns:

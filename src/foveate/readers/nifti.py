@@ -19,7 +19,7 @@ from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
 from foveate.formats.nifti_header import read_header
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
-from foveate.messages.warn import tell
+from foveate.messages.warn import warn_once
 from foveate.readers.base import AbstractReader
 
 Values = NDArray[np.float64]
@@ -28,7 +28,7 @@ _Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
 _GZIP = b"\x1f\x8b"
 _PERCENTILES = (0.5, 99.5)
-_FEW_VALUES = 32
+_MAX_DISTINCT_VALUES = 32
 _GREY_OF_HU = ((-1024.0, -160.0, 240.0, 3071.0), (0.0, 0.25, 0.75, 1.0))
 """The scale of Hounsfield units; half of it is soft tissue."""
 _SAMPLED = 1 << 20
@@ -222,7 +222,7 @@ class NiftiReader(AbstractReader):
         known = np.isfinite(values)
         if not known.all():
             text = "voxels that are no finite numbers are read as black"
-            tell(logging.WARNING, "finite", self.path, text)
+            warn_once(logging.WARNING, "finite", self.path, text)
             values = np.where(known, values, self._scale[0][0])
         # Divided by four, differences of the largest doubles are finite; nothing is rounded.
         share = np.interp(values / 4, np.asarray(self._scale[0]) / 4, self._scale[1])
@@ -238,7 +238,7 @@ class NiftiReader(AbstractReader):
                 f"{self.path}: holds no finite number; make the volume again from its source"
             )
         if _in_hounsfield_units(values):
-            tell(logging.INFO, "ct", self.path, "read as CT, in Hounsfield units")
+            warn_once(logging.INFO, "ct", self.path, "read as CT, in Hounsfield units")
             return _GREY_OF_HU
         low, high = _window(values)
         # A volume of one value becomes black.
@@ -268,7 +268,7 @@ def _in_hounsfield_units(values: Values) -> bool:
 
 def _window(values: Values) -> tuple[float, float]:
     """Choose the values of black and white for an image without a unit, from values ``(n,)``."""
-    if len(np.unique(values)) <= _FEW_VALUES:
+    if len(np.unique(values)) <= _MAX_DISTINCT_VALUES:
         return float(values.min()), float(values.max())
     ground = np.median(values)
     rest = values[values != ground]

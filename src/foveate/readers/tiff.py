@@ -326,7 +326,7 @@ class TiffReader(AbstractReader):
         return _cache.get(self._cache_key(level, block))
 
     def _cache_block(self, level: int, block: StoredBlock, pixels: Pixels) -> None:
-        """Cache the pixels of a block; of blocks larger than the cache, the last one."""
+        """Cache the pixels of a block; of blocks larger than the cache, keep only the last."""
         if pixels.nbytes > CACHE_BYTES:
             self._oversized = (block, pixels)
         else:

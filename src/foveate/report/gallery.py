@@ -15,7 +15,7 @@ from foveate.presentation import Verdict
 from foveate.report.run_files import Row
 from foveate.tasks.base import AbstractTask
 
-MOST_INLINED = 60
+MAX_INLINED = 60
 _WIDTH_PX, _QUALITY = 1100, 76
 
 
@@ -66,7 +66,7 @@ def list_heatmaps(
     ]
     judged.sort(key=lambda pair: tuple(-value for value in pair[1].rank))
     return [
-        _build_entry(folder, entry, verdict, inline=k < MOST_INLINED)
+        _build_entry(folder, entry, verdict, inline=k < MAX_INLINED)
         for k, (entry, verdict) in enumerate(judged)
     ]
 

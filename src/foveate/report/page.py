@@ -11,7 +11,7 @@ from foveate.files.atomic import write_text
 from foveate.presentation import Chart, write_count, write_decimals, write_percent
 from foveate.report import sections
 from foveate.report.figures import Drawn, describe_training, draw_training, render
-from foveate.report.gallery import MOST_INLINED, list_heatmaps
+from foveate.report.gallery import MAX_INLINED, list_heatmaps
 from foveate.report.run_files import RunFiles, read_run
 
 _TEMPLATE = "page.html.j2"
@@ -62,7 +62,7 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "order": "" if task is None else task.order,
         "reading": () if task is None else task.reading,
         "n_heatmaps": len(run.heatmaps),
-        "most_inlined": MOST_INLINED,
+        "most_inlined": MAX_INLINED,
         "quarantine": run.quarantine,
         "config": run.config_text,
         "env": {key: _write_plain(value) for key, value in run.env.items()},

@@ -15,7 +15,7 @@ from foveate.runs.folder import read_rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LEAST_SPAN = 0.2
+_MIN_SPAN = 0.2
 """Least range of an axis of scores, so that a score that hardly changes looks flat."""
 
 
@@ -98,7 +98,7 @@ def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
         _write_absent(axes, "no score: the validation part is empty,\nor cannot be ranked")
         return
     middle = (float(seen.min()) + float(seen.max())) / 2
-    half = max(float(np.ptp(seen)) / 2 * 1.15, _LEAST_SPAN / 2)
+    half = max(float(np.ptp(seen)) / 2 * 1.15, _MIN_SPAN / 2)
     low, high = middle - half, middle + half
     if seen.min() >= 0 and seen.max() <= 1:  # a share cannot lie beyond 0 and 1
         low, high = max(low, -0.02), min(high, 1.02)

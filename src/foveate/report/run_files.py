@@ -181,7 +181,7 @@ class _Disk:
         try:
             content = read(path)
         except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
-            self.problems.append(f"{name} cannot be read: {one_line(str(error), most=200)}")
+            self.problems.append(f"{name} cannot be read: {one_line(str(error), max_letters=200)}")
             return empty
         if not isinstance(content, type(empty)):
             self.problems.append(f"{name} holds something else than expected")

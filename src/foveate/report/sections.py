@@ -19,7 +19,7 @@ from foveate.presentation import (
 from foveate.report.run_files import RunFiles
 from foveate.training.notice import duration
 
-_FEW_PATIENTS = 30
+_MIN_PATIENTS = 30
 _PARTS = ("train", "val", "test")
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -64,7 +64,7 @@ def _write_sentence(run: RunFiles, scores: dict[str, dict[str, Any]], n_folds: i
 def _list_cautions(run: RunFiles, scores: dict[str, dict[str, Any]]) -> list[str]:
     cautions = [] if run.task is None else run.task.cautions(scores)
     people = run.metrics.get("n_patients")
-    if isinstance(people, int) and people < _FEW_PATIENTS:
+    if isinstance(people, int) and people < _MIN_PATIENTS:
         cautions.append(
             f"Only {write_count(people, 'test patient')}: read the interval, not the value."
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveate._version import __version__
 from foveate.encoders import build_encoder
+from foveate.encoders.base import AbstractEncoder
 from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName, converting
 from foveate.files.atomic import write_aside, write_json
 from foveate.files.digest import file_sha256
@@ -50,18 +51,22 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     """
     check_options(card.readers)
     task = restore_task(card.task, card.settled, card.task_options)
-    part = find("methods", card.method)
+    method_class = find("methods", card.method)
     encoder = build_encoder(
-        card.encoder, card.encoder_options, part.encoder_defaults, pretrained=pretrained
+        card.encoder, card.encoder_options, method_class.encoder_defaults, pretrained=pretrained
     )
-    if encoder.axes not in part.axes:
+    _check_axes(card, method_class, encoder)
+    options = parse_options(method_class, card.method_options, "method")
+    return Model(card, method_class(encoder=encoder, heads=task.heads, **options), task)
+
+
+def _check_axes(card: ModelCard, method: type[AbstractMethod], encoder: AbstractEncoder) -> None:
+    """Raise `OptionError` if the method does not take images of as many axes as the encoder."""
+    if encoder.axes not in method.axes:
         raise OptionError(
             f"method: '{card.method}' takes no images of {encoder.axes} axes, which encoder "
             f"'{card.encoder}' reads; `foveate methods` lists the others"
         )
-    method_options = parse_options(part, card.method_options, "method")
-    method: AbstractMethod = part(encoder=encoder, heads=task.heads, **method_options)
-    return Model(card, method, task)
 
 
 def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> None:

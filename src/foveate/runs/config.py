@@ -123,16 +123,12 @@ def build_config(nested: Mapping[str, Any]) -> RunConfig:
         OptionError: an unknown key, with the nearest known one, or a value that does not fit.
         UnknownName: no such method, encoder, task or export.
     """
-    known = set(RunConfig.__dataclass_fields__)
-    for key in map(str, nested):
-        if key not in known:
-            raise OptionError(f"no option '{key}'.{did_you_mean(key, known)}")
-    if "path" not in nested.get("table", {}):
-        raise OptionError("table.path: missing, expected the table of labels")
-    values: dict[str, Any] = {}
-    for key, section in _SECTIONS.items():
-        if key in nested:
-            values[key] = section(**parse_options_all(section, nested[key], key))
+    _check_keys(nested)
+    values: dict[str, Any] = {
+        key: section(**parse_options_all(section, nested[key], key))
+        for key, section in _SECTIONS.items()
+        if key in nested
+    }
     simple = {k: v for k, v in nested.items() if k in _PLAIN}
     values |= parse_options(RunConfig, simple, "run")
     for part in _PARTS:
@@ -145,6 +141,16 @@ def build_config(nested: Mapping[str, Any]) -> RunConfig:
     config = RunConfig(**values)
     build_exports(config.export)
     return _check_part_options(config, values)
+
+
+def _check_keys(nested: Mapping[str, Any]) -> None:
+    """Raise `OptionError` if a key is unknown, or the table is missing."""
+    known = set(RunConfig.__dataclass_fields__)
+    for key in map(str, nested):
+        if key not in known:
+            raise OptionError(f"no option '{key}'.{did_you_mean(key, known)}")
+    if "path" not in nested.get("table", {}):
+        raise OptionError("table.path: missing, expected the table of labels")
 
 
 def list_section_keys() -> list[str]:
@@ -236,18 +242,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         OptionError: there is no such file, or it is not YAML with sections.
     """
-    if not path.is_file():
-        raise OptionError(f"--config {path}: no such file; give a YAML file, or flags alone")
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"--config {path} cannot be read: {explain_os_error(error)}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f", line {mark.line + 1}"
-        raise OptionError(
-            f"--config {path}{where}: not YAML; compare it with the config.yaml of a run"
-        ) from error
+    content = _read_yaml(path)
     if not isinstance(content, dict):
         raise OptionError(f"--config {path}: expected sections such as 'train:'")
     for key in (*_SECTIONS, "reader_options", *(f"{part}_options" for part in _PARTS)):
@@ -257,6 +252,22 @@ def load_yaml(path: Path) -> dict[str, Any]:
                 "values"
             )
     return content
+
+
+def _read_yaml(path: Path) -> object:
+    """Read a file of YAML; raise `OptionError` if it cannot be read or is none."""
+    if not path.is_file():
+        raise OptionError(f"--config {path}: no such file; give a YAML file, or flags alone")
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"--config {path} cannot be read: {explain_os_error(error)}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise OptionError(
+            f"--config {path}{where}: not YAML; compare it with the config.yaml of a run"
+        ) from error
 
 
 def dump_yaml(config: RunConfig) -> str:

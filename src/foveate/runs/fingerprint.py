@@ -25,10 +25,9 @@ from foveate.table import Case, patient_key, several
 _SCHEMA = 1
 _THREADS = 4
 _READ_ALL_BYTES = 8 << 20
-"""Files up to this size are read completely; of larger ones, evenly spread blocks."""
+"""Largest size of a file that is read completely; larger files are read in evenly spread blocks."""
 _BLOCKS, _BLOCK_BYTES = 32, 1 << 16
 
-Progress = Callable[[int, int], None]
 Stated = dict[str, Any]
 
 
@@ -49,7 +48,7 @@ def note_inputs(
     cases: Sequence[Case],
     files: Mapping[str, Path],
     known: Inputs | None = None,
-    progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Inputs:
     """Note all inputs as they are now.
 
@@ -57,7 +56,7 @@ def note_inputs(
         cases: the images of the run.
         files: other files that the results depend on, by purpose.
         known: an earlier note; files with the same path, size and time are not read again.
-        progress: called with the number of images done and the number of all.
+        on_progress: called with the number of images done and the number of all.
     """
     before = known or Inputs({}, {})
     images: dict[str, Stated] = {}
@@ -73,8 +72,8 @@ def note_inputs(
                 "spacing_um": None if case.spacing_um is None else list(case.spacing_um),
                 "file": job.result(),
             }
-            if progress is not None:
-                progress(done, len(cases))
+            if on_progress is not None:
+                on_progress(done, len(cases))
     prints = {
         purpose: file_print(path, before.files.get(purpose), read_all=True)
         for purpose, path in files.items()
@@ -209,15 +208,8 @@ def _describe_change(was: Inputs, now: Inputs) -> str | None:
     if new:
         return f"images that the run was not begun with are in the table: {several(new)}"
     for key, subject in (("label", "labels"), ("patient", "patients"), ("spacing_um", "spacings")):
-        same = _is_same_patient if key == "patient" else operator.eq
-        other = [i for i in was.images if not same(was.images[i][key], now.images[i][key])]
-        if other:
-            old, new_one = (side.images[min(other)][key] for side in (was, now))
-            example = f"{_quote(old)}, now {_quote(new_one)}"
-            return (
-                f"{subject} of {several(sorted(other))} differ from those the run was begun with "
-                f"({example})"
-            )
+        if change := _describe_changed_rows(was, now, key, subject):
+            return change
     other = [
         i
         for i in sorted(was.images)
@@ -230,6 +222,19 @@ def _describe_change(was: Inputs, now: Inputs) -> str | None:
             path = (now.files.get(subject) or was.files[subject])["path"]
             return f"the {subject} ({path}) is not the one the run was begun with"
     return None
+
+
+def _describe_changed_rows(was: Inputs, now: Inputs, key: str, subject: str) -> str | None:
+    """Describe the images whose value of `key` differs; None where all are equal."""
+    same = _is_same_patient if key == "patient" else operator.eq
+    changed = [i for i in was.images if not same(was.images[i][key], now.images[i][key])]
+    if not changed:
+        return None
+    old, new = (side.images[min(changed)][key] for side in (was, now))
+    return (
+        f"{subject} of {several(sorted(changed))} differ from those the run was begun with "
+        f"({_quote(old)}, now {_quote(new)})"
+    )
 
 
 def _is_same_patient(one: str, other: str) -> bool:

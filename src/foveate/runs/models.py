@@ -59,12 +59,12 @@ class Ensemble:
 
     @property
     def task(self) -> AbstractTask:
-        """Task of the first member, which decodes the answers of all members."""
+        """Task of the first member; it decodes the answers of all members."""
         return self.members[0].task
 
     @property
     def point(self) -> dict[str, float | None]:
-        """Mean of what the members settled on their validation parts, such as the threshold."""
+        """Mean of the members' results of calibration, such as the threshold."""
         return self.task.pool([member.card.provenance for member in self.members])
 
     def describe(self) -> str:
@@ -74,9 +74,9 @@ class Ensemble:
                 f"{len(self)} models answer together, one of each fold: {self.task.averaged} and "
                 "evidence are averaged"
             )
-        about = self.card.provenance
-        if about.get("refit"):
-            return f"one model answers, refitted on all {about['n_train']} images of the run"
+        provenance = self.card.provenance
+        if provenance.get("refit"):
+            return f"one model answers, refitted on all {provenance['n_train']} images of the run"
         return f"one model answers: {self._name(0)}"
 
     def record(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Ensemble:
         }
 
     def digests(self) -> list[str]:
-        """Return a hash for each member with a folder, which identifies its card and weights."""
+        """Return hashes that identify the card and the weights of each member with a folder."""
         return [file_sha256(folder / "model.json")[:16] for folder in self.folders]
 
     def _name(self, i: int) -> str:

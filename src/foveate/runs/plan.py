@@ -314,7 +314,7 @@ def _check_parts(
 
 _PIXELS = {"patches": 600_000, "eval_patches": 1_200_000, "survey": 6_000_000}
 """Pixels (voxels) of all patches of an image that are worth their time, by option."""
-_AT_MOST = {"patches": 32, "eval_patches": 64, "survey": 256}
+_MAX_BY_OPTION = {"patches": 32, "eval_patches": 64, "survey": 256}
 _NOTHING_NEW = {"patches": 2, "eval_patches": 4, "survey": 4}
 
 
@@ -334,7 +334,12 @@ def _choose_patch_numbers(
     cover, patch_size_px = max(1, int(np.median(covering))), view.patch_px**view.axes
     numbers = {
         key: max(
-            1, min(_AT_MOST[key], pixels // patch_size_px, cover if key == "patches" else 2 * cover)
+            1,
+            min(
+                _MAX_BY_OPTION[key],
+                pixels // patch_size_px,
+                cover if key == "patches" else 2 * cover,
+            ),
         )
         for key, pixels in _PIXELS.items()
     }

@@ -39,7 +39,7 @@ from foveate.streaming.plan import (
     MAX_STORED,
     StreamingPlan,
     check_rank,
-    make_plan,
+    choose_streaming_plan,
     refine_for_background,
 )
 from foveate.streaming.scratch import DiskMap
@@ -304,7 +304,7 @@ class Streamed(nn.Module):
         key = (id(graph), learns, self.budget_bytes, n_images, scratch, max_stored, str(self.tile))
         if key not in self._plans:
             room = 0 if scratch is None else shutil.disk_usage(scratch).free // 2
-            self._plans[key] = make_plan(
+            self._plans[key] = choose_streaming_plan(
                 graph,
                 budget_bytes=self.budget_bytes,
                 scratch_bytes=room // n_images,

@@ -21,9 +21,34 @@ _CALL_WORK = 5e6
 """Operations that calling a layer is counted as: small tiles take time, too."""
 _MARGIN = {1: 1.1, 2: 1.1, 3: 1.35}
 """Measured memory over that of the model, by number of axes."""
-_FEW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-_MANY = (160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-"""Numbers of tiles along an axis that are tried, after those of `_FEW`."""
+_SMALL_COUNTS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    112,
+    128,
+)
+_LARGE_COUNTS = (160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+"""Numbers of tiles along an axis that are tried, after those of `_SMALL_COUNTS`."""
 MAX_TILES = 1 << 16
 
 
@@ -159,7 +184,7 @@ def _lengths(graph: Graph, end: int, axis: int) -> tuple[Ints, Floats, Floats]:
 
     def compute() -> tuple[Ints, Floats, Floats]:
         extent = graph.steps[end].extent[axis]
-        counts = [n for n in (*_FEW, *_MANY) if n < extent] + [extent]
+        counts = [n for n in (*_SMALL_COUNTS, *_LARGE_COUNTS) if n < extent] + [extent]
         ends = [split_evenly(extent, n) for n in counts]
         low, high = axis_spans(
             graph,

@@ -325,7 +325,7 @@ class _GradientSums:
         self._sums: list[Tensor | None] = [None] * len(parameters)
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Add the gradients of one tile: of each parameter, one of its shape or None."""
+        """Add the gradients of one tile: for each parameter a tensor of its shape, or None."""
         for k, new in enumerate(gradients):
             if new is None:
                 continue
@@ -337,8 +337,8 @@ class _GradientSums:
         """Back-propagate the sums of the constants to the parameters they are computed from.
 
         Args:
-            constants: the constants with their graphs, in the order of the last sums; of any
-                shapes.
+            constants: the constants with their graphs, of any shapes, in the order of the last
+                sums.
         """
         first = len(self.parameters) - len(constants)
         sums = [(c, s) for c, s in zip(constants, self._sums[first:], strict=True) if s is not None]

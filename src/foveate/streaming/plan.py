@@ -95,7 +95,7 @@ class StreamingPlan:
         )
 
 
-def make_plan(
+def choose_streaming_plan(
     graph: Graph,
     *,
     budget_bytes: int,
@@ -244,7 +244,7 @@ def _plain_work(graph: Graph, learns: bool) -> float:
 
 
 def _list_candidates(graph: Graph, budget_bytes: float, scratch_bytes: float) -> list[StoredMap]:
-    """List the maps that may be stored, in order; of maps of equal size, the last."""
+    """List the maps that may be stored, in order; among maps of equal size only the last."""
     last = {_map_bytes(graph, t): t for t in graph.storable}
     return [
         StoredMap(t, size, on_disk)

@@ -97,7 +97,7 @@ def _convolve(
 
     Args:
         site: the call site.
-        weight: weight, whose shape counts.
+        weight: weight of the layer; only its shape is used.
         stride: stride, one number or one per axis.
         padding: padding, one number or one per axis, or ``same`` or ``valid``.
         dilation: dilation, one number or one per axis.
@@ -112,13 +112,13 @@ def _convolve(
 
 
 def same_convolution(site: CallSite, conv: Any) -> RuleResult:
-    """Translate a convolution layer with the padding of TensorFlow."""
+    """Translate a convolution layer that pads as TensorFlow does ("same")."""
     axes = make_same_windows(conv.kernel_size, conv.stride, conv.dilation, site.extent)
     return _padded_convolution(site, conv, axes)
 
 
 def kernel_padded_convolution(site: CallSite, conv: Any) -> RuleResult:
-    """Translate a `PaddedConv2d`, whose padding depends on its kernel alone."""
+    """Translate a `PaddedConv2d`, whose padding depends only on its kernel."""
     axes = []
     for k, s, n in zip(conv.kernel_size, conv.stride, site.extent, strict=True):
         left, right = kernel_padding(k, s, n)
@@ -142,7 +142,7 @@ def transposed(site: CallSite, conv: Any) -> RuleResult:
 
 
 def transposed_call(site: CallSite, _: Any) -> RuleResult:
-    """Translate a transposed convolution function, whose weights may be computed."""
+    """Translate a call of a transposed convolution; its weight may be an output of other steps."""
     args, values = _convolution_arguments(site, ("stride", "padding", "", "groups", "dilation"))
     weight, stride, padding, groups, dilation = values
     return RuleResult(_convolve_transposed(site, weight, stride, padding, dilation, groups), args)
@@ -182,7 +182,7 @@ def max_pool_call(site: CallSite, function: Any) -> RuleResult:
 
 
 def same_max_pool(site: CallSite, pool: Any) -> RuleResult:
-    """Translate a maximum pooling layer with the padding of TensorFlow."""
+    """Translate a maximum pooling layer that pads as TensorFlow does ("same")."""
     require_channels_first(site)
     axes = make_same_windows(pool.kernel_size, pool.stride, pool.dilation, site.extent)
     return RuleResult(WindowMax(axes))
@@ -211,7 +211,7 @@ def mean_pool_call(site: CallSite, _: Any) -> RuleResult:
 def _pooling_windows(
     site: CallSite, kernel: Any, stride: Any, padding: Any, dilation: Any
 ) -> list[SlidingWindow]:
-    """Make the sliding windows of a pooling; without a stride it is the kernel's side."""
+    """Make the sliding windows of a pooling; the default stride is the side of the kernel."""
     require_channels_first(site)
     return make_windows(kernel, stride or kernel, padding, dilation, site.extent)
 
@@ -235,7 +235,18 @@ def pad_call(site: CallSite, _: Any) -> RuleResult:
 
 
 def _pad(site: CallSite, flat: Sequence[int], mode: str, value: float) -> RuleResult:
-    """Translate a padding in PyTorch's order: two numbers per dimension, from the last one on."""
+    """Translate a padding.
+
+    Args:
+        site: the call site.
+        flat: cells to add before and behind each dimension, in PyTorch's order: the last dimension
+            comes first.
+        mode: PyTorch's name of the mode.
+        value: value of the new cells in mode ``constant``.
+
+    Raises:
+        Refused: channels are padded, or the mode joins opposite borders.
+    """
     first = site.fake_args[0] if site.fake_args else site.fake_kwargs["input"]
     sides = {first.ndim - 1 - i: (flat[2 * i], flat[2 * i + 1]) for i in range(len(flat) // 2)}
     if any(dim not in site.dims and side != (0, 0) for dim, side in sides.items()):
@@ -251,7 +262,13 @@ def _pad(site: CallSite, flat: Sequence[int], mode: str, value: float) -> RuleRe
 
 
 def _border(sides: Sequence[tuple[int, int]], site: CallSite, mode: str) -> Gather:
-    """Make a padding by input cells, with the numbers of cells before and behind each axis."""
+    """Make a padding that copies cells of the input.
+
+    Args:
+        sides: cells to add before and behind each axis.
+        site: the call site.
+        mode: ``reflect`` or ``replicate``.
+    """
     index = [border_index(n, *s, mode) for n, s in zip(site.extent, sides, strict=True)]
     return Gather(index, regular=True)
 
@@ -284,7 +301,7 @@ def interpolate(site: CallSite, _: Any) -> RuleResult:
 def _resize(
     site: CallSite, size: Any, scale: Any, mode: str, recompute: Any, align: dict[str, bool]
 ) -> RuleResult:
-    """Translate a resizing; where its cells lie is measured by resizing a ramp on each axis."""
+    """Translate a resizing; PyTorch resizes a ramp along each axis, which shows its input cells."""
     require_channels_first(site)
     options = {"recompute_scale_factor": recompute, "mode": mode}
     if mode in ("linear", "bilinear", "trilinear"):
@@ -307,18 +324,18 @@ _PROBES: Mapping[int, Sequence[tuple[torch.memory_format, tuple[int, ...]]]] = {
     2: [(f, (m,)) for f in (torch.contiguous_format, torch.channels_last) for m in (3, 150)],
     3: [(f, (3, m)) for f in (torch.contiguous_format, torch.channels_last_3d) for m in (3, 150)],
 }
-"""Maps on which the nearest cells along one axis are measured, by number of axes: memory format,
-and output cells of the other axes."""
+"""Maps on which `_nearest` measures, by their number of axes: memory format, and number of output
+cells along the other axes."""
 
 
 def _nearest(site: CallSite, axis: int, size: Any, scale: Any, options: dict[str, Any]) -> Ints:
-    """Measure the input cell of every output cell along an axis, by resizing a ramp.
+    """Find the input cell that each output cell copies, along one axis, by resizing a ramp.
 
-    PyTorch computes it in several ways that round differently. So it is measured with the rank,
-    precision and device of the map, for small and large maps, and in both memory formats.
+    PyTorch has several implementations of this, which round differently. The ramp therefore has the
+    rank, precision and device of the map, and both sizes and memory formats of `_PROBES`.
 
     Raises:
-        Refused: the ways differ.
+        Refused: the implementations do not agree.
     """
     n, outer = site.extent[axis], site.fake_result.shape[2 + axis]
     if scale is None and outer == n:
@@ -347,5 +364,5 @@ def _nearest(site: CallSite, axis: int, size: Any, scale: Any, options: dict[str
 
 
 def _of_axis(value: Any, axis: int) -> Any:
-    """Return the size or scale of one axis, from one for all axes, one per axis, or None."""
+    """Return the size or scale of an axis; `value` is one for all axes, one per axis, or None."""
     return value[axis] if isinstance(value, tuple | list | torch.Size) else value

@@ -66,7 +66,20 @@ def trace(stack: nn.Module) -> TracedStack:
     tracer = _Tracer(stack)
     if tracer.is_leaf_module(stack, ""):
         stack = nn.Sequential(stack)  # the root is always traced through, also a single layer
-    name = type(stack).__name__
+    traced = TracedStack(stack, _trace_graph(tracer, stack))
+    _drop_unused(traced)
+    for node in traced.graph.nodes:
+        if node.op != "call_module":
+            continue
+        if find_rule(traced.layer(node)) is None:
+            raise make_refusal(node, traced, "it looks at more than a neighbourhood, or is unknown")
+        if str(node.target) in tracer.passed_over:
+            raise make_refusal(node, traced, _HOOK)
+    return traced
+
+
+def _trace_graph(tracer: _Tracer, stack: nn.Module) -> fx.Graph:
+    """Trace the graph of a stack; raise `NotLocal` if that is not possible."""
 
     def explain(error: Exception, about: object) -> NotLocal:
         if tracer.passed_over:
@@ -76,20 +89,11 @@ def trace(stack: nn.Module) -> TracedStack:
             "hang on the values or the size of its input"
         )
 
+    name = type(stack).__name__
+    if tracer.foreign_hooks(stack):
+        raise NotLocal(f"{name} cannot be streamed: {_HOOK}")
     with converting(name, explain):
-        if tracer.foreign_hooks(stack):
-            raise NotLocal(f"{name} cannot be streamed: {_HOOK}")
-        traced = TracedStack(stack, tracer.trace(stack))
-    _drop_unused(traced)
-    for node in traced.graph.nodes:
-        if node.op != "call_module":
-            continue
-        layer = traced.layer(node)
-        if find_rule(layer) is None:
-            raise make_refusal(node, traced, "it looks at more than a neighbourhood, or is unknown")
-        if str(node.target) in tracer.passed_over:
-            raise make_refusal(node, traced, _HOOK)
-    return traced
+        return tracer.trace(stack)
 
 
 def _explain_hooks(layers: Iterable[str]) -> str:

@@ -98,7 +98,7 @@ def write_cohort(
     giga_spec: SlideSpec | None,
     seed: int,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a cohort, about half of it positive; slides that are complete are not written again.
 
@@ -113,7 +113,7 @@ def write_cohort(
         giga_spec: the appearance of one more, larger slide; None for none.
         seed: seed of all that is drawn.
         workers: number of slides written at the same time.
-        progress: called with the number of slides done and the number of all slides.
+        on_progress: called with the number of slides done and the number of all slides.
 
     Returns:
         path of ``labels.csv`` with columns ``file,patient_id,label,note``; files are relative to
@@ -137,8 +137,8 @@ def write_cohort(
         try:
             for done, future in enumerate(as_completed(written), start=1):
                 future.result()
-                if progress:
-                    progress(done, len(jobs))
+                if on_progress:
+                    on_progress(done, len(jobs))
         finally:
             pool.shutdown(cancel_futures=True)
     write_text(folder / "labels.csv", csv_text(rows, ["file", "patient_id", "label", "note"]))

@@ -68,7 +68,8 @@ def read_cases(
         path: name of the path's column, where it is not recognised.
         labels_wanted: labels of the rows to keep; None for all.
         need_labels: whether rows without a label are left out.
-        known_labels: labels of a model, whose spelling is used for labels with the same meaning.
+        known_labels: labels of a model; labels of the table with the same meaning get their
+            spelling.
         for_training: whether labels must be such that the task can be trained on them, and
             patients must be known where there is a column of them.
         task: name of the task to train; where none is named, labels that are hardly classes are
@@ -151,16 +152,7 @@ def _join(patients: TableSheet, files: TableSheet, patient: str | None) -> Table
         find_named(sheet, patient, "patient") or _patient_column(sheet)
         for sheet in (patients, files)
     ]
-    by_patient: dict[str, Row] = {}
-    for row in patients.rows:
-        name = row.cells[keys[0]]
-        if name and patient_key(name) in by_patient:
-            raise TableError(
-                f"{patients.where(row, keys[0])}: patient '{name}' is there twice; keep one row of "
-                "each patient"
-            )
-        if name:
-            by_patient[patient_key(name)] = row
+    by_patient = _index_patients(patients, keys[0])
     rows, without_patient, patients_with_file = [], [], set()
     for row in files.rows:
         name = row.cells[keys[1]]
@@ -175,18 +167,51 @@ def _join(patients: TableSheet, files: TableSheet, patient: str | None) -> Table
             f"{files.path}: no '{keys[1]}' is among the '{keys[0]}' of {patients.path}; name the "
             "column that both tables share with --patient, or spell patients alike"
         )
-    notes = [f"{len(rows)} rows of {files.path.name} joined to {patients.path.name} by patient"]
+    missing = by_patient.keys() - patients_with_file
+    without_file = sorted(by_patient[key].cells[keys[0]] for key in missing)
+    notes = [
+        f"{len(rows)} rows of {files.path.name} joined to {patients.path.name} by patient",
+        *_describe_unjoined(without_patient, without_file),
+    ]
+    columns = tuple(dict.fromkeys((*patients.columns, *files.columns)))
+    return TableSheet(files.path, columns, tuple(rows), (*patients.notes, *files.notes, *notes))
+
+
+def _index_patients(patients: TableSheet, column: str) -> dict[str, Row]:
+    """Return the rows by `patient_key`, without rows that name no patient.
+
+    Raises:
+        TableError: a patient has two rows.
+    """
+    by_patient: dict[str, Row] = {}
+    for row in patients.rows:
+        name = row.cells[column]
+        if name and patient_key(name) in by_patient:
+            raise TableError(
+                f"{patients.where(row, column)}: patient '{name}' is there twice; keep one row of "
+                "each patient"
+            )
+        if name:
+            by_patient[patient_key(name)] = row
+    return by_patient
+
+
+def _describe_unjoined(without_patient: list[str], without_file: list[str]) -> list[str]:
+    """Describe the rows of two tables that have no partner in the other table.
+
+    Args:
+        without_patient: names of patients of files, who are not in the table of patients.
+        without_file: names of patients who have no file.
+    """
+    notes = []
     if without_patient:
         notes.append(
             f"{len(without_patient)} files of patients without a label left out: "
             f"{several(without_patient)}"
         )
-    missing = by_patient.keys() - patients_with_file
-    without_file = sorted(by_patient[key].cells[keys[0]] for key in missing)
     if without_file:
         notes.append(f"{len(without_file)} patients have no file: {several(without_file)}")
-    columns = tuple(dict.fromkeys((*patients.columns, *files.columns)))
-    return TableSheet(files.path, columns, tuple(rows), (*patients.notes, *files.notes, *notes))
+    return notes
 
 
 def _patient_column(sheet: TableSheet) -> str:

@@ -58,7 +58,7 @@ class CaseBuilder:
             labels_wanted: labels of the rows to keep; None for all.
             need_labels: whether rows without a label are left out.
             need_patients: whether rows without a patient are refused where others have one.
-            known_labels: labels of a model, whose spelling is used.
+            known_labels: labels of a model; labels with the same meaning get their spelling.
 
         Raises:
             TableError: no file is found, a value is impossible, or rows contradict each other.
@@ -124,14 +124,17 @@ class CaseBuilder:
                 f"{empty[0]}); each counts as a patient of its own"
             )
         spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], patient_key)
-        groups = respelt_groups(spelling)
-        if groups:
-            many = f"{len(groups)} patients are" if groups[1:] else "1 patient is"
-            spellings = ", ".join(quoted(word) for word in groups[0])
-            self.notes.append(
-                f"warning: {many} written in several ways ({spellings}): one patient each"
-            )
+        if groups := respelt_groups(spelling):
+            self._note_respelt_patients(groups)
         return [_with_cell(row, column, spelling) for row in rows]
+
+    def _note_respelt_patients(self, groups: Sequence[Sequence[str]]) -> None:
+        """Note which patients are written in several ways, each group the spellings of one."""
+        many = f"{len(groups)} patients are" if groups[1:] else "1 patient is"
+        spellings = ", ".join(quoted(word) for word in groups[0])
+        self.notes.append(
+            f"warning: {many} written in several ways ({spellings}): one patient each"
+        )
 
     def _keep_wanted(self, rows: list[Row], wanted: Sequence[str]) -> list[Row]:
         column = str(self.columns.label)
@@ -160,15 +163,11 @@ class CaseBuilder:
         column = self.columns.path
         pairs: list[tuple[Row, Path]] = []
         for row in rows:
-            value = row.cells[column]
-            try:
-                path = self.finder.find(value) if value else None
-            except TableError as error:
-                raise TableError(f"{self.sheet.where(row, column)}: {error}") from None
-            if path is not None:
+            path = self._find_file(row)
+            if path is None:
+                self._set_row_aside(row, self._missing_reason(row.cells[column]))
+            else:
                 pairs.append((row, path))
-                continue
-            self._set_row_aside(row, self._missing_reason(value))
         pairs = self._drop_ambiguous(pairs)
         if not pairs:
             raise TableError(self._no_file_message(rows))
@@ -177,6 +176,18 @@ class CaseBuilder:
             missing = several([f"row {s.row} '{s.path}'" for s in self.set_aside])
             self.notes.append(f"warning: {len(self.set_aside)} files not found: {missing}")
         return pairs
+
+    def _find_file(self, row: Row) -> Path | None:
+        """Return the file of a row; None if there is none.
+
+        Raises:
+            TableError: the row's value fits several files.
+        """
+        value = row.cells[self.columns.path]
+        try:
+            return self.finder.find(value) if value else None
+        except TableError as error:
+            raise TableError(f"{self.sheet.where(row, self.columns.path)}: {error}") from None
 
     def _set_row_aside(self, row: Row, reason: str) -> None:
         """Add a row to those that cannot be used."""

@@ -188,18 +188,21 @@ def _label_column(sheet: TableSheet, taken: set[str], *, need: bool) -> str | No
     for choice in (left, by_name):
         if len(choice) == 1:
             return choice[0]
-    survival = survival_columns(sheet, left)
+    raise TableError(f"{sheet.path}: {_describe_unclear_label(sheet, left)}")
+
+
+def _describe_unclear_label(sheet: TableSheet, candidates: list[str]) -> str:
+    """Describe why none or several of the candidates hold the labels, and what to do."""
+    survival = survival_columns(sheet, candidates)
     if survival is not None:
-        raise TableError(f"{sheet.path}: {survival}")
-    if not left and _first(sheet, PATIENT):
-        raise TableError(
-            f"{sheet.path}: no column holds the label. If the labels of patients stand in a second "
-            f"table, give that as the table, and this one with --files {sheet.path.name}"
+        return survival
+    if not candidates and _first(sheet, PATIENT):
+        return (
+            "no column holds the label. If the labels of patients stand in a second table, give "
+            f"that as the table, and this one with --files {sheet.path.name}"
         )
-    candidates = f"; it could be one of: {', '.join(left)}" if left else ""
-    raise TableError(
-        f"{sheet.path}: which column holds the label? Name it with --label{candidates}"
-    )
+    named = f"; it could be one of: {', '.join(candidates)}" if candidates else ""
+    return f"which column holds the label? Name it with --label{named}"
 
 
 def _no_path_message(sheet: TableSheet) -> str:

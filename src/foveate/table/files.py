@@ -41,7 +41,7 @@ _HELPER_FOLDERS = frozenset(
 _RESULT_FILES = frozenset({"answers.jsonl", "splits.json"})
 """Files that only a folder of foveate's own results holds."""
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
-_MOST_ENTRIES = 200_000
+_MAX_ENTRIES = 200_000
 _FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
 """The beginning of a path of another machine: an address, drive, root, home or parent folder."""
 
@@ -76,26 +76,34 @@ def image_files(
         if not _first_visit(Path(parent), visited) or _RESULT_FILES & set(names):
             folders.clear()  # heatmaps that foveate wrote are no images of the user
             continue
-        companions = {Path(n).stem for n in names if n.lower().endswith((".mrxs", ".vms"))}
-        companions |= {f"_{Path(n).stem}_" for n in names if n.lower().endswith(".vsi")}
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith(".") and f not in companions and f.lower() not in _HELPER_FOLDERS
-        )
-        if not deep:
-            folders.clear()
+        folders[:] = _choose_folders(folders, names) if deep else []
         wholes = [f for f in folders if is_image(Path(parent, f))]
         yield from (Path(parent, f) for f in wholes)
         folders[:] = [f for f in folders if f not in wholes]
         seen += len(names)
-        if seen > _MOST_ENTRIES:
+        if seen > _MAX_ENTRIES:
             raise TableError(
-                f"{folder} holds more than {_MOST_ENTRIES} files: name the folder of the images"
+                f"{folder} holds more than {_MAX_ENTRIES} files: name the folder of the images"
             )
         for name in sorted(names):
             if not _accompanies(name):
                 yield Path(parent, name)
+
+
+def _choose_folders(folders: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Choose the folders that are searched, sorted: none that belong to a file beside them.
+
+    Args:
+        folders: names of the folders in a folder.
+        names: names of the files in the same folder.
+    """
+    companions = {Path(n).stem for n in names if n.lower().endswith((".mrxs", ".vms"))}
+    companions |= {f"_{Path(n).stem}_" for n in names if n.lower().endswith(".vsi")}
+    return sorted(
+        f
+        for f in folders
+        if not f.startswith(".") and f not in companions and f.lower() not in _HELPER_FOLDERS
+    )
 
 
 def _first_visit(folder: Path, visited: set[tuple[int, int]]) -> bool:
@@ -154,10 +162,10 @@ def _long_id(path: Path, base: Path, with_suffix: bool) -> str:
 
 @dataclass
 class Finder:
-    """Finds the file that a table's value means: a path, or a name with or without suffix.
+    """Finds the file that a value of the table names: by path, or by name with or without suffix.
 
-    A value with folders means a file in folders of these names. Of a path of another machine, the
-    folders that only that machine has are ignored. Letters are compared after `clean`, since macOS
+    A value with folders names a file in folders of the same names. In a path of another machine,
+    folders that exist only there are ignored. Letters are compared after `clean`, since macOS
     encodes a letter such as ``ä`` in another way than tables do.
 
     Attributes:

@@ -129,15 +129,7 @@ def load_splits(path: Path) -> Splits:
         schema = fields.integer("schema", 0, 1 << 30)
         if schema != _SCHEMA:
             raise SplitError(f"{path}: schema {schema}, this version reads {_SCHEMA}{_AGAIN}")
-        patients = fields.part("patients")
-        folds = [Fields(fold, f"{path}: folds") for fold in fields.items("folds")]
-        parts = ("train", "val", "test")
-        splits = Splits(
-            tuple(Fold(*(fold.texts(part, least=0) for part in parts)) for fold in folds),
-            {image_id: patients.text(image_id) for image_id in patients.plain()},
-            fields.integer("seed", -(1 << 63), 1 << 63),
-            fields.text("hash"),
-        )
+        splits = _parse_splits(fields, path)
     except CheckpointError as error:
         raise SplitError(str(error)) from error
     try:
@@ -145,6 +137,19 @@ def load_splits(path: Path) -> Splits:
     except SplitError as error:
         raise SplitError(f"{path}: {error}") from None
     return splits
+
+
+def _parse_splits(fields: Fields, path: Path) -> Splits:
+    """Build splits from the fields of their file; raise `CheckpointError` for a damaged field."""
+    patients = fields.part("patients")
+    folds = [Fields(fold, f"{path}: folds") for fold in fields.items("folds")]
+    parts = ("train", "val", "test")
+    return Splits(
+        tuple(Fold(*(fold.texts(part, min_n=0) for part in parts)) for fold in folds),
+        {image_id: patients.text(image_id) for image_id in patients.plain()},
+        fields.integer("seed", -(1 << 63), 1 << 63),
+        fields.text("hash"),
+    )
 
 
 # -- checks -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ _ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA")
 _EXCEL = (".xlsx", ".xlsm")
 _OLD_EXCEL = (".xls", ".xlsb", ".ods", ".numbers")
 _SEARCHED_ROWS = 30
-_MOST_LETTERS = 32_767
+_MAX_LETTERS = 32_767
 """The largest number of letters in a cell, as in Excel."""
 
 
@@ -37,12 +37,7 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
         TableError: the file does not exist, is no table, has no rows or too many cells, or two
             columns have one name.
     """
-    if path.is_dir():
-        raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
-    if not path.exists():
-        raise TableError(f"{path}: no such table; check the name")
-    if not path.is_file():
-        raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
+    _check_is_file(path)
     try:
         excel = path.suffix.lower() in _EXCEL or _is_zip(path)
         frame, notes = _read_excel(path, known) if excel else _read_text_file(path, known)
@@ -56,6 +51,16 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
         above = clean(" ".join(frame.iloc[0]))[:60]
         notes.append(f"{start} rows above the header skipped: '{above}'")
     return _as_sheet(path, frame.iloc[start:], notes)
+
+
+def _check_is_file(path: Path) -> None:
+    """Raise `TableError` if there is no file of this path."""
+    if path.is_dir():
+        raise TableError(f"{path} is a folder: give the table (CSV, TSV or XLSX) inside it")
+    if not path.exists():
+        raise TableError(f"{path}: no such table; check the name")
+    if not path.is_file():
+        raise TableError(f"{path} is no file: give a table (CSV, TSV or XLSX)")
 
 
 def _read_text_file(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -100,8 +105,8 @@ def _strip(frame: pd.DataFrame) -> pd.DataFrame:
 def _header(frame: pd.DataFrame, known: frozenset[str]) -> tuple[int, int]:
     """Find the row with the names of columns; return it and how many of the names are known.
 
-    A later row is the header only if it holds two known names, or one and more cells than all rows
-    above it, which then are titles.
+    A row below the first is the header only if it holds two known names, or one known name and more
+    cells than every row above it. The rows above are titles then.
     """
     counts, filled = [], []
     for cells in frame.head(_SEARCHED_ROWS).itertuples(index=False):
@@ -180,9 +185,9 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> list[str]:
 def _check_lengths(path: Path, row: int, cells: Sequence[str]) -> None:
     """Raise `TableError` if a cell is longer than a spreadsheet allows."""
     longest = max(map(len, cells), default=0)
-    if longest > _MOST_LETTERS:
+    if longest > _MAX_LETTERS:
         raise TableError(
-            f"{path}, row {row}: a cell of {longest:,} letters, more than {_MOST_LETTERS:,}; is a "
+            f"{path}, row {row}: a cell of {longest:,} letters, more than {_MAX_LETTERS:,}; is a "
             "quotation mark not closed before it? Mend the row, or leave the column out"
         )
 

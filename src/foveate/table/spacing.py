@@ -11,7 +11,7 @@ from foveate.images.stated import BELIEVED_UM
 
 _VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 _VOLUME_UM = (1.0, 1e5)
-_LARGEST_RATIO = 1.05
+_MAX_RATIO = 1.05
 
 
 def parse_spacing(text: str, where: str, path: Path) -> float:
@@ -72,7 +72,7 @@ def spacing_factor(table_um: Sequence[float], stated_um: Sequence[float]) -> flo
     """
     factors = [g / s for g, s in zip(table_um, stated_um, strict=True)]
     factor = max(factors, key=lambda f: abs(math.log(f)))
-    return None if 1 / _LARGEST_RATIO < factor < _LARGEST_RATIO else factor
+    return None if 1 / _MAX_RATIO < factor < _MAX_RATIO else factor
 
 
 def describe_factors(factors: Mapping[str, float]) -> str | None:

@@ -65,8 +65,8 @@ def _with_strata(cases: Sequence[Case], strata: Sequence[str]) -> list[Case]:
 def _group_by_label(cases: Sequence[Case]) -> dict[str, list[str]]:
     """Group patients by their most frequent label; labels and patients are sorted.
 
-    Of two labels that are equally frequent for a patient, the one with fewer images counts, since
-    a rare class has few patients.
+    Where two labels of a patient are equally frequent, the label with fewer images counts, since a
+    rare class has few patients.
     """
     if not cases:
         raise SplitError("there are no cases to split")

@@ -1,4 +1,4 @@
-"""Read the cells of a CSV or TSV file: code page, comments and delimiter; pandas splits lines."""
+"""Read the cells of a CSV or TSV file: find encoding, comments and delimiter; pandas splits it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from foveate.errors import TableError
 from foveate.table.same import plain_name
 
 DELIMITERS = (",", "\t", ";", "|")
-MOST_CELLS = 5_000_000
+MAX_CELLS = 5_000_000
 """The largest number of cells of a table, empty ones included; more is no table of images."""
 
-_MOST_BYTES = 1 << 26
-_MOST_COLUMNS = 16384
-_MOST_SNIFFED, _MOST_LETTERS = 200, 100_000
+_MAX_BYTES = 1 << 26
+_MAX_COLUMNS = 16384
+_MAX_DELIMITER_LINES, _MAX_DELIMITER_LETTERS = 200, 100_000
+"""Lines, and letters of a line, from which the delimiter is recognised."""
 _HEAD_BYTES = 65536
 _SEP = re.compile(r"""\s*["']?sep=(.)["']?\s*""", re.IGNORECASE)
 _LINE = re.compile(r"\r\n|\r|\n")
@@ -37,8 +38,8 @@ def read_text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str
         cells as text, indexed by the line in the file, and notes for the user.
 
     Raises:
-        TableError: the file is no text, is too large, has an unknown code page, or a quotation mark
-            that is not closed.
+        TableError: the file is no text, is too large, has an unknown encoding, or holds a quotation
+            mark that is not closed.
     """
     text, notes = _decode(path)
     text = text.lstrip("\ufeff")
@@ -46,20 +47,20 @@ def read_text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str
     skipped, delimiter = 0, ""
     if match := _SEP.fullmatch(lines[0]):
         skipped, delimiter = 1, match[1]
-    comments = _leading_comments(lines[skipped:], known)
+    comments = _count_comments(lines[skipped:], known)
     skipped += comments
     if comments:
         notes.append(f"{comments} comment lines above the header skipped")
     if skipped < len(lines) and lines[skipped].startswith("#"):
         lines[skipped] = lines[skipped].lstrip("# ")
-    delimiter = delimiter or _delimiter(lines[skipped : skipped + _MOST_SNIFFED])
+    delimiter = delimiter or _delimiter(lines[skipped : skipped + _MAX_DELIMITER_LINES])
     return _split(path, lines[skipped:], delimiter, first_line=skipped + 1), notes
 
 
 def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> pd.DataFrame:
     """Split lines into cells, indexed by the line in the file, which begins at `first_line`."""
     width = max((line.count(delimiter) for line in lines), default=0) + 1
-    if width > _MOST_COLUMNS or width * len(lines) > MOST_CELLS:
+    if width > _MAX_COLUMNS or width * len(lines) > MAX_CELLS:
         raise TableError(
             f"{path}: {len(lines)} lines of up to {width} cells are no table of images: "
             "give the table of labels"
@@ -91,43 +92,56 @@ def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> 
 
 
 def _decode(path: Path) -> tuple[str, list[str]]:
-    """Read a file as text of any of the known encodings, and notes for the user."""
+    """Read a file as text, and recognise its encoding; return the text and notes for the user.
+
+    Raises:
+        TableError: the file is no text, or larger than a table of images.
+    """
     no_table = TableError(f"{path} is no table: give a CSV, TSV or XLSX file")
-    with path.open("rb") as file:
-        raw = file.read(_HEAD_BYTES)
-        if b"\0" in raw and _wide(raw) is None:
-            raise no_table
-        raw += file.read(_MOST_BYTES)
-    if len(raw) > _MOST_BYTES:
-        raise TableError(
-            f"{path}: more than {_MOST_BYTES >> 20} MiB are no table of images: give the table of "
-            "labels"
-        )
+    raw = _read_bytes(path, no_table)
     while raw.startswith(b"\xef\xbb\xbf"):
         raw = raw[3:]
-    wide = _wide(raw)
+    wide = _find_wide_encoding(raw)
     try:
         text = raw.decode(wide or "utf-8")
     except UnicodeError:
         if wide:
             raise no_table from None
-        return _western(path, raw)
+        return _decode_western(path, raw)
     if "\0" in text:
         raise no_table
     return text, []
 
 
-def _wide(raw: bytes) -> str | None:
-    """Return the name of an encoding with two or four bytes a letter, or None."""
+def _read_bytes(path: Path, no_table: TableError) -> bytes:
+    """Read a file; raise `no_table` if its head is no text, another `TableError` if it is large."""
+    with path.open("rb") as file:
+        raw = file.read(_HEAD_BYTES)
+        if b"\0" in raw and _find_wide_encoding(raw) is None:
+            raise no_table
+        raw += file.read(_MAX_BYTES)
+    if len(raw) > _MAX_BYTES:
+        raise TableError(
+            f"{path}: more than {_MAX_BYTES >> 20} MiB are no table of images: give the table of "
+            "labels"
+        )
+    return raw
+
+
+def _find_wide_encoding(raw: bytes) -> str | None:
+    """Return the encoding if it is UTF-16 or UTF-32, else None."""
     if raw[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         return "utf-32"
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
-    return _wide_without_mark(raw)
+    return _find_unmarked_utf16(raw)
 
 
-def _wide_without_mark(raw: bytes) -> str | None:
-    """Recognise UTF-16 without a byte-order mark: most second bytes of a header are 0."""
+def _find_unmarked_utf16(raw: bytes) -> str | None:
+    """Return the encoding if it is UTF-16 without a byte-order mark, else None.
+
+    Every second byte of most letters of a header is 0 there.
+    """
     head = raw[:512]
     low, high = head[0::2], head[1::2]
     if len(head) >= 4:
@@ -138,11 +152,14 @@ def _wide_without_mark(raw: bytes) -> str | None:
     return None
 
 
-def _western(path: Path, raw: bytes) -> tuple[str, list[str]]:
-    """Decode bytes as cp1252 if their letters are placed as in a Western language.
+def _decode_western(path: Path, raw: bytes) -> tuple[str, list[str]]:
+    """Decode bytes as cp1252 if the result looks like words of a Western language.
+
+    Returns:
+        the text, and a note that names one of its words.
 
     Raises:
-        TableError: the bytes are of another code page, and as cp1252 would give senseless labels.
+        TableError: the bytes have another encoding, and cp1252 would give wrong labels.
     """
     refused = TableError(
         f"{path} is not UTF-8, and its code page is unknown (GB18030, Shift-JIS, Windows-1251 …): "
@@ -163,9 +180,10 @@ def _western(path: Path, raw: bytes) -> tuple[str, list[str]]:
 
 
 def _is_western(word: str) -> bool:
-    """Return whether a word has at most two accented letters in a row, and not only those.
+    """Return whether a word that was decoded as cp1252 looks like a word of a Western language.
 
-    Words of other code pages, read as cp1252, have more.
+    Such a word has at most two accented letters side by side, and others too. A word of another
+    encoding, decoded as cp1252, has more.
     """
     letters = "".join(c for c in word if c not in _WESTERN_MARKS)
     runs = re.findall(r"[^\x00-\x7f]+", letters)
@@ -175,7 +193,7 @@ def _is_western(word: str) -> bool:
     return longest < 2 or (longest == 2 and bool(re.search(r"[A-Za-z]", word)))
 
 
-def _leading_comments(lines: list[str], known: frozenset[str]) -> int:
+def _count_comments(lines: list[str], known: frozenset[str]) -> int:
     """Count the lines of comments above the header; a header may begin with ``#`` too."""
     for n, line in enumerate(lines):
         if line.strip() and not line.startswith("#"):
@@ -187,18 +205,18 @@ def _leading_comments(lines: list[str], known: frozenset[str]) -> int:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """Choose the delimiter by which most lines have the same number of cells, else a comma.
+    """Choose the delimiter that gives the most lines the same number of cells; by default a comma.
 
-    Of several, the one with the most cells.
+    Where two delimiters are equally good, the one that gives more cells is chosen.
     """
 
-    def agreement(delimiter: str) -> tuple[int, int]:
+    def count_equal_lines(delimiter: str) -> tuple[int, int]:
         widths = Counter(
             len(cells)
             for line in lines
             if line.strip()
-            for cells in csv.reader([line[:_MOST_LETTERS]], delimiter=delimiter)
+            for cells in csv.reader([line[:_MAX_DELIMITER_LETTERS]], delimiter=delimiter)
         )
         return max(((n, width) for width, n in widths.items() if width > 1), default=(0, 1))
 
-    return max(DELIMITERS, key=agreement)
+    return max(DELIMITERS, key=count_equal_lines)

@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 
 from foveate.errors import TableError, converting
-from foveate.table.text import MOST_CELLS
+from foveate.table.text import MAX_CELLS
 
-_MOST_ROWS = 1_048_576
-_MOST_BYTES = 1 << 28
-_MOST_SHEETS = 100
+_MAX_ROWS = 1_048_576
+_MAX_BYTES = 1 << 28
+_MAX_SHEETS = 100
 _HEAD_ROWS = 1000
 _TOKEN = re.compile(r'"([^"]*)"|\\(.)|([-/() :])|(0+|#+|General)')
 _PLAIN_FORMATS = re.compile(r"(?:General|@|[#0?,.%]+|[#0?.]+E\+0+)?", re.IGNORECASE)
@@ -44,7 +44,7 @@ class Workbook:
         with converting(path, _explain_damage):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > _MOST_BYTES:
+            if unpacked > _MAX_BYTES:
                 raise TableError(
                     f"{path}: unpacks to {unpacked >> 20} MiB, which is no table of images; save "
                     "the sheet as CSV"
@@ -52,7 +52,7 @@ class Workbook:
             content = io.BytesIO(path.read_bytes())  # openpyxl refuses paths with other suffixes
             with warnings.catch_warnings(action="ignore"):
                 self._book = openpyxl.load_workbook(content, read_only=True, data_only=True)
-        self._sheets = {s.title: s for s in self._book.worksheets[:_MOST_SHEETS]}
+        self._sheets = {s.title: s for s in self._book.worksheets[:_MAX_SHEETS]}
         self.names = tuple(self._sheets)
 
     def __enter__(self) -> Workbook:
@@ -73,11 +73,11 @@ class Workbook:
             TableError: the sheet is damaged, or has a cell far outside the table.
         """
         unsupported: dict[str, str] = {}
-        last = _MOST_ROWS if most_rows is None else _HEAD_ROWS
+        last = _MAX_ROWS if most_rows is None else _HEAD_ROWS
         with converting(self.path, _explain_damage), warnings.catch_warnings(action="ignore"):
             rows = dict(islice(self._filled(name, last, unsupported), most_rows))
         width = max(map(len, rows.values()), default=0)
-        if width * len(rows) > MOST_CELLS:
+        if width * len(rows) > MAX_CELLS:
             raise self._far(name, f"{len(rows)} rows of up to {width} columns")
         if most_rows is None and unsupported:
             shape, text = next(iter(unsupported.items()))
@@ -98,9 +98,9 @@ class Workbook:
         sheet.reset_dimensions()
         for number, cells in enumerate(sheet.iter_rows(), start=1):
             if number > last:
-                if last < _MOST_ROWS:
+                if last < _MAX_ROWS:
                     return
-                raise self._far(name, f"more than {_MOST_ROWS} rows")
+                raise self._far(name, f"more than {_MAX_ROWS} rows")
             if any(cell.value is not None for cell in cells):
                 yield number, [shown_text(cell, unsupported) for cell in cells]
 

@@ -29,12 +29,12 @@ def build_task(
         UnknownName: there is no task of this name.
         TableError: the labels do not fit the task.
     """
-    part = find("tasks", _infer_name(labels) if name == AUTO else name)
+    task_class = find("tasks", _infer_name(labels) if name == AUTO else name)
     try:
-        settled = part.settle(labels)
+        settled = task_class.settle(labels)
     except TableError as error:
         raise TableError(f"column '{column}' {error}") from None
-    return restore(part, settled, **parse_options(part, options, "task"))
+    return restore(task_class, settled, **parse_options(task_class, options, "task"))
 
 
 def explain_unfit(name: str, labels: Sequence[str], column: str) -> str | None:
@@ -59,8 +59,8 @@ def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, An
         UnknownName: there is no task of this name.
         OptionError: the stored values do not fit the task.
     """
-    part = find("tasks", name)
-    return restore(part, settled, **parse_options(part, options, "task"))
+    task_class = find("tasks", name)
+    return restore(task_class, settled, **parse_options(task_class, options, "task"))
 
 
 def _infer_name(labels: Sequence[str]) -> str:

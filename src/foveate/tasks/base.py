@@ -25,7 +25,7 @@ Stored = Mapping[str, Mapping[str, Any]]
 """Scores as ``metrics.json`` holds them: by name, with ``value``, ``lo`` and ``hi``."""
 
 Point = Mapping[str, Any]
-"""What `AbstractTask.calibrate` settled for one model, by name; other keys are ignored."""
+"""Results of `AbstractTask.calibrate` for one model, by name; other keys are ignored."""
 
 
 class AbstractTask(abc.ABC):
@@ -35,19 +35,19 @@ class AbstractTask(abc.ABC):
     and are stored with the model; those with a default are options.
 
     Attributes:
-        preference: of several tasks that fit the labels, the one with the highest value is taken.
+        preference: rank of the task; where several tasks fit the labels, the highest rank wins.
         heads: questions about an image; a method predicts the outputs of all, in this order.
         columns: names of the numbers of an answer, as in ``predictions.csv``.
         spread_columns: names of the columns for the spread of these numbers over several models.
         words: title and meaning of the scores by name, in the order of the report; the main score
             is first.
         tabled: names of the scores that compare folds and methods, the main score first.
-        averaged: what is averaged where several models answer together, as a noun.
+        averaged: noun for the values that are averaged where several models answer together.
         reading: sentences on how to read the answers.
         order: sentence on the order in which pictures are shown.
         bar_note: sentence on what the middle of a bar means.
         unscored: text for a part without the main score.
-        chance: what the loss at chance is, as a noun.
+        chance: noun for the loss at chance.
         pooling: sentences on how the scores of several folds are pooled.
     """
 
@@ -184,14 +184,14 @@ class AbstractTask(abc.ABC):
     def truth(self, target: Tensor) -> Tensor | None:
         """Return which outputs are true for the images, ``(b, k)`` in [0, 1].
 
-        None where outputs are no classes; losses that need a class are left out then.
+        Return None where outputs are no classes; losses that need a class are then left out.
         """
         return None
 
     def chance_loss(self, target: Tensor) -> float:
-        """Compute the least loss of constant logits, which is the loss without seeing images.
+        """Compute the smallest loss of constant logits: the loss of answers without images.
 
-        Minimised by L-BFGS over the logits ``(k,)``.
+        L-BFGS minimises it over the logits ``(k,)``.
         """
         logits = torch.zeros(sum(h.size for h in self.heads), requires_grad=True)
         optimizer = torch.optim.LBFGS([logits], max_iter=50, line_search_fn="strong_wolfe")
@@ -216,7 +216,7 @@ class AbstractTask(abc.ABC):
         """
 
     def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
-        """Score a validation part: ``val_score``, of which less is better, and `log_scores`.
+        """Score a validation part: ``val_score``, which is better when lower, and `log_scores`.
 
         Args:
             logits: logits of one model, ``(n, k)``.
@@ -235,17 +235,17 @@ class AbstractTask(abc.ABC):
     # -- answers --------------------------------------------------------------------------------
 
     def calibrate(self, logits: Tensor, target: Tensor) -> dict[str, float | None]:
-        """Settle on a validation part, which may be empty, how logits become answers.
+        """Settle how logits become answers, such as a temperature, on the validation part.
 
         Args:
-            logits: logits of one model, ``(n, k)``.
+            logits: logits of one model for the images of the part, ``(n, k)``; n may be 0.
             target: targets of the images, ``(n, …)``.
         """
         del logits, target
         return {}
 
     def pool(self, points: Sequence[Point]) -> dict[str, float | None]:
-        """Average what `calibrate` settled for several models."""
+        """Average the results of `calibrate` of several models."""
         del points
         return {}
 
@@ -333,7 +333,7 @@ class AbstractTask(abc.ABC):
 
         Args:
             metrics: content of ``metrics.json``, which may be damaged.
-            points: what was settled for the model of each fold.
+            points: results of `calibrate` for the model of each fold.
         """
         del metrics, points
         return []
@@ -344,37 +344,37 @@ class AbstractTask(abc.ABC):
         """Return the figures of the task for the report.
 
         Args:
-            rows: answers, of which some may be damaged.
+            rows: stored answers; some may be damaged.
             metrics: content of ``metrics.json``, which may be damaged.
-            points: what was settled for the model of each fold.
+            points: results of `calibrate` for the model of each fold.
         """
         del rows, metrics, points
         return []
 
     def notes(self, points: Sequence[Point]) -> list[str]:
-        """Describe what was settled for the model of each fold, as notes below the figures."""
+        """Describe the results of `calibrate` for each fold, as notes below the figures."""
         del points
         return []
 
 
-def list_settled_keywords(part: type[AbstractTask]) -> list[str]:
+def list_settled_keywords(task: type[AbstractTask]) -> list[str]:
     """Return the keywords of a task's constructor that are settled from labels."""
-    parameters = inspect.signature(part).parameters.values()
+    parameters = inspect.signature(task).parameters.values()
     return [p.name for p in parameters if p.default is inspect.Parameter.empty]
 
 
-def restore(part: type[AbstractTask], settled: Mapping[str, Any], **options: Any) -> AbstractTask:
+def restore(task: type[AbstractTask], settled: Mapping[str, Any], **options: Any) -> AbstractTask:
     """Build a task from settled values and options.
 
     Raises:
         OptionError: a settled value is missing, unknown or impossible.
     """
-    needed = list_settled_keywords(part)
+    needed = list_settled_keywords(task)
     if sorted(needed) != sorted(settled):
         raise OptionError(
             f"settled: got {', '.join(settled) or 'nothing'}, the task needs {', '.join(needed)}"
         )
-    return part(**settled, **options)
+    return task(**settled, **options)
 
 
 BASE = AbstractTask

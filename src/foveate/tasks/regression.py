@@ -26,26 +26,27 @@ from foveate.tasks.base import AbstractTask, Point, Rows, Stored
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LEARNT = 0.3
-"""Least mean rank correlation of the validation part that shows that something was learnt."""
+_MIN_LEARNT_CORRELATION = 0.3
+"""A mean rank correlation of the validation part above this shows that something was learnt."""
 
-_MOST_STRATA, _STRATUM = 5, 10
-"""Largest number of strata of patients, and least number of patients of a stratum."""
+_MAX_STRATA, _MIN_PATIENTS_PER_STRATUM = 5, 10
 
-_TRUST = 4.0
-"""Weight of the expected variance of a correlation, as a number of patients."""
+_PRIOR_PATIENTS = 4.0
+"""Number of imaginary patients with the expected variance, who steady the variance of a few."""
 
 
 class RegressionTask(AbstractTask):
-    """A number for each image, in the unit of its label.
+    """Predict a number for each image, in the unit of the labels.
 
-    A logit is the distance from the mean of the training part, in its standard deviations.
+    The logit is the predicted number minus the mean of the training labels, divided by their
+    standard deviation.
 
     Args:
         mean: mean of the labels of the training part.
         spread: standard deviation of these labels.
-        patches: how single patches speak for the number: ``sum`` where many count a little each,
-            ``max`` where the strongest decides, ``none`` where no patch can.
+        patches: how the answers of patches become the answer of the image: ``sum`` where many
+            patches count a little, ``max`` where the strongest patch decides, ``none`` where single
+            patches do not answer.
 
     Raises:
         OptionError: mean or spread is not finite, or the spread is not positive.
@@ -100,14 +101,14 @@ class RegressionTask(AbstractTask):
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
-        """Return False: numbers may be names of classes, so that the user must name this task."""
+        """Return False: numbers may also be names of classes, so the user must name this task."""
         return False
 
     @classmethod
     def settle(
         cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return mean and spread of the labels that are numbers; folds have different ones."""
+        """Compute mean and spread of the labels that are numbers; each fold has its own."""
         known = [value for value in map(_parse_number, labels) if value is not None]
         if 2 * len(known) <= len(labels):
             raise TableError(
@@ -142,15 +143,15 @@ class RegressionTask(AbstractTask):
         return value
 
     def strata(self, labels: Sequence[str], patients: Sequence[str]) -> list[str]:
-        """Return, for each image, the range that its patient's mean label lies in.
+        """Return for each image the range of numbers in which its patient's mean label lies.
 
-        Ranges hold about as many patients each: at most five, each of ten or more.
+        There are at most five ranges. All hold about the same number of patients, at least ten.
         """
         of_patient: dict[str, list[float]] = defaultdict(list)
         for label, patient in zip(labels, patients, strict=True):
             of_patient[patient].append(self.parse(label))
         mean = {patient: float(np.mean(values)) for patient, values in of_patient.items()}
-        n = max(1, min(_MOST_STRATA, len(mean) // _STRATUM))
+        n = max(1, min(_MAX_STRATA, len(mean) // _MIN_PATIENTS_PER_STRATUM))
         order = sorted(mean, key=lambda patient: (mean[patient], patient))
         stratum: dict[str, str] = {}
         for k, members in enumerate(np.array_split(np.array(order, dtype=object), n)):
@@ -187,15 +188,18 @@ class RegressionTask(AbstractTask):
         return {} if math.isnan(value) else {"val_spearman": value}
 
     def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
-        """Score a validation part by its error, as a share of chance, and by its ranking."""
+        """Score a validation part by its error, relative to that of chance, and by its ranking."""
         scores = super().validate(logits, target, chance)
         scores["val_score"] += (1 - scores.get("val_spearman", 0.0)) / 2
         return scores
 
     def learnt(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Return whether the mean rank correlation of the epochs that have one exceeds 0.3."""
+        """Return whether the mean rank correlation of these epochs exceeds 0.3.
+
+        Epochs without a correlation are left out.
+        """
         ranked = [row["val_spearman"] for row in history if "val_spearman" in row]
-        return bool(ranked) and sum(ranked) / len(ranked) > _LEARNT
+        return bool(ranked) and sum(ranked) / len(ranked) > _MIN_LEARNT_CORRELATION
 
     # -- answers --------------------------------------------------------------------------------
 
@@ -329,10 +333,12 @@ def _correlate_ranks(answer: Floats, truth: Floats, fold: Ints, weight: Floats) 
 
 
 def _measure_rank(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
-    """Compute the Spearman correlation with its interval; return an empty dictionary without one.
+    """Compute the Spearman correlation and its interval, as ``spearman``.
 
-    Source: Fisher's transformation; the variance is that of a jackknife over patients, and for few
-    patients that of Fieller, Hartley and Pearson, Biometrika 44 (1957), 470.
+    The dictionary is empty where the correlation is undefined.
+
+    Source: Fisher's transformation. Its variance is a jackknife over patients, drawn towards that
+    of Fieller, Hartley and Pearson, Biometrika 44 (1957), 470, where patients are few.
     """
     measure = partial(_correlate_ranks, answer, truth, cohort.fold)
     value = float(measure(np.ones((1, len(truth))))[0])
@@ -342,7 +348,7 @@ def _measure_rank(answer: Floats, truth: Floats, cohort: Cohort) -> dict[str, Me
     patients, inside = cohort.n_patients, min(abs(value), 0.999)
     seen = float((influence**2).sum()) / (1 - inside**2) ** 2
     expected = 1.06 / max(patients - 3, 1)
-    variance = (patients * seen + _TRUST * expected) / (patients + _TRUST)
+    variance = (patients * seen + _PRIOR_PATIENTS * expected) / (patients + _PRIOR_PATIENTS)
     half = float(stdtrit(max(1, patients - 1), 1 - ALPHA / 2)) * math.sqrt(variance)
     middle = math.copysign(math.atanh(inside), value)
     lo, hi = min(value, math.tanh(middle - half)), max(value, math.tanh(middle + half))

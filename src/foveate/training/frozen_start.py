@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.batch import Batch, CropError, Patches
 from foveate.encoders.base import ProjectedEncoder
 from foveate.methods.base import AbstractMethod
-from foveate.nn.overview import N_PARTS, OverviewHead, PatchTrust
+from foveate.nn.overview import N_LEFT_OUT_FOLDS, OverviewHead, PatchTrust
 from foveate.table import Case
 from foveate.tasks.base import AbstractTask
 
@@ -26,7 +26,7 @@ def settle_start(
     task: AbstractTask,
     cases: Sequence[Case],
     batches: Iterable[tuple[Case, Batch]],
-    done: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> dict[str, int]:
     """Standardise features, and fit the linear answers to glimpses where the method has them.
 
@@ -35,11 +35,11 @@ def settle_start(
         task: the task, which defines the loss.
         cases: images of the training and the validation part.
         batches: frozen batches of one image each, without images that fail.
-        done: called with the number of images that are done.
+        on_progress: called with the number of images that are done.
 
     Returns:
-        by image id, the part of the images with which the image was left out of the fits of the
-        linear answers; empty where the method has no linear answers.
+        by image id, number of the group with which the image was left out of the fits of the linear
+        answers; empty where the method has no linear answers.
     """
     head = next((m for m in method.modules() if isinstance(m, OverviewHead)), None)
     looks_only = not method.reads & {"crops", "bag", "whole"}
@@ -59,7 +59,7 @@ def settle_start(
             with contextlib.suppress(CropError):  # set aside when a step comes to it
                 few = [_sample_patches(batch)]
                 patches.append(batch.frozen_features.features(method.encoder, few, 32).cpu())
-        done(i + 1)
+        on_progress(i + 1)
     features = glimpses if looks_only else patches
     if features and isinstance(method.encoder, ProjectedEncoder):
         method.encoder.mixed.standardise.settle(torch.cat(features))
@@ -67,13 +67,13 @@ def settle_start(
         return {}
     labels = [str(case.label) for case in fitted]
     target = task.targets(labels)
-    parts = _divide(fitted, task.strata(labels, [case.patient_id for case in fitted]))
+    left_out_fold = _divide(fitted, task.strata(labels, [case.patient_id for case in fitted]))
 
     def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return task.each_loss(logits, target[rows]).double()
 
-    head.settle(torch.cat(overviews), each_loss, torch.from_numpy(parts))
-    return {case.image_id: part for case, part in zip(fitted, parts.tolist(), strict=True)}
+    head.settle(torch.cat(overviews), each_loss, torch.from_numpy(left_out_fold))
+    return {case.image_id: k for case, k in zip(fitted, left_out_fold.tolist(), strict=True)}
 
 
 def settle_trust(
@@ -92,14 +92,14 @@ def settle_trust(
 
 
 def _divide(cases: Sequence[Case], strata: Sequence[str]) -> NDArray[np.int64]:
-    """Divide images into five parts, patients together and strata spread evenly: ``(n,)``."""
+    """Divide images into groups to leave out ``(n,)``: patients together, strata spread evenly."""
     count = Counter(strata)
     label: dict[str, str] = {}
     for case, stratum in sorted(zip(cases, strata, strict=True), key=lambda pair: count[pair[1]]):
         label.setdefault(case.patient_id, stratum)  # the rarest stratum of the patient's images
     order = sorted(label, key=lambda patient: (label[patient], patient))
-    part = {patient: i % N_PARTS for i, patient in enumerate(order)}
-    return np.array([part[case.patient_id] for case in cases], np.int64)
+    fold = {patient: i % N_LEFT_OUT_FOLDS for i, patient in enumerate(order)}
+    return np.array([fold[case.patient_id] for case in cases], np.int64)
 
 
 def _sample_patches(batch: Batch) -> Patches:

@@ -37,9 +37,9 @@ from foveate.training.notice import StageDisplay, describe_chance_plateau, descr
 from foveate.training.state import (
     WORST_LOSS,
     Checkpoints,
+    OnStatus,
     Progress,
     Status,
-    Tick,
     WeightAverage,
     as_csv,
 )
@@ -61,8 +61,9 @@ class Trainer:
         runtime: device and processes; by default one process on the device of the options.
         store: store of the frozen encoder's features, which trainings on other folds may share; by
             default a new one.
-        tick: shows the progress.
-        say: prints a line about the time that a stage will take, and about images set aside.
+        on_progress: called with the status of the training, often.
+        on_message: called with a line about the time that a stage will take, and about images
+            set aside.
         after_epoch: called with the fold's folder when an epoch's row is written.
     """
 
@@ -75,8 +76,8 @@ class Trainer:
         *,
         runtime: Runtime | None = None,
         store: FeatureStore | None = None,
-        tick: Tick | None = None,
-        say: Callable[[str], None] = log.info,
+        on_progress: OnStatus | None = None,
+        on_message: Callable[[str], None] = log.info,
         after_epoch: Callable[[Path], None] | None = None,
     ) -> None:
         self.model, self.loader, self.folder, self.options = model, loader, folder, options
@@ -92,8 +93,8 @@ class Trainer:
         self.average = WeightAverage(model.method)
         self._store = store
         self._chance = math.nan
-        self._tick = tick or (lambda _: None)
-        self._say = say
+        self._on_progress = on_progress or (lambda _: None)
+        self._on_message = on_message
         self._after_epoch = after_epoch or (lambda _: None)
         self._trained = [
             p for tier in model.method.encoder.tiers() for p in tier if p.requires_grad
@@ -104,7 +105,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), amsgrad=True)
         lay_kernels(model.method)
         self.method, self.optimizer = self.fabric.setup(model.method, optimizer)
-        self.steps = Steps(model, self.method, loader, options, self.runtime, say)
+        self.steps = Steps(model, self.method, loader, options, self.runtime, on_message)
 
     def fit(self, train: Sequence[Case], val: Sequence[Case]) -> Progress:
         """Train to the end, from where the last run stopped, and load the best weights.
@@ -117,11 +118,7 @@ class Trainer:
             TrainingError: the loss is not finite, or no training image is left.
             CheckpointError: the stored state does not fit.
         """
-        if self.checkpoints.latest.is_file():
-            self.steps.progress = self.checkpoints.load(self.optimizer, self.average)
-            self.steps.team.resume(self.progress)
-            log.info("resumed at epoch %d step %d", self.progress.epoch + 1, self.progress.step)
-        self.steps.team.wait()  # until all know whether there is a state to go on from
+        self._resume()
         self._chance = self.model.task.chance_loss(self.steps.targets(train).cpu())
         self.schedule = settle_schedule(
             self.options,
@@ -129,7 +126,7 @@ class Trainer:
             pretrained=self.pretrained,
             learns_frozen=self.model.method.learns_frozen,
         )
-        self._teller = StageDisplay(self._tick, self.schedule, self.progress)
+        self._stage_display = StageDisplay(self._on_progress, self.schedule, self.progress)
         while not self.progress.done:
             self._begin_stage(train, val)
             if self.progress.epoch >= self.schedule.total_epochs:
@@ -137,27 +134,21 @@ class Trainer:
                 self._save()
                 break
             self._train_epoch(train)
-            with self.average.applied():
-                if self.progress.epoch + 1 == self.schedule.frozen_epochs:
-                    self._settle_trust(val)
-                row = self._close_epoch(self._validate(val))
-                self.checkpoints.keep_best(self.progress, self.schedule, row)
-            if self.progress.rests_at(self._chance, self.model.task.learnt):
-                log.warning(
-                    describe_chance_plateau(
-                        self.model, row, batch=self.schedule.batch(row["epoch"] - 1)
-                    )
-                )
-            self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
-            self._save()
-            if self.runtime.is_main:
-                self._after_epoch(self.folder)
+            self._end_epoch(val)
         self.steps.set_aside.end()
         self.steps.team.wait()  # until the best weights are written
         self.model.method.load_state_dict(read_tensors(self.checkpoints.best)[0])
         self._let_learn(True)
         self.steps.store = None
         return self.progress
+
+    def _resume(self) -> None:
+        """Load the state that an earlier process has written, if there is one."""
+        if self.checkpoints.latest.is_file():
+            self.steps.progress = self.checkpoints.load(self.optimizer, self.average)
+            self.steps.team.resume(self.progress)
+            log.info("resumed at epoch %d step %d", self.progress.epoch + 1, self.progress.step)
+        self.steps.team.wait()  # until all know whether there is a state to go on from
 
     # -- stages -------------------------------------------------------------------------------
 
@@ -176,17 +167,20 @@ class Trainer:
         self._let_learn(not frozen)
         if not frozen:
             self.steps.store = None
-        if self.progress.stage == stage:
-            return
-        self.progress.stage = stage
+        if self.progress.stage != stage:
+            self.progress.stage = stage
+            self._reset_optimizer()
+            if self.pretrained and epoch < self.schedule.total_epochs:
+                self._announce_stage(train, val)
+
+    def _reset_optimizer(self) -> None:
+        """Begin a stage at the averaged weights, with an optimiser without a past."""
         self.optimizer.state.clear()
         release_memory()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
         if self.schedule.average > 0:
             self.average.begin()
-        if self.pretrained and self.progress.epoch < self.schedule.total_epochs:
-            self._announce_stage(train, val)
 
     def _announce_stage(self, train: Sequence[Case], val: Sequence[Case]) -> None:
         """Print the time that the stage will take, measured on one batch without an update.
@@ -200,7 +194,7 @@ class Trainer:
         for _ in range(2):
             begun = time.perf_counter()
             self.method.train()
-            cases = self.steps.team.part(groups[0])
+            cases = self.steps.team.pick(groups[0])
             for items in self.loader.ahead([cases]):
                 self.steps.backward(cases, items, 0, lambda _: None)
             stepped = time.perf_counter()
@@ -212,7 +206,9 @@ class Trainer:
         total = epochs * (step * len(groups) + answer * len(val))
         if self.steps.store is not None:
             total += (first - step) * len(groups) + (first_answer - answer) * len(val)
-        self._say(describe_stage(self.schedule.stage(epoch), epochs, len(groups), step, total))
+        self._on_message(
+            describe_stage(self.schedule.stage(epoch), epochs, len(groups), step, total)
+        )
 
     def _let_learn(self, learn: bool) -> None:
         """Enable or disable gradients of the encoder's pretrained parameters that are trained."""
@@ -233,12 +229,14 @@ class Trainer:
                     yield case, self.steps.batch([item])
 
         def show(done: int) -> None:
-            self._tick(Status("reading features", done, total, 0, {}))
+            self._on_progress(Status("reading features", done, total, 0, {}))
 
         show(0)
         method.eval()
         with self.fabric.autocast(), self.progress.timed():
-            self.progress.parts = settle_start(method, self.model.task, cases, batches(), show)
+            self.progress.left_out_folds = settle_start(
+                method, self.model.task, cases, batches(), show
+            )
             self.steps.team.align()
 
     def _settle_trust(self, val: Sequence[Case]) -> None:
@@ -254,31 +252,41 @@ class Trainer:
         if not usable:
             self.steps.set_aside.end()
             raise TrainingError("no training image is left: mend those in quarantine.csv")
-        frozen = self.steps.store is not None
         horizon = self.schedule.horizon(progress.epoch, len(usable), options.accumulate)
         size = self.schedule.batch(progress.epoch)
         groups = epoch_groups(usable, size, seed=options.seed, epoch=progress.epoch)
-        groups = [self.steps.team.part(group) for group in groups]
+        groups = [self.steps.team.pick(group) for group in groups]
         saved = time.monotonic()
         loaded = timed(self.loader.ahead(groups[progress.step :]), self.steps.waited)
         for step, items in enumerate(loaded, progress.step):
             begun = time.perf_counter()
-            first = step - step % options.accumulate
-            rate = learning_rate(self.schedule, progress.epoch + first / len(groups))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
-            share = self.schedule.done(progress.epoch + step / len(groups))
-            self.model.method.begin_step(0.0 if frozen else share)
-            self.steps.backward(groups[step], items, step, self._teller.within(step, len(groups)))
+            self._prepare_step(step, len(groups))
+            self.steps.backward(
+                groups[step], items, step, self._stage_display.within(step, len(groups))
+            )
             ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
             if ends_update:
                 self._update(horizon)
             progress.step = step + 1
             progress.add(seconds=time.perf_counter() - begun)
-            self._teller.step(step + 1, len(groups))
+            self._stage_display.step(step + 1, len(groups))
             if ends_update and time.monotonic() - saved > options.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
+
+    def _prepare_step(self, step: int, steps: int) -> None:
+        """Set the learning rate of a step, and tell the method how far the training is.
+
+        Args:
+            step: number of the step in its epoch, from 0.
+            steps: number of steps of the epoch.
+        """
+        first, epoch = step - step % self.options.accumulate, self.progress.epoch
+        rate = learning_rate(self.schedule, epoch + first / steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        frozen = self.steps.store is not None
+        self.model.method.begin_step(0.0 if frozen else self.schedule.done(epoch + step / steps))
 
     def _update(self, horizon: float) -> None:
         self.steps.team.sum_gradients()
@@ -290,6 +298,21 @@ class Trainer:
             if self.average.weights:
                 self.average.update(horizon)
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _end_epoch(self, val: Sequence[Case]) -> None:
+        """Validate, keep the weights if they are the best, and write the state."""
+        with self.average.applied():
+            if self.progress.epoch + 1 == self.schedule.frozen_epochs:
+                self._settle_trust(val)
+            row = self._close_epoch(self._validate(val))
+            self.checkpoints.keep_best(self.progress, self.schedule, row)
+        if self.progress.rests_at(self._chance, self.model.task.learnt):
+            batch = self.schedule.batch(row["epoch"] - 1)
+            log.warning(describe_chance_plateau(self.model, row, batch=batch))
+        self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
+        self._save()
+        if self.runtime.is_main:
+            self._after_epoch(self.folder)
 
     def _validate(self, val: Sequence[Case]) -> dict[str, float]:
         """Compute loss, ranking and score of the inner validation part, in evaluation mode."""
@@ -305,7 +328,7 @@ class Trainer:
 
     def answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
         """Compute logits ``(n, k)`` and targets of the cases whose images can be read."""
-        return self.steps.answer(cases, self._teller.validated)
+        return self.steps.answer(cases, self._stage_display.validated)
 
     @property
     def progress(self) -> Progress:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 
 from foveate.memory import peak_memory_mib
+from foveate.messages.display import Display
 from foveate.parts import options as options_of
 from foveate.runs.checkpoint import Model
 from foveate.runs.schedule import Schedule
-from foveate.training.state import Progress, Status, Tick
+from foveate.training.state import OnStatus, Progress, Status
 
 _AT_CHANCE = (
     "the training loss rests at {loss:.3f} after {epoch} epochs and the validation part is not "
@@ -87,17 +88,37 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def training_bar(display: Display, title: str) -> OnStatus:
+    """Return a callback that shows each stage of training as one bar on a display.
+
+    It shows nothing of an epoch before its first step.
+    """
+
+    def show(status: Status) -> None:
+        running, note = status.running, ""
+        if status.epoch:
+            note = f"epoch {status.epoch}"
+        if running.get("seconds_computing", 0) > 0:
+            waiting = running["seconds_reading"] / running["seconds"]
+            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
+        if "validated" in running:
+            note += f"  validating {running['validated']:.0%}"
+        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
+
+    return show
+
+
 class StageDisplay:
     """Shows the progress of the present stage of a training.
 
     Args:
-        tick: shows a status.
+        on_progress: called with each status.
         schedule: schedule of the training.
         progress: progress of the training, which changes as it goes on.
     """
 
-    def __init__(self, tick: Tick, schedule: Schedule, progress: Progress) -> None:
-        self._tick, self._schedule, self._progress = tick, schedule, progress
+    def __init__(self, on_progress: OnStatus, schedule: Schedule, progress: Progress) -> None:
+        self._on_progress, self._schedule, self._progress = on_progress, schedule, progress
 
     def step(self, step: float, steps: int, **more: float) -> None:
         """Show that a number of steps of the present epoch is done.
@@ -112,7 +133,7 @@ class StageDisplay:
         done = (epoch - begin) * steps + step
         running = self._progress.running() | more
         stage = self._schedule.stage(epoch)
-        self._tick(Status(stage, done, epochs * steps, epoch + 1, running))
+        self._on_progress(Status(stage, done, epochs * steps, epoch + 1, running))
 
     def within(self, step: int, steps: int) -> Callable[[float], None]:
         """Return the function that a long step calls with the share of it that is done."""

@@ -40,12 +40,12 @@ class Status:
 
     stage: str
     done: float
-    total: float
+    total: int
     epoch: int
     running: dict[str, float]
 
 
-Tick = Callable[[Status], None]
+OnStatus = Callable[[Status], None]
 
 
 @dataclass
@@ -60,7 +60,8 @@ class Progress:
         history: a row of figures per finished epoch.
         best_score: best score of the validation part; lower is better.
         best_epoch: number of the epoch with the best score.
-        parts: by image id, the part with which it was left out of the fits of linear answers.
+        left_out_folds: by image id, number of the group with which the image was left out of the
+            fits of linear answers; ``parts`` in files.
         quarantined: reasons by image id of the images set aside in training.
         excluded: ids of images that were set aside before the present epoch began; they are not
             drawn.
@@ -74,7 +75,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     best_score: float = WORST_LOSS
     best_epoch: int = -1
-    parts: dict[str, int] = field(default_factory=dict)
+    left_out_folds: dict[str, int] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     done: bool = False
@@ -269,6 +270,7 @@ class Checkpoints:
         tensors = {f"method.{k}": v for k, v in self._method.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in average.weights.items()}
         note = asdict(progress) | {"averaged_updates": average.updates}
+        note["parts"] = note.pop("left_out_folds")
         self._write(self.latest, tensors | optimizer_tensors(optimizer), note)
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -291,7 +293,7 @@ class Checkpoints:
             restore_optimizer(optimizer, tensors)
             average.weights = _under("average.", tensors)
             average.updates = int(note.pop("averaged_updates"))
-            return Progress(**note)
+            return Progress(left_out_folds=note.pop("parts"), **note)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = one_line(str(error))
             raise CheckpointError(

@@ -44,7 +44,7 @@ class Steps:
         loader: opens and reads images.
         options: options of the training.
         runtime: device and processes of the training.
-        say: prints a line about images set aside.
+        on_message: called with a line about images set aside.
 
     Attributes:
         progress: progress of the training, which changes as it goes on.
@@ -59,21 +59,21 @@ class Steps:
         loader: CaseLoader,
         options: TrainOptions,
         runtime: Runtime,
-        say: Callable[[str], None] = log.info,
+        on_message: Callable[[str], None] = log.info,
     ) -> None:
         self.model, self.method, self.loader = model, method, loader
         self.options, self.runtime = options, runtime
         self.team = Team(runtime, model.method)
         self.progress = Progress()
         self.store: FeatureStore | None = None
-        self.set_aside = QuarantineMessages(say)
+        self.set_aside = QuarantineMessages(on_message)
 
     def backward(
         self,
         cases: Sequence[Case],
         items: Sequence[Loaded],
         step: int,
-        tell: Callable[[float], None],
+        on_progress: Callable[[float], None],
     ) -> None:
         """Compute gradients of this process's part of a batch.
 
@@ -84,14 +84,16 @@ class Steps:
             cases: this process's cases of the batch.
             items: their images or errors.
             step: number of the step in its epoch.
-            tell: called with the share of the step that is done.
+            on_progress: called with the share of the step that is done.
         """
         pairs = self.readable(cases, items)
         seeds = self._seed_step(step, [case.image_id for case in cases])
         count: StepCount | None = None
         while pairs:
             generators = seeded([seeds[case.image_id] for case, _ in pairs])
-            batch = self.batch([item for _, item in pairs], tell=tell, generators=generators)
+            batch = self.batch(
+                [item for _, item in pairs], on_progress=on_progress, generators=generators
+            )
             try:
                 with self.team.apart(self.method):
                     loss, total = self._losses(batch, [case for case, _ in pairs])
@@ -139,7 +141,7 @@ class Steps:
         }
 
     def answer(
-        self, cases: Sequence[Case], tell_done: Callable[[int, int, float], None]
+        self, cases: Sequence[Case], on_image: Callable[[int, int, float], None]
     ) -> tuple[Tensor, Tensor]:
         """Compute logits ``(n, k)`` and targets of images that can be read, in evaluation mode.
 
@@ -147,34 +149,44 @@ class Steps:
 
         Args:
             cases: the cases to answer.
-            tell_done: called with the number of images done, the number of all, and the share of
+            on_image: called with the number of images done, the number of all, and the share of
                 the next image that is done.
         """
         answers: list[tuple[int, Tensor]] = []
         self.method.eval()
-        places = self.team.part(range(len(cases)))
+        places = self.team.pick(range(len(cases)))
         loaded = timed(self.loader.ahead([cases[i]] for i in places), self.waited)
         for done, (i, items) in enumerate(zip(places, loaded, strict=True)):
-            case, tell = cases[i], functools.partial(tell_done, done, len(places))
-            tell(0.0)
-            for _, item in self.readable([case], items):
-                batch = self.batch([item], augment="none", tell=tell)
-                try:
-                    with torch.inference_mode():
-                        answers.append((i, self.method(batch).logits.float().cpu()))
-                except CropError as error:
-                    self._quarantine(error.image_id, error.path, str(error))
-                self.progress.add(seconds_reading=batch.seconds_reading)
+            on_progress = functools.partial(on_image, done, len(places))
+            on_progress(0.0)
+            for _, item in self.readable([cases[i]], items):
+                logits = self._answer_image(item, on_progress)
+                answers += [] if logits is None else [(i, logits)]
         gathered = sorted(itertools.chain(*self.runtime.gather(answers)), key=lambda pair: pair[0])
-        logits = [row for _, row in gathered]
-        stacked = torch.cat(logits) if logits else torch.empty(0)
+        rows = [row for _, row in gathered]
+        stacked = torch.cat(rows) if rows else torch.empty(0)
         return stacked.to(self.runtime.device), self.targets([cases[i] for i, _ in gathered])
+
+    def _answer_image(
+        self, item: LoadedImage, on_progress: Callable[[float], None]
+    ) -> Tensor | None:
+        """Compute logits ``(1, k)`` of an image; set it aside and return None if reading fails."""
+        batch = self.batch([item], augment="none", on_progress=on_progress)
+        try:
+            with torch.inference_mode():
+                logits: Tensor = self.method(batch).logits
+                return logits.float().cpu()
+        except CropError as error:
+            self._quarantine(error.image_id, error.path, str(error))
+            return None
+        finally:
+            self.progress.add(seconds_reading=batch.seconds_reading)
 
     def batch(
         self,
         items: Sequence[LoadedImage],
         augment: Augment | None = None,
-        tell: Callable[[float], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
         generators: Generators | None = None,
     ) -> Batch:
         """Make a batch of open images, for a step or, with `augment` ``none``, for answers.
@@ -182,16 +194,16 @@ class Steps:
         Args:
             items: the images.
             augment: how images are changed; by default as the options say.
-            tell: called with the share of the step that is done.
+            on_progress: called with the share of the step that is done.
             generators: random generator of each image.
         """
         wanted = augment or self.options.augment
         if wanted == "auto":
             wanted = augment_for(items, self.loader.view)
-        encoder, part = self.model.method.encoder, None
-        if self.progress.parts:
-            rows = [self.progress.parts.get(item.image_id, -1) for item in items]
-            part = torch.tensor(rows, device=self.runtime.device)
+        encoder, left_out_fold = self.model.method.encoder, None
+        if self.progress.left_out_folds:
+            rows = [self.progress.left_out_folds.get(item.image_id, -1) for item in items]
+            left_out_fold = torch.tensor(rows, device=self.runtime.device)
         return Batch(
             items,
             view=self.loader.view,
@@ -200,9 +212,9 @@ class Steps:
             pool=self.loader.crops,
             augment=wanted,
             generators=generators,
-            tell=tell,
+            on_progress=on_progress,
             store=self.store,
-            part=part,
+            left_out_fold=left_out_fold,
         )
 
     def targets(self, cases: Sequence[Case]) -> Tensor:

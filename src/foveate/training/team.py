@@ -51,7 +51,7 @@ class Team:
         self._runtime, self._method = runtime, method
         self._buffers: dict[str, Tensor] = {}
 
-    def part(self, group: Sequence[T]) -> list[T]:
+    def pick(self, group: Sequence[T]) -> list[T]:
         """Return this process's part of a group."""
         return list(group[self._runtime.rank :: self._runtime.world_size])
 
@@ -65,8 +65,8 @@ class Team:
         if self._runtime.world_size == 1:
             return
         tensors = [x for x in self._method.state_dict().values() if x.is_floating_point()]
-        parts = tensors if self._runtime.is_main else [None] * len(tensors)
-        sums = self._runtime.sum_present(parts, tensors)
+        mine = tensors if self._runtime.is_main else [None] * len(tensors)
+        sums = self._runtime.sum_present(mine, tensors)
         for tensor, value in zip(tensors, sums, strict=True):
             tensor.copy_(value)
 

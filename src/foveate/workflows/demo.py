@@ -46,10 +46,10 @@ GIGA = replace(
 ENFORCED_FROM = 60
 """The number of slides from which a promise that is not kept counts as a failure."""
 
-LEAST_SCORE, LEAST_PEAKS = 0.95, 0.9
+MIN_SCORE, MIN_PEAKS = 0.95, 0.9
 """Least main score of `glimpse`, and least share of positive slides that it localises rightly."""
 
-MOST_BLIND_SCORE = 0.8
+MAX_BLIND_SCORE = 0.8
 """Largest main score of `downsampled`. At chance the main score of 30 test slides scatters by
 0.107, so that chance alone exceeds this in 1 demo of 400."""
 
@@ -105,7 +105,7 @@ def run_demo(
         spec=SLIDE,
         giga_spec=GIGA,
         seed=seed,
-        progress=lambda done, total: display.bar("writing slides", done, total),
+        on_progress=lambda done, total: display.bar("writing slides", done, total),
     )
     baseline = run_experiment(
         demo_config("downsampled", table, seed), folder / "downsampled", display
@@ -144,20 +144,20 @@ def judge(
     shown = {"value": peaks["hit_fraction"], "lo": peaks["lo"], "hi": peaks["hi"]}
     return (
         Promise(
-            f"{title} of `glimpse` at least {LEAST_SCORE:g}",
+            f"{title} of `glimpse` at least {MIN_SCORE:g}",
             _describe_score(sees),
-            sees is not None and sees["value"] >= LEAST_SCORE,
+            sees is not None and sees["value"] >= MIN_SCORE,
         ),
         Promise(
-            f"evidence of `glimpse` peaks in a deciding nodule on at least {LEAST_PEAKS:.0%} of "
+            f"evidence of `glimpse` peaks in a deciding nodule on at least {MIN_PEAKS:.0%} of "
             "the positive test slides",
             f"{hits} of {peaks['n']}; {_describe_score(shown)}",
-            peaks["n"] > 0 and peaks["hit_fraction"] >= LEAST_PEAKS,
+            peaks["n"] > 0 and peaks["hit_fraction"] >= MIN_PEAKS,
         ),
         Promise(
-            f"{title} of `downsampled` at most {MOST_BLIND_SCORE:g}",
+            f"{title} of `downsampled` at most {MAX_BLIND_SCORE:g}",
             _describe_score(blind),
-            blind is not None and blind["value"] <= MOST_BLIND_SCORE,
+            blind is not None and blind["value"] <= MAX_BLIND_SCORE,
         ),
         Promise(
             f"{title} of `glimpse` above that of `downsampled` on the same slides, with its "

@@ -5,16 +5,18 @@ The first process also does all other work, and tells the others which training 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from foveate.batch.features import FeatureStore
 from foveate.loading.loader import CaseLoader
-from foveate.messages.display import Display, Silent, training_bar
+from foveate.messages.display import Display, Silent
 from foveate.parts import find, plugin_folders
 from foveate.runs.card import read_card
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
@@ -22,9 +24,11 @@ from foveate.runs.config import RunConfig
 from foveate.runs.folder import make_quarantine_row, read_json, write_rows
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_card, make_plan
+from foveate.runs.schedule import TrainOptions
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.loop import Trainer
+from foveate.training.notice import training_bar
 from foveate.training.state import Progress
 
 
@@ -75,28 +79,46 @@ class Processes:
         self.runtime.close()
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run while its models are trained.
+
+    Attributes:
+        folder: folder of the run.
+        plan: plan of the run, with its config.
+        store: features of the frozen encoder, which the trainings share.
+        processes: processes that train together.
+        display: shows messages and progress.
+        after_epoch: called with the folder of the model after each epoch.
+    """
+
+    folder: Path
+    plan: Plan
+    store: FeatureStore
+    processes: Processes
+    display: Display
+    after_epoch: Callable[[Path], None] | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """Config of the run, with the encoder settled."""
+        return self.plan.config
+
+
 def join_training(config: RunConfig, folder: Path) -> None:
     """Take part in the training of a run whose first process has started this process.
 
     This process writes nothing and shows nothing; the first process does.
     """
-    silent, store = Silent(), FeatureStore(None)
-    plan = make_plan(config, folder, silent)
+    plan = make_plan(config, folder, Silent())
     processes = Processes(plan.config, folder)
-    processes.begin(_build_fresh_model(plan.config, plan, list(plan.cases.values())))
+    run = TrainingRun(folder, plan, FeatureStore(None), processes, Silent())
+    processes.begin(_build_fresh_model(plan, list(plan.cases.values())))
     while (job := processes.next_job()) is not None:
-        model_folder = folder / job
-        loader = make_loader(plan.config, plan)
-        try:
-            if job == "refit":
-                train_refit(plan.config, model_folder, plan, loader, store, silent, None, processes)
-            else:
-                k = int(job.removeprefix("fold_"))
-                train_fold(
-                    plan.config, model_folder, k, plan, loader, store, silent, None, processes
-                )
-        finally:
-            loader.close()
+        if job == "refit":
+            train_refit(run)
+        else:
+            train_fold(run, int(job.removeprefix("fold_")))
     processes.close()
 
 
@@ -140,76 +162,118 @@ def list_set_aside(
     return len(rows)
 
 
-def train_fold(
-    config: RunConfig,
-    fold_folder: Path,
-    k: int,
-    plan: Plan,
-    loader: CaseLoader,
-    store: FeatureStore,
-    display: Display,
-    after_epoch: Callable[[Path], None] | None,
-    processes: Processes,
-) -> None:
+def train_fold(run: TrainingRun, k: int) -> None:
     """Train the model of fold k; the first process writes it, and the model of the frozen start."""
-    fold = plan.splits.folds[k]
-    n_folds = len(plan.splits.folds)
+    fold, n_folds = run.plan.splits.folds[k], len(run.plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
-
-    tick = training_bar(display, title)
-    torch.manual_seed(config.train.seed)
-    model = _build_fresh_model(config, plan, plan.pick(fold.train))
-    runtime = processes.begin(model, fold_folder.name)
-    trainer = Trainer(
-        model,
-        loader,
-        fold_folder,
-        config.train,
-        runtime=runtime,
-        store=store,
-        tick=tick,
-        say=display.say,
-        after_epoch=after_epoch,
-    )
-    try:
-        progress = trainer.fit(plan.pick(fold.train), plan.pick(fold.val))
-    finally:
-        if runtime.is_main:
-            list_set_aside(fold_folder.parent, plan, {k: trainer.progress.quarantined})
-    provenance = {
-        "split_hash": plan.splits.hash,
-        "fold": k,
-        "n_train": len(fold.train),
-        "n_val": len(fold.val),
-        "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
-        "best_val_score": progress.best_score,
-        "train": _sum_training_cost(progress),
-        "quarantined": progress.quarantined,
-    }
-    val = plan.pick(fold.val)
-    best_weights = {key: value.clone() for key, value in model.method.state_dict().items()}
-    if trainer.checkpoints.frozen.is_file():
-        model.method.load_state_dict(read_tensors(trainer.checkpoints.frozen)[0])
-        settled = provenance | _calibrate(trainer, val)
-        card = replace(model.card, provenance=settled | {"best_epoch": 0, "frozen_start": True})
-        if runtime.is_main:
-            save_model(fold_folder / "frozen" / "model", card, model.method.state_dict())
-        model.method.load_state_dict(best_weights)
-    provenance |= _calibrate(trainer, val)
-    if runtime.is_main:
-        save_model(fold_folder / "model", replace(model.card, provenance=provenance), best_weights)
+    train, val = run.plan.pick(fold.train), run.plan.pick(fold.val)
+    with _open_trainer(run, f"fold_{k}", title, run.config.train, train) as trainer:
+        try:
+            progress = trainer.fit(train, val)
+        finally:
+            if trainer.runtime.is_main:
+                list_set_aside(run.folder, run.plan, {k: trainer.progress.quarantined})
+        provenance = _describe_training(
+            run,
+            trainer,
+            {"fold": k, "n_train": len(train), "n_val": len(val)},
+            {"best_val_score": progress.best_score},
+        )
+        best_weights = {name: w.clone() for name, w in trainer.model.method.state_dict().items()}
+        if trainer.checkpoints.frozen.is_file():
+            _save_frozen_start(trainer, val, provenance)
+            trainer.model.method.load_state_dict(best_weights)
+        _save_trained(trainer, trainer.folder / "model", provenance | _calibrate(trainer, val))
 
 
-def _build_fresh_model(config: RunConfig, plan: Plan, train: Sequence[Case]) -> Model:
+def train_refit(run: TrainingRun) -> None:
+    """Train one model on all images, with the settings of the models of the folds.
+
+    Results of their calibration, such as the threshold, are averaged. The number of epochs is the
+    median of their best epochs.
+    """
+    n_folds = len(run.plan.splits.folds)
+    folds = Ensemble(tuple(load_model(run.folder / f"fold_{k}" / "model") for k in range(n_folds)))
+    records = [member.card.provenance for member in folds.members]
+    epochs = round(float(np.median([r["best_epoch"] - r["frozen_epochs"] for r in records])))
+    options = replace(run.config.train, epochs=max(epochs, 0), patience=0)
+    cases = list(run.plan.cases.values())
+    with _open_trainer(run, "refit", "refit on all images", options, cases) as trainer:
+        progress = trainer.fit(cases, ())
+        counts = {"refit": True, "n_train": len(cases) - len(progress.quarantined)}
+        provenance = _describe_training(run, trainer, counts, folds.point)
+        _save_trained(trainer, trainer.folder / "model", provenance)
+
+
+@contextlib.contextmanager
+def _open_trainer(
+    run: TrainingRun, name: str, title: str, options: TrainOptions, train: Sequence[Case]
+) -> Iterator[Trainer]:
+    """Build a trainer of a fresh model, and close its loader at the end of the block.
+
+    Args:
+        run: the run.
+        name: name of the model's folder within that of the run.
+        title: title of the progress bar.
+        options: options of the training.
+        train: images of the training part, whose labels settle the task.
+    """
+    with contextlib.closing(make_loader(run.config, run.plan)) as loader:
+        torch.manual_seed(options.seed)
+        model = _build_fresh_model(run.plan, train)
+        yield Trainer(
+            model,
+            loader,
+            run.folder / name,
+            options,
+            runtime=run.processes.begin(model, name),
+            store=run.store,
+            on_progress=training_bar(run.display, title),
+            on_message=run.display.say,
+            after_epoch=run.after_epoch,
+        )
+
+
+def _build_fresh_model(plan: Plan, train: Sequence[Case]) -> Model:
     """Build a model with fresh weights; labels of the training part settle its task."""
     labels = [str(case.label) for case in train]
     settled = find("tasks", plan.task).settle(labels, plan.settled)
-    card = make_card(config, plan.view, plan.task, plan.task_options, settled)
+    card = make_card(plan.config, plan.view, plan.task, plan.task_options, settled)
     card = replace(card, trained_on=plan.trained_on)
     model = build_model(card, pretrained=True)
-    options = config.encoder_options | dict(model.method.encoder.resolved)
+    options = plan.config.encoder_options | dict(model.method.encoder.resolved)
     return replace(model, card=replace(card, encoder_options=options))
+
+
+def _describe_training(
+    run: TrainingRun, trainer: Trainer, counts: Mapping[str, Any], scores: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the provenance of a trained model, before it is calibrated.
+
+    Args:
+        run: the run.
+        trainer: the trainer, after the training.
+        counts: what the model was trained with: its fold and numbers of images.
+        scores: results on validation parts.
+    """
+    progress = trainer.progress
+    return {
+        "split_hash": run.plan.splits.hash,
+        **counts,
+        "best_epoch": progress.best_epoch,
+        "frozen_epochs": trainer.schedule.frozen_epochs,
+        **scores,
+        "train": _sum_training_cost(progress),
+        "quarantined": progress.quarantined,
+    }
+
+
+def _save_frozen_start(trainer: Trainer, val: Sequence[Case], provenance: dict[str, Any]) -> None:
+    """Load the weights of the frozen start, calibrate them, and write them as a model."""
+    weights = read_tensors(trainer.checkpoints.frozen)[0]
+    trainer.model.method.load_state_dict(weights)
+    provenance = provenance | _calibrate(trainer, val) | {"best_epoch": 0, "frozen_start": True}
+    _save_trained(trainer, trainer.folder / "frozen" / "model", provenance)
 
 
 def _calibrate(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
@@ -218,57 +282,13 @@ def _calibrate(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]
     return trainer.model.task.calibrate(logits.cpu(), target.cpu())
 
 
+def _save_trained(trainer: Trainer, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write the present weights and the card of a model; only the first process writes."""
+    if trainer.runtime.is_main:
+        card = replace(trainer.model.card, provenance=dict(provenance))
+        save_model(folder, card, trainer.model.method.state_dict())
+
+
 def _sum_training_cost(progress: Progress) -> dict[str, float]:
     keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
     return {key: sum(row[key] for row in progress.history) for key in keys}
-
-
-def train_refit(
-    config: RunConfig,
-    refit_folder: Path,
-    plan: Plan,
-    loader: CaseLoader,
-    store: FeatureStore,
-    display: Display,
-    after_epoch: Callable[[Path], None] | None,
-    processes: Processes,
-) -> None:
-    """Train one model on all images, with the settings of the models of the folds.
-
-    What those settled on their validation parts, such as the threshold, is averaged; the number of
-    epochs is the median of their best epochs.
-    """
-    n_folds = len(plan.splits.folds)
-    folders = [refit_folder.parent / f"fold_{k}" / "model" for k in range(n_folds)]
-    folds = Ensemble(tuple(load_model(folder) for folder in folders))
-    about = [member.card.provenance for member in folds.members]
-    epochs = round(float(np.median([a["best_epoch"] - a["frozen_epochs"] for a in about])))
-    options = replace(config.train, epochs=max(epochs, 0), patience=0)
-    torch.manual_seed(options.seed)
-    model = _build_fresh_model(config, plan, list(plan.cases.values()))
-    runtime = processes.begin(model, refit_folder.name)
-    trainer = Trainer(
-        model,
-        loader,
-        refit_folder,
-        options,
-        runtime=runtime,
-        store=store,
-        tick=training_bar(display, "refit on all images"),
-        say=display.say,
-        after_epoch=after_epoch,
-    )
-    progress = trainer.fit(list(plan.cases.values()), ())
-    provenance = {
-        "split_hash": plan.splits.hash,
-        "refit": True,
-        "n_train": len(plan.cases) - len(progress.quarantined),
-        "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
-        **folds.point,
-        "train": _sum_training_cost(progress),
-        "quarantined": progress.quarantined,
-    }
-    if runtime.is_main:
-        card = replace(model.card, provenance=provenance)
-        save_model(refit_folder / "model", card, model.method.state_dict())

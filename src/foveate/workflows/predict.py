@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foveate import defaults
 from foveate.errors import CheckpointError, FolderInUse, TableError, UnreadableImage
@@ -21,11 +21,10 @@ from foveate.files.lock import is_locked, lock_folder
 from foveate.loading.gather import gather_cases
 from foveate.messages.display import Display
 from foveate.prediction.job_array import JobPart
-from foveate.prediction.outputs import PARTS, Summary, predict_into, predict_part
+from foveate.prediction.outputs import PARTS, PredictionJob, Summary, predict_into, predict_part
 from foveate.prediction.predict import open_loader
 from foveate.prediction.spread import open_workers
 from foveate.prediction.workers import AbstractWorkers
-from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.folder import (
     check_out,
     log_into,
@@ -39,14 +38,10 @@ from foveate.table import (
     Case,
     CaseTable,
     describe_factors,
-    load_splits,
-    patient_key,
     read_cases,
     with_known_labels,
 )
-
-if TYPE_CHECKING:
-    import torch
+from foveate.workflows.trained_images import find_trained_images
 
 
 @dataclass(frozen=True)
@@ -209,126 +204,101 @@ def _lock_output(out: Path, display: Display) -> Iterator[None]:
             yield
 
 
-def _find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
-    """Find the images that models which answer were trained with; return their use by image id.
-
-    ``training`` and ``validation``: the image itself, recognised by the content of its file, under
-    any path and name. ``patient``: another image of a patient whose images trained. Empty where
-    the run folder of the models with its split is missing.
-    """
-    use_of: dict[str, str] = {}
-    for model, folder in zip(models.members, models.folders, strict=False):
-        about, root = model.card.provenance, folder.resolve().parent.parent
-        if not all((root / name).is_file() for name in ("splits.json", "inputs.json")):
-            continue
-        splits = load_splits(root / "splits.json")
-        if splits.hash != about.get("split_hash"):
-            continue
-        use = dict.fromkeys(splits.patients, "training") if about.get("refit") else {}
-        k = about.get("fold")
-        if k is not None and k < len(splits.folds):
-            use = dict.fromkeys(splits.folds[k].val, "validation")
-            use |= dict.fromkeys(splits.folds[k].train, "training")
-        for image_id, was in _match_files(load_inputs(root / "inputs.json"), cases).items():
-            if was in use and use_of.get(image_id) != "training":
-                use_of[image_id] = use[was]
-        # Without a column of patients the image id stands for the patient, and identifies nobody.
-        named = {patient_key(p) for i, p in splits.patients.items() if i in use and p != i}
-        for case in cases:
-            if case.patient_id != case.image_id and patient_key(case.patient_id) in named:
-                use_of.setdefault(case.image_id, "patient")
-    return use_of
-
-
-def _match_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
-    """Find the images whose file a run was begun with; return their id in that run by image id."""
-    known = {
-        (stated["file"]["size"], stated["file"]["sha256"]): (image_id, stated["file"])
-        for image_id, stated in inputs.images.items()
-    }
-    sizes = {size for size, _ in known}
-    by_path = {file["path"]: file for _, file in known.values()}
-    same = {}
-    for case in cases:
-        with contextlib.suppress(OSError):
-            if case.path.is_file() and case.path.stat().st_size not in sizes:
-                continue
-        now = file_print(case.path, by_path.get(str(case.path.absolute())))
-        if now["size"] >= 0 and (now["size"], now["sha256"]) in known:
-            same[case.image_id] = known[now["size"], now["sha256"]][0]
-    return same
-
-
 def _audit_layout(
     models: Ensemble, cases: Sequence[Case], options: PredictOptions
 ) -> dict[str, Any]:
-    loader = open_loader(models, options.assume_spacing_um)
-    try:
-        result = audit.audit_layout(models, cases, loader, device=_find_device(options))
-    finally:
-        loader.close()
+    with contextlib.closing(open_loader(models, options.assume_spacing_um)) as loader:
+        result = audit.audit_layout(models, cases, loader, device=find_device(options.device))
     return {**asdict(result), "uses_layout": result.uses_layout, "summary": result.describe()}
 
 
 def _predict(
     models: Ensemble, table: CaseTable, options: PredictOptions, display: Display, command: str
 ) -> Summary:
+    """Predict the images of a table, and write all results into the folder of the options."""
+    _show_notes(models, table, display)
+    use_in_training = find_trained_images(models, table.cases)
+    _warn_of_trained_images(use_in_training, len(table.cases), display)
+    with _open_job(models, options, command, display) as job:
+        summary = predict_into(job, table.cases, use_in_training)
+    if contradiction := describe_factors(summary.factors):
+        display.say(contradiction)
+    _warn_of_unlike_images(summary, display)
+    _write_set_aside(options.out, table, summary)
+    summary.failed |= {row.image_id: row.reason for row in table.set_aside}
+    write_json(options.out / "cost.json", {"models": len(models), **summary.cost})
+    write_json(options.out / "answer.json", models.record())
+    return summary
+
+
+def _show_notes(models: Ensemble, table: CaseTable, display: Display) -> None:
+    """Show what is to be known of the table, and which models answer."""
     for note in table.notes:
         display.say(note)
     display.say(models.describe())
-    out, seen = options.out, _find_trained_images(models, table.cases)
-    known = Counter(
+
+
+def _warn_of_trained_images(
+    use_in_training: Mapping[str, str], n_images: int, display: Display
+) -> None:
+    """Warn that models answer about images, or patients, that they were trained with."""
+    counts = Counter(
         "are other images of patients that trained" if use == "patient" else "trained"
-        for use in seen.values()
+        for use in use_in_training.values()
     )
-    for how, n in sorted(known.items(), reverse=True):
+    for relation, n in sorted(counts.items(), reverse=True):
         display.say(
-            f"warning: {n} of {len(table.cases)} images {how} the models that answer, which makes "
+            f"warning: {n} of {n_images} images {relation} the models that answer, which makes "
             "their answers too good; they are marked in the column in_training. Honest scores are "
             "in metrics.json of the run"
         )
-    loader = open_loader(models, options.assume_spacing_um)
-    try:
-        with _open_workers(models, options) as workers:
-            summary = predict_into(
-                out,
-                models,
-                table.cases,
-                loader,
-                device=_find_device(options),
-                heatmaps=out / "heatmaps",
-                n_heatmaps=options.heatmaps,
-                display=display,
-                seen=seen,
-                about=_list_command_options(command, options),
-                exports=options.export,
-                workers=workers,
-            )
-    finally:
-        loader.close()
-    if contradiction := describe_factors(summary.factors):
-        display.say(contradiction)
-    unlike = sum(bool(row["unlike"]) for row in summary.rows)
-    if unlike:
+
+
+def _warn_of_unlike_images(summary: Summary, display: Display) -> None:
+    """Warn that images are unlike those of training."""
+    n_unlike = sum(bool(row["unlike"]) for row in summary.rows)
+    if n_unlike:
         display.say(
-            f"warning: {unlike} of {len(summary.rows)} images are unlike those of training; their "
-            "answers mean little. The column unlike says why"
+            f"warning: {n_unlike} of {len(summary.rows)} images are unlike those of training; "
+            "their answers mean little. The column unlike says why"
         )
+
+
+def _write_set_aside(out: Path, table: CaseTable, summary: Summary) -> None:
+    """Write ``quarantine.csv`` with rows and images that were set aside; delete it if none was."""
     paths = {case.image_id: str(case.path) for case in table.cases}
     rows = [
         make_quarantine_row(row.image_id, row.path, "table", row.reason) for row in table.set_aside
     ] + [
         make_quarantine_row(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
     ]
-    for row in table.set_aside:
-        summary.failed[row.image_id] = row.reason
     if rows:
         write_rows(out / "quarantine.csv", rows, list(rows[0]))
     else:
         (out / "quarantine.csv").unlink(missing_ok=True)
-    write_json(out / "cost.json", {"models": len(models), **summary.cost})
-    write_json(out / "answer.json", models.record())
-    return summary
+
+
+@contextlib.contextmanager
+def _open_job(
+    models: Ensemble, options: PredictOptions, command: str, display: Display
+) -> Iterator[PredictionJob]:
+    """Open loader and workers for a prediction, and close them at the end of the block."""
+    with (
+        contextlib.closing(open_loader(models, options.assume_spacing_um)) as loader,
+        _open_workers(models, options) as workers,
+    ):
+        yield PredictionJob(
+            options.out,
+            models,
+            loader,
+            device=find_device(options.device),
+            heatmaps=options.out / "heatmaps",
+            n_heatmaps=options.heatmaps,
+            display=display,
+            exports=options.export,
+            command={"command": command, "--spacing-um": options.assume_spacing_um},
+            workers=workers,
+        )
 
 
 def _open_workers(
@@ -344,11 +314,6 @@ def _open_workers(
     )
 
 
-def _list_command_options(command: str, options: PredictOptions) -> dict[str, Any]:
-    """Return the command and the options that change answers, for the journal of answers."""
-    return {"command": command, "--spacing-um": options.assume_spacing_um}
-
-
 def _predict_part(
     models: Ensemble, table: CaseTable, options: PredictOptions, part: JobPart, display: Display
 ) -> Summary:
@@ -361,30 +326,7 @@ def _predict_part(
     with _lock_output(out / PARTS / part.folder, display):
         if is_locked(out):
             raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
-        for note in table.notes:
-            display.say(note)
-        display.say(models.describe())
-        loader = open_loader(models, options.assume_spacing_um)
-        try:
-            with _open_workers(models, options) as workers:
-                failed = predict_part(
-                    out,
-                    part,
-                    models,
-                    table.cases,
-                    loader,
-                    device=_find_device(options),
-                    heatmaps=out / "heatmaps",
-                    n_heatmaps=options.heatmaps,
-                    display=display,
-                    about=_list_command_options("predict", options),
-                    exports=options.export,
-                    workers=workers,
-                )
-        finally:
-            loader.close()
+        _show_notes(models, table, display)
+        with _open_job(models, options, "predict", display) as job:
+            failed = predict_part(job, part, table.cases)
     return Summary(models.task, failed=failed)
-
-
-def _find_device(options: PredictOptions) -> torch.device:
-    return find_device(options.device)

@@ -6,6 +6,7 @@ same command continues a run that was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from foveate.files.atomic import write_json
 from foveate.files.lock import lock_folder
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.messages.display import Display
-from foveate.prediction.outputs import Summary, predict_into
+from foveate.prediction.outputs import PredictionJob, Summary, predict_into
 from foveate.runs.checkpoint import load_model
 from foveate.runs.config import RunConfig, dump_yaml
 from foveate.runs.folder import (
@@ -35,7 +36,14 @@ from foveate.runs.plan import Plan, make_plan
 from foveate.runtime import find_device
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
-from foveate.workflows.folds import Processes, list_set_aside, make_loader, train_fold, train_refit
+from foveate.workflows.folds import (
+    Processes,
+    TrainingRun,
+    list_set_aside,
+    make_loader,
+    train_fold,
+    train_refit,
+)
 from foveate.workflows.words import describe_scores
 
 
@@ -96,15 +104,16 @@ def _run(
         )
     plan = make_plan(config, folder, display)
     list_set_aside(folder, plan)
-    config = plan.config
-    store, processes = FeatureStore(folder / "features"), Processes(config, folder)
+    store, processes = FeatureStore(folder / "features"), Processes(plan.config, folder)
+    run = TrainingRun(folder, plan, store, processes, display, after_epoch)
     try:
         for k in range(len(plan.splits.folds)):
             if not (folder / f"fold_{k}" / "failed.json").is_file():
-                _run_fold(config, folder, k, plan, store, display, after_epoch, processes)
-        result = _score_run(config, folder, plan)
-        if config.refit:
-            _refit(config, folder, plan, store, display, after_epoch, processes)
+                _run_fold(run, k)
+        result = _score_run(folder, plan)
+        # The refit has no score, because it is trained with all images.
+        if plan.config.refit and not (folder / "refit" / "model" / "model.json").is_file():
+            train_refit(run)
         processes.close()
     finally:
         if processes.runtime is not None:
@@ -116,93 +125,47 @@ def _run(
 # -- one fold -------------------------------------------------------------------------------------
 
 
-def _run_fold(
-    config: RunConfig,
-    folder: Path,
-    k: int,
-    plan: Plan,
-    store: FeatureStore,
-    display: Display,
-    after_epoch: Callable[[Path], None] | None,
-    processes: Processes,
-) -> None:
-    fold_folder = folder / f"fold_{k}"
+def _run_fold(run: TrainingRun, k: int) -> None:
+    """Train the model of fold k where it is not stored, and predict the fold's test part."""
+    fold_folder = run.folder / f"fold_{k}"
     if not (fold_folder / "model" / "model.json").is_file():
-        loader = make_loader(config, plan)
-        try:
-            train_fold(config, fold_folder, k, plan, loader, store, display, after_epoch, processes)
-        finally:
-            loader.close()
-    n_heatmaps = -(-config.heatmaps // len(plan.splits.folds))
-    summary = _predict_test(config, fold_folder, k, plan, display, folder / "heatmaps", n_heatmaps)
-    if (fold_folder / "frozen" / "model" / "model.json").is_file():
-        frozen = fold_folder / "frozen"
-        _predict_test(config, frozen, k, plan, display, frozen / "heatmaps", 0)
+        train_fold(run, k)
+    n_heatmaps = -(-run.config.heatmaps // len(run.plan.splits.folds))
+    summary = _predict_test(run, k, fold_folder, run.folder / "heatmaps", n_heatmaps)
+    frozen = fold_folder / "frozen"
+    if (frozen / "model" / "model.json").is_file():
+        _predict_test(run, k, frozen, frozen / "heatmaps", 0)
     write_json(fold_folder / "cost.json", summary.cost)
     write_json(fold_folder / "failed.json", summary.failed)
 
 
 def _predict_test(
-    config: RunConfig,
-    model_folder: Path,
-    k: int,
-    plan: Plan,
-    display: Display,
-    heatmaps: Path,
-    n_heatmaps: int,
+    run: TrainingRun, k: int, folder: Path, heatmaps: Path, n_heatmaps: int
 ) -> Summary:
-    """Predict the test part of fold k by a model that was not trained with it.
+    """Predict the test part of fold k by the model in `folder`, which was not trained with it.
 
     The images are opened again and closed at once, so that their cost is the same for a run that
     was stopped and continued.
     """
-    loader = make_loader(config, plan, keep=False)
-    try:
-        return predict_into(
-            model_folder,
-            Ensemble((load_model(model_folder / "model"),), (model_folder / "model",)),
-            plan.pick(plan.splits.folds[k].test),
+    models = Ensemble((load_model(folder / "model"),), (folder / "model",))
+    with contextlib.closing(make_loader(run.config, run.plan, keep=False)) as loader:
+        job = PredictionJob(
+            folder,
+            models,
             loader,
-            device=find_device(config.train.device),
+            device=find_device(run.config.train.device),
             heatmaps=heatmaps,
             n_heatmaps=n_heatmaps,
-            display=display,
-            exports=config.export,
+            display=run.display,
+            exports=run.config.export,
         )
-    finally:
-        loader.close()
-
-
-# -- one model of all images ----------------------------------------------------------------------
-
-
-def _refit(
-    config: RunConfig,
-    folder: Path,
-    plan: Plan,
-    store: FeatureStore,
-    display: Display,
-    after_epoch: Callable[[Path], None] | None,
-    processes: Processes,
-) -> None:
-    """Train one model on all usable images, for as many epochs as the models of the folds.
-
-    There is no score for it, because it was trained with all images.
-    """
-    refit_folder = folder / "refit"
-    if (refit_folder / "model" / "model.json").is_file():
-        return
-    loader = make_loader(config, plan)
-    try:
-        train_refit(config, refit_folder, plan, loader, store, display, after_epoch, processes)
-    finally:
-        loader.close()
+        return predict_into(job, run.plan.pick(run.plan.splits.folds[k].test))
 
 
 # -- after training -------------------------------------------------------------------------------
 
 
-def _score_run(config: RunConfig, folder: Path, plan: Plan) -> RunResult:
+def _score_run(folder: Path, plan: Plan) -> RunResult:
     """Pool and score the predictions of the folds, and write the inputs of the report."""
     rows, costs = [], []
     for k in range(len(plan.splits.folds)):

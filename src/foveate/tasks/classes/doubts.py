@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from foveate.errors import several
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
-_MOST_CODES = 100
+_MAX_CODES = 100
 _BETWEEN = ("|", ";", ",", "/", "&", "+")
 _ALWAYS_SEVERAL = ("|", ";")
 _GRADES = "g|gr|grade|grading|stage|stadium|isup|gleason|who|nyha|bi_?rads|birads|pi_?rads|pirads"
@@ -57,7 +57,7 @@ def _doubt_numbers(column: str, counts: Counter[str]) -> str | None:
     are_integers = all(value.is_integer() for value in values)
     images_per_label = sum(counts.values()) / len(counts)
     if are_integers and (
-        len(counts) <= 10 or (images_per_label >= 10 and len(counts) <= _MOST_CODES)
+        len(counts) <= 10 or (images_per_label >= 10 and len(counts) <= _MAX_CODES)
     ):
         return None
     if not are_integers and len(counts) <= 5 and images_per_label >= 5:
@@ -73,13 +73,15 @@ def _doubt_numbers(column: str, counts: Counter[str]) -> str | None:
 def _doubt_lists(column: str, counts: Counter[str]) -> str | None:
     lists = [label for label in counts if re.fullmatch(r"\[.*\]|\{.*\}", label)]
     for mark in _BETWEEN:
-        parts = {label: [p.strip() for p in label.split(mark)] for label in counts if mark in label}
-        alone = counts.keys() - parts.keys()
-        lists_of_words = {label for label, words in parts.items() if all(words)}
+        words_of = {
+            label: [p.strip() for p in label.split(mark)] for label in counts if mark in label
+        }
+        alone = counts.keys() - words_of.keys()
+        lists_of_words = {label for label, words in words_of.items() if all(words)}
         if mark in _ALWAYS_SEVERAL:
             lists += sorted(lists_of_words)
         else:
-            lists += sorted(label for label in lists_of_words if set(parts[label]) <= alone)
+            lists += sorted(label for label in lists_of_words if set(words_of[label]) <= alone)
     if not lists:
         return None
     n = sum(counts[label] for label in set(lists))

@@ -52,28 +52,31 @@ def build_charts(
         metrics: content of ``metrics.json``, which may be damaged.
         thresholds: thresholds of the models of the folds.
     """
-    two_occur = answers is not None and len(np.unique(answers.target)) > 1
-    charts = [
-        Chart("roc", _ROC, f"No ROC curve: it needs {_NEEDED}."),
-        Chart("precision_recall", _PRECISION, f"No precision and recall: they need {_NEEDED}."),
-    ]
-    if answers is not None and two_occur:
-        areas, n = read_areas(metrics, answers, "auroc"), len(answers.target)
-        area_text = "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
-        charts = [
-            Chart("roc", _ROC, "", f"ROC curve over {n} images{area_text}",
-                  partial(draw_roc, answers=answers, areas=areas)),
-            Chart("precision_recall", _PRECISION, "", f"Precision against recall over {n} images",
-                  partial(draw_precision_recall, answers=answers,
-                          areas=read_areas(metrics, answers, "auprc"))),
-        ]  # fmt: skip
-    charts.append(_calibration_chart(metrics))
+    charts = [*_build_curves(answers, metrics), _calibration_chart(metrics)]
     absent = "No distribution: predictions of labelled images are missing."
     if answers is None:
         return [*charts, Chart("scores", _DISTRIBUTION, absent)]
     alt = f"Distribution of scores by class: {', '.join(answers.classes)}"
     draw = partial(draw_distribution, answers=answers, thresholds=thresholds)
     return [*charts, Chart("scores", _DISTRIBUTION, absent, alt, draw)]
+
+
+def _build_curves(answers: LabelledAnswers | None, metrics: Mapping[str, Any]) -> list[Chart]:
+    """Return the ROC curve and the curve of precision; texts unless two classes occur."""
+    if answers is None or len(np.unique(answers.target)) < 2:
+        return [
+            Chart("roc", _ROC, f"No ROC curve: it needs {_NEEDED}."),
+            Chart("precision_recall", _PRECISION, f"No precision and recall: they need {_NEEDED}."),
+        ]
+    areas, n = read_areas(metrics, answers, "auroc"), len(answers.target)
+    area_text = "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
+    return [
+        Chart("roc", _ROC, "", f"ROC curve over {n} images{area_text}",
+              partial(draw_roc, answers=answers, areas=areas)),
+        Chart("precision_recall", _PRECISION, "", f"Precision against recall over {n} images",
+              partial(draw_precision_recall, answers=answers,
+                      areas=read_areas(metrics, answers, "auprc"))),
+    ]  # fmt: skip
 
 
 def _calibration_chart(metrics: Mapping[str, Any]) -> Chart:
@@ -98,8 +101,8 @@ def read_areas(metrics: Mapping[str, Any], answers: LabelledAnswers, name: str) 
     return {title: value for title, value in values.items() if value is not None}
 
 
-def _read_score(part: Mapping[str, Any], name: str) -> float | None:
-    scores = part.get("metrics")
+def _read_score(of_images: Mapping[str, Any], name: str) -> float | None:
+    scores = of_images.get("metrics")
     score = scores.get(name) if isinstance(scores, dict) else None
     return read_number(score, "value") if isinstance(score, dict) else None
 

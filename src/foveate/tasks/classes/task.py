@@ -27,8 +27,8 @@ from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.figures import build_charts
 from foveate.tasks.classes.scores import compare_classes, count_classes, score_classes
 
-_RANKED = 0.65
-"""Least mean AUROC of the validation part that shows that something was learnt."""
+_MIN_LEARNT_AUROC = 0.65
+"""A mean AUROC of the validation part above this shows that something was learnt."""
 
 
 class ClassTask(AbstractTask):
@@ -122,12 +122,12 @@ class ClassTask(AbstractTask):
 
     @property
     def common(self) -> Mapping[str, str]:
-        """Text of the classes in their order, which models that answer together must share."""
+        """Text of the classes in their order; models that answer together must have the same."""
         return {"classes": ", ".join(self.classes)}
 
     @property
     def known_labels(self) -> tuple[str, ...]:
-        """Names of the classes, whose spelling new tables are matched to."""
+        """Names of the classes; labels of new tables get their spelling."""
         return self.classes
 
     @property
@@ -208,7 +208,7 @@ class ClassTask(AbstractTask):
     def learnt(self, history: Sequence[Mapping[str, float]]) -> bool:
         """Return whether the mean AUROC of the epochs that have one exceeds 0.65."""
         ranked = [row["val_auroc"] for row in history if "val_auroc" in row]
-        return bool(ranked) and sum(ranked) / len(ranked) > _RANKED
+        return bool(ranked) and sum(ranked) / len(ranked) > _MIN_LEARNT_AUROC
 
     # -- answers --------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class ClassTask(AbstractTask):
         return self.probabilities(logits.double() / point.get("temperature", 1.0))
 
     def predict(self, values: Sequence[float], point: Point) -> str:
-        """Return the most probable class; of two classes, by the threshold where there is one."""
+        """Return the most probable class; the threshold, if there is one, decides between two."""
         threshold = point.get("threshold")
         if threshold is not None and len(self.classes) == 2:
             return self.classes[int(values[1] >= threshold)]

@@ -1,0 +1,78 @@
+"""Find the images of a table that the models which answer were trained with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.runs.fingerprint import Inputs, file_print, load_inputs
+from foveate.runs.models import Ensemble
+from foveate.table import Case, load_splits, patient_key
+
+
+def find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
+    """Find the images that models which answer were trained with; return their use by image id.
+
+    ``training`` and ``validation``: the image itself, recognised by the content of its file, under
+    any path and name. ``patient``: another image of a patient whose images trained. Empty where
+    the run folder of the models with its split is missing.
+    """
+    use_of: dict[str, str] = {}
+    for model, folder in zip(models.members, models.folders, strict=False):
+        root = folder.resolve().parent.parent
+        splits, use = _read_use(root, model.card.provenance)
+        if not use:
+            continue
+        for image_id, known_id in _match_files(load_inputs(root / "inputs.json"), cases).items():
+            if known_id in use and use_of.get(image_id) != "training":
+                use_of[image_id] = use[known_id]
+        # Without a column of patients the image id stands for the patient, and identifies nobody.
+        named = {patient_key(p) for i, p in splits.items() if i in use and p != i}
+        for case in cases:
+            if case.patient_id != case.image_id and patient_key(case.patient_id) in named:
+                use_of.setdefault(case.image_id, "patient")
+    return use_of
+
+
+def _read_use(root: Path, provenance: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Read which images of a run its model was trained with.
+
+    Args:
+        root: folder of the run.
+        provenance: provenance of the model.
+
+    Returns:
+        Patient by image id, and use by image id: ``training`` or ``validation``. Both are empty
+        where the folder has no split, or the split of another training.
+    """
+    if not all((root / name).is_file() for name in ("splits.json", "inputs.json")):
+        return {}, {}
+    splits, k = load_splits(root / "splits.json"), provenance.get("fold")
+    if splits.hash != provenance.get("split_hash"):
+        return {}, {}
+    if k is None or k >= len(splits.folds):
+        ids = splits.patients if provenance.get("refit") else ()
+        return dict(splits.patients), dict.fromkeys(ids, "training")
+    use = dict.fromkeys(splits.folds[k].val, "validation")
+    return dict(splits.patients), use | dict.fromkeys(splits.folds[k].train, "training")
+
+
+def _match_files(inputs: Inputs, cases: Sequence[Case]) -> dict[str, str]:
+    """Find the images whose file a run was begun with; return their id in that run by image id."""
+    known = {
+        (stated["file"]["size"], stated["file"]["sha256"]): (image_id, stated["file"])
+        for image_id, stated in inputs.images.items()
+    }
+    sizes = {size for size, _ in known}
+    by_path = {file["path"]: file for _, file in known.values()}
+    same = {}
+    for case in cases:
+        with contextlib.suppress(OSError):
+            if case.path.is_file() and case.path.stat().st_size not in sizes:
+                continue
+        now = file_print(case.path, by_path.get(str(case.path.absolute())))
+        if now["size"] >= 0 and (now["size"], now["sha256"]) in known:
+            same[case.image_id] = known[now["size"], now["sha256"]][0]
+    return same
