@@ -116,6 +116,6 @@ def test_a_callback_of_a_chain_is_handed_over_under_its_name() -> None:
     handed = [
         ast.unparse(node.value)
         for node in ast.walk(_parse("prediction/outputs.py"))
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "finish"
+        if isinstance(node, ast.keyword) and node.arg == "finish"
     ]
     assert any(value.startswith("functools.partial(add_files,") for value in handed)

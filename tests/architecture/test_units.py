@@ -40,6 +40,7 @@ UNITLESS = {
     "encoders.small3d.Small3dEncoder.__init__(width)": "number of channels",
     "loading.open_images.OpenImages.groups_ahead(size)": "number of images",
     "methods.clam.Clam.__init__(width)": "number of channels",
+    "methods.base.Requirements.any_size": "how far a requirement is met",
     "methods.transmil.Transmil.__init__(width)": "number of channels",
     "nn.additive.make_small_linear(size)": "number of outputs",
     "nn.base.Head.size": "number of outputs",
