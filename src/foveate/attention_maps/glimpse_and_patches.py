@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,9 +49,9 @@ class Tokens:
         regions: the region of each token, image by image.
     """
 
-    tokens: Tensor
-    known: Tensor
-    patches: Tensor
+    tokens: Float[Tensor, "b n d"]
+    known: Bool[Tensor, "b n"]
+    patches: Bool[Tensor, "b n"]
     regions: Sequence[Patches]
 
 
@@ -65,10 +66,10 @@ class JointAnswer:
         auxiliary: in training, further answers ``(b, k)`` with the weight of their loss, by name.
     """
 
-    logits: Tensor
-    weight: Tensor
-    remainder: Tensor
-    auxiliary: dict[str, tuple[Tensor, float]]
+    logits: Float[Tensor, "b k"]
+    weight: Float[Tensor, "b n"]
+    remainder: Float[Tensor, " b"]
+    auxiliary: dict[str, tuple[Float[Tensor, "b k"], float]]
 
 
 class GlimpseAndPatches(nn.Module):
@@ -120,13 +121,18 @@ class GlimpseAndPatches(nn.Module):
         self._priors = PriorCache(power=CONTRAST, background=BACKGROUND)
 
     def attend(
-        self, batch: Batch, maps: Sequence[list[Tensor]], *, scale: float = 1.0, explore: float = 0
+        self,
+        batch: Batch,
+        maps: Sequence[list[Float[Tensor, "_b _c *_cells"]]],
+        *,
+        scale: float = 1.0,
+        explore: float = 0,
     ) -> Field:
         """Attend to the cells of each glimpse.
 
         Args:
             batch: the images.
-            maps: maps of each glimpse.
+            maps: maps ``(1, c, *cells)`` of each glimpse.
             scale: side of the region that a cell stands for, in sides of the finest patch.
             explore: share of attention that follows the prior whatever was learnt.
         """
@@ -138,7 +144,9 @@ class GlimpseAndPatches(nn.Module):
         flat = [[s.flatten()] for s in scores]
         return build_field(flat, grids, smoothing=SMOOTHING, explore=explore)
 
-    def read(self, batch: Batch, patches: Sequence[Patches]) -> tuple[Tensor, Tensor]:
+    def read(
+        self, batch: Batch, patches: Sequence[Patches]
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
         """Read and embed patches.
 
         Args:
@@ -152,7 +160,9 @@ class GlimpseAndPatches(nn.Module):
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         return pad_rows(self.embed(vectors.float()), valid), valid
 
-    def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def answer(
+        self, alone: Float[Tensor, "b k"], pooled: Float[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b k"], dict[str, Float[Tensor, "b k"]]]:
         """Return the main answer ``(b, k)``, and further answers that have their own loss.
 
         A subclass may let patches vote.
@@ -164,7 +174,7 @@ class GlimpseAndPatches(nn.Module):
         return pooled, {}
 
     def answer_together(
-        self, batch: Batch, looks: Sequence[Look], f: Tensor, parts: Tokens
+        self, batch: Batch, looks: Sequence[Look], f: Float[Tensor, "b n d"], parts: Tokens
     ) -> JointAnswer:
         """Answer from the glimpse, the patches, and both together.
 
@@ -193,7 +203,7 @@ class GlimpseAndPatches(nn.Module):
             auxiliary["overview"] = (overview, 1.0)
         return JointAnswer(overview.detach() + logits, weight, remainder, auxiliary)
 
-    def expected(self, estimate: Tensor) -> Tensor:
+    def expected(self, estimate: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """Compute the answer ``(b, k)`` that teaches attention.
 
         Args:
@@ -203,8 +213,8 @@ class GlimpseAndPatches(nn.Module):
         return logits
 
     def relate(
-        self, batch: Batch, glimpse_token: Tensor, parts: Tokens
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, batch: Batch, glimpse_token: Float[Tensor, "b d"], parts: Tokens
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"], Float[Tensor, " b"]]:
         """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
 
         Args:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,7 +47,7 @@ class Grids:
 
     cells: Patches
     contrast: Floats
-    features: Tensor
+    features: Float[Tensor, "cells d"]
     tree: Index
 
 
@@ -65,7 +66,7 @@ class ChosenCrops:
     patches: Patches
     tree: Index
     grid: Index
-    log_prob: Tensor
+    log_prob: Float[Tensor, " n"]
 
 
 class Location(nn.Module):
@@ -86,7 +87,12 @@ class Location(nn.Module):
         self.position = PositionCode(hidden)
         self.score = nn.Linear(hidden, 1, bias=False)
 
-    def forward(self, features: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+    def forward(
+        self,
+        features: Float[Tensor, "n d"],
+        centre: Float[Tensor, "n 2"],
+        extent: Float[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
         """Score cells: ``(n,)`` in float32.
 
         Args:
@@ -106,7 +112,7 @@ class Location(nn.Module):
 def lay_image_grids(
     batch: Batch,
     i: int,
-    maps: Sequence[Tensor],
+    maps: Sequence[Float[Tensor, "1 _c _h _w"]],
     encoder: AbstractEncoder,
     cut: Cut,
     *,
@@ -119,7 +125,7 @@ def lay_image_grids(
     Args:
         batch: the batch that holds the image.
         i: index of the image.
-        maps: maps of its glimpse.
+        maps: maps ``(1, c, h, w)`` of its glimpse, from fine to coarse.
         encoder: the encoder that made the maps.
         cut: rule by which regions are cut into cells.
         scale: side of a cell, in sides of the finest patch.
@@ -155,7 +161,13 @@ def lay_image_grids(
 
 
 def lay_crop_grids(
-    batch: Batch, i: int, chosen: ChosenCrops, features: Tensor, cut: Cut, *, scale: float
+    batch: Batch,
+    i: int,
+    chosen: ChosenCrops,
+    features: Float[Tensor, "n cells d"],
+    cut: Cut,
+    *,
+    scale: float,
 ) -> Grids:
     """Lay a grid over each crop that was chosen in image i.
 
@@ -180,7 +192,7 @@ def lay_crop_grids(
     )
 
 
-def make_empty_grids(features: Tensor, cut: Cut) -> Grids:
+def make_empty_grids(features: Float[Tensor, "n d"], cut: Cut) -> Grids:
     """Return no grids, for an image whose finest level has been reached.
 
     Args:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from foveate.batch.augment import Turn
@@ -71,17 +72,18 @@ class Batch:
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
         device: device of all tensors.
         pool: threads that read crops.
-        augment: how images are changed; drawn when first needed. What is drawn for an image changes
-            its glimpse, its patches and its layout in the same way.
+        augment: changes of images, drawn when first needed; the same of glimpse, patches, layout.
         generators: random generator of each image, for all that is drawn of it in this step, also
-            by the method; the same seeds replay the step, whatever other images it has. By default
-            they are seeded by torch's global generator, when first needed.
+            by the method; the same seeds replay the step. By default torch's global one seeds them.
         shuffle_layout: for the audit: give every patch the place of another one of its image.
         tell: called with the share of the step that is done, by methods whose step takes minutes.
         store: features of a frozen encoder; with it the batch is `frozen`: nothing is augmented,
             patches lie in the middle of their cells, and no gradient reaches the encoder.
         part: ``(n,)`` int, the part of the images with which each was left out of the fits of
             linear answers; -1 for images that no fit has seen. None where no image has been seen.
+
+    Raises:
+        OptionError: `augment` is for pictures only, and the images are volumes.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Batch:
         shuffle_layout: bool = False,
         tell: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
-        part: Tensor | None = None,
+        part: Int[Tensor, " n"] | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
@@ -133,7 +135,7 @@ class Batch:
             self._generators = seeded(torch.randint(1 << 62, (len(self),)).tolist())
         return self._generators
 
-    def glimpses(self) -> list[Tensor]:
+    def glimpses(self) -> list[Float[Tensor, " 3 *_space"]]:
         """Return normalised glimpses ``(3, *space)`` as they lie in the files, without padding."""
         return [
             self._normalised(to_rgb(item.glimpse[None], self.device), [i])[0]
@@ -162,19 +164,19 @@ class Batch:
         for i, maps in enumerate(run_by_shape(encoder.maps, shown)):
             mask = self._foreground(i)
             features, rgb = encoder.features(maps, mask), shown[i] * self._std[0] + self._mean[0]
-            looks.append(
-                Look(self._register(i, maps, cells), features, describe_colours(rgb, mask))
-            )
+            maps = self._register(i, maps, cells)
+            looks.append(Look(maps, features, describe_colours(rgb, mask)))
         return looks
 
-    def pixel_maps(self, network: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
+    def pixel_maps(
+        self, network: Callable[[Float[Tensor, "n 3 *space"]], list[Float[Tensor, "n c *space"]]]
+    ) -> list[list[Float[Tensor, "1 _c *_space"]]]:
         """Apply a network whose maps have a cell per pixel to every glimpse, as `look` does.
+
+        The maps ``(1, c, *space)`` of each image are in register with its glimpse as stored.
 
         Args:
             network: from glimpses ``(n, 3, *space)`` to maps ``(n, c, *space)``.
-
-        Returns:
-            maps ``(1, c, *space)`` of each image, in register with the glimpse as stored.
         """
         image_maps = run_by_shape(network, self._shown())
         return [self._register(i, m, [(1, 0.5)] * len(m)) for i, m in enumerate(image_maps)]
@@ -191,9 +193,8 @@ class Batch:
         for i, (glimpse, motion) in enumerate(zip(glimpses, self.changes.motions, strict=True)):
             colour = self.items[i].image.background.reshape(1, *(1,) * self.view.axes, -1)
             outside = self._normalised(to_rgb(colour, self.device), [i]).flatten()
-            shown.append(
-                motion.show(glimpse, outside, mirrored=self.items[i].image.kind != "slide")
-            )
+            mirrored = self.items[i].image.kind != "slide"
+            shown.append(motion.show(glimpse, outside, mirrored=mirrored))
         return shown
 
     def _register(
@@ -210,10 +211,9 @@ class Batch:
 
     def _foreground(self, i: int) -> Tensor | None:
         """Return ``(1, *space)``, 1 on the foreground of slide i's shown glimpse; else None."""
-        item = self.items[i]
-        if item.image.kind != "slide":
+        if self.items[i].image.kind != "slide":
             return None
-        weight = torch.from_numpy(item.contrast > 0)[None].float().to(self.device)
+        weight = torch.from_numpy(self.items[i].contrast > 0)[None].float().to(self.device)
         return weight if self.changes.motions is None else self.changes.motions[i].show(weight)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
@@ -245,16 +245,17 @@ class Batch:
         """
         return self.place(i, self.items[i].cover_um(self.view, offset_um))
 
-    def crops(self, patches: Sequence[Patches], *, augment: bool = True) -> Tensor:
-        """Read patches of all images and put them on the device.
+    def crops(
+        self, patches: Sequence[Patches], *, augment: bool = True
+    ) -> Float[Tensor, "n 3 *patch"]:
+        """Read patches of all images, `patch_px` pixels a side, and put them on the device.
 
         Args:
             patches: patches of each image.
             augment: False leaves out this batch's augmentation, for features that are stored.
 
         Returns:
-            ``(sum n_i, 3, patch_px, patch_px)`` (of volumes ``(…, 3, patch_px, patch_px,
-            patch_px)``) normalised, in the order of `patches`.
+            normalised pixels ``(sum n_i, 3, *patch)``, in the order of `patches`.
 
         Raises:
             CropError: an image could not be read.
@@ -276,19 +277,21 @@ class Batch:
             skip_background: do not read regions without foreground; fill them with the colour of
                 the background.
         """
-        turn = Turn(0) if self.changes.motions is None else self.changes.motions[i].turn
+        motions = self.changes.motions
         return WholeImage(
             self.items[i],
             self.view,
             normalise=lambda pixels: self._normalised(to_rgb(pixels, self.device), [i]),
             device=self.device,
             pool=self._pool,
-            turn=turn,
+            turn=Turn(0) if motions is None else motions[i].turn,
             skip_background=skip_background,
             waited=self._waited,
         )
 
-    def layout(self, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
+    def layout(
+        self, patches: Sequence[Patches], n: int
+    ) -> tuple[Float[Tensor, "b n ndim"], Float[Tensor, "b n"]]:
         """Compute the places of patches, for methods that relate patches to each other.
 
         In training places are turned and moved with the glimpses. Those of slides are also shifted
@@ -299,7 +302,7 @@ class Batch:
             n: length to which rows are padded.
 
         Returns:
-            centres ``(b, n, d)`` relative to the middle of the image and sides ``(b, n)``, both
+            centres ``(b, n, ndim)`` relative to the middle of the image and sides ``(b, n)``, both
             in sides of the finest patch; 0 and 1 for padding.
         """
         ndim, side = self.view.axes, self.view.patch_um
@@ -321,10 +324,10 @@ class Batch:
     def evidence(
         self,
         patches: Sequence[Patches],
-        weight: Tensor,
+        weight: Float[Tensor, "b n"],
         *,
-        by_output: Tensor | None = None,
-        remainder: Tensor | None = None,
+        by_output: Float[Tensor, "b k n"] | None = None,
+        remainder: Float[Tensor, " b"] | None = None,
     ) -> EvidenceList:
         """Return the evidence of each image.
 
@@ -390,9 +393,8 @@ class Batch:
         return (self.view.patch_px,) * self.view.axes
 
     def _normalised(self, pixels: Tensor, owner: Sequence[int]) -> Tensor:
-        if self.changes.tints is not None:
-            pixels = self.changes.tints.apply(pixels, owner)
-        return self._scaled(pixels)
+        tints = self.changes.tints
+        return self._scaled(pixels if tints is None else tints.apply(pixels, owner))
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         return channels_last((pixels - self._mean) / self._std)

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_output_weights
@@ -76,7 +77,12 @@ class Dsmil(AbstractBagMethod):
         # A one-dimensional convolution whose kernel spans all features of all classes.
         self.head = nn.Linear(n_outputs * dim, n_outputs)
 
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Attend, for each class, to the patches that resemble its critical patch."""
         logits, alone, attention = self.aggregate(self.norm(f), valid)
 
@@ -87,7 +93,9 @@ class Dsmil(AbstractBagMethod):
         further = {"instance": Auxiliary(alone, self.instance)} if self.instance > 0 else {}
         return BagAnswer(logits, attended, further=further, by_output=attention)
 
-    def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def aggregate(
+        self, h: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"], Float[Tensor, "b k n"]]:
         """Compute both streams from normalised features.
 
         Args:

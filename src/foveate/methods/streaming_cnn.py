@@ -68,6 +68,9 @@ class StreamingCnn(AbstractMethod):
         dropout: rate of dropout on the pooled vector.
         instance: weight of the instance head's loss: cells answer the task on their own, pooled as
             the task allows. 0 leaves it out.
+
+    Raises:
+        OptionError: `group`, `budget_mib` or `tile` is too small, or the encoder is not local.
     """
 
     reads = frozenset({"glimpse", "whole"})
