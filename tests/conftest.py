@@ -10,13 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor
 
+from check_axes import PACKAGES
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
+if not jaxtyping.config.jaxtyping_disable:  # JAXTYPING_DISABLE=1 runs the tests without checks
+    for package in PACKAGES:
+        jaxtyping.install_import_hook(f"foveate.{package}", "check_axes.check_tensors")
 
 from foveate.geometry import Box, Frame
 from foveate.messages import warn

@@ -14,7 +14,11 @@ class _Loader(yaml.SafeLoader):
     """A loader for plain values, with a bounded number of merged keys (``<<``)."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys, and refuse too many; each level of nesting may double their number."""
+        """Merge keys, and refuse too many; each level of nesting may double their number.
+
+        Raises:
+            yaml.constructor.ConstructorError: there are more than 100,000 keys.
+        """
         super().flatten_mapping(node)
         if len(node.value) > _MAX_VALUES:
             raise yaml.constructor.ConstructorError(None, None, "too many keys", node.start_mark)

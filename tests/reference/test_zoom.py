@@ -49,7 +49,7 @@ from foveate.table import Case, read_cases
 from reference.test_locate import HeldImage
 
 D = 3
-NO_FIELD = Field([], torch.zeros(0), torch.zeros(0), torch.zeros(0))
+NO_FIELD = Field([], torch.empty(0, 0), torch.empty(0, 0), torch.empty(0, 0, dtype=torch.bool))
 Drawn = tuple[int, ...]
 
 

@@ -38,6 +38,9 @@ def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         options: keywords; those that are None are left out.
+
+    Raises:
+        OptionError: a keyword names an unknown section or flag.
     """
     nested: dict[str, Any] = {}
     for name, value in options.items():

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,7 +50,7 @@ class Grid:
 
     lattice: Lattice
     scale: float
-    log_prior: Tensor
+    log_prior: Float[Tensor, " cells"]
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,17 @@ class Field:
     """
 
     grids: list[list[Grid]]
-    log_a: Tensor
-    log_prior: Tensor
-    real: Tensor
+    log_a: Float[Tensor, "b k"]
+    log_prior: Float[Tensor, "b k"]
+    real: Bool[Tensor, "b k"]
 
     def patches(
         self,
         batch: Batch,
-        index: Tensor,
+        index: Int[Tensor, "b n"],
         *,
         jitter: bool,
-        used: Tensor | None = None,
+        used: Bool[Tensor, "b n"] | None = None,
         owner: Sequence[int] | None = None,
     ) -> list[Patches]:
         """Place a patch on each cell; cells of padding are left out.
@@ -100,7 +101,7 @@ class Field:
             for i, (grids, row, real) in enumerate(zip(self.grids, chosen, valid, strict=True))
         ]
 
-    def level(self, index: Tensor) -> Tensor:
+    def level(self, index: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
         """Return the number, from 0, of the grid that each cell ``(b, n)`` belongs to."""
         ends = [np.cumsum([len(g.log_prior) for g in grids]) for grids in self.grids]
         rows = [
@@ -109,7 +110,7 @@ class Field:
         ]
         return torch.stack(rows).clamp_max(len(self.grids[0]) - 1)
 
-    def shares(self) -> Tensor:
+    def shares(self) -> Float[Tensor, "b grids"]:
         """Sum up the attention in each grid: ``(b, grids)``; rows sum to 1."""
         rows = []
         for row, grids in zip(self.log_a.exp(), self.grids, strict=True):
@@ -120,7 +121,7 @@ class Field:
 
 
 def build_field(
-    scores: Sequence[Sequence[Tensor]],
+    scores: Sequence[Sequence[Float[Tensor, " _cells"]]],
     grids: list[list[Grid]],
     *,
     smoothing: float,
@@ -156,7 +157,7 @@ def build_field(
 
 def compute_contrast_prior(
     item: LoadedImage, lattice: Lattice, view: View, *, power: float, background: float
-) -> Tensor:
+) -> Float[Tensor, " cells"]:
     """Compute the log prior of cells: the logarithm of a power of their contrast.
 
     Args:
@@ -229,7 +230,7 @@ class Spread(nn.Module):
         self.weight, self.mass = weight, mass
         self.register_buffer("held", torch.zeros(()))
 
-    def forward(self, field: Field, a: Tensor) -> Tensor:
+    def forward(self, field: Field, a: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
         """Compute the penalty, a scalar.
 
         Args:
@@ -243,7 +244,9 @@ class Spread(nn.Module):
         return self.weight * ((1 + 99 * excess) * divergence).mean()
 
 
-def draw_reproducibly(batch: Batch, field: Field, n: int, *, by_prior: bool = False) -> Tensor:
+def draw_reproducibly(
+    batch: Batch, field: Field, n: int, *, by_prior: bool = False
+) -> Int[Tensor, "b m"]:
     """Draw n different cells of each image, always the same cells of the same image.
 
     Gumbel noise comes from a generator that is seeded by a checksum of the image's glimpse, so
@@ -269,14 +272,18 @@ def draw_reproducibly(batch: Batch, field: Field, n: int, *, by_prior: bool = Fa
     return perturbed.topk(min(n, perturbed.shape[1]), dim=-1).indices
 
 
-def choose_for_evaluation(batch: Batch, field: Field, n: int, inference: Inference) -> Tensor:
+def choose_for_evaluation(
+    batch: Batch, field: Field, n: int, inference: Inference
+) -> Int[Tensor, "b m"]:
     """Choose n cells of each image in evaluation: indices ``(b, n)``, padding last."""
     if inference == "top":
         return select_strongest(field.log_a, n)[0]
     return draw_reproducibly(batch, field, n)
 
 
-def weigh_for_evaluation(log_a: Tensor, valid: Tensor, inference: Inference) -> Tensor:
+def weigh_for_evaluation(
+    log_a: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"], inference: Inference
+) -> Float[Tensor, "b n"]:
     """Compute the weight of each chosen cell in the estimate, ``(b, n)``; rows sum to 1.
 
     Args:
@@ -290,7 +297,7 @@ def weigh_for_evaluation(log_a: Tensor, valid: Tensor, inference: Inference) -> 
     return expectation(log_a.exp() * valid, one_hot.expand(len(log_a), -1, -1), valid)
 
 
-def scale_to_equal_length(f: Tensor) -> Tensor:
+def scale_to_equal_length(f: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
     """Scale vectors ``(…, d)`` to the length ``sqrt(d)``, so that components are of the order 1.
 
     With features of equal length, drawing cells with the probabilities of attention has the least

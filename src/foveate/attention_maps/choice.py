@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,16 +26,16 @@ class ChosenCells:
         field: attention over the cells.
     """
 
-    index: Tensor
-    drawn: Tensor
+    index: Int[Tensor, "b n"]
+    drawn: Bool[Tensor, "b n"]
     patches: list[Patches]
     field: Field
 
-    def arrange_by_cell(self, f: Tensor) -> Tensor:
+    def arrange_by_cell(self, f: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         """Pad the vectors ``(b, m, d)`` of patches to the number of cells, ``(b, n, d)``."""
         return functional.pad(f, (0, 0, 0, self.index.shape[1] - f.shape[1]))
 
-    def attention_loss(self, weight: Tensor) -> Tensor:
+    def attention_loss(self, weight: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
         """Compute the cross-entropy of attention over the chosen cells to weights of their patches.
 
         Args:

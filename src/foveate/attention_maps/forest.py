@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from foveate.attention_maps.tree import ChosenCrops, Index
@@ -32,10 +33,10 @@ class Forest:
 
     trees: int
     patches: list[Patches]
-    features: Tensor
-    log_prob: Tensor
-    parent: Tensor
-    level: Tensor
+    features: Float[Tensor, "nodes d"]
+    log_prob: Float[Tensor, " nodes"]
+    parent: Int[Tensor, " nodes"]
+    level: Int[Tensor, " nodes"]
     lengths: list[int]
 
 
@@ -51,14 +52,14 @@ class TreeAnswers(NamedTuple):
             crop is trained to give the image's label.
     """
 
-    logits: Tensor
-    single: Tensor
-    valid: Tensor
-    log_prob: Tensor
-    pooled: Tensor | None = None
+    logits: Float[Tensor, "b s k"]
+    single: Float[Tensor, "b s n k"]
+    valid: Bool[Tensor, "b s n"]
+    log_prob: Float[Tensor, "b s n"]
+    pooled: Float[Tensor, "b s k"] | None = None
 
     @property
-    def crops(self) -> Tensor:
+    def crops(self) -> Bool[Tensor, "b s n"]:
         """Return ``(b, s, n)``, True on nodes that were chosen."""
         first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
         return self.valid & ~first
@@ -66,8 +67,8 @@ class TreeAnswers(NamedTuple):
 
 def gather_forest(
     batch: Batch,
-    overview: Tensor,
-    levels: Sequence[tuple[Sequence[ChosenCrops], Tensor]],
+    overview: Float[Tensor, "b d"],
+    levels: Sequence[tuple[Sequence[ChosenCrops], Float[Tensor, "_n d"]]],
     trees: int,
 ) -> Forest:
     """Gather the crops of all levels into trees.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -56,9 +57,9 @@ class Tokens:
         regions: the region of each token, image by image.
     """
 
-    vectors: Tensor
-    known: Tensor
-    patches: Tensor
+    vectors: Float[Tensor, "b n d"]
+    known: Bool[Tensor, "b n"]
+    patches: Bool[Tensor, "b n"]
     regions: Sequence[Patches]
 
 
@@ -73,10 +74,10 @@ class JointAnswer:
         auxiliary: in training, further answers ``(b, k)`` with the weight of their loss, by name.
     """
 
-    logits: Tensor
-    weight: Tensor
-    remainder: Tensor
-    auxiliary: dict[str, tuple[Tensor, float]]
+    logits: Float[Tensor, "b k"]
+    weight: Float[Tensor, "b n"]
+    remainder: Float[Tensor, " b"]
+    auxiliary: dict[str, tuple[Float[Tensor, "b k"], float]]
 
 
 class GlimpseAndPatches(nn.Module):
@@ -149,13 +150,18 @@ class GlimpseAndPatches(nn.Module):
         return {"patch_trust": float(self.trust.value)}
 
     def attend(
-        self, batch: Batch, maps: Sequence[list[Tensor]], *, scale: float = 1.0, explore: float = 0
+        self,
+        batch: Batch,
+        maps: Sequence[list[Float[Tensor, "_b _c *_cells"]]],
+        *,
+        scale: float = 1.0,
+        explore: float = 0,
     ) -> Field:
         """Attend to the cells of each glimpse.
 
         Args:
             batch: the images.
-            maps: maps of each glimpse.
+            maps: maps ``(1, c, *cells)`` of each glimpse.
             scale: side of the region that a cell stands for, in sides of the finest patch.
             explore: share of attention that follows the prior whatever was learnt.
         """
@@ -167,7 +173,9 @@ class GlimpseAndPatches(nn.Module):
         flat = [[s.flatten()] for s in scores]
         return build_field(flat, grids, smoothing=SMOOTHING, explore=explore)
 
-    def read(self, batch: Batch, patches: Sequence[Patches]) -> tuple[Tensor, Tensor]:
+    def read(
+        self, batch: Batch, patches: Sequence[Patches]
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
         """Read and embed patches.
 
         Args:
@@ -181,7 +189,9 @@ class GlimpseAndPatches(nn.Module):
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         return pad_rows(self.embed(vectors.float()), valid), valid
 
-    def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def answer(
+        self, alone: Float[Tensor, "b k"], pooled: Float[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b k"], dict[str, Float[Tensor, "b k"]]]:
         """Return the main answer ``(b, k)``, and further answers that have their own loss.
 
         A subclass may let patches vote.
@@ -193,7 +203,7 @@ class GlimpseAndPatches(nn.Module):
         return pooled, {}
 
     def answer_together(
-        self, batch: Batch, looks: Sequence[Look], f: Tensor, tokens: Tokens
+        self, batch: Batch, looks: Sequence[Look], f: Float[Tensor, "b n d"], tokens: Tokens
     ) -> JointAnswer:
         """Answer from the glimpse, the patches, and both together.
 
@@ -225,7 +235,7 @@ class GlimpseAndPatches(nn.Module):
             auxiliary["overview"] = (overview, 1.0)
         return JointAnswer(overview.detach() + logits, weight, remainder, auxiliary)
 
-    def expected(self, estimate: Tensor) -> Tensor:
+    def expected(self, estimate: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """Compute the answer ``(b, k)`` that teaches attention.
 
         Args:
@@ -235,8 +245,8 @@ class GlimpseAndPatches(nn.Module):
         return logits
 
     def relate(
-        self, batch: Batch, glimpse_token: Tensor, tokens: Tokens
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, batch: Batch, glimpse_token: Float[Tensor, "b d"], tokens: Tokens
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"], Float[Tensor, " b"]]:
         """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
 
         Args:

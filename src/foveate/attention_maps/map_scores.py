@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -77,7 +78,9 @@ class MapScores(nn.Module):
         for parameter in self.score.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, maps: list[Tensor], stage: int, level: int = 0) -> Tensor:
+    def forward(
+        self, maps: list[Float[Tensor, "b _c *_cells"]], stage: int, level: int = 0
+    ) -> Float[Tensor, " b *space"]:
         """Score the cells of one map.
 
         Args:

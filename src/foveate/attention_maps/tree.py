@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -47,7 +48,7 @@ class Grids:
 
     cells: Patches
     contrast: Floats
-    features: Tensor
+    features: Float[Tensor, "cells d"]
     tree: Index
 
 
@@ -66,7 +67,7 @@ class ChosenCrops:
     patches: Patches
     tree: Index
     grid: Index
-    log_prob: Tensor
+    log_prob: Float[Tensor, " n"]
 
 
 class Location(nn.Module):
@@ -87,7 +88,12 @@ class Location(nn.Module):
         self.position = PositionCode(hidden)
         self.score = nn.Linear(hidden, 1, bias=False)
 
-    def forward(self, features: Tensor, centre_patch: Tensor, extent_patch: Tensor) -> Tensor:
+    def forward(
+        self,
+        features: Float[Tensor, "n d"],
+        centre_patch: Float[Tensor, "n 2"],
+        extent_patch: Float[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
         """Score cells: ``(n,)`` in float32.
 
         Args:
@@ -109,7 +115,7 @@ class Location(nn.Module):
 def lay_image_grids(
     batch: Batch,
     i: int,
-    maps: Sequence[Tensor],
+    maps: Sequence[Float[Tensor, "1 _c _h _w"]],
     encoder: AbstractEncoder,
     cut: Cut,
     *,
@@ -122,7 +128,7 @@ def lay_image_grids(
     Args:
         batch: the batch that holds the image.
         i: index of the image.
-        maps: maps of its glimpse.
+        maps: maps ``(1, c, h, w)`` of its glimpse, from fine to coarse.
         encoder: the encoder that made the maps.
         cut: rule by which regions are cut into cells.
         scale: side of a cell, in sides of the finest patch.
@@ -160,7 +166,13 @@ def lay_image_grids(
 
 
 def lay_crop_grids(
-    batch: Batch, i: int, chosen: ChosenCrops, features: Tensor, cut: Cut, *, scale: float
+    batch: Batch,
+    i: int,
+    chosen: ChosenCrops,
+    features: Float[Tensor, "n cells d"],
+    cut: Cut,
+    *,
+    scale: float,
 ) -> Grids:
     """Lay a grid over each crop that was chosen in image i.
 
@@ -185,7 +197,7 @@ def lay_crop_grids(
     )
 
 
-def make_empty_grids(features: Tensor, cut: Cut) -> Grids:
+def make_empty_grids(features: Float[Tensor, "n d"], cut: Cut) -> Grids:
     """Return no grids, for an image whose finest level has been reached.
 
     Args:

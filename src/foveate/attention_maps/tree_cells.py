@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from foveate.batch import LoadedImage, View
@@ -146,10 +147,10 @@ def compute_window_weights(
 
 def compute_cell_features(
     encoder: AbstractEncoder,
-    maps: Sequence[Tensor],
+    maps: Sequence[Float[Tensor, "m _c _h _w"]],
     begin_px: tuple[Floats, Floats],
     side_px: float,
-) -> Tensor:
+) -> Float[Tensor, "m cells c"]:
     """Average all maps over each cell of a grid and concatenate the means, without gradient.
 
     Args:

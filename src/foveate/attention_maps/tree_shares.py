@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveate.nn.attention import masked_softmax
 
 
 def compute_expected_shares(
-    log_prob: Tensor, parent: Tensor, level: Tensor, valid: Tensor, counts: Sequence[int]
-) -> Tensor:
+    log_prob: Float[Tensor, "*b n"],
+    parent: Int[Tensor, "*b n"],
+    level: Int[Tensor, "*b n"],
+    valid: Bool[Tensor, "*b n"],
+    counts: Sequence[int],
+) -> Float[Tensor, "*b n"]:
     """Compute the weight of each node of a survey in the mean over a tree, averaged over trees.
 
     Trees count as drawn with replacement.
@@ -56,7 +61,9 @@ class FeatureWeights(nn.Module):
         )
         self.score = nn.Linear(dim, 1)
 
-    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, f: Float[Tensor, "*b n d"], valid: Bool[Tensor, "*b n"]
+    ) -> Float[Tensor, "*b n"]:
         """Compute weights ``(…, n)``, whose rows sum to 1.
 
         Args:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -54,8 +55,8 @@ class Draw:
     """
 
     field: Field
-    a: Tensor
-    drawn: Tensor
+    a: Float[Tensor, "r n"]
+    drawn: Bool[Tensor, "r n"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Descent:
 
     patches: list[Patches]
     tiles: list[list[Patches]]
-    vectors: list[Tensor]
+    vectors: list[Float[Tensor, "_r dim"]]
     draws: list[Draw]
 
 
@@ -166,14 +167,14 @@ class Zoom(nn.Module):
         patches, _ = self._choose(batch, field, owner, path, n, jitter, down.draws)
         return dataclasses.replace(down, patches=patches)
 
-    def losses(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
+    def losses(self, draws: Sequence[Draw]) -> dict[str, Float[Tensor, ""]]:
         """Compute the penalties that keep attention inside tiles from collapsing, by level."""
         return {
             f"spread_{level.scale:g}": level.spread(draw.field, draw.a)
             for level, draw in zip(self._typed_levels(), draws[1:], strict=True)
         }
 
-    def kinds(self) -> list[Tensor]:
+    def kinds(self) -> list[Float[Tensor, " d"]]:
         """Return the learnt vector ``(d,)`` of each level that marks its tiles' tokens."""
         return [level.kind for level in self._typed_levels()]
 
@@ -258,8 +259,8 @@ def draw_children(
 
 
 def choose_best_children(
-    batch: Batch, field: Field, owner: Sequence[int], path: Tensor, n: int
-) -> tuple[list[Patches], Tensor]:
+    batch: Batch, field: Field, owner: Sequence[int], path: Float[Tensor, " r"], n: int
+) -> tuple[list[Patches], Float[Tensor, " children"]]:
     """Choose the n best children of each image over all its rows, without duplicates.
 
     Args:
@@ -291,7 +292,9 @@ def choose_best_children(
     return children, torch.cat(scores)
 
 
-def nested_expectation(draws: Sequence[Draw], tiles: Sequence[Tensor], f: Tensor) -> Tensor:
+def nested_expectation(
+    draws: Sequence[Draw], tiles: Sequence[Float[Tensor, "_r d"]], f: Float[Tensor, "m d"]
+) -> Float[Tensor, "b d"]:
     """Estimate ``sum_i a_i (t_i + sum_j b_ij f_ij)``, nested over all levels, from the draws.
 
     Value and gradients are unbiased: given the rows, each level's estimate is unbiased, and the
@@ -318,7 +321,7 @@ def clip_to_image(
 
     Args:
         lattice: lattice of the tile's cells, from the tile's corner.
-        corner_um: corner of the tile.
+        corner_um: corner of the tile, ``(d,)``.
         extent_um: extent of the image.
 
     Returns:
@@ -339,7 +342,7 @@ def clip_to_image(
 
 def compute_tile_prior(
     item: LoadedImage, lattice: Lattice, view: View, *, power: float, background: float
-) -> Tensor:
+) -> Float[Tensor, " cells"]:
     """Compute the contrast prior of a tile's cells from the part of the glimpse below the tile.
 
     That part may be a thousandth of the glimpse. Arguments are those of `compute_contrast_prior`.

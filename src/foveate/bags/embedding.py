@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from foveate.batch import Batch, Patches
@@ -41,7 +42,7 @@ class Bag:
 
     def embed(
         self, encoder: AbstractEncoder, batch: Batch, patches: Sequence[Patches]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
         """Embed patches.
 
         Args:
@@ -88,7 +89,7 @@ def embed_patches(
     *,
     then: nn.Module | None = None,
     keep_pixels: bool = True,
-) -> Tensor:
+) -> Float[Tensor, "rows d"]:
     """Embed patches, with gradient in the memory of one chunk.
 
     Where there is a gradient and more than one chunk, chunks are half as long: with activations,
@@ -125,7 +126,7 @@ def embed_patches(
     return replay(once, learnt, chunks, len(chunks))
 
 
-def padding_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+def padding_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "b n"]:
     """Return the mask ``(b, n)``, True on the first ``lengths[i]`` entries of row i.
 
     Args:
@@ -136,7 +137,7 @@ def padding_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.arange(n, device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
-def pad_rows(rows: Tensor, valid: Tensor) -> Tensor:
+def pad_rows(rows: Shaped[Tensor, "rows d"], valid: Bool[Tensor, "b n"]) -> Shaped[Tensor, "b n d"]:
     """Arrange rows ``(sum n_i, d)`` as ``(b, n, d)`` by the mask ``(b, n)``, zeros on padding."""
     if len(rows) == valid.numel():
         return rows.reshape(*valid.shape, -1)
@@ -161,7 +162,9 @@ def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
 # -- evidence --------------------------------------------------------------------------------------
 
 
-def compute_output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
+def compute_output_weights(
+    logits: Float[Tensor, "b k"], heads: Sequence[Head]
+) -> Float[Tensor, "b k"]:
     """Compute the weight of each output in the evidence, ``(b, k)``; rows sum to 1.
 
     It is the output's probability, divided by the sum of all. Methods with an attention map for
@@ -181,8 +184,11 @@ def compute_output_weights(logits: Tensor, heads: Sequence[Head]) -> Tensor:
 
 
 def compute_patch_shares(
-    single: Tensor, logits: Tensor, heads: Sequence[Head], valid: Tensor
-) -> Tensor:
+    single: Float[Tensor, "b n k"],
+    logits: Float[Tensor, "b k"],
+    heads: Sequence[Head],
+    valid: Bool[Tensor, "b n"],
+) -> Float[Tensor, "b n"]:
     """Compute the share of each patch in a prediction whose logits are a mean or sum over patches.
 
     A patch counts by what it adds to the predicted class over the mean of the other classes, or,

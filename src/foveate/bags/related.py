@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
@@ -45,14 +46,14 @@ class RelatedPool(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
-        valid: Tensor,
-        centre_patch: Tensor,
-        extent_patch: Tensor,
+        tokens: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        centre_patch: Float[Tensor, "b n ndim"],
+        extent_patch: Float[Tensor, "b n"],
         *,
-        pooled: Tensor | None = None,
-        everywhere: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        pooled: Bool[Tensor, "b n"] | None = None,
+        everywhere: Bool[Tensor, "b n"] | None = None,
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"]]:
         """Answer from all tokens of an image.
 
         Args:
@@ -76,7 +77,12 @@ class RelatedPool(nn.Module):
         )
         return answer
 
-    def scores(self, tokens: Tensor, centre_patch: Tensor, extent_patch: Tensor) -> Tensor:
+    def scores(
+        self,
+        tokens: Float[Tensor, "n d"],
+        centre_patch: Float[Tensor, "n ndim"],
+        extent_patch: Float[Tensor, " n"],
+    ) -> Float[Tensor, "n t h"]:
         """Compute attention logits ``(n, t, h)``, in float64, of tokens that are not related yet.
 
         Args:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from foveate.batch.augment import Turn
@@ -72,17 +73,19 @@ class Batch:
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
         device: device of all tensors.
         pool: threads that read crops.
-        augment: how images are changed. The changes are drawn when first needed, and are the same
-            for glimpse, patches and layout of an image.
+        augment: changes of images, drawn when first needed; the same for glimpse and patches.
         generators: random generator of each image, for all draws of this step that concern it, also
-            those of the method. The same seeds give the same draws, whatever other images the batch
-            holds. By default torch's global generator seeds them when first needed.
+            those of the method; the same seeds replay the step. By default torch's global generator
+            seeds them when first needed.
         shuffle_layout: for the audit: give every patch the place of another one of its image.
         on_progress: called with the share of the step that is done, by methods of long steps.
         store: features of a frozen encoder; with it the batch is `frozen`: nothing is augmented,
             patches lie in the middle of their cells, and no gradient reaches the encoder.
         left_out_fold: ``(n,)`` int, the group of images with which each was left out of the fits of
             linear answers; -1 for images that no fit has seen. None where no image has been seen.
+
+    Raises:
+        OptionError: `augment` is for pictures only, and the images are volumes.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class Batch:
         shuffle_layout: bool = False,
         on_progress: Callable[[float], None] | None = None,
         store: FeatureStore | None = None,
-        left_out_fold: Tensor | None = None,
+        left_out_fold: Int[Tensor, " n"] | None = None,
     ) -> None:
         if augment == "warp" and view.axes == 3:
             raise OptionError(
@@ -138,7 +141,7 @@ class Batch:
             self._generators = seeded(torch.randint(1 << 62, (len(self),)).tolist())
         return self._generators
 
-    def glimpses(self) -> list[Tensor]:
+    def glimpses(self) -> list[Float[Tensor, " 3 *_space"]]:
         """Return normalised glimpses ``(3, *space)`` as they lie in the files, without padding."""
         return [
             self._reader.tint(to_rgb(item.glimpse[None], self.device), [i])[0]
@@ -166,21 +169,21 @@ class Batch:
         looks = []
         for i, maps in enumerate(run_by_shape(encoder.maps, shown)):
             mask = self._foreground(i)
-            features = encoder.features(maps, mask)
             rgb = shown[i] * self._reader.std[0] + self._reader.mean[0]
-            looks.append(
-                Look(self._register(i, maps, cells), features, describe_colours(rgb, mask))
-            )
+            features = encoder.features(maps, mask)
+            maps = self._register(i, maps, cells)
+            looks.append(Look(maps, features, describe_colours(rgb, mask)))
         return looks
 
-    def pixel_maps(self, network: Callable[[Tensor], list[Tensor]]) -> list[list[Tensor]]:
+    def pixel_maps(
+        self, network: Callable[[Float[Tensor, "n 3 *space"]], list[Float[Tensor, "n c *space"]]]
+    ) -> list[list[Float[Tensor, "1 _c *_space"]]]:
         """Apply a network whose maps have a cell per pixel to every glimpse, as `look` does.
+
+        The maps ``(1, c, *space)`` of each image are in register with its glimpse as stored.
 
         Args:
             network: from glimpses ``(n, 3, *space)`` to maps ``(n, c, *space)``.
-
-        Returns:
-            maps ``(1, c, *space)`` of each image, in register with the glimpse as stored.
         """
         image_maps = run_by_shape(network, self._shown())
         return [self._register(i, m, [(1, 0.5)] * len(m)) for i, m in enumerate(image_maps)]
@@ -197,9 +200,8 @@ class Batch:
         for i, (glimpse, motion) in enumerate(zip(glimpses, self.changes.motions, strict=True)):
             colour = self.items[i].image.background.reshape(1, *(1,) * self.view.axes, -1)
             outside = self._reader.tint(to_rgb(colour, self.device), [i]).flatten()
-            shown.append(
-                motion.show(glimpse, outside, mirrored=self.items[i].image.kind != "slide")
-            )
+            mirrored = self.items[i].image.kind != "slide"
+            shown.append(motion.show(glimpse, outside, mirrored=mirrored))
         return shown
 
     def _register(
@@ -217,9 +219,8 @@ class Batch:
     def _foreground(self, i: int) -> Tensor | None:
         """Return ``(1, *space)``, 1 on the foreground of slide i's shown glimpse; else None."""
         weight = foreground_weight(self.items[i], self.device)
-        if weight is None or self.changes.motions is None:
-            return weight
-        return self.changes.motions[i].show(weight)
+        motions = self.changes.motions
+        return weight if weight is None or motions is None else motions[i].show(weight)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
         """Place patches around centres, on whole pixels where they are then read exactly.
@@ -252,16 +253,17 @@ class Batch:
         """
         return self.place(i, self.items[i].cover_um(self.view, offset_um))
 
-    def crops(self, patches: Sequence[Patches], *, augment: bool = True) -> Tensor:
-        """Read patches of all images and put them on the device.
+    def crops(
+        self, patches: Sequence[Patches], *, augment: bool = True
+    ) -> Float[Tensor, "n 3 *patch"]:
+        """Read patches of all images, `patch_px` pixels a side, and put them on the device.
 
         Args:
             patches: patches of each image.
             augment: False leaves out this batch's augmentation, for features that are stored.
 
         Returns:
-            ``(sum n_i, 3, patch_px, patch_px)`` (of volumes ``(…, 3, patch_px, patch_px,
-            patch_px)``) normalised, in the order of `patches`.
+            normalised pixels ``(sum n_i, 3, *patch)``, in the order of `patches`.
 
         Raises:
             CropError: an image could not be read.
@@ -284,19 +286,21 @@ class Batch:
             skip_background: do not read regions without foreground; fill them with the colour of
                 the background.
         """
-        turn = Turn(0) if self.changes.motions is None else self.changes.motions[i].turn
+        motions = self.changes.motions
         return WholeImage(
             self.items[i],
             self.view,
             normalise=lambda pixels: self._reader.tint(to_rgb(pixels, self.device), [i]),
             device=self.device,
             pool=self._reader.pool,
-            turn=turn,
+            turn=Turn(0) if motions is None else motions[i].turn,
             skip_background=skip_background,
             waited=self._reader.add_waited,
         )
 
-    def layout(self, patches: Sequence[Patches], n: int) -> tuple[Tensor, Tensor]:
+    def layout(
+        self, patches: Sequence[Patches], n: int
+    ) -> tuple[Float[Tensor, "b n ndim"], Float[Tensor, "b n"]]:
         """Compute the places of patches, for methods that relate patches to each other.
 
         In training places are turned and moved with the glimpses. Those of slides are also shifted
@@ -307,7 +311,7 @@ class Batch:
             n: length to which rows are padded.
 
         Returns:
-            centres ``(b, n, d)`` relative to the middle of the image and sides ``(b, n)``, both
+            centres ``(b, n, ndim)`` relative to the middle of the image and sides ``(b, n)``, both
             in sides of the finest patch; 0 and 1 for padding.
         """
         ndim, patch_um = self.view.axes, self.view.patch_um
@@ -330,10 +334,10 @@ class Batch:
     def evidence(
         self,
         patches: Sequence[Patches],
-        weight: Tensor,
+        weight: Float[Tensor, "b n"],
         *,
-        by_output: Tensor | None = None,
-        remainder: Tensor | None = None,
+        by_output: Float[Tensor, "b k n"] | None = None,
+        remainder: Float[Tensor, " b"] | None = None,
     ) -> EvidenceList:
         """Return the evidence of each image.
 

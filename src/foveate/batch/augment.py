@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Turn:
                 spans[axis] = (space[axis] - high, space[axis] - low)
         return tuple(spans)
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Shaped[Tensor, "*b _h _w"]) -> Shaped[Tensor, "*b _h _w"]:
         """Turn a stored image ``(…, h, w)``."""
         if self.bits & 1:
             x = x.flip(-1)
@@ -92,8 +93,12 @@ class Motion:
     away_patch: Floats
 
     def show(
-        self, glimpse: Tensor, outside: Tensor | None = None, *, mirrored: bool = False
-    ) -> Tensor:
+        self,
+        glimpse: Float[Tensor, " c *space"],
+        outside: Float[Tensor, " c"] | None = None,
+        *,
+        mirrored: bool = False,
+    ) -> Float[Tensor, " c *shown"]:
         """Resample a glimpse as the encoder is shown it in this step.
 
         Args:
@@ -117,8 +122,13 @@ class Motion:
         return moved[0] + ground
 
     def register(
-        self, map_: Tensor, space: Sequence[int], *, stride_px: float, centre_px: float
-    ) -> Tensor:
+        self,
+        map_: Float[Tensor, "1 c *cells"],
+        space: Sequence[int],
+        *,
+        stride_px: float,
+        centre_px: float,
+    ) -> Float[Tensor, "1 c *space"]:
         """Resample a map of the shown glimpse so that its cells lie over the stored glimpse.
 
         Cells that were outside of the shown glimpse take their nearest neighbour.
@@ -251,8 +261,11 @@ def _draw_motion(ranges: AugmentRange, axes: int, generator: torch.Generator) ->
 
 
 def move_patches(
-    pixels: Tensor, ranges: AugmentRange, motions: Sequence[Motion], draws: Tensor
-) -> Tensor:
+    pixels: Float[Tensor, "m c *patch"],
+    ranges: AugmentRange,
+    motions: Sequence[Motion],
+    draws: Float[Tensor, "m 2"],
+) -> Float[Tensor, "m c *patch"]:
     """Turn each patch like its image, then turn and scale it a little by itself.
 
     Args:
@@ -299,10 +312,14 @@ class Tints:
         device: device of the pixels.
     """
 
-    def __init__(self, matrix: Tensor, bias: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, matrix: Float[Tensor, "n 3 3"], bias: Float[Tensor, "n 3"], device: torch.device
+    ) -> None:
         self.matrix, self.bias = matrix.to(device), bias.to(device)
 
-    def apply(self, pixels: Tensor, owner: Sequence[int]) -> Tensor:
+    def apply(
+        self, pixels: Float[Tensor, "m 3 *space"], owner: Sequence[int]
+    ) -> Float[Tensor, "m 3 *space"]:
         """Tint pixels.
 
         Args:

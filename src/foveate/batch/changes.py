@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -65,7 +66,7 @@ class Changes:
     def _patch_generators(self) -> list[torch.Generator]:
         return spawned(self._generators())
 
-    def draw_patches(self, lengths: Sequence[int]) -> Tensor | None:
+    def draw_patches(self, lengths: Sequence[int]) -> Float[Tensor, "n 4"] | None:
         """Draw the numbers that change single patches, ``(sum of lengths, 4)`` from -1 to 1.
 
         Args:
@@ -79,7 +80,9 @@ class Changes:
         ]
         return 2 * torch.cat(rows) - 1 if rows else torch.empty(0, _DRAWS)
 
-    def move_patches(self, pixels: Tensor, owner: Sequence[int], draws: Tensor) -> Tensor:
+    def move_patches(
+        self, pixels: Float[Tensor, "m c *patch"], owner: Sequence[int], draws: Float[Tensor, "m 4"]
+    ) -> Float[Tensor, "m c *patch"]:
         """Turn each patch like its image, then a little by itself.
 
         Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from foveate.batch.reading import PatchReader
@@ -50,7 +51,7 @@ class Chunks:
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __call__(self, c: int) -> Tensor:
+    def __call__(self, c: int) -> Float[Tensor, "m 3 *patch"]:
         """Return the crops of chunk c, in the form of `Batch.crops`."""
         self._read_ahead(c)
         pixels = self._pixels.get(c)
@@ -76,8 +77,9 @@ class Chunks:
 
 
 def run_by_shape(
-    function: Callable[[Tensor], list[Tensor]], images: list[Tensor]
-) -> list[list[Tensor]]:
+    function: Callable[[Float[Tensor, "n 3 *space"]], list[Float[Tensor, "n c *cells"]]],
+    images: list[Float[Tensor, " 3 *_space"]],
+) -> list[list[Float[Tensor, "1 _c *_cells"]]]:
     """Apply a network to images of several sizes: equal sizes together, without padding.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 N_COLOURS = 21
@@ -13,7 +14,9 @@ _MAX_PIXELS = 20_000
 
 
 @torch.no_grad()
-def describe_colours(rgb: Tensor, weight: Tensor | None = None) -> Tensor:
+def describe_colours(
+    rgb: Float[Tensor, " 3 *space"], weight: Shaped[Tensor, " 1 *space"] | None = None
+) -> Float[Tensor, "1 colours"]:
     """Compute mean, spread and quantiles of each channel, ``(1, N_COLOURS)``.
 
     Args:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +29,7 @@ _FORMAT = 2
 class _Entry:
     """The tensors of one image by name, and the row of each box in the tensor ``rows``."""
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Shaped[Tensor, " ..."]] = field(default_factory=dict)
     row_of: dict[bytes, int] = field(default_factory=dict)
     changed: bool = False
 
@@ -59,8 +60,11 @@ class FeatureStore:
             self._on_disk = {p: p.stat().st_size for p in folder.glob("*.safetensors")}
 
     def rows(
-        self, image: str, boxes: Floats, compute: Callable[[NDArray[np.int64]], Tensor]
-    ) -> Tensor:
+        self,
+        image: str,
+        boxes: Floats,
+        compute: Callable[[NDArray[np.int64]], Float[Tensor, "m d"]],
+    ) -> Float[Tensor, "n d"]:
         """Return features of boxes of one image, computed where they are not stored yet.
 
         Args:
@@ -89,7 +93,9 @@ class FeatureStore:
             return torch.empty(0)
         return entry.tensors["rows"][[entry.row_of[key] for key in keys]].float()
 
-    def once(self, image: str, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+    def once(
+        self, image: str, compute: Callable[[], Sequence[Shaped[Tensor, " ..."]]]
+    ) -> list[Float[Tensor, " ..."]]:
         """Return tensors of one image, computed if they are not stored; float32 on the CPU.
 
         Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,9 @@ class FrozenFeatures:
         tensors = [tensor.to(device) for tensor in self._store.once(self._image(i), compute)]
         return Look(tensors[:-2], *tensors[-2:])
 
-    def features(self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int) -> Tensor:
+    def features(
+        self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int
+    ) -> Float[Tensor, "n n_features"]:
         """Return the encoder's features of patches, ``(sum n_i, n_features)``.
 
         Args:
@@ -59,8 +62,8 @@ class FrozenFeatures:
         kind: str,
         patches: Sequence[Patches],
         size: int,
-        row: Callable[[Tensor], Tensor],
-    ) -> Tensor:
+        row: Callable[[Float[Tensor, "m 3 *patch"]], Float[Tensor, "m d"]],
+    ) -> Float[Tensor, "n d"]:
         """Return the outputs of a frozen network for patches, ``(sum n_i, d)``.
 
         Args:
@@ -86,7 +89,9 @@ class FrozenFeatures:
                 rows.append(self._store.rows(image, boxes, functools.partial(compute, i)))
         return torch.cat(rows).to(self._reader.device)
 
-    def map(self, i: int, compute: Callable[[], Tensor], *, kind: str = "map") -> Tensor:
+    def map(
+        self, i: int, compute: Callable[[], Shaped[Tensor, " ..."]], *, kind: str = "map"
+    ) -> Float[Tensor, " ..."]:
         """Return one tensor of image i, computed by a frozen encoder when it is not stored yet.
 
         Args:

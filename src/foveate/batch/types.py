@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -134,12 +135,12 @@ class Look:
         colours: colour statistics ``(1, N_COLOURS)`` of the foreground.
     """
 
-    maps: list[Tensor]
-    features: Tensor
-    colours: Tensor
+    maps: list[Float[Tensor, "1 _c *_cells"]]
+    features: Float[Tensor, "1 n_features"]
+    colours: Float[Tensor, "1 colours"]
 
     @property
-    def overview(self) -> Tensor:
+    def overview(self) -> Float[Tensor, "1 n"]:
         """Return features and colours of the image as a whole, ``(1, n_features + N_COLOURS)``."""
         return torch.cat([self.features.float(), self.colours], 1)
 
@@ -190,7 +191,7 @@ def reading_crops(item: LoadedImage) -> Iterator[None]:
         raise CropError(item.image_id, item.image.path, error) from error
 
 
-def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
+def to_rgb(pixels: Pixels, device: torch.device) -> Float[Tensor, "n 3 *space"]:
     """Convert pixels to RGB in [0, 1].
 
     Args:
@@ -210,7 +211,7 @@ def to_rgb(pixels: Pixels, device: torch.device) -> Tensor:
 
 
 def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
-    """Concatenate neighbouring arrays of one type and number of channels.
+    """Concatenate neighbouring arrays ``(n, *space, c)`` of one dtype and number of channels.
 
     A batch may have grey and RGB images, of 8 and 16 bit.
     """
@@ -218,14 +219,14 @@ def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
     return [np.concatenate(list(group)) for _, group in kinds]
 
 
-def foreground_weight(item: LoadedImage, device: torch.device) -> Tensor | None:
+def foreground_weight(item: LoadedImage, device: torch.device) -> Float[Tensor, " 1 *space"] | None:
     """Return ``(1, *space)``, 1 on the foreground of a slide's glimpse; None for other images."""
     if item.image.kind != "slide":
         return None
     return torch.from_numpy(item.contrast > 0)[None].float().to(device)
 
 
-def channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c *space"]:
     """Lay ``(n, c, *space)`` out with the channels of a pixel side by side, fast to convolve."""
     form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     return x.contiguous(memory_format=form)
@@ -241,11 +242,19 @@ def lay_kernels(network: nn.Module) -> None:
 def build_evidence(
     items: Sequence[LoadedImage],
     patches: Sequence[Patches],
-    weight: Tensor,
-    by_output: Tensor | None,
-    remainder: Tensor | None,
+    weight: Float[Tensor, "b n"],
+    by_output: Float[Tensor, "b k n"] | None,
+    remainder: Float[Tensor, " b"] | None,
 ) -> list[Evidence]:
-    """Build the evidence of each image; see `Batch.evidence`."""
+    """Build the evidence of each image; see `Batch.evidence`.
+
+    Args:
+        items: the images.
+        patches: ``n_i`` patches of each image.
+        weight: weights ``(b, n)``, of which the first ``n_i`` of row i count.
+        by_output: weights for each output ``(b, k, n)``; None without.
+        remainder: share of the prediction that rests on no patch, ``(b,)``; None for 0.
+    """
     shares = weight.detach().double().cpu().numpy()
     output_shares = None if by_output is None else by_output.detach().double().cpu().numpy()
     rest = None if remainder is None else remainder.detach().double().clamp(0, 1).tolist()

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from foveate.batch.augment import Turn
@@ -42,7 +43,7 @@ class WholeImage(AbstractSource):
         item: LoadedImage,
         view: View,
         *,
-        normalise: Callable[[Pixels], Tensor],
+        normalise: Callable[[Pixels], Float[Tensor, "1 3 *size"]],
         device: torch.device,
         pool: ThreadPoolExecutor,
         turn: Turn,
@@ -56,7 +57,7 @@ class WholeImage(AbstractSource):
         self.shape = (3, *turn.shape(self._space))
         self.has_blank = skip_background and bool((item.contrast == 0).any())
 
-    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+    def crops(self, regions: Sequence[Region]) -> Iterator[Float[Tensor, "1 3 *size"]]:
         """Yield the pixels of regions in order, and read the next two regions ahead.
 
         Args:
@@ -99,7 +100,7 @@ class WholeImage(AbstractSource):
         unmarked: Flags = (n_marked.swapaxes(-1, -2) if self.turn.bits & 4 else n_marked) == 0
         return unmarked
 
-    def background(self) -> Tensor:
+    def background(self) -> Float[Tensor, " 3"]:
         """Return the normalised colour of the background, ``(3,)``."""
         colour = self.item.image.background
         pixel = colour.reshape(1, *(1,) * len(self._space), -1)

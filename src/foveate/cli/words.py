@@ -18,7 +18,11 @@ class Sectioned(click.Command):
     """A command that also takes ``--section.key value`` for every key of the config."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Remove the section flags from the arguments, and parse the rest."""
+        """Remove the section flags from the arguments, and parse the rest.
+
+        Raises:
+            OptionError: a section flag has no value, or its section is unknown.
+        """
         plain: list[str] = []
         rest = list(args)
         ctx.obj = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from jaxtyping import Float
 from torch import Tensor, cat, nn
 
 from foveate.encoders.base import AbstractEncoder
@@ -29,7 +30,7 @@ class AbstractSmall(AbstractEncoder):
         self.stages = nn.ModuleList(map(stage, (3, *widths[:-1]), widths))
         self.mix = nn.Linear(2 * widths[-1], dim)
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Float[Tensor, "b 3 *space"]) -> list[Float[Tensor, "b _c *_cells"]]:
         """Compute four maps ``(b, c, *cells)`` of ``(b, 3, *space)``, strides 2, 4, 8 and 16."""
         # With a stride of 2 an odd side would lose its last pixel: it is repeated.
         maps = []
@@ -39,7 +40,7 @@ class AbstractSmall(AbstractEncoder):
             maps.append(x)
         return maps
 
-    def pool(self, maps: list[Tensor]) -> Tensor:
+    def pool(self, maps: list[Float[Tensor, "b _c *_cells"]]) -> Float[Tensor, "b dim"]:
         """Project the mean and the maximum of the last map to the vector ``(b, dim)``."""
         last, space = maps[-1], tuple(range(2, maps[-1].ndim))
         vector: Tensor = self.mix(cat([last.mean(space), last.amax(space)], -1))

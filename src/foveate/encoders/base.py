@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -71,11 +72,11 @@ class AbstractEncoder(nn.Module, abc.ABC):
     resolved: Mapping[str, object] = MappingProxyType({})
 
     @abc.abstractmethod
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Float[Tensor, "b 3 *space"]) -> list[Float[Tensor, "b _c *_cells"]]:
         """Compute maps ``(b, map_dims[i], *ceil(space / strides[i]))`` of ``(b, 3, *space)``."""
 
     @abc.abstractmethod
-    def pool(self, maps: list[Tensor]) -> Tensor:
+    def pool(self, maps: list[Float[Tensor, "b _c *_cells"]]) -> Float[Tensor, "b dim"]:
         """Compute the vector ``(b, dim)`` from the maps that `maps` returns."""
 
     @property
@@ -83,7 +84,11 @@ class AbstractEncoder(nn.Module, abc.ABC):
         """Number of features of an image."""
         return self.dim
 
-    def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        maps: list[Float[Tensor, "b _c *_cells"]],
+        weight: Float[Tensor, " b *space"] | None = None,
+    ) -> Float[Tensor, "b n_features"]:
         """Compute the features of images, ``(b, n_features)``, before their projection.
 
         Args:
@@ -93,7 +98,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
         """
         return self.pool(maps)
 
-    def project(self, features: Tensor) -> Tensor:
+    def project(self, features: Float[Tensor, "b n_features"]) -> Float[Tensor, "b dim"]:
         """Project features ``(b, n_features)`` to the vector ``(b, dim)``."""
         return features
 
@@ -104,7 +109,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
         """
         return []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b 3 *space"]) -> Float[Tensor, "b dim"]:
         """Encode images ``(b, 3, *space)`` to vectors ``(b, dim)``."""
         return self.pool(self.maps(x))
 
@@ -124,7 +129,7 @@ class Projection(nn.Module):
         self.standardise = Standardise(n_features)
         self.linear = nn.Linear(n_features, dim)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "*b n_features"]) -> Float[Tensor, "*b dim"]:
         """Project features ``(…, n_features)`` to vectors ``(…, dim)``."""
         vector: Tensor = self.linear(self.standardise(features.float()))
         return vector
@@ -147,17 +152,19 @@ class ProjectedEncoder(AbstractEncoder):
         """Number of features of an image."""
         return self.mixed.linear.in_features
 
-    def project(self, features: Tensor) -> Tensor:
+    def project(self, features: Float[Tensor, "b n_features"]) -> Float[Tensor, "b dim"]:
         """Standardise features ``(b, n_features)`` and project them to the vector ``(b, dim)``."""
         vector: Tensor = self.mixed(features)
         return vector
 
-    def pool(self, maps: list[Tensor]) -> Tensor:
+    def pool(self, maps: list[Float[Tensor, "b _c *_cells"]]) -> Float[Tensor, "b dim"]:
         """Compute the vector ``(b, dim)`` as the projection of the maps' features."""
         return self.project(self.features(maps))
 
 
-def weighted_moments(map_: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def weighted_moments(
+    map_: Float[Tensor, "b c *cells"], weight: Float[Tensor, " b *space"] | None = None
+) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
     """Compute the mean and the standard deviation of a map over its cells.
 
     Args:
@@ -197,7 +204,7 @@ class CellMap(nn.Module):
         self.encoder, self.group = encoder, group
         self.mean = (nn.AvgPool2d if encoder.axes == 2 else nn.AvgPool3d)(group)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b 3 *space"]) -> Float[Tensor, "b d *cells"]:
         """Compute the averaged map ``(b, d, *cells)`` of images ``(b, 3, *space)``."""
         last = self.encoder.maps(x)[-1]
         if self.group == 1:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from foveate.encoders.base import (
@@ -100,7 +101,7 @@ class Lite0Encoder(ProjectedEncoder):
         freeze_batch_norm(self)
         return self
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Float[Tensor, "b 3 y x"]) -> list[Float[Tensor, "b _c *_cells"]]:
         """Compute five maps ``(b, c, *cells)`` of ``(b, 3, y, x)``, strides 2 to 32."""
         maps, x = [], self.stem(x)
         for i, block in enumerate(self.blocks):
@@ -109,7 +110,11 @@ class Lite0Encoder(ProjectedEncoder):
                 maps.append(x)
         return maps
 
-    def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        maps: list[Float[Tensor, "b _c *_cells"]],
+        weight: Float[Tensor, "b y x"] | None = None,
+    ) -> Float[Tensor, "b 2304"]:
         """Compute means and spreads of the maps, and means of the last layer, ``(b, 2304)``."""
         moments = [weighted_moments(m, weight) for m in maps]
         last = weighted_moments(_run_block(self.last, maps[-1]), weight)

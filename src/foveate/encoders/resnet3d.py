@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
@@ -59,7 +60,7 @@ class Resnet3dEncoder(AbstractEncoder):
         freeze_batch_norm(self)
         return self
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Float[Tensor, "b 3 *space"]) -> list[Float[Tensor, "b _c *_cells"]]:
         """Compute four maps ``(b, c, *cells)`` of ``(b, 3, *space)``, strides 4, 8, 16 and 32."""
         maps, x = [], self.stem(x)
         for stage in self.stages:
@@ -67,7 +68,7 @@ class Resnet3dEncoder(AbstractEncoder):
             maps.append(x)
         return maps
 
-    def pool(self, maps: list[Tensor]) -> Tensor:
+    def pool(self, maps: list[Float[Tensor, "b _c *_cells"]]) -> Float[Tensor, "b dim"]:
         """Average the last map to the vector ``(b, dim)``."""
         return maps[-1].mean((-3, -2, -1))
 

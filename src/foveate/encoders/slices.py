@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -98,7 +99,7 @@ class SlicesEncoder(ProjectedEncoder):
         first = max(0, math.ceil(-centre / stride))
         return first, centre + first * stride
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Float[Tensor, "b 3 z y x"]) -> list[Float[Tensor, "b _c *_cells"]]:
         """Compute maps ``(b, planes * c, *ceil(space / stride))`` of volumes ``(b, 3, z, y, x)``.
 
         Cells are cubes.
@@ -144,7 +145,11 @@ class SlicesEncoder(ProjectedEncoder):
             cropped.append(maps[i][..., first : first + h, first : first + w])
         return cropped
 
-    def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        maps: list[Float[Tensor, "b _c *_cells"]],
+        weight: Float[Tensor, "b z y x"] | None = None,
+    ) -> Float[Tensor, "b n_features"]:
         """Compute means and spreads of the maps, ``(b, n_features)``.
 
         A cell counts by the share of the volume that is nearest to it. Weights of input pixels are

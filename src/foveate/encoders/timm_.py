@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.encoders.base import (
@@ -147,7 +148,7 @@ class TimmEncoder(ProjectedEncoder):
         freeze_batch_norm(self)
         return self
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Float[Tensor, "b 3 y x"]) -> list[Float[Tensor, "b _c *_cells"]]:
         """Compute the maps ``(b, map_dims[i], *cells)`` of images ``(b, 3, y, x)``."""
         maps: list[Tensor] = self.net(x)
         return maps[: len(self.strides)]
@@ -157,7 +158,11 @@ class TimmEncoder(ProjectedEncoder):
         """Number of features of an image."""
         return self.dim if self.from_scratch else self.mixed.linear.in_features
 
-    def features(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        maps: list[Float[Tensor, "b _c *_cells"]],
+        weight: Float[Tensor, "b y x"] | None = None,
+    ) -> Float[Tensor, "b n_features"]:
         """Compute means and spreads of the last maps, ``(b, n_features)``.
 
         From scratch, the mean of the last map.
@@ -172,7 +177,7 @@ class TimmEncoder(ProjectedEncoder):
         moments = [weighted_moments(m, weight) for m in maps[-_MAX_MAPS:]]
         return torch.cat([*(m[0] for m in moments), *(m[1] for m in moments)], 1)
 
-    def project(self, features: Tensor) -> Tensor:
+    def project(self, features: Float[Tensor, "b n_features"]) -> Float[Tensor, "b dim"]:
         """Project standardised features to ``(b, dim)``; from scratch, return them unchanged."""
         return features if self.from_scratch else super().project(features)
 

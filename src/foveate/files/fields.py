@@ -17,8 +17,7 @@ _REMEDY = "Restore the file from a copy, or train again"
 class Fields:
     """The fields of one JSON object, each checked when it is read.
 
-    All methods that return a field raise `CheckpointError`, which names the field, where it is
-    missing or does not fit.
+    The message of every error names the file and the field.
 
     Args:
         content: the parsed JSON.
@@ -40,7 +39,11 @@ class Fields:
         return key in self._content
 
     def only(self, known: Sequence[str]) -> None:
-        """Raise `CheckpointError` if the object has keys that are not in `known`."""
+        """Check that the object has no other keys than `known`.
+
+        Raises:
+            CheckpointError: the object has a key that is not in `known`.
+        """
         for key in self._content:
             if key not in known:
                 raise CheckpointError(f"{self.where}: unknown key {_describe(key)}. {_REMEDY}")
@@ -54,6 +57,9 @@ class Fields:
             key: the field.
             allowed: the allowed texts; None allows any.
             may_be_empty: whether the empty text is allowed.
+
+        Raises:
+            CheckpointError: the field is missing, or is no allowed text.
         """
         value = self._value(key)
         fits = isinstance(value, str) and (value or may_be_empty)
@@ -62,32 +68,52 @@ class Fields:
         return str(value)
 
     def integer(self, key: str, low: int, high: int) -> int:
-        """Return a whole number from `low` to `high`."""
+        """Return a whole number from `low` to `high`.
+
+        Raises:
+            CheckpointError: the field is missing, or is no whole number from `low` to `high`.
+        """
         value = self._value(key)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self._wrong(key, f"a whole number from {low} to {high}")
         return value
 
     def number(self, key: str, low: float, high: float) -> float:
-        """Return a finite number from `low` to `high`."""
+        """Return a finite number from `low` to `high`.
+
+        Raises:
+            CheckpointError: the field is missing, or is no number from `low` to `high`.
+        """
         value = self._value(key)
         if not is_number(value) or not low <= value <= high:
             raise self._wrong(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def maybe_number(self, key: str, low: float, high: float) -> float | None:
-        """Return a number from `low` to `high`, or None where the field is null or absent."""
+        """Return a number from `low` to `high`, or None where the field is null or absent.
+
+        Raises:
+            CheckpointError: the field is neither null nor a number from `low` to `high`.
+        """
         return None if self._content.get(key) is None else self.number(key, low, high)
 
     def flag(self, key: str) -> bool:
-        """Return a truth value."""
+        """Return a truth value.
+
+        Raises:
+            CheckpointError: the field is missing, or is no truth value.
+        """
         value = self._value(key)
         if not isinstance(value, bool):
             raise self._wrong(key, "true or false")
         return value
 
     def texts(self, key: str, min_n: int = 1) -> tuple[str, ...]:
-        """Return a list of different texts, at least `min_n` of them."""
+        """Return a list of different texts, at least `min_n` of them.
+
+        Raises:
+            CheckpointError: the field is missing, or is no such list.
+        """
         value = self._value(key)
         fits = isinstance(value, list) and all(isinstance(v, str) and v for v in value)
         if not fits or len(value) < min_n or len(set(value)) < len(value):
@@ -95,7 +121,11 @@ class Fields:
         return tuple(value)
 
     def numbers(self, key: str, low: float, high: float, n: int | None = None) -> list[float]:
-        """Return a list of finite numbers from `low` to `high`; `n` of them unless it is None."""
+        """Return a list of finite numbers from `low` to `high`; `n` of them unless it is None.
+
+        Raises:
+            CheckpointError: the field is missing, or is no such list.
+        """
         value = self._value(key)
         fits = isinstance(value, list) and all(is_number(v) and low <= v <= high for v in value)
         if not fits or (n is not None and len(value) != n):
@@ -104,18 +134,30 @@ class Fields:
         return list(value)
 
     def part(self, key: str) -> Fields:
-        """Return the fields of an object within this one."""
+        """Return the fields of an object within this one.
+
+        Raises:
+            CheckpointError: the field is missing, or is no object.
+        """
         return Fields(self._value(key), f"{self.where}: {key}")
 
     def items(self, key: str) -> list[Any]:
-        """Return a list of any values."""
+        """Return a list of any values.
+
+        Raises:
+            CheckpointError: the field is missing, or is no list.
+        """
         value = self._value(key)
         if not isinstance(value, list):
             raise self._wrong(key, "a list")
         return value
 
     def options(self, key: str) -> dict[str, Any]:
-        """Return plain values by name: texts, numbers, truth values, null, or lists of these."""
+        """Return plain values by name: texts, numbers, truth values, null, or lists of these.
+
+        Raises:
+            CheckpointError: the field is missing, or is no object of plain values.
+        """
         inner = self.part(key)._content
         for name, value in inner.items():
             for item in value if isinstance(value, list) else [value]:

@@ -78,7 +78,12 @@ def _box_means(values: Floats, origin_px: Floats, side_px: float) -> Floats:
 
 
 def integral_image(values: Floats, ndim: int) -> Floats:
-    """Compute the integral image over the first `ndim` axes, padded with zeros before each."""
+    """Compute the integral image over the first `ndim` axes, padded with zeros before each.
+
+    Args:
+        values: values ``((z,) y, x, c)``.
+        ndim: number of the axes that are summed over.
+    """
     for axis in range(ndim):
         values = np.cumsum(values, axis)
     return np.pad(values, [(1, 0)] * ndim + [(0, 0)])

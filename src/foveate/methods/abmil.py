@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Unpack
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
@@ -68,7 +69,12 @@ class Abmil(AbstractBagMethod):
         else:
             self.pool = _GatedAnswer(encoder.dim, heads, hidden, dropout)
 
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Pool the patches by gated attention, or add up what they answer."""
         h = self.norm(f)
         logits, weight = self.pool(h, valid)
@@ -84,7 +90,9 @@ class _GatedAnswer(nn.Module):
         outputs = nn.Linear(dim, sum(h.size for h in heads))
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"]]:
         """Return logits ``(b, k)`` and attention ``(b, n)`` of tokens ``(b, n, d)``."""
         vector, weight = self.pool(tokens, valid)
         return self.head(vector), weight

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.attention_maps.cells import (
@@ -209,7 +210,7 @@ class _PixelScores(nn.Module):
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Float[Tensor, "b 3 *space"]) -> list[Float[Tensor, "b 1 *space"]]:
         """Score pixels of images ``(b, 3, *space)``: ``(b, 1, *space)``, in a list like maps."""
         for layer in self.layers[:-1]:
             x = torch.tanh(layer(x))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypedDict
 
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from foveate.bags.embedding import Bag
@@ -30,21 +31,23 @@ class Judge:
     """
 
     task: AbstractTask
-    target: Tensor
+    target: Shaped[Tensor, "b ..."]
 
-    def loss(self, logits: Tensor) -> Tensor:
+    def loss(self, logits: Float[Tensor, "b *more k"]) -> Float[Tensor, " b *more"]:
         """Compute the task's loss of each answer: ``(b, …, k)`` to ``(b, …)``."""
         return self._apply(self.task.each_loss, logits)
 
-    def mean_loss(self, logits: Tensor) -> Tensor:
+    def mean_loss(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
         """Compute the task's loss of logits ``(b, k)``; a scalar."""
         return self.task.loss(logits, self.target)
 
-    def correct(self, logits: Tensor) -> Tensor:
+    def correct(self, logits: Float[Tensor, "b *more k"]) -> Float[Tensor, " b *more"]:
         """Return 1 for right answers, else 0: ``(b, …, k)`` to ``(b, …)``, without gradient."""
         return self._apply(self.task.correct, logits)
 
-    def by_label(self, where_true: Tensor, where_false: Tensor) -> Tensor:
+    def by_label(
+        self, where_true: Float[Tensor, "b k"], where_false: Float[Tensor, "b k"]
+    ) -> Float[Tensor, " b"]:
         """Sum up a value over outputs that depends on whether the output is true of the image.
 
         Args:
@@ -68,7 +71,7 @@ class Judge:
 class FurtherLoss(Protocol):
     """A loss beside the task's: a NamedTuple of tensors and constants that the loop calls."""
 
-    def __call__(self, judge: Judge) -> Tensor:
+    def __call__(self, judge: Judge) -> Float[Tensor, ""]:
         """Compute a scalar that is added to the task's loss in training."""
 
 
@@ -79,9 +82,9 @@ class Penalty(NamedTuple):
         value: the loss, a scalar: the mean over the images of the batch.
     """
 
-    value: Tensor
+    value: Float[Tensor, ""]
 
-    def __call__(self, judge: Judge) -> Tensor:
+    def __call__(self, judge: Judge) -> Float[Tensor, ""]:
         """Return the value; labels are not needed."""
         return self.value
 
@@ -94,10 +97,10 @@ class Auxiliary(NamedTuple):
         weight: factor of its loss.
     """
 
-    logits: Tensor
+    logits: Float[Tensor, "b k"]
     weight: float = 1.0
 
-    def __call__(self, judge: Judge) -> Tensor:
+    def __call__(self, judge: Judge) -> Float[Tensor, ""]:
         """Compute the weighted loss of the task."""
         return self.weight * judge.mean_loss(self.logits)
 
@@ -114,10 +117,10 @@ class Prediction(NamedTuple):
             samples in evaluation; None for other methods.
     """
 
-    logits: Tensor
+    logits: Float[Tensor, "b k"]
     evidence: EvidenceList = EvidenceList()
     further: Mapping[str, FurtherLoss] = MappingProxyType({})
-    deviation: Tensor | None = None
+    deviation: Float[Tensor, "b k"] | None = None
 
 
 class Requirements(NamedTuple):
@@ -191,11 +194,11 @@ class BagAnswer(NamedTuple):
         by_output: shares of patches for each output ``(b, k, n)``, for methods that have them.
     """
 
-    logits: Tensor
-    weight: Callable[[], Tensor]
-    instances: Tensor | None = None
+    logits: Float[Tensor, "b k"]
+    weight: Callable[[], Float[Tensor, "b n"]]
+    instances: Float[Tensor, "b n d"] | None = None
     further: Mapping[str, FurtherLoss] = MappingProxyType({})
-    by_output: Tensor | None = None
+    by_output: Float[Tensor, "b k n"] | None = None
 
 
 class BagOptions(TypedDict, total=False):
@@ -247,7 +250,12 @@ class AbstractBagMethod(AbstractMethod):
             self.head_instance = InstanceHead(dim_instance, heads)
 
     @abc.abstractmethod
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Aggregate the patches of each image.
 
         Args:
@@ -272,7 +280,9 @@ class AbstractBagMethod(AbstractMethod):
         return Prediction(answer.logits, further=further)
 
 
-def further_loss(task: AbstractTask, prediction: Prediction, target: Tensor) -> Tensor:
+def further_loss(
+    task: AbstractTask, prediction: Prediction, target: Shaped[Tensor, "b ..."]
+) -> Float[Tensor, ""]:
     """Sum up the losses of a prediction that are added to the task's loss; a scalar."""
     judge, zero = Judge(task, target), prediction.logits.new_zeros(())
     return zero + sum(loss(judge) for loss in prediction.further.values())

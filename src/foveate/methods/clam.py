@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Unpack
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -98,7 +99,12 @@ class Clam(AbstractBagMethod):
         self.head = nn.Linear(width, n_outputs)
         self.cluster = _Cluster(width, heads)
 
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Pool by gated attention; cluster the patches of highest and lowest attention."""
         f = self.norm(f)
         logits, attention = self.aggregate(self.embed(f), valid)
@@ -121,7 +127,9 @@ class Clam(AbstractBagMethod):
         # Instances before dropout, which would choose the strongest patch at random.
         return BagAnswer(logits, attended, instances=f, further=further, by_output=by_output)
 
-    def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def aggregate(
+        self, h: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b branches n"]]:
         """Pool embedded patches and answer.
 
         Args:
@@ -138,7 +146,9 @@ class Clam(AbstractBagMethod):
         return (pooled * self.head.weight).sum(-1) + self.head.bias, attention
 
     @torch.no_grad()
-    def extremes(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def extremes(
+        self, f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Bool[Tensor, "b n branches"], Bool[Tensor, "b n branches"]]:
         """Mark the patches of highest and of lowest attention.
 
         No patch is among both; the only patch of an image is among the highest.
@@ -169,11 +179,11 @@ class Clustering(NamedTuple):
         weight: factor of the sum of the losses.
     """
 
-    where_true: Tensor
-    where_false: Tensor
+    where_true: Float[Tensor, "b k"]
+    where_false: Float[Tensor, "b k"]
     weight: float
 
-    def __call__(self, judge: Judge) -> Tensor:
+    def __call__(self, judge: Judge) -> Float[Tensor, ""]:
         """Compute the weighted mean over images."""
         return self.weight * judge.by_label(self.where_true, self.where_false).mean()
 
@@ -187,7 +197,7 @@ class _Attend(nn.Module):
         self.gate = nn.Sequential(nn.Linear(width, hidden), nn.Sigmoid(), nn.Dropout(dropout))
         self.score = nn.Linear(hidden, branches)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n branches"]:
         scores: Tensor = self.score(self.value(h) * self.gate(h))
         return scores
 
@@ -213,7 +223,12 @@ class _Cluster(nn.Module):
         self.register_buffer("per_question", torch.tensor(sizes), persistent=False)
         self.example = nn.Linear(width, len(exclusive) + len(independent))
 
-    def forward(self, h: Tensor, top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        h: Float[Tensor, "b n d"],
+        top: Bool[Tensor, "b n branches"],
+        bottom: Bool[Tensor, "b n branches"],
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """Compute the losses ``(b, k)`` of outputs that are true, and of those that are not.
 
         Args:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_output_weights
@@ -71,7 +72,12 @@ class Dsmil(AbstractBagMethod):
         # A one-dimensional convolution whose kernel spans all features of all classes.
         self.head = nn.Linear(n_outputs * dim, n_outputs)
 
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Attend, for each class, to the patches that resemble its critical patch."""
         logits, alone, attention = self.aggregate(self.norm(f), valid)
 
@@ -82,7 +88,9 @@ class Dsmil(AbstractBagMethod):
         further = {"instance": Auxiliary(alone, self.instance)} if self.instance > 0 else {}
         return BagAnswer(logits, attended, further=further, by_output=attention)
 
-    def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def aggregate(
+        self, h: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"], Float[Tensor, "b k n"]]:
         """Compute both streams from normalised features.
 
         Args:

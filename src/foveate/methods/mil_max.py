@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_output_weights
@@ -58,7 +59,12 @@ class MilMax(AbstractBagMethod):
         self.norm = nn.LayerNorm(encoder.dim)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
 
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Take the strongest patch for each output."""
         logits, single = self.aggregate(self.norm(f), valid)
 
@@ -68,7 +74,9 @@ class MilMax(AbstractBagMethod):
 
         return BagAnswer(logits, weigh_patches)
 
-    def aggregate(self, h: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def aggregate(
+        self, h: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n k"]]:
         """Compute the logits of images ``(b, k)`` and of patches ``(b, n, k)``.
 
         Args:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Unpack
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.bags.embedding import compute_patch_shares
@@ -65,14 +66,21 @@ class MilMean(AbstractBagMethod):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.dim, sum(h.size for h in heads))
 
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Average the features of the patches and answer from the mean."""
         h = self.norm(f)
         logits = self.aggregate(h, valid)
         shares = partial(compute_patch_shares, self.head(h), logits, self.task_heads, valid)
         return BagAnswer(logits, shares, instances=h)
 
-    def aggregate(self, h: Tensor, valid: Tensor) -> Tensor:
+    def aggregate(
+        self, h: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b k"]:
         """Compute logits ``(b, k)``.
 
         Args:

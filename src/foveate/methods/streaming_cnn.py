@@ -71,6 +71,9 @@ class StreamingCnn(AbstractMethod):
         dropout: rate of dropout on the pooled vector.
         instance: weight of the loss of the instance head, which answers the task from single cells
             and pools these answers as the task allows; 0 for no such head.
+
+    Raises:
+        OptionError: `group`, `budget_mib` or `tile` is too small, or the encoder is not local.
     """
 
     reads = frozenset({"glimpse", "whole"})

@@ -41,6 +41,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.attention_maps.forest import Forest, TreeAnswers, gather_forest
@@ -329,7 +330,7 @@ class Tnet(AbstractMethod):
 
     # -- learn --------------------------------------------------------------------------------
 
-    def objective(self, answers: TreeAnswers, judge: Judge) -> Tensor:
+    def objective(self, answers: TreeAnswers, judge: Judge) -> Float[Tensor, ""]:
         """Compute the paper's objective, less the loss of the first logits, which the loop adds."""
         crops = answers.crops
         right, right_single = judge.correct(answers.logits), judge.correct(answers.single)
@@ -343,7 +344,7 @@ class Tnet(AbstractMethod):
             policy = policy_loss(reward, baseline, answers.log_prob.sum(-1))
         return self.survey_objective(answers, judge) + self.reinforce * policy.mean()
 
-    def survey_objective(self, answers: TreeAnswers, judge: Judge) -> Tensor:
+    def survey_objective(self, answers: TreeAnswers, judge: Judge) -> Float[Tensor, ""]:
         """Compute the objective of a survey: without a policy loss, as nothing was drawn."""
         right, crops = judge.correct(answers.single), answers.crops
         reward = self._mix(judge.correct(answers.logits), _mean_over(right, crops))
@@ -372,9 +373,9 @@ class TreeLoss(NamedTuple):
     """
 
     answers: TreeAnswers
-    objective: Callable[[TreeAnswers, Judge], Tensor]
+    objective: Callable[[TreeAnswers, Judge], Float[Tensor, ""]]
 
-    def __call__(self, judge: Judge) -> Tensor:
+    def __call__(self, judge: Judge) -> Float[Tensor, ""]:
         """Compute the objective; a scalar."""
         return self.objective(self.answers, judge)
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.encoders.base import AbstractEncoder
@@ -86,13 +87,23 @@ class Transmil(AbstractBagMethod):
         self.answer = NystromAttention(width, heads=attention_heads, dropout=dropout)
         self.head = nn.Linear(width, sum(h.size for h in heads))
 
-    def answer_bag(self, f: Tensor, valid: Tensor, place: Callable[[], Tensor]) -> BagAnswer:
+    def answer_bag(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        place: Callable[[], Float[Tensor, "b n ndim"]],
+    ) -> BagAnswer:
         """Relate the patches to each other by what they show and where they lie."""
         h = self.embed(f)
         logits, weight = self.aggregate(h, valid, place())
         return BagAnswer(logits, lambda: weight, instances=h)
 
-    def aggregate(self, h: Tensor, valid: Tensor, centre_patch: Tensor) -> tuple[Tensor, Tensor]:
+    def aggregate(
+        self,
+        h: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        centre_patch: Float[Tensor, "b n ndim"],
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"]]:
         """Relate patches, and return logits ``(b, k)`` and the class token's attention ``(b, n)``.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
@@ -57,7 +58,9 @@ class AdditiveHead(nn.Module):
         nn.init.normal_(self.gate.score.weight, std=_SMALL_STD)
         nn.init.zeros_(self.gate.score.bias)
 
-    def forward(self, f: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n k"]]:
         """Answer the question for images from the vectors of their patches.
 
         Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -79,12 +80,12 @@ class RelationLayer(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
-        position: Tensor,
-        valid: Tensor,
-        centre_patch: Tensor,
-        everywhere: Tensor | None = None,
-    ) -> Tensor:
+        tokens: Float[Tensor, "b n d"],
+        position: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        centre_patch: Float[Tensor, "b n ndim"],
+        everywhere: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         """Add to each token its relations to the others and the output of the MLP.
 
         Args:
@@ -146,9 +147,9 @@ class _Places:
     """
 
     heads: int
-    valid: Tensor
-    centre: Tensor
-    everywhere: Tensor | None = None
+    valid: Bool[Tensor, "b n"]
+    centre: Float[Tensor, "b n ndim"]
+    everywhere: Bool[Tensor, "b n"] | None = None
 
     def attend(self, qkv: Tensor, weight: Tensor) -> Tensor:
         """Return the values that each token attends to, ``(b, n, d)``, all tokens at once.
@@ -199,7 +200,13 @@ class _TiledAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, weight: Tensor, places: _Places, tile: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        qkv: Float[Tensor, "b n qkv"],
+        weight: Float[Tensor, "h offsets"],
+        places: _Places,
+        tile: int,
+    ) -> Float[Tensor, "b n d"]:
         n, d = qkv.shape[1], qkv.shape[2] // 3
         ctx.places, ctx.tiles = places, [slice(i, min(i + tile, n)) for i in range(0, n, tile)]
         dtype = torch.promote_types(qkv.dtype, torch.float32)
@@ -225,7 +232,9 @@ class _TiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "b n d"]
+    ) -> tuple[Shaped[Tensor, " ..."] | None, ...]:
         qkv, weight, out, log_sum = ctx.saved_tensors
         places, d, dtype = ctx.places, out.shape[-1], log_sum.dtype
         grad_qkv = torch.zeros_like(qkv, dtype=dtype)

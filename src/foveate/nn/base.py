@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 Pooling = Literal["max", "sum", "none"]
@@ -38,7 +39,9 @@ class Head:
     pooling: Pooling
 
 
-def masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
+def masked_softmax(
+    scores: Float[Tensor, "*b n"], valid: Bool[Tensor, " ..."]
+) -> Float[Tensor, "*b n"]:
     """Compute a softmax over the valid entries of the last axis; others are exactly 0.
 
     Args:
@@ -69,7 +72,7 @@ class GatedAttention(nn.Module):
         self.gate = nn.Linear(dim, hidden)
         self.score = nn.Linear(hidden, 1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Float[Tensor, "*b d"]) -> Float[Tensor, " *b"]:
         """Return a score ``(…)`` for each token ``(…, d)``."""
         mixed = torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens))
         scores: Tensor = self.score(mixed).squeeze(-1)
@@ -85,9 +88,9 @@ class Standardise(nn.Module):
         n_features: length of a vector.
     """
 
-    mean: Tensor
-    spread: Tensor
-    settled: Tensor
+    mean: Float[Tensor, " n_features"]
+    spread: Float[Tensor, " n_features"]
+    settled: Shaped[Tensor, ""]
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class Standardise(nn.Module):
         self.register_buffer("settled", torch.tensor(False))
 
     @torch.no_grad()
-    def settle(self, features: Tensor, groups: Sequence[int] = ()) -> None:
+    def settle(self, features: Float[Tensor, "n n_features"], groups: Sequence[int] = ()) -> None:
         """Set the stored mean and spread to the mean and standard deviation of features.
 
         The spread of a feature is at least a hundredth of the largest spread in its group, so that
@@ -117,6 +120,6 @@ class Standardise(nn.Module):
         self.spread.copy_(torch.cat(spread))
         self.settled.fill_(True)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "*b n_features"]) -> Float[Tensor, "*b n_features"]:
         """Standardise features ``(…, n_features)``; the result has the same shape."""
         return (features - self.mean) / self.spread

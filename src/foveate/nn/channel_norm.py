@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,7 +23,7 @@ class ChannelNorm(nn.LayerNorm):
         self.to_last = (0, *range(2, n_axes + 2), 1)
         self.to_first = (0, n_axes + 1, *range(1, n_axes + 1))
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:  # noqa: A002
         """Normalise maps ``(b, c, *space)``; the result has the same shape."""
         x = input.permute(self.to_last)
         x = functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

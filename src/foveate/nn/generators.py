@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Generators = Sequence[torch.Generator]
@@ -28,7 +29,7 @@ def uniform(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-) -> Tensor:
+) -> Float[Tensor, "r n"]:
     """Draw numbers from [0, 1), row by row.
 
     A row is the beginning of a longer row that its generator would give, and takes as much from it
@@ -37,8 +38,14 @@ def uniform(
     Args:
         shape: ``(r, n)``.
         generators: one per row; None for torch's global one.
-        dtype: of the numbers.
-        device: where they go.
+        dtype: dtype of the numbers.
+        device: device of the numbers.
+
+    Returns:
+        The numbers ``(r, n)``.
+
+    Raises:
+        ValueError: the number of generators is not r.
     """
     if generators is None:
         return torch.rand(*shape, dtype=dtype, device=device)
@@ -48,7 +55,9 @@ def uniform(
     return torch.stack(rows).to(device) if rows else torch.empty(shape, dtype=dtype, device=device)
 
 
-def hidden_share(valid: Tensor, generators: Generators | None, *, min_share: float = 0.5) -> Tensor:
+def hidden_share(
+    valid: Bool[Tensor, "r n"], generators: Generators | None, *, min_share: float = 0.5
+) -> Bool[Tensor, "r n"]:
     """Hide a random part of the valid entries of each row.
 
     Args:

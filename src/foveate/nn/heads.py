@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.nn.additive import AdditiveHead, make_small_linear
@@ -35,7 +36,9 @@ class InstanceHead(nn.Module):
         kinds = {"max": _MaxHead, "sum": _SumHead, "none": _FrequencyHead}
         self.parts = nn.ModuleList(kinds[head.pooling](dim, head, k_min) for head in heads)
 
-    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b k"]:
         """Compute the logits of all heads in order, ``(b, k)``.
 
         Args:
@@ -52,7 +55,9 @@ class _MaxHead(nn.Module):
         super().__init__()
         self.score = make_small_linear(dim, head.size)
 
-    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b k"]:
         single = self.score(f)
         single = single.to(torch.promote_types(single.dtype, torch.float32))
         top = single.masked_fill(~valid.unsqueeze(-1), -torch.inf).amax(1)
@@ -66,7 +71,9 @@ class _SumHead(nn.Module):
         super().__init__()
         self.sum = AdditiveHead(dim, head, k_min=k_min)
 
-    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b k"]:
         logits: Tensor = self.sum(f, valid)[0]
         return logits
 
@@ -78,5 +85,7 @@ class _FrequencyHead(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(head.size))
 
-    def forward(self, f: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b k"]:
         return self.bias.expand(len(valid), -1)

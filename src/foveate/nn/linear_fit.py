@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
@@ -38,18 +39,18 @@ class LinearFit:
         strength: strength of the penalty, chosen by that loss.
     """
 
-    weight: Tensor
-    bias: Tensor
-    left_out: Tensor
+    weight: Float[Tensor, "fits d k"]
+    bias: Float[Tensor, "fits k"]
+    left_out: Float[Tensor, "n k"]
     loss: float
     strength: float
 
 
 def fit_linear(
-    features: Tensor,
+    features: Float[Tensor, "n d"],
     row_losses: RowLosses,
     n_outputs: int,
-    left_out_fold: Tensor,
+    left_out_fold: Int[Tensor, " n"],
     n_folds: int,
     *,
     strengths: Sequence[float] = STRENGTHS,
@@ -92,7 +93,7 @@ def fit_linear(
     return replace(best, weight=vh.T @ best.weight)
 
 
-def compute_pseudo_bma_weights(losses: Sequence[float], n: int) -> Tensor:
+def compute_pseudo_bma_weights(losses: Sequence[float], n: int) -> Float[Tensor, " m"]:
     """Compute the weights of m models in their average, ``(m,)``, by their left-out likelihood.
 
     The number of rows is capped, so that models that are nearly as good keep nearly the same
@@ -107,10 +108,10 @@ def compute_pseudo_bma_weights(losses: Sequence[float], n: int) -> Tensor:
 
 
 def fit_trust(
-    logits: Tensor,
+    logits: Float[Tensor, "n k"],
     row_losses: RowLosses,
     *,
-    base: Tensor | None = None,
+    base: Float[Tensor, "n k"] | None = None,
     max_factor: float = 2.0,
     expected: float = 0.5,
 ) -> float:

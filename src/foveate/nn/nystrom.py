@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -24,7 +25,9 @@ from foveate.nn.base import masked_softmax
 # -- lattice ---------------------------------------------------------------------------------------
 
 
-def lattice_cells(centre_patch: Tensor, valid: Tensor) -> Tensor:
+def lattice_cells(
+    centre_patch: Float[Tensor, "b n ndim"], valid: Bool[Tensor, "b n"]
+) -> Int[Tensor, "b n ndim"]:
     """Compute the cell of each token on the lattice that begins at the least coordinates.
 
     Cells are one patch wide. Tokens that lie on such a lattice get its cells, whatever its offset
@@ -41,7 +44,11 @@ def lattice_cells(centre_patch: Tensor, valid: Tensor) -> Tensor:
     return (centre_patch - corner).round().long().masked_fill(~valid.unsqueeze(-1), 0)
 
 
-def spatial_rank(cells: Tensor, centre_patch: Tensor, valid: Tensor) -> Tensor:
+def spatial_rank(
+    cells: Int[Tensor, "b n ndim"],
+    centre_patch: Float[Tensor, "b n ndim"],
+    valid: Bool[Tensor, "b n"],
+) -> Int[Tensor, "b n"]:
     """Rank tokens along a Z-order curve through their cells.
 
     Tokens of one cell are ranked by their centres, so that the order of storage never counts.
@@ -70,15 +77,15 @@ def spatial_rank(cells: Tensor, centre_patch: Tensor, valid: Tensor) -> Tensor:
 
 
 def nystrom_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    valid: Tensor,
-    rank: Tensor,
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads n d"],
+    v: Float[Tensor, "b heads n d"],
+    valid: Bool[Tensor, "b n"],
+    rank: Int[Tensor, "b n"],
     *,
     landmarks: int,
     iterations: int = 6,
-) -> Tensor:
+) -> Float[Tensor, "b heads n d"]:
     """Approximate ``softmax(q k' / sqrt(d)) v`` through landmarks: ``F pinv(A) (B v)``.
 
     Landmarks are means of queries and keys over segments of equal length along `rank`. Padding is
@@ -118,7 +125,7 @@ def nystrom_attention(
         )
 
 
-def pseudo_inverse(a: Tensor, *, iterations: int = 6) -> Tensor:
+def pseudo_inverse(a: Float[Tensor, "*b m m"], *, iterations: int = 6) -> Float[Tensor, "*b m m"]:
     """Approximate the Moore-Penrose inverse of matrices by the iteration of Nystromformer, eq. 15.
 
     Differs: each matrix is scaled by its own norms; the published code scales by the largest of the
@@ -190,7 +197,9 @@ class NystromAttention(nn.Module):
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
 
-    def forward(self, tokens: Tensor, valid: Tensor, rank: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"], rank: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b n d"]:
         """Compute the output of attention for each token, ``(b, n, d)``.
 
         Args:
@@ -212,7 +221,9 @@ class NystromAttention(nn.Module):
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def attend_from_first(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def attend_from_first(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n"]]:
         """Compute the output of exact attention for the first token alone.
 
         One query costs no more than a pass over the tokens, so it needs no landmarks.
@@ -272,7 +283,12 @@ class PyramidPosition(nn.Module):
             conv(dim, dim, size, padding=size // 2, groups=dim) for size in self.SIZES
         )
 
-    def forward(self, tokens: Tensor, cells: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        cells: Int[Tensor, "b n ndim"],
+        valid: Bool[Tensor, "b n"],
+    ) -> Float[Tensor, "b n d"]:
         """Add to each token the convolutions at its cell.
 
         Args:
@@ -341,13 +357,20 @@ class _SparseDepthwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, kernel: Tensor, neighbours: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        values: Float[Tensor, "u d"],
+        kernel: Float[Tensor, "offsets d"],
+        neighbours: Int[Tensor, "offsets u"],
+    ) -> Float[Tensor, "u d"]:
         ctx.save_for_backward(values, kernel, neighbours)
         return _gather_sum(values, kernel, neighbours)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "u d"]
+    ) -> tuple[Float[Tensor, "u d"], Float[Tensor, "offsets d"], None]:
         values, kernel, neighbours = ctx.saved_tensors
         # If v is the neighbour of u at offset o, u is the neighbour of v at -o, the mirrored row.
         grad_values = _gather_sum(gradient, kernel, neighbours.flip(0))

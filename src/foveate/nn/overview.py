@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from foveate.nn.base import Standardise
@@ -53,7 +54,12 @@ class OverviewHead(nn.Module):
         return bool(self.standardise.settled)
 
     @torch.no_grad()
-    def settle(self, features: Tensor, row_losses: RowLosses, left_out_fold: Tensor) -> None:
+    def settle(
+        self,
+        features: Float[Tensor, "n d"],
+        row_losses: RowLosses,
+        left_out_fold: Int[Tensor, " n"],
+    ) -> None:
         """Fit the models to frozen features.
 
         Args:
@@ -77,7 +83,9 @@ class OverviewHead(nn.Module):
         self.share.copy_(share)
         self.trust.fill_(trust)
 
-    def forward(self, features: Tensor, left_out_fold: Tensor | None = None) -> Tensor:
+    def forward(
+        self, features: Float[Tensor, "b d"], left_out_fold: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b k"]:
         """Compute logits ``(b, k)`` from features.
 
         Args:
@@ -107,19 +115,21 @@ class PatchTrust(nn.Module):
         super().__init__()
         self.register_buffer("value", torch.ones(()))
 
-    def forward(self, logits: Tensor) -> Tensor:
+    def forward(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Multiply logits ``(b, k)`` by the factor."""
         return self.value * logits
 
     @torch.no_grad()
     def settle(
-        self, answer: Callable[[], tuple[Tensor, Tensor]], each_loss: Callable[..., Tensor]
+        self,
+        answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
+        each_loss: Callable[..., Float[Tensor, " n"]],
     ) -> None:
         """Fit the factor.
 
         Args:
             answer: computes the answers of the network ``(n, k)`` in its present state to images
-                that it was not trained on, and their targets.
+                that it was not trained on, and their targets ``(n, …)``.
             each_loss: function from logits ``(n, k)`` and targets to the images' losses ``(n,)``.
         """
         self.value.fill_(0.0)

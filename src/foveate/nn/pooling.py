@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +37,9 @@ class AdditivePool(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(AdditiveHead(dim, head, k_min=k_min) for head in heads)
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"]]:
         """Sum the answers of patches.
 
         Args:
@@ -109,7 +112,9 @@ class CrossPool(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(dim, head.size) for head in heads)
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"]]:
         """Answer all questions.
 
         Args:
@@ -135,11 +140,11 @@ class CrossPool(nn.Module):
         answers = [head(z[:, t]) for t, head in enumerate(self.heads)]
         return torch.cat(answers, -1), weight.mean((1, 2))
 
-    def query(self) -> Tensor:
+    def query(self) -> Float[Tensor, "t h dk"]:
         """Return the queries ``(t, h, dk)``, by question and attention head."""
         return self._split(self.to_query(self.questions))
 
-    def keys(self, tokens: Tensor) -> Tensor:
+    def keys(self, tokens: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n h dk"]:
         """Compute the keys ``(…, n, h, dk)`` of tokens ``(…, n, d)``."""
         return self._split(self.to_key(tokens))
 
@@ -162,7 +167,9 @@ class GatedPool(nn.Module):
         super().__init__()
         self.attention = GatedAttention(dim, hidden=hidden)
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n"]]:
         """Pool tokens.
 
         Args:
@@ -179,7 +186,9 @@ class GatedPool(nn.Module):
 class MeanPool(nn.Module):
     """Pooling by the mean of the tokens; every patch has the same share."""
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n"]]:
         """Pool tokens.
 
         Args:
@@ -196,7 +205,9 @@ class MeanPool(nn.Module):
 class MaxPool(nn.Module):
     """Pooling by the maximum of each feature; a patch's share is that of the maxima it has."""
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n"]]:
         """Pool tokens.
 
         Args:

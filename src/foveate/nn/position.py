@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -30,7 +31,9 @@ class PositionCode(nn.Module):
         self.register_buffer("frequencies", 2 * math.pi / wavelengths)
         self.project = nn.Linear(2 * bands * ndim + 1, dim)
 
-    def forward(self, centre_patch: Tensor, extent_patch: Tensor) -> Tensor:
+    def forward(
+        self, centre_patch: Float[Tensor, "*b ndim"], extent_patch: Float[Tensor, " *b"]
+    ) -> Float[Tensor, "*b dim"]:
         """Compute the position codes of tokens, ``(…, dim)``.
 
         Args:

@@ -15,10 +15,13 @@ baseline for free!", ICLR 2019 workshop. ``tests/reference/test_tnet.py`` enumer
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
-def draw_log_prob(logits: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+def draw_log_prob(
+    logits: Float[Tensor, "m k"], index: Int[Tensor, "m n"], valid: Bool[Tensor, "m n"]
+) -> Float[Tensor, "m n"]:
     """Compute the log-probability of each draw without replacement, given the draws before it.
 
     The sum over a row is the log-probability of its draws in this order.
@@ -41,7 +44,7 @@ def draw_log_prob(logits: Tensor, index: Tensor, valid: Tensor) -> Tensor:
     return torch.stack(log_probs, 1).masked_fill(~valid, 0.0)
 
 
-def leave_one_out(reward: Tensor) -> Tensor:
+def leave_one_out(reward: Float[Tensor, "*b s"]) -> Float[Tensor, "*b s"]:
     """Compute for each draw the mean reward of the other draws, as its baseline.
 
     Args:
@@ -59,7 +62,9 @@ def leave_one_out(reward: Tensor) -> Tensor:
     return (reward.sum(-1, keepdim=True) - reward) / (n - 1)
 
 
-def policy_loss(reward: Tensor, baseline: Tensor, log_prob: Tensor) -> Tensor:
+def policy_loss(
+    reward: Float[Tensor, " *b"], baseline: Float[Tensor, " ..."], log_prob: Float[Tensor, " *b"]
+) -> Float[Tensor, " *b"]:
     """Compute the loss, element by element, whose gradient is minus the policy gradient.
 
     Its value has no meaning. Neither the reward nor the baseline gets a gradient.
@@ -83,7 +88,7 @@ class RunningReward(nn.Module):
         decay: weight of the old value in each update.
     """
 
-    value: Tensor
+    value: Float[Tensor, ""]
 
     def __init__(self, *, start: float = 0.5, decay: float = 0.9) -> None:
         super().__init__()
@@ -91,7 +96,7 @@ class RunningReward(nn.Module):
         self.register_buffer("value", torch.tensor(start))
 
     @torch.no_grad()
-    def update(self, reward: Tensor) -> None:
+    def update(self, reward: Float[Tensor, ""]) -> None:
         """Update the running mean by the mean reward ``()`` of a step, after its use there."""
         # A new tensor: the old one may belong to a graph that is still to be differentiated.
         self.value = self.value.lerp(reward.to(self.value), 1 - self.decay)

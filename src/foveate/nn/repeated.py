@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 _MAX_COLOURS = 4096
@@ -26,12 +27,14 @@ class EmbedOnce:
         n_embedded: number of patches that the encoder has embedded.
     """
 
-    def __init__(self, encoder: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, encoder: Callable[[Float[Tensor, "m c *space"]], Float[Tensor, "m d"]]
+    ) -> None:
         self._encoder = encoder
         self._cache: dict[tuple[float, ...], Tensor] = {}
         self.n_embedded = 0
 
-    def __call__(self, patches: Tensor) -> Tensor:
+    def __call__(self, patches: Float[Tensor, "m c *space"]) -> Float[Tensor, "m d"]:
         """Compute the embeddings ``(m, d)`` of patches ``(m, c, *space)``."""
         # Not flattened: in the memory format channels-last, flattening would copy.
         space = tuple(range(2, patches.ndim))

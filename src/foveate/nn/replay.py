@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 
 def replay(
-    encoder: Callable[[Tensor], Tensor],
+    encoder: Callable[[Float[Tensor, "m c *space"]], Float[Tensor, "m d"]],
     parameters: Sequence[nn.Parameter],
-    load: Callable[[int], Tensor],
+    load: Callable[[int], Float[Tensor, "m c *space"]],
     n_chunks: int,
-) -> Tensor:
+) -> Float[Tensor, "rows d"]:
     """Encode ``load(0) … load(n_chunks - 1)`` and concatenate, in bounded memory.
 
     Args:
@@ -46,11 +47,11 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        encoder: Callable[[Tensor], Tensor],
-        load: Callable[[int], Tensor],
+        encoder: Callable[[Float[Tensor, "m c *space"]], Float[Tensor, "m d"]],
+        load: Callable[[int], Float[Tensor, "m c *space"]],
         n_chunks: int,
-        *parameters: Tensor,
-    ) -> Tensor:
+        *parameters: Shaped[Tensor, " ..."],
+    ) -> Float[Tensor, "rows d"]:
         ctx.encoder, ctx.load, ctx.parameters = encoder, load, parameters
         ctx.states, ctx.lengths = [], []
         device = parameters[0].device.type if parameters else "cpu"
@@ -65,7 +66,9 @@ class _Replay(torch.autograd.Function):
         return torch.cat(outputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "rows d"]
+    ) -> tuple[Shaped[Tensor, " ..."] | None, ...]:
         totals: list[Tensor | None] = [None] * len(ctx.parameters)
         enabled, dtype = ctx.autocast
         outside = _generator_states(ctx.device)

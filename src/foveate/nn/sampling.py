@@ -17,12 +17,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from foveate.nn.generators import Generators, uniform
 
 
-def smoothed_log_softmax(logits: Tensor, valid: Tensor, *, smoothing: float) -> Tensor:
+def smoothed_log_softmax(
+    logits: Float[Tensor, "b k"], valid: Bool[Tensor, "b k"], *, smoothing: float
+) -> Float[Tensor, "b k"]:
     """Compute the log of ``(1 - smoothing) * softmax(logits) + smoothing * uniform``.
 
     Both distributions are over the valid cells.
@@ -48,7 +51,9 @@ def smoothed_log_softmax(logits: Tensor, valid: Tensor, *, smoothing: float) -> 
     return mixed.masked_fill(~valid, -torch.inf)
 
 
-def draw_without_replacement(log_a: Tensor, n: int, generators: Generators | None = None) -> Tensor:
+def draw_without_replacement(
+    log_a: Float[Tensor, "b k"], n: int, generators: Generators | None = None
+) -> Int[Tensor, "b m"]:
     """Draw n different cells by Gumbel top-n.
 
     The order of the result is the order of drawing: the first is a draw from ``a``, the second a
@@ -69,7 +74,9 @@ def draw_without_replacement(log_a: Tensor, n: int, generators: Generators | Non
     return (log_a + gumbel).topk(min(n, log_a.shape[-1]), dim=-1, sorted=True).indices
 
 
-def draw_with_replacement(log_a: Tensor, n: int, generators: Generators | None = None) -> Tensor:
+def draw_with_replacement(
+    log_a: Float[Tensor, "b k"], n: int, generators: Generators | None = None
+) -> Int[Tensor, "b n"]:
     """Draw n cells independently of each other, so that a cell may be drawn several times.
 
     Args:
@@ -89,7 +96,9 @@ def draw_with_replacement(log_a: Tensor, n: int, generators: Generators | None =
     return index.clamp_max(log_a.shape[-1] - 1)
 
 
-def select_strongest(log_a: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def select_strongest(
+    log_a: Float[Tensor, "b k"], n: int
+) -> tuple[Int[Tensor, "b m"], Float[Tensor, "b m"]]:
     """Select the n cells of highest attention, for inference without sampling.
 
     An expectation over them is deterministic and biased towards the cells of highest attention.
@@ -110,8 +119,12 @@ def select_strongest(log_a: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def expectation(
-    a: Tensor, f: Tensor, valid: Tensor | None = None, *, baseline: bool = False
-) -> Tensor:
+    a: Float[Tensor, "b n"],
+    f: Float[Tensor, "b n d"],
+    valid: Bool[Tensor, "b n"] | None = None,
+    *,
+    baseline: bool = False,
+) -> Float[Tensor, "b d"]:
     """Estimate ``sum_k a_k f_k`` over all cells from cells drawn without replacement.
 
     Over the draws, the estimate is unbiased in its value, in its gradient with respect to the
@@ -155,8 +168,12 @@ def expectation(
 
 
 def expectation_with_replacement(
-    a: Tensor, f: Tensor, valid: Tensor | None = None, *, baseline: bool = False
-) -> Tensor:
+    a: Float[Tensor, "b n"],
+    f: Float[Tensor, "b n d"],
+    valid: Bool[Tensor, "b n"] | None = None,
+    *,
+    baseline: bool = False,
+) -> Float[Tensor, "b d"]:
     """Estimate ``sum_k a_k f_k`` over all cells from cells drawn with replacement.
 
     The value is the mean of ``f``, ``dL/da_i = g.f_i / (N a_i)``, ``dL/df = g / N``: all unbiased.
@@ -182,8 +199,12 @@ def expectation_with_replacement(
 
 
 def estimate_deviation(
-    a: Tensor, f: Tensor, valid: Tensor | None = None, *, replacement: bool = False
-) -> Tensor:
+    a: Float[Tensor, "b n"],
+    f: Float[Tensor, "b n d"],
+    valid: Bool[Tensor, "b n"] | None = None,
+    *,
+    replacement: bool = False,
+) -> Float[Tensor, "b d"]:
     """Estimate, from one sample, the standard deviation of the expectation due to sampling.
 
     The terms of the expectation have the same mean and are uncorrelated: with replacement they are
@@ -248,19 +269,19 @@ class _Baseline(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        estimate: Tensor,
-        a: Tensor,
-        f: Tensor,
-        valid: Tensor,
-        ratio: Tensor,
+        estimate: Float[Tensor, "b d"],
+        a: Float[Tensor, "b n"],
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        ratio: Float[Tensor, "b n"],
         replacement: bool,
-    ) -> Tensor:
+    ) -> Float[Tensor, "b d"]:
         ctx.save_for_backward(a, f, valid, ratio)
         ctx.replacement = replacement
         return estimate.view_as(estimate)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Float[Tensor, "b d"]) -> tuple[Shaped[Tensor, " ..."] | None, ...]:
         a, f, valid, ratio = ctx.saved_tensors
         v = (f * g.unsqueeze(1)).sum(-1).to(a.dtype)
         count = _count(a, valid)
@@ -283,7 +304,9 @@ def _mean_of_earlier_terms(a: Tensor, v: Tensor, valid: Tensor) -> Tensor:
     return ((terms.cumsum(1) - terms) / rank).masked_fill(~valid, 0.0)
 
 
-def kl_divergences(log_a: Tensor, log_prior: Tensor) -> Tensor:
+def kl_divergences(
+    log_a: Float[Tensor, "b k"], log_prior: Float[Tensor, "b k"]
+) -> Float[Tensor, " b"]:
     """Compute the KL divergence of each image's attention from its prior, ``(b,)``.
 
     Adding it to a loss spreads attention. With a uniform prior it is the paper's term, the negative

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from foveate.errors import NotFinite, OptionError
@@ -20,7 +21,7 @@ _PATCHES = 1 << 14
 """Patches that are scored at a time."""
 
 
-def normalised_scores(logits: Tensor) -> Tensor:
+def normalised_scores(logits: Float[Tensor, "n t h"]) -> Float[Tensor, " n"]:
     """Score patches by their attention over all of them, of any token and head.
 
     The score is the log of the attention of all tokens and heads together: a patch counts if one
@@ -41,7 +42,9 @@ def normalised_scores(logits: Tensor) -> Tensor:
     return torch.cat([(part.double() - normaliser).flatten(1).logsumexp(1) for part in parts])
 
 
-def attention_logits(query: Tensor, key: Tensor) -> Tensor:
+def attention_logits(
+    query: Float[Tensor, "t h dk"], key: Float[Tensor, "n h dk"]
+) -> Float[Tensor, "n t h"]:
     """Compute the scaled dot products of queries and keys, bit by bit the same in any chunk.
 
     They are summed term by term, as the order of summation in a matrix product depends on the
@@ -61,7 +64,7 @@ def attention_logits(query: Tensor, key: Tensor) -> Tensor:
     return total / math.sqrt(query.shape[-1])
 
 
-def rank_patches(scores: Tensor) -> Tensor:
+def rank_patches(scores: Float[Tensor, " n"]) -> Int[Tensor, " m"]:
     """Sort patches from the highest score to the lowest, and those of equal score by index.
 
     Args:
@@ -81,14 +84,14 @@ def rank_patches(scores: Tensor) -> Tensor:
 
 
 def select_with_exploration(
-    scores: Tensor,
+    scores: Float[Tensor, " n"],
     m: int,
     *,
     explore: float,
     temperature: float = 1.0,
     uniform: float = 0.5,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Int[Tensor, " selected"]:
     """Select the best patches and some at random, so that an overlooked patch gets a gradient too.
 
     The best ``m - ceil(explore * m)`` are selected. The others are drawn without replacement from

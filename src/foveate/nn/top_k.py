@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,18 +45,18 @@ class TopK:
             number of an image's valid cells.
     """
 
-    index: Tensor
-    used: Tensor
-    weight: Tensor
+    index: Int[Tensor, "b u"]
+    used: Bool[Tensor, "b u"]
+    weight: Float[Tensor, "b n u"]
 
 
 def perturbed_top_k(
-    scores: Tensor,
+    scores: Float[Tensor, "b k"],
     n: int,
     *,
     sigma: float,
     samples: int = 500,
-    valid: Tensor | None = None,
+    valid: Bool[Tensor, "b k"] | None = None,
     keep: int | None = None,
     generators: Generators | None = None,
 ) -> TopK:
@@ -232,20 +233,20 @@ class _Perturbed(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        scores: Tensor,
-        valid: Tensor,
-        chosen: Tensor,
-        border: Tensor,
-        column: Tensor,
+        scores: Float[Tensor, "b k"],
+        valid: Bool[Tensor, "b k"],
+        chosen: Int[Tensor, "b samples n"],
+        border: Float[Tensor, "b samples 2"],
+        column: Int[Tensor, "b samples n"],
         u: int,
         sigma: float,
-    ) -> Tensor:
+    ) -> Float[Tensor, "b n u"]:
         ctx.save_for_backward(scores, valid, chosen, border, column)
         ctx.sigma = sigma
         return _frequency(column, u, scores.dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Float[Tensor, "b n u"]) -> tuple[Shaped[Tensor, " ..."] | None, ...]:
         scores, valid, chosen, border, column = ctx.saved_tensors
         # A choice whose cell was dropped has no gradient.
         padded = functional.pad(g, (0, 1)).to(scores.dtype)

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 
-def warp(patches: Tensor, draws: Tensor, *, degrees: float = 15.0, scale: float = 0.15) -> Tensor:
+def warp(
+    patches: Float[Tensor, "m c h w"],
+    draws: Float[Tensor, "m 4"],
+    *,
+    degrees: float = 15.0,
+    scale: float = 0.15,
+) -> Float[Tensor, "m c h w"]:
     """Rotate, scale and shear each patch a little about its centre.
 
     Beyond the edges the outermost pixels are repeated.
@@ -41,15 +48,15 @@ def warp(patches: Tensor, draws: Tensor, *, degrees: float = 15.0, scale: float 
 
 
 def resample_affine(
-    x: Tensor,
-    linear: Tensor,
-    shift_px: Tensor,
+    x: Float[Tensor, "m c *space"],
+    linear: Float[Tensor, "m d d"],
+    shift_px: Float[Tensor, "m d"],
     cells: Sequence[int],
     *,
     stride_px: float = 1.0,
     centre_px: float = 0.5,
     outside: Literal["zeros", "border", "reflection"] = "border",
-) -> Tensor:
+) -> Float[Tensor, "m c *cells"]:
     """Read each cell of a new map at the point of `x` that an affine map assigns to it.
 
     The cell at point ``p`` is read at ``linear @ p + shift``, by linear interpolation between the

@@ -68,6 +68,10 @@ class NiftiReader(AbstractReader):
 
     Volumes are decoded once and cached, up to a gigabyte of them; larger ones are read region by
     region, for which the file must not be packed.
+
+    Raises:
+        UnreadableImage: the file is damaged or truncated.
+        ImageTooLarge: the file is packed, and its voxels are too many to be unpacked in memory.
     """
 
     priority: ClassVar[int] = 5

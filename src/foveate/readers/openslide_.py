@@ -51,6 +51,10 @@ class OpenSlideReader(AbstractReader):
     up, so that all regions are cut from one grid. With whole downsamples, as most vendors have,
     both are exact. `count` holds the stored tiles that a region touches, cached or not, since
     OpenSlide does not report which of them it decoded.
+
+    Raises:
+        UnreadableImage: OpenSlide cannot open the file.
+        ImageTooLarge: a tile is too large to be decoded.
     """
 
     priority: ClassVar[int] = 10

@@ -46,6 +46,10 @@ class PictureReader(AbstractReader):
     Grey pictures have one channel, all others three (RGB). 16-bit grey stays ``uint16``; Pillow
     reduces 16-bit colour to 8 bits. Transparent pixels show white. Pictures have no spacing, since
     their dots per inch describe printing and not the object.
+
+    Raises:
+        UnsupportedFormat: the pixels are floating-point numbers.
+        UnreadableImage: the file is damaged.
     """
 
     priority: ClassVar[int] = 0

@@ -73,6 +73,10 @@ class TiffReader(AbstractReader):
     background: the border of the coarsest level or, where that is not stored either, paper. Paper
     is black in grey files without alpha whose 0 is black, else white. Transparent pixels show
     paper.
+
+    Raises:
+        UnsupportedFormat: the file is a stack of planes, or is coded in a way that is not read.
+        UnreadableImage: the file is damaged.
     """
 
     priority: ClassVar[int] = 20

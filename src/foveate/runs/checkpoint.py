@@ -70,7 +70,13 @@ def _check_axes(card: ModelCard, method: type[AbstractMethod], encoder: Abstract
 
 
 def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> None:
-    """Write ``model.safetensors`` and ``model.json``; the JSON, written last, seals both."""
+    """Write ``model.safetensors`` and ``model.json``; the JSON, written last, seals both.
+
+    Args:
+        folder: folder of the model.
+        card: content of ``model.json``.
+        weights: weights by name, of any shapes.
+    """
     path = folder / "model.safetensors"
     write_tensors(path, weights, {})
     content = {
@@ -152,6 +158,11 @@ def _first_misfit(method: AbstractMethod, weights: Mapping[str, Tensor]) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a JSON note into one file, completely or not at all.
+
+    Args:
+        path: the file.
+        tensors: tensors by name, of any shapes.
+        note: plain values by name.
 
     Raises:
         DiskFull: there is no room.

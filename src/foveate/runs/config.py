@@ -182,7 +182,11 @@ def _check_name(value: Any, key: str) -> str:
 
 
 def parse_options_all(section: type[Any], nested: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Parse the options of a section, also those without a default, which `parse_options` skips."""
+    """Parse the options of a section, also those without a default, which `parse_options` skips.
+
+    Raises:
+        OptionError: a key is unknown, or a value does not fit.
+    """
     required = {k: v for k, v in nested.items() if k == "path" and section is TableOptions}
     rest = {k: v for k, v in nested.items() if k not in required}
     for key, value in required.items():

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from foveate.errors import OptionError
@@ -131,11 +132,16 @@ class Streamed(nn.Module):
         self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._plans: dict[tuple[Any, ...], StreamingPlan] = {}
 
-    def forward(self, x: Tensor | AbstractSource) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b c *space"] | AbstractSource
+    ) -> Float[Tensor, "b k *cells"]:
         """Compute the map ``(b, k, *cells)`` of images.
 
         Args:
             x: images in memory, ``(b, c, *space)``, or one image that is read as it is needed.
+
+        Raises:
+            NotLocal, TooLittleMemory: see the class.
         """
         map_: Tensor | None = None
         disk_map: DiskMap | None = None
@@ -215,7 +221,7 @@ class Streamed(nn.Module):
     def plan(
         self,
         shape: Sequence[int],
-        like: AbstractSource | Tensor | None = None,
+        like: AbstractSource | Shaped[Tensor, " ..."] | None = None,
         n_images: int = 1,
     ) -> StreamingPlan:
         """Plan how images of a shape are computed: their tiles, operations and memory.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Call:
     input_region: Region
     output_region: Region
     reuse: bool
-    drawn: Tensor | None = None
+    drawn: Shaped[Tensor, " ..."] | None = None
 
 
 class AbstractOp(abc.ABC):
@@ -89,7 +90,7 @@ class AbstractOp(abc.ABC):
     def run(self, call: Call) -> Any:
         """Compute the output region of a call."""
 
-    def draw(self, channels: int, like: Tensor) -> Tensor | None:
+    def draw(self, channels: int, like: Shaped[Tensor, " ..."]) -> Shaped[Tensor, " ..."] | None:
         """Draw the random numbers of one image and step; None where nothing is dropped.
 
         Args:
@@ -119,7 +120,7 @@ class AbstractSource(abc.ABC):
     has_blank: bool = False
 
     @abc.abstractmethod
-    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+    def crops(self, regions: Sequence[Region]) -> Iterator[Float[Tensor, "1 c *size"]]:
         """Read regions in this order, each ``(1, c, *size)``; they may be read ahead of use."""
 
     def blank(self, spans: Sequence[Span]) -> Flags:
@@ -133,6 +134,10 @@ class AbstractSource(abc.ABC):
         """
         return np.zeros([len(low) for low, _ in spans], np.bool_)
 
-    def background(self) -> Tensor:
-        """Return the value of background per channel, ``(c,)``."""
+    def background(self) -> Float[Tensor, " c"]:
+        """Return the value of background per channel, ``(c,)``.
+
+        Raises:
+            NotImplementedError: the source knows no background.
+        """
         raise NotImplementedError

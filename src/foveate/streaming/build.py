@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -32,7 +33,7 @@ from foveate.streaming.trace import TracedStack, make_refusal
 from foveate.streaming.windows import Convolution
 
 
-def build_graph(traced: TracedStack, shape: Sequence[int], like: Tensor) -> Graph:
+def build_graph(traced: TracedStack, shape: Sequence[int], like: Shaped[Tensor, " ..."]) -> Graph:
     """Build the steps of a traced stack for images of one shape.
 
     Args:
@@ -59,7 +60,11 @@ class _FakeRun(fx.Interpreter):
         self.results: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node and record its result; skip assertions, which fake tensors cannot answer."""
+        """Run a node and record its result; skip assertions, which fake tensors cannot answer.
+
+        Raises:
+            NotLocal: the shape of the result depends on the values of the image.
+        """
         if n.target is torch._assert:
             return None
         try:
@@ -109,7 +114,12 @@ class _Builder:
         self.fakes = run.results
 
     def build(self) -> Graph:
-        """Build the graph, node by node."""
+        """Build the graph, node by node.
+
+        Raises:
+            NotLocal: the stack does not return one map, or a layer is used in a way that is not
+                local.
+        """
         for node in self.traced.graph.nodes:
             if node.op == "output":
                 return self._make_graph(node)

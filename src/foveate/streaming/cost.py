@@ -79,17 +79,17 @@ class CostModel:
         self._gradient_bytes = 2 * graph.gradient_bytes
 
     def fits_device(self, cells: Floats) -> Flags:
-        """Return whether every map of a tile is small enough for its device to be fast."""
+        """Return ``(…)``, whether a device computes tiles of ``(…, steps)`` cells at full speed."""
         fits: Flags = (cells * self._channels).max(-1) <= self._max_elements
         return fits
 
     def work(self, cells: Floats, n_tiles: Ints | int) -> Floats:
-        """Estimate the operations of one forward pass from the cells of all tiles together."""
+        """Estimate the operations ``(…)`` of one forward pass from all cells ``(…, steps)``."""
         work: Floats = cells @ self._per_cell + _CALL_WORK * self.n_layers * n_tiles
         return work
 
     def training_bytes(self, cells: Floats) -> Floats:
-        """Estimate the peak memory of a tile from its forward to its backward pass.
+        """Estimate the peak bytes ``(…)`` of a tile of ``(…, steps)`` cells, forward and backward.
 
         Each map that is new memory is saved for the backward pass. Added to these are three times
         the largest map (its gradient, the gradient before, and the workspace of a convolution), and
@@ -101,7 +101,7 @@ class CostModel:
         return peak
 
     def forward_bytes(self, cells: Floats) -> Floats:
-        """Estimate the peak memory of a tile without gradient: a few maps at a time."""
+        """Estimate the peak bytes ``(…)`` of a tile of ``(…, steps)`` cells without gradient."""
         peak: Floats = 4 * (cells * self._bytes).max(-1)
         return peak
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,14 +53,16 @@ class ImageDropout(Pointwise):
         super().__init__(fresh=True, mutates=mutates)
         self.rate, self.scale, self.channels = rate, scale, channels
 
-    def draw(self, channels: int, like: Tensor) -> Tensor | None:
+    def draw(
+        self, channels: int, like: Shaped[Tensor, " ..."]
+    ) -> Float[Tensor, "1 channels"] | None:
         """Draw 0 where the image is dropped, else 1: ``(1, 1 or c)``."""
         if self.rate() == 0:
             return None
         shape = (1, channels if self.channels else 1)
         return like.new_empty(shape).bernoulli_(1 - self.rate())
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Float[Tensor, "1 c *size"]:
         """Multiply the map by the draw, over the probability of not being dropped."""
         x: Tensor = call.args[0]
         if call.drawn is None:
@@ -90,11 +93,11 @@ class ElementDropout(Pointwise):
         d = len(self.extent)
         self.sides = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent]
 
-    def draw(self, channels: int, like: Tensor) -> Tensor | None:
+    def draw(self, channels: int, like: Shaped[Tensor, " ..."]) -> Int[Tensor, " 1"] | None:
         """Draw the seed of the image, ``(1,)`` int64."""
         return torch.randint(1 << 62, (1,)) if self.rate() > 0 else None
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Float[Tensor, "1 c *size"]:
         """Drop elements and scale the rest so that the mean stays, and for alpha the variance."""
         x: Tensor = call.args[0]
         if call.drawn is None:
@@ -107,7 +110,9 @@ class ElementDropout(Pointwise):
         floor = mask.logical_not().to(x.dtype).mul_(-_SELU * a).add_(_SELU * a * p)
         return (x * mask).mul_(a).add_(floor)
 
-    def draw_mask(self, seed: int, like: Tensor, call: Call) -> Tensor:
+    def draw_mask(
+        self, seed: int, like: Float[Tensor, "1 c *size"], call: Call
+    ) -> Bool[Tensor, "1 c *size"]:
         """Draw which elements of a part are not dropped, block by block.
 
         Args:
@@ -152,7 +157,12 @@ def _block_seed(seed: int, index: Sequence[int]) -> int:
 
 
 def image_dropout(site: CallSite, module: Any) -> RuleResult:
-    """Translate a layer of stochastic depth, or of dropout of whole channels."""
+    """Translate a layer of stochastic depth, or of dropout of whole channels.
+
+    Raises:
+        Refused: the layer drops all images of a batch at once, or channels that do not lie in
+            dimension 1.
+    """
     if not module.training:
         return RuleResult(Pointwise(), identity=True)
     drops_channels = isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -50,11 +51,11 @@ class MapSource(AbstractSource):
         stored: the file that contains it; None for a map in memory.
     """
 
-    def __init__(self, x: Tensor, stored: DiskMap | None = None) -> None:
+    def __init__(self, x: Float[Tensor, "1 c *space"], stored: DiskMap | None = None) -> None:
         self.x, self.stored = x, stored
         self.shape, self.device, self.dtype = tuple(x.shape[1:]), x.device, x.dtype
 
-    def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
+    def crops(self, regions: Sequence[Region]) -> Iterator[Float[Tensor, "1 c *size"]]:
         """Return views of the map, each ``(1, c, *size)``."""
         for region in regions:
             view = crop_region(self.x, region)
@@ -83,7 +84,7 @@ class SegmentJob:
     grid: TileGrid
     forward_grid: TileGrid
     sources: Sequence[AbstractSource]
-    draws: Sequence[Mapping[int, Tensor]]
+    draws: Sequence[Mapping[int, Shaped[Tensor, " ..."]]]
     dtype: torch.dtype | None = None
     input_map: DiskMap | None = None
     scratch: Path | None = None
@@ -91,7 +92,7 @@ class SegmentJob:
     meter: Meter | None = None
     counts: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
 
-    def make_output(self, like: Tensor) -> Tensor:
+    def make_output(self, like: Float[Tensor, "1 k *size"]) -> Float[Tensor, "b k *space"]:
         """Make the output map ``(b, c, *space)`` to fill, in memory or on disk.
 
         Args:
@@ -104,7 +105,7 @@ class SegmentJob:
         self.output_map = DiskMap(self.scratch, shape, dtype, form)
         return self.output_map.map
 
-    def make_input_gradient(self, x: Tensor) -> Tensor:
+    def make_input_gradient(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
         """Make zeros for the gradient of the input ``(b, c, *space)``, in memory or on disk."""
         return torch.zeros_like(x) if self.input_map is None else self.input_map.add_gradient().map
 
@@ -113,7 +114,7 @@ class SegmentJob:
         if self.meter is not None:
             self.meter.add(passes * grid.work * n / len(grid))
 
-    def prefetch_gradient(self, gradient: Tensor) -> None:
+    def prefetch_gradient(self, gradient: Float[Tensor, "1 k *size"]) -> None:
         """Begin to read a part ``(1, k, *size)`` of the gradient of an output map on disk."""
         if self.output_map is not None and self.output_map.gradient is not None:
             self.output_map.gradient.prefetch(gradient)
@@ -143,14 +144,22 @@ class TiledSegment(torch.autograd.Function):
     """The output map of a segment, with gradients for its parameters and its input map."""
 
     @staticmethod
-    def forward(ctx: Any, job: SegmentJob, x: Tensor | None, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        job: SegmentJob,
+        x: Float[Tensor, "b c *space"] | None,
+        *parameters: Shaped[Tensor, " ..."],
+    ) -> Float[Tensor, "b k *cells"]:
         """Compute the output map ``(b, k, *cells)`` tile by tile.
 
         Args:
             ctx: context of autograd.
             job: the segment and its images.
             x: input map ``(b, c, *space)``; None where images are read from a source.
-            *parameters: parameters that need a gradient.
+            *parameters: parameters that need a gradient, of any shapes.
+
+        Raises:
+            AssertionError: the segment has no tiles.
         """
         device = job.sources[0].device.type
         ctx.job, ctx.device = job, device
@@ -174,7 +183,9 @@ class TiledSegment(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "b k *cells"]
+    ) -> tuple[Shaped[Tensor, " ..."] | None, ...]:
         """Compute the gradients of the inputs of `forward`, computing each tile again.
 
         Args:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.streaming.base import AbstractOp, Call, Region
@@ -137,7 +138,7 @@ class Graph:
         used = {c.number for c in find_constants(arguments)}
         return {number: value for number, value in values.items() if number in used}
 
-    def draw(self, like: Tensor) -> dict[int, Tensor]:
+    def draw(self, like: Shaped[Tensor, " ..."]) -> dict[int, Shaped[Tensor, " ..."]]:
         """Draw the random numbers of all steps for one image, in their order, whatever the tiles.
 
         Args:
@@ -153,11 +154,11 @@ class Graph:
         self,
         begin: int,
         end: int,
-        x: Tensor,
+        x: Float[Tensor, "1 c *_size"],
         spans: Mapping[int, Region],
-        draws: Mapping[int, Tensor],
+        draws: Mapping[int, Shaped[Tensor, " ..."]],
         constants: Mapping[int, Any],
-    ) -> Tensor:
+    ) -> Float[Tensor, "1 k *_size"]:
         """Compute a region of the map of step `end` from a region of the map of step `begin`.
 
         Args:

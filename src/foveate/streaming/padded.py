@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +15,7 @@ class PaddedConv2d(nn.Conv2d):
     ``ceil(n / stride)`` cells.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Float[Tensor, "b c y x"]) -> Float[Tensor, "b k *cells"]:  # noqa: A002
         """Convolve images ``(b, c, y, x)`` to ``(b, k, *ceil((y, x) / stride))``."""
         (top, bottom), (left, right) = (
             kernel_padding(k, s, n)

@@ -300,10 +300,13 @@ def _smallest_peak_bytes(graph: Graph, learns: bool) -> float:
 
 
 def check_rank(space: Sequence[int]) -> None:
-    """Raise `NotLocal` unless an image has one to three spatial axes.
+    """Check that an image has one to three spatial axes.
 
     Args:
         space: cells per spatial axis.
+
+    Raises:
+        NotLocal: the image has another number of spatial axes.
     """
     if not 1 <= len(space) <= 3:
         raise NotLocal(f"an image (b, c, *space) with 1 to 3 spatial axes, got {len(space)}")

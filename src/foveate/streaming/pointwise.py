@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -68,7 +69,7 @@ class Gather(AbstractOp):
         """Return the spans from the lowest to the highest input cell."""
         return _hull(self.index[axis], low, high)
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
         """Take the input cells, axis by axis."""
         x: Tensor = call.args[0]
         for axis, index in enumerate(self.index):
@@ -81,7 +82,7 @@ class Blend(AbstractOp):
     """Linear interpolation between two neighbouring cells, axis after axis.
 
     Args:
-        place: per axis, the coordinate of every output cell in input cells.
+        place: per axis, the coordinate of each of n output cells in input cells, ``(n,)``.
         extent: cells of the input, per axis.
     """
 
@@ -102,7 +103,7 @@ class Blend(AbstractOp):
         """Return the spans from the lowest cell to the highest neighbour."""
         return _hull(self.below[axis], low, high)[0], _hull(self.above[axis], low, high)[1]
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
         """Interpolate the output cells, axis by axis."""
         x: Tensor = call.args[0]
         for axis, dim in enumerate(call.dims):
@@ -131,7 +132,7 @@ class PixelShuffle(AbstractOp):
         """Return the spans of the coarse cells that contain the fine ones."""
         return low // self.factor, -(-high // self.factor)
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
         """Rearrange all coarse cells, and crop to the output cells."""
         fine = functional.pixel_shuffle(call.args[0], self.factor)
         covered = tuple((low * self.factor, high * self.factor) for low, high in call.input_region)
@@ -152,7 +153,7 @@ class PixelUnshuffle(AbstractOp):
         """Return the spans of all cells of the blocks."""
         return low * self.factor, high * self.factor
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
         """Rearrange the cells of the blocks."""
         return functional.pixel_unshuffle(call.args[0], self.factor)
 
@@ -174,7 +175,7 @@ class ConstantPad(AbstractOp):
         first = np.clip(low - self.left[axis], 0, self.extent[axis] - 1)
         return first, np.clip(high - self.left[axis], first + 1, self.extent[axis])
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
         """Pad the input cells where the output cells are padding."""
         covered = tuple(
             (a + n, b + n) for (a, b), n in zip(call.input_region, self.left, strict=True)
@@ -225,8 +226,8 @@ class Chain(AbstractOp):
 
 
 def crop_and_pad(
-    x: Tensor, dims: Sequence[int], covered: Region, region: Region, value: float
-) -> Tensor:
+    x: Shaped[Tensor, " ..."], dims: Sequence[int], covered: Region, region: Region, value: float
+) -> Shaped[Tensor, " ..."]:
     """Crop and pad a part of a map to another region.
 
     The region may lie completely outside the part, as windows may lie beyond a border: then the

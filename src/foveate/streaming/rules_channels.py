@@ -89,14 +89,22 @@ def min_or_max(elementwise: Rule) -> Rule:
 
 
 def attribute(site: CallSite, _: Any) -> RuleResult:
-    """Translate the choice of one of several maps by name, such as ``values``."""
+    """Translate the choice of one of several maps by name, such as ``values``.
+
+    Raises:
+        Refused: an attribute of a single map is read.
+    """
     if not isinstance(site.fake_args[0], tuple):
         raise Refused(f"'{site.fake_args[1]}' of a map is not known")
     return RuleResult(Pointwise())
 
 
 def item(site: CallSite, _: Any) -> RuleResult:
-    """Translate slices of a map, or the choice of one of several maps."""
+    """Translate slices of a map, or the choice of one of several maps.
+
+    Raises:
+        Refused: it picks images, single cells or dimensions, or cuts channels and space at once.
+    """
     value, key = site.fake_args[:2]
     if isinstance(value, tuple | list):
         return RuleResult(Pointwise())

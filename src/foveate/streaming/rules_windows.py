@@ -37,7 +37,11 @@ from foveate.streaming.windows import (
 
 
 def convolution(site: CallSite, conv: Any) -> RuleResult:
-    """Translate a convolution layer."""
+    """Translate a convolution layer.
+
+    Raises:
+        Refused: the padding joins opposite borders.
+    """
     args = (site.args[0], LateParameter(conv, "weight"), LateParameter(conv, "bias"))
     mode = conv.padding_mode
     if mode in ("reflect", "replicate"):
@@ -165,7 +169,11 @@ def _convolve_transposed(
 
 
 def max_pool(site: CallSite, pool: Any) -> RuleResult:
-    """Translate a maximum pooling layer."""
+    """Translate a maximum pooling layer.
+
+    Raises:
+        Refused: the layer returns the positions of the maxima.
+    """
     if pool.return_indices:
         raise Refused("return_indices gives positions within a part; leave it off")
     options = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
@@ -281,7 +289,11 @@ def upsample(site: CallSite, layer: Any) -> RuleResult:
 
 
 def interpolate(site: CallSite, _: Any) -> RuleResult:
-    """Translate an interpolation function."""
+    """Translate an interpolation function.
+
+    Raises:
+        Refused: the interpolation is antialiased, or its mode is not supported.
+    """
     names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
     options: dict[str, Any] = {"size": None, "scale_factor": None, "mode": "nearest"}
     options |= site.bind((*names, "antialias"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -54,7 +55,7 @@ class DiskMap:
         self.gradient = DiskMap(self.folder, self.map.shape, self.map.dtype, self.form)
         return self.gradient
 
-    def prefetch(self, part: Tensor) -> None:
+    def prefetch(self, part: Shaped[Tensor, "1 c *size"]) -> None:
         """Begin to read the pages of a part of the map, which is used next.
 
         Otherwise the system would read them one by one, each when it is touched.

@@ -119,7 +119,11 @@ Rule = Callable[[CallSite, Any], RuleResult]
 
 
 def require_channels_first(site: CallSite) -> None:
-    """Refuse a call site whose input does not have its channels in dimension 1."""
+    """Check that the input of a call site has its channels in dimension 1.
+
+    Raises:
+        Refused: the channels lie in another dimension.
+    """
     if site.dims != tuple(range(2, 2 + len(site.extent))):
         raise Refused("it expects channels in dimension 1; permute them back before")
 

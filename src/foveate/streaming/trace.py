@@ -218,6 +218,9 @@ class _Tracer(fx.Tracer):
         """Record a call of a layer, with the hooks by which its own network gathers maps.
 
         Hooks of others are not called: they would get parts of images, or proxies.
+
+        Raises:
+            NotLocal: a module that contains layers has a hook of others.
         """
         name = self.path_of_module(m)
         foreign = self.foreign_hooks(m)

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from foveate.streaming.base import Region
 
 
-def crop_region(x: Tensor, region: Region) -> Tensor:
+def crop_region(x: Shaped[Tensor, "b c *space"], region: Region) -> Shaped[Tensor, "b c *size"]:
     """Return a view of a region of a map ``(b, c, *space)``."""
     return _view(x, dict(enumerate(region, 2)))
 
 
-def narrow_dims(x: Tensor, spans: Mapping[int, tuple[int, int]]) -> Tensor:
+def narrow_dims(
+    x: Shaped[Tensor, " ..."], spans: Mapping[int, tuple[int, int]]
+) -> Shaped[Tensor, " ..."]:
     """Return a view of a tensor that is narrowed along some of its dimensions.
 
     Args:
@@ -37,12 +40,14 @@ class _Narrow(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spans: Mapping[int, tuple[int, int]]) -> Tensor:
+    def forward(
+        ctx: Any, x: Shaped[Tensor, " ..."], spans: Mapping[int, tuple[int, int]]
+    ) -> Shaped[Tensor, " ..."]:
         ctx.spans, ctx.like = spans, torch.empty_like(x, device="meta")
         return _view(x, spans)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Shaped[Tensor, " ..."]) -> tuple[Shaped[Tensor, " ..."], None]:
         like = ctx.like
         full = torch.empty_strided(
             like.shape, like.stride(), dtype=gradient.dtype, device=gradient.device

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -72,7 +73,9 @@ class AbstractWindowed(AbstractOp):
         first = np.clip(first, 0, window.n - 1)
         return first, np.clip(last, first + 1, window.n)
 
-    def padded(self, x: Tensor, call: Call, value: float) -> Tensor:
+    def padded(
+        self, x: Float[Tensor, "1 c *size"], call: Call, value: float
+    ) -> Float[Tensor, "1 c *padded"]:
         """Pad a part of the map ``(1, c, *size)`` where windows extend beyond the map's borders."""
         spans = []
         for window, (low, high) in zip(self.windows, call.output_region, strict=True):
@@ -98,7 +101,7 @@ class Convolution(AbstractWindowed):
         super().__init__(windows)
         self.groups, self.work = groups, work
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Float[Tensor, "1 k *size"]:
         """Convolve the padded part of the map."""
         x, weight, bias = call.args
         run = _CONVOLUTIONS[len(self.windows)]
@@ -116,7 +119,7 @@ class WindowMax(AbstractWindowed):
 
     saved_bytes = 8.0
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Float[Tensor, "1 c *size"]:
         """Compute the maxima of the padded part of the map."""
         x = call.args[0]
         run = _MAX_POOLS[len(self.windows)]
@@ -142,7 +145,7 @@ class WindowMean(AbstractWindowed):
         super().__init__(windows)
         self.count_pad, self.divisor = count_pad, divisor
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Float[Tensor, "1 c *size"]:
         """Divide the sum of each window by its number of cells."""
         x = self.padded(call.args[0], call, 0.0)
         kernel = self._sides("kernel")
@@ -211,7 +214,7 @@ class TransposedConvolution(AbstractOp):
         first = np.clip(-((-(low + w.left - span)) // w.stride), 0, w.n - 1)
         return first, np.clip((high - 1 + w.left) // w.stride + 1, first + 1, w.n)
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: Call) -> Float[Tensor, "1 k *size"]:
         """Compute the contributions of the input cells, cropped or padded to the output cells."""
         x, weight, bias = call.args
         sides: dict[str, Any] = {

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import OptionError, TableError
@@ -130,7 +131,7 @@ class AbstractTask(abc.ABC):
             TableError: the label has no target; the message says why.
         """
 
-    def targets(self, labels: Sequence[str]) -> Tensor:
+    def targets(self, labels: Sequence[str]) -> Shaped[Tensor, "n ..."]:
         """Return the targets of labels, ``(n,)`` or ``(n, k)``.
 
         Raises:
@@ -164,10 +165,14 @@ class AbstractTask(abc.ABC):
     # -- training -------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(
+        self, logits: Float[Tensor, "b k"], target: Shaped[Tensor, "b ..."]
+    ) -> Float[Tensor, ""]:
         """Compute the mean loss of logits ``(b, k)`` for targets ``(b, …)``; a scalar."""
 
-    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def each_loss(
+        self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
+    ) -> Float[Tensor, " m"]:
         """Compute the loss of every row, ``(m,)``; `loss` is its mean, if rows are independent.
 
         Args:
@@ -177,18 +182,20 @@ class AbstractTask(abc.ABC):
         rows = [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(logits))]
         return torch.stack(rows)
 
-    def correct(self, logits: Tensor, target: Tensor) -> Tensor:
+    def correct(
+        self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
+    ) -> Float[Tensor, " m"]:
         """Compute how right every row is, ``(m,)`` in [0, 1], without gradient: ``exp(-loss)``."""
         return self.each_loss(logits.detach(), target).neg().exp().clamp_max(1.0)
 
-    def truth(self, target: Tensor) -> Tensor | None:
+    def truth(self, target: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b k"] | None:
         """Return which outputs are true for the images, ``(b, k)`` in [0, 1].
 
         Return None where outputs are no classes; losses that need a class are then left out.
         """
         return None
 
-    def chance_loss(self, target: Tensor) -> float:
+    def chance_loss(self, target: Shaped[Tensor, "b ..."]) -> float:
         """Compute the smallest loss of constant logits: the loss of answers without images.
 
         L-BFGS minimises it over the logits ``(k,)``.
@@ -207,7 +214,9 @@ class AbstractTask(abc.ABC):
         return float(self.loss(logits.detach().expand(len(target), -1), target))
 
     @abc.abstractmethod
-    def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
+    def log_scores(
+        self, values: Float[Tensor, "n columns"], target: Shaped[Tensor, "n ..."]
+    ) -> dict[str, float]:
         """Score answers for the log, by names that begin with ``val_``; larger is better.
 
         Args:
@@ -215,7 +224,9 @@ class AbstractTask(abc.ABC):
             target: targets of the images, ``(n, …)``.
         """
 
-    def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
+    def validate(
+        self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "n ..."], chance: float
+    ) -> dict[str, float]:
         """Score a validation part: ``val_score``, which is better when lower, and `log_scores`.
 
         Args:
@@ -234,7 +245,9 @@ class AbstractTask(abc.ABC):
 
     # -- answers --------------------------------------------------------------------------------
 
-    def calibrate(self, logits: Tensor, target: Tensor) -> dict[str, float | None]:
+    def calibrate(
+        self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "n ..."]
+    ) -> dict[str, float | None]:
         """Settle how logits become answers, such as a temperature, on the validation part.
 
         Args:
@@ -250,7 +263,7 @@ class AbstractTask(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def decode(self, logits: Tensor, point: Point) -> Tensor:
+    def decode(self, logits: Float[Tensor, "b k"], point: Point) -> Float[Tensor, "b columns"]:
         """Convert logits ``(b, k)`` to the numbers of answers, ``(b, columns)`` in float64."""
 
     @abc.abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -55,22 +56,24 @@ class BinaryTask(ClassTask):
         """Return whether there are exactly two labels."""
         return len(labels) == 2
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Float[Tensor, "b 1"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:
         """Compute the mean cross-entropy of logits ``(b, 1)`` with smoothed labels ``(b,)``."""
         return self.each_loss(logits, target).mean()
 
-    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def each_loss(
+        self, logits: Float[Tensor, "m 1"], target: Shaped[Tensor, " m"]
+    ) -> Float[Tensor, " m"]:
         """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``."""
         soft = target.float() * (1 - self.smoothing) + self.smoothing / 2
         return functional.binary_cross_entropy_with_logits(
             logits[:, 0].float(), soft, reduction="none"
         )
 
-    def truth(self, target: Tensor) -> Tensor:
+    def truth(self, target: Shaped[Tensor, " b"]) -> Float[Tensor, "b 1"]:
         """Return 1 for images of the positive class, else 0, ``(b, 1)``."""
         return target.float()[:, None]
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Float[Tensor, "b 1"]) -> Float[Tensor, "b 2"]:
         """Compute the probabilities of the negative and the positive class, ``(b, 2)``."""
         positive = torch.sigmoid(logits[:, 0].double())
         return torch.stack([1 - positive, positive], -1)

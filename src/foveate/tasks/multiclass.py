@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,20 +34,22 @@ class MulticlassTask(ClassTask):
         """Return whether there are two labels or more."""
         return len(labels) >= 2
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Float[Tensor, "b k"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:
         """Compute the mean cross-entropy of logits ``(b, k)`` with smoothed labels ``(b,)``."""
         return self.each_loss(logits, target).mean()
 
-    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def each_loss(
+        self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, " m"]
+    ) -> Float[Tensor, " m"]:
         """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``."""
         return functional.cross_entropy(
             logits.float(), target.long(), label_smoothing=self.smoothing, reduction="none"
         )
 
-    def truth(self, target: Tensor) -> Tensor:
+    def truth(self, target: Shaped[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """Return 1 for the class of the label, else 0, ``(b, k)``."""
         return functional.one_hot(target.long(), len(self.classes)).float()
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Compute the softmax of logits ``(b, k)`` in float64."""
         return logits.double().softmax(-1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 from torch import Tensor
@@ -170,24 +171,30 @@ class RegressionTask(AbstractTask):
 
     # -- training -------------------------------------------------------------------------------
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Float[Tensor, "b 1"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:
         """Compute the mean squared error of logits ``(b, 1)``, in units of the spread."""
         return self.each_loss(logits, target).mean()
 
-    def each_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def each_loss(
+        self, logits: Float[Tensor, "m 1"], target: Shaped[Tensor, " m"]
+    ) -> Float[Tensor, " m"]:
         """Compute the squared error of every row, ``(m,)``, in units of the spread."""
         wide = torch.promote_types(logits.dtype, torch.float32)
         scaled = (target.to(logits.device, wide) - self.mean) / self.spread
         return (logits[:, 0].to(wide) - scaled).square()
 
-    def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
+    def log_scores(
+        self, values: Float[Tensor, "n columns"], target: Shaped[Tensor, " n"]
+    ) -> dict[str, float]:
         """Compute the Spearman correlation as ``val_spearman``; empty where it is undefined."""
         answer, truth = values[:, 0].double().cpu().numpy(), target.double().cpu().numpy()
         one = np.ones((1, len(truth)))
         value = float(_correlate_ranks(answer, truth, np.zeros(len(truth), np.int64), one)[0])
         return {} if math.isnan(value) else {"val_spearman": value}
 
-    def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
+    def validate(
+        self, logits: Float[Tensor, "n 1"], target: Shaped[Tensor, " n"], chance: float
+    ) -> dict[str, float]:
         """Score a validation part by its error, relative to that of chance, and by its ranking."""
         scores = super().validate(logits, target, chance)
         scores["val_score"] += (1 - scores.get("val_spearman", 0.0)) / 2
@@ -203,7 +210,7 @@ class RegressionTask(AbstractTask):
 
     # -- answers --------------------------------------------------------------------------------
 
-    def decode(self, logits: Tensor, point: Point) -> Tensor:
+    def decode(self, logits: Float[Tensor, "b 1"], point: Point) -> Float[Tensor, "b 1"]:
         """Convert logits ``(b, 1)`` to numbers in the unit of the label, ``(b, 1)``."""
         return self.mean + self.spread * logits.double()
 

@@ -84,7 +84,8 @@ def settle_trust(
     Args:
         method: method whose patches were trained on frozen features; it is changed.
         task: the task, which defines the loss.
-        answer: computes the method's answers to the validation part, and their targets.
+        answer: computes the method's answers to the validation part, ``(n, k)``, and their
+            targets, ``(n, …)``.
     """
     for module in method.modules():
         if isinstance(module, PatchTrust):

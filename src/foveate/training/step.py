@@ -85,6 +85,9 @@ class Steps:
             items: their images or errors.
             step: number of the step in its epoch.
             on_progress: called with the share of the step that is done.
+
+        Raises:
+            TrainingError: the loss or a score is not finite.
         """
         pairs = self.readable(cases, items)
         seeds = self._seed_step(step, [case.image_id for case in cases])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import OptionError, TableError, did_you_mean
@@ -157,24 +158,22 @@ class ClassTask(AbstractTask):
     # -- training -------------------------------------------------------------------------------
 
     @abstractmethod
-    def probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b classes"]:
         """Compute the probabilities of the classes, ``(b, classes)`` in float64; rows sum to 1."""
 
-    def correct(self, logits: Tensor, target: Tensor) -> Tensor:
+    def correct(
+        self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
+    ) -> Float[Tensor, " m"]:
         """Return 1 where the most probable class of a row is true, else 0, ``(m,)``."""
         if not _is_class(target):
             return super().correct(logits, target)
         return (self.probabilities(logits.detach()).argmax(-1) == target).float()
 
-    def temperature(self, logits: Tensor, target: Tensor) -> float:
+    def temperature(self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "n ..."]) -> float:
         """Fit the temperature that calibrates the logits of held-out images; from 1/20 to 20.
 
         It maximises the likelihood of the labels, without smoothing, with a normal prior of
         standard deviation 1/2 on its logarithm, because few images determine it badly.
-
-        Args:
-            logits: logits of one model, ``(n, k)``.
-            target: targets of the images, ``(n,)``.
         """
         candidates = torch.logspace(-1.3, 1.3, 53, dtype=torch.float64)
         exact = logits.double()
@@ -189,12 +188,16 @@ class ClassTask(AbstractTask):
         of_target = self.probabilities(logits).gather(1, target[:, None].to(logits.device))
         return -of_target[:, 0].clamp_min(1e-300).log()
 
-    def log_scores(self, values: Tensor, target: Tensor) -> dict[str, float]:
+    def log_scores(
+        self, values: Float[Tensor, "n classes"], target: Shaped[Tensor, "n ..."]
+    ) -> dict[str, float]:
         """Compute the AUROC as ``val_auroc``; return an empty dictionary with one class only."""
         score = auroc(values.cpu().numpy(), target.cpu().numpy())
         return {} if score is None else {"val_auroc": float(score)}
 
-    def validate(self, logits: Tensor, target: Tensor, chance: float) -> dict[str, float]:
+    def validate(
+        self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "n ..."], chance: float
+    ) -> dict[str, float]:
         """Score a validation part by ranking and calibrated loss.
 
         ``val_score`` is the sum of the loss at the best temperature, as a share of the loss at
@@ -212,19 +215,17 @@ class ClassTask(AbstractTask):
 
     # -- answers --------------------------------------------------------------------------------
 
-    def calibrate(self, logits: Tensor, target: Tensor) -> dict[str, float | None]:
-        """Settle the temperature and, for two classes, the threshold of the second one.
-
-        The threshold maximises Youden's index.
-        """
+    def calibrate(
+        self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "n ..."]
+    ) -> dict[str, float | None]:
+        """Settle the temperature and, for two classes, the threshold by Youden's index."""
         if not len(logits):
             return {"temperature": 1.0, "threshold": None}
         temperature = self.temperature(logits, target)
         if len(self.classes) != 2:
             return {"temperature": temperature, "threshold": None}
-        best = threshold_youden(
-            self.probabilities(logits / temperature)[:, 1].numpy(), target.numpy()
-        )
+        second = self.probabilities(logits / temperature)[:, 1]
+        best = threshold_youden(second.numpy(), target.numpy())
         return {"temperature": temperature, "threshold": 0.5 if best is None else float(best)}
 
     def pool(self, points: Sequence[Point]) -> dict[str, float | None]:
@@ -236,7 +237,7 @@ class ClassTask(AbstractTask):
             "temperature": float(np.exp(np.mean(logs))),
         }
 
-    def decode(self, logits: Tensor, point: Point) -> Tensor:
+    def decode(self, logits: Float[Tensor, "b k"], point: Point) -> Float[Tensor, "b classes"]:
         """Compute the probabilities ``(b, classes)`` at the settled temperature."""
         return self.probabilities(logits.double() / point.get("temperature", 1.0))
 

@@ -1,0 +1,41 @@
+"""The check of tensors' types and axes, which ``conftest.py`` puts on the calls of the product."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from beartype import beartype
+from torch.fx import Proxy
+
+PACKAGES = ("nn", "bags", "methods", "attention_maps", "encoders", "streaming", "tasks", "batch")
+"""Packages of ``foveate`` whose tensors have axes in their types."""
+
+
+def check_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the arguments and the result of a function that have axes in their types.
+
+    All other types are left to mypy. Calls with the proxies of ``torch.fx``, which have no axes,
+    pass.
+    """
+    hints = function.__annotations__
+    for name, hint in hints.items():
+        if "jaxtyping" not in repr(hint):
+            hints[name] = Any
+    if all(hint is Any for hint in hints.values()):
+        return function
+    checked: Callable[..., Any] = beartype(function)
+
+    @functools.wraps(function)
+    def check(*args: Any, **kwargs: Any) -> Any:
+        traced = any(_holds_proxy(value) for value in (*args, *kwargs.values()))
+        return function(*args, **kwargs) if traced else checked(*args, **kwargs)
+
+    return check
+
+
+def _holds_proxy(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_holds_proxy(inner) for inner in value)
+    return isinstance(value, Proxy)
