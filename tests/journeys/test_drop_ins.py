@@ -1,6 +1,6 @@
 """One file for each addition: a task, a reader of folders with an option, an export and a method.
 
-They lie in a folder of plug-ins; nothing of foveate's own is touched, and everything works with
+They lie in a folder of plug-ins; no file of foveate is changed, and everything works with
 them: the check before training, training, prediction, evaluation, heatmaps and the report.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Ended
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 
 TASK = '''
 """How many there are: the logarithm of a count, learnt by its absolute error."""
@@ -185,8 +185,8 @@ class PeakExport(AbstractExport):
         """Return the centre and the extent of the image."""
         centre = evidence.peak_um().centre
         extent = evidence.extent_um.tolist()
-        said = f"{about.image_id} {about.numbers['predicted']} {list(centre)} of {extent}"
-        return f"{said} {image.reader}\\n".encode()
+        line = f"{about.image_id} {about.numbers['predicted']} {list(centre)} of {extent}"
+        return f"{line} {image.reader}\\n".encode()
 '''
 
 METHOD = '''
@@ -236,7 +236,7 @@ N_IMAGES = 32
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plug-ins, folders that are images, and their table: more bright spots, larger counts."""
+    """Write plug-ins, image folders and a table; the label counts the bright spots."""
     folder = tmp_path_factory.mktemp("place")
     for name, code in (
         ("tasks/count.py", TASK),
@@ -280,14 +280,14 @@ def train_words(place: Path, out: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def run(place: Path, foveate: Command) -> Path:
-    """Trained once, with nothing but the four files added; the second call finds it done."""
+    """Train once with only the four files added; a second call reuses the run."""
     out = place / "run"
-    ended = foveate(*train_words(place, out))
-    assert ended.returncode == 0, ended.stderr
+    result = foveate(*train_words(place, out))
+    assert result.returncode == 0, result.stderr
     return out
 
 
-def test_a_run_with_them_says_what_it_rests_on(place: Path, run: Path, foveate: Command) -> None:
+def test_a_run_lists_the_plug_ins_it_uses(place: Path, run: Path, foveate: Command) -> None:
     card = read_json(run / "fold_0" / "model" / "model.json")
     assert (card["task"], card["method"]) == ("count", "glance")
     assert list(card["settled"]) == ["middle"]
@@ -299,7 +299,7 @@ def test_a_run_with_them_says_what_it_rests_on(place: Path, run: Path, foveate: 
     assert all(row["predicted"].isdecimal() and float(row["count"]) > -1 for row in rows)
 
 
-def test_the_report_holds_their_words_figures_and_files(run: Path) -> None:
+def test_the_report_contains_texts_figures_and_files_of_plug_ins(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "counts were off by a factor of" in page
     assert "error factor" in page
@@ -309,8 +309,10 @@ def test_the_report_holds_their_words_figures_and_files(run: Path) -> None:
     assert "onfusion" not in page
 
 
-def test_exports_are_those_asked_for(run: Path) -> None:
-    entries = [each for each in read_json(run / "heatmaps" / "index.json") if each.get("peak")]
+def test_the_requested_exports_are_written(run: Path) -> None:
+    entries = [
+        indexed for indexed in read_json(run / "heatmaps" / "index.json") if indexed.get("peak")
+    ]
     assert len(entries) == 3
     for entry in entries:
         assert entry["geojson"] is None
@@ -321,13 +323,13 @@ def test_exports_are_those_asked_for(run: Path) -> None:
     assert not list((run / "heatmaps").glob("*.geojson"))
 
 
-def test_folders_are_predicted_with_the_options_of_training(
+def test_folders_are_predicted_with_the_training_options(
     place: Path, run: Path, foveate: Command
 ) -> None:
     out = place / "predicted"
     plugins = ("--plugins", place / "plug-ins", "--export", "geojson,peak")
-    ended = foveate("predict", run, place / "series", "--out", out, *plugins)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("predict", run, place / "series", "--out", out, *plugins)
+    assert result.returncode == 0, result.stderr
     rows = read_rows(out / "predictions.csv")
     assert len(rows) == N_IMAGES, "a folder of slices is one image, wherever it lies"
     text = (out / "heatmaps" / "s03.peak.txt").read_text(encoding="utf-8")
@@ -340,21 +342,19 @@ def test_folders_are_predicted_with_the_options_of_training(
     assert row["count"] == next(r for r in rows if r["image_id"] == "s03")["count"]
 
 
-def test_a_table_is_evaluated_and_labels_that_are_none_are_set_aside(
-    place: Path, run: Path, foveate: Command
-) -> None:
+def test_evaluation_sets_invalid_labels_aside(place: Path, run: Path, foveate: Command) -> None:
     table = place / "other.csv"
     table.write_text("path,spots\nseries/s04,3\nseries/s05,many\nseries/s06,12\n")
     words = (run, table, "--label", "spots", "--out", place / "scored")
-    ended = foveate("evaluate", *words, "--plugins", place / "plug-ins")
-    assert ended.returncode == 2, ended.stderr
-    assert "'many' 1; it knows counts" in ended.stderr
+    result = foveate("evaluate", *words, "--plugins", place / "plug-ins")
+    assert result.returncode == 2, result.stderr
+    assert "'many' 1; it knows counts" in result.stderr
     assert read_json(place / "scored" / "metrics.json")["n_images"] == 2
-    assert "error " in ended.stdout
+    assert "error " in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--reader.text_slices.windw", "3"), "no option 'reader.text_slices.windw'. Did you mean"),
         (("--reader.text_slice.window", "3"), "no reader 'text_slice'. Did you mean 'text_slices'"),
@@ -364,12 +364,12 @@ def test_a_table_is_evaluated_and_labels_that_are_none_are_set_aside(
         (("--task", "cuont"), "no task 'cuont'. Did you mean 'count'"),
     ],
 )
-def test_a_word_too_much_is_refused_before_anything_is_read(
-    place: Path, tmp_path: Path, foveate: Command, words: tuple[str, str], said: str
+def test_an_unknown_option_is_refused_before_reading(
+    place: Path, tmp_path: Path, foveate: Command, words: tuple[str, str], message: str
 ) -> None:
-    ended = foveate(*train_words(place, tmp_path / "run"), *words)
-    assert ended.returncode == 1
-    assert said in ended.stderr
+    result = foveate(*train_words(place, tmp_path / "run"), *words)
+    assert result.returncode == 1
+    assert message in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -382,7 +382,7 @@ def test_a_folder_that_no_reader_takes_is_no_image(place: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["count", "text_slices", "peak", "glance"])
-def test_nothing_else_knows_of_them(name: str) -> None:
-    """Their names stand in no file of foveate's own."""
+def test_no_file_of_foveate_names_the_plug_ins(name: str) -> None:
+    """No source file of foveate contains the names of the plug-ins."""
     source = Path(__file__).resolve().parents[2] / "src" / "foveate"
     assert not list(source.rglob(f"{name}.py"))
