@@ -23,6 +23,7 @@ AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def main() -> None:
+    """Write the NIfTI files and the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
