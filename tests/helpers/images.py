@@ -60,16 +60,17 @@ class PyramidImage(AbstractImage):
         """The finest level, ``(*space, channels)``."""
         return self.pyramid[0]
 
-    def _read_level(self, level: int, origin: tuple[int, ...], size: tuple[int, ...]) -> Any:
+    def _read_level(self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]) -> Any:
+        n_pixels = math.prod(size_px)
         space = self.levels[level].shape
-        assert all(o >= 0 and o + s <= n for o, s, n in zip(origin, size, space, strict=True))
-        self.reads.append(origin)
+        assert all(o >= 0 and o + s <= n for o, s, n in zip(origin_px, size_px, space, strict=True))
+        self.reads.append(origin_px)
         self.levels_read.add(level)
-        self.largest_read_px = max(self.largest_read_px, math.prod(size))
-        self.count.add(decoded_px=math.prod(size))
+        self.largest_read_px = max(self.largest_read_px, n_pixels)
+        self.count.add(decoded_px=n_pixels)
         if self._on_read is not None:
-            self._on_read(origin)
-        region = tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))
+            self._on_read(origin_px)
+        region = tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))
         return self.pyramid[level][region]
 
     def _stated_background(self) -> Sequence[float] | None:

@@ -165,7 +165,7 @@ def test_the_default_background_is_the_border_colour():
 
 def test_missing_spacing_error_names_file_and_remedy():
     image = PyramidImage(noise((9, 9, 3)), spacing_um=None)
-    with pytest.raises(MissingSpacing, match=r"held.*--spacing-um"):
+    with pytest.raises(MissingSpacing, match=r"memory.*--spacing-um"):
         image.glimpse(1.0)
 
 
