@@ -69,7 +69,7 @@ backward at the rate of plain steps on a part of the image, measured in the same
 _METHODS = "See `foveate methods --plugins benchmarks`."
 
 _METHOD = {"megapixel-mnist": "centred_glimpse"}
-"""What is trained by default, where it is not `glimpse`."""
+"""Default method of each benchmark whose default is not `glimpse`."""
 
 Flag = Callable[[Any], Any]
 
@@ -137,7 +137,7 @@ _out = click.option(
 )
 @click.pass_context
 def bench(ctx: click.Context, /) -> None:
-    """The group of benchmarks."""
+    """Group the commands of the benchmarks."""
     add_plugin_folder(Path(__file__).resolve().parent)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -150,7 +150,7 @@ def mutate_member(
     new = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as old, zipfile.ZipFile(new, "w", 8) as made:
         names = old.namelist()
-        # Sheets, strings and styles are what is read; the rest says where they are.
+        # Sheets, strings and styles hold the content; other members only locate them.
         members = [n for n in names if "sheet" in n or "Strings" in n or "styles" in n]
         chosen = str(rng.choice(members if rng.integers(4) else names))
         for name in names:

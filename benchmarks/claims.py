@@ -183,6 +183,7 @@ class Cohort:
 
     @property
     def name(self) -> str:
+        """Return the name of the cohort's folder."""
         return f"{self.slides}x{self.side}"
 
     @property

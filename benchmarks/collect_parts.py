@@ -1,9 +1,9 @@
-"""Time and memory of collecting many predictions from the parts of a job array.
+r"""Time and memory of collecting many predictions from the parts of a job array.
 
 One image is predicted; its answer is written for all the others, as parts would have left it; then
 the real command collects them.
 
-    python benchmarks/collect_parts.py --run runs/first --image one.png \\
+    python benchmarks/collect_parts.py --run runs/first --image one.png \
         --out /tmp/many --images 100000
 """
 

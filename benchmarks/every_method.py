@@ -133,6 +133,7 @@ class Run:
 
     @property
     def known(self) -> bool:
+        """Tell whether the run was tried before."""
         return self.state_path.is_file()
 
     @property
@@ -182,7 +183,7 @@ def train(run: Run, limit_s: float) -> None:
             )
             code: int | None = result.returncode
         except subprocess.TimeoutExpired:
-            # It was killed; the same command goes on from what it had written.
+            # The run was killed; the same command resumes it.
             code = None
     after = {
         "command": run.command,

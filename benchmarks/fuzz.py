@@ -43,7 +43,7 @@ from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 
 SECONDS_EACH = 20
-"""Of computing, for one input; six times that by the clock, for what waits."""
+"""Limit of CPU seconds per input; the limit of the clock is six times as long."""
 MEMORY_BYTES = 2 << 30
 _ADDRESS_BYTES = 6 << 30
 _RENEW_BYTES = 1 << 30

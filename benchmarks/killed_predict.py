@@ -51,6 +51,7 @@ def write_image(folder: Path, i: int, volumes: bool) -> Path:
 
 
 def command(*words: object) -> list[str]:
+    """Return the words of a ``foveate`` command for `subprocess`."""
     return [sys.executable, "-m", "foveate", *map(str, words)]
 
 

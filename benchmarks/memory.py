@@ -44,7 +44,7 @@ _GLIMPSE_PX = 512
 
 @dataclass(frozen=True)
 class Step:
-    """What is measured: a method with all its options, on canvases of one side.
+    """The settings of one measurement: a method with its options, on canvases of one side.
 
     Attributes:
         method, method_options: which method.
@@ -174,7 +174,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
     loader = CanvasLoader(view)
     items = [loader.load(Case(str(i), str(i), Path(canvas))) for i in range(step.batch_size)]
     target = torch.arange(step.batch_size, device=step.device) % 2
-    # What any step loads once, kernels above all, is loaded before anything is measured.
+    # Kernels and other things that are loaded once are loaded before the measurement.
     warm = encoder(torch.zeros(2, 3, step.patch_px, step.patch_px, device=step.device))
     warm.sum().backward()
     optimizer.zero_grad(set_to_none=True)

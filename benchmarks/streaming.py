@@ -267,7 +267,7 @@ def _source(step: Streaming, axes: int, stack: ExitStack) -> AbstractSource:
     if step.image is None:
         return _Noise((step.side,) * axes)
     path = Path(step.image)
-    # Its own pixels, whatever they measure.
+    # The pixels of the image, whatever their size in micrometres.
     view = View(1.0, 256, 64.0, axes=axes)
     loader = CaseLoader(view)
     stack.callback(loader.close)

@@ -34,6 +34,7 @@ class LastMap(nn.Module):
         self.net = timm.create_model(name, features_only=True, **options)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the coarsest map of the images ``x``."""
         last: Tensor = self.net(x)[-1]
         return last
 

@@ -24,7 +24,7 @@ from foveate.errors import ImageNotFound, UnreadableImage, one_line
 from foveate.files.atomic import write_aside
 
 MAGIC = b"\x89SPARSE\n"
-"""The first bytes of every such file."""
+"""The first bytes of every canvas file."""
 
 _VERSION = 1
 _HEADER_BYTES = 1 << 10

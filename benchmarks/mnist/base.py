@@ -45,7 +45,7 @@ _NOT_LABELS = {"path", "split", "places"}
 Settings = Mapping[str, Mapping[str, Any]]
 
 PLAIN: Mapping[str, Any] = {"augment": "warp", "patience": 0, "warmup": 0.1}
-"""Training settings that all these tasks share: digits are turned a little only; no early stop."""
+"""Training settings that all these tasks share: small rotations only, no early stopping."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class Example:
 
 
 Draw = Callable[[Pool, int, np.random.Generator], Iterator[Example]]
-"""So many examples from one pool; all randomness comes from the generator."""
+"""Draws a number of examples from one pool, with all randomness from the generator."""
 
 
 def place(

@@ -20,7 +20,7 @@ FILES = (
 )
 
 SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-"""Where they can be had: MNIST of LeCun, Cortes and Burges, CC BY-SA 3.0."""
+"""Address of the files: MNIST of LeCun, Cortes and Burges, CC BY-SA 3.0."""
 
 _MOST_BYTES = 1 << 31
 _MOST_AXES = 4

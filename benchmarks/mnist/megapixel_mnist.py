@@ -158,7 +158,7 @@ def _patterns(rng: np.random.Generator, n: int) -> Bytes:
 
 
 def _labels(digits: Ints, corner: Ints) -> dict[str, str]:
-    # Of two digits on one row the left one counts as the upper one.
+    # If two digits start on one row, the left one counts as the upper one.
     """Return the label columns of the digits."""
     top = np.lexsort((corner[:, 1], corner[:, 0]))[0]
     return {

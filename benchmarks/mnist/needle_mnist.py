@@ -31,7 +31,7 @@ from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 
 CLUTTER = {64: 2, 128: 6, 256: 25, 512: 100, 1024: 400, 2048: 1600, 4096: 6400, 6144: 14_400}
-"""Other digits on the canvas, by its side."""
+"""Number of other digits, by side of the canvas."""
 
 NEEDLE = 3
 

@@ -42,7 +42,7 @@ _ORDER = ("benchmark", "method", "seed", "side", "batch_size", "kept")
 
 @dataclass(frozen=True)
 class Run:
-    """What one row trains.
+    """The settings of one row.
 
     Attributes:
         benchmark: name, for the table.

@@ -33,7 +33,7 @@ from foveate.batch import View
 from foveate.errors import OptionError
 
 SCALES_AND_SUMS = {4000: (75, 27), 512: (9, 9)}
-"""By side of the canvas: the largest factor, and the largest sum."""
+"""The largest size factor and the largest sum, by side of the canvas."""
 
 _N_DIGITS = (3, 4, 5)
 

@@ -19,7 +19,7 @@ from foveate.errors import UnreadableImage
 from foveate.table import Case
 
 CORNERS = ((16, 16), (16, 200), (150, 96))
-"""Of the three stamps of 16 pixels on a canvas of 256."""
+"""Corners of the three stamps of 16 pixels on a canvas of 256."""
 
 
 @pytest.fixture

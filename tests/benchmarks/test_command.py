@@ -43,7 +43,7 @@ COLUMNS = {
     *("encoder", "encoder_options", "spacing"),
 }
 CLOCKED = ("test_seconds", "train_minutes", "reading_share", "peak_memory_mib")
-"""Columns that no two runs share."""
+"""Columns of timings, which differ between runs."""
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +182,14 @@ def test_a_stopped_run_resumes_to_the_same_result(
     assert_ok(bench(*words, "--out", cut))
     (row,), (expected,) = read_rows(cut / "results.csv"), read_rows(undisturbed / "results.csv")
     assert row["epochs"] == "3"
-    # What was probed after the first epoch is remembered, not probed anew after the second.
+    # The probe after the first epoch is stored and not repeated after the second.
     assert float(row.pop("probe_minutes")) >= 0
     expected.pop("probe_minutes")
     expected.pop("probe_test_seconds")
     assert "probe_test_auroc" in row
     probed = read_json(next(cut.glob("runs/*/probe.json")))
     assert probed["probe_test_seconds"] == float(row.pop("probe_test_seconds"))
-    # Glimpses that the first process held are read again.
+    # The resumed process reads the glimpses again.
     assert int(row.pop("asked_px_per_image")) > int(expected.pop("asked_px_per_image"))
     assert without_timings(row) == without_timings(expected)
 

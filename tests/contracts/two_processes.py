@@ -24,10 +24,10 @@ from foveate.training.step import Steps
 
 VIEW = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=16.0)
 COARSE = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=64.0)
-"""So that the sums over a glimpse's cells are short, and round alike."""
+"""A view with few cells per glimpse, so that their sums round equally."""
 OPTIONS = TrainOptions(device="cpu", precision="32-true")
 SMALL = {"chunk": 8}
-"""So that gradients come from two-pass replay."""
+"""Options that make gradients come from two-pass replay."""
 
 
 class UnreadableImageFile:

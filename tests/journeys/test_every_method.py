@@ -13,7 +13,7 @@ from foveate.runs.folder import read_json
 from helpers.commands import Completed
 
 FAST = ("streaming_cnn",)
-"""Those that ask more of their encoder than others do."""
+"""Methods that need more of their encoder than others do."""
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ OPTIONS = (
 )
 
 Stage = tuple[str, Callable[[Path], bool]]
-"""What a stage is called, and whether a run folder has reached it."""
+"""The name of a stage, and a function that tells whether a run folder has reached it."""
 
 
 def count_rows(fold: Path) -> int:
@@ -58,7 +58,7 @@ STAGES: tuple[tuple[Stage, float], ...] = (
     (("training is done", epochs(4)), 0.1),
     (("the model is written", exists("fold_0/model/model.json")), 0.5),
 )
-"""Ten moments in the order in which a run comes to them, and how long after at most."""
+"""Ten stages in the order of a run, each with the longest delay of its kill in seconds."""
 
 
 def start(table: Path, run: Path) -> subprocess.Popen[str]:

@@ -143,7 +143,7 @@ class DoubtedTask(ClassTask):
 '''
 
 CONTRACT = '''
-"""What the contract asks of an image, asked of a sample of the new format."""
+"""The reader contract, tested on a sample of the new format."""
 import pathlib
 
 import pytest

@@ -19,7 +19,7 @@ WORDS = (
     *("--label", "length_mm", "--task", "regression", "--method", "downsampled"),
     *("--epochs", "0", "--heatmaps", "2"),
 )
-"""Linear answers to the features of a frozen encoder: seconds, and exact enough."""
+"""Flags of a linear model on features of a frozen encoder, which trains in seconds."""
 
 
 @pytest.fixture(scope="module")

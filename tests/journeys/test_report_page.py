@@ -22,7 +22,7 @@ FLAGS = (
     *("--disable-sync", "--disable-background-networking", "--disable-component-update"),
     *("--hide-scrollbars", "--allow-file-access-from-files"),
 )
-# A frame of a given width around the page, which then tells what the browser made of it.
+# A frame of a given width around the page, which reports how the browser rendered it.
 FRAME = """<!DOCTYPE html><body style="margin:0">
 <iframe id="f" src="report.html" style="width:{width}px;height:900px;border:0"></iframe>
 <pre id="told"></pre><script>

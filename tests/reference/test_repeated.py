@@ -63,7 +63,7 @@ BAGS: dict[str, tuple[Callable[[], Tensor], int]] = {
     "a single patch": (lambda: constant_patches(RED), 1),
     "nothing": (lambda: constant_patches(RED)[:0], 0),
 }
-"""Patches, and how many of them an encoder that meets each colour once has to embed."""
+"""Patches, and how many of them are embedded if each colour is embedded once."""
 
 
 def loss_of(f: Tensor) -> Tensor:

@@ -299,7 +299,7 @@ def test_gumbel_order_is_sequential_sampling() -> None:
     counts = [int(((drawn[:, 0] == i) & (drawn[:, 1] == j)).sum()) for i, j in pairs]
     expected = [n * _draw_probability(a, pair) for pair in pairs]
     assert chisquare(counts, expected).pvalue > 1e-3
-    # Sorting the same draws by index, the usual mistake, is refused at once.
+    # The same draws sorted by index, the usual mistake, fail the test.
     wrong = drawn.sort(-1).values
     counts = [int(((wrong[:, 0] == i) & (wrong[:, 1] == j)).sum()) for i, j in pairs]
     assert chisquare(counts, expected).pvalue < 1e-6

@@ -154,7 +154,7 @@ class RandomNetwork:
             *(lambda: nn.Dropout(p), lambda: nn.AlphaDropout(p)),
             lambda: CHANNEL_DROPOUT[self.d](p),
             lambda: nn.Sequential(self.conv(c, 2 * c, 1, 1), nn.GLU(1)),
-            # What overwrites its input follows a layer that does not need it again.
+            # A layer that overwrites its input follows one that does not need its output again.
             lambda: nn.Sequential(self.conv(c, c, 1, 1), nn.LeakyReLU(0.2, inplace=True)),
             lambda: nn.Sequential(self.conv(c, c, 1, 1), nn.Dropout(p, inplace=True)),
         ]
@@ -268,7 +268,7 @@ def compare(seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int, lis
     gradients = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
     assert actual.shape == plain.shape
     worst = float((actual - plain).detach().abs().max() / plain.detach().abs().max())
-    # Of a weight that hardly counts, all is rounding: it is compared with what the others get.
+    # The gradient of a nearly unused weight is rounding; it is compared with the largest one.
     least = 1e-6 * max(float(b.abs().max()) for b in expected if b is not None)
     for a, b in zip(gradients, expected, strict=True):
         assert a is not None or b is None or not b.any()

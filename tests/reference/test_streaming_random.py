@@ -236,7 +236,7 @@ def test_alpha_dropout_keeps_mean_and_variance() -> None:
     actual = Streamed(net, tile=90)(x)
     assert float(actual.detach().mean()) == pytest.approx(0, abs=0.02)
     assert float(actual.detach().std()) == pytest.approx(1, abs=0.02)
-    # Both values that a plain layer gives: what is dropped, and what it makes of what is kept.
+    # A plain layer gives two values: one for dropped and one for kept elements.
     plain = net(x)
     torch.testing.assert_close(actual.min(), plain.min(), atol=0.5, rtol=0)
     (dropped,), (other,) = (m.flatten().mode().values.view(1) for m in (actual, plain))

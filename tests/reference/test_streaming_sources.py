@@ -192,7 +192,7 @@ def test_the_method_matches_the_plain_network(slide: Path, loader: CaseLoader) -
         for a, b in zip(gradients, results[0][1], strict=True):
             assert (a is None) == (b is None)
             if a is not None and b is not None:
-                # Shares do not hang on the bias of their scores: its gradient is rounding alone.
+                # Shares do not depend on the bias of their scores, whose gradient is only rounding.
                 torch.testing.assert_close(a, b, atol=1e-3 * float(b.abs().max()) + 1e-7, rtol=0)
 
 

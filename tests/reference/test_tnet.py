@@ -113,7 +113,7 @@ def make_batch(
 
 
 CONSTANTS = {"contrast", "survey", "reinforce", "main", "main_reward"}
-"""Of the method, which tests set."""
+"""Constants of the method that tests change."""
 
 
 def small_tnet(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:

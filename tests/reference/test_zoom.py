@@ -209,7 +209,7 @@ def test_children_are_drawn_equally_from_each_tile(
     field = _tiles(CORNERS)
     torch.manual_seed(0)
     draw, patches = draw_children(batch, field, OWNER, 6, jitter=False)
-    # Three tiles share six draws; the one of the other image has all of them, and but two cells.
+    # Three tiles share six draws; the tile of the other image has six draws but two cells.
     assert draw.drawn.sum(1).tolist() == [2, 2, 2, 2]
     assert [len(part) for part in patches] == [6, 2]
     centre = torch.from_numpy(np.concatenate([part.centre_um for part in patches]))

@@ -127,7 +127,7 @@ def test_resampling_gradients_match_a_linear_map() -> None:
 # -- glimpses --------------------------------------------------------------------------------------
 
 CELLS = [(4, 2.0), (2, 1.5), (8, 7.5), (4, 0.5)]
-"""Middles of strides; those of `lite0`; and those of networks whose kernels are odd."""
+"""Stride and first centre of cells: centred, of `lite0`, and of networks with odd kernels."""
 
 
 @pytest.mark.parametrize("augment", MOVED)

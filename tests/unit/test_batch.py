@@ -101,7 +101,7 @@ def test_colours_are_moments_and_quantiles_of_the_foreground() -> None:
     colours = describe_colours(rgb, weight)
     assert colours.shape == (1, N_COLOURS)
     np.testing.assert_allclose(colours[0].numpy(), expected, atol=1e-5)
-    # Where nothing is foreground, all of it counts.
+    # Without any foreground, all pixels count.
     torch.testing.assert_close(
         describe_colours(rgb, torch.zeros_like(weight)), describe_colours(rgb)
     )

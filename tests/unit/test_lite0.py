@@ -65,7 +65,7 @@ def test_a_crop_gives_the_maps_of_the_full_image(
         same = full[..., rows : rows + inside.shape[2], columns : columns + inside.shape[3]]
         assert inside.numel() > 0
         torch.testing.assert_close(inside, same, rtol=0, atol=1e-12)
-        # And the border does differ: the bound above is no empty promise.
+        # The border does differ, so the comparison above can fail.
         first = full[..., y // stride, x0 // stride]
         assert not torch.allclose(crop[..., 0, 0], first, rtol=0, atol=1e-6)
 

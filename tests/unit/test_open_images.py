@@ -186,7 +186,7 @@ def test_pixel_counts_continue_after_a_stop(tmp_path: Path) -> None:
             epoch_of(tmp_path / "run", stop_after)
     (row,) = epoch_of(tmp_path / "run", None)
     assert row["train_loss"] == undisturbed["train_loss"]
-    # What was read ahead when it was stopped is read, and counted, once more.
+    # Images that were read ahead at the stop are read and counted again.
     assert undisturbed["decoded_px"] <= row["decoded_px"] <= 3 * undisturbed["decoded_px"]
     assert row["decoded_px"] >= 12 * 48 * 48
     assert row["asked_px"] >= undisturbed["asked_px"]

@@ -92,7 +92,7 @@ def test_a_thin_image_is_read_only_inside(tmp_path: Path) -> None:
         actual = glimpse(image, 10)
         assert actual.shape == (1, 10, 3)
         assert image.count.decoded_px <= 4 * 64 * 30_000
-    # Of the triangle about the centre at 1500, 20 rows are image and all others paper.
+    # The triangle around the centre at 1500 covers 20 rows of image; all others are paper.
     y = np.abs(np.arange(-1500, 4500) + 0.5 - 1500)
     share = np.maximum(0, 1 - y / 3000)
     inside = share[1500:1520].sum() / share.sum()

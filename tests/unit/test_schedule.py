@@ -37,7 +37,7 @@ TWO = Schedule(
     average=0.2,
     warmup=0.25,
 )
-"""Of two stages."""
+"""A schedule of two stages."""
 
 
 # -- stages ----------------------------------------------------------------------------------------
