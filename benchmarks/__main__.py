@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: synthetic tasks of the field, a command a row; memory; streaming."""
+"""``python -m benchmarks``: commands for synthetic tasks, memory and streaming."""
 
 from __future__ import annotations
 
@@ -70,12 +70,13 @@ backward at the rate of plain steps on a part of the image, measured in the same
 _METHODS = "See `foveate methods --plugins benchmarks`."
 
 _METHOD = {"megapixel-mnist": "centred_glimpse"}
-"""What is trained by default, where it is not `glimpse`."""
+"""Default method of each benchmark whose default is not `glimpse`."""
 
 Flag = Callable[[Any], Any]
 
 
 def _side(default: int, *allowed: int) -> Flag:
+    """Return the flag for the side of an image in pixels."""
     kind = click.Choice([str(side) for side in allowed]) if allowed else click.INT
     return click.option("--side", type=kind, help=f"Of the canvas, pixels.  [default: {default}]")
 
@@ -137,13 +138,15 @@ _out = click.option(
 )
 @click.pass_context
 def bench(ctx: click.Context, /) -> None:
-    """The group of benchmarks."""
+    """Group the commands of the benchmarks."""
     add_plugin_folder(Path(__file__).resolve().parent)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
-def _add(name: str, summary: str, own: tuple[Flag, ...]) -> None:
+def _add(name: str, summary: str, own_flags: tuple[Flag, ...]) -> None:
+    """Add the command of one benchmark task to the group."""
+
     @click.option(
         "--method",
         default=_METHOD.get(name, "glimpse"),
@@ -164,22 +167,23 @@ def _add(name: str, summary: str, own: tuple[Flag, ...]) -> None:
     def command(ctx: click.Context, /, **flags: Any) -> int:
         return _sweep(name, {k: dict(v) for k, v in ctx.obj.items()}, flags)
 
-    for flag in reversed((_mnist, _out, *own)):
+    for flag in reversed((_mnist, _out, *own_flags)):
         command = flag(command)
-    said = _TASK_HELP.format(summary=summary)
-    bench.command(name, cls=Sectioned, help=said, short_help=summary)(command)
+    help_text = _TASK_HELP.format(summary=summary)
+    bench.command(name, cls=Sectioned, help=help_text, short_help=summary)(command)
 
 
-def _sweep(name: str, given: dict[str, dict[str, Any]], flags: dict[str, Any]) -> int:
+def _sweep(name: str, options: dict[str, dict[str, Any]], flags: dict[str, Any]) -> int:
+    """Run one benchmark task for all seeds and print its rows; returns the exit code."""
     from benchmarks.mnist import sweep
     from foveate.cli.terminal import Terminal
 
-    own = ("variant", "task", "side", "noise", "clutter")
-    recipe = {k: flags[k] for k in own if flags.get(k) is not None}
+    names = ("variant", "task", "side", "noise", "clutter")
+    recipe = {k: flags[k] for k in names if flags.get(k) is not None}
     if "side" in recipe:
         recipe["side"] = int(recipe["side"])
     if flags["epochs"] is not None:
-        given.setdefault("train", {})["epochs"] = flags["epochs"]
+        options.setdefault("train", {})["epochs"] = flags["epochs"]
     with Terminal() as terminal:
         rows = sweep(
             name,
@@ -190,13 +194,13 @@ def _sweep(name: str, given: dict[str, dict[str, Any]], flags: dict[str, Any]) -
             n_train=flags["train_images"],
             n_test=flags["test_images"],
             recipe=recipe,
-            given=given,
+            options=options,
             probe_minutes=flags["probe_minutes"],
             display=terminal,
         )
     for row in rows:
-        said = "  ".join(f"{k} {v}" for k, v in row.items() if k.startswith("test_"))
-        click.echo(f"{name} {row['method']} seed {row['seed']}: {said}")
+        scores = "  ".join(f"{k} {v}" for k, v in row.items() if k.startswith("test_"))
+        click.echo(f"{name} {row['method']} seed {row['seed']}: {scores}")
     click.echo(f"\nwritten: {flags['out'] / 'results.csv'}")
     return OK
 
@@ -249,11 +253,11 @@ def memory(ctx: click.Context, /, out: Path, method: str, kept: str | None, **fl
             display=terminal,
         )
     for row in rows:
-        own = "".join(f"  {key} {row[key]}" for key in sets[0] if key in row)
+        extra = "".join(f"  {key} {row[key]}" for key in sets[0] if key in row)
         top = row.get("device_peak_mib", row["step_mib"])
         click.echo(
             f"{row['side']:>7} px  {row['gigapixels']:>8} gigapixels  {row['patches']:>8} patches"
-            f"{own}:  {top:.0f} MiB a step, {row['rss_peak_mib']:.0f} MiB in all, "
+            f"{extra}:  {top:.0f} MiB a step, {row['rss_peak_mib']:.0f} MiB in all, "
             f"{row['seconds']:.1f} s"
         )
     click.echo(f"\nwritten: {out / 'results.csv'}")
@@ -304,6 +308,7 @@ def streaming(out: Path, sides: str, image: Path | None, **flags: Any) -> int:
 
 
 def _numbers(flag: str, text: str) -> list[int]:
+    """Parse comma-separated integers of a flag."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:

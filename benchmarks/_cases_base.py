@@ -1,4 +1,4 @@
-"""What the checks of the shared cases need: inputs, the command, and what it said."""
+"""Base of the checks of shared cases: inputs, commands, and their output."""
 
 from __future__ import annotations
 
@@ -28,50 +28,53 @@ _SECONDS = 1200
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation of a case, what came instead of it or as it, and whether that is right."""
+    """One expectation of a case, the actual result, and whether they agree."""
 
     expected: str
-    came: str
+    actual: str
     ok: bool
 
 
 @dataclass(frozen=True)
-class Said:
-    """How a command ended, and all that it said."""
+class CommandOutput:
+    """The exit code and all output of a command."""
 
     code: int
     text: str
 
     @property
     def lines(self) -> list[str]:
+        """Return the lines that are not blank."""
         return [line for line in self.text.replace("\r", "\n").split("\n") if line.strip()]
 
-    def having(self, *words: str) -> list[str]:
-        """The lines with all of these words, in capitals or not."""
+    def lines_with(self, *words: str) -> list[str]:
+        """Return the lines that contain all of these words, ignoring case."""
         return [x for x in self.lines if all(word.lower() in x.lower() for word in words)]
 
     @property
     def error(self) -> str:
-        """The line of the error; empty if there is none, or if a traceback or more follows it."""
-        found = self.having("error: ")
+        """Return the single error line; empty without one or with a traceback."""
+        errors = self.lines_with("error: ")
         clean = "Traceback" not in self.text and "fault of foveate" not in self.text
-        return found[0] if self.code == 1 and len(found) == 1 and clean else ""
+        return errors[0] if self.code == 1 and len(errors) == 1 and clean else ""
 
     @property
     def brief(self) -> str:
+        """Return the exit code and the last line, at most 300 characters."""
         last = self.error or (self.lines or ["nothing said"])[-1]
         return f"exit {self.code}: {last}"[:300]
 
 
 @dataclass(frozen=True)
 class Case:
-    """The folder of a case, with its inputs made, and a run that was trained on a tiny cohort."""
+    """The folder of a case with its inputs, and a run trained on a tiny cohort."""
 
     folder: Path
     base: Path
 
     @property
     def results(self) -> Path:
+        """Return the folder of results."""
         return self.folder / "results"
 
     def foveate(
@@ -79,7 +82,7 @@ class Case:
         *words: object,
         files: int | None = None,
         stranger: bool = False,
-    ) -> Said:
+    ) -> CommandOutput:
         """Run a command in the folder of the case.
 
         Args:
@@ -93,46 +96,46 @@ class Case:
             if files is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
             if stranger:
-                _become_a_stranger()
+                _drop_privileges()
 
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "foveate", *map(str, words)],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=_SECONDS,
             preexec_fn=limit,
-            env=_homeless() if stranger else None,
+            env=_environment_without_home() if stranger else None,
             check=False,
         )
         self.results.mkdir(exist_ok=True)
         with (self.results / "said.txt").open("ab") as log:
             log.write(f"\n$ foveate {' '.join(map(str, words))}\n".encode())
-            log.write(ended.stdout + f"exit {ended.returncode}\n".encode())
-        return Said(ended.returncode, ended.stdout.decode(errors="replace"))
+            log.write(result.stdout + f"exit {result.returncode}\n".encode())
+        return CommandOutput(result.returncode, result.stdout.decode(errors="replace"))
 
     @functools.cached_property
     def run(self) -> Path:
-        """A run that was trained on the tiny cohort of slides, made once for all cases."""
+        """Return a run trained on the tiny cohort of slides, which all cases share."""
         run = self.base / "run"
         if not (run / "metrics.json").is_file():
             make(self.base.parent / "base.py", self.base, self.base)
-            ended = self.foveate("train", self.base / "labels.csv", "--out", run, *PICTURES)
-            if ended.code:
-                sys.exit(f"the tiny cohort cannot be trained on: {ended.brief}")
+            result = self.foveate("train", self.base / "labels.csv", "--out", run, *PICTURES)
+            if result.code:
+                sys.exit(f"the tiny cohort cannot be trained on: {result.brief}")
         return run
 
-    def train(self, name: str, table: str, *words: object, **how: Any) -> Said:
+    def train(self, name: str, table: str, *words: object, **how: Any) -> CommandOutput:
         """Train on a table of the case; the run is `results/NAME`."""
         return self.foveate("train", table, "--out", self.results / name, *PICTURES, *words, **how)
 
-    def predict(self, name: str, *words: object, **how: Any) -> Said:
+    def predict(self, name: str, *words: object, **how: Any) -> CommandOutput:
         """Predict images of the case by the run of the tiny cohort, into `results/NAME`."""
         out = self.results / name
         return self.foveate("predict", self.run, *words, "--out", out, **how)
 
     def rows(self, name: str, file: str = "predictions.csv") -> list[dict[str, str]]:
-        """Rows of a table among the results, none if it is not there."""
+        """Read the rows of a table among the results; none if the file is missing."""
         path = self.results / name / file
         if not path.is_file():
             return []
@@ -140,19 +143,19 @@ class Case:
             return list(csv.DictReader(file_))
 
     def splits(self, name: str) -> dict[str, Any]:
-        """The split of a run among the results; empty if there is none."""
+        """Read the split of a run among the results; empty if there is none."""
         path = self.results / name / "splits.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def inputs(self, name: str) -> dict[str, Any]:
-        """The images, with labels and patients, that a run was begun with; empty without a run."""
+        """Read the images, labels and patients that a run started with; empty without a run."""
         path = self.results / name / "inputs.json"
         return dict(json.loads(path.read_text())["images"]) if path.is_file() else {}
 
 
 @functools.cache
-def _strangers_may_run() -> bool:
-    """Whether another user may run this Python, which lies in a closed home, say."""
+def _other_users_may_run() -> bool:
+    """Tell whether another user can execute this Python."""
     command = [sys.executable, "-c", "import foveate, torch"]
     try:
         return (
@@ -163,17 +166,18 @@ def _strangers_may_run() -> bool:
         return False
 
 
-def _homeless() -> dict[str, str]:
-    _strangers_may_run()
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("XDG_") and k != "USER"}
-    return kept | {"HOME": "/nowhere"}
+def _environment_without_home() -> dict[str, str]:
+    """Return the environment without the home and cache folders of the user."""
+    _other_users_may_run()
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("XDG_") and k != "USER"}
+    return variables | {"HOME": "/nowhere"}
 
 
-def _become_a_stranger() -> None:
-    """Of root: another user, or else root without its power over the modes of files."""
+def _drop_privileges() -> None:
+    """Change from root to another user, or drop root's power over file modes."""
     if os.geteuid() != 0:
         return
-    if _strangers_may_run():
+    if _other_users_may_run():
         os.setgroups([])
         os.setgid(_STRANGER)
         os.setuid(_STRANGER)
@@ -184,7 +188,7 @@ def _become_a_stranger() -> None:
 
 
 def make(script: Path, *words: object) -> None:
-    """Run the script that makes the inputs of a case, in its folder."""
+    """Run the script that writes the inputs of a case, in its folder."""
     cwd = script.parent
     shared = cwd if (cwd / "common.py").is_file() else cwd.parent
     command = [sys.executable, script.name, *map(str, words)]
@@ -192,4 +196,5 @@ def make(script: Path, *words: object) -> None:
 
 
 def _paths(first: Path) -> str:
+    """Return the search path of commands, with one folder first."""
     return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))

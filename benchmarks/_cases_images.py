@@ -1,4 +1,4 @@
-"""What is expected of the shared cases about images."""
+"""Checks of the shared cases about images."""
 
 from __future__ import annotations
 
@@ -42,38 +42,41 @@ except FoveateError as error:
 
 
 def _python(code: str, *words: object) -> str:
-    """What a program that uses the package prints."""
+    """Run code in a child process and return its output."""
     command = [sys.executable, "-c", code, *map(str, words)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    return (ended.stdout + ended.stderr).strip()
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    return (result.stdout + result.stderr).strip()
 
 
 def big_png(case: Case) -> Iterator[Check]:
-    said = case.predict("p100", "p100.png", "--spacing-um", "0.05")
-    loud = said.having("bomb") + said.having("warning:", "pillow")
-    ok = said.code == 0 and len(case.rows("p100")) == 1 and not loud
-    yield Check("100 MPx: read, without a word of Pillow", said.brief, ok)
-    said = case.predict("p200", "p200.png", "--spacing-um", "0.05")
+    """Check that a large PNG file is read."""
+    output = case.predict("p100", "p100.png", "--spacing-um", "0.05")
+    loud = output.lines_with("bomb") + output.lines_with("warning:", "pillow")
+    ok = output.code == 0 and len(case.rows("p100")) == 1 and not loud
+    yield Check("100 MPx: read, without a word of Pillow", output.brief, ok)
+    output = case.predict("p200", "p200.png", "--spacing-um", "0.05")
     yield Check(
-        "200 MPx: refused in one line that says what to do", said.brief, "TIFF" in said.error
+        "200 MPx: refused in one line that says what to do", output.brief, "TIFF" in output.error
     )
 
 
 def broken_files(case: Case) -> Iterator[Check]:
-    said = case.predict("in", "in")
+    """Check that broken files are set aside and others are predicted."""
+    output = case.predict("in", "in")
     names = sorted(row["image_id"] for row in case.rows("in"))
     yield Check("the two good ones are predicted", str(names), names == ["good1", "good2"])
-    yield Check("exit code 2", said.brief, said.code == 2)
+    yield Check("exit code 2", output.brief, output.code == 2)
     for name in ("cut", "empty", "login", "lfs", "gdc", "badtile"):
-        lines = said.having(f"set aside {name}:")
+        lines = output.lines_with(f"set aside {name}:")
         yield Check(f"{name}: one line", " / ".join(lines), len(lines) == 1)
     helpers = ("Thumbs", "DS_Store", "._", "SYNOPHOTO", "@eaDir", "md5", "desktop", "aux.xml")
-    loud = [line for word in helpers for line in said.having(word)]
+    loud = [line for word in helpers for line in output.lines_with(word)]
     yield Check("nothing about helper files", " / ".join(loud) or "nothing", not loud)
 
 
 def foreground(case: Case) -> Iterator[Check]:
-    said = case.predict("in", "in", "--heatmaps", "0")
+    """Check which regions the methods look at."""
+    output = case.predict("in", "in", "--heatmaps", "0")
     tissue = np.zeros((512, 512), bool)
     tissue[100:400, 100:400] = True
     core = np.ones((512, 512), bool)
@@ -82,86 +85,92 @@ def foreground(case: Case) -> Iterator[Check]:
     most[:, :150] = False
     where = {"core_lumen": core, "tissue_70percent": most}
     for name in ("usual", "pale", "pale_pen", "pale_blackborder", "he12bit_pen", *where):
-        seen = _seen(case, name)
-        share = float(seen[where.get(name, tissue)].mean())
+        looked_at = _covered_pixels(case, name)
+        share = float(looked_at[where.get(name, tissue)].mean())
         yield Check(
             f"{name}: at least 95 % of the tissue is looked at", f"{share:.1%}", share >= 0.95
         )
     for name in ("pale_blackborder", "core_lumen"):
-        lines = said.having(name, "border")
+        lines = output.lines_with(name, "border")
         yield Check(
             f"{name}: a word that the border is no glass",
             " / ".join(lines) or "nothing",
             bool(lines),
         )
     for kind in ("core", "margin"):
-        ended = case.train(kind, f"{kind}.csv")
-        yield Check(f"{kind}: trained on", ended.brief, ended.code == 0)
+        output_of_kind = case.train(kind, f"{kind}.csv")
+        yield Check(f"{kind}: trained on", output_of_kind.brief, output_of_kind.code == 0)
 
 
-def _seen(case: Case, name: str) -> np.ndarray:
-    """Which pixels of a slide of 512 at 0.5 um lie in a region that the method looked at."""
-    seen = np.zeros((512, 512), bool)
+def _covered_pixels(case: Case, name: str) -> np.ndarray:
+    """Return which pixels of a slide of 512 at 0.5 um lie in a region that the method read."""
+    covered = np.zeros((512, 512), bool)
     path = case.results / "in" / "heatmaps" / f"{name}.npz"
     if path.is_file():
         boxes = np.load(path)
         begin = np.floor(boxes["origin_um"] / 0.5).astype(int)
         end = np.ceil((boxes["origin_um"] + boxes["size_um"]) / 0.5).astype(int)
         for (top, left), (bottom, right) in zip(begin, end, strict=True):
-            seen[max(top, 0) : bottom, max(left, 0) : right] = True
-    return seen
+            covered[max(top, 0) : bottom, max(left, 0) : right] = True
+    return covered
 
 
 def hostile(case: Case) -> Iterator[Check]:
+    """Check that hostile files are refused quickly and in one line."""
     names = sorted(
         p.name for p in case.folder.iterdir() if p.suffix in (".svs", ".tif", ".nii", ".gz")
     )
-    said = case.predict("all", *names, case.base / "slides")
+    output = case.predict("all", *names, case.base / "slides")
     n = len(case.rows("all"))
     yield Check(
-        "the good slides beside them are predicted", f"{n}; {said.brief}", (said.code, n) == (2, 12)
+        "the good slides beside them are predicted",
+        f"{n}; {output.brief}",
+        (output.code, n) == (2, 12),
     )
     for name in names:
-        lines = said.having("set aside", name.partition(".")[0])
-        came = _python(_HOSTILE, case.folder / name)
-        seconds, mib = (float(part.split()[0]) for part in came.split(", ")[:2])
-        ok = "refused: " in came and "\n" not in came and len(lines) == 1
-        yield Check(f"{name}: one line, 1 s, 100 MiB", came, ok and seconds <= 1 and mib <= 100)
+        lines = output.lines_with("set aside", name.partition(".")[0])
+        actual = _python(_HOSTILE, case.folder / name)
+        seconds, mib = (float(part.split()[0]) for part in actual.split(", ")[:2])
+        ok = "refused: " in actual and "\n" not in actual and len(lines) == 1
+        yield Check(f"{name}: one line, 1 s, 100 MiB", actual, ok and seconds <= 1 and mib <= 100)
 
 
 def limits(case: Case) -> Iterator[Check]:
-    said = case.predict("many", "many", "--heatmaps", "0")
+    """Check that files at the limits are handled."""
+    output = case.predict("many", "many", "--heatmaps", "0")
     n = len(case.rows("many"))
-    yield Check("1500 slides are predicted", f"{n}; {said.brief}", (said.code, n) == (0, 1500))
-    said = case.predict("few_files", "many", "--heatmaps", "0", files=64)
+    yield Check("1500 slides are predicted", f"{n}; {output.brief}", (output.code, n) == (0, 1500))
+    output = case.predict("few_files", "many", "--heatmaps", "0", files=64)
     n = len(case.rows("few_files"))
-    ok = (said.code, n) == (0, 1500) or "too many files" in said.error
-    yield Check("with 64 open files: predicted, or one line says so", f"{n}; {said.brief}", ok)
-    said = case.train("run", "many.csv", files=64)
-    aside = len(case.rows("run", "quarantine.csv"))
-    ok = (said.code == 0 and not aside) or "too many files" in said.error
-    yield Check("and trained on, or one line says so", f"{aside} set aside; {said.brief}", ok)
+    ok = (output.code, n) == (0, 1500) or "too many files" in output.error
+    yield Check("with 64 open files: predicted, or one line says so", f"{n}; {output.brief}", ok)
+    output = case.train("run", "many.csv", files=64)
+    n_aside = len(case.rows("run", "quarantine.csv"))
+    ok = (output.code == 0 and not n_aside) or "too many files" in output.error
+    yield Check("and trained on, or one line says so", f"{n_aside} set aside; {output.brief}", ok)
 
 
 def mixed_pictures(case: Case) -> Iterator[Check]:
-    said = case.train("run", "t.csv")
-    aside, n = len(case.rows("run", "quarantine.csv")), len(case.inputs("run"))
-    came = f"{n} pictures, {aside} set aside; {said.brief}"
-    yield Check("trains; every picture counts", came, (said.code, n, aside) == (0, 16, 0))
-    said = case.foveate("predict", case.results / "run", "p", "--out", case.results / "all")
+    """Check that pictures of different modes are trained on and predicted."""
+    output = case.train("run", "t.csv")
+    n_aside, n = len(case.rows("run", "quarantine.csv")), len(case.inputs("run"))
+    actual = f"{n} pictures, {n_aside} set aside; {output.brief}"
+    yield Check("trains; every picture counts", actual, (output.code, n, n_aside) == (0, 16, 0))
+    output = case.foveate("predict", case.results / "run", "p", "--out", case.results / "all")
     rows = case.rows("all")
     unlike = sum(row["unlike"] != "" for row in rows)
-    came = f"{len(rows)} predicted, {unlike} called unlike; {said.brief}"
+    actual = f"{len(rows)} predicted, {unlike} called unlike; {output.brief}"
     yield Check(
-        "predicts; every picture counts", came, (said.code, len(rows), unlike) == (0, 16, 0)
+        "predicts; every picture counts", actual, (output.code, len(rows), unlike) == (0, 16, 0)
     )
 
 
 def nifti_headers(case: Case) -> Iterator[Check]:
+    """Check that unusual NIfTI headers are read or refused."""
     run = case.results / "run"
-    said = case.foveate("train", "t.csv", "--out", run, *VOLUMES)
-    yield Check("trains on the good ones", said.brief, said.code == 0)
-    said = case.foveate("predict", run, "odd", "--out", case.results / "odd")
+    output = case.foveate("train", "t.csv", "--out", run, *VOLUMES)
+    yield Check("trains on the good ones", output.brief, output.code == 0)
+    output = case.foveate("predict", run, "odd", "--out", case.results / "odd")
     rows = {row["image_id"] for row in case.rows("odd")}
     um = (2000.0, 1000.0, 1000.0)
     for name in (
@@ -173,53 +182,56 @@ def nifti_headers(case: Case) -> Iterator[Check]:
         "good",
     ):
         read = _pixels(case, f"odd/{name}.nii")
-        came = str(read if isinstance(read, str) else tuple(read["um"]))
+        actual = str(read if isinstance(read, str) else tuple(read["um"]))
         empty = name.startswith("sform") and isinstance(read, str) and "sform" in read
         ok = empty or (not isinstance(read, str) and tuple(read["um"]) == um and name in rows)
-        yield Check(f"{name}: read with z, y, x of {um} um", came, ok)
+        yield Check(f"{name}: read with z, y, x of {um} um", actual, ok)
     for name in ("vox_offset_0", "vox_offset_348"):
         read = _pixels(case, f"odd/{name}.nii")
         data = np.frombuffer((case.folder / f"odd/{name}.nii").read_bytes()[352:], "<i2")
         if isinstance(read, str):
-            came, ok = read, read != ""
+            actual, ok = read, read != ""
         else:
-            r = _likeness(read["pixels"][..., 0], data.reshape(20, 36, 32))
-            came, ok = f"correlation with them {r:.3f}", r > 0.95
-        yield Check(f"{name}: voxels from byte 352 on, or refused", came, ok)
+            r = _correlation(read["pixels"][..., 0], data.reshape(20, 36, 32))
+            actual, ok = f"correlation with them {r:.3f}", r > 0.95
+        yield Check(f"{name}: voxels from byte 352 on, or refused", actual, ok)
     for name in ("inter_nan", "units_4"):
-        lines = said.having(f"set aside {name}:")
+        lines = output.lines_with(f"set aside {name}:")
         ok = len(lines) == 1 and "Error" not in lines[0]
         yield Check(f"{name}: one line in words", " / ".join(lines), ok)
-    lines = said.having("warning", "sform_1mm_pixdim_half")
+    lines = output.lines_with("warning", "sform_1mm_pixdim_half")
     yield Check("sform and pixdim that disagree: a warning", " / ".join(lines), bool(lines))
     read = _pixels(case, "odd/float64_1e300.nii")
     fine = isinstance(read, str) or np.isfinite(read["pixels"]).all()
-    ok = fine and ("float64_1e300" in rows or len(said.having("set aside float64_1e300")) == 1)
+    ok = fine and (
+        "float64_1e300" in rows or len(output.lines_with("set aside float64_1e300")) == 1
+    )
     yield Check("float64 beyond float32: finite, or one line", str(read)[:200], ok)
 
 
-def _likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of two volumes, whichever way their axes run."""
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the highest correlation of two volumes over all orientations."""
     turned = [np.flip(other, [i for i in range(3) if n >> i & 1]) for n in range(8)]
     return float(max(np.corrcoef(one.ravel(), t.ravel())[0, 1] for t in turned))
 
 
 def _pixels(case: Case, file: str) -> dict[str, np.ndarray] | str:
-    """All of level 0 with the spacing and the number of levels, or the refusal."""
-    kept = case.results / "pixels.npz"
-    kept.unlink(missing_ok=True)
+    """Return the pixels of level 0 with spacing and number of levels, or the error line."""
+    stored = case.results / "pixels.npz"
+    stored.unlink(missing_ok=True)
     case.results.mkdir(exist_ok=True)
-    text = _python(_PIXELS, case.folder / file, kept)
-    return dict(np.load(kept)) if kept.is_file() else text
+    text = _python(_PIXELS, case.folder / file, stored)
+    return dict(np.load(stored)) if stored.is_file() else text
 
 
 def odd_names_and_sizes(case: Case) -> Iterator[Check]:
+    """Check that unusual file names and sizes are predicted."""
     for folder in ("in", "long"):
-        said = case.predict(folder, folder)
+        output = case.predict(folder, folder)
         total = sum(path.is_file() for path in (case.folder / folder).rglob("*"))
         rows = case.rows(folder)
-        came = f"{len(rows)} of {total}; {said.brief}"
-        yield Check(f"{folder}: all predicted", came, (said.code, len(rows)) == (0, total))
+        actual = f"{len(rows)} of {total}; {output.brief}"
+        yield Check(f"{folder}: all predicted", actual, (output.code, len(rows)) == (0, total))
         index = case.results / folder / "heatmaps" / "index.json"
         drawn = json.loads(index.read_text(encoding="utf-8"))
         n = sum((index.parent / str(entry["png"])).is_file() for entry in drawn)
@@ -230,11 +242,11 @@ def odd_names_and_sizes(case: Case) -> Iterator[Check]:
         for i, p in enumerate(names)
     ]
     (case.folder / "names.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
-    said = case.train("run", "names.csv", "--heatmaps", "20", "--folds", "2")
+    output = case.train("run", "names.csv", "--heatmaps", "20", "--folds", "2")
     page = case.results / "run" / "report.html"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    ok = said.code == 0 and len(case.inputs("run")) == len(names)
-    yield Check("in: trained on from a table", said.brief, ok)
+    ok = output.code == 0 and len(case.inputs("run")) == len(names)
+    yield Check("in: trained on from a table", output.brief, ok)
     yield Check(
         "the page escapes what the table says",
         f"{len(text)} letters",
@@ -243,6 +255,7 @@ def odd_names_and_sizes(case: Case) -> Iterator[Check]:
 
 
 def tiff_variants(case: Case) -> Iterator[Check]:
+    """Check that variants of TIFF are read or refused."""
     truth = np.load(case.folder / "truth.npy").astype(int)
     for path in sorted((case.folder / "in").iterdir()):
         read = _pixels(case, f"in/{path.name}")

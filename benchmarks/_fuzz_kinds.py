@@ -1,4 +1,4 @@
-"""What the mutation fuzz knows of tables, configurations and model folders."""
+"""Seeds, mutations and visits of the fuzz for tables, configurations and model folders."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _METHODS = ("mil_mean", "glimpse", "clam", "transmil", "tnet", "streaming_cnn", 
 
 
 def kind_of(name: str) -> str:
-    """Of which of `KINDS` a seed of this name is."""
+    """Return the kind in `KINDS` of a seed of this name."""
     if name.endswith(_TABLES):
         return "tables"
     if name.endswith(".yaml"):
@@ -46,19 +46,19 @@ def kind_of(name: str) -> str:
     return "models" if ".model." in name else "images"
 
 
-def write_seeds(folder: Path, wanted: Sequence[str]) -> None:
-    """Seeds of the wanted kinds but images."""
+def write_seeds(folder: Path, kinds: Sequence[str]) -> None:
+    """Write the seeds of these kinds, except images."""
     for kind, write in (
         ("tables", _write_tables),
         ("configs", _write_configs),
         ("models", _write_models),
     ):
-        if kind in wanted:
+        if kind in kinds:
             write(folder)
 
 
 def _write_tables(folder: Path) -> None:
-    """Tables as several programs save them, and a workbook with two sheets and odd formats."""
+    """Write tables of several programs, and a workbook with two sheets and odd formats."""
     lines = [_NAMES, *_ROWS]
     for name, mark, code in (
         ("comma.csv", ",", "utf-8"),
@@ -87,7 +87,7 @@ def _write_tables(folder: Path) -> None:
 
 
 def _write_configs(folder: Path) -> None:
-    """The whole of a configuration, a short one, and one with anchors."""
+    """Write a full configuration, a short one, and one with anchors."""
     config = build_config({"table": {"path": "labels.csv"}, "encoder": "small", "task": "binary"})
     (folder / "whole.yaml").write_text(dump_yaml(config))
     (folder / "short.yaml").write_text(
@@ -101,7 +101,7 @@ def _write_configs(folder: Path) -> None:
 
 
 def _write_models(folder: Path) -> None:
-    """Cards and weights of models of several methods, for pictures and for volumes."""
+    """Write cards and weights of models of several methods, for pictures and volumes."""
     for method in _METHODS:
         axes = 3 if method == "mil_mean" else 2
         options = {"width": 4, "dim": 8}
@@ -111,14 +111,14 @@ def _write_models(folder: Path) -> None:
             provenance={"threshold": 0.5, "fold": 0, "temperature": 1.0, "split_hash": "x"},
         )  # fmt: skip
         torch.manual_seed(0)
-        kept = folder.parent / "kept" / method
-        save_model(kept, card, build_model(card, pretrained=False).method.state_dict())
-        shutil.copy(kept / "model.json", folder / f"{method}.model.json")
-        shutil.copy(kept / "model.safetensors", folder / f"{method}.model.safetensors")
+        original = folder.parent / "kept" / method
+        save_model(original, card, build_model(card, pretrained=False).method.state_dict())
+        shutil.copy(original / "model.json", folder / f"{method}.model.json")
+        shutil.copy(original / "model.safetensors", folder / f"{method}.model.safetensors")
 
 
 def write_images(folder: Path) -> None:
-    """The images that the tables name."""
+    """Write the images that the tables name."""
     for name, *_ in _ROWS:
         Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / name)
 
@@ -127,18 +127,18 @@ def write_images(folder: Path) -> None:
 
 
 def mutate_words(data: bytearray, rng: np.random.Generator) -> None:
-    """Put an odd word in the place of some, or take a line away, or twice, or elsewhere."""
+    """Replace words by odd ones, or delete, repeat or move lines."""
     lines = bytes(data).split(b"\n")
     at = int(rng.integers(len(lines)))
-    what = int(rng.integers(6))
-    if what == 0:
+    kind = int(rng.integers(6))
+    if kind == 0:
         lines.insert(int(rng.integers(len(lines) + 1)), lines[at])
-    elif what == 1:
+    elif kind == 1:
         del lines[at]
     else:
         cells = lines[at].split(b" " if b" " in lines[at] else b",")
         i, word = int(rng.integers(len(cells))), _WORDS[int(rng.integers(len(_WORDS)))]
-        cells[i] = cells[i] + word if what == 2 else word
+        cells[i] = cells[i] + word if kind == 2 else word
         lines[at] = (b" " if b" " in lines[at] else b",").join(cells)
     data[:] = b"\n".join(lines)
 
@@ -146,13 +146,13 @@ def mutate_words(data: bytearray, rng: np.random.Generator) -> None:
 def mutate_member(
     data: bytearray, rng: np.random.Generator, mutate: Callable[[bytearray], None]
 ) -> None:
-    """Mutate one file inside a ZIP, whose checksums are right again afterwards."""
+    """Mutate one file inside a ZIP archive and correct its checksum."""
     new = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as old, zipfile.ZipFile(new, "w", 8) as made:
         names = old.namelist()
-        # Sheets, strings and styles are what is read; the rest says where they are.
-        wanted = [n for n in names if "sheet" in n or "Strings" in n or "styles" in n]
-        chosen = str(rng.choice(wanted if rng.integers(4) else names))
+        # Sheets, strings and styles hold the content; other members only locate them.
+        members = [n for n in names if "sheet" in n or "Strings" in n or "styles" in n]
+        chosen = str(rng.choice(members if rng.integers(4) else names))
         for name in names:
             content = bytearray(old.read(name))
             if name == chosen:
@@ -165,7 +165,7 @@ def mutate_member(
 
 
 def visit_table(path: Path, images: Path) -> None:
-    """Read it as `train`, `evaluate` and `predict` do."""
+    """Read a table as `train`, `evaluate` and `predict` do."""
     problem: FoveateError | None = None
     for read in (
         lambda: read_cases(path, images=images),
@@ -183,16 +183,16 @@ def visit_table(path: Path, images: Path) -> None:
 
 
 def visit_config(path: Path) -> None:
-    """Parse it as `train --config` does, and write it out again."""
+    """Parse a configuration as `train --config` does, and write it out again."""
     dump_yaml(build_config(load_yaml(path)))
 
 
-def visit_model(path: Path, kept: Path) -> None:
-    """Load the folder whose card or weights it is; changed weights get the digest they have."""
+def visit_model(path: Path, originals: Path) -> None:
+    """Load the model folder of a mutated card or weights; changed weights get a new digest."""
     method, _, part = path.name.partition("_")[2].partition(".model.")
     folder = path.parent / f"{path.name}.folder"
     try:
-        shutil.copytree(kept / method, folder)
+        shutil.copytree(originals / method, folder)
         shutil.copy(path, folder / f"model.{part}")
         if part == "safetensors":
             card = json.loads((folder / "model.json").read_text())

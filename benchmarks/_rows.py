@@ -1,4 +1,4 @@
-"""What the longer studies share: child processes with their cost, and a CSV that grows by rows."""
+"""Helpers of the longer studies: child processes with their cost, and resumable CSV files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a child process ended.
+class ChildResult:
+    """The exit code and the cost of a child process.
 
     Attributes:
         code: its exit code; negative where a signal ended it.
@@ -31,8 +31,10 @@ class Ended:
     peak_mib: float
 
 
-def run_child(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """Run to the end; both streams are appended to `log`.
+def run_child(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+) -> ChildResult:
+    """Run a command to its end; both streams are appended to `log`.
 
     Memory is what the system counted for this child (``wait4``), which begins at what this
     process held when the child was born: importing PyTorch here would be in it.
@@ -53,20 +55,20 @@ def run_child(command: Sequence[str], log: Path, env: Mapping[str, str] | None =
             raise
     child.returncode = os.waitstatus_to_exitcode(status)
     unit = 1024 if sys.platform != "darwin" else 2**20
-    return Ended(child.returncode, time.monotonic() - started, usage.ru_maxrss / unit)
+    return ChildResult(child.returncode, time.monotonic() - started, usage.ru_maxrss / unit)
 
 
-def outcome_of(ended: Ended, log: Path, *, fine: Iterable[int] = (0,)) -> str:
-    """``ok``, or the exit code and the last line that was said."""
-    if ended.code in fine:
+def describe_outcome(result: ChildResult, log: Path, *, fine: Iterable[int] = (0,)) -> str:
+    """Return ``ok``, or the exit code and the last line of the log."""
+    if result.code in fine:
         return "ok"
-    said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-    last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")
-    return f"exit {ended.code}: {last}"[:200]
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing said")
+    return f"exit {result.code}: {last}"[:200]
 
 
 class Rows:
-    """Rows of a CSV file that is appended to; of rows with the same key, the last one counts.
+    """Rows of a CSV file that is appended to; the last row of each key is valid.
 
     Args:
         path: of the file; made with its first row.
@@ -78,20 +80,20 @@ class Rows:
         self.path, self.columns, self._key = path, tuple(columns), tuple(key)
 
     def all(self) -> list[dict[str, str]]:
-        """What the file holds, as text."""
+        """Return the valid rows of the file as text."""
         if not self.path.is_file():
             return []
         with self.path.open(encoding="utf-8", newline="") as file:
-            kept = {tuple(row[c] for c in self._key): row for row in csv.DictReader(file)}
-        return list(kept.values())
+            by_key = {tuple(row[c] for c in self._key): row for row in csv.DictReader(file)}
+        return list(by_key.values())
 
     def find(self, *key: object) -> dict[str, str] | None:
-        """The row of this key."""
-        wanted = tuple(str(part) for part in key)
-        return next((r for r in self.all() if tuple(r[c] for c in self._key) == wanted), None)
+        """Return the row of a key, or None."""
+        texts = tuple(str(part) for part in key)
+        return next((r for r in self.all() if tuple(r[c] for c in self._key) == texts), None)
 
     def add(self, row: Row) -> None:
-        """Append a row, at once on disk."""
+        """Append a row and flush it to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.is_file()
         if not new:
@@ -109,52 +111,52 @@ class Rows:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     lines += [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join(lines)
 
 
 def mean(rows: Iterable[Mapping[str, str]], column: str) -> float | None:
-    """Over the rows that have this figure; None where none has."""
-    found = [float(row[column]) for row in rows if row.get(column)]
-    return sum(found) / len(found) if found else None
+    """Return the mean of a column over the rows that have a value; None if none has."""
+    values = [float(row[column]) for row in rows if row.get(column)]
+    return sum(values) / len(values) if values else None
 
 
-def said(value: float | str | None, form: str = "{:.3f}") -> str:
-    """A figure as text, or a dash."""
+def format_figure(value: float | str | None, form: str = "{:.3f}") -> str:
+    """Format a number as text, or as a dash if it is missing."""
     return "–" if value is None or value == "" else form.format(float(value))
 
 
-def between(rows: Sequence[Mapping[str, str]], name: str, lo: str, hi: str) -> str:
-    """``0.912 (0.830 to 0.970)``, each of it a mean over rows."""
+def format_interval(rows: Sequence[Mapping[str, str]], name: str, lo: str, hi: str) -> str:
+    """Return ``0.912 (0.830 to 0.970)``, each number a mean over rows."""
     values = [mean(rows, column) for column in (name, lo, hi)]
     if values[0] is None:
         return "–"
-    return f"{values[0]:.3f} ({said(values[1])} to {said(values[2])})"
+    return f"{values[0]:.3f} ({format_figure(values[1])} to {format_figure(values[2])})"
 
 
-def group(
+def group_rows(
     rows: Iterable[dict[str, str]], key: Callable[[dict[str, str]], Any]
 ) -> dict[Any, list[dict[str, str]]]:
-    """Rows by key, in the order in which keys first occur."""
-    found: dict[Any, list[dict[str, str]]] = {}
+    """Group rows by key, in the order in which keys first occur."""
+    groups: dict[Any, list[dict[str, str]]] = {}
     for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return found
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
-def drop_bulk(run: Path, *, models: bool = False) -> None:
-    """Remove what takes disk and no table needs: checkpoints and, if asked, trained models."""
+def delete_large_files(run: Path, *, models: bool = False) -> None:
+    """Delete checkpoints and, if asked, trained models of a run."""
     for name in ("checkpoints", *(("model",) if models else ())):
         for folder in [p for p in run.rglob(name) if p.is_dir()]:
             shutil.rmtree(folder)
 
 
-def numbers(text: str) -> list[int]:
-    """``0-3,7`` as ``[0, 1, 2, 3, 7]``."""
-    found: list[int] = []
+def parse_numbers(text: str) -> list[int]:
+    """Parse ``0-3,7`` to ``[0, 1, 2, 3, 7]``."""
+    values: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        found += range(int(first), int(last) + 1) if dash else [int(first)]
-    return found
+        values += range(int(first), int(last) + 1) if dash else [int(first)]
+    return values

@@ -19,10 +19,11 @@ import numpy as np
 
 LABELS = ("normal", "hyperplasia")
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Voxels z, y, x of the array are z, y, x as foveate lays them."""
+"""Affine that makes the axes z, y, x of the array those of foveate."""
 
 
 def main() -> None:
+    """Write the NIfTI files and the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Small inputs that people who do this work have run into: does each end as it should?
+"""Small problematic inputs of real users, each with its expected result.
 
     python bench/cases.py --cases FOLDER [--only NAME] [--out FOLDER]
 
@@ -27,8 +27,8 @@ from _rows import table
 CHECKS = {**IMAGES, **TABLES}
 
 
-def checked(name: str, out: Path) -> list[Check]:
-    """Make the inputs of a case, and compare what comes with what is expected."""
+def check_case(name: str, out: Path) -> list[Check]:
+    """Write the inputs of a case, run its commands, and compare results with expectations."""
     folder = out / name
     if name not in CHECKS:
         return [
@@ -50,6 +50,7 @@ def checked(name: str, out: Path) -> list[Check]:
 
 
 def main() -> int:
+    """Run the cases and print a table; returns the exit code."""
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--cases", type=Path, required=True)
     words.add_argument("--only", default="", help="this case alone, or several with commas between")
@@ -59,7 +60,7 @@ def main() -> int:
     names = [n for n in names if not options.only or n in options.only.split(",")]
     if not names:
         words.error(f"{options.cases} holds no folder with expect.txt that is asked for")
-    found: list[tuple[str, Check]] = []
+    checks: list[tuple[str, Check]] = []
     with tempfile.TemporaryDirectory(prefix="cases-") as spare:
         # Absolute, for commands run in the folder of the case; readable by other users.
         out = (options.out or Path(spare)).absolute()
@@ -71,15 +72,16 @@ def main() -> int:
         for name in names:
             shutil.rmtree(out / name, ignore_errors=True)
             shutil.copytree(options.cases / name, out / name)
-            found += [(name, check) for check in checked(name, out)]
-    rows = [(n, _cell(c.expected), _cell(c.came), "yes" if c.ok else "NO") for n, c in found]
+            checks += [(name, check) for check in check_case(name, out)]
+    rows = [(n, _cell(c.expected), _cell(c.actual), "yes" if c.ok else "NO") for n, c in checks]
     print("\n" + table(("case", "expected", "came", "ok"), rows))
-    wrong = sum(not check.ok for _, check in found)
-    print(f"\n{len(names)} cases, {len(found)} expectations, {wrong} not met")
+    wrong = sum(not check.ok for _, check in checks)
+    print(f"\n{len(names)} cases, {len(checks)} expectations, {wrong} not met")
     return int(wrong > 0)
 
 
 def _cell(text: str) -> str:
+    """Escape text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")[:240]
 
 

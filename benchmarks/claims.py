@@ -1,4 +1,4 @@
-"""What papers claim of their methods, on the tissue of the demo: same slides, same encoder.
+"""Claims of papers about their methods, tested on the tissue of the demo.
 
     python benchmarks/claims.py --out OUT [--claims joint reads ips streaming tnet] [--seeds 0 1 2]
         [--slides 100] [--side 16384] [--extra "--train.epochs 2"]
@@ -37,7 +37,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _rows import Row, Rows, between, drop_bulk, group, mean, outcome_of, run_child, said, table
+from _rows import (
+    Row,
+    Rows,
+    delete_large_files,
+    describe_outcome,
+    format_figure,
+    format_interval,
+    group_rows,
+    mean,
+    run_child,
+    table,
+)
 
 from foveate.evaluation.scores import compare_rows
 from foveate.images.evidence import Evidence
@@ -90,7 +101,7 @@ SHARED = "abmil"
 
 @dataclass(frozen=True)
 class Claim:
-    """Runs that a claim needs, by name: method and own flags."""
+    """The runs that a claim needs, by name: method and flags."""
 
     runs: dict[str, tuple[str, str]]
     title: str
@@ -159,23 +170,25 @@ class Run:
 
     @property
     def key(self) -> tuple[object, ...]:
+        """Return the columns that identify the run."""
         return (self.name, self.seed, self.cohort.slides, self.cohort.side, self.extra)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Which slides: how many, and their side in pixels of 0.5 µm."""
+    """The slides of a study: their number, and their side in pixels of 0.5 µm."""
 
     slides: int
     side: int
 
     @property
     def name(self) -> str:
+        """Return the name of the cohort's folder."""
         return f"{self.slides}x{self.side}"
 
     @property
     def spec(self) -> SlideSpec:
-        """The demo's slide; a smaller one has less tissue and fewer nodules."""
+        """Return the slide of the demo; a smaller one has less tissue and fewer nodules."""
         spec = replace(SLIDE, shape_px0=(self.side, self.side))
         if self.side >= SLIDE.shape_px0[0]:
             return spec
@@ -183,6 +196,7 @@ class Cohort:
         return replace(spec, **few, n_nodules=(4, 6), n_deciding=(2, 3))
 
     def write(self, folder: Path) -> Path:
+        """Write the slides and return the path of their table."""
         return write_cohort(
             folder,
             n_slides=self.slides,
@@ -193,39 +207,40 @@ class Cohort:
         )
 
 
-def planned(claims: Sequence[str], seeds: Sequence[int], cohort: Cohort, extra: str) -> list[Run]:
-    """Each run once, whichever claims need it; `abmil` first, as others are compared with it."""
-    wanted: dict[str, tuple[str, str]] = {}
+def plan_runs(claims: Sequence[str], seeds: Sequence[int], cohort: Cohort, extra: str) -> list[Run]:
+    """Return each needed run once; `abmil` comes first, as others are compared with it."""
+    needed: dict[str, tuple[str, str]] = {}
     for claim in claims:
-        wanted |= CLAIMS[claim].runs
-    names = sorted(wanted, key=lambda name: name != SHARED)
-    return [Run(name, *wanted[name], seed, cohort, extra) for seed in seeds for name in names]
+        needed |= CLAIMS[claim].runs
+    names = sorted(needed, key=lambda name: name != SHARED)
+    return [Run(name, *needed[name], seed, cohort, extra) for seed in seeds for name in names]
 
 
 def run_one(run: Run, labels: Path, out: Path) -> Row:
+    """Train one run and return its row."""
     folder, log = folder_of(run, out), folder_of(run, out).with_suffix(".txt")
     flags = f"{COMMON} {run.flags} {run.extra}".strip()
     command = [sys.executable, "-m", "foveate.cli", "train", str(labels), "--out", str(folder)]
     command += ["--method", run.method, "--seed", str(run.seed), *shlex.split(flags)]
-    ended = run_child(command, log)
+    result = run_child(command, log)
     row: Row = dict(zip(KEY, run.key, strict=True))
-    row |= {"flags": f"--method {run.method} {flags}", "exit": ended.code}
-    row |= {"outcome": outcome_of(ended, log, fine=(0, 2))}
-    if ended.code in (0, 2):
+    row |= {"flags": f"--method {run.method} {flags}", "exit": result.code}
+    row |= {"outcome": describe_outcome(result, log, fine=(0, 2))}
+    if result.code in (0, 2):
         row |= figures(folder, folder_of(replace(run, name=SHARED), out), run.seed)
-        drop_bulk(folder)
+        delete_large_files(folder)
     return row
 
 
 def folder_of(run: Run, out: Path) -> Path:
-    """Without dots, so that `with_suffix` cuts no name."""
+    """Return the folder of a run, without dots, so that `with_suffix` works."""
     mark = f"-{zlib.crc32(run.extra.encode()):08x}" if run.extra else ""
     name = f"{run.name}-seed{run.seed}".replace(".", "_")
     return out / "runs" / f"{run.cohort.name}{mark}" / name
 
 
 def figures(folder: Path, shared: Path, seed: int) -> Row:
-    """What a finished run folder says, and how it compares with the run of `abmil`."""
+    """Read the scores of a finished run and its comparison with the run of `abmil`."""
     metrics, cost = (read_json(folder / f"{name}.json") for name in ("metrics", "cost"))
     images = metrics["n_images"]
     row: Row = {"images": images, "torch": read_json(folder / "env.json")["torch"]}
@@ -251,22 +266,23 @@ def figures(folder: Path, shared: Path, seed: int) -> Row:
 
 
 def _score(score: dict[str, Any] | None, name: str, before: str) -> Row:
+    """Return the columns of one score with its interval."""
     if score is None:
         return {}
     return {name: score["value"], f"{before}lo": score["lo"], f"{before}hi": score["hi"]}
 
 
 def magnifications(folder: Path) -> Row:
-    """Boxes of the evidence by their size: how many, and which share of the weight, per image."""
+    """Count the evidence boxes by size, with their share of the weight per image."""
     weights: dict[float, float] = {}
     boxes, sizes, n = 0, 0, 0
     for path in sorted((folder / "heatmaps").glob("*.npz")):
-        found = Evidence.load(path)
-        side = [float(f"{um:.3g}") for um in found.size_um.max(1)]
-        total = float(found.weight.sum()) or 1.0
-        for um, weight in zip(side, found.weight / total, strict=True):
+        evidence = Evidence.load(path)
+        side = [float(f"{um:.3g}") for um in evidence.size_um.max(1)]
+        total = float(evidence.weight.sum()) or 1.0
+        for um, weight in zip(side, evidence.weight / total, strict=True):
             weights[um] = weights.get(um, 0.0) + float(weight)
-        boxes, sizes, n = boxes + len(found), sizes + len(set(side)), n + 1
+        boxes, sizes, n = boxes + len(evidence), sizes + len(set(side)), n + 1
     if not n:
         return {}
     shares = "; ".join(f"{um:g} um {weights[um] / n:.3f}" for um in sorted(weights)[:6])
@@ -275,7 +291,7 @@ def magnifications(folder: Path) -> Row:
 
 
 def _history(folder: Path) -> Row:
-    """Of the last epoch: how attention divides among scales; and the peak memory of training."""
+    """Read attention per scale in the last epoch, and the peak memory of training."""
     rows = read_rows(folder / "fold_0" / "metrics.csv")
     if not rows:
         return {}
@@ -286,55 +302,60 @@ def _history(folder: Path) -> Row:
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """A table for each claim, means over seeds; then where weight lay, and what failed."""
-    grouped = group((r for r in rows if r["auroc"]), lambda r: (r["slides"], r["side"], r["extra"]))
-    told = []
-    for (slides, side, extra), own in grouped.items():
-        told.append(f"{slides} slides of {side}²{f', `{extra}`' if extra else ''}:")
-        runs = group(own, lambda r: r["run"])
+    """Return a table per claim with means over seeds, the weight by box size, and failures."""
+    grouped = group_rows(
+        (r for r in rows if r["auroc"]), lambda r: (r["slides"], r["side"], r["extra"])
+    )
+    lines = []
+    for (slides, side, extra), members in grouped.items():
+        lines.append(f"{slides} slides of {side}²{f', `{extra}`' if extra else ''}:")
+        runs = group_rows(members, lambda r: r["run"])
         for claim in CLAIMS.values():
             names = [name for name in claim.runs if name in runs]
             if set(names) - {SHARED}:
                 cells = [_cells(name, runs[name], runs.get(SHARED, [])) for name in names]
-                told += [f"*{claim.title}*", table(TITLES, cells)]
+                lines += [f"*{claim.title}*", table(TITLES, cells)]
         looked = [
-            (f"`{name}`", seen["seed"], seen["boxes"], seen["sizes_per_image"],
-             seen["weight_by_size"], seen["level_shares"] or "–")
-            for name in ("joint_sampling", "tnet") for seen in runs.get(name, [])
+            (f"`{name}`", run["seed"], run["boxes"], run["sizes_per_image"],
+             run["weight_by_size"], run["level_shares"] or "–")
+            for name in ("joint_sampling", "tnet") for run in runs.get(name, [])
         ]  # fmt: skip
         if looked:
             titles = ("run", "seed", "boxes per image", "sizes per image",
                       "share of weight by side of the box", "scales in training")  # fmt: skip
-            told += ["*Magnifications*", table(titles, looked)]
-    told += [f"- {' '.join(r[c] for c in KEY)}: {r['outcome']}" for r in rows if not r["auroc"]]
-    return "\n\n".join(told)
+            lines += ["*Magnifications*", table(titles, looked)]
+    lines += [f"- {' '.join(r[c] for c in KEY)}: {r['outcome']}" for r in rows if not r["auroc"]]
+    return "\n\n".join(lines)
 
 
 def _cells(
-    name: str, own: Sequence[dict[str, str]], shared: Sequence[dict[str, str]]
+    name: str, members: Sequence[dict[str, str]], shared: Sequence[dict[str, str]]
 ) -> tuple[str, ...]:
+    """Return the cells of one row of a claim's table."""
+
     def ratio(column: str) -> str:
-        mine, theirs = mean(own, column), mean(shared, column)
+        mine, theirs = mean(members, column), mean(shared, column)
         return "–" if mine is None or not theirs else f"{mine / theirs:.2f}"
 
-    hits, slides = (sum(int(row[c] or 0) for row in own) for c in ("found", "positives"))
+    hits, slides = (sum(int(row[c] or 0) for row in members) for c in ("found", "positives"))
     return (
         f"`{name}`",
-        str(len(own)),
-        between(own, "auroc", "lo", "hi"),
-        between(own, "over_abmil", "over_abmil_lo", "over_abmil_hi"),
-        said(mean(own, "train_seconds"), "{:.0f}"),
+        str(len(members)),
+        format_interval(members, "auroc", "lo", "hi"),
+        format_interval(members, "over_abmil", "over_abmil_lo", "over_abmil_hi"),
+        format_figure(mean(members, "train_seconds"), "{:.0f}"),
         ratio("train_seconds"),
-        said(mean(own, "seconds_per_image"), "{:.2f}"),
+        format_figure(mean(members, "seconds_per_image"), "{:.2f}"),
         ratio("seconds_per_image"),
-        said(mean(own, "asked_share"), "{:.2%}"),
-        said(mean(own, "decoded_share"), "{:.2%}"),
-        said(mean(own, "peak_mib"), "{:.0f}"),
+        format_figure(mean(members, "asked_share"), "{:.2%}"),
+        format_figure(mean(members, "decoded_share"), "{:.2%}"),
+        format_figure(mean(members, "peak_mib"), "{:.0f}"),
         f"{hits} of {slides}",
     )
 
 
 def main() -> None:
+    """Run what is missing, or print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -348,7 +369,7 @@ def main() -> None:
     chosen = parser.parse_args()
     out, cohort = chosen.out.resolve(), Cohort(chosen.slides, chosen.side)
     rows = Rows(out / "claims.csv", COLUMNS, KEY)
-    runs = planned(chosen.claims, chosen.seeds, cohort, chosen.extra)
+    runs = plan_runs(chosen.claims, chosen.seeds, cohort, chosen.extra)
     if not chosen.markdown:
         labels = cohort.write(out / "cohorts" / cohort.name)
         for run in runs:

@@ -1,9 +1,9 @@
-"""What it takes to collect the answers of many images from the parts of a job array.
+r"""Time and memory of collecting many predictions from the parts of a job array.
 
 One image is predicted; its answer is written for all the others, as parts would have left it; then
 the real command collects them.
 
-    python benchmarks/collect_parts.py --run runs/first --image one.png \\
+    python benchmarks/collect_parts.py --run runs/first --image one.png \
         --out /tmp/many --images 100000
 """
 
@@ -26,12 +26,14 @@ from foveate.table import Case, read_cases
 
 
 def predict(run: Path, images: Path, out: Path) -> None:
+    """Run ``foveate predict`` on the images."""
     words = ("predict", run, images, "--out", out, "--heatmaps", "0")
     command = [sys.executable, "-m", "foveate", *map(str, words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def answer_of(line: str, case: Case) -> dict[str, object]:
+    """Build the prediction of a case from a stored line."""
     entry = json.loads(line)
     del entry["key"]
     entry["row"] |= {"image_id": case.image_id, "path": str(case.path)}
@@ -40,38 +42,39 @@ def answer_of(line: str, case: Case) -> dict[str, object]:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--run", type=Path, required=True)
-    asked.add_argument("--image", type=Path, required=True)
-    asked.add_argument("--out", type=Path, required=True)
-    asked.add_argument("--images", type=int, default=100_000)
-    asked.add_argument("--parts", type=int, default=40)
-    given = asked.parse_args()
-    folder = given.out / "in"
-    shutil.rmtree(given.out, ignore_errors=True)
+    """Write the parts, collect them, and print the cost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--parts", type=int, default=40)
+    args = parser.parse_args()
+    folder = args.out / "in"
+    shutil.rmtree(args.out, ignore_errors=True)
     folder.mkdir(parents=True)
-    names = [f"S{i:06d}{given.image.suffix}" for i in range(given.images)]
+    names = [f"S{i:06d}{args.image.suffix}" for i in range(args.images)]
     for name in names:
-        shutil.copyfile(given.image, folder / name)
-    table = given.out / "slides.csv"
+        shutil.copyfile(args.image, folder / name)
+    table = args.out / "slides.csv"
     table.write_text("path\n" + "".join(f"in/{name}\n" for name in names), encoding="utf-8")
 
-    predict(given.run, given.image, given.out / "one")
-    lines = (given.out / "one" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    predict(args.run, args.image, args.out / "one")
+    lines = (args.out / "one" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     about = {k: v for k, v in json.loads(lines[0]).items() if k != "schema"}
     cases = read_cases(table, need_labels=False).cases
-    for number in range(1, given.parts + 1):
-        part = JobPart(number, given.parts)
-        path = given.out / "all" / "parts" / part.folder / "answers.jsonl"
+    for number in range(1, args.parts + 1):
+        part = JobPart(number, args.parts)
+        path = args.out / "all" / "parts" / part.folder / "answers.jsonl"
         path.parent.mkdir(parents=True)
         journal = Journal(path, about)
         journal.add_all({c.image_id: answer_of(lines[1], c) for c in part.pick(cases)})
         journal.finish()
 
     begun = time.perf_counter()
-    predict(given.run, table, given.out / "all")
+    predict(args.run, table, args.out / "all")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{given.images} answers of {given.parts} parts collected")
+    print(f"{args.images} answers of {args.parts} parts collected")
     print(f"{time.perf_counter() - begun:.0f} s, {used.ru_utime:.0f} s of CPU in both commands")
     print(f"{used.ru_maxrss / 1024:.0f} MiB at most, on {os.cpu_count()} cores")
 

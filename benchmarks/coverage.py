@@ -1,4 +1,4 @@
-"""How often do the 95 % intervals of `foveate.metrics` hold the truth?
+"""Coverage of the 95 % intervals of `foveate.metrics` in simulations.
 
     python benchmarks/coverage.py --out OUT [--draws 1000] [--tables coverage folds chance]
     python benchmarks/coverage.py --out OUT --markdown
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from _rows import Rows, group, mean, said, table
+from _rows import Rows, format_figure, group_rows, mean, table
 from scipy.special import expit, logit, ndtri
 
 from foveate.metrics import Score, compare_scores, score_all
@@ -41,7 +41,7 @@ KEY = ("table", "auroc", "patients", "share", "offset", "score")
 
 @dataclass(frozen=True)
 class Setting:
-    """A kind of cohort; `offset` is the spread between the folds' models, on the logit."""
+    """A kind of cohort; `offset` is the spread between the folds' models on the logit."""
 
     auroc: float
     patients: int
@@ -51,7 +51,7 @@ class Setting:
 
     @property
     def mu(self) -> float:
-        """Mean of the positives' scores; that of the negatives is 0."""
+        """Return the mean output of positives; that of negatives is 0."""
         return float(math.sqrt(2) * ndtri(self.auroc))
 
     def stated(self, score: Floats, shift: float | Floats = 0.0) -> Floats:
@@ -62,7 +62,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Images with what a model says of them."""
+    """Images with the outputs of a model."""
 
     score: Floats
     target: Ints
@@ -71,13 +71,13 @@ class Cohort:
 
 
 def draw(setting: Setting, rng: np.random.Generator) -> Cohort:
-    """Patients of each class in the right number, dealt to folds by class."""
+    """Draw a cohort with the right number of patients per class, divided into folds by class."""
     n = setting.patients
     positive = np.arange(n) < round(setting.share * n)
     owner = np.repeat(np.arange(n), rng.integers(1, 4, n))
-    common, own = rng.normal(size=n)[owner], rng.normal(size=len(owner))
+    common, noise = rng.normal(size=n)[owner], rng.normal(size=len(owner))
     score = setting.mu * positive[owner] + math.sqrt(SHARED) * common
-    score += math.sqrt(1 - SHARED) * own
+    score += math.sqrt(1 - SHARED) * noise
     fold = np.zeros(n, np.int64)
     for label in (False, True):
         members = rng.permutation(np.flatnonzero(positive == label))
@@ -87,7 +87,7 @@ def draw(setting: Setting, rng: np.random.Generator) -> Cohort:
 
 
 def truth(setting: Setting) -> dict[str, float]:
-    """Every score of an endless cohort, by integration over the scores."""
+    """Return every score of an infinite cohort, by integration over the outputs."""
     mu, share = setting.mu, setting.share
     x = np.linspace(-9, 9 + mu, 200_001)
     step = float(x[1] - x[0])
@@ -116,7 +116,7 @@ def truth(setting: Setting) -> dict[str, float]:
 def scores_of(
     setting: Setting, cohort: Cohort, shift: Floats, *, by_fold: bool
 ) -> dict[str, Score]:
-    """Scores of the product for one cohort; `shift` is on the logit, of each fold's model."""
+    """Compute the scores of a cohort; `shift` is added to the logits of each fold's model."""
     prob = expit(setting.stated(cohort.score, shift[cohort.folds]))
     return score_all(
         np.stack([1 - prob, prob], 1),
@@ -128,7 +128,7 @@ def scores_of(
 
 
 def settings(which: str) -> Iterator[Setting]:
-    """The kinds of cohort of a table."""
+    """Yield the kinds of cohort of a table."""
     if which == "coverage":
         for auroc, n, share in itertools.product(AUROCS, PATIENTS, SHARES):
             yield Setting(auroc, n, share)
@@ -143,37 +143,37 @@ def settings(which: str) -> Iterator[Setting]:
 
 
 def simulate(which: str, setting: Setting, draws: int) -> dict[str, list[tuple[float, ...]]]:
-    """By score, the draws as ``(value, lo, hi)``."""
+    """Return for each score the draws as ``(value, lo, hi)``."""
     seed = zlib.crc32(repr((which, setting)).encode())
     rng = np.random.default_rng(seed)
-    found: dict[str, list[tuple[float, ...]]] = {}
+    intervals: dict[str, list[tuple[float, ...]]] = {}
     for _ in range(draws):
         cohort = draw(setting, rng)
         shift = setting.offset * rng.normal(size=setting.folds)
         if which == "coverage":
-            each = scores_of(setting, cohort, shift, by_fold=False)
+            fold_scores = scores_of(setting, cohort, shift, by_fold=False)
         else:
             within = scores_of(setting, cohort, shift, by_fold=True)
             pooled = scores_of(setting, cohort, shift, by_fold=False)
-            each = {"within folds": within["auroc"], "pooled": pooled["auroc"]}
-        for name, score in each.items():
-            found.setdefault(name, []).append((score.value, score.lo, score.hi))
+            fold_scores = {"within folds": within["auroc"], "pooled": pooled["auroc"]}
+        for name, score in fold_scores.items():
+            intervals.setdefault(name, []).append((score.value, score.lo, score.hi))
         if which == "chance":
             gain = _gain(cohort, rng)
-            found.setdefault("difference", []).append(gain)
-    return found
+            intervals.setdefault("difference", []).append(gain)
+    return intervals
 
 
 def _gain(cohort: Cohort, rng: np.random.Generator) -> tuple[float, ...]:
-    """Difference of two models that are alike in what they can do: half their score is common."""
+    """Return the difference of two equally good models that share half of their outputs."""
     both = []
     for _ in range(2):
-        own = rng.normal(size=len(cohort.score)) + cohort.target
-        prob = expit(cohort.score + own)
+        noise = rng.normal(size=len(cohort.score)) + cohort.target
+        prob = expit(cohort.score + noise)
         both.append(np.stack([1 - prob, prob], 1))
     names = [str(p) for p in cohort.patients]
-    found = compare_scores(*both, cohort.target, names, folds=cohort.folds)["auroc"]
-    return found.value, found.lo, found.hi
+    difference = compare_scores(*both, cohort.target, names, folds=cohort.folds)["auroc"]
+    return difference.value, difference.lo, difference.hi
 
 
 def run(rows: Rows, which: str, draws: int) -> None:
@@ -200,39 +200,42 @@ def run(rows: Rows, which: str, draws: int) -> None:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """The tables of docs/results.md."""
+    """Return the tables of docs/results.md."""
     parts = []
-    found = [row for row in rows if row["table"] == "coverage"]
-    if found:
+    coverage_rows = [row for row in rows if row["table"] == "coverage"]
+    if coverage_rows:
         cells = []
-        for name, own in group(found, lambda row: row["score"]).items():
-            worst = min(own, key=lambda row: float(row["covered"]))
+        for name, members in group_rows(coverage_rows, lambda row: row["score"]).items():
+            worst = min(members, key=lambda row: float(row["covered"]))
             where = f"AUROC {worst['auroc']}, {worst['patients']} patients, {worst['share']}"
-            cells.append([name, said(mean(own, "covered")), said(worst["covered"]), where,
-                          said(mean(own, "width"))])  # fmt: skip
+            figures = mean(members, "covered"), worst["covered"], mean(members, "width")
+            covered, lowest, width = map(format_figure, figures)
+            cells.append([name, covered, lowest, where, width])
         parts.append(table(["score", "held on average", "at worst", "where", "mean width"], cells))
         cells = [
-            [row["auroc"], row["patients"], row["share"], said(row["covered"]),
-             said(row["above"]), said(row["below"]), said(row["width"])]
-            for row in found if row["score"] == "auroc"
+            [row["auroc"], row["patients"], row["share"], format_figure(row["covered"]),
+             format_figure(row["above"]), format_figure(row["below"]), format_figure(row["width"])]
+            for row in coverage_rows if row["score"] == "auroc"
         ]  # fmt: skip
         titles = ["AUROC", "patients", "share", "held", "truth below", "truth above", "width"]
         parts.append(table(titles, cells))
-    found = [row for row in rows if row["table"] == "folds"]
-    if found:
+    fold_rows = [row for row in rows if row["table"] == "folds"]
+    if fold_rows:
         cells = [
-            [row["patients"], row["offset"], row["score"], said(row["mean"]),
-             f"{float(row['mean']) - float(row['truth']):+.4f}", said(row["covered"])]
-            for row in found
+            [row["patients"], row["offset"], row["score"], format_figure(row["mean"]),
+             f"{float(row['mean']) - float(row['truth']):+.4f}", format_figure(row["covered"])]
+            for row in fold_rows
         ]  # fmt: skip
         titles = ["patients", "offset of the folds (sd)", "AUROC", "mean", "bias", "held"]
         parts.append(table(titles, cells))
-    found = [row for row in rows if row["table"].startswith("chance")]
-    if found:
+    chance_rows = [row for row in rows if row["table"].startswith("chance")]
+    if chance_rows:
+        columns = KEY[:1] + KEY[2:5]
+        grouped = group_rows(chance_rows, lambda row: tuple(row[c] for c in columns))
         cells = [
             ["1" if "one model" in key[0] else str(FOLDS), *key[1:],
-             *(said(1 - float(row["covered"])) for row in own)]
-            for key, own in group(found, lambda r: tuple(r[c] for c in KEY[:1] + KEY[2:5])).items()
+             *(format_figure(1 - float(row["covered"])) for row in members)]
+            for key, members in grouped.items()
         ]  # fmt: skip
         titles = ["folds", "patients", "share", "offset (sd)", "within folds", "pooled",
                   "two models alike"]  # fmt: skip
@@ -247,13 +250,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="cohorts of each setting")
     parser.add_argument("--tables", nargs="+", default=["coverage", "folds", "chance"])
     parser.add_argument("--markdown", action="store_true", help="print the tables")
-    asked = parser.parse_args()
-    rows = Rows(asked.out / "coverage.csv", COLUMNS, KEY)
-    if asked.markdown:
+    args = parser.parse_args()
+    rows = Rows(args.out / "coverage.csv", COLUMNS, KEY)
+    if args.markdown:
         print(markdown(rows.all()))
         return
-    for which in asked.tables:
-        run(rows, which, asked.draws)
+    for which in args.tables:
+        run(rows, which, args.draws)
     print(markdown(rows.all()))
 
 

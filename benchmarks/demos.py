@@ -1,4 +1,4 @@
-"""Does `foveate demo` come out right every time: many demos, each with a cohort of its own.
+"""Repeated runs of `foveate demo` with different cohorts, to count how often promises hold.
 
     python benchmarks/demos.py --seeds 0-9 --out DIR [--python VENV/bin/python] [--slides N]
     python benchmarks/demos.py --out DIR --markdown          (prints the table, runs nothing)
@@ -21,7 +21,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from _rows import Ended, Row, Rows, drop_bulk, numbers, outcome_of, run_child, said, table
+from _rows import (
+    ChildResult,
+    Row,
+    Rows,
+    delete_large_files,
+    describe_outcome,
+    format_figure,
+    parse_numbers,
+    run_child,
+    table,
+)
 
 from foveate.runs.folder import read_json
 
@@ -59,33 +69,39 @@ TITLES = (
 
 
 def run_one(seed: int, out: Path, python: str, slides: int | None) -> Row:
+    """Run one demo and return its row."""
     folder, log = out / f"seed_{seed}", out / f"seed_{seed}.txt"
     resumed, threads = folder.exists(), 1 if seed % 2 else 2
     command = [python, "-m", "foveate.cli", "demo", "--seed", str(seed), "--out", str(folder)]
     command += ["--slides", str(slides)] if slides else []
-    ended = run_child(command, log, {"OMP_NUM_THREADS": str(threads)})
+    result = run_child(command, log, {"OMP_NUM_THREADS": str(threads)})
     row: Row = {"seed": seed, "threads": threads, "slides": slides or "", "resumed": int(resumed)}
-    row |= {"outcome": outcome_of(ended, log, fine=(0, 2)), **_cost(ended), **found(folder)}
-    if ended.code in (0, 1, 2) and "auroc" in row:
+    row |= {
+        "outcome": describe_outcome(result, log, fine=(0, 2)),
+        **_cost(result),
+        **read_run(folder),
+    }
+    if result.code in (0, 1, 2) and "auroc" in row:
         shutil.rmtree(folder / "cohort", ignore_errors=True)
-        drop_bulk(folder)
+        delete_large_files(folder)
     return row
 
 
-def _cost(ended: Ended) -> Row:
-    return {"seconds": f"{ended.seconds:.1f}", "peak_mib": f"{ended.peak_mib:.0f}",
-            "exit": ended.code}  # fmt: skip
+def _cost(result: ChildResult) -> Row:
+    """Return the time and memory columns of a child process."""
+    return {"seconds": f"{result.seconds:.1f}", "peak_mib": f"{result.peak_mib:.0f}",
+            "exit": result.code}  # fmt: skip
 
 
-def found(folder: Path) -> Row:
-    """What the run folders of a demo say; empty of one that did not come so far."""
+def read_run(folder: Path) -> Row:
+    """Read the results of a demo; empty if it did not get that far."""
     row: Row = {}
     for method, before in (("glimpse", ""), ("downsampled", "downsampled_")):
-        own = folder / method
-        if (own / "env.json").is_file():
-            row["torch"] = read_json(own / "env.json")["torch"]
-        if (own / "metrics.json").is_file():
-            score = read_json(own / "metrics.json")["metrics"].get("auroc")
+        method_folder = folder / method
+        if (method_folder / "env.json").is_file():
+            row["torch"] = read_json(method_folder / "env.json")["torch"]
+        if (method_folder / "metrics.json").is_file():
+            score = read_json(method_folder / "metrics.json")["metrics"].get("auroc")
             if score:
                 row |= {f"{before}auroc": score["value"]}
                 row |= {f"{before}{end}": score[end] for end in ("lo", "hi")}
@@ -99,6 +115,7 @@ def found(folder: Path) -> Row:
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Return the table of all demos and a summary line."""
     cells = [
         (
             row["seed"],
@@ -107,30 +124,33 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
             _score(row, ""),
             f"{row['peaks']} of {row['positives']}" if row["positives"] else "–",
             _score(row, "downsampled_"),
-            said(row["seconds"], "{:.0f}") + (" (resumed)" if row["resumed"] == "1" else ""),
-            said(row["peak_mib"], "{:.0f}"),
+            format_figure(row["seconds"], "{:.0f}")
+            + (" (resumed)" if row["resumed"] == "1" else ""),
+            format_figure(row["peak_mib"], "{:.0f}"),
             row["exit"] if row["outcome"] == "ok" else row["outcome"],
         )
         for row in sorted(rows, key=lambda row: int(row["seed"]))
     ]
     right = sum(row["exit"] == "0" for row in rows)
     hits, slides = (sum(int(row[c] or 0) for row in rows) for c in ("peaks", "positives"))
-    told = f"{right} of {len(rows)} demos ended with 0; peaks in a deciding nodule: {hits}"
-    return f"{table(TITLES, cells)}\n\n{told} of {slides}."
+    summary = f"{right} of {len(rows)} demos ended with 0; peaks in a deciding nodule: {hits}"
+    return f"{table(TITLES, cells)}\n\n{summary} of {slides}."
 
 
 def _score(row: dict[str, str], before: str) -> str:
+    """Format a score with its interval."""
     if not row[f"{before}auroc"]:
         return "–"
-    value, lo, hi = (said(row[before + name]) for name in ("auroc", "lo", "hi"))
+    value, lo, hi = (format_figure(row[before + name]) for name in ("auroc", "lo", "hi"))
     return f"{value} ({lo} to {hi})"
 
 
 def main() -> None:
+    """Run the demos that are missing, or print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=numbers, default="0-9", help="such as 0-9 or 1,4")
+    parser.add_argument("--seeds", type=parse_numbers, default="0-9", help="such as 0-9 or 1,4")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--python", default=sys.executable, help="of the installation to try")
     parser.add_argument("--slides", type=int, help="smaller cohorts, to try this script")

@@ -1,4 +1,4 @@
-"""A gigapixel slide without glass: a piece of tissue of a real slide, laid side by side.
+"""Write a gigapixel slide without glass by repeating a piece of tissue of a real slide.
 
     python benchmarks/dense_slide.py SLIDE OUT.tif [--side 32768] [--y 0 --x 0]
 
@@ -23,6 +23,7 @@ COARSE = 64
 
 
 def main() -> None:
+    """Write the slide."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def _fullest(small: Bytes) -> tuple[int, int]:
-    """Row and column of the piece with the darkest brightest parts, by sums over windows."""
+    """Return row and column of the piece with the least bright glass."""
     side = PIECE // COARSE
     dark = (small.mean(-1) < 225).astype(np.float64).cumsum(0).cumsum(1)
     dark = np.pad(dark, ((1, 0), (1, 0)))
@@ -60,6 +61,7 @@ def _fullest(small: Bytes) -> tuple[int, int]:
 
 
 def _tile(piece: Bytes, row: int, column: int) -> SlideTile:
+    """Describe one copy of the piece."""
     y, x = row * TILE, column * TILE
     return SlideTile(np.ascontiguousarray(piece[y : y + TILE, x : x + TILE]), (row, column))
 

@@ -1,4 +1,4 @@
-"""Gradient estimators beside published ones: bias, direction, length and variance.
+"""Gradient estimators compared with published ones: bias, direction, length and variance.
 
     python benchmarks/estimators.py [--csv FILE] [--draws 10000]
 
@@ -41,7 +41,7 @@ Row = dict[str, str | float]
 
 @dataclass(frozen=True)
 class Case:
-    """Attention ``softmax(concentration * normal)``; features as after a ReLU, or centred."""
+    """Attention ``softmax(concentration * normal)``, with features after a ReLU or centred."""
 
     k: int
     n: int
@@ -69,27 +69,29 @@ CASES = (
 
 
 def published(a: Tensor, v: Tensor) -> Tensor:
-    """Attention sampling as in the official code."""
+    """Compute the attention gradient of the official code."""
     i = torch.arange(a.shape[1], dtype=a.dtype)
-    left = 1 - (a.cumsum(1) - a)
-    terms = (a * v).cumsum(1) - a * v + left * v
-    return (terms * left / a + v.cumsum(1) - v - i * v) / a.shape[1]
+    remaining = 1 - (a.cumsum(1) - a)
+    terms = (a * v).cumsum(1) - a * v + remaining * v
+    return (terms * remaining / a + v.cumsum(1) - v - i * v) / a.shape[1]
 
 
 def plain_mean_baseline(a: Tensor, v: Tensor) -> Tensor:
-    """Ours with the mean of earlier terms as baseline, not drawn towards 0."""
+    """Compute the library's gradient with an unshrunk mean of earlier terms as baseline."""
     n = a.shape[1]
     i = torch.arange(n, dtype=a.dtype)
-    left = 1 - (a.cumsum(1) - a)
-    terms = (a * v).cumsum(1) - a * v + left * v
+    remaining = 1 - (a.cumsum(1) - a)
+    terms = (a * v).cumsum(1) - a * v + remaining * v
     b = (terms.cumsum(1) - terms) / i.clamp_min(1)
     after = b.sum(1, keepdim=True) - b.cumsum(1)
-    return (left / a * (v - b) + (n - 1 - i) * v - after) / n
+    return (remaining / a * (v - b) + (n - 1 - i) * v - after) / n
 
 
 def _library(
     estimator: Callable[..., Tensor], baseline: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a gradient rule that uses an estimator of the library."""
+
     def rule(a: Tensor, v: Tensor) -> Tensor:
         leaf = a.detach().requires_grad_()
         estimate = estimator(leaf, v.unsqueeze(-1), baseline=baseline)
@@ -114,7 +116,7 @@ WITH = {
 
 
 def problem(case: Case, seed: int) -> tuple[Tensor, Tensor]:
-    """Attention ``(k,)`` and ``v = f.g`` of every cell ``(k,)``."""
+    """Draw the attention ``(k,)`` and ``v = f.g`` of every cell ``(k,)``."""
     generator = torch.Generator().manual_seed(1000 * seed + case.k)
     logits = torch.randn(case.k, generator=generator, dtype=torch.float64)
     f = torch.randn(case.k, DIM, generator=generator, dtype=torch.float64)
@@ -124,7 +126,7 @@ def problem(case: Case, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def every_draw(a: Tensor, n: int, *, replacement: bool) -> tuple[Tensor, Tensor]:
-    """All ordered draws ``(r, n)`` and their probabilities ``(r,)``."""
+    """Return all ordered draws ``(r, n)`` and their probabilities ``(r,)``."""
     if replacement:
         index = torch.tensor(list(itertools.product(range(len(a)), repeat=n)))
         return index, a[index].prod(1)
@@ -136,7 +138,7 @@ def every_draw(a: Tensor, n: int, *, replacement: bool) -> tuple[Tensor, Tensor]
 def moments(
     rule: Callable[[Tensor, Tensor], Tensor], case: Case, a: Tensor, v: Tensor, draws: int
 ) -> tuple[Tensor, float, int]:
-    """Mean ``(k,)`` of the logit gradient, its summed variance, and draws (0: all of them)."""
+    """Return the mean logit gradient ``(k,)``, its variance, and the draws (0: all of them)."""
     replacement = rule in WITH.values()
     exact = case.k <= 6
     sampler = draw_with_replacement if replacement else draw_without_replacement
@@ -156,6 +158,7 @@ def moments(
 
 
 def attention_rows(draws: int) -> list[Row]:
+    """Compare the attention gradients of all rules."""
     rows: list[Row] = []
     for case in CASES:
         for seed in range(case.problems):
@@ -187,7 +190,7 @@ def attention_rows(draws: int) -> list[Row]:
 
 
 def inclusive_rows() -> list[Row]:
-    """Feature gradient with the mass that counts the present draw too: weight of g on each cell."""
+    """Compare the feature gradients of inclusive and exclusive remaining mass."""
     rows: list[Row] = []
     for case in (c for c in CASES if c.k <= 6 and not c.centred):
         for seed in range(case.problems):
@@ -197,10 +200,10 @@ def inclusive_rows() -> list[Row]:
             later = torch.arange(case.n - 1, -1, -1)
             row: Row = {"K": case.k, "N": case.n, "concentration": case.concentration}
             after = 1 - drawn.cumsum(1)
-            for name, left in (("exclusive", after + drawn), ("inclusive", after)):
-                weight = share[:, None] * (left + later * drawn) / case.n
-                found = torch.zeros_like(a).scatter_add_(0, index.flatten(), weight.flatten())
-                row[name] = float((found - a).norm() / a.norm())
+            for name, remaining in (("exclusive", after + drawn), ("inclusive", after)):
+                weight = share[:, None] * (remaining + later * drawn) / case.n
+                weights = torch.zeros_like(a).scatter_add_(0, index.flatten(), weight.flatten())
+                row[name] = float((weights - a).norm() / a.norm())
             rows.append(row)
     return rows
 
@@ -209,7 +212,7 @@ def inclusive_rows() -> list[Row]:
 
 
 def smoothed(scores: Tensor, n: int, sigma: float, *, points: int = 200) -> Tensor:
-    """Exact mean ``(n, k)`` of the position-sorted top-n indicator, by quadrature.
+    """Return the exact mean ``(n, k)`` of the sorted top-n indicator, by quadrature.
 
     With t the value of the (n+1)-th largest, cell m say, every other cell is in or out on its own;
     how many are in before and after cell i are two sums of independent coins.
@@ -225,12 +228,12 @@ def smoothed(scores: Tensor, n: int, sigma: float, *, points: int = 200) -> Tens
         """``(points, m, n)`` probability of j cells in, before each cell of the order."""
         now = torch.zeros(points, k, n, dtype=scores.dtype)
         now[:, :, 0] = 1
-        found = []
+        probabilities = []
         for i in order:
-            found.append(now)
+            probabilities.append(now)
             shifted = torch.nn.functional.pad(now[..., :-1], (1, 0))
             now = now * (1 - p[:, :, i : i + 1]) + shifted * p[:, :, i : i + 1]
-        return found
+        return probabilities
 
     before, after = counts(range(k)), counts(range(k - 1, -1, -1))[::-1]
     columns = [
@@ -241,61 +244,64 @@ def smoothed(scores: Tensor, n: int, sigma: float, *, points: int = 200) -> Tens
 
 
 def differences(scores: Tensor, n: int, sigma: float, g: Tensor) -> Tensor:
-    """Central finite differences of ``<g, smoothed>``, ``(k,)``."""
+    """Return central finite differences of ``<g, smoothed>``, ``(k,)``."""
     step = 1e-3 * sigma
-    found = []
+    gradients = []
     for i in range(len(scores)):
         shift = torch.zeros_like(scores)
         shift[i] = step
         up, down = (smoothed(scores + sign * shift, n, sigma) for sign in (1, -1))
-        found.append(((up - down) * g).sum() / (2 * step))
-    return torch.stack(found)
+        gradients.append(((up - down) * g).sum() / (2 * step))
+    return torch.stack(gradients)
 
 
-def ours(scores: Tensor, n: int, sigma: float, g: Tensor, repeats: int, samples: int) -> Tensor:
-    """The library's gradient, ``(repeats, k)``."""
+def library_gradient(
+    scores: Tensor, n: int, sigma: float, g: Tensor, repeats: int, samples: int
+) -> Tensor:
+    """Return the library's gradient, ``(repeats, k)``."""
     leaf = scores.expand(repeats, -1).clone().requires_grad_()
     top = perturbed_top_k(leaf, n, sigma=sigma, samples=samples)
-    seen = g[:, top.index].transpose(0, 1)
-    return torch.autograd.grad((top.weight * seen).sum(), leaf)[0]
+    weights = g[:, top.index].transpose(0, 1)
+    return torch.autograd.grad((top.weight * weights).sum(), leaf)[0]
 
 
-def from_noise(
+def noise_covariance(
     scores: Tensor, n: int, sigma: float, g: Tensor, repeats: int, samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Covariance with the noise rather than its mean given the choice; and its diagonal alone.
+    """Return the covariance of output and noise, and its diagonal part.
 
     The second is each cell's own entry of the Jacobian, as in two published backward passes.
     """
-    whole, own = [], []
+    full, diagonal = [], []
     for _ in range(repeats):
         z = torch.randn(samples, len(scores), dtype=scores.dtype)
         index = (scores + sigma * z).topk(n).indices.sort(-1).values
-        each = g.gather(1, index.T)
-        s = each.sum(0)
-        whole.append((s - s.mean()) @ z / (samples - 1) / sigma)
-        part = (each * z.gather(1, index).T).flatten() / samples / sigma
-        own.append(torch.zeros_like(scores).scatter_add_(0, index.T.flatten(), part))
-    return torch.stack(whole), torch.stack(own)
+        g_chosen = g.gather(1, index.T)
+        s = g_chosen.sum(0)
+        full.append((s - s.mean()) @ z / (samples - 1) / sigma)
+        part = (g_chosen * z.gather(1, index).T).flatten() / samples / sigma
+        diagonal.append(torch.zeros_like(scores).scatter_add_(0, index.T.flatten(), part))
+    return torch.stack(full), torch.stack(diagonal)
 
 
 def top_k_rows(repeats: int = 200, samples: int = 500) -> list[Row]:
+    """Compare the gradients of perturbed top-k."""
     rows: list[Row] = []
     sizes = ((10, 2, 0.05), (32, 5, 0.05), (32, 5, 0.3), (64, 8, 0.1))
     for (k, n, sigma), equal, seed in itertools.product(sizes, (False, True), range(2)):
         scores = torch.rand(k, dtype=torch.float64, generator=torch.manual_seed(seed))
         g = torch.randn(1 if equal else n, k, dtype=torch.float64).expand(n, k).contiguous()
         truth = differences(scores, n, sigma, g)
-        whole, own = from_noise(scores, n, sigma, g, repeats, samples)
+        full, diagonal = noise_covariance(scores, n, sigma, g, repeats, samples)
         rules = {
-            "ours": ours(scores, n, sigma, g, repeats, samples),
-            "noise itself": whole,
-            "noise itself, times k": n * whole,
-            "diagonal only": own,
+            "ours": library_gradient(scores, n, sigma, g, repeats, samples),
+            "noise itself": full,
+            "noise itself, times k": n * full,
+            "diagonal only": diagonal,
         }
-        for name, found in rules.items():
-            mean, size = found.mean(0), float(truth.norm())
-            one = torch.nn.functional.cosine_similarity(found, truth[None]).mean()
+        for name, gradient in rules.items():
+            mean, size = gradient.mean(0), float(truth.norm())
+            one = torch.nn.functional.cosine_similarity(gradient, truth[None]).mean()
             rows.append(
                 {
                     "K": k,
@@ -306,7 +312,7 @@ def top_k_rows(repeats: int = 200, samples: int = 500) -> list[Row]:
                     "rule": name,
                     "cosine": float(mean @ truth / mean.norm()) / size,
                     "norm_ratio": float(mean.norm()) / size,
-                    "variance": float(found.var(0).sum()) / size**2,
+                    "variance": float(gradient.var(0).sum()) / size**2,
                     "cosine of one estimate": float(one),
                 }
             )
@@ -314,7 +320,7 @@ def top_k_rows(repeats: int = 200, samples: int = 500) -> list[Row]:
 
 
 def top_k_cost(k: int = 100_000, n: int = 16, samples: int = 500) -> str:
-    """Seconds and memory of one forward and backward pass. Runs first: peaks only rise."""
+    """Measure seconds and memory of a forward and backward pass; call it first: peaks only rise."""
     scores = torch.rand(1, k, requires_grad=True)
     perturbed_top_k(scores, n, sigma=0.05, samples=2).weight.sum().backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -341,13 +347,13 @@ def table(
     *,
     errors: list[Row] | None = None,
 ) -> str:
-    """Markdown: one line per distinct keys, values averaged over problems."""
+    """Return a Markdown table with one line per key, averaged over problems."""
     groups: dict[tuple[str | float, ...], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         groups[tuple(row[key] for key in keys)].append(i)
     lines = ["| " + " | ".join((*keys, *values)) + " |", "|---" * (len(keys) + len(values)) + "|"]
-    for found, group in groups.items():
-        cells = [str(f) for f in found]
+    for name_rows, group in groups.items():
+        cells = [str(f) for f in name_rows]
         for value in values:
             mean = sum(float(rows[i][value]) for i in group) / len(group)
             error = sum(float(errors[i][value]) for i in group) / len(group) if errors else 0.0
@@ -358,7 +364,7 @@ def table(
 
 
 def pivot(rows: list[Row], value: str) -> list[Row]:
-    """One row per problem with a column of `value` for each rule."""
+    """Return one row per problem with a column of `value` for each rule."""
     merged: dict[tuple[str | float, ...], Row] = {}
     for row in rows:
         key = tuple(row[c] for c in ("K", "N", "concentration", "features", "problem"))
@@ -367,6 +373,7 @@ def pivot(rows: list[Row], value: str) -> list[Row]:
 
 
 def main() -> None:
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--csv", type=Path, help="every figure, one row for each problem and rule")
     parser.add_argument("--draws", type=int, default=10_000, help="of each problem with K > 6")

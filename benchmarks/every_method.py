@@ -1,4 +1,4 @@
-"""Every method of `foveate methods`, trained by `foveate train` on two cohorts: one table.
+"""Train every method of `foveate methods` on two cohorts and make one table.
 
     python benchmarks/every_method.py DATA OUT [--methods abmil,tnet] [--cohorts demo]
         [--minutes 15]
@@ -118,7 +118,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: of which cohort and method, by which flags, and where."""
+    """One training: cohort, method, flags and folder."""
 
     cohort: str
     method: str
@@ -128,26 +128,29 @@ class Run:
 
     @property
     def state_path(self) -> Path:
-        """Where the time of all attempts lies, and how the last one ended."""
+        """Return the path of the file with the time of all attempts and the last outcome."""
         return self.folder.with_suffix(".json")
 
     @property
     def known(self) -> bool:
+        """Tell whether the run was tried before."""
         return self.state_path.is_file()
 
     @property
     def state(self) -> dict[str, Any]:
+        """Read the time of all attempts and the last outcome."""
         return read_json(self.state_path) if self.known else {"seconds": 0.0, "outcome": "not run"}
 
     @property
     def command(self) -> list[str]:
+        """Return the words of the training command."""
         program = shutil.which("foveate", path=str(Path(sys.executable).parent)) or "foveate"
-        own = ["--method", self.method, *self.flags, "--out", str(self.folder)]
-        return [program, "train", str(self.table), *own]
+        run_flags = ["--method", self.method, *self.flags, "--out", str(self.folder)]
+        return [program, "train", str(self.table), *run_flags]
 
 
-def planned(data: Path, out: Path) -> list[Run]:
-    """The runs of both cohorts, those that read little first."""
+def plan_runs(data: Path, out: Path) -> list[Run]:
+    """Return the runs of both cohorts, those that read little first."""
     runs = []
     for cohort in COHORTS:
         table = out / "cohort" / "labels.csv"
@@ -160,6 +163,7 @@ def planned(data: Path, out: Path) -> list[Run]:
 
 
 def _flags(cohort: str, method: str) -> str:
+    """Return the flags of a method on a cohort."""
     if cohort == "xray":
         return XRAY
     length = DEMO_SCANNING if method in SCANNING else DEMO_DRAWING
@@ -167,19 +171,19 @@ def _flags(cohort: str, method: str) -> str:
 
 
 def train(run: Run, limit_s: float) -> None:
-    """Train, unless the same command ended well before."""
+    """Train, unless the same command already ended well."""
     before = run.state
     if before["outcome"] == "ok" and before["command"] == run.command:
         return
     started = time.monotonic()
     with run.folder.with_suffix(".txt").open("a", encoding="utf-8") as log:
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 run.command, stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
             )
-            code: int | None = done.returncode
+            code: int | None = result.returncode
         except subprocess.TimeoutExpired:
-            # It was killed; the same command goes on from what it had written.
+            # The run was killed; the same command resumes it.
             code = None
     after = {
         "command": run.command,
@@ -190,6 +194,7 @@ def train(run: Run, limit_s: float) -> None:
 
 
 def _outcome(code: int | None, run: Run, limit_s: float) -> str:
+    """Describe how a training ended."""
     if code is None:
         return f"stopped after {limit_s / 60:g} min"
     if code == 0:
@@ -199,7 +204,7 @@ def _outcome(code: int | None, run: Run, limit_s: float) -> str:
 
 
 def row_of(run: Run) -> Row:
-    """What a run folder says of its run; figures it has not are left out."""
+    """Read the row of a run from its folder, without missing figures."""
     row: Row = {"cohort": run.cohort, "method": run.method, "outcome": run.state["outcome"]}
     row |= {"minutes": run.state["seconds"] / 60, "settings": " ".join(run.flags)}
     if (run.folder / "splits.json").is_file():
@@ -220,7 +225,7 @@ def row_of(run: Run) -> Row:
 
 
 def _training(folder: Path) -> Row:
-    """Epochs of every fold, and the means over folds of the best validation loss and of chance."""
+    """Return the epochs of every fold, and mean best validation and chance losses."""
     folds = [read_rows(path) for path in sorted(folder.glob("fold_*/metrics.csv"))]
     if not folds or not all(folds):
         return {}
@@ -234,15 +239,15 @@ def _training(folder: Path) -> Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table as people read it."""
+    """Return the Markdown table of all rows."""
     lines = [f"| {' | '.join(TITLES)} |", "|" + "---|" * len(TITLES)]
     for row in rows:
         score = "–" if "auroc" not in row else "{auroc:.3f} ({lo:.3f}–{hi:.3f})".format(**row)
         figures = [
             f"{row['minutes']:.1f}",
-            _said(row, "peak_rss_mib", "{:.0f}"),
-            _said(row, "asked_share", "{:.2%}"),
-            _said(row, "decoded_share", "{:.2%}"),
+            _format_cell(row, "peak_rss_mib", "{:.0f}"),
+            _format_cell(row, "asked_share", "{:.2%}"),
+            _format_cell(row, "decoded_share", "{:.2%}"),
             "{peaks_in_deciding} of {peaks}".format(**row) if "peaks" in row else "–",
             row.get("epochs", "–"),
         ]
@@ -251,19 +256,21 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _said(row: Row, key: str, form: str) -> str:
+def _format_cell(row: Row, key: str, form: str) -> str:
+    """Format one cell, or a dash if the value is missing."""
     return form.format(row[key]) if key in row else "–"
 
 
 def check_splits(rows: Sequence[Row]) -> None:
-    """Methods of a cohort are comparable only on the same patients."""
+    """Check that all methods of a cohort used the same split."""
     for cohort in {row["cohort"] for row in rows}:
-        found = {row["split"] for row in rows if row["cohort"] == cohort and "split" in row}
-        if len(found) > 1:
-            sys.exit(f"{cohort}: methods were trained on different splits, {sorted(found)}")
+        splits = {row["split"] for row in rows if row["cohort"] == cohort and "split" in row}
+        if len(splits) > 1:
+            sys.exit(f"{cohort}: methods were trained on different splits, {sorted(splits)}")
 
 
 def main() -> None:
+    """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -283,7 +290,7 @@ def main() -> None:
         seed=0,
         workers=1,
     )
-    runs = planned(chosen.data.resolve(), out)
+    runs = plan_runs(chosen.data.resolve(), out)
     for run in runs:
         if run.method in chosen.methods.split(",") and run.cohort in chosen.cohorts.split(","):
             train(run, 60 * chosen.minutes)

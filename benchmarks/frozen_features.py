@@ -1,4 +1,4 @@
-"""What frozen features say by themselves: each group's linear answer, and their weighted mean.
+"""Scores of linear models on frozen features: each feature group, and their weighted mean.
 
 usage: python benchmarks/frozen_features.py TABLE [--label L] [--patient P] [--images DIR]
                                             [--fit YxX] [--encoder lite0] [--folds 5] [--seeds 3]
@@ -26,14 +26,13 @@ from foveate.tasks import build_task
 
 
 def main() -> None:
-    given = _arguments()
-    table = read_cases(
-        Path(given.table), label=given.label, patient=given.patient, images=given.images
-    )
-    fit = tuple(map(int, given.fit.split("x"))) if given.fit else None
+    """Compute and print the scores."""
+    args = _arguments()
+    table = read_cases(Path(args.table), label=args.label, patient=args.patient, images=args.images)
+    fit = tuple(map(int, args.fit.split("x"))) if args.fit else None
     options = ViewOptions(fit=fit)
     view = choose_view(scan_cases(table.cases, options).facts.values(), options)
-    encoder = build_encoder(given.encoder).eval()
+    encoder = build_encoder(args.encoder).eval()
     features = _features(table.cases, encoder, CaseLoader(view), view)
     labels = [str(case.label) for case in table.cases]
     task = build_task("auto", labels, {})
@@ -42,12 +41,13 @@ def main() -> None:
     groups = (*encoder.feature_groups, N_COLOURS)
     names = (f"group {i}" for i in range(len(encoder.feature_groups)))
     print("seed", *names, "colours", "mean", sep="\t")
-    for seed in range(given.seeds):
-        found = _scores(features, target, patients, task, groups, given, seed)
-        print(seed, *(f"{score:.3f}" for score in found), sep="\t", flush=True)
+    for seed in range(args.seeds):
+        scores = _scores(features, target, patients, task, groups, args, seed)
+        print(seed, *(f"{score:.3f}" for score in scores), sep="\t", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table")
     for name in ("label", "patient", "fit"):
@@ -60,6 +60,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _features(cases, encoder, loader, view) -> torch.Tensor:
+    """Compute the features of all cases, ``(n, d)``."""
     rows = []
     with ThreadPoolExecutor(2) as pool:
         for case in cases:
@@ -77,34 +78,36 @@ def _features(cases, encoder, loader, view) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def _scores(features, target, patients, task, groups, given, seed) -> list[float]:
-    """AUROC over all folds of each group's answer, then of their weighted mean."""
+def _scores(features, target, patients, task, groups, args, seed) -> list[float]:
+    """Return the AUROC over all folds of each feature group, then of their weighted mean."""
     n, k = len(target), sum(head.size for head in task.heads)
     logits = torch.zeros(len(groups) + 1, n, k)
-    folds = StratifiedGroupKFold(given.folds, shuffle=True, random_state=seed)
+    folds = StratifiedGroupKFold(args.folds, shuffle=True, random_state=seed)
     for train, test in folds.split(features, target, patients):
         inner = StratifiedGroupKFold(5, shuffle=True, random_state=0)
         parts = torch.zeros(len(train), dtype=torch.long)
         for i, (_, rows) in enumerate(inner.split(train, target[train], patients[train])):
             parts[rows] = i
-        own = target[train]
+        labels = target[train]
         head = OverviewHead(groups, k)
         head.settle(
-            features[train], lambda x, r, own=own: task.each_loss(x, own[r]).double(), parts
+            features[train],
+            lambda x, r, labels=labels: task.each_loss(x, labels[r]).double(),
+            parts,
         )
         with torch.no_grad():
-            each = head.standardise(features[test]).split(groups, 1)
-            for i, (answer, part) in enumerate(zip(head.answers, each, strict=True)):
+            feature_groups = head.standardise(features[test]).split(groups, 1)
+            for i, (answer, part) in enumerate(zip(head.answers, feature_groups, strict=True)):
                 logits[i, test] = answer(part)
             logits[-1, test] = head(features[test])
-    found = []
+    probabilities = []
     for row in logits:
         prob = task.decode(row, {}).numpy()
         if prob.shape[1] == 2:
-            found.append(roc_auc_score(target, prob[:, 1]))
+            probabilities.append(roc_auc_score(target, prob[:, 1]))
         else:
-            found.append(roc_auc_score(target, prob, multi_class="ovr"))
-    return found
+            probabilities.append(roc_auc_score(target, prob, multi_class="ovr"))
+    return probabilities
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: seeds of every readable kind, with bytes flipped, cut and spliced.
+"""Mutation fuzz: small files of every readable kind with bytes flipped, cut and spliced.
 
     python benchmarks/fuzz.py [--inputs 20000] [--seed 0] [--kinds images,tables,configs,models]
         [--keep FOLDER] [--seeds FOLDER ...]
@@ -43,7 +43,7 @@ from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 
 SECONDS_EACH = 20
-"""Of computing, for one input; six times that by the clock, for what waits."""
+"""Limit of CPU seconds per input; the limit of the clock is six times as long."""
 MEMORY_BYTES = 2 << 30
 _ADDRESS_BYTES = 6 << 30
 _RENEW_BYTES = 1 << 30
@@ -55,7 +55,7 @@ _PYTHON = re.compile(r"\b[A-Z]\w*(Error|Exception|Warning)\b|Traceback|object at
 
 
 def picture(height: int, width: int, samples: int = 3, top: int = 255) -> np.ndarray:
-    """Waves with some noise, ``(y, x, samples)``."""
+    """Return waves with some noise, ``(y, x, samples)``."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(y / (9 + s)) * np.cos(x / (11 + s)) for s in range(samples)]
     noise = np.random.default_rng(0).normal(0, 0.02, (height, width, 1))
@@ -64,7 +64,7 @@ def picture(height: int, width: int, samples: int = 3, top: int = 255) -> np.nda
 
 
 def write_seeds(folder: Path) -> None:
-    """A few small files of every kind that is read."""
+    """Write a few small files of every kind that is read."""
     rgb, grey = picture(120, 150), picture(120, 150, 1)[..., 0]
     um = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER", "metadata": None}
     for codec in ("none", "lzw", "zlib", "zstd", "packbits", "jpeg", "webp", "jpeg2000"):
@@ -100,6 +100,7 @@ def write_seeds(folder: Path) -> None:
 
 
 def _write_pyramids(folder: Path, rgb: np.ndarray, um: dict[str, object]) -> None:
+    """Write the pyramidal TIFF seeds."""
     aperio = "Aperio Image Library v11\r\n384x256 (64x64) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"
     with tifffile.TiffWriter(folder / "aperio.svs") as file:
         tiles = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg", "metadata": None}
@@ -127,26 +128,29 @@ def _write_pyramids(folder: Path, rgb: np.ndarray, um: dict[str, object]) -> Non
 
 
 def _write_pictures(folder: Path, rgb: np.ndarray, grey: np.ndarray) -> None:
+    """Write the picture seeds."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    whole = Image.fromarray(rgb)
-    whole.save(folder / "a.png")
-    whole.save(folder / "a.jpg", exif=exif)
-    whole.save(folder / "progressive.jpg", progressive=True)
-    whole.save(folder / "a.bmp")
-    whole.save(folder / "a.webp")
-    whole.save(folder / "lossless.webp", lossless=True)
-    whole.convert("P").save(folder / "a.gif")
+    image = Image.fromarray(rgb)
+    image.save(folder / "a.png")
+    image.save(folder / "a.jpg", exif=exif)
+    image.save(folder / "progressive.jpg", progressive=True)
+    image.save(folder / "a.bmp")
+    image.save(folder / "a.webp")
+    image.save(folder / "lossless.webp", lossless=True)
+    image.convert("P").save(folder / "a.gif")
     Image.fromarray(np.dstack([rgb, grey])).save(folder / "alpha.png")
     Image.fromarray(picture(60, 50, 1, 65535)[..., 0]).save(folder / "grey16.png")
-    whole.convert("P").save(folder / "palette.png", transparency=3)
+    image.convert("P").save(folder / "palette.png", transparency=3)
 
 
 # -- mutations -----------------------------------------------------------------------------------
 
 
-def mutated(seeds: list[bytes], names: list[str], rng: np.random.Generator) -> tuple[int, bytes]:
-    """The number of a seed, and its bytes after a few mutations, mostly one or two."""
+def mutate_seed(
+    seeds: list[bytes], names: list[str], rng: np.random.Generator
+) -> tuple[int, bytes]:
+    """Return the number of a seed and its bytes after a few mutations, mostly one or two."""
     which = int(rng.integers(len(seeds)))
     data, n = bytearray(seeds[which]), min(6, int(rng.geometric(0.5)))
     is_text = names[which].endswith((".csv", ".tsv", ".yaml", ".json"))
@@ -168,24 +172,25 @@ def mutated(seeds: list[bytes], names: list[str], rng: np.random.Generator) -> t
 
 def _mutate(data: bytearray, seeds: list[bytes], rng: np.random.Generator) -> None:
     # Half of all changes hit the first or last kilobyte, where headers and directories lie.
+    """Apply one random mutation to bytes in place."""
     n = len(data)
     near = min(n, 1024)
     at = int(rng.choice([rng.integers(n), rng.integers(near), n - 1 - rng.integers(near)]))
-    what = rng.integers(8)
-    if what == 0:
+    kind = rng.integers(8)
+    if kind == 0:
         data[at] ^= 1 << int(rng.integers(8))
-    elif what == 1:
+    elif kind == 1:
         data[at] = int(rng.integers(256))
-    elif what in (2, 3):
+    elif kind in (2, 3):
         width, order = int(rng.choice([2, 4, 8])), rng.choice(["<", ">"])
         value = int(rng.choice(_NUMBERS)) & ((1 << 8 * width) - 1)
         code = {2: "H", 4: "I", 8: "Q"}[width]
         data[at : at + width] = struct.pack(f"{order}{code}", value)
-    elif what == 4:
+    elif kind == 4:
         del data[at:]
-    elif what == 5:
+    elif kind == 5:
         del data[at : at + int(rng.integers(1, 64))]
-    elif what == 6:
+    elif kind == 6:
         other = seeds[int(rng.integers(len(seeds)))]
         start = int(rng.integers(len(other)))
         data[at : at + int(rng.integers(1, 64))] = other[start : start + int(rng.integers(1, 64))]
@@ -198,7 +203,7 @@ def _mutate(data: bytearray, seeds: list[bytes], rng: np.random.Generator) -> No
 
 
 def visit(path: Path) -> dict[str, object]:
-    """Use a file as a user would, and say how that ended."""
+    """Use a file as a user would, and return the outcome."""
     kind = kinds.kind_of(path.name)
     try:
         if kind == "images":
@@ -218,12 +223,12 @@ def visit(path: Path) -> dict[str, object]:
         return {"outcome": "refused" if clear else "unclear", "message": text[:_MAX_LETTERS]}
     except BaseException as error:  # noqa: BLE001 (this is what the fuzz looks for)
         where = traceback.extract_tb(error.__traceback__)[-1]
-        told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-        return {"outcome": "foreign", "message": told}
+        message = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        return {"outcome": "foreign", "message": message}
 
 
 def visit_image(path: Path) -> None:
-    """Open, take a glimpse, and read two corners of each level."""
+    """Open an image, read a glimpse and two corners of each level."""
     with open_image(path) as image:
         placed: AbstractImage = image
         if image.spacing_um is None:
@@ -237,19 +242,19 @@ def visit_image(path: Path) -> None:
 
 
 def child(inputs: Iterator[tuple[int, Path]], answers: int) -> None:
-    """Visit inputs and write a line of JSON for each, until they end or too much memory is held."""
+    """Visit inputs and write one JSON line for each, until they end or memory grows too large."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     for i, path in inputs:
         signal.alarm(6 * SECONDS_EACH)
         signal.setitimer(signal.ITIMER_PROF, SECONDS_EACH)
         os.write(answers, f'{{"begun": {i}}}\n'.encode())
         begun = time.process_time()
-        found = visit(path)
+        outcome = visit(path)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        found |= {"index": i, "seconds": time.process_time() - begun, "peak": peak}
-        os.write(answers, (json.dumps(found) + "\n").encode())
+        outcome |= {"index": i, "seconds": time.process_time() - begun, "peak": peak}
+        os.write(answers, (json.dumps(outcome) + "\n").encode())
         if peak > _RENEW_BYTES:
             return
 
@@ -257,14 +262,14 @@ def child(inputs: Iterator[tuple[int, Path]], answers: int) -> None:
 # -- the parent ----------------------------------------------------------------------------------
 
 
-def forked(
+def visit_in_children(
     todo: range, folder: Path, names: list[str], seeds: list[bytes], seed: int
 ) -> Iterator[dict[str, object]]:
-    """What became of each input; a child that dies takes the input it was at with it."""
+    """Yield the outcome of each input; the death of a child counts for its current input."""
 
     def inputs(start: int) -> Iterator[tuple[int, Path]]:
         for i in range(start, todo.stop):
-            which, data = mutated(seeds, names, np.random.default_rng((seed, i)))
+            which, data = mutate_seed(seeds, names, np.random.default_rng((seed, i)))
             path = folder / f"{i}_{names[which]}"
             path.write_bytes(data)
             yield i, path
@@ -289,12 +294,12 @@ def forked(
         begun = start
         with os.fdopen(read_end) as answers:
             for line in answers:
-                found = json.loads(line)
-                if "begun" in found:
-                    begun = found["begun"]
+                result = json.loads(line)
+                if "begun" in result:
+                    begun = result["begun"]
                 else:
-                    start = found["index"] + 1
-                    yield found
+                    start = result["index"] + 1
+                    yield result
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
@@ -306,6 +311,7 @@ def forked(
 
 
 def main() -> int:
+    """Run the fuzz and print failures; returns the exit code."""
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--inputs", type=int, default=20_000)
     words.add_argument("--first", type=int, default=0)
@@ -318,13 +324,13 @@ def main() -> int:
     torch.set_num_threads(1)  # children are forked, and threads are not
     counts: collections.Counter[str] = collections.Counter()
     slowest: list[tuple[float, int]] = []
-    with tempfile.TemporaryDirectory() as held:
-        made = Path(held) / "seeds"
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "seeds"
         made.mkdir()
         write_seeds(made)
         for name in ("images", "kept"):
-            (Path(held) / name).mkdir()
-        kinds.write_images(Path(held) / "images")
+            (Path(scratch) / name).mkdir()
+        kinds.write_images(Path(scratch) / "images")
         kinds.write_seeds(made, options.kinds.split(","))
         paths = sorted(made.iterdir())
         for folder in options.seeds:
@@ -334,18 +340,22 @@ def main() -> int:
         seeds, names = [p.read_bytes() for p in paths], [p.name for p in paths]
         begun, cpu = time.perf_counter(), os.times()
         todo = range(options.first, options.first + options.inputs)
-        for found in forked(todo, Path(held), names, seeds, options.seed):
-            outcome = str(found["outcome"])
-            if float(found.get("peak", 0)) > MEMORY_BYTES:
+        for result in visit_in_children(todo, Path(scratch), names, seeds, options.seed):
+            outcome = str(result["outcome"])
+            if float(result.get("peak", 0)) > MEMORY_BYTES:
                 outcome = "memory"
             counts[outcome] += 1
-            slowest = sorted([*slowest, (float(found.get("seconds", 0)), int(found["index"]))])[-5:]
+            slowest = sorted([*slowest, (float(result.get("seconds", 0)), int(result["index"]))])[
+                -5:
+            ]
             if outcome in ("read", "refused"):
                 continue
-            index = int(found["index"])
+            index = int(result["index"])
             rng = np.random.default_rng((options.seed, index))
-            which, data = mutated(seeds, names, rng)
-            print(f"{outcome}: input {index} of {names[which]}: {found.get('message')}", flush=True)
+            which, data = mutate_seed(seeds, names, rng)
+            print(
+                f"{outcome}: input {index} of {names[which]}: {result.get('message')}", flush=True
+            )
             if options.keep is not None:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 (options.keep / f"{outcome}_{index}_{names[which]}").write_bytes(data)

@@ -1,4 +1,4 @@
-"""What a finished run on megapixel MNIST gets wrong, and why.
+"""Analysis of the errors of a finished run on megapixel MNIST.
 
     python -m benchmarks.mega_errors OUT --mnist MNIST [--method centred_glimpse] [--seed 1]
         [--look 24,48]
@@ -57,22 +57,24 @@ class Truth:
     digit: Bytes
 
     def by_height(self, i: int) -> tuple[Ints, np.ndarray[Any, Any]]:
-        """Digits of canvas i from the topmost down, and their rows."""
+        """Return the digits of canvas i from the topmost down, and their rows."""
         y, x = self.centre[i].T
         order = np.lexsort((x, y))
         return self.digit[i, order].astype(np.int64), y[order]
 
 
 def truth_of(canvases: Path, mnist: Mnist, part: str, n: Mapping[str, int]) -> Truth:
+    """Read the digits of the canvases of a part."""
     with np.load(canvases / "digits.npz", allow_pickle=False) as stored:
         boxes, sources = stored["boxes_px0"].reshape(-1, 5, 4), stored["sources"].reshape(-1, 5)
     begin = {"train": 0, "val": n["train"], "test": n["train"] + n["val"]}[part]
-    own = slice(begin, begin + n[part])
+    part_rows = slice(begin, begin + n[part])
     labels = mnist.test_labels if part == "test" else mnist.train_labels
-    return Truth(boxes[own, :, :2] + boxes[own, :, 2:] / 2, labels[sources[own]])
+    return Truth(boxes[part_rows, :, :2] + boxes[part_rows, :, 2:] / 2, labels[sources[part_rows]])
 
 
 def model_of(run: Path, row: Mapping[str, Any], glimpse_um: float | None) -> Model:
+    """Load the model of a finished row."""
     benchmark = megapixel_mnist.BENCHMARK
     task, part = benchmark.task(RECIPE), find("methods", row["method"])
     view = replace(benchmark.view(RECIPE), **benchmark.defaults(row["method"], RECIPE)["view"])
@@ -86,14 +88,14 @@ def model_of(run: Path, row: Mapping[str, Any], glimpse_um: float | None) -> Mod
     return Model(card, method, task)
 
 
-def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
-    """What is to be printed of one pass over the cases."""
+def describe_answers(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
+    """Yield the lines to print for one pass over the cases."""
     loader = CanvasLoader(model.card.view)
     try:
-        found = list(predict_cases(Ensemble((model,)), cases, loader, device=torch.device("cpu")))
+        answers = list(predict_cases(Ensemble((model,)), cases, loader, device=torch.device("cpu")))
     finally:
         loader.close()
-    reports = [report for report in found if isinstance(report, Answer)]
+    reports = [report for report in answers if isinstance(report, Answer)]
     assert len(reports) == len(cases)
     target = model.task.targets([str(case.label) for case in cases])
     logits = torch.tensor([report.logits for report in reports])
@@ -101,31 +103,35 @@ def told(model: Model, cases: Sequence[Case], truth: Truth) -> Iterator[str]:
     yield "right: " + "  ".join(
         f"{k.removeprefix('val_')} {v:.3f}" for k, v in right.items() if k != "val_loss"
     )
-    seen = np.stack(
-        [_seen(report, centre) for report, centre in zip(reports, truth.centre, strict=True)]
+    covered = np.stack(
+        [
+            _covered_digits(report, centre)
+            for report, centre in zip(reports, truth.centre, strict=True)
+        ]
     )
-    yield f"digits looked at: {seen.sum(1).mean():.2f} of 5, all five on {seen.all(1).mean():.1%}"
+    mean, complete = covered.sum(1).mean(), covered.all(1).mean()
+    yield f"digits looked at: {mean:.2f} of 5, all five on {complete:.1%}"
     names = [head.name for head in model.task.heads]
     at = 10 * names.index("top")
     wrong = Counter(
-        _instead(int(np.argmax(report.logits[at : at + 10])), *truth.by_height(i))
+        _describe_error(int(np.argmax(report.logits[at : at + 10])), *truth.by_height(i))
         for i, report in enumerate(reports)
     )
     yield f"topmost of {len(reports)}: " + ", ".join(
-        f"{n} {what}" for what, n in wrong.most_common()
+        f"{n} {error}" for error, n in wrong.most_common()
     )
 
 
-def _seen(report: Answer, centre: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Which of the digits ``(5,)`` lie in the middle of some box."""
+def _covered_digits(report: Answer, centre: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return which of the digits ``(5,)`` lie in the middle of some box."""
     middle = report.evidence.origin_um + report.evidence.size_um / 2
     away = np.abs(middle[:, None] - centre).max(-1)
     hit: np.ndarray[Any, Any] = (away < NEAR_PX).any(0)
     return hit
 
 
-def _instead(answer: int, digits: Ints, rows: np.ndarray[Any, Any]) -> str:
-    """What an answer was, from digits and their rows, topmost first."""
+def _describe_error(answer: int, digits: Ints, rows: np.ndarray[Any, Any]) -> str:
+    """Name the error of an answer, from digits and their rows, topmost first."""
     if answer == digits[0]:
         return "right"
     if answer not in digits:
@@ -135,6 +141,7 @@ def _instead(answer: int, digits: Ints, rows: np.ndarray[Any, Any]) -> str:
 
 
 def main() -> None:
+    """Print the analysis of both parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--mnist", type=Path, required=True)
@@ -145,21 +152,21 @@ def main() -> None:
     parser.add_argument("--part", choices=["val", "test"], default="test")
     args = parser.parse_args()
     add_plugin_folder(Path(__file__).parent)
-    (done,) = args.out.glob(f"runs/{args.method}-{args.seed}-*/row.json")
-    row = json.loads(done.read_text(encoding="utf-8"))
+    (row_path,) = args.out.glob(f"runs/{args.method}-{args.seed}-*/row.json")
+    row = json.loads(row_path.read_text(encoding="utf-8"))
     (canvases,) = args.out.glob(f"canvases/*-seed{args.seed}")
     mnist, n = load_mnist(args.mnist), {part: row[f"n_{part}"] for part in ("train", "val", "test")}
     counts = {"n_train": n["train"] + n["val"], "n_test": n["test"]}
     parts = prepare(
         megapixel_mnist.BENCHMARK, canvases, mnist, **counts, seed=args.seed, recipe=RECIPE
     )
-    model = model_of(done.parent, row, args.glimpse)
+    model = model_of(row_path.parent, row, args.glimpse)
     truth = truth_of(canvases, mnist, args.part, n)
     for look in [int(word) for word in args.look.split(",") if word] or [None]:
         if look is not None:
             model.method.choice.eval_patches = look
             print(f"{look} patches")
-        print(*told(model, parts[args.part], truth), sep="\n")
+        print(*describe_answers(model, parts[args.part], truth), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much memory one training step takes, against the size of the image and the patches kept.
+"""Memory of one training step as a function of image size and number of patches.
 
 Every row is a fresh process, so that its peak is its own. Images are sparse canvases with something
 in every cell of the lattice, up to tens of gigapixels; nothing of them is ever held whole.
@@ -24,7 +24,7 @@ from benchmarks.canvas import Canvas, write_canvas
 from benchmarks.canvas.base import MAX_SIDE_PX
 from benchmarks.canvas.loading import CanvasLoader
 from benchmarks.mnist.run import forget_peaks, write_table
-from benchmarks.process import measured_apart, peaks
+from benchmarks.process import measure_in_process, peaks
 from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
 from foveate.errors import OptionError
@@ -44,7 +44,7 @@ _GLIMPSE_PX = 512
 
 @dataclass(frozen=True)
 class Step:
-    """What is measured: a method with all its options, on canvases of one side.
+    """The settings of one measurement: a method with its options, on canvases of one side.
 
     Attributes:
         method, method_options: which method.
@@ -64,7 +64,7 @@ class Step:
     device: str
 
     def facts(self) -> dict[str, Any]:
-        """The columns that say what was measured."""
+        """Return the columns that identify the measurement."""
         return {
             "method": self.method,
             **self.method_options,
@@ -89,7 +89,7 @@ def sweep_memory(
     device: str,
     display: Display,
 ) -> list[dict[str, Any]]:
-    """One row for every side and every set of method options; rows that are done are kept.
+    """Measure every side with every set of method options; finished rows are reused.
 
     Args:
         out: where canvases and ``results.csv`` go.
@@ -112,29 +112,29 @@ def sweep_memory(
     encoder = parse_options(find("encoders", "small"), encoder_options, "encoder")
     rows, total = [], len(sides) * len(sets)
     for i, (side, options) in enumerate((s, o) for s in sides for o in sets):
-        said = f"side {side}" + "".join(f"  {k} {v}" for k, v in options.items())
-        display.bar(f"memory {method}", i, total, said)
+        description = f"side {side}" + "".join(f"  {k} {v}" for k, v in options.items())
+        display.bar(f"memory {method}", i, total, description)
         step = Step(method, options, encoder, side, patch_px, batch_size, device)
         settings = json.dumps(asdict(step), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
-        done = out / "runs" / f"memory-{method}-{side}-{digest}" / "row.json"
-        if not done.is_file():
+        row_path = out / "runs" / f"memory-{method}-{side}-{digest}" / "row.json"
+        if not row_path.is_file():
             canvas = crowded_canvas(out / "canvases", side=side, cell_px=patch_px)
             folders = [str(folder) for folder in plugin_folders()]
-            row = measured_apart(
+            row = measure_in_process(
                 *(measure_step, str(canvas), step, folders),
-                said=f"memory, {said}",
+                label=f"memory, {description}",
                 less="a smaller --sides, --kept or --batch-size",
             )
-            write_json(done, {"benchmark": "memory", **row})
-        rows.append(read_json(done))
+            write_json(row_path, {"benchmark": "memory", **row})
+        rows.append(read_json(row_path))
         write_table(out)
     display.bar(f"memory {method}", total, total)
     return rows
 
 
 def crowded_canvas(folder: Path, *, side: int, cell_px: int) -> Path:
-    """A canvas with one random stamp inside every cell, as large as fits; written once."""
+    """Write a canvas with one random stamp in every cell, unless it exists."""
     path = folder / f"crowded-{side}-{cell_px}.sparse"
     if path.is_file():
         return path
@@ -157,7 +157,7 @@ def crowded_canvas(folder: Path, *, side: int, cell_px: int) -> Path:
 
 
 def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[str, Any]:
-    """One training step on copies of a canvas; what it took. Run in a process of its own.
+    """Measure one training step on copies of a canvas, in a process of its own.
 
     The images are open and their glimpses read, as the loop does ahead of a step; then come crops,
     forward, backward and optimiser.
@@ -174,7 +174,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
     loader = CanvasLoader(view)
     items = [loader.load(Case(str(i), str(i), Path(canvas))) for i in range(step.batch_size)]
     target = torch.arange(step.batch_size, device=step.device) % 2
-    # What any step loads once, kernels above all, is loaded before anything is measured.
+    # Kernels and other things that are loaded once are loaded before the measurement.
     warm = encoder(torch.zeros(2, 3, step.patch_px, step.patch_px, device=step.device))
     warm.sum().backward()
     optimizer.zero_grad(set_to_none=True)
@@ -211,6 +211,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
 
 
 def _check(sides: Sequence[int], batch_size: int, patch_px: int, device: str) -> None:
+    """Check the options of the command."""
     if patch_px < 16:
         raise OptionError(f"--patch-px: got {patch_px}, expected at least 16")
     for side in sides:

@@ -1,4 +1,4 @@
-"""Measurements in a fresh process: its peak is its own, and it may die."""
+"""Measurements in a fresh process, which has its own memory peak and may be killed."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from foveate.memory import peak_device_mib, peak_rss_mib
 
 _FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 _POLL_SECONDS = 0.2
-_told: list[Connection] = []
+_progress_pipes: list[Connection] = []
 
 
-def measured_apart(
+def measure_in_process(
     measure: Callable[..., dict[str, Any]],
     *args: Any,
-    said: str,
+    label: str,
     less: str,
     frugal: bool = True,
     tell: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """What `measure` gives in a process of its own.
+    """Run `measure` in a process of its own and return its result.
 
     Args:
         measure: a function of a module.
         args: its arguments.
-        said: what is measured, for the message when the process dies.
+        label: what is measured, for the message when the process dies.
         less: what would take less memory.
         frugal: larger blocks come straight from the system and go back when freed, so that the peak
             counts what is held and not what the allocator keeps. Clearing them anew takes time.
-        tell: is told the share that is done, as `measure` says with `say_done`.
+        tell: called with the finished share that `measure` reports by `report_share_done`.
 
     Raises:
         TrainingError: the process was killed, most likely for want of memory.
@@ -52,47 +52,48 @@ def measured_apart(
     )
     with environment, ours, theirs, alone as pool:
         try:
-            found = pool.submit(measure, *args)
-            while not found.done():
+            future = pool.submit(measure, *args)
+            while not future.done():
                 if not ours.poll(_POLL_SECONDS):
                     continue
                 share = ours.recv()
                 if tell is not None:
                     tell(share)
-            return found.result()
+            return future.result()
         except BrokenProcessPool:
             raise TrainingError(
-                f"{said}: the process was killed, most likely for want of memory. Rows before it "
+                f"{label}: the process was killed, most likely for want of memory. Rows before it "
                 f"are kept; {less} takes less"
             ) from None
 
 
 def peaks(before: float, device: str) -> dict[str, Any]:
-    """Columns: the peak of the step, of the process, and of the device."""
+    """Return the peak columns of the step, the process and the device."""
     peak = peak_rss_mib()
-    found: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "step_mib": round(peak - before, 1),
         "rss_peak_mib": round(peak, 1),
     }
     if device == "cuda":
-        found["device_peak_mib"] = round(peak_device_mib(), 1)
-        found["device_name"] = torch.cuda.get_device_name()
-    return found
+        columns["device_peak_mib"] = round(peak_device_mib(), 1)
+        columns["device_name"] = torch.cuda.get_device_name()
+    return columns
 
 
-def say_done(share: float) -> None:
-    """Tell the process that waits for this one how much is done."""
-    if _told:
-        _told[-1].send(share)
+def report_share_done(share: float) -> None:
+    """Send the finished share to the waiting process."""
+    if _progress_pipes:
+        _progress_pipes[-1].send(share)
 
 
-def _begin(told: Connection | None) -> None:
-    _told[:] = [] if told is None else [told]
+def _begin(connection: Connection | None) -> None:
+    """Prepare the measuring process."""
+    _progress_pipes[:] = [] if connection is None else [connection]
     _end_with_parent()
 
 
 def _end_with_parent() -> None:
-    """A measurement that nobody waits for any more must not go on for an hour."""
+    """Exit when the parent process is gone."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -105,7 +106,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Variables that processes begun in here are born with: the allocator reads them only then."""
+    """Set variables for processes started inside: the allocator reads them only at start."""
     before = {key: os.environ.get(key) for key in more}
     os.environ.update(more)
     try:

@@ -1,4 +1,4 @@
-"""Small real sets by their own tables, with default settings: set x method x seed.
+"""Small real sets with their own tables and default settings: set x method x seed.
 
     python benchmarks/real_images.py --data DATA --out OUT [--sets xray oral]
         [--methods glimpse abmil] [--seeds 0 1 2] [--folds 5] [--extra "--train.epochs 0"]
@@ -42,13 +42,13 @@ from pathlib import Path
 from _rows import (
     Row,
     Rows,
-    between,
-    drop_bulk,
-    group,
+    delete_large_files,
+    describe_outcome,
+    format_figure,
+    format_interval,
+    group_rows,
     mean,
-    outcome_of,
     run_child,
-    said,
     table,
 )
 
@@ -88,19 +88,20 @@ ATLAS_UM = "2.0"
 
 @dataclass(frozen=True)
 class Images:
-    """A set: its table, made if need be, the flags that it needs, and its folds at most."""
+    """A data set: its table, the flags that it needs, and its maximal number of folds."""
 
     table: Callable[[Path, Path], Path]
     flags: str
     most_folds: int = 1000
 
 
-def _own(name: str) -> Callable[[Path, Path], Path]:
+def _given_table(name: str) -> Callable[[Path, Path], Path]:
+    """Return a function that gives the table of a set in its folder."""
     return lambda data, _: data / name / "labels.csv"
 
 
 def stain_table(data: Path, out: Path) -> Path:
-    """The atlas's table with a pixel size in every row and whole paths."""
+    """Write the atlas's table with a pixel size in every row and absolute paths."""
     folder, path = data / "pathology_atlas" / "slides_5x", out / "tables" / "stain.csv"
     with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -121,7 +122,7 @@ def stain_table(data: Path, out: Path) -> Path:
 
 
 def adrenal_table(data: Path, out: Path) -> Path:
-    """The table of the volumes, written once by the script beside this one."""
+    """Write the table of the volumes once, by the script beside this one."""
     folder = out / "tables" / "adrenal"
     if not (folder / "labels.csv").is_file():
         writer = Path(__file__).with_name("adrenal_nifti.py")
@@ -133,14 +134,17 @@ def adrenal_table(data: Path, out: Path) -> Path:
 
 
 def known_sets() -> dict[str, Images]:
+    """Return all data sets by name."""
     return {
         "xray": Images(
-            _own("xray_kermany"), "--label label --patient patient_id --view.fit 1024x1024"
+            _given_table("xray_kermany"), "--label label --patient patient_id --view.fit 1024x1024"
         ),
-        "oral": Images(_own("histo_oral"), "--label label"),
-        "osteosarcoma": Images(_own("histo_osteosarcoma"), "--label label --patient slide", 3),
+        "oral": Images(_given_table("histo_oral"), "--label label"),
+        "osteosarcoma": Images(
+            _given_table("histo_osteosarcoma"), "--label label --patient slide", 3
+        ),
         "stain": Images(stain_table, "--label stain_class --patient case_id", 3),
-        "hippocampus": Images(_own("mri_hippocampus"), "--label size_class"),
+        "hippocampus": Images(_given_table("mri_hippocampus"), "--label size_class"),
         "adrenal": Images(adrenal_table, "--label label"),
     }
 
@@ -157,15 +161,18 @@ class Run:
 
     @property
     def key(self) -> tuple[object, ...]:
+        """Return the columns that identify the run."""
         return (self.name, self.method, self.seed, self.folds, self.extra)
 
     @property
     def folder_name(self) -> str:
+        """Return the name of the run's folder."""
         mark = f"-{zlib.crc32(self.extra.encode()):08x}" if self.extra else ""
         return f"{self.name}-{self.method}-{self.folds}folds-seed{self.seed}{mark}"
 
 
 def run_one(run: Run, images: Images, data: Path, out: Path, *, keep: bool) -> Row:
+    """Train one run and return its row."""
     row: Row = dict(zip(KEY, run.key, strict=True))
     try:
         rows = images.table(data, out)
@@ -175,17 +182,17 @@ def run_one(run: Run, images: Images, data: Path, out: Path, *, keep: bool) -> R
     command = [sys.executable, "-m", "foveate.cli", "train", str(rows), "--out", str(folder)]
     command += ["--method", run.method, "--folds", str(run.folds), "--seed", str(run.seed)]
     command += shlex.split(images.flags) + shlex.split(run.extra)
-    ended = run_child(command, log)
-    row |= {"seconds": f"{ended.seconds:.1f}", "peak_mib": f"{ended.peak_mib:.0f}"}
-    row |= {"exit": ended.code, "outcome": outcome_of(ended, log, fine=(0, 2))}
-    if ended.code in (0, 2):
+    result = run_child(command, log)
+    row |= {"seconds": f"{result.seconds:.1f}", "peak_mib": f"{result.peak_mib:.0f}"}
+    row |= {"exit": result.code, "outcome": describe_outcome(result, log, fine=(0, 2))}
+    if result.code in (0, 2):
         row |= scores(folder)
-        drop_bulk(folder, models=not keep)
+        delete_large_files(folder, models=not keep)
     return row
 
 
 def scores(folder: Path) -> Row:
-    """What a finished run folder says."""
+    """Read the scores of a finished run folder."""
     metrics, cost = (read_json(folder / f"{name}.json") for name in ("metrics", "cost"))
     row: Row = {
         "images": metrics["n_images"],
@@ -210,50 +217,51 @@ def scores(folder: Path) -> Row:
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Scores, then what training end to end brought; each figure a mean over seeds."""
+    """Return tables of scores and of the gain by end-to-end training, as means over seeds."""
     fine = [row for row in rows if row["auroc"]]
-    grouped = group(fine, lambda r: (r["set"], r["method"], r["folds"], r["extra"]))
+    grouped = group_rows(fine, lambda r: (r["set"], r["method"], r["folds"], r["extra"]))
     score_cells, gain_cells = [], []
-    for (name, method, folds, extra), own in grouped.items():
-        what = [name, f"{own[0]['images']} / {own[0]['patients']}", f"`{method}`"]
-        what[-1] += f", `{extra}`" if extra else ""
-        values = [float(row["auroc"]) for row in own]
+    for (name, method, folds, extra), members in grouped.items():
+        cells = [name, f"{members[0]['images']} / {members[0]['patients']}", f"`{method}`"]
+        cells[-1] += f", `{extra}`" if extra else ""
+        values = [float(row["auroc"]) for row in members]
         score_cells.append(
             (
-                *what,
-                f"{folds} / {len(own)}",
-                between(own, "auroc", "lo", "hi"),
+                *cells,
+                f"{folds} / {len(members)}",
+                format_interval(members, "auroc", "lo", "hi"),
                 f"{min(values):.3f} to {max(values):.3f}",
-                *(said(mean(own, c)) for c in ("balanced_accuracy", "brier", "ece")),
-                said(mean(own, "seconds"), "{:.0f}"),
-                said(mean(own, "peak_mib"), "{:.0f}"),
+                *(format_figure(mean(members, c)) for c in ("balanced_accuracy", "brier", "ece")),
+                format_figure(mean(members, "seconds"), "{:.0f}"),
+                format_figure(mean(members, "peak_mib"), "{:.0f}"),
             )
         )
-        if any(row["gain"] for row in own):
-            gains = [float(row["gain"]) for row in own if row["gain"]]
-            clear = sum(float(row["gain_lo"]) > 0 for row in own if row["gain"])
-            worse = sum(float(row["gain_hi"]) < 0 for row in own if row["gain"])
+        if any(row["gain"] for row in members):
+            gains = [float(row["gain"]) for row in members if row["gain"]]
+            clear = sum(float(row["gain_lo"]) > 0 for row in members if row["gain"])
+            worse = sum(float(row["gain_hi"]) < 0 for row in members if row["gain"])
             gain_cells.append(
                 (
-                    *what,
-                    between(own, "frozen_auroc", "frozen_lo", "frozen_hi"),
-                    between(own, "auroc", "lo", "hi"),
-                    between(own, "gain", "gain_lo", "gain_hi"),
+                    *cells,
+                    format_interval(members, "frozen_auroc", "frozen_lo", "frozen_hi"),
+                    format_interval(members, "auroc", "lo", "hi"),
+                    format_interval(members, "gain", "gain_lo", "gain_hi"),
                     f"{min(gains):+.3f} to {max(gains):+.3f}",
                     f"{clear} / {worse} of {len(gains)}",
                 )
             )
     first = ("set", "images / patients", "method")
-    told = [table((*first, "folds / seeds", "AUROC (95 %)", "over seeds", "balanced accuracy",
+    tables = [table((*first, "folds / seeds", "AUROC (95 %)", "over seeds", "balanced accuracy",
                    "Brier", "ECE", "s", "peak MiB"), score_cells),
             table((*first, "frozen AUROC (95 %)", "end to end", "gain (95 %)", "over seeds",
                    "seeds clearly better / worse"), gain_cells)]  # fmt: skip
-    told += [f"- {' '.join(row[c] for c in KEY)}: {row['outcome']}" for row in rows
+    tables += [f"- {' '.join(row[c] for c in KEY)}: {row['outcome']}" for row in rows
              if not row["auroc"]]  # fmt: skip
-    return "\n\n".join(told)
+    return "\n\n".join(tables)
 
 
 def main() -> None:
+    """Run what is missing, or print the tables."""
     sets = known_sets()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,4 +1,4 @@
-"""What a streamed training step costs: exactness, seconds and memory beside the plain network.
+"""Cost of a streamed training step: accuracy, seconds and memory beside the plain network.
 
 Every row is a fresh process. First one streamed step is measured, alone; then, where the plain step
 is asked for, both take turns and the medians are compared, so that other work on the machine falls
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.mnist.run import forget_peaks, write_table
-from benchmarks.process import measured_apart, peaks, say_done
+from benchmarks.process import measure_in_process, peaks, report_share_done
 from foveate.batch import Batch, View, channels_last, lay_kernels
 from foveate.encoders import build_encoder
 from foveate.encoders.base import CellMap
@@ -43,7 +43,7 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Streaming:
-    """One row.
+    """The settings of one row.
 
     Attributes:
         encoder: any that streams; its axes are those of the image.
@@ -75,7 +75,7 @@ class Streaming:
 def sweep_streaming(
     out: Path, *, steps: Sequence[Streaming], display: Display
 ) -> list[dict[str, Any]]:
-    """One row for each step; rows that are done are kept.
+    """Measure one row for each step; finished rows are reused.
 
     Raises:
         OptionError: a value that is not allowed.
@@ -85,29 +85,29 @@ def sweep_streaming(
     rows = []
     for i, step in enumerate(steps):
         _check(step)
-        what = f"side {step.side}" if step.image is None else Path(step.image).name
-        said = f"streaming {step.encoder}, {what}"
+        image_name = f"side {step.side}" if step.image is None else Path(step.image).name
+        description = f"streaming {step.encoder}, {image_name}"
         settings = json.dumps(asdict(step), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
-        done = out / "runs" / f"streaming-{step.encoder}-{step.side}-{digest}" / "row.json"
-        if not done.is_file():
-            display.say(f"row {i + 1} of {len(steps)}: {said}")
-            row = measured_apart(
+        row_path = out / "runs" / f"streaming-{step.encoder}-{step.side}-{digest}" / "row.json"
+        if not row_path.is_file():
+            display.say(f"row {i + 1} of {len(steps)}: {description}")
+            row = measure_in_process(
                 measure_streaming,
                 step,
-                said=said,
+                label=description,
                 less="a smaller --sides or --budget-mib",
                 frugal=step.frugal,
-                tell=_Bar(display, f"% of one step, {what}"),
+                tell=_Bar(display, f"% of one step, {image_name}"),
             )
-            write_json(done, {"benchmark": "streaming", **row})
-        rows.append(read_json(done))
+            write_json(row_path, {"benchmark": "streaming", **row})
+        rows.append(read_json(row_path))
         write_table(out)
     return rows
 
 
 class _Bar:
-    """Hundredths of a step, and for how long they will go on."""
+    """A progress display in hundredths of a step, with the remaining time."""
 
     def __init__(self, display: Display, title: str) -> None:
         self.display, self.title, self.shown = display, title, -1
@@ -120,7 +120,7 @@ class _Bar:
 
 
 def measure_streaming(step: Streaming) -> dict[str, Any]:
-    """One row. Run in a process of its own."""
+    """Measure one row, in a process of its own."""
     torch.manual_seed(0)
     net = _network(step)
     streamed = Streamed(
@@ -136,14 +136,14 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
             plan = streamed.plan_for(source)
         release_memory()
         forget_peaks()
-        streamed.on_progress = say_done
+        streamed.on_progress = report_share_done
         before, begun = peak_rss_mib(), time.perf_counter()
         _step(streamed, source, step)
         seconds = time.perf_counter() - begun
-        held, streamed.on_progress = peaks(before, "cpu"), None
+        memory, streamed.on_progress = peaks(before, "cpu"), None
         rate = (rate + _plain_seconds(net, step)) / 2
         size = math.prod(source.shape[1:])
-        found = {
+        row = {
             "encoder": step.encoder,
             "side": max(source.shape[1:]),
             "shape": "x".join(map(str, source.shape[1:])),
@@ -159,29 +159,29 @@ def measure_streaming(step: Streaming) -> dict[str, Any]:
             "seconds": round(seconds, 2),
             "bound_seconds": round(4 / 3 * rate * size, 2),
             "to_bound": round(seconds / (4 / 3 * rate * size), 3),
-            **held,
+            **memory,
             "threads": torch.get_num_threads(),
         }
-        return found | (_beside_plain(net, streamed, source, step) if step.plain else {})
+        return row | (_beside_plain(net, streamed, source, step) if step.plain else {})
 
 
 def _live_share(plan: StreamingPlan, source: AbstractSource) -> float:
-    """Of the tiles, those that hold more than background."""
+    """Return the share of tiles that contain more than background."""
     return 1.0 - float(plan.segments[0].grid.blank(source).mean())
 
 
 def _beside_plain(
     net: nn.Module, streamed: Streamed, source: AbstractSource, step: Streaming
 ) -> dict[str, Any]:
-    """Turns of both: median seconds, and how far the results lie apart."""
-    whole: Region = tuple((0, n) for n in source.shape[1:])
-    (x,) = source.crops([whole])
+    """Alternate plain and streamed steps; returns median seconds and largest differences."""
+    full: Region = tuple((0, n) for n in source.shape[1:])
+    (x,) = source.crops([full])
     times: dict[str, list[float]] = {"plain": [], "streamed": []}
     results = {}
     for _ in range(_REPEATS):
-        for name, run, given in (("plain", net, x), ("streamed", streamed, source)):
+        for name, run, image in (("plain", net, x), ("streamed", streamed, source)):
             begun = time.perf_counter()
-            results[name] = _step(run, given, step)
+            results[name] = _step(run, image, step)
             times[name].append(time.perf_counter() - begun)
     plain, ours = (statistics.median(times[name]) for name in ("plain", "streamed"))
     (y, g), (z, h) = results["plain"], results["streamed"]
@@ -189,34 +189,35 @@ def _beside_plain(
         "plain_seconds": round(plain, 2),
         "streamed_seconds": round(ours, 2),
         "to_plain": round(ours / plain, 3),
-        "output_error": _apart([y], [z]),
-        "gradient_error": _apart(g, h),
+        "output_error": _largest_difference([y], [z]),
+        "gradient_error": _largest_difference(g, h),
     }
 
 
 def _step(
-    run: nn.Module, given: Tensor | AbstractSource, step: Streaming
+    run: nn.Module, image: Tensor | AbstractSource, step: Streaming
 ) -> tuple[Tensor, list[Tensor]]:
-    """Forward, mean of the squares, backward: the map and the gradients."""
+    """Run forward, mean square and backward; returns the map and the gradients."""
     learnt = [p for p in run.parameters() if p.requires_grad]
     with _precision(step):
-        y = run(given)
+        y = run(image)
     gradients = torch.autograd.grad(y.float().square().mean(), learnt, allow_unused=True)
     return y.detach(), [g for g in gradients if g is not None]
 
 
 def _precision(step: Streaming) -> torch.autocast:
+    """Return the autocast context of a step."""
     return torch.autocast("cpu", torch.bfloat16, enabled=step.bf16)
 
 
-def _apart(plain: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
-    """The largest difference, relative to the largest entry of its tensor."""
+def _largest_difference(plain: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
+    """Return the largest difference, relative to the largest entry of its tensor."""
     pairs = zip(plain, ours, strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
 
 def _plain_seconds(net: CellMap, step: Streaming) -> float:
-    """Seconds per pixel of a plain step on a part, the median of three: this machine's rate now."""
+    """Return the seconds per pixel of a plain step on a part, the median of three."""
     axes = net.encoder.axes
     side = min(_RATE_SIDE[axes], step.side)
     region: Region = ((0, side),) * axes
@@ -230,7 +231,7 @@ def _plain_seconds(net: CellMap, step: Streaming) -> float:
 
 
 def _network(step: Streaming) -> CellMap:
-    """Frozen norms with random statistics, so that nothing is zero."""
+    """Build the network with frozen norms of random statistics."""
     norm = "local" if step.encoder.startswith("small") else "frozen"
     options: dict[str, object] = {"pretrained": False, "norm": norm}
     net = CellMap(build_encoder(step.encoder, None, options), step.group)
@@ -242,7 +243,7 @@ def _network(step: Streaming) -> CellMap:
 
 
 class _Noise(AbstractSource):
-    """Random bytes that are made when asked for: the same at the same place, nothing held."""
+    """A source of random bytes that are computed on demand and depend on position only."""
 
     def __init__(self, space: Sequence[int]) -> None:
         most = 509 if len(space) == 2 else 127
@@ -251,7 +252,7 @@ class _Noise(AbstractSource):
         self._block = torch.randint(256, block, dtype=torch.uint8)
 
     def crops(self, regions: Sequence[Region]) -> Iterator[Tensor]:
-        """A block that repeats, of no power of two."""
+        """Yield the pixels of regions of a repeating block."""
         for region in regions:
             x = self._block
             for axis, (low, high) in enumerate(region):
@@ -262,10 +263,11 @@ class _Noise(AbstractSource):
 
 
 def _source(step: Streaming, axes: int, stack: ExitStack) -> AbstractSource:
+    """Build the image source of a step."""
     if step.image is None:
         return _Noise((step.side,) * axes)
     path = Path(step.image)
-    # Its own pixels, whatever they measure.
+    # The pixels of the image, whatever their size in micrometres.
     view = View(1.0, 256, 64.0, axes=axes)
     loader = CaseLoader(view)
     stack.callback(loader.close)
@@ -279,5 +281,6 @@ def _source(step: Streaming, axes: int, stack: ExitStack) -> AbstractSource:
 
 
 def _check(step: Streaming) -> None:
+    """Check the options of a step."""
     if step.side < 32 or step.budget_mib < 1 or step.group < 1 or step.tile < 0:
         raise OptionError("--side, --budget-mib, --group, --tile: expected at least 32, 1, 1 and 0")

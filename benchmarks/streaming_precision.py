@@ -1,4 +1,4 @@
-"""Rounding of streaming beside that of the plain network, in single and half precision.
+"""Rounding errors of streaming and of the plain network, in single and half precision.
 
     python benchmarks/streaming_precision.py [--side 320] [--tile 96] [--nets resnet18,...]
 
@@ -27,18 +27,20 @@ Passed = tuple[Tensor, list[Tensor]]
 
 
 class LastMap(nn.Module):
-    """The coarsest map of a timm network."""
+    """A network that returns the coarsest map of a timm network."""
 
     def __init__(self, name: str, **options: float) -> None:
         super().__init__()
         self.net = timm.create_model(name, features_only=True, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.net(x)[-1]
-        return found
+        """Return the coarsest map of the images ``x``."""
+        last: Tensor = self.net(x)[-1]
+        return last
 
 
 def resnet(name: str) -> nn.Module:
+    """Build a ResNet of timm."""
     net = getattr(torchvision.models, name)()
     return nn.Sequential(*(getattr(net, part) for part in RESNET))
 
@@ -53,7 +55,7 @@ NETS: Mapping[str, Callable[[], nn.Module]] = {
 
 
 def randomised(net: nn.Module) -> nn.Module:
-    """Norms frozen, with statistics and scales about one."""
+    """Freeze all norms, with random statistics and scales about one."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -64,50 +66,50 @@ def randomised(net: nn.Module) -> nn.Module:
     return net
 
 
-def passed(net: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, *, half: bool) -> Passed:
-    """The map of the first image, and all gradients for a fixed upstream gradient."""
+def run_backward(
+    net: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, *, half: bool
+) -> Passed:
+    """Return the map of the first image, and all gradients for a fixed upstream gradient."""
     net.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        found = run(x)[:1]
+        maps = run(x)[:1]
     generator = torch.Generator().manual_seed(1)
-    found.backward(torch.randn(found.shape, generator=generator).to(found.dtype))
-    return found.detach().double(), [
-        p.grad.double() for p in net.parameters() if p.grad is not None
-    ]
+    maps.backward(torch.randn(maps.shape, generator=generator).to(maps.dtype))
+    return maps.detach().double(), [p.grad.double() for p in net.parameters() if p.grad is not None]
 
 
-def errors(found: Passed, true: Passed) -> tuple[float, float, float]:
-    """Of the map, of all gradients as one vector, of the worst parameter."""
-    (map_, gradients), (true_map, true_gradients) = found, true
+def errors(actual: Passed, true: Passed) -> tuple[float, float, float]:
+    """Return the errors of the map, of all gradients together, and of the worst parameter."""
+    (map_, gradients), (true_map, true_gradients) = actual, true
     apart = [a - b for a, b in zip(gradients, true_gradients, strict=True)]
     worst = max(float(d.norm() / b.norm()) for d, b in zip(apart, true_gradients, strict=True))
     length = sum(float(b.square().sum()) for b in true_gradients) ** 0.5
-    whole = sum(float(d.square().sum()) for d in apart) ** 0.5 / length
-    return float((map_ - true_map).norm() / true_map.norm()), whole, worst
+    total = sum(float(d.square().sum()) for d in apart) ** 0.5 / length
+    return float((map_ - true_map).norm() / true_map.norm()), total, worst
 
 
 def rows(name: str, x: Tensor, tile: int) -> list[str]:
-    """Of the table, for one network."""
+    """Return the rows of the table for one network."""
     torch.manual_seed(0)
     net = randomised(NETS[name]())
     double = copy.deepcopy(net).double()
-    true = passed(double, double, x.double(), half=False)
+    true = run_backward(double, double, x.double(), half=False)
     other = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    two = torch.cat([x, x.flip(-1)]).contiguous(memory_format=torch.channels_last)
-    found = []
+    pair = torch.cat([x, x.flip(-1)]).contiguous(memory_format=torch.channels_last)
+    lines = []
     for half in (False, True):
-        plain = passed(net, net, x, half=half)
-        again = passed(other, other, two, half=half)
-        streamed = passed(net, Streamed(net, tile=tile), x, half=half)
-        for what, each, against in (
+        plain = run_backward(net, net, x, half=half)
+        repeated = run_backward(other, other, pair, half=half)
+        streamed = run_backward(net, Streamed(net, tile=tile), x, half=half)
+        for quantity, result, against in (
             ("plain", plain, true),
             ("streamed", streamed, true),
-            ("plain twice, apart", again, plain),
+            ("plain twice, apart", repeated, plain),
             ("streamed, plain, apart", streamed, plain),
         ):
-            numbers = " | ".join(f"{e:.1e}" for e in errors(each, against))
-            found.append(f"| {name} | {'bf16' if half else 'float32'} | {what} | {numbers} |")
-    return found
+            numbers = " | ".join(f"{e:.1e}" for e in errors(result, against))
+            lines.append(f"| {name} | {'bf16' if half else 'float32'} | {quantity} | {numbers} |")
+    return lines
 
 
 def main() -> None:
@@ -116,12 +118,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=320)
     parser.add_argument("--tile", type=int, default=96)
     parser.add_argument("--nets", default=",".join(NETS))
-    given = parser.parse_args()
-    x = torch.randn(1, 3, given.side, given.side, generator=torch.Generator().manual_seed(2))
+    args = parser.parse_args()
+    x = torch.randn(1, 3, args.side, args.side, generator=torch.Generator().manual_seed(2))
     print("| network | precision | of | map | gradients | worst parameter |")
     print("|---|---|---|---|---|---|")
-    for name in given.nets.split(","):
-        print("\n".join(rows(name, x, given.tile)), flush=True)
+    for name in args.nets.split(","):
+        print("\n".join(rows(name, x, args.tile)), flush=True)
 
 
 if __name__ == "__main__":

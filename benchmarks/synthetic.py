@@ -1,4 +1,4 @@
-"""Seconds and peak memory for a cohort of 100 slides of 16384² and one of 32768².
+"""Seconds and peak memory of writing a cohort of 100 slides of 16384² and one of 32768².
 
 python benchmarks/synthetic.py [--slides 100] [--workers 2] [--folder FOLDER]
 """
@@ -19,6 +19,7 @@ GIGA = SlideSpec(
 
 
 def main() -> None:
+    """Write the cohort and print the cost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slides", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)

@@ -32,17 +32,18 @@ BUSY = "while True: pass"
 
 def measure(spins: int, threads: int) -> list[float]:
     """Return the seconds of five steps, after one that warms up."""
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", STEP, str(threads)],
         env=os.environ | {"GOMP_SPINCOUNT": str(spins)},
         capture_output=True,
         text=True,
         check=True,
     )
-    return [float(line) for line in ended.stdout.split()][1:]
+    return [float(line) for line in result.stdout.split()][1:]
 
 
 def main() -> None:
+    """Print the seconds for each number of spins."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Tiles a second of the TIFF reader and of OpenSlide, beside bare decoding of the same blocks.
+"""Tiles per second of the TIFF reader and of OpenSlide, beside decoding of the same blocks.
 
     python benchmarks/time_readers.py [--slide FILE] [--seconds 3]
 
@@ -33,21 +33,21 @@ EMPTY_BYTES = 4000
 
 
 def tissue_blocks(path: Path) -> list[tuple[int, int, int, int]]:
-    """Row, column, offset and count of every level-0 block that holds tissue."""
+    """List row, column, offset and byte count of all level-0 blocks with tissue."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         across = -(-page.imagewidth // page.tilewidth)
         down = page.imagelength // page.tilelength - 1
-        found = enumerate(zip(page.dataoffsets, page.databytecounts, strict=True))
+        blocks = enumerate(zip(page.dataoffsets, page.databytecounts, strict=True))
         return [
             (i // across, i % across, offset, count)
-            for i, (offset, count) in found
+            for i, (offset, count) in blocks
             if count > EMPTY_BYTES and i // across < down and i % across < across - 2
         ]
 
 
 def rate(work: Callable[[int], None], n: int, threads: int, seconds: float) -> float:
-    """Calls a second over ``work(0..n)``, in order, repeated until the time is up."""
+    """Return the calls per second of ``work(0..n)``, in order, repeated until the time is up."""
     places: Iterator[int] = itertools.cycle(range(n))
     counts = [0] * threads
 
@@ -66,7 +66,8 @@ def rate(work: Callable[[int], None], n: int, threads: int, seconds: float) -> f
     return sum(counts) / (time.perf_counter() - start)
 
 
-def bare(path: Path, blocks: Sequence[tuple[int, int, int, int]]) -> Callable[[int], None]:
+def decode_blocks(path: Path, blocks: Sequence[tuple[int, int, int, int]]) -> Callable[[int], None]:
+    """Return a function that decodes a stored block without a reader."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         tables, shape = page.jpegtables, (page.tilelength, page.tilewidth, 3)
@@ -85,23 +86,26 @@ def bare(path: Path, blocks: Sequence[tuple[int, int, int, int]]) -> Callable[[i
 def boxes(
     blocks: Sequence[tuple[int, int, int, int]], side: int, patch: int, shift: int
 ) -> list[Box]:
-    """Patches inside the tissue blocks, row by row; `shift` moves them off the stored grid."""
-    found = []
+    """Return patches inside the tissue blocks, row by row, moved by `shift` off the stored grid."""
+    inside = []
     for row, column, _, _ in blocks:
         for y, x in itertools.product(range(0, side, patch), repeat=2):
             origin = (row * side + y + shift, column * side + x + shift)
-            found.append(Box(origin, (patch, patch), Frame.PX, 0))
-    return found
+            inside.append(Box(origin, (patch, patch), Frame.PX, 0))
+    return inside
 
 
-def reading(image: AbstractImage, wanted: Sequence[Box]) -> Callable[[int], None]:
+def read_boxes(image: AbstractImage, boxes_to_read: Sequence[Box]) -> Callable[[int], None]:
+    """Return a function that reads one of the boxes."""
+
     def work(i: int) -> None:
-        image.read(wanted[i])
+        image.read(boxes_to_read[i])
 
     return work
 
 
 def main() -> None:
+    """Measure all readers and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slide", type=Path, default=SLIDE)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -129,13 +133,16 @@ def main() -> None:
         ),
     }
     for threads in (1, 2):
-        yardstick = rate(bare(options.slide, blocks), len(blocks), threads, options.seconds) / share
+        yardstick = (
+            rate(decode_blocks(options.slide, blocks), len(blocks), threads, options.seconds)
+            / share
+        )
         print(f"\n{threads} thread(s): bare decoding {yardstick:.0f} patches/s")
-        for name, (wanted, weight) in plans.items():
+        for name, (plan_boxes, weight) in plans.items():
             for reader in (TiffReader, OpenSlideReader):
                 with reader(options.slide) as image:
-                    work = reading(image, wanted)
-                    speed = rate(work, len(wanted), threads, options.seconds) * weight
+                    work = read_boxes(image, plan_boxes)
+                    speed = rate(work, len(plan_boxes), threads, options.seconds) * weight
                     print(
                         f"  {name:34} {reader.__name__:16} {speed:7.0f} patches/s "
                         f"{speed / yardstick:5.2f} of bare"

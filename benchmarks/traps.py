@@ -1,4 +1,4 @@
-"""Known mistakes of published codes, put back one at a time: our tests must notice each.
+"""Put known mistakes of published codes back, one at a time: a test must detect each.
 
     python benchmarks/traps.py [--only 2,8]
 
@@ -30,7 +30,7 @@ TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Edit:
-    """``old`` stands exactly once in ``file`` (below ``src/foveate``) and becomes ``new``."""
+    """A replacement of ``old``, which occurs exactly once in ``file`` below ``src/foveate``."""
 
     file: str
     old: str
@@ -39,7 +39,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Trap:
-    """A mistake, whose code has it, and the test (below ``tests``) that it must fail."""
+    """A mistake, the code that has it, and the test below ``tests`` that must fail."""
 
     row: int
     mistake: str
@@ -50,20 +50,21 @@ class Trap:
 
 
 def known_traps() -> list[Trap]:
+    """Read the traps of ``traps.toml``."""
     listed = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["trap"]
-    return [Trap(edits=tuple(Edit(**e) for e in each.pop("edit")), **each) for each in listed]
+    return [Trap(edits=tuple(Edit(**e) for e in entry.pop("edit")), **entry) for entry in listed]
 
 
-def copied(folder: Path) -> None:
-    """The sources, the benchmarks, the tests and pytest's settings."""
+def copy_sources(folder: Path) -> None:
+    """Copy the sources, benchmarks, tests and pytest settings to a folder."""
     for name in ("src", "benchmarks", "tests"):
         left_out = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def edited(folder: Path, trap: Trap) -> dict[Path, str]:
-    """The files of the copy as the mistake would have them."""
+def edited_files(folder: Path, trap: Trap) -> dict[Path, str]:
+    """Return the files of the copy with the mistake in them."""
     texts: dict[Path, str] = {}
     for edit in trap.edits:
         root = folder if edit.file.startswith("benchmarks/") else folder / "src" / "foveate"
@@ -80,7 +81,8 @@ def edited(folder: Path, trap: Trap) -> dict[Path, str]:
 
 
 @contextmanager
-def applied(texts: dict[Path, str]) -> Iterator[None]:
+def apply_edits(texts: dict[Path, str]) -> Iterator[None]:
+    """Write edited files into the copy, and restore them afterwards."""
     before = {path: path.read_text(encoding="utf-8") for path in texts}
     try:
         for path, text in texts.items():
@@ -92,7 +94,7 @@ def applied(texts: dict[Path, str]) -> Iterator[None]:
 
 
 def run(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Exit status and output of pytest on the copy; it stops at the first failure."""
+    """Run pytest on the copy until the first failure; returns exit status and output."""
     # Without stored bytecode: an edit within a second and of the same length would not be seen.
     alone = {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -108,7 +110,7 @@ def run(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
         "no:cacheprovider",
     ]
     try:
-        ended = subprocess.run(
+        result = subprocess.run(
             [*command, *(f"tests/{test}" for test in tests)],
             cwd=folder,
             env=os.environ | threads | alone,
@@ -119,11 +121,11 @@ def run(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
         )
     except subprocess.TimeoutExpired:
         return -1, f"no end after {TIMEOUT_S} s"
-    return ended.returncode, ended.stdout + ended.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
-def judged(trap: Trap, status: int, output: str) -> str:
-    """``caught`` only where an assertion failed: an edit that merely breaks the code shows nothing.
+def judge(trap: Trap, status: int, output: str) -> str:
+    """Return ``caught`` only if an assertion failed: an edit that breaks the code does not count.
 
     Pytest ends with 1 when tests failed, and with more when it could not run them.
     """
@@ -135,29 +137,30 @@ def judged(trap: Trap, status: int, output: str) -> str:
 
 
 def main() -> int:
+    """Run all traps and print the table; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help="rows, separated by commas")
-    wanted = {int(row) for row in (parser.parse_args().only or "").split(",") if row}
-    traps = [trap for trap in known_traps() if not wanted or trap.row in wanted]
+    rows = {int(row) for row in (parser.parse_args().only or "").split(",") if row}
+    traps = [trap for trap in known_traps() if not rows or trap.row in rows]
     if not traps:
-        sys.exit(f"no trap has a row of {sorted(wanted)}")
+        sys.exit(f"no trap has a row of {sorted(rows)}")
     begun, results = time.monotonic(), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        copied(folder)
-        changes = [edited(folder, trap) for trap in traps]
+        copy_sources(folder)
+        changes = [edited_files(folder, trap) for trap in traps]
         status, output = run(folder, sorted({trap.test for trap in traps}))
         if status != 0:
             sys.exit(f"{output}\nThese tests must pass before any mistake is put back.")
         print("| row | mistake | found in | test | result |\n|---|---|---|---|---|")
         for trap, texts in zip(traps, changes, strict=True):
-            with applied(texts):
-                results.append(judged(trap, *run(folder, [trap.test])))
+            with apply_edits(texts):
+                results.append(judge(trap, *run(folder, [trap.test])))
             test = trap.test.replace("|", "\\|")
-            told = (str(trap.row), trap.mistake, trap.found_in, f"`{test}`", results[-1])
-            print(f"| {' | '.join(told)} |", flush=True)
+            cells = (str(trap.row), trap.mistake, trap.found_in, f"`{test}`", results[-1])
+            print(f"| {' | '.join(cells)} |", flush=True)
     caught = results.count("caught")
     print(f"\n{caught} of {len(traps)} caught, {time.monotonic() - begun:.0f} s")
     return 0 if caught == len(traps) else 1

@@ -1,4 +1,4 @@
-"""Small real slides shared by tests."""
+"""Fixtures and helpers that all tests share: slides, pictures, runs and the command line."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ if not jaxtyping.config.jaxtyping_disable:  # JAXTYPING_DISABLE=1 runs the tests
         jaxtyping.install_import_hook(f"foveate.{package}", "check_axes.check_tensors")
 
 from foveate.geometry import Box, Frame
+from foveate.loading.loader import CaseLoader
 from foveate.messages import warn
 from foveate.methods.base import Penalty, Prediction
 from foveate.parts import add_plugin_folder
 from foveate.synthetic import SlideSpec, write_cohort
+from helpers.commands import Completed, one_thread_environment
 
 TINY = SlideSpec(
     shape_px0=(2048, 3072),
@@ -42,15 +44,13 @@ SMALL_RUN = (
     *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
     *("--view.patch-px", "64", "--view.spacing-um", "0.5", "--view.glimpse-spacing-um", "16"),
 )
-"""Flags of a run of seconds on the slides of `tiny_cohort`."""
+"""Flags of a training that takes seconds on the slides of `tiny_cohort`."""
 
 PICTURE_RUN = (
     *("--method", "mil_mean", "--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
     *("--epochs", "1", "--heatmaps", "2", "--view.patch-px", "32"),
 )
-"""Flags of a run of seconds on the pictures of `picture_table`."""
-
-Ended = subprocess.CompletedProcess[str]
+"""Flags of a training that takes seconds on the pictures of `picture_table`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """A process a core, as far as memory surely goes."""
+    """Return one worker per core, at most four so that memory suffices."""
     return min(os.cpu_count() or 1, 4)
 
 
@@ -73,22 +73,17 @@ def pytest_configure(config: pytest.Config) -> None:
         add_plugin_folder(Path(folder))
 
 
-def one_thread() -> dict[str, str]:
-    """The environment of child processes that share a machine."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
 @pytest.fixture(autouse=True)
-def _anew() -> None:
-    """What was said of files in one test is said again in the next."""
+def _reset_warnings() -> None:
+    """Forget which warnings were printed, so that each test sees its own."""
     warn.reset_warnings()
 
 
 @pytest.fixture
 def foveate(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Ended]:
-    """The command line in this process: words in, exit code and both streams out."""
+) -> Callable[..., Completed]:
+    """Run ``foveate`` in this process; returns exit code, output and errors."""
     from foveate.cli import main
 
     return command(main, capfd, monkeypatch)
@@ -96,25 +91,25 @@ def foveate(
 
 def command(
     main: Callable[[], None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Ended]:
-    """A command line in this process."""
+) -> Callable[..., Completed]:
+    """Return a function that runs a command line in this process."""
 
-    def run(*words: object) -> Ended:
-        given = [str(word) for word in words]
-        monkeypatch.setattr(sys, "argv", ["foveate", *given])
+    def run(*words: object) -> Completed:
+        arguments = [str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["foveate", *arguments])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main()
         out, err = capfd.readouterr()
-        code = ended.value.code
-        return Ended(given, code if isinstance(code, int) else 0, out, err)
+        code = exit_info.value.code
+        return Completed(arguments, code if isinstance(code, int) else 0, out, err)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images; tests that need it are skipped where it is absent."""
+    """Return the folder of real images; skip the test if it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real images are not here: {folder}")
@@ -123,7 +118,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Table of 24 small slides of 20 patients."""
+    """Write 24 small slides of 20 patients and return the path of their table."""
     folder = tmp_path_factory.mktemp("cohort")
     return write_cohort(
         folder, n_slides=24, n_patients=20, spec=TINY, giga_spec=None, seed=5, workers=2
@@ -132,24 +127,32 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads that read crops."""
+    """Yield a pool of two threads that read crops."""
     with ThreadPoolExecutor(2) as threads:
         yield threads
 
 
+@pytest.fixture(scope="module")
+def loader(request: pytest.FixtureRequest) -> Iterator[CaseLoader]:
+    """Open a loader of cases with the ``VIEW`` of the test module."""
+    loader = CaseLoader(request.module.VIEW)
+    yield loader
+    loader.close()
+
+
 def box_around(centre: Sequence[float], size: Sequence[float]) -> Box:
-    """The box of this size, in micrometres, in the middle of which `centre` lies."""
+    """Return the box of this size in micrometres around a centre."""
     origin = tuple(c - s / 2 for c, s in zip(centre, size, strict=True))
     return Box(origin, tuple(size), Frame.UM)
 
 
 def penalties(prediction: Prediction) -> dict[str, Tensor]:
-    """The losses of a method that need no label, by name."""
+    """Return the losses of a prediction that need no label, by name."""
     return {k: loss.value for k, loss in prediction.further.items() if isinstance(loss, Penalty)}
 
 
 def picture(path: Path, seed: int, *, shape: tuple[int, ...] = (96, 96, 3)) -> Path:
-    """A picture in colour or grey; odd seeds have a dark square."""
+    """Write a picture in colour or grey; odd seeds get a dark square."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(150, 200, shape, dtype=np.uint8)
     if seed % 2:
@@ -160,7 +163,7 @@ def picture(path: Path, seed: int, *, shape: tuple[int, ...] = (96, 96, 3)) -> P
 
 @pytest.fixture(scope="session")
 def picture_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of 24 pictures."""
+    """Write 24 pictures and return the path of their table."""
     folder = tmp_path_factory.mktemp("pictures")
     table = folder / "labels.csv"
     with table.open("w", encoding="utf-8", newline="") as file:
@@ -174,11 +177,15 @@ def picture_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def picture_run(picture_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of seconds on the pictures of `picture_table`."""
+    """Train for a few seconds on the pictures of `picture_table`; returns the run folder."""
     run = tmp_path_factory.mktemp("trained") / "run"
     words = [sys.executable, "-m", "foveate", "train", str(picture_table), "--out", str(run)]
-    ended = subprocess.run(
-        [*words, *PICTURE_RUN], capture_output=True, text=True, env=one_thread(), check=False
+    result = subprocess.run(
+        [*words, *PICTURE_RUN],
+        capture_output=True,
+        text=True,
+        env=one_thread_environment(),
+        check=False,
     )
-    assert ended.returncode == 0, ended.stderr
+    assert result.returncode == 0, result.stderr
     return run

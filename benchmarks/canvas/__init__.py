@@ -1,4 +1,4 @@
-"""Sparse canvases: a constant ground with stamps pasted on it, rendered where somebody looks.
+"""Sparse canvases: stamps on a constant ground, rendered on demand.
 
 An image of 17 gigapixels with 100,000 pasted digits is a file of a few megabytes that opens in
 milliseconds.

@@ -1,4 +1,4 @@
-"""Coarse views of a sparse canvas, as exact as if it had been rendered whole and averaged."""
+"""Coarse views of a sparse canvas, equal to the averages of the full rendering."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TABLE_PX = 1 << 22
 
 
 def render_coarse(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Bytes:
-    """Means over blocks of ``factor`` by ``factor`` pixels of what `render` would give, exactly.
+    """Return the block means of what `render` would give, exactly.
 
     Costs as much as there are pastes, not as there are pixels: a block that one paste reaches into
     is summed from running totals of the stamp, one that several reach into is rendered, and what
@@ -33,12 +33,13 @@ def render_coarse(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Byte
 
 
 def _means(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Bytes:
+    """Compute the block means of a region inside the canvas."""
     area = size[0] * size[1] * factor**2
     if area <= _DENSE_PX or max(size) == 1:
         return _dense_means(canvas, factor, origin, size)
-    found = _sparse_means(canvas, factor, origin, size)
-    if found is not None:
-        return found
+    means = _sparse_means(canvas, factor, origin, size)
+    if means is not None:
+        return means
     axis = int(size[1] > size[0])
     half = size[axis] // 2
     sizes = [half, size[axis] - half]
@@ -53,6 +54,7 @@ def _means(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Bytes:
 
 
 def _dense_means(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Bytes:
+    """Compute the block means by rendering the region."""
     (y, x), (height, width) = origin, size
     pixels = render(canvas, (y * factor, x * factor), (height * factor, width * factor))
     sums = pixels.reshape(height, factor, -1).sum(1, dtype=np.uint32)
@@ -60,14 +62,15 @@ def _dense_means(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Bytes
 
 
 def _rounded(sums: Ints, factor: int) -> Bytes:
+    """Divide sums by the block area, rounding halves up."""
     return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
 def _sparse_means(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Bytes | None:
-    """Block means where pastes are few and far between; None where they are not."""
+    """Compute the block means from sparse pastes; None if there are too many pastes."""
     corner = np.asarray(origin) * factor
-    whole = (size[0] * factor, size[1] * factor)
-    hit = canvas.touched((int(corner[0]), int(corner[1])), whole)
+    size_px0 = (size[0] * factor, size[1] * factor)
+    hit = canvas.touched((int(corner[0]), int(corner[1])), size_px0)
     low, high = canvas.origins[hit] - corner, canvas.ends[hit] - corner
     first = np.maximum(low // factor, 0)
     spans = np.minimum((high - 1) // factor + 1, size) - first
@@ -80,7 +83,7 @@ def _sparse_means(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Byte
     at = block[:, 0] * size[1] + block[:, 1]
     n_pastes = np.bincount(at, minlength=size[0] * size[1])
     crowded = np.flatnonzero(n_pastes > 1)
-    if len(crowded) * (factor**2 + _CELL_PX) > whole[0] * whole[1]:
+    if len(crowded) * (factor**2 + _CELL_PX) > size_px0[0] * size_px0[1]:
         return None
     alone = n_pastes[at] == 1
     which, block, at = which[alone], block[alone], at[alone]
@@ -96,7 +99,7 @@ def _sparse_means(canvas: Canvas, factor: int, origin: Pair, size: Pair) -> Byte
 
 
 def _gains(canvas: Canvas, ids: Ints, scales: Ints, start: Ints, stop: Ints) -> Ints:
-    """By how much parts of enlarged stamps raise the sum of the ground, ``(n,)``.
+    """Return by how much parts of enlarged stamps raise the sum of the ground, ``(n,)``.
 
     Args:
         canvas: whose stamps they are.
@@ -124,7 +127,7 @@ def _gains(canvas: Canvas, ids: Ints, scales: Ints, start: Ints, stop: Ints) -> 
 
 
 def _running_totals(canvas: Canvas, chunk: Ints, width: int) -> Ints:
-    """Sums over all rows above and columns to the left, ``(rows + 1, width + 1)``, of stamps.
+    """Return the cumulative sums of stamps, ``(rows + 1, width + 1)``.
 
     Stamps of one width are stacked; what lies above a stamp cancels in differences.
     """
@@ -147,7 +150,7 @@ def _running_totals(canvas: Canvas, chunk: Ints, width: int) -> Ints:
 
 
 def _total(table: Ints, rows: Ints, corner: Ints, scales: Ints) -> Ints:
-    """The running total at corners given in enlarged pixels: exact, as pixels are constant."""
+    """Return the cumulative sum at corners given in enlarged pixels, exactly."""
     y, x = (corner // scales[:, None]).T
     y = y + rows
     if int(scales.max(initial=1)) == 1:

@@ -1,4 +1,4 @@
-"""The file of a sparse canvas: a mark, a short JSON header and three plain little-endian arrays.
+"""The file format of a sparse canvas: a mark, a JSON header and three little-endian arrays.
 
 =========  ================  =======================================
 pastes     ``(n, 4)`` int32  top row, left column, stamp, scale
@@ -24,7 +24,7 @@ from foveate.errors import ImageNotFound, UnreadableImage, one_line
 from foveate.files.atomic import write_aside
 
 MAGIC = b"\x89SPARSE\n"
-"""The first bytes of every such file."""
+"""The first bytes of every canvas file."""
 
 _VERSION = 1
 _HEADER_BYTES = 1 << 10
@@ -32,7 +32,7 @@ _COUNTS = ("pastes", "stamps", "pixels")
 
 
 def write_canvas(path: Path, canvas: Canvas) -> None:
-    """Write a canvas, whole or not at all; the same canvas gives the same bytes."""
+    """Write a canvas atomically; equal canvases give equal bytes."""
     pastes = np.column_stack([canvas.origins, canvas.stamp_ids, canvas.scales])
     counts = (len(pastes), len(canvas.stamp_sizes), len(canvas.stamp_pixels))
     known = {
@@ -48,10 +48,11 @@ def write_canvas(path: Path, canvas: Canvas) -> None:
         *(pastes.astype("<i4").tobytes(), canvas.stamp_sizes.astype("<i4").tobytes()),
         canvas.stamp_pixels.tobytes(),
     )
-    write_aside(path, lambda aside: _put(aside, b"".join(parts)))
+    write_aside(path, lambda aside: _write_content(aside, b"".join(parts)))
 
 
-def _put(path: Path, content: bytes) -> None:
+def _write_content(path: Path, content: bytes) -> None:
+    """Write bytes to a new file."""
     path.write_bytes(content)
 
 
@@ -86,7 +87,7 @@ def read_canvas(path: Path) -> Canvas:
 
 
 def _header(head: bytes) -> tuple[int, dict[str, Any]]:
-    """Where the arrays begin, and what the header says."""
+    """Return the offset of the arrays and the content of the header."""
     check(head.startswith(MAGIC), "it begins with other bytes")
     start = len(MAGIC) + 4
     end = start + int.from_bytes(head[len(MAGIC) : start], "little")
@@ -97,6 +98,7 @@ def _header(head: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def _count(known: dict[str, Any], name: str) -> int:
+    """Return a header field that must be a count."""
     value = known[name]
     check(type(value) is int and value >= 0, f"{name}: {value!r}")
     return int(value)

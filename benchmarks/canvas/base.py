@@ -1,4 +1,4 @@
-"""What a sparse canvas is, and its pixels at full resolution."""
+"""The sparse canvas, and its pixels at full resolution."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_STAMP_PX = 1 << 12
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A ground of one grey value and what is pasted on it, in order. Arrays are never changed.
+    """A ground of one grey value with ordered pastes of stamps; arrays are never changed.
 
     Attributes:
         shape: pixels ``(y, x)``.
@@ -78,7 +78,7 @@ class Canvas:
         background: int = 0,
         blend: Blend = "overwrite",
     ) -> Self:
-        """From stamps ``(h, w)`` of uint8, one for each paste unless `stamp_ids` says which."""
+        """Build a canvas from stamps ``(h, w)``, one per paste unless `stamp_ids` is given."""
         flat = [stamp.reshape(-1) for stamp in stamps]
         corners = np.asarray(origins, np.int64).reshape(-1, 2)
         n = len(corners)
@@ -95,45 +95,46 @@ class Canvas:
 
     @functools.cached_property
     def offsets(self) -> Ints:
-        """Where each stamp begins in `stamp_pixels`, and where the last one ends, ``(m + 1,)``."""
+        """Return the limits ``(m + 1,)`` of the stamps in `stamp_pixels`."""
         return np.concatenate([[0], np.cumsum(self.stamp_sizes[:, 0] * self.stamp_sizes[:, 1])])
 
     @functools.cached_property
     def ends(self) -> Ints:
-        """Bottom right corners of the pastes, ``(n, 2)``."""
+        """Return the bottom right corners of the pastes, ``(n, 2)``."""
         return self.origins + self.stamp_sizes[self.stamp_ids] * self.scales[:, None]
 
     @functools.cached_property
     def _by_row(self) -> tuple[Ints, Ints, int]:
-        """The index: pastes by top row, their top rows, and the greatest height."""
+        """Return the pastes sorted by top row, their top rows, and the greatest height."""
         order = np.argsort(self.origins[:, 0], kind="stable")
         heights = self.ends[:, 0] - self.origins[:, 0]
         return order, self.origins[order, 0], int(heights.max(initial=0))
 
     def touched(self, origin: Pair, size: Pair) -> Ints:
-        """Pastes that reach into a region, in the order in which they are pasted."""
+        """Return the pastes that overlap a region, in paste order."""
         order, tops, tallest = self._by_row
         (y, x), (height, width) = origin, size
         first, last = np.searchsorted(tops, (y - tallest + 1, y + height))
         slab = order[first:last]
         starts, ends = self.origins[slab], self.ends[slab]
         across = (starts[:, 1] < x + width) & (ends[:, 1] > x) & (ends[:, 0] > y)
-        found: Ints = np.sort(slab[across])
-        return found
+        indices: Ints = np.sort(slab[across])
+        return indices
 
 
-def check(holds: bool, what: str) -> None:
-    """Raise `OptionError` saying what is wrong with a canvas, unless it holds."""
+def check(holds: bool, message: str) -> None:
+    """Raise `OptionError` with this message unless a condition on a canvas holds."""
     if not holds:
-        raise OptionError(f"not a sparse canvas: {what}")
+        raise OptionError(f"not a sparse canvas: {message}")
 
 
 def _within(values: Ints, low: int, high: int) -> bool:
+    """Tell whether all values lie within bounds."""
     return not values.size or (int(values.min()) >= low and int(values.max()) <= high)
 
 
 def render(canvas: Canvas, origin: Pair, size: Pair) -> Bytes:
-    """Pixels ``(*size, 1)`` of a region; the ground goes on beyond the canvas."""
+    """Return the pixels ``(*size, 1)`` of a region; outside the canvas lies the ground."""
     out = np.full(size, canvas.background, np.uint8)
     hit = canvas.touched(origin, size)
     ids = canvas.stamp_ids[hit]
@@ -152,7 +153,7 @@ def render(canvas: Canvas, origin: Pair, size: Pair) -> Bytes:
 
 
 def _paste(out: Bytes, y: int, x: int, stamp: Bytes, scale: int, add: bool) -> None:
-    """Lay a stamp, enlarged by repeating pixels, into a region that it may leave on any side."""
+    """Draw an enlarged stamp into a region, clipped on all sides."""
     height, width = stamp.shape
     top, left = max(-y, 0), max(-x, 0)
     bottom, right = min(height * scale, out.shape[0] - y), min(width * scale, out.shape[1] - x)

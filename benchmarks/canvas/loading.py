@@ -1,4 +1,4 @@
-"""Canvases ahead of use: foreground is what differs from the ground; files may place patches."""
+"""Loading of canvases: foreground is what differs from the ground; files may place patches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foveate.table import Case
 
 @dataclass(frozen=True)
 class PlacedCase(Case):
-    """A case that may say where patches lie.
+    """A case that may state the places of its patches.
 
     Attributes:
         places: a .npy file of patch centres ``(n, d)`` in level-0 pixels, ``(z,) y, x``: scanning
@@ -31,7 +31,7 @@ class PlacedCase(Case):
 
 @dataclass(frozen=True)
 class PlacedImage(LoadedImage):
-    """An open canvas with its glimpse, whose patches lie where its case says.
+    """An open canvas with its glimpse, whose patches lie at the stated places.
 
     Attributes:
         places_um: centres ``(n, d)`` of the patches that scanning methods look at.
@@ -40,15 +40,15 @@ class PlacedImage(LoadedImage):
     places_um: Floats
 
     def cover_um(self, view: View, offset_um: Sequence[float]) -> Floats:
-        """Return the centres that were stated, whatever the lattice."""
+        """Return the stated centres in micrometres, independent of the lattice."""
         return self.places_um
 
 
 class CanvasLoader(CaseLoader):
-    """Opens canvases and reads glimpses, ahead of use."""
+    """A loader that opens canvases and reads their glimpses ahead of use."""
 
     def read_glimpse(self, case: Case, image: AbstractImage) -> LoadedImage:
-        """Read the glimpse of an open canvas and tell what differs from the ground.
+        """Read the glimpse of an open canvas and mark what differs from the ground.
 
         Raises:
             UnreadableImage: the places of the case cannot be used.
@@ -89,5 +89,5 @@ def read_places_um(path: Path, image: AbstractImage) -> Floats:
             f"{path}: {first} lies outside the image of {image.shape} pixels; places are "
             "level-0 pixels in the order (z,) y, x"
         )
-    found: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
-    return found
+    places_um: Floats = places.astype(np.float64) * np.asarray(image.known_spacing_um)
+    return places_um

@@ -1,4 +1,4 @@
-"""Patches that move to what they show: for objects on a plain ground, which cells would cut."""
+"""Patches that move onto objects on a plain ground, which cells would cut."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from foveate.nn.sampling import draw_without_replacement
 
 
 def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) -> Floats:
-    """Move the centres of boxes to the centre of mass of what they hold, again and again.
+    """Move the centres of boxes repeatedly to the centre of mass of their content.
 
     Mean shift with a square window. A box over nothing stays.
 
@@ -45,7 +45,7 @@ def shift_to_mass(values: Floats, centre: Floats, *, side: float, steps: int) ->
 
 
 def centred(batch: Batch, i: int, patches: Patches, *, steps: int) -> Patches:
-    """Move patches of image i to the centre of mass of what stands out around them."""
+    """Move patches of image i to the centre of mass of the foreground around them."""
     item, spacing_um = batch.items[i], batch.view.glimpse_spacing_um
     centre_px = shift_to_mass(
         item.contrast.astype(np.float64),
@@ -57,7 +57,7 @@ def centred(batch: Batch, i: int, patches: Patches, *, steps: int) -> Patches:
 
 
 class CentredBag(Bag):
-    """Covers images with patches that move to what they show, each thing once.
+    """Covers images with patches that move onto objects, each object once.
 
     Places that are stated stay.
 
@@ -72,11 +72,12 @@ class CentredBag(Bag):
         self.centring = centring
 
     def cover(self, batch: Batch, *, training: bool) -> list[Patches]:
-        """Cover each image with patches, and move them."""
+        """Cover each image with patches, and move them onto objects."""
         covers = super().cover(batch, training=training)
         return [self._moved(batch, i, patches) for i, patches in enumerate(covers)]
 
     def _moved(self, batch: Batch, i: int, patches: Patches) -> Patches:
+        """Move the patches of image i and remove duplicates."""
         if isinstance(batch.items[i], PlacedImage) or not self.centring:
             return patches
         moved = centred(batch, i, patches, steps=self.centring)
@@ -85,7 +86,7 @@ class CentredBag(Bag):
 
 @dataclass(frozen=True)
 class CentredChosen(ChosenCells):
-    """Cells and the patches that show them, which several may share.
+    """The drawn cells and the patches that show them, which several cells may share.
 
     Attributes:
         shows: ``(b, n)`` which of its image's patches shows each cell.
@@ -100,7 +101,7 @@ class CentredChosen(ChosenCells):
 
 @dataclass
 class CentredChoice(Choice):
-    """How many cells are looked at, with patches that move to what they show.
+    """The choice of cells, with patches that move onto the objects in them.
 
     Attributes:
         strongest: looked at in training beside those drawn, as in evaluation.
@@ -111,7 +112,7 @@ class CentredChoice(Choice):
     centring: int
 
     def draw(self, batch: Batch, field: Field) -> ChosenCells:
-        """Draw cells of each image, and look at its strongest besides; each thing once."""
+        """Draw cells of each image and add its strongest cells; each object once."""
         index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         drawn = self._placed(batch, field, index, self.jitter)
         shows = torch.zeros_like(index)
@@ -131,10 +132,11 @@ class CentredChoice(Choice):
         return CentredChosen(index, field.real.gather(1, index), patches, field, shows)
 
     def choose_best(self, batch: Batch, field: Field) -> list[Patches]:
-        """Per image the patches at the cells of highest attention, no two that show the same."""
+        """Return per image the patches of the cells of highest attention, without duplicates."""
         return self._strongest(batch, field, self.eval_patches, False)
 
     def _strongest(self, batch: Batch, field: Field, n: int, jitter: bool) -> list[Patches]:
+        """Return the moved patches of the n strongest cells of each image."""
         crowd = CROWD if self.centring else 1
         index = field.log_a.topk(min(n * crowd, field.log_a.shape[1]), dim=-1).indices
         patches = self._placed(batch, field, index, jitter)
@@ -143,8 +145,11 @@ class CentredChoice(Choice):
         return [every[:n] for every in patches]
 
     def _placed(self, batch: Batch, field: Field, index: Tensor, jitter: bool) -> list[Patches]:
-        """Patches at cells ``(b, n)``, in the middle or anywhere, moved to what they show."""
+        """Return patches at cells ``(b, n)``, moved onto the objects in them."""
         patches = field.patches(batch, index, jitter=jitter)
         if not self.centring:
             return patches
-        return [centred(batch, i, each, steps=self.centring) for i, each in enumerate(patches)]
+        return [
+            centred(batch, i, image_patches, steps=self.centring)
+            for i, image_patches in enumerate(patches)
+        ]

@@ -1,4 +1,4 @@
-"""Answers by vote: what single patches say counts beside what is pooled of them."""
+"""Heads that combine the votes of single patches with pooled logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foveate.nn.heads import Head
 
 
 class Voted(nn.Module):
-    """An image's answer from what its patches say on their own and from what was pooled of them.
+    """A head that combines the outputs of single patches with those of the pooled features.
 
     Counts (gated sums), and questions that allow several findings, can be answered both ways: the
     answer is the mean of both, but in evaluation only, since both are trained apart. Trained as
@@ -35,7 +35,7 @@ class Voted(nn.Module):
         self.register_parameter("log_trust", nn.Parameter(torch.zeros(n)) if n else None)
 
     def forward(self, answers: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The answer, and what is to be trained beside it.
+        """Return the outputs, and the pooled outputs that are trained beside them.
 
         Args:
             answers: ``(b, k)`` of `InstanceHead`, trained by a loss of their own.
@@ -48,13 +48,15 @@ class Voted(nn.Module):
         """
         sizes = [head.size for head in self.heads]
         trusts = iter(() if self.log_trust is None else (FAST_RATE * self.log_trust).exp())
-        found, beside = [], []
+        answers_out, beside = [], []
         parts = zip(torch.split(answers, sizes, -1), torch.split(pooled, sizes, -1), strict=True)
-        for head, (said, other) in zip(self.heads, parts, strict=True):
+        for head, (opinions, other) in zip(self.heads, parts, strict=True):
             counted = head.pooling == "sum"
             several = head.pooling == "max" and head.size > 1 and not head.exclusive
-            votes = said * next(trusts) if counted else said
+            votes = opinions * next(trusts) if counted else opinions
             both = (counted or several) and not self.training
-            found.append((votes + other) / 2 if both else votes if counted else other)
+            answers_out.append((votes + other) / 2 if both else votes if counted else other)
             beside.append(other if counted else other.detach())
-        return torch.cat(found, -1), torch.cat(beside, -1) if self.log_trust is not None else None
+        return torch.cat(answers_out, -1), torch.cat(
+            beside, -1
+        ) if self.log_trust is not None else None

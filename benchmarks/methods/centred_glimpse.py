@@ -1,4 +1,4 @@
-"""`glimpse` for objects on a plain ground: patches move to what they show, and patches vote.
+"""`glimpse` for objects on a plain ground: patches move onto objects, and patches vote.
 
 Source: none; `glimpse` with what megapixel MNIST asks for and tissue, X-ray and volumes do not.
 
@@ -28,7 +28,7 @@ from foveate.nn.heads import Head
 
 
 class CentredGlimpse(Glimpse):
-    """Attention over the glimpse decides which objects are looked at, each whole.
+    """Choose objects by attention over the glimpse, and look at each object whole.
 
     Args:
         patches: drawn per image in training.
@@ -60,7 +60,7 @@ class CentredGlimpse(Glimpse):
         self.voted = Voted(heads)
 
     def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Let patches vote on sums and on several findings."""
+        """Combine the votes of patches for sums and multi-label heads."""
         if self.instance <= 0:
             return pooled, {}
         logits, beside = self.voted(alone, pooled)

@@ -1,4 +1,4 @@
-"""`ips` for objects on a plain ground: patches move to what they show.
+"""`ips` for objects on a plain ground: patches move onto objects.
 
 Source: none; `ips` with what megapixel MNIST asks for and tissue, X-ray and volumes do not.
 

@@ -1,4 +1,4 @@
-"""Synthetic tasks of the field: accuracy, time, memory and pixels read, one row each."""
+"""Synthetic tasks of the field: accuracy, time, memory and pixels read, one row per run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sweep(
     n_train: int | None,
     n_test: int | None,
     recipe: Mapping[str, Any],
-    given: Mapping[str, Mapping[str, Any]],
+    options: Mapping[str, Mapping[str, Any]],
     probe_minutes: float | None,
     display: Display,
 ) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def sweep(
         n_train: canvases to train on; None for the benchmark's own number.
         n_test: canvases to test on.
         recipe: options of the canvases that differ from the benchmark's.
-        given: sections ``train``, ``method_options``, ``encoder_options``, ``view``.
+        options: sections ``train``, ``method_options``, ``encoder_options``, ``view``.
         probe_minutes: see `Run`.
         display: progress.
 
@@ -64,13 +64,13 @@ def sweep(
         ImageNotFound, UnreadableImage: MNIST is not in that folder, or damaged.
     """
     benchmark, settled = _settle(name, recipe)
-    counts = _counted(benchmark, n_train, n_test)
-    said = "-".join(f"{k}{v}" for k, v in settled.items() if v is not None)
-    said += f"-n{counts['n_train']}"
-    settings = _given(method, given)
+    counts = _count_canvases(benchmark, n_train, n_test)
+    description = "-".join(f"{k}{v}" for k, v in settled.items() if v is not None)
+    description += f"-n{counts['n_train']}"
+    settings = _parse_options(method, options)
     defaults = benchmark.defaults(method, settled)
     run = Run(
-        benchmark=f"{name} {said}",
+        benchmark=f"{name} {description}",
         method=method,
         view=_view(benchmark.view(settled), {**defaults["view"], **settings["view"]}),
         options=TrainOptions(**(defaults["train"] | settings["train"])),
@@ -80,17 +80,17 @@ def sweep(
     )
     digits, rows = load_mnist(mnist), []
     for seed in seeds:
-        canvases = out / "canvases" / f"{name}-{said}-seed{seed}"
+        canvases = out / "canvases" / f"{name}-{description}-seed{seed}"
         display.say(f"canvases: {canvases}")
         parts = prepare(benchmark, canvases, digits, **counts, seed=seed, recipe=settled)
-        own = replace(run, options=replace(run.options, seed=seed))
-        rows.append(run_row(own, benchmark.task(settled), parts, out / "runs", display))
+        seed_run = replace(run, options=replace(run.options, seed=seed))
+        rows.append(run_row(seed_run, benchmark.task(settled), parts, out / "runs", display))
         write_table(out)
     return rows
 
 
 def _settle(name: str, recipe: Mapping[str, Any]) -> tuple[Benchmark, dict[str, Any]]:
-    """The benchmark of this name and the options of its canvases."""
+    """Return the benchmark of this name and the options of its canvases."""
     if name not in BENCHMARKS:
         raise UnknownName(f"no benchmark '{name}'.{did_you_mean(name, BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
@@ -100,8 +100,10 @@ def _settle(name: str, recipe: Mapping[str, Any]) -> tuple[Benchmark, dict[str, 
     return benchmark, {**benchmark.recipe, **recipe}
 
 
-def _counted(benchmark: Benchmark, n_train: int | None, n_test: int | None) -> dict[str, int]:
-    """How many canvases each split has."""
+def _count_canvases(
+    benchmark: Benchmark, n_train: int | None, n_test: int | None
+) -> dict[str, int]:
+    """Return the number of canvases of each split."""
     train = benchmark.n_train if n_train is None else n_train
     test = benchmark.n_test if n_test is None else n_test
     if train < 2:
@@ -113,28 +115,32 @@ def _counted(benchmark: Benchmark, n_train: int | None, n_test: int | None) -> d
     return {"n_train": train, "n_test": test}
 
 
-def _given(method: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What a user says, of the right types; nothing of it may go unheard."""
-    for section in given:
+def _parse_options(
+    method: str, options: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Convert the user's options to their types; unknown ones are refused."""
+    for section in options:
         if section not in _SECTIONS:
             name = section.removesuffix("_options")
-            known = ", ".join(f"--{each.removesuffix('_options')}.*" for each in _SECTIONS)
+            known = ", ".join(
+                f"--{section_name.removesuffix('_options')}.*" for section_name in _SECTIONS
+            )
             raise OptionError(f"--{name}.*: a benchmark settles these itself; allowed: {known}")
-    if "seed" in given.get("train", {}):
+    if "seed" in options.get("train", {}):
         raise OptionError("--train.seed: give --seeds, which also seeds the canvases")
-    found = {section: dict(given.get(section, {})) for section in _SECTIONS}
+    sections = {section: dict(options.get(section, {})) for section in _SECTIONS}
     parts = (
         ("method_options", find("methods", method), "method"),
         ("encoder_options", find("encoders", "small"), "encoder"),
         ("train", TrainOptions, "train"),
     )
-    return found | {key: parse_options(part, found[key], where) for key, part, where in parts}
+    return sections | {key: parse_options(part, sections[key], where) for key, part, where in parts}
 
 
-def _view(view: View, given: Mapping[str, Any]) -> View:
-    """The benchmark's geometry of reading with some of its numbers changed."""
-    for key in given:
+def _view(view: View, options: Mapping[str, Any]) -> View:
+    """Return the benchmark's view with some numbers changed."""
+    for key in options:
         if key not in _VIEW:
             raise OptionError(f"no option 'view.{key}'.{did_you_mean(key, _VIEW)}")
-    wanted = ViewOptions(**parse_options(ViewOptions, given, "view"))
-    return replace(view, **{key: getattr(wanted, key) for key in given})
+    parsed = ViewOptions(**parse_options(ViewOptions, options, "view"))
+    return replace(view, **{key: getattr(parsed, key) for key in options})

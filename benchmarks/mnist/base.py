@@ -1,4 +1,4 @@
-"""What the benchmark tasks share: the two pools of digits, places apart, and a folder written once.
+"""Code that the benchmark tasks share: digit pools, free places, and data set folders.
 
 A folder holds ``recipe.json`` (every setting), ``train/`` and ``test/`` with the canvases,
 ``digits.npz`` (the truth, for audits and for scores of localisation only: no training may read it)
@@ -45,7 +45,7 @@ _NOT_LABELS = {"path", "split", "places"}
 Settings = Mapping[str, Mapping[str, Any]]
 
 PLAIN: Mapping[str, Any] = {"augment": "warp", "patience": 0, "warmup": 0.1}
-"""Training settings that all these tasks share: digits are turned a little only; no early stop."""
+"""Training settings that all these tasks share: small rotations only, no early stopping."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +71,18 @@ class Pool:
 
     @functools.cached_property
     def rows(self) -> tuple[Ints, ...]:
-        """The rows of each digit."""
+        """Return the rows of each digit."""
         return tuple(np.flatnonzero(self.labels == digit) for digit in range(10))
 
     @functools.cached_property
     def rows_but(self) -> tuple[Ints, ...]:
-        """The rows of all other digits."""
+        """Return, for each digit, the rows of all other digits."""
         return tuple(np.flatnonzero(self.labels != digit) for digit in range(10))
 
 
 @dataclass(frozen=True, eq=False)
 class Mnist:
-    """MNIST: the train pool and the test pool, which no recipe ever mixes."""
+    """MNIST: the train pool and the test pool, which no recipe mixes."""
 
     train_images: Bytes
     train_labels: Bytes
@@ -90,21 +90,21 @@ class Mnist:
     test_labels: Bytes
 
     def pool(self, split: Split) -> Pool:
-        """The digits that canvases of this split are made from."""
+        """Return the digits from which canvases of this split are made."""
         if split == "train":
             return Pool(self.train_images, self.train_labels)
         return Pool(self.test_images, self.test_labels)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Changes when any pixel or label does."""
+        """Return a digest of all pixels and labels."""
         parts = (self.train_images, self.train_labels, self.test_images, self.test_labels)
         return "-".join(f"{zlib.crc32(p.tobytes()):08x}" for p in parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One canvas and what is true of it.
+    """One canvas and its true values.
 
     Attributes:
         canvas: the image.
@@ -122,7 +122,7 @@ class Example:
 
 
 Draw = Callable[[Pool, int, np.random.Generator], Iterator[Example]]
-"""So many examples from one pool; all randomness comes from the generator."""
+"""Draws a number of examples from one pool, with all randomness from the generator."""
 
 
 def place(
@@ -130,7 +130,7 @@ def place(
     propose: Callable[[], Square],
     room: int,
 ) -> Square:
-    """The first proposed square ``(top, left, side)`` on the canvas that overlaps no placed one.
+    """Return the first proposed square ``(top, left, side)`` inside that overlaps no placed one.
 
     Args:
         placed: squares that are taken.
@@ -141,13 +141,13 @@ def place(
         OptionError: there is no room.
     """
     for _ in range(_MAX_TRIES):
-        y, x, side = found = propose()
+        y, x, side = square = propose()
         inside = min(y, x) >= 0 and max(y, x) + side <= room
         if inside and not any(
             y < top + other and top < y + side and x < left + other and left < x + side
             for top, left, other in placed
         ):
-            return found
+            return square
     raise OptionError(f"a canvas of {room} pixels has no room for one more digit: a larger side")
 
 
@@ -161,7 +161,7 @@ def write_dataset(
     seed: int,
     recipe: Mapping[str, Any],
 ) -> Path:
-    """Write the canvases of both splits, their truth and the table; once finished, reuse them.
+    """Write the canvases of both splits, their truth and the table, or reuse finished ones.
 
     The generator of the train split is seeded with ``seed + 1``, that of the test split with
     `seed`.
@@ -212,7 +212,7 @@ def write_dataset(
 
 
 def _write_example(folder: Path, split: Split, i: int, example: Example) -> dict[str, str]:
-    """Write one canvas, and its places, and return its row of the table."""
+    """Write one canvas and its places, and return its row of the table."""
     row = {"path": f"{split}/{i:05d}.sparse", "split": split}
     write_canvas(folder / row["path"], example.canvas)
     places = example.places_px0
@@ -223,35 +223,38 @@ def _write_example(folder: Path, split: Split, i: int, example: Example) -> dict
 
 
 def _is_complete(folder: Path, table: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether all that the table names is there, made with these settings."""
+    """Tell whether all files of the table exist and were made with these settings."""
     known = folder / "recipe.json"
     if not known.is_file():
         if folder.is_dir() and any(not p.name.endswith(".part") for p in folder.iterdir()):
             raise OptionError(f"{folder} holds files that are no benchmark: name another folder")
         return False
     try:
-        found = json.loads(known.read_text(encoding="utf-8"))
+        stored = json.loads(known.read_text(encoding="utf-8"))
     except ValueError as error:
         raise OptionError(f"{known} is damaged ({error}): delete {folder}") from error
-    wanted = json.loads(json.dumps(settings))
-    if not isinstance(found, dict):
-        found = {}
-    differs = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+    expected = json.loads(json.dumps(settings))
+    if not isinstance(stored, dict):
+        stored = {}
+    differs = sorted(k for k in {*stored, *expected} if stored.get(k) != expected.get(k))
     if differs:
-        said = ", ".join(f"{k} {found.get(k)} (wanted: {wanted.get(k)})" for k in differs)
-        raise OptionError(f"{folder} was written with {said}: name another folder or delete it")
+        differences = ", ".join(f"{k} {stored.get(k)} (wanted: {expected.get(k)})" for k in differs)
+        raise OptionError(
+            f"{folder} was written with {differences}: name another folder or delete it"
+        )
     if not table.is_file() or not (folder / "digits.npz").is_file():
         return False
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     files = [row[k] for row in rows for k in ("path", "places") if k in row]
-    return len(rows) == wanted["n_train"] + wanted["n_test"] and all(
+    return len(rows) == expected["n_train"] + expected["n_test"] and all(
         (folder / name).is_file() for name in files
     )
 
 
 def _save(path: Path, arrays: NDArray[Any] | Mapping[str, NDArray[Any]]) -> None:
     # Through an open file, as numpy would add its own suffix to the name.
+    """Write arrays to an ``.npz`` file."""
     with path.open("wb") as file:
         if isinstance(arrays, Mapping):
             np.savez(file, allow_pickle=False, **arrays)
@@ -286,13 +289,13 @@ class Benchmark:
     settings: Callable[[Mapping[str, Any]], Mapping[str, Settings]]
 
     def defaults(self, method: str, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """The sections for a method on canvases of this recipe."""
-        found: dict[str, dict[str, Any]] = {"train": {}, "method": {}, "view": {}}
+        """Return the default options of a method on canvases of this recipe."""
+        sections: dict[str, dict[str, Any]] = {"train": {}, "method": {}, "view": {}}
         settings = self.settings(recipe)
         for name in ("", method):
             for section, values in settings.get(name, {}).items():
-                found[section] |= values
-        return found
+                sections[section] |= values
+        return sections
 
 
 def prepare(
@@ -305,7 +308,7 @@ def prepare(
     seed: int,
     recipe: Mapping[str, Any],
 ) -> dict[str, list[PlacedCase]]:
-    """Write the canvases, or reuse them; the cases of ``train``, ``val`` and ``test``.
+    """Write or reuse the canvases; returns the cases of ``train``, ``val`` and ``test``.
 
     The validation part is 8 % of the training canvases: no further labels are used.
     """
@@ -321,7 +324,8 @@ def prepare(
 
 
 def _cases(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[PlacedCase]:
-    found = []
+    """Build cases from rows of the table."""
+    cases = []
     for row in rows:
         labels = {k: v for k, v in row.items() if k not in _NOT_LABELS}
         label = next(iter(labels.values()))
@@ -329,11 +333,11 @@ def _cases(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[PlacedCase]:
             label = ";".join(f"{k}={v}" for k, v in labels.items())
         places = folder / row["places"] if row.get("places") else None
         name = row["path"].replace("/", "_")
-        found.append(PlacedCase(name, name, folder / row["path"], label, places=places))
-    return found
+        cases.append(PlacedCase(name, name, folder / row["path"], label, places=places))
+    return cases
 
 
 def digit_task(name: str, pooling: Pooling, n: int = 10) -> DigitTask:
-    """One of n digits or sums."""
+    """Build a task with one of n digits or sums as the label."""
     classes = [str(i) for i in range(n)]
     return DigitTask(classes=classes, head=Head(name, n, True, pooling))

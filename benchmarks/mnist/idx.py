@@ -1,4 +1,4 @@
-"""MNIST from its four idx files, as published or packed with gzip."""
+"""MNIST from its four idx files, as published or compressed with gzip."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FILES = (
 )
 
 SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-"""Where they can be had: MNIST of LeCun, Cortes and Burges, CC BY-SA 3.0."""
+"""Address of the files: MNIST of LeCun, Cortes and Burges, CC BY-SA 3.0."""
 
 _MAX_BYTES = 1 << 31
 _MAX_AXES = 4
 
 
 def read_idx(path: Path) -> Bytes:
-    """One array of bytes in the idx format, plain or packed with gzip, judged by its content.
+    """Read one array of bytes in the idx format, with or without gzip.
 
     Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
 
@@ -60,7 +60,7 @@ def read_idx(path: Path) -> Bytes:
 
 
 def load_mnist(folder: Path) -> Mnist:
-    """Both pools of MNIST, or of anything in its format, from the four idx files in a folder.
+    """Read both pools of MNIST, or of data in its format, from the four idx files.
 
     Raises:
         ImageNotFound: a file is missing; says which four are expected and where they can be had.
@@ -89,4 +89,5 @@ def load_mnist(folder: Path) -> Mnist:
 
 
 def _named(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return the paths of an idx file without and with gzip."""
     return folder / name, folder / f"{name}.gz"

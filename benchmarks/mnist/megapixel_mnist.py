@@ -1,4 +1,4 @@
-"""Megapixel MNIST: five digits, three of them alike, lost among noise on a black canvas.
+"""Megapixel MNIST: five digits, three of them equal, among noise on a black canvas.
 
 Sources: Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling
 Models" (ICML 2019), variant ``ats``; Bergner, Lippert and Mahendran, "Iterative Patch Selection for
@@ -95,8 +95,8 @@ def write(
 def _draw(
     pool: Pool, n: int, rng: np.random.Generator, *, variant: Variant, side: int, noise: int
 ) -> Iterator[Example]:
-    """First the digits of all canvases, then their positions, then the noise."""
-    sources = [_five(pool, rng) for _ in range(n)]
+    """Draw the digits of all canvases, then their positions, then the noise."""
+    sources = [_draw_five(pool, rng) for _ in range(n)]
     corners = [_positions(rng, side) for _ in range(n)]
     patterns = _patterns(rng, noise)
     for source, corner in zip(sources, corners, strict=True):
@@ -118,15 +118,15 @@ def _draw(
         yield Example(canvas, labels, np.arange(_N_DIGITS) + noise * noise_first, source)
 
 
-def _five(pool: Pool, rng: np.random.Generator) -> Ints:
-    """Rows of the pool: three of one digit, two of any other, with replacement."""
+def _draw_five(pool: Pool, rng: np.random.Generator) -> Ints:
+    """Draw pool rows: three of one digit and two of any other, with replacement."""
     digit = int(10 * rng.random())
-    alike = rng.choice(pool.rows[digit], _N_ALIKE)
-    return np.concatenate([alike, rng.choice(pool.rows_but[digit], _N_OTHER)])
+    same_digit = rng.choice(pool.rows[digit], _N_ALIKE)
+    return np.concatenate([same_digit, rng.choice(pool.rows_but[digit], _N_OTHER)])
 
 
 def _positions(rng: np.random.Generator, side: int) -> Ints:
-    """Corners ``(5, 2)`` of digits that do not overlap."""
+    """Draw corners ``(5, 2)`` of digits that do not overlap."""
 
     def propose() -> Square:
         y, x = np.rint(rng.random(2) * (side - DIGIT_PX)).astype(int).tolist()
@@ -139,7 +139,7 @@ def _positions(rng: np.random.Generator, side: int) -> Ints:
 
 
 def _patterns(rng: np.random.Generator, n: int) -> Bytes:
-    """Strokes ``(n, 28, 28)``: pairs of straight lines, one of them possibly mirrored, flickering.
+    """Draw strokes ``(n, 28, 28)``: flickering pairs of straight lines, one possibly mirrored.
 
     A line begins in the corner and rises by ``tan(u π / 2.5)`` to a row.
     """
@@ -158,7 +158,8 @@ def _patterns(rng: np.random.Generator, n: int) -> Bytes:
 
 
 def _labels(digits: Ints, corner: Ints) -> dict[str, str]:
-    # Of two digits on one row the left one counts as the upper one.
+    # If two digits start on one row, the left one counts as the upper one.
+    """Return the label columns of the digits."""
     top = np.lexsort((corner[:, 1], corner[:, 0]))[0]
     return {
         "majority": str(digits[0]),
@@ -169,6 +170,7 @@ def _labels(digits: Ints, corner: Ints) -> dict[str, str]:
 
 
 def _task(recipe: Mapping[str, Any]) -> AbstractTask:
+    """Build the task of a recipe."""
     if recipe["variant"] == "ats":
         return digit_task("majority", "sum")
     # Presence is a question that single patches can answer. So is a count, but its loss takes
@@ -184,6 +186,7 @@ def _task(recipe: Mapping[str, Any]) -> AbstractTask:
 
 
 def _settings(recipe: Mapping[str, Any]) -> Mapping[str, Settings]:
+    """Return the default settings of each method."""
     train = {**PLAIN, "weight_decay": 0.1}
     view = {"patch_px": 36}
     if recipe["variant"] == "ats":

@@ -31,7 +31,7 @@ from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 
 CLUTTER = {64: 2, 128: 6, 256: 25, 512: 100, 1024: 400, 2048: 1600, 4096: 6400, 6144: 14_400}
-"""Other digits on the canvas, by its side."""
+"""Number of other digits, by side of the canvas."""
 
 NEEDLE = 3
 
@@ -93,6 +93,7 @@ def write(
 def _draw(
     pool: Pool, n: int, rng: np.random.Generator, *, side: int, clutter: int
 ) -> Iterator[Example]:
+    """Draw the canvases of a split."""
     n_present = n // 2
     threes = rng.permutation(pool.rows[NEEDLE])[: (n_present + 1) // 2]
     needles = iter(rng.permutation(np.tile(threes, 2)[:n_present]).tolist())
@@ -101,21 +102,21 @@ def _draw(
         if present:
             sources[rng.integers(clutter + 1)] = next(needles)
         corners = rng.integers(side - DIGIT_PX + 1, size=(clutter + 1, 2))
-        canvas = _added(pool.images, sources, corners, side)
+        canvas = _sum_digits(pool.images, sources, corners, side)
         label = {"label": "present" if present else "absent"}
         yield Example(canvas, label, np.arange(clutter + 1), sources)
 
 
-def _added(images: Bytes, sources: Ints, corners: Ints, side: int) -> Canvas:
-    """Digits added up; each picture is stored once, and without its black margin."""
+def _sum_digits(images: Bytes, sources: Ints, corners: Ints, side: int) -> Canvas:
+    """Build a canvas of summed digits; each picture is stored once, without its black margin."""
     used, ids = np.unique(sources, return_inverse=True)
-    stamps, margins = zip(*(_inked(image) for image in images[used]), strict=True)
+    stamps, margins = zip(*(_crop_to_ink(image) for image in images[used]), strict=True)
     origins = corners + np.asarray(margins)[ids]
     return Canvas.from_stamps((side, side), stamps, origins, stamp_ids=ids, blend="add")
 
 
-def _inked(image: Bytes) -> tuple[Bytes, tuple[int, int]]:
-    """The part that holds the ink, and its corner; a black picture is left whole."""
+def _crop_to_ink(image: Bytes) -> tuple[Bytes, tuple[int, int]]:
+    """Return the part with ink and its corner; a black picture is returned unchanged."""
     rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
     if not len(rows):
         return image, (0, 0)
@@ -124,10 +125,12 @@ def _inked(image: Bytes) -> tuple[Bytes, tuple[int, int]]:
 
 
 def _task(_: Mapping[str, Any]) -> AbstractTask:
+    """Build the task."""
     return BinaryTask(classes=("absent", "present"), positive="present", smoothing=0.0)
 
 
 def _view(recipe: Mapping[str, Any]) -> View:
+    """Return the view for canvases of a recipe."""
     return View(1.0, 48, max(1.0, recipe["side"] / 128), unit="px")
 
 

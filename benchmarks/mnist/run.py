@@ -1,4 +1,4 @@
-"""One row of a benchmark: train a method on a recipe's canvases, test it, and say what it cost."""
+"""One row of a benchmark: train a method on canvases, test it, and measure its cost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ORDER = ("benchmark", "method", "seed", "side", "batch_size", "kept")
 
 @dataclass(frozen=True)
 class Run:
-    """What one row trains.
+    """The settings of one row.
 
     Attributes:
         benchmark: name, for the table.
@@ -80,9 +80,9 @@ def run_row(
     settings = json.dumps(asdict(run), sort_keys=True, default=str)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     folder = runs / f"{run.method}-{run.options.seed}-{digest}"
-    done = folder / "row.json"
-    if done.is_file():
-        row: dict[str, Any] = read_json(done)
+    row_path = folder / "row.json"
+    if row_path.is_file():
+        row: dict[str, Any] = read_json(row_path)
         return row
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial_files(folder)
@@ -106,7 +106,7 @@ def run_row(
     finally:
         loader.close()
     tested = score(model, parts["test"], trainer.fabric.device)
-    audited = _audited(model, parts["test"][:_AUDITED], trainer.fabric.device)
+    audited = _audit(model, parts["test"][:_AUDITED], trainer.fabric.device)
     row = {
         "benchmark": run.benchmark,
         "method": run.method,
@@ -123,12 +123,12 @@ def run_row(
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),
     }
-    write_json(done, row)
+    write_json(row_path, row)
     return row
 
 
 def forget_peaks() -> None:
-    """Let peaks of memory begin anew from what is held now; where the system cannot, they stay."""
+    """Reset the peaks of memory to the present use, where the system can."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -136,7 +136,7 @@ def forget_peaks() -> None:
 
 
 def _costs(progress: Progress, n_images: int) -> dict[str, Any]:
-    """What training took; each epoch looks at `n_images`, those of the validation part among them.
+    """Return the cost columns of a training; each epoch reads `n_images`, validation included.
 
     All of it comes from the epochs' own rows, so that a run which was stopped has lost nothing.
     """
@@ -147,7 +147,7 @@ def _costs(progress: Progress, n_images: int) -> dict[str, Any]:
     return {
         "epochs": len(history),
         "best_epoch": progress.best_epoch,
-        "left_chance_epoch": _left_chance(history),
+        "left_chance_epoch": _first_epoch_below_chance(history),
         "train_minutes": round(seconds / 60, 2),
         "reading_share": round(reading / max(seconds, 1e-9), 3),
         "asked_px_per_image": round(asked_px / len(history) / n_images),
@@ -156,7 +156,7 @@ def _costs(progress: Progress, n_images: int) -> dict[str, Any]:
 
 
 def score(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str, Any]:
-    """Scores of the task on a part, with the share of its pixels that was read."""
+    """Compute the scores of a part, and the share of its pixels that was read."""
     begun = time.perf_counter()
     loader = CanvasLoader(model.card.view)
     try:
@@ -171,25 +171,25 @@ def score(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str
         raise TrainingError("not one image of the test part could be predicted")
     logits = torch.tensor([r.logits for r in good])
     target = model.task.targets([str(r.case.label) for r in good])
-    found = model.task.log_scores(model.task.decode(logits, {}), target)
+    scores = model.task.log_scores(model.task.decode(logits, {}), target)
     level0 = sum(r.level0_px for r in good)
     return {
-        **{k.replace("val_", "test_"): round(v, 4) for k, v in found.items()},
+        **{k.replace("val_", "test_"): round(v, 4) for k, v in scores.items()},
         "test_loss": round(float(model.task.loss(logits, target)), 4),
         "test_seconds": round(time.perf_counter() - begun, 1),
     } | ({"read_fraction": round(sum(r.asked_px for r in good) / level0, 4)} if level0 else {})
 
 
 def write_table(out: Path) -> None:
-    """``results.csv`` from all rows that are done, whatever the order in which they were."""
+    """Write ``results.csv`` from all finished rows."""
     rows = [read_json(path) for path in sorted(out.glob("runs/*/row.json"))]
     rows.sort(key=lambda row: [row.get(key, 0) for key in _ORDER])
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_text(out / "results.csv", csv_text(rows, columns))
 
 
-def _audited(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str, Any]:
-    """Whether the method uses layout, and its scores on some images without it.
+def _audit(model: Model, cases: Sequence[Case], device: torch.device) -> dict[str, Any]:
+    """Audit the use of layout on some images.
 
     Empty where it reads no patches that could trade places.
     """
@@ -197,24 +197,24 @@ def _audited(model: Model, cases: Sequence[Case], device: torch.device) -> dict[
         return {"uses_layout": None}
     loader = CanvasLoader(model.card.view)
     try:
-        found = audit_layout(Ensemble((model,)), cases, loader, device=device, n_shuffles=1)
+        audit = audit_layout(Ensemble((model,)), cases, loader, device=device, n_shuffles=1)
     finally:
         loader.close()
-    log.info(found.describe())
-    shuffled = {k.replace("val_", "shuffled_"): round(v, 4) for k, v in found.shuffled.items()}
-    return {"uses_layout": found.uses_layout, **shuffled}
+    log.info(audit.describe())
+    shuffled = {k.replace("val_", "shuffled_"): round(v, 4) for k, v in audit.shuffled.items()}
+    return {"uses_layout": audit.uses_layout, **shuffled}
 
 
 class _Probe:
     """Scores the test part once, when the training time has passed a mark."""
 
-    def __init__(self, run: Run, model: Model, cases: Sequence[Case], kept: Path) -> None:
-        self._run, self._model, self._cases, self._kept = run, model, cases, kept
+    def __init__(self, run: Run, model: Model, cases: Sequence[Case], path: Path) -> None:
+        self._run, self._model, self._cases, self._kept = run, model, cases, path
         self.trainer: Trainer | None = None
-        self.found: dict[str, Any] = read_json(kept) if kept.is_file() else {}
+        self.found: dict[str, Any] = read_json(path) if path.is_file() else {}
 
     def after_epoch(self, _: Path) -> None:
-        """Look at the clock."""
+        """Score the test part if the training time has passed the mark."""
         mark = self._run.probe_minutes
         if mark is None or self.found or self.trainer is None:
             return
@@ -223,15 +223,16 @@ class _Probe:
         if minutes + 0.6 * minutes / len(history) < mark:
             return
         device = next(self._model.method.parameters()).device
-        found = score(self._model, self._cases, device)
+        scores = score(self._model, self._cases, device)
         self.found = {"probe_minutes": round(minutes, 2)} | {
-            f"probe_{k}": v for k, v in found.items() if k.startswith("test_")
+            f"probe_{k}": v for k, v in scores.items() if k.startswith("test_")
         }
         write_json(self._kept, self.found)
         log.info("probe: %s", self.found)
 
 
 def _build(run: Run, task: AbstractTask) -> Model:
+    """Build the model of a row."""
     part = find("methods", run.method)
     encoder = build_encoder(run.encoder, run.encoder_options, part.encoder_defaults)
     options = parse_options(part, run.method_options, "method")
@@ -249,8 +250,8 @@ def _build(run: Run, task: AbstractTask) -> Model:
     return Model(card, method, task)
 
 
-def _left_chance(history: Sequence[Mapping[str, float]]) -> int:
-    """The first epoch whose training loss lies more than a tenth below chance; 0 for none."""
+def _first_epoch_below_chance(history: Sequence[Mapping[str, float]]) -> int:
+    """Return the first epoch with a training loss over a tenth below chance; 0 for none."""
     for row in history:
         if row["train_loss"] < 0.9 * row["chance_loss"]:
             return int(row["epoch"])

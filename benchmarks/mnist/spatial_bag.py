@@ -1,4 +1,4 @@
-"""Spatial MNIST bags: fifty digits whose kinds (A) or whose layout (B, C) decide.
+"""Spatial MNIST bags: fifty digits whose kinds (A) or whose layout (B, C) give the label.
 
 Source of A and B: the spatial-MNIST-bag task of arXiv 2605.17449, there with frozen embeddings and
 coordinates in the unit square. Here the bags are real canvases: the unit square is the range of a
@@ -101,6 +101,7 @@ def write(
 def _draw(
     pool: Pool, n: int, rng: np.random.Generator, *, task: Task, side: int
 ) -> Iterator[Example]:
+    """Draw the canvases of a split."""
     for positive in rng.permutation(np.arange(n) < n // 2).tolist():
         if task == "A":
             digits = rng.integers(9, size=N_DIGITS).tolist()
@@ -129,7 +130,7 @@ def _draw(
 
 
 def _corners(rng: np.random.Generator, side: int, *, n_clustered: int) -> Ints:
-    """Corners ``(50, 2)`` of digits that do not overlap; the first ones around one centre."""
+    """Draw corners ``(50, 2)`` of digits that do not overlap; the first ones around one centre."""
     centre = rng.uniform(*CENTRE, 2)
 
     def square(at: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Square:
@@ -149,6 +150,7 @@ def _corners(rng: np.random.Generator, side: int, *, n_clustered: int) -> Ints:
 
 
 def _task(recipe: Mapping[str, Any]) -> AbstractTask:
+    """Build the task."""
     pooling: Pooling = "max" if recipe["task"] == "A" else "none"
     return BinaryTask(
         classes=("negative", "positive"), positive="positive", smoothing=0.0, patches=pooling

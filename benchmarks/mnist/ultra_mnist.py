@@ -1,4 +1,4 @@
-"""UltraMNIST: three to five digits of wildly different size, whose sum is the class.
+"""UltraMNIST: three to five digits of very different size, whose sum is the class.
 
 Sources: Gupta et al., "UltraMNIST Classification: A Benchmark to Train CNNs for Very Large Images"
 (Scientific Data, 2024); Gupta et al., "Patch Gradient Descent" (TMLR 2024) for the variant of 512
@@ -33,7 +33,7 @@ from foveate.batch import View
 from foveate.errors import OptionError
 
 SCALES_AND_SUMS = {4000: (75, 27), 512: (9, 9)}
-"""By side of the canvas: the largest factor, and the largest sum."""
+"""The largest size factor and the largest sum, by side of the canvas."""
 
 _N_DIGITS = (3, 4, 5)
 
@@ -81,6 +81,7 @@ def write(
 
 
 def _draw(pool: Pool, n: int, rng: np.random.Generator, *, side: int) -> Iterator[Example]:
+    """Draw the canvases of a split."""
     most_scale, most_sum = SCALES_AND_SUMS[side]
     sums = rng.permutation(np.arange(n) % (most_sum + 1))
     for total in sums.tolist():
@@ -104,17 +105,17 @@ def _draw(pool: Pool, n: int, rng: np.random.Generator, *, side: int) -> Iterato
 
 @functools.cache
 def _sets(total: int) -> tuple[tuple[int, ...], ...]:
-    """Every set of three to five digits, repeats allowed, with this sum."""
-    found = (
+    """Return every set of three to five digits with this sum, repeats allowed."""
+    digit_sets = (
         digits
         for n in _N_DIGITS
         for digits in itertools.combinations_with_replacement(range(10), n)
     )
-    return tuple(digits for digits in found if sum(digits) == total)
+    return tuple(digits for digits in digit_sets if sum(digits) == total)
 
 
 def _squares(rng: np.random.Generator, n: int, side: int, most_scale: int) -> list[Square]:
-    """Squares that do not overlap; one that does is drawn anew, size and all, as published."""
+    """Draw squares that do not overlap; overlapping ones are drawn again, as published."""
     scales = np.arange(1, most_scale + 1)
     weight = np.abs(scales - (most_scale + 1) / 2) + 0.5
     share = weight / weight.sum()
@@ -134,6 +135,7 @@ def _squares(rng: np.random.Generator, n: int, side: int, most_scale: int) -> li
 
 
 def _view(recipe: Mapping[str, Any]) -> View:
+    """Return the view for canvases of a recipe."""
     return View(1.0, 48, recipe["side"] / 128, unit="px")
 
 

@@ -1,4 +1,4 @@
-"""Sparse canvases: what `benchmarks.canvas` writes, rendered where it is read."""
+"""Reader of sparse canvases, which are rendered on demand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SparseReader(AbstractReader):
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Our own mark."""
+        """Tell whether the file starts with the mark of sparse canvases."""
         del path
         return head.startswith(MAGIC)
 
@@ -68,12 +68,12 @@ class SparseReader(AbstractReader):
         return [float(self._ground)]
 
     def close(self) -> None:
-        """Forget the canvas. Closing twice is harmless."""
+        """Release the canvas; a second call does nothing."""
         self._canvas = None
 
 
 def _levels(shape: tuple[int, int]) -> tuple[Level, ...]:
-    """Levels by halves; a pixel that lies on the canvas only in part is kept."""
+    """Return levels of halved resolution; pixels partly on the canvas are kept."""
     steps = [1]
     while max(shape) > COARSEST_PX * steps[-1]:
         steps.append(2 * steps[-1])

@@ -42,7 +42,7 @@ def _signatures(node: ast.AST, name: str) -> Iterator[tuple[str, ast.expr]]:
                 yield f"{name}.{inner.name}()", inner.returns
 
 
-def _axes(annotation: ast.expr) -> list[str | None]:
+def _axes(annotation: ast.AST) -> list[str | None]:
     """Return the axes of every tensor in an annotation; None for a tensor without axes."""
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in KINDS:
         axes = annotation.slice.elts[1] if isinstance(annotation.slice, ast.Tuple) else None

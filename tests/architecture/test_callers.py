@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from foveate import parts
 
@@ -21,12 +22,13 @@ EXEMPT = {
 
 
 def _module(path: Path) -> str:
-    parts = path.relative_to(ROOT / "src" if SOURCE in path.parents else ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    root = ROOT / "src" if SOURCE in path.parents else ROOT
+    names = path.relative_to(root).with_suffix("").parts
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
 
 
-def _defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
-    """Names at the top level of a module, with the statement that defines each."""
+def _definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
+    """Yield the names defined at the top level of a module, with their statements."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, node
@@ -35,10 +37,10 @@ def _defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
             yield from ((t.id, node) for t in targets if isinstance(t, ast.Name))
 
 
-def _used(tree: ast.AST, but: ast.stmt | None = None) -> Iterator[str]:
-    """What code reads, as ``name`` or ``name.attribute``, outside one statement.
+def _names_read(tree: ast.AST, but: ast.stmt | None = None) -> Iterator[str]:
+    """Yield each ``name`` and ``name.attribute`` that code reads, except in one statement.
 
-    Imports are no use, and neither are the strings of ``__all__``.
+    Imports and the strings of ``__all__`` do not count.
     """
     if tree is but:
         return
@@ -47,12 +49,12 @@ def _used(tree: ast.AST, but: ast.stmt | None = None) -> Iterator[str]:
     if isinstance(tree, ast.Attribute) and isinstance(tree.value, ast.Name):
         yield f"{tree.value.id}.{tree.attr}"
     for child in ast.iter_child_nodes(tree):
-        yield from _used(child, but)
+        yield from _names_read(child, but)
 
 
-def _bound(tree: ast.Module) -> dict[str, str]:
-    """What the imports of a file call the modules and names that they import."""
-    bound = {}
+def _imported_names(tree: ast.Module) -> dict[str, str]:
+    """Map each imported name of a file to the full name that it stands for."""
+    bound: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             bound |= {alias.asname or alias.name: alias.name for alias in node.names}
@@ -67,33 +69,36 @@ TREES = {
     for folder in (SOURCE, ROOT / "benchmarks", ROOT / "examples")
     for path in sorted(folder.rglob("*.py"))
 }
-BOUND = {path: _bound(tree) for path, tree in TREES.items()}
-DEFINED = {_module(path): dict(_defined(tree)) for path, tree in TREES.items()}
+BOUND = {path: _imported_names(tree) for path, tree in TREES.items()}
+DEFINED = {_module(path): dict(_definitions(tree)) for path, tree in TREES.items()}
 IMPORTED = {_module(path): bound for path, bound in BOUND.items()}
 
 
-def _home(name: str) -> str:
-    """Where a dotted name is defined, through the packages that pass it on."""
+def _defining_module(name: str) -> str:
+    """Return the full name of a definition, following re-exports of packages."""
     module, _, last = name.rpartition(".")
     if last in DEFINED.get(module, {}):
         return name
     passed_on = IMPORTED.get(module, {}).get(last)
-    return name if passed_on is None or passed_on == name else _home(passed_on)
+    return name if passed_on is None or passed_on == name else _defining_module(passed_on)
 
 
 def _callers() -> set[str]:
-    """Every name, by its home, that some code reads."""
+    """Return the full names of all definitions that some code reads."""
     homes = set()
     for path, tree in TREES.items():
-        for use in set(_used(tree)):
+        for use in set(_names_read(tree)):
             name, _, rest = use.partition(".")
             if name in BOUND[path]:
-                homes |= {_home(BOUND[path][name]), _home(".".join([BOUND[path][name], rest]))}
+                homes |= {
+                    _defining_module(BOUND[path][name]),
+                    _defining_module(".".join([BOUND[path][name], rest])),
+                }
     return homes
 
 
-def _in_docs() -> set[str]:
-    """Names in code in the docs; a plain word such as ``log`` may be anything."""
+def _names_in_docs() -> set[str]:
+    """Return the names in code in the docs, without plain words such as ``log``."""
     pages = [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
@@ -107,13 +112,13 @@ def _in_docs() -> set[str]:
 
 def _is_found_by_name(module: str, node: ast.stmt) -> bool:
     kind = module.split(".")[1]
-    names = parts.names(kind) if kind in FOUND_BY_NAME else []
+    names = parts.names(cast(parts.PartKind, kind)) if kind in FOUND_BY_NAME else []
     is_part = module.rpartition(".")[2].rstrip("_") in names
     return is_part and isinstance(node, ast.ClassDef)
 
 
 def test_every_public_name_has_a_caller() -> None:
-    callers, words = _callers(), _in_docs()
+    callers, words = _callers(), _names_in_docs()
     alone = []
     for path, tree in TREES.items():
         module = _module(path)
@@ -125,20 +130,20 @@ def test_every_public_name_has_a_caller() -> None:
                 continue
             if name in words or _is_found_by_name(module, node):
                 continue
-            if name not in set(_used(tree, but=node)):
+            if name not in set(_names_read(tree, but=node)):
                 alone.append(full)
     assert not alone, f"nobody calls {', '.join(alone)}: delete them, or make them private"
 
 
-def _attributes() -> set[str]:
-    """Every attribute that some code reads, of whatever."""
+def _attributes_read() -> set[str]:
+    """Return the name of every attribute that some code reads."""
     nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
     return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
 def test_every_public_method_has_a_caller() -> None:
-    """By its name alone, and of classes whose bases are foveate's: others override a library's."""
-    known = _attributes() | _in_docs()
+    """Methods are compared by name; classes with a library's base class are left out."""
+    known = _attributes_read() | _names_in_docs()
     alone = []
     for path, tree in TREES.items():
         classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]

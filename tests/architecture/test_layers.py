@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md and the README's figure, held against every import."""
+"""Every import follows the layers of docs/architecture.md and of the README's figure."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ UNLAYERED = {"__init__", "__main__", "_version"}
 PARTS = {"methods", "readers", "encoders", "tasks", "exports", "aggregators"}
 
 
-def _rows() -> dict[int, list[str]]:
+def _read_layers() -> dict[int, list[str]]:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.split("<!-- layers -->")[1].split("<!-- /layers -->")[0]
     rows = re.findall(r"^\|\s*(\d+)\s*\|([^|]+)\|", table, re.MULTILINE)
     return {int(layer): names.split() for layer, names in rows}
 
 
-def _order() -> list[str]:
-    """All packages, each after those that it may import."""
-    return [name for _, names in sorted(_rows().items()) for name in names]
+def _packages_by_layer() -> list[str]:
+    """Return all packages, each after the packages that it may import."""
+    return [name for _, names in sorted(_read_layers().items()) for name in names]
 
 
-def _part(path: Path) -> str:
-    """The module or package right below foveate that a file belongs to."""
+def _package_of(path: Path) -> str:
+    """Return the name of the module or package directly below foveate that holds a file."""
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def _imports(path: Path) -> set[str]:
-    """Full names of foveate modules that a file imports, wherever in the file, also for types."""
-    found = set()
+    """Return the full names of all foveate modules that a file imports, also for types."""
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names if a.name.startswith("foveate")}
+            imported |= {a.name for a in node.names if a.name.startswith("foveate")}
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foveate"):
             names = {f"{node.module}.{a.name}" for a in node.names}
             files = {n for n in names if _is_module(n)}
-            found |= files | ({str(node.module)} if len(files) < len(names) else set())
-    return found
+            imported |= files | ({str(node.module)} if len(files) < len(names) else set())
+    return imported
 
 
 def _is_module(name: str) -> bool:
@@ -56,43 +56,47 @@ FILES = sorted(p for p in SOURCE.rglob("*.py"))
 
 
 def test_every_package_has_a_layer() -> None:
-    present = {_part(p) for p in FILES} - UNLAYERED
-    assert sorted(present) == sorted(_order())
+    present = {_package_of(p) for p in FILES} - UNLAYERED
+    assert sorted(present) == sorted(_packages_by_layer())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_imports_point_down(path: Path) -> None:
-    order, own = _order(), _part(path)
-    if own in UNLAYERED:
+    order, package = _packages_by_layer(), _package_of(path)
+    if package in UNLAYERED:
         return
     for name in _imports(path):
         if name == "foveate":
-            assert own == "cli", f"{path} imports the package itself, which stands on the api"
+            assert package == "cli", f"{path} imports the package itself, which stands on the api"
             continue
         target = name.split(".")[1]
         if target == "_version":
             continue
-        if target != own:
-            assert order.index(target) < order.index(own), f"{path.name} ({own}) imports {name}"
-        elif own in PARTS and path.name != "__init__.py":
+        if target != package:
+            assert order.index(target) < order.index(package), (
+                f"{path.name} ({package}) imports {name}"
+            )
+        elif package in PARTS and path.name != "__init__.py":
             first = name.split(".")[2]
-            shared = (SOURCE / own / first).is_dir() or first == "base" or first.startswith("_")
+            shared = (SOURCE / package / first).is_dir() or first == "base" or first.startswith("_")
             assert shared, f"{path} imports its sibling {name}"
 
 
-def test_only_tasks_know_of_classes() -> None:
-    """A task owns the whole life of a label: no other module counts classes or names their scores.
+def test_only_tasks_handle_classes() -> None:
+    """Only tasks handle labels: no other module counts classes or names their scores.
 
     `metrics` computes the scores that tasks ask for.
     """
     counted = re.compile(r"len\((?:\w+\.)*classes\)|auroc|confusion", re.IGNORECASE)
     texts = [p for p in SOURCE.rglob("*") if p.suffix in (".py", ".j2")]
     for path in texts:
-        if _part(path) in ("tasks", "metrics"):
+        if _package_of(path) in ("tasks", "metrics"):
             continue
         lines = path.read_text(encoding="utf-8").splitlines()
-        found = [f"{path}:{n}: {line}" for n, line in enumerate(lines, 1) if counted.search(line)]
-        assert not found
+        counting_lines = [
+            f"{path}:{n}: {line}" for n, line in enumerate(lines, 1) if counted.search(line)
+        ]
+        assert not counting_lines
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -110,7 +114,7 @@ def _module(path: Path) -> str:
     return ".".join(["foveate", *(part for part in parts if part != "__init__")])
 
 
-def test_the_figure_in_the_readme_is_the_table() -> None:
+def test_the_figure_in_the_readme_shows_the_layers() -> None:
     """The README draws the same layers, top to bottom."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     figure = text.split("<!-- architecture -->")[1].split("<!-- /architecture -->")[0]
@@ -118,7 +122,7 @@ def test_the_figure_in_the_readme_is_the_table() -> None:
         int(layer): names.split()
         for layer, names in re.findall(r"^\s*(\d+)\s+│\s*([\w ]+?)\s*│", figure, re.MULTILINE)
     }
-    assert drawn == _rows()
+    assert drawn == _read_layers()
 
 
 def test_files_and_functions_stay_small() -> None:
@@ -131,8 +135,8 @@ def test_files_and_functions_stay_small() -> None:
                 assert length <= 60, f"{path.name}: {node.name} has {length} lines"
 
 
-def test_no_cycle_of_heavy_imports_at_the_top() -> None:
-    """What ``import foveate`` and ``--help`` load stays light: no torch, numpy or pandas."""
+def test_startup_modules_import_nothing_heavy() -> None:
+    """``import foveate`` and ``--help`` import neither torch nor numpy."""
     light = [SOURCE / "__init__.py", SOURCE / "errors.py", *(SOURCE / "cli").glob("*.py")]
     for path in light:
         tree = ast.parse(path.read_text(encoding="utf-8"))

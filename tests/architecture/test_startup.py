@@ -8,14 +8,16 @@ import sys
 HEAVY = ("torch", "numpy", "pandas", "timm", "lightning", "openslide", "tifffile", "matplotlib")
 
 
-def _loaded(statement: str) -> set[str]:
+def _modules_loaded_by(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
 
 
 def test_importing_the_package_is_light() -> None:
-    assert not _loaded("import foveate") & set(HEAVY)
+    assert not _modules_loaded_by("import foveate") & set(HEAVY)
 
 
 def test_help_is_light() -> None:
@@ -24,4 +26,4 @@ def test_help_is_light() -> None:
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "    main()"
     )
-    assert not _loaded(code) & set(HEAVY)
+    assert not _modules_loaded_by(code) & set(HEAVY)

@@ -1,4 +1,4 @@
-"""The folder `benchmarks` as its users have it: its plug-ins known, its command line at hand."""
+"""Register the plug-ins of the folder `benchmarks` and run its command line in tests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Ended, command
+from conftest import command
 from foveate import parts
+from helpers.commands import Completed
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -21,8 +22,8 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bench(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Ended]:
-    """``python -m benchmarks`` in this process."""
+) -> Callable[..., Completed]:
+    """Return a function that runs ``python -m benchmarks`` in this process."""
     from benchmarks.__main__ import main
 
     return command(main, capfd, monkeypatch)

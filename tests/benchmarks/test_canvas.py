@@ -1,4 +1,4 @@
-"""Sparse canvases against a dense picture painted pixel by pixel, and their files."""
+"""Sparse canvases equal a dense picture painted pixel by pixel; their files are checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLENDS = ("overwrite", "add")
 
 
 def random_canvas(seed, *, shape=(230, 310), n=40, blend="overwrite", ground=9, most_scale=4):
-    """Stamps of all sizes, shared, enlarged, and lying over one another and at the very edge."""
+    """Return a canvas of shared and enlarged stamps that overlap and touch the edge."""
     rng = np.random.default_rng(seed)
     stamps = [rng.integers(0, 256, rng.integers(1, 20, 2), np.uint8) for _ in range(12)]
     ids = rng.integers(0, len(stamps), n)
@@ -41,8 +41,8 @@ def random_canvas(seed, *, shape=(230, 310), n=40, blend="overwrite", ground=9, 
     )
 
 
-def painted(canvas):
-    """The whole canvas, one paste after the other, in whole numbers that cannot overflow."""
+def paint_densely(canvas):
+    """Paint the canvas paste by paste in integers that cannot overflow."""
     out = np.full(canvas.shape, canvas.background, np.int64)
     for (y, x), i, scale in zip(canvas.origins, canvas.stamp_ids, canvas.scales, strict=True):
         height, width = canvas.stamp_sizes[i]
@@ -55,7 +55,7 @@ def painted(canvas):
 
 
 def block_means(pixels, factor, ground):
-    """Means of all blocks; beyond the edge lies the ground. Halves are rounded up."""
+    """Return the means of all blocks; pixels outside are ground and halves are rounded up."""
     after = [(0, -n % factor) for n in pixels.shape]
     padded = np.pad(pixels, after, constant_values=ground)
     height, width = (n // factor for n in padded.shape)
@@ -64,8 +64,8 @@ def block_means(pixels, factor, ground):
 
 
 @pytest.fixture
-def without_dense(monkeypatch):
-    """Regions of any size take the ways that are meant for large ones."""
+def force_sparse_rendering(monkeypatch):
+    """Force the code path for large regions on regions of any size."""
     monkeypatch.setattr(_coarse, "_DENSE_PX", 300)
     monkeypatch.setattr(_coarse, "_CELL_PX", -(10**9))
     monkeypatch.setattr(_coarse, "_TABLE_PX", 500)
@@ -73,18 +73,18 @@ def without_dense(monkeypatch):
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), blend=st.sampled_from(BLENDS), ground=st.integers(0, 255))
-def test_any_region_is_cut_from_the_painted_picture(seed, blend, ground):
+def test_regions_match_the_dense_picture(seed, blend, ground):
     canvas = random_canvas(seed, blend=blend, ground=ground)
-    want = np.pad(painted(canvas), 50, constant_values=ground)
+    expected = np.pad(paint_densely(canvas), 50, constant_values=ground)
     y, x, height, width = np.random.default_rng(seed).integers((-50, -50, 1, 1), (230, 310, 51, 51))
-    got = render(canvas, (int(y), int(x)), (int(height), int(width)))
-    assert got.dtype == np.uint8
+    actual = render(canvas, (int(y), int(x)), (int(height), int(width)))
+    assert actual.dtype == np.uint8
     np.testing.assert_array_equal(
-        got[:, :, 0], want[y + 50 : y + 50 + height, x + 50 : x + 50 + width]
+        actual[:, :, 0], expected[y + 50 : y + 50 + height, x + 50 : x + 50 + width]
     )
 
 
-def test_later_pastes_hide_and_sums_saturate():
+def test_later_pastes_cover_earlier_ones_and_sums_saturate():
     stamps = [np.full((2, 2), 200, np.uint8), np.array([[0, 100], [100, 0]], np.uint8)]
     pasted = {
         blend: Canvas.from_stamps((3, 3), stamps, [[0, 0], [1, 1]], background=10, blend=blend)
@@ -99,46 +99,46 @@ def test_later_pastes_hide_and_sums_saturate():
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("factor", [2, 4, 8, 64, 512])
 @pytest.mark.parametrize("n", [0, 1, 3, 8, 200])
-def test_coarse_views_are_block_means_whichever_way_they_are_computed(
-    without_dense, blend, factor, n
-):
+def test_coarse_views_are_block_means(force_sparse_rendering, blend, factor, n):
     for seed, ground in ((1, 0), (2, 77), (3, 255)):
         canvas = random_canvas(seed, n=n, blend=blend, ground=ground)
-        want = block_means(painted(canvas), factor, ground)
-        got = render_coarse(canvas, factor, (0, 0), want.shape)
-        assert got.dtype == np.uint8
-        np.testing.assert_array_equal(got[:, :, 0], want)
+        expected = block_means(paint_densely(canvas), factor, ground)
+        actual = render_coarse(canvas, factor, (0, 0), expected.shape)
+        assert actual.dtype == np.uint8
+        np.testing.assert_array_equal(actual[:, :, 0], expected)
 
 
-def test_lonely_stamps_are_summed_and_not_rendered(without_dense, monkeypatch):
+def test_sparse_stamps_are_averaged_without_rendering(force_sparse_rendering, monkeypatch):
     stamps = [np.arange(54, dtype=np.uint8).reshape(6, 9), np.full((4, 9), 200, np.uint8)]
     places = [[3, 5], [100, 9], [60, 200], [190, 290 - 27]]
     canvas = Canvas.from_stamps(
         (200, 290), stamps, places, stamp_ids=[0, 1, 1, 0], scales=[1, 2, 1, 1], background=40
     )
     canvas = replace(canvas, origins=np.asarray(places))
-    want = block_means(painted(canvas), 16, 40)
+    expected = block_means(paint_densely(canvas), 16, 40)
 
     def refuse(*_):
         raise AssertionError("rendered")
 
     monkeypatch.setattr(_coarse, "_dense_means", refuse)
     monkeypatch.setattr(_coarse, "_CELL_PX", 0)
-    np.testing.assert_array_equal(render_coarse(canvas, 16, (0, 0), want.shape)[:, :, 0], want)
+    np.testing.assert_array_equal(
+        render_coarse(canvas, 16, (0, 0), expected.shape)[:, :, 0], expected
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), factor=st.sampled_from([2, 4, 8]))
-def test_a_coarse_region_is_cut_from_the_coarse_whole(seed, factor):
+def test_coarse_regions_match_the_coarse_canvas(seed, factor):
     canvas = random_canvas(seed, n=6, most_scale=2)
-    whole = np.pad(block_means(painted(canvas), factor, 9), 9, constant_values=9)
+    padded = np.pad(block_means(paint_densely(canvas), factor, 9), 9, constant_values=9)
     rng = np.random.default_rng(seed)
     y, x = (int(v) for v in rng.integers(-9, 20, 2))
     for dense in (0, 1 << 22):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_coarse, "_DENSE_PX", dense)
-            got = render_coarse(canvas, factor, (y, x), (8, 17))
-        np.testing.assert_array_equal(got[:, :, 0], whole[y + 9 : y + 17, x + 9 : x + 26])
+            actual = render_coarse(canvas, factor, (y, x), (8, 17))
+        np.testing.assert_array_equal(actual[:, :, 0], padded[y + 9 : y + 17, x + 9 : x + 26])
 
 
 def huge_canvas(n=100_000, side=131_072, seed=0):
@@ -152,7 +152,7 @@ def huge_canvas(n=100_000, side=131_072, seed=0):
     )
 
 
-def test_a_17_gigapixel_image_is_a_small_file_with_a_quick_glimpse(tmp_path):
+def test_a_17_gigapixel_canvas_is_small_and_read_quickly(tmp_path):
     canvas = huge_canvas()
     path = tmp_path / "huge.sparse"
     write_canvas(path, canvas)
@@ -173,8 +173,8 @@ def test_a_17_gigapixel_image_is_a_small_file_with_a_quick_glimpse(tmp_path):
         near = spaced.read(Box(at, (3, 3), Frame.PX, 6))[:, :, 0]
     assert time.perf_counter() - begun < 20
     np.testing.assert_array_equal(patch, render(canvas, (y - 11, x - 11), (50, 50)))
-    whole = render(canvas, (at[0] * 64, at[1] * 64), (192, 192))[:, :, 0]
-    np.testing.assert_array_equal(near, block_means(whole, 64, 0))
+    region = render(canvas, (at[0] * 64, at[1] * 64), (192, 192))[:, :, 0]
+    np.testing.assert_array_equal(near, block_means(region, 64, 0))
     np.testing.assert_array_equal(near, glimpse[at[0] : at[0] + 3, at[1] : at[1] + 3, 0])
 
 
@@ -182,21 +182,21 @@ def test_a_17_gigapixel_image_is_a_small_file_with_a_quick_glimpse(tmp_path):
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-def test_a_canvas_comes_back_as_it_was_written(tmp_path, blend):
+def test_a_canvas_is_read_as_written(tmp_path, blend):
     canvas = random_canvas(5, blend=blend, ground=31)
     path = tmp_path / "anything.at.all"
     write_canvas(path, canvas)
-    again = read_canvas(path)
-    assert (again.shape, again.background, again.blend) == ((230, 310), 31, blend)
+    restored = read_canvas(path)
+    assert (restored.shape, restored.background, restored.blend) == ((230, 310), 31, blend)
     for name in ("origins", "stamp_ids", "scales", "stamp_sizes", "stamp_pixels"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(canvas, name))
+        np.testing.assert_array_equal(getattr(restored, name), getattr(canvas, name))
     first = path.read_bytes()
-    write_canvas(path, again)
+    write_canvas(path, restored)
     assert path.read_bytes() == first
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_an_empty_canvas_is_its_ground(tmp_path):
+def test_an_empty_canvas_shows_its_ground(tmp_path):
     path = tmp_path / "empty.sparse"
     write_canvas(path, Canvas.from_stamps((3000, 5000), [], [], background=200))
     with open_image(path) as image:
@@ -204,21 +204,21 @@ def test_an_empty_canvas_is_its_ground(tmp_path):
         assert (image.read(Box((0, 0), (1500, 2500), Frame.PX, 1)) == 200).all()
 
 
-def test_every_truncation_and_any_addition_is_noticed(tmp_path):
+def test_truncated_and_extended_files_are_refused(tmp_path):
     path = tmp_path / "cut.sparse"
     write_canvas(path, random_canvas(6, n=4))
-    whole = path.read_bytes()
-    for length in [*range(1, 260), *range(260, len(whole), 97), len(whole) - 1]:
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in [*range(1, 260), *range(260, len(content), 97), len(content) - 1]:
+        path.write_bytes(content[:length])
         with pytest.raises(UnreadableImage, match=r"cut\.sparse"):
             read_canvas(path)
-    path.write_bytes(whole + b"\0")
+    path.write_bytes(content + b"\0")
     with pytest.raises(UnreadableImage, match=r"cut\.sparse"):
         read_canvas(path)
 
 
 def with_header(path, **changed):
-    """The same file with other words in its header."""
+    """Write the file again with changed header fields."""
     data = path.read_bytes()
     end = 12 + int.from_bytes(data[8:12], "little")
     known = {**json.loads(data[12:end]), **changed}
@@ -247,7 +247,7 @@ def with_header(path, **changed):
     ],
     ids=str,
 )
-def test_a_header_that_lies_is_an_error_that_names_the_file(tmp_path, changed):
+def test_a_wrong_header_is_an_error_that_names_the_file(tmp_path, changed):
     path = tmp_path / "liar.sparse"
     write_canvas(path, random_canvas(7, n=3))
     path.write_bytes(with_header(path, **changed))
@@ -255,7 +255,7 @@ def test_a_header_that_lies_is_an_error_that_names_the_file(tmp_path, changed):
         read_canvas(path)
 
 
-def test_garbage_where_the_header_should_be_is_an_error(tmp_path):
+def test_a_garbled_header_is_an_error(tmp_path):
     path = tmp_path / "odd.sparse"
     for header in (b"[]", b"{}", b"nul", b'"a"', b"[" * 900, b"\xff\xfe{}"):
         path.write_bytes(b"\x89SPARSE\n" + len(header).to_bytes(4, "little") + header)
@@ -265,24 +265,24 @@ def test_garbage_where_the_header_should_be_is_an_error(tmp_path):
         read_canvas(tmp_path / "absent.sparse")
 
 
-def test_random_damage_is_noticed_or_harmless(tmp_path):
+def test_random_damage_is_an_error_or_harmless(tmp_path):
     path = tmp_path / "hit.sparse"
     write_canvas(path, random_canvas(8, n=20))
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    seen = {"error": 0, "fine": 0}
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    counts = {"error": 0, "fine": 0}
     for _ in range(300):
-        data = bytearray(whole)
-        for place in rng.integers(8, len(whole), 2):
+        data = bytearray(content)
+        for place in rng.integers(8, len(content), 2):
             data[place] = rng.integers(256)
         path.write_bytes(data)
         try:
             canvas = read_canvas(path)
         except UnreadableImage:
-            seen["error"] += 1
+            counts["error"] += 1
             continue
-        seen["fine"] += 1
+        counts["fine"] += 1
         assert render(canvas, (0, 0), (60, 60)).shape == (60, 60, 1)
-    assert min(seen.values()) > 10
+    assert min(counts.values()) > 10
 
 
 @pytest.mark.parametrize(
@@ -303,13 +303,13 @@ def test_random_damage_is_noticed_or_harmless(tmp_path):
         ({"shape": (0, 5)}, "shape"),
     ],
 )
-def test_a_canvas_that_contradicts_itself_cannot_be_made(changed, reason):
+def test_an_inconsistent_canvas_is_refused(changed, reason):
     good = Canvas.from_stamps((230, 295), [np.ones((4, 4), np.uint8)] * 2, [[0, 0], [226, 291]])
     with pytest.raises(OptionError, match=reason):
         replace(good, **changed)
 
 
-def test_the_reader_counts_what_it_renders(tmp_path):
+def test_the_reader_counts_rendered_pixels(tmp_path):
     path = tmp_path / "count.sparse"
     write_canvas(path, random_canvas(9, shape=(5000, 4100)))
     with open_image(path) as image:

@@ -1,4 +1,4 @@
-"""Canvases as methods see them: their foreground, and patches at the places that a file states."""
+"""Loading of canvases: their foreground, and patches at the places that a file states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foveate.errors import UnreadableImage
 from foveate.table import Case
 
 CORNERS = ((16, 16), (16, 200), (150, 96))
-"""Of the three stamps of 16 pixels on a canvas of 256."""
+"""Corners of the three stamps of 16 pixels on a canvas of 256."""
 
 
 @pytest.fixture
@@ -32,14 +32,12 @@ def canvas(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loader() -> Iterator[CanvasLoader]:
-    found = CanvasLoader(View(1.0, 16, 8.0, unit="px"))
-    yield found
-    found.close()
+    canvas_loader = CanvasLoader(View(1.0, 16, 8.0, unit="px"))
+    yield canvas_loader
+    canvas_loader.close()
 
 
-def test_on_a_sparse_canvas_foreground_is_what_differs_from_the_ground(
-    canvas: Path, loader: CanvasLoader
-) -> None:
+def test_pixels_unlike_the_ground_are_foreground(canvas: Path, loader: CanvasLoader) -> None:
     item = loader.load(Case("a", "a", canvas))
     assert (item.image.kind, item.image.unit) == ("picture", "px")
     # The filter looks half a pixel beyond each pixel of the glimpse, so a ring may be touched.
@@ -50,15 +48,13 @@ def test_on_a_sparse_canvas_foreground_is_what_differs_from_the_ground(
     assert type(item) is LoadedImage, "no places are stated"
 
 
-def test_a_canvas_with_nothing_on_it_is_foreground_everywhere(
-    tmp_path: Path, loader: CanvasLoader
-) -> None:
+def test_an_empty_canvas_is_foreground_everywhere(tmp_path: Path, loader: CanvasLoader) -> None:
     path = tmp_path / "bare.sparse"
     write_canvas(path, Canvas.from_stamps((64, 64), [], []))
     assert (loader.load(Case("b", "b", path)).contrast == 255).all()
 
 
-def test_methods_that_scan_look_at_the_places_of_the_case(
+def test_scanning_methods_use_the_places_of_the_case(
     canvas: Path, loader: CanvasLoader, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     places = np.asarray(CORNERS) + 8.0
@@ -82,7 +78,7 @@ def test_methods_that_scan_look_at_the_places_of_the_case(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (np.zeros((0, 2)), r"\(0, 2\), expected \(n, 2\)"),
         (np.zeros((4, 3)), r"\(4, 3\), expected \(n, 2\)"),
@@ -97,16 +93,16 @@ def test_methods_that_scan_look_at_the_places_of_the_case(
         (None, "not a .npy file"),
     ],
 )
-def test_places_that_cannot_be_used_are_named(
-    content: Any, said: str, canvas: Path, loader: CanvasLoader, tmp_path: Path
+def test_unusable_places_are_refused_by_name(
+    content: Any, message: str, canvas: Path, loader: CanvasLoader, tmp_path: Path
 ) -> None:
     path = tmp_path / "places.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
         np.save(path, content, allow_pickle=True)
-    with pytest.raises(UnreadableImage, match=said) as caught:
+    with pytest.raises(UnreadableImage, match=message) as caught:
         loader.load(PlacedCase("a", "a", canvas, places=path))
     assert str(path) in str(caught.value)
-    ((found,),) = loader.ahead([[PlacedCase("a", "a", canvas, places=path)]])
-    assert isinstance(found, UnreadableImage), "and sets aside this image alone"
+    ((loaded,),) = loader.ahead([[PlacedCase("a", "a", canvas, places=path)]])
+    assert isinstance(loaded, UnreadableImage), "and sets aside this image alone"

@@ -1,4 +1,4 @@
-"""Patches move to what they show: every object whole, in one patch; looks of `glimpse`."""
+"""Patches move onto the objects they show, so that one patch contains each object whole."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from foveate.batch import Batch, Patches, View, run_by_shape
 from foveate.encoders import build_encoder
 from foveate.nn.heads import Head
 from foveate.table import Case
+from helpers.batches import load_batch
 
 VIEW = View(1.0, 32, 8.0, unit="px")
 HEADS = (Head("which", 3, True, "sum"), Head("present", 2, False, "max"))
@@ -33,7 +34,7 @@ def loader() -> Iterator[CanvasLoader]:
 
 
 def squares(folder: Path) -> tuple[Case, NDArray[np.int64]]:
-    """Squares of 20 px, far apart, each at another place of the lattice of 32 px."""
+    """Write squares of 20 px far apart, at different positions within the lattice of 32 px."""
     at = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
     origins = 128 * at + 8 * np.stack([at.sum(1) % 4, at[:, 1]], -1) + 40
     canvas = Canvas(
@@ -48,42 +49,34 @@ def squares(folder: Path) -> tuple[Case, NDArray[np.int64]]:
     return Case("a", "a", folder / "squares.sparse"), origins
 
 
-def looked_at(batch: Batch, *, centring: int, training: bool) -> Patches:
+def collect_patches(batch: Batch, *, centring: int, training: bool) -> Patches:
     torch.manual_seed(0)
     encoder = build_encoder("small", {"width": 8, "dim": 16})
     method = CentredIps(encoder=encoder, heads=HEADS, centring=centring)
     return method.bag.cover(batch, training=training)[0]
 
 
-def times_whole(patches: Patches, origins: NDArray[np.int64]) -> NDArray[np.int64]:
-    """In how many patches each square lies whole."""
+def count_patches_with_whole_square(
+    patches: Patches, origins: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Count, for each square, the patches that contain it whole."""
     begin = patches.origin_um[:, None]
     inside = (begin <= origins) & (origins + STAMP <= begin + VIEW.patch_px)
     count: NDArray[np.int64] = inside.all(-1).sum(0)
     return count
 
 
-def batch_of(case: Case, loader: CanvasLoader) -> Batch:
-    return Batch(
-        [loader.load(case)],
-        view=VIEW,
-        normalise=((0.5,) * 3, (0.25,) * 3),
-        device=torch.device("cpu"),
-        pool=loader.crops,
-    )
-
-
 @pytest.mark.parametrize("training", [False, True])
-def test_every_object_is_whole_in_one_patch(
+def test_every_object_lies_whole_in_one_patch(
     tmp_path: Path, loader: CanvasLoader, training: bool
 ) -> None:
     case, origins = squares(tmp_path)
-    batch = batch_of(case, loader)
-    cut = looked_at(batch, centring=0, training=training)
-    assert (times_whole(cut, origins) == 0).any()
-    moved = looked_at(batch, centring=3, training=training)
+    batch = load_batch([case], loader, loader.crops)
+    cut = collect_patches(batch, centring=0, training=training)
+    assert (count_patches_with_whole_square(cut, origins) == 0).any()
+    moved = collect_patches(batch, centring=3, training=training)
     assert len(moved) == len(origins)
-    assert (times_whole(moved, origins) == 1).all()
+    assert (count_patches_with_whole_square(moved, origins) == 1).all()
 
 
 def glimpse(**options: int | bool) -> CentredGlimpse:
@@ -92,44 +85,46 @@ def glimpse(**options: int | bool) -> CentredGlimpse:
     return CentredGlimpse(encoder=encoder, heads=HEADS, **options).train()
 
 
-def looks(
+def choose_with_centring(
     method: CentredGlimpse, batch: Batch
 ) -> tuple[Patches, torch.Tensor, torch.Tensor, Patches]:
-    """Patches looked at, the drawn cells, what shows them, and patches at these very cells."""
+    """Return the chosen patches, the drawn cells, their patches, and patches without centring."""
     with torch.no_grad():
         field = method.attend(batch, run_by_shape(method.encoder.maps, batch.glimpses()))
-        seen = method.choice(batch, field, training=method.training)
+        chosen = method.choice(batch, field, training=method.training)
         return (
-            seen.patches[0],
-            seen.index[0],
-            seen.shows[0],
-            field.patches(batch, seen.index, jitter=False)[0],
+            chosen.patches[0],
+            chosen.index[0],
+            chosen.shows[0],
+            field.patches(batch, chosen.index, jitter=False)[0],
         )
 
 
 @pytest.mark.parametrize("patches", [1, 5])
-def test_the_strongest_are_looked_at_in_training_whatever_is_drawn(
+def test_training_always_includes_the_strongest_cells(
     tmp_path: Path, loader: CanvasLoader, patches: int
 ) -> None:
     case, origins = squares(tmp_path)
-    batch = batch_of(case, loader)
-    given = {"patches": patches, "centring": 3, "jitter": False}
-    drawn, *_ = looks(glimpse(**given), batch)
-    alone = times_whole(drawn, origins) > 0
+    batch = load_batch([case], loader, loader.crops)
+    options = {"patches": patches, "centring": 3, "jitter": False}
+    drawn, *_ = choose_with_centring(glimpse(**options), batch)
+    alone = count_patches_with_whole_square(drawn, origins) > 0
     assert 0 < alone.sum() <= patches < len(origins)
-    every, _, shows, _ = looks(glimpse(**given, strongest=16), batch_of(case, loader))
-    assert (times_whole(every, origins) == 1).all()
-    assert ((times_whole(every[shows.numpy()], origins) > 0) == alone).all()
+    every, _, shows, _ = choose_with_centring(
+        glimpse(**options, strongest=16), load_batch([case], loader, loader.crops)
+    )
+    assert (count_patches_with_whole_square(every, origins) == 1).all()
+    assert ((count_patches_with_whole_square(every[shows.numpy()], origins) > 0) == alone).all()
 
 
 @pytest.mark.parametrize("strongest", [0, 3, 40])
-def test_drawn_cells_are_estimated_from_what_shows_them(
+def test_drawn_cells_use_the_patches_that_show_them(
     tmp_path: Path, loader: CanvasLoader, strongest: int
 ) -> None:
     case, _ = squares(tmp_path)
-    batch = batch_of(case, loader)
+    batch = load_batch([case], loader, loader.crops)
     method = glimpse(patches=12, strongest=strongest, jitter=False, centring=0)
-    every, index, shows, cells = looks(method, batch)
+    every, index, shows, cells = choose_with_centring(method, batch)
     assert len(index.unique()) == 12
     assert len(every) == (12 if not strongest else len({tuple(o) for o in every.origin_um}))
     away = np.abs(every.origin_um[shows.numpy()] - cells.origin_um).max(1)
@@ -146,7 +141,7 @@ def test_a_box_moves_onto_the_object_in_it() -> None:
     np.testing.assert_allclose(moved, [[12, 22], [12, 22], [31.5, 51.5], [5, 5]])
 
 
-def test_one_step_is_the_centre_of_mass() -> None:
+def test_one_step_moves_to_the_centre_of_mass() -> None:
     values = np.random.default_rng(2).random((20, 20))
     (moved,) = shift_to_mass(values, np.asarray([[9.0, 11.0]]), side=6.0, steps=1)
     part = values[6:12, 8:14]

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: rows, repeating, resuming, and what a user gets wrong.
+"""``python -m benchmarks``: rows, repeating, resuming, and user mistakes.
 
 The four tasks are run on MNIST itself; the rest needs no file from elsewhere.
 """
@@ -20,13 +20,14 @@ from benchmarks.__main__ import _RECIPES
 from benchmarks.canvas.loading import CanvasLoader
 from benchmarks.mnist import BENCHMARKS, run
 from benchmarks.mnist.idx import FILES
-from conftest import Ended
 from foveate.batch import View
 from foveate.runs.folder import read_json, read_rows
 from foveate.table import Case
 from foveate.training.loop import Trainer
+from helpers.commands import Completed, assert_refused
+from helpers.files import encode_idx
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 
 SMALL = (
     *("--train-images", "12", "--test-images", "4", "--epochs", "1"),
@@ -42,33 +43,28 @@ COLUMNS = {
     *("encoder", "encoder_options", "spacing"),
 }
 CLOCKED = ("test_seconds", "train_minutes", "reading_share", "peak_memory_mib")
-"""Columns that no two runs share."""
+"""Columns of timings, which differ between runs."""
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made-up digits in the four files of MNIST."""
+    """Write random digits in the four files of MNIST."""
     folder, rng = tmp_path_factory.mktemp("digits"), np.random.default_rng(0)
     for images, labels, n in ((FILES[0], FILES[1], 60), (FILES[2], FILES[3], 40)):
         pixels = np.zeros((n, 28, 28), np.uint8)
         pixels[:, 4:24, 4:24] = rng.integers(0, 256, (n, 20, 20))
-        (folder / images).write_bytes(idx(pixels))
-        (folder / labels).write_bytes(idx((np.arange(n) % 10).astype(np.uint8)))
+        (folder / images).write_bytes(encode_idx(pixels))
+        (folder / labels).write_bytes(encode_idx((np.arange(n) % 10).astype(np.uint8)))
     return folder
 
 
-def idx(array: Any) -> bytes:
-    sides = b"".join(int(n).to_bytes(4, "big") for n in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sides + bytes(array.tobytes())
+def assert_ok(result: Completed) -> Completed:
+    assert result.returncode == 0, result.stderr
+    return result
 
 
-def done(ended: Ended) -> Ended:
-    assert ended.returncode == 0, ended.stderr
-    return ended
-
-
-def same(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what a clock says."""
+def without_timings(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without its timings."""
     return {key: value for key, value in row.items() if key not in CLOCKED}
 
 
@@ -80,7 +76,7 @@ def same(row: dict[str, Any]) -> dict[str, Any]:
     [
         (
             ("megapixel-mnist", "--side", "200", "--noise", "3", "--method", "downsampled"),
-            ("test_majority", "test_max", "test_top", "test_multi"),
+            ("test_majority", "test_max_pooling_matches_the_loop", "test_top", "test_multi"),
             40**2,
         ),
         (("ultra-mnist", "--method", "downsampled"), ("test_sum",), 128**2),
@@ -97,7 +93,7 @@ def same(row: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_every_task_ends_in_rows_that_a_reader_can_use(
+def test_every_task_writes_its_rows(
     words: tuple[str, ...],
     scores: tuple[str, ...],
     asked_px: int,
@@ -108,7 +104,7 @@ def test_every_task_ends_in_rows_that_a_reader_can_use(
     mnist, out = shared_data / "mnist", tmp_path / "out"
     if not mnist.is_dir():
         pytest.skip(f"MNIST is not here: {mnist}")
-    ended = done(bench(*words, "--mnist", mnist, "--out", out, *SMALL))
+    result = assert_ok(bench(*words, "--mnist", mnist, "--out", out, *SMALL))
     rows = read_rows(out / "results.csv")
     seeds = ["0", "1"] if "--seeds" in words else ["0"]
     assert [row["seed"] for row in rows] == seeds
@@ -128,8 +124,8 @@ def test_every_task_ends_in_rows_that_a_reader_can_use(
         side = {"ultra-mnist": 512}.get(words[0], 0) or int(words[words.index("--side") + 1])
         assert float(row["read_fraction"]) == pytest.approx(asked_px / side**2, abs=1e-4)
         assert row["uses_layout"] == ("True" if "glimpse" in words else "")
-        assert f"{words[0]} {row['method']} seed {row['seed']}: {scores[0]} " in ended.stdout
-    assert str(out / "results.csv") in ended.stdout
+        assert f"{words[0]} {row['method']} seed {row['seed']}: {scores[0]} " in result.stdout
+    assert str(out / "results.csv") in result.stdout
     canvases = [p.read_bytes() for p in sorted(out.glob("canvases/*/train/00000.sparse"))]
     assert len(set(canvases)) == len(seeds), "every seed has canvases of its own"
 
@@ -137,11 +133,11 @@ def test_every_task_ends_in_rows_that_a_reader_can_use(
 # -- repeating and going on ------------------------------------------------------------------------
 
 
-def test_the_same_command_again_keeps_the_rows_and_trains_nothing(
+def test_repeating_a_command_keeps_rows_without_training(
     digits: Path, tmp_path: Path, bench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (*NEEDLE, "--mnist", digits, "--out", tmp_path, *FEW)
-    done(bench(*words))
+    assert_ok(bench(*words))
     table = (tmp_path / "results.csv").read_bytes()
     fits = []
     fit = Trainer.fit
@@ -151,23 +147,23 @@ def test_the_same_command_again_keeps_the_rows_and_trains_nothing(
         return fit(self, *parts)
 
     monkeypatch.setattr(Trainer, "fit", watched)
-    done(bench(*words))
+    assert_ok(bench(*words))
     assert (tmp_path / "results.csv").read_bytes() == table
     assert fits == []
 
-    done(bench(*words, "--seeds", "0,2", "--train-images", "12"))
+    assert_ok(bench(*words, "--seeds", "0,2", "--train-images", "12"))
     assert fits == [2], "one more seed is one more row"
     assert [row["seed"] for row in read_rows(tmp_path / "results.csv")] == ["0", "2"]
-    done(bench(*words, "--method.dropout", "0.2"))
+    assert_ok(bench(*words, "--method.dropout", "0.2"))
     assert fits == [2, 0], "other options are another row"
 
 
-def test_a_run_that_was_stopped_goes_on_and_ends_as_an_undisturbed_one(
+def test_a_stopped_run_resumes_to_the_same_result(
     digits: Path, tmp_path: Path, bench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    undisturbed, cut = tmp_path / "whole", tmp_path / "cut"
     words = (*NEEDLE, "--mnist", digits, *FEW, "--epochs", "3", "--probe-minutes", "0")
-    done(bench(*words, "--out", whole))
+    assert_ok(bench(*words, "--out", undisturbed))
 
     look = run._Probe.after_epoch
 
@@ -178,31 +174,31 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_an_undisturbed_one(
 
     with monkeypatch.context() as patched:
         patched.setattr(run._Probe, "after_epoch", stopped)
-        ended = bench(*words, "--out", cut)
-    assert ended.returncode == 130
-    assert "The same command continues" in ended.stderr
+        result = bench(*words, "--out", cut)
+    assert result.returncode == 130
+    assert "The same command continues" in result.stderr
     assert not (cut / "results.csv").exists()
 
-    done(bench(*words, "--out", cut))
-    (row,), (want,) = read_rows(cut / "results.csv"), read_rows(whole / "results.csv")
+    assert_ok(bench(*words, "--out", cut))
+    (row,), (expected,) = read_rows(cut / "results.csv"), read_rows(undisturbed / "results.csv")
     assert row["epochs"] == "3"
-    # What was probed after the first epoch is remembered, not probed anew after the second.
+    # The probe after the first epoch is stored and not repeated after the second.
     assert float(row.pop("probe_minutes")) >= 0
-    want.pop("probe_minutes")
-    want.pop("probe_test_seconds")
+    expected.pop("probe_minutes")
+    expected.pop("probe_test_seconds")
     assert "probe_test_auroc" in row
     probed = read_json(next(cut.glob("runs/*/probe.json")))
     assert probed["probe_test_seconds"] == float(row.pop("probe_test_seconds"))
-    # Glimpses that the first process held are read again.
-    assert int(row.pop("asked_px_per_image")) > int(want.pop("asked_px_per_image"))
-    assert same(row) == same(want)
+    # The resumed process reads the glimpses again.
+    assert int(row.pop("asked_px_per_image")) > int(expected.pop("asked_px_per_image"))
+    assert without_timings(row) == without_timings(expected)
 
 
-def test_a_row_that_was_lost_after_training_is_scored_anew_without_training(
+def test_a_lost_row_is_scored_again_without_training(
     digits: Path, tmp_path: Path, bench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (*NEEDLE, "--mnist", digits, "--out", tmp_path, *FEW)
-    done(bench(*words))
+    assert_ok(bench(*words))
     (before,) = read_rows(tmp_path / "results.csv")
     (row,) = tmp_path.glob("runs/*/row.json")
     checkpoint = row.parent / "checkpoints" / "latest.safetensors"
@@ -214,33 +210,31 @@ def test_a_row_that_was_lost_after_training_is_scored_anew_without_training(
         raise AssertionError("it is trained again")
 
     monkeypatch.setattr(Trainer, "_train_epoch", trains)
-    done(bench(*words))
+    assert_ok(bench(*words))
     (after,) = read_rows(tmp_path / "results.csv")
-    assert same(after) == same(before)
+    assert without_timings(after) == without_timings(before)
     assert [after[k] for k in ("train_minutes", "peak_memory_mib")] == [
         before[k] for k in ("train_minutes", "peak_memory_mib")
     ], "what training took is remembered"
     assert checkpoint.stat().st_mtime_ns == written
 
 
-def test_the_peak_of_a_row_is_not_that_of_the_rows_before(
-    digits: Path, tmp_path: Path, bench: Command
-) -> None:
+def test_peak_memory_is_measured_per_row(digits: Path, tmp_path: Path, bench: Command) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system cannot forget a peak")
     heavy = np.ones(1 << 26)  # half a gigabyte, gone when the row begins
     del heavy
-    done(bench(*NEEDLE, "--mnist", digits, "--out", tmp_path, "--method", "downsampled"))
+    assert_ok(bench(*NEEDLE, "--mnist", digits, "--out", tmp_path, "--method", "downsampled"))
     (row,) = read_rows(tmp_path / "results.csv")
-    held = psutil.Process().memory_info().rss / 2**20
-    assert float(row["peak_memory_mib"]) < held + 256
+    used_mib = psutil.Process().memory_info().rss / 2**20
+    assert float(row["peak_memory_mib"]) < used_mib + 256
 
 
 # -- what a user gets wrong ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "parts"),
     [
         (("--seeds", "0;1"), ("--seeds: got '0;1'", "whole numbers such as 0,1,2")),
         (("--seeds", ""), ("--seeds: got ''", "whole numbers")),
@@ -264,74 +258,67 @@ def test_the_peak_of_a_row_is_not_that_of_the_rows_before(
         ),
     ],
 )
-def test_mistakes_are_told_in_a_line_before_anything_is_written(
+def test_mistakes_are_refused_before_anything_is_written(
     words: tuple[str, ...],
-    told: tuple[str, ...],
+    parts: tuple[str, ...],
     digits: Path,
     tmp_path: Path,
     bench: Command,
 ) -> None:
     out = tmp_path / "out"
     begin = tuple(w for w in NEEDLE if words[0] != "--side" or w not in ("--side", "64"))
-    ended = bench(*begin, "--mnist", digits, "--out", out, *words)
-    assert_told(ended, *told)
+    result = bench(*begin, "--mnist", digits, "--out", out, *words)
+    assert_refused(result, *parts)
     assert not list(out.glob("runs/*"))
     assert not list(out.glob("canvases/*"))
 
 
-def assert_told(ended: Ended, *parts: str) -> None:
-    assert ended.returncode == 1, ended.stderr
-    lines = ended.stderr.strip().splitlines()
-    assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
-    assert "Traceback" not in ended.stderr
-    for part in parts:
-        assert part in lines[-1], lines[-1]
-
-
-def test_folders_that_will_not_do_are_named(digits: Path, tmp_path: Path, bench: Command) -> None:
+def test_unusable_folders_are_refused_by_name(digits: Path, tmp_path: Path, bench: Command) -> None:
     nowhere, out = tmp_path / "nowhere", tmp_path / "out"
-    assert_told(bench(*NEEDLE, "--mnist", nowhere, "--out", out), str(nowhere), "https://")
-    assert_told(bench(*NEEDLE, "--mnist", digits), "missing option '--out'")
+    assert_refused(bench(*NEEDLE, "--mnist", nowhere, "--out", out), str(nowhere), "https://")
+    assert_refused(bench(*NEEDLE, "--mnist", digits), "missing option '--out'")
 
     torn = tmp_path / "torn"
     shutil.copytree(digits, torn)
     (torn / FILES[2]).write_bytes((torn / FILES[2]).read_bytes()[:-5])
-    assert_told(bench(*NEEDLE, "--mnist", torn, "--out", out), FILES[2], "less than")
+    assert_refused(bench(*NEEDLE, "--mnist", torn, "--out", out), FILES[2], "less than")
 
     taken = tmp_path / "taken"
     taken.write_text("a file")
-    assert_told(bench(*NEEDLE, "--mnist", digits, "--out", taken), str(taken))
+    assert_refused(bench(*NEEDLE, "--mnist", digits, "--out", taken), str(taken))
 
     words = (*NEEDLE, "--mnist", digits, "--out", out, "--method", "downsampled")
-    done(bench(*words))
-    ended = bench(*words, "--test-images", "6")
-    assert_told(ended, "n_test 4 (wanted: 6)", "name another folder or delete it")
-    assert_told(bench("needel-mnist"), "no such command", "needle-mnist")
+    assert_ok(bench(*words))
+    result = bench(*words, "--test-images", "6")
+    assert_refused(result, "n_test 4 (wanted: 6)", "name another folder or delete it")
+    assert_refused(bench("needel-mnist"), "no such command", "needle-mnist")
 
 
 # -- help ------------------------------------------------------------------------------------------
 
 
-def test_help_lists_the_options_of_each_benchmark_and_its_defaults(bench: Command) -> None:
+def test_help_lists_options_and_defaults(bench: Command) -> None:
     assert set(_RECIPES) == set(BENCHMARKS)
-    told = done(bench("--help")).stdout
-    assert done(bench()).stdout == told
-    assert "\\b" not in told
-    assert "\n    python -m benchmarks memory --out out/memory" in told, "examples keep their lines"
+    listing = assert_ok(bench("--help")).stdout
+    assert assert_ok(bench()).stdout == listing
+    assert "\\b" not in listing
+    assert "\n    python -m benchmarks memory --out out/memory" in listing, (
+        "examples keep their lines"
+    )
     every = {key for benchmark in BENCHMARKS.values() for key in benchmark.recipe}
     for name, benchmark in BENCHMARKS.items():
-        assert f"  {name}  " in told
-        said = " ".join(done(bench(name, "--help")).stdout.split())
-        assert "\\b" not in said
+        assert f"  {name}  " in listing
+        help_text = " ".join(assert_ok(bench(name, "--help")).stdout.split())
+        assert "\\b" not in help_text
         for key, default in benchmark.recipe.items():
-            assert f" --{key} " in said
-            own = said.split(f" --{key} ")[1]
-            shown = "[default: " if default is None else f"[default: {default}]"
-            assert own.index(shown) < own.index(" --method "), key
+            assert f" --{key} " in help_text
+            described = help_text.split(f" --{key} ")[1]
+            default_text = "[default: " if default is None else f"[default: {default}]"
+            assert described.index(default_text) < described.index(" --method "), key
         for key in every - set(benchmark.recipe):
-            assert f" --{key} " not in said
-        assert f"validation included. [default: {benchmark.n_train}]" in said
-        assert f"Canvases to test on. [default: {benchmark.n_test}]" in said
+            assert f" --{key} " not in help_text
+        assert f"validation included. [default: {benchmark.n_train}]" in help_text
+        assert f"Canvases to test on. [default: {benchmark.n_test}]" in help_text
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -353,12 +340,12 @@ MEMORY = ("memory", "--patch-px", "32", "--width", "8")
 """The command with small patches and a small encoder."""
 
 
-def test_memory_has_a_row_for_every_side_and_number_kept(
+def test_memory_writes_a_row_per_side_and_patch_number(
     tmp_path: Path, bench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (*MEMORY, "--out", tmp_path, "--method", "ips", "--encoder.dim", "16")
     environment = dict(os.environ)
-    ended = done(bench(*words, "--sides", "256", "--kept", "16,4", "--batch-size", "2"))
+    result = assert_ok(bench(*words, "--sides", "256", "--kept", "16,4", "--batch-size", "2"))
     assert dict(os.environ) == environment
     rows = read_rows(tmp_path / "results.csv")
     assert [(row["side"], row["kept"]) for row in rows] == [("256", "4"), ("256", "16")]
@@ -372,40 +359,40 @@ def test_memory_has_a_row_for_every_side_and_number_kept(
         assert low <= float(row["asked_fraction"]) * 256**2 <= high
         assert 0 < float(row["step_mib"]) < float(row["rss_peak_mib"])
         assert 0 <= float(row["seconds_reading"]) < float(row["seconds"]) < 60
-        assert f"kept {row['kept']}:" in ended.stdout
+        assert f"kept {row['kept']}:" in result.stdout
 
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     def measured(*words: Any, **__: Any) -> None:
-        asked.append(words)
+        requested.append(words)
         raise AssertionError("it is measured again")
 
-    monkeypatch.setattr("benchmarks.memory.measured_apart", measured)
+    monkeypatch.setattr("benchmarks.memory.measure_in_process", measured)
     table = (tmp_path / "results.csv").read_bytes()
-    done(bench(*words, "--sides", "256", "--kept", "16,4", "--batch-size", "2"))
+    assert_ok(bench(*words, "--sides", "256", "--kept", "16,4", "--batch-size", "2"))
     assert (tmp_path / "results.csv").read_bytes() == table
-    assert not asked
+    assert not requested
     for changed in (("--patch-px", "64"), ("--width", "4"), ("--batch-size", "1")):
         again = (*words, "--sides", "256", "--kept", "16", "--batch-size", "2", *changed)
-        before = len(asked)
+        before = len(requested)
         assert bench(*again).returncode != 0
-        assert len(asked) == before + 1
+        assert len(requested) == before + 1
 
 
-def test_a_process_that_dies_is_said_to_have(tmp_path: Path, bench: Command) -> None:
+def test_the_death_of_a_process_is_reported(tmp_path: Path, bench: Command) -> None:
     part = tmp_path / "parts" / "methods" / "hungry.py"
     part.parent.mkdir(parents=True)
     part.write_text(HUNGRY, encoding="utf-8")
     words = (*MEMORY, "--out", tmp_path / "out", "--method", "hungry", "--sides", "64")
     begun = time.monotonic()
-    ended = bench(*words, "--plugins", tmp_path / "parts")
-    assert_told(ended, "side 64", "killed", "want of memory", "--batch-size")
+    result = bench(*words, "--plugins", tmp_path / "parts")
+    assert_refused(result, "side 64", "killed", "want of memory", "--batch-size")
     assert time.monotonic() - begun < 60
     assert not list((tmp_path / "out").glob("runs/*/row.json"))
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "parts"),
     [
         (("--sides", "4k"), ("--sides: got '4k'", "whole numbers")),
         (("--sides", "16"), ("--sides: got 16", "32 (one patch)")),
@@ -418,14 +405,14 @@ def test_a_process_that_dies_is_said_to_have(tmp_path: Path, bench: Command) -> 
         (("--encoder.widht", "4"), ("no option 'encoder.widht'", "'width'")),
     ],
 )
-def test_what_memory_cannot_measure_is_told(
-    words: tuple[str, ...], told: tuple[str, ...], tmp_path: Path, bench: Command
+def test_memory_refuses_impossible_measurements(
+    words: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path, bench: Command
 ) -> None:
-    assert_told(bench(*MEMORY, "--out", tmp_path / "out", *words), *told)
+    assert_refused(bench(*MEMORY, "--out", tmp_path / "out", *words), *parts)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_crowded_canvas_has_something_in_every_cell(tmp_path: Path) -> None:
+def test_a_crowded_canvas_fills_every_cell(tmp_path: Path) -> None:
     from benchmarks.canvas import read_canvas, render
     from benchmarks.memory import crowded_canvas
 

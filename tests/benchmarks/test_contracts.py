@@ -1,4 +1,4 @@
-"""What the contract asks of an image, asked of a canvas; of methods, of those of the benchmarks."""
+"""The reader contract holds for canvases, and the method contract for the benchmark methods."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks.canvas import Canvas, write_canvas
-from conftest import one_thread
 from contracts import test_readers
 from foveate.images.image import AbstractImage
 from foveate.readers import open_image
+from helpers.commands import one_thread_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 globals().update(
@@ -38,24 +38,24 @@ def image(tmp_path: Path) -> Iterator[AbstractImage]:
 
 
 @pytest.mark.parametrize("method", ["centred_glimpse", "centred_ips"])
-def test_the_methods_keep_the_contract(method: str) -> None:
+def test_benchmark_methods_pass_the_contract_tests(method: str) -> None:
     words = ("tests/contracts/test_methods.py", "--plugins", "benchmarks", "-k", method)
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *words],
         cwd=ROOT,
-        env=one_thread(),
+        env=one_thread_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert int(re.findall(r"(\d+) passed", ended.stdout)[0]) >= 5
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(re.findall(r"(\d+) passed", result.stdout)[0]) >= 5
 
 
-def test_the_parts_find_their_shared_files_from_any_folder(tmp_path: Path) -> None:
+def test_plugins_find_shared_modules_from_any_folder(tmp_path: Path) -> None:
     words = ("-m", "foveate", "methods", "--plugins", str(ROOT / "benchmarks"))
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stderr
-    assert {"centred_glimpse", "centred_ips"} <= set(ended.stdout.split())
+    assert result.returncode == 0, result.stderr
+    assert {"centred_glimpse", "centred_ips"} <= set(result.stdout.split())

@@ -12,7 +12,7 @@ import pytest
 FUZZ = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
 
 
-def fuzzed(*words: str) -> subprocess.CompletedProcess[str]:
+def run_fuzz(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(FUZZ), *words], capture_output=True, text=True, check=False
     )
@@ -23,20 +23,18 @@ def fuzzed(*words: str) -> subprocess.CompletedProcess[str]:
     ("kind", "n", "least_read"),
     [("images", 600, 100), ("tables", 300, 50), ("configs", 300, 10), ("models", 100, 5)],
 )
-def test_no_mutation_ends_otherwise_than_well_or_as_a_clear_refusal(
-    kind: str, n: int, least_read: int
-) -> None:
-    ended = fuzzed("--inputs", str(n), "--seed", "11", "--kinds", kind)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (\w+)", ended.stdout)}
+def test_mutated_inputs_succeed_or_are_refused_clearly(kind: str, n: int, least_read: int) -> None:
+    result = run_fuzz("--inputs", str(n), "--seed", "11", "--kinds", kind)
+    assert result.returncode == 0, result.stdout + result.stderr
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (\w+)", result.stdout)}
     assert counts["read"] >= least_read
     assert counts["refused"] >= least_read
     assert counts["read"] + counts["refused"] == n
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_a_reader_that_raises_kills_or_hangs_is_found(tmp_path: Path) -> None:
-    """The fuzz itself: a plug-in that misbehaves on a word in its file is told, input by input."""
+def test_the_fuzz_detects_a_reader_that_raises_dies_or_hangs(tmp_path: Path) -> None:
+    """A plug-in that misbehaves on a word in its file is reported for each such input."""
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "bad.odd").write_bytes(b"ODD" + bytes(100))
     (tmp_path / "plug" / "readers").mkdir(parents=True)
@@ -50,13 +48,13 @@ def test_a_reader_that_raises_kills_or_hangs_is_found(tmp_path: Path) -> None:
         f"{str(tmp_path / 'seeds')!r}]; "
         "sys.exit(fuzz.main())"
     )
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "foreign: " in ended.stdout
-    assert "signal: " in ended.stdout
-    assert "SIGABRT" in ended.stdout
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "foreign: " in result.stdout
+    assert "signal: " in result.stdout
+    assert "SIGABRT" in result.stdout
 
 
 ODD = '''

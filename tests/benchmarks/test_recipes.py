@@ -1,4 +1,4 @@
-"""The benchmark recipes: what the table says holds in the pixels, and the pools never mix."""
+"""The benchmark recipes: tables match the pixels, and the digit pools never mix."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from benchmarks.mnist.base import Mnist, Pool
 from benchmarks.mnist.idx import FILES, load_mnist, read_idx
 from foveate.errors import ImageNotFound, OptionError, UnreadableImage
 from foveate.readers import open_image
+from helpers.files import encode_idx
 
 MNIST = Path(__file__).resolve().parents[2] / "../shared/data/mnist"
 
 
 def made_pool(n, seed, parity):
-    """Digits that no two rows share, of odd grey values in one pool and of even ones in the other.
+    """Return distinct digits with odd grey values in one pool and even ones in the other.
 
     The margin is black, as MNIST's is.
     """
@@ -39,23 +40,23 @@ def mnist():
     return Mnist(*made_pool(300, 0, 1), *made_pool(200, 1, 0))
 
 
-def rows_of(table):
+def read_table(table):
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def truths(table):
-    """Per row of the table: the rows of the pool, and the boxes of the digits."""
-    with np.load(table.with_name("digits.npz"), allow_pickle=False) as found:
-        ends = np.cumsum(found["counts"])
-        sources, boxes = np.split(found["sources"], ends), np.split(found["boxes_px0"], ends)
-    assert len(ends) == len(rows_of(table))
+    """Return for each row of the table the pool rows and the boxes of its digits."""
+    with np.load(table.with_name("digits.npz"), allow_pickle=False) as arrays:
+        ends = np.cumsum(arrays["counts"])
+        sources, boxes = np.split(arrays["sources"], ends), np.split(arrays["boxes_px0"], ends)
+    assert len(ends) == len(read_table(table))
     return list(zip(sources[:-1], boxes[:-1], strict=True))
 
 
 def cases(table, mnist):
-    """Per canvas: its row, the canvas, the digits' images and labels, and their boxes."""
-    for row, (sources, boxes) in zip(rows_of(table), truths(table), strict=True):
+    """Yield for each canvas its row, the canvas, and the digits' images, labels and boxes."""
+    for row, (sources, boxes) in zip(read_table(table), truths(table), strict=True):
         train = row["split"] == "train"
         images = mnist.train_images if train else mnist.test_images
         labels = mnist.train_labels if train else mnist.test_labels
@@ -87,8 +88,8 @@ def written(tmp_path_factory, mnist):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_table_lists_every_canvas_once_and_they_all_open(written, name):
-    rows = rows_of(written[name])
+def test_every_canvas_is_listed_once_and_opens(written, name):
+    rows = read_table(written[name])
     assert [row["split"] for row in rows] == ["train"] * 14 + ["test"] * 6
     files = sorted(p.relative_to(written[name].parent) for p in written[name].parent.rglob("*.sp*"))
     assert sorted(Path(row["path"]) for row in rows) == files
@@ -100,7 +101,7 @@ def test_the_table_lists_every_canvas_once_and_they_all_open(written, name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_digits_come_from_the_pool_of_their_split(written, mnist, name):
-    """Seen in the pixels: a stamp is the picture it is said to be, and of the right parity."""
+    """Each stamp has the pixels of its digit and the parity of its pool."""
     noise = 0 if name not in ("ips", "ats") else 20
     for row, canvas, images, _, boxes in cases(written[name], mnist):
         parity = row["split"] == "train"
@@ -120,16 +121,16 @@ def test_digits_come_from_the_pool_of_their_split(written, mnist, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_another_seed_is_another_data_set_and_the_same_seed_is_the_same(
-    tmp_path, written, mnist, name
-):
-    again = RECIPES[name](tmp_path / "again", mnist, **NUMBERS)
+def test_the_seed_determines_the_data_set(tmp_path, written, mnist, name):
+    repeated = RECIPES[name](tmp_path / "again", mnist, **NUMBERS)
     other = RECIPES[name](tmp_path / "other", mnist, **{**NUMBERS, "seed": 4})
-    files = sorted(p.relative_to(again.parent) for p in again.parent.rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(repeated.parent) for p in repeated.parent.rglob("*") if p.is_file()
+    )
     for file in files:
-        assert (again.parent / file).read_bytes() == (written[name].parent / file).read_bytes()
-    first = rows_of(again)[0]["path"]
-    assert (again.parent / first).read_bytes() != (other.parent / first).read_bytes()
+        assert (repeated.parent / file).read_bytes() == (written[name].parent / file).read_bytes()
+    first = read_table(repeated)[0]["path"]
+    assert (repeated.parent / first).read_bytes() != (other.parent / first).read_bytes()
 
 
 # -- each recipe ----------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def crop(canvas, y, x, side=28):
     return render(canvas, (int(y), int(x)), (side, side))[:, :, 0]
 
 
-def apart(boxes):
+def do_not_overlap(boxes):
     """Whether no two boxes share a pixel."""
     return all(
         y + h <= b or b + g <= y or x + w <= a or a + v <= x
@@ -148,12 +149,12 @@ def apart(boxes):
 
 
 @pytest.mark.parametrize("name", ["ips", "ats", "ats_small"])
-def test_megapixel_labels_follow_from_the_digits_in_the_picture(written, mnist, name):
+def test_megapixel_labels_match_the_digits_in_the_picture(written, mnist, name):
     for row, canvas, images, digits, boxes in cases(written[name], mnist):
         values, counts = np.unique(digits, return_counts=True)
         assert counts.max() == 3
         assert int(row["majority"]) == values[counts.argmax()]
-        assert apart(boxes)
+        assert do_not_overlap(boxes)
         if name == "ips":
             assert int(row["max"]) == digits.max()
             assert int(row["top"]) == digits[boxes[:, 0].argmin()]
@@ -164,7 +165,7 @@ def test_megapixel_labels_follow_from_the_digits_in_the_picture(written, mnist, 
             assert list(row) == ["path", "split", "majority"]
 
 
-def test_noise_damages_digits_in_the_one_variant_and_none_in_the_other(mnist):
+def test_noise_covers_digits_in_one_variant_only(mnist):
     pool = mnist.pool("train")
     share = {}
     for variant in ("ips", "ats"):
@@ -184,7 +185,7 @@ def test_noise_damages_digits_in_the_one_variant_and_none_in_the_other(mnist):
     assert 0.05 < share["ats"] < 0.085
 
 
-def test_noise_is_strokes_of_bright_lines_and_lies_inside():
+def test_noise_consists_of_bright_strokes_inside_the_picture():
     patterns = megapixel_mnist._patterns(np.random.default_rng(0), 400)
     assert patterns.shape == (400, 28, 28)
     lit = patterns > 0
@@ -207,19 +208,19 @@ def test_noise_is_strokes_of_bright_lines_and_lies_inside():
 
 
 @pytest.mark.parametrize(("name", "most"), [("ultra", 27), ("ultra_512", 9)])
-def test_ultra_labels_are_sums_of_digits_apart(written, mnist, name, most):
+def test_ultra_labels_are_sums_of_non_overlapping_digits(written, mnist, name, most):
     seen = []
     for row, canvas, _, digits, boxes in cases(written[name], mnist):
         assert 3 <= len(digits) <= 5
         assert int(row["label"]) == digits.sum() <= most
-        assert apart(boxes)
+        assert do_not_overlap(boxes)
         assert canvas.blend == "add"
         assert canvas.scales.max() <= {27: 75, 9: 9}[most]
         seen.append(int(row["label"]))
     assert max(np.bincount(seen[:14])) <= -(-14 // (most + 1))
 
 
-def test_factors_have_the_shape_of_a_v_and_half_of_the_smallest_are_halved():
+def test_size_factors_follow_the_published_distribution():
     rng = np.random.default_rng(0)
     sides = np.array([ultra_mnist._squares(rng, 1, 4000, 75)[0][2] for _ in range(20_000)])
     halved = (sides == 14).sum() / ((sides == 14) | (sides == 28)).sum()
@@ -234,17 +235,17 @@ def test_factors_have_the_shape_of_a_v_and_half_of_the_smallest_are_halved():
     assert counts[0] > 10 * counts[37]
 
 
-def test_every_set_of_digits_with_a_sum_is_known_once():
+def test_digit_sets_with_a_sum_are_listed_once():
     slow = {tuple(sorted(d)) for n in (3, 4, 5) for d in np.ndindex(*(10,) * n) if sum(d) == 5}
     assert set(ultra_mnist._sets(5)) == slow
     assert len(ultra_mnist._sets(5)) == len(slow)
     assert ultra_mnist._sets(0) == ((0,) * 3, (0,) * 4, (0,) * 5)
 
 
-def test_needles_are_threes_each_used_twice_and_sums_saturate(written, mnist):
+def test_needles_are_threes_used_twice_and_sums_saturate(written, mnist):
     for split in ("train", "test"):
         used = []
-        rows = rows_of(written["needle"])
+        rows = read_table(written["needle"])
         for row, (sources, _) in zip(rows, truths(written["needle"]), strict=True):
             if row["split"] != split:
                 continue
@@ -263,13 +264,13 @@ def test_a_needle_canvas_is_the_saturated_sum_of_whole_pictures(mnist):
     pool = mnist.pool("train")
     corners = np.random.default_rng(0).integers(0, 100 - 27, (60, 2))
     sources = np.random.default_rng(1).integers(0, len(pool.labels), 60)
-    want = np.zeros((100, 100), int)
+    expected = np.zeros((100, 100), int)
     for (y, x), source in zip(corners, sources, strict=True):
-        want[y : y + 28, x : x + 28] += pool.images[source]
-    assert (want > 255).any()
+        expected[y : y + 28, x : x + 28] += pool.images[source]
+    assert (expected > 255).any()
     canvas = needle_mnist._added(pool.images, sources, corners, 100)
     np.testing.assert_array_equal(
-        render(canvas, (0, 0), (100, 100))[:, :, 0], np.minimum(want, 255)
+        render(canvas, (0, 0), (100, 100))[:, :, 0], np.minimum(expected, 255)
     )
 
 
@@ -278,13 +279,13 @@ def auc(positive, negative):
     return float(((positive > negative) + 0.5 * (positive == negative)).mean())
 
 
-def test_bags_of_task_a_are_positive_when_they_hold_a_nine(written, mnist):
+def test_task_a_bags_are_positive_if_they_contain_a_nine(written, mnist):
     for row, _, _, digits, _ in cases(written["bag_a"], mnist):
         assert len(digits) == 50
         assert (digits == 9).sum() == (row["label"] == "positive")
 
 
-def test_bags_of_task_b_differ_in_layout_alone(mnist):
+def test_task_b_bags_differ_in_layout_alone(mnist):
     drawn = list(
         spatial_bag._draw(mnist.pool("train"), 400, np.random.default_rng(0), task="B", side=4096)
     )
@@ -312,8 +313,8 @@ def test_bags_of_task_b_differ_in_layout_alone(mnist):
     assert np.mean(index["positive"]) == pytest.approx(24.5, abs=1.5)
 
 
-def clump(places):
-    """Of 50 places ``(50, 2)`` in the unit square: those within 0.1 of the densest, by distance."""
+def densest_group(places):
+    """Return the places within 0.1 of the densest one, by distance, for places ``(50, 2)``."""
     away = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))
     densest = (away < 0.1).sum(1).argmax()
     order = away[densest].argsort()
@@ -321,30 +322,30 @@ def clump(places):
 
 
 def drawn_bags(mnist, n, task):
-    """Places in the unit square and digits, by label."""
-    found = {"positive": [], "negative": []}
+    """Draw bags of places in the unit square and digits, by label."""
+    bags = {"positive": [], "negative": []}
     rng = np.random.default_rng(0)
     for example in spatial_bag._draw(mnist.pool("train"), n, rng, task=task, side=4096):
         places, digits = example.places_px0 / 4096, mnist.train_labels[example.sources]
-        found[example.labels["label"]].append((places, digits))
-    assert len(found["positive"]) == len(found["negative"]) == n // 2
-    return found["positive"], found["negative"]
+        bags[example.labels["label"]].append((places, digits))
+    assert len(bags["positive"]) == len(bags["negative"]) == n // 2
+    return bags["positive"], bags["negative"]
 
 
-def test_in_bags_of_task_b_places_alone_tell_much_and_in_those_of_task_c_nothing(mnist):
-    told = {}
+def test_places_predict_the_label_in_task_b_and_not_in_task_c(mnist):
+    areas = {}
     for task, n in (("B", 300), ("C", 1200)):
         bags = drawn_bags(mnist, n, task)
         for name, statistic in (
-            ("most within a tenth", lambda p: len(clump(p))),
+            ("most within a tenth", lambda p: len(densest_group(p))),
             ("nearest neighbour", lambda p: -_nearest(p).mean()),
             ("fifth nearest at the densest", lambda p: -_nearest(p, 5).min()),
             ("spread of all", lambda p: p.std()),
         ):
-            told[task, name] = auc(*([statistic(places) for places, _ in half] for half in bags))
-    assert told["B", "most within a tenth"] > 0.75
-    assert told["B", "fifth nearest at the densest"] > 0.75
-    for (task, name), value in told.items():
+            areas[task, name] = auc(*([statistic(places) for places, _ in half] for half in bags))
+    assert areas["B", "most within a tenth"] > 0.75
+    assert areas["B", "fifth nearest at the densest"] > 0.75
+    for (task, name), value in areas.items():
         if task == "C":
             assert value == pytest.approx(0.5, abs=0.05), name
 
@@ -354,7 +355,7 @@ def _nearest(places, k=1):
     return np.sort(away, 1)[:, k]
 
 
-def test_in_bags_of_task_c_only_which_digits_lie_together_decides(mnist):
+def test_task_c_labels_depend_on_which_digits_lie_together(mnist):
     bags = drawn_bags(mnist, 300, "C")
     spread, share, first = [], [], []
     for half in bags:
@@ -362,7 +363,7 @@ def test_in_bags_of_task_c_only_which_digits_lie_together_decides(mnist):
             assert np.bincount(digits, minlength=10).tolist() == [9, 1] * 5
         odd = [(places[digits % 2 == 1], digits) for places, digits in half]
         spread.append([np.mean([np.hypot(*(p - q)) for p, q in _pairs(o)]) for o, _ in odd])
-        share.append([(digits[clump(places)] % 2).mean() for places, digits in half])
+        share.append([(digits[densest_group(places)] % 2).mean() for places, digits in half])
         first.append([np.flatnonzero(digits % 2).mean() for _, digits in half])
     assert auc(spread[1], spread[0]) >= 0.999
     assert np.mean(spread[0]) == pytest.approx(0.05 * np.pi**0.5, rel=0.05)
@@ -371,10 +372,10 @@ def test_in_bags_of_task_c_only_which_digits_lie_together_decides(mnist):
     assert auc(*first) == pytest.approx(0.5, abs=0.09), "the order of the list says nothing"
 
 
-def test_in_a_negative_bag_of_task_c_one_of_each_even_digit_is_in_the_clump(mnist):
-    """Read from the draw itself, before the order is mixed: the first five lie close together."""
+def test_negative_task_c_groups_contain_each_even_digit(mnist):
+    """Without shuffling, the first five digits of the draw lie close together."""
 
-    class Unmixed:
+    class UnshuffledGenerator:
         def __init__(self):
             self.own = np.random.default_rng(1)
 
@@ -385,7 +386,9 @@ def test_in_a_negative_bag_of_task_c_one_of_each_even_digit_is_in_the_clump(mnis
             return np.arange(x) if isinstance(x, int) else x
 
     kinds = {}
-    for example in spatial_bag._draw(mnist.pool("train"), 20, Unmixed(), task="C", side=4096):
+    for example in spatial_bag._draw(
+        mnist.pool("train"), 20, UnshuffledGenerator(), task="C", side=4096
+    ):
         places = example.places_px0[:5] / 4096
         assert max(np.hypot(*(p - q)) for p, q in _pairs(places)) < 0.5
         digits = sorted(mnist.train_labels[example.sources[:5]].tolist())
@@ -415,7 +418,7 @@ def small(folder, mnist, **changed):
     return megapixel_mnist.write(folder, mnist, **options)
 
 
-def test_a_finished_folder_is_reused_and_a_damaged_one_mended(tmp_path, mnist):
+def test_a_finished_folder_is_reused_and_a_damaged_one_repaired(tmp_path, mnist):
     table = small(tmp_path / "set", mnist)
     files = {p: p.read_bytes() for p in table.parent.rglob("*") if p.is_file()}
     times = {p: p.stat().st_mtime_ns for p in files}
@@ -427,7 +430,7 @@ def test_a_finished_folder_is_reused_and_a_damaged_one_mended(tmp_path, mnist):
         assert {p: p.read_bytes() for p in table.parent.rglob("*") if p.is_file()} == files
 
 
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, mnist, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_files(tmp_path, mnist, monkeypatch):
     table = small(tmp_path / "whole", mnist)
     calls = itertools.count()
 
@@ -442,9 +445,9 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, mnist, monke
         small(tmp_path / "cut", mnist)
     assert not (tmp_path / "cut" / "labels.csv").exists()
     monkeypatch.undo()
-    again = small(tmp_path / "cut", mnist)
+    mended = small(tmp_path / "cut", mnist)
     for file in (p for p in table.parent.rglob("*") if p.is_file()):
-        other = again.parent / file.relative_to(table.parent)
+        other = mended.parent / file.relative_to(table.parent)
         assert other.read_bytes() == file.read_bytes()
 
 
@@ -452,13 +455,13 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, mnist, monke
     ("changed", "named"),
     [({"seed": 1}, "seed"), ({"variant": "ats"}, "variant"), ({"n_test": 3}, "n_test")],
 )
-def test_other_settings_are_refused_and_named(tmp_path, mnist, changed, named):
+def test_changed_settings_are_refused_by_name(tmp_path, mnist, changed, named):
     small(tmp_path / "set", mnist)
     with pytest.raises(OptionError, match=named):
         small(tmp_path / "set", mnist, **changed)
 
 
-def test_other_digits_and_other_recipes_and_foreign_folders_are_refused(tmp_path, mnist):
+def test_folders_of_other_data_are_refused(tmp_path, mnist):
     small(tmp_path / "set", mnist)
     images = mnist.train_images.copy()
     images[0, 0, 0] ^= 1
@@ -478,7 +481,7 @@ def test_other_digits_and_other_recipes_and_foreign_folders_are_refused(tmp_path
         small(mine, mnist)
 
 
-def test_settings_are_noted_whole(written):
+def test_all_settings_are_stored(written):
     noted = json.loads(written["ips"].with_name("recipe.json").read_text())
     assert noted.pop("mnist")
     assert noted == {
@@ -507,18 +510,18 @@ def test_settings_are_noted_whole(written):
         lambda f, m: spatial_bag.write(f, m, n_train=4, n_test=2, side=100),
     ],
 )
-def test_values_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, mnist, call):
+def test_impossible_values_are_refused_before_writing(tmp_path, mnist, call):
     with pytest.raises(OptionError):
         call(tmp_path / "set", mnist)
     assert not (tmp_path / "set").exists()
 
 
-def test_one_split_alone_can_be_written(tmp_path, mnist):
-    rows = rows_of(small(tmp_path / "set", mnist, n_train=0))
+def test_a_single_split_can_be_written(tmp_path, mnist):
+    rows = read_table(small(tmp_path / "set", mnist, n_train=0))
     assert [row["split"] for row in rows] == ["test"] * 2
 
 
-def test_a_canvas_without_room_is_an_error_and_no_endless_loop():
+def test_a_canvas_too_small_for_its_digits_is_an_error():
     with pytest.raises(OptionError, match="room"):
         base.place([(0, 0, 28)], lambda: (5, 5, 28), 100)
     with pytest.raises(OptionError, match="room"):
@@ -529,30 +532,25 @@ def test_a_canvas_without_room_is_an_error_and_no_endless_loop():
 # -- MNIST's own files -----------------------------------------------------------------------------
 
 
-def idx(array):
-    sides = b"".join(int(n).to_bytes(4, "big") for n in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sides + array.tobytes()
-
-
 def put_mnist(folder, mnist, *, packed):
     folder.mkdir()
     arrays = (mnist.train_images, mnist.train_labels, mnist.test_images, mnist.test_labels)
     for i, (name, array) in enumerate(zip(FILES, arrays, strict=True)):
-        data = idx(array)
+        data = encode_idx(array)
         as_gzip = i in packed
         path = folder / (f"{name}.gz" if as_gzip else name)
         path.write_bytes(gzip.compress(data) if as_gzip else data)
 
 
-def test_idx_files_are_read_plain_or_packed(tmp_path, mnist):
+def test_idx_files_are_read_with_and_without_gzip(tmp_path, mnist):
     put_mnist(tmp_path / "set", mnist, packed=(0, 3))
-    found = load_mnist(tmp_path / "set")
+    loaded = load_mnist(tmp_path / "set")
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(mnist, name))
-    assert found.digest == mnist.digest
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(mnist, name))
+    assert loaded.digest == mnist.digest
 
 
-def test_a_missing_file_is_named_with_all_that_are_expected(tmp_path, mnist):
+def test_a_missing_file_error_lists_the_expected_files(tmp_path, mnist):
     put_mnist(tmp_path / "set", mnist, packed=())
     (tmp_path / "set" / FILES[2]).unlink()
     with pytest.raises(ImageNotFound) as caught:
@@ -577,15 +575,15 @@ def test_a_missing_file_is_named_with_all_that_are_expected(tmp_path, mnist):
 )
 def test_a_damaged_idx_file_is_an_error_that_names_it(tmp_path, packed, damage):
     path = tmp_path / "damaged"
-    data = damage(idx(np.zeros((3, 28, 28), np.uint8)))
+    data = damage(encode_idx(np.zeros((3, 28, 28), np.uint8)))
     path.write_bytes(gzip.compress(data) if packed else data)
     with pytest.raises(UnreadableImage, match="damaged"):
         read_idx(path)
 
 
-def test_a_packed_file_that_is_cut_short_is_an_error(tmp_path):
+def test_a_truncated_gzip_file_is_an_error(tmp_path):
     path = tmp_path / "short.gz"
-    path.write_bytes(gzip.compress(idx(np.arange(100, dtype=np.uint8)))[:-9])
+    path.write_bytes(gzip.compress(encode_idx(np.arange(100, dtype=np.uint8)))[:-9])
     with pytest.raises(UnreadableImage, match=r"short\.gz"):
         read_idx(path)
     with pytest.raises(ImageNotFound):
@@ -614,7 +612,7 @@ def test_a_pool_needs_every_digit():
         Pool(images[labels != 4], labels[labels != 4])
 
 
-def test_mnist_itself(tmp_path):
+def test_the_real_mnist_files(tmp_path):
     if not MNIST.is_dir():
         pytest.skip(f"MNIST is not here: {MNIST}")
     mnist = load_mnist(MNIST)

@@ -1,4 +1,4 @@
-"""The traps of `benchmarks/traps.py` stand where the sources are now."""
+"""The edits of `benchmarks/traps.py` match the present sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_each_edit_finds_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_edit_matches_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     import traps
 
@@ -20,4 +20,4 @@ def test_each_edit_finds_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     known = traps.known_traps()
     assert len(known) > 30
     for trap in known:
-        assert traps.edited(tmp_path, trap)
+        assert traps.edited_files(tmp_path, trap)

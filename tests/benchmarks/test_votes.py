@@ -1,4 +1,4 @@
-"""Votes: what patches say on their own, in the answer of `centred_glimpse`."""
+"""Votes of single patches in the prediction of `centred_glimpse`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADS = (
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> None:
+def test_counts_and_multilabel_outputs_average_votes_and_pooled_logits(training: bool) -> None:
     heads = (
         Head("grade", 3, True, "none"),
         Head("most", 2, True, "sum"),
@@ -39,25 +39,28 @@ def test_counts_and_several_findings_are_the_mean_of_both(training: bool) -> Non
     voted = Voted(heads).train(training)
     with torch.no_grad():
         voted.log_trust.copy_(torch.tensor([2.0, 3.0]).log() / 10)
-    said, pooled = torch.randn(4, 13, requires_grad=True), torch.randn(4, 13, requires_grad=True)
-    answer, beside = voted(said, pooled)
+    opinions, pooled = (
+        torch.randn(4, 13, requires_grad=True),
+        torch.randn(4, 13, requires_grad=True),
+    )
+    answer, beside = voted(opinions, pooled)
     count, several = (1.0, 0.0) if training else (0.5, 0.5)
     share = torch.tensor([0.0] * 3 + [2 * count] * 2 + [several] * 2 + [3 * count] + [0.0] * 5)
     rest = torch.tensor([1.0] * 3 + [1 - count] * 2 + [1 - several] * 2 + [1 - count] + [1.0] * 5)
-    torch.testing.assert_close(answer, said * share + pooled * rest)
+    torch.testing.assert_close(answer, opinions * share + pooled * rest)
     torch.testing.assert_close(beside, pooled)
     # Beside the answer only what is pooled for counts learns.
-    learnt = torch.autograd.grad(beside.square().sum(), (said, pooled), allow_unused=True)
+    learnt = torch.autograd.grad(beside.square().sum(), (opinions, pooled), allow_unused=True)
     assert learnt[0] is None
     counted = torch.tensor([False] * 3 + [True] * 2 + [False] * 2 + [True] + [False] * 5)
     assert torch.equal(learnt[1] != 0, counted.expand(4, -1))
-    assert Voted(heads[:1])(said[:, :3], pooled[:, :3])[1] is None
+    assert Voted(heads[:1])(opinions[:, :3], pooled[:, :3])[1] is None
     assert Voted(heads[:1]).log_trust is None
 
 
 @pytest.mark.parametrize("instance", [0.0, 1.0])
-def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -> None:
-    """Where the pooled vectors say 5 to everything: counts and findings are half of each."""
+def test_patch_votes_enter_the_prediction(instance: float, tiny_cohort: Path) -> None:
+    """With pooled logits of 5 everywhere, outputs are the mean of votes and pooled logits."""
     torch.manual_seed(0)
     method = CentredGlimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
     for head in method.related.pool.heads:
@@ -69,14 +72,14 @@ def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -
     assert isinstance(method.voted.log_trust, nn.Parameter)
     nn.init.constant_(method.voted.log_trust, math.log(2.0) / 10)
     alone: list[Tensor] = []
-    method.head_instance.register_forward_hook(lambda _, __, found: alone.append(found))
+    method.head_instance.register_forward_hook(lambda _, __, prediction: alone.append(prediction))
     loader = CaseLoader(VIEW)
     try:
         items = [loader.load(case) for case in read_cases(tiny_cohort).cases[:2]]
         device, normalise = torch.device("cpu"), ((0.5,) * 3, (0.25,) * 3)
         batch = Batch(items, view=VIEW, normalise=normalise, device=device, pool=loader.crops)
         with torch.inference_mode():
-            found = method.eval()(batch)
+            prediction = method.eval()(batch)
     finally:
         loader.close()
     expected = torch.full((2, 7), 5.0)
@@ -84,4 +87,4 @@ def test_what_patches_say_is_in_the_answer(instance: float, tiny_cohort: Path) -
         assert alone[0].abs().min() > 1e-3
         expected[:, :2] = (5.0 + 2.0 * alone[0][:, :2]) / 2
         expected[:, 5:] = (5.0 + alone[0][:, 5:]) / 2
-    torch.testing.assert_close(found.logits, expected)
+    torch.testing.assert_close(prediction.logits, expected)

@@ -55,14 +55,14 @@ def maps_of(encoder: AbstractEncoder, x: Tensor) -> list[Tensor]:
 
 def cell_centres(encoder: AbstractEncoder, i: int, n: int) -> Tensor:
     """Centres of the n cells of map i along an axis, in pixels."""
-    return encoder.map_centres[i] + encoder.strides[i] * torch.arange(n)
+    return encoder.map_centres_px[i] + encoder.strides[i] * torch.arange(n)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_maps_features_and_vector_have_the_sizes_stated(name: str) -> None:
     encoder = build(name)
     x = image(encoder, 45, 31, 18, n=2)
-    assert len(encoder.strides) == len(encoder.map_dims) == len(encoder.map_centres)
+    assert len(encoder.strides) == len(encoder.map_dims) == len(encoder.map_centres_px)
     assert list(encoder.strides) == sorted(encoder.strides)
     with torch.no_grad():
         maps = encoder.maps(x)
@@ -102,7 +102,7 @@ def test_cells_lie_where_the_encoder_says(name: str) -> None:
             at = centres[cells]
             off.append(float(at.min() + at.max()) / 2 - (middle + phase + 0.5))
         allowed = (0.51 if name in BY_RESPONSE else 0.05) * encoder.strides[i]
-        assert abs(sum(off) / len(off)) <= allowed, (i, encoder.map_centres[i])
+        assert abs(sum(off) / len(off)) <= allowed, (i, encoder.map_centres_px[i])
         checked += 1
     assert checked
 
@@ -151,7 +151,7 @@ def test_copies_and_pickles(
     with torch.no_grad():
         assert torch.equal(copied(encoder)(x), encoder(x))
     again = copied(encoder)
-    assert (again.strides, again.map_centres) == (encoder.strides, encoder.map_centres)
+    assert (again.strides, again.map_centres_px) == (encoder.strides, encoder.map_centres_px)
     assert [len(tier) for tier in again.tiers()] == [len(tier) for tier in encoder.tiers()]
 
 

@@ -1,4 +1,4 @@
-"""What every export promises, asked of every export that is found."""
+"""The contract that every export keeps; exports are found in the package, not listed."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def export(request: pytest.FixtureRequest) -> AbstractExport:
 
 def evidence(n: int, *, k: int = 2, remainder: float = 0.25) -> Evidence:
     rng = np.random.default_rng(n)
-    each = rng.random((n, k))
+    weights = rng.random((n, k))
     return Evidence(
         rng.random((n, 2)) * 64,
         np.full((n, 2), 32.0),
-        each.sum(1) / max(each.sum(), 1e-12),
+        weights.sum(1) / max(weights.sum(), 1e-12),
         extent_um=np.array([96.0, 96.0]),
-        by_output=each,
+        by_output=weights,
         remainder=remainder,
     )
 
 
 @pytest.mark.parametrize("n", [0, 1, 9])
-def test_it_renders_whatever_the_evidence(export: AbstractExport, n: int, tmp_path: Path) -> None:
+def test_an_export_renders_any_evidence(export: AbstractExport, n: int, tmp_path: Path) -> None:
     about = About("x <b>", "label a\npredicted b", {"label": "a", "predicted": "b"})
     with open_image(picture(tmp_path / "in.png", 1)) as image:
         content = export.render(RespacedImage(image, (1.0, 1.0), unit="px"), evidence(n), about)
@@ -45,7 +45,7 @@ def test_it_renders_whatever_the_evidence(export: AbstractExport, n: int, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["in.png"], "nothing is written beside it"
 
 
-def test_names_and_suffixes_are_their_own() -> None:
+def test_names_and_suffixes_are_unique() -> None:
     assert set(DEFAULT) <= set(EXPORTS)
     suffixes = [export.suffix for export in build_exports(EXPORTS).values()]
     assert len(set(suffixes)) == len(suffixes)
@@ -55,22 +55,22 @@ def test_names_and_suffixes_are_their_own() -> None:
 # -- evidence --------------------------------------------------------------------------------------
 
 
-def test_all_of_evidence_is_stored(tmp_path: Path) -> None:
-    given = evidence(5)
-    given.save(tmp_path / "e.npz")
-    found = Evidence.load(tmp_path / "e.npz")
+def test_every_field_of_evidence_is_stored(tmp_path: Path) -> None:
+    original = evidence(5)
+    original.save(tmp_path / "e.npz")
+    loaded = Evidence.load(tmp_path / "e.npz")
     for name in ("origin_um", "size_um", "weight", "extent_um", "by_output"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(given, name))
-    assert found.remainder == 0.25
-    bare = Evidence(given.origin_um, given.size_um, given.weight)
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(original, name))
+    assert loaded.remainder == 0.25
+    bare = Evidence(original.origin_um, original.size_um, original.weight)
     bare.save(tmp_path / "bare.npz")
     assert Evidence.load(tmp_path / "bare.npz").by_output is None
-    some = given.pick(given.weight > np.median(given.weight))
+    some = original.pick(original.weight > np.median(original.weight))
     assert len(some) == len(some.by_output) == 2
-    assert (some.remainder, some.extent_um is given.extent_um) == (0.25, True)
+    assert (some.remainder, some.extent_um is original.extent_um) == (0.25, True)
 
 
-def test_the_mean_of_models_keeps_what_all_of_them_have() -> None:
+def test_mean_evidence_keeps_fields_that_all_models_have() -> None:
     one, other = evidence(4), evidence(3, remainder=0.75)
     both = mean_evidence([one, other])
     assert both.remainder == pytest.approx(0.5)
@@ -90,6 +90,6 @@ def test_the_mean_of_models_keeps_what_all_of_them_have() -> None:
         {"remainder": float("nan")},
     ],
 )
-def test_evidence_that_contradicts_itself_is_refused(changed: dict[str, object]) -> None:
+def test_inconsistent_evidence_is_refused(changed: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"expected|rows of weights|in an image"):
         Evidence(np.zeros((2, 2)), np.ones((2, 2)), np.ones(2), **changed)  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""What every method promises, asked of every method that is found."""
+"""The contract that every method keeps; methods are found in the package, not listed."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from foveate.parts import names
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, load_model, save_model
 from foveate.table import Case, read_cases
+from helpers.batches import load_batch
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
 METHODS = names("methods")
@@ -39,23 +40,6 @@ def cases(tiny_cohort: Path) -> list[Case]:
     return list(read_cases(tiny_cohort).cases)[:3]
 
 
-@pytest.fixture(scope="module")
-def loader() -> Iterator[CaseLoader]:
-    loader = CaseLoader(VIEW)
-    yield loader
-    loader.close()
-
-
-def batch_of(cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor) -> Batch:
-    return Batch(
-        [loader.load(case) for case in cases],
-        view=VIEW,
-        normalise=((0.5,) * 3, (0.25,) * 3),
-        device=torch.device("cpu"),
-        pool=pool,
-    )
-
-
 def evaluate(model: Model, batch: Batch) -> Prediction:
     model.method.eval()
     with torch.inference_mode():
@@ -63,10 +47,10 @@ def evaluate(model: Model, batch: Batch) -> Prediction:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_shapes_and_evidence(
+def test_predictions_have_the_documented_shapes_and_evidence(
     name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
 ) -> None:
-    batch = batch_of(cases, loader, pool)
+    batch = load_batch(cases, loader, pool)
     prediction = evaluate(build(name), batch)
     assert prediction.logits.shape == (3, 1)
     assert len(prediction.evidence) == 3
@@ -87,11 +71,11 @@ def test_evaluation_is_deterministic_and_independent_of_the_batch(
     name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
 ) -> None:
     model = build(name)
-    together = evaluate(model, batch_of(cases, loader, pool))
-    again = evaluate(model, batch_of(cases, loader, pool))
+    together = evaluate(model, load_batch(cases, loader, pool))
+    again = evaluate(model, load_batch(cases, loader, pool))
     assert torch.equal(together.logits, again.logits)
     for i, case in enumerate(cases):
-        alone = evaluate(model, batch_of([case], loader, pool))
+        alone = evaluate(model, load_batch([case], loader, pool))
         torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-4, rtol=1e-4)
 
 
@@ -101,7 +85,7 @@ def test_training_step_reaches_the_encoder(
 ) -> None:
     model = build(name)
     model.method.train()
-    prediction = model.method(batch_of(cases, loader, pool))
+    prediction = model.method(load_batch(cases, loader, pool))
     loss = model.task.loss(prediction.logits, torch.tensor([0, 1, 1]))
     (loss + sum(penalties(prediction).values())).backward()
     gradients = [p.grad for p in model.method.encoder.parameters() if p.requires_grad]
@@ -112,17 +96,17 @@ def test_training_step_reaches_the_encoder(
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize("name", METHODS)
-def test_copies_and_pickles_with_its_weights(
+def test_a_method_can_be_copied_and_pickled(
     name: str,
     copied: Callable[[AbstractMethod], AbstractMethod],
     cases: list[Case],
     loader: CaseLoader,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Before and after forward passes: what they keep beside the weights is left behind."""
+    """Copies and pickles hold the weights only, before and after forward passes."""
     model = build(name)
     fresh = copied(model.method)
-    batch = batch_of(cases, loader, pool)
+    batch = load_batch(cases, loader, pool)
     batch.on_progress = lambda _: None
     expected = evaluate(model, batch).logits
     used = copied(model.method)
@@ -136,15 +120,15 @@ def test_copies_and_pickles_with_its_weights(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_further_losses_are_tensors_that_wrappers_can_walk(
+def test_wrappers_find_the_tensors_of_further_losses(
     name: str, cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
 ) -> None:
-    """Lightning walks into what a module returns; DDP looks for every tensor with a gradient."""
-    model, seen = build(name), list[torch.Tensor]()
-    prediction = model.method.train()(batch_of(cases, loader, pool))
+    """Lightning and DDP search a module's result for tensors with a gradient."""
+    model, tensors = build(name), list[torch.Tensor]()
+    prediction = model.method.train()(load_batch(cases, loader, pool))
 
     def walk(x: torch.Tensor) -> torch.Tensor:
-        seen.extend([x] if x.requires_grad else [])
+        tensors.extend([x] if x.requires_grad else [])
         return x
 
     walked = apply_to_collection(prediction, torch.Tensor, walk)
@@ -153,11 +137,11 @@ def test_further_losses_are_tensors_that_wrappers_can_walk(
     for loss in walked.further.values():
         value = loss(judge)
         assert value.shape == ()
-        reached = torch.autograd.grad(value, seen, allow_unused=True, retain_graph=True)
+        reached = torch.autograd.grad(value, tensors, allow_unused=True, retain_graph=True)
         assert any(gradient is not None for gradient in reached)
     assert not prediction.evidence
-    shown = evaluate(model, batch_of(cases, loader, pool))
-    assert apply_to_collection(shown, torch.Tensor, walk).evidence is shown.evidence
+    evaluated = evaluate(model, load_batch(cases, loader, pool))
+    assert apply_to_collection(evaluated, torch.Tensor, walk).evidence is evaluated.evidence
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -166,11 +150,11 @@ def test_a_seed_replays_a_training_step(
 ) -> None:
     model = build(name)
     model.method.train()
-    found = []
+    logits = []
     for _ in range(2):
         torch.manual_seed(3)
-        found.append(model.method(batch_of(cases, loader, pool)).logits)
-    assert torch.equal(found[0], found[1])
+        logits.append(model.method(load_batch(cases, loader, pool)).logits)
+    assert torch.equal(logits[0], logits[1])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -180,6 +164,6 @@ def test_saved_and_loaded_predicts_the_same(
     model = build(name)
     save_model(tmp_path, model.card, model.method.state_dict())
     again = load_model(tmp_path)
-    batch = batch_of(cases, loader, pool)
+    batch = load_batch(cases, loader, pool)
     assert again.card == model.card
     assert torch.equal(evaluate(again, batch).logits, evaluate(model, batch).logits)

@@ -1,4 +1,4 @@
-"""What every reader promises, over every sample file that it recognises.
+"""The contract that every reader keeps, tested on every sample file that it recognises.
 
 Readers are found, not listed: a new file in `foveate/readers` takes part without a line here.
 """
@@ -65,7 +65,7 @@ MADE = (
 
 @functools.cache
 def made_files() -> Path:
-    """A few files of our own, so that the contract is tested where the samples are absent."""
+    """Write a few files, so that the contract is tested without the samples too."""
     folder = Path(tempfile.mkdtemp(prefix="made"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = np.random.default_rng(0)
@@ -91,19 +91,19 @@ def made_files() -> Path:
 
 
 @functools.cache
-def head_of(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(HEAD_BYTES)
 
 
-def pairs() -> list[tuple[str, str]]:
-    """Every reader with every sample file that it takes; absent files stay, and are skipped."""
-    found = []
+def readers_with_samples() -> list[tuple[str, str]]:
+    """List every reader with each sample file it recognises; absent files are skipped later."""
+    samples = []
     for reader, name in itertools.product(parts.names("readers"), [*MADE, *SAMPLES]):
         path = made_files() / name if name in MADE else DATA / name
-        if not path.is_file() or parts.find("readers", reader).recognises(path, head_of(path)):
-            found.append((reader, name))
-    return found
+        if not path.is_file() or parts.find("readers", reader).recognises(path, read_head(path)):
+            samples.append((reader, name))
+    return samples
 
 
 def sample(name: str, made: Path) -> Path:
@@ -120,45 +120,45 @@ def made() -> Path:
 
 @pytest.fixture(params=parts.names("readers"))
 def reader(request: pytest.FixtureRequest) -> type[AbstractReader]:
-    found: type[AbstractReader] = parts.find("readers", request.param)
-    return found
+    reader_class: type[AbstractReader] = parts.find("readers", request.param)
+    return reader_class
 
 
-@pytest.fixture(params=pairs(), ids="-".join)
+@pytest.fixture(params=readers_with_samples(), ids="-".join)
 def image(request, made):
     reader, path = parts.find("readers", request.param[0]), sample(request.param[1], made)
-    if not reader.recognises(path, head_of(path)):
+    if not reader.recognises(path, read_head(path)):
         pytest.skip(f"{reader.__name__} does not take {path.name}")
     with reader(path) as opened:
         yield opened
 
 
-def placed(image: AbstractImage) -> AbstractImage:
-    """The image with a spacing, if need be in pixels."""
+def with_spacing(image: AbstractImage) -> AbstractImage:
+    """Return the image with a spacing; one without gets 1 per pixel."""
     if image.spacing_um is not None:
         return image
     return RespacedImage(image, (1.0,) * image.ndim, unit="px")
 
 
 def some_boxes(image: AbstractImage) -> list[Box]:
-    """Inside, across every border, and outside, on every level."""
-    found = []
+    """Return boxes inside, across every border and outside, on every level."""
+    boxes = []
     for level, facts in enumerate(image.levels):
         size = tuple(min(n, 150) + 3 for n in facts.shape)
         middle = tuple(n // 2 - s // 3 for n, s in zip(facts.shape, size, strict=True))
         corner = tuple(-s // 2 for s in size)
         far = tuple(n - s // 2 for n, s in zip(facts.shape, size, strict=True))
         away = tuple(n + 10 for n in facts.shape)
-        found += [Box(o, size, Frame.PX, level) for o in (middle, corner, far, away)]
-    return found
+        boxes += [Box(o, size, Frame.PX, level) for o in (middle, corner, far, away)]
+    return boxes
 
 
-def test_a_reader_is_documented_and_asks_its_library_only_on_first_use(reader):
+def test_a_reader_is_documented_and_imports_its_library_lazily(reader):
     assert inspect.getdoc(reader)
     assert isinstance(reader.priority, int)
 
 
-def test_facts(image):
+def test_shapes_levels_and_spacing_are_consistent(image):
     assert image.kind in ("slide", "picture", "volume")
     assert image.channels in (1, 3)
     assert image.dtype in (np.uint8, np.uint16)
@@ -179,7 +179,7 @@ def test_facts(image):
         assert all(0.05 <= s <= most for s in image.spacing_um)
 
 
-def test_regions_are_cut_from_one_picture_with_background_around_it(image):
+def test_regions_match_one_picture_surrounded_by_background(image):
     for box in some_boxes(image):
         pixels = image.read(box)
         assert pixels.shape == (*map(int, box.size), image.channels)
@@ -190,13 +190,13 @@ def test_regions_are_cut_from_one_picture_with_background_around_it(image):
         assert (pixels[outside] == image.background).all()
 
 
-def test_a_region_is_the_same_read_in_pieces(image):
+def test_a_region_equals_its_pieces(image):
     for level, facts in enumerate(image.levels):
         if not all(float(d).is_integer() for d in facts.downsample):
             continue
         size = tuple(min(n, 200) for n in facts.shape)
         origin = tuple((n - s) // 2 for n, s in zip(facts.shape, size, strict=True))
-        whole = image.read(Box(origin, size, Frame.PX, level))
+        full = image.read(Box(origin, size, Frame.PX, level))
         cut = size[1] * 2 // 5 or 1
         if cut == size[1]:
             continue
@@ -204,11 +204,11 @@ def test_a_region_is_the_same_read_in_pieces(image):
         right_at = (origin[0], origin[1] + cut, *origin[2:])
         right = image.read(Box(right_at, (size[0], size[1] - cut, *size[2:]), Frame.PX, level))
         stitched = np.concatenate([left, right], 1)
-        np.testing.assert_array_equal(whole, stitched)
+        np.testing.assert_array_equal(full, stitched)
 
 
-def test_glimpse_and_read_at(image):
-    spaced = placed(image)
+def test_glimpse_and_read_at_have_the_requested_shapes(image):
+    spaced = with_spacing(image)
     extent = spaced.box_um.size
     glimpse = spaced.glimpse(max(extent) / 150)
     assert max(glimpse.shape[:-1]) in (150, 151)
@@ -220,15 +220,15 @@ def test_glimpse_and_read_at(image):
     assert patch.dtype == image.dtype
 
 
-def test_eight_threads_read_what_one_reads(image):
+def test_eight_threads_read_the_same_as_one(image):
     boxes = some_boxes(image)
     serial = [image.read(box) for box in boxes]
     with type(image)(image.path) as fresh, ThreadPoolExecutor(8) as pool:
-        for want, got in zip(serial * 4, pool.map(fresh.read, boxes * 4), strict=True):
-            np.testing.assert_array_equal(want, got)
+        for expected, actual in zip(serial * 4, pool.map(fresh.read, boxes * 4), strict=True):
+            np.testing.assert_array_equal(expected, actual)
 
 
-def test_what_is_read_is_counted(image):
+def test_read_pixels_are_counted(image):
     before = image.count.decoded_px
     size = tuple(min(n, 64) for n in image.shape)
     image.read(Box((0,) * image.ndim, size, Frame.PX, 0))
@@ -237,15 +237,15 @@ def test_what_is_read_is_counted(image):
     assert first <= max(image.size_px, 1 << 20) * 1.2
 
 
-def test_the_result_belongs_to_the_caller(image):
+def test_returned_arrays_are_not_shared(image):
     box = Box((0,) * image.ndim, tuple(min(n, 40) for n in image.shape), Frame.PX, 0)
     first = image.read(box)
-    kept = first.copy()
+    copied = first.copy()
     first[:] = 7
-    np.testing.assert_array_equal(image.read(box), kept)
+    np.testing.assert_array_equal(image.read(box), copied)
 
 
-def test_closing_twice_is_harmless_and_reading_then_is_a_clear_error(image):
+def test_a_closed_image_can_be_closed_again_and_refuses_reads(image):
     image.close()
     image.close()
     with pytest.raises(UnreadableImage, match="closed"):
@@ -258,13 +258,13 @@ def test_a_missing_spacing_is_an_error_that_names_the_file(image):
             image.glimpse(1.0)
 
 
-def test_damage_ends_in_our_own_error(reader, made, tmp_path):
+def test_damaged_files_raise_unreadable_image(reader, made, tmp_path):
     for name in MADE:
         data = sample(name, made).read_bytes()
         for share in (0.02, 0.3, 0.9):
             path = tmp_path / f"{share}_{name}"
             path.write_bytes(data[: int(len(data) * share)])
-            if not reader.recognises(path, head_of(path)):
+            if not reader.recognises(path, read_head(path)):
                 continue
             with pytest.raises(FoveateError) as caught, open_image(path) as opened:
                 opened.read(Box((0,) * opened.ndim, opened.shape, Frame.PX, 0))
@@ -278,7 +278,7 @@ def test_damage_ends_in_our_own_error(reader, made, tmp_path):
     "name",
     ["aperio_jp2k_33005.svs", "leica.scn", "philips.tiff", "pyramid.ome.tif", "trestle.tif"],
 )
-def test_one_picture_in_many_layouts_is_one_picture(name):
+def test_all_layouts_of_a_picture_read_the_same(name):
     if not EMULATED.is_dir():
         pytest.skip(NO_DATA)
     with open_image(EMULATED / "flat.jpg") as flat, open_image(EMULATED / name) as image:
@@ -286,15 +286,15 @@ def test_one_picture_in_many_layouts_is_one_picture(name):
         corner = (0.0, 0.0) if image.bounds_px0 is None else image.bounds_px0.origin
         size = flat.shape if image.bounds_px0 is None else image.bounds_px0.size
         assert tuple(map(int, size)) == flat.shape
-        want = flat.read(Box((700, 900), (800, 900), Frame.PX, 0)).astype(float)
-        got = image.read(Box((corner[0] + 700, corner[1] + 900), (800, 900), Frame.PX, 0))
-        assert np.abs(got - want).mean() < 3
-        assert np.abs((got - want).mean((0, 1))).max() < 0.5
+        expected = flat.read(Box((700, 900), (800, 900), Frame.PX, 0)).astype(float)
+        actual = image.read(Box((corner[0] + 700, corner[1] + 900), (800, 900), Frame.PX, 0))
+        assert np.abs(actual - expected).mean() < 3
+        assert np.abs((actual - expected).mean((0, 1))).max() < 0.5
         assert image.background.min() > 100
 
 
 @pytest.mark.parametrize("name", [s for s in SAMPLES if "svs" in s or "generic" in s or "_5x" in s])
-def test_stored_blocks_are_what_openslide_shows(name):
+def test_stored_blocks_match_openslide(name):
     if not (DATA / name).is_file():
         pytest.skip(NO_DATA)
     tiff, slide = parts.find("readers", "tiff"), parts.find("readers", "openslide")
@@ -307,11 +307,11 @@ def test_stored_blocks_are_what_openslide_shows(name):
         box = Box(origin, size, Frame.PX, 0)
         np.testing.assert_array_equal(ours.read(box), theirs.read(box))
         level = len(ours.levels) - 1
-        whole = Box((0, 0), ours.levels[level].shape, Frame.PX, level)
-        assert np.abs(ours.read(whole).astype(int) - theirs.read(whole)).mean() < 2
+        full_box = Box((0, 0), ours.levels[level].shape, Frame.PX, level)
+        assert np.abs(ours.read(full_box).astype(int) - theirs.read(full_box)).mean() < 2
 
 
-def test_leica_bounds_hold_the_scan_and_white_lies_around():
+def test_leica_bounds_contain_the_scan_on_white():
     if not EMULATED.is_dir():
         pytest.skip(NO_DATA)
     with open_image(EMULATED / "leica.scn") as image:
@@ -320,7 +320,7 @@ def test_leica_bounds_hold_the_scan_and_white_lies_around():
         assert (image.read(Box((0, 0), (100, 100), Frame.PX, 0)) == 255).all()
 
 
-def test_the_gigapixel_slide_is_read_where_it_lies():
+def test_the_gigapixel_slide_is_read_in_place():
     path = DATA / "pathology_atlas/giga/BS9__HE1_1.56Gpx.svs"
     if not path.is_file():
         pytest.skip(NO_DATA)

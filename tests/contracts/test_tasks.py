@@ -1,4 +1,4 @@
-"""What every task promises, asked of every task that is found."""
+"""The contract that every task keeps; tasks are found in the package, not listed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SAMPLES = (["a", "b"] * 15, ["a", "b", "c"] * 10, [f"{i / 7:.3f}" for i in range
 PATIENTS = [f"p{i // 2}" for i in range(30)]
 
 
-def settled(name: str) -> tuple[AbstractTask, list[str]]:
-    """A task with labels that it takes."""
+def settled_task(name: str) -> tuple[AbstractTask, list[str]]:
+    """Return a fitted task and labels that it accepts."""
     part = find("tasks", name)
     for labels in SAMPLES:
         try:
@@ -36,8 +36,8 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def answers(task: AbstractTask, labels: list[str], seed: int) -> list[dict[str, str]]:
-    """Rows of predictions of random logits."""
+def random_predictions(task: AbstractTask, labels: list[str], seed: int) -> list[dict[str, str]]:
+    """Return prediction rows of random logits."""
     logits = torch.randn(len(labels), sum(head.size for head in task.heads),
                          generator=torch.Generator().manual_seed(seed))  # fmt: skip
     point = task.calibrate(logits, task.targets(labels))
@@ -49,8 +49,8 @@ def answers(task: AbstractTask, labels: list[str], seed: int) -> list[dict[str, 
     return rows
 
 
-def test_what_is_settled_travels_as_json(name: str) -> None:
-    task, labels = settled(name)
+def test_settled_values_survive_json(name: str) -> None:
+    task, labels = settled_task(name)
     again = restore_task(name, json.loads(json.dumps(task.settled)), dict(task.resolved))
     assert again.settled == task.settled
     assert torch.equal(again.targets(labels), task.targets(labels))
@@ -60,8 +60,8 @@ def test_what_is_settled_travels_as_json(name: str) -> None:
         restore_task(name, task.settled | {"more": 1}, {})
 
 
-def test_the_loss_teaches_every_output_and_is_least_at_chance_for_a_constant(name: str) -> None:
-    task, labels = settled(name)
+def test_the_loss_has_gradients_and_its_constant_minimum_is_chance(name: str) -> None:
+    task, labels = settled_task(name)
     target, k = task.targets(labels), sum(head.size for head in task.heads)
     logits = torch.randn(30, k, generator=torch.Generator().manual_seed(0)).requires_grad_()
     task.loss(logits, target).backward()
@@ -74,16 +74,16 @@ def test_the_loss_teaches_every_output_and_is_least_at_chance_for_a_constant(nam
 
 
 def test_strata_keep_patients_whole_and_labels_without_a_target_are_refused(name: str) -> None:
-    task, labels = settled(name)
+    task, labels = settled_task(name)
     assert len(task.strata(labels, PATIENTS)) == 30
     assert not task.understands("no such label")
     assert not task.understands(None)
     assert list(task.tally([])) == list(task.tally(labels))
 
 
-def test_answers_are_decoded_scored_and_said(name: str) -> None:
-    task, labels = settled(name)
-    rows, others = answers(task, labels, 0), answers(task, labels, 1)
+def test_predictions_are_decoded_scored_and_described(name: str) -> None:
+    task, labels = settled_task(name)
+    rows, others = random_predictions(task, labels, 0), random_predictions(task, labels, 1)
     assert len(task.columns) == len(task.spread_columns)
     assert not set(task.columns) & set(task.spread_columns)
     assert all(task.understands(row["predicted"]) for row in rows)
@@ -104,14 +104,14 @@ def test_answers_are_decoded_scored_and_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("metrics", [{}, {"metrics": 3, "confusion": "x", "calibration": [1]}])
-def test_figures_and_tables_need_nothing_and_draw_what_there_is(
+def test_figures_and_tables_accept_missing_predictions(
     name: str, metrics: dict[str, object]
 ) -> None:
-    task, labels = settled(name)
-    rows = answers(task, labels, 0)
-    for found, stored in ((rows, evaluate_rows(rows, task)), (rows, metrics), ([], metrics)):
+    task, labels = settled_task(name)
+    rows = random_predictions(task, labels, 0)
+    for predictions, stored in ((rows, evaluate_rows(rows, task)), (rows, metrics), ([], metrics)):
         task.tables(stored, [{"threshold": 0.5}])
-        for chart in task.charts(found, stored, [{}]):
+        for chart in task.charts(predictions, stored, [{}]):
             if chart.draw is None:
                 assert chart.absent
                 continue
@@ -121,8 +121,8 @@ def test_figures_and_tables_need_nothing_and_draw_what_there_is(
             assert figure.axes
 
 
-def test_logits_are_named_by_the_classes_that_they_are_of() -> None:
+def test_logits_are_named_by_class() -> None:
     graded = restore_task("multiclass", {"classes": ["a", "b", "c"]}, {})
-    found = restore_task("binary", {"classes": ["a", "b"]}, {})
+    task = restore_task("binary", {"classes": ["a", "b"]}, {})
     assert tuple(graded.outputs) == ("a", "b", "c")
-    assert tuple(found.outputs) == ("b",)
+    assert tuple(task.outputs) == ("b",)

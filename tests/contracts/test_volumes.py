@@ -1,4 +1,4 @@
-"""What every method and every encoder of volumes promises on real NIfTI files."""
+"""The contract of methods and encoders for volumes, tested on real NIfTI files."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def build(method: str, encoder: str = "small3d", options: dict[str, int] | None 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    folder, rng, found = tmp_path_factory.mktemp("volumes"), np.random.default_rng(0), []
+    folder, rng, volumes = tmp_path_factory.mktemp("volumes"), np.random.default_rng(0), []
     for i, shape in enumerate(SHAPES):
         values = rng.normal(100, 10, shape).astype(np.float32)
         values[8:24, 8:24, 8:24] += 200 * (i + 1)
         path = folder / f"{i}.nii.gz"
         nibabel.save(nibabel.Nifti1Image(values, np.diag([1.0, 1.0, 1.0, 1.0])), path)
-        found.append(Case(str(i), str(i), path))
-    return found
+        volumes.append(Case(str(i), str(i), path))
+    return volumes
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def batch(cases: list[Case]) -> Iterator[Batch]:
 
 
 @pytest.fixture
-def changed(cases: list[Case]) -> Iterator[Batch]:
-    """The same, augmented."""
+def augmented_batch(cases: list[Case]) -> Iterator[Batch]:
+    """Return a batch of the same cases with augmentation."""
     torch.manual_seed(0)
     yield from batches(cases, "volume")
 
@@ -87,7 +87,7 @@ def evaluate(model: Model, batch: Batch) -> Prediction:
         return model.method(batch)
 
 
-def test_what_there_is_for_volumes() -> None:
+def test_parts_for_volumes_are_listed() -> None:
     assert {"slices", "small3d", "resnet3d"} <= set(ENCODERS)
     assert {"streaming_cnn", "glimpse", "ips", "abmil"} <= set(METHODS)
     with pytest.raises(OptionError, match=r"tnet.*3 axes"):
@@ -95,7 +95,9 @@ def test_what_there_is_for_volumes() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_prediction_evidence_and_picture(name: str, batch: Batch, tmp_path: Path) -> None:
+def test_prediction_evidence_and_heatmap_of_a_volume(
+    name: str, batch: Batch, tmp_path: Path
+) -> None:
     prediction = evaluate(build(name), batch)
     assert prediction.logits.isfinite().all()
     for item, evidence in zip(batch.items, prediction.evidence, strict=True):
@@ -112,10 +114,10 @@ def test_prediction_evidence_and_picture(name: str, batch: Batch, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_training_step_reaches_the_encoder(name: str, changed: Batch) -> None:
+def test_a_training_step_reaches_the_encoder(name: str, augmented_batch: Batch) -> None:
     model = build(name)
     model.method.train()
-    prediction = model.method(changed)
+    prediction = model.method(augmented_batch)
     (prediction.logits.square().sum() + sum(penalties(prediction).values())).backward()
     gradients = [p.grad for p in model.method.encoder.parameters() if p.requires_grad]
     assert all(g is not None and g.isfinite().all() for g in gradients)
@@ -123,7 +125,7 @@ def test_a_training_step_reaches_the_encoder(name: str, changed: Batch) -> None:
 
 
 def test_training_mirrors_volumes_left_to_right(cases: list[Case], tmp_path: Path) -> None:
-    """Glimpses, patches and what is streamed alike; slices keep their order and their rows."""
+    """Glimpses, patches and streamed volumes are mirrored; the order of slices stays."""
     loader, mirrored = CaseLoader(VIEW), 0
     trainer = Trainer(build("mil_mean"), loader, tmp_path, TrainOptions(device="cpu"))
     item = loader.load(cases[0])
@@ -136,16 +138,16 @@ def test_training_mirrors_volumes_left_to_right(cases: list[Case], tmp_path: Pat
             torch.corrcoef(torch.stack([x.flatten(), glimpse]))[0, 1]
             for x in (shown[0], shown[0].flip(-1))
         )
-        whole = batch.whole(0, skip_background=False)
-        assert (as_is < other) == (whole.turn.bits == 1)
-        assert whole.turn.bits in (0, 1)
-        mirrored += whole.turn.bits
+        volume = batch.whole(0, skip_background=False)
+        assert (as_is < other) == (volume.turn.bits == 1)
+        assert volume.turn.bits in (0, 1)
+        mirrored += volume.turn.bits
     loader.close()
     assert 0 < mirrored < 8
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_maps_have_the_size_that_the_encoder_says(encoder: str) -> None:
+def test_maps_have_the_documented_size(encoder: str) -> None:
     net = build("mil_mean", encoder, {}).method.encoder.eval()
     x = torch.zeros(1, 3, 64, 64, 64)
     maps = net.maps(x)
@@ -156,25 +158,25 @@ def test_maps_have_the_size_that_the_encoder_says(encoder: str) -> None:
 
 @pytest.mark.parametrize("encoder", STREAMED)
 def test_streaming_a_volume_from_its_file_is_exact(encoder: str, batch: Batch) -> None:
-    """Map and gradients of tiles read from the file equal those of the volume at once."""
+    """Tiles read from the file give the map and gradients of the full volume."""
     options = {"depth": 10} if encoder == "resnet3d" else {"width": 4}
     method = build("streaming_cnn", encoder, options).method.double()
     streamed = method.__dict__["streamed"]
     streamed.tile = 16
     reader = batch._reader
     reader.mean, reader.std = reader.mean.double(), reader.std.double()
-    whole = batch.whole(0, skip_background=False)
-    (x,) = whole.crops([tuple((0, n) for n in whole.shape[1:])])
-    found = []
-    for run, given in ((streamed, whole), (streamed.stack, x)):
+    volume = batch.whole(0, skip_background=False)
+    (x,) = volume.crops([tuple((0, n) for n in volume.shape[1:])])
+    outcomes = []
+    for run, pixels in ((streamed, volume), (streamed.stack, x)):
         method.zero_grad()
-        y = run(given)
+        y = run(pixels)
         y.square().mean().backward()
         learnt = [p for p in method.encoder.parameters() if p.requires_grad]
-        found.append([y.detach(), *(p.grad.clone() for p in learnt if p.grad is not None)])
+        outcomes.append([y.detach(), *(p.grad.clone() for p in learnt if p.grad is not None)])
     assert y.dtype == torch.float64
-    assert len(found[0]) == len(found[1]) > 4
-    for tiled, plain in zip(*found, strict=True):
+    assert len(outcomes[0]) == len(outcomes[1]) > 4
+    for tiled, plain in zip(*outcomes, strict=True):
         assert float((tiled - plain).abs().max()) <= 1e-10 * float(plain.abs().max())
 
 
@@ -184,8 +186,8 @@ def test_slices_are_not_streamed() -> None:
 
 
 @pytest.mark.parametrize("name", ["glimpse", "abmil", "downsampled"])
-def test_methods_take_slices(name: str, batch: Batch) -> None:
-    """Evidence is of the volume, and a training step reaches what is taught of the pictures."""
+def test_methods_accept_slice_encoders(name: str, batch: Batch) -> None:
+    """Evidence refers to the volume, and a training step reaches the picture encoder."""
     model = build(name, "slices", {"taught": 1})
     prediction = evaluate(model, batch)
     for item, evidence in zip(batch.items, prediction.evidence, strict=True):
@@ -195,8 +197,8 @@ def test_methods_take_slices(name: str, batch: Batch) -> None:
         assert (centre > -VIEW.patch_um).all()
         assert (centre < extent + 16 * VIEW.glimpse_spacing_um).all()
     model.method.train()
-    found = model.method(batch)
-    (found.logits.square().sum() + sum(penalties(found).values())).backward()
+    trained = model.method(batch)
+    (trained.logits.square().sum() + sum(penalties(trained).values())).backward()
     encoder = model.method.encoder
     assert any(
         n.startswith("picture.") and p.grad is not None for n, p in encoder.named_parameters()

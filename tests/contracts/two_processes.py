@@ -24,13 +24,13 @@ from foveate.training.step import Steps
 
 VIEW = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=16.0)
 COARSE = View(spacing_um=2.0, patch_px=32, glimpse_spacing_um=64.0)
-"""So that the sums over a glimpse's cells are short, and round alike."""
+"""A view with few cells per glimpse, so that their sums round equally."""
 OPTIONS = TrainOptions(device="cpu", precision="32-true")
 SMALL = {"chunk": 8}
-"""So that gradients come from two-pass replay."""
+"""Options that make gradients come from two-pass replay."""
 
 
-class Unreadable:
+class UnreadableImageFile:
     """An image whose patches cannot be read, as if its file were damaged."""
 
     def __init__(self, item: LoadedImage) -> None:
@@ -46,7 +46,7 @@ class Unreadable:
 def gradients(
     name: str, cases: list[Case], loader: CaseLoader, runtime: Runtime, bad: frozenset[str]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Of one step, those of all processes together; and the images that were set aside."""
+    """Return the summed gradients of one step and the ids of images that were set aside."""
     torch.manual_seed(0)
     options = SMALL if name not in ("downsampled", "streaming_cnn") else {}
     encoder, settled = {"width": 8, "dim": 16}, {"classes": ["normal", "tumour"]}
@@ -60,17 +60,19 @@ def gradients(
     method, _ = runtime.fabric.setup(model.method, optimizer)
     method.train()
     steps = Steps(model, method, loader, OPTIONS, runtime)
-    own = steps.team.pick(cases)
-    (items,) = loader.ahead([own])
+    own_cases = steps.team.pick(cases)
+    (items,) = loader.ahead([own_cases])
     for item in items:
         if isinstance(item, LoadedImage) and item.image_id in bad:
-            object.__setattr__(item, "image", Unreadable(item))
-    steps.backward(own, items, 0, lambda _: None)
+            object.__setattr__(item, "image", UnreadableImageFile(item))
+    steps.backward(own_cases, items, 0, lambda _: None)
     steps.team.sum_gradients()
-    found = {k: p.grad for k, p in model.method.named_parameters() if p.grad is not None}
-    found |= {f"buffer {k}": v for k, v in model.method.named_buffers() if v.is_floating_point()}
-    aside = sorted({i for ids in runtime.gather(list(steps.progress.quarantined)) for i in ids})
-    return found, aside
+    tensors = {k: p.grad for k, p in model.method.named_parameters() if p.grad is not None}
+    tensors |= {f"buffer {k}": v for k, v in model.method.named_buffers() if v.is_floating_point()}
+    quarantined = sorted(
+        {i for ids in runtime.gather(list(steps.progress.quarantined)) for i in ids}
+    )
+    return tensors, quarantined
 
 
 def main(table: Path, out: Path, names: list[str]) -> None:
@@ -91,13 +93,13 @@ def main(table: Path, out: Path, names: list[str]) -> None:
                 ids = frozenset(cases[i].image_id for i in bad)
                 view = COARSE if name == "downsampled" else VIEW
                 loader = CaseLoader(view)
-                ours, aside = gradients(name, cases, loader, both, ids)
+                ours, quarantined = gradients(name, cases, loader, both, ids)
                 if both.is_main:
                     theirs, same = gradients(name, cases, CaseLoader(view), alone, ids)
                     rows[f"{name} {label}"] = {
                         "ours": ours,
                         "theirs": theirs,
-                        "aside": aside,
+                        "aside": quarantined,
                         "same": same,
                     }
                 loader.close()

@@ -1,6 +1,6 @@
-"""What a user gets wrong is told in one line that names it; what is right goes through.
+"""User mistakes are refused in one line that names them; correct input is accepted.
 
-Exit codes: 0 fine, 1 something to mend, 2 done with images set aside.
+Exit codes: 0 success, 1 refused, 2 done with images set aside.
 """
 
 from __future__ import annotations
@@ -19,23 +19,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from conftest import SMALL_RUN, Ended
+from conftest import SMALL_RUN
 from foveate import parts
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed, assert_refused
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 QUICK = (*SMALL_RUN, "--method", "downsampled", "--epochs", "1", "--heatmaps", "1")
-
-
-def assert_told(ended: Ended, *parts: str) -> None:
-    """Exit code 1, and exactly one line of complaint that holds these parts."""
-    assert ended.returncode == 1, ended.stderr
-    told = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    assert len(told) == 1, ended.stderr
-    assert ended.stderr.rstrip().splitlines()[-1] == told[0]
-    assert "Traceback" not in ended.stderr
-    for part in parts:
-        assert part in told[0], told[0]
 
 
 def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
@@ -46,8 +36,8 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
     return path
 
 
-def rows_of(cohort: Path) -> list[dict[str, object]]:
-    """Its rows, with whole paths, so that a table may lie anywhere."""
+def read_cohort_rows(cohort: Path) -> list[dict[str, object]]:
+    """Return the rows of a cohort with absolute paths."""
     with cohort.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [{**row, "file": str(cohort.parent / row["file"])} for row in rows]
@@ -56,44 +46,44 @@ def rows_of(cohort: Path) -> list[dict[str, object]]:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def test_tables_that_cannot_be_used(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
-    rows, out = rows_of(tiny_cohort), ("--out", tmp_path / "run")
+def test_unusable_tables_are_refused(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
+    rows, out = read_cohort_rows(tiny_cohort), ("--out", tmp_path / "run")
     missing = tmp_path / "none.csv"
-    assert_told(foveate("train", missing, *out, *QUICK), f"{missing}: no such table")
+    assert_refused(foveate("train", missing, *out, *QUICK), f"{missing}: no such table")
 
     empty = tmp_path / "empty.csv"
     empty.write_text("", encoding="utf-8")
-    assert_told(foveate("train", empty, *out, *QUICK), f"{empty} is empty", "header")
+    assert_refused(foveate("train", empty, *out, *QUICK), f"{empty} is empty", "header")
     empty.write_text("file,label\n", encoding="utf-8")
-    assert_told(foveate("train", empty, *out, *QUICK), f"{empty} has a header but no rows")
-    assert_told(foveate("train", tmp_path, *out, *QUICK), f"{tmp_path} is a folder", "table")
+    assert_refused(foveate("train", empty, *out, *QUICK), f"{empty} has a header but no rows")
+    assert_refused(foveate("train", tmp_path, *out, *QUICK), f"{tmp_path} is a folder", "table")
 
-    ended = foveate("train", tiny_cohort, *out, *QUICK, "--label", "lable")
-    assert_told(ended, str(tiny_cohort), "no column 'lable' (--label)", "'label'")
-    ended = foveate("train", tiny_cohort, *out, *QUICK, "--patient", "person")
-    assert_told(ended, "no column 'person' (--patient)", "patient_id")
-    ended = foveate("train", tiny_cohort, *out, *QUICK, "--path", "fle")
-    assert_told(ended, "no column 'fle' (--path)", "'file'")
+    result = foveate("train", tiny_cohort, *out, *QUICK, "--label", "lable")
+    assert_refused(result, str(tiny_cohort), "no column 'lable' (--label)", "'label'")
+    result = foveate("train", tiny_cohort, *out, *QUICK, "--patient", "person")
+    assert_refused(result, "no column 'person' (--patient)", "patient_id")
+    result = foveate("train", tiny_cohort, *out, *QUICK, "--path", "fle")
+    assert_refused(result, "no column 'fle' (--path)", "'file'")
 
     one = write_table(tmp_path / "one.csv", [r for r in rows if r["label"] == "normal"])
-    assert_told(foveate("train", one, *out, *QUICK), str(one), "one class only", "'normal'")
-    ended = foveate("train", tiny_cohort, *out, *QUICK, "--classes", "normal,tumor")
-    assert_told(ended, "no row has the label 'tumor'", "'tumour'")
+    assert_refused(foveate("train", one, *out, *QUICK), str(one), "one class only", "'normal'")
+    result = foveate("train", tiny_cohort, *out, *QUICK, "--classes", "normal,tumor")
+    assert_refused(result, "no row has the label 'tumor'", "'tumour'")
 
     other = {**rows[0], "label": "tumour" if rows[0]["label"] == "normal" else "normal"}
     twice = write_table(tmp_path / "twice.csv", [*rows, other])
     name = Path(str(rows[0]["file"])).name
-    assert_told(foveate("train", twice, *out, *QUICK), f"row 26: {name}", "in row 2", "keep one")
+    assert_refused(foveate("train", twice, *out, *QUICK), f"row 26: {name}", "in row 2", "keep one")
 
     pick = [r for label in ("normal", "tumour") for r in rows if r["label"] == label][10:14]
     few = write_table(tmp_path / "few.csv", pick)
-    assert_told(foveate("train", few, *out, *QUICK), "patients", "need at least", "add patients")
-    ended = foveate("train", tiny_cohort, *out, *QUICK, "--folds", "19")
-    assert_told(ended, "19 folds need at least", "fewer folds")
+    assert_refused(foveate("train", few, *out, *QUICK), "patients", "need at least", "add patients")
+    result = foveate("train", tiny_cohort, *out, *QUICK, "--folds", "19")
+    assert_refused(result, "19 folds need at least", "fewer folds")
 
     spaced = write_table(tmp_path / "mpp.csv", [{**r, "mpp": "O.5"} for r in rows])
-    ended = foveate("train", spaced, *out, *QUICK)
-    assert_told(ended, f"{spaced}, row 2, column 'mpp'", "'O.5'")
+    result = foveate("train", spaced, *out, *QUICK)
+    assert_refused(result, f"{spaced}, row 2, column 'mpp'", "'O.5'")
     assert foveate("train", tiny_cohort, *out, *QUICK).returncode == 0, "no attempt blocks --out"
 
 
@@ -134,12 +124,12 @@ def test_tables_that_cannot_be_used(tiny_cohort: Path, tmp_path: Path, foveate: 
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )
-def test_options_that_do_not_fit(
+def test_wrong_options_are_refused(
     words: list[str], parts: list[str], tiny_cohort: Path, tmp_path: Path, foveate: Command
 ) -> None:
     base = [*SMALL_RUN] if "--encoder.depth" in words else []
-    ended = foveate("train", tiny_cohort, "--out", tmp_path / "run", *base, *words)
-    assert_told(ended, *parts)
+    result = foveate("train", tiny_cohort, "--out", tmp_path / "run", *base, *words)
+    assert_refused(result, *parts)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +144,7 @@ def test_options_that_do_not_fit(
     ],
     ids=lambda value: " ".join(value),
 )
-def test_commands_that_are_incomplete(
+def test_incomplete_commands_are_refused(
     words: list[str],
     parts: list[str],
     tmp_path: Path,
@@ -162,11 +152,11 @@ def test_commands_that_are_incomplete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_told(foveate(*words), *parts)
+    assert_refused(foveate(*words), *parts)
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
-def test_a_fault_is_one_line_and_a_file(
+def test_an_internal_error_is_one_line_and_a_log_file(
     tiny_cohort: Path, tmp_path: Path, foveate: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "_folders", [])
@@ -174,17 +164,17 @@ def test_a_fault_is_one_line_and_a_file(
     text = "raise KeyError('thresholds')"
     (tmp_path / "parts" / "methods" / "faulty.py").write_text(text, encoding="utf-8")
     words = ("--method", "faulty", "--plugins", tmp_path / "parts", "--out", tmp_path / "run")
-    ended = foveate("train", tiny_cohort, *words)
-    assert_told(ended, "this is a fault of foveate", "--plugins", "please report it")
-    assert "KeyError" not in ended.stderr
-    (path,) = re.findall(r"with (\S+\.txt), which", ended.stderr)
+    result = foveate("train", tiny_cohort, *words)
+    assert_refused(result, "this is a fault of foveate", "--plugins", "please report it")
+    assert "KeyError" not in result.stderr
+    (path,) = re.findall(r"with (\S+\.txt), which", result.stderr)
     text = Path(path).read_text(encoding="utf-8")
     assert "KeyError: 'thresholds'" in text
     assert "foveate train" in text
     Path(path).unlink()
 
 
-def test_config_files_that_are_none(tmp_path: Path, foveate: Command) -> None:
+def test_invalid_config_files_are_refused(tmp_path: Path, foveate: Command) -> None:
     path, out = tmp_path / "config.yaml", tmp_path / "run"
     for text, part in (
         ("train: [", "not YAML"),
@@ -194,14 +184,16 @@ def test_config_files_that_are_none(tmp_path: Path, foveate: Command) -> None:
         ("table: {path: x.csv}\ntrian: {lr: 1}\n", "Did you mean 'train'"),
     ):
         path.write_text(text, encoding="utf-8")
-        assert_told(foveate("train", "--config", path, "--out", out), part)
+        assert_refused(foveate("train", "--config", path, "--out", out), part)
 
 
-def test_a_section_flag_may_come_first(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
-    """Its value is not taken for the table."""
+def test_a_section_flag_before_the_table_is_parsed(
+    tiny_cohort: Path, tmp_path: Path, foveate: Command
+) -> None:
+    """The value of the flag is not read as the table."""
     run = tmp_path / "run"
-    ended = foveate("train", "--train.lr", "1e-3", *QUICK, "--out", run, tiny_cohort)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("train", "--train.lr", "1e-3", *QUICK, "--out", run, tiny_cohort)
+    assert result.returncode == 0, result.stderr
     assert "lr: 0.001" in (run / "config.yaml").read_text(encoding="utf-8")
 
 
@@ -210,56 +202,56 @@ def test_a_section_flag_may_come_first(tiny_cohort: Path, tmp_path: Path, foveat
 
 @pytest.fixture(scope="module")
 def finished(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
+    """Train a short run and return its folder."""
     run = tmp_path_factory.mktemp("finished") / "run"
     words = [sys.executable, "-m", "foveate.cli", "train", str(tiny_cohort), "--out", str(run)]
     subprocess.run([*words, *QUICK], check=True, capture_output=True)
     return run
 
 
-def test_folders_that_are_something_else(
+def test_foreign_folders_are_refused(
     tiny_cohort: Path, finished: Path, tmp_path: Path, foveate: Command
 ) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.doc").write_text("years of work", encoding="utf-8")
-    ended = foveate("train", tiny_cohort, "--out", foreign, *QUICK)
-    assert_told(ended, f"{foreign} is not empty and holds no run", "--out")
+    result = foveate("train", tiny_cohort, "--out", foreign, *QUICK)
+    assert_refused(result, f"{foreign} is not empty and holds no run", "--out")
     assert [p.name for p in foreign.iterdir()] == ["thesis.doc"]
-    ended = foveate("train", tiny_cohort, "--out", tiny_cohort, *QUICK)
-    assert_told(ended, f"{tiny_cohort} is a file", "--out")
-    ended = foveate("train", tiny_cohort, "--out", finished, *QUICK, "--train.lr", "1e-3")
-    assert_told(ended, "other options", "train.lr was None and is 0.001 now", "--out")
+    result = foveate("train", tiny_cohort, "--out", tiny_cohort, *QUICK)
+    assert_refused(result, f"{tiny_cohort} is a file", "--out")
+    result = foveate("train", tiny_cohort, "--out", finished, *QUICK, "--train.lr", "1e-3")
+    assert_refused(result, "other options", "train.lr was None and is 0.001 now", "--out")
 
-    slide, out = str(rows_of(tiny_cohort)[0]["file"]), ("--out", tmp_path / "out")
-    ended = foveate("predict", tmp_path / "nowhere", slide, *out)
-    assert_told(ended, "nowhere: no such folder", "foveate train")
-    assert_told(foveate("predict", foreign, slide, *out), f"{foreign} holds no trained model")
+    slide, out = str(read_cohort_rows(tiny_cohort)[0]["file"]), ("--out", tmp_path / "out")
+    result = foveate("predict", tmp_path / "nowhere", slide, *out)
+    assert_refused(result, "nowhere: no such folder", "foveate train")
+    assert_refused(foveate("predict", foreign, slide, *out), f"{foreign} holds no trained model")
     shutil.copytree(finished, tmp_path / "half", ignore=shutil.ignore_patterns("model"))
-    ended = foveate("predict", tmp_path / "half", slide, *out)
-    assert_told(ended, "training has not finished", "foveate train")
+    result = foveate("predict", tmp_path / "half", slide, *out)
+    assert_refused(result, "training has not finished", "foveate train")
     shutil.copytree(finished, tmp_path / "torn")
     weights = tmp_path / "torn" / "fold_0" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    assert_told(foveate("predict", tmp_path / "torn", slide, *out), str(weights), "damaged")
+    assert_refused(foveate("predict", tmp_path / "torn", slide, *out), str(weights), "damaged")
 
 
-def test_images_to_predict_that_are_none(
+def test_files_that_are_no_images_are_refused(
     finished: Path, tiny_cohort: Path, tmp_path: Path, foveate: Command
 ) -> None:
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir()
-    assert_told(foveate("predict", finished, empty, "--out", out), f"{empty} holds no file")
-    ended = foveate("predict", finished, tmp_path / "x.tif", "--out", out)
-    assert_told(ended, f"{tmp_path / 'x.tif'}: no such file")
+    assert_refused(foveate("predict", finished, empty, "--out", out), f"{empty} holds no file")
+    result = foveate("predict", finished, tmp_path / "x.tif", "--out", out)
+    assert_refused(result, f"{tmp_path / 'x.tif'}: no such file")
     text = tmp_path / "text.tif"
     text.write_text("no slide", encoding="utf-8")
-    ended = foveate("predict", finished, text, "--out", out)
-    assert_told(ended, "no image could be predicted", str(text))
-    slide = str(rows_of(tiny_cohort)[0]["file"])
-    ended = foveate("predict", finished, slide, text, slide, "--out", out)
-    assert ended.returncode == 2
-    assert f"set aside text: {text}" in ended.stderr
+    result = foveate("predict", finished, text, "--out", out)
+    assert_refused(result, "no image could be predicted", str(text))
+    slide = str(read_cohort_rows(tiny_cohort)[0]["file"])
+    result = foveate("predict", finished, slide, text, slide, "--out", out)
+    assert result.returncode == 2
+    assert f"set aside text: {text}" in result.stderr
     assert [row["image_id"] for row in read_rows(out / "quarantine.csv")] == ["text"]
     assert len(read_rows(out / "predictions.csv")) == 1, "one slide named twice is one slide"
     assert foveate("predict", finished, slide, "--out", out).returncode == 0
@@ -269,15 +261,23 @@ def test_images_to_predict_that_are_none(
 # -- images ----------------------------------------------------------------------------------------
 
 
-def test_missing_image_files(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
-    rows = rows_of(tiny_cohort)
-    gone = [{**r, "file": f"gone/{Path(str(r['file'])).name}"} for r in rows]
-    ended = foveate("train", write_table(tmp_path / "a.csv", gone), "--out", tmp_path / "a", *QUICK)
-    assert_told(ended, "a.csv, row 2, column 'file'", "none of the 24 files is there", "--images")
+def test_missing_image_files_are_reported(
+    tiny_cohort: Path, tmp_path: Path, foveate: Command
+) -> None:
+    rows = read_cohort_rows(tiny_cohort)
+    missing_rows = [{**r, "file": f"gone/{Path(str(r['file'])).name}"} for r in rows]
+    result = foveate(
+        "train", write_table(tmp_path / "a.csv", missing_rows), "--out", tmp_path / "a", *QUICK
+    )
+    assert_refused(
+        result, "a.csv, row 2, column 'file'", "none of the 24 files is there", "--images"
+    )
 
-    table = write_table(tmp_path / "b.csv", [*rows[:5], {**gone[5], "file": "x.tif"}, *rows[6:]])
-    ended = foveate("train", table, "--out", tmp_path / "b", *QUICK)
-    assert ended.returncode == 2, ended.stderr
+    table = write_table(
+        tmp_path / "b.csv", [*rows[:5], {**missing_rows[5], "file": "x.tif"}, *rows[6:]]
+    )
+    result = foveate("train", table, "--out", tmp_path / "b", *QUICK)
+    assert result.returncode == 2, result.stderr
     (row,) = read_rows(tmp_path / "b" / "quarantine.csv")
     assert (row["image_id"], row["stage"]) == ("x", "table")
     assert "no file 'x.tif'" in row["reason"]
@@ -285,7 +285,7 @@ def test_missing_image_files(tiny_cohort: Path, tmp_path: Path, foveate: Command
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve tiled slides that state no resolution."""
+    """Write twelve tiled slides that state no resolution."""
     folder = tmp_path_factory.mktemp("bare")
     rng = np.random.default_rng(1)
     rows = []
@@ -298,29 +298,31 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_table(folder / "labels.csv", rows)
 
 
-def test_slides_without_spacing(bare: Path, tmp_path: Path, foveate: Command) -> None:
+def test_slides_without_spacing_are_refused(bare: Path, tmp_path: Path, foveate: Command) -> None:
     small = ("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16")
     quick = (*small, "--method", "downsampled", "--epochs", "1", "--view.glimpse-px", "64")
-    ended = foveate("train", bare, "--out", tmp_path / "run", *quick)
-    assert_told(ended, "s00.tif", "no pixel size", "'mpp'", "--view.assume-spacing-um", "12 images")
+    result = foveate("train", bare, "--out", tmp_path / "run", *quick)
+    assert_refused(
+        result, "s00.tif", "no pixel size", "'mpp'", "--view.assume-spacing-um", "12 images"
+    )
 
     run = tmp_path / "run"
-    ended = foveate("train", bare, "--out", run, *quick, "--view.assume-spacing-um", "0.25")
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("train", bare, "--out", run, *quick, "--view.assume-spacing-um", "0.25")
+    assert result.returncode == 0, result.stderr
     rows = read_rows(run / "predictions_oof.csv")
     assert {row["spacing"] for row in rows} == {"0.25 um"}
 
     with bare.open(encoding="utf-8", newline="") as file:
-        given = [{**row, "mpp": "0.5"} for row in csv.DictReader(file)]
-    table = write_table(bare.parent / "mpp.csv", given)
-    ended = foveate("train", table, "--out", tmp_path / "mpp", *quick)
-    assert ended.returncode == 0, ended.stderr
+        spaced_rows = [{**row, "mpp": "0.5"} for row in csv.DictReader(file)]
+    table = write_table(bare.parent / "mpp.csv", spaced_rows)
+    result = foveate("train", table, "--out", tmp_path / "mpp", *quick)
+    assert result.returncode == 0, result.stderr
     rows = read_rows(tmp_path / "mpp" / "predictions_oof.csv")
     assert {row["spacing"] for row in rows} == {"0.5 um"}
 
     slide = bare.parent / "s03.tif"
-    ended = foveate("predict", tmp_path / "mpp", slide, "--out", tmp_path / "p")
-    assert_told(ended, "no image could be predicted", "s03.tif", "no pixel size")
+    result = foveate("predict", tmp_path / "mpp", slide, "--out", tmp_path / "p")
+    assert_refused(result, "no image could be predicted", "s03.tif", "no pixel size")
     words = ("predict", tmp_path / "mpp", slide, "--out", tmp_path / "p")
     for flag in ("--spacing-um", "--view.assume-spacing-um"):
         assert foveate(*words, flag, "0.5").returncode == 0
@@ -328,7 +330,7 @@ def test_slides_without_spacing(bare: Path, tmp_path: Path, foveate: Command) ->
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve PNG files of two sizes."""
+    """Write twelve PNG files of two sizes."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(1)
     rows = []
@@ -344,29 +346,29 @@ def test_pictures_without_spacing_work_in_pixels(
 ) -> None:
     small = ("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16")
     quick = (*small, "--method", "downsampled", "--epochs", "1", "--view.patch-px", "32")
-    ended = foveate("train", pictures, "--out", tmp_path / "run", *quick)
-    assert ended.returncode == 0, ended.stderr
-    assert "no pixel size, so lengths count in pixels" in ended.stderr
-    assert "sizes differ" in ended.stderr
+    result = foveate("train", pictures, "--out", tmp_path / "run", *quick)
+    assert result.returncode == 0, result.stderr
+    assert "no pixel size, so lengths count in pixels" in result.stderr
+    assert "sizes differ" in result.stderr
     rows = read_rows(tmp_path / "run" / "predictions_oof.csv")
     assert {row["spacing"] for row in rows} == {"1 px"}
-    ended = foveate("train", pictures, "--out", tmp_path / "fit", *quick, "--view.fit", "96x96")
-    assert ended.returncode == 0, ended.stderr
-    assert "sizes differ" not in ended.stderr
+    result = foveate("train", pictures, "--out", tmp_path / "fit", *quick, "--view.fit", "96x96")
+    assert result.returncode == 0, result.stderr
+    assert "sizes differ" not in result.stderr
 
 
 def test_a_model_of_slides_refuses_pictures_without_spacing(
     finished: Path, pictures: Path, tmp_path: Path, foveate: Command
 ) -> None:
-    ended = foveate("predict", finished, pictures.parent / "p00.png", "--out", tmp_path / "out")
-    assert_told(ended, "p00.png", "no pixel size")
+    result = foveate("predict", finished, pictures.parent / "p00.png", "--out", tmp_path / "out")
+    assert_refused(result, "p00.png", "no pixel size")
 
 
-def test_a_device_that_is_absent(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
+def test_an_absent_device_is_refused(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
     torch = pytest.importorskip("torch")
     absent = "mps" if torch.cuda.is_available() else "cuda"
     words = ("train", tiny_cohort, "--out", tmp_path / "run", *QUICK, "--train.device", absent)
-    assert_told(foveate(*words), "train.device", absent)
+    assert_refused(foveate(*words), "train.device", absent)
 
 
 # -- what is right ---------------------------------------------------------------------------------
@@ -376,16 +378,16 @@ def scores(run: Path) -> object:
     return read_json(run / "metrics.json")
 
 
-def test_the_same_command_again_says_the_same(
+def test_repeating_a_command_prints_the_same_scores(
     tiny_cohort: Path, finished: Path, foveate: Command
 ) -> None:
     before, page = scores(finished), (finished / "report.html").stat().st_mtime_ns
     model = finished / "fold_0" / "model" / "model.safetensors"
     written = model.stat().st_mtime_ns
-    ended = foveate("train", tiny_cohort, "--out", finished, *QUICK)
-    assert ended.returncode == 0, ended.stderr
-    assert "holds this run already" in ended.stderr
-    assert "training:" not in ended.stderr
+    result = foveate("train", tiny_cohort, "--out", finished, *QUICK)
+    assert result.returncode == 0, result.stderr
+    assert "holds this run already" in result.stderr
+    assert "training:" not in result.stderr
     assert scores(finished) == before
     assert model.stat().st_mtime_ns == written
     assert (finished / "report.html").stat().st_mtime_ns >= page
@@ -393,8 +395,8 @@ def test_the_same_command_again_says_the_same(
 
 def test_a_config_recreates_its_run(finished: Path, tmp_path: Path, foveate: Command) -> None:
     run = tmp_path / "again"
-    ended = foveate("train", "--config", finished / "config.yaml", "--out", run)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("train", "--config", finished / "config.yaml", "--out", run)
+    assert result.returncode == 0, result.stderr
     model = "fold_0/model/model.safetensors"
     assert (run / model).read_bytes() == (finished / model).read_bytes()
     assert scores(run) == scores(finished)
@@ -406,105 +408,109 @@ def test_predicting_a_table_a_folder_and_a_file_agree(
 ) -> None:
     folder = tmp_path / "slides"
     folder.mkdir()
-    rows = rows_of(tiny_cohort)[:3]
+    rows = read_cohort_rows(tiny_cohort)[:3]
     for row in rows:
         shutil.copy(str(row["file"]), folder)
     table = write_table(folder / "list.csv", [{"file": Path(str(r["file"])).name} for r in rows])
     first = folder / Path(str(rows[0]["file"])).name
-    found = []
-    for n, given in ((3, table), (3, folder), (1, first)):
-        out = tmp_path / f"out_{len(found)}"
-        ended = foveate("predict", finished, given, "--out", out)
-        assert ended.returncode == 0, ended.stderr
-        told = read_rows(out / "predictions.csv")
-        assert len(told) == n
-        assert ended.stdout.count("tumour 0.") == n
+    tables = []
+    for n, source in ((3, table), (3, folder), (1, first)):
+        out = tmp_path / f"out_{len(tables)}"
+        result = foveate("predict", finished, source, "--out", out)
+        assert result.returncode == 0, result.stderr
+        rows_out = read_rows(out / "predictions.csv")
+        assert len(rows_out) == n
+        assert result.stdout.count("tumour 0.") == n
         assert len(list((out / "heatmaps").glob("*.png"))) == n
         assert len(list((out / "heatmaps").glob("*.geojson"))) == n
-        found.append({row["image_id"]: row["prob_tumour"] for row in told})
-    assert found[0] == found[1]
-    assert found[2].items() <= found[0].items()
+        tables.append({row["image_id"]: row["prob_tumour"] for row in rows_out})
+    assert tables[0] == tables[1]
+    assert tables[2].items() <= tables[0].items()
 
 
 def test_evaluating_a_labelled_table(
     tiny_cohort: Path, finished: Path, tmp_path: Path, foveate: Command
 ) -> None:
     out = tmp_path / "out"
-    own = {r["image_id"]: r["prob_tumour"] for r in read_rows(finished / "predictions_oof.csv")}
-    tested = [r for r in rows_of(tiny_cohort) if Path(str(r["file"])).stem in own]
-    ended = foveate("evaluate", finished, write_table(tmp_path / "t.csv", tested), "--out", out)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith(f"{len(own)} images of ")
-    assert "auroc" in ended.stdout
+    out_of_fold = {
+        r["image_id"]: r["prob_tumour"] for r in read_rows(finished / "predictions_oof.csv")
+    }
+    tested = [r for r in read_cohort_rows(tiny_cohort) if Path(str(r["file"])).stem in out_of_fold]
+    result = foveate("evaluate", finished, write_table(tmp_path / "t.csv", tested), "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{len(out_of_fold)} images of ")
+    assert "auroc" in result.stdout
     again = {r["image_id"]: r["prob_tumour"] for r in read_rows(out / "predictions.csv")}
-    assert again == own
+    assert again == out_of_fold
     assert not list((out / "heatmaps").glob("*.png")), "pictures are drawn where they are asked for"
-    normal = [r for r in rows_of(tiny_cohort)[:8] if r["label"] == "normal"]
+    normal = [r for r in read_cohort_rows(tiny_cohort)[:8] if r["label"] == "normal"]
     one = write_table(tmp_path / "one.csv", normal)
-    ended = foveate("evaluate", finished, one, "--out", tmp_path / "one")
-    assert ended.returncode == 0, ended.stderr
-    assert "accuracy" in ended.stdout
-    assert "auroc" not in ended.stdout
+    result = foveate("evaluate", finished, one, "--out", tmp_path / "one")
+    assert result.returncode == 0, result.stderr
+    assert "accuracy" in result.stdout
+    assert "auroc" not in result.stdout
 
 
-def test_evaluating_labels_that_the_model_does_not_know(
+def test_evaluation_skips_unknown_labels(
     tiny_cohort: Path, finished: Path, tmp_path: Path, foveate: Command
 ) -> None:
-    rows = rows_of(tiny_cohort)[:4]
+    rows = read_cohort_rows(tiny_cohort)[:4]
     odd = write_table(tmp_path / "odd.csv", [*rows[1:], {**rows[0], "label": "tumor"}])
     out = tmp_path / "out"
-    ended = foveate("evaluate", finished, odd, "--out", out)
-    assert ended.returncode == 2, ended.stderr
-    assert "1 of 4 rows left out" in ended.stderr
-    assert ended.stdout.startswith("3 images of ")
+    result = foveate("evaluate", finished, odd, "--out", out)
+    assert result.returncode == 2, result.stderr
+    assert "1 of 4 rows left out" in result.stderr
+    assert result.stdout.startswith("3 images of ")
     assert "'tumor' is none of" in (out / "quarantine.csv").read_text()
-    ended = foveate(
+    result = foveate(
         "evaluate", finished, odd, "--out", tmp_path / "2", "--map", "tumor=tumour",
         "--heatmaps", "1",
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("4 images of ")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("4 images of ")
     assert len(list((tmp_path / "2" / "heatmaps").glob("*.png"))) == 1
-    ended = foveate("evaluate", finished, odd, "--out", out, "--map", "tumor")
-    assert_told(ended, "--map: got 'tumor', expected OLD=NEW")
+    result = foveate("evaluate", finished, odd, "--out", out, "--map", "tumor")
+    assert_refused(result, "--map: got 'tumor', expected OLD=NEW")
     none = write_table(tmp_path / "none.csv", [row | {"label": "x"} for row in rows])
-    ended = foveate("evaluate", finished, none, "--out", tmp_path / "3")
-    assert_told(ended, f"{none}", "no label that the model knows", "'x' 4")
+    result = foveate("evaluate", finished, none, "--out", tmp_path / "3")
+    assert_refused(result, f"{none}", "no label that the model knows", "'x' 4")
 
 
-def test_methods_and_doctor(foveate: Command) -> None:
-    ended = foveate("methods")
-    assert ended.returncode == 0
-    assert {line.split()[0] for line in ended.stdout.splitlines() if line} >= {"glimpse", "abmil"}
-    ended = foveate("methods", "glimpse")
-    assert ended.returncode == 0
-    assert "--method.patches" in ended.stdout
-    ended = foveate("doctor")
-    assert ended.returncode == 0, ended.stdout
-    assert "FAIL" not in ended.stdout
-    assert "slide round trip" in ended.stdout
+def test_methods_and_doctor_print_their_lists(foveate: Command) -> None:
+    result = foveate("methods")
+    assert result.returncode == 0
+    assert {line.split()[0] for line in result.stdout.splitlines() if line} >= {"glimpse", "abmil"}
+    result = foveate("methods", "glimpse")
+    assert result.returncode == 0
+    assert "--method.patches" in result.stdout
+    result = foveate("doctor")
+    assert result.returncode == 0, result.stdout
+    assert "FAIL" not in result.stdout
+    assert "slide round trip" in result.stdout
 
 
 def test_help_is_quick() -> None:
-    """Under half a second, best of three."""
+    """The best of three attempts takes less than half a second."""
     taken = []
     for _ in range(3):
         begun = time.perf_counter()
         words = [sys.executable, "-m", "foveate.cli", "--help"]
-        ended = subprocess.run(words, capture_output=True, text=True, check=True)
+        result = subprocess.run(words, capture_output=True, text=True, check=True)
         taken.append(time.perf_counter() - begun)
         for command in ("demo", "train", "predict", "evaluate", "methods", "doctor"):
-            assert command in ended.stdout
+            assert command in result.stdout
     assert min(taken) < 0.5
 
 
-def test_alone_it_shows_its_help(foveate: Command) -> None:
-    ended = foveate()
-    assert ended.returncode == 0
-    assert "Start here:" in ended.stdout
+def test_the_bare_command_shows_its_help(foveate: Command) -> None:
+    result = foveate()
+    assert result.returncode == 0
+    assert "Start here:" in result.stdout
 
 
-def test_a_bar_tells_no_rate_before_there_is_one(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_shows_no_rate_before_the_first_step(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     from foveate.cli.terminal import Terminal
 
     with Terminal(bars=False) as terminal:

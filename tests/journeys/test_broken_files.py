@@ -1,4 +1,4 @@
-"""Broken, odd and hostile files: a clear error or a picture; never a crash, a hang, or the memory.
+"""Broken, odd and hostile files give a clear error or a picture, never a crash or a hang.
 
 The files are opened in child processes with a time limit for each file and a memory limit. This
 module is its own child program: ``python test_broken_files.py FILE…`` prints a JSON line a file.
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def visit(path: str) -> dict[str, object]:
-    """Open, look at the levels, take a glimpse and two regions of each level."""
+    """Open a file, check its levels, and read a glimpse and two regions of each level."""
     try:
         with open_image(path) as image:
             placed: AbstractImage = image
@@ -61,7 +61,7 @@ def visit(path: str) -> dict[str, object]:
         return {"outcome": "other", "error": type(error).__name__, "message": str(error)}
 
 
-def child(paths: list[str]) -> None:
+def start_visitor(paths: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for path in paths:
         signal.alarm(SECONDS_PER_FILE)
@@ -71,22 +71,22 @@ def child(paths: list[str]) -> None:
 # -- the parent ----------------------------------------------------------------------------------
 
 
-def visited(paths: list[str]) -> dict[str, dict[str, object]]:
-    """What became of each file; a child that dies takes the file it was at with it."""
-    found: dict[str, dict[str, object]] = {}
-    left = list(paths)
-    while left:
+def visit_in_children(paths: list[str]) -> dict[str, dict[str, object]]:
+    """Return the outcome of each file; the death of a child counts for the file it was reading."""
+    outcomes: dict[str, dict[str, object]] = {}
+    remaining = list(paths)
+    while remaining:
         run = subprocess.run(
-            [sys.executable, __file__, *left], capture_output=True, text=True, check=False
+            [sys.executable, __file__, *remaining], capture_output=True, text=True, check=False
         )
         assert "PICKLE WAS EXECUTED" not in run.stdout + run.stderr
         lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-        found |= {str(line["path"]): line for line in lines}
-        left = left[len(lines) :]
-        if left:
+        outcomes |= {str(line["path"]): line for line in lines}
+        remaining = remaining[len(lines) :]
+        if remaining:
             reason = {"outcome": f"child ended with {run.returncode}", "message": run.stderr[-500:]}
-            found[left.pop(0)] = reason
-    return found
+            outcomes[remaining.pop(0)] = reason
+    return outcomes
 
 
 def expected() -> list[str]:
@@ -100,15 +100,15 @@ def expected() -> list[str]:
 def outcomes() -> dict[str, dict[str, object]]:
     paths = [str(BROKEN / path) for path in expected()]
     shares = [paths[i::CHILDREN] for i in range(CHILDREN)]
-    found: dict[str, dict[str, object]] = {}
+    by_name: dict[str, dict[str, object]] = {}
     with ThreadPoolExecutor(CHILDREN) as pool:
-        for share in pool.map(visited, shares):
-            found |= share
-    return {str(Path(path).relative_to(BROKEN)): outcome for path, outcome in found.items()}
+        for share in pool.map(visit_in_children, shares):
+            by_name |= share
+    return {str(Path(path).relative_to(BROKEN)): outcome for path, outcome in by_name.items()}
 
 
 @pytest.mark.parametrize("path", expected())
-def test_ends_with_a_picture_or_one_clear_line(
+def test_every_file_gives_a_picture_or_a_one_line_error(
     path: str, outcomes: dict[str, dict[str, object]]
 ) -> None:
     outcome = outcomes[str(Path(path))]
@@ -142,11 +142,13 @@ def test_ends_with_a_picture_or_one_clear_line(
         ("made/nifti/two_dim.nii.gz", "refused"),
     ],
 )
-def test_known_outcome(path: str, outcome: str, outcomes: dict[str, dict[str, object]]) -> None:
+def test_files_with_known_outcomes(
+    path: str, outcome: str, outcomes: dict[str, dict[str, object]]
+) -> None:
     assert outcomes[path]["outcome"] == outcome, outcomes[path]
 
 
-def test_no_dicom_or_table_is_taken_for_a_picture(
+def test_dicom_and_tables_are_not_read_as_pictures(
     outcomes: dict[str, dict[str, object]],
 ) -> None:
     for path, outcome in outcomes.items():
@@ -157,19 +159,22 @@ def test_no_dicom_or_table_is_taken_for_a_picture(
 # -- single files, by value ----------------------------------------------------------------------
 
 
-def whole(name: str) -> np.ndarray:
+def read_level_0(name: str) -> np.ndarray:
     with open_image(BROKEN / "made/images" / name) as image:
         return image.read(Box((0, 0), image.shape, Frame.PX, 0))
 
 
-def test_sixteen_bit_is_the_eight_bit_picture_scaled() -> None:
-    sixteen, eight = whole("sixteen_bit.png"), whole("grey_alpha.png")
+def test_sixteen_bit_pictures_equal_scaled_eight_bit_ones() -> None:
+    sixteen, eight = read_level_0("sixteen_bit.png"), read_level_0("grey_alpha.png")
     assert sixteen.dtype == np.uint16
     assert np.abs(sixteen.astype(float) / 257 - eight).max() <= 1
 
 
 def test_exif_orientation_is_turned_upright() -> None:
-    upright, turned = whole("grey_alpha.png").astype(float), whole("exif_rotated.jpg").astype(float)
+    upright, turned = (
+        read_level_0("grey_alpha.png").astype(float),
+        read_level_0("exif_rotated.jpg").astype(float),
+    )
     assert np.abs(upright - turned).mean() < 3
     assert all(np.abs(np.rot90(upright, k) - turned).mean() > 10 for k in (1, 2, 3))
 
@@ -194,17 +199,17 @@ def test_absent_tiles_of_a_sparse_slide_are_background() -> None:
         assert image.count.decoded_px - before <= border_blocks_px
 
 
-def test_a_cyclic_chain_of_directories_ends() -> None:
+def test_a_cyclic_chain_of_directories_is_refused() -> None:
     with open_image(BROKEN / "made/tiff/cyclic_ifd.tif") as image:
         assert len(image.levels) == 1
 
 
-def test_bombs_state_the_limit() -> None:
+def test_decompression_bombs_are_refused_with_the_limit() -> None:
     with pytest.raises(ImageTooLarge, match="limit of 178,956,970"):
         open_image(BROKEN / "made/bombs/png_30000x30000_1bit.png")
 
 
-def test_unreadable_tile_names_the_file() -> None:
+def test_an_unreadable_tile_error_names_the_file() -> None:
     with (
         open_image(BROKEN / "openslide_corpus/unreadable.svs") as image,
         pytest.raises(UnreadableImage, match=r"unreadable\.svs"),
@@ -213,4 +218,4 @@ def test_unreadable_tile_names_the_file() -> None:
 
 
 if __name__ == "__main__":
-    child(sys.argv[1:])
+    start_visitor(sys.argv[1:])

@@ -1,6 +1,6 @@
 """One file for each addition: a task, a reader of folders, an export, a method and an encoder.
 
-They lie in a folder of plug-ins; nothing of foveate's own is touched, and everything works with
+They lie in a folder of plug-ins; no file of foveate is changed, and everything works with
 them: the check before training, training, prediction, evaluation, heatmaps and the report.
 """
 
@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Ended
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 
 TASK = '''
 """How many there are: the logarithm of a count, learnt by its absolute error."""
@@ -186,8 +186,8 @@ class PeakLineExport(AbstractExport):
         """Return the centre and the extent of the image."""
         centre = evidence.peak_um().centre
         extent = evidence.extent_um.tolist()
-        said = f"{about.image_id} {about.numbers['predicted']} {list(centre)} of {extent}"
-        return f"{said} {image.reader}\\n".encode()
+        line = f"{about.image_id} {about.numbers['predicted']} {list(centre)} of {extent}"
+        return f"{line} {image.reader}\\n".encode()
 '''
 
 METHOD = '''
@@ -278,7 +278,7 @@ N_IMAGES = 32
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plug-ins, folders that are images, and their table: more bright spots, larger counts."""
+    """Write plug-ins, image folders and a table; the label counts the bright spots."""
     folder = tmp_path_factory.mktemp("place")
     for name, code in PARTS.items():
         path = folder / "plug-ins" / name
@@ -317,14 +317,14 @@ def train_words(place: Path, out: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def run(place: Path, foveate: Command) -> Path:
-    """Trained once, with nothing but the five files added; the second call finds it done."""
+    """Train once with only the five files added; a second call reuses the run."""
     out = place / "run"
-    ended = foveate(*train_words(place, out))
-    assert ended.returncode == 0, ended.stderr
+    result = foveate(*train_words(place, out))
+    assert result.returncode == 0, result.stderr
     return out
 
 
-def test_a_run_with_them_says_what_it_rests_on(place: Path, run: Path, foveate: Command) -> None:
+def test_a_run_lists_the_plug_ins_it_uses(place: Path, run: Path, foveate: Command) -> None:
     card = read_json(run / "fold_0" / "model" / "model.json")
     names = (card["task"], card["method"], card["encoder"])
     assert names == ("spot_count", "glance", "speckle")
@@ -338,7 +338,7 @@ def test_a_run_with_them_says_what_it_rests_on(place: Path, run: Path, foveate: 
     assert all(row["predicted"].isdecimal() and float(row["count"]) > -1 for row in rows)
 
 
-def test_the_report_holds_their_words_figures_and_files(run: Path) -> None:
+def test_the_report_contains_texts_figures_and_files_of_plug_ins(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "counts were off by a factor of" in page
     assert "error factor" in page
@@ -348,8 +348,10 @@ def test_the_report_holds_their_words_figures_and_files(run: Path) -> None:
     assert "onfusion" not in page
 
 
-def test_exports_are_those_asked_for(run: Path) -> None:
-    entries = [each for each in read_json(run / "heatmaps" / "index.json") if each.get("peak_line")]
+def test_the_requested_exports_are_written(run: Path) -> None:
+    entries = [
+        entry for entry in read_json(run / "heatmaps" / "index.json") if entry.get("peak_line")
+    ]
     assert len(entries) == 3
     for entry in entries:
         assert entry["geojson"] is None
@@ -360,13 +362,13 @@ def test_exports_are_those_asked_for(run: Path) -> None:
     assert not list((run / "heatmaps").glob("*.geojson"))
 
 
-def test_folders_are_predicted_with_the_options_of_training(
+def test_folders_are_predicted_with_the_training_options(
     place: Path, run: Path, foveate: Command
 ) -> None:
     out = place / "predicted"
     plugins = ("--plugins", place / "plug-ins", "--export", "geojson,peak_line")
-    ended = foveate("predict", run, place / "series", "--out", out, *plugins)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("predict", run, place / "series", "--out", out, *plugins)
+    assert result.returncode == 0, result.stderr
     rows = read_rows(out / "predictions.csv")
     assert len(rows) == N_IMAGES, "a folder of slices is one image, wherever it lies"
     text = (out / "heatmaps" / "s03.peak.txt").read_text(encoding="utf-8")
@@ -379,21 +381,19 @@ def test_folders_are_predicted_with_the_options_of_training(
     assert row["count"] == next(r for r in rows if r["image_id"] == "s03")["count"]
 
 
-def test_a_table_is_evaluated_and_labels_that_are_none_are_set_aside(
-    place: Path, run: Path, foveate: Command
-) -> None:
+def test_evaluation_sets_invalid_labels_aside(place: Path, run: Path, foveate: Command) -> None:
     table = place / "other.csv"
     table.write_text("path,spots\nseries/s04,3\nseries/s05,many\nseries/s06,12\n")
     words = (run, table, "--label", "spots", "--out", place / "scored")
-    ended = foveate("evaluate", *words, "--plugins", place / "plug-ins")
-    assert ended.returncode == 2, ended.stderr
-    assert "'many' 1; it knows counts" in ended.stderr
+    result = foveate("evaluate", *words, "--plugins", place / "plug-ins")
+    assert result.returncode == 2, result.stderr
+    assert "'many' 1; it knows counts" in result.stderr
     assert read_json(place / "scored" / "metrics.json")["n_images"] == 2
-    assert "error " in ended.stdout
+    assert "error " in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--reader.text_slices.windw", "3"), "no option 'reader.text_slices.windw'. Did you mean"),
         (("--reader.text_slice.window", "3"), "no reader 'text_slice'. Did you mean 'text_slices'"),
@@ -403,12 +403,12 @@ def test_a_table_is_evaluated_and_labels_that_are_none_are_set_aside(
         (("--task", "spot_cuont"), "no task 'spot_cuont'. Did you mean 'spot_count'"),
     ],
 )
-def test_a_word_too_much_is_refused_before_anything_is_read(
-    place: Path, tmp_path: Path, foveate: Command, words: tuple[str, str], said: str
+def test_an_unknown_option_is_refused_before_reading(
+    place: Path, tmp_path: Path, foveate: Command, words: tuple[str, str], message: str
 ) -> None:
-    ended = foveate(*train_words(place, tmp_path / "run"), *words)
-    assert ended.returncode == 1
-    assert said in ended.stderr
+    result = foveate(*train_words(place, tmp_path / "run"), *words)
+    assert result.returncode == 1
+    assert message in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -421,8 +421,8 @@ def test_a_folder_that_no_reader_takes_is_no_image(place: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_nothing_else_knows_of_them(name: str) -> None:
-    """Neither the part's name nor that of its class stands in any file of foveate's own."""
+def test_no_file_of_foveate_names_the_plug_ins(name: str) -> None:
+    """Neither the name of a plug-in nor that of its class is in any source file of foveate."""
     source = Path(__file__).resolve().parents[2] / "src" / "foveate"
     words = {Path(name).stem, *re.findall(r"^class (\w+)\(", PARTS[name], re.MULTILINE)}
     assert len(words) == 2

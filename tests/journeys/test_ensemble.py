@@ -1,4 +1,4 @@
-"""All that was trained answers: the folds' models together, or the one refitted on everything."""
+"""Predictions use the models of all folds together, or the one refitted on all images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import SMALL_RUN, Ended, one_thread
+from conftest import SMALL_RUN
 from foveate.errors import CheckpointError
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.runs.checkpoint import load_model, save_model
 from foveate.runs.folder import read_json, read_rows
 from foveate.runs.models import Ensemble, find_models
+from helpers.commands import Completed, one_thread_environment, read_refusal
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 THREE = (
     *SMALL_RUN,
     *("--method", "glimpse", "--method.patches", "4", "--method.eval-patches", "6"),
@@ -35,50 +36,45 @@ N = 3
 
 @pytest.fixture(scope="module")
 def trained(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three folds."""
+    """Train a run of three folds and return its folder."""
     run = tmp_path_factory.mktemp("ensemble") / "run"
     words = [sys.executable, "-m", "foveate.cli", "train", str(tiny_cohort), "--out", str(run)]
-    ended = subprocess.run([*words, *THREE], capture_output=True, text=True, env=one_thread())
-    assert ended.returncode == 0, ended.stderr
+    result = subprocess.run(
+        [*words, *THREE], capture_output=True, text=True, env=one_thread_environment()
+    )
+    assert result.returncode == 0, result.stderr
     return run
 
 
 @pytest.fixture(scope="module")
 def slides(tiny_cohort: Path) -> list[Path]:
-    """Three of the cohort's."""
+    """Return the paths of three slides of the cohort."""
     with tiny_cohort.open(encoding="utf-8", newline="") as file:
         return [tiny_cohort.parent / row["file"] for row in csv.DictReader(file)][:3]
 
 
 def probabilities(out: Path) -> dict[str, dict[str, float]]:
-    """By image and class, in full precision."""
+    """Read the probabilities by image and class in full precision."""
     return {e["image_id"]: e["probs"] for e in read_json(out / "heatmaps" / "index.json")}
-
-
-def one_line(ended: Ended) -> str:
-    """The complaint of a command that was refused."""
-    assert ended.returncode == 1, ended.stderr
-    (told,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    return told
 
 
 # -- folds -----------------------------------------------------------------------------------------
 
 
-def test_the_answer_is_the_mean_of_the_folds(
+def test_the_prediction_is_the_mean_of_the_folds(
     trained: Path, slides: list[Path], tmp_path: Path, foveate: Command
 ) -> None:
     out = tmp_path / "all"
-    ended = foveate("predict", trained, *slides, "--out", out)
-    assert ended.returncode == 0, ended.stderr
-    assert "3 models answer together, one of each fold" in ended.stderr
+    result = foveate("predict", trained, *slides, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "3 models answer together, one of each fold" in result.stderr
     for k in range(N):
-        ended = foveate("predict", trained / f"fold_{k}", *slides, "--out", tmp_path / f"one_{k}")
-        assert ended.returncode == 0, ended.stderr
-        assert f"one model answers: {trained / f'fold_{k}' / 'model'}" in ended.stderr
+        result = foveate("predict", trained / f"fold_{k}", *slides, "--out", tmp_path / f"one_{k}")
+        assert result.returncode == 0, result.stderr
+        assert f"one model answers: {trained / f'fold_{k}' / 'model'}" in result.stderr
     together = probabilities(out)
     alone = [probabilities(tmp_path / f"one_{k}") for k in range(N)]
-    assert len({p["tumour"] for p in (each[slides[0].stem] for each in alone)}) == N
+    assert len({p["tumour"] for p in (values[slides[0].stem] for values in alone)}) == N
     cards = [load_model(trained / f"fold_{k}" / "model").card for k in range(N)]
     threshold = np.mean([card.provenance["threshold"] for card in cards])
     rows = {row["image_id"]: row for row in read_rows(out / "predictions.csv")}
@@ -87,10 +83,10 @@ def test_the_answer_is_the_mean_of_the_folds(
         assert row["models"] == "3"
         assert float(row["threshold"]) == pytest.approx(threshold, rel=1e-5)
         for name in ("normal", "tumour"):
-            each = [one[image_id][name] for one in alone]
-            assert together[image_id][name] == pytest.approx(np.mean(each), abs=1e-6)
-            assert float(row[f"prob_{name}"]) == pytest.approx(np.mean(each), abs=1e-6)
-            assert float(row[f"prob_sd_{name}"]) == pytest.approx(np.std(each, ddof=1), abs=1e-6)
+            values = [one[image_id][name] for one in alone]
+            assert together[image_id][name] == pytest.approx(np.mean(values), abs=1e-6)
+            assert float(row[f"prob_{name}"]) == pytest.approx(np.mean(values), abs=1e-6)
+            assert float(row[f"prob_sd_{name}"]) == pytest.approx(np.std(values, ddof=1), abs=1e-6)
         called = "tumour" if together[image_id]["tumour"] >= threshold else "normal"
         assert row["predicted"] == called
     for row in read_rows(tmp_path / "one_0" / "predictions.csv"):
@@ -104,7 +100,7 @@ def test_the_answer_is_the_mean_of_the_folds(
     assert record["threshold"] == pytest.approx(threshold)
 
 
-def test_evidence_and_pictures_are_of_all_models(
+def test_evidence_and_heatmaps_use_all_models(
     trained: Path, slides: list[Path], tmp_path: Path, foveate: Command
 ) -> None:
     out = tmp_path / "all"
@@ -134,8 +130,8 @@ def test_evidence_and_pictures_are_of_all_models(
     assert shares == sorted(shares, reverse=True)
 
 
-def test_evidence_of_models_is_their_mean() -> None:
-    """Two boxes; one model knows both, the other the first, which it gives off by rounding."""
+def test_evidence_is_averaged_over_models() -> None:
+    """One model has two boxes; the other only the first, shifted by a rounding error."""
     size = np.array([[8.0, 8.0], [8.0, 8.0]])
     both = Evidence(np.array([[16.0, 0.0], [4.0, 4.0]]), size, np.array([0.25, 0.75]))
     first = Evidence(np.array([[16.0 + 1e-9, 0.0]]), size[:1], np.array([1.0]))
@@ -148,27 +144,27 @@ def test_evidence_of_models_is_their_mean() -> None:
     assert len(mean_evidence([none, none])) == 0
 
 
-def test_each_fold_was_tested_by_its_own_model_alone(trained: Path) -> None:
+def test_each_test_fold_uses_its_own_model_only(trained: Path) -> None:
     for row in read_rows(trained / "predictions_oof.csv"):
         assert row["models"] == "1"
         assert not any(key.startswith("prob_sd_") for key in row)
-        own = load_model(trained / f"fold_{row['fold']}" / "model").card.provenance
-        assert float(row["threshold"]) == pytest.approx(own["threshold"], rel=1e-5)
+        provenance = load_model(trained / f"fold_{row['fold']}" / "model").card.provenance
+        assert float(row["threshold"]) == pytest.approx(provenance["threshold"], rel=1e-5)
     page = (trained / "report.html").read_text(encoding="utf-8")
     assert "New images are answered by the models of all 3 folds together" in page
 
 
-def test_evaluation_says_that_it_is_on_what_was_trained_on(
+def test_evaluation_on_training_images_is_reported(
     trained: Path, tiny_cohort: Path, tmp_path: Path, foveate: Command
 ) -> None:
-    ended = foveate("evaluate", trained, tiny_cohort, "--out", tmp_path / "all", "--audit-layout")
-    assert ended.returncode == 0, ended.stderr
-    assert "warning: 24 of 24 images trained the models that answer" in ended.stderr
-    assert "24 of which training saw" in ended.stdout
+    result = foveate("evaluate", trained, tiny_cohort, "--out", tmp_path / "all", "--audit-layout")
+    assert result.returncode == 0, result.stderr
+    assert "warning: 24 of 24 images trained the models that answer" in result.stderr
+    assert "24 of which training saw" in result.stdout
     metrics = read_json(tmp_path / "all" / "metrics.json")
     assert metrics["n_seen_in_training"] == 24
-    found = metrics["layout"]["scores"]["val_auroc"]
-    assert found == pytest.approx(metrics["metrics"]["auroc"]["value"]), "the audit is of the mean"
+    auroc = metrics["layout"]["scores"]["val_auroc"]
+    assert auroc == pytest.approx(metrics["metrics"]["auroc"]["value"]), "the audit is of the mean"
 
     test = read_json(trained / "splits.json")["folds"][1]["test"]
     with tiny_cohort.open(encoding="utf-8", newline="") as file:
@@ -178,16 +174,16 @@ def test_evaluation_says_that_it_is_on_what_was_trained_on(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "file": tiny_cohort.parent / row["file"]} for row in rows)
-    ended = foveate("evaluate", trained / "fold_1", unseen, "--out", tmp_path / "one")
-    assert ended.returncode == 0, ended.stderr
-    assert "warning" not in ended.stderr
-    assert f"{len(test)} images of" in ended.stdout
-    assert "that training never saw" in ended.stdout
-    again = {
+    result = foveate("evaluate", trained / "fold_1", unseen, "--out", tmp_path / "one")
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in result.stderr
+    assert f"{len(test)} images of" in result.stdout
+    assert "that training never saw" in result.stdout
+    recomputed = {
         row["image_id"]: row["prob_tumour"] for row in read_rows(tmp_path / "one/predictions.csv")
     }
-    told = read_rows(trained / "fold_1" / "predictions.csv")
-    assert again == {row["image_id"]: row["prob_tumour"] for row in told}
+    fold_rows = read_rows(trained / "fold_1" / "predictions.csv")
+    assert recomputed == {row["image_id"]: row["prob_tumour"] for row in fold_rows}
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -199,15 +195,15 @@ def test_a_missing_fold_is_named(
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     shutil.rmtree(run / "fold_1" / "model")
-    told = one_line(foveate("predict", run, slides[0], "--out", tmp_path / "out"))
-    assert "the model of fold_1 is missing; repeat the `foveate train` command" in told
-    assert str(run / "fold_0") in told
+    message = read_refusal(foveate("predict", run, slides[0], "--out", tmp_path / "out"))
+    assert "the model of fold_1 is missing; repeat the `foveate train` command" in message
+    assert str(run / "fold_0") in message
     assert not (tmp_path / "out").exists()
     assert "FAIL  models" in foveate("doctor", run).stdout
     one = foveate("predict", run / "fold_2", slides[0], "--out", tmp_path / "out")
     assert one.returncode == 0, one.stderr
-    ended = foveate("doctor", trained)
-    assert "ok    models             3 models answer together" in ended.stdout
+    result = foveate("doctor", trained)
+    assert "ok    models             3 models answer together" in result.stdout
 
 
 def test_models_that_do_not_agree_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -235,15 +231,15 @@ def test_models_that_do_not_agree_are_refused(trained: Path, tmp_path: Path) -> 
 # -- refit -----------------------------------------------------------------------------------------
 
 
-def test_refit_can_be_asked_for_later_and_answers_alone(
+def test_refit_can_be_added_later_and_predicts_alone(
     trained: Path, tiny_cohort: Path, slides: list[Path], tmp_path: Path, foveate: Command
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(trained, run)
     folds = [(run / f"fold_{k}/model/model.safetensors").read_bytes() for k in range(N)]
     scores = read_json(run / "metrics.json")
-    ended = foveate("train", tiny_cohort, "--out", run, *THREE, "--refit")
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("train", tiny_cohort, "--out", run, *THREE, "--refit")
+    assert result.returncode == 0, result.stderr
     assert [(run / f"fold_{k}/model/model.safetensors").read_bytes() for k in range(N)] == folds
     assert read_json(run / "metrics.json") == scores, "the folds' scores stay"
     cards = [load_model(run / f"fold_{k}" / "model").card.provenance for k in range(N)]
@@ -254,9 +250,9 @@ def test_refit_can_be_asked_for_later_and_answers_alone(
     assert len(epochs) == max(1, round(float(np.median([c["best_epoch"] for c in cards]))))
     assert not any(row.get("val_loss") for row in epochs)
 
-    ended = foveate("predict", run, slides[0], "--out", out)
-    assert ended.returncode == 0, ended.stderr
-    assert "one model answers, refitted on all 24 images of the run" in ended.stderr
+    result = foveate("predict", run, slides[0], "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "one model answers, refitted on all 24 images of the run" in result.stderr
     assert read_json(out / "answer.json")["refit"] is True
     (row,) = read_rows(out / "predictions.csv")
     assert row["models"] == "1"
@@ -268,9 +264,9 @@ def test_refit_can_be_asked_for_later_and_answers_alone(
 
     weights = load_file(run / "refit" / "model" / "model.safetensors")
     shutil.rmtree(run / "refit")
-    told = one_line(foveate("predict", run, slides[0], "--out", tmp_path / "again"))
-    assert "the model of refit is missing; repeat the `foveate train` command" in told
-    kill_once_begun(run)
+    message = read_refusal(foveate("predict", run, slides[0], "--out", tmp_path / "again"))
+    assert "the model of refit is missing; repeat the `foveate train` command" in message
+    kill_during_refit(run)
     words = ("train", "--config", run / "config.yaml", "--out", run)
     assert foveate(*words).returncode == 0, "goes on from its checkpoint"
     for name, tensor in load_file(run / "refit" / "model" / "model.safetensors").items():
@@ -279,18 +275,18 @@ def test_refit_can_be_asked_for_later_and_answers_alone(
     written = (run / "refit" / "model" / "model.json").stat().st_mtime_ns
     assert foveate(*words).returncode == 0
     assert (run / "refit" / "model" / "model.json").stat().st_mtime_ns == written, "done is done"
-    told = one_line(foveate("train", tiny_cohort, "--out", run, *THREE))
-    assert "refit was True and is False now" in told
+    message = read_refusal(foveate("train", tiny_cohort, "--out", run, *THREE))
+    assert "refit was True and is False now" in message
 
 
-def kill_once_begun(run: Path) -> None:
-    """Go on with a run and kill it when its refit has left the first checkpoint."""
+def kill_during_refit(run: Path) -> None:
+    """Resume a run and kill it once its refit has written the first checkpoint."""
     words = ("train", "--config", str(run / "config.yaml"), "--out", str(run))
     with subprocess.Popen(
         [sys.executable, "-m", "foveate.cli", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=one_thread(),
+        env=one_thread_environment(),
     ) as child:
         until = time.monotonic() + 120
         while not (run / "refit" / "checkpoints" / "latest.safetensors").is_file():

@@ -1,4 +1,4 @@
-"""Every method from the command line, with nothing set that it could know itself."""
+"""Every method trains and predicts from the command line with default settings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SMALL_RUN, Ended
+from conftest import SMALL_RUN
 from foveate.parts import names
 from foveate.runs.folder import read_json
+from helpers.commands import Completed
 
 FAST = ("streaming_cnn",)
-"""Those that ask more of their encoder than others do."""
+"""Methods that need more of their encoder than others do."""
 
 
 @pytest.mark.parametrize(
@@ -22,15 +23,15 @@ FAST = ("streaming_cnn",)
         for name in sorted(names("methods"))
     ],
 )
-def test_it_trains_and_predicts(
-    method: str, tiny_cohort: Path, tmp_path: Path, foveate: Callable[..., Ended]
+def test_a_method_trains_and_predicts(
+    method: str, tiny_cohort: Path, tmp_path: Path, foveate: Callable[..., Completed]
 ) -> None:
     out, again = tmp_path / "run", tmp_path / "again"
     words = ("--method", method, *SMALL_RUN, "--epochs", "1", "--heatmaps", "1")
     words = (*words, "--view.spacing-um", "2", "--view.patch-px", "32")
-    ended = foveate("train", tiny_cohort, "--out", out, *words)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("train", tiny_cohort, "--out", out, *words)
+    assert result.returncode == 0, result.stderr
     assert (out / "report.html").is_file()
-    ended = foveate("evaluate", out, tiny_cohort, "--out", again)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("evaluate", out, tiny_cohort, "--out", again)
+    assert result.returncode == 0, result.stderr
     assert 0 <= read_json(again / "metrics.json")["metrics"]["auroc"]["value"] <= 1

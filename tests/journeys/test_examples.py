@@ -1,4 +1,4 @@
-"""The examples run as they stand, on pictures and in seconds."""
+"""The examples run unchanged on pictures, in seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The main function of an example; parts that it adds are forgotten afterwards."""
+    """Return a function that runs an example; the parts that it adds are removed afterwards."""
     monkeypatch.setattr(parts, "_folders", list(parts.plugin_folders()))
 
     def run(name: str, *words: Path, **options: Any) -> None:
@@ -38,10 +38,10 @@ def test_quickstart(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main("quickstart", picture_table, tmp_path, patches=4, **SMALL)
-    said = capsys.readouterr().out
-    assert said.startswith("AUROC ")
-    assert "['dark' 'plain'] [[0." in said
-    assert "P00.png: " in said
+    output = capsys.readouterr().out
+    assert output.startswith("AUROC ")
+    assert "['dark' 'plain'] [[0." in output
+    assert "P00.png: " in output
     collection = read_json(tmp_path / "first.geojson")
     assert len(collection["features"]) > 0
     assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")

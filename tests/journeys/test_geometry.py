@@ -28,7 +28,7 @@ RADIUS_PX0 = 9
 
 
 def _write(path: Path, spacing_um: tuple[float, float]) -> None:
-    """A grey slide with one dark disc, three levels, its own µm/px for y and x."""
+    """Write a grey slide with one dark disc, three levels, and different µm/px for y and x."""
     y, x = np.ogrid[: SHAPE_PX0[0], : SHAPE_PX0[1]]
     # A pixel's centre lies half a pixel beyond its corner.
     inside = (y + 0.5 - SPOT_PX0[0]) ** 2 + (x + 0.5 - SPOT_PX0[1]) ** 2 < RADIUS_PX0**2
@@ -52,7 +52,7 @@ def _write(path: Path, spacing_um: tuple[float, float]) -> None:
 @pytest.mark.parametrize("spacing", [0.2014, 0.2528, 0.31, 0.4942])
 @pytest.mark.parametrize("zoom", [1.0, 1.7, 4.0])
 @pytest.mark.parametrize("encoder", ["small", "resnet18"])
-def test_attention_patch_and_geojson_find_the_spot(
+def test_attention_patch_and_geojson_locate_the_spot(
     tmp_path: Path, pool: ThreadPoolExecutor, spacing: float, zoom: float, encoder: str
 ) -> None:
     spacing_um = (spacing, 1.25 * spacing)

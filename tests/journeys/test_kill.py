@@ -1,4 +1,4 @@
-"""Killed at any moment and given again, a training run ends with the numbers of an undisturbed one.
+"""A training run killed at any moment and resumed ends with the numbers of an undisturbed run.
 
 Child processes are killed with SIGKILL at random moments of each stage, told by what the run has
 left in its folder.
@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from conftest import SMALL_RUN, one_thread
+from conftest import SMALL_RUN
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import one_thread_environment
 
 SECONDS = 120.0
 OPTIONS = (
@@ -28,10 +29,10 @@ OPTIONS = (
 )
 
 Stage = tuple[str, Callable[[Path], bool]]
-"""What a stage is called, and whether a run folder has reached it."""
+"""The name of a stage, and a function that tells whether a run folder has reached it."""
 
 
-def rows_of(fold: Path) -> int:
+def count_rows(fold: Path) -> int:
     path = fold / "metrics.csv"
     return len(read_rows(path)) if path.is_file() else 0
 
@@ -41,7 +42,7 @@ def exists(name: str) -> Callable[[Path], bool]:
 
 
 def epochs(n: int) -> Callable[[Path], bool]:
-    return lambda run: rows_of(run / "fold_0") >= n
+    return lambda run: count_rows(run / "fold_0") >= n
 
 
 LATEST = "fold_0/checkpoints/latest.safetensors"
@@ -57,7 +58,7 @@ STAGES: tuple[tuple[Stage, float], ...] = (
     (("training is done", epochs(4)), 0.1),
     (("the model is written", exists("fold_0/model/model.json")), 0.5),
 )
-"""Ten moments in the order in which a run comes to them, and how long after at most."""
+"""Ten stages in the order of a run, each with the longest delay of its kill in seconds."""
 
 
 def start(table: Path, run: Path) -> subprocess.Popen[str]:
@@ -69,7 +70,7 @@ def start(table: Path, run: Path) -> subprocess.Popen[str]:
         stdout=pipe,
         stderr=pipe,
         text=True,
-        env=one_thread(),
+        env=one_thread_environment(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -80,8 +81,8 @@ def finish(table: Path, run: Path) -> None:
     assert child.returncode == 0, err
 
 
-def reached(child: subprocess.Popen[str], run: Path, stage: Stage) -> bool:
-    """Wait until the run has come so far; False when it ended before."""
+def wait_for_stage(child: subprocess.Popen[str], run: Path, stage: Stage) -> bool:
+    """Wait until a run reaches a stage; returns False if it ended earlier."""
     until = time.monotonic() + SECONDS
     while not stage[1](run):
         assert time.monotonic() < until, f"never reached: {stage[0]}"
@@ -104,14 +105,14 @@ def undisturbed(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
-def kill_and_go_on(
+def kill_and_resume(
     table: Path, run: Path, stages: tuple[tuple[Stage, float], ...], seed: int
 ) -> list[str]:
-    """Kill a run once in each stage; returns where kills hit after training had begun."""
+    """Kill a run once in each stage; returns the stages that were hit."""
     rng, in_training = random.Random(seed), []
     for stage, longest in stages:
         child = start(table, run)
-        if reached(child, run, stage):
+        if wait_for_stage(child, run, stage):
             time.sleep(rng.uniform(0, longest))
         code, err = stop(child, signal.SIGKILL)
         assert code in (-signal.SIGKILL, 0), err
@@ -123,17 +124,17 @@ def kill_and_go_on(
 
 def assert_same_end(run: Path, other: Path) -> None:
     model = "fold_0/model/model.safetensors"
-    weights, want = load_file(run / model), load_file(other / model)
-    assert weights.keys() == want.keys()
-    for name in want:
-        assert weights[name].equal(want[name]), f"{name} differs"
+    weights, expected = load_file(run / model), load_file(other / model)
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        assert weights[name].equal(expected[name]), f"{name} differs"
     card, card_wanted = (read_json(r / "fold_0/model/model.json") for r in (run, other))
     for key in ("split_hash", "best_epoch", "best_val_score", "temperature", "threshold"):
         assert card["provenance"][key] == card_wanted["provenance"][key]
     assert read_json(run / "splits.json") == read_json(other / "splits.json")
     assert read_json(run / "metrics.json") == read_json(other / "metrics.json")
     for name in ("predictions_oof.csv", "fold_0/predictions.csv"):
-        assert answers(run / name) == answers(other / name)
+        assert read_predictions(run / name) == read_predictions(other / name)
     learnt = ("epoch", "train_loss", "val_loss", "val_auroc", "lr")
     curves = [
         [{key: row[key] for key in learnt} for row in read_rows(r / "fold_0" / "metrics.csv")]
@@ -143,15 +144,15 @@ def assert_same_end(run: Path, other: Path) -> None:
     assert not list(run.rglob("*.part")), "what killed runs left aside is swept up"
 
 
-def answers(path: Path) -> list[dict[str, str]]:
-    told = ("image_id", "label", "predicted", "prob_normal", "prob_tumour")
-    return [{key: row[key] for key in told} for row in read_rows(path)]
+def read_predictions(path: Path) -> list[dict[str, str]]:
+    columns = ("image_id", "label", "predicted", "prob_normal", "prob_tumour")
+    return [{key: row[key] for key in columns} for row in read_rows(path)]
 
 
 @pytest.mark.slow
 def test_ten_kills_change_nothing(tiny_cohort: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    in_training = kill_and_go_on(tiny_cohort, run, STAGES, seed=1)
+    in_training = kill_and_resume(tiny_cohort, run, STAGES, seed=1)
     assert len(in_training) >= 5, in_training
     assert_same_end(run, undisturbed)
 
@@ -161,12 +162,12 @@ def test_an_interruption_and_three_kills_change_nothing(
 ) -> None:
     run = tmp_path / "run"
     child = start(tiny_cohort, run)
-    assert reached(child, run, STAGES[3][0])
+    assert wait_for_stage(child, run, STAGES[3][0])
     code, err = stop(child, signal.SIGINT)
     assert code == 130, err
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].startswith("interrupted. The same command continues")
     assert not (run / "fold_0" / "model").exists()
-    in_training = kill_and_go_on(tiny_cohort, run, (STAGES[4], STAGES[6], STAGES[9]), seed=2)
+    in_training = kill_and_resume(tiny_cohort, run, (STAGES[4], STAGES[6], STAGES[9]), seed=2)
     assert len(in_training) >= 2, in_training
     assert_same_end(run, undisturbed)

@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 
-from conftest import Ended
 from foveate.runs.folder import read_json
+from helpers.commands import Completed
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 
 VIEW = ("--epochs", "1", "--heatmaps", "1", "--view.spacing-um", "2")
 
@@ -34,7 +34,7 @@ def test_a_vit_from_a_file(
     tmp_path: Path,
     foveate: Command,
 ) -> None:
-    """Sides of patches and glimpses are no multiples of the ViT's own patches."""
+    """The sides of patches and glimpses are not multiples of the ViT's patch size."""
     torch.manual_seed(1)
     net = timm.create_model(
         "vit_tiny_patch16_224", embed_dim=48, depth=2, num_heads=3, init_values=1e-5, reg_tokens=2
@@ -44,14 +44,14 @@ def test_a_vit_from_a_file(
     words = ("--method", method, "--encoder", "vit_tiny_patch16_224", "--encoder.weights", path)
     words = (*words, "--encoder.model-args", "num_heads=3", "--encoder.dim", "16", *VIEW)
     words = (*words, "--view.patch-px", str(patch_px), "--view.glimpse-spacing-um", glimpse_um)
-    ended = foveate("train", tiny_cohort, "--out", out, *words)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("train", tiny_cohort, "--out", out, *words)
+    assert result.returncode == 0, result.stderr
     stored = read_json(out / "fold_0" / "model" / "model.json")["encoder_options"]
     assert len(stored["weights_sha256"]) == 12
     assert "depth=2" in stored["model_args"]
     path.unlink()
-    ended = foveate("evaluate", out, tiny_cohort, "--out", tmp_path / "again")
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("evaluate", out, tiny_cohort, "--out", tmp_path / "again")
+    assert result.returncode == 0, result.stderr
     again = read_json(tmp_path / "again" / "metrics.json")["metrics"]["auroc"]["value"]
     assert 0 <= again <= 1
 
@@ -62,10 +62,10 @@ def test_a_file_that_does_not_fit_stops_the_run_in_one_line(
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet10t").state_dict(), path)
     words = ("train", tiny_cohort, *VIEW, "--view.patch-px", "32", "--encoder", "resnet18")
-    ended = foveate(*words, "--out", tmp_path / "one", "--encoder.weights", path)
-    assert ended.returncode == 1
-    assert f"{path} does not fit encoder 'resnet18'" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    ended = foveate(*words, "--out", tmp_path / "two", "--encoder.weights", tmp_path / "no.pth")
-    assert ended.returncode == 1
-    assert "no.pth: no such file" in ended.stderr
+    result = foveate(*words, "--out", tmp_path / "one", "--encoder.weights", path)
+    assert result.returncode == 1
+    assert f"{path} does not fit encoder 'resnet18'" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = foveate(*words, "--out", tmp_path / "two", "--encoder.weights", tmp_path / "no.pth")
+    assert result.returncode == 1
+    assert "no.pth: no such file" in result.stderr

@@ -1,4 +1,4 @@
-"""Shuffled labels must give chance: the self-test that finds leaks between the parts of a split.
+"""Shuffled labels must give chance: this detects leaks between the parts of a split.
 
 The pictures are so easy that a model which sees a true label anywhere gives itself away: with true
 labels every one is predicted. All pictures of a patient are the same but for noise, so a patient on
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Ended
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed
 
 PATIENTS, PICTURES_EACH = 48, 2
 OPTIONS = (
@@ -31,16 +31,16 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ninety-six pictures of 48 patients; classes differ in red and blue, patients in green."""
+    """Write 96 pictures of 48 patients; classes differ in red and blue, patients in green."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(7)
     rows = []
     for p in range(PATIENTS):
         colour = np.array([230.0, 120, 60] if p % 2 else [60.0, 120, 230])
-        own = rng.normal(0, (10, 60, 10))  # a patient's tint, unlike the class's
+        tints = rng.normal(0, (10, 60, 10))  # a patient's tint, unlike the class's
         stripes = 15 * np.sin(np.arange(48) * rng.uniform(0.1, 1.5))[:, None, None]
         for i in range(PICTURES_EACH):
-            pixels = colour + own + stripes + rng.normal(0, 10, (48, 48, 3))
+            pixels = colour + tints + stripes + rng.normal(0, 10, (48, 48, 3))
             name = f"p{p:02d}_{i}.png"
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
             rows.append({"file": name, "patient_id": f"P{p:02d}", "label": "ab"[p % 2]})
@@ -57,15 +57,15 @@ def auroc(run: Path) -> dict[str, Any]:
     return score
 
 
-def test_true_labels_are_learnt_and_permuted_ones_are_not(
-    table: Path, tmp_path: Path, foveate: Callable[..., Ended]
+def test_true_labels_are_learned_and_permuted_ones_are_not(
+    table: Path, tmp_path: Path, foveate: Callable[..., Completed]
 ) -> None:
     true, shuffled = tmp_path / "true", tmp_path / "shuffled"
-    ended = foveate("train", table, "--out", true, *OPTIONS)
-    assert ended.returncode == 0, ended.stderr
-    ended = foveate("train", table, "--out", shuffled, *OPTIONS, "--permute-labels")
-    assert ended.returncode == 0, ended.stderr
-    assert "auroc by fold" in ended.stdout
+    result = foveate("train", table, "--out", true, *OPTIONS)
+    assert result.returncode == 0, result.stderr
+    result = foveate("train", table, "--out", shuffled, *OPTIONS, "--permute-labels")
+    assert result.returncode == 0, result.stderr
+    assert "auroc by fold" in result.stdout
     assert len(read_json(shuffled / "metrics.json")["folds"]) == 3
     assert auroc(true)["lo"] > 0.8, "the control: these pictures can be told apart"
     score = auroc(shuffled)
@@ -79,7 +79,7 @@ def test_true_labels_are_learnt_and_permuted_ones_are_not(
     labels: dict[str, set[str]] = {}
     for row in rows.values():
         labels.setdefault(row["patient_id"], set()).add(row["label"])
-    assert all(len(found) == 1 for found in labels.values()), "a patient's images share a label"
+    assert all(len(classes) == 1 for classes in labels.values()), "a patient's images share a label"
     assert Counter(r["label"] for r in rows.values()) == Counter(truth.values())
     moved = sum(rows[key]["label"] != truth[key] for key in truth)
     assert 0.3 < moved / len(truth) < 0.7

@@ -1,4 +1,4 @@
-"""One file is enough: a method, a reader and a task of one's own are found and go all the way."""
+"""A method, a reader and a task, each in one file of a plug-in folder, work in every command."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Ended, one_thread
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed, one_thread_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,7 +143,7 @@ class DoubtedTask(ClassTask):
 '''
 
 CONTRACT = '''
-"""What the contract asks of an image, asked of a sample of the new format."""
+"""The reader contract, tested on a sample of the new format."""
 import pathlib
 
 import pytest
@@ -176,7 +176,7 @@ def write_raw(path: Path, pixels: np.ndarray, nanometres: int = 500) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with plug-ins, images of the new format, and their table."""
+    """Write a folder with plug-ins, images of the new format, and their table."""
     folder = tmp_path_factory.mktemp("place")
     for name, code in (
         ("methods/centre_crop.py", METHOD),
@@ -202,13 +202,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(place: Path, *words: object) -> Ended:
+def run_foveate(place: Path, *words: object) -> Completed:
     command = [sys.executable, "-m", "foveate.cli", *map(str, words)]
     return subprocess.run(
         [*command, "--plugins", str(place / "plug-ins")],
         capture_output=True,
         text=True,
-        env=one_thread(),
+        env=one_thread_environment(),
         timeout=120,
         check=False,
     )
@@ -222,45 +222,45 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def run(place: Path) -> Path:
-    """Trained with nothing but the three files added."""
+    """Train a run with only the three files added."""
     folder = place / "run"
-    ended = call(
+    result = run_foveate(
         place,
         *("train", place / "labels.csv", "--out", folder, "--method", "centre_crop"),
         *("--method.dropout", "0", "--task", "doubted", "--task.doubt", "0.2"),
         *SMALL,
         *("--epochs", "2"),
     )
-    assert ended.returncode == 0, ended.stderr
-    assert "task: doubted, classes blue, green, pink" in ended.stderr
+    assert result.returncode == 0, result.stderr
+    assert "task: doubted, classes blue, green, pink" in result.stderr
     return folder
 
 
-def test_a_method_without_evidence_goes_all_the_way(place: Path) -> None:
-    """It failed with an IndexError after the whole training."""
+def test_a_method_without_evidence_trains_and_reports(place: Path) -> None:
+    """This once failed with an IndexError at the end of the training."""
     folder = place / "silent"
-    ended = call(
+    result = run_foveate(
         place,
         *("train", place / "labels.csv", "--out", folder, "--method", "silent", "--heatmaps", "1"),
         *SMALL,
         *("--epochs", "1"),
     )
-    assert ended.returncode == 0, ended.stderr
-    assert "gives no evidence" in ended.stderr
+    assert result.returncode == 0, result.stderr
+    assert "gives no evidence" in result.stderr
     assert (folder / "report.html").is_file()
     assert len(list((folder / "heatmaps").glob("*.png"))) == 1
 
 
-def test_they_are_listed(place: Path) -> None:
-    ended = call(place, "methods")
-    assert ended.returncode == 0, ended.stderr
-    assert "centre_crop          one patch in the middle" in ended.stdout
-    shown = call(place, "methods", "centre_crop").stdout
-    assert "--method.dropout" in shown
-    assert "default 0.1" in shown
+def test_plug_ins_are_listed(place: Path) -> None:
+    result = run_foveate(place, "methods")
+    assert result.returncode == 0, result.stderr
+    assert "centre_crop          one patch in the middle" in result.stdout
+    description = run_foveate(place, "methods", "centre_crop").stdout
+    assert "--method.dropout" in description
+    assert "default 0.1" in description
 
 
-def test_a_run_with_them_is_a_run(run: Path) -> None:
+def test_a_run_with_plug_ins_is_complete(run: Path) -> None:
     card = read_json(run / "fold_0" / "model" / "model.json")
     assert (card["method"], card["task"]) == ("centre_crop", "doubted")
     assert card["method_options"] == {"dropout": 0.0}
@@ -272,11 +272,11 @@ def test_a_run_with_them_is_a_run(run: Path) -> None:
     assert all(int(row["decoded_px"]) > 0 for row in rows)
 
 
-def test_it_predicts_and_draws(place: Path, run: Path) -> None:
+def test_a_run_with_plug_ins_predicts_and_draws(place: Path, run: Path) -> None:
     out = place / "predicted"
-    ended = call(place, "predict", run, place / "images" / "i03.raw", "--out", out)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("i03.raw: ")
+    result = run_foveate(place, "predict", run, place / "images" / "i03.raw", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("i03.raw: ")
     (entry,) = read_json(out / "heatmaps" / "index.json")
     assert (out / "heatmaps" / entry["png"]).read_bytes().startswith(b"\x89PNG")
     drawn = read_json(out / "heatmaps" / entry["geojson"])
@@ -286,55 +286,63 @@ def test_it_predicts_and_draws(place: Path, run: Path) -> None:
     assert sum(shares) == pytest.approx(1, abs=1e-5)
 
 
-def test_without_the_folder_a_model_says_what_it_lacks(place: Path, run: Path) -> None:
+def test_a_model_without_its_plug_ins_names_them(place: Path, run: Path) -> None:
     words = ("predict", run, place / "images" / "i03.raw", "--out", place / "nothing")
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "foveate.cli", *map(str, words)],
         capture_output=True,
         text=True,
-        env=one_thread(),
+        env=one_thread_environment(),
         timeout=120,
         check=False,
     )
-    assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error: {run / 'fold_0' / 'model' / 'model.json'}: no task")
-    assert "no task 'doubted'." in ended.stderr
-    assert "A part of your own needs --plugins" in ended.stderr
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {run / 'fold_0' / 'model' / 'model.json'}: no task")
+    assert "no task 'doubted'." in result.stderr
+    assert "A part of your own needs --plugins" in result.stderr
 
 
-def pytest_of(place: Path, *words: str) -> str:
-    """Run tests with the plug-ins; returns the last line, after asserting that all passed."""
+def run_pytest(place: Path, *words: str) -> str:
+    """Run tests with the plug-ins, check that all passed, and return the last line."""
     folders = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *words],
         capture_output=True,
         text=True,
-        env=one_thread() | {"PYTHONPATH": folders},
+        env=one_thread_environment() | {"PYTHONPATH": folders},
         timeout=300,
         check=False,
         cwd=ROOT,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout.strip().splitlines()[-1]
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.strip().splitlines()[-1]
 
 
-def passed(line: str) -> int:
-    found = re.search(r"(\d+) passed", line)
-    assert found, line
-    return int(found[1])
+def count_passed(line: str) -> int:
+    match = re.search(r"(\d+) passed", line)
+    assert match, line
+    return int(match[1])
 
 
-def test_the_method_keeps_the_contract(place: Path) -> None:
+def test_the_method_passes_the_contract_tests(place: Path) -> None:
     plugins = str(place / "plug-ins")
     words = ("tests/contracts/test_methods.py", "--plugins", plugins, "-k", "centre_crop")
-    assert passed(pytest_of(place, *words)) >= 5
+    assert count_passed(run_pytest(place, *words)) >= 5
 
 
-def test_the_reader_keeps_the_contract(place: Path) -> None:
+def test_the_reader_passes_the_contract_tests(place: Path) -> None:
     plugins = str(place / "plug-ins")
     words = ("tests/contracts/test_readers.py", "--plugins", plugins, "-k", "raw")
-    assert passed(pytest_of(place, *words)) >= 2
-    asked = place / "test_raw_contract.py"
-    asked.write_text(CONTRACT, encoding="utf-8")
-    words = (str(asked), "-p", "conftest", "--plugins", plugins, "-c", str(ROOT / "pyproject.toml"))
-    assert passed(pytest_of(place, *words)) >= 8
+    assert count_passed(run_pytest(place, *words)) >= 2
+    contract = place / "test_raw_contract.py"
+    contract.write_text(CONTRACT, encoding="utf-8")
+    words = (
+        str(contract),
+        "-p",
+        "conftest",
+        "--plugins",
+        plugins,
+        "-c",
+        str(ROOT / "pyproject.toml"),
+    )
+    assert count_passed(run_pytest(place, *words)) >= 8

@@ -16,10 +16,10 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 import foveate as fv
-from conftest import Ended
 from foveate.cli import cli
 from foveate.errors import OptionError, TableError, UnknownName, UnreadableImage
 from foveate.runs.folder import read_rows
+from helpers.commands import Completed
 
 OPTIONS = {
     **{"encoder": "small", "encoder__width": 8, "encoder__dim": 16, "epochs": 1, "heatmaps": 2},
@@ -28,16 +28,16 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def told() -> list[fv.ProgressUpdate]:
+def updates() -> list[fv.ProgressUpdate]:
     return []
 
 
 @pytest.fixture(scope="module")
 def fitted(
-    picture_table: Path, tmp_path_factory: pytest.TempPathFactory, told: list[fv.ProgressUpdate]
+    picture_table: Path, tmp_path_factory: pytest.TempPathFactory, updates: list[fv.ProgressUpdate]
 ) -> fv.Classifier:
     out = tmp_path_factory.mktemp("python") / "run"
-    classifier = fv.Classifier("mil_mean", out=out, on_progress=told.append, **OPTIONS)
+    classifier = fv.Classifier("mil_mean", out=out, on_progress=updates.append, **OPTIONS)
     frame = pd.read_csv(picture_table)
     paths = [picture_table.parent / path for path in frame["path"]]
     assert classifier.fit(paths, list(frame["label"])) is classifier
@@ -51,15 +51,17 @@ def images(table: Path, n: int) -> list[Path]:
 # -- fitted ---------------------------------------------------------------------------------------
 
 
-def test_a_fitted_classifier_answers_as_scikit_learn_expects(
-    fitted: fv.Classifier, picture_table: Path, told: list[fv.ProgressUpdate]
+def test_a_fitted_classifier_behaves_like_scikit_learn(
+    fitted: fv.Classifier, picture_table: Path, updates: list[fv.ProgressUpdate]
 ) -> None:
     check_is_fitted(fitted)
     assert is_classifier(fitted)
     assert fitted.classes_.tolist() == ["dark", "plain"]
     assert 0 <= fitted.metrics_["auroc"]["lo"] <= fitted.metrics_["auroc"]["value"] <= 1
     assert (Path(fitted.run_) / "report.html").is_file()
-    assert {"training: training"} & {p.title for p in told} or told[-1].done == told[-1].total
+    assert {"training: training"} & {p.title for p in updates} or updates[-1].done == updates[
+        -1
+    ].total
     paths = images(picture_table, 4)
     shares = fitted.predict_proba(paths)
     assert shares.shape == (4, 2)
@@ -96,7 +98,7 @@ def test_an_explanation_is_a_picture_and_a_file_for_qupath(
     assert "evidence in 9 regions" in repr(explanation)
 
 
-def test_a_classifier_travels_and_comes_back(fitted: fv.Classifier, picture_table: Path) -> None:
+def test_a_classifier_can_be_pickled(fitted: fv.Classifier, picture_table: Path) -> None:
     paths = images(picture_table, 3)
     plain = clone(fitted).set_params(out=fitted.out, on_progress=None)
     assert not hasattr(plain, "run_")
@@ -108,9 +110,7 @@ def test_a_classifier_travels_and_comes_back(fitted: fv.Classifier, picture_tabl
     assert loaded.metrics_ == fitted.metrics_
 
 
-def test_one_image_is_answered_by_a_pure_function(
-    fitted: fv.Classifier, picture_table: Path
-) -> None:
+def test_predict_one_is_a_pure_function(fitted: fv.Classifier, picture_table: Path) -> None:
     model = fv.load_model(fitted.run_)
     assert (
         repr(model)
@@ -127,7 +127,7 @@ def test_one_image_is_answered_by_a_pure_function(
 # -- parameters and errors ------------------------------------------------------------------------
 
 
-def test_parameters_are_those_of_scikit_learn() -> None:
+def test_parameters_follow_scikit_learn() -> None:
     classifier = fv.Classifier("abmil", folds=5, hidden=64, train__lr=1e-4)
     params = classifier.get_params()
     assert (params["method"], params["folds"], params["hidden"]) == ("abmil", 5, 64)
@@ -174,16 +174,16 @@ def test_an_image_that_cannot_be_read_is_named(fitted: fv.Classifier, tmp_path: 
 # -- commands -------------------------------------------------------------------------------------
 
 
-def test_commands_are_functions_that_do_the_same(
+def test_functions_match_the_commands(
     fitted: fv.Classifier,
     picture_table: Path,
     tmp_path: Path,
-    foveate: Callable[..., Ended],
+    foveate: Callable[..., Completed],
 ) -> None:
     folder = picture_table.parent / "in"
     ours = fv.predict(str(fitted.run_), folder, tmp_path / "ours", heatmaps=1)
-    ended = foveate("predict", fitted.run_, folder, "--out", tmp_path / "theirs", "--heatmaps", 1)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("predict", fitted.run_, folder, "--out", tmp_path / "theirs", "--heatmaps", 1)
+    assert result.returncode == 0, result.stderr
     rows = [read_rows(tmp_path / name / "predictions.csv") for name in ("ours", "theirs")]
     for one, other in zip(*rows, strict=True):
         assert one | {"seconds": ""} == other | {"seconds": ""}
@@ -201,7 +201,7 @@ def test_commands_are_functions_that_do_the_same(
     assert again.metrics["metrics"] == fitted.metrics_
 
 
-def test_every_command_has_its_function() -> None:
+def test_every_command_has_a_function() -> None:
     names = {"methods": "list_methods"}
     commands = set(cli.commands) - {"bench"}
     assert {names.get(name, name) for name in commands} <= set(fv.__all__)

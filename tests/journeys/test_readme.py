@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import Ended
 from foveate.runs.folder import read_json
+from helpers.commands import Completed
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -91,7 +91,7 @@ def test_every_command_is_run_or_skipped_for_a_reason() -> None:
     assert others == {"bash", "python"}, "blocks of another language are not run"
 
 
-def test_the_readme_runs(folder: Path, foveate: Callable[..., Ended]) -> None:
+def test_the_readme_runs(folder: Path, foveate: Callable[..., Completed]) -> None:
     for command in COMMANDS:
         _, name, *words = command.split()
         ended = foveate(name, *words, *FLAGS[name])

@@ -1,4 +1,4 @@
-"""What cannot be done is refused in one line that says what to do."""
+"""Impossible requests are refused in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from conftest import PICTURE_RUN, Ended, picture
+from conftest import PICTURE_RUN, picture
 from foveate import parts as registry
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed, read_refusal
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 
 SLOW = '''
 """Takes a second to open, and another to read."""
@@ -54,15 +55,7 @@ class SlowReader(AbstractReader):
 '''
 
 
-def refusal(ended: Ended) -> str:
-    """The one line of a command that was refused."""
-    assert ended.returncode == 1, ended.stderr
-    assert "Traceback" not in ended.stderr
-    (told,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    return told
-
-
-def test_the_seconds_of_an_image_hold_the_wait_for_it(
+def test_seconds_of_an_image_include_waiting_for_it(
     picture_run: Path, tmp_path: Path, foveate: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "_folders", [])
@@ -79,7 +72,7 @@ def test_the_seconds_of_an_image_hold_the_wait_for_it(
     assert cost["seconds_computing"] == pytest.approx(cost["seconds"] - cost["seconds_reading"])
 
 
-def test_another_assumed_spacing_is_named(
+def test_a_changed_assumed_spacing_is_refused(
     picture_table: Path, picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
@@ -89,17 +82,17 @@ def test_another_assumed_spacing_is_named(
     predict = ("predict", run, images, "--out", out)
     assert foveate(*predict).returncode == 0
     (row,) = read_rows(out / "predictions.csv")
-    told = refusal(foveate(*predict, "--spacing-um", "0.25"))
-    assert "its --spacing-um was none, now it is 0.25" in told
-    assert "another --out" in told
+    message = read_refusal(foveate(*predict, "--spacing-um", "0.25"))
+    assert "its --spacing-um was none, now it is 0.25" in message
+    assert "another --out" in message
     assert read_rows(out / "predictions.csv") == [row]
     other = (*predict[:-1], tmp_path / "other")
     assert foveate(*other, "--spacing-um", "0.25").returncode == 0
     assert foveate(*other, "--spacing-um", "0.25").returncode == 0
-    assert "its --spacing-um was 0.25, now it is none" in refusal(foveate(*other))
+    assert "its --spacing-um was 0.25, now it is none" in read_refusal(foveate(*other))
 
 
-def test_a_picture_with_a_pixel_size_hears_what_to_do(
+def test_a_picture_with_a_pixel_size_is_refused_with_advice(
     picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     pixels = np.asarray(Image.open(picture(tmp_path / "a.png", 1)))
@@ -107,9 +100,11 @@ def test_a_picture_with_a_pixel_size_hears_what_to_do(
         tmp_path / "b.tif", pixels, photometric="rgb", resolution=(2e4, 2e4),
         resolutionunit="CENTIMETER",
     )  # fmt: skip
-    told = refusal(foveate("predict", picture_run, tmp_path / "b.tif", "--out", tmp_path / "out"))
-    assert "trained on pictures without one" in told
-    assert "Save it without (as PNG, say)" in told
+    message = read_refusal(
+        foveate("predict", picture_run, tmp_path / "b.tif", "--out", tmp_path / "out")
+    )
+    assert "trained on pictures without one" in message
+    assert "Save it without (as PNG, say)" in message
 
 
 @pytest.mark.parametrize(
@@ -122,7 +117,7 @@ def test_a_picture_with_a_pixel_size_hears_what_to_do(
         ("darkk=tumour", "Allowed: dark, plain."),
     ],
 )
-def test_a_typo_in_a_renaming(
+def test_a_typo_in_a_renaming_is_refused(
     pair: str, hint: str, picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     rows = [row["path"] for row in read_rows(picture_table)]
@@ -131,10 +126,10 @@ def test_a_typo_in_a_renaming(
         labels = ["plain", "darkk"] * 12
         csv.writer(file).writerows([("path", "label"), *zip(rows, labels, strict=True)])
     words = ("evaluate", picture_run, table, "--out", tmp_path / "out", "--map")
-    assert hint in refusal(foveate(*words, pair))
+    assert hint in read_refusal(foveate(*words, pair))
 
 
-def test_an_out_that_cannot_be_made_is_one_line(
+def test_an_impossible_out_folder_is_refused(
     picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     (tmp_path / "file").write_text("x")
@@ -148,27 +143,27 @@ def test_an_out_that_cannot_be_made_is_one_line(
             ("evaluate", picture_run, picture_table),
             ("train", picture_table, *PICTURE_RUN),
         ):
-            told = refusal(foveate(*words, "--out", out))
-            assert str(out) in told
-            assert why in told
-            assert "give an --out where you may write" in told
+            message = read_refusal(foveate(*words, "--out", out))
+            assert str(out) in message
+            assert why in message
+            assert "give an --out where you may write" in message
 
 
-def test_a_run_of_an_earlier_version_hears_what_to_do(
+def test_a_run_of_an_earlier_version_is_refused_with_advice(
     picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(picture_run, run)
     (run / "inputs.json").unlink()
-    told = refusal(foveate("train", picture_table, "--out", run, *PICTURE_RUN))
-    assert "begun by an earlier version" in told
-    assert f"foveate predict {run} IMAGES --out OTHER" in told
-    assert "give another --out for a new run" in told
+    message = read_refusal(foveate("train", picture_table, "--out", run, *PICTURE_RUN))
+    assert "begun by an earlier version" in message
+    assert f"foveate predict {run} IMAGES --out OTHER" in message
+    assert "give another --out for a new run" in message
     image = picture(tmp_path / "a.png", 1)
     assert foveate("predict", run, image, "--out", tmp_path / "out").returncode == 0
 
 
-def test_answers_in_a_folder_of_their_own_inside_a_run_stay(
+def test_predictions_in_a_subfolder_of_a_run_stay(
     picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     run = tmp_path / "run"
@@ -182,18 +177,20 @@ def test_answers_in_a_folder_of_their_own_inside_a_run_stay(
 
 
 @pytest.mark.parametrize("inside", ["fold_0/x", "heatmaps/x", "fold_0/model/x", "figures"])
-def test_no_answers_among_the_files_of_another_run(
+def test_predictions_among_files_of_another_run_are_refused(
     inside: str, picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(picture_run, other)
     image = picture(tmp_path / "a.png", 1)
     for run in (picture_run, other / "fold_0", other / "fold_0" / "model"):
-        told = refusal(foveate("predict", run, image, "--out", other / inside))
-        assert f"among the files of the run {other}" in told
+        message = read_refusal(foveate("predict", run, image, "--out", other / inside))
+        assert f"among the files of the run {other}" in message
 
 
-def test_hundreds_of_images_set_aside_are_a_few_lines(tmp_path: Path, foveate: Command) -> None:
+def test_hundreds_of_bad_images_are_reported_in_a_few_lines(
+    tmp_path: Path, foveate: Command
+) -> None:
     rows = []
     for i in range(16):
         picture(tmp_path / f"P{i:02d}.png", i)
@@ -205,23 +202,23 @@ def test_hundreds_of_images_set_aside_are_a_few_lines(tmp_path: Path, foveate: C
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
     run = tmp_path / "run"
-    ended = foveate("train", tmp_path / "t.csv", "--out", run, *PICTURE_RUN)
-    assert ended.returncode == 2, ended.stderr
-    lines = [line for line in ended.stderr.splitlines() if "set aside" in line]
+    result = foveate("train", tmp_path / "t.csv", "--out", run, *PICTURE_RUN)
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "set aside" in line]
     assert len(lines) <= 15, lines
-    assert "quarantine.csv lists them" in ended.stderr
+    assert "quarantine.csv lists them" in result.stderr
     assert len({row["image_id"] for row in read_rows(run / "quarantine.csv")}) == 100
 
 
-def test_a_run_without_a_usable_image_lists_them(tmp_path: Path, foveate: Command) -> None:
+def test_a_run_without_usable_images_lists_the_bad_ones(tmp_path: Path, foveate: Command) -> None:
     rows = []
     for i in range(16):
-        whole = picture(tmp_path / f"B{i:02d}.png", i).read_bytes()
-        (tmp_path / f"B{i:02d}.png").write_bytes(whole[: len(whole) // 2])
+        content = picture(tmp_path / f"B{i:02d}.png", i).read_bytes()
+        (tmp_path / f"B{i:02d}.png").write_bytes(content[: len(content) // 2])
         rows.append((f"B{i:02d}.png", ("plain", "dark")[i % 2]))
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
     run = tmp_path / "run"
-    told = refusal(foveate("train", tmp_path / "t.csv", "--out", run, *PICTURE_RUN))
-    assert "quarantine.csv" in told
+    message = read_refusal(foveate("train", tmp_path / "t.csv", "--out", run, *PICTURE_RUN))
+    assert "quarantine.csv" in message
     assert len(read_rows(run / "quarantine.csv")) == 16

@@ -1,4 +1,4 @@
-"""A column of numbers from the table to the page: it is learnt, and better than any constant."""
+"""Regression from the table to the report: predictions beat every constant."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Ended
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 
 WORDS = (
     *("--label", "length_mm", "--task", "regression", "--method", "downsampled"),
     *("--epochs", "0", "--heatmaps", "2"),
 )
-"""Linear answers to the features of a frozen encoder: seconds, and exact enough."""
+"""Flags of a linear model on features of a frozen encoder, which trains in seconds."""
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of 0 to 16 dark squares, two of a patient; 120 mm, and 7.5 mm for each square."""
+    """Write pictures of 0 to 16 dark squares, two per patient; labels are 120 mm + 7.5 mm each."""
     folder = tmp_path_factory.mktemp("lengths")
     rng = np.random.default_rng(0)
     with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
@@ -44,16 +44,16 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(table: Path, foveate: Command) -> Path:
-    """Trained once; one row has no number. The second call finds it done."""
+    """Train once on a table with one missing number; a second call reuses the run."""
     out = table.parent / "run"
-    ended = foveate("train", table, "--out", out, *WORDS)
-    assert ended.returncode == 2, ended.stderr
-    assert "task: regression, numbers of mean" in ended.stderr
-    assert "1 of 48 rows left out" in ended.stderr
+    result = foveate("train", table, "--out", out, *WORDS)
+    assert result.returncode == 2, result.stderr
+    assert "task: regression, numbers of mean" in result.stderr
+    assert "1 of 48 rows left out" in result.stderr
     return out
 
 
-def test_it_beats_a_constant_by_far(run: Path) -> None:
+def test_regression_beats_a_constant(run: Path) -> None:
     scores = read_json(run / "metrics.json")["metrics"]
     assert list(scores) == ["spearman", "mae", "mae_constant"]
     assert scores["mae"]["hi"] < 0.6 * scores["mae_constant"]["value"]
@@ -64,7 +64,7 @@ def test_it_beats_a_constant_by_far(run: Path) -> None:
     assert all(row["threshold"] == "" for row in rows)
 
 
-def test_the_scale_is_that_of_the_training_part(run: Path, table: Path) -> None:
+def test_the_scale_comes_from_the_training_part(run: Path, table: Path) -> None:
     with table.open(encoding="utf-8") as file:
         labels = {Path(row["path"]).stem: row["length_mm"] for row in csv.DictReader(file)}
     (fold,) = read_json(run / "splits.json")["folds"]
@@ -76,7 +76,7 @@ def test_the_scale_is_that_of_the_training_part(run: Path, table: Path) -> None:
     }
 
 
-def test_the_page_says_it_in_the_unit(run: Path) -> None:
+def test_the_page_shows_the_unit(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     for words in ("Spearman correlation", "where the median label as the answer", "off by ",
                   "median</th>", "The largest errors first.", "at 0, no relation"):  # fmt: skip
@@ -87,13 +87,13 @@ def test_the_page_says_it_in_the_unit(run: Path) -> None:
     assert "label 'pending' is none of numbers" in (run / "quarantine.csv").read_text()
 
 
-def test_new_images_are_answered_in_the_unit(run: Path, table: Path, foveate: Command) -> None:
+def test_new_images_are_predicted_in_the_unit(run: Path, table: Path, foveate: Command) -> None:
     out = table.parent / "new"
-    ended = foveate("predict", run, table.parent / "i05.png", "--out", out)
-    assert ended.returncode == 0, ended.stderr
+    result = foveate("predict", run, table.parent / "i05.png", "--out", out)
+    assert result.returncode == 0, result.stderr
     (row,) = read_rows(out / "predictions.csv")
     assert 100 < float(row["value"]) < 260
-    assert f"i05: {row['predicted']}  (value {row['predicted']})" in ended.stdout
+    assert f"i05: {row['predicted']}  (value {row['predicted']})" in result.stdout
     scored = foveate("evaluate", run, table, "--label", "length_mm", "--out", table.parent / "ev")
     assert scored.returncode == 2, scored.stderr
     assert "spearman" in scored.stdout

@@ -1,4 +1,4 @@
-"""The page in a real browser: everything shows, nothing overflows, nothing is fetched."""
+"""The report in a real browser: all is visible, nothing overflows or is fetched."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAGS = (
     *("--disable-sync", "--disable-background-networking", "--disable-component-update"),
     *("--hide-scrollbars", "--allow-file-access-from-files"),
 )
-# A frame of a given width around the page, which then tells what the browser made of it.
+# A frame of a given width around the page, which reports how the browser rendered it.
 FRAME = """<!DOCTYPE html><body style="margin:0">
 <iframe id="f" src="report.html" style="width:{width}px;height:900px;border:0"></iframe>
 <pre id="told"></pre><script>
@@ -52,8 +52,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to
 def browse(tmp_path: Path, *words: str) -> str:
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     command = [str(CHROMIUM), *FLAGS, profile, "--virtual-time-budget=10000", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return result.stdout
 
 
 @pytest.mark.parametrize("width", [1200, 390, 320])
@@ -62,13 +62,13 @@ def test_page_fits_and_shows_everything(width, tmp_path):
     write_report(run)
     (run / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
     out = browse(tmp_path, "--dump-dom", (run / "frame.html").as_uri())
-    found = re.search("TOLD(.*)END</pre>", out, re.DOTALL)
-    assert found, out[-500:]
-    told = json.loads(unescape(found[1]))
-    assert told["width"] <= width
-    assert (told["pictures"], told["broken"], told["fetched"]) == (12, 0, [])
-    assert told["sections"] == 10
-    assert told["scripts"] == 0
+    match = re.search("TOLD(.*)END</pre>", out, re.DOTALL)
+    assert match, out[-500:]
+    measured = json.loads(unescape(match[1]))
+    assert measured["width"] <= width
+    assert (measured["pictures"], measured["broken"], measured["fetched"]) == (12, 0, [])
+    assert measured["sections"] == 10
+    assert measured["scripts"] == 0
 
 
 def test_page_is_not_blank(tmp_path):

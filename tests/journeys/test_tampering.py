@@ -1,4 +1,4 @@
-"""Folders that somebody changed: every field is refused in one line, or harmless."""
+"""A changed field of a stored file is refused in one line, or harmless."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import PICTURE_RUN, Ended
+from conftest import PICTURE_RUN
 from foveate.errors import FoveateError
 from foveate.runs.card import read_card
 from foveate.runs.checkpoint import load_model
@@ -21,8 +21,9 @@ from foveate.runs.config import build_config, load_yaml
 from foveate.runs.models import find_models
 from foveate.runs.plan import make_plan
 from foveate.workflows.trained_images import find_trained_images
+from helpers.commands import Completed
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 MISSING = object()
 VALUES: tuple[Any, ...] = (
     *(MISSING, None, -1, -3.5, 0, 100_000, 10**9, 10**400, 1e300, math.nan, math.inf, -math.inf),
@@ -30,19 +31,19 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def places(content: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every field, whole sections included."""
+def field_paths(content: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of keys to every field and every section."""
     if at:
         yield at
     if isinstance(content, dict):
         for key in content:
-            yield from places(content[key], (*at, key))
+            yield from field_paths(content[key], (*at, key))
     elif isinstance(content, list):
         for i in range(min(len(content), 2)):
-            yield from places(content[i], (*at, i))
+            yield from field_paths(content[i], (*at, i))
 
 
-def tampered(content: Any, at: tuple[Any, ...], value: Any) -> Any:
+def with_field(content: Any, at: tuple[Any, ...], value: Any) -> Any:
     changed = copy.deepcopy(content)
     parent = changed
     for key in at[:-1]:
@@ -54,16 +55,16 @@ def tampered(content: Any, at: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
-def every(content: Any) -> Iterator[tuple[str, Any]]:
-    """Content with one field changed, and what was changed."""
-    for at in places(content):
+def tampered_contents(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield copies of the content with one field changed, and the name of the change."""
+    for at in field_paths(content):
         for value in VALUES:
-            shown = "missing" if value is MISSING else repr(value)[:20]
-            yield f"{'.'.join(map(str, at))} = {shown}", tampered(content, at, value)
+            value_text = "missing" if value is MISSING else repr(value)[:20]
+            yield f"{'.'.join(map(str, at))} = {value_text}", with_field(content, at, value)
 
 
-def complaint(act: Callable[[], object], about: str) -> str | None:
-    """What is said, in one line; None where it goes through. Anything else fails."""
+def read_complaint(act: Callable[[], object], about: str) -> str | None:
+    """Return the one-line error of an action, or None if it succeeds; fail otherwise."""
     try:
         act()
     except FoveateError as error:
@@ -113,53 +114,55 @@ REFUSED = (
 )
 
 
-def test_every_field_of_a_model(run: Path) -> None:
+def test_a_changed_model_field_is_refused_or_harmless(run: Path) -> None:
     folder = run / "fold_0" / "model"
     path = folder / "model.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    said: dict[str, str | None] = {}
-    for about, changed in every(content):
+    messages: dict[str, str | None] = {}
+    for about, changed in tampered_contents(content):
         path.write_text(json.dumps(changed), encoding="utf-8")
         # The card first: it is cheap, and refuses nearly all before anything is built.
-        said[about] = complaint(lambda: read_card(path), about)
-        if said[about] is None:
-            said[about] = complaint(lambda: load_model(folder), about)
-        told = said[about]
-        assert told is None or "model" in told
-    assert len(said) > 800
+        messages[about] = read_complaint(lambda: read_card(path), about)
+        if messages[about] is None:
+            messages[about] = read_complaint(lambda: load_model(folder), about)
+        message = messages[about]
+        assert message is None or "model" in message
+    assert len(messages) > 800
     for about in REFUSED:
-        assert said[about] is not None, about
-        assert str(folder) in str(said[about])
+        assert messages[about] is not None, about
+        assert str(folder) in str(messages[about])
 
 
-def test_what_is_no_json_at_all(run: Path) -> None:
+def test_a_model_file_that_is_no_json_is_refused(run: Path) -> None:
     path = run / "fold_0" / "model" / "model.json"
     for data in (b"", b"{", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b'"x"'):
         path.write_bytes(data)
-        told = complaint(lambda: find_models(run), repr(data[:10]))
-        assert told is not None
-        assert str(path) in told
+        message = read_complaint(lambda: find_models(run), repr(data[:10]))
+        assert message is not None
+        assert str(path) in message
 
 
-def test_weights_of_another_model(run: Path) -> None:
+def test_weights_of_another_model_are_refused(run: Path) -> None:
     folder = run / "fold_0" / "model"
     card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     card["encoder_options"]["dim"] = 32
     (folder / "model.json").write_text(json.dumps(card), encoding="utf-8")
-    told = complaint(lambda: load_model(folder), "dim")
-    assert told is not None
-    assert "does not fit what model.json describes" in told
+    message = read_complaint(lambda: load_model(folder), "dim")
+    assert message is not None
+    assert "does not fit what model.json describes" in message
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    assert "its checksum is not the one" in str(complaint(lambda: load_model(folder), "weights"))
+    assert "its checksum is not the one" in str(
+        read_complaint(lambda: load_model(folder), "weights")
+    )
 
 
-def test_every_key_of_a_configuration(run: Path, tmp_path: Path) -> None:
+def test_a_changed_configuration_key_is_refused_or_harmless(run: Path, tmp_path: Path) -> None:
     content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     path = tmp_path / "given.yaml"
-    said: dict[str, str | None] = {}
-    for about, changed in every(content):
+    messages: dict[str, str | None] = {}
+    for about, changed in tampered_contents(content):
         path.write_text(yaml.safe_dump(changed), encoding="utf-8")
-        said[about] = complaint(lambda: build_config(load_yaml(path)), about)
+        messages[about] = read_complaint(lambda: build_config(load_yaml(path)), about)
     for about in (
         "view.patch_px = 100000",
         "view.patch_px = -1",
@@ -176,10 +179,10 @@ def test_every_key_of_a_configuration(run: Path, tmp_path: Path) -> None:
         "method = {}",
         "table.path = []",
     ):
-        assert said[about] is not None, about
+        assert messages[about] is not None, about
     for data in (b"", b"- a", b"a: [", b"\xff\xfe\0", b"3", b"{" * 20_000, b"1: 2", b"? [a]\n: b"):
         path.write_bytes(data)
-        assert complaint(lambda: build_config(load_yaml(path)), repr(data[:10])) is not None
+        assert read_complaint(lambda: build_config(load_yaml(path)), repr(data[:10])) is not None
 
 
 class Quiet:
@@ -192,32 +195,32 @@ class Quiet:
         pass
 
 
-def test_every_field_of_a_plan(run: Path, picture_table: Path) -> None:
+def test_a_changed_plan_field_is_refused_or_harmless(run: Path, picture_table: Path) -> None:
     config = build_config(load_yaml(run / "config.yaml"))
     path = run / "plan.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    whole = path.read_bytes()
+    original = path.read_bytes()
     refused = 0
-    for about, changed in every(content):
+    for about, changed in tampered_contents(content):
         path.write_text(json.dumps(changed), encoding="utf-8")
-        refused += complaint(lambda: make_plan(config, run, Quiet()), about) is not None
+        refused += read_complaint(lambda: make_plan(config, run, Quiet()), about) is not None
     assert refused > 200
-    path.write_bytes(whole)
-    assert complaint(lambda: make_plan(config, run, Quiet()), "whole") is None
+    path.write_bytes(original)
+    assert read_complaint(lambda: make_plan(config, run, Quiet()), "whole") is None
 
 
-def test_every_field_of_a_split(run: Path) -> None:
+def test_a_changed_split_field_is_refused_or_harmless(run: Path) -> None:
     models, path = find_models(run), run / "splits.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     refused = 0
-    for about, changed in every(content):
+    for about, changed in tampered_contents(content):
         path.write_text(json.dumps(changed), encoding="utf-8")
-        refused += complaint(lambda: find_trained_images(models, []), about) is not None
+        refused += read_complaint(lambda: find_trained_images(models, []), about) is not None
     assert refused > 400
 
 
 @pytest.mark.parametrize("data", ["", "[]", "a: [", "3", "folds: 3", "refit: {}"])
-def test_a_run_whose_configuration_is_damaged(
+def test_a_run_with_a_damaged_configuration_is_refused(
     data: str, run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     (run / "config.yaml").write_text(data, encoding="utf-8")
@@ -226,7 +229,7 @@ def test_a_run_whose_configuration_is_damaged(
         ("train", picture_table, "--out", run, *PICTURE_RUN),
         ("predict", run, images, "--out", tmp_path / f"out-{len(data)}"),
     ):
-        ended = foveate(*words)
-        assert ended.returncode in (0, 1), ended.stderr
-        assert "Traceback" not in ended.stderr
-        assert "fault of foveate" not in ended.stderr, ended.stderr
+        result = foveate(*words)
+        assert result.returncode in (0, 1), result.stderr
+        assert "Traceback" not in result.stderr
+        assert "fault of foveate" not in result.stderr, result.stderr

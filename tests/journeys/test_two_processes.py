@@ -1,4 +1,4 @@
-"""A run of two processes: written and said once, killed at any moment, and gone on with."""
+"""A training in two processes writes and prints once, and survives kills."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import one_thread
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import one_thread_environment
 
 SECONDS = 900.0
 OPTIONS = (
@@ -31,7 +31,9 @@ LATEST = "fold_0/checkpoints/latest.safetensors"
 def start(table: Path, run: Path, *more: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "foveate", "train", str(table), "--out", str(run), *OPTIONS]
     pipe = subprocess.PIPE
-    return subprocess.Popen([*words, *more], stdout=pipe, stderr=pipe, text=True, env=one_thread())
+    return subprocess.Popen(
+        [*words, *more], stdout=pipe, stderr=pipe, text=True, env=one_thread_environment()
+    )
 
 
 def finish(table: Path, run: Path, *more: str) -> str:
@@ -48,7 +50,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-def both_of(child: subprocess.Popen[str]) -> list[psutil.Process]:
+def process_ids(child: subprocess.Popen[str]) -> list[psutil.Process]:
     first = psutil.Process(child.pid)
     return [first, *first.children(recursive=True)]
 
@@ -57,40 +59,40 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "fold_0" / "model" / "model.safetensors")
 
 
-def assert_alike(run: Path, other: Path, *, within: float) -> None:
-    found, wanted = weights_of(run), weights_of(other)
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=within, atol=within, msg=name)
+def assert_same_weights(run: Path, other: Path, *, within: float) -> None:
+    actual, expected = weights_of(run), weights_of(other)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=within, atol=within, msg=name)
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_is_that_of_one_and_survives_kills(
+def test_two_processes_train_the_same_model_as_one_and_survive_kills(
     tiny_cohort: Path, tmp_path: Path
 ) -> None:
-    """The same weights within float tolerance, whether killed, and by one process or two.
+    """Weights agree within float tolerance with and without kills, for one and two processes.
 
     Dropout draws anew in each process, so it is left out where one is compared with two.
     """
     plain = ("--method.dropout", "0", "--devices")
-    whole, one, killed = tmp_path / "whole", tmp_path / "one", tmp_path / "killed"
-    said = finish(tiny_cohort, whole, *plain, "2")
-    assert said.count("task: binary") == 1
-    assert "rank" not in said.lower()
+    undisturbed, one, killed = tmp_path / "whole", tmp_path / "one", tmp_path / "killed"
+    output = finish(tiny_cohort, undisturbed, *plain, "2")
+    assert output.count("task: binary") == 1
+    assert "rank" not in output.lower()
     finish(tiny_cohort, one, *plain, "1")
-    assert_alike(one, whole, within=1e-3)
+    assert_same_weights(one, undisturbed, within=1e-3)
 
     child = start(tiny_cohort, killed, *plain, "2")
     wait_for(killed / LATEST)
     time.sleep(0.2)
-    for process in both_of(child):
+    for process in process_ids(child):
         process.kill()
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     child = start(tiny_cohort, killed, *plain, "2")
     time.sleep(0.5)
     wait_for(killed / "fold_0" / "metrics.csv")
-    processes = both_of(child)
+    processes = process_ids(child)
     assert len(processes) == 2
     processes[1].kill()
     _, err = child.communicate(timeout=SECONDS)
@@ -98,26 +100,26 @@ def test_a_run_of_two_processes_is_that_of_one_and_survives_kills(
     assert "process 1 of this run ended with code -9" in err
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
     finish(tiny_cohort, killed, *plain, "2")
-    assert_alike(killed, whole, within=1e-4)
-    rows, wanted = (read_rows(run / "fold_0" / "metrics.csv") for run in (killed, whole))
+    assert_same_weights(killed, undisturbed, within=1e-4)
+    rows, expected = (read_rows(run / "fold_0" / "metrics.csv") for run in (killed, undisturbed))
     for key in ("epoch", "train_loss", "val_loss"):
-        for a, b in zip(rows, wanted, strict=True):
+        for a, b in zip(rows, expected, strict=True):
             assert float(a[key]) == pytest.approx(float(b[key]), abs=1e-4)
-    assert read_json(killed / "splits.json") == read_json(whole / "splits.json")
+    assert read_json(killed / "splits.json") == read_json(undisturbed / "splits.json")
     assert not list(killed.rglob("*.part"))
 
 
-def test_more_devices_than_there_are_is_one_line(tiny_cohort: Path, tmp_path: Path) -> None:
+def test_too_many_devices_are_refused(tiny_cohort: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     words = [sys.executable, "-m", "foveate", "train", str(tiny_cohort), "--out"]
-    ended = subprocess.run(
+    result = subprocess.run(
         [*words, str(tmp_path / "run"), *OPTIONS, "--devices", "2", "--train.device", "cuda"],
         capture_output=True,
         text=True,
-        env=os.environ | one_thread(),
+        env=os.environ | one_thread_environment(),
         timeout=SECONDS,
         check=False,
     )
-    assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1].startswith("error: train.device")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("error: train.device")

@@ -1,4 +1,4 @@
-"""A folder of NIfTI volumes and a table: trained, predicted, pictured; what is wrong is told."""
+"""NIfTI volumes are trained on, predicted and drawn; impossible requests are refused."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Ended
 from foveate.runs.folder import read_json, read_rows
+from helpers.commands import Completed
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 RUN = (
     *("--method", "streaming_cnn", "--encoder", "small3d", "--encoder.width", "4"),
     *("--method.scratch", "none", "--epochs", "1", "--heatmaps", "2"),
@@ -23,7 +23,7 @@ RUN = (
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen heads with a bright ball or a bright cube, and one file that is cut off."""
+    """Write sixteen heads with a bright ball or cube, and one truncated file."""
     folder, rng = tmp_path_factory.mktemp("heads"), np.random.default_rng(0)
     rows = []
     for i in range(16):
@@ -44,7 +44,9 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "labels.csv"
 
 
-def test_from_volumes_to_pictures(volumes: Path, tmp_path: Path, foveate: Command) -> None:
+def test_volumes_are_trained_predicted_and_drawn(
+    volumes: Path, tmp_path: Path, foveate: Command
+) -> None:
     run = tmp_path / "run"
     trained = foveate("train", volumes, "--out", run, *RUN)
     assert trained.returncode == 2, trained.stderr  # one file cannot be read
@@ -66,38 +68,38 @@ def test_from_volumes_to_pictures(volumes: Path, tmp_path: Path, foveate: Comman
     assert "flat.png: has 2 axes, but the model reads images of 3" in refused.stderr
 
 
-def test_an_encoder_of_pictures_is_refused(volumes: Path, tmp_path: Path, foveate: Command) -> None:
-    ended = foveate("train", volumes, "--out", tmp_path / "run", "--encoder", "small")
-    assert ended.returncode == 1
+def test_a_picture_encoder_is_refused_for_volumes(
+    volumes: Path, tmp_path: Path, foveate: Command
+) -> None:
+    result = foveate("train", volumes, "--out", tmp_path / "run", "--encoder", "small")
+    assert result.returncode == 1
     assert (
         "'small' reads images of 2 axes, these have 3: take --encoder slices or small3d"
-        in ended.stderr
+        in result.stderr
     )
 
 
-def test_a_method_that_knows_no_volumes_is_refused(
+def test_a_method_without_volume_support_is_refused(
     volumes: Path, tmp_path: Path, foveate: Command
 ) -> None:
-    given = ("--encoder", "small3d", "--method", "tnet")
-    ended = foveate("train", volumes, "--out", tmp_path / "run", *given)
-    assert ended.returncode == 1
-    assert "'tnet' takes no images of 3 axes" in ended.stderr
+    flags = ("--encoder", "small3d", "--method", "tnet")
+    result = foveate("train", volumes, "--out", tmp_path / "run", *flags)
+    assert result.returncode == 1
+    assert "'tnet' takes no images of 3 axes" in result.stderr
 
 
 def test_warping_volumes_is_refused(volumes: Path, tmp_path: Path, foveate: Command) -> None:
-    ended = foveate("train", volumes, "--out", tmp_path / "run", *RUN, "--train.augment", "warp")
-    assert ended.returncode == 1
-    assert "volumes take auto" in ended.stderr
+    result = foveate("train", volumes, "--out", tmp_path / "run", *RUN, "--train.augment", "warp")
+    assert result.returncode == 1
+    assert "volumes take auto" in result.stderr
 
 
-def test_a_model_of_volumes_takes_no_pictures(
-    volumes: Path, tmp_path: Path, foveate: Command
-) -> None:
-    """A picture among volumes stops training before it begins."""
+def test_a_volume_model_refuses_pictures(volumes: Path, tmp_path: Path, foveate: Command) -> None:
+    """A picture among volumes is refused before training."""
     Image.fromarray(np.zeros((30, 30), np.uint8)).save(volumes.parent / "flat.png")
     table = volumes.parent / "mixed.csv"
     rows = volumes.read_text(encoding="utf-8").splitlines()
     table.write_text("\n".join([*rows, "flat.png,ball"]), encoding="utf-8")
-    ended = foveate("train", table, "--out", tmp_path / "run", *RUN)
-    assert ended.returncode == 1
-    assert "mixed" in ended.stderr
+    result = foveate("train", table, "--out", tmp_path / "run", *RUN)
+    assert result.returncode == 1
+    assert "mixed" in result.stderr

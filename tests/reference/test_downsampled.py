@@ -159,7 +159,7 @@ def test_evidence_is_each_cell_of_the_last_map(batch: Batch) -> None:
     """Its box is the cell's place in the image, its weight its share in the sum of activations."""
     torch.manual_seed(0)
     encoder = SmallEncoder(width=8, dim=6)
-    encoder.map_centres = (1.0, 2.0, 4.0, 7.0)  # off the middle of the cell: it must count
+    encoder.map_centres_px = (1.0, 2.0, 4.0, 7.0)  # off the middle of the cell: it must count
     method = Downsampled(encoder=encoder, heads=HEADS)
     prediction = answer(method, batch)
     for item, evidence in zip(batch.items, prediction.evidence, strict=True):

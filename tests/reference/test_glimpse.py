@@ -1,4 +1,4 @@
-"""`glimpse`: what the prediction is made of, and what its parts learn from."""
+"""`glimpse`: how glimpse and patches form the prediction, and where gradients go."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Build = Callable[[Sequence[int]], Batch]
 VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 
-def test_what_is_pooled_begins_small_but_for_sums() -> None:
+def test_initial_head_weights_are_small_except_for_sums() -> None:
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS)
     for head, last in zip(HEADS, method.related.pool.heads, strict=True):
         sizes = [float(p.detach().abs().max()) for p in last.parameters()]
@@ -45,7 +45,7 @@ def test_what_is_pooled_begins_small_but_for_sums() -> None:
 
 @pytest.mark.parametrize("adds_up", [False, True])
 @pytest.mark.parametrize("zoom", [(), (4.0,)])
-def test_the_expectation_teaches_patches_only_where_they_add_up(
+def test_the_expected_loss_reaches_patches_only_with_additive_pooling(
     zoom: tuple[float, ...], adds_up: bool, tiny_cohort: Path
 ) -> None:
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def test_the_expectation_teaches_patches_only_where_they_add_up(
         method = GlimpseZoom(encoder=encoder, heads=heads, dropout=0.0, zoom=zoom, looks=2)
     for p in method.locate.parameters():
         nn.init.normal_(p, std=0.3)
-    with _batch(tiny_cohort) as batch:
+    with _load_rows(tiny_cohort) as batch:
         logits, weight = method(batch).further["expected"]
     assert weight == method.locating
     logits.square().sum().backward()
@@ -69,8 +69,8 @@ def test_the_expectation_teaches_patches_only_where_they_add_up(
     }
 
 
-def test_what_teaches_where_to_look_weighs_as_much_as_asked(tiny_cohort: Path) -> None:
-    found = []
+def test_the_locating_option_scales_the_location_gradient(tiny_cohort: Path) -> None:
+    gradients = []
     for locating in (1.0, 0.25):
         torch.manual_seed(0)
         encoder = SmallEncoder(width=8, dim=16)
@@ -79,46 +79,48 @@ def test_what_teaches_where_to_look_weighs_as_much_as_asked(tiny_cohort: Path) -
         for p in method.locate.parameters():
             nn.init.normal_(p, std=0.3)
         torch.manual_seed(1)
-        with _batch(tiny_cohort) as batch:
+        with _load_rows(tiny_cohort) as batch:
             prediction = method(batch)
-        found.append((prediction.further["spread"].value, prediction.further["expected"].weight))
-    assert found[0][0] > 0
-    torch.testing.assert_close(found[1][0], 0.25 * found[0][0])
-    assert [weight for _, weight in found] == [1.0, 0.25]
+        gradients.append(
+            (prediction.further["spread"].value, prediction.further["expected"].weight)
+        )
+    assert gradients[0][0] > 0
+    torch.testing.assert_close(gradients[1][0], 0.25 * gradients[0][0])
+    assert [weight for _, weight in gradients] == [1.0, 0.25]
 
 
 # -- the glimpse beside the patches ----------------------------------------------------------------
 
 
 def interaction(f: Tensor) -> Tensor:
-    """What no sum of glimpse and patches gives, of ``(4, k)`` answers, in shares of their spread.
+    """Return the interaction in outputs ``(4, k)``, relative to their spread.
 
-    Of two glimpses o and two sets of patches p: f(o, p) - f(o', p) - f(o, p') + f(o', p').
+    For two glimpses o and two sets of patches p: f(o, p) - f(o', p) - f(o, p') + f(o', p').
     """
     return (f[0] - f[1] - f[2] + f[3]).abs() / f.std(0, correction=0)
 
 
-def test_what_patches_mean_depends_on_the_glimpse(tiny_cohort: Path) -> None:
-    """At the start, with default settings: glimpses and patches of two slides, each with each."""
+def test_glimpse_and_patches_interact(tiny_cohort: Path) -> None:
+    """Combine the glimpses and patches of two slides at the start, with default settings."""
     torch.manual_seed(0)
     method = Glimpse(encoder=Lite0Encoder(), heads=HEADS).eval()
-    with _batches(tiny_cohort) as build, torch.inference_mode():
+    with _batch_builder(tiny_cohort) as build, torch.inference_mode():
         looks = build(range(8)).look(method.encoder)
         settled = torch.cat([look.features for look in looks])
         method.encoder.mixed.standardise.settle(settled)
         batch = build((0, 0, 1, 1))
-        whole, tokens = _parts(method, batch)
-        f = method.relate(batch, whole[[0, 2, 0, 2]], tokens)[0]
+        glimpse_tokens, tokens = _parts(method, batch)
+        f = method.relate(batch, glimpse_tokens[[0, 2, 0, 2]], tokens)[0]
     assert (f.std(0, correction=0) > 1e-4).all()
     measured = interaction(f)
     assert (measured > 1e-4).all(), measured
     assert measured.median() > 2e-3, measured
 
 
-def test_what_only_both_together_tell_is_learnt(tiny_cohort: Path) -> None:
-    """Yes where the glimpse is of one kind and the patches of the other, and the other way round.
+def test_an_exclusive_or_of_glimpse_and_patches_is_learned(tiny_cohort: Path) -> None:
+    """The label is yes if the glimpse and the patches are of different kinds.
 
-    Neither tells anything on its own: whoever adds up what both say stays at ln 2.
+    Neither predicts the label alone: a sum of the two parts stays at a loss of ln 2.
     """
     torch.manual_seed(0)
     heads = (Head("unlike", 1, False, "max"),)
@@ -127,53 +129,53 @@ def test_what_only_both_together_tell_is_learnt(tiny_cohort: Path) -> None:
     kinds = torch.randn(2, 2, 16)
     target = torch.tensor([0.0, 1.0, 1.0, 0.0])
     optimizer = torch.optim.AdamW(method.related.parameters(), lr=3e-3)
-    with _batch(tiny_cohort, order=(0,) * 4) as batch:
+    with _load_rows(tiny_cohort, order=(0,) * 4) as batch:
         with torch.no_grad():
             _, drawn = _parts(method, batch)
         regions = drawn.regions[:1] * 4  # else where patches lie would tell images apart
-        whole = kinds[0, [0, 1, 0, 1]]
+        glimpse_tokens = kinds[0, [0, 1, 0, 1]]
         patches = kinds[1, [0, 0, 1, 1]].unsqueeze(1).expand(-1, len(regions[0]), -1)
         every = torch.ones(4, len(regions[0]), dtype=torch.bool)
         tokens = Tokens(patches, every, every, regions)
         for _ in range(200):
             noise = 0.1 * torch.randn_like(patches)
-            f = method.relate(batch, whole, replace(tokens, tokens=patches + noise))[0]
+            f = method.relate(batch, glimpse_tokens, replace(tokens, tokens=patches + noise))[0]
             loss = functional.binary_cross_entropy_with_logits(f[:, 0], target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.inference_mode():
-            f = method.eval().relate(batch, whole, tokens)[0]
+            f = method.eval().relate(batch, glimpse_tokens, tokens)[0]
     assert functional.binary_cross_entropy_with_logits(f[:, 0], target) < 0.3
     assert (interaction(f) > 1.0).all()
 
 
-def test_a_hidden_glimpse_says_nothing(tiny_cohort: Path) -> None:
-    """In training it is hidden now and then; patches then answer without it."""
+def test_a_hidden_glimpse_does_not_change_the_output(tiny_cohort: Path) -> None:
+    """In training the glimpse is hidden at times; the patches then predict without it."""
     torch.manual_seed(0)
     encoder = SmallEncoder(width=8, dim=16)
     method = Glimpse(encoder=encoder, heads=HEADS, dropout=0.0, jitter=False).train()
     answers = []
-    with _batch(tiny_cohort, order=(0, 0)) as batch, torch.no_grad():
-        whole, tokens = _parts(method, batch)
-        other = whole + torch.randn_like(whole)
+    with _load_rows(tiny_cohort, order=(0, 0)) as batch, torch.no_grad():
+        glimpse_tokens, tokens = _parts(method, batch)
+        other = glimpse_tokens + torch.randn_like(glimpse_tokens)
         for hidden in (1.0, 0.0):
             method.glimpse_dropout = hidden
-            answers.append([method.relate(batch, w, tokens)[0] for w in (whole, other)])
+            answers.append([method.relate(batch, w, tokens)[0] for w in (glimpse_tokens, other)])
     torch.testing.assert_close(answers[0][0], answers[0][1], rtol=0, atol=0)
     assert (answers[1][0] - answers[1][1]).abs().max() > 1e-4
     assert (answers[0][0] - answers[1][0]).abs().max() > 1e-4
 
 
-def test_where_patches_say_nothing_it_answers_as_downsampled_does(tiny_cohort: Path) -> None:
-    """Both fit the same linear answers to what a frozen encoder sees in the glimpse."""
+def test_without_patch_information_it_equals_downsampled(tiny_cohort: Path) -> None:
+    """Both fit the same linear model to the glimpse features of a frozen encoder."""
     task = BinaryTask(classes=("normal", "tumour"))
     cases = read_cases(tiny_cohort).cases[:12]
     answers, parts = [], []
     for kind in (Glimpse, Downsampled):
         torch.manual_seed(0)
         method = kind(encoder=Lite0Encoder(), heads=task.heads)
-        with _batches(tiny_cohort, FeatureStore(None)) as build:
+        with _batch_builder(tiny_cohort, FeatureStore(None)) as build:
             alone = ((case, build((row,))) for row, case in enumerate(cases))
             parts.append(settle_start(method, task, cases, alone, lambda _: None))
             if isinstance(method, Glimpse):
@@ -189,26 +191,26 @@ def test_where_patches_say_nothing_it_answers_as_downsampled_does(tiny_cohort: P
 
 
 def _parts(method: Glimpse, batch: Batch) -> tuple[Tensor, Tokens]:
-    """The token of each glimpse ``(b, d)``, and the tokens of the patches."""
+    """Return the token of each glimpse ``(b, d)``, and the tokens of the patches."""
     looks = batch.look(method.encoder)
     field = method.attend(batch, [look.maps for look in looks])
-    seen = method.choice(batch, field, training=method.training)
-    f, valid = method.read(batch, seen.patches)
+    chosen = method.choice(batch, field, training=method.training)
+    f, valid = method.read(batch, chosen.patches)
     features = torch.cat([look.features for look in looks])
-    whole = method.embed(method.encoder.project(features).float()) + method.whole
-    return whole, Tokens(f, valid, valid, seen.patches)
+    glimpse_tokens = method.embed(method.encoder.project(features).float()) + method.whole
+    return glimpse_tokens, Tokens(f, valid, valid, chosen.patches)
 
 
 @contextmanager
-def _batch(table: Path, order: Sequence[int] = (0, 1)) -> Iterator[Batch]:
-    """Of the images in these rows."""
-    with _batches(table) as build:
+def _load_rows(table: Path, order: Sequence[int] = (0, 1)) -> Iterator[Batch]:
+    """Build a batch of the images in these rows of the table."""
+    with _batch_builder(table) as build:
         yield build(order)
 
 
 @contextmanager
-def _batches(table: Path, store: FeatureStore | None = None) -> Iterator[Build]:
-    """Builds batches of the images in some rows."""
+def _batch_builder(table: Path, store: FeatureStore | None = None) -> Iterator[Build]:
+    """Return a function that builds batches of the images in given rows."""
     loader, cases = CaseLoader(VIEW), read_cases(table).cases
     try:
         with ThreadPoolExecutor(1) as pool:

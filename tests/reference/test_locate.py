@@ -1,12 +1,10 @@
-"""Attention over cells against slow versions, cell by cell."""
+"""Attention over cells equals slow versions that loop over cells."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,38 +33,17 @@ from foveate.attention_maps.map_scores import (
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.small import SmallEncoder
 from foveate.geometry import Lattice
-from foveate.images.image import AbstractImage, Level
+from helpers.images import PyramidImage
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)
 FINE, COARSE = (2, 3), (1, 2)
 
 
-class HeldImage(AbstractImage):
-    """A pyramid of arrays ``(y, x, 3)``; a micrometre per pixel of the first."""
-
-    def __init__(self, *pyramid: Any) -> None:
-        super().__init__()
-        self.path, self.kind, self.reader = Path("held"), "slide", "memory"
-        full = pyramid[0].shape[:2]
-        self.levels = tuple(
-            Level(p.shape[:2], (full[0] / p.shape[0], full[1] / p.shape[1])) for p in pyramid
-        )
-        self.spacing_um, self.channels, self.dtype = (1.0, 1.0), 3, pyramid[0].dtype
-        self._pyramid = pyramid
-
-    def _read_level(self, level: int, origin_px: Any, size_px: Any) -> Any:
-        (y, x), (h, w) = origin_px, size_px
-        return self._pyramid[level][y : y + h, x : x + w]
-
-    def close(self) -> None:
-        pass
-
-
-def _batch(pool: ThreadPoolExecutor, n: int = 2, seed: int = 0) -> Batch:
+def _make_random_batch(pool: ThreadPoolExecutor, n: int = 2, seed: int = 0) -> Batch:
     random = np.random.default_rng(seed)
     items = []
     for i in range(n):
-        image = HeldImage(random.integers(0, 256, (12, 18, 3), np.uint8))
+        image = PyramidImage(random.integers(0, 256, (12, 18, 3), np.uint8))
         glimpse = image.glimpse(VIEW.glimpse_spacing_um)
         contrast = random.integers(1, 256, glimpse.shape[:2]).astype(np.uint8)
         items.append(LoadedImage(f"i{i}", image, glimpse, contrast))
@@ -84,7 +61,7 @@ def _grid(shape: tuple[int, int], cell_um: float, scale: float, prior: Tensor) -
 
 
 def _grids() -> list[list[Grid]]:
-    """Two images: one of a fine and a coarse grid, one of smaller ones of the same kind."""
+    """Return the fine and the coarse grid of a large and of a small image."""
     random = torch.Generator().manual_seed(1)
     return [
         [
@@ -101,32 +78,33 @@ def _grids() -> list[list[Grid]]:
 def _scores() -> list[list[Tensor]]:
     random = torch.Generator().manual_seed(2)
     return [
-        [3 * torch.randn(len(g.log_prior), generator=random) for g in each] for each in _grids()
+        [3 * torch.randn(len(g.log_prior), generator=random) for g in image_grids]
+        for image_grids in _grids()
     ]
 
 
-@pytest.mark.parametrize("kept", [None, [True, False], [False, True]])
+@pytest.mark.parametrize("active", [None, [True, False], [False, True]])
 @pytest.mark.parametrize(("smoothing", "explore"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.3), (0.1, 0.3)])
-def test_field_is_the_mixture_of_three(
-    smoothing: float, explore: float, kept: list[bool] | None
+def test_the_attention_field_mixes_learned_prior_and_uniform(
+    smoothing: float, explore: float, active: list[bool] | None
 ) -> None:
     grids, scores = _grids(), _scores()
-    field = build_field(scores, grids, smoothing=smoothing, explore=explore, active=kept)
-    for i, each in enumerate(grids):
+    field = build_field(scores, grids, smoothing=smoothing, explore=explore, active=active)
+    for i, image_grids in enumerate(grids):
         taken = [
             (j, c)
-            for j, g in enumerate(each)
+            for j, g in enumerate(image_grids)
             for c in range(len(g.log_prior))
-            if not kept or kept[j]
+            if not active or active[j]
         ]
-        prior = np.array([math.exp(each[j].log_prior[c]) for j, c in taken])
+        prior = np.array([math.exp(image_grids[j].log_prior[c]) for j, c in taken])
         learnt = prior * np.array([math.exp(scores[i][j][c]) for j, c in taken])
         even = np.full(len(taken), 1 / len(taken))
-        shown = (1 - smoothing) * learnt / learnt.sum() + smoothing * even
+        sampled = (1 - smoothing) * learnt / learnt.sum() + smoothing * even
         known = (1 - smoothing) * prior / prior.sum() + smoothing * even
         expected = np.zeros(8)
-        begin = [0, len(each[0].log_prior)]
-        for (j, c), value in zip(taken, (1 - explore) * shown + explore * known, strict=True):
+        begin = [0, len(image_grids[0].log_prior)]
+        for (j, c), value in zip(taken, (1 - explore) * sampled + explore * known, strict=True):
             expected[begin[j] + c] = value
         np.testing.assert_allclose(field.log_a[i].exp().numpy(), expected, atol=1e-6)
         shares = [expected[: begin[1]].sum(), expected[begin[1] :].sum()]
@@ -134,7 +112,7 @@ def test_field_is_the_mixture_of_three(
         assert field.real[i].tolist() == (expected > 0).tolist()
 
 
-def test_padding_of_a_larger_neighbour_changes_nothing() -> None:
+def test_padding_for_a_larger_image_changes_nothing() -> None:
     grids, scores = _grids(), _scores()
     both = build_field(scores, grids, smoothing=0.1, explore=0.2)
     alone = build_field(scores[1:], grids[1:], smoothing=0.1, explore=0.2)
@@ -143,7 +121,7 @@ def test_padding_of_a_larger_neighbour_changes_nothing() -> None:
 
 
 def test_patches_lie_in_the_middle_of_their_cells(pool: ThreadPoolExecutor) -> None:
-    batch, grids = _batch(pool), _grids()
+    batch, grids = _make_random_batch(pool), _grids()
     field = build_field(_scores(), grids, smoothing=0.0)
     index = torch.tensor([[5, 7, 0], [2, 1, 4]])
     used = torch.tensor([[True, True, False], [True, True, True]])
@@ -157,7 +135,7 @@ def test_patches_lie_in_the_middle_of_their_cells(pool: ThreadPoolExecutor) -> N
 
 
 def test_jitter_stays_in_the_cell_and_fills_it(pool: ThreadPoolExecutor) -> None:
-    batch = _batch(pool, n=1)
+    batch = _make_random_batch(pool, n=1)
     field = build_field(_scores()[:1], _grids()[:1], smoothing=0.0)
     torch.manual_seed(0)
     (patches,) = field.patches(batch, torch.full((1, 500), 4), jitter=True)
@@ -170,8 +148,8 @@ def test_jitter_stays_in_the_cell_and_fills_it(pool: ThreadPoolExecutor) -> None
 # -- draws of evaluation ----------------------------------------------------------------------
 
 
-def test_settled_draws_depend_on_the_image_alone(pool: ThreadPoolExecutor) -> None:
-    batch = _batch(pool)
+def test_evaluation_draws_depend_on_the_image_only(pool: ThreadPoolExecutor) -> None:
+    batch = _make_random_batch(pool)
     field = build_field(_scores(), _grids(), smoothing=0.1)
     torch.manual_seed(1)
     first = draw_reproducibly(batch, field, 4)
@@ -185,9 +163,9 @@ def test_settled_draws_depend_on_the_image_alone(pool: ThreadPoolExecutor) -> No
     assert first[1, 3] >= 3, "padding is drawn last"
 
 
-def test_settled_draws_of_many_images_follow_attention(pool: ThreadPoolExecutor) -> None:
+def test_evaluation_draws_follow_attention_over_many_images(pool: ThreadPoolExecutor) -> None:
     many = 1500
-    batch = _batch(pool, n=many, seed=3)
+    batch = _make_random_batch(pool, n=many, seed=3)
     grid, score = _grid((1, 3), 6.0, 1.0, torch.zeros(3)), torch.tensor([0.0, 0.7, 1.4])
     field = build_field([[score]] * many, [[grid]] * many, smoothing=0.0)
     drawn = draw_reproducibly(batch, field, 2).tolist()
@@ -199,21 +177,21 @@ def test_settled_draws_of_many_images_follow_attention(pool: ThreadPoolExecutor)
 
 
 def _slow_shares(a: list[float]) -> list[float]:
-    """Weights of the mean of ``F_i = sum_{j<i} a_j f_j + (1 - sum_{j<i} a_j) f_i``."""
+    """Return the weights of the mean of ``F_i = sum_{j<i} a_j f_j + (1 - sum_{j<i} a_j) f_i``."""
     n = len(a)
     return [((1 - sum(a[:i])) + (n - 1 - i) * a[i]) / n for i in range(n)]
 
 
-def test_settled_weights(pool: ThreadPoolExecutor) -> None:
+def test_evaluation_weights_match_the_loop(pool: ThreadPoolExecutor) -> None:
     a = torch.tensor([[0.3, 0.1, 0.2], [0.5, 0.25, 0.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    found = weigh_for_evaluation(a.log(), valid, "expectation")
+    weights = weigh_for_evaluation(a.log(), valid, "expectation")
     expected = [_slow_shares([0.3, 0.1, 0.2]), [*_slow_shares([0.5, 0.25]), 0.0]]
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.sum(1), torch.ones(2))
+    torch.testing.assert_close(weights, torch.tensor(expected), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights.sum(1), torch.ones(2))
     top = weigh_for_evaluation(a.log(), valid, "top")
     torch.testing.assert_close(top, a / a.sum(1, keepdim=True), atol=1e-6, rtol=0)
-    batch, field = _batch(pool), build_field(_scores(), _grids(), smoothing=0.1)
+    batch, field = _make_random_batch(pool), build_field(_scores(), _grids(), smoothing=0.1)
     best = choose_for_evaluation(batch, field, 3, "top")[0].tolist()
     order = sorted(range(8), key=lambda c: -float(field.log_a[0, c]))
     assert best == order[:3]
@@ -223,18 +201,18 @@ def test_settled_weights(pool: ThreadPoolExecutor) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_map_cells_see_what_their_lattice_says(stage: int) -> None:
-    """A cell's gradient with respect to the input is centred where the lattice has its centre."""
+def test_map_cells_are_centred_at_their_lattice_positions(stage: int) -> None:
+    """The input gradient of a cell is centred at the cell's position in the lattice."""
     torch.manual_seed(0)
     encoder, spacing = SmallEncoder(width=8, dim=8).double(), 5.0
     image = torch.rand(1, 3, 64, 96, dtype=torch.float64, requires_grad=True)
-    found = encoder.maps(image)[stage]
-    lattice = lay_map_lattice(encoder, stage, found.shape[-2:], spacing)
-    cell = (found.shape[-2] // 2, found.shape[-1] // 3)
+    actual = encoder.maps(image)[stage]
+    lattice = lay_map_lattice(encoder, stage, actual.shape[-2:], spacing)
+    cell = (actual.shape[-2] // 2, actual.shape[-1] // 3)
     # Group norm spreads a cell over the image: what remains local is the largest gradient.
     total = torch.zeros(64, 96, dtype=torch.float64)
-    for channel in range(found.shape[1]):
-        (g,) = torch.autograd.grad(found[0, channel, *cell], image, retain_graph=True)
+    for channel in range(actual.shape[1]):
+        (g,) = torch.autograd.grad(actual[0, channel, *cell], image, retain_graph=True)
         total += (g[0].square().sum(0) > 1e-2 * g[0].square().sum(0).max()) * 1.0
     rows, columns = (total > 0).nonzero().T.double()
     middle = ((rows.min() + rows.max() + 1) / 2, (columns.min() + columns.max() + 1) / 2)
@@ -243,10 +221,10 @@ def test_map_cells_see_what_their_lattice_says(stage: int) -> None:
         for o, c, s in zip(lattice.origin_um, cell, lattice.cell_um, strict=True)
     ]
     assert [float(m) for m in middle] == pytest.approx(expected, abs=0.01)
-    assert lattice.shape == tuple(found.shape[-2:])
+    assert lattice.shape == tuple(actual.shape[-2:])
 
 
-def test_stage_and_pixel_cells() -> None:
+def test_stage_and_pixel_lattices() -> None:
     encoder = SmallEncoder(width=8, dim=8)
     assert [choose_stage(encoder, 32.0, side) for side in (16.0, 64.0, 127.0, 128.0, 9999.0)] == [
         *(0, 0, 0, 1, 3)
@@ -255,10 +233,10 @@ def test_stage_and_pixel_cells() -> None:
     assert (lattice.origin_um, lattice.cell_um, lattice.shape) == ((0, 0), (6, 6), (2, 3))
 
 
-def test_prior_is_kept_per_lattice_and_favours_tissue_on_a_slide_of_glass(
+def test_the_prior_is_cached_per_lattice_and_favours_tissue(
     pool: ThreadPoolExecutor,
 ) -> None:
-    batch = _batch(pool, n=1)
+    batch = _make_random_batch(pool, n=1)
     item = batch.items[0]
     priors = PriorCache(power=2.0, background=1e-3)
     for lattice, scale in (
@@ -271,8 +249,8 @@ def test_prior_is_kept_per_lattice_and_favours_tissue_on_a_slide_of_glass(
             assert torch.equal(grid.log_prior, slow)
             assert (grid.scale, grid.lattice) == (scale, lattice)
     values = (item.contrast / item.contrast.max()).flatten().astype(np.float64)
-    found = priors.grid(batch, 0, lay_pixel_lattice(FINE, 6.0)).log_prior.exp().numpy()
-    np.testing.assert_allclose(found, np.maximum(values**2, 1e-3), rtol=1e-5)
+    actual = priors.grid(batch, 0, lay_pixel_lattice(FINE, 6.0)).log_prior.exp().numpy()
+    np.testing.assert_allclose(actual, np.maximum(values**2, 1e-3), rtol=1e-5)
     contrast = np.zeros((30, 30), np.uint8)
     contrast[3:12, 5:15] = 90
     slide = LoadedImage("glass", item.image, item.glimpse, contrast)
@@ -286,18 +264,18 @@ def test_prior_is_kept_per_lattice_and_favours_tissue_on_a_slide_of_glass(
         assert share == pytest.approx(90 / (90 + 810 * background), abs=1e-4)
 
 
-def test_scores_begin_at_zero_and_levels_are_apart() -> None:
+def test_initial_scores_are_zero_and_levels_are_separate() -> None:
     torch.manual_seed(0)
     scores = MapScores((4, 6), levels=2)
     maps = [torch.randn(1, 4, 6, 8), torch.randn(1, 6, 3, 4)]
     assert (scores(maps, 0, 0) == 0).all()
     torch.nn.init.ones_(scores.score[1].weight)
     assert (scores(maps, 0, 0) == 0).all()
-    found = scores(maps, 0, 1)
-    assert found.shape == (1, 6, 8)
+    actual = scores(maps, 0, 1)
+    assert actual.shape == (1, 6, 8)
     fine, coarse = (scores.project[i](maps[i]) for i in range(2))
     mixed = fine[0, :, 5, 3] + coarse[0, :, 2, 1]
-    torch.testing.assert_close(found[0, 5, 3], mixed.relu().sum())
+    torch.testing.assert_close(actual[0, 5, 3], mixed.relu().sum())
     assert scores(maps, 1, 1).shape == (1, 3, 4)
 
 
@@ -312,7 +290,7 @@ def _even_field(score: Tensor) -> Field:
     return build_field([[score]], [[_grid(FINE, 6.0, 1.0, torch.zeros(6))]], smoothing=0.0)
 
 
-def test_spread_is_the_negative_entropy_and_a_step_raises_entropy() -> None:
+def test_spread_loss_is_the_negative_entropy() -> None:
     score = torch.tensor([2.0, -1.0, 0.5, 0.0, 0.3, 1.0], requires_grad=True)
     field = _even_field(score)
     loss = Spread(weight=0.01, mass=0.5)(field, torch.tensor([[0.1, 0.2]]))
@@ -322,15 +300,15 @@ def test_spread_is_the_negative_entropy_and_a_step_raises_entropy() -> None:
     assert _entropy(_even_field(score - 10 * gradient).log_a) > entropy
 
 
-def test_spread_grows_with_the_mass_that_draws_hold() -> None:
+def test_spread_loss_grows_with_the_sampled_mass() -> None:
     field, spread = _even_field(torch.arange(6.0)), Spread(weight=0.01, mass=0.6)
     apart = math.log(6) - float(_entropy(field.log_a))
-    for held, factor in ((0.1, 1), (0.6, 1), (0.8, 1 + 99 * 0.5), (1.0, 100)):
-        loss = spread(field, torch.tensor([[held / 2, held / 2]]))
+    for mass, factor in ((0.1, 1), (0.6, 1), (0.8, 1 + 99 * 0.5), (1.0, 100)):
+        loss = spread(field, torch.tensor([[mass / 2, mass / 2]]))
         assert float(loss) == pytest.approx(0.01 * factor * apart, rel=1e-4)
-        assert float(spread.held) == pytest.approx(held)
+        assert float(spread.held) == pytest.approx(mass)
 
 
-def test_equal_length() -> None:
+def test_vectors_are_scaled_to_equal_length() -> None:
     f = scale_to_equal_length(torch.tensor([[3.0, 4.0], [0.0, 0.1]]))
     torch.testing.assert_close(f, math.sqrt(2) * torch.tensor([[0.6, 0.8], [0.0, 1.0]]))

@@ -35,7 +35,7 @@ CASES = [(n, k, ties) for n in (10, 60, 200) for k in (2, 3, 5) for ties in (Fal
 
 
 @pytest.mark.parametrize(("n", "k", "ties"), CASES)
-def test_values_are_those_of_scikit_learn(n: int, k: int, ties: bool) -> None:
+def test_values_match_scikit_learn(n: int, k: int, ties: bool) -> None:
     prob, target = run(n, k, n + k, ties=ties)
     predicted = prob.argmax(1)
     many = {"multi_class": "ovr", "labels": range(k)} if k > 2 else {}
@@ -68,7 +68,7 @@ def ece(prob: Floats, target: Ints) -> float:
     return metrics.score_all(prob, target, patients)["ece"].value
 
 
-def test_calibration_error_is_that_of_torchmetrics() -> None:
+def test_calibration_error_matches_torchmetrics() -> None:
     prob, target = run(200, 2, 1)
     theirs = binary_calibration_error(
         torch.tensor(prob[:, 1]), torch.tensor(target), n_bins=10, norm="l1"
@@ -81,7 +81,7 @@ def test_calibration_error_is_that_of_torchmetrics() -> None:
     assert ece(prob, target) == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_calibration_bins_give_the_error_and_the_curve_of_scikit_learn() -> None:
+def test_calibration_bins_match_scikit_learn() -> None:
     from sklearn.calibration import calibration_curve
 
     prob, target = run(200, 2, 3)
@@ -93,7 +93,7 @@ def test_calibration_bins_give_the_error_and_the_curve_of_scikit_learn() -> None
     assert gap == pytest.approx(ece(prob, target))
 
 
-def test_youden_is_the_best_of_the_roc_curve() -> None:
+def test_youden_threshold_maximises_the_roc_curve() -> None:
     prob, target = run(100, 2, 4, ties=True)
     fpr, tpr, _ = sk.roc_curve(target, prob[:, 1])
     threshold = metrics.threshold_youden(prob[:, 1], target)
@@ -118,7 +118,7 @@ def influences(score: Floats, target: Ints, owner: Ints, fold: Ints | None = Non
     return cohort.compute_influence(full, measure_leaving_out(cohort, measure))
 
 
-def test_jackknife_variance_is_that_of_delong() -> None:
+def test_jackknife_variance_matches_delong() -> None:
     """DeLong et al. (1988), equations 4 to 6: S10 / m + S01 / n with sample covariances."""
     for seed, ties in ((7, False), (8, True)):
         prob, target = run(50, 2, seed, ties=ties)
@@ -146,7 +146,7 @@ def test_hanley_and_mcneil_published_ct_ratings() -> None:
     assert math.sqrt(auroc_variance(cohort, [1])(0.893)) == pytest.approx(0.032, abs=1e-3)
 
 
-def test_kappa_published_by_cohen() -> None:
+def test_kappa_matches_cohens_published_example() -> None:
     """Cohen, Educational and Psychological Measurement 20 (1960), 37, table 1: kappa 0.492."""
     table = np.array([[88, 14, 18], [10, 40, 10], [2, 6, 12]])
     assert weighted.kappa(table[None].astype(float), 0)[0] == pytest.approx(0.492, abs=5e-4)
@@ -154,7 +154,7 @@ def test_kappa_published_by_cohen() -> None:
 
 @pytest.mark.parametrize("per_patient", [1, 2, 4])
 @pytest.mark.parametrize("n_folds", [1, 5])
-def test_jackknife_variance_is_that_of_many_cohorts(per_patient: int, n_folds: int) -> None:
+def test_jackknife_variance_matches_simulated_cohorts(per_patient: int, n_folds: int) -> None:
     """Images of a patient are strongly correlated; cohorts are drawn many times."""
     rng = np.random.default_rng(9)
     n = 240
@@ -173,8 +173,8 @@ def test_jackknife_variance_is_that_of_many_cohorts(per_patient: int, n_folds: i
     assert 0.92 < ratio < (1.08 if n_folds == 1 else 1.2)
 
 
-def test_leaving_out_is_the_same_as_taking_away() -> None:
-    """A weighting by 0 and 1 scores exactly as the images of weight 1."""
+def test_zero_weight_equals_removal() -> None:
+    """Weights of 0 and 1 give the same score as the images of weight 1 alone."""
     prob, target = run(40, 2, 11, ties=True)
     owner, fold = np.arange(40) // 2, np.arange(40) // 2 % 3
     weight = group_patients(target, owner, fold).leave_one_out_weights()
@@ -188,7 +188,7 @@ def test_leaving_out_is_the_same_as_taking_away() -> None:
             assert fast[row] == pytest.approx(slow[0], abs=1e-12)
 
 
-def test_areas_of_folds_are_means_weighted_by_pairs() -> None:
+def test_fold_areas_are_averaged_by_number_of_pairs() -> None:
     prob, target = run(90, 2, 12)
     fold = np.repeat([0, 1, 2], [20, 30, 40])
     one, positive = np.ones((1, 90)), target.astype(float)
@@ -202,7 +202,7 @@ def test_areas_of_folds_are_means_weighted_by_pairs() -> None:
         assert actual == pytest.approx(np.average(areas, weights=pairs))
 
 
-def test_comparison_is_delongs_paired_test_where_patients_are_many() -> None:
+def test_comparison_matches_delongs_paired_test_for_many_patients() -> None:
     rng = np.random.default_rng(10)
     n = 300
     target = np.r_[np.zeros(n // 2), np.ones(n // 2)].astype(np.int64)

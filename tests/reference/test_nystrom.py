@@ -17,12 +17,9 @@ from foveate.nn.nystrom import (
     pseudo_inverse,
     spatial_rank,
 )
+from helpers.compare import assert_near
 
 HEADS, DIM = 2, 4
-
-
-def close(actual: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -66,7 +63,7 @@ def ranks_of(orders: list[list[int]], n: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("landmarks", [1, 5, 8])
-def test_nystrom_equals_the_formula_written_out(landmarks: int) -> None:
+def test_nystrom_equals_the_written_out_formula(landmarks: int) -> None:
     """Images of 12, 7 and 1 tokens at scattered positions among 14: some landmarks do not exist."""
     orders = [torch.randperm(14)[:n].tolist() for n in (12, 7, 1)]
     valid, rank = ranks_of(orders, 14)
@@ -79,7 +76,7 @@ def test_nystrom_equals_the_formula_written_out(landmarks: int) -> None:
                 q[i, h, place], k[i, h, place], v[i, h, place], [place.index(t) for t in order],
                 landmarks,
             )  # fmt: skip
-            close(actual[i, h, place], slow, 1e-6)
+            assert_near(actual[i, h, place], slow, 1e-6)
 
 
 def test_nystrom_approaches_exact_attention() -> None:
@@ -121,31 +118,33 @@ def test_padding_is_in_no_landmark() -> None:
     alone = run(torch.tensor(sorted(order)), valid, rank, 0.0)
     padded = run(torch.arange(20), valid, rank, 50.0)
     for actual, expected in zip(padded, alone, strict=True):
-        close(actual, expected)
+        assert_near(actual, expected)
     everything = torch.ones_like(valid)
     taken, _ = run(torch.arange(20), everything, torch.arange(20)[None], 50.0)
     assert (taken[:, :, valid[0]] - alone[0]).abs().max() > 1e-3
 
 
-def test_landmarks_that_do_not_exist_change_nothing() -> None:
+def test_missing_landmarks_change_nothing() -> None:
     """Seven tokens have seven landmarks, however many are asked for, also after few iterations."""
     q, k, v = draw(2, 7)
     valid, rank = ranks_of([torch.randperm(7).tolist(), [4, 2, 5]], 7)
     actual = nystrom_attention(q, k, v, valid, rank, landmarks=11)
-    close(actual[:1], nystrom_attention(q[:1], k[:1], v[:1], valid[:1], rank[:1], landmarks=7))
+    assert_near(
+        actual[:1], nystrom_attention(q[:1], k[:1], v[:1], valid[:1], rank[:1], landmarks=7)
+    )
     few = [2, 4, 5]
     alone = nystrom_attention(
         *(t[1:, :, few] for t in (q, k, v)), valid[1:, few], rank[1:, few], landmarks=3
     )
-    close(actual[1:, :, few], alone)
+    assert_near(actual[1:, :, few], alone)
 
 
-def test_pseudo_inverse() -> None:
+def test_pseudo_inverse_matches_the_exact_inverse() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(3, 2, 6, 6, dtype=torch.float64, generator=generator).softmax(-1)
     together = pseudo_inverse(a, iterations=60)
-    close(together, torch.linalg.pinv(a), 1e-6)
-    close(pseudo_inverse(a[1, :1]), pseudo_inverse(a)[1, :1])
+    assert_near(together, torch.linalg.pinv(a), 1e-6)
+    assert_near(pseudo_inverse(a[1, :1]), pseudo_inverse(a)[1, :1])
 
 
 def attention(landmarks: int) -> NystromAttention:
@@ -164,7 +163,7 @@ def slow_self_attention(module: NystromAttention, tokens: Tensor) -> Tensor:
     return module.out(torch.cat(heads, 1))
 
 
-def test_few_tokens_are_attended_to_exactly_whatever_the_batch() -> None:
+def test_few_tokens_get_exact_attention_in_any_batch() -> None:
     """Ten tokens are few for five landmarks; eleven are not."""
     module = attention(5)
     tokens = torch.randn(3, 11, HEADS * DIM, dtype=torch.float64)
@@ -173,29 +172,29 @@ def test_few_tokens_are_attended_to_exactly_whatever_the_batch() -> None:
     for i, n in enumerate((10, 11, 3)):
         one = slice(i, i + 1)
         alone = module(tokens[one, :n], valid[one, :n], rank[one, :n])
-        close(together[i, :n], alone[0])
+        assert_near(together[i, :n], alone[0])
         exact = slow_self_attention(module, tokens[i, :n])
         if n == 11:
             assert (alone[0] - exact).abs().max() > 1e-3
         else:
-            close(alone[0], exact)
+            assert_near(alone[0], exact)
 
 
-def test_the_first_token_is_always_exact() -> None:
+def test_the_first_token_gets_exact_attention() -> None:
     module = attention(2)
     tokens = torch.randn(2, 9, HEADS * DIM, dtype=torch.float64)
     valid, _ = ranks_of([list(range(9)), list(range(6))], 9)
     added, weight = module.attend_from_first(tokens, valid)
     for i, n in enumerate((9, 6)):
-        close(added[i], slow_self_attention(module, tokens[i, :n])[0])
+        assert_near(added[i], slow_self_attention(module, tokens[i, :n])[0])
         q, k, _ = (tokens[i, :n] @ w.T for w in module.query_key_value.weight.chunk(3))
         heads = [slice(h * DIM, (h + 1) * DIM) for h in range(HEADS)]
         slow = [(q[0, h] @ k[:, h].T / math.sqrt(DIM)).softmax(-1) for h in heads]
-        close(weight[i, :n], torch.stack(slow).mean(0))
+        assert_near(weight[i, :n], torch.stack(slow).mean(0))
         assert (weight[i, n:] == 0).all()
 
 
-def test_heads_must_share_the_width() -> None:
+def test_the_width_must_be_a_multiple_of_the_heads() -> None:
     with pytest.raises(OptionError, match="width 10 cannot be shared by 4"):
         NystromAttention(10, heads=4)
 
@@ -204,7 +203,7 @@ def test_heads_must_share_the_width() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.25, 0.5, 0.999, -7.5])
-def test_cells_of_a_lattice(offset: float) -> None:
+def test_lattice_cells_are_exact_at_any_offset(offset: float) -> None:
     """At any offset, with positions rounded to pixels: also where a plain floor would jump."""
     generator = torch.Generator().manual_seed(0)
     true = torch.cartesian_prod(torch.arange(9), torch.arange(5))
@@ -273,7 +272,7 @@ def test_position_equals_dense_convolution(ndim: int) -> None:
     actual = module(tokens, cells, valid)
     for i, n in enumerate((36, 25)):
         assert len(torch.unique(cells[i, :n], dim=0)) < n, "some share a cell"
-        close(actual[i, :n], dense_position(module, tokens[i, :n], cells[i, :n]))
+        assert_near(actual[i, :n], dense_position(module, tokens[i, :n], cells[i, :n]))
     assert (actual[1, 25:] == 0).all()
 
 
@@ -285,10 +284,10 @@ def test_position_does_not_wrap_around() -> None:
     tokens = torch.randn(2, 24, 2, dtype=torch.float64)
     actual = module(tokens, cells, torch.ones(2, 24, dtype=torch.bool))
     for i in range(2):
-        close(actual[i], dense_position(module, tokens[i], cells[i]))
+        assert_near(actual[i], dense_position(module, tokens[i], cells[i]))
 
 
-def test_position_of_places_far_apart() -> None:
+def test_positions_far_apart_need_no_dense_grid() -> None:
     """A dense grid would have 10^12 cells."""
     module = PyramidPosition(2).double()
     cells = torch.tensor([[[0, 0], [10**6, 10**6], [10**6, 10**6 - 3]]])
@@ -298,11 +297,11 @@ def test_position_of_places_far_apart() -> None:
         conv.weight[:, 0].flatten(1)[:, conv.weight[0, 0].numel() // 2] for conv in module.convs
     )
     bias = sum(conv.bias for conv in module.convs)
-    close(actual[0, 0], tokens[0, 0] * (1 + centre) + bias)
-    close(actual[0, 1:], dense_position(module, tokens[0, 1:], cells[0, 1:] - 10**6 + 3))
+    assert_near(actual[0, 0], tokens[0, 0] * (1 + centre) + bias)
+    assert_near(actual[0, 1:], dense_position(module, tokens[0, 1:], cells[0, 1:] - 10**6 + 3))
 
 
-def test_position_gradcheck() -> None:
+def test_position_encoding_passes_gradcheck() -> None:
     torch.manual_seed(0)
     module = PyramidPosition(2).double()
     cells = torch.randint(6, (2, 7, 2))

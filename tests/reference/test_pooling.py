@@ -42,7 +42,7 @@ def bag(lengths: tuple[int, ...], seed: int = 1) -> tuple[Tensor, Tensor]:
     return torch.randn(*valid.shape, DIM, dtype=torch.float64), valid
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def assert_equal_in_float64(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -68,7 +68,7 @@ def _slow_additive(pool: AdditivePool, f: Tensor, k_min: float) -> tuple[list[Te
 
 
 @pytest.mark.parametrize("k_min", [0.5, 1.0, 3.0])
-def test_additive_pool(k_min: float) -> None:
+def test_additive_pool_matches_the_loop(k_min: float) -> None:
     pool = trained(AdditivePool(DIM, HEADS, k_min=k_min))
     lengths = (1, 2, 7)
     f, valid = bag(lengths)
@@ -80,13 +80,13 @@ def test_additive_pool(k_min: float) -> None:
     for i, n in enumerate(lengths):
         answers, shares = _slow_additive(pool, f[i, :n], k_min)
         slow.append(torch.cat(answers))
-        close(weight[i, :n], torch.tensor(shares, dtype=torch.float64))
-    close(probability, torch.stack(slow))
+        assert_equal_in_float64(weight[i, :n], torch.tensor(shares, dtype=torch.float64))
+    assert_equal_in_float64(probability, torch.stack(slow))
     (expected,) = torch.autograd.grad(torch.stack(slow).square().sum(), f)
-    close(fast, expected)
+    assert_equal_in_float64(fast, expected)
 
 
-def test_cross_pool() -> None:
+def test_cross_pool_matches_the_loop() -> None:
     pool = trained(CrossPool(DIM, HEADS, attention_heads=2, dropout=0.3)).eval()
     lengths = (5, 1, 3)
     f, valid = bag(lengths)
@@ -105,17 +105,17 @@ def test_cross_pool() -> None:
             z = pool.norms[0](question + pool.out.weight @ torch.cat(mixed))
             z = pool.norms[1](z + pool.mlp(z))
             answers.append(pool.heads[t](z))
-        close(logits[i], torch.cat(answers))
-        close(weight[i, :n], attention)
+        assert_equal_in_float64(logits[i], torch.cat(answers))
+        assert_equal_in_float64(weight[i, :n], attention)
 
 
 def test_cross_pool_has_the_gradients_of_keys_and_values() -> None:
     pool = trained(CrossPool(DIM, HEADS, attention_heads=2, dropout=0.3)).eval()
     f, valid = bag((5, 1, 3))
     f.requires_grad_()
-    wanted = [f, *pool.parameters()]
+    expected = [f, *pool.parameters()]
     logits, _ = pool(f, valid)
-    fast = torch.autograd.grad(logits.sin().sum(), wanted)
+    fast = torch.autograd.grad(logits.sin().sum(), expected)
     key, value = pool.keys(f), pool.to_value(f).view(3, 5, 2, 4)
     scores = torch.einsum("thd,bnhd->bthn", pool.query(), key) / 2
     a = scores.masked_fill(~valid[:, None, None], -torch.inf).softmax(-1)
@@ -124,12 +124,12 @@ def test_cross_pool_has_the_gradients_of_keys_and_values() -> None:
     )
     z = pool.norms[1](z + pool.mlp(z))
     plain = torch.cat([head(z[:, t]) for t, head in enumerate(pool.heads)], -1)
-    close(logits, plain)
-    for one, other in zip(fast, torch.autograd.grad(plain.sin().sum(), wanted), strict=True):
+    assert_equal_in_float64(logits, plain)
+    for one, other in zip(fast, torch.autograd.grad(plain.sin().sum(), expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_cross_pool_scores_patches_alike_in_either_mode() -> None:
+def test_cross_pool_scores_do_not_depend_on_the_mode() -> None:
     pool = CrossPool(DIM, HEADS, attention_heads=2, dropout=0.5)
     f = torch.randn(40, DIM) * 5
     valid = torch.ones(1, 40, dtype=torch.bool)
@@ -140,7 +140,7 @@ def test_cross_pool_scores_patches_alike_in_either_mode() -> None:
     assert len(scores.unique(dim=0)) == 40
 
 
-def test_cross_pool_of_logits_far_apart() -> None:
+def test_cross_pool_is_exact_for_distant_logits() -> None:
     pool = CrossPool(DIM, HEADS, attention_heads=2, dropout=0.0)
     f = (torch.randn(2, 6, DIM) * 1e4).requires_grad_()
     logits, _ = pool(f, torch.ones(2, 6, dtype=torch.bool))
@@ -158,7 +158,7 @@ def test_cross_pool_refuses_heads_that_do_not_fit() -> None:
         CrossPool(DIM, HEADS, attention_heads=3)
 
 
-def test_mean_and_max_pool() -> None:
+def test_mean_and_max_pool_match_the_loop() -> None:
     f, valid = bag((4, 2))
     mean, even = MeanPool()(f, valid)
     top, share = MaxPool()(f, valid)
@@ -172,8 +172,8 @@ def test_mean_and_max_pool() -> None:
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_what_every_pool_keeps(name: str) -> None:
-    """Shares sum to 1; padding and order change nothing; an image without patches is harmless."""
+def test_every_pool_ignores_padding_and_order(name: str) -> None:
+    """Shares sum to 1, padding and order change nothing, and empty images are finite."""
     pool = trained(POOLS[name]())
     f, valid = bag((5,))
     outcomes = []
@@ -187,19 +187,19 @@ def test_what_every_pool_keeps(name: str) -> None:
         gradients = [p.grad.clone() for p in pool.parameters() if p.grad is not None]
         outcomes.append((pooled.detach(), weight.detach(), rows.grad, gradients))
     alone, padded = outcomes
-    close(alone[0], padded[0])
-    close(alone[1], padded[1][:, :5])
-    close(alone[2], padded[2][:, :5])
+    assert_equal_in_float64(alone[0], padded[0])
+    assert_equal_in_float64(alone[1], padded[1][:, :5])
+    assert_equal_in_float64(alone[2], padded[2][:, :5])
     assert (padded[1][:, 5:] == 0).all()
     assert (padded[2][:, 5:] == 0).all()
     for a, b in zip(alone[3], padded[3], strict=True):
-        close(a, b)
+        assert_equal_in_float64(a, b)
     assert alone[1].sum().item() == pytest.approx(1)
     assert (alone[1] >= 0).all()
     order = torch.tensor([3, 0, 4, 1, 2])
     pooled, weight = pool(f[:, order], valid)
-    close(pooled, alone[0])
-    close(weight, alone[1][:, order])
+    assert_equal_in_float64(pooled, alone[0])
+    assert_equal_in_float64(weight, alone[1][:, order])
     empty, nothing = pool(f.detach().requires_grad_(), torch.zeros_like(valid))
     assert empty.isfinite().all()
     assert (nothing == 0).all()
@@ -217,7 +217,7 @@ def _slow_relate(layer: RelationLayer, x: Tensor, position: Tensor, centre: Tens
     mixed = torch.zeros_like(x)
     for h, i in itertools.product(range(layer.heads), range(n)):
         part = slice(h * size, (h + 1) * size)
-        total, got = torch.ones(()).double(), torch.zeros(size).double()
+        total, actual = torch.ones(()).double(), torch.zeros(size).double()
         for j in range(n):
             if j == i:
                 continue
@@ -227,8 +227,8 @@ def _slow_relate(layer: RelationLayer, x: Tensor, position: Tensor, centre: Tens
                 step = float(centre[j, axis] - centre[i, axis])
                 logit = logit + 10 * lean * math.tanh(4 * step)
             total = total + logit.exp()
-            got = got + logit.exp() * v[j, part]
-        mixed[i, part] = got / total
+            actual = actual + logit.exp() * v[j, part]
+        mixed[i, part] = actual / total
     x = x + layer.scale[0] * layer.out(mixed)
     return x + layer.scale[1] * layer.mlp(x)
 
@@ -240,13 +240,13 @@ def scene(n: int, ndim: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_relate_is_a_loop_over_pairs(ndim: int) -> None:
+def test_relate_matches_a_loop_over_pairs(ndim: int) -> None:
     layer = trained(RelationLayer(DIM, heads=2, ndim=ndim))
     x, position, centre = scene(7, ndim)
     valid = torch.ones(1, 7, dtype=torch.bool)
     actual = layer(x, position, valid, centre)
     expected = _slow_relate(layer, x[0], position[0], centre[0])
-    close(actual[0], expected)
+    assert_equal_in_float64(actual[0], expected)
     fast = torch.autograd.grad(actual.square().sum(), list(layer.parameters()))
     slow = torch.autograd.grad(expected.square().sum(), list(layer.parameters()))
     for a, b in zip(fast, slow, strict=True):
@@ -256,15 +256,17 @@ def test_relate_is_a_loop_over_pairs(ndim: int) -> None:
         assert (moved - actual).abs().max() > 1e-3
 
 
-def test_relate_knows_no_origin_and_no_order() -> None:
+def test_relate_ignores_origin_and_order() -> None:
     layer = trained(RelationLayer(DIM, heads=2))
     x, position, centre = scene(9)
     valid = torch.ones(1, 9, dtype=torch.bool)
     actual = layer(x, position, valid, centre)
-    close(layer(x, position, valid, centre + torch.tensor([300.0, -70.0])), actual)
+    assert_equal_in_float64(
+        layer(x, position, valid, centre + torch.tensor([300.0, -70.0])), actual
+    )
     order = torch.randperm(9)
     permuted = layer(x[:, order], position[:, order], valid, centre[:, order])
-    close(permuted, actual[:, order])
+    assert_equal_in_float64(permuted, actual[:, order])
     # Tokens that keep their places while their contents move are something else.
     assert (layer(x[:, order], position[:, order], valid, centre) - permuted).abs().max() > 1e-2
 
@@ -283,14 +285,14 @@ def test_relate_ignores_padding() -> None:
         actual.square().sum().backward()
         gradients = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
         outcomes.append((actual.detach(), rows.grad, gradients))
-    close(outcomes[0][0], outcomes[1][0])
-    close(outcomes[0][1], outcomes[1][1][:, :6])
+    assert_equal_in_float64(outcomes[0][0], outcomes[1][0])
+    assert_equal_in_float64(outcomes[0][1], outcomes[1][1][:, :6])
     assert (outcomes[1][1][:, 6:] == 0).all()
     for a, b in zip(outcomes[0][2], outcomes[1][2], strict=True):
-        close(a, b)
+        assert_equal_in_float64(a, b)
 
 
-def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
+def test_relate_starts_near_identity_and_accepts_one_token() -> None:
     torch.manual_seed(0)
     layer = RelationLayer(64)
     x, centre = torch.randn(2, 30, 64), 20 * torch.randn(2, 30, 2)
@@ -304,7 +306,7 @@ def test_relate_begins_near_identity_and_bears_a_lone_token() -> None:
 
 
 @pytest.mark.parametrize("pairs", [9, 65, 150])
-def test_relate_in_tiles_is_relate_at_once(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiled_relate_equals_untiled_relate(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.nn.attention._ROWS", 4)
     at_once = trained(RelationLayer(16, heads=4))
     tiles = RelationLayer(16, heads=4, pairs=pairs).double()
@@ -324,7 +326,7 @@ def test_relate_in_tiles_is_relate_at_once(pairs: int, monkeypatch: pytest.Monke
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_relate_in_tiles_of_logits_far_apart() -> None:
+def test_tiled_relate_is_exact_for_distant_logits() -> None:
     layer = RelationLayer(16, heads=4, pairs=16)
     x = (1e3 * torch.randn(1, 30, 16)).requires_grad_()
     valid = torch.ones(1, 30, dtype=torch.bool)

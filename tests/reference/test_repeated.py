@@ -1,4 +1,4 @@
-"""Constant patches embedded once, against embedding every patch: equal values, equal gradients."""
+"""Embedding constant patches once gives the values and gradients of embedding every patch."""
 
 from __future__ import annotations
 
@@ -27,36 +27,43 @@ def encoder() -> nn.Sequential:
     ).double()
 
 
-def flat(*colours: tuple[float, float, float]) -> Tensor:
+def constant_patches(*colours: tuple[float, float, float]) -> Tensor:
     """Return one constant patch of each colour, ``(n, 3, 6, 6)``."""
     rows = torch.tensor(colours, dtype=torch.float64).view(-1, 3, 1, 1)
     return rows.expand(-1, -1, SIDE, SIDE).contiguous()
 
 
-def varied(n: int) -> Tensor:
+def noise_patches(n: int) -> Tensor:
     torch.manual_seed(2)
     return torch.rand(n, 3, SIDE, SIDE, dtype=torch.float64)
 
 
-def mixed() -> Tensor:
-    """Return twelve patches of three colours in no order; two differ in one pixel only."""
-    almost = flat(GREY, BLACK)
+def mixed_patches() -> Tensor:
+    """Return twelve shuffled patches of three colours; two differ in one pixel only."""
+    almost = constant_patches(GREY, BLACK)
     almost[0, 1, 2, 3] += 1e-9
     almost[1, 2, 5, 5] = 1.0
-    actual = torch.cat([flat(GREY, RED, GREY), varied(3), flat(BLACK, GREY, RED), almost])
-    return torch.cat([actual, flat(BLACK)])
+    actual = torch.cat(
+        [
+            constant_patches(GREY, RED, GREY),
+            noise_patches(3),
+            constant_patches(BLACK, GREY, RED),
+            almost,
+        ]
+    )
+    return torch.cat([actual, constant_patches(BLACK)])
 
 
 BAGS: dict[str, tuple[Callable[[], Tensor], int]] = {
-    "mixed": (mixed, 3 + 5),
-    "all constant": (lambda: flat(RED, BLACK, RED, RED, BLACK), 2),
-    "one colour": (lambda: flat(*[BLACK] * 7), 1),
-    "none constant": (lambda: varied(4), 4),
-    "one constant": (lambda: torch.cat([varied(2), flat(RED)]), 3),
-    "a single patch": (lambda: flat(RED), 1),
-    "nothing": (lambda: flat(RED)[:0], 0),
+    "mixed": (mixed_patches, 3 + 5),
+    "all constant": (lambda: constant_patches(RED, BLACK, RED, RED, BLACK), 2),
+    "one colour": (lambda: constant_patches(*[BLACK] * 7), 1),
+    "none constant": (lambda: noise_patches(4), 4),
+    "one constant": (lambda: torch.cat([noise_patches(2), constant_patches(RED)]), 3),
+    "a single patch": (lambda: constant_patches(RED), 1),
+    "nothing": (lambda: constant_patches(RED)[:0], 0),
 }
-"""Patches, and how many of them an encoder that meets each colour once has to embed."""
+"""Patches, and how many of them are embedded if each colour is embedded once."""
 
 
 def loss_of(f: Tensor) -> Tensor:
@@ -78,7 +85,7 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", BAGS)
-def test_values_and_gradients_are_those_of_embedding_every_patch(name: str) -> None:
+def test_values_and_gradients_match_embedding_every_patch(name: str) -> None:
     make, n_needed = BAGS[name]
     network, patches = encoder(), make()
     expected = network(patches)
@@ -95,7 +102,7 @@ def test_values_and_gradients_are_those_of_embedding_every_patch(name: str) -> N
 
 
 @pytest.mark.parametrize("name", BAGS)
-def test_without_gradient_values_are_the_same(name: str) -> None:
+def test_values_match_without_gradient(name: str) -> None:
     make, n_needed = BAGS[name]
     network, patches = encoder(), make()
     once = EmbedOnce(network)
@@ -111,7 +118,7 @@ def constant(patch: Tensor) -> bool:
     return all(len(set(channel.flatten().tolist())) == 1 for channel in patch)
 
 
-def test_without_gradient_a_colour_is_embedded_once_over_all_calls() -> None:
+def test_each_colour_is_embedded_once_without_gradient() -> None:
     network = encoder()
     met: list[Tensor] = []
 
@@ -119,32 +126,30 @@ def test_without_gradient_a_colour_is_embedded_once_over_all_calls() -> None:
         met.extend(patches)
         return network(patches)
 
-    once, chunks = EmbedOnce(watched), mixed().split(2)
+    once, chunks = EmbedOnce(watched), mixed_patches().split(2)
     with torch.no_grad():
         actual = torch.cat([once(chunk) for chunk in chunks])
-        torch.testing.assert_close(actual, network(mixed()), atol=1e-13, rtol=0)
+        torch.testing.assert_close(actual, network(mixed_patches()), atol=1e-13, rtol=0)
     colours = [tuple(p[:, 0, 0].tolist()) for p in met if constant(p)]
     assert sorted(colours) == sorted([GREY, RED, BLACK])
     assert len(met) == once.n_embedded == 3 + 5
 
 
-def test_rows_kept_without_gradient_are_not_taken_where_there_is_one() -> None:
+def test_rows_cached_without_gradient_are_not_used_in_training() -> None:
     """A cached row has no gradient: using it in training would leave parameters untrained."""
     network = encoder()
     once = EmbedOnce(network)
     with torch.no_grad():
-        once(mixed())
-    loss_of(once(mixed())).backward()
+        once(mixed_patches())
+    loss_of(once(mixed_patches())).backward()
     ours = gradients(network)
-    loss_of(network(mixed())).backward()
+    loss_of(network(mixed_patches())).backward()
     assert_close(ours, gradients(network))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
 @pytest.mark.parametrize("name", ["mixed", "all constant", "none constant"])
-def test_replay_across_chunks_has_the_gradient_of_embedding_every_patch(
-    name: str, size: int
-) -> None:
+def test_replay_across_chunks_gives_the_full_gradient(name: str, size: int) -> None:
     network, patches = encoder(), BAGS[name][0]()
     chunks = patches.split(size)
     actual = replay(
@@ -159,7 +164,7 @@ def test_replay_across_chunks_has_the_gradient_of_embedding_every_patch(
 
 
 def test_the_first_pass_of_replay_embeds_each_colour_once() -> None:
-    network, chunks = encoder(), mixed().split(3)
+    network, chunks = encoder(), mixed_patches().split(3)
     once = EmbedOnce(network)
     actual = replay(once, list(network.parameters()), lambda i: chunks[i], len(chunks))
     assert once.n_embedded == 3 + 5
@@ -167,12 +172,12 @@ def test_the_first_pass_of_replay_embeds_each_colour_once() -> None:
     assert once.n_embedded > 3 + 5, "the second pass needs the gradient of each chunk's own"
 
 
-def test_no_more_colours_are_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_cached_colours_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.nn.repeated._MAX_COLOURS", 2)
     network = encoder()
     once = EmbedOnce(network)
     with torch.no_grad():
         for colours, n_embedded in (((GREY, RED), 2), ((BLACK, RED), 3), ((BLACK, GREY), 4)):
-            patches = flat(*colours)
+            patches = constant_patches(*colours)
             torch.testing.assert_close(once(patches), network(patches), atol=1e-13, rtol=0)
             assert once.n_embedded == n_embedded

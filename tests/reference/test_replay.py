@@ -1,4 +1,4 @@
-"""Two-pass replay against one pass: equal gradients, dropout included, and flat memory."""
+"""Two-pass replay gives the gradients of one pass, with dropout, in constant memory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_replay_equals_one_pass(dropout: bool, size: int) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
-def test_replay_leaves_the_generator_alone() -> None:
+def test_replay_restores_the_random_generator() -> None:
     encoder = _encoder().train()
     patches = torch.randn(4, 3, 12, 12, dtype=torch.float64)
     loss = _head(replay(encoder, list(encoder.parameters()), lambda i: patches[i : i + 1], 4))
@@ -68,7 +68,7 @@ def test_replay_leaves_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_replay_gradcheck() -> None:
+def test_replay_passes_gradcheck() -> None:
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Tanh()).double()
     patches = torch.randn(5, 3, 2, 2, dtype=torch.float64)
     parameters = list(encoder.parameters())
@@ -107,14 +107,14 @@ def _peak_kib(n_patches: int) -> int:
     # Tensors straight from the system, so that the peak counts what is held, not what the
     # allocator keeps for later.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _PROBE, str(n_patches)],
         capture_output=True,
         text=True,
         check=True,
         env=environment,
     )
-    return int(done.stdout)
+    return int(result.stdout)
 
 
 def test_peak_memory_does_not_grow_with_patches() -> None:

@@ -1,4 +1,4 @@
-"""Estimators against all possible draws, and the order of draws against a chi-square test."""
+"""Estimators match the enumeration of all draws; the order of draws passes a chi-square test."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def test_enumeration_of_every_draw_with_replacement(
 
 
 @pytest.mark.parametrize("n", [1, 2, K])
-def test_enumeration_at_the_ends(n: int) -> None:
-    """One draw has no baseline; with all cells drawn nothing remains."""
+def test_estimators_with_one_draw_and_with_all_cells(n: int) -> None:
+    """One draw has no baseline; with all cells drawn, no mass remains."""
     logits, features, weights = _problem(5, 1.0)
     a = logits.softmax(0).detach()
     for baseline in (False, True):
@@ -141,8 +141,8 @@ def test_baselines_lower_the_variance_where_features_have_a_common_mean() -> Non
 
 @pytest.mark.parametrize("concentration", [0.1, 1.0, 4.0])
 @pytest.mark.parametrize("replacement", [False, True])
-def test_deviation_is_that_of_the_estimate(concentration: float, replacement: bool) -> None:
-    """Its square is an unbiased estimate of the variance, of features and of linear logits."""
+def test_deviation_matches_the_estimate(concentration: float, replacement: bool) -> None:
+    """The squared deviation is an unbiased variance of features and of linear logits."""
     logits, features, weights = _problem(2, concentration)
     a, f = logits.softmax(0).detach(), features.detach()
     head = torch.stack([weights, weights.flip(0)], 1)
@@ -188,8 +188,8 @@ def _published(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
     return ((terms * (remaining / a).unsqueeze(-1) + direct) @ g) / f.shape[1]
 
 
-def test_the_traps_are_biased() -> None:
-    """Enumeration detects the bias: published variants fail it by far."""
+def test_published_variants_are_biased() -> None:
+    """Enumeration detects the large bias of published variants."""
     logits, features, weights = _problem(0, 1.0)
     draws = _ordered_draws(logits.softmax(0))
     probabilities = logits.softmax(0).detach()
@@ -208,8 +208,8 @@ def test_the_traps_are_biased() -> None:
     assert (gradient - truth).norm() / truth.norm() > 0.3
 
 
-def test_nothing_remains_only_in_the_inclusive_sum() -> None:
-    """With every cell drawn, the last draw still has its own mass before it."""
+def test_the_last_draw_keeps_its_own_mass() -> None:
+    """With every cell drawn, the remaining mass includes that of the last draw."""
     logits, features, _ = _problem(1, 1.0)
     a = logits.softmax(0).detach()[None]
     actual = features.detach()[None].clone().requires_grad_()
@@ -227,7 +227,7 @@ def _hindsight(a: Tensor, f: Tensor, g: Tensor) -> Tensor:
     return -(left * b / a + b.sum(1, keepdim=True) - b.cumsum(1)) / a.shape[1]
 
 
-def test_a_baseline_with_the_present_draw_is_biased() -> None:
+def test_a_baseline_that_includes_its_draw_is_biased() -> None:
     logits, features, weights = _problem(0, 1.0)
     bias = torch.zeros(K).double()
     for order, share in _ordered_draws(logits.softmax(0)):
@@ -240,8 +240,8 @@ def test_a_baseline_with_the_present_draw_is_biased() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_two_arms_and_a_mean_of_all_draws(n: int) -> None:
-    """With replacement the mean of all draws as baseline shrinks the gradient to 1 - 1/n of it."""
+def test_a_mean_of_all_draws_as_baseline_shrinks_the_gradient(n: int) -> None:
+    """With replacement, this baseline scales the gradient by 1 - 1/n."""
     logits = torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True)
     rewards = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
     (truth,) = torch.autograd.grad((logits.softmax(0) @ rewards).sum(), logits)
@@ -299,7 +299,7 @@ def test_gumbel_order_is_sequential_sampling() -> None:
     counts = [int(((drawn[:, 0] == i) & (drawn[:, 1] == j)).sum()) for i, j in pairs]
     expected = [n * _draw_probability(a, pair) for pair in pairs]
     assert chisquare(counts, expected).pvalue > 1e-3
-    # Sorting the same draws by index, the usual mistake, is refused at once.
+    # The same draws sorted by index, the usual mistake, fail the test.
     wrong = drawn.sort(-1).values
     counts = [int(((wrong[:, 0] == i) & (wrong[:, 1] == j)).sum()) for i, j in pairs]
     assert chisquare(counts, expected).pvalue < 1e-6
@@ -318,7 +318,7 @@ def test_draws_with_replacement_follow_attention() -> None:
 
 
 @pytest.mark.parametrize(("u", "expected"), [(0.0, 1), (1.0, 5)])
-def test_the_ends_of_the_unit_interval_hit_no_padding(
+def test_uniform_numbers_0_and_1_draw_no_padding(
     monkeypatch: pytest.MonkeyPatch, u: float, expected: int
 ) -> None:
     a = torch.tensor([[0.0, 0.5, 0.2, 0.0, 0.25, 0.05, 0.0]])
@@ -326,12 +326,12 @@ def test_the_ends_of_the_unit_interval_hit_no_padding(
     assert draw_with_replacement(a.log(), 2).tolist() == [[expected] * 2]
 
 
-def test_a_row_of_padding_is_drawn_from_without_error() -> None:
+def test_drawing_from_a_row_of_padding_is_no_error() -> None:
     drawn = draw_with_replacement(torch.full((1, 4), -torch.inf), 3)
     assert ((drawn >= 0) & (drawn < 4)).all()
 
 
-def test_strongest_cells_share_one() -> None:
+def test_weights_of_the_strongest_cells_sum_to_one() -> None:
     log_a = torch.tensor([[1.0, 3.0, 2.0, 3.0], [0.0, -torch.inf, 1.0, -torch.inf]])
     log_a = torch.cat([log_a, torch.full((1, 4), -torch.inf)]).log_softmax(-1)
     log_a = log_a.masked_fill(log_a.isnan(), -torch.inf).requires_grad_()
@@ -368,7 +368,7 @@ def test_padded_draws_change_nothing(make: Callable[..., Estimator], baseline: b
         assert (other[0, 4:] == 0).all()
 
 
-def test_logits_a_hundred_apart() -> None:
+def test_gradients_are_exact_for_logits_100_apart() -> None:
     """Log-softmax keeps the gradient that ``log(p + eps)`` loses."""
     real = torch.ones(1, 3, dtype=torch.bool)
     logits = torch.tensor([[100.0, 0.0, -100.0]], requires_grad=True)
@@ -436,7 +436,7 @@ def test_divergence_from_uniform_is_negative_entropy() -> None:
     torch.testing.assert_close(kl_divergence(log_a, _uniform(real)), expected)
 
 
-def test_the_term_added_to_the_loss_spreads_attention() -> None:
+def test_the_spread_loss_spreads_attention() -> None:
     logits = torch.randn(1, 8, requires_grad=True)
     real = torch.ones(1, 8, dtype=torch.bool)
     before = smoothed_log_softmax(logits, real, smoothing=0.0)

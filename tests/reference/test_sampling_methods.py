@@ -1,4 +1,4 @@
-"""Methods that sample against sums over all cells, cut from the image by hand."""
+"""Sampling methods match sums over all cells, which are cut from the image by hand."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from foveate.methods.differentiable_top_k import DifferentiableTopK
 from foveate.methods.joint_sampling import JointSampling
 from foveate.nn.heads import Head
 from foveate.parts import options as options_of
-from reference.test_locate import HeldImage
+from helpers.images import PyramidImage
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)
 HEADS = (Head("class", 2, True, "max"),)
 PLAIN: dict[str, Any] = {"instance": 0.0, "jitter": False}
 
 
-class Stub(AbstractEncoder):
-    """Maps of strides 1 and 2; the vector is a fixed nonlinear function of moments of the input."""
+class MomentEncoder(AbstractEncoder):
+    """An encoder with maps of strides 1 and 2, and fixed nonlinear moments as features."""
 
     dim, strides, map_dims, map_centres_px = 4, (1, 2), (3, 3), (0.5, 1.0)
     mean, std = (0.2, 0.5, 0.4), (0.3, 0.2, 0.6)
@@ -53,11 +53,11 @@ class Stub(AbstractEncoder):
         return torch.tanh(moments @ self.mixing.T)
 
 
-def _image(seed: int = 0, shape: tuple[int, int] = (12, 18)) -> HeldImage:
-    return HeldImage(np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8))
+def _image(seed: int = 0, shape: tuple[int, int] = (12, 18)) -> PyramidImage:
+    return PyramidImage(np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8))
 
 
-def _batch(pool: ThreadPoolExecutor, *images: HeldImage, view: View = VIEW) -> Batch:
+def _make_batch(pool: ThreadPoolExecutor, *images: PyramidImage, view: View = VIEW) -> Batch:
     items = []
     for i, image in enumerate(images):
         glimpse = image.glimpse(view.glimpse_spacing_um)
@@ -65,45 +65,51 @@ def _batch(pool: ThreadPoolExecutor, *images: HeldImage, view: View = VIEW) -> B
         distance = random.integers(120, 256, glimpse.shape[:2]).astype(np.uint8)
         items.append(LoadedImage(f"i{i}", image, glimpse, distance))
     return Batch(
-        items, view=view, normalise=(Stub.mean, Stub.std), device=torch.device("cpu"), pool=pool
+        items,
+        view=view,
+        normalise=(MomentEncoder.mean, MomentEncoder.std),
+        device=torch.device("cpu"),
+        pool=pool,
     )
 
 
 def _build(method: type[AbstractMethod], **options: Any) -> Any:
-    """A method with the stub, whose scores and head are not 0."""
+    """Build a method with the moment encoder and nonzero scores and head."""
     torch.manual_seed(0)
-    wanted = {**PLAIN, **options}
-    known = {key: value for key, value in wanted.items() if key in options_of(method)}
-    built: Any = method(encoder=Stub(), heads=HEADS, **known)
-    power, background = wanted.pop("contrast", None), wanted.pop("background", None)
+    settings = {**PLAIN, **options}
+    known = {key: value for key, value in settings.items() if key in options_of(method)}
+    built: Any = method(encoder=MomentEncoder(), heads=HEADS, **known)
+    power, background = settings.pop("contrast", None), settings.pop("background", None)
     if power is not None or background is not None:
         built._priors = PriorCache(
             power=2.0 if power is None else power, background=background or 0.0
         )
-    for key in wanted.keys() - known.keys():  # constants of the method
+    for key in settings.keys() - known.keys():  # constants of the method
         assert hasattr(built, key), key
-        setattr(built, key, wanted[key])
+        setattr(built, key, settings[key])
     for parameter in built.locate.parameters():
         nn.init.normal_(parameter, std=0.5)
     return built
 
 
-def _embedded(encoder: Stub, pixels: Any) -> Tensor:
-    """The vector of one patch ``(h, w, 3)`` of bytes."""
-    scaled = (torch.from_numpy(pixels.astype(np.float32)) / 255 - torch.tensor(Stub.mean)) / (
-        torch.tensor(Stub.std)
-    )
+def _embedded(encoder: MomentEncoder, pixels: Any) -> Tensor:
+    """Return the features of one patch ``(h, w, 3)`` of bytes."""
+    scaled = (
+        torch.from_numpy(pixels.astype(np.float32)) / 255 - torch.tensor(MomentEncoder.mean)
+    ) / (torch.tensor(MomentEncoder.std))
     vector: Tensor = encoder(scaled.permute(2, 0, 1)[None])[0]
     return vector
 
 
-def _cut(image: HeldImage, cell: tuple[int, int]) -> Any:
-    """The 4 x 4 patch in the middle of a 6 x 6 cell."""
+def _cut(image: PyramidImage, cell: tuple[int, int]) -> Any:
+    """Return the 4 x 4 patch in the middle of a 6 x 6 cell."""
     y, x = 6 * cell[0] + 1, 6 * cell[1] + 1
-    return image._pyramid[0][y : y + 4, x : x + 4]
+    return image.pixels[y : y + 4, x : x + 4]
 
 
-def _fine_features(encoder: Stub, image: HeldImage, shape: tuple[int, int] = (2, 3)) -> Tensor:
+def _fine_features(
+    encoder: MomentEncoder, image: PyramidImage, shape: tuple[int, int] = (2, 3)
+) -> Tensor:
     return torch.stack([_embedded(encoder, _cut(image, c)) for c in np.ndindex(*shape)])
 
 
@@ -112,7 +118,7 @@ def _long(f: Tensor) -> Tensor:
 
 
 def _sequences(a: Tensor, n: int, replacement: bool) -> Iterator[tuple[tuple[int, ...], float]]:
-    """Every ordered draw and its probability."""
+    """Yield every ordered draw and its probability."""
     values = a.detach().double().tolist()
     cells = range(len(values))
     if replacement:
@@ -136,7 +142,7 @@ def _over_all_draws(
     *,
     replacement: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Expected logits ``(k,)`` and expected gradients of a weighted sum of them."""
+    """Return the expected logits ``(k,)`` and the expected gradients of their weighted sum."""
     name = "draw_with_replacement" if replacement else "draw_without_replacement"
     method.train()
     parameters = [p for p in method.parameters() if p.requires_grad]
@@ -144,9 +150,9 @@ def _over_all_draws(
     for order, probability in _sequences(a, method.patches, replacement):
         monkeypatch.setattr(module, name, lambda *_, order=order: torch.tensor([order]))
         logits = method(batch).logits[0]
-        found = torch.autograd.grad(_scalar(logits), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(_scalar(logits), parameters, allow_unused=True)
         value += probability * logits.detach()
-        for t, g in zip(total, found, strict=True):
+        for t, g in zip(total, gradients, strict=True):
             t += probability * (0.0 if g is None else g)
     return value, total
 
@@ -157,8 +163,8 @@ def _scalar(logits: Tensor) -> Tensor:
 
 def _assert_same_gradients(method: Any, logits: Tensor, expected: Sequence[Tensor]) -> None:
     parameters = [p for p in method.parameters() if p.requires_grad]
-    found = torch.autograd.grad(_scalar(logits), parameters, allow_unused=True)
-    for exact, mean in zip(found, expected, strict=True):
+    gradients = torch.autograd.grad(_scalar(logits), parameters, allow_unused=True)
+    for exact, mean in zip(gradients, expected, strict=True):
         exact = torch.zeros_like(mean) if exact is None else exact
         torch.testing.assert_close(mean, exact, atol=2e-5, rtol=2e-3)
     locate = [float(g.abs().sum()) for g in expected]
@@ -186,7 +192,7 @@ def test_attention_sampling_is_the_sum_over_all_cells(
         smoothing=0.1,
     )
     image = _image()
-    batch = _batch(pool, image)
+    batch = _make_batch(pool, image)
     a = method._locate(batch).log_a[0].exp()
     assert a.shape == (6,)
     assert a.max() > 1.3 * a.min()
@@ -198,22 +204,22 @@ def test_attention_sampling_is_the_sum_over_all_cells(
     _assert_same_gradients(method, exact, gradients)
 
 
-def test_evaluation_by_expectation_and_by_the_highest(pool: ThreadPoolExecutor) -> None:
+def test_evaluation_by_expectation_and_by_the_strongest_cells(pool: ThreadPoolExecutor) -> None:
     image = _image()
-    batch = _batch(pool, image)
+    batch = _make_batch(pool, image)
     method = _build(AttentionSampling, eval_patches=3).eval()
     a = method._locate(batch).log_a[0].exp().detach()
     f = _long(_fine_features(method.encoder, image)).detach()
     with torch.no_grad():
-        found = method(batch)
+        prediction = method(batch)
         drawn = method._choose(batch, method._locate(batch))[0].tolist()
-        terms, done = [], torch.zeros(4)
+        terms, drawn_sum = [], torch.zeros(4)
         for j, i in enumerate(drawn):
-            terms.append(done + (1 - sum(a[k] for k in drawn[:j])) * f[i])
-            done = done + a[i] * f[i]
-        torch.testing.assert_close(found.logits[0], method.head(torch.stack(terms).mean(0)))
+            terms.append(drawn_sum + (1 - sum(a[k] for k in drawn[:j])) * f[i])
+            drawn_sum = drawn_sum + a[i] * f[i]
+        torch.testing.assert_close(prediction.logits[0], method.head(torch.stack(terms).mean(0)))
         outputs = torch.stack(terms) @ method.head.weight.T
-        torch.testing.assert_close(found.deviation[0], outputs.std(0) / math.sqrt(3))
+        torch.testing.assert_close(prediction.deviation[0], outputs.std(0) / math.sqrt(3))
         method.inference = "top"
         best = method(batch)
         chosen = sorted(range(6), key=lambda c: -float(a[c]))[:3]
@@ -225,11 +231,11 @@ def test_evaluation_by_expectation_and_by_the_highest(pool: ThreadPoolExecutor) 
     np.testing.assert_allclose(best.evidence[0].origin_um + 2, centres)
 
 
-def test_deviation_of_one_draw_is_that_over_all_draws(
+def test_deviation_of_one_draw_matches_all_draws(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mean of the squared deviations is the variance of the logits over all draws."""
-    batch = _batch(pool, _image())
+    batch = _make_batch(pool, _image())
     method = _build(AttentionSampling, eval_patches=2).eval()
     with torch.no_grad():
         a = method._locate(batch).log_a[0].exp()
@@ -240,10 +246,10 @@ def test_deviation_of_one_draw_is_that_over_all_draws(
                 "choose_for_evaluation",
                 lambda *_, order=order: torch.tensor([order]),
             )
-            found: Prediction = method(batch)
-            assert found.deviation is not None
-            logits.append(found.logits[0].double())
-            squares.append(found.deviation[0].double().square())
+            gradients: Prediction = method(batch)
+            assert gradients.deviation is not None
+            logits.append(gradients.logits[0].double())
+            squares.append(gradients.deviation[0].double().square())
             shares.append(probability)
     share = torch.tensor(shares, dtype=torch.float64)
     values = torch.stack(logits)
@@ -253,14 +259,14 @@ def test_deviation_of_one_draw_is_that_over_all_draws(
 
 @pytest.mark.parametrize("attention", ["own", "encoder"])
 @pytest.mark.parametrize("place", [(17, 42), (2, 72), (32, 7)])
-def test_a_bright_pixel_lies_in_the_middle_of_the_patch(
+def test_patches_are_centred_on_the_bright_pixel(
     attention: str, place: tuple[int, int], pool: ThreadPoolExecutor
 ) -> None:
-    """Sides are unequal and no multiples: half a cell or the wrong axis would show."""
+    """With unequal sides that are no multiples, an error of half a cell or axis is visible."""
     pixels = np.zeros((36, 78, 3), np.uint8)
     pixels[place] = 255
     view = View(spacing_um=1.0, patch_px=9, glimpse_spacing_um=5.0)
-    batch = _batch(pool, HeldImage(pixels), view=view)
+    batch = _make_batch(pool, PyramidImage(pixels), view=view)
     method = _build(AttentionSampling, attention=attention, inference="top", eval_patches=1).eval()
     if attention == "own":
         for layer in method.locate.layers:
@@ -282,27 +288,27 @@ def test_a_bright_pixel_lies_in_the_middle_of_the_patch(
     assert (row, column) == (4, 4)
 
 
-def test_a_blob_of_three_pixels_survives_in_the_glimpse() -> None:
-    """At scale .12 a blob of 3 x 3 is a third of a pixel; picking nearest pixels loses most."""
-    seen = []
+def test_a_three_pixel_blob_is_visible_in_the_glimpse() -> None:
+    """At scale .12 the blob covers a third of a pixel; nearest-pixel sampling would lose it."""
+    maxima = []
     for offset in range(9):
         pixels = np.zeros((100, 150, 3), np.uint8)
         pixels[40 + offset : 43 + offset, 70 + offset : 73 + offset] = 255
-        glimpse = HeldImage(pixels).glimpse(1 / 0.12)
+        glimpse = PyramidImage(pixels).glimpse(1 / 0.12)
         assert glimpse.shape == (12, 18, 3)
-        seen.append(int(glimpse.max()))
+        maxima.append(int(glimpse.max()))
         total = glimpse[..., 0].astype(float).sum()
         assert total == pytest.approx(255 * 9 * 0.12**2, rel=0.15)
-    assert min(seen) >= 10
+    assert min(maxima) >= 10
 
 
 @pytest.mark.parametrize("attention", ["own", "encoder"])
-def test_a_constant_image_looks_alike_inside_and_at_the_border(
+def test_a_constant_image_has_equal_features_at_the_border(
     attention: str, pool: ThreadPoolExecutor
 ) -> None:
-    image = HeldImage(np.full((24, 36, 3), (180, 90, 200), np.uint8))
+    image = PyramidImage(np.full((24, 36, 3), (180, 90, 200), np.uint8))
     view = View(spacing_um=1.0, patch_px=10, glimpse_spacing_um=6.0)
-    batch = _batch(pool, image, view=view)
+    batch = _make_batch(pool, image, view=view)
     method = _build(AttentionSampling, attention=attention, eval_patches=24).eval()
     with torch.no_grad():
         field = method._locate(batch)
@@ -314,12 +320,12 @@ def test_a_constant_image_looks_alike_inside_and_at_the_border(
 
 
 @pytest.mark.parametrize("method", [AttentionSampling, JointSampling, DifferentiableTopK])
-def test_a_step_against_collapse_spreads_attention(
+def test_a_spread_loss_step_raises_the_entropy(
     method: type[AbstractMethod], pool: ThreadPoolExecutor
 ) -> None:
-    """It raises the entropy; of joint sampling, whose start is not even, that from the start."""
+    """A step raises the entropy; for joint sampling, relative to its uneven start."""
     built = _build(method, contrast=0.0, background=1.0, spread=1.0).train()
-    batch = _batch(pool, _image(), _image(1))
+    batch = _make_batch(pool, _image(), _image(1))
 
     def entropy() -> float:
         field = built._locate(batch)
@@ -338,16 +344,16 @@ def test_a_step_against_collapse_spreads_attention(
 
 
 @pytest.mark.parametrize("method", [AttentionSampling, JointSampling])
-def test_nearly_all_mass_on_one_cell_gives_finite_gradients(
+def test_concentrated_attention_gives_finite_gradients(
     method: type[AbstractMethod], pool: ThreadPoolExecutor
 ) -> None:
-    own = {"smoothing": 0.0, "attention": "encoder"} if method is AttentionSampling else {}
-    built = _build(method, **own)
+    options = {"smoothing": 0.0, "attention": "encoder"} if method is AttentionSampling else {}
+    built = _build(method, **options)
     built.explore = 0.0
     with torch.no_grad():
         for parameter in built.locate.parameters():
             parameter *= 30
-    batch = _batch(pool, _image())
+    batch = _make_batch(pool, _image())
     assert built._locate(batch).log_a.exp().max() > 1 - 1e-6
     prediction = built.train()(batch)
     (_scalar(prediction.logits[0]) + sum(penalties(prediction).values())).backward()
@@ -357,8 +363,8 @@ def test_nearly_all_mass_on_one_cell_gives_finite_gradients(
 # -- joint sampling ---------------------------------------------------------------------------
 
 
-def _all_features(method: JointSampling, image: HeldImage) -> Tensor:
-    """Features of the 6 fine cells and of the 2 coarse ones of 12 x 12, read at scale 4."""
+def _all_features(method: JointSampling, image: PyramidImage) -> Tensor:
+    """Return the features of the 6 fine cells and of the 2 coarse cells of 12 x 12."""
     f = [*_fine_features(method.encoder, image)]
     for x in (6.0, 18.0):
         coarse = image.read_at(box_around((6.0, x), (16.0, 16.0)), (4, 4))
@@ -373,7 +379,7 @@ def test_joint_sampling_is_the_sum_over_all_cells_of_all_scales(
     method = _build(JointSampling, patches=2, scales=(1.0, 4.0), explore=0.2)
     nn.init.normal_(method.scale_code, std=0.3)
     image = _image()
-    batch = _batch(pool, image)
+    batch = _make_batch(pool, image)
     a = method._locate(batch).log_a[0].exp()
     assert a.shape == (8,)
     exact = method.head(a @ _all_features(method, image))
@@ -384,22 +390,25 @@ def test_joint_sampling_is_the_sum_over_all_cells_of_all_scales(
 
 @pytest.mark.parametrize("explore", [0.0, 0.1])
 @pytest.mark.parametrize("power", [0.0, 2.0])
-def test_scales_begin_with_equal_mass_whatever_their_number_of_cells(
+def test_scales_start_with_equal_mass(
     power: float, explore: float, pool: ThreadPoolExecutor
 ) -> None:
-    method = JointSampling(encoder=Stub(), heads=HEADS, scales=(1.0, 4.0))
+    method = JointSampling(encoder=MomentEncoder(), heads=HEADS, scales=(1.0, 4.0))
     method.explore, method._priors = explore, PriorCache(power=power, background=0.0)
-    batch = _batch(pool, _image(0, (60, 90)), _image(1, (36, 48)))
+    batch = _make_batch(pool, _image(0, (60, 90)), _image(1, (36, 48)))
     field = method._locate(batch)
-    assert [[len(g.log_prior) for g in each] for each in field.grids] == [[150, 40], [48, 12]]
+    assert [[len(g.log_prior) for g in image_grids] for image_grids in field.grids] == [
+        [150, 40],
+        [48, 12],
+    ]
     torch.testing.assert_close(field.shares(), torch.full((2, 2), 0.5))
     prior = field.log_prior[1, :60].exp()
     torch.testing.assert_close(prior[:48].sum(), prior[48:].sum())
 
 
-def test_evidence_tells_the_share_of_each_magnification(pool: ThreadPoolExecutor) -> None:
+def test_evidence_states_the_share_of_each_magnification(pool: ThreadPoolExecutor) -> None:
     method = _build(JointSampling, scales=(1.0, 4.0)).eval()
-    batch = _batch(pool, _image())
+    batch = _make_batch(pool, _image())
     with torch.no_grad():
         shares = method._locate(batch).shares()[0]
         (evidence,) = method(batch).evidence
@@ -411,7 +420,7 @@ def test_evidence_tells_the_share_of_each_magnification(pool: ThreadPoolExecutor
 def test_a_scale_without_attention_is_dropped_after_the_warm_up(pool: ThreadPoolExecutor) -> None:
     method = _build(JointSampling, scales=(1.0, 4.0), warm_up=0.5, drop_below=0.1, patches=8)
     nn.init.constant_(method.locate.score[1].bias, -9.0)
-    batch = _batch(pool, _image())
+    batch = _make_batch(pool, _image())
     method.train()
     q = float(method._locate(batch).shares()[0, 1].detach())
     assert q < 0.01
@@ -431,8 +440,8 @@ def test_a_scale_without_attention_is_dropped_after_the_warm_up(pool: ThreadPool
     assert method.kept.tolist() == [True, False], "what is dropped stays so"
     again = _build(JointSampling, scales=(1.0, 4.0))
     again.load_state_dict(method.state_dict())
-    for each in (method, again.eval()):
-        field = each._locate(batch)
+    for module in (method, again.eval()):
+        field = module._locate(batch)
         assert field.log_a[0, 6:].isneginf().all()
         torch.testing.assert_close(field.shares(), torch.tensor([[1.0, 0.0]]))
     (evidence,) = again(batch).evidence
@@ -448,18 +457,18 @@ def test_the_last_scale_is_never_dropped(pool: ThreadPoolExecutor) -> None:
     method.share = torch.tensor([0.3, 0.4, 0.3])
     method.begin_step(0.2)
     assert method.kept.tolist() == [False, True, False]
-    assert method.eval()(_batch(pool, _image())).logits.isfinite().all()
+    assert method.eval()(_make_batch(pool, _image())).logits.isfinite().all()
 
 
 def test_balance_is_the_divergence_from_equal_shares_and_fades(pool: ThreadPoolExecutor) -> None:
     method = _build(JointSampling, scales=(1.0, 4.0), balance=3.0, warm_up=0.4).train()
     nn.init.constant_(method.locate.score[1].bias, -2.0)
-    batch = _batch(pool, _image(), _image(1))
+    batch = _make_batch(pool, _image(), _image(1))
     q = method._locate(batch).shares().detach()
     apart = float((q * (2 * q).log()).sum(1).mean())
     assert apart > 0.05
-    for done, weight in ((0.0, 3.0), (0.1, 2.25), (0.3, 0.75)):
-        method.begin_step(done)
+    for progress, weight in ((0.0, 3.0), (0.1, 2.25), (0.3, 0.75)):
+        method.begin_step(progress)
         loss = penalties(method(batch))["balance"]
         assert loss.item() == pytest.approx(weight * apart, rel=1e-3)
     loss.backward()
@@ -468,11 +477,11 @@ def test_balance_is_the_divergence_from_equal_shares_and_fades(pool: ThreadPoolE
     assert "balance" not in method(batch).further
 
 
-def test_price_is_the_expected_pixels_decoded_for_a_patch(pool: ThreadPoolExecutor) -> None:
+def test_price_is_the_expected_number_of_decoded_pixels(pool: ThreadPoolExecutor) -> None:
     full = np.random.default_rng(0).integers(0, 256, (48, 72, 3), np.uint8)
-    plain, pyramid = HeldImage(full), HeldImage(full, full[::4, ::4])
+    plain, pyramid = PyramidImage(full), PyramidImage(full, full[::4, ::4])
     method = _build(JointSampling, scales=(1.0, 4.0), price=0.5, explore=0.0).train()
-    batch = _batch(pool, plain, pyramid)
+    batch = _make_batch(pool, plain, pyramid)
     shares = method._locate(batch).shares().detach()
     # Without a level at a quarter of the resolution, a coarse patch decodes 16 pixels for each.
     costs = torch.tensor([[1.0, 16.0], [1.0, 1.0]])
@@ -482,23 +491,23 @@ def test_price_is_the_expected_pixels_decoded_for_a_patch(pool: ThreadPoolExecut
     assert method.locate.score[1].bias.grad > 0
 
 
-def test_scales_are_checked() -> None:
+def test_wrong_scales_are_refused() -> None:
     for scales in ((), (1.0, 1.0), (0.0, 2.0)):
         with pytest.raises(OptionError, match="scales"):
-            JointSampling(encoder=Stub(), heads=HEADS, scales=scales)
+            JointSampling(encoder=MomentEncoder(), heads=HEADS, scales=scales)
 
 
 # -- differentiable top-k ---------------------------------------------------------------------
 
 
 def _pooled(method: DifferentiableTopK, batch: Batch) -> Tensor:
-    """What enters the head, ``(b, d)``."""
+    """Return the pooled features ``(b, d)`` that enter the head."""
     method.head = nn.Identity()
     return method(batch).logits
 
 
 def _choice(method: DifferentiableTopK, batch: Batch, many: int = 40_000) -> tuple[Tensor, Tensor]:
-    """How often each cell is among the best under noise, and the scores that it was added to."""
+    """Return how often each cell is chosen under noise, and the scores without noise."""
     log_a = method._locate(batch).log_a[0].detach().double()
     scores = (log_a - log_a.min()) / max(float(log_a.max() - log_a.min()), 1.0)
     noise = torch.randn(many, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -514,7 +523,7 @@ def test_top_k_is_the_mean_over_noise_of_all_cells(
     with torch.no_grad():
         method.locate.score[0].weight *= 8.0 if stretched else 0.1
     image = _image()
-    batch = _batch(pool, image)
+    batch = _make_batch(pool, image)
     often, scores = _choice(method, batch)
     assert (float(scores.max()) == 1.0) == stretched
     assert (often > 0.02).sum() >= 4
@@ -523,11 +532,11 @@ def test_top_k_is_the_mean_over_noise_of_all_cells(
     torch.testing.assert_close(_pooled(method, batch)[0], exact.detach(), atol=0.01, rtol=0)
 
 
-def test_top_k_gradient_is_that_of_the_smoothed_mean(pool: ThreadPoolExecutor) -> None:
-    """Against differences of the exact choice of one cell: a softmax-like integral over noise."""
+def test_top_k_gradient_matches_the_smoothed_mean(pool: ThreadPoolExecutor) -> None:
+    """The gradient matches finite differences of the exact integral over the noise."""
     method = _build(DifferentiableTopK, k=1, sigma=0.3, samples=60_000).train()
     image = _image()
-    batch = _batch(pool, image)
+    batch = _make_batch(pool, image)
     direction = torch.tensor([1.0, -0.5, 0.3, 2.0])
     value = _fine_features(method.encoder, image).detach() @ direction
 
@@ -552,46 +561,46 @@ def test_top_k_gradient_is_that_of_the_smoothed_mean(pool: ThreadPoolExecutor) -
         return type(field)(field.grids, log_a, field.log_prior, field.real)
 
     method._locate = shifted
-    (found,) = torch.autograd.grad(_pooled(method, batch)[0] @ direction, shift)
+    (gradient,) = torch.autograd.grad(_pooled(method, batch)[0] @ direction, shift)
     expected = (smoothed(1e-3) - smoothed(-1e-3)) / 2e-3
     assert abs(expected) > 0.05
-    assert float(found) == pytest.approx(expected, rel=0.1)
+    assert float(gradient) == pytest.approx(expected, rel=0.1)
 
 
 def test_evaluation_is_the_mean_of_the_k_best(pool: ThreadPoolExecutor) -> None:
     method = _build(DifferentiableTopK, k=3).eval()
     image, small = _image(), _image(1, (6, 12))
-    batch = _batch(pool, image, small)
+    batch = _make_batch(pool, image, small)
     with torch.no_grad():
         log_a = method._locate(batch).log_a
-        found = _pooled(method, batch)
+        actual = _pooled(method, batch)
         best = sorted(range(6), key=lambda c: -float(log_a[0, c]))[:3]
         expected = _fine_features(method.encoder, image)[best].mean(0)
-        torch.testing.assert_close(found[0], expected)
+        torch.testing.assert_close(actual[0], expected)
         both = _fine_features(method.encoder, small, (1, 2)).mean(0)
-        torch.testing.assert_close(found[1], both)
+        torch.testing.assert_close(actual[1], both)
         first, second = method(batch).evidence
     np.testing.assert_allclose(first.weight, [1 / 3] * 3)
     np.testing.assert_allclose(second.weight, [0.5, 0.5])
 
 
-def test_most_keeps_the_cells_chosen_most_often(pool: ThreadPoolExecutor) -> None:
+def test_the_most_often_chosen_cells_are_kept(pool: ThreadPoolExecutor) -> None:
     method = _build(DifferentiableTopK, k=2, most=3, sigma=0.3, samples=40_000).train()
     image = _image()
-    batch = _batch(pool, image)
+    batch = _make_batch(pool, image)
     often, _ = _choice(method, batch)
-    kept = often.argsort(descending=True)[:3]
-    share = often[kept] / often[kept].sum()
-    exact = share.float() @ _fine_features(method.encoder, image)[kept]
+    best = often.argsort(descending=True)[:3]
+    share = often[best] / often[best].sum()
+    exact = share.float() @ _fine_features(method.encoder, image)[best]
     torch.testing.assert_close(_pooled(method, batch)[0], exact.detach(), atol=0.01, rtol=0)
-    found = method.findings()
-    assert found["patches_read"] == 3
-    assert found["weight_dropped"] == pytest.approx(1 - float(often[kept].sum()), abs=0.01)
+    findings = method.findings()
+    assert findings["patches_read"] == 3
+    assert findings["weight_dropped"] == pytest.approx(1 - float(often[best].sum()), abs=0.01)
 
 
-def test_noise_fades_to_the_hard_choice(pool: ThreadPoolExecutor) -> None:
+def test_top_k_noise_decays_to_the_hard_choice(pool: ThreadPoolExecutor) -> None:
     method = _build(DifferentiableTopK, k=2, sigma=0.2).train()
-    batch = _batch(pool, _image())
+    batch = _make_batch(pool, _image())
     method.begin_step(0.75)
     assert method._now_sigma == pytest.approx(0.05)
     method.begin_step(0.9999)

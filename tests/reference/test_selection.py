@@ -1,4 +1,4 @@
-"""Selection chunk by chunk against selection from all patches at once, in any order."""
+"""Selecting chunk by chunk, in any order, equals selecting from all patches at once."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def _patches() -> tuple[Tensor, Tensor]:
 
 
 def _scores(query: Tensor, key: Tensor, chunk: int = N) -> Tensor:
-    """Scores of all patches, whose logits come chunk by chunk."""
+    """Return the scores of all patches from logits that are computed in chunks."""
     return normalised_scores(
         torch.cat([attention_logits(query, part) for part in key.split(chunk)])
     )
 
 
 def _ours(query: Tensor, key: Tensor, order: Tensor, chunk: int) -> list[int]:
-    """Patches as the scan has them: in the order of their places, whatever that they came in."""
+    """Select as the product does, from patches that arrive in any order."""
     back = order.argsort()
     scores = _scores(query, key[order], chunk)[back]
     return rank_patches(scores)[:M].tolist()
@@ -74,8 +74,8 @@ def test_any_order_and_chunks_select_the_best_of_all() -> None:
     assert _outcomes(_ours) == {tuple(best)}
 
 
-def test_patches_that_all_but_tie_are_selected_in_any_order() -> None:
-    """When a training begins, scores differ by 1e-8: 300 selections."""
+def test_nearly_tied_patches_are_selected_in_any_order() -> None:
+    """Initial scores differ by 1e-8; the test makes 300 selections."""
     _, key = _patches()
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
@@ -94,14 +94,14 @@ def test_patches_that_all_but_tie_are_selected_in_any_order() -> None:
 
 
 def test_the_published_rule_depends_on_order() -> None:
-    """The test above can fail, even if equal patches count as one and only the set counts."""
+    """The published rule fails the order test, even if only sets of distinct patches count."""
     _, key = _patches()
     value = key.flatten(1).unique(dim=0, return_inverse=True)[1].tolist()
     sets = {tuple(sorted(value[i] for i in selected)) for selected in _outcomes(_published)}
     assert len(sets) > 10
 
 
-def test_ties_go_by_index_and_padding_is_left_out() -> None:
+def test_ties_are_broken_by_index_and_padding_is_ignored() -> None:
     scores = torch.tensor([1.0, 2.0, 1.0, -torch.inf, 1.0, 2.0, 1.0, 0.0])
     assert rank_patches(scores).tolist() == [1, 5, 0, 2, 4, 6, 7]
     for broken in (torch.nan, torch.inf):
@@ -109,7 +109,7 @@ def test_ties_go_by_index_and_padding_is_left_out() -> None:
             rank_patches(torch.tensor([0.0, broken]))
 
 
-def test_scores_are_the_log_of_the_published_ones_of_all_patches() -> None:
+def test_scores_are_the_log_of_the_published_scores() -> None:
     query, key = _patches()
     logits = torch.einsum("thd,nhd->thn", query, key) / math.sqrt(DK)
     expected = logits.softmax(-1).mean((0, 1))
@@ -118,7 +118,7 @@ def test_scores_are_the_log_of_the_published_ones_of_all_patches() -> None:
     assert _scores(100 * query, key).isfinite().all()
 
 
-def test_logits_are_the_same_to_the_last_bit_in_any_company() -> None:
+def test_logits_are_bitwise_independent_of_other_images() -> None:
     query, key = _patches()
     logits = attention_logits(query, key)
     exact = torch.einsum("thd,nhd->nth", query.double(), key.double()) / math.sqrt(DK)
@@ -130,8 +130,8 @@ def test_logits_are_the_same_to_the_last_bit_in_any_company() -> None:
         assert torch.equal(attention_logits(query, key), logits)
 
 
-def test_one_head_that_is_high_everywhere_does_not_decide_alone() -> None:
-    """A shift of one head's keys leaves attention, and with it the selection, as it was."""
+def test_a_constant_shift_of_one_head_does_not_change_the_selection() -> None:
+    """A shift of one head's keys changes neither attention nor selection."""
     query, key = _patches()
     shift = torch.zeros(HEADS, DK)
     shift[0] = query[0, 0]
@@ -155,7 +155,7 @@ def test_exploration_keeps_the_best_and_draws_the_rest(explore: float) -> None:
     assert torch.equal(selected, again) == (explore == 0)
 
 
-def test_rounding_draws_no_patch_more() -> None:
+def test_rounding_does_not_add_a_patch() -> None:
     """0.07 * 100 is a little more than 7 in floating point."""
     scores = torch.randn(300)
     selected = select_with_exploration(scores, 100, explore=0.07)
@@ -192,7 +192,7 @@ def test_explored_patches_follow_their_probability(temperature: float, uniform: 
     assert chisquare(counts, expected).pvalue > 1e-3
 
 
-def test_a_patch_far_below_the_rest_can_fill_a_slot() -> None:
+def test_a_patch_with_a_very_low_score_can_fill_a_slot() -> None:
     scores = torch.tensor([0.0, -2000.0, -3000.0, 1.0])
     selected = [
         select_with_exploration(scores, 3, explore=1.0, uniform=0.0).tolist() for _ in range(40)
@@ -205,6 +205,6 @@ def test_a_patch_far_below_the_rest_can_fill_a_slot() -> None:
     "options",
     [{"explore": 1.1}, {"explore": 0.5, "temperature": 0}, {"explore": 0.5, "uniform": 2}],
 )
-def test_options_without_a_meaning(options: dict[str, float]) -> None:
+def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(OptionError, match="explore"):
         select_with_exploration(torch.zeros(4), 2, **options)

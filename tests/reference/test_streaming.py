@@ -1,4 +1,4 @@
-"""Streaming against the plain network: maps and gradients of published architectures."""
+"""Streaming gives the maps and gradients of the plain network for published architectures."""
 
 from __future__ import annotations
 
@@ -102,11 +102,11 @@ def dense(depth: tuple[int, ...]) -> nn.Module:
     return net.features
 
 
-def of_timm(name: str, **options: object) -> nn.Module:
+def build_timm_network(name: str, **options: object) -> nn.Module:
     return LastMap(timm.create_model(name, features_only=True, **options))
 
 
-def own(name: str, **options: object) -> nn.Module:
+def build_own_network(name: str, **options: object) -> nn.Module:
     return LastMap(build_encoder(name, options))
 
 
@@ -118,21 +118,23 @@ FAST: dict[str, Callable[[], nn.Module]] = {
     "dilated resnet": lambda: nn.Sequential(
         *resnet("resnet50", replace_stride_with_dilation=[True, True, True], width_per_group=8)[:6]
     ),
-    "convnext": lambda: of_timm("convnext_atto", ls_init_value=1.0, out_indices=(1,)),
-    "lite": lambda: of_timm("efficientnet_lite0", out_indices=(2,)),
-    "tf lite": lambda: of_timm("tf_efficientnet_lite0", out_indices=(2,)),
-    "regnetx": lambda: of_timm("regnetx_002", out_indices=(3,)),
+    "convnext": lambda: build_timm_network("convnext_atto", ls_init_value=1.0, out_indices=(1,)),
+    "lite": lambda: build_timm_network("efficientnet_lite0", out_indices=(2,)),
+    "tf lite": lambda: build_timm_network("tf_efficientnet_lite0", out_indices=(2,)),
+    "regnetx": lambda: build_timm_network("regnetx_002", out_indices=(3,)),
     "densenet": lambda: dense((2, 2, 2)),
     "vgg": lambda: torchvision.models.vgg.make_layers([8, "M", 16, 16, "M", 24, 24, "M"], True),
     "unet encoder": lambda: UNetEncoder("nearest"),
     "unet nearest": lambda: UNet("nearest"),
     "unet bilinear": lambda: UNet("bilinear"),
     "unet transposed": lambda: UNet("transposed"),
-    "small": lambda: own("small", norm="local"),
-    "small with standardised kernels": lambda: own("small", norm="weights"),
-    "own resnet10t": lambda: own("resnet10t", norm="channel", pretrained=False, stages=2),
+    "small": lambda: build_own_network("small", norm="local"),
+    "small with standardised kernels": lambda: build_own_network("small", norm="weights"),
+    "own resnet10t": lambda: build_own_network(
+        "resnet10t", norm="channel", pretrained=False, stages=2
+    ),
     "monai": monai_narrow,
-    "hooks": lambda: of_timm("legacy_xception", out_indices=(1,)),
+    "hooks": lambda: build_timm_network("legacy_xception", out_indices=(1,)),
 }
 SLOW: dict[str, Callable[[], nn.Module]] = {
     "resnet34": lambda: resnet("resnet34"),
@@ -140,18 +142,18 @@ SLOW: dict[str, Callable[[], nn.Module]] = {
     "dilated resnet50": lambda: resnet(
         "resnet50", replace_stride_with_dilation=[False, True, True]
     ),
-    "convnext tiny": lambda: of_timm("convnext_tiny", ls_init_value=1.0),
+    "convnext tiny": lambda: build_timm_network("convnext_tiny", ls_init_value=1.0),
     "convnext tiny of torchvision": lambda: (
         torchvision.models.convnext_tiny(layer_scale=1.0, stochastic_depth_prob=0.0).features
     ),
-    "whole lite": lambda: of_timm("efficientnet_lite0"),
-    "whole tf lite": lambda: of_timm("tf_efficientnet_lite0"),
+    "whole lite": lambda: build_timm_network("efficientnet_lite0"),
+    "whole tf lite": lambda: build_timm_network("tf_efficientnet_lite0"),
     "densenet121": lambda: torchvision.models.densenet121().features,
     "vgg16": lambda: torchvision.models.vgg16_bn().features,
-    "own resnet18": lambda: own("resnet18", norm="channel", pretrained=False),
-    "own convnext": lambda: own("convnext_atto", norm="local", pretrained=False),
+    "own resnet18": lambda: build_own_network("resnet18", norm="channel", pretrained=False),
+    "own convnext": lambda: build_own_network("convnext_atto", norm="local", pretrained=False),
     "monai resnet10": monai_resnet,
-    "xception41": lambda: of_timm("xception41", out_indices=(3,)),
+    "xception41": lambda: build_timm_network("xception41", out_indices=(3,)),
 }
 NETS = FAST | SLOW
 
@@ -172,7 +174,7 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
     return net.double()
 
 
-def passed(
+def run_backward(
     net: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[dict[str, Tensor | None], Tensor]:
     """Return gradients of parameters and image for a random upstream gradient, and the map."""
@@ -190,26 +192,26 @@ def assert_same(
 ) -> None:
     assert actual.keys() == expected.keys()
     for name, right in expected.items():
-        left = actual[name]
-        if right is None or left is None:
-            assert right is left, name
+        tensor = actual[name]
+        if right is None or tensor is None:
+            assert right is tensor, name
             continue
-        error = float((left - right).abs().max() / right.abs().max().clamp_min(1e-300))
+        error = float((tensor - right).abs().max() / right.abs().max().clamp_min(1e-300))
         assert error <= bound, f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize(
     "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
-def test_maps_and_gradients_are_those_of_the_plain_network(name: str) -> None:
+def test_maps_and_gradients_match_the_plain_network(name: str) -> None:
     net = randomised(NETS[name]())
     three = "monai" in name
     size, tiles = (ODD_3D, TILES_3D) if three else (ODD, TILES)
     x = torch.randn(2, 1 if three else 3, *size, dtype=torch.float64)
-    expected, plain = passed(net, net, x)
+    expected, plain = run_backward(net, net, x)
     for tile in tiles:
         streamed = Streamed(net, tile=tile)
-        actual, map_ = passed(net, streamed, x)
+        actual, map_ = run_backward(net, streamed, x)
         assert streamed.counts["forward"] == streamed.counts["backward"] >= 4
         assert_same({"map": map_}, {"map": plain})
         assert_same(actual, expected)
@@ -218,7 +220,7 @@ def test_maps_and_gradients_are_those_of_the_plain_network(name: str) -> None:
 # -- in use ---------------------------------------------------------------------------------------
 
 
-def tiny() -> nn.Module:
+def tiny_network() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8).eval(), nn.ReLU(inplace=True)),
@@ -226,7 +228,7 @@ def tiny() -> nn.Module:
     )
 
 
-def test_gradcheck() -> None:
+def test_streaming_passes_gradcheck() -> None:
     stack = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.Tanh(), nn.Conv2d(2, 1, 2)).double()
     streamed = Streamed(stack, tile=3)
     x = torch.randn(1, 1, 7, 6, dtype=torch.float64, requires_grad=True)
@@ -236,7 +238,7 @@ def test_gradcheck() -> None:
 
 
 def test_gradients_of_several_passes_add_up() -> None:
-    net = tiny().double()
+    net = tiny_network().double()
     images = torch.randn(3, 1, 3, 41, 37, dtype=torch.float64)
     expected = copy.deepcopy(net)
     torch.cat([expected(x) for x in images]).square().sum().backward()
@@ -248,7 +250,7 @@ def test_gradients_of_several_passes_add_up() -> None:
 
 
 def test_tiles_without_gradient_are_not_computed_again() -> None:
-    net, x = tiny(), torch.randn(2, 3, 64, 64)
+    net, x = tiny_network(), torch.randn(2, 3, 64, 64)
     streamed = Streamed(net, tile=16)
     actual = streamed(x)
     assert streamed.counts == {"forward": 32, "backward": 0}
@@ -261,15 +263,15 @@ def test_tiles_without_gradient_are_not_computed_again() -> None:
         torch.testing.assert_close(p.grad, q, rtol=1e-4, atol=1e-5)
 
 
-def test_a_gradient_of_zeros_is_one_of_zeros() -> None:
-    """Optimisers treat zeros otherwise than None: they decay the weights."""
-    net = tiny()
+def test_zero_gradients_are_tensors_and_not_none() -> None:
+    """Optimisers decay weights with a zero gradient, but not with a gradient of None."""
+    net = tiny_network()
     (Streamed(net, tile=16)(torch.randn(1, 3, 32, 32)) * 0).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
-def test_frozen_layers_below_a_stored_map() -> None:
-    """A segment without trained parameters has no gradients, and does not fail."""
+def test_frozen_layers_before_a_stored_map_are_allowed() -> None:
+    """A segment without trainable parameters has no gradients and raises no error."""
     below = [nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(4, 32, 1)]
     above = [layer for _ in range(6) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())]
     net = randomised(nn.Sequential(*below, *above))
@@ -285,8 +287,8 @@ def test_frozen_layers_below_a_stored_map() -> None:
     assert_same({name: p.grad for name, p in net.named_parameters()}, expected)
 
 
-def test_what_is_overwritten_before_backward_is_noticed() -> None:
-    net, x = tiny(), torch.randn(1, 3, 32, 32)
+def test_changes_before_backward_are_errors() -> None:
+    net, x = tiny_network(), torch.randn(1, 3, 32, 32)
     actual = Streamed(net, tile=16)(x)
     with torch.no_grad():
         net[0].weight.mul_(2)
@@ -297,7 +299,7 @@ def test_what_is_overwritten_before_backward_is_noticed() -> None:
 def test_second_derivatives_are_refused() -> None:
     x = torch.randn(1, 3, 32, 32, requires_grad=True)
     (first,) = torch.autograd.grad(
-        Streamed(tiny(), tile=16)(x).square().sum(), x, create_graph=True
+        Streamed(tiny_network(), tile=16)(x).square().sum(), x, create_graph=True
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         (first + x).sum().backward()
@@ -306,46 +308,53 @@ def test_second_derivatives_are_refused() -> None:
 # -- changed after the first call -----------------------------------------------------------------
 
 
-def _other_values(net: nn.Module) -> None:
+def _change_values(net: nn.Module) -> None:
     net.load_state_dict({k: torch.randn_like(v.float()).abs() for k, v in net.state_dict().items()})
 
 
-def _other_layer(net: nn.Module) -> None:
+def _replace_layer(net: nn.Module) -> None:
     net[5] = nn.Conv2d(8, 6, 5, padding=2)
 
 
-def _other_parameter(net: nn.Module) -> None:
+def _replace_parameter(net: nn.Module) -> None:
     net[0].weight = nn.Parameter(torch.randn(8, 3, 3, 3))
 
 
-def _other_mode(net: nn.Module) -> None:
+def _change_mode(net: nn.Module) -> None:
     net.eval()
 
 
-def _frozen(net: nn.Module) -> None:
+def _freeze(net: nn.Module) -> None:
     net[0].requires_grad_(False)
 
 
-CHANGES = [_other_values, _other_layer, _other_parameter, _other_mode, _frozen, nn.Module.double]
+CHANGES = [
+    _change_values,
+    _replace_layer,
+    _replace_parameter,
+    _change_mode,
+    _freeze,
+    nn.Module.double,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__.strip("_"))
 def test_a_network_may_change_after_the_first_call(change: Callable[[nn.Module], object]) -> None:
-    net = nn.Sequential(*tiny(), nn.Dropout(0.9), nn.Dropout2d(0.9))
+    net = nn.Sequential(*tiny_network(), nn.Dropout(0.9), nn.Dropout2d(0.9))
     streamed = Streamed(net, tile=16)
     streamed(torch.randn(1, 3, 40, 33)).sum().backward()
     change(net)
     net[6:].eval()
     x = torch.randn(1, 3, 40, 33)
     x = x.double() if change is nn.Module.double else x
-    expected, plain = passed(net, net, x)
-    actual, map_ = passed(net, streamed, x)
+    expected, plain = run_backward(net, net, x)
+    actual, map_ = run_backward(net, streamed, x)
     assert_same({"map": map_} | actual, {"map": plain} | expected, 1e-4)
 
 
 def test_buffers_of_traced_layers_move_with_the_network() -> None:
     """Buffers of timm's norms are read at each call, not only at the first one."""
-    net = of_timm("regnetx_002", out_indices=(0,)).eval()
+    net = build_timm_network("regnetx_002", out_indices=(0,)).eval()
     streamed = Streamed(net, tile=32)
     streamed(torch.randn(1, 3, 64, 64))
     randomised(net)
@@ -353,8 +362,8 @@ def test_buffers_of_traced_layers_move_with_the_network() -> None:
     torch.testing.assert_close(streamed(x), net(x))
 
 
-def test_networks_that_gather_maps_by_hooks_are_as_they_were_afterwards() -> None:
-    net = of_timm("legacy_xception", out_indices=(0, 1)).eval()
+def test_hooks_that_gather_maps_are_removed_afterwards() -> None:
+    net = build_timm_network("legacy_xception", out_indices=(0, 1)).eval()
     x = torch.randn(1, 3, 61, 67)
     plain, streamed = net(x), Streamed(net, tile=24)
     torch.testing.assert_close(streamed(x), plain, rtol=1e-4, atol=1e-4)
@@ -363,11 +372,11 @@ def test_networks_that_gather_maps_by_hooks_are_as_they_were_afterwards() -> Non
     torch.testing.assert_close(other(x), plain, rtol=1e-4, atol=1e-4)
 
 
-def test_copies_have_weights_of_their_own() -> None:
+def test_copies_do_not_share_weights() -> None:
     x = torch.randn(1, 3, 40, 33)
-    streamed = Streamed(tiny(), tile=16)
+    streamed = Streamed(tiny_network(), tile=16)
     streamed(x)
     for other in (copy.deepcopy(streamed), pickle.loads(pickle.dumps(streamed))):
-        _other_values(other.stack)
+        _change_values(other.stack)
         torch.testing.assert_close(other(x), other.stack(x))
     torch.testing.assert_close(streamed(x), streamed.stack(x))

@@ -1,4 +1,4 @@
-"""Layers that networks use around convolutions: along channels, between channels and space, masks.
+"""Streaming of layers around convolutions: channel operations, reshapes and masks.
 
 Each beside the plain layer, in double precision, with all gradients.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.streaming import NotLocal, Streamed
-from reference.test_streaming_layers import Function, assert_streams, image, transposed
+from reference.test_streaming_layers import FunctionNetwork, assert_streams, image, transposed
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (
@@ -24,67 +24,95 @@ TRANSPOSED = (
 )
 
 
-def between(*layers: nn.Module, d: int = 2, channels: int = 4) -> nn.Module:
+def between_convolutions(*layers: nn.Module, d: int = 2, channels: int = 4) -> nn.Module:
     """Put layers between two convolutions, so that halos and inner gradients count."""
     conv = CONVOLUTIONS[d - 1]
     first, last = conv(4, 8, 3, padding=1), conv(channels, 3, 3, 2)
     return nn.Sequential(first, nn.Tanh(), *layers, last)
 
 
-def called(function: Callable[..., Tensor], *, d: int = 2, channels: int = 8) -> nn.Module:
+def function_between_convolutions(
+    function: Callable[..., Tensor], *, d: int = 2, channels: int = 8
+) -> nn.Module:
     """Put a function between two convolutions."""
-    return between(Function(function), d=d, channels=channels)
+    return between_convolutions(FunctionNetwork(function), d=d, channels=channels)
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "softmax": lambda: between(nn.Softmax(1), channels=8),
-    "softmax, from the end": lambda: between(nn.Softmax(-3), channels=8),
-    "softmax 2d": lambda: between(nn.Softmax2d(), channels=8),
-    "softmax 3d": lambda: between(nn.Softmax(1), channels=8, d=3),
-    "log softmax": lambda: between(nn.LogSoftmax(1), channels=8),
-    "softmin": lambda: between(nn.Softmin(1), channels=8),
-    "glu": lambda: between(nn.GLU(1)),
-    "glu 1d": lambda: between(nn.GLU(1), d=1),
-    "glu 3d": lambda: between(nn.GLU(-4), d=3),
-    "pixel shuffle": lambda: between(nn.PixelShuffle(2), channels=2),
-    "twice shuffled": lambda: between(
+    "softmax": lambda: between_convolutions(nn.Softmax(1), channels=8),
+    "softmax, from the end": lambda: between_convolutions(nn.Softmax(-3), channels=8),
+    "softmax 2d": lambda: between_convolutions(nn.Softmax2d(), channels=8),
+    "softmax 3d": lambda: between_convolutions(nn.Softmax(1), channels=8, d=3),
+    "log softmax": lambda: between_convolutions(nn.LogSoftmax(1), channels=8),
+    "softmin": lambda: between_convolutions(nn.Softmin(1), channels=8),
+    "glu": lambda: between_convolutions(nn.GLU(1)),
+    "glu 1d": lambda: between_convolutions(nn.GLU(1), d=1),
+    "glu 3d": lambda: between_convolutions(nn.GLU(-4), d=3),
+    "pixel shuffle": lambda: between_convolutions(nn.PixelShuffle(2), channels=2),
+    "twice shuffled": lambda: between_convolutions(
         nn.PixelShuffle(2), nn.Conv2d(2, 9, 3, 2), nn.PixelShuffle(3), channels=1
     ),
-    "channel shuffle": lambda: between(nn.ChannelShuffle(4), channels=8),
-    "channel shuffle 3d": lambda: between(nn.ChannelShuffle(2), channels=8, d=3),
+    "channel shuffle": lambda: between_convolutions(nn.ChannelShuffle(4), channels=8),
+    "channel shuffle 3d": lambda: between_convolutions(nn.ChannelShuffle(2), channels=8, d=3),
 }
 
 FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
-    "log softmax": lambda: called(lambda x: functional.log_softmax(x, 1) + x.log_softmax(dim=-3)),
-    "softmax": lambda: called(lambda x: torch.softmax(x, dim=1) * functional.softmax(x, 1)),
-    "glu": lambda: called(lambda x: functional.glu(x, 1), channels=4),
-    "glu by name": lambda: called(lambda x: functional.glu(x, dim=-3), channels=4),
-    "pixel shuffle": lambda: called(lambda x: functional.pixel_shuffle(x, 2), channels=2),
-    "channel shuffle": lambda: called(lambda x: torch.channel_shuffle(x, 2)),
-    "mask": lambda: called(lambda x: x * (x > 0.1)),
-    "mask, as number": lambda: called(lambda x: x * (x > 0).float() - (x.le(0.2)).to(x.dtype)),
-    "two masks": lambda: called(lambda x: x * ((x > -0.3) & ~(x > 0.4) | (x != x.relu()))),
-    "chosen": lambda: called(lambda x: torch.where(x > 0, x.square(), -0.1 * x)),
-    "chosen by another": lambda: called(
+    "log softmax": lambda: function_between_convolutions(
+        lambda x: functional.log_softmax(x, 1) + x.log_softmax(dim=-3)
+    ),
+    "softmax": lambda: function_between_convolutions(
+        lambda x: torch.softmax(x, dim=1) * functional.softmax(x, 1)
+    ),
+    "glu": lambda: function_between_convolutions(lambda x: functional.glu(x, 1), channels=4),
+    "glu by name": lambda: function_between_convolutions(
+        lambda x: functional.glu(x, dim=-3), channels=4
+    ),
+    "pixel shuffle": lambda: function_between_convolutions(
+        lambda x: functional.pixel_shuffle(x, 2), channels=2
+    ),
+    "channel shuffle": lambda: function_between_convolutions(lambda x: torch.channel_shuffle(x, 2)),
+    "mask": lambda: function_between_convolutions(lambda x: x * (x > 0.1)),
+    "mask, as number": lambda: function_between_convolutions(
+        lambda x: x * (x > 0).float() - (x.le(0.2)).to(x.dtype)
+    ),
+    "two masks": lambda: function_between_convolutions(
+        lambda x: x * ((x > -0.3) & ~(x > 0.4) | (x != x.relu()))
+    ),
+    "chosen": lambda: function_between_convolutions(
+        lambda x: torch.where(x > 0, x.square(), -0.1 * x)
+    ),
+    "chosen by another": lambda: function_between_convolutions(
         lambda x: torch.where(x[:, :1] >= x.mean(1, keepdim=True), x, 2 * x)
     ),
-    "filled": lambda: called(lambda x: x.masked_fill(x == x.amax(1, keepdim=True), 2.0)),
-    "filled in place": lambda: called(lambda x: (x * 2).masked_fill_(x.lt(0), -1.0) + x),
-    "filled, called": lambda: called(lambda x: torch.masked_fill(x, torch.gt(x, 0), 0.5)),
-    "clipped": lambda: called(lambda x: functional.threshold(x, 0.1, -0.3) + x.sign() * x),
-    "largest channel": lambda: called(
+    "filled": lambda: function_between_convolutions(
+        lambda x: x.masked_fill(x == x.amax(1, keepdim=True), 2.0)
+    ),
+    "filled in place": lambda: function_between_convolutions(
+        lambda x: (x * 2).masked_fill_(x.lt(0), -1.0) + x
+    ),
+    "filled, called": lambda: function_between_convolutions(
+        lambda x: torch.masked_fill(x, torch.gt(x, 0), 0.5)
+    ),
+    "clipped": lambda: function_between_convolutions(
+        lambda x: functional.threshold(x, 0.1, -0.3) + x.sign() * x
+    ),
+    "largest channel": lambda: function_between_convolutions(
         lambda x: torch.cat([x.max(1, keepdim=True)[0], x.mean(1, True)], 1), channels=2
     ),
-    "largest channel, named": lambda: called(
+    "largest channel, named": lambda: function_between_convolutions(
         lambda x: torch.max(x, dim=1, keepdim=True).values + x.min(1, True)[0], channels=1
     ),
-    "largest of two": lambda: called(lambda x: torch.max(x, 0.3 * x) + torch.min(x, x.square())),
-    "spread of channels": lambda: called(
+    "largest of two": lambda: function_between_convolutions(
+        lambda x: torch.max(x, 0.3 * x) + torch.min(x, x.square())
+    ),
+    "spread of channels": lambda: function_between_convolutions(
         lambda x: (
             (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + torch.var(x, 1, keepdim=True))
         )
     ),
-    "smooth maximum": lambda: called(lambda x: x - x.logsumexp(1, keepdim=True)),
+    "smooth maximum": lambda: function_between_convolutions(
+        lambda x: x - x.logsumexp(1, keepdim=True)
+    ),
 }
 
 
@@ -107,11 +135,11 @@ def test_functions_equal_the_plain_stack(name: str) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_cells_become_channels(factor: int) -> None:
+def test_pixel_unshuffle_equals_the_plain_stack(factor: int) -> None:
     rng = random.Random(factor)
     for layer in (
         nn.PixelUnshuffle(factor),
-        Function(lambda x: functional.pixel_unshuffle(x, factor)),
+        FunctionNetwork(lambda x: functional.pixel_unshuffle(x, factor)),
     ):
         net = nn.Sequential(layer, nn.Conv2d(4 * factor**2, 4, 3, padding=1))
         assert_streams(net, torch.randn(2, 4, 7 * factor, 9 * factor), rng)
@@ -138,7 +166,7 @@ class Spread(nn.Module):
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["by place", "by name"])
-def test_transposed_convolutions_as_functions(named: bool) -> None:
+def test_functional_transposed_convolutions_equal_the_plain_stack(named: bool) -> None:
     checked = 0
     for seed in range(20):
         rng = random.Random(seed)
@@ -156,8 +184,8 @@ def test_transposed_convolutions_as_functions(named: bool) -> None:
 
 
 @pytest.mark.parametrize("tile", [7, 40])
-def test_a_mask_may_be_the_map(tile: int) -> None:
-    net = called(lambda x: x > 0)[:-1]
+def test_a_map_may_be_its_own_mask(tile: int) -> None:
+    net = function_between_convolutions(lambda x: x > 0)[:-1]
     x = torch.randn(2, 4, 31, 36)
     actual = Streamed(net, tile=tile)(x)
     assert actual.dtype == torch.bool
@@ -165,10 +193,10 @@ def test_a_mask_may_be_the_map(tile: int) -> None:
 
 
 def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
-    """Nor are maps without gradient that follow from masks: layers before them would not train."""
+    """Neither masks nor maps computed from them are stored: earlier layers must get gradients."""
     net = nn.Sequential(
-        *(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh(), Function(lambda x: x > 0)),
-        *(Function(lambda m: m.double()), nn.Conv2d(4, 16, 3, 2, 1)),
+        *(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh(), FunctionNetwork(lambda x: x > 0)),
+        *(FunctionNetwork(lambda m: m.double()), nn.Conv2d(4, 16, 3, 2, 1)),
         *(layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.Tanh())),
     ).double()
     x = torch.randn(2, 3, 240, 250, dtype=torch.float64)
@@ -194,10 +222,10 @@ def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_the_nearest_cell_is_that_of_the_layer_at_every_ratio(
+def test_nearest_up_sampling_matches_the_layer_at_every_ratio(
     mode: str, dtype: torch.dtype
 ) -> None:
-    """PyTorch rounds one axis alone otherwise than two (20 cells to 46)."""
+    """PyTorch rounds positions differently for one axis and for two (20 cells to 46)."""
     sizes = [(20, 46), (20, 54), (24, 37), (24, 123), (301, 389)]
     sizes += [(n, m) for n in range(11, 90, 7) for m in range(13, 200, 9)]
     tried = [(n, {"size": (m, 5)}) for n, m in sizes] + [(n, {"size": (5, m)}) for n, m in sizes]
@@ -241,11 +269,11 @@ WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_looks_at_the_whole_image_is_refused_by_name(name: str) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), Function(WHOLE[name]))
+def test_layers_that_see_the_whole_image_are_refused_by_name(name: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), FunctionNetwork(WHOLE[name]))
     word = name.split(",")[0].split(" ")[0].replace("axis", "mean")
     with pytest.raises(
-        NotLocal, match=rf"^{word} in '1' \(Function\) cannot be streamed"
+        NotLocal, match=rf"^{word} in '1' \(FunctionNetwork\) cannot be streamed"
     ) as actual:
         Streamed(net).check()
     assert actual.match("whole image|spatial axis")
@@ -258,22 +286,25 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "softmax along images": (lambda: nn.Softmax(0), "images of a batch"),
     "glu along columns": (lambda: nn.GLU(), r"spatial axis \(dim -1\)"),
     "shuffled volume": (lambda: nn.PixelShuffle(2), "made for pictures"),
-    "mean without its dimension": (lambda: Function(lambda x: x.mean(1)), "keepdim=True"),
-    "attribute": (lambda: Function(lambda x: x.T), "not known"),
+    "mean without its dimension": (lambda: FunctionNetwork(lambda x: x.mean(1)), "keepdim=True"),
+    "attribute": (lambda: FunctionNetwork(lambda x: x.T), "not known"),
     "weights from the image": (
-        lambda: Function(lambda x: functional.conv_transpose2d(x[:, :1], x)),
+        lambda: FunctionNetwork(lambda x: functional.conv_transpose2d(x[:, :1], x)),
         "computed from the image",
     ),
     "a number from the image": (
-        lambda: Function(lambda x: x * x.mean().item()),
+        lambda: FunctionNetwork(lambda x: x * x.mean().item()),
         "values of the image",
     ),
-    "cells by a mask": (lambda: Function(lambda x: x * x[x > 0].mean()), "values of the image"),
+    "cells by a mask": (
+        lambda: FunctionNetwork(lambda x: x * x[x > 0].mean()),
+        "values of the image",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_local_is_refused_with_the_reason(name: str) -> None:
+def test_layers_that_are_not_local_are_refused_with_the_reason(name: str) -> None:
     make, why = REFUSED[name]
     x = torch.randn(1, 8, 12, 12, 12) if "volume" in name else torch.randn(1, 8, 12, 12)
     if "volume" in name:

@@ -14,7 +14,7 @@ from foveate.streaming import NotLocal, Streamed
 DOUBLE = torch.float64
 
 
-def frozen(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
+def frozen_norm(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
     """Make a frozen norm with arbitrary statistics and weights."""
     norm = nn.BatchNorm2d(n, affine=affine, eps=1e-3).eval().to(DOUBLE)
     for values, low in ((norm.running_mean, -1.0), (norm.running_var, 0.3)):
@@ -26,12 +26,12 @@ def frozen(n: int, *, affine: bool = True) -> nn.BatchNorm2d:
     return norm
 
 
-class Called(nn.Module):
+class FunctionalNorm(nn.Module):
     """The norm as a function, with positional or keyword arguments."""
 
     def __init__(self, *, named: bool) -> None:
         super().__init__()
-        self.norm, self.named = frozen(5), named
+        self.norm, self.named = frozen_norm(5), named
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
@@ -48,12 +48,12 @@ class Called(nn.Module):
         )
 
 
-class Twice(nn.Module):
+class MapUsedTwice(nn.Module):
     """A network that uses the convolution's map beside the normalised one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 5, 3, 2, 1), frozen(5)
+        self.conv, self.norm = nn.Conv2d(3, 5, 3, 2, 1), frozen_norm(5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -63,30 +63,30 @@ class Twice(nn.Module):
 def stack(middle: list[nn.Module], *, bias: bool = True, groups: int = 1) -> nn.Module:
     first = [nn.Conv2d(3, 5, 3, 2, 1, bias=bias), *middle, nn.ReLU(inplace=True)]
     last = nn.Conv2d(5, 10, 3, padding=2, dilation=2, groups=groups, padding_mode="zeros")
-    return nn.Sequential(*first, last, frozen(10)).to(DOUBLE)
+    return nn.Sequential(*first, last, frozen_norm(10)).to(DOUBLE)
 
 
 FOLDED: dict[str, Callable[[], nn.Module]] = {
-    "bias": lambda: stack([frozen(5)]),
-    "no bias, groups": lambda: stack([frozen(5)], bias=False, groups=5),
-    "not affine": lambda: stack([frozen(5, affine=False)]),
-    "as a function": lambda: stack([Called(named=False)]),
-    "by name": lambda: stack([Called(named=True)], bias=False),
-    "after a layer that is idle": lambda: stack([nn.Dropout(0.0).eval(), frozen(5)]),
-    "two in a row": lambda: stack([frozen(5), frozen(5)]),
+    "bias": lambda: stack([frozen_norm(5)]),
+    "no bias, groups": lambda: stack([frozen_norm(5)], bias=False, groups=5),
+    "not affine": lambda: stack([frozen_norm(5, affine=False)]),
+    "as a function": lambda: stack([FunctionalNorm(named=False)]),
+    "by name": lambda: stack([FunctionalNorm(named=True)], bias=False),
+    "after a layer that is idle": lambda: stack([nn.Dropout(0.0).eval(), frozen_norm(5)]),
+    "two in a row": lambda: stack([frozen_norm(5), frozen_norm(5)]),
 }
 KEPT: dict[str, Callable[[], nn.Module]] = {
-    "the map is used, too": lambda: nn.Sequential(Twice(), nn.Conv2d(5, 4, 3)).to(DOUBLE),
+    "the map is used, too": lambda: nn.Sequential(MapUsedTwice(), nn.Conv2d(5, 4, 3)).to(DOUBLE),
     "another layer between": lambda: nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.Tanh(), frozen(5), nn.Conv2d(5, 4, 3)
+        nn.Conv2d(3, 5, 3), nn.Tanh(), frozen_norm(5), nn.Conv2d(5, 4, 3)
     ).to(DOUBLE),
     "mirrored borders": lambda: nn.Sequential(
-        nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), frozen(5)
+        nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), frozen_norm(5)
     ).to(DOUBLE),
 }
 
 
-def norms(streamed: Streamed) -> int:
+def list_norm_steps(streamed: Streamed) -> int:
     """List the steps that are a norm, not folded into a convolution."""
     graph = streamed._graph_of((3, 41, 38), torch.device("cpu"), DOUBLE)
     kinds = [
@@ -113,21 +113,21 @@ def assert_equal_to_plain(net: nn.Module) -> Streamed:
 
 
 @pytest.mark.parametrize("name", FOLDED)
-def test_a_norm_after_a_convolution_is_part_of_it(name: str) -> None:
+def test_a_norm_after_a_convolution_is_folded(name: str) -> None:
     torch.manual_seed(0)
-    assert norms(assert_equal_to_plain(FOLDED[name]())) == 0
+    assert list_norm_steps(assert_equal_to_plain(FOLDED[name]())) == 0
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_elsewhere_it_stays_a_layer(name: str) -> None:
+def test_other_norms_are_not_folded(name: str) -> None:
     torch.manual_seed(0)
-    assert norms(assert_equal_to_plain(KEPT[name]())) == 1
+    assert list_norm_steps(assert_equal_to_plain(KEPT[name]())) == 1
 
 
 @pytest.mark.parametrize("learns", ["conv", "norm", "bias of the norm"])
-def test_only_what_learns_gets_a_gradient(learns: str) -> None:
+def test_only_trainable_parameters_get_gradients(learns: str) -> None:
     torch.manual_seed(0)
-    net = stack([frozen(5)])
+    net = stack([frozen_norm(5)])
     for name, p in net.named_parameters():
         layer, kind = name.split(".")
         is_norm = isinstance(net[int(layer)], nn.BatchNorm2d)
@@ -137,9 +137,9 @@ def test_only_what_learns_gets_a_gradient(learns: str) -> None:
     assert_equal_to_plain(net)
 
 
-def test_weights_that_change_are_folded_anew() -> None:
+def test_changed_weights_are_folded_again() -> None:
     torch.manual_seed(0)
-    net = stack([frozen(5)])
+    net = stack([frozen_norm(5)])
     streamed = assert_equal_to_plain(net)
     x = torch.randn(1, 3, 41, 38, dtype=DOUBLE)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_weights_that_change_are_folded_anew() -> None:
 
 
 def test_a_norm_that_goes_back_to_training_is_refused() -> None:
-    net = stack([frozen(5)])
+    net = stack([frozen_norm(5)])
     streamed = Streamed(net, tile=9)
     streamed(torch.randn(1, 3, 41, 38, dtype=DOUBLE))
     net.train()

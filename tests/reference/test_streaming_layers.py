@@ -1,4 +1,4 @@
-"""Each operation of streaming against the plain layer, over many options; receptive fields."""
+"""Each streamed operation equals the plain layer for many options; receptive fields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foveate.streaming.graph import _crop_map
 Map = Callable[[Tensor], Tensor]
 
 
-class Function(nn.Module):
+class FunctionNetwork(nn.Module):
     """A function as a network, with layers for it to use."""
 
     def __init__(self, function: Callable[..., Tensor], **layers: nn.Module) -> None:
@@ -32,7 +32,7 @@ class Function(nn.Module):
         return self.function(x, *self.children())
 
 
-class Indexed(nn.Module):
+class IndexedUpsampling(nn.Module):
     """Nearest up-sampling by indexing, whose gradient is exact.
 
     PyTorch's gradient of nearest up-sampling does not match its map where single and double
@@ -70,8 +70,8 @@ def assert_streams(
         streamed = Streamed(stack, tile=tuple(rng.randint(2, n) for n in x.shape[2:]))
         actual = streamed(x)
         torch.testing.assert_close(actual, plain, rtol=1e-10, atol=1e-10)
-        got = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
-        for a, b in zip(got, expected, strict=True):
+        gradients = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
+        for a, b in zip(gradients, expected, strict=True):
             assert (a is None) == (b is None) or not (b if a is None else a).any()
             if a is not None and b is not None:
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-9)
@@ -182,7 +182,7 @@ def test_random_options_equal_the_plain_layer(
         n_checked += 1
         try:
             nearest = str(getattr(layer, "mode", "")).startswith("nearest")
-            assert_streams(layer, x, rng, like=Indexed(layer) if nearest else None)
+            assert_streams(layer, x, rng, like=IndexedUpsampling(layer) if nearest else None)
         except NotLocal as reason:
             assert "nearest hangs on how large" in str(reason)  # noqa: PT017
             n_checked -= 1
@@ -246,29 +246,35 @@ def _input_overwritten(x: Tensor) -> Tensor:
 
 
 FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
-    "strided slices": lambda: Function(lambda x: x[..., ::2, 1:] * 2 + x[:, :, ::2, :-1]),
-    "slices from the end": lambda: Function(lambda x: x[:, :, -7:, 3:-2:3]),
-    "channel slices": lambda: Function(lambda x: x[:, 1:3] - x[:, :2]),
-    "chunk and cat": lambda: Function(_shuffled, conv=nn.Conv2d(4, 6, 3, 2)),
-    "channels last": lambda: Function(
+    "strided slices": lambda: FunctionNetwork(lambda x: x[..., ::2, 1:] * 2 + x[:, :, ::2, :-1]),
+    "slices from the end": lambda: FunctionNetwork(lambda x: x[:, :, -7:, 3:-2:3]),
+    "channel slices": lambda: FunctionNetwork(lambda x: x[:, 1:3] - x[:, :2]),
+    "chunk and cat": lambda: FunctionNetwork(_shuffled, conv=nn.Conv2d(4, 6, 3, 2)),
+    "channels last": lambda: FunctionNetwork(
         _channels_last, norm=nn.LayerNorm(4), linear=nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     ),
     "channel norm": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), ChannelNorm(4), nn.Conv2d(4, 2, 2)),
     "prelu per channel": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.PReLU(4)),
     "prelu": lambda: nn.Sequential(nn.PReLU(), nn.Conv2d(4, 4, 3)),
-    "overwritten": lambda: Function(_overwritten, conv=nn.Conv2d(4, 4, 3, padding=1)),
-    "by place": lambda: Function(_overwritten_by_place, conv=nn.Conv2d(4, 4, 3, padding=1)),
-    "read before": lambda: Function(_read_before, conv=nn.Conv2d(4, 4, 3, padding=1, bias=False)),
-    "halo": lambda: Function(
+    "overwritten": lambda: FunctionNetwork(_overwritten, conv=nn.Conv2d(4, 4, 3, padding=1)),
+    "by place": lambda: FunctionNetwork(_overwritten_by_place, conv=nn.Conv2d(4, 4, 3, padding=1)),
+    "read before": lambda: FunctionNetwork(
+        _read_before, conv=nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    ),
+    "halo": lambda: FunctionNetwork(
         _halo_of_overwritten, conv=nn.Conv2d(4, 4, 3), relu=nn.ReLU(inplace=True)
     ),
-    "identity": lambda: Function(_identity_shares, conv=nn.Conv2d(4, 4, 1), same=nn.Identity()),
-    "input": lambda: Function(_input_overwritten),
-    "softmax over channels": lambda: Function(lambda x: x.softmax(1) * x.mean(1, keepdim=True)),
-    "resized to another": lambda: Function(
+    "identity": lambda: FunctionNetwork(
+        _identity_shares, conv=nn.Conv2d(4, 4, 1), same=nn.Identity()
+    ),
+    "input": lambda: FunctionNetwork(_input_overwritten),
+    "softmax over channels": lambda: FunctionNetwork(
+        lambda x: x.softmax(1) * x.mean(1, keepdim=True)
+    ),
+    "resized to another": lambda: FunctionNetwork(
         lambda x: functional.interpolate(functional.max_pool2d(x, 2), size=x.shape[2:]) + x
     ),
-    "odd sides": lambda: Function(
+    "odd sides": lambda: FunctionNetwork(
         lambda x: functional.avg_pool2d(
             functional.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"), 2
         )
@@ -287,7 +293,7 @@ def test_functions_equal_the_plain_stack(name: str) -> None:
 # -- receptive fields -----------------------------------------------------------------------------
 
 
-class Reaching(nn.Module):
+class TwoBranches(nn.Module):
     """Two branches of equal stride and different receptive fields."""
 
     def __init__(self) -> None:
@@ -306,7 +312,7 @@ FIELDS: dict[str, Callable[[], nn.Module]] = {
         nn.Conv2d(1, 2, 2, dilation=1), nn.Conv2d(2, 2, 2, dilation=2), nn.Conv2d(2, 1, 2)
     ),
     "ceil": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(2, 3)),
-    "branches": Reaching,
+    "branches": TwoBranches,
     "one to one": lambda: nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 1, 1)),
     "up": lambda: nn.Sequential(
         nn.Conv2d(1, 1, 4, 2, 1), nn.ConvTranspose2d(1, 1, 2, 2), nn.Conv2d(1, 1, 3)
@@ -316,8 +322,8 @@ FIELDS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_fields_are_those_that_nan_shows(name: str) -> None:
-    """A NaN in one line of the image reaches the cells whose field contains it, and no other."""
+def test_receptive_fields_match_nan_propagation(name: str) -> None:
+    """A NaN in one line of the image reaches exactly the cells whose field contains it."""
     torch.manual_seed(0)
     stack, side = FIELDS[name](), 96
     fields = Streamed(stack).receptive_field(channels=1)
@@ -328,14 +334,14 @@ def test_fields_are_those_that_nan_shows(name: str) -> None:
             x.select(2 + axis, line).fill_(math.nan)
             with torch.no_grad():
                 reached.append(stack(x)[0, 0].isnan().any(1 - axis))
-        seen = torch.stack(reached)  # (line, cell)
-        n = seen.shape[1]
+        reached_cells = torch.stack(reached)  # (line, cell)
+        n = reached_cells.shape[1]
         stride = field.stride
         inner = [i for i in range(n) if 24 < i * stride < side - 24]
         assert len(inner) >= 6
         spans = []
         for i in inner:
-            lines = seen[:, i].nonzero().flatten()
+            lines = reached_cells[:, i].nonzero().flatten()
             spans.append((i, int(lines[0]), int(lines[-1]) + 1))
         assert field.size == max(end - begin for _, begin, end in spans)
         assert field.left == max(math.floor(i * stride) - begin for i, begin, _ in spans)
@@ -345,8 +351,8 @@ def test_fields_are_those_that_nan_shows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_tiles_never_see_beyond_what_they_read(name: str) -> None:
-    """A tile depends on its input region alone: NaN elsewhere changes nothing."""
+def test_tiles_depend_on_their_input_region_only(name: str) -> None:
+    """NaN outside the input region of a tile does not change the tile."""
     torch.manual_seed(0)
     stack = FIELDS[name]()
     x = torch.randn(1, 1, 61, 67)
@@ -365,10 +371,10 @@ def test_tiles_never_see_beyond_what_they_read(name: str) -> None:
 
 @pytest.mark.parametrize("dense", [True, False], ids=["map", "view"])
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
-def test_the_gradient_of_a_part_of_a_map_is_laid_out_as_the_map(
+def test_gradients_of_map_parts_keep_the_memory_layout(
     form: torch.memory_format, dense: bool
 ) -> None:
-    """In another layout the layers before would copy it, in a third of a tile's time."""
+    """Another memory layout would be copied by earlier layers, a third of a tile's time."""
     x = torch.randn(1, 5, 9, 12, dtype=torch.double).contiguous(memory_format=form)
     x = (x if dense else x[..., 1:10]).detach().requires_grad_()
     covered = ((3, 12), (10, 10 + x.shape[-1]))

@@ -1,4 +1,4 @@
-"""Streaming beside the plain network, on networks that are drawn at random.
+"""Streaming equals the plain network on random networks.
 
 Pictures and volumes of odd sizes, in batches of one to three; convolutions of any options, pooling,
 norms, activations, four kinds of dropout, and branches: residual, side by side, gated, masked, and
@@ -53,7 +53,7 @@ class Residual(nn.Module):
         return out
 
 
-class Beside(nn.Module):
+class ConcatenatedBranches(nn.Module):
     """Two branches whose channels are concatenated."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
@@ -91,8 +91,8 @@ class DownAndUp(nn.Module):
         return torch.cat([x, y[(..., *cells)]], 1)
 
 
-class Drawn:
-    """A network of a seed.
+class RandomNetwork:
+    """A random network of a seed.
 
     Attributes:
         net: the network, in double precision.
@@ -154,7 +154,7 @@ class Drawn:
             *(lambda: nn.Dropout(p), lambda: nn.AlphaDropout(p)),
             lambda: CHANNEL_DROPOUT[self.d](p),
             lambda: nn.Sequential(self.conv(c, 2 * c, 1, 1), nn.GLU(1)),
-            # What overwrites its input follows a layer that does not need it again.
+            # A layer that overwrites its input follows one that does not need its output again.
             lambda: nn.Sequential(self.conv(c, c, 1, 1), nn.LeakyReLU(0.2, inplace=True)),
             lambda: nn.Sequential(self.conv(c, c, 1, 1), nn.Dropout(p, inplace=True)),
         ]
@@ -173,7 +173,7 @@ class Drawn:
             return Residual(branch(c), rng.choice([0.0, 0.5])), c
         if kind == 1:
             second, after = self.same(c)
-            return Beside(branch(4), second), 4 + after
+            return ConcatenatedBranches(branch(4), second), 4 + after
         if kind == 2:
             return Gated(branch(4), branch(4), mask=rng.random() < 0.5), 4
         down = rng.choice(
@@ -235,7 +235,7 @@ def _dropped(self: nn.Module, x: Tensor) -> Tensor:
     return a * torch.where(mask, x, alpha) - a * alpha * self.p
 
 
-def within_least(net: nn.Module, x: Tensor) -> Streamed:
+def stream_in_small_budget(net: nn.Module, x: Tensor) -> Streamed:
     """Stream within twice the smallest budget, of powers of two, that is enough."""
     budget = 1 << 16
     while True:
@@ -248,7 +248,7 @@ def within_least(net: nn.Module, x: Tensor) -> Streamed:
 
 def compare(seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int, list[str]]:
     """Return the largest relative difference, the number of tiles and the kinds of layers."""
-    drawn = Drawn(seed)
+    drawn = RandomNetwork(seed)
     net, x, rng = drawn.net, drawn.x.requires_grad_(), drawn.rng
     learnt = [x, *net.parameters()]
     with monkeypatch.context() as patch:
@@ -262,15 +262,15 @@ def compare(seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int, lis
         tile = tuple(rng.randint(max(4, n // 5), n - 1) for n in x.shape[2:])
         streamed = Streamed(net, tile=tile)
     else:
-        streamed = within_least(net, x)
+        streamed = stream_in_small_budget(net, x)
     torch.manual_seed(seed)
     actual = streamed(x)
-    got = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
+    gradients = torch.autograd.grad(actual, learnt, upstream, allow_unused=True)
     assert actual.shape == plain.shape
     worst = float((actual - plain).detach().abs().max() / plain.detach().abs().max())
-    # Of a weight that hardly counts, all is rounding: it is compared with what the others get.
+    # The gradient of a nearly unused weight is rounding; it is compared with the largest one.
     least = 1e-6 * max(float(b.abs().max()) for b in expected if b is not None)
-    for a, b in zip(got, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         assert a is not None or b is None or not b.any()
         if a is not None and b is not None:
             worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(least)))

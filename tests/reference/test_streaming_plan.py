@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.process import measured_apart
+from benchmarks.process import measure_in_process
 from benchmarks.streaming import Streaming, measure_streaming
 from foveate.streaming import AbstractSource, Region, Streamed, StreamingPlan
 from foveate.streaming.base import Flags, Span
@@ -24,7 +24,7 @@ from foveate.streaming.scratch import DiskMap
 MIB = 1 << 20
 
 
-def deep() -> nn.Module:
+def deep_network() -> nn.Module:
     """Layers that shrink the map early, as encoders do."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
@@ -33,13 +33,15 @@ def deep() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def planned(budget_mib: float, *, side: int = 1024, net: nn.Module | None = None) -> StreamingPlan:
-    """Plan images of this side."""
-    return Streamed(net or deep(), budget_bytes=int(budget_mib * MIB)).plan((3, side, side))
+def plan_images(
+    budget_mib: float, *, side: int = 1024, net: nn.Module | None = None
+) -> StreamingPlan:
+    """Plan the streaming of images of this side."""
+    return Streamed(net or deep_network(), budget_bytes=int(budget_mib * MIB)).plan((3, side, side))
 
 
 def test_more_memory_never_costs_more_work() -> None:
-    plans = [planned(budget) for budget in (4, 8, 16, 32, 64, 128, 512)]
+    plans = [plan_images(budget) for budget in (4, 8, 16, 32, 64, 128, 512)]
     works = [plan.work for plan in plans]
     assert works == sorted(works, reverse=True)
     assert works[-1] == 1.0, "at once"
@@ -47,10 +49,10 @@ def test_more_memory_never_costs_more_work() -> None:
 
 
 @pytest.mark.parametrize("budget_mib", [8, 16, 32, 64])
-def test_a_stage_held_at_once_is_gone_before_the_tiles_in_front_of_it_have_their_turn(
+def test_an_untiled_stage_is_freed_before_earlier_tiles_run(
     budget_mib: int,
 ) -> None:
-    plan = planned(budget_mib)
+    plan = plan_images(budget_mib)
     peak_bytes = [segment.peak_bytes(learns=True) for segment in plan.segments]
     maps = [s.grid.graph.steps[s.grid.end] for s in plan.segments[:-1]]
     stored = [step.cell_bytes * step.extent[0] * step.extent[1] for step in maps]
@@ -64,8 +66,8 @@ def test_a_stage_held_at_once_is_gone_before_the_tiles_in_front_of_it_have_their
     assert plan.peak_bytes <= budget_mib * MIB
 
 
-def test_where_nothing_is_held_for_a_gradient_tiles_are_larger() -> None:
-    net = deep().double()
+def test_tiles_are_larger_without_gradients() -> None:
+    net = deep_network().double()
     streamed = Streamed(net, budget_bytes=4 * MIB)
     x = torch.randn(1, 3, 517, 483, dtype=torch.float64)
     actual = streamed(x)
@@ -80,10 +82,10 @@ def test_where_nothing_is_held_for_a_gradient_tiles_are_larger() -> None:
         torch.testing.assert_close(p.grad, q, rtol=1e-10, atol=1e-12)
 
 
-def test_half_precision_takes_larger_tiles() -> None:
-    full = planned(16, side=2048)
+def test_half_precision_allows_larger_tiles() -> None:
+    full = plan_images(16, side=2048)
     with torch.autocast("cpu", torch.bfloat16):
-        half = planned(16, side=2048)
+        half = plan_images(16, side=2048)
     assert half.work < full.work
     assert half.peak_bytes <= 16 * MIB
 
@@ -100,7 +102,7 @@ def halving(kind: str) -> nn.Module:
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("kind", "space"), [("2d", (387, 411)), ("3d", (83, 71, 90))])
-def test_maps_on_disk_change_nothing_but_the_work(
+def test_maps_on_disk_do_not_change_results(
     kind: str, space: tuple[int, ...], last: bool, tmp_path: Path
 ) -> None:
     net = halving(kind)
@@ -116,26 +118,24 @@ def test_maps_on_disk_change_nothing_but_the_work(
     y, z = net(x), streamed(x)
     torch.testing.assert_close(z, y, rtol=1e-10, atol=1e-12)
     weight = torch.randn_like(y)
-    wanted = [x, *net.parameters()]
+    leaves = [x, *net.parameters()]
     for ours, plain in zip(
-        torch.autograd.grad((z * weight).sum(), wanted),
-        torch.autograd.grad((y * weight).sum(), wanted),
+        torch.autograd.grad((z * weight).sum(), leaves),
+        torch.autograd.grad((y * weight).sum(), leaves),
         strict=True,
     ):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-10 * float(plain.abs().max()))
     assert not list(tmp_path.iterdir()), "files have no names"
 
 
-def test_a_map_that_finds_no_room_on_disk_is_an_error_before_it_is_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_before_a_map_is_written(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"no room for a map of 1048576\.0 GiB"):
         DiskMap(tmp_path, (1, 1 << 20, 1 << 30), torch.uint8, torch.contiguous_format)
 
 
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
-def test_of_a_map_on_disk_only_the_part_in_use_comes_to_memory(
-    form: torch.memory_format, tmp_path: Path
-) -> None:
-    """The rest of its rows does not, as it would with large pages of the system."""
+def test_maps_on_disk_are_read_in_parts(form: torch.memory_format, tmp_path: Path) -> None:
+    """The other rows stay on disk, even if the system uses large memory pages."""
     status = Path("/proc/self/status")
     if not status.is_file():
         pytest.skip("needs /proc/self/status")
@@ -157,7 +157,7 @@ def test_of_a_map_on_disk_only_the_part_in_use_comes_to_memory(
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
+def test_a_step_uses_the_planned_memory(bf16: bool, tmp_path: Path) -> None:
     """In a separate process, memory is within a fifth of the plan's estimate."""
     budget_mib = 96
     step = Streaming(
@@ -172,14 +172,14 @@ def test_a_step_holds_what_its_plan_says(bf16: bool, tmp_path: Path) -> None:
         group=1,
         frugal=True,
     )
-    row = measured_apart(measure_streaming, step, said="a step", less="nothing")
+    row = measure_in_process(measure_streaming, step, label="a step", less="nothing")
     assert row["tiles_backward"] > 2, row["tiles"]
     assert row["step_mib"] <= 1.2 * budget_mib, row
 
 
 @pytest.mark.parametrize("budget_mib", [0.4, 1, 3, 9])
-def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mib: float) -> None:
-    graph = Streamed(deep())._graph_of((3, 200, 330), torch.device("cpu"), torch.float32)
+def test_the_plan_is_the_cheapest_of_all_tilings(budget_mib: float) -> None:
+    graph = Streamed(deep_network())._graph_of((3, 200, 330), torch.device("cpu"), torch.float32)
     begin, end = graph.storable[1], len(graph.steps) - 1
     options = get_tiling_options(graph, begin, end)
     grids = [TileGrid(graph, begin, end, sides) for sides in itertools.product(*options.counts)]
@@ -194,10 +194,8 @@ def test_the_cheapest_of_all_tilings_is_the_one_that_trying_each_finds(budget_mi
 
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("space", [(16384, 16384), (11000, 70001), (700, 900, 1000)])
-def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
-    space: tuple[int, ...], learns: bool
-) -> None:
-    """However much memory there is; on a CPU large maps are no slower."""
+def test_gpu_maps_have_at_most_2_to_the_31_elements(space: tuple[int, ...], learns: bool) -> None:
+    """The limit holds for any amount of memory; on a CPU it does not apply."""
     conv = nn.Conv2d if len(space) == 2 else nn.Conv3d
     net = nn.Sequential(conv(3, 8, 3, padding=1), nn.ReLU(), conv(8, 4, 3, 2, 1), conv(4, 4, 3))
     cpu = Streamed(net)._graph_of((3, *space), torch.device("cpu"), torch.float32)
@@ -220,7 +218,7 @@ def test_on_a_gpu_no_map_has_elements_that_32_bits_do_not_count(
     assert plans[1].work < 1.6
 
 
-class Glass(AbstractSource):
+class GlassImage(AbstractSource):
     """An image of background, except for one corner."""
 
     has_blank = True
@@ -239,22 +237,24 @@ class Glass(AbstractSource):
         return torch.zeros(3)
 
 
-def test_over_glass_one_round_of_small_tiles_beats_stored_maps() -> None:
+def test_small_tiles_without_stored_maps_are_cheapest_over_glass() -> None:
     """Segments after a stored map compute background too: the cheapest plan is another one."""
-    streamed = Streamed(deep(), budget_bytes=32 * MIB)
-    full, ours = streamed.plan(Glass.shape), streamed.plan_for(Glass())
+    streamed = Streamed(deep_network(), budget_bytes=32 * MIB)
+    full, ours = streamed.plan(GlassImage.shape), streamed.plan_for(GlassImage())
     assert len(full.segments) > 1
     assert len(ours.segments) == 1
     assert ours.work < 0.2 < 1 < full.work
-    streamed(Glass()).sum().backward()
+    streamed(GlassImage()).sum().backward()
     assert streamed.counts["backward"] < 0.2 * len(ours.segments[0].grid)
 
 
-@pytest.mark.parametrize("source", [Glass(), torch.zeros(2, 3, 512, 384)], ids=["glass", "batch"])
-def test_progress_rises_tile_by_tile_to_the_end_of_the_step(
+@pytest.mark.parametrize(
+    "source", [GlassImage(), torch.zeros(2, 3, 512, 384)], ids=["glass", "batch"]
+)
+def test_progress_rises_tile_by_tile_to_one(
     source: AbstractSource | Tensor,
 ) -> None:
-    streamed = Streamed(deep(), budget_bytes=8 * MIB)
+    streamed = Streamed(deep_network(), budget_bytes=8 * MIB)
     shares: list[float] = []
     streamed.on_progress = shares.append
     y = streamed(source)

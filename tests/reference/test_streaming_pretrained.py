@@ -1,4 +1,4 @@
-"""Pretrained encoders are streamed as they are: maps and gradients of the plain network."""
+"""Streamed pretrained encoders give the maps and gradients of the plain network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foveate.methods.streaming_cnn import StreamingCnn
 from foveate.nn.base import Head
 from foveate.streaming import Streamed
 from foveate.table import read_cases
-from reference.test_streaming import assert_same, passed, randomised
+from reference.test_streaming import assert_same, randomised, run_backward
 
 SIZE, TILES = (101, 139), (64, (50, 139))
 
@@ -40,26 +40,24 @@ def encoder_of(name: str, folder: Path) -> AbstractEncoder:
         pytest.param("resnet34", 1, marks=pytest.mark.slow),
     ],
 )
-def test_maps_and_gradients_are_those_of_the_plain_network(
-    name: str, group: int, tmp_path: Path
-) -> None:
+def test_maps_and_gradients_match_the_plain_network(name: str, group: int, tmp_path: Path) -> None:
     encoder = encoder_of(name, tmp_path).double()
     net: nn.Module = CellMap(encoder, group)
     x = torch.randn(1, 3, *SIZE, dtype=torch.float64)
-    expected, plain = passed(net, net, x)
+    expected, plain = run_backward(net, net, x)
     assert plain.shape[1] == encoder.map_dims[-1]
     learnt = {n for n, p in net.named_parameters() if p.requires_grad and expected[n] is not None}
     assert 0 < len(learnt) < len(list(net.parameters()))
     for tile in TILES:
         streamed = Streamed(net, tile=tile)
-        actual, map_ = passed(net, streamed, x)
+        actual, map_ = run_backward(net, streamed, x)
         assert streamed.counts["forward"] >= 2
         assert_same({"map": map_}, {"map": plain})
         assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["lite0", "resnet18"])
-def test_the_method_takes_pretrained_encoders(name: str, tmp_path: Path) -> None:
+def test_the_method_accepts_pretrained_encoders(name: str, tmp_path: Path) -> None:
     """Norms are frozen before `train` is called, and frozen parameters stay frozen."""
     encoder = encoder_of(name, tmp_path)
     frozen = [p for tier in encoder.tiers() for p in tier if not p.requires_grad]
@@ -69,7 +67,7 @@ def test_the_method_takes_pretrained_encoders(name: str, tmp_path: Path) -> None
     assert not any(p.requires_grad for p in frozen)
 
 
-def test_frozen_volumes_stream_too() -> None:
+def test_frozen_volume_encoders_can_be_streamed() -> None:
     encoder = build_encoder("resnet3d", {"depth": 10, "norm": "frozen"})
     StreamingCnn(encoder=encoder, heads=(Head("a", 1, False, "max"),))
 

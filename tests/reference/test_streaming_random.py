@@ -36,7 +36,7 @@ class Residual(nn.Module):
         return out
 
 
-class Kept(nn.Module):
+class MapReusedAfterDropout(nn.Module):
     """A network that uses a map again after dropout has overwritten it."""
 
     def __init__(self, drop: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Kept(nn.Module):
         return self.drop(y) + y
 
 
-class Turned(nn.Module):
+class BetweenPermutations(nn.Module):
     """A layer between two permutations."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -60,7 +60,7 @@ class Turned(nn.Module):
         return out
 
 
-class Drawing(nn.Module):
+class FunctionalDropout(nn.Module):
     """Dropout as a function, as a network."""
 
     def __init__(self, function: Callable[..., Tensor], **options: bool) -> None:
@@ -73,7 +73,7 @@ class Drawing(nn.Module):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_dropout_is_replayed(inplace: bool) -> None:
-    """With the generator in the same state, the gradient is that of the computed map."""
+    """With the same generator state, the gradient belongs to the computed map."""
     net = stack(nn.Conv2d(8, 8, 1), nn.Dropout(0.5, inplace), nn.AlphaDropout(0.3)).double()
     streamed = Streamed(net, tile=11)
     x = torch.randn(2, 3, 29, 34, dtype=torch.float64)
@@ -112,19 +112,19 @@ def test_dropout_is_replayed(inplace: bool) -> None:
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "elements": lambda: nn.Dropout(0.4),
-    "elements in place": lambda: Kept(nn.Dropout(0.4, inplace=True)),
+    "elements in place": lambda: MapReusedAfterDropout(nn.Dropout(0.4, inplace=True)),
     "alpha": lambda: nn.AlphaDropout(0.4),
     "channels": lambda: nn.Dropout2d(0.4),
     "branch": lambda: Residual(DropPath(0.4)),
-    "function": lambda: Drawing(nn.functional.dropout),
-    "function of channels": lambda: Drawing(nn.functional.dropout2d),
-    "alpha function": lambda: Drawing(nn.functional.alpha_dropout, training=True),
-    "channels last": lambda: Turned(nn.Dropout(0.4)),
+    "function": lambda: FunctionalDropout(nn.functional.dropout),
+    "function of channels": lambda: FunctionalDropout(nn.functional.dropout2d),
+    "alpha function": lambda: FunctionalDropout(nn.functional.alpha_dropout, training=True),
+    "channels last": lambda: BetweenPermutations(nn.Dropout(0.4)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_draws_do_not_hang_on_the_plan(name: str) -> None:
+def test_random_draws_do_not_depend_on_the_plan(name: str) -> None:
     """Draws are the same for all tiles, budgets and stored maps."""
     torch.manual_seed(2)
     layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, 2, 1), LAYERS[name]()]
@@ -149,8 +149,8 @@ def test_draws_do_not_hang_on_the_plan(name: str) -> None:
 BUDGETS = [{"budget_bytes": n << 20} for n in (1, 2, 1000)]
 
 
-class Half(AbstractSource):
-    """An image whose right half is background, and is known to be."""
+class HalfBackground(AbstractSource):
+    """An image whose right half is marked as background."""
 
     has_blank, device, dtype = True, torch.device("cpu"), torch.float64
 
@@ -171,7 +171,7 @@ class Half(AbstractSource):
 
 
 @pytest.mark.parametrize("name", ["elements", "channels"])
-def test_tiles_over_background_are_equal_only_where_nothing_is_dropped_by_place(name: str) -> None:
+def test_background_tiles_are_merged_only_without_elementwise_dropout(name: str) -> None:
     net = stack(LAYERS[name](), nn.Conv2d(8, 8, 3, padding=1), LAYERS[name]()).double()
     image = torch.randn(3, 64, 160, dtype=torch.float64)
     image[..., 80:] = 0.5
@@ -179,12 +179,12 @@ def test_tiles_over_background_are_equal_only_where_nothing_is_dropped_by_place(
     expected = Streamed(net, tile=200)(image[None])
     torch.manual_seed(3)
     streamed = Streamed(net, tile=16)
-    torch.testing.assert_close(streamed(Half(image)), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(streamed(HalfBackground(image)), expected, rtol=1e-10, atol=1e-10)
     assert (streamed.counts["forward"] < 40) == (name == "channels")
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
-def test_elements_are_dropped_at_their_rate_each_by_itself(d: int) -> None:
+def test_elements_are_dropped_independently_at_the_given_rate(d: int) -> None:
     net = nn.Sequential((nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1](2, 2, 1), nn.Dropout(0.3))
     with torch.no_grad():
         net[0].weight.zero_()
@@ -236,7 +236,7 @@ def test_alpha_dropout_keeps_mean_and_variance() -> None:
     actual = Streamed(net, tile=90)(x)
     assert float(actual.detach().mean()) == pytest.approx(0, abs=0.02)
     assert float(actual.detach().std()) == pytest.approx(1, abs=0.02)
-    # Both values that a plain layer gives: what is dropped, and what it makes of what is kept.
+    # A plain layer gives two values: one for dropped and one for kept elements.
     plain = net(x)
     torch.testing.assert_close(actual.min(), plain.min(), atol=0.5, rtol=0)
     (dropped,), (other,) = (m.flatten().mode().values.view(1) for m in (actual, plain))
@@ -250,13 +250,13 @@ DROPS: dict[str, Callable[[], nn.Module]] = {
     "never dropped": lambda: Residual(DropPath(0.0)),
     "stochastic depth": lambda: Residual(torchvision.ops.StochasticDepth(0.4, "row")),
     "channels": lambda: nn.Dropout2d(0.4),
-    "channels in place": lambda: Kept(nn.Dropout2d(0.4, inplace=True)),
-    "channels out of place": lambda: Kept(nn.Dropout2d(0.4)),
+    "channels in place": lambda: MapReusedAfterDropout(nn.Dropout2d(0.4, inplace=True)),
+    "channels out of place": lambda: MapReusedAfterDropout(nn.Dropout2d(0.4)),
 }
 
 
 @pytest.mark.parametrize("name", DROPS)
-def test_what_is_drawn_per_image_is_that_of_the_plain_stack(name: str) -> None:
+def test_draws_per_image_match_the_plain_stack(name: str) -> None:
     net = stack(DROPS[name](), DROPS[name]()).double()
     images = torch.randn(4, 3, 29, 34, dtype=torch.float64)
     streamed = Streamed(net, tile=11)
@@ -290,7 +290,7 @@ def _error(gradient: Tensor | None, true: Tensor) -> float:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
-def test_autocast_is_as_near_the_truth_as_that_of_the_plain_stack(inside: bool) -> None:
+def test_autocast_is_as_accurate_as_the_plain_stack(inside: bool) -> None:
     net, x = stack(nn.Conv2d(8, 8, 3, padding=1), nn.GELU()), torch.randn(2, 3, 61, 67)
     true = copy.deepcopy(net).double()
     upstream = torch.randn(2, 4, 31, 34)
@@ -310,14 +310,14 @@ def test_autocast_is_as_near_the_truth_as_that_of_the_plain_stack(inside: bool) 
         assert 1e-6 < streamed < 1.3 * plain + 1e-3
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["autocast", "bf16 weights"])
-def test_gradients_are_summed_in_single_precision(whole: bool) -> None:
+@pytest.mark.parametrize("half_weights", [False, True], ids=["autocast", "bf16 weights"])
+def test_gradients_are_summed_in_single_precision(half_weights: bool) -> None:
     """81 tiles of 81 cells: sums of bf16 would stop short of 6561."""
     net = nn.Conv2d(1, 1, 1)
     x = torch.ones(1, 1, 81, 81)
-    if whole:
+    if half_weights:
         net, x = net.bfloat16(), x.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+    with torch.autocast("cpu", torch.bfloat16, enabled=not half_weights):
         actual = Streamed(net, tile=9)(x)
     actual.backward(torch.ones_like(actual))
     assert actual.dtype == torch.bfloat16

@@ -14,8 +14,8 @@ from torch.nn import functional
 from foveate.streaming import NotLocal, Streamed
 
 
-class Around(nn.Module):
-    """A function on the map of a convolution, named as a network would name it."""
+class WithFunction(nn.Module):
+    """A network that calls a function on the map of a convolution."""
 
     def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Around(nn.Module):
         return self.function(self.conv(x), *self.block)
 
 
-class Placed(nn.Module):
+class ParameterPerPosition(nn.Module):
     """A layer with one parameter per position."""
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class Placed(nn.Module):
         return x + self.position
 
 
-class Branching(nn.Module):
-    """A layer that computes something else for bright images."""
+class DataDependentBranch(nn.Module):
+    """A layer whose computation depends on the brightness of the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.mean() > 0 else x
@@ -51,7 +51,7 @@ class TwoInputs(nn.Module):
         return x * mask
 
 
-def _seen_elsewhere(x: Tensor) -> Tensor:
+def _compare_with_shifted(x: Tensor) -> Tensor:
     turned = x.permute(0, 2, 3, 1)
     turned.mul_(2)
     return x + 1
@@ -73,15 +73,15 @@ def _with_hook(where: str) -> nn.Module:
     return net
 
 
-class Gathering(nn.Module):
+class HookedNetwork(nn.Module):
     """A network that returns the map that a plain function gathers as a hook."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
-        found: list[Tensor] = []
-        self.found, self.none = found, None
-        self.conv.register_forward_hook(lambda *args: found.append(args[-1]))
+        gathered: list[Tensor] = []
+        self.found, self.none = gathered, None
+        self.conv.register_forward_hook(lambda *args: gathered.append(args[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         self.conv(x)
@@ -121,9 +121,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         r"'avgpool' \(AdaptiveAvgPool2d\)",
         "pool after streaming",
     ),
-    "mean": (lambda: Around(lambda x: x.mean((2, 3), keepdim=True)), "mean in the stack", "global"),
+    "mean": (
+        lambda: WithFunction(lambda x: x.mean((2, 3), keepdim=True)),
+        "mean in the stack",
+        "global",
+    ),
     "attention": (
-        lambda: Around(_attention, nn.MultiheadAttention(8, 2, batch_first=True)),
+        lambda: WithFunction(_attention, nn.MultiheadAttention(8, 2, batch_first=True)),
         r"'block\.0' \(MultiheadAttention\)",
         "attend after streaming",
     ),
@@ -137,7 +141,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         r"'1' \(Flatten\)",
         "flatten after streaming",
     ),
-    "flatten, called": (lambda: Around(lambda x: x.flatten(1)), "flatten in the", "after stream"),
+    "flatten, called": (
+        lambda: WithFunction(lambda x: x.flatten(1)),
+        "flatten in the",
+        "after stream",
+    ),
     "circular": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")),
         r"'0' \(Conv2d\)",
@@ -145,46 +153,68 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "circular layer": (lambda: nn.CircularPad2d(1), "CircularPad2d", "use 'constant'"),
     "circular call": (
-        lambda: Around(lambda x: functional.pad(x, (1, 1, 1, 1), "circular")),
+        lambda: WithFunction(lambda x: functional.pad(x, (1, 1, 1, 1), "circular")),
         "pad in the stack",
         "use 'constant'",
     ),
     "bicubic": (lambda: nn.Upsample(scale_factor=2, mode="bicubic"), "Upsample", "use 'nearest'"),
     "indices": (
-        lambda: Around(lambda x, pool: pool(x)[0], nn.MaxPool2d(2, return_indices=True)),
+        lambda: WithFunction(lambda x, pool: pool(x)[0], nn.MaxPool2d(2, return_indices=True)),
         r"'block\.0' \(MaxPool2d\)",
         "leave it off",
     ),
-    "control flow": (Branching, "Branching cannot be traced", "must not hang on the values"),
+    "control flow": (
+        DataDependentBranch,
+        "Branching cannot be traced",
+        "must not hang on the values",
+    ),
     "two inputs": (TwoInputs, "TwoInputs takes 2 inputs", "wrap the stack"),
-    "positions": (Placed, "add in the stack", "one value per place"),
+    "positions": (ParameterPerPosition, "add in the stack", "one value per place"),
     "coordinates": (
-        lambda: Around(lambda x: torch.cat([x, torch.ones(1, 1, 30, 30)], 1)),
+        lambda: WithFunction(lambda x: torch.cat([x, torch.ones(1, 1, 30, 30)], 1)),
         "cat in the stack",
         "parameters alone",
     ),
-    "softmax": (lambda: Around(lambda x: x.softmax(-1)), "softmax in", "along a spatial axis"),
-    "joined images": (lambda: Around(lambda x: torch.cat([x, x])), "cat in", "images of a batch"),
-    "first image": (lambda: Around(lambda x: x[:1]), "getitem in", "picks images"),
-    "turned": (lambda: Around(lambda x: x.transpose(2, 3)), "transpose in", "exchanges spatial"),
+    "softmax": (
+        lambda: WithFunction(lambda x: x.softmax(-1)),
+        "softmax in",
+        "along a spatial axis",
+    ),
+    "joined images": (
+        lambda: WithFunction(lambda x: torch.cat([x, x])),
+        "cat in",
+        "images of a batch",
+    ),
+    "first image": (lambda: WithFunction(lambda x: x[:1]), "getitem in", "picks images"),
+    "turned": (
+        lambda: WithFunction(lambda x: x.transpose(2, 3)),
+        "transpose in",
+        "exchanges spatial",
+    ),
     "prelu per row": (
-        lambda: Around(lambda x, act: act(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.PReLU(30)),
+        lambda: WithFunction(
+            lambda x, act: act(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.PReLU(30)
+        ),
         r"'block\.0' \(PReLU\)",
         "permute them back",
     ),
     "sizes": (
-        lambda: Around(lambda x: x + functional.interpolate(x[:, :, :1], size=(1, 30))),
+        lambda: WithFunction(lambda x: x + functional.interpolate(x[:, :, :1], size=(1, 30))),
         "add in the stack",
         "maps of different sizes",
     ),
-    "maps": (lambda: Around(lambda x: [x, x]), "return one map", "wrap it"),  # type: ignore[arg-type, return-value]
-    "view overwritten": (lambda: Around(_seen_elsewhere), "mul_ in", "inplace=False"),
+    "maps": (lambda: WithFunction(lambda x: [x, x]), "return one map", "wrap it"),  # type: ignore[arg-type, return-value]
+    "view overwritten": (lambda: WithFunction(_compare_with_shifted), "mul_ in", "inplace=False"),
     "hook": (lambda: _with_hook("0"), r"'0' \(Conv2d\)", "remove the hook"),
     "hook of a block": (lambda: _with_hook("1"), r"'1' \(Sequential\)", "remove the hook"),
     "hook of the stack": (lambda: _with_hook(""), "^Sequential cannot", "remove the hook"),
-    "hook that gathers": (Gathering, r"hooks on 'conv' may gather", "return the maps from forward"),
+    "hook that gathers": (
+        HookedNetwork,
+        r"hooks on 'conv' may gather",
+        "return the maps from forward",
+    ),
     "weights from the image": (
-        lambda: Around(lambda x: functional.conv2d(x, x)),
+        lambda: WithFunction(lambda x: functional.conv2d(x, x)),
         "conv2d in",
         "computed from the image",
     ),
@@ -198,27 +228,27 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_layers_that_are_not_local_are_refused_by_name(name: str) -> None:
-    make, where, instead = REFUSED[name]
+    make, where, advice = REFUSED[name]
     streamed = Streamed(make(), tile=8)
     with pytest.raises(NotLocal, match=where) as refused:
         streamed(torch.randn(1, 3, 32, 32))
-    assert refused.match(instead), str(refused.value)
+    assert refused.match(advice), str(refused.value)
 
 
-def test_check_refuses_before_an_image_is_seen() -> None:
+def test_check_refuses_without_an_image() -> None:
     with pytest.raises(NotLocal, match="InstanceNorm3d"):
         Streamed(nn.Sequential(nn.Conv3d(1, 4, 3), nn.InstanceNorm3d(4))).check(3, 1)
     Streamed(nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU())).check(3, 1)
 
 
-def test_what_the_result_does_not_hang_on_is_not_looked_at() -> None:
-    """A head whose output is not used, and which overwrites maps of its own, is ignored."""
+def test_unused_branches_are_not_checked() -> None:
+    """An unused head that overwrites its own maps is ignored."""
 
     def forward(x: Tensor, norm: nn.Module, relu: nn.Module) -> Tensor:
         relu(norm(x))
         return x * 2
 
-    net = Around(forward, nn.GroupNorm(2, 8), nn.ReLU(inplace=True))
+    net = WithFunction(forward, nn.GroupNorm(2, 8), nn.ReLU(inplace=True))
     x = torch.randn(1, 3, 32, 32)
     streamed = Streamed(net, tile=8)
     torch.testing.assert_close(streamed(x), net(x))

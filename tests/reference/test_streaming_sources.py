@@ -1,4 +1,4 @@
-"""Images that are read region by region, background that is not read, and the streaming method."""
+"""Streaming from files: images are read region by region and background is skipped."""
 
 from __future__ import annotations
 
@@ -40,14 +40,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def loader() -> Iterator[CaseLoader]:
-    loader = CaseLoader(VIEW)
-    yield loader
-    loader.close()
-
-
-def batch_of(loader: CaseLoader, path: Path, n: int = 1, augment: Augment = "none") -> Batch:
+def load_copies(loader: CaseLoader, path: Path, n: int = 1, augment: Augment = "none") -> Batch:
     items = [loader.load(Case(str(i), str(i), path, spacing_um=(1.0, 1.0))) for i in range(n)]
     pool: ThreadPoolExecutor = loader.crops
     return Batch(items, view=VIEW, normalise=NORMALISE, device=CPU, pool=pool, augment=augment)
@@ -59,48 +52,44 @@ def normalised(path: Path) -> Tensor:
     return (pixels - mean) / std
 
 
-def test_regions_of_a_turned_image_are_those_of_the_turned_array(
-    slide: Path, loader: CaseLoader
-) -> None:
+def test_regions_of_a_turned_image_match_the_turned_array(slide: Path, loader: CaseLoader) -> None:
     plain = normalised(slide)
     seen = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        batch = batch_of(loader, slide, augment="slide")
+        batch = load_copies(loader, slide, augment="slide")
         batch.changes.tints = None
-        whole = batch.whole(0, skip_background=False)
-        bits = whole.turn.bits
+        reader = batch.whole(0, skip_background=False)
+        bits = reader.turn.bits
         seen.add(bits)
         turned = plain.flip(-1) if bits & 1 else plain
         turned = turned.flip(-2) if bits & 2 else turned
         turned = turned.transpose(-1, -2) if bits & 4 else turned
-        assert whole.shape == tuple(turned.shape)
+        assert reader.shape == tuple(turned.shape)
         h, w = turned.shape[1:]
         regions: list[Region] = [((0, h), (0, w)), ((5, 77), (w - 40, w)), ((300, 301), (0, 9))]
-        for region, crop in zip(regions, whole.crops(regions), strict=True):
+        for region, crop in zip(regions, reader.crops(regions), strict=True):
             (a, b), (c, d) = region
             torch.testing.assert_close(crop[0], turned[:, a:b, c:d], atol=1e-6, rtol=0)
     assert seen == set(range(8))
 
 
-def test_background_of_blocks_is_what_the_glimpse_shows_there(
-    slide: Path, loader: CaseLoader
-) -> None:
-    """Against slices of the turned glimpse per block, with one more pixel on every side."""
+def test_block_background_matches_the_glimpse(slide: Path, loader: CaseLoader) -> None:
+    """Compare with slices of the turned glimpse, one pixel larger on every side."""
     results = {}
     rng = np.random.default_rng(0)
     for seed in range(40):
         torch.manual_seed(seed)
-        source = batch_of(loader, slide, augment="slide").whole(0, skip_background=True)
+        source = load_copies(loader, slide, augment="slide").whole(0, skip_background=True)
         bits = source.turn.bits
         spans = []
         for n in source.shape[1:]:
             low = rng.integers(0, n, 30)
             spans.append((low, np.minimum(low + rng.integers(1, 90, 30), n)))
         blank = source.blank(spans)
-        shown = torch.from_numpy(source.item.contrast != 0)
+        foreground = torch.from_numpy(source.item.contrast != 0)
         # Glimpse pixels are counted from the stored corner, which a mirror puts elsewhere.
-        pixels = shown.repeat_interleave(8, 0).repeat_interleave(8, 1)[:611, :845]
+        pixels = foreground.repeat_interleave(8, 0).repeat_interleave(8, 1)[:611, :845]
         near = nn.functional.max_pool2d(pixels[None].float(), 23, 1, 11)[0] > 0
         turned = source.turn.apply(near[None])[0]
         inner = source.turn.apply(pixels[None])[0]
@@ -113,7 +102,7 @@ def test_background_of_blocks_is_what_the_glimpse_shows_there(
     assert all(0.2 < share < 0.98 for share in results.values())
 
 
-def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoader) -> None:
+def test_background_is_computed_once_without_reading(slide: Path, loader: CaseLoader) -> None:
     """The slide's background is one colour, so leaving it out changes nothing."""
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -124,7 +113,7 @@ def test_background_is_not_read_and_computed_once(slide: Path, loader: CaseLoade
     weight = torch.randn_like(y)
     plain = torch.autograd.grad((y * weight).sum(), list(net.parameters()))
     streamed = Streamed(net, tile=48)
-    batch = batch_of(loader, slide)
+    batch = load_copies(loader, slide)
     source = batch.whole(0, skip_background=True)
     before = batch.items[0].image.count.asked_px
     z = streamed(source)
@@ -161,7 +150,7 @@ class Patterned(AbstractSource):
 
 
 @pytest.mark.parametrize("tile", [16, 24, 40])
-def test_background_at_borders_and_up_sampling(tile: int) -> None:
+def test_background_tiles_at_borders_are_merged_only_if_equal(tile: int) -> None:
     """Padding and the phase of up-sampling make tiles differ: only equal tiles are merged."""
     torch.manual_seed(0)
     x = torch.randn(1, 2, 131, 206, dtype=torch.double)
@@ -184,7 +173,7 @@ def test_background_at_borders_and_up_sampling(tile: int) -> None:
             torch.testing.assert_close(b, a, atol=1e-10 * float(a.abs().max()), rtol=0)
 
 
-def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoader) -> None:
+def test_the_method_matches_the_plain_network(slide: Path, loader: CaseLoader) -> None:
     """Compare logits and gradients in many tiles, in two segments, and at once."""
     results = []
     for options in ({"tile": 128}, {"budget_mib": 24}, {"budget_mib": 4096}):
@@ -195,7 +184,7 @@ def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoad
             encoder=encoder, heads=head, dropout=0.0, skip_background=False, **options
         )
         method.train()
-        prediction = method(batch_of(loader, slide, n=2))
+        prediction = method(load_copies(loader, slide, n=2))
         prediction.logits.square().sum().backward()
         results.append((prediction.logits.detach(), [p.grad for p in method.parameters()]))
     for logits, gradients in results[1:]:
@@ -203,16 +192,16 @@ def test_method_gives_what_the_plain_network_gives(slide: Path, loader: CaseLoad
         for a, b in zip(gradients, results[0][1], strict=True):
             assert (a is None) == (b is None)
             if a is not None and b is not None:
-                # Shares do not hang on the bias of their scores: its gradient is rounding alone.
+                # Shares do not depend on the bias of their scores, whose gradient is only rounding.
                 torch.testing.assert_close(a, b, atol=1e-3 * float(b.abs().max()) + 1e-7, rtol=0)
 
 
-def test_a_long_step_tells_how_much_of_it_is_done(slide: Path, loader: CaseLoader) -> None:
+def test_a_long_step_reports_its_progress(slide: Path, loader: CaseLoader) -> None:
     """The share counts all images of a batch, and the backward pass; in prediction, one image."""
     encoder = build_encoder("small", {"width": 8, "norm": "local"})
     head = (Head("class", 2, True, "max"),)
     method = StreamingCnn(encoder=encoder, heads=head, tile=128, skip_background=False)
-    batch, shares = batch_of(loader, slide, n=2), list[float]()
+    batch, shares = load_copies(loader, slide, n=2), list[float]()
     batch.on_progress = shares.append
     prediction = method.train()(batch)
     forward = len(shares)
@@ -229,8 +218,8 @@ def test_a_long_step_tells_how_much_of_it_is_done(slide: Path, loader: CaseLoade
     assert shares[-1] == pytest.approx(1.0)
 
 
-def test_too_little_memory_is_said_before_anything_is_read(slide: Path, loader: CaseLoader) -> None:
-    batch = batch_of(loader, slide)
+def test_too_little_memory_is_an_error_before_reading(slide: Path, loader: CaseLoader) -> None:
+    batch = load_copies(loader, slide)
     encoder = build_encoder("resnet18", {"pretrained": False, "norm": "local"})
     method = StreamingCnn(encoder=encoder, heads=(Head("class", 2, True, "max"),), budget_mib=1)
     before = batch.items[0].image.count.asked_px
@@ -248,7 +237,7 @@ def test_evidence_covers_the_image_or_its_foreground(
     head = (Head("class", 2, True, "max"),)
     method = StreamingCnn(encoder=encoder, heads=head, skip_background=skip).eval()
     with torch.inference_mode():
-        (evidence,) = method(batch_of(loader, slide)).evidence
+        (evidence,) = method(load_copies(loader, slide)).evidence
     assert evidence.weight.sum() == pytest.approx(1.0)
     assert (evidence.size_um == 32).all()
     covered = np.zeros((672, 896), np.int64)

@@ -1,4 +1,4 @@
-"""Hard attention against slow geometry, the objective written out, and every possible draw."""
+"""Hard attention matches slow geometry, the written-out objective and all possible draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,7 +29,6 @@ from foveate.batch.features import FeatureStore
 from foveate.encoders.base import AbstractEncoder
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
-from foveate.images.image import AbstractImage, Level
 from foveate.images.resample import Pixels
 from foveate.methods.base import Judge, further_loss
 from foveate.methods.tnet import Tnet
@@ -39,37 +37,15 @@ from foveate.nn.reinforce import RunningReward, draw_log_prob, leave_one_out, po
 from foveate.tasks.base import AbstractTask
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
+from helpers.images import PyramidImage
 
 VIEW = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=8.0)
 ONE = (Head("a", 1, False, "max"),)
 THREE = (Head("class", 3, True, "sum"),)
 
 
-class HeldImage(AbstractImage):
-    """An array of grey values on one level, 1 um per pixel, on a black ground."""
-
-    def __init__(self, pixels: Pixels) -> None:
-        super().__init__()
-        self._pixels = pixels[..., None].repeat(3, -1)
-        self.path, self.kind, self.reader = Path("held"), "slide", "held"
-        self.levels = (Level(pixels.shape, (1.0, 1.0)),)
-        self.spacing_um, self.channels, self.dtype = (1.0, 1.0), 3, np.dtype(np.uint8)
-
-    def _read_level(
-        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
-    ) -> Pixels:
-        y, x = origin_px
-        return self._pixels[y : y + size_px[0], x : x + size_px[1]]
-
-    def _stated_background(self) -> tuple[float, ...]:
-        return (0.0,) * 3
-
-    def close(self) -> None:
-        pass
-
-
 class Brightness(AbstractEncoder):
-    """A map of brightness, mean over 4 x 4 pixels or every fourth pixel; the maximum is pooled."""
+    """An encoder whose map is the brightness of 4 x 4 pixels, pooled by the maximum."""
 
     dim, strides, map_dims = 4, (4,), (1,)
     mean, std = (0.0,) * 3, (1.0,) * 3
@@ -89,14 +65,14 @@ class Brightness(AbstractEncoder):
 
 
 class Brightest(nn.Module):
-    """Looks where the map of the region above is brightest."""
+    """Scores that are highest where the map of the parent region is brightest."""
 
     def forward(self, features: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
         return features[:, 0]
 
 
 class Towards(nn.Module):
-    """Looks at the cells that are nearest to a point, in patches from the middle."""
+    """Scores that are highest for the cells nearest to a point."""
 
     def __init__(self, point: Tensor) -> None:
         super().__init__()
@@ -107,17 +83,17 @@ class Towards(nn.Module):
 
 
 def load(pixels: Pixels, contrast: Pixels | None = None, view: View = VIEW) -> LoadedImage:
-    image = HeldImage(pixels)
+    image = PyramidImage(pixels[..., None].repeat(3, -1), background=(0.0,) * 3)
     glimpse = image.glimpse(view.glimpse_spacing_um)
-    found = np.ones(glimpse.shape[:2], np.uint8) if contrast is None else contrast
-    return LoadedImage("held", image, glimpse, found)
+    foreground = np.ones(glimpse.shape[:2], np.uint8) if contrast is None else contrast
+    return LoadedImage("held", image, glimpse, foreground)
 
 
 def noise(shape: tuple[int, int], seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def batch_of(
+def make_batch(
     items: list[LoadedImage],
     pool: ThreadPoolExecutor,
     *,
@@ -137,15 +113,15 @@ def batch_of(
 
 
 CONSTANTS = {"contrast", "survey", "reinforce", "main", "main_reward"}
-"""Of the method, which tests set."""
+"""Constants of the method that tests change."""
 
 
-def small(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:
+def small_tnet(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:
     torch.manual_seed(0)
     encoder = SmallEncoder(width=4, dim=8)
-    wanted = {"policy": "top", "levels": None, "locations": (3, 2)} | options
-    constants = {key: wanted.pop(key) for key in CONSTANTS & wanted.keys()}
-    method = Tnet(encoder=encoder, heads=heads, dropout=0.0, **wanted)
+    settings = {"policy": "top", "levels": None, "locations": (3, 2)} | options
+    constants = {key: settings.pop(key) for key in CONSTANTS & settings.keys()}
+    method = Tnet(encoder=encoder, heads=heads, dropout=0.0, **settings)
     for key, value in constants.items():
         setattr(method, key, value)
     return method
@@ -157,7 +133,7 @@ def small(heads: tuple[Head, ...] = ONE, **options: object) -> Tnet:
 @pytest.mark.parametrize(("cells", "overlap"), [(3, 0.5), (2, 0.0), (5, 0.34375), (4, 0.2)])
 @pytest.mark.parametrize("extent", [10.0, 16.0, 16.1, 33.0, 100.0, 1000.0])
 @pytest.mark.parametrize("shift", [None, 0.0, 0.3, 0.999])
-def test_the_first_grid_covers_an_axis_with_as_few_cells_as_can(
+def test_the_first_grid_has_the_fewest_possible_cells(
     cells: int, overlap: float, extent: float, shift: float | None
 ) -> None:
     side = 16.0
@@ -178,7 +154,7 @@ def test_the_first_grid_covers_an_axis_with_as_few_cells_as_can(
 
 
 @pytest.mark.parametrize(("cells", "overlap"), [(3, 0.5), (2, 0.0), (5, 0.34375)])
-def test_the_cells_of_a_crop_tile_it_exactly(cells: int, overlap: float) -> None:
+def test_cells_tile_their_crop_exactly(cells: int, overlap: float) -> None:
     cut = Cut(cells, overlap)
     begin, side = cut.inside(60.0), 60.0 / cut.zoom
     assert begin[0] == 0
@@ -186,7 +162,7 @@ def test_the_cells_of_a_crop_tile_it_exactly(cells: int, overlap: float) -> None
     assert np.allclose((begin[:-1] + side - begin[1:]) / side, overlap)
 
 
-def test_levels_are_the_zooms_between_glimpse_and_view() -> None:
+def test_the_number_of_levels_follows_from_the_zoom() -> None:
     cut = Cut(3, 0.5)
     for glimpse_um, extent in itertools.product((1.0, 2.0, 3.0, 8.0, 100.0), (10.0, 40.0, 9000.0)):
         view = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=glimpse_um)
@@ -200,7 +176,7 @@ def test_levels_are_the_zooms_between_glimpse_and_view() -> None:
 @pytest.mark.parametrize(("grid", "overlap"), [(1, 0.5), (3, 1.0), (3, -0.1)])
 def test_grids_that_do_not_zoom_are_refused(grid: int, overlap: float) -> None:
     with pytest.raises(OptionError):
-        small(grid=grid, overlap=overlap)
+        small_tnet(grid=grid, overlap=overlap)
 
 
 @pytest.mark.parametrize("shape", [(200, 333), (96, 40), (17, 300)])
@@ -208,9 +184,9 @@ def test_grids_that_do_not_zoom_are_refused(grid: int, overlap: float) -> None:
 def test_every_crop_is_a_cell_of_the_crop_above(
     shape: tuple[int, int], grid: int, overlap: float, pool: ThreadPoolExecutor
 ) -> None:
-    """Against one loop over all nodes, without arrays; the finest is moved to whole pixels."""
-    method = small(grid=grid, overlap=overlap, locations=(2, 2)).eval()
-    batch = batch_of([load(noise(shape))], pool)
+    """Compare with a loop over all nodes; the finest level is moved to integer pixels."""
+    method = small_tnet(grid=grid, overlap=overlap, locations=(2, 2)).eval()
+    batch = make_batch([load(noise(shape))], pool)
     forest = method._descend(batch)
     boxes = list(zip(forest.patches[0].origin_um, forest.patches[0].side_um, strict=True))
     zoom = 1 + (grid - 1) * (1 - overlap)
@@ -218,7 +194,7 @@ def test_every_crop_is_a_cell_of_the_crop_above(
     sides = [16 * zoom ** (depth - level) for level in range(1, depth + 1)]
     above, rest = [], boxes[1:]
     for level, side in enumerate(sides, 1):
-        own = [box for box in rest if box[1] == pytest.approx(side)]
+        children = [box for box in rest if box[1] == pytest.approx(side)]
         slack = 0.5 + 1e-9 if level == depth else 1e-9
         if level == 1:
             above = [(np.array([y, x]), side) for y, x in _slow_cover(shape, side, overlap)]
@@ -230,10 +206,10 @@ def test_every_crop_is_a_cell_of_the_crop_above(
                 for k in range(grid)
                 for step in [parent / zoom * (1 - overlap)]
             ]
-        for origin, _ in own:
+        for origin, _ in children:
             assert any(np.abs(origin - cell).max() <= slack for cell, _ in above)
-        assert len(own) == min(2 ** min(level, 2), len(above))
-        above = own
+        assert len(children) == min(2 ** min(level, 2), len(above))
+        above = children
     assert sides[-1] == 16
     assert len(boxes) == 1 + sum(1 for side in sides for b in rest if b[1] == pytest.approx(side))
 
@@ -251,7 +227,7 @@ def _slow_cover(shape: tuple[int, int], side: float, overlap: float) -> Iterator
 
 @pytest.mark.parametrize("shape", [(256, 700), (700, 256)])
 @pytest.mark.parametrize("place", [(0.1, 0.9), (0.5, 0.5), (0.999, 0.0)])
-def test_a_spot_of_the_finest_level_is_found_when_the_scores_point_at_it(
+def test_a_spot_is_reached_when_the_scores_point_at_it(
     shape: tuple[int, int], place: tuple[float, float], pool: ThreadPoolExecutor
 ) -> None:
     spot = tuple(int(p * n) for p, n in zip(place, shape, strict=True))
@@ -261,24 +237,24 @@ def test_a_spot_of_the_finest_level_is_found_when_the_scores_point_at_it(
     method = Tnet(encoder=encoder, heads=ONE, levels=None, locations=(1,), policy="top").eval()
     point = (torch.tensor(spot) + 0.5 - torch.tensor(shape) / 2) / VIEW.patch_um
     method.locate = Towards(point)
-    batch = batch_of([load(pixels)], pool, encoder=encoder)
+    batch = make_batch([load(pixels)], pool, encoder=encoder)
     patches = method._descend(batch).patches[0]
     assert patches.side_um[1:].tolist() == [64, 32, 16]
     for origin, side in zip(patches.origin_um[1:], patches.side_um[1:], strict=True):
         assert (origin <= np.add(spot, 0.5)).all()
         assert (np.add(spot, 0.5) <= origin + side).all()
-    seen = [float(batch.crops([patches[i : i + 1]]).max()) for i in (1, 2, 3)]
-    assert seen[2] == pytest.approx(1)
-    assert seen[0] < seen[1] < 0.2
+    peaks = [float(batch.crops([patches[i : i + 1]]).max()) for i in (1, 2, 3)]
+    assert peaks[2] == pytest.approx(1)
+    assert peaks[0] < peaks[1] < 0.2
 
 
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize("shape", [(256, 700), (700, 256), (333, 333)])
 @pytest.mark.parametrize("seed", range(4))
-def test_what_maps_show_leads_to_its_own_place(
+def test_map_positions_match_image_positions(
     sampled: bool, shape: tuple[int, int], seed: int, pool: ThreadPoolExecutor
 ) -> None:
-    """Trap 5: axes, aspect and register of maps, also in training where slides are turned."""
+    """Trap 5: axes, aspect and alignment of maps, also for turned slides in training."""
     generator = np.random.default_rng(seed)
     centre = [int(generator.integers(8, n - 8)) for n in shape]
     pixels = np.zeros(shape, np.uint8)
@@ -288,23 +264,23 @@ def test_what_maps_show_leads_to_its_own_place(
     method.locate = Brightest()
     torch.manual_seed(seed)
     for training, augment in ((False, "none"), (True, "none"), (True, "slide")):
-        batch = batch_of([load(pixels)], pool, augment=augment, encoder=encoder)
+        batch = make_batch([load(pixels)], pool, augment=augment, encoder=encoder)
         last = method.train(training)._descend(batch).patches[0][-1:]
         assert (np.abs(last.centre_um[0] - centre) <= 8.5).all()
 
 
-def test_jitter_moves_the_whole_tree_and_evaluation_does_not(pool: ThreadPoolExecutor) -> None:
-    batch = batch_of([load(noise((256, 256)))], pool)
-    method = small(locations=(99,))
+def test_jitter_moves_the_whole_tree_in_training_only(pool: ThreadPoolExecutor) -> None:
+    batch = make_batch([load(noise((256, 256)))], pool)
+    method = small_tnet(locations=(99,))
 
     def corner(method: Tnet) -> tuple[float, ...]:
         return tuple(method._descend(batch).patches[0].origin_um[1:].min(0))
 
     moved = {corner(method.train()) for _ in range(5)}
     assert len(moved) == 5
-    assert all(c <= 0 for each in moved for c in each)
+    assert all(c <= 0 for offsets in moved for c in offsets)
     assert len({corner(method.eval()) for _ in range(2)}) == 1
-    assert len({corner(small(locations=(99,), jitter=False).train()) for _ in range(2)}) == 1
+    assert len({corner(small_tnet(locations=(99,), jitter=False).train()) for _ in range(2)}) == 1
 
 
 # -- what cells show -------------------------------------------------------------------------------
@@ -315,8 +291,8 @@ def test_cell_features_are_means_over_pixels() -> None:
     encoder = SmallEncoder(width=4, dim=8)
     maps = [m.requires_grad_() for m in encoder.maps(torch.randn(2, 3, 48, 32))]
     rows, columns = np.array([-4.0, 5, 20, 37]), np.array([0.0, 13, 30])
-    found = compute_cell_features(encoder, maps, (rows, columns), 14.0)
-    assert not found.requires_grad
+    actual = compute_cell_features(encoder, maps, (rows, columns), 14.0)
+    assert not actual.requires_grad
     slow = []
     for m, stride in zip(maps, encoder.strides, strict=True):
         fine = m.detach().repeat_interleave(stride, -2).repeat_interleave(stride, -1)
@@ -326,10 +302,10 @@ def test_cell_features_are_means_over_pixels() -> None:
             for x in columns
         ]
         slow.append(torch.stack(means, 1))
-    torch.testing.assert_close(found, torch.cat(slow, -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, torch.cat(slow, -1), atol=1e-5, rtol=1e-5)
 
 
-def test_windows_off_the_map_take_the_nearest_cell() -> None:
+def test_windows_outside_the_map_use_the_nearest_cell() -> None:
     encoder = Brightness()
     maps = [torch.arange(12.0).view(1, 1, 3, 4)]
     far = compute_cell_features(
@@ -345,16 +321,16 @@ def test_cells_without_foreground_are_not_chosen(pool: ThreadPoolExecutor) -> No
     contrast[3, 4] = 1
     item = load(noise(shape), contrast)
     axes = (np.array([-20.0, -3, 30, 77.5]), np.array([0.0, 31.5, 240, 300]))
-    found = compute_cell_contrast(item, VIEW, axes, 16.0)
+    actual = compute_cell_contrast(item, VIEW, axes, 16.0)
     pixels = contrast.repeat(8, 0).repeat(8, 1)
     halves = pixels.repeat(2, 0).repeat(2, 1)
-    for (y, x), mean in zip(corners(axes), found, strict=True):
+    for (y, x), mean in zip(corners(axes), actual, strict=True):
         rows, columns = slice(max(0, int(2 * y)), max(0, int(2 * y) + 32)), int(2 * x)
         part = halves[rows, columns : columns + 32]
         assert mean == pytest.approx(part.sum() / 32**2)
-    assert 0 < (found > 0).sum() < len(found)
-    method = small(locations=(99, 99, 99)).eval()
-    patches = method._descend(batch_of([item], pool)).patches[0][1:]
+    assert 0 < (actual > 0).sum() < len(actual)
+    method = small_tnet(locations=(99, 99, 99)).eval()
+    patches = method._descend(make_batch([item], pool)).patches[0][1:]
     assert len(patches) > 5
     for origin, side in zip(patches.origin_um, patches.side_um, strict=True):
         low, high = np.floor(origin - 1).clip(0), np.ceil(origin + side + 1)
@@ -362,16 +338,16 @@ def test_cells_without_foreground_are_not_chosen(pool: ThreadPoolExecutor) -> No
         assert pixels[y0:y1, x0:x1].any()
 
 
-def test_draws_begin_at_the_prior_of_contrast(pool: ThreadPoolExecutor) -> None:
-    """As likely as contrast squared, and the published policy knows no prior."""
+def test_initial_draws_follow_the_contrast_prior(pool: ThreadPoolExecutor) -> None:
+    """Draws follow the squared contrast; the published policy has no prior."""
     contrast = np.array([[1, 4, 0], [2, 8, 200]], np.uint8)
     view = View(spacing_um=1.0, patch_px=8, glimpse_spacing_um=8.0)
-    batch = batch_of([load(noise((16, 24)), contrast, view)], pool, view=view)
+    batch = make_batch([load(noise((16, 24)), contrast, view)], pool, view=view)
     options = {"overlap": 0.0, "locations": (5,), "jitter": False}
     p = np.array([1, 4, 2, 8, 200]) ** 2.0
     p = np.maximum(p / p.max(), 1e-3) / np.maximum(p / p.max(), 1e-3).sum()
     for policy, draws, expected in (("sampled", 1, p), ("top", 1, np.full(5, 0.2))):
-        method = small(policy=policy, draws=draws, **options).train()
+        method = small_tnet(policy=policy, draws=draws, **options).train()
         nn.init.zeros_(method.locate.score.weight)
         forest = method._descend(batch)
         order = [
@@ -385,12 +361,12 @@ def test_draws_begin_at_the_prior_of_contrast(pool: ThreadPoolExecutor) -> None:
             left -= expected[cell] if policy == "sampled" else 0
 
 
-def test_an_image_of_glass_is_still_looked_at(pool: ThreadPoolExecutor) -> None:
+def test_an_image_of_glass_is_still_sampled(pool: ThreadPoolExecutor) -> None:
     item = load(noise((40, 333)), np.zeros((5, 42), np.uint8))
     for policy in ("top", "sampled"):
-        method = small(locations=(99,), policy=policy)
+        method = small_tnet(locations=(99,), policy=policy)
         for mode in (True, False):
-            patches = method.train(mode)._descend(batch_of([item], pool)).patches[0]
+            patches = method.train(mode)._descend(make_batch([item], pool)).patches[0]
             assert (patches.origin_um <= (40, 333)).all(), "moved to whole pixels"
             assert (patches.origin_um + patches.side_um[:, None] > 0).all()
             assert len(patches) > 10
@@ -403,36 +379,36 @@ def _ordered(k: int, n: int) -> list[tuple[int, ...]]:
     return list(itertools.permutations(range(k), n))
 
 
-def test_probabilities_of_ordered_draws() -> None:
+def test_probabilities_of_ordered_draws_match_enumeration() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0, 0.7, -torch.inf], dtype=torch.float64)
     p = logits.softmax(0).tolist()
     draws = _ordered(4, 3)
     index = torch.tensor(draws)
-    found = draw_log_prob(logits.expand(len(draws), -1), index, torch.ones(len(draws), 3) > 0)
+    actual = draw_log_prob(logits.expand(len(draws), -1), index, torch.ones(len(draws), 3) > 0)
     slow = [p[i] * p[j] / (1 - p[i]) * p[k] / (1 - p[i] - p[j]) for i, j, k in draws]
-    torch.testing.assert_close(found.sum(1).exp(), torch.tensor(slow, dtype=torch.float64))
-    assert float(found.sum(1).exp().sum()) == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(actual.sum(1).exp(), torch.tensor(slow, dtype=torch.float64))
+    assert float(actual.sum(1).exp().sum()) == pytest.approx(1, abs=1e-12)
 
 
-def test_draws_of_padding_count_nothing_and_stay_finite() -> None:
+def test_padded_draws_are_ignored_and_finite() -> None:
     logits = torch.tensor([[0.5, -torch.inf, 0.1], [1.0, 0.0, 2.0]], requires_grad=True)
     index = torch.tensor([[2, 0, 1], [0, 1, 2]])
     valid = torch.tensor([[True, True, False], [True, True, True]])
-    found = draw_log_prob(logits, index, valid)
-    found.sum().backward()
-    assert found[0, 2] == 0
-    assert found[0, 1] == 0
-    assert found[1, 2] == 0
+    actual = draw_log_prob(logits, index, valid)
+    actual.sum().backward()
+    assert actual[0, 2] == 0
+    assert actual[0, 1] == 0
+    assert actual[1, 2] == 0
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 
-def test_logits_far_apart_have_exact_gradients() -> None:
+def test_distant_logits_have_exact_gradients() -> None:
     """Trap 19: a log of a softmax plus epsilon would have none."""
     logits = torch.tensor([[100.0, 0.0, -100.0]], requires_grad=True)
-    found = draw_log_prob(logits, torch.tensor([[2, 1]]), torch.tensor([[True, True]]))
-    assert found.tolist() == [[-200.0, -100.0]]
-    found[0, 0].backward()
+    actual = draw_log_prob(logits, torch.tensor([[2, 1]]), torch.tensor([[True, True]]))
+    assert actual.tolist() == [[-200.0, -100.0]]
+    actual[0, 0].backward()
     torch.testing.assert_close(logits.grad, torch.tensor([[-1.0, 0.0, 1.0]]))
 
 
@@ -451,17 +427,17 @@ def test_the_policy_gradient_is_unbiased_unless_the_baseline_contains_its_draw(
     (true,) = torch.autograd.grad((log_p.exp() * reward).sum(), logits, retain_graph=True)
     expected = torch.zeros(())
     for joint in itertools.product(range(len(draws)), repeat=s):
-        own = reward[list(joint)]
-        b = leave_one_out(own) if others else own.mean().expand(s)
-        loss = policy_loss(own, b, log_p[list(joint)]).mean()
+        own_reward = reward[list(joint)]
+        b = leave_one_out(own_reward) if others else own_reward.mean().expand(s)
+        loss = policy_loss(own_reward, b, log_p[list(joint)]).mean()
         expected = expected + log_p.detach()[list(joint)].sum().exp() * loss
-    (found,) = torch.autograd.grad(-expected, logits)
+    (gradient,) = torch.autograd.grad(-expected, logits)
     share = 1 if others else (s - 1) / s
-    torch.testing.assert_close(found, share * true, atol=1e-13, rtol=1e-11)
-    assert others or not torch.allclose(found, true, rtol=0.1)
+    torch.testing.assert_close(gradient, share * true, atol=1e-13, rtol=1e-11)
+    assert others or not torch.allclose(gradient, true, rtol=0.1)
 
 
-def test_leaving_one_out_needs_two() -> None:
+def test_the_leave_one_out_baseline_needs_two_draws() -> None:
     with pytest.raises(ValueError, match="two"):
         leave_one_out(torch.ones(3, 1))
 
@@ -474,14 +450,14 @@ class Graded(BinaryTask):
 
 
 @pytest.mark.parametrize("draws", [1, 2])
-def test_trees_learn_where_to_look_without_bias(
+def test_the_location_gradient_of_trees_is_unbiased(
     draws: int, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every pair of trees of two levels, each weighted by how likely the method draws it.
+    """Sum over all pairs of trees of two levels, weighted by their probability.
 
     Only the upper half of the image may be looked at: 2 cells, and 4 in each of them.
     """
-    method = small(
+    method = small_tnet(
         grid=2,
         overlap=0.0,
         locations=(1,),
@@ -493,7 +469,7 @@ def test_trees_learn_where_to_look_without_bias(
     view = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=4.0)
     contrast = np.zeros((16, 16), np.uint8)
     contrast[:8] = 1
-    batch = batch_of([load(noise((64, 64)), contrast, view)], pool, view=view)
+    batch = make_batch([load(noise((64, 64)), contrast, view)], pool, view=view)
     judge = Judge(Graded(classes=("no", "yes")), torch.ones(1))
     parameters = list(method.locate.parameters())
     forced: list[Tensor] = []
@@ -507,11 +483,11 @@ def test_trees_learn_where_to_look_without_bias(
     every = list(itertools.product(range(2), range(4)))
     truth, likely = torch.zeros(()), []
     for tree in every:
-        found = answers((tree,) * draws)
-        right = judge.correct(found.logits)[0, 0]
-        each = judge.correct(found.single)[0, 0, 1:].mean()
-        p = found.log_prob[0, 0].sum().exp()
-        truth = truth + p * (0.3 * right + 0.7 * each)
+        answer = answers((tree,) * draws)
+        right = judge.correct(answer.logits)[0, 0]
+        single_correct = judge.correct(answer.single)[0, 0, 1:].mean()
+        p = answer.log_prob[0, 0].sum().exp()
+        truth = truth + p * (0.3 * right + 0.7 * single_correct)
         likely.append(p.item())
     assert sum(likely) == pytest.approx(1, abs=1e-5)
     true = torch.cat([g.flatten() for g in torch.autograd.grad(truth, parameters)])
@@ -529,8 +505,8 @@ def test_trees_learn_where_to_look_without_bias(
 # -- while the encoder is frozen -------------------------------------------------------------------
 
 
-def test_shares_in_a_survey_are_the_mean_over_all_trees() -> None:
-    """By enumeration of every tree of 2 crops with 2 in each, drawn with replacement."""
+def test_survey_shares_match_the_mean_over_all_trees() -> None:
+    """Enumerate all trees of 2 crops with 2 children each, drawn with replacement."""
     torch.manual_seed(0)
     parent = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 0])
     level = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0])
@@ -548,34 +524,37 @@ def test_shares_in_a_survey_are_the_mean_over_all_trees() -> None:
             nodes = [*above, *itertools.chain(*below)]
             for node in (0, *nodes):
                 slow[node] += p[nodes].prod() / (1 + len(nodes))
-    found = compute_expected_shares(log_prob, parent, level, valid, (2, 2))
-    torch.testing.assert_close(found, slow)
+    actual = compute_expected_shares(log_prob, parent, level, valid, (2, 2))
+    torch.testing.assert_close(actual, slow)
 
 
-def test_a_survey_computes_its_crops_once_and_leaves_the_encoder_alone(
+def test_a_survey_computes_crops_once_without_encoder_gradients(
     pool: ThreadPoolExecutor,
 ) -> None:
-    method = small(policy="sampled", survey=(6, 3)).train()
-    images, store = apart(load(noise((200, 333), s)) for s in range(2)), FeatureStore(None)
+    method = small_tnet(policy="sampled", survey=(6, 3)).train()
+    images, store = (
+        with_distinct_ids(load(noise((200, 333), s)) for s in range(2)),
+        FeatureStore(None),
+    )
     judge = Judge(BinaryTask(classes=("no", "yes")), torch.tensor([0, 1]))
-    seen: set[tuple[float, ...]] = set()
+    origins: set[tuple[float, ...]] = set()
     for step in range(12):
         batch = frozen_batch(images, pool, method.encoder, store)
         prediction = method(batch)
         (prediction.logits.sum() + prediction.further["tree"](judge)).backward()
         forest = method._descend(batch)
         assert max(forest.lengths) <= 1 + 6 + 18 + 18
-        seen |= {tuple(row) for row in forest.patches[0].origin_um.round(3)}
+        origins |= {tuple(row) for row in forest.patches[0].origin_um.round(3)}
         if step == 8:
-            known = len(seen)
-    assert len(seen) == known
+            known = len(origins)
+    assert len(origins) == known
     assert all(p.grad is None for p in method.encoder.parameters())
     learnt = [p.grad for p in method.locate.parameters()]
     assert all(g is not None and g.abs().sum() > 0 for g in learnt)
 
 
-def apart(items: Iterable[LoadedImage]) -> list[LoadedImage]:
-    """Images that kept features know from each other."""
+def with_distinct_ids(items: Iterable[LoadedImage]) -> list[LoadedImage]:
+    """Give the images distinct ids, so that their cached features stay separate."""
     return [dataclasses.replace(item, image_id=str(i)) for i, item in enumerate(items)]
 
 
@@ -596,22 +575,22 @@ def frozen_batch(
     )
 
 
-def test_kept_features_give_the_answer_that_pixels_give(pool: ThreadPoolExecutor) -> None:
-    method = small(policy="sampled").eval()
+def test_cached_features_give_the_same_predictions(pool: ThreadPoolExecutor) -> None:
+    method = small_tnet(policy="sampled").eval()
     nn.init.zeros_(method.locate.score.weight)  # kept in half precision, scores may swap places
-    items = apart(load(noise((200, 333), s)) for s in range(2))
+    items = with_distinct_ids(load(noise((200, 333), s)) for s in range(2))
     with torch.inference_mode():
-        plain = method(batch_of(items, pool))
+        plain = method(make_batch(items, pool))
         for _ in range(2):
             store = FeatureStore(None)
-            kept = method(frozen_batch(items, pool, method.encoder, store))
-            torch.testing.assert_close(kept.logits, plain.logits, atol=2e-3, rtol=2e-3)
-            for own, other in zip(kept.evidence, plain.evidence, strict=True):
-                assert np.array_equal(own.origin_um, other.origin_um)
+            cached = method(frozen_batch(items, pool, method.encoder, store))
+            torch.testing.assert_close(cached.logits, plain.logits, atol=2e-3, rtol=2e-3)
+            for evidence, other in zip(cached.evidence, plain.evidence, strict=True):
+                assert np.array_equal(evidence.origin_um, other.origin_um)
 
 
 def textured(seed: int) -> tuple[Pixels, int, tuple[int, int]]:
-    """Noise with a grey block in it: even, or of stripes that only full resolution shows."""
+    """Return noise with a grey block, even or with stripes visible at full resolution only."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(0, 60, (128, 128), dtype=np.uint8)
     corner = tuple(int(c) for c in generator.integers(0, 7, 2) * 16)
@@ -623,8 +602,8 @@ def textured(seed: int) -> tuple[Pixels, int, tuple[int, int]]:
     return pixels, label, (corner[0], corner[1])
 
 
-def test_a_frozen_encoder_teaches_where_to_look(pool: ThreadPoolExecutor) -> None:
-    """What decides shows at full resolution only; where it lies, the glimpse shows."""
+def test_locations_are_learned_with_a_frozen_encoder(pool: ThreadPoolExecutor) -> None:
+    """The glimpse shows the position; only full resolution shows the class."""
     torch.manual_seed(0)
     method = Tnet(
         encoder=SmallEncoder(width=8, dim=32),
@@ -634,8 +613,8 @@ def test_a_frozen_encoder_teaches_where_to_look(pool: ThreadPoolExecutor) -> Non
     )
     method.survey = (16, 4)
     made = [textured(seed) for seed in range(72)]
-    items = apart(load(pixels) for pixels, _, _ in made)
-    seen, unseen = items[:48], items[48:]
+    items = with_distinct_ids(load(pixels) for pixels, _, _ in made)
+    training, unseen = items[:48], items[48:]
     task, store = BinaryTask(classes=("no", "yes")), FeatureStore(None)
     learnt = [p for name, p in method.named_parameters() if not name.startswith("encoder")]
     optimizer = torch.optim.Adam(learnt, lr=1e-2)
@@ -653,7 +632,7 @@ def test_a_frozen_encoder_teaches_where_to_look(pool: ThreadPoolExecutor) -> Non
     for _ in range(40):
         chosen = torch.randperm(48)[:8].tolist()
         target = torch.tensor([made[i][1] for i in chosen])
-        batch = frozen_batch([seen[i] for i in chosen], pool, method.encoder, store)
+        batch = frozen_batch([training[i] for i in chosen], pool, method.encoder, store)
         prediction = method(batch)
         loss = task.loss(prediction.logits, target) + further_loss(task, prediction, target)
         optimizer.zero_grad()
@@ -668,22 +647,22 @@ def test_a_frozen_encoder_teaches_where_to_look(pool: ThreadPoolExecutor) -> Non
 # -- the objective ---------------------------------------------------------------------------------
 
 
-def test_single_answers_are_pooled_where_crops_are_drawn() -> None:
-    """A crop that shows nothing is not to give its image's label: the strongest is."""
+def test_crop_logits_are_pooled_for_sampled_crops() -> None:
+    """Only the strongest crop has to predict the label of its image."""
     torch.manual_seed(0)
-    method, crops = small(policy="sampled"), torch.tensor([False, True, True, True, False])
+    method, crops = small_tnet(policy="sampled"), torch.tensor([False, True, True, True, False])
     assert method.head_instance is not None
-    assert small(policy="top").head_instance is None
+    assert small_tnet(policy="top").head_instance is None
     f = torch.randn(1, 5, 8)
-    found = method.head_instance(f, crops[None])
-    each = method.head_instance.parts[0].score(f[0, crops])
-    torch.testing.assert_close(found[0], each.amax(0))
+    pooled = method.head_instance(f, crops[None])
+    crop_logits = method.head_instance.parts[0].score(f[0, crops])
+    torch.testing.assert_close(pooled[0], crop_logits.amax(0))
 
 
 def _written_out(
     answers: TreeAnswers, task: AbstractTask, target: Tensor, b: float
 ) -> tuple[Tensor, float]:
-    """The published objective and the mean reward, of one tree an image, image by image."""
+    """Compute the published objective and mean reward, image by image, one tree each."""
     l_c = l_r = 0.3
     l_f, total, rewards = 0.1, torch.zeros((), dtype=torch.float64), []
     for i in range(len(target)):
@@ -707,7 +686,7 @@ def _written_out(
     return total, sum(rewards) / len(rewards)
 
 
-def test_the_published_objective_written_out() -> None:
+def test_the_loss_equals_the_published_objective() -> None:
     torch.manual_seed(0)
     b, n, k = 5, 6, 3
     valid = torch.arange(n) < torch.tensor([6, 3, 2, 6, 4])[:, None]
@@ -721,27 +700,27 @@ def test_the_published_objective_written_out() -> None:
     answers = TreeAnswers(parts[0], parts[1], valid[:, None], parts[2])
     task = MulticlassTask(classes=("a", "b", "c"), smoothing=0.0)
     target = torch.tensor([0, 1, 2, 2, 0])
-    method = small(THREE)
+    method = small_tnet(THREE)
     counted = task.loss(answers.logits[:, 0], target)
-    found = counted + method.objective(answers, Judge(task, target))
+    loss = counted + method.objective(answers, Judge(task, target))
     slow, reward = _written_out(answers, task, target, 0.5)
-    assert found.item() == pytest.approx(slow.item(), abs=1e-6)
-    ours, theirs = torch.autograd.grad(found, parts), torch.autograd.grad(slow, parts)
+    assert loss.item() == pytest.approx(slow.item(), abs=1e-6)
+    ours, theirs = torch.autograd.grad(loss, parts), torch.autograd.grad(slow, parts)
     for i in (0, 1):
         torch.testing.assert_close(ours[i], theirs[i], atol=1e-6, rtol=1e-6)
     # The whole image and padding are not chosen: what their zeros get reaches nothing.
     torch.testing.assert_close(ours[2][answers.crops], theirs[2][answers.crops], atol=1e-6, rtol=0)
     assert float(method.reward.value) == pytest.approx(0.9 * 0.5 + 0.1 * reward, abs=1e-6)
-    again = counted + method.objective(answers, Judge(task, target))
-    assert again.item() == pytest.approx(
+    repeated = counted + method.objective(answers, Judge(task, target))
+    assert repeated.item() == pytest.approx(
         _written_out(answers, task, target, 0.45 + 0.1 * reward)[0].item(), abs=1e-6
     )
 
 
-def test_the_loop_adds_the_objective_once(pool: ThreadPoolExecutor) -> None:
-    """With the loop's own loss the sum is the paper's objective, whatever is counted twice."""
-    method = small(THREE).train()
-    prediction = method(batch_of([load(noise((90, 130), s)) for s in range(2)], pool))
+def test_the_training_loop_adds_the_objective_once(pool: ThreadPoolExecutor) -> None:
+    """Loop loss and further losses sum to the published objective, without double counting."""
+    method = small_tnet(THREE).train()
+    prediction = method(make_batch([load(noise((90, 130), s)) for s in range(2)], pool))
     task, target = MulticlassTask(classes=("a", "b", "c"), smoothing=0.0), torch.tensor([2, 0])
     answers = prediction.further["tree"].answers
     slow, _ = _written_out(answers, task, target, 0.5)
@@ -762,7 +741,7 @@ def test_a_judge_asks_the_task_row_by_row() -> None:
         assert bool(right[i, j, k]) == (int(row.argmax()) == int(target[i]))
 
 
-def test_tasks_that_say_nothing_of_rows_are_asked_one_by_one() -> None:
+def test_tasks_without_row_losses_are_called_per_row() -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(6, 1), torch.tensor([0, 1, 1, 0, 1, 0])
     task = BinaryTask(classes=("no", "yes"))
@@ -777,12 +756,12 @@ def test_tasks_that_say_nothing_of_rows_are_asked_one_by_one() -> None:
 
 @pytest.mark.parametrize("chunk", [2, 256])
 @pytest.mark.parametrize("policy", ["top", "sampled"])
-def test_learning_where_to_look_leaves_the_encoder_alone(
+def test_the_location_loss_gives_the_encoder_no_gradient(
     policy: Literal["top", "sampled"], chunk: int, pool: ThreadPoolExecutor
 ) -> None:
     """Trap 16: exactly no gradient."""
-    method = small(policy=policy, chunk=chunk).train()
-    prediction = method(batch_of([load(noise((200, 333)))], pool))
+    method = small_tnet(policy=policy, chunk=chunk).train()
+    prediction = method(make_batch([load(noise((200, 333)))], pool))
     log_prob = prediction.further["tree"].answers.log_prob
     assert (log_prob[..., 1:] < 0).all()
     log_prob.sum().backward()
@@ -792,86 +771,88 @@ def test_learning_where_to_look_leaves_the_encoder_alone(
     assert sum(float(g.abs().sum()) for g in learnt) > 0
 
 
-def test_chunks_change_neither_answers_nor_gradients(pool: ThreadPoolExecutor) -> None:
-    found = []
+def test_chunks_change_neither_predictions_nor_gradients(pool: ThreadPoolExecutor) -> None:
+    outcomes = []
     for chunk in (256, 2):
-        method = small(chunk=chunk, jitter=False).train()
-        batch = batch_of([load(noise((200, 333), s)) for s in range(2)], pool)
+        method = small_tnet(chunk=chunk, jitter=False).train()
+        batch = make_batch([load(noise((200, 333), s)) for s in range(2)], pool)
         prediction = method(batch)
         judge = Judge(BinaryTask(classes=("no", "yes")), torch.tensor([0, 1]))
         (prediction.logits.sum() + prediction.further["tree"](judge)).backward()
-        found.append((prediction.logits, [p.grad for p in method.parameters()]))
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+        outcomes.append((prediction.logits, [p.grad for p in method.parameters()]))
+    torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-5, rtol=1e-4)
 
 
-def test_top_looks_at_the_same_crops_in_training_and_in_evaluation(
+def test_top_policy_uses_the_same_crops_in_both_modes(
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Trap 10, and trap 16: what takes the best is deterministic, and what draws is not."""
-    batch = batch_of([load(noise((200, 333)))], pool)
+    """Traps 10 and 16: the top policy is deterministic, and sampling is not."""
+    batch = make_batch([load(noise((200, 333)))], pool)
 
     def looked(method: Tnet) -> tuple[float, ...]:
         return tuple(method._descend(batch).patches[0].origin_um.ravel())
 
-    top = small(jitter=False)
+    top = small_tnet(jitter=False)
     torch.nn.init.normal_(top.locate.score.weight)
     assert len({looked(top.train(mode)) for mode in (True, True, False)}) == 1
-    sampled = small(jitter=False, policy="sampled", contrast=0.0)
+    sampled = small_tnet(jitter=False, policy="sampled", contrast=0.0)
     assert len({looked(sampled.eval()) for _ in range(3)}) == 1
     assert len({looked(sampled.train()) for _ in range(8)}) > 4
 
 
-def test_evaluation_draws_the_same_crops_whatever_else_is_drawn(pool: ThreadPoolExecutor) -> None:
-    """Each as likely as in training: over many images, frequencies are probabilities."""
-    method = small(policy="sampled", overlap=0.0, levels=1, locations=(1,), eval_locations=(1,))
+def test_evaluation_crops_do_not_depend_on_other_draws(pool: ThreadPoolExecutor) -> None:
+    """Over many images, crops are drawn with the probabilities of training."""
+    method = small_tnet(
+        policy="sampled", overlap=0.0, levels=1, locations=(1,), eval_locations=(1,)
+    )
     view = View(spacing_um=1.0, patch_px=8, glimpse_spacing_um=8.0)
     contrast = np.array([[1, 4, 3], [2, 5, 4]], np.uint8)
     items = [load(noise((16, 24), seed), contrast, view) for seed in range(300)]
     nn.init.zeros_(method.locate.score.weight)
     method.eval()
-    p, found = contrast.ravel() ** 2.0, np.zeros(6)
+    p, frequency = contrast.ravel() ** 2.0, np.zeros(6)
     for item in items:
         forests = [
-            method._descend(batch_of([*more, item], pool, view=view)) for more in ([], items[:1])
+            method._descend(make_batch([*more, item], pool, view=view)) for more in ([], items[:1])
         ]
         first, second = (forest.patches[-1].origin_um[1] for forest in forests)
         assert (first == second).all()
-        found[int(first[0] // 8 * 3 + first[1] // 8)] += 1
+        frequency[int(first[0] // 8 * 3 + first[1] // 8)] += 1
     noise_of = np.sqrt(300 * p / p.sum() * (1 - p / p.sum()))
-    assert (np.abs(found - 300 * p / p.sum()) < 3.5 * noise_of).all()
+    assert (np.abs(frequency - 300 * p / p.sum()) < 3.5 * noise_of).all()
 
 
-def test_published_scores_have_length_one(pool: ThreadPoolExecutor) -> None:
-    """So that no cell of 25 can have more than a tenth of the probability."""
+def test_published_scores_are_normalised(pool: ThreadPoolExecutor) -> None:
+    """No cell of 25 can have more than a tenth of the probability."""
     options = {"grid": 5, "overlap": 0.0, "locations": (25,), "levels": 1, "jitter": False}
     view = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=4.0)
-    batch = batch_of([load(noise((80, 80)), view=view)], pool, view=view)
-    found = {}
+    batch = make_batch([load(noise((80, 80)), view=view)], pool, view=view)
+    by_policy = {}
     for policy in ("top", "sampled"):
-        method = small(policy=policy, draws=1, **options)
+        method = small_tnet(policy=policy, draws=1, **options)
         with torch.no_grad():
             method.locate.score.weight.mul_(1000)
         chosen = method.train()(batch).further["tree"].answers.log_prob[0, 0, 1:]
         assert len(chosen) == 25
-        found[policy] = chosen.detach().exp()
-    assert float(found["top"].sum()) == pytest.approx(1, abs=1e-5)
-    assert 1 / 25 < float(found["top"].max()) < 0.11
-    assert float(found["sampled"].max()) > 0.3
+        by_policy[policy] = chosen.detach().exp()
+    assert float(by_policy["top"].sum()) == pytest.approx(1, abs=1e-5)
+    assert 1 / 25 < float(by_policy["top"].max()) < 0.11
+    assert float(by_policy["sampled"].max()) > 0.3
 
 
-def test_images_of_different_depth_do_not_disturb_each_other(pool: ThreadPoolExecutor) -> None:
+def test_images_of_different_depth_are_independent(pool: ThreadPoolExecutor) -> None:
     items = [load(noise(shape, s)) for s, shape in enumerate([(20, 30), (200, 333), (64, 64)])]
     for weighting in (False, True):
-        method = small(weighting=weighting).eval()
+        method = small_tnet(weighting=weighting).eval()
         depths = {method.cut.levels(i.image.box_um.size, VIEW, None) for i in items}
         assert len(depths) == 3
         with torch.inference_mode():
-            together = method(batch_of(items, pool))
+            together = method(make_batch(items, pool))
             for i, item in enumerate(items):
-                alone = method(batch_of([item], pool))
+                alone = method(make_batch([item], pool))
                 torch.testing.assert_close(together.logits[i], alone.logits[0])
                 assert np.array_equal(together.evidence[i].size_um, alone.evidence[0].size_um)
-        prediction = method.train()(batch_of(items, pool))
+        prediction = method.train()(make_batch(items, pool))
         task = BinaryTask(classes=("no", "yes"))
         total = further_loss(task, prediction, torch.tensor([0, 1, 0]))
         total.backward()
@@ -879,9 +860,9 @@ def test_images_of_different_depth_do_not_disturb_each_other(pool: ThreadPoolExe
 
 
 @pytest.mark.parametrize("chunk", [3, 256])
-def test_half_precision_does_not_touch_probabilities(chunk: int, pool: ThreadPoolExecutor) -> None:
-    method = small(policy="sampled", weighting=True, chunk=chunk).train()
-    batch = batch_of([load(noise((200, 333)))], pool, augment="slide")
+def test_probabilities_stay_in_single_precision(chunk: int, pool: ThreadPoolExecutor) -> None:
+    method = small_tnet(policy="sampled", weighting=True, chunk=chunk).train()
+    batch = make_batch([load(noise((200, 333)))], pool, augment="slide")
     task = BinaryTask(classes=("no", "yes"))
     with torch.autocast("cpu", torch.bfloat16):
         prediction = method(batch)
@@ -892,9 +873,9 @@ def test_half_precision_does_not_touch_probabilities(chunk: int, pool: ThreadPoo
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
 
-def test_evidence_is_what_boxes_add_to_the_prediction(pool: ThreadPoolExecutor) -> None:
-    method = small(THREE, weighting=True).eval()
-    batch = batch_of([load(noise((200, 333)))], pool)
+def test_evidence_is_the_contribution_of_each_box(pool: ThreadPoolExecutor) -> None:
+    method = small_tnet(THREE, weighting=True).eval()
+    batch = make_batch([load(noise((200, 333)))], pool)
     with torch.inference_mode():
         prediction = method(batch)
         forest = method._descend(batch)
@@ -911,28 +892,28 @@ def test_evidence_is_what_boxes_add_to_the_prediction(pool: ThreadPoolExecutor) 
     assert np.allclose(evidence.weight, positive / positive.sum(), atol=1e-5)
 
 
-def test_feature_weights_written_out() -> None:
+def test_feature_weights_match_the_formula() -> None:
     torch.manual_seed(0)
-    method = small(weighting=True)
+    method = small_tnet(weighting=True)
     module, f = method.weigh, torch.randn(2, 5, 8)
     assert module is not None
     valid = torch.arange(5) < torch.tensor([[5], [3]])
-    found = module(f, valid)
+    actual = module(f, valid)
     first, _, second, _ = module.excite
     assert first.out_features == 2
     for i, n in enumerate((5, 3)):
         gate = torch.sigmoid(second(torch.relu(first(f[i, :n].mean(0)))))
         slow = torch.stack([module.score(f[i, j] * gate)[0] for j in range(n)]).softmax(0)
-        torch.testing.assert_close(found[i, :n], slow)
-        assert (found[i, n:] == 0).all()
+        torch.testing.assert_close(actual[i, :n], slow)
+        assert (actual[i, n:] == 0).all()
 
 
-def test_the_baseline_is_saved_and_never_counts_gradients() -> None:
-    method = small()
+def test_the_baseline_is_saved_without_gradients() -> None:
+    method = small_tnet()
     assert float(method.state_dict()["reward.value"]) == 0.5
     method.reward.update(torch.tensor(1.0, requires_grad=True))
     assert float(method.reward.value) == pytest.approx(0.55)
-    again = small()
+    again = small_tnet()
     again.load_state_dict(method.state_dict())
     assert float(again.reward.value) == pytest.approx(0.55)
     assert not again.reward.value.requires_grad

@@ -1,4 +1,4 @@
-"""Perturbed top-k against exact quadrature of the smoothed choice, and against a dense version."""
+"""Perturbed top-k matches exact quadrature of the smoothed choice and a dense version."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _distance(actual: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_value_and_gradient_against_quadrature(n: int) -> None:
+def test_value_and_gradient_match_quadrature(n: int) -> None:
     torch.manual_seed(n)
     g = torch.randn(n, K, dtype=torch.float64)
     leaf = SCORES.clone().requires_grad_()
@@ -88,8 +88,8 @@ def test_value_and_gradient_against_quadrature(n: int) -> None:
         assert _distance(n * gradients, truth) > 20
 
 
-def test_the_quadrature_itself() -> None:
-    """Its derivative is that of central differences, its value that of counted choices."""
+def test_the_quadrature_is_correct() -> None:
+    """Its derivative matches central differences, and its value counted choices."""
     n, step = 2, 1e-5
     jacobian = torch.autograd.functional.jacobian(lambda s: _smoothed(s, n, SIGMA), SCORES)
     for i in range(K):
@@ -105,7 +105,7 @@ def test_the_quadrature_itself() -> None:
     assert (counted - _smoothed(SCORES, n, SIGMA)).abs().max() < 0.006
 
 
-def test_two_cells_in_closed_form() -> None:
+def test_two_cells_match_the_closed_form() -> None:
     torch.manual_seed(0)
     gap, many = 0.2, 2000
     leaf = torch.tensor([gap, 0.0], dtype=torch.float64).expand(many, -1).clone().requires_grad_()
@@ -147,7 +147,7 @@ def _conditional(z: Tensor, scores: Tensor, n: int) -> Tensor:
 
 @pytest.mark.parametrize("keep", [None, 3])
 @pytest.mark.parametrize("at_once", [2**20, 100])
-def test_equals_the_dense_version_of_the_same_noise(
+def test_sparse_computation_equals_the_dense_version(
     monkeypatch: pytest.MonkeyPatch, at_once: int, keep: int | None
 ) -> None:
     """Computation in blocks and over few cells equals that over all cells at once."""
@@ -241,7 +241,7 @@ def test_padding_is_never_chosen(sigma: float) -> None:
         assert (scores.grad[0, :4] != 0).any()
 
 
-def test_no_noise_is_the_hard_choice() -> None:
+def test_zero_noise_gives_the_hard_choice() -> None:
     scores = torch.tensor([[0.5, 2.0, 1.0, 2.0, 1.0]], requires_grad=True)
     before = torch.get_rng_state()
     top = perturbed_top_k(scores, 3, sigma=0.0)
@@ -253,13 +253,13 @@ def test_no_noise_is_the_hard_choice() -> None:
     assert set(close.index[0].tolist()) <= {1, 2, 3, 4}
 
 
-def test_more_cells_asked_for_than_there_are() -> None:
+def test_more_cells_requested_than_exist() -> None:
     top = perturbed_top_k(torch.randn(1, 2, requires_grad=True), 5, sigma=0.1, samples=20)
     torch.testing.assert_close(top.weight[0].detach(), torch.eye(2))
 
 
 @pytest.mark.parametrize(("sigma", "samples"), [(-0.1, 10), (0.1, 1)])
-def test_options_without_a_meaning(sigma: float, samples: int) -> None:
+def test_impossible_options_are_refused(sigma: float, samples: int) -> None:
     with pytest.raises(OptionError, match="samples"):
         perturbed_top_k(torch.zeros(1, 3), 1, sigma=sigma, samples=samples)
 
@@ -277,10 +277,10 @@ print(peak() - before)
 """
 
 
-def test_memory_of_a_hundred_thousand_cells() -> None:
+def test_memory_stays_small_for_100_000_cells() -> None:
     """The noise alone is 191 MiB, the dense indicators 1.5 GiB."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _MEMORY], capture_output=True, text=True, env=environment, check=True
     )
-    assert float(done.stdout) < 80
+    assert float(result.stdout) < 80

@@ -1,4 +1,4 @@
-"""Mistakes of published codes that no other test would notice; see `benchmarks/traps.py`."""
+"""Mistakes of published codes that no other test detects; see `benchmarks/traps.py`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from foveate.nn.sampling import expectation
 
 
 @pytest.mark.parametrize("row", [[0.1] * 10, [1 - 1e-9, 5e-10, 4e-10], [0.7, 0.2, 0.1]])
-def test_what_is_left_is_never_less_than_what_is_drawn(row: list[float]) -> None:
-    """In float32, whose rounding leaves too little, or less than nothing, before the last draws.
+def test_remaining_mass_is_never_less_than_the_drawn_mass(row: list[float]) -> None:
+    """In float32, rounding can leave too little or negative mass before the last draws.
 
     Then the value, the feature gradient and the score of a draw are each at least what the drawn
     mass alone gives (trap 3).

@@ -1,4 +1,4 @@
-"""Looks between glimpse and patches against slow versions, every draw included."""
+"""Intermediate looks between glimpse and patches match slow versions, over all draws."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from foveate.nn.sampling import smoothed_log_softmax
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model
 from foveate.table import Case, read_cases
-from reference.test_locate import HeldImage
+from helpers.images import PyramidImage
 
 D = 3
 NO_FIELD = Field([], torch.empty(0, 0), torch.empty(0, 0), torch.empty(0, 0, dtype=torch.bool))
@@ -57,20 +57,20 @@ Drawn = tuple[int, ...]
 
 
 def _orders(a: Tensor, n: int) -> list[tuple[Drawn, float]]:
-    """Every ordered draw without replacement from one row, and its probability."""
+    """Return every ordered draw without replacement from one row, and its probability."""
     p = [float(x) for x in a if x > 0]
-    found = []
+    orders = []
     for order in itertools.permutations(range(len(p)), min(n, len(p))):
         share, left = 1.0, 1.0
         for i in order:
             share, left = share * p[i] / left, left - p[i]
-        found.append((order, share))
-    return found
+        orders.append((order, share))
+    return orders
 
 
 def _draws_of_rows(a: Tensor, rows: Sequence[int], n: int) -> Iterator[tuple[list[Drawn], float]]:
-    for each in itertools.product(*(_orders(a[r], n) for r in rows)):
-        yield [order for order, _ in each], math.prod(share for _, share in each)
+    for row_orders in itertools.product(*(_orders(a[r], n) for r in rows)):
+        yield [order for order, _ in row_orders], math.prod(share for _, share in row_orders)
 
 
 def _draw(a: Tensor, rows: Sequence[int], orders: Sequence[Drawn], n: int) -> Draw:
@@ -82,7 +82,7 @@ def _draw(a: Tensor, rows: Sequence[int], orders: Sequence[Drawn], n: int) -> Dr
 def _every_descent(
     levels: Sequence[Tensor], counts: Sequence[int]
 ) -> Iterator[tuple[list[Draw], list[list[int]], float]]:
-    """Draws of all levels, the children's numbers at each, and the probability.
+    """Yield the draws of all levels, the child numbers of each level, and the probability.
 
     Child j of row r of a level is row ``r * k + j`` of the level below.
     """
@@ -111,7 +111,7 @@ def _every_descent(
         ((2, 2), (2, 2)),
     ],
 )
-def test_every_descent_together_is_the_expectation(
+def test_the_mean_over_all_descents_is_the_expectation(
     sizes: tuple[int, ...], counts: tuple[int, ...], concentration: float
 ) -> None:
     random = torch.Generator().manual_seed(len(sizes) + sum(sizes))
@@ -146,15 +146,17 @@ def test_every_descent_together_is_the_expectation(
     value = torch.zeros(D, dtype=torch.float64)
     loss = torch.zeros((), dtype=torch.float64)
     for draws, numbers, share in _every_descent(a, counts):
-        seen = [own[number] for own, number in zip(tiles, numbers[:-1], strict=True)]
-        estimate = nested_expectation(draws, seen, f[numbers[-1]])[0]
+        visited = [
+            tile_numbers[number] for tile_numbers, number in zip(tiles, numbers[:-1], strict=True)
+        ]
+        estimate = nested_expectation(draws, visited, f[numbers[-1]])[0]
         value += share * estimate.detach()
         loss = loss + share * (estimate @ weights)
         total, n = total + share, n + 1
-    found = [value, *torch.autograd.grad(loss, leaves)]
+    actual = [value, *torch.autograd.grad(loss, leaves)]
     assert total == pytest.approx(1.0)
     assert n > 1
-    for mean, expected in zip(found, truth, strict=True):
+    for mean, expected in zip(actual, truth, strict=True):
         torch.testing.assert_close(mean, expected, atol=1e-12, rtol=0)
 
 
@@ -163,12 +165,12 @@ def test_every_descent_together_is_the_expectation(
 VIEW = View(spacing_um=1.0, patch_px=16, glimpse_spacing_um=32.0)
 
 
-def _batch(
+def _make_batch(
     images: Sequence[Floats], pool: ThreadPoolExecutor, *, augment: Augment = "none"
 ) -> Batch:
     items = []
     for i, pixels in enumerate(images):
-        image = HeldImage(pixels.astype(np.uint8))
+        image = PyramidImage(pixels.astype(np.uint8))
         glimpse = image.glimpse(VIEW.glimpse_spacing_um)
         items.append(LoadedImage(f"i{i}", image, glimpse, np.full(glimpse.shape[:2], 9, np.uint8)))
     return Batch(
@@ -182,7 +184,7 @@ def _batch(
 
 
 def _tiles(corners: Sequence[tuple[float, float]]) -> Field:
-    """Tiles of 2 x 3 cells of 20 µm, the last of 1 x 2."""
+    """Return tiles of 2 x 3 cells of 20 µm; the last one has 1 x 2 cells."""
     random, grids, scores = torch.Generator().manual_seed(4), [], []
     for j, corner in enumerate(corners):
         shape = (1, 2) if j == len(corners) - 1 else (2, 3)
@@ -200,17 +202,17 @@ def _cell_centre(corner: tuple[float, float], shape: tuple[int, int], cell: int)
     return np.asarray(corner) + (np.asarray(divmod(cell, shape[1])) + 0.5) * 20.0
 
 
-def test_children_are_drawn_in_their_tiles_equally_many_from_each(
+def test_children_are_drawn_equally_from_each_tile(
     pool: ThreadPoolExecutor,
 ) -> None:
-    batch = _batch([np.zeros((400, 400, 3)), np.zeros((300, 500, 3))], pool)
+    batch = _make_batch([np.zeros((400, 400, 3)), np.zeros((300, 500, 3))], pool)
     field = _tiles(CORNERS)
     torch.manual_seed(0)
-    draw, found = draw_children(batch, field, OWNER, 6, jitter=False)
-    # Three tiles share six draws; the one of the other image has all of them, and but two cells.
+    draw, patches = draw_children(batch, field, OWNER, 6, jitter=False)
+    # Three tiles share six draws; the tile of the other image has six draws but two cells.
     assert draw.drawn.sum(1).tolist() == [2, 2, 2, 2]
-    assert [len(part) for part in found] == [6, 2]
-    centre = torch.from_numpy(np.concatenate([part.centre_um for part in found]))
+    assert [len(part) for part in patches] == [6, 2]
+    centre = torch.from_numpy(np.concatenate([part.centre_um for part in patches]))
     placed = pad_rows(centre, draw.drawn)
     for r, corner in enumerate(CORNERS):
         shape = (1, 2) if r == 3 else (2, 3)
@@ -222,21 +224,21 @@ def test_children_are_drawn_in_their_tiles_equally_many_from_each(
     assert few.drawn.sum(1).tolist() == [1, 1, 1, 1], "a tile that was looked at gives something"
 
 
-def test_children_are_placed_on_the_pixels_of_their_own_image(pool: ThreadPoolExecutor) -> None:
-    batch = _batch([np.zeros((400, 400, 3)), np.zeros((300, 500, 3))], pool)
+def test_children_are_aligned_to_the_pixels_of_their_image(pool: ThreadPoolExecutor) -> None:
+    batch = _make_batch([np.zeros((400, 400, 3)), np.zeros((300, 500, 3))], pool)
     batch.items[1].image.spacing_um = (0.7, 0.7)
     field = _tiles([(0.3, 0.0), (100.3, 0.0), (50.3, 0.0)])
-    _, found = draw_children(batch, field, [0, 0, 1], 4, jitter=False)
+    _, drawn = draw_children(batch, field, [0, 0, 1], 4, jitter=False)
     best, _ = choose_best_children(batch, field, [0, 0, 1], torch.zeros(3), 4)
-    for whole, part in (found, best):
-        assert (whole.origin_um % 1 == 0).all()
+    for placed, part in (drawn, best):
+        assert (placed.origin_um % 1 == 0).all()
         np.testing.assert_allclose(part.origin_um[:, 0] % 1, 0.3)
 
 
-def test_best_children_are_those_of_the_highest_product(pool: ThreadPoolExecutor) -> None:
-    batch = _batch([np.zeros((400, 400, 3)), np.zeros((300, 500, 3))], pool)
+def test_best_children_have_the_highest_probability(pool: ThreadPoolExecutor) -> None:
+    batch = _make_batch([np.zeros((400, 400, 3)), np.zeros((300, 500, 3))], pool)
     field, path = _tiles(CORNERS), torch.tensor([-1.0, -0.2, -2.0, 0.0])
-    found, log_product = choose_best_children(batch, field, OWNER, path, 5)
+    patches, log_product = choose_best_children(batch, field, OWNER, path, 5)
     slow = []
     for r, corner in enumerate(CORNERS):
         shape = (1, 2) if r == 3 else (2, 3)
@@ -245,24 +247,24 @@ def test_best_children_are_those_of_the_highest_product(pool: ThreadPoolExecutor
             slow.append((float(path[r] + field.log_a[r, cell]), OWNER[r], centre))
     ranked = sorted(slow, key=lambda x: -x[0])
     expected = [[x for x in ranked if x[1] == i][:5] for i in range(2)]
-    for part, those in zip(found, expected, strict=True):
-        np.testing.assert_allclose(part.centre_um, [centre for _, _, centre in those])
+    for part, ranked_cells in zip(patches, expected, strict=True):
+        np.testing.assert_allclose(part.centre_um, [centre for _, _, centre in ranked_cells])
     torch.testing.assert_close(
-        log_product, torch.tensor([x[0] for those in expected for x in those])
+        log_product, torch.tensor([x[0] for ranked_cells in expected for x in ranked_cells])
     )
 
 
-def test_what_two_tiles_show_is_looked_at_once(pool: ThreadPoolExecutor) -> None:
-    batch = _batch([np.zeros((400, 400, 3))], pool)
+def test_duplicates_in_overlapping_tiles_are_removed(pool: ThreadPoolExecutor) -> None:
+    batch = _make_batch([np.zeros((400, 400, 3))], pool)
     field = _tiles([(0.0, 0.0), (20.0, 20.0), (300.0, 300.0)])
-    found, log_product = choose_best_children(batch, field, [0] * 3, torch.zeros(3), 99)
+    patches, log_product = choose_best_children(batch, field, [0] * 3, torch.zeros(3), 99)
     # Two cells of the second tile are cells of the first.
-    assert len(found[0]) == len(log_product) == 6 + 6 + 2 - 2
-    assert len(suppress_duplicates(found[0])[0]) == 12
+    assert len(patches[0]) == len(log_product) == 6 + 6 + 2 - 2
+    assert len(suppress_duplicates(patches[0])[0]) == 12
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (-37.0, 12.0), (90.0, -75.0), (96.0, 171.0)])
-def test_cells_of_a_tile_that_lie_inside_the_image(corner: tuple[float, float]) -> None:
+def test_tile_cells_inside_the_image(corner: tuple[float, float]) -> None:
     whole, extent = Lattice((3.0, 3.0), (20.0, 20.0), (4, 5)), (130.0, 210.0)
     part, lattice = clip_to_image(whole, np.asarray(corner), extent)
     inside = []
@@ -278,30 +280,30 @@ def test_cells_of_a_tile_that_lie_inside_the_image(corner: tuple[float, float]) 
 
 
 def test_a_tile_beyond_the_image_keeps_its_nearest_cells() -> None:
-    whole = Lattice((0.0, 0.0), (20.0, 20.0), (4, 5))
-    part, lattice = clip_to_image(whole, np.asarray([140.0, -300.0]), (130.0, 210.0))
+    grid = Lattice((0.0, 0.0), (20.0, 20.0), (4, 5))
+    part, lattice = clip_to_image(grid, np.asarray([140.0, -300.0]), (130.0, 210.0))
     assert part == (slice(0, 1), slice(4, 5))
     assert lattice.origin_um == (140.0, -220.0)
 
 
 @pytest.mark.parametrize("corner", [(-10.0, 3.0), (13.0, 21.5), (40.0, 70.0), (200.0, 300.0)])
-def test_prior_of_a_tile_is_that_of_the_whole_glimpse(
+def test_the_tile_prior_matches_the_glimpse_prior(
     pool: ThreadPoolExecutor, corner: tuple[float, float]
 ) -> None:
     view = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)
-    image = HeldImage(np.zeros((60, 90, 3), np.uint8))
+    image = PyramidImage(np.zeros((60, 90, 3), np.uint8))
     contrast = np.random.default_rng(0).integers(0, 256, (10, 15)).astype(np.uint8)
     item = LoadedImage("i", image, image.glimpse(6.0), contrast)
     lattice = Lattice(corner, (4.0, 4.0), (5, 3))
-    found = compute_tile_prior(item, lattice, view, power=2.0, background=1e-3)
+    prior = compute_tile_prior(item, lattice, view, power=2.0, background=1e-3)
     expected = compute_contrast_prior(item, lattice, view, power=2.0, background=1e-3)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(prior, expected)
 
 
 # -- where it looks -------------------------------------------------------------------------------
 
 
-class _Shade(AbstractEncoder):
+class _BrightnessEncoder(AbstractEncoder):
     """Maps of mean brightness."""
 
     def __init__(self) -> None:
@@ -333,10 +335,16 @@ def _spotted(spot: tuple[int, int]) -> Floats:
     return pixels
 
 
-def _seeking(zoom: tuple[float, ...], stages: tuple[int, ...], **options: Any) -> GlimpseZoom:
-    """All tiles that the glimpse's cells stand for are looked at, and in them what is dark."""
+def _build_dark_seeking_method(
+    zoom: tuple[float, ...], stages: tuple[int, ...], **options: Any
+) -> GlimpseZoom:
+    """Build a method that looks at all tiles and at the dark cells within them."""
     method = GlimpseZoom(
-        encoder=_Shade(), heads=[Head("h", 1, False, "max")], zoom=zoom, looks=32, **options
+        encoder=_BrightnessEncoder(),
+        heads=[Head("h", 1, False, "max")],
+        zoom=zoom,
+        looks=32,
+        **options,
     )
     for level, stage in zip(method.zoom.levels, stages, strict=True):
         assert isinstance(level, TileLevel)
@@ -354,15 +362,15 @@ SPOTS = pytest.mark.parametrize("spot", [(37, 61), (250, 700), (489, 887), (10, 
 
 @SPOTS
 @SEEKING
-def test_a_spot_that_no_glimpse_shows_is_found_in_a_tile(
+def test_a_spot_invisible_in_the_glimpse_is_reached_by_zoom(
     pool: ThreadPoolExecutor,
     spot: tuple[int, int],
     zoom: tuple[float, ...],
     stages: tuple[int, ...],
 ) -> None:
-    batch = _batch([_spotted(spot)], pool)
+    batch = _make_batch([_spotted(spot)], pool)
     assert np.ptp(batch.items[0].glimpse[:15, :28].astype(int)) <= 4
-    method = _seeking(zoom, stages, eval_patches=1).eval()
+    method = _build_dark_seeking_method(zoom, stages, eval_patches=1).eval()
     with torch.inference_mode():
         (evidence,) = method(batch).evidence
     assert evidence.size_um.tolist() == [[16.0, 16.0]]
@@ -371,21 +379,21 @@ def test_a_spot_that_no_glimpse_shows_is_found_in_a_tile(
 
 @SPOTS
 @SEEKING
-def test_turned_crops_mislead_no_draw(
+def test_turned_crops_do_not_change_draws(
     pool: ThreadPoolExecutor,
     spot: tuple[int, int],
     zoom: tuple[float, ...],
     stages: tuple[int, ...],
 ) -> None:
-    method = _seeking(zoom, stages, patches=32, jitter=False).train()
+    method = _build_dark_seeking_method(zoom, stages, patches=32, jitter=False).train()
     for seed in range(3):
         torch.manual_seed(seed)
-        batch = _batch([_spotted(spot)], pool, augment="slide")
+        batch = _make_batch([_spotted(spot)], pool, augment="slide")
         maps = [method.encoder.maps(batch.glimpses()[0][None])]
         field = method.attend(batch, maps, scale=method.zoom.scale)
-        seen = method.zoom.descend(method.encoder, batch, field, 32, jitter=False)
-        assert len(seen.patches[0]) == 32
-        assert _shows(seen.patches[0].origin_um, spot).any()
+        descent = method.zoom.descend(method.encoder, batch, field, 32, jitter=False)
+        assert len(descent.patches[0]) == 32
+        assert _shows(descent.patches[0].origin_um, spot).any()
 
 
 # -- as a method ----------------------------------------------------------------------------------
@@ -408,10 +416,10 @@ def loader() -> Iterator[CaseLoader]:
 
 def _model(zoom: tuple[float, ...], **options: object) -> Model:
     torch.manual_seed(0)
-    given = {"zoom": zoom, "looks": 4, "patches": 8, "eval_patches": 12, **options}
+    settings = {"zoom": zoom, "looks": 4, "patches": 8, "eval_patches": 12, **options}
     encoder = {"width": 8, "dim": 16}
     settled = {"classes": ["normal", "tumour"]}
-    card = ModelCard("glimpse_zoom", given, "small", encoder, "binary", {}, settled, COHORT_VIEW)
+    card = ModelCard("glimpse_zoom", settings, "small", encoder, "binary", {}, settled, COHORT_VIEW)
     return build_model(card, pretrained=False)
 
 
@@ -432,7 +440,7 @@ def _evaluate(model: Model, batch: Batch) -> Prediction:
 
 
 def _spread_scores(model: Model) -> None:
-    """Location heads as if they had learnt something."""
+    """Set the weights of the location heads to random values."""
     for module in model.method.modules():
         if isinstance(module, MapScores):
             torch.nn.init.normal_(module.score[0].weight)
@@ -440,7 +448,7 @@ def _spread_scores(model: Model) -> None:
 
 @pytest.mark.parametrize("learnt", [False, True])
 @pytest.mark.parametrize("zoom", ZOOMS)
-def test_evaluation_with_zoom_is_settled_and_of_each_image_alone(
+def test_evaluation_with_zoom_is_deterministic_per_image(
     zoom: tuple[float, ...],
     learnt: bool,
     cases: list[Case],
@@ -478,21 +486,21 @@ def test_training_with_zoom_reaches_every_level(
 ) -> None:
     model = _model(zoom, spread=0.0)
     model.method.train()
-    descend, found, vectors = model.method.zoom.descend, [], []
+    descend, outcomes, vectors = model.method.zoom.descend, [], []
 
-    def watched(*given: Any, **named: Any) -> Descent:
-        down: Descent = descend(*given, **named)
+    def watched(*arguments: Any, **named: Any) -> Descent:
+        down: Descent = descend(*arguments, **named)
         vectors[:] = down.vectors
-        for each in vectors:
-            each.retain_grad()
+        for vector in vectors:
+            vector.retain_grad()
         return down
 
     monkeypatch.setattr(model.method.zoom, "descend", watched)
     for _ in range(2):
         torch.manual_seed(3)
         prediction = model.method(_load(cases, loader, pool))
-        found.append(prediction.logits)
-    assert torch.equal(found[0], found[1])
+        outcomes.append(prediction.logits)
+    assert torch.equal(outcomes[0], outcomes[1])
     target = torch.tensor([0, 1, 1])
     loss = model.task.loss(prediction.logits, target)
     (loss + further_loss(model.task, prediction, target)).backward()
@@ -501,8 +509,8 @@ def test_training_with_zoom_reaches_every_level(
     for head in heads:
         assert head.score[0].weight.grad.abs().sum() > 0
     assert len(vectors) == len(zoom)
-    for each in vectors:
-        assert (each.grad.abs().sum(1) > 0).all()
+    for vector in vectors:
+        assert (vector.grad.abs().sum(1) > 0).all()
     for name, parameter in model.method.named_parameters():
         if parameter.grad is not None:
             assert parameter.grad.isfinite().all(), name
@@ -512,7 +520,7 @@ def test_training_with_zoom_reaches_every_level(
     assert set(penalties(prediction)) == {"spread", *(f"spread_{z:g}" for z in zoom)}
 
 
-def test_spread_of_each_level_pulls_attention_to_its_prior(
+def test_the_spread_loss_of_each_level_pulls_to_its_prior(
     cases: list[Case], loader: CaseLoader, pool: ThreadPoolExecutor
 ) -> None:
     model = _model((8.0, 2.0))
@@ -526,7 +534,7 @@ def test_spread_of_each_level_pulls_attention_to_its_prior(
         assert level.locate.score[0].weight.grad.abs().sum() > 0
 
 
-def test_beside_its_looks_it_is_what_glimpse_is() -> None:
+def test_without_zoom_looks_it_equals_glimpse() -> None:
     torch.manual_seed(0)
     encoder = build_encoder("small", {"width": 8, "dim": 16})
     head = Head("tumour", 1, False, "max")
@@ -540,6 +548,6 @@ def test_beside_its_looks_it_is_what_glimpse_is() -> None:
 @pytest.mark.parametrize(
     "options", [{"zoom": (2.0, 8.0)}, {"zoom": (1.0,)}, {"zoom": ()}, {"zoom": (8.0,), "looks": 0}]
 )
-def test_what_cannot_be_is_refused(options: dict[str, object]) -> None:
+def test_impossible_zoom_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         _model(**options)  # type: ignore[arg-type]

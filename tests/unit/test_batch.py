@@ -1,4 +1,4 @@
-"""What a method sees: crops in order, chunks read ahead of use, layouts; what loading hands on."""
+"""Batches: crops in order, chunks read ahead, layouts, and errors of loading."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from foveate.batch.features import FeatureStore
 from foveate.encoders import build_encoder
 from foveate.errors import UnreadableImage
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Level
 from foveate.nn.generators import seeded
+from helpers.images import PyramidImage
 
 PATCH = 8
 VIEW = View(spacing_um=1.0, patch_px=PATCH, glimpse_spacing_um=8.0)
@@ -40,38 +40,19 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SECONDS = 20.0
 
 
-class FakeImage(AbstractImage):
-    """Noise held in memory, one micrometre a pixel; tells of every read before it answers."""
-
-    def __init__(
-        self,
-        seed: int,
-        shape: tuple[int, int] = (64, 96),
-        *,
-        channels: int = 3,
-        dtype: type[np.unsignedinteger[Any]] = np.uint8,
-        on_read: Callable[[tuple[int, ...]], None] | None = None,
-    ) -> None:
-        super().__init__()
-        self.path, self.kind, self.reader = Path(f"fake{seed}"), "slide", "memory"
-        self.levels, self.spacing_um = (Level(shape, (1.0, 1.0)),), (1.0, 1.0)
-        self.channels, self.dtype = channels, np.dtype(dtype)
-        top = np.iinfo(dtype).max
-        rng = np.random.default_rng(seed)
-        self.pixels = rng.integers(0, top, (*shape, channels), dtype, endpoint=True)
-        self.reads: list[tuple[int, ...]] = []
-        self._on_read = on_read or (lambda _: None)
-
-    def _read_level(self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]) -> Any:
-        self.reads.append(origin_px)
-        self._on_read(origin_px)
-        return self.pixels[tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))]
-
-    def _stated_background(self) -> Sequence[float]:
-        return (0.0,) * self.channels
-
-    def close(self) -> None:
-        """Nothing to release."""
+def noise_image(
+    seed: int,
+    shape: tuple[int, int] = (64, 96),
+    *,
+    channels: int = 3,
+    dtype: type[np.unsignedinteger[Any]] = np.uint8,
+    on_read: Callable[[tuple[int, ...]], None] | None = None,
+) -> PyramidImage:
+    """Return an image of noise on a black ground, one micrometre per pixel."""
+    rng, top = np.random.default_rng(seed), np.iinfo(dtype).max
+    pixels = rng.integers(0, top, (*shape, channels), dtype, endpoint=True)
+    ground, path = (0.0,) * channels, Path(f"fake{seed}")
+    return PyramidImage(pixels, path=path, background=ground, on_read=on_read)
 
 
 @pytest.fixture
@@ -80,23 +61,23 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def batch_of(images: Sequence[FakeImage], pool: ThreadPoolExecutor, **changed: Any) -> Batch:
+def make_batch(images: Sequence[PyramidImage], pool: ThreadPoolExecutor, **changed: Any) -> Batch:
     items = [
         LoadedImage(f"i{k}", image, image.pixels[::8, ::8], np.full((8, 12), 255, np.uint8))
         for k, image in enumerate(images)
     ]
-    given: dict[str, Any] = {"view": VIEW, "normalise": (MEAN, STD), "pool": pool}
-    return Batch(items, device=torch.device("cpu"), **{**given, **changed})
+    options: dict[str, Any] = {"view": VIEW, "normalise": (MEAN, STD), "pool": pool}
+    return Batch(items, device=torch.device("cpu"), **{**options, **changed})
 
 
 def row_of(n: int, *, y: float = 0, side: float = PATCH) -> Patches:
-    """So many patches side by side, from the left."""
+    """Return n patches side by side, from the left."""
     origin = np.stack([np.full(n, float(y)), side * np.arange(n, dtype=np.float64)], 1)
     return Patches(origin, np.full(n, float(side)))
 
 
-def slowly(images: Sequence[FakeImage], patches: Sequence[Patches]) -> torch.Tensor:
-    """Every patch read on its own and normalised, in the plainest way."""
+def read_slowly(images: Sequence[PyramidImage], patches: Sequence[Patches]) -> torch.Tensor:
+    """Read and normalise every patch separately."""
     rows = []
     for image, part in zip(images, patches, strict=True):
         for origin, side in zip(part.origin_um, part.side_um, strict=True):
@@ -117,23 +98,21 @@ def test_colours_are_moments_and_quantiles_of_the_foreground() -> None:
     chosen = rgb.numpy()[:, weight[0].numpy() > 0]
     quantiles = np.quantile(chosen, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1).T
     expected = np.concatenate([chosen.mean(1), chosen.std(1), quantiles.ravel()])
-    found = describe_colours(rgb, weight)
-    assert found.shape == (1, N_COLOURS)
-    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
-    # Where nothing is foreground, all of it counts.
+    colours = describe_colours(rgb, weight)
+    assert colours.shape == (1, N_COLOURS)
+    np.testing.assert_allclose(colours[0].numpy(), expected, atol=1e-5)
+    # Without any foreground, all pixels count.
     torch.testing.assert_close(
         describe_colours(rgb, torch.zeros_like(weight)), describe_colours(rgb)
     )
 
 
-def test_kept_glimpses_have_the_colours_of_those_that_are_not(
-    threads: ThreadPoolExecutor, tmp_path: Path
-) -> None:
-    images = [FakeImage(seed=k) for k in range(2)]
+def test_cached_glimpses_have_the_same_colours(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+    images = [noise_image(seed=k) for k in range(2)]
     encoder = build_encoder("small").eval()
-    plain = batch_of(images, threads).look(encoder)
-    kept = batch_of(images, threads, store=FeatureStore(tmp_path)).look(encoder)
-    for one, other in zip(plain, kept, strict=True):
+    plain = make_batch(images, threads).look(encoder)
+    cached = make_batch(images, threads, store=FeatureStore(tmp_path)).look(encoder)
+    for one, other in zip(plain, cached, strict=True):
         torch.testing.assert_close(other.overview, one.overview, rtol=2e-3, atol=2e-3)
         assert one.overview.shape == (1, encoder.n_features + N_COLOURS)
 
@@ -141,43 +120,43 @@ def test_kept_glimpses_have_the_colours_of_those_that_are_not(
 # -- crops -----------------------------------------------------------------------------------------
 
 
-def test_crops_are_the_patches_in_order_also_of_several_sides(threads: ThreadPoolExecutor) -> None:
-    images = [FakeImage(0), FakeImage(1)]
+def test_crops_follow_patch_order_and_sides(threads: ThreadPoolExecutor) -> None:
+    images = [noise_image(0), noise_image(1)]
     mixed = Patches(
         np.asarray([[0, 0], [8, 40], [16, 16], [3, 5]], np.float64),
         np.asarray([PATCH, 2 * PATCH, 4 * PATCH, 1.5 * PATCH]),
     )
     patches = [mixed, row_of(9)]
-    found = batch_of(images, threads).crops(patches)
-    assert found.shape == (4 + 9, 3, PATCH, PATCH)
-    torch.testing.assert_close(found, slowly(images, patches), atol=1e-5, rtol=0)
-    whole = images[0].pixels[8:24, 40:56].astype(np.float64) / 255
-    coarse = found[1].numpy() * np.asarray(STD)[:, None, None] + np.asarray(MEAN)[:, None, None]
-    assert coarse.mean((1, 2)) == pytest.approx(whole.mean((0, 1)), abs=0.03)
+    crops = make_batch(images, threads).crops(patches)
+    assert crops.shape == (4 + 9, 3, PATCH, PATCH)
+    torch.testing.assert_close(crops, read_slowly(images, patches), atol=1e-5, rtol=0)
+    expected = images[0].pixels[8:24, 40:56].astype(np.float64) / 255
+    coarse = crops[1].numpy() * np.asarray(STD)[:, None, None] + np.asarray(MEAN)[:, None, None]
+    assert coarse.mean((1, 2)) == pytest.approx(expected.mean((0, 1)), abs=0.03)
 
 
 def test_images_of_one_batch_may_be_grey_or_colour_and_of_8_or_16_bit(
     threads: ThreadPoolExecutor,
 ) -> None:
     images = [
-        FakeImage(0),
-        FakeImage(1, channels=1),
-        FakeImage(2, channels=1, dtype=np.uint16),
-        FakeImage(3, dtype=np.uint16),
-        FakeImage(4),
+        noise_image(0),
+        noise_image(1, channels=1),
+        noise_image(2, channels=1, dtype=np.uint16),
+        noise_image(3, dtype=np.uint16),
+        noise_image(4),
     ]
     patches = [row_of(3)] * 5
-    batch = batch_of(images, threads)
-    found = batch.crops(patches)
-    torch.testing.assert_close(found, slowly(images, patches), atol=1e-5, rtol=0)
-    alone = [batch_of([image], threads).crops([row_of(3)]) for image in images]
-    assert torch.equal(found, torch.cat(alone)), "an image does not hang on its neighbours"
+    batch = make_batch(images, threads)
+    crops = batch.crops(patches)
+    torch.testing.assert_close(crops, read_slowly(images, patches), atol=1e-5, rtol=0)
+    alone = [make_batch([image], threads).crops([row_of(3)]) for image in images]
+    assert torch.equal(crops, torch.cat(alone)), "an image does not hang on its neighbours"
     chunks = batch.chunks(patches, 4)
-    assert torch.equal(torch.cat([chunks(c) for c in range(len(chunks))]), found)
+    assert torch.equal(torch.cat([chunks(c) for c in range(len(chunks))]), crops)
 
 
-def test_no_patches_are_no_crops(threads: ThreadPoolExecutor) -> None:
-    batch = batch_of([FakeImage(0), FakeImage(1)], threads)
+def test_no_patches_give_no_crops(threads: ThreadPoolExecutor) -> None:
+    batch = make_batch([noise_image(0), noise_image(1)], threads)
     none = [row_of(0), row_of(0)]
     assert batch.crops(none).shape == (0, 3, PATCH, PATCH)
     chunks = batch.chunks(none, 4)
@@ -186,7 +165,7 @@ def test_no_patches_are_no_crops(threads: ThreadPoolExecutor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (UnreadableImage("torn"), "torn"),
         (OSError("torn"), "fake1: its content is not what its reader expects"),
@@ -194,14 +173,14 @@ def test_no_patches_are_no_crops(threads: ThreadPoolExecutor) -> None:
     ],
 )
 def test_an_unreadable_image_is_named(
-    error: Exception, told: str, threads: ThreadPoolExecutor
+    error: Exception, message: str, threads: ThreadPoolExecutor
 ) -> None:
     def fail(_: tuple[int, ...]) -> None:
         raise error
 
-    images = [FakeImage(0), FakeImage(1, on_read=fail), FakeImage(2)]
-    batch = batch_of(images, threads)
-    with pytest.raises(CropError, match=told) as caught:
+    images = [noise_image(0), noise_image(1, on_read=fail), noise_image(2)]
+    batch = make_batch(images, threads)
+    with pytest.raises(CropError, match=message) as caught:
         batch.crops([row_of(5)] * 3)
     assert caught.value.image_id == "i1"
     chunks = batch.chunks([row_of(5)] * 3, 5)
@@ -210,19 +189,17 @@ def test_an_unreadable_image_is_named(
         chunks(1)
     assert caught.value.image_id == "i1"
     rest = [row_of(5), row_of(0), row_of(5)]
-    torch.testing.assert_close(batch.crops(rest), slowly(images, rest), atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch.crops(rest), read_slowly(images, rest), atol=1e-5, rtol=0)
 
 
 # -- chunks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 17, 100])
-def test_chunks_are_the_crops_in_order_across_images_and_borders(
-    size: int, threads: ThreadPoolExecutor
-) -> None:
-    images = [FakeImage(k) for k in range(4)]
+def test_chunks_are_crops_in_order_across_images(size: int, threads: ThreadPoolExecutor) -> None:
+    images = [noise_image(k) for k in range(4)]
     patches = [row_of(5), row_of(0), row_of(11, y=8), row_of(1, y=16, side=2 * PATCH)]
-    batch = batch_of(images, threads)
+    batch = make_batch(images, threads)
     chunks = batch.chunks(patches, size)
     parts = [chunks(c) for c in range(len(chunks))]
     assert [len(part) for part in parts] == [size] * (17 // size) + [17 % size] * (17 % size > 0)
@@ -232,10 +209,10 @@ def test_chunks_are_the_crops_in_order_across_images_and_borders(
 
 
 @pytest.mark.parametrize("augment", ["slide", "picture", "warp"])
-def test_the_second_pass_is_augmented_as_the_first(
+def test_both_passes_use_the_same_augmentation(
     augment: Augment, threads: ThreadPoolExecutor
 ) -> None:
-    batch = batch_of([FakeImage(0), FakeImage(1)], threads, augment=augment)
+    batch = make_batch([noise_image(0), noise_image(1)], threads, augment=augment)
     chunks = batch.chunks([row_of(7), row_of(6)], 4)
     first = [chunks(c) for c in range(4)]
     torch.rand(3)
@@ -248,11 +225,13 @@ def test_the_second_pass_is_augmented_as_the_first(
 def test_a_batch_draws_nothing_when_it_is_made(
     augment: Augment, threads: ThreadPoolExecutor
 ) -> None:
-    """Nor ever from torch's global generator, where the loop hands generators in."""
+    """With given generators, torch's global generator is never used."""
     encoder, before = build_encoder("small", {"width": 4, "dim": 8}), torch.get_rng_state()
-    batch_of([FakeImage(0)], threads, augment=augment)
+    make_batch([noise_image(0)], threads, augment=augment)
     generators = seeded([1, 2])
-    batch = batch_of([FakeImage(0), FakeImage(1)], threads, augment=augment, generators=generators)
+    batch = make_batch(
+        [noise_image(0), noise_image(1)], threads, augment=augment, generators=generators
+    )
     for used, fresh in zip(generators, seeded([1, 2]), strict=True):
         assert torch.equal(used.get_state(), fresh.get_state())
     batch.look(encoder)
@@ -262,14 +241,17 @@ def test_a_batch_draws_nothing_when_it_is_made(
 
 
 @pytest.mark.parametrize("augment", ["slide", "picture", "warp"])
-def test_what_is_drawn_of_an_image_hangs_on_its_generator_alone(
+def test_random_draws_of_an_image_depend_on_its_generator_only(
     augment: Augment, threads: ThreadPoolExecutor
 ) -> None:
-    """Not on the images beside it: they may be computed by another process."""
-    images, encoder = [FakeImage(0), FakeImage(1)], build_encoder("small", {"width": 4, "dim": 8})
+    """Draws do not depend on other images, which another process may compute."""
+    images, encoder = (
+        [noise_image(0), noise_image(1)],
+        build_encoder("small", {"width": 4, "dim": 8}),
+    )
 
-    def seen(images: list[FakeImage], seeds: list[int]) -> list[torch.Tensor]:
-        batch = batch_of(images, threads, augment=augment, generators=seeded(seeds))
+    def seen(images: list[PyramidImage], seeds: list[int]) -> list[torch.Tensor]:
+        batch = make_batch(images, threads, augment=augment, generators=seeded(seeds))
         last, patches = batch.look(encoder)[-1], [row_of(3 + k) for k in seeds]
         crops = batch.crops(patches)[-len(patches[-1]) :]
         chunks = batch.chunks(patches, 4)
@@ -281,8 +263,8 @@ def test_what_is_drawn_of_an_image_hangs_on_its_generator_alone(
     assert not torch.equal(seen(images[1:], [3])[0], seen(images[1:], [2])[0])
 
 
-def test_the_next_chunk_is_being_read_while_one_is_consumed(threads: ThreadPoolExecutor) -> None:
-    """By events: chunk 1 begins to be read before anybody asks for it, and nobody waits for it."""
+def test_the_next_chunk_is_read_ahead(threads: ThreadPoolExecutor) -> None:
+    """The reading of chunk 1 starts before it is requested, and blocks nobody."""
     begun, released = threading.Event(), threading.Event()
 
     def slow(origin: tuple[int, ...]) -> None:
@@ -290,8 +272,8 @@ def test_the_next_chunk_is_being_read_while_one_is_consumed(threads: ThreadPoolE
             begun.set()
             assert released.wait(SECONDS), "never released"
 
-    image = FakeImage(0, on_read=slow)
-    batch = batch_of([image], threads)
+    image = noise_image(0, on_read=slow)
+    batch = make_batch([image], threads)
     chunks = batch.chunks([row_of(9)], 3)
     chunks(0)  # comes although every later read is held up
     assert begun.wait(SECONDS), "while chunk 0 is consumed, chunk 1 is being read"
@@ -303,51 +285,51 @@ def test_the_next_chunk_is_being_read_while_one_is_consumed(threads: ThreadPoolE
 
 
 def test_each_patch_is_read_once_in_the_first_pass(threads: ThreadPoolExecutor) -> None:
-    image = FakeImage(0)
-    chunks = batch_of([image], threads).chunks([row_of(11)], 2)
+    image = noise_image(0)
+    chunks = make_batch([image], threads).chunks([row_of(11)], 2)
     for c in range(len(chunks)):
         chunks(c)
     assert sorted(image.reads) == [(0, PATCH * k) for k in range(11)]
 
 
-def test_pixels_are_kept_up_to_a_bound_and_read_again_beyond(
+def test_pixels_are_cached_up_to_a_limit(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each = 2 * PATCH * PATCH * 3
-    monkeypatch.setattr(chunks_module, "_PIXEL_CACHE_BYTES", 2 * each + 5)
-    image = FakeImage(0, (64, 2048))
-    chunks = batch_of([image], threads).chunks([row_of(200)], 2)
+    patch_bytes = 2 * PATCH * PATCH * 3
+    monkeypatch.setattr(chunks_module, "_PIXEL_CACHE_BYTES", 2 * patch_bytes + 5)
+    image = noise_image(0, (64, 2048))
+    chunks = make_batch([image], threads).chunks([row_of(200)], 2)
     first = []
     for c in range(len(chunks)):
         first.append(chunks(c))
-        assert held_bytes(chunks) <= (2 + 2) * each, "two kept, two being read ahead"
+        assert count_held_bytes(chunks) <= (2 + 2) * patch_bytes, "two kept, two being read ahead"
     image.reads.clear()
     assert all(torch.equal(chunks(c), first[c]) for c in range(len(chunks)))
     assert sorted(image.reads) == [(0, PATCH * k) for k in range(4, 200)]
 
 
-def test_nothing_is_kept_where_no_second_pass_comes(threads: ThreadPoolExecutor) -> None:
-    batch = batch_of([FakeImage(0)], threads)
+def test_nothing_is_cached_without_a_second_pass(threads: ThreadPoolExecutor) -> None:
+    batch = make_batch([noise_image(0)], threads)
     with torch.no_grad():
         chunks = batch.chunks([row_of(11)], 2)
         first = [chunks(c) for c in range(len(chunks))]
-    assert held_bytes(chunks) == 0
+    assert count_held_bytes(chunks) == 0
     assert all(torch.equal(chunks(c), first[c]) for c in range(len(chunks)))
 
 
-def test_chunks_that_the_second_pass_leaves_out_do_not_pile_up(
+def test_chunks_skipped_by_the_second_pass_are_released(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where few patches have a gradient, replay asks for few chunks, each with others behind it."""
+    """With few gradients, replay requests few chunks; those between them must be released."""
     monkeypatch.setattr(chunks_module, "_PIXEL_CACHE_BYTES", 0)
-    chunks = batch_of([FakeImage(0, (64, 4096))], threads).chunks([row_of(400)], 2)
+    chunks = make_batch([noise_image(0, (64, 4096))], threads).chunks([row_of(400)], 2)
     for c in range(0, len(chunks), 10):
         chunks(c)
-        assert held_bytes(chunks) <= 2 * 2 * PATCH * PATCH * 3
+        assert count_held_bytes(chunks) <= 2 * 2 * PATCH * PATCH * 3
 
 
-def held_bytes(chunks: Chunks) -> int:
-    """All pixels that are kept or were read ahead, waiting for what is on its way."""
+def count_held_bytes(chunks: Chunks) -> int:
+    """Count the bytes of all cached or prefetched pixels, after pending reads finish."""
     parts = [
         *chunks._pixels.values(),
         *([j.result() for j in jobs] for jobs in chunks._jobs.values()),
@@ -358,39 +340,39 @@ def held_bytes(chunks: Chunks) -> int:
 # -- layout ----------------------------------------------------------------------------------------
 
 
-def lying() -> tuple[list[FakeImage], list[Patches]]:
-    """Two images of different shape, with patches of different sides."""
+def two_images_with_patches() -> tuple[list[PyramidImage], list[Patches]]:
+    """Return two images of different shape with patches of different sides."""
     second = Patches(
         np.asarray([[0, 0], [8, 8], [24, 40]], np.float64), np.asarray([8.0, 16.0, 8.0])
     )
-    return [FakeImage(0), FakeImage(1, (40, 80))], [row_of(5, y=16), second]
+    return [noise_image(0), noise_image(1, (40, 80))], [row_of(5, y=16), second]
 
 
-def test_layout_is_centres_from_the_middle_in_sides_of_the_finest_patch(
+def test_layout_is_in_units_of_the_finest_patch(
     threads: ThreadPoolExecutor,
 ) -> None:
-    images, patches = lying()
+    images, patches = two_images_with_patches()
     for augment in ("none", "warp"):
         torch.manual_seed(0)
-        centre, extent = batch_of(images, threads, augment=augment).layout(patches, 6)
+        centre, extent = make_batch(images, threads, augment=augment).layout(patches, 6)
         assert centre.shape == (2, 6, 2)
-        want = [[(20 - 32) / 8, (4 + 8 * k - 48) / 8] for k in range(5)]
-        assert centre[0].tolist() == [*want, [0, 0]]
-        want = [[(4 - 20) / 8, (4 - 40) / 8], [(16 - 20) / 8, (16 - 40) / 8], [1.0, 0.5]]
-        assert centre[1].tolist() == [*want, *[[0, 0]] * 3]
+        expected = [[(20 - 32) / 8, (4 + 8 * k - 48) / 8] for k in range(5)]
+        assert centre[0].tolist() == [*expected, [0, 0]]
+        expected = [[(4 - 20) / 8, (4 - 40) / 8], [(16 - 20) / 8, (16 - 40) / 8], [1.0, 0.5]]
+        assert centre[1].tolist() == [*expected, *[[0, 0]] * 3]
         assert extent.tolist() == [[1] * 6, [1, 2, 1, 1, 1, 1]]
 
 
-def test_layouts_of_slides_are_turned_and_shifted_each_as_a_whole(
+def test_layouts_are_turned_and_shifted_per_slide(
     threads: ThreadPoolExecutor,
 ) -> None:
-    images, patches = lying()
-    plain, extent = batch_of(images, threads).layout(patches, 6)
+    images, patches = two_images_with_patches()
+    plain, extent = make_batch(images, threads).layout(patches, 6)
     turns = set()
     shifts = []
     for seed in range(40):
         torch.manual_seed(seed)
-        batch = batch_of(images, threads, augment="slide")
+        batch = make_batch(images, threads, augment="slide")
         centre, same = batch.layout(patches, 6)
         assert torch.equal(batch.layout(patches, 6)[0], centre), "one way for the whole step"
         assert torch.equal(same, extent)
@@ -416,12 +398,12 @@ def test_layouts_of_slides_are_turned_and_shifted_each_as_a_whole(
 
 
 def test_the_audit_shuffles_places_among_an_images_own_patches(threads: ThreadPoolExecutor) -> None:
-    images, patches = lying()
-    plain, extent = batch_of(images, threads).layout(patches, 6)
+    images, patches = two_images_with_patches()
+    plain, extent = make_batch(images, threads).layout(patches, 6)
     moved = [0, 0]
     for seed in range(8):
         torch.manual_seed(seed)
-        batch = batch_of(images, threads, shuffle_layout=True)
+        batch = make_batch(images, threads, shuffle_layout=True)
         centre, same = batch.layout(patches, 6)
         assert torch.equal(same, extent), "a patch stays as large as it is"
         for i, part in enumerate(patches):
@@ -429,5 +411,5 @@ def test_the_audit_shuffles_places_among_an_images_own_patches(threads: ThreadPo
             assert sorted(centre[i, :n].tolist()) == sorted(plain[i, :n].tolist())
             assert (centre[i, n:] == 0).all()
             moved[i] += not torch.equal(centre[i], plain[i])
-        assert torch.equal(batch.crops(patches), batch_of(images, threads).crops(patches))
+        assert torch.equal(batch.crops(patches), make_batch(images, threads).crops(patches))
     assert min(moved) >= 5

@@ -1,4 +1,4 @@
-"""Images of 16 bits that use fewer: one white for all, kept with the model."""
+"""16-bit images that use fewer bits: one white level for all, stored with the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from foveate.table import Case
 
 
 def grey(top: int, side: int = 64) -> np.ndarray:
-    """Noise from black to `top`, which occurs."""
+    """Return noise from black to `top`, both included."""
     values = np.random.default_rng(0).integers(0, top + 1, (side, side)).astype(np.uint16)
     values[3, 4] = top
     return values
@@ -73,35 +73,35 @@ def test_tiles_that_are_not_stored_do_not_count(tmp_path: Path) -> None:
         assert used_bits(image) == 12
 
 
-def test_the_brightest_image_of_the_training_sets_white_for_all(tmp_path: Path) -> None:
-    """A dark X-ray of 12 bits stays dark beside the others, and is no longer nearly black."""
+def test_the_brightest_training_image_defines_white(tmp_path: Path) -> None:
+    """A dark 12-bit X-ray stays darker than the others, but is not nearly black."""
     paths = [png(tmp_path / "dark.png", 900), png(tmp_path / "bright.png", 4095)]
     cases = [Case(p.name, p.name, p) for p in paths]
     view = choose_view(scan_cases(cases, ViewOptions()).facts.values(), ViewOptions())
     assert view.bits == 12
     for path, top in zip(paths, (900, 4095), strict=True):
-        got = loaded(path, View(**PX, bits=12))
-        assert got.dtype == np.uint16
-        np.testing.assert_array_equal(got[..., 0], np.rint(grey(top) * (65535 / 4095)))
+        actual = loaded(path, View(**PX, bits=12))
+        assert actual.dtype == np.uint16
+        np.testing.assert_array_equal(actual[..., 0], np.rint(grey(top) * (65535 / 4095)))
 
 
-def test_the_plan_says_what_is_white() -> None:
+def test_the_plan_states_the_white_level() -> None:
     assert "use 12 bits: 4095 is white" in _describe_view(View(**PX, bits=12), [(64, 64)])
     assert "use 16 bits: 65535 is white" in _describe_view(View(**PX, bits=16), [(64, 64)])
     assert "white" not in _describe_view(View(**PX), [(64, 64)])
 
 
-def test_what_is_brighter_than_the_training_images_is_white_and_said(
+def test_brighter_images_are_clipped_to_white_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = png(tmp_path / "a.png", 9000)
     with caplog.at_level(logging.WARNING, "foveate"):
-        got = loaded(path, View(**PX, bits=12))
-    assert (got[..., 0][grey(9000) >= 4095] == 65535).all()
+        actual = loaded(path, View(**PX, bits=12))
+    assert (actual[..., 0][grey(9000) >= 4095] == 65535).all()
     assert caplog.text.count("a.png: has values beyond 4095") == 1
 
 
-def test_without_a_training_of_16_bits_each_image_has_its_own_white(tmp_path: Path) -> None:
-    got = loaded(png(tmp_path / "a.png", 4095), View(**PX))
-    assert got.max() == 65535
-    assert got.min() == 0
+def test_without_16_bit_training_white_is_per_image(tmp_path: Path) -> None:
+    actual = loaded(png(tmp_path / "a.png", 4095), View(**PX))
+    assert actual.max() == 65535
+    assert actual.min() == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from foveate.cache import ByteCache
 
 
-def test_the_value_used_longest_ago_goes_first():
+def test_the_least_recently_used_value_is_dropped_first():
     cache: ByteCache[str] = ByteCache(10)
     cache.put("a", "A", 4)
     cache.put("b", "B", 4)
@@ -21,7 +21,7 @@ def test_the_value_used_longest_ago_goes_first():
     assert cache.held_bytes == 8
 
 
-def test_a_value_larger_than_the_bound_is_not_kept_and_drops_its_older_self():
+def test_a_value_larger_than_the_limit_is_not_cached():
     cache: ByteCache[str] = ByteCache(10)
     cache.put("a", "A", 4)
     cache.put("a", "AA", 11)
@@ -41,19 +41,19 @@ def test_drop_where_forgets_one_file():
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), max_size=60))
-def test_never_holds_more_than_its_bound(puts):
+def test_the_cache_never_exceeds_its_limit(puts):
     cache: ByteCache[int] = ByteCache(64)
     last = {}
     for key, n_bytes in puts:
         cache.put(key, n_bytes, n_bytes)
         last[key] = n_bytes
         assert cache.held_bytes <= 64
-        kept = [cache.get(k) for k in range(10)]
-        assert cache.held_bytes == sum(v for v in kept if v is not None)
+        values = [cache.get(k) for k in range(10)]
+        assert cache.held_bytes == sum(v for v in values if v is not None)
         assert cache.get(key) == last[key]
 
 
-def test_many_threads_leave_the_books_balanced():
+def test_sizes_stay_correct_with_many_threads():
     cache: ByteCache[int] = ByteCache(50)
 
     def work(thread: int) -> None:
@@ -63,5 +63,5 @@ def test_many_threads_leave_the_books_balanced():
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
-    held = [cache.get((t, b)) for t in range(8) for b in range(7)]
-    assert cache.held_bytes == sum(v % 13 for v in held if v is not None) <= 50
+    values = [cache.get((t, b)) for t in range(8) for b in range(7)]
+    assert cache.held_bytes == sum(v % 13 for v in values if v is not None) <= 50

@@ -26,7 +26,7 @@ def ids(read: CaseTable) -> list[str]:
     return [case.image_id for case in read.cases]
 
 
-def said(read: CaseTable) -> str:
+def warnings_of(read: CaseTable) -> str:
     return "\n".join(read.notes)
 
 
@@ -51,7 +51,7 @@ def test_reads_every_value_as_text(tmp_path: Path) -> None:
         ("case_id,slide_id,BRCA_subtype", "CLAM", "slide_id", "case_id"),
     ],
 )
-def test_dialects_without_suffix(
+def test_dialects_are_detected_without_a_suffix(
     tmp_path: Path, header: str, dialect: str, path: str, patient: str
 ) -> None:
     rows = f"{header}\nP1,TCGA-AA-0001.F6E9,a\nP2,TCGA-AA-0002.F6EA,b\n"
@@ -63,7 +63,7 @@ def test_dialects_without_suffix(
     assert read.columns["path"] == path
     assert read.columns["patient_id"] == patient
     assert read.label_column == header.split(",")[2]
-    assert dialect in said(read)
+    assert dialect in warnings_of(read)
 
 
 def test_stamp_filenames_of_features_find_the_slides(tmp_path: Path) -> None:
@@ -79,20 +79,20 @@ def test_stamp_two_tables_are_joined_by_patient(tmp_path: Path) -> None:
     assert [(c.image_id, c.patient_id, c.label) for c in read.cases] == [
         ("a", "01", "high"), ("b", "01", "high"), ("c", "02", "low"),
     ]  # fmt: skip
-    assert "1 files of patients without a label left out: 09" in said(read)
-    assert "1 patients have no file: 03" in said(read)
+    assert "1 files of patients without a label left out: 09" in warnings_of(read)
+    assert "1 patients have no file: 03" in warnings_of(read)
     with pytest.raises(TableError, match="second table"):
         read_cases(clini)
 
 
-def test_trident_list_without_labels(tmp_path: Path) -> None:
+def test_a_trident_list_without_labels_is_read(tmp_path: Path) -> None:
     path = table(tmp_path, "wsi,mpp\na.svs,0.25\nb.svs,\n", "a.svs", "b.svs")
     read = read_cases(path, need_labels=False)
     assert [c.spacing_um for c in read.cases] == [(0.25, 0.25), None]
     assert [c.label for c in read.cases] == [None, None]
 
 
-def test_slide2vec(tmp_path: Path) -> None:
+def test_slide2vec_tables_are_read(tmp_path: Path) -> None:
     path = table(tmp_path, "sample_id,image_path,mask_path,spacing_at_level_0,label\n"
                  "s1,a.svs,a.png,0.5,x\ns2,b.svs,,0.25,y\n", "a.svs", "b.svs")  # fmt: skip
     read = read_cases(path)
@@ -100,7 +100,7 @@ def test_slide2vec(tmp_path: Path) -> None:
     assert read.cases[0].spacing_um == (0.5, 0.5)
 
 
-def test_patho_bench_tsv_with_folds(tmp_path: Path) -> None:
+def test_patho_bench_tables_with_folds_are_read(tmp_path: Path) -> None:
     path = table(tmp_path, "case_id\tslide_id\tgrade_task\tfold_0\tfold_1\n"
                  "1\ta\tx\ttrain\ttest\n2\tb\ty\ttest\ttrain\n",
                  "a.svs", "b.svs", name="k.tsv")  # fmt: skip
@@ -111,13 +111,15 @@ def test_patho_bench_tsv_with_folds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_encodings_and_delimiters(tmp_path: Path, encoding: str, delimiter: str) -> None:
+def test_encodings_and_delimiters_are_detected(
+    tmp_path: Path, encoding: str, delimiter: str
+) -> None:
     text = "path,label\nä.tif,Müller\nb.tif,x\n\n".replace(",", delimiter)
     path = table(tmp_path, "", "ä.tif", "b.tif")
     path.write_bytes(text.encode(encoding))
     read = read_cases(path)
     assert [c.label for c in read.cases] == ["Müller", "x"]
-    assert ("cp1252" in said(read)) == (encoding == "cp1252")
+    assert ("cp1252" in warnings_of(read)) == (encoding == "cp1252")
 
 
 def test_excel_keeps_zeros(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_excel_keeps_zeros(tmp_path: Path) -> None:
     table(tmp_path, "", "a.tif", "b.tif")
     read = read_cases(tmp_path / "t.xlsx")
     assert [(c.patient_id, c.label) for c in read.cases] == [("007", "0"), ("008", "1")]
-    assert "2 sheets" in said(read)
+    assert "2 sheets" in warnings_of(read)
 
 
 # -- values -----------------------------------------------------------------------------------
@@ -153,13 +155,13 @@ def test_nonsense_spacing_names_file_row_and_value(tmp_path: Path, value: str) -
         read_cases(path)
 
 
-def test_rows_without_label_and_other_labels_are_left_out_aloud(tmp_path: Path) -> None:
+def test_rows_without_usable_label_are_skipped_with_a_warning(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label\na.tif,x\nb.tif,\nc.tif,y\nd.tif,z\n",
                  "a.tif", "b.tif", "c.tif", "d.tif")  # fmt: skip
     read = read_cases(path, labels_wanted=["x", "y"])
     assert ids(read) == ["a", "c"]
-    assert "1 rows without a 'label' left out (first: row 3)" in said(read)
-    assert "1 rows with other labels left out: z" in said(read)
+    assert "1 rows without a 'label' left out (first: row 3)" in warnings_of(read)
+    assert "1 rows with other labels left out: z" in warnings_of(read)
     with pytest.raises(TableError, match="no row has the label 'X'"):
         read_cases(path, labels_wanted=["X", "y"])
 
@@ -187,26 +189,26 @@ def test_missing_files_are_set_aside_with_row_and_reason(tmp_path: Path) -> None
     read = read_cases(path)
     assert [(s.row, s.image_id) for s in read.set_aside] == [(3, "gone"), (5, "row_5")]
     assert read.set_aside[0].reason == f"no file 'gone.tif' in {tmp_path}"
-    assert "extra.tif" in said(read)
+    assert "extra.tif" in warnings_of(read)
 
 
 def test_repeated_rows_are_dropped(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label\na.tif,0\nb.tif,1\na.tif,0\n", "a.tif", "b.tif")
     read = read_cases(path)
     assert ids(read) == ["a", "b"]
-    assert "1 repeated rows dropped: row 4" in said(read)
+    assert "1 repeated rows dropped: row 4" in warnings_of(read)
 
 
-def test_one_patient_with_two_classes_is_a_note(tmp_path: Path) -> None:
+def test_a_patient_with_two_classes_is_reported(tmp_path: Path) -> None:
     path = table(tmp_path, "path,patient,label\na.tif,p,0\nb.tif,p,1\n", "a.tif", "b.tif")
-    assert "1 patient has images of several classes: p" in said(read_cases(path))
+    assert "1 patient has images of several classes: p" in warnings_of(read_cases(path))
 
 
 def test_patient_defaults_to_image_with_a_warning(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label\na.tif,0\nb.tif,1\n", "a.tif", "b.tif")
     read = read_cases(path)
     assert [c.patient_id for c in read.cases] == ["a", "b"]
-    assert "warning: patient_id defaults to image_id" in said(read)
+    assert "warning: patient_id defaults to image_id" in warnings_of(read)
 
 
 # -- refusals ---------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ def test_an_ambiguous_name_is_refused(tmp_path: Path) -> None:
         read_cases(path)
 
 
-def test_missing_table_folder_and_damaged_excel(tmp_path: Path) -> None:
+def test_missing_tables_and_damaged_workbooks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no such table"):
         read_cases(tmp_path / "no.csv")
     with pytest.raises(TableError, match="is a folder"):
@@ -273,8 +275,10 @@ def test_folder_skips_what_is_no_image(tmp_path: Path) -> None:
           "x.geojson", ".hidden/c.svs", "m.mrxs", "m/Data0000.dat", "m/Slidedat.ini",
           "plain")  # fmt: skip
     read = cases_from_folder(tmp_path)
-    found = {case.image_id: case.path.relative_to(tmp_path).as_posix() for case in read.cases}
-    assert found == {
+    relative_paths = {
+        case.image_id: case.path.relative_to(tmp_path).as_posix() for case in read.cases
+    }
+    assert relative_paths == {
         "a": "a.svs", "m": "m.mrxs", "plain": "plain", "sub__a": "sub/a.svs",
         "b": "sub/b.ome.tif",
     }  # fmt: skip
@@ -306,7 +310,7 @@ def test_empty_folder_is_refused(tmp_path: Path) -> None:
         ("mri_hippocampus", None, 100, 100),
     ],
 )
-def test_real_tables(name: str, patient: str | None, n: int, n_patients: int) -> None:
+def test_real_tables_are_read(name: str, patient: str | None, n: int, n_patients: int) -> None:
     if not (DATA / name / "labels.csv").is_file():
         pytest.skip(f"{name} is not here")
     read = read_cases(DATA / name / "labels.csv")
@@ -318,7 +322,7 @@ def test_real_tables(name: str, patient: str | None, n: int, n_patients: int) ->
 
 
 @needs_data
-def test_atlas_has_spacing_but_for_eight() -> None:
+def test_the_atlas_table_lacks_eight_spacings() -> None:
     path = DATA / "pathology_atlas/slides_5x/labels.csv"
     if not path.is_file():
         pytest.skip("the atlas is not here")
@@ -333,7 +337,7 @@ def test_atlas_has_spacing_but_for_eight() -> None:
 @pytest.mark.parametrize(
     ("name", "message"), [("one_class", "one label only"), ("missing_file", "row 2, column 'file'")]
 )
-def test_broken_tables(name: str, message: str) -> None:
+def test_broken_tables_are_refused(name: str, message: str) -> None:
     path = DATA / f"broken/made/tables/{name}.csv"
     if not path.is_file():
         pytest.skip("the broken tables are not here")
@@ -355,19 +359,19 @@ def four_labels(tmp_path: Path) -> CaseTable:
 
 def test_unknown_labels_are_left_out_and_counted(tmp_path: Path) -> None:
     read = four_labels(tmp_path)
-    found = with_known_labels(read, classes("a", "b"), {})
-    assert ids(found) == ["0", "1", "4"]
-    assert "3 of 6 rows left out" in found.notes[-1]
-    assert "'x' 2, 'y' 1; it knows a, b" in found.notes[-1]
-    assert [row.image_id for row in found.set_aside] == ["2", "3", "5"]
-    assert "label 'x' is none of a, b" in found.set_aside[0].reason
+    table = with_known_labels(read, classes("a", "b"), {})
+    assert ids(table) == ["0", "1", "4"]
+    assert "3 of 6 rows left out" in table.notes[-1]
+    assert "'x' 2, 'y' 1; it knows a, b" in table.notes[-1]
+    assert [row.image_id for row in table.set_aside] == ["2", "3", "5"]
+    assert "label 'x' is none of a, b" in table.set_aside[0].reason
     assert with_known_labels(read, classes(*"abxy"), {}) == read
 
 
 def test_labels_are_renamed(tmp_path: Path) -> None:
-    found = with_known_labels(four_labels(tmp_path), classes("a", "b"), {"x": "a", "y": "b"})
-    assert [case.label for case in found.cases] == list("ababba")
-    assert not found.set_aside
+    table = with_known_labels(four_labels(tmp_path), classes("a", "b"), {"x": "a", "y": "b"})
+    assert [case.label for case in table.cases] == list("ababba")
+    assert not table.set_aside
 
 
 def test_a_label_is_renamed_to_a_class_only(tmp_path: Path) -> None:

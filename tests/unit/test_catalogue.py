@@ -1,4 +1,4 @@
-"""What methods say of themselves is complete, and the page made from it is up to date."""
+"""The docstrings of methods are complete, and the page made from them is up to date."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_tells_users_what_to_know(name: str) -> None:
+def test_every_method_has_the_required_paragraphs(name: str) -> None:
     part = find("methods", name)
-    said = read_paragraphs(part)
-    missing = [key for key in PARAGRAPHS if key != "Differs" and not said.get(key)]
+    paragraphs = read_paragraphs(part)
+    missing = [key for key in PARAGRAPHS if key != "Differs" and not paragraphs.get(key)]
     assert not missing, f"{part.__module__}: its docstring has no paragraph {missing}"
-    assert said[""].endswith("."), "one sentence comes first"
+    assert paragraphs[""].endswith("."), "one sentence comes first"
     assert 10 < len(part.summary) < 90, f"summary of {len(part.summary)} characters"
     assert not part.summary.endswith(".")
     assert len(part.meets) == len(REQUIREMENTS)
@@ -39,16 +39,16 @@ def test_a_method_tells_users_what_to_know(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_option_is_explained_and_no_other(name: str) -> None:
-    """In the order of the signature, which is that of the page."""
+def test_exactly_the_options_are_documented(name: str) -> None:
+    """Options are documented in the order of the signature."""
     part = find("methods", name)
     meaning = read_meanings(part)
     assert list(meaning) == list(options(part)), f"Args of {part.__name__}"
     assert all(text.strip() for text in meaning.values())
 
 
-def test_what_is_taken_from_docstrings() -> None:
-    """On a method of known text."""
+def test_docstrings_are_parsed_correctly() -> None:
+    """Parse the docstring of a method with known text."""
     part = find("methods", "downsampled")
     assert read_paragraphs(part)[""].startswith("The whole image shrunk")
     assert list(read_paragraphs(part)) == ["", "Source", "Use when", "Cost"]
@@ -65,8 +65,8 @@ def test_what_is_taken_from_docstrings() -> None:
     assert "| [`downsampled`](#downsampled) | no | no | yes | yes | partly |" in page
 
 
-def test_tables_are_whole() -> None:
-    """Every row has as many cells as its head, so that a stray bar or line break would show."""
+def test_table_rows_have_all_cells() -> None:
+    """Every row has as many cells as the head, which detects stray bars and line breaks."""
     width = 0
     for line in write_methods_page().splitlines():
         bars = line.replace("\\|", "").count("|")
@@ -78,7 +78,7 @@ def test_tables_are_whole() -> None:
             assert bars == width, line
 
 
-def test_the_page_is_that_of_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_matches_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "_folders", [])
     written = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     assert written == write_methods_page(), f"docs/methods.md is out of date; run: {COMMAND}"

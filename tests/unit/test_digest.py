@@ -1,4 +1,4 @@
-"""The digest by which files are recognised."""
+"""The digest that identifies files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from foveate.errors import one_line
 from foveate.files.digest import file_sha256
 
 
-def test_the_digest_is_that_of_the_standard(tmp_path: Path) -> None:
+def test_the_digest_matches_the_standard(tmp_path: Path) -> None:
     """FIPS 180-2, example B.1."""
     file = tmp_path / "abc"
     file.write_bytes(b"abc")
@@ -16,7 +16,7 @@ def test_the_digest_is_that_of_the_standard(tmp_path: Path) -> None:
     assert file_sha256(file) == expected
 
 
-def test_a_foreign_message_becomes_one_short_line() -> None:
+def test_a_library_message_becomes_one_short_line() -> None:
     assert one_line("a\n  b\tc\x1b[31m") == "a b c [31m"
     assert one_line("x" * 900) == "x" * 500
     assert one_line("x" * 900, max_letters=160) == "x" * 160

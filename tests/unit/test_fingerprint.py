@@ -23,30 +23,30 @@ BIG = 9 << 20
 
 @pytest.fixture
 def cases(tmp_path: Path) -> list[Case]:
-    found = []
+    cases_made = []
     for i in range(6):
         path = tmp_path / f"S{i}.tif"
         path.write_bytes(bytes([i]) * 1000)
-        found.append(Case(f"S{i}", f"P{i // 2}", path, "ab"[i % 2], (0.5, 0.5)))
-    return found
+        cases_made.append(Case(f"S{i}", f"P{i // 2}", path, "ab"[i % 2], (0.5, 0.5)))
+    return cases_made
 
 
-def refused(was: Inputs, now: Inputs) -> str:
+def refuse_change(before: Inputs, after: Inputs) -> str:
     with pytest.raises(CheckpointError, match="another --out for a new run") as caught:
-        check_unchanged(was, now, Path("run"))
+        check_unchanged(before, after, Path("run"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_the_same_inputs_in_another_order_are_the_same(cases: list[Case], tmp_path: Path) -> None:
-    was = note_inputs(cases, {})
-    save_inputs(was, tmp_path / "inputs.json")
-    assert load_inputs(tmp_path / "inputs.json") == was
-    check_unchanged(was, note_inputs(cases[::-1], {}, was), Path("run"))
+    before = note_inputs(cases, {})
+    save_inputs(before, tmp_path / "inputs.json")
+    assert load_inputs(tmp_path / "inputs.json") == before
+    check_unchanged(before, note_inputs(cases[::-1], {}, before), Path("run"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"label": "c"}, "labels of S0 differ from those the run was begun with ('a', now 'c')"),
         ({"patient_id": "P9"}, "patients of S0 differ"),
@@ -55,41 +55,45 @@ def test_the_same_inputs_in_another_order_are_the_same(cases: list[Case], tmp_pa
         ({"image_id": "T0"}, "images that the run was begun with are missing: S0"),
     ],
 )
-def test_a_change_is_named(cases: list[Case], changes: dict[str, object], said: str) -> None:
-    was = note_inputs(cases, {})
+def test_a_change_is_named(cases: list[Case], changes: dict[str, object], message: str) -> None:
+    before = note_inputs(cases, {})
     other = [replace(cases[0], **changes), *cases[1:]]  # type: ignore[arg-type]
-    assert said in refused(was, note_inputs(other, {}, was))
+    assert message in refuse_change(before, note_inputs(other, {}, before))
 
 
 def test_new_images_are_named(cases: list[Case]) -> None:
-    was = note_inputs(cases[1:], {})
-    assert "not begun with are in the table: S0" in refused(was, note_inputs(cases, {}, was))
+    before = note_inputs(cases[1:], {})
+    assert "not begun with are in the table: S0" in refuse_change(
+        before, note_inputs(cases, {}, before)
+    )
 
 
 def test_many_changes_are_counted(cases: list[Case]) -> None:
-    was = note_inputs(cases, {})
+    before = note_inputs(cases, {})
     swapped = [replace(case, label="ba"["ab".index(str(case.label))]) for case in cases]
-    assert "labels of S0, S1, S2 and 3 more differ" in refused(was, note_inputs(swapped, {}, was))
+    assert "labels of S0, S1, S2 and 3 more differ" in refuse_change(
+        before, note_inputs(swapped, {}, before)
+    )
 
 
-def touched(path: Path) -> None:
+def touch(path: Path) -> None:
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
 
 
 @pytest.mark.parametrize("size", [1000, BIG])
-def test_changed_pixels_of_the_same_size_are_found(cases: list[Case], size: int) -> None:
+def test_changed_pixels_of_equal_file_size_are_detected(cases: list[Case], size: int) -> None:
     cases[2].path.write_bytes(bytes(size))
-    was = note_inputs(cases, {})
-    touched(cases[2].path)
-    check_unchanged(was, note_inputs(cases, {}, was), Path("run"))
+    before = note_inputs(cases, {})
+    touch(cases[2].path)
+    check_unchanged(before, note_inputs(cases, {}, before), Path("run"))
     cases[2].path.write_bytes(bytes(size - 1) + b"x")
-    touched(cases[2].path)
-    said = refused(was, note_inputs(cases, {}, was))
-    assert "image files of S2 were changed since the run was begun" in said
+    touch(cases[2].path)
+    message = refuse_change(before, note_inputs(cases, {}, before))
+    assert "image files of S2 were changed since the run was begun" in message
 
 
-def test_every_small_file_is_read_whole(tmp_path: Path) -> None:
+def test_small_files_are_hashed_completely(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(7 << 20))
     before = file_print(tmp_path / "a")["sha256"]
     for at in range(0, 7 << 20, 1 << 20):
@@ -102,11 +106,11 @@ def test_every_small_file_is_read_whole(tmp_path: Path) -> None:
 def test_an_unchanged_file_is_not_read_again(cases: list[Case]) -> None:
     known = file_print(cases[0].path) | {"sha256": "of before"}
     assert file_print(cases[0].path, known) is known
-    touched(cases[0].path)
+    touch(cases[0].path)
     assert file_print(cases[0].path, known)["sha256"] != "of before"
 
 
-def test_folders_that_are_images(tmp_path: Path) -> None:
+def test_folders_as_images_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "z.zarr").mkdir()
     (tmp_path / "z.zarr" / "0").write_bytes(b"1234")
     before = file_print(tmp_path / "z.zarr")
@@ -120,7 +124,7 @@ def test_folders_that_are_images(tmp_path: Path) -> None:
     assert file_print(tmp_path / "m.mrxs", before)["sha256"] != before["sha256"]
 
 
-def test_weights_count_whole(cases: list[Case], tmp_path: Path) -> None:
+def test_weight_files_are_hashed_completely(cases: list[Case], tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(bytes(BIG))
     files = list_files({"weights": str(path)})
@@ -128,14 +132,14 @@ def test_weights_count_whole(cases: list[Case], tmp_path: Path) -> None:
     assert list_files({"weights": ""}) == {}
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     assert "config.json beside the weights" in list_files({"weights": str(path)})
-    was = note_inputs(cases, files)
+    before = note_inputs(cases, files)
     content = bytearray(BIG)
     content[BIG // 2 + 100_000] = 1
     path.write_bytes(content)
-    touched(path)
-    said = refused(was, note_inputs(cases, files, was))
-    assert f"the weights of the encoder ({path}) is not the one" in said
-    assert "weights of the encoder" in refused(was, note_inputs(cases, {}, was))
+    touch(path)
+    message = refuse_change(before, note_inputs(cases, files, before))
+    assert f"the weights of the encoder ({path}) is not the one" in message
+    assert "weights of the encoder" in refuse_change(before, note_inputs(cases, {}, before))
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 9}', '{"schema": 1, "images": 3}'])
@@ -147,6 +151,6 @@ def test_damaged_notes_are_refused(tmp_path: Path, content: str) -> None:
         load_inputs(tmp_path / "none.json")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tif")
     assert file_print(tmp_path / "a.tif")["size"] == -1

@@ -1,4 +1,4 @@
-"""The mask holds the tissue: beside pen and frames, faint, or wherever it fills the field."""
+"""The foreground mask contains the tissue: with pen marks, frames, faint or full fields."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK[50:200, 50:200] = True
 
 
 def slide(tissue: np.ndarray, colour: tuple[int, ...], top: int = 255) -> np.ndarray:
-    """Glass with a little noise, and tissue with more."""
+    """Return a slide of glass with little noise and tissue with more noise."""
     rng = np.random.default_rng(0)
     pixels = rng.normal(GLASS, 2, (SIDE, SIDE, 3))
     pixels[tissue] = rng.normal(colour, 6, (tissue.sum(), 3))
@@ -44,7 +44,7 @@ def mask_of(pixels: np.ndarray) -> tuple[np.ndarray, bool]:
 @pytest.mark.parametrize(
     "pen", [(20, 20, 60), (10, 10, 10), (30, 60, 200), (30, 160, 60), (200, 30, 40)]
 )
-def test_pen_does_not_decide_where_tissue_begins(
+def test_pen_marks_do_not_change_the_tissue_threshold(
     colour: tuple[int, ...], pen: tuple[int, ...]
 ) -> None:
     pixels = slide(BLOCK, colour)
@@ -57,8 +57,8 @@ def test_pen_does_not_decide_where_tissue_begins(
 
 @pytest.mark.parametrize("width", [6, 40])
 @pytest.mark.parametrize("colour", [PINK, PALE])
-def test_a_black_frame_hides_no_tissue_and_is_said(width: int, colour: tuple[int, ...]) -> None:
-    """Narrow at two sides, or all around: then the border's own colour is black."""
+def test_a_black_frame_is_reported_and_hides_no_tissue(width: int, colour: tuple[int, ...]) -> None:
+    """The frame is narrow at two sides, or all around so that the border is black."""
     pixels = slide(BLOCK, colour)
     pixels[:width] = 0
     pixels[:, :width] = 0
@@ -85,7 +85,7 @@ def test_tissue_that_fills_the_field_is_no_background(share: float) -> None:
     assert not around
 
 
-def test_green_ink_on_a_sparse_slide_does_not_draw_the_eye() -> None:
+def test_green_ink_on_a_sparse_slide_is_not_tissue() -> None:
     cells = np.zeros((SIDE, SIDE), bool)
     rng = np.random.default_rng(1)
     for y, x in rng.integers(60, SIDE - 8, (40, 2)):
@@ -101,13 +101,13 @@ def test_green_ink_on_a_sparse_slide_does_not_draw_the_eye() -> None:
 
 
 @pytest.mark.parametrize("colour", [PINK, PALE, (90, 50, 130)])
-def test_a_usual_slide_is_glass_and_tissue(colour: tuple[int, ...]) -> None:
+def test_a_usual_slide_is_divided_into_glass_and_tissue(colour: tuple[int, ...]) -> None:
     mask, around = mask_of(slide(BLOCK, colour))
     assert around
     assert (mask == BLOCK).mean() > 0.999
 
 
-def test_a_dark_ground_is_that_of_fluorescence() -> None:
+def test_fluorescence_has_a_dark_background() -> None:
     pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
     pixels[BLOCK] = (20, 40, 160)
     mask, around = mask_of(pixels)
@@ -127,10 +127,8 @@ def test_an_empty_slide_is_foreground_everywhere() -> None:
     assert foreground(pixels, pixels[0, 0]).all()
 
 
-def test_a_slide_of_12_bits_with_pen_from_the_file(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """12 of 16 bits: the mask is that of the same slide in 8."""
+def test_a_12_bit_slide_with_pen_marks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With 12 of 16 bits used, the mask equals that of the 8-bit slide."""
     pixels = slide(BLOCK, PINK, 4095)
     pixels[10:30, 25:225] = (300, 300, 900)
     path = tmp_path / "a.tif"
@@ -147,7 +145,7 @@ def test_a_slide_of_12_bits_with_pen_from_the_file(
     assert "border" not in caplog.text
 
 
-def test_the_loader_says_once_that_the_border_is_no_glass(
+def test_the_loader_warns_once_that_the_border_is_no_glass(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "core.tif"

@@ -1,8 +1,8 @@
-"""Two stages: a frozen start on kept features, then end to end; stopped anywhere, it goes on."""
+"""Training in two stages, a frozen start on cached features and end to end, is resumable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,28 +27,23 @@ OPTIONS = {"patches": 3, "eval_patches": 4, "survey": 9}
 PLAIN = {"epochs": 3, "frozen_epochs": 3, "batch_size": 2, "device": "cpu"}
 
 
-def fresh(method: str = "glimpse", **options: Any) -> Model:
+def build_model_for(method: str = "glimpse", **options: Any) -> Model:
     torch.manual_seed(0)
-    given = OPTIONS if method == "glimpse" else {}
+    method_options = OPTIONS if method == "glimpse" else {}
     settled = {"classes": ["normal", "tumour"]}
-    card = ModelCard(method, given | options, "lite0", {"taught": 1}, "binary", {}, settled, VIEW)
+    card = ModelCard(
+        method, method_options | options, "lite0", {"taught": 1}, "binary", {}, settled, VIEW
+    )
     return build_model(card, pretrained=True)
 
 
 @pytest.fixture(scope="module")
-def loader() -> Iterator[CaseLoader]:
-    loader = CaseLoader(VIEW)
-    yield loader
-    loader.close()
-
-
-@pytest.fixture(scope="module")
 def parts(tiny_cohort: Path) -> tuple[list[Case], list[Case]]:
-    """Six images to train on and four to choose by, as many of each class."""
+    """Return six training and four validation cases, with equal classes."""
     table = read_cases(tiny_cohort).cases
     by_label = [[c for c in table if c.label == label] for label in ("normal", "tumour")]
-    train = [c for own in by_label for c in own[:3]]
-    return train, [c for own in by_label for c in own[3:5]]
+    train = [c for members in by_label for c in members[:3]]
+    return train, [c for members in by_label for c in members[3:5]]
 
 
 @dataclass
@@ -58,22 +53,22 @@ class Run:
     trainer: Trainer
     progress: Progress
     began: dict[str, Tensor]
-    told: list[Status]
+    statuses: list[Status]
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Of a file of checkpoints."""
-        found: dict[str, Tensor] = read_tensors(getattr(self.trainer.checkpoints, name))[0]
-        return found
+        """Read the weights of a checkpoint file."""
+        tensors: dict[str, Tensor] = read_tensors(getattr(self.trainer.checkpoints, name))[0]
+        return tensors
 
 
 def trained(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, folder: Path, **changed: Any
 ) -> Run:
-    model, told = fresh(), list[Status]()
+    model, statuses = build_model_for(), list[Status]()
     began = {k: v.clone() for k, v in model.method.state_dict().items()}
     options = TrainOptions(**PLAIN | changed)
-    trainer = Trainer(model, loader, folder, options, on_progress=told.append)
-    return Run(trainer, trainer.fit(*parts), began, told)
+    trainer = Trainer(model, loader, folder, options, on_progress=statuses.append)
+    return Run(trainer, trainer.fit(*parts), began, statuses)
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +84,28 @@ def run(
 
 
 def test_stages_follow_each_other(run: Run) -> None:
-    stages = list(dict.fromkeys(status.stage for status in run.told))
+    stages = list(dict.fromkeys(status.stage for status in run.statuses))
     assert stages == ["reading features", "frozen start", "end to end"]
     assert [row["epoch"] for row in run.progress.history] == [1, 2, 3, 4, 5, 6]
-    read = [status.done for status in run.told if status.stage == "reading features"]
+    read = [status.done for status in run.statuses if status.stage == "reading features"]
     assert read == list(range(11)), "each image of both parts once"
 
 
-def test_the_encoder_is_frozen_then_taught(run: Run) -> None:
-    """What is projected is learnt from the first step on; what is not to be taught never moves."""
+def test_the_encoder_is_frozen_then_trained(run: Run) -> None:
+    """The projection is trained from the first step; frozen parameters never change."""
     method = run.trainer.model.method
     named = {id(p): name for name, p in method.named_parameters()}
     taught = {named[id(p)] for tier in method.encoder.tiers() for p in tier if p.requires_grad}
-    kept = {n for n in run.began if n.startswith("encoder.") and ".mixed." not in f".{n}"} - taught
+    stored = {
+        n for n in run.began if n.startswith("encoder.") and ".mixed." not in f".{n}"
+    } - taught
     assert len(taught) > 5
-    assert len(kept) > 100
+    assert len(stored) > 100
     frozen = run.weights("frozen")
     latest = {k.removeprefix("method."): v for k, v in run.weights("latest").items()}
-    for name in taught | kept:
+    for name in taught | stored:
         assert torch.equal(frozen[name], run.began[name]), name
-    for name in kept:
+    for name in stored:
         assert torch.equal(latest[name], run.began[name]), name
     assert any(not torch.equal(latest[name], run.began[name]) for name in taught)
     for name in ("encoder.mixed.linear.weight", "related.relate.0.out.weight"):
@@ -116,7 +113,7 @@ def test_the_encoder_is_frozen_then_taught(run: Run) -> None:
         assert not torch.equal(latest[name], frozen[name]), name
 
 
-def test_after_training_all_of_it_may_be_taught_again(run: Run) -> None:
+def test_after_training_all_parameters_are_trainable(run: Run) -> None:
     method = run.trainer.model.method
     assert any(p.requires_grad for tier in method.encoder.tiers() for p in tier)
 
@@ -124,26 +121,26 @@ def test_after_training_all_of_it_may_be_taught_again(run: Run) -> None:
 def score_of(
     trainer: Trainer, weights: dict[str, Tensor], cases: list[Case]
 ) -> tuple[float, float]:
-    """Loss and score of stored weights, computed without kept features."""
-    own = {k: v.clone() for k, v in trainer.model.method.state_dict().items()}
+    """Compute loss and score of stored weights without cached features."""
+    previous = {k: v.clone() for k, v in trainer.model.method.state_dict().items()}
     trainer.model.method.load_state_dict(weights)
     logits, target = trainer.answer(cases)
-    trainer.model.method.load_state_dict(own)
+    trainer.model.method.load_state_dict(previous)
     task, chance = trainer.model.task, trainer.progress.history[0]["chance_loss"]
     return float(task.loss(logits, target)), task.validate(logits, target, chance)["val_score"]
 
 
-def test_the_frozen_row_is_that_of_the_frozen_weights(
+def test_the_frozen_row_scores_the_frozen_weights(
     run: Run, parts: tuple[list[Case], list[Case]]
 ) -> None:
-    """Kept features are numbers of half precision, hence the tolerance."""
+    """The tolerance allows for cached features in half precision."""
     loss, score = score_of(run.trainer, run.weights("frozen"), parts[1])
     row = run.progress.history[2]
     assert loss == pytest.approx(row["val_loss"], abs=1e-3)
     assert score == pytest.approx(row["val_score"], abs=2e-3)
 
 
-def test_what_is_kept_is_no_worse_than_the_frozen_start(run: Run) -> None:
+def test_the_selected_weights_are_no_worse_than_the_frozen_start(run: Run) -> None:
     progress, schedule = run.progress, run.trainer.schedule
     scores = {int(row["epoch"]): row["val_score"] for row in progress.history}
     allowed = {epoch: s for epoch, s in scores.items() if schedule.may_keep(epoch)}
@@ -155,21 +152,21 @@ def test_what_is_kept_is_no_worse_than_the_frozen_start(run: Run) -> None:
     assert all(torch.equal(value, weights[name]) for name, value in run.weights("best").items())
 
 
-def test_trust_in_patches_is_fitted_to_the_validation_part(
+def test_patch_trust_is_fitted_on_the_validation_part(
     run: Run, parts: tuple[list[Case], list[Case]]
 ) -> None:
-    """No other factor gives the kept frozen weights a lower loss, with the pull towards 1."""
+    """No other factor gives the frozen weights a lower penalised loss."""
     weights = run.weights("frozen")
-    settled = float(weights["trust.value"])
+    fitted = float(weights["trust.value"])
     n = len(parts[1])
 
     def cost(factor: float) -> float:
         changed = weights | {"trust.value": torch.tensor(factor)}
         return n * score_of(run.trainer, changed, parts[1])[0] + (factor - 1) ** 2
 
-    best = cost(settled)
+    best = cost(fitted)
     assert all(best <= cost(factor) + 1e-3 for factor in (0.0, 0.25, 0.5, 0.75, 1.0))
-    assert float(run.weights("latest")["average.trust.value"]) == settled
+    assert float(run.weights("latest")["average.trust.value"]) == fitted
 
 
 def test_answers_without_trust_in_patches_rest_on_the_glimpse(
@@ -192,27 +189,31 @@ def test_answers_without_trust_in_patches_rest_on_the_glimpse(
     assert logits[0.5] == pytest.approx((logits[0.0] + logits[1.0]) / 2, abs=1e-4)
 
 
-def test_both_parts_are_answered_as_if_unseen(
+def test_both_parts_get_left_out_predictions(
     run: Run, parts: tuple[list[Case], list[Case]]
 ) -> None:
     assert set(run.progress.left_out_folds) == {c.image_id for part in parts for c in part}
     assert set(run.progress.left_out_folds.values()) <= set(range(N_LEFT_OUT_FOLDS))
 
 
-def test_patients_are_left_out_together_and_labels_spread() -> None:
-    """Over five parts, each with as many of each class as can be."""
+def test_left_out_parts_keep_patients_together_and_labels_even() -> None:
+    """Five parts have as equal class counts as possible."""
     cases = [
         Case(f"{p}-{i}", f"P{p:02}", Path("x"), ("a", "b")[p % 2])
         for p in range(20)
         for i in (0, 1)
     ]
-    found = _divide(cases, [str(case.label) for case in cases])
+    parts_of_cases = _divide(cases, [str(case.label) for case in cases])
     of_patient: dict[str, set[int]] = {}
-    for case, part in zip(cases, found.tolist(), strict=True):
+    for case, part in zip(cases, parts_of_cases.tolist(), strict=True):
         of_patient.setdefault(case.patient_id, set()).add(part)
-    assert all(len(seen) == 1 for seen in of_patient.values())
+    assert all(len(parts_seen) == 1 for parts_seen in of_patient.values())
     for part in range(5):
-        labels = [case.label for case, own in zip(cases, found, strict=True) if own == part]
+        labels = [
+            case.label
+            for case, own_part in zip(cases, parts_of_cases, strict=True)
+            if own_part == part
+        ]
         assert sorted(labels) == ["a"] * 4 + ["b"] * 4
 
 
@@ -224,13 +225,13 @@ class Stopped(Exception):
 
 
 def stop_at(stage: str, n: int) -> Callable[[Status], None]:
-    """Stop at the n-th word of a stage."""
-    heard = 0
+    """Return a progress callback that raises at the n-th update of a stage."""
+    n_updates = 0
 
     def tick(status: Status) -> None:
-        nonlocal heard
-        heard += status.stage == stage
-        if status.stage == stage and heard == n:
+        nonlocal n_updates
+        n_updates += status.stage == stage
+        if status.stage == stage and n_updates == n:
             raise Stopped
 
     return tick
@@ -239,45 +240,53 @@ def stop_at(stage: str, n: int) -> Callable[[Status], None]:
 @pytest.mark.parametrize(
     "precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
 )
-def test_stopped_in_each_stage_it_ends_with_the_same_weights(
+def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(
     precision: str,
     run: Run,
     parts: tuple[list[Case], list[Case]],
     loader: CaseLoader,
     tmp_path: Path,
 ) -> None:
-    """Kept features in memory are lost each time, as they are when a process dies."""
-    given = {"precision": precision, "checkpoint_seconds": 0.0}
-    whole = run if precision == "32-true" else trained(parts, loader, tmp_path / "a", **given)
-    options, folder = TrainOptions(**PLAIN | given), tmp_path / "b"
+    """Cached features in memory are lost at each stop, as if the process had died."""
+    training_options = {"precision": precision, "checkpoint_seconds": 0.0}
+    whole = (
+        run
+        if precision == "32-true"
+        else trained(parts, loader, tmp_path / "a", **training_options)
+    )
+    options, folder = TrainOptions(**PLAIN | training_options), tmp_path / "b"
     stops = (("reading features", 4), ("frozen start", 9), ("frozen start", 8), ("end to end", 5))
     for stage, n in stops:
-        trainer = Trainer(fresh(), loader, folder, options, on_progress=stop_at(stage, n))
+        trainer = Trainer(build_model_for(), loader, folder, options, on_progress=stop_at(stage, n))
         with pytest.raises(Stopped):
             trainer.fit(*parts)
-        kept = list((folder / "features").glob("*.safetensors"))
-        assert len(kept) == (0 if stage == "reading features" else 10), "saved with the state"
-    trainer = Trainer(fresh(), loader, folder, options)
+        feature_files = list((folder / "features").glob("*.safetensors"))
+        assert len(feature_files) == (0 if stage == "reading features" else 10), (
+            "saved with the state"
+        )
+    trainer = Trainer(build_model_for(), loader, folder, options)
     assert trainer.fit(*parts).best_epoch == whole.progress.best_epoch
     for name in ("frozen", "latest", "best"):
-        found, exact = read_tensors(getattr(trainer.checkpoints, name))[0], whole.weights(name)
-        assert set(found) == set(exact)
-        unlike = [key for key in exact if not torch.equal(found[key], exact[key])]
+        stored, exact = read_tensors(getattr(trainer.checkpoints, name))[0], whole.weights(name)
+        assert set(stored) == set(exact)
+        unlike = [key for key in exact if not torch.equal(stored[key], exact[key])]
         assert not unlike, f"{name}: {len(unlike)} of {len(exact)}, such as {unlike[:3]}"
 
 
 # -- nothing to train on features ------------------------------------------------------------------
 
 
-def test_downsampled_is_settled_then_taught(
+def test_downsampled_is_fitted_then_trained(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
 ) -> None:
-    """Its answer is fitted to the end; end to end begins at once, and may not make it worse."""
-    told: list[Status] = []
+    """The linear model is fitted to convergence; end-to-end training must not make it worse."""
+    statuses: list[Status] = []
     options = TrainOptions(**PLAIN | {"epochs": 2}, precision="32-true")
-    trainer = Trainer(fresh("downsampled"), loader, tmp_path, options, on_progress=told.append)
+    trainer = Trainer(
+        build_model_for("downsampled"), loader, tmp_path, options, on_progress=statuses.append
+    )
     progress = trainer.fit(*parts)
-    assert {status.stage for status in told} == {"reading features", "end to end"}
+    assert {status.stage for status in statuses} == {"reading features", "end to end"}
     start = read_tensors(trainer.checkpoints.frozen)[0]
     assert bool(start["head.standardise.settled"])
     assert [row["epoch"] for row in progress.history] == [1, 2]
@@ -285,12 +294,12 @@ def test_downsampled_is_settled_then_taught(
     assert progress.best_score <= score + 2e-3
 
 
-def test_no_epochs_end_to_end_leave_the_frozen_start(
+def test_zero_end_to_end_epochs_keep_the_frozen_start(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
 ) -> None:
     for method in ("downsampled", "glimpse"):
         options = TrainOptions(**PLAIN | {"epochs": 0, "frozen_epochs": 1}, precision="32-true")
-        trainer = Trainer(fresh(method), loader, tmp_path / method, options)
+        trainer = Trainer(build_model_for(method), loader, tmp_path / method, options)
         progress = trainer.fit(*parts)
         assert progress.done
         best = read_tensors(trainer.checkpoints.best)[0]

@@ -1,4 +1,4 @@
-"""Rows of random numbers that hang on their own generator alone."""
+"""Each row of random numbers depends on its own generator only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from foveate.nn.sampling import draw_with_replacement, draw_without_replacement
 from foveate.nn.top_k import perturbed_top_k
 
 
-def test_a_row_is_the_beginning_of_a_longer_one_and_takes_as_much() -> None:
+def test_a_row_is_a_prefix_of_a_longer_row() -> None:
     for dtype in (torch.float32, torch.float64):
         for n in (1, 15, 16, 17, 1000):
             short, long = seeded([3]), seeded([3])
@@ -30,12 +30,12 @@ def test_rows_of_one_generator_differ_and_are_uniform() -> None:
     )
 
 
-def test_draws_hang_neither_on_other_rows_nor_on_padding() -> None:
+def test_draws_do_not_depend_on_other_rows_or_padding() -> None:
     log_a = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     log_a[1, 30:] = -torch.inf
-    own = log_a[1:2, :30]
+    row = log_a[1:2, :30]
     for draw in (draw_without_replacement, draw_with_replacement):
-        together, alone = draw(log_a, 7, seeded([1, 2, 3])), draw(own, 7, seeded([2]))
+        together, alone = draw(log_a, 7, seeded([1, 2, 3])), draw(row, 7, seeded([2]))
         assert torch.equal(together[1], alone[0])
     valid = log_a > -torch.inf
     stay = hidden_share(valid, seeded([1, 2, 3]))
@@ -43,14 +43,14 @@ def test_draws_hang_neither_on_other_rows_nor_on_padding() -> None:
     top = perturbed_top_k(
         log_a, 4, sigma=0.3, samples=20, valid=valid, generators=seeded([1, 2, 3])
     )
-    one = perturbed_top_k(own, 4, sigma=0.3, samples=20, generators=seeded([2]))
+    one = perturbed_top_k(row, 4, sigma=0.3, samples=20, generators=seeded([2]))
     n = int(one.used.sum())
     assert int(top.used[1].sum()) == n
     assert torch.equal(top.index[1, :n], one.index[0, :n])
     assert torch.equal(top.weight[1, :, :n], one.weight[0, :, :n])
 
 
-def test_a_share_is_hidden_and_one_always_stays() -> None:
+def test_a_share_is_hidden_and_at_least_one_stays() -> None:
     valid = torch.ones(2000, 20, dtype=torch.bool)
     valid[:, 12:] = False
     valid[0, 1:] = False

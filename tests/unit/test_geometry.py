@@ -40,44 +40,44 @@ def box_and_ratio(draw, frame, level=None):
     return draw(boxes(frame, ndim, level)), tuple(draw(RATIOS) for _ in range(ndim))
 
 
-def close(a: Box, b: Box) -> bool:
+def is_same_box(a: Box, b: Box) -> bool:
     assert (a.frame, a.level) == (b.frame, b.level)
     pairs = zip(a.origin + a.size, b.origin + b.size, strict=True)
     return all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-6) for x, y in pairs)
 
 
 @given(box_and_ratio(Frame.PX0))
-def test_um_and_back(given_):
-    box, spacing = given_
-    assert close(px0_from_um(um_from_px0(box, spacing), spacing), box)
+def test_conversion_to_um_can_be_inverted(box_and_downsample):
+    box, spacing = box_and_downsample
+    assert is_same_box(px0_from_um(um_from_px0(box, spacing), spacing), box)
 
 
 @given(box_and_ratio(Frame.PX0))
-def test_level_pixels_are_those_of_level_0_by_the_downsample(given_):
-    box, downsample = given_
-    there = px_from_px0(box, downsample, 2)
+def test_level_pixels_are_level_0_pixels_divided_by_the_downsample(box_and_downsample):
+    box, downsample = box_and_downsample
+    level_box = px_from_px0(box, downsample, 2)
     back = (
         tuple(v * d for v, d in zip(values, downsample, strict=True))
-        for values in (there.origin, there.size)
+        for values in (level_box.origin, level_box.size)
     )
-    assert (there.frame, there.level) == (Frame.PX, 2)
-    assert close(Box(*back, Frame.PX0), box)
+    assert (level_box.frame, level_box.level) == (Frame.PX, 2)
+    assert is_same_box(Box(*back, Frame.PX0), box)
 
 
 @given(box_and_ratio(Frame.UM), st.data())
-def test_straight_to_a_level_is_the_same_as_by_way_of_level_0(given_, data):
-    box, spacing = given_
+def test_direct_conversion_to_a_level_equals_two_steps(box_and_downsample, data):
+    box, spacing = box_and_downsample
     downsample = tuple(data.draw(RATIOS) for _ in spacing)
     straight = px_from_um(box, spacing, downsample, 1)
-    assert close(straight, px_from_px0(px0_from_um(box, spacing), downsample, 1))
+    assert is_same_box(straight, px_from_px0(px0_from_um(box, spacing), downsample, 1))
 
 
 @given(st.lists(PLACES, min_size=2, max_size=2), st.integers(2, 9))
 def test_a_box_is_the_union_of_its_pieces(origin, n):
-    whole = Box(tuple(origin), (float(n), float(n)), Frame.PX0)
+    union = Box(tuple(origin), (float(n), float(n)), Frame.PX0)
     pieces = [Box((origin[0] + i, origin[1]), (1.0, float(n)), Frame.PX0) for i in range(n)]
-    assert pieces[0].origin == whole.origin
-    assert pieces[-1].end == pytest.approx(whole.end)
+    assert pieces[0].origin == union.origin
+    assert pieces[-1].end == pytest.approx(union.end)
     for upper, lower in itertools.pairwise(pieces):
         assert upper.end[0] == pytest.approx(lower.origin[0])
 
@@ -100,7 +100,7 @@ def test_impossible_boxes_are_refused(origin, size, frame, level):
         Box(origin, size, frame, level)
 
 
-def test_converters_refuse_another_frame_and_other_axes():
+def test_converters_refuse_wrong_frames_and_axes():
     box = Box((0, 0), (1, 1), Frame.UM)
     with pytest.raises(BoxError, match="px0"):
         um_from_px0(box, (1.0, 1.0))
@@ -113,5 +113,5 @@ def test_the_mean_spacing_keeps_the_volume_of_a_pixel() -> None:
     assert mean_spacing((4.0, 1.0, 2.0)) ** 3 == pytest.approx(8.0)
 
 
-def test_the_long_side_is_a_length_and_not_a_number_of_pixels() -> None:
+def test_the_long_side_is_measured_as_a_length() -> None:
     assert long_side((100, 30), (1.0, 4.0)) == 120.0

@@ -35,7 +35,7 @@ def bag(lengths: tuple[int, ...], seed: int = 1) -> tuple[Tensor, Tensor]:
     return torch.randn(*valid.shape, DIM, dtype=torch.float64), valid
 
 
-def test_each_head_pools_as_it_says() -> None:
+def test_each_head_pools_as_documented() -> None:
     head = trained(ALL)
     f, valid = bag((5, 2))
     logits = head(f, valid)
@@ -58,7 +58,7 @@ def test_each_head_pools_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("head", [*ALL, Head("one", 1, False, "sum"), Head("one", 1, False, "max")])
-def test_begins_near_chance_and_not_at_rest(head: Head) -> None:
+def test_initial_outputs_are_near_chance_with_gradients(head: Head) -> None:
     torch.manual_seed(0)
     fresh = InstanceHead(64, (head,))
     f = torch.randn(8, 50, 64, requires_grad=True)
@@ -94,7 +94,7 @@ def test_padding_changes_nothing(heads: tuple[Head, ...]) -> None:
         assert (outcomes[1][2][:, 4:] == 0).all()
 
 
-def test_an_image_without_patches_answers_by_the_biases() -> None:
+def test_an_image_without_patches_returns_the_biases() -> None:
     head = trained(ALL)
     f, valid = bag((3, 3))
     valid[1] = False
@@ -109,7 +109,7 @@ def test_an_image_without_patches_answers_by_the_biases() -> None:
 @pytest.mark.parametrize("size", [1.0, 1e2, 1e4, 1e6])
 @pytest.mark.parametrize("gate", [-1.0, 1.0])
 @pytest.mark.parametrize("head", [GRADE, SPREAD, PRESENCE])
-def test_extremes_stay_finite_in_float32(head: Head, gate: float, size: float) -> None:
+def test_extreme_logits_stay_finite_in_float32(head: Head, gate: float, size: float) -> None:
     instance = InstanceHead(DIM, (head,))
     torch.manual_seed(0)
     for p in instance.parameters():
@@ -133,7 +133,7 @@ def test_extremes_stay_finite_in_float32(head: Head, gate: float, size: float) -
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_a_patch_that_is_wrong_by_a_hundred_gets_its_whole_gradient(exclusive: bool) -> None:
+def test_a_patch_wrong_by_100_gets_the_full_gradient(exclusive: bool) -> None:
     """One patch with an open gate whose logits are wrong by 100: loss 100, slope 1."""
     head = InstanceHead(DIM, (Head("q", 2, exclusive, "sum"),))
     part = head.parts[0].sum

@@ -1,9 +1,8 @@
-"""A spot at a known place must come out at that place in every map, picture and file."""
+"""A spot at a known place is at that place in every map, picture and file."""
 
 from __future__ import annotations
 
 import json
-import math
 import uuid
 from pathlib import Path
 
@@ -21,49 +20,27 @@ from foveate.heatmaps.glass import on_foreground, paintable_mask
 from foveate.heatmaps.panels import blend_evidence
 from foveate.heatmaps.raster import at_slice, nice_length, scale_of, splat
 from foveate.images.evidence import Evidence
-from foveate.images.image import AbstractImage, Level
-from foveate.images.resample import resample
 from foveate.images.respaced import RespacedImage
+from helpers.images import PyramidImage, build_pyramid
 
 SHAPE = (611, 1097)
 SPOT_PX0 = (447.3, 902.7)
 SPACINGS = (0.2014, 0.2528, 0.31, 0.4942)
 
 
-class ArrayImage(AbstractImage):
-    """A pyramid made of one array; spacing differs between the axes."""
-
-    def __init__(self, pixels, spacing_um, downsamples=(1,), *, kind="slide", paper=None):
-        super().__init__()
-        self.path, self.kind, self.reader = Path("spot <1>.svs"), kind, "memory"
-        self.spacing_um, self.channels, self.dtype = spacing_um, pixels.shape[-1], pixels.dtype
-        self.held, levels = [], []
-        full = pixels.shape[:-1]
-        for down in downsamples:
-            shape = tuple(max(1, int(n / down)) for n in full)
-            steps = tuple(n / m for n, m in zip(full, shape, strict=True))
-            self.held.append(resample(pixels, (0.0,) * len(full), steps, shape))
-            levels.append(Level(shape, steps))
-        self.levels, self.paper = tuple(levels), paper
-
-    def _read_level(self, level, origin_px, size_px):
-        self.count.add(decoded_px=math.prod(size_px))
-        cut = tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))
-        return self.held[level][cut]
-
-    def _stated_background(self):
-        return self.paper
-
-    def close(self):
-        pass
+def array_image(pixels, spacing_um, downsamples=(1,), *, kind="slide", paper=None):
+    """Return a pyramid made from one array, whose file name needs escaping in HTML."""
+    levels = build_pyramid(pixels, downsamples)
+    path = Path("spot <1>.svs")
+    return PyramidImage(*levels, spacing_um=spacing_um, kind=kind, path=path, background=paper)
 
 
 def spot_image(spacing=0.2528, ratio=1.3, downsamples=(1, 2.3, 5), place=SPOT_PX0):
-    """Black, with one bright bell of 12 pixels whose middle is at `place`."""
+    """Return a black image with one bright bell of 12 pixels around `place`."""
     y, x = (np.arange(n) + 0.5 for n in SHAPE)
     bell = np.exp(-((y[:, None] - place[0]) ** 2 + (x[None] - place[1]) ** 2) / (2 * 12.0**2))
     pixels = np.repeat(np.rint(255 * bell).astype(np.uint8)[..., None], 3, -1)
-    return ArrayImage(pixels, (spacing * ratio, spacing), downsamples, paper=(0, 0, 0))
+    return array_image(pixels, (spacing * ratio, spacing), downsamples, paper=(0, 0, 0))
 
 
 def boxes(origin, size, weight):
@@ -81,7 +58,7 @@ def centroid(values):
 
 
 def build_evidence(image, spacing_um, side_um=24.0):
-    """Boxes as a method would give them: a lattice, weighted by the brightness that was read."""
+    """Build evidence on a lattice of boxes, weighted by their brightness."""
     height, width = image.box_um.size
     step = side_um / 4
     grid = np.stack(
@@ -102,7 +79,7 @@ def build_evidence(image, spacing_um, side_um=24.0):
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("read_factor", [1.0, 2.3, 5.0])
-def test_spot_lands_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
+def test_the_spot_is_at_its_place_in_map_picture_and_geojson(spacing, read_factor, tmp_path):
     image = spot_image(spacing)
     assert (
         image.level_for([spacing * read_factor * 1.3] * 2) == {1.0: 0, 2.3: 1, 5.0: 2}[read_factor]
@@ -143,7 +120,7 @@ def test_picture_pixels_and_boxes_share_one_frame(spacing):
                       ).max() < 0.5  # fmt: skip
 
 
-def test_picture_is_brightest_at_the_heaviest_box_though_others_overlap_it():
+def test_picture_is_brightest_at_the_heaviest_box():
     image = spot_image(place=(-900, -900))
     evidence = boxes([[100, 100], [90, 90], [110, 110]], 40.0, [1.0, 0.1, 0.1])
     field, _ = overview(aim(image, evidence), evidence, 400)
@@ -157,16 +134,16 @@ def test_picture_is_brightest_at_the_heaviest_box_though_others_overlap_it():
 
 
 def tissue_image():
-    """A slide of grey glass with a block of tissue, and the corners of its 20 µm cells."""
+    """Return a slide of grey glass with a block of tissue, and the corners of its 20 µm cells."""
     rng = np.random.default_rng(4)
     pixels = np.full((400, 600, 3), 240, np.uint8)
     pixels[100:300, 200:400] = np.array([170, 90, 150]) + rng.integers(-20, 20, (200, 200, 1))
     y, x = (20.0 * np.arange(n) for n in (20, 30))
     grid = np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
-    return ArrayImage(pixels, (1.0, 1.0), paper=(240, 240, 240)), grid
+    return array_image(pixels, (1.0, 1.0), paper=(240, 240, 240)), grid
 
 
-def on_tissue(grid):
+def count_on_tissue(grid):
     return (grid[:, 0] >= 100) & (grid[:, 0] < 300) & (grid[:, 1] >= 200) & (grid[:, 1] < 400)
 
 
@@ -175,15 +152,15 @@ def saturation(pixels):
     return spread.max(-1) - spread.min(-1)
 
 
-def painted_by(image, evidence):
+def render_evidence(image, evidence):
     camera = aim(image, evidence)
     field, _ = overview(camera, evidence, 600)
     return field, blend_evidence(field, evidence, scale_of(evidence), paintable_mask(camera, field))
 
 
-def test_weights_that_are_all_but_alike_are_not_bright():
+def test_nearly_equal_weights_are_not_bright():
     image, grid = tissue_image()
-    grid = grid[on_tissue(grid)]
+    grid = grid[count_on_tissue(grid)]
     rng = np.random.default_rng(5)
     weight = (1 + rng.uniform(-0.01, 0.01, len(grid))) / len(grid)
     even = boxes(grid, 20.0, weight)
@@ -193,15 +170,15 @@ def test_weights_that_are_all_but_alike_are_not_bright():
     assert not scale_of(peaked).indifferent
     assert scale_of(peaked).strength(peaked.weight).max() == 1
     # Almost nothing is painted on the even map; the peak of the other is.
-    field, pixels = painted_by(image, even)
+    field, pixels = render_evidence(image, even)
     pale = 0.35 * field.pixels + 0.65 * field.pixels.mean(-1, keepdims=True)
     assert np.abs(pixels - pale).max() < 25
-    field, pixels = painted_by(image, peaked)
+    field, pixels = render_evidence(image, peaked)
     row, column = field.locate(grid[40][None] + 10)[0].astype(int)
     assert saturation(pixels)[row, column] > 100
 
 
-def test_an_even_map_says_that_it_is_indifferent(tmp_path):
+def test_an_even_map_is_described_as_even(tmp_path):
     image, grid = tissue_image()
     even = boxes(grid[:60], 20.0, np.full(60, 1 / 60))
     peaked = boxes(grid[:60], 20.0, np.where(np.arange(60) == 3, 0.9, 0.1 / 59))
@@ -217,22 +194,22 @@ def test_an_even_map_says_that_it_is_indifferent(tmp_path):
 
 
 def test_evidence_on_glass_is_counted_and_not_painted(tmp_path):
-    """As `downsampled` gives it: a lattice over everything, its heaviest cell in a corner."""
+    """The evidence is a lattice over the image with its heaviest cell in a corner."""
     image, grid = tissue_image()
-    weight = np.where(on_tissue(grid), 1.0, 0.5)
+    weight = np.where(count_on_tissue(grid), 1.0, 0.5)
     weight[0] = 30.0
     evidence = boxes(grid, 20.0, weight / weight.sum())
-    kept = on_foreground(image, evidence)
-    assert len(kept) == on_tissue(grid).sum()
-    field, pixels = painted_by(image, evidence)
+    tissue_evidence = on_foreground(image, evidence)
+    assert len(tissue_evidence) == count_on_tissue(grid).sum()
+    field, pixels = render_evidence(image, evidence)
     glass = np.ones(field.shape, bool)
     low, high = (field.locate(np.array([p]))[0].astype(int) for p in ((98, 198), (302, 402)))
     glass[low[0] : high[0], low[1] : high[1]] = False
     assert saturation(pixels)[glass].max() == 0
     write_json(tmp_path / "e.geojson", build_geojson(image, evidence, top=1000))
     content = json.loads((tmp_path / "e.geojson").read_text())
-    assert content["properties"]["on_background"] == len(grid) - len(kept)
-    assert len(content["features"]) == len(kept)
+    assert content["properties"]["on_background"] == len(grid) - len(tissue_evidence)
+    assert len(content["features"]) == len(tissue_evidence)
     # A picture of another kind has no glass, and evidence is never hidden altogether.
     image.kind = "picture"
     assert on_foreground(image, evidence) is evidence
@@ -245,7 +222,7 @@ def test_evidence_on_glass_is_counted_and_not_painted(tmp_path):
 
 
 def slow_map(evidence, extent, shape):
-    """Pixel by pixel, box by box."""
+    """Compute the map with a loop over pixels and boxes."""
     out = np.full(shape, np.nan)
     unit = [e / n for e, n in zip(extent, shape, strict=True)]
     for i in range(shape[0]):
@@ -264,7 +241,7 @@ def slow_map(evidence, extent, shape):
 
 
 def mean_map(evidence, extent_um, shape):
-    """Means of the weights by covered area; NaN where no box lies."""
+    """Average the weights by covered area; pixels without a box are NaN."""
     total, covered = splat(evidence, (0.0, 0.0), extent_um, shape)
     return np.divide(total, covered, out=np.full(shape, np.nan), where=covered > 1e-6)
 
@@ -287,7 +264,7 @@ def test_map_keeps_mass_values_and_gaps():
     assert np.isnan(mapped[-1]).all()
 
 
-def test_touching_edges_are_not_a_look():
+def test_boxes_that_only_touch_do_not_count():
     step = 0.1 + 0.2
     evidence = boxes([[step, step]], step, [1.0])
     mapped = mean_map(evidence, (3 * step, 3 * step), (3, 3))
@@ -295,18 +272,18 @@ def test_touching_edges_are_not_a_look():
     assert mapped[1, 1] == 1.0
 
 
-def test_map_of_nothing_is_nan():
+def test_an_empty_map_is_nan():
     assert np.isnan(mean_map(boxes(np.zeros((0, 2)), 1.0, []), (5, 5), (3, 4))).all()
 
 
-def test_round_lengths():
+def test_scale_bar_lengths_are_round():
     assert [nice_length(v) for v in (1, 1.9, 4.99, 5, 99, 0.37)] == [1, 1, 2, 5, 50, 0.2]
 
 
 # -- GeoJSON --------------------------------------------------------------------------------------
 
 
-def test_geojson_is_what_qupath_reads(tmp_path):
+def test_geojson_can_be_read_by_qupath(tmp_path):
     image = spot_image()
     rng = np.random.default_rng(0)
     evidence = boxes(rng.uniform(0, 100, (50, 2)), 16.0, rng.random(50))
@@ -337,7 +314,7 @@ def test_geojson_is_what_qupath_reads(tmp_path):
     assert heaviest == sorted(evidence.weight, reverse=True)[:20]
 
 
-def test_geojson_origin_follows_the_bounds_as_qupath_does(tmp_path):
+def test_geojson_origin_follows_the_bounds_like_qupath(tmp_path):
     image = spot_image()
     evidence = boxes([[50.0, 80.0]], 16.0, [1.0])
     image.bounds_px0 = Box((101, 203), (400, 700), Frame.PX0)
@@ -356,7 +333,7 @@ def test_geojson_origin_follows_the_bounds_as_qupath_does(tmp_path):
     np.testing.assert_allclose(np.subtract(corners["slide"], corners["bounds"]), (203, 101))
 
 
-def test_geojson_says_what_it_cannot_do(tmp_path):
+def test_geojson_refuses_what_it_cannot_store(tmp_path):
     image = spot_image()
     with pytest.raises(OptionError, match="states no bounds"):
         write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1]), origin="bounds"))
@@ -379,13 +356,13 @@ def drawn(image, evidence, path, **options):
         return np.asarray(picture.convert("RGB"))
 
 
-def test_picture_of_awkward_evidence(tmp_path):
+def test_unusual_evidence_is_drawn(tmp_path):
     image = spot_image()
-    whole = np.array([image.box_um.size])
+    image_size = np.array([image.box_um.size])
     some = {
         "none": boxes(np.zeros((0, 2)), 1.0, []),
         "zero": boxes([[10, 10], [50, 90]], 16.0, [0, 0]),
-        "whole": boxes(np.zeros((1, 2)), whole, [1.0]),
+        "whole": boxes(np.zeros((1, 2)), image_size, [1.0]),
         "outside": boxes([[-10, -10], [1e3, 1e3]], 16.0, [1.0, 0.5]),
         "tiny": boxes([[100.123, 100.456]], 0.001, [1.0]),
     }
@@ -399,7 +376,7 @@ def test_picture_of_awkward_evidence(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_grey_and_deep_pictures_are_windowed(dtype, tmp_path):
     ramp = np.linspace(0.1, 0.2, 600)[None, :, None] * np.ones((400, 1, 1))
-    image = ArrayImage((ramp * np.iinfo(dtype).max).astype(dtype), None, kind="picture")
+    image = array_image((ramp * np.iinfo(dtype).max).astype(dtype), None, kind="picture")
     image = RespacedImage(image, (1.0, 1.0), unit="px")
     evidence = boxes([[100.0, 100.0]], 64.0, [1.0])
     field, _ = overview(aim(image, evidence), evidence, 300)
@@ -411,7 +388,7 @@ def test_grey_and_deep_pictures_are_windowed(dtype, tmp_path):
 def test_a_volume_is_drawn_at_the_slice_of_its_peak(tmp_path):
     volume = np.zeros((12, 60, 90, 1), np.uint16)
     volume[7, 20:30, 50:60] = 4000
-    image = ArrayImage(volume, (5.0, 0.7, 0.7), kind="volume")
+    image = array_image(volume, (5.0, 0.7, 0.7), kind="volume")
     evidence = boxes([[35.0, 14.0, 35.0], [0.0, 0.0, 0.0]], [[5.0, 7.0, 7.0]], [1.0, 0.4])
     camera = aim(image, evidence)
     assert len(at_slice(evidence, camera.z_um)) == 1
@@ -424,10 +401,10 @@ def test_a_volume_is_drawn_at_the_slice_of_its_peak(tmp_path):
     assert first["geometry"]["plane"]["z"] == 7
 
 
-def test_an_empty_canvas_is_cropped_to_what_it_holds():
+def test_an_empty_canvas_is_cropped_to_its_content():
     canvas = np.full((900, 1600, 3), 240, np.uint8)
     canvas[500:620, 1200:1400] = (150, 60, 120)
-    image = ArrayImage(canvas, (0.5, 0.5), (1, 4), paper=(240, 240, 240))
+    image = array_image(canvas, (0.5, 0.5), (1, 4), paper=(240, 240, 240))
     evidence = boxes([[255.0, 610.0]], 16.0, [1.0])
     field, share = overview(aim(image, evidence), evidence, 512)
     assert share < 0.1
@@ -450,12 +427,12 @@ def test_bounds_frame_the_overview():
 
 
 def test_overview_of_a_pyramid_reads_little(tmp_path):
-    image = ArrayImage(np.full((4000, 6000, 3), 200, np.uint8), (0.25, 0.25), (1, 4, 16))
+    image = array_image(np.full((4000, 6000, 3), 200, np.uint8), (0.25, 0.25), (1, 4, 16))
     drawn(image, boxes([[100, 100]], 16.0, [1.0]), tmp_path / "p.png", max_side_px=256)
     assert image.count.decoded_px < 0.1 * image.size_px
 
 
-def test_nothing_is_left_behind_when_drawing_fails(tmp_path):
+def test_failed_drawing_leaves_no_file(tmp_path):
     image = spot_image()
     with pytest.raises(BoxError):
         write_bytes(tmp_path / "p.png", render_heatmap(image, boxes([[0, 0, 0]], 1, [1])))
@@ -469,5 +446,7 @@ def test_importing_is_light():
 
     heavy = ("matplotlib", "PIL", "torch", "scipy")
     code = f"import sys, foveate.heatmaps; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

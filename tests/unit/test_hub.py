@@ -1,4 +1,4 @@
-"""Weights of the hub: stored ones first, and no long wait where there is no network."""
+"""Weights of the hub: cached files come first, and a missing network fails quickly."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def listening(answer: bytes | None) -> Iterator[tuple[int, list[bytes]]]:
-    """A server that notes what it is asked; None for one that never answers."""
-    asked: list[bytes] = []
+def serve_response(response: bytes | None) -> Iterator[tuple[int, list[bytes]]]:
+    """Run a server that records requests and sends a response, or none for None."""
+    requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -45,23 +45,23 @@ def listening(answer: bytes | None) -> Iterator[tuple[int, list[bytes]]]:
             except OSError:
                 return
             with connection:
-                if answer is not None:
-                    asked.append(connection.recv(4096))
-                    connection.sendall(answer)
+                if response is not None:
+                    requests.append(connection.recv(4096))
+                    connection.sendall(response)
                 else:
                     time.sleep(3)
 
         threading.Thread(target=serve, daemon=True).start()
-        yield server.getsockname()[1], asked
+        yield server.getsockname()[1], requests
 
 
-def test_a_hub_that_answers_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(None) as (port, _):
+def test_a_responding_hub_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_response(None) as (port, _):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         assert why_unreachable(CONFIG) == ""
 
 
-def test_a_closed_port_and_an_unknown_name_are_told_apart_from_a_hub(
+def test_closed_ports_and_unknown_names_are_unreachable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun = time.perf_counter()
@@ -80,33 +80,33 @@ def test_offline_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("response", "reason"),
     [
         (b"HTTP/1.1 200 Connection established\r\n\r\n", ""),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "hub.invalid: Tunnel connection failed: 403 Forbidden"),
     ],
 )
-def test_a_proxy_is_asked_for_the_hub(
-    answer: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+def test_the_hub_is_requested_through_the_proxy(
+    response: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
-    with listening(answer) as (port, asked):
+    with serve_response(response) as (port, requests):
         monkeypatch.setenv("https_proxy", f"http://me:secret@127.0.0.1:{port}")
         assert why_unreachable(CONFIG) == reason
-    assert asked[0].startswith(b"CONNECT hub.invalid:443")
-    assert b"Proxy-Authorization: Basic bWU6c2VjcmV0" in asked[0]
+    assert requests[0].startswith(b"CONNECT hub.invalid:443")
+    assert b"Proxy-Authorization: Basic bWU6c2VjcmV0" in requests[0]
 
 
-def test_a_proxy_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_proxy_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
-    with listening(None) as (port, _):
+    with serve_response(None) as (port, _):
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
         begun = time.perf_counter()
         assert why_unreachable(CONFIG) != ""
         assert time.perf_counter() - begun < 2
 
 
-def test_networks_without_an_address(tmp_path: Path) -> None:
+def test_networks_without_an_address_are_reported(tmp_path: Path) -> None:
     nowhere = SimpleNamespace(hf_hub_id=None, url=None)
     assert why_unreachable(nowhere) == "they lie at no known address"
     assert find_stored_file(nowhere) is None
@@ -123,7 +123,7 @@ torch.save(encoder.net.state_dict(), sys.argv[1])
 """
 
 
-def test_what_was_fetched_before_is_taken_without_a_network(tmp_path: Path) -> None:
+def test_cached_weights_are_used_without_a_network(tmp_path: Path) -> None:
     torch.manual_seed(5)
     net = timm.create_model("resnet10t")
     hub_id = timm.get_pretrained_cfg("resnet10t").hf_hub_id
@@ -134,15 +134,15 @@ def test_what_was_fetched_before_is_taken_without_a_network(tmp_path: Path) -> N
     save_file(net.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
     out = tmp_path / "net.pth"
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "https://hub.invalid"}
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", BUILD, out],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    from_scratch, seconds = ended.stdout.split()
+    from_scratch, seconds = result.stdout.split()
     assert from_scratch == "False"
     assert float(seconds) < 40  # retries take a minute
-    found = torch.load(out)
-    torch.testing.assert_close(found["layer4.0.conv1.weight"], net.layer4[0].conv1.weight.data)
+    stored = torch.load(out)
+    torch.testing.assert_close(stored["layer4.0.conv1.weight"], net.layer4[0].conv1.weight.data)

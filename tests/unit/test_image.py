@@ -1,9 +1,8 @@
-"""The shared half of the image contract, over a pyramid held in memory."""
+"""The shared code of all images, tested on a pyramid in memory."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,42 +11,9 @@ from hypothesis import strategies as st
 
 from foveate.errors import BoxError, MissingSpacing
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Level, glimpse_shape
+from foveate.images.image import glimpse_shape
 from foveate.images.respaced import RespacedImage, fit_to_shape
-
-
-class HeldImage(AbstractImage):
-    """A pyramid of arrays; remembers the largest region it was asked for."""
-
-    def __init__(self, pyramid, spacing_um=(1.0, 1.0), paper=None):
-        super().__init__()
-        self.path, self.kind, self.reader = Path("held"), "slide", "memory"
-        full = pyramid[0].shape[:-1]
-        self.levels = tuple(
-            Level(p.shape[:-1], tuple(n / m for n, m in zip(full, p.shape[:-1], strict=True)))
-            for p in pyramid
-        )
-        self.spacing_um, self.paper = spacing_um, paper
-        self.channels, self.dtype = pyramid[0].shape[-1], pyramid[0].dtype
-        self.pyramid, self.largest_px, self.used = pyramid, 0, set()
-
-    def _read_level(self, level, origin_px, size_px):
-        assert all(
-            o >= 0 and o + s <= n
-            for o, s, n in zip(origin_px, size_px, self.levels[level].shape, strict=True)
-        )
-        self.largest_px = max(self.largest_px, math.prod(size_px))
-        self.used.add(level)
-        self.count.add(decoded_px=math.prod(size_px))
-        return self.pyramid[level][
-            tuple(slice(o, o + s) for o, s in zip(origin_px, size_px, strict=True))
-        ]
-
-    def _stated_background(self):
-        return self.paper
-
-    def close(self):
-        pass
+from helpers.images import PyramidImage
 
 
 def noise(shape, dtype=np.uint8, seed=1):
@@ -55,8 +21,8 @@ def noise(shape, dtype=np.uint8, seed=1):
     return np.random.default_rng(seed).integers(0, top, shape, dtype, endpoint=True)
 
 
-def seen_at(pixels, background, origin_px, step, shape):
-    """What `read_at` should see of one level: a dense matrix over a generous padding."""
+def expected_read_at(pixels, background, origin_px, step, shape):
+    """Compute the expected result of `read_at` from one level with a dense matrix."""
     pad = 40 + math.ceil(
         max(abs(o) + s * n for o, s, n in zip(origin_px, step, shape, strict=True))
     )
@@ -81,12 +47,12 @@ PAPER = (200.0, 210.0, 220.0)
 
 
 @pytest.mark.parametrize("origin", [(5, 7), (-4, -6), (30, 40), (-10, 20), (100, 0), (-50, -50)])
-def test_read_inside_across_and_outside(origin):
+def test_regions_inside_across_and_outside_are_read(origin):
     pixels = noise((40, 50, 3))
-    image = HeldImage([pixels], paper=PAPER)
-    got = image.read(Box(origin, (13, 17), Frame.PX, 0))
+    image = PyramidImage(pixels, background=PAPER)
+    actual = image.read(Box(origin, (13, 17), Frame.PX, 0))
     np.testing.assert_array_equal(
-        got, seen_at(pixels, PAPER, origin, (1.0, 1.0), (13, 17)).astype(np.uint8)
+        actual, expected_read_at(pixels, PAPER, origin, (1.0, 1.0), (13, 17)).astype(np.uint8)
     )
 
 
@@ -99,9 +65,9 @@ def test_read_inside_across_and_outside(origin):
         Box((0, 0), (4.5, 4), Frame.PX, 0),
     ],
 )
-def test_read_wants_whole_pixels_of_a_level(box):
+def test_read_requires_integer_pixels_of_a_level(box):
     with pytest.raises(BoxError):
-        HeldImage([noise((8, 8, 3))]).read(box)
+        PyramidImage(noise((8, 8, 3))).read(box)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -113,12 +79,12 @@ def test_read_wants_whole_pixels_of_a_level(box):
 )
 def test_read_at_agrees_with_the_dense_matrix(origin_um, shape, target_um, spacing_um):
     pixels = noise((60, 71, 3))
-    image = HeldImage([pixels], spacing_um, PAPER)
+    image = PyramidImage(pixels, spacing_um=spacing_um, background=PAPER)
     size = tuple(n * target_um for n in shape)
-    got = image.read_at(Box(origin_um, size, Frame.UM), shape)
+    actual = image.read_at(Box(origin_um, size, Frame.UM), shape)
     origin_px = [o / s for o, s in zip(origin_um, spacing_um, strict=True)]
     step = [target_um / s for s in spacing_um]
-    assert np.abs(got - seen_at(pixels, PAPER, origin_px, step, shape)).max() <= 1.01
+    assert np.abs(actual - expected_read_at(pixels, PAPER, origin_px, step, shape)).max() <= 1.01
 
 
 @settings(max_examples=40, deadline=None)
@@ -128,42 +94,42 @@ def test_read_at_agrees_with_the_dense_matrix(origin_um, shape, target_um, spaci
     st.integers(2, 14),
     st.integers(1, 13),
 )
-def test_reading_in_pieces_is_reading_whole(origin_um, target_um, n, cut):
+def test_reading_in_pieces_equals_reading_at_once(origin_um, target_um, n, cut):
     cut = min(cut, n - 1)
-    image = HeldImage([noise((50, 40, 3))], (0.31, 0.2528), PAPER)
-    whole = image.read_at(Box(origin_um, (n * target_um,) * 2, Frame.UM), (n, n))
+    image = PyramidImage(noise((50, 40, 3)), spacing_um=(0.31, 0.2528), background=PAPER)
+    full = image.read_at(Box(origin_um, (n * target_um,) * 2, Frame.UM), (n, n))
     upper = Box(origin_um, (cut * target_um, n * target_um), Frame.UM)
     below = (origin_um[0] + cut * target_um, origin_um[1])
     lower = Box(below, ((n - cut) * target_um, n * target_um), Frame.UM)
     pieces = np.concatenate([image.read_at(upper, (cut, n)), image.read_at(lower, (n - cut, n))])
-    assert np.abs(whole.astype(int) - pieces).max() <= 2
+    assert np.abs(full.astype(int) - pieces).max() <= 2
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("target_um", [0.9, 1.0, 3.7, 21.0, 149.0])
 def test_a_small_region_limit_changes_nothing(monkeypatch, dtype, target_um):
-    image = HeldImage([noise((300, 290, 3), dtype)], paper=PAPER)
-    whole = image.glimpse(target_um)
+    image = PyramidImage(noise((300, 290, 3), dtype), background=PAPER)
+    full = image.glimpse(target_um)
     monkeypatch.setattr("foveate.images.resample.MAX_REGION_PIXELS", 1500)
-    image.largest_px = 0
+    image.largest_read_px = 0
     stitched = image.glimpse(target_um)
     # Both lie within one grey level of the exact value, on noise that is full of ties.
-    assert np.abs(whole.astype(int) - stitched).max() <= 2
-    assert image.largest_px <= 1500
+    assert np.abs(full.astype(int) - stitched).max() <= 2
+    assert image.largest_read_px <= 1500
 
 
 def test_volumes_are_read_by_the_same_code():
     pixels = noise((12, 20, 22, 1), np.uint16)
-    image = HeldImage([pixels], (5.0, 1.0, 1.0), (7.0,))
-    got = image.read_at(Box((3.0, 2.2, -4.0), (40.0, 12.0, 30.0), Frame.UM), (5, 7, 9))
-    exact = seen_at(pixels, (7.0,), (0.6, 2.2, -4.0), (40 / 25, 12 / 7, 30 / 9), (5, 7, 9))
-    assert np.abs(got - exact).max() <= 0.6
+    image = PyramidImage(pixels, spacing_um=(5.0, 1.0, 1.0), background=(7.0,))
+    actual = image.read_at(Box((3.0, 2.2, -4.0), (40.0, 12.0, 30.0), Frame.UM), (5, 7, 9))
+    exact = expected_read_at(pixels, (7.0,), (0.6, 2.2, -4.0), (40 / 25, 12 / 7, 30 / 9), (5, 7, 9))
+    assert np.abs(actual - exact).max() <= 0.6
 
 
-def test_the_coarsest_level_that_is_fine_enough_is_used():
+def test_the_coarsest_sufficient_level_is_used():
     base = noise((256, 256, 3))
     pyramid = [base, base[::2, ::2], base[::8, ::8]]
-    image = HeldImage(pyramid, (0.25, 0.25))
+    image = PyramidImage(*pyramid, spacing_um=(0.25, 0.25))
     assert [image.level_for((t, t)) for t in (0.2, 0.25, 0.49, 0.5, 1.9, 2.0, 30.0)] == [
         0,
         0,
@@ -174,13 +140,15 @@ def test_the_coarsest_level_that_is_fine_enough_is_used():
         2,
     ]
     assert image.level_for((2.0, 0.3)) == 0
-    image.used.clear()
+    image.levels_read.clear()
     image.read_at(Box((0, 0), (32.0, 32.0), Frame.UM), (64, 64))
-    assert image.used == {1}
+    assert image.levels_read == {1}
 
 
 def test_glimpse_covers_the_whole_image_at_exactly_this_spacing():
-    image = HeldImage([np.full((101, 203, 3), 9, np.uint8)], (0.5, 0.25), PAPER)
+    image = PyramidImage(
+        np.full((101, 203, 3), 9, np.uint8), spacing_um=(0.5, 0.25), background=PAPER
+    )
     shape = glimpse_shape(image, 7.0)
     assert shape == (8, 8)
     glimpse = image.glimpse(7.0)
@@ -189,32 +157,32 @@ def test_glimpse_covers_the_whole_image_at_exactly_this_spacing():
     assert (glimpse[-1, -1] > 9).all()
 
 
-def test_background_is_the_border_when_nothing_is_stated():
+def test_the_default_background_is_the_border_colour():
     pixels = np.full((200, 300, 3), 240, np.uint8)
     pixels[40:160, 40:260] = 10
-    assert HeldImage([pixels]).background.tolist() == [240, 240, 240]
+    assert PyramidImage(pixels).background.tolist() == [240, 240, 240]
 
 
-def test_missing_spacing_names_the_file_and_the_way_out():
-    image = HeldImage([noise((9, 9, 3))], None)
-    with pytest.raises(MissingSpacing, match=r"held.*--spacing-um"):
+def test_missing_spacing_error_names_file_and_remedy():
+    image = PyramidImage(noise((9, 9, 3)), spacing_um=None)
+    with pytest.raises(MissingSpacing, match=r"memory.*--spacing-um"):
         image.glimpse(1.0)
 
 
-def test_respaced_and_fitted_read_the_same_pixels():
+def test_respaced_and_fitted_images_read_the_same_pixels():
     pixels = noise((40, 30, 3))
-    image = HeldImage([pixels], None, PAPER)
+    image = PyramidImage(pixels, spacing_um=None, background=PAPER)
     placed = RespacedImage(image, (1.0, 1.0), unit="px")
     np.testing.assert_array_equal(placed.glimpse(1.0), pixels)
     square = fit_to_shape(image, (20, 20))
     assert square.glimpse(1.0).shape == (20, 20, 3)
-    exact = seen_at(pixels, PAPER, (0.0, 0.0), (2.0, 1.5), (20, 20))
+    exact = expected_read_at(pixels, PAPER, (0.0, 0.0), (2.0, 1.5), (20, 20))
     assert np.abs(square.glimpse(1.0) - exact).max() <= 1.01
     assert placed.count is image.count
 
 
-def test_asked_and_decoded_pixels_are_counted_apart():
-    image = HeldImage([noise((100, 100, 3))], paper=PAPER)
+def test_requested_and_decoded_pixels_are_counted_separately():
+    image = PyramidImage(noise((100, 100, 3)), background=PAPER)
     image.read_at(Box((10, 10), (40.0, 40.0), Frame.UM), (10, 10))
     assert image.count.asked_px == 100
     assert image.count.decoded_px >= 1600

@@ -1,4 +1,4 @@
-"""Parts of a job array, read from what each scheduler leaves in the environment."""
+"""Parts of a job array are read from the environment variables of each scheduler."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ SGE = {"SGE_TASK_FIRST": "1", "SGE_TASK_LAST": "9", "SGE_TASK_STEPSIZE": "2"}
         ),
     ],
 )
-def test_each_scheduler_names_its_task(text: str, environment: dict[str, str], part: str) -> None:
+def test_the_part_is_read_from_each_scheduler(
+    text: str, environment: dict[str, str], part: str
+) -> None:
     assert str(parse_part(text, environment)) == part
 
 
 @pytest.mark.parametrize(
-    ("text", "environment", "said"),
+    ("text", "environment", "message"),
     [
         ("2", {}, "got '2', expected such as 2/5"),
         ("0/5", {}, "got 0/5, expected 1/5 to 5/5"),
@@ -55,8 +57,8 @@ def test_each_scheduler_names_its_task(text: str, environment: dict[str, str], p
         ),
     ],
 )
-def test_what_is_no_part_is_refused(text: str, environment: dict[str, str], said: str) -> None:
-    with pytest.raises(OptionError, match=said):
+def test_invalid_parts_are_refused(text: str, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
         parse_part(text, environment)
 
 
@@ -78,14 +80,14 @@ def test_parts_hold_each_image_once() -> None:
         ([{"CPU": 16, "GPU": 4}], 8, False, (8, 2.0, 0.0)),
     ],
 )
-def test_every_ray_worker_has_its_place_on_one_node(
+def test_ray_workers_get_places_on_one_node(
     nodes: list[dict[str, float]], n: int, gpu: bool, expected: tuple[int, float, float]
 ) -> None:
     count, options = share_out(nodes, n, gpu=gpu)
     assert (count, options["num_cpus"], options["num_gpus"]) == expected
 
 
-def test_every_error_travels_between_processes() -> None:
+def test_every_error_can_be_pickled() -> None:
     kinds = [
         k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, FoveateError)
     ]

@@ -1,4 +1,4 @@
-"""Entries written one by one, a lock that a kill cannot leave behind, and facts of images."""
+"""Journal entries, a lock that is released when a process is killed, and image facts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import one_thread
 from foveate.errors import CheckpointError, FolderInUse
 from foveate.files.journal import Journal
 from foveate.files.lock import NAME, is_locked, lock_folder
 from foveate.images.likeness import ImageFacts, is_blank, trained_on
 from foveate.prediction.pictures import safe_name
+from helpers.commands import one_thread_environment
 
 ABOUT = {"models": ["ab"], "heatmaps": 3}
 
 
-def test_what_was_added_is_there_again(tmp_path: Path) -> None:
+def test_added_entries_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     journal = Journal(path, ABOUT)
     journal.add("a", {"row": {"p": 0.25}})
@@ -38,7 +38,7 @@ def test_what_was_added_is_there_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
-def test_a_line_cut_short_is_dropped_and_written_again(cut: int, tmp_path: Path) -> None:
+def test_a_truncated_line_is_dropped_and_written_again(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     journal = Journal(path, ABOUT)
     journal.add("a", {"row": 1})
@@ -51,7 +51,7 @@ def test_a_line_cut_short_is_dropped_and_written_again(cut: int, tmp_path: Path)
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
-def test_entries_that_rest_on_something_else(tmp_path: Path) -> None:
+def test_entries_of_other_inputs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     Journal(path, ABOUT).add("a", {"row": 1})
     with pytest.raises(CheckpointError, match=r"heatmaps was 3, now it is 4.*another --out"):
@@ -77,9 +77,9 @@ with lock_folder(Path(sys.argv[1])):
 """
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     words = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env=one_thread()) as child:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=one_thread_environment()) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
         assert is_locked(tmp_path)
@@ -93,10 +93,10 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
-def test_one_of_many_holds(tmp_path: Path) -> None:
-    """Who removes the lock file and who makes it anew never both hold it."""
+def test_only_one_process_gets_the_lock(tmp_path: Path) -> None:
+    """Two processes never hold the lock at once, even if the lock file is removed."""
     words = [sys.executable, "-c", RACER, str(tmp_path)]
-    racers = [subprocess.Popen(words, env=one_thread()) for _ in range(4)]
+    racers = [subprocess.Popen(words, env=one_thread_environment()) for _ in range(4)]
     until = time.monotonic() + 60
     for racer in racers:
         assert racer.wait(timeout=max(1, until - time.monotonic())) == 0
@@ -124,15 +124,15 @@ for _ in range(300):
 
 def test_names_of_files_fit_and_differ() -> None:
     for name in ("x" * 300, "病" * 100, "a/b", ".hidden", "caf\udce9", "ok"):
-        found = safe_name(name)
-        assert len(f".{found}.geojson.4194304.part".encode()) <= 255
-        assert "/" not in found
-        assert not found.startswith(".")
+        names = safe_name(name)
+        assert len(f".{names}.geojson.4194304.part".encode()) <= 255
+        assert "/" not in names
+        assert not names.startswith(".")
     assert safe_name("x" * 300) != safe_name("x" * 301)
     assert safe_name("ok") == "ok"
 
 
-def test_facts_of_training_images() -> None:
+def test_facts_of_training_images_are_stored() -> None:
     facts = [
         ImageFacts((100, 200), (0.5, 0.5), "um", "slide", "a", 3),
         ImageFacts((400, 50), (0.25, 0.25), "um", "picture", "b", 1, assumed=True),

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its weights aboard: exact, in register, refused when damaged."""
+"""EfficientNet-Lite0 with packaged weights: exact, aligned, refused when damaged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encoder() -> Lite0Encoder:
 
 
 @pytest.mark.parametrize("side", [224, 96])
-def test_maps_are_those_of_timm_where_sides_are_multiples_of_32(
+def test_maps_match_timm_for_sides_that_are_multiples_of_32(
     encoder: Lite0Encoder, side: int
 ) -> None:
     plain = timm.create_model("tf_efficientnet_lite0", features_only=True).double().eval()
@@ -32,21 +32,23 @@ def test_maps_are_those_of_timm_where_sides_are_multiples_of_32(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
-def test_it_knows_what_imagenet_taught(encoder: Lite0Encoder) -> None:
-    """Weights lie under the right names: the untouched network is sure of an even picture."""
-    whole = timm.create_model("tf_efficientnet_lite0").eval()
+def test_imagenet_weights_are_loaded_under_the_right_names(encoder: Lite0Encoder) -> None:
+    """The network classifies an even picture with confidence, so the weights are in place."""
+    network = timm.create_model("tf_efficientnet_lite0").eval()
     path = files(lite0._PACKAGE) / "models" / lite0._FILE
     stored = torch.load(str(path), weights_only=True)
-    whole.load_state_dict(dict(zip(whole.state_dict(), stored.values(), strict=True)))
+    network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
     x = torch.randn(1, 3, 224, 224)
-    expected = whole.forward_features(x).mean((2, 3)).double()
-    found = encoder.features(encoder.maps(x.double()))[:, -1280:].double()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    expected = network.forward_features(x).mean((2, 3)).double()
+    features = encoder.features(encoder.maps(x.double()))[:, -1280:].double()
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1100, 1217), (1153, 1101)])
-def test_a_part_gives_what_the_whole_gives(encoder: Lite0Encoder, size: tuple[int, int]) -> None:
-    """Inside its own receptive field, for sides that are odd and no multiples of 32."""
+def test_a_crop_gives_the_maps_of_the_full_image(
+    encoder: Lite0Encoder, size: tuple[int, int]
+) -> None:
+    """Crops agree away from their borders, for odd sides that are no multiples of 32."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1, 3, *size, dtype=torch.float64, generator=generator)
     y, x0 = 32, 64
@@ -54,22 +56,22 @@ def test_a_part_gives_what_the_whole_gives(encoder: Lite0Encoder, size: tuple[in
     with torch.no_grad():
         wholes, parts = encoder.maps(x), encoder.maps(part)
     reaches = ((2, 3), (6, 9), (26, 33), (154, 169), (394, 425))
-    for stride, whole, own, reach in zip(encoder.strides, wholes, parts, reaches, strict=True):
-        assert own.shape[2:] == (-(-1027 // stride), -(-1029 // stride))
+    for stride, full, crop, reach in zip(encoder.strides, wholes, parts, reaches, strict=True):
+        assert crop.shape[2:] == (-(-1027 // stride), -(-1029 // stride))
         before, behind = (-(-r // stride) for r in reach)
         # The part ends within a cell.
-        inside = own[..., before : -behind - 1, before : -behind - 1]
+        inside = crop[..., before : -behind - 1, before : -behind - 1]
         rows, columns = y // stride + before, x0 // stride + before
-        same = whole[..., rows : rows + inside.shape[2], columns : columns + inside.shape[3]]
+        same = full[..., rows : rows + inside.shape[2], columns : columns + inside.shape[3]]
         assert inside.numel() > 0
         torch.testing.assert_close(inside, same, rtol=0, atol=1e-12)
-        # And the border does differ: the bound above is no empty promise.
-        first = whole[..., y // stride, x0 // stride]
-        assert not torch.allclose(own[..., 0, 0], first, rtol=0, atol=1e-6)
+        # The border does differ, so the comparison above can fail.
+        first = full[..., y // stride, x0 // stride]
+        assert not torch.allclose(crop[..., 0, 0], first, rtol=0, atol=1e-6)
 
 
-def test_cells_are_centred_where_a_blob_is_seen() -> None:
-    """The trained network answers in the middle of a cell, not in that of what it may see."""
+def test_map_cells_are_centred_on_a_blob() -> None:
+    """The response of the trained network is centred on the cell, not on its receptive field."""
     trained, places = Lite0Encoder().eval(), torch.arange(320) + 0.5
     off: list[list[float]] = [[] for _ in trained.strides]
     with torch.inference_mode():
@@ -78,15 +80,15 @@ def test_cells_are_centred_where_a_blob_is_seen() -> None:
             away = (places[:, None] - y).square() + (places - x).square()
             blob = (2 * torch.exp(-away / 72) - 1).expand(1, 3, -1, -1)
             for i, map_ in enumerate(trained.maps(blob)):
-                seen = (map_ - ground[i]).abs().sum((0, 1))
-                cells = trained.map_centres_px[i] + trained.strides[i] * torch.arange(len(seen))
-                for place, line in ((y, seen.sum(1)), (x, seen.sum(0))):
+                response = (map_ - ground[i]).abs().sum((0, 1))
+                cells = trained.map_centres_px[i] + trained.strides[i] * torch.arange(len(response))
+                for place, line in ((y, response.sum(1)), (x, response.sum(0))):
                     off[i].append(float((line * cells).sum() / line.sum()) - place)
-    for stride, each in zip(trained.strides, off, strict=True):
-        assert abs(sum(each) / len(each)) < 0.36 * stride
+    for stride, offsets in zip(trained.strides, off, strict=True):
+        assert abs(sum(offsets) / len(offsets)) < 0.36 * stride
 
 
-def test_another_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_weight_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lite0, "_DIGEST", "0123456789ab")
     with pytest.raises(CheckpointError, match="not the expected weights") as refused:
         Lite0Encoder()
@@ -105,5 +107,7 @@ def test_early_blocks_keep_their_weights() -> None:
     encoder = build_encoder("lite0", {"taught": 2})
     learns = [any(p.requires_grad for p in tier) for tier in encoder.tiers()]
     assert learns == [False] * 6 + [True] * 3
-    whole = build_encoder("lite0", {"taught": 0})
-    assert {n.split(".")[0] for n, p in whole.named_parameters() if p.requires_grad} == {"mixed"}
+    frozen_none = build_encoder("lite0", {"taught": 0})
+    assert {n.split(".")[0] for n, p in frozen_none.named_parameters() if p.requires_grad} == {
+        "mixed"
+    }

@@ -1,4 +1,4 @@
-"""Images that a batch uses are never closed under it; open files stay within what is allowed."""
+"""Images in use are never closed, and the number of open files stays within the limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Ended, one_thread
 from foveate.batch import View
 from foveate.errors import (
     FoveateError,
@@ -32,13 +31,14 @@ from foveate.runs.schedule import TrainOptions
 from foveate.table import Case
 from foveate.training.loop import Trainer
 from foveate.training.state import Status
+from helpers.commands import Completed, one_thread_environment
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 VIEW = View(1.0, 32, 4.0, unit="px")
 
 
 def pictures(folder: Path, n: int) -> list[Case]:
-    """Tiny pictures; every second one has a dark square."""
+    """Write tiny pictures; every second one has a dark square."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, cases = np.random.default_rng(0), []
     for i in range(n):
@@ -61,17 +61,17 @@ def table_of(cases: list[Case], path: Path) -> Path:
 
 def test_a_batch_of_64_loses_no_image(tmp_path: Path, foveate: Command) -> None:
     table = table_of(pictures(tmp_path / "in", 200), tmp_path / "labels.csv")
-    ended = foveate(
+    result = foveate(
         *("train", table, "--out", tmp_path / "run", "--method", "mil_mean", "--encoder", "small"),
         *("--encoder.width", "8", "--encoder.dim", "16", "--epochs", "2", "--heatmaps", "0"),
         *("--train.batch-size", "64", "--view.patch-px", "32", "--view.glimpse-spacing-um", "4"),
     )
-    assert ended.returncode == 0, ended.stderr
-    assert "set aside" not in ended.stderr
+    assert result.returncode == 0, result.stderr
+    assert "set aside" not in result.stderr
     assert not (tmp_path / "run" / "quarantine.csv").exists()
 
 
-def test_what_is_pinned_stays_open_and_the_rest_is_bounded(tmp_path: Path) -> None:
+def test_pinned_images_stay_open_and_others_are_limited(tmp_path: Path) -> None:
     cases = pictures(tmp_path, 30)
     groups = [cases[at : at + 10] for at in range(0, 30, 10)]
     loader = CaseLoader(VIEW, keep_open=3)
@@ -81,14 +81,14 @@ def test_what_is_pinned_stays_open_and_the_rest_is_bounded(tmp_path: Path) -> No
             item.image.read_at(Box((0, 0), (32, 32), Frame.UM), (32, 32))
     assert len(loader._images._images) == 3, "of those nobody uses, three stay open"
     assert not loader._images._pins
-    wanted = {"decoded_px": 30 * 48 * 48, "asked_px": 30 * (12 * 12 + 32 * 32)}
-    assert loader.take_counts() == wanted
+    expected = {"decoded_px": 30 * 48 * 48, "asked_px": 30 * (12 * 12 + 32 * 32)}
+    assert loader.take_counts() == expected
     assert loader.take_counts() == {"decoded_px": 0, "asked_px": 0}
     loader.close()
     assert not loader._images._images
 
 
-def test_a_loop_that_is_left_unpins_what_it_held(tmp_path: Path) -> None:
+def test_leaving_a_loop_unpins_its_images(tmp_path: Path) -> None:
     cases = pictures(tmp_path, 12)
     loader = CaseLoader(VIEW, keep_open=0)
     for _ in loader.ahead([case] for case in cases):
@@ -97,7 +97,7 @@ def test_a_loop_that_is_left_unpins_what_it_held(tmp_path: Path) -> None:
     assert not loader._images._pins
 
 
-def test_an_image_that_two_threads_open_is_open_once(tmp_path: Path) -> None:
+def test_two_threads_share_one_open_image(tmp_path: Path) -> None:
     (case,) = pictures(tmp_path, 1)
     images = OpenImages(4)
 
@@ -131,21 +131,21 @@ print(done)
 def test_few_open_files_are_enough(tmp_path: Path) -> None:
     unit = Path(__file__).parent
     text = LIMITED.format(tests=str(unit.parent), unit=str(unit), folder=str(tmp_path))
-    ended = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, env=one_thread()
+    result = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env=one_thread_environment()
     )
-    assert ended.stdout.strip() == "90", ended.stderr
+    assert result.stdout.strip() == "90", result.stderr
 
 
-def test_the_limit_of_open_files_is_named_and_no_image_blamed() -> None:
+def test_the_open_file_limit_is_named_in_the_error() -> None:
     error = OSError(24, "Too many open files")
     assert isinstance(as_foveate_error(error, "a.tif"), TooManyOpen)
-    told = UnreadableImage("a.tif: cannot be opened")
-    told.__cause__ = error
-    assert out_of_files(told)
+    unreadable = UnreadableImage("a.tif: cannot be opened")
+    unreadable.__cause__ = error
+    assert out_of_files(unreadable)
     assert not out_of_files(OSError(2, "No such file"))
-    told.__cause__ = told  # which `raise error from error` makes
-    assert not out_of_files(told)
+    unreadable.__cause__ = unreadable  # which `raise error from error` makes
+    assert not out_of_files(unreadable)
     with pytest.raises(TooManyOpen, match="ulimit -n 1024"):
         OpenImages(1).take("a", lambda: _raise(error))
 
@@ -158,8 +158,8 @@ class Stopped(Exception):
     """Somebody stopped the run."""
 
 
-def test_pixels_count_on_after_a_stop(tmp_path: Path) -> None:
-    """What was read before the state was written stays in the sums of its epoch."""
+def test_pixel_counts_continue_after_a_stop(tmp_path: Path) -> None:
+    """Pixels read before the checkpoint stay in the sums of their epoch."""
     cases = pictures(tmp_path / "in", 12)
     options = TrainOptions(epochs=1, batch_size=2, checkpoint_seconds=0.0, precision="32-true")
 
@@ -180,13 +180,13 @@ def test_pixels_count_on_after_a_stop(tmp_path: Path) -> None:
         finally:
             loader.close()
 
-    (whole,) = epoch_of(tmp_path / "whole", None)
+    (undisturbed,) = epoch_of(tmp_path / "whole", None)
     for stop_after in (2, 4):
         with pytest.raises(Stopped):
             epoch_of(tmp_path / "run", stop_after)
     (row,) = epoch_of(tmp_path / "run", None)
-    assert row["train_loss"] == whole["train_loss"]
-    # What was read ahead when it was stopped is read, and counted, once more.
-    assert whole["decoded_px"] <= row["decoded_px"] <= 3 * whole["decoded_px"]
+    assert row["train_loss"] == undisturbed["train_loss"]
+    # Images that were read ahead at the stop are read and counted again.
+    assert undisturbed["decoded_px"] <= row["decoded_px"] <= 3 * undisturbed["decoded_px"]
     assert row["decoded_px"] >= 12 * 48 * 48
-    assert row["asked_px"] >= whole["asked_px"]
+    assert row["asked_px"] >= undisturbed["asked_px"]

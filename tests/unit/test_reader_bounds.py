@@ -1,4 +1,4 @@
-"""What files claim is not worked off: refused at once, or read as far as it is stored."""
+"""Files with huge claimed sizes are refused at once, or read as far as they are stored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def noise(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def sparse(path: Path, shape: tuple[int, int], tile: int, stored: dict[int, np.ndarray]) -> Path:
-    """A slide of one level that stores only some tiles."""
+    """Write a slide of one level that stores only some tiles."""
     n = -(-shape[0] // tile) * -(-shape[1] // tile)
     first = np.full((tile, tile, 3), 250, np.uint8)
     with tifffile.TiffWriter(path) as file:
@@ -53,7 +53,7 @@ def glimpse(image: AbstractImage, side: int = 200) -> np.ndarray:
     return placed.glimpse(max(placed.box_um.size) / side)
 
 
-def test_a_canvas_of_absent_tiles_costs_what_is_stored(tmp_path: Path) -> None:
+def test_absent_tiles_of_a_canvas_cost_nothing(tmp_path: Path) -> None:
     """5 gigapixels, of which three tiles are stored, in one level."""
     dark = np.full((512, 512, 3), 40, np.uint8)
     path = sparse(tmp_path / "a.tif", (70_000, 70_000), 512, {70 * 137 + 60: dark})
@@ -68,7 +68,7 @@ def test_a_canvas_of_absent_tiles_costs_what_is_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target_um", [3.0, 40.0, 900.0])
-def test_what_is_stored_here_and_there_is_seen_exactly(
+def test_scattered_stored_tiles_are_read_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target_um: float
 ) -> None:
     rng = np.random.default_rng(0)
@@ -83,25 +83,25 @@ def test_what_is_stored_here_and_there_is_seen_exactly(
     assert np.abs(usual.astype(int) - pieces).max() <= 2
 
 
-def test_a_thin_image_is_not_read_beside_itself(tmp_path: Path) -> None:
-    """One output pixel covers the height many times over: only what is inside is looked at."""
+def test_a_thin_image_is_read_only_inside(tmp_path: Path) -> None:
+    """One output pixel covers more than the height; only pixels inside are read."""
     pixels, path = noise((20, 30_000, 3)), tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 64), metadata=None)
     with open_image(path) as image:
         paper = image.background
-        got = glimpse(image, 10)
-        assert got.shape == (1, 10, 3)
+        actual = glimpse(image, 10)
+        assert actual.shape == (1, 10, 3)
         assert image.count.decoded_px <= 4 * 64 * 30_000
-    # Of the triangle about the centre at 1500, 20 rows are image and all others paper.
+    # The triangle around the centre at 1500 covers 20 rows of image; all others are paper.
     y = np.abs(np.arange(-1500, 4500) + 0.5 - 1500)
     share = np.maximum(0, 1 - y / 3000)
     inside = share[1500:1520].sum() / share.sum()
     mean = pixels[:, 12_000:18_000].mean((0, 1))
-    want = inside * mean + (1 - inside) * paper
-    assert np.abs(got[0, 4] - want).max() <= 1.5
+    expected = inside * mean + (1 - inside) * paper
+    assert np.abs(actual[0, 4] - expected).max() <= 1.5
 
 
-def test_stored_bytes_that_stand_in_many_places_are_decoded_once(tmp_path: Path) -> None:
+def test_shared_tile_bytes_are_decoded_once(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tile = noise((64, 64, 3))
     with tifffile.TiffWriter(path) as file:
@@ -119,26 +119,26 @@ def test_stored_bytes_that_stand_in_many_places_are_decoded_once(tmp_path: Path)
             struct.pack_into("<HHII", content, tag.offset, tag.code, 4, 1, side)
     path.write_bytes(content)
     with open_image(path) as image:
-        got = image.read(Box((0, 0), (1024, 1024), Frame.PX, 0))
+        actual = image.read(Box((0, 0), (1024, 1024), Frame.PX, 0))
         assert image.count.decoded_px == 64 * 64
-    np.testing.assert_array_equal(got, np.tile(tile, (16, 16, 1)))
+    np.testing.assert_array_equal(actual, np.tile(tile, (16, 16, 1)))
 
 
-def test_a_glimpse_that_nothing_could_hold_is_refused(tmp_path: Path) -> None:
+def test_a_glimpse_too_large_for_memory_is_refused(tmp_path: Path) -> None:
     path = sparse(tmp_path / "a.tif", (70_000, 70_000), 512, {})
     with open_image(path) as image, pytest.raises(ImageTooLarge, match=r"a\.tif.*pixel size"):
         image.glimpse(0.6)
 
 
-def test_memory_that_does_not_suffice_is_said_with_a_way_out(tmp_path: Path) -> None:
+def test_too_little_memory_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     path = sparse(tmp_path / "a.tif", (300, 300), 64, {})
     side = 1 << 24
     with open_image(path) as image, pytest.raises(ImageTooLarge, match=r"a\.tif.*coarser"):
         image.read(Box((0, 0), (side, side), Frame.PX, 0))  # 800 TB
 
 
-def test_fixtures_are_refused_at_once() -> None:
-    """Each took minutes, or ended in a traceback, before."""
+def test_hostile_files_are_refused_at_once() -> None:
+    """Each file once took minutes or ended in a traceback."""
     for path in sorted(DAMAGED.iterdir()):
         begun = time.process_time()
         with pytest.raises(FoveateError) as caught, open_image(path) as image:
@@ -149,7 +149,7 @@ def test_fixtures_are_refused_at_once() -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_what_our_reader_finds_damaged_is_not_given_to_openslide() -> None:
+def test_damaged_files_are_not_passed_to_openslide() -> None:
     path = DAMAGED / "hang_onebyte_aperio.svs"
     with pytest.raises(UnreadableImage, match="24,585 blocks, the file lists 9"):
         open_image(path)
@@ -157,7 +157,7 @@ def test_what_our_reader_finds_damaged_is_not_given_to_openslide() -> None:
         OpenSlideReader(path)
 
 
-def test_tiles_that_openslide_would_end_the_process_for_are_refused(tmp_path: Path) -> None:
+def test_tiles_that_crash_openslide_are_refused(tmp_path: Path) -> None:
     """Found by the fuzz: a tile of 536,870,976 x 64 pixels, an allocation that aborts."""
     path = tmp_path / "trestle.tif"
     tifffile.imwrite(
@@ -181,8 +181,8 @@ def test_tiles_that_openslide_would_end_the_process_for_are_refused(tmp_path: Pa
         open_image(path)
 
 
-def test_a_slide_is_read_on_after_one_damaged_tile(tmp_path: Path) -> None:
-    """OpenSlide refuses everything after its first failure, also what is whole."""
+def test_a_slide_stays_readable_after_a_damaged_tile(tmp_path: Path) -> None:
+    """OpenSlide refuses all reads after its first failure, also of intact tiles."""
     pixels, path = noise((512, 512, 3)), tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), compression="zlib")
     with tifffile.TiffFile(path) as file:
@@ -190,16 +190,16 @@ def test_a_slide_is_read_on_after_one_damaged_tile(tmp_path: Path) -> None:
     with path.open("r+b") as raw:
         raw.seek(offset)
         raw.write(b"\xff" * count)
-    whole, damaged = Box((0, 0), (128, 128), Frame.PX, 0), Box((128, 128), (9, 9), Frame.PX, 0)
+    intact, damaged = Box((0, 0), (128, 128), Frame.PX, 0), Box((128, 128), (9, 9), Frame.PX, 0)
     with OpenSlideReader(path) as image:
         for _ in range(2):
             with pytest.raises(UnreadableImage, match=r"a\.tif.*level 0.*\(128, 128\).*again"):
                 image.read(damaged)
-            np.testing.assert_array_equal(image.read(whole), pixels[:128, :128])
+            np.testing.assert_array_equal(image.read(intact), pixels[:128, :128])
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"<!DOCTYPE html><html><body>Please sign in</body></html>", "web page"),
         (b"\n <HTML><head>", "web page"),
@@ -208,36 +208,38 @@ def test_a_slide_is_read_on_after_one_damaged_tile(tmp_path: Path) -> None:
         (b"", "empty"),
     ],
 )
-def test_what_a_failed_download_leaves_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+def test_remains_of_failed_downloads_are_named(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "a.svs"
     path.write_bytes(content)
-    with pytest.raises(UnsupportedFormat, match=rf"a\.svs.*{told}"):
+    with pytest.raises(UnsupportedFormat, match=rf"a\.svs.*{message}"):
         open_image(path)
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tif")
     with pytest.raises(UnsupportedFormat, match=r"a\.tif.*pipe"):
         open_image(tmp_path / "a.tif")
 
 
-def test_names_that_no_file_can_have_and_links_that_lead_nowhere(tmp_path: Path) -> None:
+def test_impossible_names_and_broken_links_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loop.tif").symlink_to("loop.tif")
     (tmp_path / "dead.tif").symlink_to("nothing.tif")
     (tmp_path / "file").write_bytes(b"x")
-    for name, told in {
+    for name, message in {
         "loop.tif": "link leads back",
         "dead.tif": "a link to a file that is not there",
         "file/a.tif": "no such file",
         f"{'n' * 300}.tif": "cannot be read",
         "a\0.tif": "rename it",
     }.items():
-        with pytest.raises(FoveateError, match=told) as caught:
+        with pytest.raises(FoveateError, match=message) as caught:
             open_image(tmp_path / name)
         assert "Errno" not in str(caught.value)
 
 
-def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
+def test_too_many_open_files_is_not_reported_as_damage(tmp_path: Path) -> None:
     program = (
         "import resource, sys; from foveate.readers import open_image\n"
         "open_image(sys.argv[1]).close()\n"
@@ -255,7 +257,7 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
     assert "ulimit" in run.stdout
 
 
-def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise((64, 64, 3)), photometric="rgb", tile=(64, 64))
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), tmp_path / "a.nii")
     Image.fromarray(noise((9, 9))).save(tmp_path / "a.png")
@@ -266,7 +268,7 @@ def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
             image.read(Box((0,) * image.ndim, image.shape, Frame.PX, 0))
 
 
-def test_large_pictures_are_read_without_a_word_and_larger_ones_refused(tmp_path: Path) -> None:
+def test_large_pictures_are_read_silently_and_larger_ones_refused(tmp_path: Path) -> None:
     program = (
         "import sys, PIL.Image; from foveate.readers import open_image\n"
         "for side in (40, 60):\n"
@@ -290,8 +292,8 @@ def test_large_pictures_are_read_without_a_word_and_larger_ones_refused(tmp_path
     assert "tiled TIFF" in refused
 
 
-def test_opening_many_files_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Handlers of the log once grew by one a file, and every odd tag was told to all of them."""
+def test_opening_many_files_adds_no_log_handlers(tmp_path: Path) -> None:
+    """Each opened file once added a log handler, so that warnings were repeated."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise((64, 64, 3)), photometric="rgb", tile=(64, 64))
     for _ in range(3):

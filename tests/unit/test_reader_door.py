@@ -1,4 +1,4 @@
-"""The door to all readers: content decides, refusals name the file, plug-ins take part."""
+"""Opening of files: the content selects the reader, errors name the file, plug-ins work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foveate.readers import open_image
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
 
-def test_what_is_no_image_is_refused_by_name(tmp_path):
+def test_files_that_are_no_images_are_refused_by_name(tmp_path):
     with pytest.raises(ImageNotFound, match=r"nothing\.svs"):
         open_image(tmp_path / "nothing.svs")
     with pytest.raises(UnsupportedFormat, match="folder"):
@@ -27,7 +27,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
             open_image(tmp_path / name)
 
 
-def test_the_content_decides_and_not_the_suffix(tmp_path):
+def test_the_reader_is_chosen_by_content(tmp_path):
     odd = tmp_path / "picture.svs"
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(odd, format="PNG")
     with open_image(str(odd)) as image:
@@ -42,7 +42,7 @@ def test_the_content_decides_and_not_the_suffix(tmp_path):
         ("vendor_wsi/dicom_cmu1_pyramid/level-0-frames-0-30.dcm", "DICOM"),
     ],
 )
-def test_what_would_be_shown_wrongly_is_refused(name, reason, tmp_path):
+def test_files_that_would_be_read_wrongly_are_refused(name, reason, tmp_path):
     path = next(iter(sorted(DATA.glob(name))), None)
     if path is None:
         pytest.skip(f"no sample files at {DATA}")

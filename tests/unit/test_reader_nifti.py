@@ -1,4 +1,4 @@
-"""Volumes: which way they lie, how bright they are, and what is wrong with them."""
+"""NIfTI volumes: orientation, brightness, and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def written(path: Path, values: np.ndarray, affine: np.ndarray | None = None) ->
     return path
 
 
-def whole(image: AbstractImage) -> np.ndarray:
+def read_volume(image: AbstractImage) -> np.ndarray:
     return image.read(Box((0, 0, 0), image.shape, Frame.PX, 0))[..., 0]
 
 
@@ -34,8 +34,8 @@ def ramp() -> np.ndarray:
     return np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
 
 
-def test_axes_are_laid_as_the_affine_says(tmp_path: Path) -> None:
-    """A bright voxel is found at the left, back and top, however the file is laid."""
+def test_axes_follow_the_affine(tmp_path: Path) -> None:
+    """A bright voxel is read at the left, back and top for every orientation of the file."""
     values = np.zeros(SHAPE, np.uint8)
     values[1, 2, 3] = 200
     values[0, 0, 0] = 1  # else all but one voxel are alike
@@ -44,12 +44,12 @@ def test_axes_are_laid_as_the_affine_says(tmp_path: Path) -> None:
     with open_image(ras) as image:
         assert image.shape == (10, 14, 12)
         assert image.spacing_um == (1000.0, 2000.0, 3000.0)
-        where = np.unravel_index(whole(image).argmax(), image.shape)
+        where = np.unravel_index(read_volume(image).argmax(), image.shape)
     assert where == (3, 14 - 1 - 2, 12 - 1 - 1)
     again = nibabel.load(ras).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
     nibabel.save(again, tmp_path / "other.nii")
     with open_image(ras) as one, open_image(tmp_path / "other.nii") as other:
-        np.testing.assert_array_equal(whole(one), whole(other))
+        np.testing.assert_array_equal(read_volume(one), read_volume(other))
         assert one.spacing_um == other.spacing_um
 
 
@@ -58,14 +58,14 @@ def test_region_by_region_equals_the_volume(
 ) -> None:
     path = written(tmp_path / "v.nii", ramp(), np.diag([-1.0, 1.0, -2.0, 1.0]))
     with open_image(path) as image:
-        kept = whole(image)
+        expected = read_volume(image)
     monkeypatch.setattr(nifti, "_CACHE_BYTES", 100)
     with open_image(path) as image:
         assert not image._small
-        np.testing.assert_array_equal(whole(image), kept)
+        np.testing.assert_array_equal(read_volume(image), expected)
         part = image.read(Box((2, 3, 4), (5, 4, 3), Frame.PX, 0))[..., 0]
-        np.testing.assert_array_equal(part, kept[2:7, 3:7, 4:7])
-        assert image.count.decoded_px == kept.size + part.size
+        np.testing.assert_array_equal(part, expected[2:7, 3:7, 4:7])
+        assert image.count.decoded_px == expected.size + part.size
     packed = written(tmp_path / "v.nii.gz", ramp())
     with pytest.raises(ImageTooLarge, match="unpack"):
         open_image(packed)
@@ -79,26 +79,26 @@ def test_brightness_follows_percentiles_and_slope(tmp_path: Path) -> None:
     low, high = np.percentile(values, (0.5, 99.5))
     with open_image(tmp_path / "v.nii.gz") as image:
         laid = values[::-1, ::-1].transpose(2, 1, 0)
-        want = np.clip((laid - low) / (high - low), 0, 1)
-        np.testing.assert_allclose(whole(image) / 65535, want, atol=2e-3)
+        expected = np.clip((laid - low) / (high - low), 0, 1)
+        np.testing.assert_allclose(read_volume(image) / 65535, expected, atol=2e-3)
 
 
-def test_a_few_voxels_on_even_ground_are_seen(tmp_path: Path) -> None:
+def test_a_few_voxels_on_an_even_background_are_visible(tmp_path: Path) -> None:
     values = np.zeros((40, 40, 40), np.uint8)
     values[5, 6, 7] = 3
     with open_image(written(tmp_path / "v.nii.gz", values)) as image:
-        pixels = whole(image)
+        pixels = read_volume(image)
     assert pixels.max() == 65535
     assert (pixels > 0).sum() == 1
 
 
-def test_a_structure_of_a_few_voxels_keeps_its_values(tmp_path: Path) -> None:
-    """A nearly empty volume: the 99.5th percentile of all voxels would be ground."""
+def test_a_small_structure_keeps_its_values(tmp_path: Path) -> None:
+    """In a nearly empty volume, the 99.5th percentile of all voxels is background."""
     values = np.zeros((40, 40, 40), np.float32)
     values[10:16, 10:16, 10:16] = np.linspace(100, 900, 216).reshape(6, 6, 6)
     assert np.percentile(values, 99.5) == 0
     with open_image(written(tmp_path / "v.nii.gz", values)) as image:
-        pixels = whole(image)[:, ::-1, ::-1].transpose(2, 1, 0)
+        pixels = read_volume(image)[:, ::-1, ::-1].transpose(2, 1, 0)
     inside = pixels[10:16, 10:16, 10:16].ravel() / 65535
     assert (pixels > 0).sum() == 216
     np.testing.assert_allclose(inside[5:-5], np.linspace(100, 900, 216)[5:-5] / 900, atol=0.01)
@@ -108,22 +108,22 @@ def test_a_structure_of_a_few_voxels_keeps_its_values(tmp_path: Path) -> None:
 def test_a_mask_is_black_and_white(tmp_path: Path, share: float) -> None:
     mask = np.random.default_rng(0).random((40, 40, 40)) < share
     with open_image(written(tmp_path / "v.nii.gz", mask.astype(np.uint8) * 255)) as image:
-        pixels = whole(image)
+        pixels = read_volume(image)
     assert set(np.unique(pixels)) == {0, 65535}
     assert (pixels > 0).sum() == mask.sum()
 
 
-def test_labels_stay_apart(tmp_path: Path) -> None:
-    """A rare second label is no brighter than the first to a percentile, but to the eye."""
+def test_label_values_stay_distinct(tmp_path: Path) -> None:
+    """A rare second label is brighter than the first, although percentiles ignore it."""
     labels = np.zeros((40, 40, 40), np.uint8)
     labels[:20] = 1
     labels[3, 3, 3:9] = 2
     with open_image(written(tmp_path / "v.nii.gz", labels)) as image:
-        assert {*map(int, np.unique(whole(image)))} == {0, 32768, 65535}
+        assert {*map(int, np.unique(read_volume(image)))} == {0, 32768, 65535}
 
 
-def chest(rng: np.random.Generator, tissue: float) -> np.ndarray:
-    """Hounsfield units: air, a body of soft tissue with lung and bone in it, padding outside."""
+def chest_ct(rng: np.random.Generator, tissue: float) -> np.ndarray:
+    """Return Hounsfield units of air, soft tissue, lung and bone, with padding outside."""
     values = rng.normal(-1000, 10, (40, 40, 40))
     values[8:32, 8:32] = rng.normal(tissue, 10, (24, 24, 40))
     values[12:18, 12:26] = rng.normal(-800, 40, (6, 14, 40))
@@ -132,32 +132,34 @@ def chest(rng: np.random.Generator, tissue: float) -> np.ndarray:
     return values.round().astype(np.int16)
 
 
-def test_ct_keeps_hounsfield_units(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The same tissue is as bright in every file, whatever else is in it."""
-    rng, found = np.random.default_rng(0), []
+def test_ct_brightness_is_fixed_by_hounsfield_units(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same tissue has the same brightness in every file."""
+    rng, means = np.random.default_rng(0), []
     for i, (tissue, metal) in enumerate([(30, False), (30, True), (90, False)]):
-        values = chest(rng, tissue)
+        values = chest_ct(rng, tissue)
         if metal:
             values[30, 10:31] = 8000
         with (
             caplog.at_level(logging.INFO, "foveate"),
             open_image(written(tmp_path / f"{i}.nii.gz", values)) as image,
         ):
-            pixels = whole(image)[:, ::-1, ::-1].transpose(2, 1, 0) / 65535
+            pixels = read_volume(image)[:, ::-1, ::-1].transpose(2, 1, 0) / 65535
         assert "Hounsfield" in caplog.text
         caplog.clear()
-        found.append(pixels[20:25, 20:30].mean())
+        means.append(pixels[20:25, 20:30].mean())
         assert pixels[:2].max() == 0  # padding is no darker than air can be
         assert pixels[3:7].mean() < pixels[13:17, 13:25].mean() < 0.25 < pixels[20, 20].mean()
         assert pixels[27, 19].mean() == pytest.approx(0.75 + 0.25 * 460 / 2831, abs=1e-3)
     # From -160 to 240 a unit is an 800th of the scale.
-    assert found[0] == pytest.approx(0.25 + 190 / 800, abs=2e-3)
-    assert found[1] == pytest.approx(found[0], abs=1e-3)
-    assert found[2] - found[0] == pytest.approx(60 / 800, abs=2e-3)
+    assert means[0] == pytest.approx(0.25 + 190 / 800, abs=2e-3)
+    assert means[1] == pytest.approx(means[0], abs=1e-3)
+    assert means[2] - means[0] == pytest.approx(60 / 800, abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["phase", "narrow phase", "scores", "shifted"])
-def test_what_only_looks_like_ct_is_not_read_as_it(
+def test_volumes_that_only_resemble_ct_are_not_read_as_ct(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rng = np.random.default_rng(0)
@@ -165,18 +167,18 @@ def test_what_only_looks_like_ct_is_not_read_as_it(
         "phase": rng.integers(-4096, 4096, (30, 30, 30)),
         "narrow phase": rng.integers(-1000, 1000, (30, 30, 30)),
         "scores": rng.normal(0, 300, (30, 30, 30)),
-        "shifted": chest(rng, 30) + 1024,
+        "shifted": chest_ct(rng, 30) + 1024,
     }[kind].astype(np.float32)
     with (
         caplog.at_level(logging.INFO, "foveate"),
         open_image(written(tmp_path / "v.nii.gz", values)) as image,
     ):
-        pixels = whole(image)
+        pixels = read_volume(image)
     assert "Hounsfield" not in caplog.text
     assert pixels.max() == 65535
 
 
-def test_what_is_no_number_is_black_and_said(
+def test_nan_voxels_are_black_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = ramp().astype(np.float32)
@@ -185,7 +187,7 @@ def test_what_is_no_number_is_black_and_said(
         caplog.at_level(logging.WARNING, "foveate"),
         open_image(written(tmp_path / "v.nii.gz", values)) as image,
     ):
-        pixels = whole(image)
+        pixels = read_volume(image)
     assert pixels[5, 14 - 1 - 4, 12 - 1 - 3] == 0
     assert caplog.text.count("no finite numbers") == 1
     all_nan = np.full(SHAPE, np.nan, np.float32)
@@ -193,18 +195,21 @@ def test_what_is_no_number_is_black_and_said(
         open_image(written(tmp_path / "n.nii.gz", all_nan)) as image,
         pytest.raises(UnreadableImage, match="no finite"),
     ):
-        whole(image)
+        read_volume(image)
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"), [((8, 9), "2 axes"), ((8, 9, 5, 4), "series"), ((8, 9, 5, 1, 3), "series")]
+    ("shape", "message"),
+    [((8, 9), "2 axes"), ((8, 9, 5, 4), "series"), ((8, 9, 5, 1, 3), "series")],
 )
-def test_only_one_volume_is_a_volume(tmp_path: Path, shape: tuple[int, ...], told: str) -> None:
-    with pytest.raises(UnsupportedFormat, match=told):
+def test_several_volumes_in_a_file_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(UnsupportedFormat, match=message):
         open_image(written(tmp_path / "v.nii.gz", np.zeros(shape, np.int16)))
 
 
-def test_a_volume_with_an_idle_axis_is_one(tmp_path: Path) -> None:
+def test_an_axis_of_length_one_is_accepted(tmp_path: Path) -> None:
     with open_image(written(tmp_path / "v.nii.gz", ramp()[..., None])) as image:
         assert image.shape == SHAPE[::-1]
 
@@ -216,14 +221,14 @@ def test_colours_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
-def test_truncated(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name, np.random.default_rng(0).integers(0, 999, SHAPE, np.int16))
     path.write_bytes(path.read_bytes()[:-300])
     with (
         pytest.raises(UnreadableImage, match=f"{name}.*(truncated|unpacked)"),
         open_image(path) as image,
     ):
-        whole(image)
+        read_volume(image)
 
 
 def test_a_packed_file_of_another_checksum_is_refused(tmp_path: Path) -> None:
@@ -232,27 +237,27 @@ def test_a_packed_file_of_another_checksum_is_refused(tmp_path: Path) -> None:
     content[-6] ^= 1  # of the checksum: every voxel can be read, and none be trusted
     path.write_bytes(content)
     with pytest.raises(UnreadableImage, match="unpacked"), open_image(path) as image:
-        whole(image)
+        read_volume(image)
 
 
-def test_packing_is_known_by_content(tmp_path: Path) -> None:
+def test_gzip_is_detected_by_content(tmp_path: Path) -> None:
     path = written(tmp_path / "v.nii.gz", ramp())
     (tmp_path / "packed.nii").write_bytes(path.read_bytes())
     (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress(path.read_bytes()))
     with open_image(path) as image:
-        want = whole(image)
+        expected = read_volume(image)
     for name in ("packed.nii", "plain.nii.gz"):
         with open_image(tmp_path / name) as image:
-            np.testing.assert_array_equal(whole(image), want)
+            np.testing.assert_array_equal(read_volume(image), expected)
 
 
-def test_nifti_2(tmp_path: Path) -> None:
+def test_nifti_2_files_are_read(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti2Image(ramp(), np.eye(4)), tmp_path / "v.nii.gz")
     with open_image(tmp_path / "v.nii.gz") as image:
-        assert whole(image)[0, -1, -1] == 0
+        assert read_volume(image)[0, -1, -1] == 0
 
 
-def test_a_size_of_zero_is_no_size(tmp_path: Path) -> None:
+def test_a_voxel_size_of_zero_is_treated_as_missing(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(ramp(), None), tmp_path / "v.nii")
     content = bytearray((tmp_path / "v.nii").read_bytes())
     content[80:92] = bytes(12)  # pixdim 1 to 3
@@ -264,7 +269,7 @@ def test_a_size_of_zero_is_no_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no sample volumes at {DATA}")
-def test_real_volumes() -> None:
+def test_real_volumes_are_read() -> None:
     paths = sorted((DATA / "mri_hippocampus/images").glob("*.nii.gz"))[:5]
     for path in paths:
         with open_image(path) as image:
@@ -272,4 +277,4 @@ def test_real_volumes() -> None:
             assert image.spacing_um == (1000.0,) * 3
             assert image.shape == volume.shape[::-1]
             values = np.asarray(volume.dataobj)[::-1, ::-1].transpose(2, 1, 0)
-            assert np.corrcoef(values.ravel(), whole(image).ravel())[0, 1] > 0.97
+            assert np.corrcoef(values.ravel(), read_volume(image).ravel())[0, 1] > 0.97

@@ -1,4 +1,4 @@
-"""NIfTI headers as odd writers leave them: read as the standard says, or refused in words."""
+"""Unusual NIfTI headers are read according to the standard, or refused with a message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def values() -> np.ndarray:
 
 
 def written(path: Path, *edits: Edit, voxels: np.ndarray | None = None) -> Path:
-    """A volume with some bytes of its header overwritten."""
+    """Write a volume with some bytes of its header overwritten."""
     nibabel.save(nibabel.Nifti1Image(values() if voxels is None else voxels, AFFINE), path)
     content = bytearray(path.read_bytes())
     for at, code, numbers in edits:
@@ -55,16 +55,18 @@ def read(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
     ],
     ids=["qfac 0", "qfac 2", "negative", "sform 0", "sform nan", "offset 0", "offset 348"],
 )
-def test_lawful_headers_read_like_the_plain_one(tmp_path: Path, edits: tuple[Edit, ...]) -> None:
-    want, spacing_um = read(written(tmp_path / "plain.nii"))
-    got, other_um = read(written(tmp_path / "odd.nii", *edits))
+def test_unusual_valid_headers_are_read_like_the_plain_one(
+    tmp_path: Path, edits: tuple[Edit, ...]
+) -> None:
+    expected, spacing_um = read(written(tmp_path / "plain.nii"))
+    actual, other_um = read(written(tmp_path / "odd.nii", *edits))
     assert spacing_um == (2000.0, 1000.0, 1000.0)
     assert other_um == pytest.approx(spacing_um)
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
-    ("edits", "told"),
+    ("edits", "message"),
     [
         (((112, "ff", (1.0, NAN)),), "scl_inter"),
         (((123, "B", (4,)),), "unit.*code 4.*2 millimetre"),
@@ -77,17 +79,17 @@ def test_lawful_headers_read_like_the_plain_one(tmp_path: Path, edits: tuple[Edi
         (((42, "h", (-5,)),), "odd"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_words(
-    tmp_path: Path, edits: tuple[Edit, ...], told: str
+def test_impossible_headers_are_refused_with_a_message(
+    tmp_path: Path, edits: tuple[Edit, ...], message: str
 ) -> None:
     path = written(tmp_path / "odd.nii", *edits)
-    with pytest.raises(FoveateError, match=told) as caught:
+    with pytest.raises(FoveateError, match=message) as caught:
         read(path)
     assert "Error" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_sform_that_contradicts_the_voxel_size_is_said_once(
+def test_an_sform_that_contradicts_the_voxel_size_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = written(tmp_path / "odd.nii", (80, "fff", (0.5, 0.5, 3.0)))
@@ -97,7 +99,7 @@ def test_an_sform_that_contradicts_the_voxel_size_is_said_once(
     assert caplog.text.count("1 x 1 x 2, its pixdim 0.5 x 0.5 x 3") == 1
 
 
-def test_an_sform_that_runs_the_other_way_than_the_qform_is_said(
+def test_an_sform_opposite_to_the_qform_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = written(tmp_path / "odd.nii", QFORM, (280, "f", (-1.0,)))
@@ -109,10 +111,10 @@ def test_an_sform_that_runs_the_other_way_than_the_qform_is_said(
 
 
 @pytest.mark.parametrize("factor", [1e300, 1e-300, 4e305])
-def test_values_beyond_single_precision(tmp_path: Path, factor: float) -> None:
-    want, _ = read(written(tmp_path / "a.nii", voxels=values().astype(np.float64)))
-    got, _ = read(written(tmp_path / "b.nii", voxels=values().astype(np.float64) * factor))
-    assert np.abs(want.astype(int) - got).max() <= 1
+def test_values_beyond_single_precision_are_read(tmp_path: Path, factor: float) -> None:
+    expected, _ = read(written(tmp_path / "a.nii", voxels=values().astype(np.float64)))
+    actual, _ = read(written(tmp_path / "b.nii", voxels=values().astype(np.float64) * factor))
+    assert np.abs(expected.astype(int) - actual).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float64])
@@ -122,10 +124,10 @@ def test_a_large_packed_volume_is_unpacked_in_slabs(
     affine = np.array([[0, 0, 2.5, 9], [-0.7, 0, 0, 3], [0, 1.1, 0, -5], [0, 0, 0, 1]])
     voxels = np.random.default_rng(0).integers(-900, 2000, (31, 13, 29)).astype(dtype)
     nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "a.nii.gz")
-    want, _ = read(tmp_path / "a.nii.gz")
+    expected, _ = read(tmp_path / "a.nii.gz")
     monkeypatch.setattr(nifti, "_AT_ONCE_BYTES", 1 << 15)
-    got, _ = read(tmp_path / "a.nii.gz")
-    np.testing.assert_array_equal(got, want)
+    actual, _ = read(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(actual, expected)
     content = bytearray((tmp_path / "a.nii.gz").read_bytes())
     content[-6] ^= 1
     (tmp_path / "a.nii.gz").write_bytes(content)

@@ -14,7 +14,7 @@ GREY = np.random.default_rng(3).integers(0, 256, (31, 47), np.uint8)
 COLOUR = np.random.default_rng(4).integers(0, 256, (31, 47, 3), np.uint8)
 
 
-def whole(path):
+def read_picture(path):
     with open_image(path) as image:
         assert image.kind == "picture"
         assert image.spacing_um is None
@@ -27,50 +27,50 @@ def whole(path):
 @pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp"])
 def test_grey_is_grey_in_every_lossless_format(tmp_path, suffix):
     Image.fromarray(GREY).save(tmp_path / f"a.{suffix}", lossless=True)
-    pixels = whole(tmp_path / f"a.{suffix}")
+    pixels = read_picture(tmp_path / f"a.{suffix}")
     for channel in range(pixels.shape[2]):
         np.testing.assert_array_equal(pixels[..., channel], GREY)
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
-def test_colour(tmp_path, suffix):
+def test_colour_is_read_in_every_lossless_format(tmp_path, suffix):
     Image.fromarray(COLOUR).save(tmp_path / f"a.{suffix}")
-    np.testing.assert_array_equal(whole(tmp_path / f"a.{suffix}"), COLOUR)
+    np.testing.assert_array_equal(read_picture(tmp_path / f"a.{suffix}"), COLOUR)
 
 
-def test_sixteen_bits_stay(tmp_path):
+def test_sixteen_bits_are_preserved(tmp_path):
     deep = GREY.astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "a.png")
-    pixels = whole(tmp_path / "a.png")
+    pixels = read_picture(tmp_path / "a.png")
     assert pixels.dtype == np.uint16
     np.testing.assert_array_equal(pixels[..., 0], deep)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_what_is_transparent_is_white(tmp_path, mode):
+def test_transparent_pixels_are_white(tmp_path, mode):
     alpha = np.full_like(GREY, 255)
     alpha[:10] = 0
     alpha[10] = 128
     base = GREY[..., None] if mode == "LA" else COLOUR
     Image.fromarray(np.dstack([base, alpha])).save(tmp_path / "a.png")
-    pixels = whole(tmp_path / "a.png")
+    pixels = read_picture(tmp_path / "a.png")
     assert (pixels[:10] == 255).all()
     np.testing.assert_array_equal(pixels[11:], base[11:])
     half = base[10].astype(float) * 128 / 255 + 255 * (1 - 128 / 255)
     assert np.abs(pixels[10] - half).max() <= 0.51
 
 
-def test_palette_one_bit_and_cmyk(tmp_path):
+def test_palette_one_bit_and_cmyk_are_converted(tmp_path):
     colour = Image.fromarray(COLOUR)
     colour.quantize(16).save(tmp_path / "p.png")
     np.testing.assert_array_equal(
-        whole(tmp_path / "p.png"), np.asarray(colour.quantize(16).convert("RGB"))
+        read_picture(tmp_path / "p.png"), np.asarray(colour.quantize(16).convert("RGB"))
     )
     Image.fromarray(GREY > 99).save(tmp_path / "1.png")
-    np.testing.assert_array_equal(whole(tmp_path / "1.png")[..., 0], (GREY > 99) * 255)
+    np.testing.assert_array_equal(read_picture(tmp_path / "1.png")[..., 0], (GREY > 99) * 255)
     flat = Image.new("RGB", (40, 30), (200, 100, 50))
     flat.convert("CMYK").save(tmp_path / "c.jpg", quality=100)
-    assert np.abs(whole(tmp_path / "c.jpg").astype(int) - (200, 100, 50)).max() <= 4
+    assert np.abs(read_picture(tmp_path / "c.jpg").astype(int) - (200, 100, 50)).max() <= 4
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -89,26 +89,26 @@ def test_orientation_is_applied_to_shape_and_pixels(tmp_path, orientation):
     upright = Image.fromarray(GREY)
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
     stored.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(whole(tmp_path / "a.png")[..., 0], GREY)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png")[..., 0], GREY)
 
 
-def test_dots_per_inch_are_no_spacing(tmp_path):
+def test_dots_per_inch_are_not_read_as_spacing(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.jpg", dpi=(96, 96))
-    whole(tmp_path / "a.jpg")
+    read_picture(tmp_path / "a.jpg")
 
 
-def test_the_limit_is_stated(tmp_path):
+def test_the_size_limit_is_stated(tmp_path):
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
     with pytest.raises(ImageTooLarge, match=r"bomb\.png.*limit of"):
         open_image(tmp_path / "bomb.png")
 
 
-def test_truncation_is_strict(tmp_path):
+def test_truncated_pictures_are_refused(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(UnreadableImage, match=r"cut\.png"):
-        whole(tmp_path / "cut.png")
+        read_picture(tmp_path / "cut.png")
 
 
 def test_a_mirax_label_without_its_slide_is_not_the_slide(tmp_path):

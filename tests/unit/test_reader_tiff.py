@@ -1,4 +1,4 @@
-"""The TIFF reader over files written on the spot: codings, layouts, spacing, geometry, refusals."""
+"""The TIFF reader on files written by the test: codecs, layouts, spacing, geometry, errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from conftest import box_around
 from foveate.geometry import Box, Frame
 from foveate.readers import open_image
 from foveate.readers.tiff import TiffReader
+from helpers.images import read_whole
 
 
 def picture(height=300, width=401, samples=3, dtype=np.uint8, seed=0):
-    """A smooth picture with some noise; one sample drops the last axis."""
+    """Return a smooth picture with noise; a single sample has no channel axis."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     top = np.iinfo(dtype).max
@@ -21,10 +22,6 @@ def picture(height=300, width=401, samples=3, dtype=np.uint8, seed=0):
     values = (np.stack(waves, -1) * 0.4 + 0.5) * top + rng.normal(0, top / 100, (height, width, 1))
     values = np.clip(values, 0, top).astype(dtype)
     return values[..., 0] if samples == 1 else values
-
-
-def whole(image, level=0):
-    return image.read(Box((0, 0), image.levels[level].shape, Frame.PX, level))
 
 
 def opened(path) -> TiffReader:
@@ -59,7 +56,7 @@ def test_lossless_codings_return_what_was_written(tmp_path, codec, layout, sampl
         )
         with opened(path) as image:
             assert (image.channels, image.dtype) == (samples, dtype)
-            np.testing.assert_array_equal(whole(image).squeeze(), pixels)
+            np.testing.assert_array_equal(read_whole(image).squeeze(), pixels)
             part = image.read(Box((33, 50), (130, 211), Frame.PX, 0))
             np.testing.assert_array_equal(part.squeeze(), pixels[33:163, 50:261])
 
@@ -67,7 +64,7 @@ def test_lossless_codings_return_what_was_written(tmp_path, codec, layout, sampl
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("codec", ["none", "zlib"])
-def test_both_byte_orders_and_bigtiff(tmp_path, byteorder, bigtiff, codec):
+def test_both_byte_orders_and_bigtiff_are_read(tmp_path, byteorder, bigtiff, codec):
     pixels = picture(samples=1, dtype=np.uint16)
     path = tmp_path / "a.tif"
     tifffile.imwrite(
@@ -81,12 +78,12 @@ def test_both_byte_orders_and_bigtiff(tmp_path, byteorder, bigtiff, codec):
     )
     with opened(path) as image:
         assert image.dtype == np.dtype(np.uint16)
-        np.testing.assert_array_equal(whole(image)[..., 0], pixels)
+        np.testing.assert_array_equal(read_whole(image)[..., 0], pixels)
 
 
 @pytest.mark.parametrize("inside", ["rgb", "ycbcr"])
 @pytest.mark.parametrize("layout", ["tiles", "strips"])
-def test_jpeg_colours_are_those_that_were_written(tmp_path, inside, layout):
+def test_jpeg_colours_match_the_written_ones(tmp_path, inside, layout):
     pixels = picture(height=304, width=400)
     path = tmp_path / "a.tif"
     layout_ = {"tiles": {"tile": (64, 96)}, "strips": {"rowsperstrip": 16}}[layout]
@@ -99,13 +96,13 @@ def test_jpeg_colours_are_those_that_were_written(tmp_path, inside, layout):
         **layout_,
     )
     with opened(path) as image:
-        assert np.abs(whole(image).astype(float) - pixels).mean() < 6
+        assert np.abs(read_whole(image).astype(float) - pixels).mean() < 6
         with tifffile.TiffFile(path) as file:
-            np.testing.assert_array_equal(whole(image), file.asarray())
+            np.testing.assert_array_equal(read_whole(image), file.asarray())
 
 
 @pytest.mark.parametrize("codec", ["jpeg2000", "webp"])
-def test_other_picture_codecs(tmp_path, codec):
+def test_other_picture_codecs_are_read(tmp_path, codec):
     pixels = picture(height=256, width=384)
     path = tmp_path / "a.tif"
     args = {"level": 0} if codec == "jpeg2000" else {"lossless": True}
@@ -113,12 +110,12 @@ def test_other_picture_codecs(tmp_path, codec):
         path, pixels, photometric="rgb", tile=(128, 128), compression=codec, compressionargs=args
     )
     with opened(path) as image:
-        np.testing.assert_array_equal(whole(image), pixels)
+        np.testing.assert_array_equal(read_whole(image), pixels)
 
 
 @pytest.mark.parametrize("layout", ["tiles", "strips"])
 @pytest.mark.parametrize("codec", ["none", "zlib", "jpeg"])
-def test_separate_planes(tmp_path, layout, codec):
+def test_separate_planes_are_read(tmp_path, layout, codec):
     pixels = picture()
     path = tmp_path / "a.tif"
     tifffile.imwrite(
@@ -130,39 +127,39 @@ def test_separate_planes(tmp_path, layout, codec):
         **({"tile": (64, 96)} if layout == "tiles" else {"rowsperstrip": 16}),
     )
     with opened(path) as image, tifffile.TiffFile(path) as file:
-        np.testing.assert_array_equal(whole(image), np.moveaxis(file.asarray(), 0, -1))
+        np.testing.assert_array_equal(read_whole(image), np.moveaxis(file.asarray(), 0, -1))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_alpha_shows_paper_through(tmp_path, dtype):
+def test_transparent_pixels_show_white(tmp_path, dtype):
     top = np.iinfo(dtype).max
     pixels = np.concatenate([picture(dtype=dtype), np.full((300, 401, 1), top, dtype)], axis=2)
     pixels[:100, :, 3] = 0
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unassalpha"], tile=(64, 64))
     with opened(path) as image:
-        got = whole(image)
-        assert (got[:100] == top).all()
-        np.testing.assert_array_equal(got[100:], pixels[100:, :, :3])
+        actual = read_whole(image)
+        assert (actual[:100] == top).all()
+        np.testing.assert_array_equal(actual[100:], pixels[100:, :, :3])
         assert image.background.tolist() == [top] * 3
 
 
-def test_white_is_zero_and_palettes(tmp_path):
+def test_inverted_and_palette_images_are_converted(tmp_path):
     grey = picture(samples=1)
     tifffile.imwrite(tmp_path / "w.tif", grey, photometric="miniswhite", tile=(64, 64))
     with opened(tmp_path / "w.tif") as image:
-        np.testing.assert_array_equal(whole(image)[..., 0], 255 - grey)
+        np.testing.assert_array_equal(read_whole(image)[..., 0], 255 - grey)
     table = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16) * 257
     tifffile.imwrite(tmp_path / "p.tif", grey, photometric="palette", colormap=table, tile=(64, 64))
     with opened(tmp_path / "p.tif") as image:
-        np.testing.assert_array_equal(whole(image), (table.T[grey] // 257).astype(np.uint8))
+        np.testing.assert_array_equal(read_whole(image), (table.T[grey] // 257).astype(np.uint8))
 
 
 # -- pyramids ------------------------------------------------------------------------------------
 
 
 def shrunk(pixels, n):
-    """Mean over n × n pixels; the last ones repeat where the size does not divide."""
+    """Average n × n pixels; the last pixels are repeated if the size is no multiple of n."""
     pads = [(0, -s % n) for s in pixels.shape[:2]] + [(0, 0)]
     padded = np.pad(pixels.astype(np.float64), pads, mode="edge")
     h, w, c = padded.shape
@@ -187,7 +184,7 @@ def write_pyramid(path, pixels, *, um=(0.25, 0.25), steps=(4, 16), sub=False, ex
 
 
 @pytest.mark.parametrize("sub", [False, True])
-def test_pyramids_in_sequence_and_in_sub_directories(tmp_path, sub):
+def test_pyramids_as_pages_and_as_sub_directories_are_read(tmp_path, sub):
     pixels = picture(701, 1003)
     write_pyramid(tmp_path / "a.tif", pixels, sub=sub)
     with opened(tmp_path / "a.tif") as image:
@@ -196,10 +193,10 @@ def test_pyramids_in_sequence_and_in_sub_directories(tmp_path, sub):
         assert image.kind == "slide"
         assert image.spacing_um == pytest.approx((0.25, 0.25))
         for level, step in enumerate((1, 4, 16)):
-            np.testing.assert_array_equal(whole(image, level), shrunk(pixels, step))
+            np.testing.assert_array_equal(read_whole(image, level), shrunk(pixels, step))
 
 
-def test_labels_macros_and_thumbnails_are_no_levels(tmp_path):
+def test_labels_macros_and_thumbnails_are_not_levels(tmp_path):
     pixels = picture(701, 1003)
     extra = [
         ("label 80x60", picture(60, 80)),
@@ -230,7 +227,7 @@ def test_absent_tiles_are_background(tmp_path):
         pixels[128:384, 128:384] = 115
         file.write(pixels[::4, ::4], subfiletype=1, tile=(64, 64), photometric="rgb")
     with opened(path) as image:
-        np.testing.assert_array_equal(whole(image), pixels)
+        np.testing.assert_array_equal(read_whole(image), pixels)
 
 
 def bright_spot(shape, centre_px0, sigma_px0, dtype=np.uint8):
@@ -246,8 +243,8 @@ def bright_spot(shape, centre_px0, sigma_px0, dtype=np.uint8):
 @pytest.mark.parametrize("target_um", [0.2014, 0.2528, 0.31, 0.4942, 0.81, 2.3, 4.1])
 @pytest.mark.parametrize("um", [(0.2014, 0.31), (0.4942, 0.2528), (0.25, 0.25)])
 @pytest.mark.parametrize(("dtype", "within_px"), [(np.uint8, 0.12), (np.uint16, 0.01)])
-def test_a_bright_spot_lands_in_the_centre_of_its_patch(tmp_path, um, target_um, dtype, within_px):
-    """Non-square, anisotropic, sizes that no step divides: at every level, at odd spacings."""
+def test_a_bright_spot_is_at_the_centre_of_its_patch(tmp_path, um, target_um, dtype, within_px):
+    """The spot is centred at every level and odd spacing, for anisotropic, odd sizes."""
     centre_px0 = (411.3, 1203.8)
     sigma_px0 = tuple(9.0 / u for u in um)
     pixels = bright_spot((907, 1531), centre_px0, sigma_px0, dtype)
@@ -260,8 +257,8 @@ def test_a_bright_spot_lands_in_the_centre_of_its_patch(tmp_path, um, target_um,
         patch = image.read_at(box_around(centre_um, (n * target_um,) * 2), (n, n))
         weight = patch[:, :, 0].astype(float)
         place = np.arange(n) + 0.5
-        found = [(weight.sum(1 - a) * place).sum() / weight.sum() for a in (0, 1)]
-        assert found == pytest.approx([n / 2, n / 2], abs=within_px)
+        centre = [(weight.sum(1 - a) * place).sum() / weight.sum() for a in (0, 1)]
+        assert centre == pytest.approx([n / 2, n / 2], abs=within_px)
 
 
 @pytest.mark.parametrize("level", range(4))
@@ -271,11 +268,11 @@ def test_the_spot_is_at_its_place_in_the_pixels_of_every_level(tmp_path, level):
         tmp_path / "spot.tif", bright_spot((907, 1531), centre_px0, (40.0, 30.0)), steps=(2, 4, 8)
     )
     with opened(tmp_path / "spot.tif") as image:
-        weight = whole(image, level)[:, :, 0].astype(float)
+        weight = read_whole(image, level)[:, :, 0].astype(float)
         for axis in (0, 1):
             place = np.arange(weight.shape[axis]) + 0.5
-            found = (weight.sum(1 - axis) * place).sum() / weight.sum()
-            assert found * image.levels[level].downsample[axis] == pytest.approx(
+            centre = (weight.sum(1 - axis) * place).sum() / weight.sum()
+            assert centre * image.levels[level].downsample[axis] == pytest.approx(
                 centre_px0[axis], abs=0.2
             )
 
@@ -297,8 +294,8 @@ def test_only_what_is_decoded_is_counted(tmp_path):
         np.testing.assert_array_equal(image.read(box), first)
 
 
-def test_a_flat_file_is_read_in_flat_memory(tmp_path):
-    """A raw picture in one strip is read by rows, not as one block of its whole size."""
+def test_a_single_strip_file_is_read_in_constant_memory(tmp_path):
+    """An uncompressed picture in one strip is read by rows, not as one block."""
     path = tmp_path / "flat.tif"
     with tifffile.TiffWriter(path) as file:
         file.write(shape=(20_000, 8_000, 3), dtype=np.uint8, photometric="rgb", rowsperstrip=20_000)

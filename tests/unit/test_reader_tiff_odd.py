@@ -1,4 +1,4 @@
-"""TIFFs as odd writers leave them, which libtiff reads: by value, against the picture itself."""
+"""Unusual TIFFs that libtiff reads give the pixels of the original picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RGB, YCBCR = 2, 6
 
 
 def picture(height: int = 256, width: int = 256, seed: int = 0) -> np.ndarray:
-    """Smooth, with every value of every channel; no two corners are alike."""
+    """Return a smooth picture with all values per channel and four different corners."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(y / (31 + 7 * s) + seed) * np.cos(x / (43 + 5 * s)) for s in range(3)]
     return np.clip(np.stack(waves, -1) * 90 + 120 + (x + y)[..., None] / 12, 0, 255).astype(
@@ -44,7 +44,7 @@ def written(
     counts: list[int] | None = None,
     extra: tuple[Tag, ...] = (),
 ) -> Path:
-    """A TIFF of these stored blocks; `counts` of [] leaves the tag out."""
+    """Write a TIFF of these stored blocks; `counts` of [] leaves the tag out."""
     out = bytearray(b"II*\0\0\0\0\0")
     offsets = []
     for data in blocks:
@@ -78,7 +78,7 @@ def written(
 
 
 def cut(pixels: np.ndarray, side: int = 128) -> list[np.ndarray]:
-    """Tiles, those at the far edges as short as the picture."""
+    """Cut a picture into tiles; tiles at the far edges are truncated."""
     return [
         np.ascontiguousarray(pixels[y : y + side, x : x + side])
         for y in range(0, pixels.shape[0], side)
@@ -91,17 +91,17 @@ def rows(pixels: np.ndarray, n: int = 10) -> list[bytes]:
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    held = io.BytesIO()
-    Image.fromarray(pixels).save(held, "JPEG", quality=95, subsampling=0)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
 
 
-def without_mark(data: bytes) -> bytes:
-    """A JPEG without its JFIF marker."""
+def without_jfif_marker(data: bytes) -> bytes:
+    """Return a JPEG without its JFIF marker."""
     return data[:2] + data[4 + int.from_bytes(data[4:6], "big") :]
 
 
-def whole(path: Path) -> np.ndarray:
+def read_tiff(path: Path) -> np.ndarray:
     with open_image(path) as image:
         assert isinstance(image, TiffReader)
         return image.read(Box((0, 0), image.shape, Frame.PX, 0))
@@ -112,7 +112,7 @@ def whole(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("counts", ["zeros", "absent"])
 @pytest.mark.parametrize("coding", [NONE, DEFLATE])
-def test_strips_whose_byte_counts_are_not_stated(tmp_path: Path, counts: str, coding: int) -> None:
+def test_strips_without_byte_counts_are_read(tmp_path: Path, counts: str, coding: int) -> None:
     pixels = picture()
     blocks = rows(pixels)
     if coding == DEFLATE:
@@ -121,39 +121,39 @@ def test_strips_whose_byte_counts_are_not_stated(tmp_path: Path, counts: str, co
     path = written(
         tmp_path / "a.tif", blocks, block=(10, 256), coding=coding, strips=True, counts=stated
     )
-    np.testing.assert_array_equal(whole(path), pixels)
+    np.testing.assert_array_equal(read_tiff(path), pixels)
 
 
-def test_raw_strips_that_are_padded(tmp_path: Path) -> None:
+def test_padded_raw_strips_are_read(tmp_path: Path) -> None:
     pixels = picture()
     blocks = [block + b"\7" * 16 for block in rows(pixels)]
     path = written(tmp_path / "a.tif", blocks, block=(10, 256), strips=True)
-    np.testing.assert_array_equal(whole(path), pixels)
+    np.testing.assert_array_equal(read_tiff(path), pixels)
 
 
-def test_a_last_strip_that_is_stored_as_long_as_the_others(tmp_path: Path) -> None:
+def test_a_full_length_last_strip_is_read(tmp_path: Path) -> None:
     pixels = picture()
     blocks = [zlib.compress(block) for block in rows(pixels)[:-1]]
     blocks.append(zlib.compress(rows(pixels)[-1] + b"\7" * 256 * 3 * 4))
     path = written(tmp_path / "a.tif", blocks, block=(10, 256), coding=DEFLATE, strips=True)
-    np.testing.assert_array_equal(whole(path), pixels)
+    np.testing.assert_array_equal(read_tiff(path), pixels)
 
 
-def test_a_tile_of_no_bytes_is_not_stored(tmp_path: Path) -> None:
+def test_a_tile_of_no_bytes_is_background(tmp_path: Path) -> None:
     pixels = picture()
     blocks = [block.tobytes() for block in cut(pixels)]
     counts = [len(block) for block in blocks]
     counts[3] = 0
-    got = whole(written(tmp_path / "a.tif", blocks, counts=counts))
-    assert (got[128:, 128:] == 255).all()
-    np.testing.assert_array_equal(got[:128], pixels[:128])
+    actual = read_tiff(written(tmp_path / "a.tif", blocks, counts=counts))
+    assert (actual[128:, 128:] == 255).all()
+    np.testing.assert_array_equal(actual[:128], pixels[:128])
 
 
 # -- tiles -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("coding", [NONE, DEFLATE, JPEG, JPEG2000, WEBP])
-def test_edge_tiles_that_end_where_the_picture_ends(tmp_path: Path, coding: int) -> None:
+def test_truncated_edge_tiles_are_read(tmp_path: Path, coding: int) -> None:
     pixels = picture(200, 210)
     encode = {
         NONE: lambda a: a.tobytes(),
@@ -170,13 +170,13 @@ def test_edge_tiles_that_end_where_the_picture_ends(tmp_path: Path, coding: int)
         coding=coding,
         photometric=photometric,
     )
-    assert np.abs(whole(path).astype(int) - pixels).mean() < (2 if coding == JPEG else 1e-9)
+    assert np.abs(read_tiff(path).astype(int) - pixels).mean() < (2 if coding == JPEG else 1e-9)
 
 
 def test_a_tile_that_is_too_short_is_refused(tmp_path: Path) -> None:
     blocks = [zlib.compress(tile.tobytes()[:-3000]) for tile in cut(picture())]
     with pytest.raises(UnreadableImage, match=r"a\.tif.*expected.*again"):
-        whole(written(tmp_path / "a.tif", blocks, coding=DEFLATE))
+        read_tiff(written(tmp_path / "a.tif", blocks, coding=DEFLATE))
 
 
 # -- JPEG ------------------------------------------------------------------------------------------
@@ -186,31 +186,29 @@ ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x01"
 
 
 @pytest.mark.parametrize("mark", ["jfif", "adobe", "tables"])
-def test_the_mark_that_says_which_colours_a_jpeg_holds_may_lie_behind_a_comment(
-    tmp_path: Path, mark: str
-) -> None:
+def test_a_jpeg_colour_marker_after_a_comment_is_used(tmp_path: Path, mark: str) -> None:
     pixels = picture()
     tiles = [jpeg(tile) for tile in cut(pixels)]
     extra: tuple[Tag, ...] = ()
     if mark == "tables":
-        tiles = [without_mark(tile) for tile in tiles]
+        tiles = [without_jfif_marker(tile) for tile in tiles]
         tables = b"\xff\xd8" + COMMENT + ADOBE + b"\xff\xd9"
         extra = ((347, 1, list(tables)),)
     elif mark == "adobe":
-        tiles = [without_mark(tile) for tile in tiles]
+        tiles = [without_jfif_marker(tile) for tile in tiles]
         tiles = [tile[:2] + COMMENT + ADOBE + tile[2:] for tile in tiles]
     else:
         tiles = [tile[:2] + COMMENT + tile[2:] for tile in tiles]
     path = written(tmp_path / "a.tif", tiles, coding=JPEG, photometric=RGB, extra=extra)
-    assert np.abs(whole(path).astype(int) - pixels).mean() < 2
+    assert np.abs(read_tiff(path).astype(int) - pixels).mean() < 2
 
 
-def test_bytes_that_fill_up_before_a_marker(tmp_path: Path) -> None:
+def test_fill_bytes_before_a_jpeg_marker_are_skipped(tmp_path: Path) -> None:
     pixels = picture()
-    tiles = [without_mark(jpeg(tile)) for tile in cut(pixels)]
+    tiles = [without_jfif_marker(jpeg(tile)) for tile in cut(pixels)]
     tiles = [tile[:2] + b"\xff\xff" + tile[2:] for tile in tiles]
     path = written(tmp_path / "a.tif", tiles, coding=JPEG, photometric=YCBCR)
-    assert np.abs(whole(path).astype(int) - pixels).mean() < 2
+    assert np.abs(read_tiff(path).astype(int) - pixels).mean() < 2
 
 
 # -- which way up ----------------------------------------------------------------------------------
@@ -229,7 +227,7 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("layout", ["strips", "tiles"])
-def test_pictures_stand_upright(tmp_path: Path, orientation: int, layout: str) -> None:
+def test_orientation_tags_are_applied(tmp_path: Path, orientation: int, layout: str) -> None:
     pixels, path = picture(200, 310), tmp_path / "a.tif"
     tifffile.imwrite(
         path,
@@ -258,7 +256,7 @@ TILED = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib", "metadat
 
 
 @pytest.mark.parametrize("marked", [False, True])
-def test_a_second_page_of_another_picture_is_no_level(tmp_path: Path, marked: bool) -> None:
+def test_a_page_of_another_picture_is_not_a_level(tmp_path: Path, marked: bool) -> None:
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:
         file.write(picture(512, 512), **TILED)
@@ -268,7 +266,7 @@ def test_a_second_page_of_another_picture_is_no_level(tmp_path: Path, marked: bo
 
 
 @pytest.mark.parametrize("quality", [None, 40])
-def test_levels_that_nothing_marks_are_known_by_their_pixels(
+def test_unmarked_levels_are_recognised_by_their_pixels(
     tmp_path: Path, quality: int | None
 ) -> None:
     pixels, path = picture(768, 1024), tmp_path / "a.tif"
@@ -282,8 +280,8 @@ def test_levels_that_nothing_marks_are_known_by_their_pixels(
         assert [level.downsample[0] for level in image.levels] == [1, 2, 8]
 
 
-def test_a_level_that_lacks_tiles_shows_the_finer_one(tmp_path: Path) -> None:
-    """Scanners leave out tiles at the edges of reduced levels: tissue, not white."""
+def test_missing_tiles_of_a_level_are_read_from_the_finer_one(tmp_path: Path) -> None:
+    """Scanners omit tiles at the edges of reduced levels, where there may be tissue."""
     pixels, path = picture(512, 512), tmp_path / "a.tif"
     small = pixels.reshape(128, 4, 128, 4, 3).mean((1, 3)).round().astype(np.uint8)
     with tifffile.TiffWriter(path) as file:
@@ -298,9 +296,9 @@ def test_a_level_that_lacks_tiles_shows_the_finer_one(tmp_path: Path) -> None:
         )
     with open_image(path) as image:
         assert len(image.levels) == 2
-        got = image.read(Box((0, 0), (128, 128), Frame.PX, 1)).astype(int)
-    np.testing.assert_array_equal(got[:64], small[:64])
-    assert np.abs(got[64:] - small[64:]).mean() < 1
+        actual = image.read(Box((0, 0), (128, 128), Frame.PX, 1)).astype(int)
+    np.testing.assert_array_equal(actual[:64], small[:64])
+    assert np.abs(actual[64:] - small[64:]).mean() < 1
 
 
 # -- words -----------------------------------------------------------------------------------------
@@ -316,7 +314,7 @@ def test_a_level_that_lacks_tiles_shows_the_finer_one(tmp_path: Path) -> None:
         ("pixel", None),
     ],
 )
-def test_units_may_be_spelt_out(tmp_path: Path, unit: str, um: float | None) -> None:
+def test_spelled_out_units_are_read(tmp_path: Path, unit: str, um: float | None) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(
         path,
@@ -335,9 +333,7 @@ def test_units_may_be_spelt_out(tmp_path: Path, unit: str, um: float | None) -> 
     ("words", "um"),
     [("0.499", 0.499), ("4.99e-1", 0.499), ("0,499", 0.499), ("0.499 um", None), ("4.99.1", None)],
 )
-def test_a_pixel_size_is_read_whole_or_not_at_all(
-    tmp_path: Path, words: str, um: float | None
-) -> None:
+def test_a_garbled_pixel_size_is_not_read(tmp_path: Path, words: str, um: float | None) -> None:
     path = tmp_path / "a.svs"
     tifffile.imwrite(
         path,

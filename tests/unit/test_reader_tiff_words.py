@@ -1,4 +1,4 @@
-"""What a TIFF says about itself: the size of a pixel, and what is refused, plainly."""
+"""Metadata of TIFFs: the pixel size, and clear refusals."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import tifffile
 from foveate.errors import FoveateError, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
 from foveate.readers import open_image
+from helpers.images import read_whole
 
 
 def picture(height=300, width=401, samples=3):
     shape = (height, width) if samples == 1 else (height, width, samples)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
-def whole(image):
-    return image.read(Box((0, 0), image.shape, Frame.PX, 0))
 
 
 # -- what a file says about the size of a pixel ----------------------------------------------------
@@ -36,7 +33,7 @@ def whole(image):
         ((1e7, 1e7), "CENTIMETER", None),
     ],
 )
-def test_spacing_from_resolution_tags(tmp_path, resolution, unit, expected):
+def test_spacing_is_read_from_resolution_tags(tmp_path, resolution, unit, expected):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, picture(), photometric="rgb", resolution=resolution, resolutionunit=unit)
     with open_image(path) as image:
@@ -48,7 +45,7 @@ def test_spacing_from_resolution_tags(tmp_path, resolution, unit, expected):
     ("unit", "size", "expected"),
     [("µm", 0.4942, 0.4942), ("nm", 250.0, 0.25), ("mm", 0.0005, 0.5), ("pixel", 1.0, None)],
 )
-def test_spacing_from_ome_xml(tmp_path, unit, size, expected):
+def test_spacing_is_read_from_ome_xml(tmp_path, unit, size, expected):
     path = tmp_path / "a.ome.tif"
     metadata = {
         "axes": "YXS",
@@ -64,11 +61,11 @@ def test_spacing_from_ome_xml(tmp_path, unit, size, expected):
         file.write(picture(256, 256), photometric="rgb", tile=(64, 64), subfiletype=1)
     with open_image(path) as image:
         assert len(image.levels) == 2
-        wanted = None if expected is None else pytest.approx((2 * expected, expected))
-        assert image.spacing_um == wanted
+        spacing_um = None if expected is None else pytest.approx((2 * expected, expected))
+        assert image.spacing_um == spacing_um
 
 
-def test_spacing_from_imagej(tmp_path):
+def test_spacing_is_read_from_imagej(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(
         path, picture(samples=1), imagej=True, resolution=(4.0, 2.0), metadata={"unit": "um"}
@@ -92,7 +89,7 @@ def test_spacing_from_imagej(tmp_path):
         (np.zeros((5, 64, 64), np.uint16), {"ome": True, "metadata": {"axes": "CYX"}}, "stack"),
     ],
 )
-def test_what_is_not_read_is_refused_plainly(tmp_path, array, arguments, reason):
+def test_unsupported_files_are_refused_with_the_reason(tmp_path, array, arguments, reason):
     path = tmp_path / "odd.tif"
     tifffile.imwrite(path, array, **arguments)
     with pytest.raises(UnsupportedFormat, match=reason) as caught:
@@ -101,16 +98,16 @@ def test_what_is_not_read_is_refused_plainly(tmp_path, array, arguments, reason)
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_file_names_itself_at_the_first_missing_block(tmp_path):
+def test_a_truncated_file_is_named_at_the_first_missing_block(tmp_path):
     path = tmp_path / "cut.tif"
     tifffile.imwrite(path, picture(), photometric="rgb", tile=(64, 64), compression="zlib")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) - 3000])
     with pytest.raises(FoveateError, match=r"cut\.tif"), open_image(path) as image:
-        whole(image)
+        read_whole(image)
 
 
-def test_a_damaged_block_is_an_error_not_a_grey_patch(tmp_path):
+def test_a_damaged_block_is_an_error(tmp_path):
     path = tmp_path / "bad.tif"
     tifffile.imwrite(path, picture(), photometric="rgb", tile=(64, 64), compression="zlib")
     with tifffile.TiffFile(path) as file:
@@ -121,4 +118,4 @@ def test_a_damaged_block_is_an_error_not_a_grey_patch(tmp_path):
     with open_image(path) as image:
         image.read(Box((0, 0), (64, 64), Frame.PX, 0))
         with pytest.raises(UnreadableImage, match=r"bad\.tif.*level 0"):
-            whole(image)
+            read_whole(image)

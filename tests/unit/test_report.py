@@ -1,4 +1,4 @@
-"""The page of a run, made from files written by hand, with the names that break pages."""
+"""The report page of a run made of handwritten files, with names that could break HTML."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_json(path, value):
 
 
 def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, seed=5) -> Path:
-    """A run folder as training leaves it, with `n` test images."""
+    """Write a run folder as training leaves it, with `n` test images."""
     rng = np.random.default_rng(seed)
     k = len(classes)
     target = rng.permutation(np.arange(n) % k)
@@ -85,8 +85,8 @@ def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, se
     )
     for fold in range(folds):
         write_history(folder / f"fold_{fold}", rng)
-        own = [row for row in rows if row["fold"] == str(fold)]
-        write_csv(folder / f"fold_{fold}" / "predictions.csv", own)
+        fold_rows = [row for row in rows if row["fold"] == str(fold)]
+        write_csv(folder / f"fold_{fold}" / "predictions.csv", fold_rows)
         card = {"method": "glimpse", "task": name, "settled": {"classes": list(classes)}}
         provenance = {"threshold": 0.4321 if k == 2 else None, "temperature": 1.37 + fold}
         write_json(
@@ -184,7 +184,7 @@ def _write_heatmaps(folder, rows, classes, n):
 
 
 class Page(HTMLParser):
-    """Checks that tags close, and keeps what matters."""
+    """A parser that checks closing tags and collects text, links and images."""
 
     VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
 
@@ -207,7 +207,7 @@ class Page(HTMLParser):
         if not self.open or self.open[-1] != "style":
             self.text.append(data)
 
-    def said(self):
+    def visible_text(self):
         return " ".join(" ".join(self.text).split())
 
 
@@ -217,27 +217,27 @@ def page_of(run):
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_page_holds_the_numbers(tmp_path):
+def test_page_contains_the_numbers(tmp_path):
     run = handmade_run(tmp_path / "erster Lauf")
     page = page_of(run)
-    said = page.said()
+    text = page.visible_text()
     metrics = json.loads((run / "metrics.json").read_text())
     for score in metrics["metrics"].values():
-        assert f"{score['value']:.3f}" in said
-        assert f"{score['lo']:.3f} to {score['hi']:.3f}" in said
+        assert f"{score['value']:.3f}" in text
+        assert f"{score['lo']:.3f} to {score['hi']:.3f}" in text
     for row in metrics["confusion"]:
         for count in row:
             assert any(tag == "td" for tag, _ in page.tags)
-            assert str(count) in said
+            assert str(count) in text
     for words in (
         "1 h 13 min", "3.3 GiB", "0.81 gigapixels", "68.64 gigapixels", "1.2 %", "30 %", "70 %",
         "0.432", "downsampled", "0.512", "In 19 of 22 images", "67 % to 95 %", "twice",
         "44 images of 22 patients", "foveate predict", "openslide-python", "not installed",
     ):  # fmt: skip
-        assert words in said, words
-    assert "136 images in the table" in said
-    assert "2 set aside before the split" in said
-    assert "134 images of 112 patients" in said
+        assert words in text, words
+    assert "136 images in the table" in text
+    assert "2 set aside before the split" in text
+    assert "134 images of 112 patients" in text
     assert (run / "figures").is_dir()
     assert {p.name for p in (run / "figures").iterdir()} == {
         "roc.png", "precision_recall.png", "calibration.png", "scores.png", "training.png",
@@ -260,7 +260,7 @@ def test_page_is_self_contained_and_runs_nothing(tmp_path):
     assert "http" not in re.sub(r"data:image/[^\"]*", "", text)
     assert "@import" not in text
     assert "url(" not in text
-    assert NASTY in page.said()
+    assert NASTY in page.visible_text()
     for source in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text):
         svg = base64.b64decode(source).decode("utf-8")
         assert "<script" not in svg
@@ -278,18 +278,18 @@ def test_links_lead_to_files_and_errors_come_first(tmp_path):
     verdicts = [a.get("class") for t, a in page.tags if t == "figure" and a.get("class")]
     assert verdicts == sorted(verdicts, key=["wrong", "right", "unlabelled"].index)
     assert {"wrong", "right"} <= set(verdicts)
-    assert "7 images of 44 have a picture" in page.said()
+    assert "7 images of 44 have a picture" in page.visible_text()
 
 
-def test_a_picture_unlike_those_of_training_is_marked(tmp_path):
+def test_pictures_unlike_the_training_are_marked(tmp_path):
     run = handmade_run(tmp_path / "run")
-    assert "Unlike the images of training" not in page_of(run).said()
+    assert "Unlike the images of training" not in page_of(run).visible_text()
     path = run / "heatmaps" / "index.json"
     entries = json.loads(path.read_text(encoding="utf-8"))
     entries[0]["unlike"] = "grey, not in colour; <b>tiny</b>"
     write_json(path, entries)
-    said = page_of(run).said()
-    assert "Unlike the images of training: grey, not in colour; <b>tiny</b>" in said
+    text = page_of(run).visible_text()
+    assert "Unlike the images of training: grey, not in colour; <b>tiny</b>" in text
 
 
 def test_index_cannot_reach_outside_its_folder(tmp_path):
@@ -297,7 +297,7 @@ def test_index_cannot_reach_outside_its_folder(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     entry = {"image_id": "x", "png": "../../secret.png", "geojson": None, "label": "", "probs": {}}
     write_json(run / "heatmaps" / "index.json", [entry])
-    assert "No heatmaps" in page_of(run).said()
+    assert "No heatmaps" in page_of(run).visible_text()
 
 
 @pytest.mark.parametrize(
@@ -306,34 +306,34 @@ def test_index_cannot_reach_outside_its_folder(tmp_path):
      "metrics.json", "cost.json", "heatmaps", "baseline.json", "localisation.json", "fold_0",
      "fold_0/metrics.csv"],
 )  # fmt: skip
-def test_page_without_one_file(name, tmp_path):
+def test_page_without_any_single_file_is_written(name, tmp_path):
     run = handmade_run(tmp_path / "run")
     path = run / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    said = page_of(run).said()
+    text = page_of(run).visible_text()
     if name in ("config.yaml", "env.json", "splits.json", "metrics.json", "cost.json"):
-        assert f"{name} is missing" in said
+        assert f"{name} is missing" in text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", "\x00", '{"metrics": 3}'])
-def test_page_with_damaged_files(content, tmp_path):
+def test_page_with_damaged_files_is_written(content, tmp_path):
     run = handmade_run(tmp_path / "run")
     for path in [*run.glob("*.json"), *run.glob("*.csv"), *run.rglob("index.json"),
                  *run.rglob("model.json"), run / "config.yaml"]:  # fmt: skip
         path.write_text(content, encoding="utf-8")
-    assert "foveate report" in page_of(run).said()
+    assert "foveate report" in page_of(run).visible_text()
 
 
 def test_page_of_a_run_that_has_just_begun(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("method: glimpse\n")
-    said = page_of(run).said()
-    assert "No scores yet" in said
-    assert "metrics.json is missing" in said
+    text = page_of(run).visible_text()
+    assert "No scores yet" in text
+    assert "metrics.json is missing" in text
 
 
-def test_no_run_no_page(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run"):
         write_report(tmp_path)
     with pytest.raises(CheckpointError, match="holds no run"):
@@ -341,60 +341,60 @@ def test_no_run_no_page(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_page_says_which_models_answer(tmp_path):
+def test_page_states_which_models_predict(tmp_path):
     run = handmade_run(tmp_path / "run", folds=3, n=60)
-    assert "answered by the models of all 3 folds together" in page_of(run).said()
+    assert "answered by the models of all 3 folds together" in page_of(run).visible_text()
     config = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(config + "refit: true\n", encoding="utf-8")
-    assert "No model answers for new images yet" in page_of(run).said()
+    assert "No model answers for new images yet" in page_of(run).visible_text()
     about = {"refit": True, "n_train": 60, "train": {"seconds": 75.0}}
     write_json(run / "refit" / "model" / "model.json", {"provenance": about})
-    said = page_of(run).said()
-    assert "one model, refitted on all 60 images after the folds (1 min 15 s)" in said
+    text = page_of(run).visible_text()
+    assert "one model, refitted on all 60 images after the folds (1 min 15 s)" in text
     (run / "fold_1" / "model" / "model.json").unlink()
-    assert "the model of fold_1 is missing" in page_of(run).said()
+    assert "the model of fold_1 is missing" in page_of(run).visible_text()
 
 
-def test_frozen_start_stands_beside_the_run(tmp_path):
+def test_frozen_start_is_shown_beside_the_run(tmp_path):
     run = handmade_run(tmp_path / "run", folds=2)
     (run / "baseline.json").unlink()
-    said = page_of(run).said()
-    assert "glimpse, frozen start 0.876 0.710 to 0.951" in said
-    assert "AUROC +0.031 (95 % interval +0.004 to +0.059): clearly better" in said
-    assert "log loss +0.021 (95 % interval -0.010 to +0.050): no clear change" in said
-    assert "a temperature of 1.37, 2.37 (one per fold)" in said
+    text = page_of(run).visible_text()
+    assert "glimpse, frozen start 0.876 0.710 to 0.951" in text
+    assert "AUROC +0.031 (95 % interval +0.004 to +0.059): clearly better" in text
+    assert "log loss +0.021 (95 % interval -0.010 to +0.050): no clear change" in text
+    assert "a temperature of 1.37, 2.37 (one per fold)" in text
 
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["gain"]["log_loss"]["lo"] = 0.001
     write_json(run / "metrics.json", metrics)
-    assert "+0.050): clearly worse" in page_of(run).said()
+    assert "+0.050): clearly worse" in page_of(run).visible_text()
 
     metrics["frozen"], metrics["gain"] = "?", {"auroc": {"value": None}, "log_loss": 3}
     write_json(run / "metrics.json", metrics)
-    said = page_of(run).said()
-    assert "frozen start" not in said
-    assert "changed" not in said
+    text = page_of(run).visible_text()
+    assert "frozen start" not in text
+    assert "changed" not in text
 
 
 def test_page_of_several_classes_and_folds(tmp_path):
     run = handmade_run(tmp_path / "run", folds=3, classes=("A", "B $x_1$", "C%"), n=60)
     page = page_of(run)
-    said = page.said()
-    assert "3 folds" in said
-    assert "on average over the classes" in said
+    text = page.visible_text()
+    assert "3 folds" in text
+    assert "on average over the classes" in text
     assert sum(tag == "tr" for tag, _ in page.tags) > 20
 
 
-def test_cautions(tmp_path):
+def test_cautions_are_shown(tmp_path):
     run = handmade_run(tmp_path / "run")
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["metrics"]["auroc"] |= {"value": 0.55, "lo": 0.41, "hi": 0.7}
     write_json(run / "metrics.json", metrics)
     (run / "config.yaml").write_text("permute_labels: true\n")
-    said = page_of(run).said()
-    assert "cannot be told from chance" in said
-    assert "shuffled on purpose" in said
-    assert "Only 22 test patients" in said
+    text = page_of(run).visible_text()
+    assert "cannot be told from chance" in text
+    assert "shuffled on purpose" in text
+    assert "Only 22 test patients" in text
 
 
 def test_the_same_files_give_the_same_page(tmp_path):
@@ -403,7 +403,7 @@ def test_the_same_files_give_the_same_page(tmp_path):
     assert write_report(run).read_bytes() == first
 
 
-def test_progress_is_drawn_quickly_and_whole(tmp_path):
+def test_the_progress_figure_is_fast_and_complete(tmp_path):
     write_history(tmp_path, np.random.default_rng(0), epochs=60)
     write_progress(tmp_path)
     begun = time.process_time()  # of the processor: other work must not fail this
@@ -414,7 +414,7 @@ def test_progress_is_drawn_quickly_and_whole(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.csv", "progress.png"}
 
 
-def test_progress_of_the_first_epochs(tmp_path):
+def test_the_progress_figure_accepts_few_epochs(tmp_path):
     write_progress(tmp_path)
     assert not list(tmp_path.iterdir())
     write_csv(tmp_path / "metrics.csv", [{"epoch": 1, "train_loss": 0.7, "lr": 1e-4}])
@@ -445,10 +445,10 @@ def test_mean_curves_of_folds_have_the_mean_area():
     for _ in range(4):
         positive = np.arange(400) % 2 == 1
         curves.append((rng.normal(size=400) + positive, positive))
-    rocs = [compute_roc(*each) for each in curves]
-    areas = [auc(*each) for each in rocs]
+    rocs = [compute_roc(*curve) for curve in curves]
+    areas = [auc(*curve) for curve in rocs]
     assert auc(*average_roc(rocs)) == pytest.approx(np.mean(areas), abs=0.005)
-    recalls = [compute_precision_recall(*each) for each in curves]
+    recalls = [compute_precision_recall(*curve) for curve in curves]
     recall, precision = average_precision_recall(recalls)
     expected = np.mean([(np.diff(r) * p[1:]).sum() for r, p in recalls])
     assert np.trapezoid(precision, recall) == pytest.approx(expected, abs=0.02)
@@ -458,13 +458,13 @@ def test_mean_curves_of_folds_have_the_mean_area():
 
 
 def texts(figure):
-    """Every legend line and text of a figure, and its axes by title."""
-    said = []
+    """Return all legend entries and texts of a figure, and its axes by title."""
+    labels = []
     for axes in figure.axes:
         if axes.get_legend() is not None:
-            said += [t.get_text() for t in axes.get_legend().get_texts()]
-        said += [t.get_text() for t in axes.texts]
-    return said, {axes.get_title(): axes for axes in figure.axes}
+            labels += [t.get_text() for t in axes.get_legend().get_texts()]
+        labels += [t.get_text() for t in axes.texts]
+    return labels, {axes.get_title(): axes for axes in figure.axes}
 
 
 def read_folds(run):
@@ -473,33 +473,33 @@ def read_folds(run):
     return read_run(run)
 
 
-def test_curves_of_folds_are_named_and_told_apart(tmp_path):
+def test_curves_of_folds_have_names_and_different_styles(tmp_path):
     from matplotlib.figure import Figure
 
     from foveate.report.figures import draw_training
 
     run = read_folds(handmade_run(tmp_path / "run", folds=3, n=60))
-    found = collect_answers(run.predictions, run.task.classes)
+    answers = collect_answers(run.predictions, run.task.classes)
     for draw, name in ((draw_roc, "auroc"), (draw_precision_recall, "auprc")):
         figure = Figure()
-        draw(figure, found, read_areas(run.metrics, found, name))
-        said, _ = texts(figure)
+        draw(figure, answers, read_areas(run.metrics, answers, name))
+        labels, _ = texts(figure)
         for k in range(3):
             value = run.metrics["folds"][k]["metrics"][name]["value"]
-            assert f"fold {k + 1}  {value:.3f}" in said
-        assert f"mean of 3 folds  {run.metrics['metrics'][name]['value']:.3f}" in said
+            assert f"fold {k + 1}  {value:.3f}" in labels
+        assert f"mean of 3 folds  {run.metrics['metrics'][name]['value']:.3f}" in labels
         lines = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("fold")]
         assert len({line.get_color() for line in lines}) == 3
     figure = Figure()
     draw_training(figure, run.folds)
-    said, panels = texts(figure)
+    labels, panels = texts(figure)
     for title in ("validation auroc", "learning rate"):
         lines = [ln for ln in panels[title].lines if str(ln.get_label()).startswith("fold")]
         assert len({line.get_color() for line in lines}) == 3
-    assert {"training", "validation", "fold 1", "fold 2", "fold 3"} <= set(said)
+    assert {"training", "validation", "fold 1", "fold 2", "fold 3"} <= set(labels)
 
 
-def test_a_missing_or_constant_validation_score_draws_no_empty_axis(tmp_path):
+def test_missing_or_constant_validation_scores_add_no_empty_axis(tmp_path):
     from matplotlib.figure import Figure
 
     from foveate.report.progress import draw_score, fit_scores
@@ -523,30 +523,30 @@ def test_a_missing_or_constant_validation_score_draws_no_empty_axis(tmp_path):
             assert axes.get_ylim() == pytest.approx(expected)
 
 
-def test_page_shows_the_folds_and_says_what_the_number_is(tmp_path):
+def test_page_shows_the_folds_and_explains_the_number(tmp_path):
     run = handmade_run(tmp_path / "run", folds=3, n=60)
-    said = page_of(run).said()
+    text = page_of(run).visible_text()
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["pooling"] in said
-    assert "AUROC within folds, outer test" in said
-    assert "of images of their own fold" in said
+    assert metrics["pooling"] in text
+    assert "AUROC within folds, outer test" in text
+    assert "of images of their own fold" in text
     for k, fold in enumerate(metrics["folds"]):
         auroc = fold["metrics"]["auroc"]
-        assert f"fold {k + 1} {fold['n_images']} {fold['n_patients']} {auroc['value']:.3f}" in said
-    single = page_of(handmade_run(tmp_path / "single")).said()
+        assert f"fold {k + 1} {fold['n_images']} {fold['n_patients']} {auroc['value']:.3f}" in text
+    single = page_of(handmade_run(tmp_path / "single")).visible_text()
     assert "within folds" not in single
     assert "own fold" not in single
 
 
-def test_the_threshold_stands_beside_the_probability(tmp_path):
+def test_the_threshold_is_shown_beside_the_probability(tmp_path):
     run = handmade_run(tmp_path / "run")
-    said = page_of(run).said()
+    text = page_of(run).visible_text()
     index = json.loads((run / "heatmaps" / "index.json").read_text())[0]
     name = CLASSES[1]
-    assert f"probability of {name} {index['probs'][name]:.3f} , called so from 0.432 on" in said
+    assert f"probability of {name} {index['probs'][name]:.3f} , called so from 0.432 on" in text
 
 
-def test_words_for_numbers():
+def test_numbers_are_formatted_as_words():
     assert [duration(s) for s in (0.0145, 4.25, 42, 200.4, 4385, None)] == [
         "14 ms", "4.2 s", "42 s", "3 min 20 s", "1 h 13 min", "–",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Resampling against a dense matrix of filter weights, written out the obvious way."""
+"""Resampling equals multiplication with a dense matrix of filter weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.images.resample import resample, resample_slow, support, weights
 
 
 def matrix(start: float, step: float, n_out: int, n_in: int) -> np.ndarray:
-    """``(n_out, n_in)``: the triangle of each output pixel, normalised over what is there."""
+    """Return the matrix ``(n_out, n_in)`` of triangle weights, normalised inside the image."""
     rows = np.zeros((n_out, n_in))
     radius = max(step, 1.0)
     for j in range(n_out):
@@ -69,7 +69,7 @@ def test_volumes_agree_with_the_matrix():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_step_of_one_at_a_whole_place_returns_the_source(dtype):
+def test_an_integer_shift_with_step_one_copies_the_source(dtype):
     region = noise((8, 9, 3), dtype)
     out = resample(region, (2.0, 3.0), (1.0, 1.0), (4, 5))
     np.testing.assert_array_equal(out, region[2:6, 3:8])
@@ -88,13 +88,13 @@ def test_a_grid_far_outside_is_an_error():
         resample(noise((8, 8, 3)), (20.0, 0.0), (1.0, 1.0), (2, 2))
 
 
-def test_four_channels_are_not_taken_for_alpha():
+def test_a_fourth_channel_is_not_treated_as_alpha():
     region = noise((16, 16, 4))
     out = resample(region, (0.0, 0.0), (2.0, 2.0), (8, 8))
     assert np.abs(out - dense(region, (0.0, 0.0), (2.0, 2.0), (8, 8))).max() <= 1.01
 
 
-def test_extremes_do_not_wrap():
+def test_extreme_values_do_not_wrap():
     region = np.zeros((12, 12, 1), np.uint16)
     region[6:] = 65535
     out = resample(region, (0.25, 0.25), (0.9, 0.9), (10, 10))
@@ -103,7 +103,7 @@ def test_extremes_do_not_wrap():
 
 
 @given(STARTS, STEPS)
-def test_weights_are_a_row_of_the_matrix(start, step):
+def test_weights_equal_a_row_of_the_matrix(start, step):
     n = int(np.ceil(start + step + support(step))) + 1
     before = int(support(step)) + 2
     (row,) = weights(start, step, 1, -before, before + n)
@@ -114,9 +114,9 @@ def test_weights_are_a_row_of_the_matrix(start, step):
     np.testing.assert_array_equal(cut, inside[1:])
 
 
-def test_few_outputs_that_see_much_are_as_exact():
-    """Few output pixels and many: two ways of counting, one result."""
+def test_strong_reduction_is_exact_for_few_outputs():
+    """The two code paths for few and many output pixels agree."""
     region = np.random.default_rng(0).integers(0, 1 << 16, (300, 40, 1), np.uint16)
-    got = resample_slow(region, (0.0, 0.0), (100.0, 1.0), (3, 40))
+    actual = resample_slow(region, (0.0, 0.0), (100.0, 1.0), (3, 40))
     exact = matrix(0.0, 100.0, 3, 300) @ region[..., 0]
-    assert np.abs(got[..., 0] - exact).max() <= 0.6
+    assert np.abs(actual[..., 0] - exact).max() <= 0.6

@@ -1,4 +1,4 @@
-"""What is settled before training: stages, rates, what may be kept, averages, temperatures."""
+"""The schedule of training: stages, rates, selection, averaged weights, temperature."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ TWO = Schedule(
     average=0.2,
     warmup=0.25,
 )
-"""Of two stages."""
+"""A schedule of two stages."""
 
 
 # -- stages ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_images", [1, 6, 40, 300, 5000])
-def test_epochs_follow_the_images(n_images: int) -> None:
-    """A fixed number of updates on kept features, then few passes; from scratch many."""
-    found = settle_schedule(TrainOptions(), n_images, pretrained=True)
-    steps = math.ceil(n_images / found.frozen_batch)
-    assert found.frozen_epochs in (8, 40) or abs(found.frozen_epochs * steps - 240) < steps
-    assert 8 <= found.frozen_epochs <= 40
-    assert 1 <= found.epochs <= 6
-    assert found.lr < found.frozen_lr
+def test_the_number_of_epochs_follows_the_number_of_images(n_images: int) -> None:
+    """Pretrained: fixed updates on cached features, then few epochs; from scratch: many epochs."""
+    schedule = settle_schedule(TrainOptions(), n_images, pretrained=True)
+    steps = math.ceil(n_images / schedule.frozen_batch)
+    assert schedule.frozen_epochs in (8, 40) or abs(schedule.frozen_epochs * steps - 240) < steps
+    assert 8 <= schedule.frozen_epochs <= 40
+    assert 1 <= schedule.epochs <= 6
+    assert schedule.lr < schedule.frozen_lr
     scratch = settle_schedule(TrainOptions(), n_images, pretrained=False)
     assert (scratch.frozen_epochs, scratch.epochs, scratch.average) == (0, 30, 0.0)
 
 
-def test_what_the_user_says_comes_first() -> None:
+def test_user_options_take_precedence() -> None:
     options = TrainOptions(epochs=3, frozen_epochs=5, batch_size=7, lr=2e-3, average=0.5)
-    found = settle_schedule(options, 100, pretrained=True)
-    assert (found.frozen_epochs, found.epochs, found.batch_size) == (5, 3, 7)
-    assert (found.lr, found.average) == (2e-3, 0.5)
+    schedule = settle_schedule(options, 100, pretrained=True)
+    assert (schedule.frozen_epochs, schedule.epochs, schedule.batch_size) == (5, 3, 7)
+    assert (schedule.lr, schedule.average) == (2e-3, 0.5)
     assert settle_schedule(options, 100, pretrained=False).frozen_epochs == 0
     nothing = settle_schedule(options, 100, pretrained=True, learns_frozen=False)
     assert nothing.frozen_epochs == 0
@@ -69,7 +69,7 @@ def test_what_the_user_says_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"epochs": -1},
         {"frozen_epochs": -1},
@@ -80,9 +80,9 @@ def test_what_the_user_says_comes_first() -> None:
         {"lr": 0.0},
     ],
 )
-def test_options_that_make_no_sense_are_refused(given: dict[str, float]) -> None:
-    with pytest.raises(OptionError, match=rf"train\.{next(iter(given))}: got "):
-        TrainOptions(**given)
+def test_impossible_options_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=rf"train\.{next(iter(options))}: got "):
+        TrainOptions(**options)
 
 
 def test_each_stage_warms_up_and_cools_down() -> None:
@@ -100,13 +100,13 @@ def test_each_stage_warms_up_and_cools_down() -> None:
         assert stage[-1] < 0.05 * max(stage)
 
 
-def test_stages_have_names_and_spans() -> None:
+def test_stages_have_names_and_ranges() -> None:
     assert [TWO.stage(e) for e in (0, 3.9, 4, 9)] == ["frozen start"] * 2 + ["end to end"] * 2
     assert [TWO.span(e) for e in (0, 3.9, 4, 9)] == [(0, 4)] * 2 + [(4, 6)] * 2
     assert [TWO.done(e) for e in (0, 1, 4, 7)] == [0, 0.25, 0, 0.5]
 
 
-def test_weights_are_averaged_over_a_share_of_the_updates_of_their_stage() -> None:
+def test_weights_are_averaged_over_a_share_of_the_stage() -> None:
     assert TWO.horizon(0, 16, 1) == pytest.approx(0.2 * 4 * 16 / 8)
     assert TWO.horizon(3, 16, 2) == pytest.approx(0.2 * 4 * 16 / 8), "no accumulation there"
     assert TWO.horizon(4, 16, 1) == pytest.approx(0.2 * 6 * 16 / 4)
@@ -116,22 +116,22 @@ def test_weights_are_averaged_over_a_share_of_the_updates_of_their_stage() -> No
 # -- what is kept ----------------------------------------------------------------------------------
 
 
-def kept(schedule: Schedule) -> list[int]:
+def kept_updates(schedule: Schedule) -> list[int]:
     return [e for e in range(1, schedule.total_epochs + 1) if schedule.may_keep(e)]
 
 
-def test_nothing_is_kept_inside_a_warm_up() -> None:
-    """The frozen start at its end; averaged weights of the last half; others after the warm-up."""
-    assert kept(TWO) == [4, 8, 9, 10]
-    assert kept(replace(TWO, average=0.0)) == [4, 6, 7, 8, 9, 10]
-    assert kept(replace(TWO, average=0.0, frozen_epochs=0)) == [2, 3, 4, 5, 6]
-    assert kept(replace(TWO, epochs=0)) == [4]
-    assert kept(replace(TWO, epochs=1)) == [4, 5], "the last epoch always may be"
-    assert kept(replace(TWO, frozen_epochs=0, epochs=1)) == [1]
+def test_no_weights_are_selected_during_warm_up() -> None:
+    """Selection starts at the end of the frozen start, or after the warm-up."""
+    assert kept_updates(TWO) == [4, 8, 9, 10]
+    assert kept_updates(replace(TWO, average=0.0)) == [4, 6, 7, 8, 9, 10]
+    assert kept_updates(replace(TWO, average=0.0, frozen_epochs=0)) == [2, 3, 4, 5, 6]
+    assert kept_updates(replace(TWO, epochs=0)) == [4]
+    assert kept_updates(replace(TWO, epochs=1)) == [4, 5], "the last epoch always may be"
+    assert kept_updates(replace(TWO, frozen_epochs=0, epochs=1)) == [1]
 
 
-def test_the_best_that_may_be_kept_is_and_later_ones_win_ties(tmp_path: Path) -> None:
-    """The lowest scores lie inside the warm-ups."""
+def test_the_best_allowed_weights_are_selected_and_ties_go_to_later_ones(tmp_path: Path) -> None:
+    """The lowest scores lie inside the warm-ups and must not be selected."""
     method, progress = nn.Linear(1, 1), Progress()
     files = Checkpoints(tmp_path, method)
     scores = [0.1, 0.1, 0.1, 0.9, 0.0, 0.0, 0.0, 0.8, 0.8, 0.85]
@@ -144,7 +144,7 @@ def test_the_best_that_may_be_kept_is_and_later_ones_win_ties(tmp_path: Path) ->
     assert float(read_tensors(files.frozen)[0]["weight"]) == 4
 
 
-def test_a_frozen_start_that_is_never_beaten_is_kept(tmp_path: Path) -> None:
+def test_an_unbeaten_frozen_start_is_selected(tmp_path: Path) -> None:
     method, progress = nn.Linear(1, 1), Progress()
     files = Checkpoints(tmp_path, method)
     for epoch in range(1, 11):
@@ -157,7 +157,7 @@ def test_a_frozen_start_that_is_never_beaten_is_kept(tmp_path: Path) -> None:
         assert float(read_tensors(path)[0]["weight"]) == 4
 
 
-def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
+def test_without_validation_the_last_weights_are_selected(tmp_path: Path) -> None:
     method, progress = nn.Linear(1, 1), Progress()
     files = Checkpoints(tmp_path, method)
     for epoch in range(1, 11):
@@ -170,18 +170,18 @@ def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
 # -- the optimiser and averages --------------------------------------------------------------------
 
 
-def test_earlier_tiers_move_less() -> None:
-    """Matrices alone decay."""
+def test_earlier_tiers_have_smaller_learning_rates() -> None:
+    """Only matrices have weight decay."""
     method = Downsampled(encoder=Lite0Encoder(), heads=(Head("class", 2, True, "max"),))
     options = TrainOptions(encoder_lr=0.3)
     groups = parameter_groups(method, options)
     scale = {id(p): group["scale"] for group in groups for p in group["params"]}
     assert len(scale) == sum(len(g["params"]) for g in groups) == len(list(_learnt(method)))
     tiers = [{scale[id(p)] for p in t if p.requires_grad} for t in method.encoder.tiers()]
-    found = [one.pop() for one in tiers if len(one) == 1]
-    assert len(found) >= 2
-    assert found[-1] == pytest.approx(0.3)
-    for earlier, later in itertools.pairwise(found):
+    rates = [one.pop() for one in tiers if len(one) == 1]
+    assert len(rates) >= 2
+    assert rates[-1] == pytest.approx(0.3)
+    for earlier, later in itertools.pairwise(rates):
         assert earlier == pytest.approx(0.75 * later)
     for group in groups:
         assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
@@ -191,8 +191,8 @@ def _learnt(method: nn.Module) -> list[nn.Parameter]:
     return [p for p in method.parameters() if p.requires_grad]
 
 
-def test_the_average_is_that_of_a_plain_loop() -> None:
-    """Weights are numbers of a random walk; what is no float is the last one."""
+def test_the_average_matches_a_plain_loop() -> None:
+    """The weights are a random walk; integer buffers take their last value."""
     torch.manual_seed(0)
     method = nn.BatchNorm1d(3)
     average = WeightAverage(method)
@@ -213,18 +213,18 @@ def test_the_average_is_that_of_a_plain_loop() -> None:
     assert average.updates == 40
 
 
-def test_averaged_weights_are_lent() -> None:
+def test_averaged_weights_are_swapped_in_and_out() -> None:
     method = nn.Linear(2, 1)
     average = WeightAverage(method)
-    own = {k: v.clone() for k, v in method.state_dict().items()}
+    weights = {k: v.clone() for k, v in method.state_dict().items()}
     with average.applied():
-        assert torch.equal(method.weight, own["weight"]), "there is no average yet"
+        assert torch.equal(method.weight, weights["weight"]), "there is no average yet"
     average.begin()
     with torch.no_grad():
         method.weight.add_(1.0)
     with average.applied():
-        assert torch.equal(method.weight, own["weight"])
-    assert torch.equal(method.weight, own["weight"] + 1.0)
+        assert torch.equal(method.weight, weights["weight"])
+    assert torch.equal(method.weight, weights["weight"] + 1.0)
 
 
 def test_waits_within_a_timed_block_count_once() -> None:
@@ -233,12 +233,12 @@ def test_waits_within_a_timed_block_count_once() -> None:
     with progress.timed():
         progress.add(seconds=1000.0, seconds_reading=1000.0)
         time.sleep(0.01)
-    took = time.perf_counter() - begun
-    assert 0 <= progress.sums["seconds"] <= took, "a wait of 1000 s lies in a block of less"
+    elapsed = time.perf_counter() - begun
+    assert 0 <= progress.sums["seconds"] <= elapsed, "a wait of 1000 s lies in a block of less"
     assert progress.sums["seconds_reading"] == 1000.0
 
 
-def test_the_average_is_stored_with_the_state(tmp_path: Path) -> None:
+def test_the_average_is_saved_in_checkpoints(tmp_path: Path) -> None:
     torch.manual_seed(0)
     method = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(method.parameters())
@@ -253,8 +253,8 @@ def test_the_average_is_stored_with_the_state(tmp_path: Path) -> None:
     other = nn.Linear(3, 2)
     again = WeightAverage(other)
     moments = torch.optim.AdamW(other.parameters())
-    found = Checkpoints(tmp_path, other).load(moments, again)
-    assert found == progress
+    restored = Checkpoints(tmp_path, other).load(moments, again)
+    assert restored == progress
     assert again.updates == 1
     for name, value in average.weights.items():
         assert torch.equal(again.weights[name], value)
@@ -269,32 +269,32 @@ def binary() -> BinaryTask:
 
 
 @pytest.mark.parametrize("known", [0.4, 1.0, 3.0])
-def test_a_known_temperature_is_found_again(known: float) -> None:
+def test_a_known_temperature_is_recovered(known: float) -> None:
     generator = torch.Generator().manual_seed(0)
     k = sum(head.size for head in binary().heads)
     exact = 2 * torch.randn(2000, k, generator=generator)
     share = binary().probabilities(exact)[:, 1]
     target = (torch.rand(2000, generator=generator) < share).long()
-    found = binary().temperature(known * exact, target)
-    assert found == pytest.approx(known, rel=0.13), "to a step of those that are tried"
+    temperature = binary().temperature(known * exact, target)
+    assert temperature == pytest.approx(known, rel=0.13), "to a step of those that are tried"
 
 
-def test_six_images_hardly_move_the_temperature() -> None:
-    """Over draws of logits that are as sure as they are right."""
+def test_the_temperature_of_six_images_stays_near_one() -> None:
+    """Average over draws of calibrated logits."""
     k = sum(head.size for head in binary().heads)
-    found = []
+    temperatures = []
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.randn(6, k, generator=generator)
         share = binary().probabilities(logits)[:, 1]
         target = (torch.rand(6, generator=generator) < share).long()
-        found.append(binary().temperature(logits, target))
-    assert min(found) > 0.5, found
-    assert max(found) < 2.0, found
+        temperatures.append(binary().temperature(logits, target))
+    assert min(temperatures) > 0.5, temperatures
+    assert max(temperatures) < 2.0, temperatures
 
 
-def test_the_score_hardly_goes_by_sureness() -> None:
-    """It takes the loss at the best temperature; the ranking is the same."""
+def test_the_score_barely_depends_on_confidence() -> None:
+    """The score uses the loss at the best temperature, and the ranking stays the same."""
     target, task = torch.tensor([0, 1] * 50), binary()
     noise = torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
     logits = noise + 1.5 * (target[:, None] - 0.5)

@@ -8,7 +8,6 @@ from typing import TypedDict, Unpack
 
 import pytest
 
-from conftest import Ended
 from foveate.attention_maps.glimpse_and_patches import GlimpseOptions
 from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
@@ -16,8 +15,9 @@ from foveate.methods.base import AbstractBagMethod, BagOptions
 from foveate.nn.heads import Head
 from foveate.parts import find, names, options, parse_options
 from foveate.workflows.catalogue import read_meanings
+from helpers.commands import Completed
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 BAG_METHODS = [n for n in names("methods") if issubclass(find("methods", n), AbstractBagMethod)]
 SHARED = ("train_encoder", "chunk", "jitter")
 

@@ -7,7 +7,7 @@ import torch
 from foveate.encoders.small import SmallEncoder
 
 
-def test_standardised_kernels_see_no_even_ground_and_keep_the_scale() -> None:
+def test_standardised_kernels_ignore_constant_images_and_keep_the_scale() -> None:
     torch.manual_seed(0)
     first = SmallEncoder(width=32, norm="weights").stages[0].requires_grad_(False)
     for bright in (-2.0, 0.0, 2.6):

@@ -20,7 +20,7 @@ from foveate.table import (
 
 
 def cohort(*sizes: int, images: int = 1) -> list[Case]:
-    """`sizes` patients of each class, with as many images each."""
+    """Return cases of `sizes` patients per class."""
     return [
         Case(f"i{c}_{p}_{i}", f"p{c}_{p}", Path("x.tif"), f"class{c}")
         for c, n in enumerate(sizes)
@@ -49,7 +49,7 @@ def cohorts(draw: st.DrawFn) -> list[Case]:
     test=st.floats(0.05, 0.9),
     val=st.floats(0.05, 0.9),
 )
-def test_no_leak_every_class_everywhere_and_no_order(
+def test_splits_have_no_leak_and_all_classes_in_any_order(
     cases: list[Case], folds: int, seed: int, test: float, val: float
 ) -> None:
     options = {"folds": folds, "seed": seed, "test_fraction": test, "val_fraction": val}
@@ -68,7 +68,7 @@ def test_no_leak_every_class_everywhere_and_no_order(
     assert make_splits(shuffled, **options) == splits  # type: ignore[arg-type]
 
 
-def test_fractions_are_met() -> None:
+def test_split_fractions_are_met() -> None:
     fold = make_splits(cohort(40, 20), test_fraction=0.25, val_fraction=0.2).folds[0]
     assert [len(part) for part in fold.parts().values()] == [36, 9, 15]
 
@@ -78,7 +78,7 @@ def test_folds_differ_by_one_patient_of_a_class_at_most() -> None:
     assert [len(fold.test) for fold in folds] == [5, 5, 5, 5, 5]
 
 
-def test_seeds_differ() -> None:
+def test_seeds_give_different_splits() -> None:
     cases = cohort(20, 20)
     assert make_splits(cases, seed=0).folds != make_splits(cases, seed=1).folds
     assert make_splits(cases, seed=0).hash != make_splits(cases, seed=1).hash
@@ -90,7 +90,7 @@ def test_a_patient_counts_for_its_most_frequent_label() -> None:
     splits.check(cases)
 
 
-def test_no_test_and_no_val_part_if_not_wanted() -> None:
+def test_test_and_validation_parts_are_optional() -> None:
     fold = make_splits(cohort(2, 2), test_fraction=0, val_fraction=0.5).folds[0]
     assert fold.test == ()
     assert len(fold.val) == len(fold.train) == 2
@@ -111,12 +111,12 @@ def test_too_few_patients_says_how_many_are_needed(
 
 
 @pytest.mark.parametrize("options", [{"folds": 0}, {"test_fraction": 1.0}, {"val_fraction": -0.1}])
-def test_impossible_sizes(options: dict[str, float]) -> None:
+def test_impossible_sizes_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(SplitError, match="got"):
         make_splits(cohort(9, 9), **options)  # type: ignore[arg-type]
 
 
-def test_cases_without_label_or_without_cases() -> None:
+def test_missing_labels_and_empty_tables_are_refused() -> None:
     with pytest.raises(SplitError, match="no cases"):
         make_splits([])
     with pytest.raises(SplitError, match="'a' has no label"):
@@ -132,7 +132,7 @@ def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
     assert set(stored["folds"][0]) == {"train", "val", "test"}
 
 
-def changed(path: Path, key: str) -> None:
+def change_key(path: Path, key: str) -> None:
     stored = json.loads(path.read_text())
     first = stored["folds"][0]
     if key == "moved":
@@ -161,13 +161,13 @@ def changed(path: Path, key: str) -> None:
 def test_a_changed_file_is_refused(tmp_path: Path, key: str, message: str) -> None:
     path = tmp_path / "splits.json"
     save_splits(make_splits(cohort(5, 5)), path)
-    changed(path, key)
+    change_key(path, key)
     with pytest.raises(SplitError, match=message) as caught:
         load_splits(path)
     assert str(path) in str(caught.value)
 
 
-def test_missing_and_truncated_files(tmp_path: Path) -> None:
+def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="no such split"):
         load_splits(tmp_path / "no.json")
     (tmp_path / "half.json").write_text('{"schema": 1, "fol')
@@ -175,25 +175,25 @@ def test_missing_and_truncated_files(tmp_path: Path) -> None:
         load_splits(tmp_path / "half.json")
 
 
-def rehashed(splits: Splits, **changes: object) -> Splits:
-    """A split that is wrong in itself, but whose hash fits."""
+def write_with_new_hash(splits: Splits, **changes: object) -> Splits:
+    """Write inconsistent splits with a matching hash."""
     from foveate.table.folds import split_hash
 
     wrong = replace(splits, **changes)  # type: ignore[arg-type]
     return replace(wrong, hash=split_hash(wrong.folds, wrong.patients, wrong.seed))
 
 
-def test_check_finds_leaks_gaps_and_repetition() -> None:
+def test_check_detects_leaks_gaps_and_repetition() -> None:
     splits = make_splits(cohort(5, 5, images=2))
     fold = splits.folds[0]
     leak = replace(fold, train=fold.train[1:], val=(*fold.val, fold.train[0]))
     with pytest.raises(SplitError, match="is in train and in val"):
-        rehashed(splits, folds=(leak,)).check()
+        write_with_new_hash(splits, folds=(leak,)).check()
     with pytest.raises(SplitError, match="missing"):
-        rehashed(splits, folds=(replace(fold, train=fold.train[2:]),)).check()
+        write_with_new_hash(splits, folds=(replace(fold, train=fold.train[2:]),)).check()
     with pytest.raises(SplitError, match="more than once"):
-        rehashed(splits, folds=(replace(fold, val=(*fold.val, fold.test[0])),)).check()
+        write_with_new_hash(splits, folds=(replace(fold, val=(*fold.val, fold.test[0])),)).check()
     with pytest.raises(SplitError, match="tested 0 times, expected once"):
-        rehashed(splits, folds=(fold, fold)).check()
+        write_with_new_hash(splits, folds=(fold, fold)).check()
     with pytest.raises(SplitError, match="not of this table"):
         splits.check(cohort(5, 4, images=2))

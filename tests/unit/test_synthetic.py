@@ -42,7 +42,7 @@ def averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def inner(pixels: np.ndarray, nodule: Nodule, factor: int) -> np.ndarray:
-    """The pixels ``(n, 3)`` of a coarse level that lie wholly inside a nodule."""
+    """Return the pixels ``(n, 3)`` of a coarse level that lie fully inside a nodule."""
     y, x = (
         (np.arange(n) + 0.5) * factor - c
         for n, c in zip(pixels.shape, nodule.centre_px0, strict=False)
@@ -51,7 +51,7 @@ def inner(pixels: np.ndarray, nodule: Nodule, factor: int) -> np.ndarray:
 
 
 def nucleus_radius_px0(pixels: np.ndarray, nodule: Nodule) -> float:
-    """From the mean horizontal chord through dark discs, which is pi r / 2."""
+    """Estimate the radius from the mean horizontal chord of dark discs, pi r / 2."""
     y, x = map(int, nodule.centre_px0)
     red = pixels[y - 72 : y + 72, x - 72 : x + 72, 0].astype(float)
     dark = red < (np.percentile(red, 5) + np.percentile(red, 90)) / 2
@@ -96,7 +96,7 @@ def test_levels_are_averages_of_level_0(
 
 
 @pytest.mark.parametrize("shape", [(1100, 1290), (1024, 2049)])
-def test_any_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_slides_of_any_shape_are_written(tmp_path: Path, shape: tuple[int, int]) -> None:
     few: dict[str, Any] = {"n_nodules": (1, 1), "n_deciding": (1, 1), "tile_px": 128}
     few["quality"] = 100
     spec = replace(SPEC, shape_px0=shape, tissue_px0=(3e5, 3e5), **few)
@@ -107,7 +107,7 @@ def test_any_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
     assert abs(seen - averaged(finest, 4)).mean() < 0.5
 
 
-def test_same_arguments_same_bytes(tmp_path: Path) -> None:
+def test_equal_arguments_give_equal_bytes(tmp_path: Path) -> None:
     names = ["a.tif", "b.tif"]
     for name in names:
         write_slide(tmp_path / name, positive=True, seed=7, spec=SPEC)
@@ -117,7 +117,7 @@ def test_same_arguments_same_bytes(tmp_path: Path) -> None:
         assert a == b != c
 
 
-def test_truth_is_what_was_written(slide: tuple[Path, list[Nodule]]) -> None:
+def test_the_truth_file_matches_the_slide(slide: tuple[Path, list[Nodule]]) -> None:
     path, nodules = slide
     assert read_truth(path) == nodules
     assert 6 <= len(nodules) <= 8
@@ -182,11 +182,15 @@ def test_low_resolution_is_at_chance_and_full_resolution_is_not(tmp_path: Path) 
 
 
 def _simple_features(coarse: dict[int, np.ndarray], nodule: Nodule) -> list[float]:
-    found: list[float] = []
+    features: list[float] = []
     for factor, pixels in coarse.items():
         inside = inner(pixels, nodule, factor)
-        found += [*inside.mean(0), *inside.std(0), *np.percentile(inside[:, 0], [0, 25, 75, 100])]
-    return found
+        features += [
+            *inside.mean(0),
+            *inside.std(0),
+            *np.percentile(inside[:, 0], [0, 25, 75, 100]),
+        ]
+    return features
 
 
 def _assert_chance(label: list[bool], features: list[list[float]]) -> None:
@@ -197,8 +201,8 @@ def _assert_chance(label: list[bool], features: list[list[float]]) -> None:
         assert abs(roc_auc_score(label, column) - 0.5) < 4 * sigma
 
 
-def test_cohort_table(tmp_path: Path) -> None:
-    done: list[tuple[int, int]] = []
+def test_the_cohort_table_lists_every_slide(tmp_path: Path) -> None:
+    progress: list[tuple[int, int]] = []
     giga = replace(SPEC, shape_px0=(4096, 4096))
     table = write_cohort(
         tmp_path,
@@ -207,7 +211,7 @@ def test_cohort_table(tmp_path: Path) -> None:
         spec=SPEC,
         giga_spec=giga,
         seed=1,
-        on_progress=lambda i, n: done.append((i, n)),
+        on_progress=lambda i, n: progress.append((i, n)),
     )
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -215,7 +219,7 @@ def test_cohort_table(tmp_path: Path) -> None:
     assert [r["file"] for r in rows] == [f"slides/S{i:03d}.tif" for i in range(1, 8)] + [
         "slides/S_GIGA.tif"
     ]
-    assert done == [(i, 8) for i in range(1, 9)]
+    assert progress == [(i, 8) for i in range(1, 9)]
     assert rows[-1]["note"] == "gigapixel"
     label_of: dict[str, set[str]] = {}
     for row in rows:
@@ -226,7 +230,7 @@ def test_cohort_table(tmp_path: Path) -> None:
     assert all(len(labels) == 1 for labels in label_of.values())
 
 
-def test_cohort_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_cohort_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"n_slides": 4, "n_patients": 4, "spec": SPEC, "giga_spec": None}
     rows = Renderer.row
     drawn = []
@@ -255,7 +259,7 @@ def test_cohort_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(a) == 12
 
 
-def test_cohort_rewrites_what_was_damaged_or_meant_otherwise(tmp_path: Path) -> None:
+def test_damaged_or_changed_slides_are_rewritten(tmp_path: Path) -> None:
     options: dict[str, Any] = {"n_slides": 2, "n_patients": 2, "giga_spec": None, "seed": 3}
     write_cohort(tmp_path, **options, spec=SPEC)
     first = _digests(tmp_path / "slides")
@@ -269,7 +273,7 @@ def test_cohort_rewrites_what_was_damaged_or_meant_otherwise(tmp_path: Path) -> 
     assert known["parameters"]["spec"]["quality"] == 60
 
 
-def test_what_is_not_allowed(tmp_path: Path) -> None:
+def test_impossible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="n_patients"):
         write_cohort(tmp_path, n_slides=5, n_patients=2, spec=SPEC, giga_spec=None, seed=0)
     crowded = replace(SPEC, n_nodules=(400, 400))

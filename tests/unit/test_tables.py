@@ -1,4 +1,4 @@
-"""Tables as Excel, R, macOS and other systems save them, and what must not be read wrongly."""
+"""Tables saved by Excel, R, macOS and other systems are read correctly or refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lines(delimiter: str, header: str = "path,label") -> str:
     return header.replace(",", delimiter) + "\n" + body
 
 
-def told(read: CaseTable) -> str:
+def warnings_of(read: CaseTable) -> str:
     return "\n".join(read.notes)
 
 
@@ -68,10 +68,10 @@ def test_every_dialect_gives_the_same_rows(cohort: Path, raw: bytes, note: str) 
     (cohort / "t.csv").write_bytes(raw)
     read = read_cases(cohort / "t.csv")
     assert pairs(read) == ROWS
-    assert note in told(read)
+    assert note in warnings_of(read)
 
 
-def test_decimal_commas_do_not_divide_cells(cohort: Path) -> None:
+def test_decimal_commas_do_not_split_cells(cohort: Path) -> None:
     body = "".join(f"{name};{label};0,5\r\n" for name, label in ROWS)
     (cohort / "t.csv").write_bytes(b"\xef\xbb\xbf" + f"path;label;mpp\r\n{body}".encode())
     read = read_cases(cohort / "t.csv")
@@ -91,7 +91,7 @@ def test_decimal_commas_do_not_divide_cells(cohort: Path) -> None:
         ("mac_roman", "gutartig", "bösartig"),
     ],
 )
-def test_no_class_is_made_of_wrongly_decoded_letters(
+def test_wrongly_decoded_labels_do_not_become_classes(
     cohort: Path, encoding: str, benign: str, malignant: str
 ) -> None:
     text = lines(",").replace("benign", benign).replace("malignant", malignant)
@@ -101,12 +101,12 @@ def test_no_class_is_made_of_wrongly_decoded_letters(
 
 
 @pytest.mark.parametrize("word", ["bösartig", "größer", "ações", "créée", "naïve – sûr", "20 µm"])
-def test_western_letters_are_read_and_said(cohort: Path, word: str) -> None:
+def test_western_encodings_are_read_with_a_warning(cohort: Path, word: str) -> None:
     text = lines(",").replace("malignant", word)
     (cohort / "t.csv").write_bytes(text.encode("cp1252"))
     read = read_cases(cohort / "t.csv")
     assert {case.label for case in read.cases} == {"benign", word}
-    assert "read as cp1252" in told(read)
+    assert "read as cp1252" in warnings_of(read)
 
 
 def test_rows_are_numbered_as_in_an_editor(cohort: Path) -> None:
@@ -125,8 +125,8 @@ def test_cells_of_spreadsheet_errors_are_missing(cohort: Path) -> None:
     (cohort / "t.csv").write_text(f"path,label\n{body}", encoding="utf-8")
     read = read_cases(cohort / "t.csv")
     assert {case.label for case in read.cases} == set(LABELS)
-    assert "4 cells hold an error of the spreadsheet ('#VALUE!')" in told(read)
-    assert "first: row 4" in told(read)
+    assert "4 cells hold an error of the spreadsheet ('#VALUE!')" in warnings_of(read)
+    assert "first: row 4" in warnings_of(read)
 
 
 # -- workbooks ------------------------------------------------------------------------------------
@@ -156,28 +156,28 @@ def test_the_sheet_that_holds_the_table_is_read_and_named(
 ) -> None:
     read = read_cases(workbook(cohort / "t.xlsx", ("Start", front), ("Data", TABLE)))
     assert pairs(read) == ROWS
-    assert "2 sheets; 'Data' was read" in told(read)
+    assert "2 sheets; 'Data' was read" in warnings_of(read)
 
 
-def test_two_sheets_that_could_be_the_table_are_said(cohort: Path) -> None:
+def test_two_possible_sheets_are_reported(cohort: Path) -> None:
     read = read_cases(workbook(cohort / "t.xlsx", ("A", TABLE), ("B", TABLE[:3])))
     assert len(read.cases) == 8
-    assert "warning: 'B' could be the table as well" in told(read)
+    assert "warning: 'B' could be the table as well" in warnings_of(read)
 
 
-def test_title_rows_and_error_cells_of_a_workbook(cohort: Path) -> None:
+def test_title_rows_and_error_cells_are_skipped(cohort: Path) -> None:
     rows: list[tuple[object, ...]] = [("Cohort 2024",), (), *TABLE[:-1], ("008.tif", "#VALUE!")]
     read = read_cases(workbook(cohort / "t.xlsx", ("S", rows)))
     assert pairs(read) == ROWS[:-1]
-    assert "1 rows above the header skipped: 'Cohort 2024'" in told(read)
-    assert "1 rows without a 'label' left out (first: row 11)" in told(read)
+    assert "1 rows above the header skipped: 'Cohort 2024'" in warnings_of(read)
+    assert "1 rows without a 'label' left out (first: row 11)" in warnings_of(read)
 
 
 @pytest.mark.parametrize(
     ("shape", "name"),
     [("000", "007"), ('"Q-"000', "Q-007"), ('"Q0"00', "Q007"), (r"\P\-00", "P-07"), ("0.00", "7")],
 )
-def test_numbers_read_as_the_sheet_shows_them(cohort: Path, shape: str, name: str) -> None:
+def test_numbers_are_read_as_displayed(cohort: Path, shape: str, name: str) -> None:
     images(cohort, "Q-007.tif", "Q007.tif", "P-07.tif", "7.tif")
     rows: list[tuple[object, ...]] = [("path", "label"), (7, "a"), (7.0, "a")]
     rows += [(f"00{n}.tif", "b") for n in (1, 2)]
@@ -185,15 +185,15 @@ def test_numbers_read_as_the_sheet_shows_them(cohort: Path, shape: str, name: st
     assert read.cases[0].path.name == f"{name}.tif"
 
 
-def test_a_format_that_is_not_followed_is_said(cohort: Path) -> None:
+def test_an_unsupported_number_format_is_reported(cohort: Path) -> None:
     images(cohort, "7.tif")
     rows: list[tuple[object, ...]] = [("path", "label"), (7, "a"), ("001.tif", "b")]
     read = read_cases(workbook(cohort / "t.xlsx", ("S", rows), shape='[Red]"Q"0'))
-    assert "shows numbers by the format '[Red]\"Q\"0'" in told(read)
+    assert "shows numbers by the format '[Red]\"Q\"0'" in warnings_of(read)
 
 
-def edited(path: Path, old: bytes, new: bytes) -> Path:
-    """The workbook with other XML in its first sheet."""
+def edit_workbook(path: Path, old: bytes, new: bytes) -> Path:
+    """Replace XML text in the first sheet of a workbook."""
     with zipfile.ZipFile(path) as book:
         parts = {entry: book.read(entry) for entry in book.namelist()}
     sheet = "xl/worksheets/sheet1.xml"
@@ -207,13 +207,15 @@ def edited(path: Path, old: bytes, new: bytes) -> Path:
 
 @pytest.mark.parametrize("stated", [b'ref="A1:B4"', b'ref="A1:A9"', b'ref="A1"'])
 def test_a_wrong_stated_range_loses_nothing(cohort: Path, stated: bytes) -> None:
-    path = edited(workbook(cohort / "t.xlsx", ("S", TABLE)), b'ref="A1:B9"', stated)
+    path = edit_workbook(workbook(cohort / "t.xlsx", ("S", TABLE)), b'ref="A1:B9"', stated)
     assert pairs(read_cases(path)) == ROWS
 
 
 @pytest.mark.parametrize("row", [b"2000000000", b"1048577"])
 def test_a_row_far_outside_is_refused_at_once(cohort: Path, row: bytes) -> None:
-    path = edited(workbook(cohort / "t.xlsx", ("S", TABLE)), b'<row r="9"', b'<row r="%s"' % row)
+    path = edit_workbook(
+        workbook(cohort / "t.xlsx", ("S", TABLE)), b'<row r="9"', b'<row r="%s"' % row
+    )
     begun = time.monotonic()
     with pytest.raises(TableError, match=r"t\.xlsx: sheet 'S' states more than 1048576 rows"):
         read_cases(path)
@@ -223,12 +225,12 @@ def test_a_row_far_outside_is_refused_at_once(cohort: Path, row: bytes) -> None:
 def test_a_cell_far_to_the_right_costs_no_memory(cohort: Path) -> None:
     rows: list[tuple[object, ...]] = [*TABLE, *[("x",)] * 3000]
     path = workbook(cohort / "t.xlsx", ("S", rows))
-    path = edited(path, b'<c r="B9"', b'<c r="XFD9"')
+    path = edit_workbook(path, b'<c r="B9"', b'<c r="XFD9"')
     with pytest.raises(TableError, match="which is no table of images"):
         read_cases(path)
 
 
-def test_kinds_of_workbooks_that_are_not_read_say_what_to_do(cohort: Path) -> None:
+def test_unsupported_workbooks_are_refused_with_advice(cohort: Path) -> None:
     workbook(cohort / "t.xlsx", ("S", TABLE)).rename(cohort / "t.csv")
     assert pairs(read_cases(cohort / "t.csv")) == ROWS, "a workbook under another name"
     (cohort / "t.xls").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(600))
@@ -240,7 +242,7 @@ def test_kinds_of_workbooks_that_are_not_read_say_what_to_do(cohort: Path) -> No
 
 
 def with_patients(folder: Path, spelt: list[str], labels: list[str] | None = None) -> Path:
-    """Four patients of three images, each image's patient as `spelt`, with ``#`` for a digit."""
+    """Write a table of four patients with three images each, in the given spellings."""
     rows = []
     for p in range(4):
         for k, word in enumerate(spelt):
@@ -268,21 +270,21 @@ def test_spellings_of_a_patient_are_one_patient(tmp_path: Path, spelt: list[str]
     owners = [case.patient_id for case in read.cases]
     assert len(set(owners)) == 4
     assert all(len(set(owners[i : i + 3])) == 1 for i in range(0, 12, 3))
-    assert "warning: 4 patients are written in several ways" in told(read)
+    assert "warning: 4 patients are written in several ways" in warnings_of(read)
 
 
-def test_different_patients_stay_different(tmp_path: Path) -> None:
+def test_similar_names_of_different_patients_stay_separate(tmp_path: Path) -> None:
     read = read_cases(with_patients(tmp_path, ["P#", "Q#", "1.#0"]))
     assert len({case.patient_id for case in read.cases}) == 12
-    assert "several ways" not in told(read)
+    assert "several ways" not in warnings_of(read)
 
 
-def test_empty_patients_beside_filled_ones_are_refused_with_their_number(tmp_path: Path) -> None:
+def test_missing_patients_are_refused_with_their_number(tmp_path: Path) -> None:
     path = with_patients(tmp_path, ["P#", "", "P#"])
     with pytest.raises(TableError, match=r"4 of 12 rows have no 'patient' \(first: row 3\)"):
         read_cases(path)
     read = read_cases(path, for_training=False)
-    assert "warning: 4 of 12 rows have no 'patient'" in told(read)
+    assert "warning: 4 of 12 rows have no 'patient'" in warnings_of(read)
     assert len({c.patient_id for c in read_cases(path, patient="path").cases}) == 12
 
 
@@ -294,7 +296,7 @@ def test_joined_tables_spell_patients_differently(tmp_path: Path) -> None:
     )
     read = read_cases(tmp_path / "clini.csv", files=tmp_path / "slide.csv")
     assert [(c.image_id, c.label) for c in read.cases] == [("a", "high"), ("b", "low")]
-    assert "1 files of patients without a label left out: row 4" in told(read)
+    assert "1 files of patients without a label left out: row 4" in warnings_of(read)
 
 
 @pytest.mark.parametrize(
@@ -313,9 +315,9 @@ def test_spellings_of_a_label_are_one_class(tmp_path: Path, spelt: list[str], la
     (tmp_path / "t.csv").write_text(f"path,label\n{body}", encoding="utf-8")
     read = read_cases(tmp_path / "t.csv")
     assert {case.label for case in read.cases} == {label, "other"}
-    assert f"label '{label}' is also written" in told(read)
-    kept = read_cases(tmp_path / "t.csv", labels_wanted=[spelt[1], "other"])
-    assert len(kept.cases) == 7
+    assert f"label '{label}' is also written" in warnings_of(read)
+    table = read_cases(tmp_path / "t.csv", labels_wanted=[spelt[1], "other"])
+    assert len(table.cases) == 7
 
 
 def test_labels_take_the_spelling_of_the_model(tmp_path: Path) -> None:
@@ -347,18 +349,18 @@ def test_a_missing_file_is_not_replaced_by_its_namesake(tmp_path: Path, prefix: 
         "siteB/002.tif",
         "siteA/003.tif",
     ]
-    (aside,) = read.set_aside
-    assert "siteB/001.tif is another file" in aside.reason
+    (quarantined,) = read.set_aside
+    assert "siteB/001.tif is another file" in quarantined.reason
 
 
-def test_another_ending_is_another_file(tmp_path: Path) -> None:
+def test_another_suffix_is_another_file(tmp_path: Path) -> None:
     images(tmp_path, "a.tif", "b.png", "c.svs", "d.svs")
     read = read_cases(one_table(tmp_path, "a.png", "b.png", "c", "d"))
     assert [c.path.name for c in read.cases] == ["b.png", "c.svs", "d.svs"]
     assert read.set_aside[0].path == "a.png"
 
 
-def test_two_values_that_one_file_could_be_are_set_aside(tmp_path: Path) -> None:
+def test_ambiguous_file_names_are_set_aside(tmp_path: Path) -> None:
     images(tmp_path, "001.tif", "002.tif", "003.tif")
     values = ("/x/siteA/001.tif", "/x/siteB/001.tif", "/x/siteA/002.tif", "/x/siteB/003.tif")
     read = read_cases(one_table(tmp_path, *values))
@@ -366,7 +368,7 @@ def test_two_values_that_one_file_could_be_are_set_aside(tmp_path: Path) -> None
     assert "could be '/x/siteA/001.tif' or '/x/siteB/001.tif'" in read.set_aside[0].reason
 
 
-def test_composed_names_find_decomposed_files(tmp_path: Path) -> None:
+def test_composed_unicode_names_match_decomposed_files(tmp_path: Path) -> None:
     names = [f"Präparate/Präparat {i}.tif" for i in range(4)]
     images(tmp_path, *(unicodedata.normalize("NFD", name) for name in names))
     read = read_cases(one_table(tmp_path, *(unicodedata.normalize("NFC", n) for n in names)))
@@ -394,7 +396,7 @@ def test_a_name_with_blanks_at_its_ends_is_found(tmp_path: Path) -> None:
         ("a.nii.gz", "0.5", False),
     ],
 )
-def test_a_tables_spacing_has_the_limits_of_files(
+def test_spacing_in_tables_has_the_limits_of_files(
     tmp_path: Path, name: str, value: str, good: bool
 ) -> None:
     images(tmp_path, name, "b.tif")
@@ -418,7 +420,7 @@ def test_a_spacing_of_other_axes_is_refused_not_guessed() -> None:
 # -- labels that are no classes -------------------------------------------------------------------
 
 
-def of_labels(folder: Path, labels: list[str], column: str = "label") -> Path:
+def read_labels(folder: Path, labels: list[str], column: str = "label") -> Path:
     images(folder, *(f"{i:03d}.tif" for i in range(len(labels))))
     rows = "".join(f'{i:03d}.tif,"{label}"\n' for i, label in enumerate(labels))
     (folder / "t.csv").write_text(f"path,{column}\n{rows}", encoding="utf-8")
@@ -426,7 +428,7 @@ def of_labels(folder: Path, labels: list[str], column: str = "label") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("labels", "column", "said"),
+    ("labels", "column", "message"),
     [
         ([f"{i / 7:.3f}" for i in range(96)], "score", "96 different numbers"),
         ([str(20 + i) for i in range(40)], "years", "40 different numbers"),
@@ -443,11 +445,11 @@ def of_labels(folder: Path, labels: list[str], column: str = "label") -> Path:
         (["3+3", "3+4", "4+3"] * 4, "gleason", "grades with an order"),
     ],
 )
-def test_what_is_no_class_is_refused_with_a_way_out(
-    tmp_path: Path, labels: list[str], column: str, said: str
+def test_labels_that_are_no_classes_are_refused_with_advice(
+    tmp_path: Path, labels: list[str], column: str, message: str
 ) -> None:
-    path = of_labels(tmp_path, labels, column)
-    with pytest.raises(TableError, match=said) as caught:
+    path = read_labels(tmp_path, labels, column)
+    with pytest.raises(TableError, match=message) as caught:
         read_cases(path, label=column)
     assert f"'{column}'" in str(caught.value)
     assert "--task multiclass" in str(caught.value)
@@ -470,12 +472,12 @@ def test_what_is_no_class_is_refused_with_a_way_out(
     ],
 )
 def test_classes_stay_classes(tmp_path: Path, labels: list[str]) -> None:
-    read = read_cases(of_labels(tmp_path, labels * 5))
+    read = read_cases(read_labels(tmp_path, labels * 5))
     assert {case.label for case in read.cases} == set(labels)
 
 
 @pytest.mark.parametrize(
-    ("time", "event", "asked"),
+    ("time", "event", "question"),
     [
         ("time", "event", None),
         ("os_months", "os_status", None),
@@ -484,22 +486,24 @@ def test_classes_stay_classes(tmp_path: Path, labels: list[str]) -> None:
         ("survival_time", "censored", "censored"),
     ],
 )
-def test_survival_is_recognised(tmp_path: Path, time: str, event: str, asked: str | None) -> None:
+def test_survival_is_recognised(
+    tmp_path: Path, time: str, event: str, question: str | None
+) -> None:
     images(tmp_path, *(f"{i}.tif" for i in range(6)))
     rows = "".join(f"{i}.tif,{10.5 + 3 * i},{i % 2}\n" for i in range(6))
     (tmp_path / "t.csv").write_text(f"path,{time},{event}\n{rows}", encoding="utf-8")
     with pytest.raises(TableError, match=f"'{event}' and '{time}' are survival data") as caught:
-        read_cases(tmp_path / "t.csv", label=asked)
+        read_cases(tmp_path / "t.csv", label=question)
     assert "--label" in str(caught.value)
 
 
 def test_an_event_without_a_time_is_a_class(tmp_path: Path) -> None:
-    read = read_cases(of_labels(tmp_path, ["0", "1"] * 4, "event"))
+    read = read_cases(read_labels(tmp_path, ["0", "1"] * 4, "event"))
     assert read.label_column == "event"
 
 
-def test_labels_that_differ_in_capitals_or_dashes_are_said(tmp_path: Path) -> None:
-    read = read_cases(of_labels(tmp_path, ["high grade", "High-grade", "HER2+", "HER2-"]))
+def test_labels_that_differ_in_capitals_or_dashes_are_reported(tmp_path: Path) -> None:
+    read = read_cases(read_labels(tmp_path, ["high grade", "High-grade", "HER2+", "HER2-"]))
     assert len([note for note in read.notes if "capitals, blanks or dashes" in note]) == 2
 
 
@@ -513,7 +517,7 @@ def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path, row: st
 
 
 @pytest.mark.parametrize("n", [40_000, 140_000])
-def test_a_cell_longer_than_any_is_refused(n: int, tmp_path: Path) -> None:
+def test_an_overlong_cell_is_refused(n: int, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     for text in (f"path,label\na.png,{'x' * n}\nb.png,y\n", f"path,{'x' * n}\na.png,y\n"):
         table.write_text(text)

@@ -1,4 +1,4 @@
-"""Networks of timm: which are taken, and where the cells of their maps lie."""
+"""Networks of timm: which are accepted, and where the cells of their maps lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from foveate.errors import UnknownName
 
 
 @pytest.mark.parametrize("name", ["mixer_s32_224", "levit_128s", "eva02_tiny_patch14_224"])
-def test_networks_of_one_size_are_refused_in_one_line(name: str) -> None:
+def test_networks_with_a_fixed_input_size_are_refused(name: str) -> None:
     with pytest.raises(UnknownName, match=f"'{name}' does not take images of any size") as refused:
         build_encoder(name, {"pretrained": False})
     assert "\n" not in str(refused.value)
@@ -25,8 +25,6 @@ def test_networks_of_one_size_are_refused_in_one_line(name: str) -> None:
         ("convnext_atto", 2, (2.0, 4.0)),
     ],
 )
-def test_centres_are_those_of_the_layers(
-    name: str, stages: int, centres: tuple[float, ...]
-) -> None:
+def test_cell_centres_follow_the_layers(name: str, stages: int, centres: tuple[float, ...]) -> None:
     encoder = build_encoder(name, {"pretrained": False, "stages": stages})
     assert encoder.map_centres_px == centres

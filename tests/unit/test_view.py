@@ -1,4 +1,4 @@
-"""The view that is chosen where the user leaves gaps."""
+"""Defaults of the view for options that the user leaves out."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from foveate.runs.card import parse_view
 def test_a_stored_view_is_read_back_with_every_field() -> None:
     view = View(0.5, 128, 4.0, unit="px", fit=(1024, 512), axes=2, bits=12)
     plain = View(1.0, 224, 8.0)
-    for each in (view, plain):
-        stored = json.loads(json.dumps(asdict(each)))
-        assert parse_view(Fields(stored, "model.json")) == each
+    for stored_view in (view, plain):
+        stored = json.loads(json.dumps(asdict(stored_view)))
+        assert parse_view(Fields(stored, "model.json")) == stored_view
     differing = {name for name, value in asdict(view).items() if value != asdict(plain)[name]}
     assert differing | {"axes"} == {field.name for field in fields(View)}
 
 
 def pictures(*sizes: tuple[int, int], fit: tuple[int, int] | None = None) -> list[ImageFacts]:
-    """Facts as they are after fitting: the spacing is the fitted size over the picture's own."""
+    """Return image facts after fitting; the spacing is the picture's size over the fitted size."""
     return [
         ImageFacts(
             shape=size,
@@ -38,26 +38,26 @@ def pictures(*sizes: tuple[int, int], fit: tuple[int, int] | None = None) -> lis
     ]
 
 
-def test_fitted_pictures_are_read_at_the_size_they_are_brought_to() -> None:
+def test_fitted_pictures_are_read_at_the_fitted_size() -> None:
     fit = (256, 256)
     facts = pictures((1000, 1400), (2000, 1800), (800, 1300), fit=fit)
     view = choose_view(facts, ViewOptions(fit=fit, patch_px=64, glimpse_px=128))
     assert view.spacing_um == 1.0
     assert view.patch_um == 64
     assert view.glimpse_spacing_um == pytest.approx(2.0)
-    asked = choose_view(facts, ViewOptions(fit=fit, patch_px=64, spacing_um=0.5))
-    assert asked.spacing_um == 0.5
+    chosen = choose_view(facts, ViewOptions(fit=fit, patch_px=64, spacing_um=0.5))
+    assert chosen.spacing_um == 0.5
 
 
-def test_pictures_as_they_are_keep_their_own_resolution() -> None:
+def test_unfitted_pictures_keep_their_resolution() -> None:
     view = choose_view(pictures((1000, 1400), (2000, 1800)), ViewOptions())
     assert view.spacing_um == 1.0
     slides = [ImageFacts((9000, 9000), (s, s), "um", "slide", "test") for s in (0.25, 0.5, 0.5)]
     assert choose_view(slides, ViewOptions()).spacing_um == 0.5
 
 
-def test_volumes_have_small_cubes_and_a_glimpse_no_finer_than_they_are() -> None:
-    """A cube costs the third power of its side."""
+def test_volumes_get_small_patches_and_no_magnified_glimpse() -> None:
+    """The cost of a cube grows with the third power of its side."""
 
     def volume(*shape: int, um: float) -> ImageFacts:
         return ImageFacts(shape, (um,) * 3, "um", "volume", "test")

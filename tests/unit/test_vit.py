@@ -1,4 +1,4 @@
-"""Plain ViTs of timm: any size, tokens as one map, files of networks that differ from the name."""
+"""Plain ViTs of timm: any image size, tokens as one map, weight files of other variants."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_are_those_of_timm(kind: str, tmp_path: Path) -> None:
-    """The file tells what it is, whatever the name says."""
+def test_tokens_match_timm(kind: str, tmp_path: Path) -> None:
+    """The arguments come from the weight file, not from the name."""
     name, options = KINDS[kind]
     net = vit(name, **options)
     encoder = encoder_of(net, tmp_path, name)
@@ -72,10 +72,10 @@ def test_tokens_are_those_of_timm(kind: str, tmp_path: Path) -> None:
     x = torch.randn(2, 3, side, side)
     (map_,) = encoder.maps(x)
     tokens = net.fc_norm(net.forward_features(x))
-    own = tokens[:, net.num_prefix_tokens :]
-    found = map_[:, :48].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
-    expected = [own.mean(1), (own.var(1, correction=0) + 1e-6).sqrt()]
+    patch_tokens = tokens[:, net.num_prefix_tokens :]
+    tokens_of_map = map_[:, :48].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens_of_map, patch_tokens, rtol=1e-4, atol=1e-5)
+    expected = [patch_tokens.mean(1), (patch_tokens.var(1, correction=0) + 1e-6).sqrt()]
     if net.has_class_token:
         expected.insert(0, tokens[:, 0])
         torch.testing.assert_close(
@@ -89,7 +89,7 @@ def test_tokens_are_those_of_timm(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 71), (64, 200), (17, 16)])
-def test_images_of_any_size(size: tuple[int, int], tmp_path: Path) -> None:
+def test_images_of_any_size_are_accepted(size: tuple[int, int], tmp_path: Path) -> None:
     encoder = encoder_of(vit(), tmp_path, "vit_tiny_patch16_224")
     x = torch.randn(2, 3, *size)
     (map_,) = encoder.maps(x)
@@ -98,7 +98,7 @@ def test_images_of_any_size(size: tuple[int, int], tmp_path: Path) -> None:
     encoder(x).sum().backward()
 
 
-def test_background_does_not_weigh_but_the_class_token_stays(tmp_path: Path) -> None:
+def test_background_has_no_weight_and_the_class_token_stays(tmp_path: Path) -> None:
     encoder = encoder_of(vit(), tmp_path, "vit_tiny_patch16_224")
     (map_,) = encoder.maps(torch.randn(1, 3, 64, 64))
     weight = torch.zeros(1, 64, 64)
@@ -106,7 +106,7 @@ def test_background_does_not_weigh_but_the_class_token_stays(tmp_path: Path) -> 
     torch.testing.assert_close(encoder.features([map_], weight), encoder.features([map_[:, :, :2]]))
 
 
-def test_blocks_are_the_tiers_and_the_last_are_taught(tmp_path: Path) -> None:
+def test_blocks_are_the_tiers_and_the_last_are_trained(tmp_path: Path) -> None:
     encoder = encoder_of(vit(), tmp_path, "vit_tiny_patch16_224", taught=2)
     tiers = encoder.tiers()
     assert [all(p.requires_grad for p in t) for t in tiers] == [False, False, True, True, True]
@@ -119,13 +119,13 @@ def test_positions_of_another_grid_are_resampled(tmp_path: Path) -> None:
     path = tmp_path / "vit.pth"
     torch.save(state, path)
     options = {"weights": str(path), "model_args": "num_heads=3,img_size=96"}
-    found = build_encoder("vit_tiny_patch16_224", options).net.vit.pos_embed
+    positions = build_encoder("vit_tiny_patch16_224", options).net.vit.pos_embed
     expected = timm.layers.resample_abs_pos_embed(state["pos_embed"], [6, 6], [4, 4])
-    torch.testing.assert_close(found.data, expected)
+    torch.testing.assert_close(positions.data, expected)
 
 
-def test_files_of_dinov2_itself(tmp_path: Path) -> None:
-    """Their names differ, and the class token has a position."""
+def test_original_dinov2_files_are_loaded(tmp_path: Path) -> None:
+    """Their parameter names differ, and the class token has a position."""
     options = {"reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5}
     net = vit(**options)
     state = dict(net.state_dict())
@@ -139,15 +139,15 @@ def test_files_of_dinov2_itself(tmp_path: Path) -> None:
     ).eval()
     x = torch.randn(1, 3, 64, 64)
     expected = net.forward_features(x)[:, 5:]
-    found = encoder.maps(x)[0][:, :48].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    tokens = encoder.maps(x)[0][:, :48].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_arguments_are_read_as_written(tmp_path: Path) -> None:
-    told = infer_arguments(vit(init_values=1e-5, reg_tokens=2).state_dict())
-    assert told["depth"] == 3
-    assert told["reg_tokens"] == 2
-    assert parse_arguments(format_arguments(told)) == told
+def test_arguments_are_inferred_from_weights(tmp_path: Path) -> None:
+    arguments = infer_arguments(vit(init_values=1e-5, reg_tokens=2).state_dict())
+    assert arguments["depth"] == 3
+    assert arguments["reg_tokens"] == 2
+    assert parse_arguments(format_arguments(arguments)) == arguments
     assert infer_arguments({"conv1.weight": torch.zeros(1, 1, 3, 3)}) == {}
 
 
@@ -182,8 +182,8 @@ PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
-def test_shapes_of_published_networks_are_read_off_their_files(model: str) -> None:
-    """By the arguments that their authors state; no memory is taken."""
+def test_arguments_of_published_networks_are_inferred(model: str) -> None:
+    """The arguments match the published ones; networks are built without memory."""
     name, built_as, options = PUBLISHED[model]
     try:
         with torch.device("meta"):
@@ -193,15 +193,15 @@ def test_shapes_of_published_networks_are_read_off_their_files(model: str) -> No
     with torch.device("meta"):
         expected = timm.create_model(built_as, num_classes=0, **options)
         state = expected.state_dict()
-        told = parse_arguments(format_arguments(infer_arguments(state)))
-        found: Any = create_vit(name, told)
+        arguments = parse_arguments(format_arguments(infer_arguments(state)))
+        network: Any = create_vit(name, arguments)
     shapes = {key: tuple(t.shape) for key, t in state.items()}
-    assert {key: tuple(t.shape) for key, t in found.vit.state_dict().items()} == shapes
-    ours, theirs = found.vit.blocks[0], expected.blocks[0]
+    assert {key: tuple(t.shape) for key, t in network.vit.state_dict().items()} == shapes
+    ours, theirs = network.vit.blocks[0], expected.blocks[0]
     assert ours.attn.num_heads == theirs.attn.num_heads
     assert type(ours.mlp.act) is type(theirs.mlp.act)
-    assert found.vit.patch_embed.grid_size == expected.patch_embed.grid_size
-    assert found.vit.no_embed_class == expected.no_embed_class
+    assert network.vit.patch_embed.grid_size == expected.patch_embed.grid_size
+    assert network.vit.no_embed_class == expected.no_embed_class
 
 
 def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate.nn.warp import warp
 
 
-def test_nothing_to_do_changes_nothing() -> None:
+def test_zero_warp_changes_nothing() -> None:
     patches = torch.rand(3, 3, 17, 24)
     torch.testing.assert_close(warp(patches, torch.rand(3, 4), degrees=0.0, scale=0.0), patches)
     assert warp(patches[:0], torch.rand(0, 4)).shape == (0, 3, 17, 24)
@@ -31,14 +31,14 @@ def test_a_constant_stays_constant_up_to_the_edge() -> None:
     )
 
 
-def test_places_are_not_rounded_to_half_precision() -> None:
+def test_positions_are_not_rounded_to_half_precision() -> None:
     patches = torch.rand(3, 1, 300, 300)
     exact = warp(patches, draws(3))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(warp(patches, draws(3)), exact)
 
 
-def test_a_blob_moves_no_further_than_its_bounds() -> None:
+def test_a_blob_moves_within_the_limits() -> None:
     """A spot away from the centre moves about it within the stated limits."""
     patches = torch.zeros(200, 1, 41, 41)
     patches[:, :, 20, 32] = 1.0

@@ -1,4 +1,4 @@
-"""Weights of the user's own: what is accepted, what is refused in one line."""
+"""Weights from a user's file: accepted formats, and refusals in one line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from foveate.runs.checkpoint import build_model, load_model, save_model
 State = dict[str, Tensor]
 
 
-def varied(net: nn.Module) -> nn.Module:
-    """Random weights of order 1, norms with statistics far from those of the beginning."""
+def randomise_weights(net: nn.Module) -> nn.Module:
+    """Set random weights of order 1 and norm statistics far from their defaults."""
     torch.manual_seed(4)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -37,7 +37,7 @@ def varied(net: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
-    return varied(timm.create_model("resnet10t"))
+    return randomise_weights(timm.create_model("resnet10t"))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def encoder_of(name: str, file: Path, **options: object) -> AbstractEncoder:
     return build_encoder(name, {"weights": str(file), **options}).eval()
 
 
-def assert_last_map(encoder: AbstractEncoder, whole: Any) -> None:
+def assert_last_map(encoder: AbstractEncoder, network: Any) -> None:
     x = torch.randn(2, 3, 64, 96)
-    expected = whole.forward_intermediates(x, intermediates_only=True)[-1]
+    expected = network.forward_intermediates(x, intermediates_only=True)[-1]
     torch.testing.assert_close(encoder.maps(x)[-1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_network_is_that_of_the_file(resnet: nn.Module, stored: Path) -> None:
+def test_the_network_has_the_weights_of_the_file(resnet: nn.Module, stored: Path) -> None:
     encoder = encoder_of("resnet10t", stored)
     assert_last_map(encoder, resnet)
     assert not encoder.from_scratch
@@ -80,7 +80,7 @@ WRAPPED: dict[str, Callable[[State], object]] = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 @pytest.mark.parametrize("end", ["pth", "bin"])
-def test_usual_wrappers_are_taken_off(
+def test_usual_key_prefixes_are_removed(
     name: str, end: str, resnet: nn.Module, tmp_path: Path
 ) -> None:
     path = tmp_path / f"weights.{end}"
@@ -91,47 +91,47 @@ def test_usual_wrappers_are_taken_off(
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_lite0", "densenet121"])
-def test_networks_whose_stages_bear_other_names(name: str, tmp_path: Path) -> None:
-    """timm renames the layers of some networks when it cuts them into stages."""
-    whole = varied(timm.create_model(name))
+def test_networks_with_renamed_stages_are_loaded(name: str, tmp_path: Path) -> None:
+    """timm renames the layers of some networks when it splits them into stages."""
+    network = randomise_weights(timm.create_model(name))
     path = tmp_path / "weights.safetensors"
-    save_file(whole.state_dict(), path)
+    save_file(network.state_dict(), path)
     encoder = encoder_of(name, path)
     plain = timm.create_model(
         name,
         pretrained=True,
         features_only=True,
-        pretrained_cfg_overlay={"state_dict": whole.state_dict()},
+        pretrained_cfg_overlay={"state_dict": network.state_dict()},
     ).eval()
     x = torch.randn(1, 3, 64, 96)
     for ours, theirs in zip(encoder.maps(x), plain(x), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_lite0_takes_a_file(tmp_path: Path) -> None:
-    whole = varied(timm.create_model("tf_efficientnet_lite0"))
+def test_lite0_accepts_a_weight_file(tmp_path: Path) -> None:
+    network = randomise_weights(timm.create_model("tf_efficientnet_lite0"))
     path = tmp_path / "weights.pth"
-    torch.save({"state_dict": whole.state_dict()}, path)
+    torch.save({"state_dict": network.state_dict()}, path)
     encoder = encoder_of("lite0", path)
-    assert_last_map(encoder, whole)
+    assert_last_map(encoder, network)
     assert len(str(encoder.resolved["weights_sha256"])) == 12
     torch.save({"a.weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="none of its 1 tensors belongs to encoder 'lite0'"):
         encoder_of("lite0", path)
 
 
-def test_colours_come_from_the_user_else_from_beside_the_file_else_from_the_name(
+def test_normalisation_comes_from_user_then_file_then_name(
     resnet: nn.Module, tmp_path: Path
 ) -> None:
     path, beside = tmp_path / "weights.safetensors", tmp_path / "config.json"
     save_file(resnet.state_dict(), path)
-    own = encoder_of("resnet10t", path)
-    assert own.mean == timm.get_pretrained_cfg("resnet10t").mean
+    user_colours = encoder_of("resnet10t", path)
+    assert user_colours.mean == timm.get_pretrained_cfg("resnet10t").mean
     beside.write_text('{"pretrained_cfg": {"mean": [0.7, 0.6, 0.5], "std": [0.3, 0.2, 0.1]}}')
     stated = encoder_of("resnet10t", path, std="0.25,0.25,0.25")
     assert (stated.mean, stated.std) == ((0.7, 0.6, 0.5), (0.25, 0.25, 0.25))
     beside.write_text("no JSON")
-    assert encoder_of("resnet10t", path).mean == own.mean
+    assert encoder_of("resnet10t", path).mean == user_colours.mean
 
 
 # -- what is told of an image ---------------------------------------------------------------------
@@ -141,16 +141,16 @@ def test_features_are_moments_of_the_last_four_maps(stored: Path) -> None:
     encoder = encoder_of("resnet10t", stored, dim=24)
     x = torch.randn(2, 3, 70, 90)
     maps = encoder.maps(x)
-    found = encoder.features(maps)
+    features = encoder.features(maps)
     mean = torch.cat([m.mean((2, 3)) for m in maps[-4:]], 1)
     spread = torch.cat([(m.var((2, 3), correction=0) + 1e-6).sqrt() for m in maps[-4:]], 1)
-    torch.testing.assert_close(found, torch.cat([mean, spread], 1))
+    torch.testing.assert_close(features, torch.cat([mean, spread], 1))
     assert encoder.feature_groups == (mean.shape[1], spread.shape[1])
-    assert encoder.n_features == found.shape[1]
+    assert encoder.n_features == features.shape[1]
     assert encoder(x).shape == (2, 24)
 
 
-def test_pixels_that_count_for_nothing_do_not_count(stored: Path) -> None:
+def test_zero_weight_pixels_are_ignored(stored: Path) -> None:
     encoder = encoder_of("resnet10t", stored)
     maps = [torch.randn(1, c, 8, 8) for c in encoder.map_dims]
     weight = torch.zeros(1, 64, 64)
@@ -174,7 +174,7 @@ def test_tiers_run_from_input_to_output_and_early_ones_keep_their_weights(stored
     )
 
 
-def test_from_scratch_nothing_has_changed() -> None:
+def test_training_from_scratch_is_unchanged() -> None:
     encoder = build_encoder("resnet10t", {"pretrained": False})
     x = torch.randn(2, 3, 64, 64)
     maps = encoder.maps(x)
@@ -189,7 +189,7 @@ def test_from_scratch_nothing_has_changed() -> None:
 
 
 class Harmful:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("this must never be printed",)
@@ -290,9 +290,11 @@ def test_options_that_exclude_each_other_are_refused(stored: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnet10t", "lite0", "test_vit"])
 def test_a_stored_model_does_not_need_the_file(name: str, tmp_path: Path) -> None:
-    whole = varied(timm.create_model("tf_efficientnet_lite0" if name == "lite0" else name))
+    network = randomise_weights(
+        timm.create_model("tf_efficientnet_lite0" if name == "lite0" else name)
+    )
     path = tmp_path / "weights.pth"
-    torch.save(whole.state_dict(), path)
+    torch.save(network.state_dict(), path)
     view, classes = View(1.0, 64, 4.0), {"classes": ["a", "b"]}
     card = ModelCard("mil_mean", {}, name, {"weights": str(path)}, "binary", {}, classes, view)
     model = build_model(card, pretrained=True)
