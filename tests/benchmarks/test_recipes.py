@@ -268,7 +268,7 @@ def test_a_needle_canvas_is_the_saturated_sum_of_whole_pictures(mnist):
     for (y, x), source in zip(corners, sources, strict=True):
         expected[y : y + 28, x : x + 28] += pool.images[source]
     assert (expected > 255).any()
-    canvas = needle_mnist._added(pool.images, sources, corners, 100)
+    canvas = needle_mnist._sum_digits(pool.images, sources, corners, 100)
     np.testing.assert_array_equal(
         render(canvas, (0, 0), (100, 100))[:, :, 0], np.minimum(expected, 255)
     )

@@ -139,7 +139,7 @@ def test_an_exclusive_or_of_glimpse_and_patches_is_learned(tiny_cohort: Path) ->
         tokens = Tokens(patches, every, every, regions)
         for _ in range(200):
             noise = 0.1 * torch.randn_like(patches)
-            f = method.relate(batch, glimpse_tokens, replace(tokens, tokens=patches + noise))[0]
+            f = method.relate(batch, glimpse_tokens, replace(tokens, vectors=patches + noise))[0]
             loss = functional.binary_cross_entropy_with_logits(f[:, 0], target)
             optimizer.zero_grad()
             loss.backward()

@@ -283,7 +283,11 @@ def choose_best_children(
         order = order[field.real[rows].flatten()[order]]
         row, cell = rows[order // k], (order % k).unsqueeze(1)
         single = dataclasses.replace(
-            field, grids=[field.grids[r] for r in row.tolist()], real=field.real[row]
+            field,
+            grids=[field.grids[r] for r in row.tolist()],
+            log_a=field.log_a[row],
+            log_prior=field.log_prior[row],
+            real=field.real[row],
         )
         candidates = join_patches(single.patches(batch, cell, jitter=False, owner=[i] * len(order)))
         best = suppress_duplicates(candidates)[0][:n]

@@ -115,9 +115,9 @@ class PatchTrust(nn.Module):
         super().__init__()
         self.register_buffer("value", torch.ones(()))
 
-    def forward(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """Multiply logits ``(b, k)`` by the factor."""
-        return self.value * logits
+    def forward(self, added: Float[Tensor, "b *k"]) -> Float[Tensor, "b *k"]:
+        """Multiply logits ``(b, k)``, or shares ``(b,)`` of the patches, by the factor."""
+        return self.value * added
 
     @torch.no_grad()
     def settle(
