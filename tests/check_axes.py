@@ -9,8 +9,9 @@ from typing import Any
 from beartype import beartype
 from torch.fx import Proxy
 
-PACKAGES = ("nn", "bags", "methods", "attention_maps", "encoders", "streaming", "tasks", "batch")
-"""Packages of ``foveate`` whose tensors have axes in their types."""
+PACKAGES = ("nn", "bags", "methods", "attention_maps", "encoders", "tasks", "batch")
+"""Packages of ``foveate`` whose calls are checked. `streaming` is left out: its tests make so many
+calls that checks would double their time."""
 
 
 def check_tensors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from check_axes import PACKAGES
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 if not jaxtyping.config.jaxtyping_disable:  # JAXTYPING_DISABLE=1 runs the tests without checks
     for package in PACKAGES:
         jaxtyping.install_import_hook(f"foveate.{package}", "check_axes.check_tensors")
@@ -66,6 +64,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """Return one worker per core, at most four so that memory suffices."""
     return min(os.cpu_count() or 1, 4)
+
+
+def pytest_xdist_setupnodes() -> None:
+    """Give each worker one thread. OpenMP reads the variable when PyTorch is first imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
