@@ -475,7 +475,7 @@ def test_an_assumed_spacing_applies_to_files_without_spacing(
     with tiny_cohort.open(encoding="utf-8", newline="") as file:
         slide = tiny_cohort.parent / next(csv.DictReader(file))["file"]
     image = picture(tmp_path / "xray.png", 1)
-    words = (*PICTURE_RUN, "--view.assume-spacing-um", "0.5")
+    words = (*PICTURE_RUN, "--view.assume-spacing-um", "0.5", "--view.spacing-um", "4")
     run = tmp_path / "slides"
     assert foveate("train", tiny_cohort, "--out", run, *words).returncode == 0
     result = foveate("predict", run, image, slide, "--out", tmp_path / "a")
