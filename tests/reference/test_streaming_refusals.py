@@ -165,8 +165,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "control flow": (
         DataDependentBranch,
-        "Branching cannot be traced",
-        "must not hang on the values",
+        "DataDependentBranch cannot be traced",
+        "must not depend on the values",
     ),
     "two inputs": (TwoInputs, "TwoInputs takes 2 inputs", "wrap the stack"),
     "positions": (ParameterPerPosition, "add in the stack", "one value per place"),

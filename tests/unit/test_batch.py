@@ -150,7 +150,7 @@ def test_images_of_one_batch_may_be_grey_or_colour_and_of_8_or_16_bit(
     crops = batch.crops(patches)
     torch.testing.assert_close(crops, read_slowly(images, patches), atol=1e-5, rtol=0)
     alone = [make_batch([image], threads).crops([row_of(3)]) for image in images]
-    assert torch.equal(crops, torch.cat(alone)), "an image does not hang on its neighbours"
+    assert torch.equal(crops, torch.cat(alone)), "an image does not depend on its neighbours"
     chunks = batch.chunks(patches, 4)
     assert torch.equal(torch.cat([chunks(c) for c in range(len(chunks))]), crops)
 

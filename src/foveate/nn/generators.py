@@ -1,4 +1,4 @@
-"""Random numbers from a generator for each image, so that its draws hang on no other image."""
+"""Random numbers from a generator for each image, so that its draws depend on no other image."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _trace_graph(tracer: _Tracer, stack: nn.Module) -> fx.Graph:
             return NotLocal(f"{about} {_explain_hooks(tracer.passed_over)}")
         return NotLocal(
             f"{about} cannot be traced by torch.fx ({_one_line(error)}): what it computes must not "
-            "hang on the values or the size of its input"
+            "depend on the values or the size of its input"
         )
 
     name = type(stack).__name__
