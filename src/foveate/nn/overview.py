@@ -115,7 +115,7 @@ class PatchTrust(nn.Module):
         super().__init__()
         self.register_buffer("value", torch.ones(()))
 
-    def forward(self, added: Float[Tensor, "b *k"]) -> Float[Tensor, "b *k"]:
+    def forward(self, added: Float[Tensor, " b *k"]) -> Float[Tensor, " b *k"]:
         """Multiply logits ``(b, k)``, or shares ``(b,)`` of the patches, by the factor."""
         return self.value * added
 
