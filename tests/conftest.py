@@ -87,8 +87,10 @@ def foveate(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Completed]:
     """Run ``foveate`` in this process; returns exit code, output and errors."""
+    from foveate import parts
     from foveate.cli import main
 
+    monkeypatch.setattr(parts, "_folders", list(parts._folders))  # plug-ins of one test only
     return command(main, capfd, monkeypatch)
 
 

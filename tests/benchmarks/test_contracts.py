@@ -37,6 +37,7 @@ def image(tmp_path: Path) -> Iterator[AbstractImage]:
         yield opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["centred_glimpse", "centred_ips"])
 def test_benchmark_methods_pass_the_contract_tests(method: str) -> None:
     words = ("tests/contracts/test_methods.py", "--plugins", "benchmarks", "-k", method)

@@ -20,10 +20,10 @@ VIEW = ("--epochs", "1", "--heatmaps", "1", "--view.spacing-um", "2")
 @pytest.mark.parametrize(
     ("method", "patch_px", "glimpse_um"),
     [
-        ("glimpse", 40, "17"),
+        pytest.param("glimpse", 40, "17", marks=pytest.mark.slow),
         pytest.param("abmil", 33, "40", marks=pytest.mark.slow),
         pytest.param("tnet", 32, "16", marks=pytest.mark.slow),
-        pytest.param("downsampled", 33, "21", marks=pytest.mark.slow),
+        ("downsampled", 33, "21"),
     ],
 )
 def test_a_vit_from_a_file(

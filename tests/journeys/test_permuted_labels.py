@@ -57,6 +57,7 @@ def auroc(run: Path) -> dict[str, Any]:
     return score
 
 
+@pytest.mark.slow
 def test_true_labels_are_learned_and_permuted_ones_are_not(
     table: Path, tmp_path: Path, foveate: Callable[..., Completed]
 ) -> None:

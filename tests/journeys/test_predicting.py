@@ -62,6 +62,7 @@ def new_images(folder: Path, n: int = 16) -> Path:
 # -- going on --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing(picture_run: Path, tmp_path: Path) -> None:
     images = new_images(tmp_path / "in")
     (images / "N03.png").write_bytes((images / "N03.png").read_bytes()[:300])

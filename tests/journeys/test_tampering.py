@@ -195,6 +195,7 @@ class Quiet:
         pass
 
 
+@pytest.mark.slow
 def test_a_changed_plan_field_is_refused_or_harmless(run: Path, picture_table: Path) -> None:
     config = build_config(load_yaml(run / "config.yaml"))
     path = run / "plan.json"

@@ -167,7 +167,8 @@ class Steps:
                 answers += [] if logits is None else [(i, logits)]
         gathered = sorted(itertools.chain(*self.runtime.gather(answers)), key=lambda pair: pair[0])
         rows = [row for _, row in gathered]
-        stacked = torch.cat(rows) if rows else torch.empty(0)
+        n_outputs = sum(head.size for head in self.model.task.heads)
+        stacked = torch.cat(rows) if rows else torch.empty(0, n_outputs)
         return stacked.to(self.runtime.device), self.targets([cases[i] for i, _ in gathered])
 
     def _answer_image(
