@@ -143,7 +143,7 @@ def test_hostile_files_are_refused_at_once() -> None:
         begun = time.process_time()
         with pytest.raises(FoveateError) as caught, open_image(path) as image:
             glimpse(image)
-        assert time.process_time() - begun < 1
+        assert time.process_time() - begun < 5
         assert path.name in str(caught.value)
         assert "again" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -155,6 +155,12 @@ def test_damaged_files_are_not_passed_to_openslide() -> None:
         open_image(path)
     with pytest.raises(UnreadableImage, match="24,585 tiles, the file lists 9"):
         OpenSlideReader(path)
+
+
+def test_a_tile_larger_than_its_file_is_not_passed_to_openslide() -> None:
+    """Found by the fuzz: OpenSlide reserves what the tile claims, or aborts."""
+    with pytest.raises(UnreadableImage, match="a tile claims 4,079,361,924 bytes"):
+        OpenSlideReader(DAMAGED / "tile_of_four_gigabytes_trestle.tif")
 
 
 def test_tiles_that_crash_openslide_are_refused(tmp_path: Path) -> None:

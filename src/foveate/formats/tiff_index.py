@@ -159,12 +159,12 @@ def read_index(path: Path) -> TiffIndex:
 
 
 def refuse_unlisted(path: Path) -> None:
-    """Refuse a TIFF that claims tiles which it does not list, before another library reads it.
+    """Refuse a TIFF with unlisted or impossible tiles, before another library reads it.
 
-    Libraries trust the size and look for such tiles one by one, for hours.
+    Libraries look for unlisted tiles for hours, and reserve the size that a tile claims to have.
 
     Raises:
-        UnreadableImage: tiles are missing; the message says how many are claimed and listed.
+        UnreadableImage: tiles are missing, or a tile claims to be larger than the file.
     """
     import tifffile
 
@@ -174,6 +174,10 @@ def refuse_unlisted(path: Path) -> None:
     except UnreadableImage:  # not a TIFF that tifffile knows
         return
     for page in tiled:
+        if (largest := max(page.databytecounts, default=0)) > path.stat().st_size:
+            raise UnreadableImage(
+                f"{path}: a tile claims {largest:,} bytes, the file has less{AGAIN}"
+            )
         sides = (page.tilelength, page.imagelength), (page.tilewidth, page.imagewidth)
         claimed = math.prod(-(-length // side) if side else 0 for side, length in sides)
         if len(page.dataoffsets) < claimed:
