@@ -49,6 +49,7 @@ COLUMNS = (
     "downsampled_lo",
     "downsampled_hi",
     "peaks",
+    "heaviest_peaks",
     "positives",
     "promises_kept",
     "exit",
@@ -61,6 +62,7 @@ TITLES = (
     "threads",
     "`glimpse` AUROC (95 %)",
     "peak in a deciding nodule",
+    "heaviest patch in one",
     "`downsampled` AUROC (95 %)",
     "s",
     "peak MiB",
@@ -107,7 +109,11 @@ def read_run(folder: Path) -> Row:
                 row |= {f"{before}{end}": score[end] for end in ("lo", "hi")}
     if (folder / "glimpse" / "localisation.json").is_file():
         peaks = read_json(folder / "glimpse" / "localisation.json")
-        row |= {"peaks": round(peaks["hit_fraction"] * peaks["n"]), "positives": peaks["n"]}
+        row |= {
+            "peaks": round(peaks["hit_fraction"] * peaks["n"]),
+            "heaviest_peaks": round(peaks["heaviest_hit_fraction"] * peaks["n"]),
+            "positives": peaks["n"],
+        }
     if (folder / "promises.json").is_file():
         promises = read_json(folder / "promises.json")
         row["promises_kept"] = f"{sum(p['kept'] for p in promises)} of {len(promises)}"
@@ -122,7 +128,10 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
             row["torch"] or "–",
             row["threads"],
             _score(row, ""),
-            f"{row['peaks']} of {row['positives']}" if row["positives"] else "–",
+            *(
+                f"{row[hits]} of {row['positives']}" if row["positives"] else "–"
+                for hits in ("peaks", "heaviest_peaks")
+            ),
             _score(row, "downsampled_"),
             format_figure(row["seconds"], "{:.0f}")
             + (" (resumed)" if row["resumed"] == "1" else ""),

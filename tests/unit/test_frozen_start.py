@@ -169,6 +169,18 @@ def test_patch_trust_is_fitted_on_the_validation_part(
     assert float(run.weights("latest")["average.trust.value"]) == fitted
 
 
+def test_a_training_on_all_images_trusts_patches_as_the_folds_do_on_average(
+    parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
+) -> None:
+    folds = [build_model_for(), build_model_for()]
+    for fold, factor in zip(folds, (0.25, 0.75), strict=True):
+        fold.method.trust.value.fill_(factor)
+    options = TrainOptions(**PLAIN | {"epochs": 0, "frozen_epochs": 1})
+    trainer = Trainer(build_model_for(), loader, tmp_path, options, folds=folds)
+    trainer.fit([*parts[0], *parts[1]], ())
+    assert float(trainer.model.method.trust.value) == 0.5
+
+
 def test_answers_without_trust_in_patches_rest_on_the_glimpse(
     run: Run, parts: tuple[list[Case], list[Case]], loader: CaseLoader
 ) -> None:

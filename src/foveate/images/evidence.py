@@ -22,6 +22,11 @@ Floats = NDArray[np.float64]
 
 _OPTIONAL = ("extent_um", "by_output")
 
+_PEAK_REACH = 2.0
+"""Distance in sides of a box up to which boxes count together for the peak."""
+_PEAK_BOXES = 1024
+"""Number of the heaviest boxes that the peak is searched among."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -70,9 +75,24 @@ class Evidence:
         """Return one box in micrometres, by its index."""
         return Box(tuple(self.origin_um[i]), tuple(self.size_um[i]), Frame.UM)
 
-    def peak_um(self) -> Box:
+    def heaviest_um(self) -> Box:
         """Return the box with the largest weight, in micrometres."""
         return self.box_um(int(np.argmax(self.weight)))
+
+    def peak_um(self) -> Box:
+        """Return the box with the most weight in and around it, in micrometres.
+
+        A neighbour counts less the farther away its centre is, down to nothing at `_PEAK_REACH`
+        sides of the smallest box along an axis. Which of several boxes of one lesion is the
+        heaviest is chance; where most of the weight lies is not.
+        """
+        heavy = np.argsort(-self.weight, kind="stable")[:_PEAK_BOXES]
+        reach_um = _PEAK_REACH * self.size_um.min(0)
+        centre_um = self.origin_um[heavy] + self.size_um[heavy] / 2
+        nearness = np.ones((len(heavy), len(heavy)))
+        for x_um, far_um in zip(centre_um.T, reach_um, strict=True):
+            nearness *= np.clip(1 - np.abs(x_um[:, None] - x_um) / far_um, 0, None)
+        return self.box_um(int(heavy[np.argmax(nearness @ self.weight[heavy])]))
 
     def pick(self, mask: NDArray[np.bool_]) -> Evidence:
         """Return the evidence of the boxes where `mask`, ``(n,)``, is True."""

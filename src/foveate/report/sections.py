@@ -263,7 +263,7 @@ def describe_gain(run: RunFiles) -> list[str]:
 
 
 def summarise_localisation(run: RunFiles) -> dict[str, Any] | None:
-    """Return how often the heaviest region lay on what decides; None where that is unknown."""
+    """Return how often the evidence peaked on what decides; None where that is unknown."""
     share, n = read_number(run.localisation, "hit_fraction"), read_number(run.localisation, "n")
     if share is None or not n:
         return None

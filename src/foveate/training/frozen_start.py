@@ -87,9 +87,25 @@ def settle_trust(
         answer: computes the method's answers to the validation part, ``(n, k)``, and their
             targets, ``(n, …)``.
     """
-    for module in method.modules():
-        if isinstance(module, PatchTrust):
-            module.settle(answer, task.each_loss)
+    for trust in list_trusts(method):
+        trust.settle(answer, task.each_loss)
+
+
+def share_trust(method: AbstractMethod, others: Sequence[AbstractMethod]) -> None:
+    """Trust patches as far as other models of the same kind do on average.
+
+    Args:
+        method: method that has no validation part of its own; it is changed.
+        others: methods of the same kind, each with the trust fitted to its validation part.
+    """
+    for of_all in zip(*map(list_trusts, (method, *others)), strict=True):
+        trust, *fitted = of_all
+        trust.value.copy_(torch.stack([other.value for other in fitted]).mean())
+
+
+def list_trusts(method: AbstractMethod) -> list[PatchTrust]:
+    """Return the modules of a method that weigh its patches' answers against the glimpse's."""
+    return [module for module in method.modules() if isinstance(module, PatchTrust)]
 
 
 def _divide(cases: Sequence[Case], strata: Sequence[str]) -> NDArray[np.int64]:

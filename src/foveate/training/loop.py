@@ -32,7 +32,7 @@ from foveate.runs.schedule import (
 )
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
-from foveate.training.frozen_start import settle_start, settle_trust
+from foveate.training.frozen_start import settle_start, settle_trust, share_trust
 from foveate.training.notice import StageDisplay, describe_chance_plateau, describe_stage
 from foveate.training.state import (
     WORST_LOSS,
@@ -61,6 +61,8 @@ class Trainer:
         runtime: device and processes; by default one process on the device of the options.
         store: store of the frozen encoder's features, which trainings on other folds may share; by
             default a new one.
+        folds: models of the folds, for a training on all images: what validation parts would
+            settle is the mean of theirs.
         on_progress: called with the status of the training, often.
         on_message: called with a line about the time that a stage will take, and about images
             set aside.
@@ -76,6 +78,7 @@ class Trainer:
         *,
         runtime: Runtime | None = None,
         store: FeatureStore | None = None,
+        folds: Sequence[Model] = (),
         on_progress: OnStatus | None = None,
         on_message: Callable[[str], None] = log.info,
         after_epoch: Callable[[Path], None] | None = None,
@@ -92,6 +95,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder, model.method, writes=self.runtime.is_main)
         self.average = WeightAverage(model.method)
         self._store = store
+        self._folds = tuple(folds)
         self._chance = math.nan
         self._on_progress = on_progress or (lambda _: None)
         self._on_message = on_message
@@ -241,7 +245,10 @@ class Trainer:
 
     def _settle_trust(self, val: Sequence[Case]) -> None:
         """Fit how far the patches' answers are trusted, at the end of the frozen start."""
-        settle_trust(self.model.method, self.model.task, lambda: self.answer(val))
+        if self._folds:
+            share_trust(self.model.method, [fold.method for fold in self._folds])
+        else:
+            settle_trust(self.model.method, self.model.task, lambda: self.answer(val))
         if self.average.weights:
             self.average.begin()  # the fitted factor is part of the averaged weights, too
 

@@ -15,7 +15,7 @@ import numpy as np
 from foveate import defaults
 from foveate.evaluation.scores import compare_rows
 from foveate.files.atomic import write_json
-from foveate.geometry import px0_from_um
+from foveate.geometry import Box, px0_from_um
 from foveate.images.evidence import Evidence
 from foveate.messages.display import Display
 from foveate.metrics import proportion_interval
@@ -204,26 +204,35 @@ def demo_config(method: str, table: Path, seed: int) -> RunConfig:
 
 
 def measure_localisation(run: Path) -> dict[str, Any]:
-    """Compute how often the heaviest box of a positive slide lies in a deciding nodule.
+    """Compute how often the evidence of a positive slide peaks in a deciding nodule.
 
     Reads the truth that was written beside the slides; training and prediction never read it.
+
+    Returns:
+        by name: the number ``n`` of positive slides; the share ``hit_fraction`` of them whose
+        `Evidence.peak_um` has its centre in a deciding nodule, with its interval ``lo`` to ``hi``;
+        and the share ``heaviest_hit_fraction`` whose single heaviest box has.
     """
     rows = read_rows(run / "predictions_oof.csv")
-    hits = []
+    hits, heaviest_hits = [], []
     for row in rows:
         if row["label"] == "tumour":
-            stored = run / "heatmaps" / f"{safe_name(row['image_id'])}.npz"
-            hits.append(_is_peak_deciding(Evidence.load(stored), Path(row["path"])))
-    lo, hi = proportion_interval(sum(hits), len(hits))
-    share = sum(hits) / max(len(hits), 1)
-    return {"hit_fraction": share, "n": len(hits), "lo": lo, "hi": hi}
+            evidence = Evidence.load(run / "heatmaps" / f"{safe_name(row['image_id'])}.npz")
+            hits.append(_is_deciding(evidence.peak_um(), Path(row["path"])))
+            heaviest_hits.append(_is_deciding(evidence.heaviest_um(), Path(row["path"])))
+    n = len(hits)
+    lo, hi = proportion_interval(sum(hits), n)
+    share, heaviest_share = (sum(h) / max(n, 1) for h in (hits, heaviest_hits))
+    return {"hit_fraction": share, "n": n, "lo": lo, "hi": hi,
+            "heaviest_hit_fraction": heaviest_share}  # fmt: skip
 
 
-def _is_peak_deciding(evidence: Evidence, slide: Path) -> bool:
-    peak_px0 = np.asarray(px0_from_um(evidence.peak_um(), SLIDE.spacing_um).centre)
+def _is_deciding(box_um: Box, slide: Path) -> bool:
+    """Return whether the centre of a box, in micrometres, lies in a deciding nodule of a slide."""
+    centre_px0 = np.asarray(px0_from_um(box_um, SLIDE.spacing_um).centre)
     return any(
         nodule.deciding
-        and np.hypot(*(peak_px0 - np.asarray(nodule.centre_px0))) <= nodule.radius_px0
+        and np.hypot(*(centre_px0 - np.asarray(nodule.centre_px0))) <= nodule.radius_px0
         for nodule in read_truth(slide)
     )
 

@@ -189,8 +189,8 @@ def train_fold(run: TrainingRun, k: int) -> None:
 def train_refit(run: TrainingRun) -> None:
     """Train one model on all images, with the settings of the models of the folds.
 
-    Results of their calibration, such as the threshold, are averaged. The number of epochs is the
-    median of their best epochs.
+    What their validation parts settled, such as the threshold, is averaged. The number of epochs is
+    the median of their best epochs.
     """
     n_folds = len(run.plan.splits.folds)
     folds = Ensemble(tuple(load_model(run.folder / f"fold_{k}" / "model") for k in range(n_folds)))
@@ -198,7 +198,8 @@ def train_refit(run: TrainingRun) -> None:
     epochs = round(float(np.median([r["best_epoch"] - r["frozen_epochs"] for r in records])))
     options = replace(run.config.train, epochs=max(epochs, 0), patience=0)
     cases = list(run.plan.cases.values())
-    with _open_trainer(run, "refit", "refit on all images", options, cases) as trainer:
+    title = "refit on all images"
+    with _open_trainer(run, "refit", title, options, cases, folds.members) as trainer:
         progress = trainer.fit(cases, ())
         counts = {"refit": True, "n_train": len(cases) - len(progress.quarantined)}
         provenance = _describe_training(run, trainer, counts, folds.point)
@@ -207,7 +208,12 @@ def train_refit(run: TrainingRun) -> None:
 
 @contextlib.contextmanager
 def _open_trainer(
-    run: TrainingRun, name: str, title: str, options: TrainOptions, train: Sequence[Case]
+    run: TrainingRun,
+    name: str,
+    title: str,
+    options: TrainOptions,
+    train: Sequence[Case],
+    folds: Sequence[Model] = (),
 ) -> Iterator[Trainer]:
     """Build a trainer of a fresh model, and close its loader at the end of the block.
 
@@ -217,6 +223,7 @@ def _open_trainer(
         title: title of the progress bar.
         options: options of the training.
         train: images of the training part, whose labels settle the task.
+        folds: models of the folds, for a training without a validation part.
     """
     with contextlib.closing(make_loader(run.config, run.plan)) as loader:
         torch.manual_seed(options.seed)
@@ -228,6 +235,7 @@ def _open_trainer(
             options,
             runtime=run.processes.begin(model, name),
             store=run.store,
+            folds=folds,
             on_progress=training_bar(run.display, title),
             on_message=run.display.say,
             after_epoch=run.after_epoch,
