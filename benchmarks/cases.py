@@ -1,6 +1,6 @@
 """Small problematic inputs of real users, each with its expected result.
 
-    python bench/cases.py --cases FOLDER [--only NAME] [--out FOLDER]
+    python benchmarks/cases.py --cases FOLDER [--only NAME] [--out FOLDER]
 
 FOLDER holds one folder a case: `make.py`, which writes the inputs beside itself (or the inputs
 themselves), and `expect.txt`, which says in words what a good program does. They are copied to
