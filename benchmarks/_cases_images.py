@@ -6,44 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from _cases_base import VOLUMES, Case, Check
 
-_HOSTILE = """
-import resource, sys, time
-from foveate.errors import FoveateError
-from foveate.images.image import Respaced
-from foveate.readers import open_image
-begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    with open_image(sys.argv[1]) as image:
-        placed = image if image.spacing_um else Respaced(image, (1.0,) * image.ndim, unit="px")
-        placed.glimpse(max(placed.box_um.size) / 128)
-    text = "read"
-except FoveateError as error:
-    text = f"refused: {error}"
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-print(f"{time.perf_counter() - begun:.2f} s, {peak:.0f} MiB, {text}")
-"""
-_PIXELS = """
-import sys
-import numpy as np
-from foveate.errors import FoveateError
-from foveate.geometry import Box, Frame
-from foveate.readers import open_image
-try:
-    with open_image(sys.argv[1]) as image:
-        pixels = image.read(Box((0,) * image.ndim, image.shape, Frame.PX, 0))
-        np.savez(sys.argv[2], pixels=pixels, um=image.spacing_um or (), levels=len(image.levels))
-except FoveateError as error:
-    print(error)
-"""
 
-
-def _python(code: str, *words: object) -> str:
-    """Run code in a child process and return its output."""
-    command = [sys.executable, "-c", code, *map(str, words)]
+def _open_in_child(what: str, *words: object) -> str:
+    """Run `_open_file.py` in a child process and return its output."""
+    command = [sys.executable, str(Path(__file__).with_name("_open_file.py")), what]
+    command += map(str, words)
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     return (result.stdout + result.stderr).strip()
 
@@ -129,7 +101,7 @@ def hostile(case: Case) -> Iterator[Check]:
     )
     for name in names:
         lines = output.lines_with("set aside", name.partition(".")[0])
-        actual = _python(_HOSTILE, case.folder / name)
+        actual = _open_in_child("look", case.folder / name)
         seconds, mib = (float(part.split()[0]) for part in actual.split(", ")[:2])
         ok = "refused: " in actual and "\n" not in actual and len(lines) == 1
         yield Check(f"{name}: one line, 1 s, 100 MiB", actual, ok and seconds <= 1 and mib <= 100)
@@ -220,7 +192,7 @@ def _pixels(case: Case, file: str) -> dict[str, np.ndarray] | str:
     stored = case.results / "pixels.npz"
     stored.unlink(missing_ok=True)
     case.results.mkdir(exist_ok=True)
-    text = _python(_PIXELS, case.folder / file, stored)
+    text = _open_in_child("pixels", case.folder / file, stored)
     return dict(np.load(stored)) if stored.is_file() else text
 
 
