@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from torch.nn import functional
 
 from foveate.nn.channel_norm import ChannelNorm
 from foveate.streaming import NotLocal, Streamed
+from foveate.streaming.build import build_graph
 from foveate.streaming.graph import _crop_map
+from foveate.streaming.spans import axis_spans
+from foveate.streaming.trace import trace
 
 Map = Callable[[Tensor], Tensor]
 
@@ -322,12 +325,13 @@ FIELDS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_receptive_fields_match_nan_propagation(name: str) -> None:
-    """A NaN in one line of the image reaches exactly the cells whose field contains it."""
+def test_spans_match_nan_propagation(name: str) -> None:
+    """A NaN in one line of the image reaches exactly the cells whose span contains it."""
     torch.manual_seed(0)
     stack, side = FIELDS[name](), 96
-    fields = Streamed(stack).receptive_field(channels=1)
-    for axis, field in enumerate(fields):
+    graph = build_graph(trace(stack), (1, side, side), torch.empty(0))
+    last = len(graph.steps) - 1
+    for axis, n in enumerate(graph.steps[last].extent):
         reached = []
         for line in range(side):
             x = torch.randn(1, 1, side, side)
@@ -335,19 +339,13 @@ def test_receptive_fields_match_nan_propagation(name: str) -> None:
             with torch.no_grad():
                 reached.append(stack(x)[0, 0].isnan().any(1 - axis))
         reached_cells = torch.stack(reached)  # (line, cell)
-        n = reached_cells.shape[1]
-        stride = field.stride
-        inner = [i for i in range(n) if 24 < i * stride < side - 24]
+        cells = np.arange(n)
+        low, high = axis_spans(graph, last, axis, cells, cells + 1)
+        inner = [i for i in range(n) if low[0, i] > 0 and high[0, i] < side]
         assert len(inner) >= 6
-        spans = []
         for i in inner:
             lines = reached_cells[:, i].nonzero().flatten()
-            spans.append((i, int(lines[0]), int(lines[-1]) + 1))
-        assert field.size == max(end - begin for _, begin, end in spans)
-        assert field.left == max(math.floor(i * stride) - begin for i, begin, _ in spans)
-        assert field.right == max(end - math.ceil((i + 1) * stride) for i, _, end in spans)
-        wave = stride.denominator * (4 // stride.denominator)
-        assert Fraction(spans[wave][1] - spans[0][1], wave) == stride
+            assert (low[0, i], high[0, i]) == (int(lines[0]), int(lines[-1]) + 1)
 
 
 @pytest.mark.parametrize("name", FIELDS)

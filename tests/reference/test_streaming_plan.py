@@ -15,7 +15,7 @@ from benchmarks.process import measure_in_process
 from benchmarks.streaming import Streaming, measure_streaming
 from foveate.streaming import AbstractSource, Region, Streamed, StreamingPlan
 from foveate.streaming.base import Flags, Span
-from foveate.streaming.cost import get_tiling_options
+from foveate.streaming.cost import TilingOptions
 from foveate.streaming.graph import Graph
 from foveate.streaming.grid import TileGrid
 from foveate.streaming.plan import choose_streaming_plan
@@ -181,7 +181,7 @@ def test_a_step_uses_the_planned_memory(bf16: bool, tmp_path: Path) -> None:
 def test_the_plan_is_the_cheapest_of_all_tilings(budget_mib: float) -> None:
     graph = Streamed(deep_network())._graph_of((3, 200, 330), torch.device("cpu"), torch.float32)
     begin, end = graph.storable[1], len(graph.steps) - 1
-    options = get_tiling_options(graph, begin, end)
+    options = graph.of_segment(TilingOptions, begin, end)
     grids = [TileGrid(graph, begin, end, sides) for sides in itertools.product(*options.counts)]
     grids = [g for g in grids if max(g.sides) <= 8 * min(g.sides) or len(g) <= 64]
     for mode in ("training", "forward"):

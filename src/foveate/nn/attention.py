@@ -142,13 +142,13 @@ class _Places:
     Attributes:
         heads: number of attention heads.
         valid: False for padding, ``(b, n)`` bool.
-        centre: centres of tokens in patches, ``(b, n, ndim)``.
+        centre_patch: centres of tokens in patches, ``(b, n, ndim)``.
         everywhere: True for tokens of the whole image, ``(b, n)`` bool; None for no token.
     """
 
     heads: int
     valid: Bool[Tensor, "b n"]
-    centre: Float[Tensor, "b n ndim"]
+    centre_patch: Float[Tensor, "b n ndim"]
     everywhere: Bool[Tensor, "b n"] | None = None
 
     def attend(self, qkv: Tensor, weight: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class _Places:
 
         That is their distance in patches, then for each axis the side they lie on, from -1 to 1.
         """
-        centre = self.centre.to(dtype)
+        centre = self.centre_patch.to(dtype)
         step = centre[:, None, columns] - centre[:, rows, None]
         if self.everywhere is not None:
             placeless = self.everywhere[:, None, columns] | self.everywhere[:, rows, None]

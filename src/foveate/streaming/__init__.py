@@ -17,15 +17,12 @@ nothing discarded, and batches, three dimensions, odd sizes and branches are no 
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -33,25 +30,23 @@ from torch import Tensor, nn
 from foveate.errors import OptionError
 from foveate.streaming.base import AbstractSource, NotLocal, Region, TooLittleMemory
 from foveate.streaming.build import build_graph
-from foveate.streaming.function import MapSource, Meter, SegmentJob, TiledSegment
+from foveate.streaming.function import TiledSegment
 from foveate.streaming.graph import Graph
 from foveate.streaming.grid import TileGrid
 from foveate.streaming.plan import (
     MAX_STORED,
     StreamingPlan,
-    check_rank,
     choose_streaming_plan,
     refine_for_background,
 )
 from foveate.streaming.scratch import DiskMap
-from foveate.streaming.spans import axis_spans
+from foveate.streaming.segment_job import MapSource, Meter, SegmentJob
 from foveate.streaming.trace import TracedStack, trace
 from foveate.streaming.views import crop_region
 
 __all__ = [
     "AbstractSource",
     "NotLocal",
-    "ReceptiveField",
     "Region",
     "Streamed",
     "StreamingPlan",
@@ -61,24 +56,6 @@ __all__ = [
 _MAX_SIZES = 256
 """Image sizes whose plans are cached: volumes may all differ in size, and planning takes longer
 than computing."""
-
-
-class ReceptiveField(NamedTuple):
-    """The receptive field of an output cell along one axis.
-
-    After up-sampling cells differ; then every number is the largest over the cells.
-
-    Attributes:
-        stride: input cells from one output cell to the next.
-        size: size of the receptive field in input cells.
-        left: input cells that it extends before the cell's own first one, ``cell * stride``.
-        right: input cells that it extends after the cell's own last one.
-    """
-
-    stride: Fraction
-    size: int
-    left: int
-    right: int
 
 
 class Streamed(nn.Module):
@@ -97,8 +74,6 @@ class Streamed(nn.Module):
         budget_bytes: memory of a training step beside the parameters and the final map.
         scratch: folder on disk for intermediate maps that are too large for memory; they are
             deleted with the step. None stores no map on disk. Used without a GPU only.
-        map_dtype: dtype of the final map, where it should take less memory than that of the tiles.
-            None keeps the dtype of the tiles.
 
     Attributes:
         on_progress: function that is called after every tile with the share of the step that is
@@ -117,15 +92,13 @@ class Streamed(nn.Module):
         tile: int | Sequence[int] | None = None,
         budget_bytes: int = 2 << 30,
         scratch: Path | None = None,
-        map_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if tile is not None and min([tile] if isinstance(tile, int) else tile) < 1:
             raise OptionError(f"tile: got {tile}, expected at least 1")
         if scratch is not None and not scratch.is_dir():
             raise OptionError(f"scratch: {scratch} is no folder; make it first")
-        self.stack, self.tile = stack, tile
-        self.budget_bytes, self.scratch, self.map_dtype = budget_bytes, scratch, map_dtype
+        self.stack, self.tile, self.budget_bytes, self.scratch = stack, tile, budget_bytes, scratch
         self.on_progress: Callable[[float], None] | None = None
         self.counts: dict[str, int] = {}
         self._traced: dict[tuple[Any, ...], TracedStack] = {}
@@ -143,20 +116,14 @@ class Streamed(nn.Module):
         Raises:
             NotLocal, TooLittleMemory: see the class.
         """
-        map_: Tensor | None = None
         disk_map: DiskMap | None = None
-        if isinstance(x, Tensor):
-            check_rank(x.shape[2:])
-            map_, sources = x, _split_images(x)
-        else:
-            sources = [x]
+        map_, sources = (x, _split_images(x)) if isinstance(x, Tensor) else (None, [x])
         graph = self._graph(sources[0])
         plan = self.plan_for(sources[0], len(sources))
         self.counts = {"forward": 0, "backward": 0}
         draws = [graph.draw(torch.empty(0, device=source.device)) for source in sources]
         meter = self._meter(plan, len(sources))
         for segment in plan.segments:
-            dtype = self.map_dtype if segment is plan.segments[-1] else None
             if segment.at_once and len(sources) * plan.peak_bytes <= self.budget_bytes:
                 map_ = torch.cat(
                     [
@@ -164,7 +131,6 @@ class Streamed(nn.Module):
                         for source, drawn in zip(sources, draws, strict=True)
                     ]
                 )
-                map_ = map_ if dtype is None else map_.to(dtype)
                 disk_map = None
             else:
                 job = SegmentJob(
@@ -172,7 +138,6 @@ class Streamed(nn.Module):
                     segment.forward_grid,
                     sources,
                     draws,
-                    dtype=dtype,
                     input_map=disk_map,
                     scratch=self.scratch if segment.on_disk else None,
                     meter=meter,
@@ -235,46 +200,10 @@ class Streamed(nn.Module):
         Raises:
             NotLocal, TooLittleMemory: see the class.
         """
-        check_rank(shape[1:])
         device, dtype = self._device_and_dtype(like)
         graph = self._graph_of(tuple(shape), device, dtype)
         scratch = self.scratch if device.type == "cpu" else None
         return self._plan(graph, n_images, scratch, MAX_STORED)
-
-    def receptive_field(self, n_axes: int = 2, channels: int = 3) -> tuple[ReceptiveField, ...]:
-        """Compute stride and receptive field per axis, from the layers alone.
-
-        Args:
-            n_axes: number of spatial axes of the images.
-            channels: number of channels of the images.
-        """
-        extent = 1 << 14
-        device, dtype = self._device_and_dtype(None)
-        graph = build_graph(
-            self._trace(),
-            (channels, *(extent,) * n_axes),
-            torch.empty(0, device=device, dtype=dtype),
-        )
-        last = len(graph.steps) - 1
-        fields = []
-        for axis in range(n_axes):
-            n = graph.steps[last].extent[axis]
-            cells = range(n // 2, n // 2 + min(64, n // 4))
-            far = n // 4
-            ends = np.asarray([*cells, cells[-1] + 1, n // 2 + far, n // 2 + far + 1])
-            low, high = axis_spans(graph, last, axis, ends[:-1], ends[1:])
-            # Far from borders, cells that are far apart have receptive fields of equal size.
-            stride = Fraction(int(low[0, -1] - low[0, 0]), far).limit_denominator(64)
-            spans = list(zip(cells, low[0].tolist(), high[0].tolist(), strict=False))
-            fields.append(
-                ReceptiveField(
-                    stride,
-                    max(end - begin for _, begin, end in spans),
-                    max(math.floor(cell * stride) - begin for cell, begin, _ in spans),
-                    max(end - math.ceil((cell + 1) * stride) for cell, _, end in spans),
-                )
-            )
-        return tuple(fields)
 
     def used_parameters(self) -> list[nn.Parameter]:
         """List the parameters of the stack that its map depends on."""
@@ -350,6 +279,10 @@ class Streamed(nn.Module):
         return self._graph_of(source.shape, *self._device_and_dtype(source))
 
     def _graph_of(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Graph:
+        if not 2 <= len(shape) <= 4:
+            raise NotLocal(
+                f"an image (b, c, *space) with 1 to 3 spatial axes, got {len(shape) - 1}"
+            )
         traced = self._trace()
         cast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         key = (id(traced), shape, device, dtype, cast)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -85,6 +85,15 @@ class AbstractOp(abc.ABC):
         Returns:
             First input cells and ends ``(n,)``, inside the map.
         """
+
+    @final
+    def input_region(self, output_region: Region) -> Region:
+        """Return the region of the input that a region of the output depends on."""
+        ends = [
+            self.needs(axis, np.asarray([low]), np.asarray([high]))
+            for axis, (low, high) in enumerate(output_region)
+        ]
+        return tuple((int(low[0]), int(high[0])) for low, high in ends)
 
     @abc.abstractmethod
     def run(self, call: Call) -> Any:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 
 from foveate.streaming.base import NotLocal
+from foveate.streaming.fake_run import run_on_fakes
 from foveate.streaming.graph import Graph, GraphStep
 from foveate.streaming.pointwise import Pointwise
 from foveate.streaming.rules import FUNCTIONS, METHODS, find_rule, overwrites
@@ -47,35 +43,6 @@ def build_graph(traced: TracedStack, shape: Sequence[int], like: Shaped[Tensor, 
     return _Builder(traced, shape, like).build()
 
 
-class _FakeRun(fx.Interpreter):
-    """A run of a traced stack on fake tensors, which have shapes but no values.
-
-    Attributes:
-        results: the result of every node.
-    """
-
-    def __init__(self, traced: TracedStack) -> None:
-        super().__init__(traced.stack, garbage_collect_values=False, graph=traced.graph)
-        self.traced = traced
-        self.results: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node and record its result; skip assertions, which fake tensors cannot answer.
-
-        Raises:
-            NotLocal: the shape of the result depends on the values of the image.
-        """
-        if n.target is torch._assert:
-            return None
-        try:
-            self.results[n] = super().run_node(n)
-        except (DynamicOutputShapeException, DataDependentOutputException):
-            raise make_refusal(
-                n, self.traced, "what it gives hangs on the values of the image"
-            ) from None
-        return self.results[n]
-
-
 class _Builder:
     """The state of `build_graph`.
 
@@ -99,19 +66,7 @@ class _Builder:
                 f"{type(traced.stack).__name__} takes {len(inputs)} inputs; only one image can be "
                 "streamed: wrap the stack so that forward takes that alone"
             )
-        kind = like.device.type
-        # Autocast would cache casts of the parameters, which are fake tensors here.
-        cast = torch.autocast(
-            kind,
-            torch.get_autocast_dtype(kind),
-            enabled=torch.is_autocast_enabled(kind),
-            cache_enabled=False,
-        )
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), cast:
-            run = _FakeRun(traced)
-            x = torch.empty((1, *shape), dtype=like.dtype, device=like.device)
-            run.run(x)
-        self.fakes = run.results
+        self.fakes = run_on_fakes(traced, shape, like)
 
     def build(self) -> Graph:
         """Build the graph, node by node.
@@ -201,26 +156,8 @@ class _Builder:
             return
         if result.norm is not None and self._fold_norm(node, refs[0], result.norm):
             return
-        dims = first.dims if result.dims is None else result.dims
         self._check_sizes(node, site, refs)
-        parts = fake if isinstance(fake, tuple | list) else [fake]
-        extent = tuple(parts[0].shape[d] for d in dims)
-        step = GraphStep(
-            name=_layer_path(node),
-            op=result.op,
-            apply=self._callable(node),
-            args=site.args if result.args is None else result.args,
-            kwargs=site.kwargs if result.args is None else {},
-            sources=tuple(dict.fromkeys(refs)),
-            dims_before=first.dims,
-            dims=dims,
-            extent=extent,
-            channels=sum(p.numel() for p in parts) // max(math.prod(extent), 1),
-            cell_bytes=sum(p.nbytes for p in parts) // max(math.prod(extent), 1),
-            single=parts[0] is fake,
-            floating=parts[0].is_floating_point(),
-        )
-        self.steps.append(step)
+        self.steps.append(self._make_step(node, site, refs, result))
         self.values[node] = MapRef(len(self.steps) - 1)
         self.viewed.append(refs[0] if result.op.shares else -1)
         if getattr(result.op, "mutates", False):
@@ -229,6 +166,30 @@ class _Builder:
                     node, self.traced, "it overwrites what is computed from parameters"
                 )
             self._replace_overwritten(node, refs[0])
+
+    def _make_step(
+        self, node: fx.Node, site: CallSite, refs: Sequence[int], result: RuleResult
+    ) -> GraphStep:
+        dims = site.dims if result.dims is None else result.dims
+        fake = site.fake_result
+        parts = fake if isinstance(fake, tuple | list) else [fake]
+        extent = tuple(parts[0].shape[d] for d in dims)
+        n_cells = max(math.prod(extent), 1)
+        return GraphStep(
+            name=_layer_path(node),
+            op=result.op,
+            apply=self._callable(node),
+            args=site.args if result.args is None else result.args,
+            kwargs=site.kwargs if result.args is None else {},
+            sources=tuple(dict.fromkeys(refs)),
+            dims_before=site.dims,
+            dims=dims,
+            extent=extent,
+            channels=sum(p.numel() for p in parts) // n_cells,
+            cell_bytes=sum(p.nbytes for p in parts) // n_cells,
+            single=parts[0] is fake,
+            floating=parts[0].is_floating_point(),
+        )
 
     def _fold_norm(self, node: fx.Node, before: int, norm: FrozenNorm) -> bool:
         """Fold a frozen norm into the weights of the convolution before it.
@@ -308,7 +269,7 @@ class _Builder:
         if node.op == "call_module":
             return self.traced.layer(node)
         if node.op == "call_method":
-            return _Method(str(node.target))
+            return functools.partial(_call_method, str(node.target))
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
         return function
 
@@ -321,14 +282,8 @@ class _Builder:
         return fx.node.map_arg(args, lambda n: self.fakes.get(n))
 
 
-class _Method:
-    """A function that calls a method of its first argument."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(x, self.name)(*args, **kwargs)
+def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(x, name)(*args, **kwargs)
 
 
 def _fold_weight(weight: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:

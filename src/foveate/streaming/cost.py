@@ -21,34 +21,8 @@ _CALL_WORK = 5e6
 """Operations that calling a layer is counted as: small tiles take time, too."""
 _MARGIN = {1: 1.1, 2: 1.1, 3: 1.35}
 """Measured memory over that of the model, by number of axes."""
-_SMALL_COUNTS = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-    12,
-    14,
-    16,
-    20,
-    24,
-    28,
-    32,
-    40,
-    48,
-    56,
-    64,
-    80,
-    96,
-    112,
-    128,
-)
-_LARGE_COUNTS = (160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-"""Numbers of tiles along an axis that are tried, after those of `_SMALL_COUNTS`."""
+_COUNTS = (1, 2, 3, 4, *(n << shift for shift in range(8) for n in (5, 6, 7, 8)))
+"""Numbers of tiles along an axis that are tried, to 1024."""
 MAX_TILES = 1 << 16
 
 
@@ -106,14 +80,6 @@ class CostModel:
         return peak
 
 
-def get_cost_model(graph: Graph, begin: int, end: int) -> CostModel:
-    """Return the cost model of the segment from step `begin` to step `end`, made once."""
-    model: CostModel = graph.cached(
-        ("cost", begin, end), functools.partial(CostModel, graph, begin, end)
-    )
-    return model
-
-
 class TilingOptions:
     """Operations and memory of many tilings of a segment's output, by tiles per axis.
 
@@ -134,7 +100,7 @@ class TilingOptions:
         # Tried are tilings with similar numbers of tiles on all axes, or with few tiles.
         balanced = (sides.max(0) <= 8 * sides.min(0)) | (n_tiles <= 64)
         self._allowed = balanced & (n_tiles <= MAX_TILES)
-        model = get_cost_model(graph, begin, end)
+        model = graph.of_segment(CostModel, begin, end)
         largest_cells = _outer([largest[:, begin:] for _, _, largest in axes])
         self._fits_device = model.fits_device(largest_cells)
         self._work = model.work(_outer([total[:, begin:] for _, total, _ in axes]), n_tiles)
@@ -166,14 +132,6 @@ class TilingOptions:
         return tuple(int(counts[i]) for counts, i in zip(self.counts, best, strict=True))
 
 
-def get_tiling_options(graph: Graph, begin: int, end: int) -> TilingOptions:
-    """Return the tilings of the segment from step `begin` to step `end`, made once."""
-    options: TilingOptions = graph.cached(
-        ("tilings", begin, end), functools.partial(TilingOptions, graph, begin, end)
-    )
-    return options
-
-
 def _lengths(graph: Graph, end: int, axis: int) -> tuple[Ints, Floats, Floats]:
     """Compute the lengths of tiles along an axis, for every number of tiles that is tried.
 
@@ -184,7 +142,7 @@ def _lengths(graph: Graph, end: int, axis: int) -> tuple[Ints, Floats, Floats]:
 
     def compute() -> tuple[Ints, Floats, Floats]:
         extent = graph.steps[end].extent[axis]
-        counts = [n for n in (*_SMALL_COUNTS, *_LARGE_COUNTS) if n < extent] + [extent]
+        counts = [n for n in _COUNTS if n < extent] + [extent]
         ends = [split_evenly(extent, n) for n in counts]
         low, high = axis_spans(
             graph,

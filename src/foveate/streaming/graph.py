@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -14,6 +13,8 @@ from torch import Tensor
 from foveate.streaming.base import AbstractOp, Call, Region
 from foveate.streaming.site import ConstantRef, LateParameter, MapRef, find_constants
 from foveate.streaming.views import narrow_dims
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Graph:
             self._cache[key] = make()
         return self._cache[key]
 
+    def of_segment(self, kind: Callable[[Graph, int, int], T], begin: int, end: int) -> T:
+        """Return ``kind(graph, begin, end)`` for the steps of a segment, made once."""
+        made: T = self.cached((kind, begin, end), lambda: kind(self, begin, end))
+        return made
+
     @property
     def regular(self) -> bool:
         """Whether moving the image by whole cells moves its map by whole cells."""
@@ -173,41 +179,34 @@ class Graph:
             The region ``spans[end]`` of the output, ``(1, k, *size)``.
         """
         values: dict[int, Any] = {begin: x}
-        for t in range(begin + 1, end + 1):
+        for t in (t for t in range(begin + 1, end + 1) if t in spans):
             step = self.steps[t]
-            if t not in spans:
-                continue
-            input_region = tuple(
-                _span(step.op.needs(axis, *_arrays(span))) for axis, span in enumerate(spans[t])
-            )
+            region = step.op.input_region(spans[t])
             inputs = {
-                s: _crop_map(values[s], step.dims_before, spans[s], input_region)
-                for s in step.sources
+                s: _crop_map(values[s], step.dims_before, spans[s], region) for s in step.sources
             }
-            first = step.sources[0]
-            reuse = (
-                first != begin
-                and self.n_uses[first] == 1
-                and self.steps[first].op.fresh
-                and spans[first] == input_region
-            )
             call = Call(
                 step.apply,
                 _fill(step.args, inputs, constants),
                 _fill(step.kwargs, inputs, constants),
                 step.dims_before,
-                input_region,
+                region,
                 spans[t],
-                reuse,
-                draws.get(t),
+                reuse=step.sources[0] != begin and self._may_reuse(step, spans, region),
+                drawn=draws.get(t),
             )
             values[t] = step.op.run(call)
             del call, inputs
-            for s in step.sources:
-                if self.last_use[s] == t:
-                    values.pop(s, None)
+            for s in (s for s in step.sources if self.last_use[s] == t):
+                values.pop(s, None)
         out: Tensor = values[end]
         return out
+
+    def _may_reuse(self, step: GraphStep, spans: Mapping[int, Region], region: Region) -> bool:
+        """Return whether a step may overwrite its first argument, of which it reads a region."""
+        first = step.sources[0]
+        is_last_use = self.n_uses[first] == 1 and self.steps[first].op.fresh
+        return is_last_use and spans[first] == region
 
 
 def _fill(args: Any, maps: Mapping[int, Any], constants: Mapping[int, Any]) -> Any:
@@ -244,11 +243,3 @@ def _crop_map(value: Any, dims: Sequence[int], covered: Region, region: Region) 
         if (begin, end) != (low, high)
     }
     return narrow_dims(value, spans)
-
-
-def _arrays(span: tuple[int, int]) -> tuple[Any, Any]:
-    return np.asarray([span[0]]), np.asarray([span[1]])
-
-
-def _span(ends: tuple[Any, Any]) -> tuple[int, int]:
-    return int(ends[0][0]), int(ends[1][0])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.streaming.base import AbstractSource, Flags, Region, Span
-from foveate.streaming.cost import CostModel, Floats, get_cost_model
+from foveate.streaming.cost import CostModel, Floats
 from foveate.streaming.graph import Graph
 from foveate.streaming.spans import axis_spans, split_evenly
 
@@ -99,7 +99,7 @@ class TileGrid:
 
     @property
     def _model(self) -> CostModel:
-        return get_cost_model(self.graph, self.begin, self.end)
+        return self.graph.of_segment(CostModel, self.begin, self.end)
 
     def _cells(self, reduce: Callable[..., Floats]) -> Floats:
         """Count the cells of each step ``(steps,)``, in all blocks (sum) or the largest (max)."""

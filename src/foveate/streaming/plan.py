@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from foveate.streaming.base import AbstractSource, NotLocal, TooLittleMemory
-from foveate.streaming.cost import MAX_TILES, get_tiling_options
+from foveate.streaming.base import AbstractSource, TooLittleMemory
+from foveate.streaming.cost import MAX_TILES, TilingOptions
 from foveate.streaming.graph import Graph
 from foveate.streaming.grid import TileGrid
 
@@ -135,12 +135,7 @@ def choose_streaming_plan(
             plan = _plan_segments(graph, stored, budget_bytes, learns)
             plans += [] if plan is None else [plan]
     if not plans:
-        cell = _smallest_peak_bytes(graph, learns)
-        raise TooLittleMemory(
-            f"a tile of one output cell holds about {cell / 2**20:.0f} MiB, more than the "
-            f"{budget_bytes / 2**20:.0f} MiB allowed: allow more, take a narrower network, one "
-            "with a smaller receptive field, or read at a coarser spacing"
-        )
+        raise _refuse_budget(graph, budget_bytes, learns)
     return min(plans, key=lambda plan: plan.work)
 
 
@@ -282,7 +277,7 @@ def _plan_segment(
         single = TileGrid(graph, begin, end, (1,) * len(graph.steps[end].extent))
         if single.training_bytes <= budget_bytes and single.fits_device:
             return Segment(single, single, at_once=True)
-    options = get_tiling_options(graph, begin, end)
+    options = graph.of_segment(TilingOptions, begin, end)
     forward_sides = options.find_cheapest(budget_bytes, "forward")
     sides = options.find_cheapest(budget_bytes, "training") if learns else forward_sides
     if forward_sides is None or sides is None:
@@ -292,21 +287,13 @@ def _plan_segment(
     return Segment(grid, forward_grid, at_once=False)
 
 
-def _smallest_peak_bytes(graph: Graph, learns: bool) -> float:
-    """Estimate the peak memory of tiles of one output cell."""
+def _refuse_budget(graph: Graph, budget_bytes: int, learns: bool) -> TooLittleMemory:
+    """Make the error for a budget into which no tile fits."""
     last = len(graph.steps) - 1
     grid = TileGrid(graph, 0, last, graph.steps[last].extent)
-    return Segment(grid, grid, at_once=False).peak_bytes(learns)
-
-
-def check_rank(space: Sequence[int]) -> None:
-    """Check that an image has one to three spatial axes.
-
-    Args:
-        space: cells per spatial axis.
-
-    Raises:
-        NotLocal: the image has another number of spatial axes.
-    """
-    if not 1 <= len(space) <= 3:
-        raise NotLocal(f"an image (b, c, *space) with 1 to 3 spatial axes, got {len(space)}")
+    cell_bytes = Segment(grid, grid, at_once=False).peak_bytes(learns)
+    return TooLittleMemory(
+        f"a tile of one output cell holds about {cell_bytes / 2**20:.0f} MiB, more than the "
+        f"{budget_bytes / 2**20:.0f} MiB allowed: allow more, take a narrower network, one "
+        "with a smaller receptive field, or read at a coarser spacing"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -203,26 +204,11 @@ class Chain(AbstractOp):
 
     def run(self, call: Call) -> Any:
         """Run the first operation, then the second on its result."""
-        spans = []
-        for axis, (low, high) in enumerate(call.output_region):
-            a, b = self.second.needs(axis, np.asarray([low]), np.asarray([high]))
-            spans.append((int(a[0]), int(b[0])))
-        between = tuple(spans)
+        between = self.second.input_region(call.output_region)
         x, *others = call.args
-        x = self.first.run(
-            Call(call.apply, (x,), {}, call.dims, call.input_region, between, reuse=False)
-        )
-        return self.second.run(
-            Call(
-                call.apply,
-                (x, *others),
-                call.kwargs,
-                call.dims,
-                between,
-                call.output_region,
-                reuse=False,
-            )
-        )
+        first = replace(call, args=(x,), kwargs={}, output_region=between, reuse=False)
+        args = (self.first.run(first), *others)
+        return self.second.run(replace(call, args=args, input_region=between, reuse=False))
 
 
 def crop_and_pad(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,20 +30,11 @@ from foveate.streaming.rules_channels import (
 )
 from foveate.streaming.rules_windows import (
     convolution,
-    convolution_call,
-    interpolate,
-    kernel_padded_convolution,
     max_pool,
-    max_pool_call,
     mean_pool,
-    mean_pool_call,
-    pad_call,
-    pad_layer,
-    same_convolution,
-    same_max_pool,
+    pad,
+    resize,
     transposed,
-    transposed_call,
-    upsample,
 )
 from foveate.streaming.site import (
     CallSite,
@@ -63,42 +55,27 @@ def _activation(_: CallSite, module: Any) -> RuleResult:
 
 def _batch_norm(site: CallSite, norm: Any) -> RuleResult:
     require_channels_first(site)
-    if norm.training or norm.running_mean is None:
+    on_batch: bool
+    eps: Any
+    names = ("running_mean", "running_var", "weight", "bias")
+    if isinstance(norm, nn.Module):
+        values: tuple[Any, ...] = tuple(LateParameter(norm, name) for name in names)
+        on_batch, eps = norm.training or norm.running_mean is None, norm.eps
+    else:
+        options = site.bind(("input", *names, "training", "momentum", "eps"))
+        on_batch, eps = bool(options.get("training")), options.get("eps", 1e-5)
+        args = dict(zip(("input", *names), site.args, strict=False)) | site.kwargs
+        values = tuple(args.get(name) for name in names)
+    if on_batch:
         raise Refused(
             "batch norm on batch statistics looks at the whole image: freeze it (.eval()), or "
             "replace it by layer norm over channels"
         )
-    values = tuple(
-        LateParameter(norm, name) for name in ("running_mean", "running_var", "weight", "bias")
-    )
-    return RuleResult(Pointwise(fresh=True), norm=FrozenNorm(values, norm.eps))
-
-
-def _batch_norm_call(site: CallSite, _: Any) -> RuleResult:
-    parameters = ("running_mean", "running_var", "weight", "bias")
-    names = ("input", *parameters, "training", "momentum", "eps")
-    options = site.bind(names)
-    args = {"weight": None, "bias": None} | dict(zip(names, site.args, strict=False)) | site.kwargs
-    require_channels_first(site)
-    if options.get("training"):
-        raise Refused(
-            "batch norm on batch statistics looks at the whole image: freeze it (.eval())"
-        )
-    norm = FrozenNorm(tuple(args[name] for name in parameters), options.get("eps", 1e-5))
-    return RuleResult(Pointwise(fresh=True), norm=norm)
+    return RuleResult(Pointwise(fresh=True), norm=FrozenNorm(values, eps))
 
 
 def _layer_norm(site: CallSite, norm: Any) -> RuleResult:
-    return _layer_norm_over(site, len(norm.normalized_shape))
-
-
-def _layer_norm_call(site: CallSite, _: Any) -> RuleResult:
-    shape = site.fake_args[1] if len(site.fake_args) > 1 else site.fake_kwargs["normalized_shape"]
-    return _layer_norm_over(site, len(shape))
-
-
-def _layer_norm_over(site: CallSite, n_dims: int) -> RuleResult:
-    """Translate a layer norm over the last `n_dims` dimensions."""
+    n_dims = len(site.options(norm, normalized_shape=())["normalized_shape"])
     if any(d >= site.fake_result.ndim - n_dims for d in site.dims):
         raise Refused("layer norm over space looks at the whole map: normalise channels only")
     return RuleResult(Pointwise(fresh=True, work=8.0))
@@ -220,9 +197,9 @@ MODULES: Mapping[type[nn.Module], Rule] = {
             *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
             *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
         ),
-        pad_layer,
+        pad,
     ),
-    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), upsample),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), resize),
     **dict.fromkeys((nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU), along_layer),
     nn.PixelShuffle: pixel_shuffle,
     nn.PixelUnshuffle: pixel_unshuffle,
@@ -238,9 +215,9 @@ MODULES: Mapping[type[nn.Module], Rule] = {
 BY_NAME: Mapping[str, Rule] = {
     "DropPath": image_dropout,
     "StochasticDepth": image_dropout,
-    "Conv2dSame": same_convolution,
-    "MaxPool2dSame": same_max_pool,
-    "PaddedConv2d": kernel_padded_convolution,
+    "Conv2dSame": partial(convolution, padding="tensorflow"),
+    "MaxPool2dSame": partial(max_pool, padding="tensorflow"),
+    "PaddedConv2d": partial(convolution, padding="kernel"),
 }
 """Rules of other libraries' layers that cannot be traced through, by the name of the class."""
 
@@ -263,17 +240,17 @@ _ARITHMETIC = (
 
 FUNCTIONS: Mapping[Any, Rule] = {
     **dict.fromkeys(_ARITHMETIC, _elementwise),
-    **dict.fromkeys((_F.conv1d, _F.conv2d, _F.conv3d), convolution_call),
-    **dict.fromkeys((_F.max_pool1d, _F.max_pool2d, _F.max_pool3d), max_pool_call),
-    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool_call),
-    **dict.fromkeys((_F.avg_pool1d, _F.avg_pool2d, _F.avg_pool3d), mean_pool_call),
+    **dict.fromkeys((_F.conv1d, _F.conv2d, _F.conv3d), convolution),
+    **dict.fromkeys((_F.max_pool1d, _F.max_pool2d, _F.max_pool3d), max_pool),
+    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool),
+    **dict.fromkeys((_F.avg_pool1d, _F.avg_pool2d, _F.avg_pool3d), mean_pool),
     **dict.fromkeys((_F.dropout, _F.dropout1d, _F.dropout2d, _F.dropout3d), dropout_call),
     _F.alpha_dropout: dropout_call,
     _F.prelu: _prelu,
-    _F.pad: pad_call,
-    _F.interpolate: interpolate,
-    _F.batch_norm: _batch_norm_call,
-    _F.layer_norm: _layer_norm_call,
+    _F.pad: pad,
+    _F.interpolate: resize,
+    _F.batch_norm: _batch_norm,
+    _F.layer_norm: _layer_norm,
     _F.linear: _linear,
     torch.permute: _permute,
     torch.transpose: _transpose,
@@ -288,8 +265,7 @@ FUNCTIONS: Mapping[Any, Rule] = {
     **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, torch.prod), _reduced),
     **dict.fromkeys((torch.std, torch.var, torch.logsumexp), _reduced),
     **dict.fromkeys((torch.max, torch.min), min_or_max(_elementwise)),
-    **dict.fromkeys((_F.conv_transpose1d, _F.conv_transpose2d), transposed_call),
-    _F.conv_transpose3d: transposed_call,
+    **dict.fromkeys((_F.conv_transpose1d, _F.conv_transpose2d, _F.conv_transpose3d), transposed),
     _F.pixel_shuffle: pixel_shuffle,
     _F.pixel_unshuffle: pixel_unshuffle,
     **dict.fromkeys((torch.channel_shuffle, _F.native_channel_shuffle), channel_shuffle),

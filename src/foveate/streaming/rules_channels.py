@@ -79,11 +79,8 @@ def min_or_max(elementwise: Rule) -> Rule:
     reduced = along(None, 1)
 
     def rule(site: CallSite, target: Any) -> RuleResult:
-        two = [
-            *site.fake_args[1:2],
-            *(site.fake_kwargs[k] for k in ("other",) if k in site.fake_kwargs),
-        ]
-        return (elementwise if any(isinstance(v, Tensor) for v in two) else reduced)(site, target)
+        second = (*site.fake_args[1:2], site.fake_kwargs.get("other"))
+        return (elementwise if isinstance(second[0], Tensor) else reduced)(site, target)
 
     return rule
 

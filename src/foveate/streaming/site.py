@@ -82,6 +82,18 @@ class CallSite:
         """Return the fake arguments by name, from the names of the positional arguments."""
         return dict(zip(names, self.fake_args, strict=False)) | self.fake_kwargs
 
+    def options(self, target: Any, **defaults: Any) -> dict[str, Any]:
+        """Return the options of a layer, or the arguments of a function, by name.
+
+        Args:
+            target: the layer or the function that is called.
+            **defaults: the options with their defaults, in the order in which the function takes
+                them after its input.
+        """
+        if isinstance(target, nn.Module):
+            return {name: getattr(target, name, value) for name, value in defaults.items()}
+        return defaults | self.bind(("input", *defaults))
+
 
 class FrozenNorm(NamedTuple):
     """The arguments of a batch norm on stored statistics.

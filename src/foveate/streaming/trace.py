@@ -148,6 +148,15 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def _recording(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """Make the method of a proxy that records a call of an in-place operator."""
+
+    def record(proxy: Any, other: Any) -> Any:
+        return proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+    return record
+
+
 class _Overwritable(fx.Proxy):
     """A proxy that records ``x += y`` as it is; `fx.Proxy` would record ``x = x + y``."""
 
@@ -159,24 +168,11 @@ class _Overwritable(fx.Proxy):
         device = self.tracer.device
         return fx.proxy.Attribute(self, "device") if device is None else device
 
-    def _record_overwriting(self, name: str, other: Any) -> Any:
-        function = getattr(operator, name)
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    def __iadd__(self, other: Any) -> Any:
-        return self._record_overwriting("iadd", other)
-
-    def __isub__(self, other: Any) -> Any:
-        return self._record_overwriting("isub", other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._record_overwriting("imul", other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._record_overwriting("itruediv", other)
-
-    def __ipow__(self, other: Any) -> Any:
-        return self._record_overwriting("ipow", other)
+    __iadd__ = _recording(operator.iadd)
+    __isub__ = _recording(operator.isub)
+    __imul__ = _recording(operator.imul)
+    __itruediv__ = _recording(operator.itruediv)
+    __ipow__ = _recording(operator.ipow)
 
 
 class _Tracer(fx.Tracer):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.streaming.base import AbstractOp, Call, Ints
+from foveate.streaming.padded import kernel_padding
 from foveate.streaming.pointwise import crop_and_pad
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -171,40 +172,21 @@ class WindowMean(AbstractWindowed):
         return count
 
 
-@dataclass(frozen=True)
-class TransposedWindow:
-    """The window of a transposed convolution along one axis.
+class TransposedConvolution(AbstractWindowed):
+    """Transposed convolution with any stride, padding, dilation and groups.
 
     Input cell i contributes to output cells from ``i * stride - left`` on.
 
-    Attributes:
-        kernel: number of output cells in a window.
-        stride: output cells from one window to the next.
-        dilation: output cells from one cell of a window to the next.
-        left: cells that are cropped before the first output cell.
-        n: cells of the input map.
-    """
-
-    kernel: int
-    stride: int
-    dilation: int
-    left: int
-    n: int
-
-
-class TransposedConvolution(AbstractOp):
-    """Transposed convolution with any stride, padding, dilation and groups.
-
     Args:
-        windows: the window of each axis.
+        windows: the window of each axis, in output cells.
         groups: number of groups of channels.
         work: floating-point operations per output element.
     """
 
     regular = False
 
-    def __init__(self, windows: Sequence[TransposedWindow], *, groups: int, work: float) -> None:
-        self.windows = tuple(windows)
+    def __init__(self, windows: Sequence[SlidingWindow], *, groups: int, work: float) -> None:
+        super().__init__(windows)
         self.groups, self.work = groups, work
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
@@ -217,11 +199,9 @@ class TransposedConvolution(AbstractOp):
     def run(self, call: Call) -> Float[Tensor, "1 k *size"]:
         """Compute the contributions of the input cells, cropped or padded to the output cells."""
         x, weight, bias = call.args
-        sides: dict[str, Any] = {
-            name: tuple(getattr(w, name) for w in self.windows) for name in ("stride", "dilation")
-        }
         run = _TRANSPOSED[len(self.windows)]
-        out: Tensor = run(x, weight, None, sides["stride"], 0, 0, self.groups, sides["dilation"])
+        stride, dilation = self._sides("stride"), self._sides("dilation")
+        out: Tensor = run(x, weight, None, stride, 0, 0, self.groups, dilation)
         covered = []
         for (low, _), w, size in zip(call.input_region, self.windows, out.shape[2:], strict=True):
             begin = low * w.stride - w.left
@@ -238,48 +218,29 @@ def make_windows(
     Args:
         kernel: side of the kernel, one number or one per axis.
         stride: stride, one number or one per axis.
-        padding: cells of padding on both sides, one number or one per axis, or ``same`` or
-            ``valid``.
+        padding: cells of padding on both sides, one number or one per axis; PyTorch's ``same`` or
+            ``valid``; ``tensorflow``, with which there are ``ceil(n / stride)`` windows over n
+            cells; or ``kernel``, as in `PaddedConv2d`.
         dilation: dilation, one number or one per axis.
         extent: cells of the map per axis.
     """
     d = len(extent)
-    sides, steps, spread = per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d)
-    windows = []
-    for axis in range(d):
-        reach = spread[axis] * (sides[axis] - 1)
-        if padding == "same":
-            left, right = reach // 2, reach - reach // 2
-        elif padding == "valid":
-            left = right = 0
-        else:
-            left = right = per_axis(padding, d)[axis]
-        windows.append(
-            SlidingWindow(sides[axis], steps[axis], spread[axis], left, right, extent[axis])
-        )
-    return windows
-
-
-def make_same_windows(
-    kernel: Any, stride: Any, dilation: Any, extent: Sequence[int]
-) -> list[SlidingWindow]:
-    """Make the sliding window of each axis with the padding of TensorFlow (``same``).
-
-    There are ``ceil(n / stride)`` windows over n cells.
-
-    Args:
-        kernel: side of the kernel, one number or one per axis.
-        stride: stride, one number or one per axis.
-        dilation: dilation, one number or one per axis.
-        extent: cells of the map per axis.
-    """
-    d = len(extent)
-    windows = []
-    for k, s, dil, n in zip(
+    sides = zip(
         per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d), extent, strict=True
-    ):
-        total = max((math.ceil(n / s) - 1) * s + (k - 1) * dil + 1 - n, 0)
-        windows.append(SlidingWindow(k, s, dil, total // 2, total - total // 2, n))
+    )
+    windows = []
+    for axis, (k, s, dil, n) in enumerate(sides):
+        total = 0
+        if padding == "same":
+            total = dil * (k - 1)
+        elif padding == "tensorflow":
+            total = max((math.ceil(n / s) - 1) * s + dil * (k - 1) + 1 - n, 0)
+        left, right = total // 2, total - total // 2
+        if padding == "kernel":
+            left, right = kernel_padding(k, s, n)
+        elif not isinstance(padding, str):
+            left = right = per_axis(padding, d)[axis]
+        windows.append(SlidingWindow(k, s, dil, left, right, n))
     return windows
 
 
