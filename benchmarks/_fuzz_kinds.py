@@ -22,7 +22,7 @@ from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model, save_model
 from foveate.runs.config import build_config, dump_yaml, load_yaml
 from foveate.runs.models import find_models
-from foveate.table import read_cases
+from foveate.table import LabelRules, read_cases
 
 KINDS = ("images", "tables", "configs", "models")
 _TABLES = (".csv", ".tsv", ".xlsx")
@@ -170,7 +170,9 @@ def visit_table(path: Path, images: Path) -> None:
     for read in (
         lambda: read_cases(path, images=images),
         lambda: read_cases(
-            path, images=images, known_labels=("benign", "malignant"), for_training=False
+            path,
+            images=images,
+            labels=LabelRules(known=("benign", "malignant"), for_training=False),
         ),
         lambda: gather_cases([path]),
     ):

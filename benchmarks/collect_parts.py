@@ -22,7 +22,7 @@ from pathlib import Path
 from foveate.files.journal import Journal
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.outputs import _make_key
-from foveate.table import Case, read_cases
+from foveate.table import Case, LabelRules, read_cases
 
 
 def predict(run: Path, images: Path, out: Path) -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     predict(args.run, args.image, args.out / "one")
     lines = (args.out / "one" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     about = {k: v for k, v in json.loads(lines[0]).items() if k != "schema"}
-    cases = read_cases(table, need_labels=False).cases
+    cases = read_cases(table, labels=LabelRules(needed=False)).cases
     for number in range(1, args.parts + 1):
         part = JobPart(number, args.parts)
         path = args.out / "all" / "parts" / part.folder / "answers.jsonl"

@@ -21,14 +21,18 @@ from foveate.loading.loader import CaseLoader
 from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.memory import computes_in_bf16
 from foveate.nn.overview import OverviewHead
-from foveate.table import read_cases
+from foveate.table import NamedColumns, read_cases
 from foveate.tasks import build_task
 
 
 def main() -> None:
     """Compute and print the scores."""
     args = _arguments()
-    table = read_cases(Path(args.table), label=args.label, patient=args.patient, images=args.images)
+    table = read_cases(
+        Path(args.table),
+        images=args.images,
+        columns=NamedColumns(label=args.label, patient=args.patient),
+    )
     fit = tuple(map(int, args.fit.split("x"))) if args.fit else None
     options = ViewOptions(fit=fit)
     view = choose_view(scan_cases(table.cases, options).facts.values(), options)

@@ -7,7 +7,14 @@ import openpyxl
 import pytest
 
 from foveate.errors import OptionError, TableError
-from foveate.table import CaseTable, cases_from_folder, read_cases, with_known_labels
+from foveate.table import (
+    CaseTable,
+    LabelRules,
+    NamedColumns,
+    cases_from_folder,
+    read_cases,
+    with_known_labels,
+)
 from foveate.tasks.multiclass import MulticlassTask
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -87,7 +94,7 @@ def test_stamp_two_tables_are_joined_by_patient(tmp_path: Path) -> None:
 
 def test_a_trident_list_without_labels_is_read(tmp_path: Path) -> None:
     path = table(tmp_path, "wsi,mpp\na.svs,0.25\nb.svs,\n", "a.svs", "b.svs")
-    read = read_cases(path, need_labels=False)
+    read = read_cases(path, labels=LabelRules(needed=False))
     assert [c.spacing_um for c in read.cases] == [(0.25, 0.25), None]
     assert [c.label for c in read.cases] == [None, None]
 
@@ -158,12 +165,12 @@ def test_nonsense_spacing_names_file_row_and_value(tmp_path: Path, value: str) -
 def test_rows_without_usable_label_are_skipped_with_a_warning(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label\na.tif,x\nb.tif,\nc.tif,y\nd.tif,z\n",
                  "a.tif", "b.tif", "c.tif", "d.tif")  # fmt: skip
-    read = read_cases(path, labels_wanted=["x", "y"])
+    read = read_cases(path, labels=LabelRules(wanted=["x", "y"]))
     assert ids(read) == ["a", "c"]
     assert "1 rows without a 'label' left out (first: row 3)" in warnings_of(read)
     assert "1 rows with other labels left out: z" in warnings_of(read)
     with pytest.raises(TableError, match="no row has the label 'X'"):
-        read_cases(path, labels_wanted=["X", "y"])
+        read_cases(path, labels=LabelRules(wanted=["X", "y"]))
 
 
 def test_ids_are_unique_and_safe_as_file_names(tmp_path: Path) -> None:
@@ -246,8 +253,8 @@ def test_refusals_are_one_clear_line(tmp_path: Path, text: str, message: str) ->
 def test_a_wrong_column_name_gets_the_nearest(tmp_path: Path) -> None:
     path = table(tmp_path, "path,diagnosis\na.tif,0\nb.tif,1\n", "a.tif", "b.tif")
     with pytest.raises(TableError, match=r"no column 'diagnosi' \(--label\). Did you mean 'diagn"):
-        read_cases(path, label="diagnosi")
-    assert read_cases(path, label="DIAGNOSIS").label_column == "diagnosis"
+        read_cases(path, columns=NamedColumns(label="diagnosi"))
+    assert read_cases(path, columns=NamedColumns(label="DIAGNOSIS")).label_column == "diagnosis"
 
 
 def test_an_ambiguous_name_is_refused(tmp_path: Path) -> None:
@@ -329,7 +336,7 @@ def test_the_atlas_table_lacks_eight_spacings() -> None:
     read = read_cases(path)
     assert read.columns["spacing"] == "mpp"
     assert sum(case.spacing_um is None for case in read.cases) == 8
-    two = read_cases(path, labels_wanted=["malignant", "non_neoplastic"])
+    two = read_cases(path, labels=LabelRules(wanted=["malignant", "non_neoplastic"]))
     assert Counter(c.label for c in two.cases) == {"malignant": 10, "non_neoplastic": 10}
 
 

@@ -14,7 +14,7 @@ from foveate.errors import OptionError, TableError
 from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model, load_model, save_model
-from foveate.table import read_cases, with_known_labels
+from foveate.table import LabelRules, NamedColumns, read_cases, with_known_labels
 from foveate.tasks import build_task, explain_unfit, restore_task
 from foveate.tasks.regression import RegressionTask
 from unit.test_tables import read_labels
@@ -105,13 +105,22 @@ def test_numeric_labels_need_the_task_and_the_error_names_it(tmp_path: Path) -> 
     assert explain_unfit("regression", labels, "size") is None
     path = read_labels(tmp_path, labels, "size")
     with pytest.raises(TableError, match="which --task regression learns"):
-        read_cases(path, label="size")
-    assert len(read_cases(path, label="size", task="regression").cases) == 40
+        read_cases(path, columns=NamedColumns(label="size"))
+    assert (
+        len(
+            read_cases(
+                path, columns=NamedColumns(label="size"), labels=LabelRules(task="regression")
+            ).cases
+        )
+        == 40
+    )
 
 
 def test_rows_without_a_number_are_set_aside_and_reported(tmp_path: Path) -> None:
     path = read_labels(tmp_path, [*LABELS, "pending"], "size")
-    read = read_cases(path, label="size", task="regression")
+    read = read_cases(
+        path, columns=NamedColumns(label="size"), labels=LabelRules(task="regression")
+    )
     table = with_known_labels(read, TASK, {})
     assert len(table.cases) == 6
     assert [row.reason for row in table.set_aside] == ["label 'pending' is none of numbers"]

@@ -11,7 +11,7 @@ import openpyxl
 import pytest
 
 from foveate.errors import TableError
-from foveate.table import CaseTable, read_cases, spacing_for_axes
+from foveate.table import CaseTable, LabelRules, NamedColumns, read_cases, spacing_for_axes
 
 LABELS = ("benign", "malignant")
 ROWS = [(f"{i:03d}.tif", LABELS[i % 2]) for i in range(1, 9)]
@@ -283,9 +283,12 @@ def test_missing_patients_are_refused_with_their_number(tmp_path: Path) -> None:
     path = with_patients(tmp_path, ["P#", "", "P#"])
     with pytest.raises(TableError, match=r"4 of 12 rows have no 'patient' \(first: row 3\)"):
         read_cases(path)
-    read = read_cases(path, for_training=False)
+    read = read_cases(path, labels=LabelRules(for_training=False))
     assert "warning: 4 of 12 rows have no 'patient'" in warnings_of(read)
-    assert len({c.patient_id for c in read_cases(path, patient="path").cases}) == 12
+    assert (
+        len({c.patient_id for c in read_cases(path, columns=NamedColumns(patient="path")).cases})
+        == 12
+    )
 
 
 def test_joined_tables_spell_patients_differently(tmp_path: Path) -> None:
@@ -316,14 +319,14 @@ def test_spellings_of_a_label_are_one_class(tmp_path: Path, spelt: list[str], la
     read = read_cases(tmp_path / "t.csv")
     assert {case.label for case in read.cases} == {label, "other"}
     assert f"label '{label}' is also written" in warnings_of(read)
-    table = read_cases(tmp_path / "t.csv", labels_wanted=[spelt[1], "other"])
+    table = read_cases(tmp_path / "t.csv", labels=LabelRules(wanted=[spelt[1], "other"]))
     assert len(table.cases) == 7
 
 
 def test_labels_take_the_spelling_of_the_model(tmp_path: Path) -> None:
     images(tmp_path, "a.tif", "b.tif")
     (tmp_path / "t.csv").write_text("path,label\na.tif,1.0\nb.tif,0.0\n", encoding="utf-8")
-    read = read_cases(tmp_path / "t.csv", known_labels=("0", "1"), for_training=False)
+    read = read_cases(tmp_path / "t.csv", labels=LabelRules(known=("0", "1"), for_training=False))
     assert [case.label for case in read.cases] == ["1", "0"]
 
 
@@ -450,11 +453,17 @@ def test_labels_that_are_no_classes_are_refused_with_advice(
 ) -> None:
     path = read_labels(tmp_path, labels, column)
     with pytest.raises(TableError, match=message) as caught:
-        read_cases(path, label=column)
+        read_cases(path, columns=NamedColumns(label=column))
     assert f"'{column}'" in str(caught.value)
     assert "--task multiclass" in str(caught.value)
-    assert len(read_cases(path, label=column, task="multiclass").cases) == len(labels)
-    assert read_cases(path, label=column, for_training=False).cases, "a model may know them"
+    assert len(
+        read_cases(
+            path, columns=NamedColumns(label=column), labels=LabelRules(task="multiclass")
+        ).cases
+    ) == len(labels)
+    assert read_cases(
+        path, columns=NamedColumns(label=column), labels=LabelRules(for_training=False)
+    ).cases, "a model may know them"
 
 
 @pytest.mark.parametrize(
@@ -493,7 +502,7 @@ def test_survival_is_recognised(
     rows = "".join(f"{i}.tif,{10.5 + 3 * i},{i % 2}\n" for i in range(6))
     (tmp_path / "t.csv").write_text(f"path,{time},{event}\n{rows}", encoding="utf-8")
     with pytest.raises(TableError, match=f"'{event}' and '{time}' are survival data") as caught:
-        read_cases(tmp_path / "t.csv", label=question)
+        read_cases(tmp_path / "t.csv", columns=NamedColumns(label=question))
     assert "--label" in str(caught.value)
 
 

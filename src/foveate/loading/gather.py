@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foveate.errors import ImageNotFound
 from foveate.readers import is_image_folder
-from foveate.table import Case, CaseTable, cases_from_folder, read_cases, safe_id
+from foveate.table import Case, CaseTable, LabelRules, cases_from_folder, read_cases, safe_id
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 
@@ -33,7 +33,7 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
         if not path.exists() and not path.is_symlink():
             raise ImageNotFound(f"{path}: no such file or folder; check the name")
         if path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(read_cases(path, need_labels=False))
+            tables.append(read_cases(path, labels=LabelRules(needed=False)))
         else:
             tables.append(cases_from_folder(path, is_image_folder))
     once: dict[str, Case] = {}

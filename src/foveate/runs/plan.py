@@ -33,6 +33,8 @@ from foveate.runs.folder import make_quarantine_row
 from foveate.table import (
     Case,
     CaseTable,
+    LabelRules,
+    NamedColumns,
     Splits,
     describe_factors,
     load_splits,
@@ -143,11 +145,8 @@ def _read_table(config: RunConfig, display: Display) -> CaseTable:
         Path(options.path),
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
-        label=options.label,
-        patient=options.patient,
-        path=options.image,
-        labels_wanted=options.classes,
-        task=config.task,
+        columns=NamedColumns(options.image, options.patient, options.label),
+        labels=LabelRules(wanted=options.classes, task=config.task),
     )
     for note in table.notes:
         display.say(note)

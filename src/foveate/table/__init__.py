@@ -8,22 +8,31 @@ from pathlib import Path
 
 from foveate.errors import TableError, several
 from foveate.table.builder import CaseBuilder
-from foveate.table.columns import PATIENT, NamedColumns, find_named, header_names, recognise
+from foveate.table.columns import (
+    PATIENT,
+    NamedColumns,
+    find_named,
+    first_filled,
+    header_names,
+    recognise,
+)
 from foveate.table.files import Finder, file_ids, image_files, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.known import with_known_labels
-from foveate.table.same import patient_key, plain_name
+from foveate.table.same import patient_key
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
 from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
-from foveate.table.types import Case, CaseTable, Row, SetAside, TableSheet
+from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
 from foveate.tasks import AUTO, explain_unfit
 
 __all__ = [
     "Case",
     "CaseTable",
     "Fold",
+    "LabelRules",
+    "NamedColumns",
     "SetAside",
     "Splits",
     "cases_from_folder",
@@ -46,14 +55,8 @@ def read_cases(
     *,
     images: Path | None = None,
     files: Path | None = None,
-    label: str | None = None,
-    patient: str | None = None,
-    path: str | None = None,
-    labels_wanted: Sequence[str] | None = None,
-    known_labels: Sequence[str] = (),
-    need_labels: bool = True,
-    for_training: bool = True,
-    task: str = AUTO,
+    columns: NamedColumns | None = None,
+    labels: LabelRules | None = None,
 ) -> CaseTable:
     """Read cases from a CSV, TSV or XLSX table; columns of common tools are recognised.
 
@@ -63,40 +66,30 @@ def read_cases(
         table: a table with one row per image; or, together with `files`, with one per patient.
         images: the folder that paths are relative to; by default that of the table.
         files: a second table, with one row per image, joined by patient (STAMP's slide table).
-        label: name of the label's column, where it is not recognised.
-        patient: name of the patient's column, where it is not recognised.
-        path: name of the path's column, where it is not recognised.
-        labels_wanted: labels of the rows to keep; None for all.
-        need_labels: whether rows without a label are left out.
-        known_labels: labels of a model; labels of the table with the same meaning get their
-            spelling.
-        for_training: whether labels must be such that the task can be trained on them, and
-            patients must be known where there is a column of them.
-        task: name of the task to train; where none is named, labels that are hardly classes are
-            refused.
+        columns: the columns that the user names; by default all are recognised.
+        labels: rules for the labels; by default those of a table to train on.
 
     Raises:
         TableError: the table cannot be used; the message names file, row, value and remedy.
     """
     if images is not None and not images.is_dir():
         raise TableError(f"--images {images}: no such folder; check the name")
-    names = NamedColumns(path=path, patient=patient, label=label)
+    names, rules = columns or NamedColumns(), labels or LabelRules()
     sheet = _read_tables(table, files, names)
-    columns = recognise(sheet, names, need_label=need_labels or labels_wanted is not None)
-    to_train = need_labels and for_training
-    if to_train and task == AUTO and (survival := survival_columns(sheet, [str(columns.label)])):
+    roles = recognise(sheet, names, need_label=rules.needed or rules.wanted is not None)
+    to_train = rules.needed and rules.for_training
+    survival = survival_columns(sheet, [str(roles.label)]) if rules.task == AUTO else None
+    if to_train and survival:
         raise TableError(f"{sheet.path}: {survival}")
-    builder = CaseBuilder(sheet, columns, Finder(images or (files or table).parent))
-    cases = builder.build(
-        labels_wanted, need_labels=need_labels, need_patients=to_train, known_labels=known_labels
-    )
+    builder = CaseBuilder(sheet, roles, Finder(images or (files or table).parent))
+    cases = builder.build(rules)
     if to_train:
-        _check_labels(sheet, str(columns.label), builder, cases, task)
+        _check_labels(sheet, str(roles.label), builder, cases, rules.task)
     return CaseTable(
         cases=cases,
-        label_column=columns.label,
-        columns=columns.by_role(),
-        notes=(*sheet.notes, *columns.notes, *builder.notes),
+        label_column=roles.label,
+        columns=roles.by_role(),
+        notes=(*sheet.notes, *roles.notes, *builder.notes),
         set_aside=tuple(builder.set_aside),
     )
 
@@ -148,10 +141,7 @@ def _read_tables(table: Path, files: Path | None, names: NamedColumns) -> TableS
 
 def _join(patients: TableSheet, files: TableSheet, patient: str | None) -> TableSheet:
     """Join two tables to one row per file; notes name files and patients without a partner."""
-    keys = [
-        find_named(sheet, patient, "patient") or _patient_column(sheet)
-        for sheet in (patients, files)
-    ]
+    keys = [_patient_column(sheet, patient) for sheet in (patients, files)]
     by_patient = _index_patients(patients, keys[0])
     rows, without_patient, patients_with_file = [], [], set()
     for row in files.rows:
@@ -214,10 +204,9 @@ def _describe_unjoined(without_patient: list[str], without_file: list[str]) -> l
     return notes
 
 
-def _patient_column(sheet: TableSheet) -> str:
+def _patient_column(sheet: TableSheet, named: str | None) -> str:
     """Return the column that names the patient, or raise `TableError`."""
-    for candidate in PATIENT:
-        for column in sheet.columns:
-            if plain_name(column) == candidate:
-                return column
-    raise TableError(f"{sheet.path}: no column names the patient; say which with --patient")
+    column = find_named(sheet, named, "patient") or first_filled(sheet, PATIENT)
+    if column is None:
+        raise TableError(f"{sheet.path}: no column names the patient; say which with --patient")
+    return column

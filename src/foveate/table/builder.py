@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +14,14 @@ from foveate.table.files import (
     Finder,
     ends_with,
     file_ids,
-    image_files,
     safe_id,
     stem,
     value_folders,
 )
-from foveate.table.same import clean, label_key, one_spelling, patient_key, respelt_groups
+from foveate.table.notes import describe_cases, describe_respelt_patients, describe_unlisted, quoted
+from foveate.table.same import label_key, one_spelling, patient_key, respelt_groups
 from foveate.table.spacing import parse_spacing
-from foveate.table.types import Case, Row, SetAside, TableSheet
+from foveate.table.types import Case, LabelRules, Row, SetAside, TableSheet
 
 
 class CaseBuilder:
@@ -44,36 +44,29 @@ class CaseBuilder:
         self.notes: list[str] = []
         self.set_aside: list[SetAside] = []
 
-    def build(
-        self,
-        labels_wanted: Sequence[str] | None,
-        *,
-        need_labels: bool,
-        need_patients: bool,
-        known_labels: Sequence[str] = (),
-    ) -> tuple[Case, ...]:
+    def build(self, rules: LabelRules) -> tuple[Case, ...]:
         """Build the cases in the table's order.
 
         Args:
-            labels_wanted: labels of the rows to keep; None for all.
-            need_labels: whether rows without a label are left out.
-            need_patients: whether rows without a patient are refused where others have one.
-            known_labels: labels of a model; labels with the same meaning get their spelling.
+            rules: which labels the rows need.
 
         Raises:
             TableError: no file is found, a value is impossible, or rows contradict each other.
         """
-        rows = self._keep_labelled(self.sheet.rows) if need_labels else list(self.sheet.rows)
+        rows = self._keep_labelled(self.sheet.rows) if rules.needed else list(self.sheet.rows)
         if self.columns.label:
-            rows = self._unify_labels(rows, known_labels)
-        if labels_wanted is not None:
-            rows = self._keep_wanted(rows, labels_wanted)
+            rows = self._unify_labels(rows, rules.known)
+        if rules.wanted is not None:
+            rows = self._keep_wanted(rows, rules.wanted)
         if self.columns.patient_id:
-            rows = self._unify_patients(rows, all_known=need_patients)
+            rows = self._unify_patients(rows, all_known=rules.needed and rules.for_training)
         pairs = self._find_files(rows)
         cases = self._drop_duplicates([(row, self._case(row, path)) for row, path in pairs])
-        self._note_patients(cases)
-        self._note_unlisted(pairs)
+        named = [row.cells[self.columns.path] for row in self.sheet.rows]
+        self.notes += [
+            *describe_cases(cases),
+            *describe_unlisted(named, [path for _, path in pairs]),
+        ]
         return tuple(cases)
 
     def _keep_labelled(self, rows: Iterable[Row]) -> list[Row]:
@@ -125,16 +118,8 @@ class CaseBuilder:
             )
         spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], patient_key)
         if groups := respelt_groups(spelling):
-            self._note_respelt_patients(groups)
+            self.notes.append(describe_respelt_patients(groups))
         return [_with_cell(row, column, spelling) for row in rows]
-
-    def _note_respelt_patients(self, groups: Sequence[Sequence[str]]) -> None:
-        """Note which patients are written in several ways, each group the spellings of one."""
-        many = f"{len(groups)} patients are" if groups[1:] else "1 patient is"
-        spellings = ", ".join(quoted(word) for word in groups[0])
-        self.notes.append(
-            f"warning: {many} written in several ways ({spellings}): one patient each"
-        )
 
     def _keep_wanted(self, rows: list[Row], wanted: Sequence[str]) -> list[Row]:
         column = str(self.columns.label)
@@ -315,40 +300,6 @@ class CaseBuilder:
             self.notes.append(f"file names repeat ({several(renamed)}): ids hold the folder")
         return [(row, _renamed(case, ids[case.path])) for row, case in pairs]
 
-    def _note_patients(self, cases: list[Case]) -> None:
-        labels = defaultdict(set)
-        for case in cases:
-            if case.label is not None:
-                labels[case.patient_id].add(case.label)
-        mixed = sorted(p for p, own_labels in labels.items() if len(own_labels) > 1)
-        if mixed:
-            many = f"{len(mixed)} patients have" if mixed[1:] else "1 patient has"
-            self.notes.append(f"{many} images of several classes: {several(mixed)}")
-        counts = Counter(case.label for case in cases if case.label is not None)
-        if 0 < len(counts) <= 20:
-            by_label = ", ".join(f"{label} {n}" for label, n in sorted(counts.items()))
-            patients = len({case.patient_id for case in cases})
-            self.notes.append(f"{len(cases)} images of {patients} patients: {by_label}")
-        similar = Counter(map(_loose_key, counts))
-        for label in sorted(counts):
-            if similar[_loose_key(label)] > 1:
-                self.notes.append(
-                    f"warning: label '{label}' differs from another in capitals, blanks or dashes "
-                    "only, and is a class of its own"
-                )
-
-    def _note_unlisted(self, pairs: list[tuple[Row, Path]]) -> None:
-        """Files beside the images that no row names, whether or not the row was kept."""
-        values = [row.cells[self.columns.path] for row in self.sheet.rows]
-        listed = {stem(Path(value.replace("\\", "/")).name) for value in values if value}
-        listed |= {stem(path.name) for _, path in pairs}
-        folders = {path.parent for _, path in pairs}
-        files = sorted(p.name for folder in folders for p in image_files(folder, deep=False))
-        unlisted = [name for name in files if stem(name) not in listed]
-        if unlisted:
-            beside = f"{len(unlisted)} files beside the images are not in the table"
-            self.notes.append(f"{beside}: {several(unlisted)}")
-
 
 def _renamed(case: Case, image_id: str) -> Case:
     """Return a case with another id, also as its patient where that was the id."""
@@ -360,16 +311,6 @@ def _with_cell(row: Row, column: str, spelling: Mapping[str, str]) -> Row:
     """Return a row with the chosen spelling in one column."""
     word = row.cells[column]
     return replace(row, cells={**row.cells, column: spelling.get(word, word)})
-
-
-def quoted(word: str) -> str:
-    """Put a word in quotation marks, with invisible characters written as escapes."""
-    return ascii(word) if word != clean(word) else f"'{word}'"
-
-
-def _loose_key(label: str) -> str:
-    """Remove capitals, and the blanks and dashes between words, from a label."""
-    return re.sub(r"(?<=\w)[ _-](?=\w)", "", label.casefold())
 
 
 def _contradict(folders: tuple[str, ...], other: tuple[str, ...]) -> bool:

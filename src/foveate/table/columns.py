@@ -108,11 +108,11 @@ def recognise(sheet: TableSheet, names: NamedColumns, *, need_label: bool) -> Co
     Raises:
         TableError: a named column does not exist, or there is none for the path or the label.
     """
-    path = find_named(sheet, names.path, "path") or _first(sheet, PATH)
+    path = find_named(sheet, names.path, "path") or first_filled(sheet, PATH)
     if path is None:
         raise TableError(_no_path_message(sheet))
-    patient = find_named(sheet, names.patient, "patient") or _first(sheet, PATIENT, {path})
-    image_id = _first(sheet, IMAGE_ID, {names.patient, names.label})
+    patient = find_named(sheet, names.patient, "patient") or first_filled(sheet, PATIENT, {path})
+    image_id = first_filled(sheet, IMAGE_ID, {names.patient, names.label})
     spacing = _spacing_columns(sheet)
     label = find_named(sheet, names.label, "label")
     if label is None:
@@ -145,7 +145,7 @@ def find_named(sheet: TableSheet, column: str | None, option: str) -> str | None
     )
 
 
-def _first(
+def first_filled(
     sheet: TableSheet, candidates: Iterable[str], but: Iterable[str | None] = ()
 ) -> str | None:
     """Return the first candidate that is a column with any value, except those in `but`."""
@@ -159,7 +159,7 @@ def _first(
 
 def _spacing_columns(sheet: TableSheet) -> tuple[str, ...]:
     """Return the columns of the spacing: y and x, one for both, or none."""
-    y, x = _first(sheet, SPACING_Y), _first(sheet, SPACING_X)
+    y, x = first_filled(sheet, SPACING_Y), first_filled(sheet, SPACING_X)
     if y and x:
         return (y, x)
     if y or x:
@@ -167,13 +167,13 @@ def _spacing_columns(sheet: TableSheet) -> tuple[str, ...]:
             f"{sheet.path}: column '{y or x}' needs one for the other axis as well: add it, or "
             "give one pixel size in a column 'mpp'"
         )
-    one = _first(sheet, SPACING)
+    one = first_filled(sheet, SPACING)
     return (one,) if one else ()
 
 
 def _label_column(sheet: TableSheet, taken: set[str], *, need: bool) -> str | None:
     """Return the column of labels among those that are not taken; raise if needed and unclear."""
-    known = _first(sheet, LABEL, taken)
+    known = first_filled(sheet, LABEL, taken)
     if known or not need:
         return known
     no_label = {*PATH, *IMAGE_ID, *PATIENT, *SPACING, *SPACING_X, *SPACING_Y, *_NO_LABEL}
@@ -196,7 +196,7 @@ def _describe_unclear_label(sheet: TableSheet, candidates: list[str]) -> str:
     survival = survival_columns(sheet, candidates)
     if survival is not None:
         return survival
-    if not candidates and _first(sheet, PATIENT):
+    if not candidates and first_filled(sheet, PATIENT):
         return (
             "no column holds the label. If the labels of patients stand in a second table, give "
             f"that as the table, and this one with --files {sheet.path.name}"
@@ -211,7 +211,7 @@ def _no_path_message(sheet: TableSheet) -> str:
         f"{sheet.path}: no column holds the images' paths (columns: {', '.join(sheet.columns)}). "
         "Name it 'path', or say which with --path"
     )
-    if _first(sheet, PATIENT):
+    if first_filled(sheet, PATIENT):
         message += (
             ". If the files stand in a second table (as STAMP's), give that with --files, such as "
             "--files slide.csv"

@@ -206,10 +206,6 @@ class Finder:
         name = stem(PurePosixPath(value.replace("\\", "/")).name)
         return next(iter(self._index().get(clean(name), [])), None)
 
-    def all(self) -> list[Path]:
-        """Return all files below the folder that could be images, sorted."""
-        return sorted({path for paths in self._index().values() for path in paths})
-
     def _direct(self, value: str) -> Path | None:
         """Return the file or folder of a value that is a path, or None."""
         for text in (value, value.replace("\\", "/")):

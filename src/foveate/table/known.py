@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from foveate.errors import OptionError, TableError, did_you_mean, several
 from foveate.table.same import label_key
-from foveate.table.types import CaseTable, SetAside
+from foveate.table.types import Case, CaseTable, SetAside
 from foveate.tasks.base import AbstractTask
 
 
@@ -35,15 +35,12 @@ def with_known_labels(
     excluded = [case for case in cases if not task.understands(case.label)]
     if not excluded:
         return replace(table, cases=tuple(cases))
-    unknown = Counter(str(case.label) for case in excluded)
-    known = task.allowed
-    counts = several([f"'{label}' {n}" for label, n in sorted(unknown.items())])
-    first = min(unknown)
-    maps = " ".join(f"--map '{label}=LABEL'" for label in sorted(unknown)[:3])
+    known, counts, maps = task.allowed, *_describe_unknown(excluded)
     if len(excluded) == len(cases):
+        near = did_you_mean(min(str(case.label) for case in excluded), task.known_labels)
         raise TableError(
             f"column '{table.label_column}' holds no label that the model knows: {counts}; it "
-            f"knows {known}.{did_you_mean(first, task.known_labels)} Rename with {maps}"
+            f"knows {known}.{near} Rename with {maps}"
         )
     note = (
         f"warning: {len(excluded)} of {len(cases)} rows left out, for the model does not know "
@@ -59,6 +56,13 @@ def with_known_labels(
         notes=(*table.notes, note),
         set_aside=(*table.set_aside, *aside),
     )
+
+
+def _describe_unknown(cases: Sequence[Case]) -> tuple[str, str]:
+    """Describe labels that the model does not know, and write options that rename them."""
+    unknown = Counter(str(case.label) for case in cases)
+    counts = several([f"'{label}' {n}" for label, n in sorted(unknown.items())])
+    return counts, " ".join(f"--map '{label}=LABEL'" for label in sorted(unknown)[:3])
 
 
 def _check_pair(old: str, new: str, task: AbstractTask, present: Collection[str]) -> None:

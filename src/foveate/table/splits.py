@@ -131,9 +131,10 @@ def _take_share(order: dict[str, list[str]], fraction: float, spare: int) -> set
     return {
         patient
         for patients in order.values()
-        for patient in patients[: max(0, min(max(1, round(len(patients) * fraction)),
-                                             len(patients) - spare))]
-    }  # fmt: skip
+        for patient in patients[
+            : max(0, min(max(1, round(len(patients) * fraction)), len(patients) - spare))
+        ]
+    }
 
 
 def _add_val(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -99,13 +100,11 @@ def _decode(path: Path) -> tuple[str, list[str]]:
     """
     no_table = TableError(f"{path} is no table: give a CSV, TSV or XLSX file")
     raw = _read_bytes(path, no_table)
-    while raw.startswith(b"\xef\xbb\xbf"):
-        raw = raw[3:]
-    wide = _find_wide_encoding(raw)
+    encoding = json.detect_encoding(raw)
     try:
-        text = raw.decode(wide or "utf-8")
+        text = raw.decode(encoding)
     except UnicodeError:
-        if wide:
+        if not encoding.startswith("utf-8"):
             raise no_table from None
         return _decode_western(path, raw)
     if "\0" in text:
@@ -117,7 +116,7 @@ def _read_bytes(path: Path, no_table: TableError) -> bytes:
     """Read a file; raise `no_table` if its head is no text, another `TableError` if it is large."""
     with path.open("rb") as file:
         raw = file.read(_HEAD_BYTES)
-        if b"\0" in raw and _find_wide_encoding(raw) is None:
+        if b"\0" in raw and json.detect_encoding(raw).startswith("utf-8"):
             raise no_table
         raw += file.read(_MAX_BYTES)
     if len(raw) > _MAX_BYTES:
@@ -126,30 +125,6 @@ def _read_bytes(path: Path, no_table: TableError) -> bytes:
             "labels"
         )
     return raw
-
-
-def _find_wide_encoding(raw: bytes) -> str | None:
-    """Return the encoding if it is UTF-16 or UTF-32, else None."""
-    if raw[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
-        return "utf-32"
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
-    return _find_unmarked_utf16(raw)
-
-
-def _find_unmarked_utf16(raw: bytes) -> str | None:
-    """Return the encoding if it is UTF-16 without a byte-order mark, else None.
-
-    Every second byte of most letters of a header is 0 there.
-    """
-    head = raw[:512]
-    low, high = head[0::2], head[1::2]
-    if len(head) >= 4:
-        if high.count(0) > len(high) // 2 and not low.count(0):
-            return "utf-16-le"
-        if low.count(0) > len(low) // 2 and not high.count(0):
-            return "utf-16-be"
-    return None
 
 
 def _decode_western(path: Path, raw: bytes) -> tuple[str, list[str]]:

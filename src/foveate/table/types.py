@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from foveate.tasks import AUTO
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,27 @@ class CaseTable:
     columns: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """Which labels the rows of a table need.
+
+    Attributes:
+        wanted: labels of the rows to keep; None for all.
+        known: labels of a model; labels of the table with the same meaning get their spelling.
+        needed: whether rows without a label are left out.
+        for_training: whether labels must be such that the task can be trained on them, and
+            patients must be known where there is a column of them.
+        task: name of the task to train; where none is named, labels that are hardly classes are
+            refused.
+    """
+
+    wanted: Sequence[str] | None = None
+    known: Sequence[str] = ()
+    needed: bool = True
+    for_training: bool = True
+    task: str = AUTO
 
 
 @dataclass(frozen=True)

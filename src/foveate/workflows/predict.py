@@ -37,6 +37,8 @@ from foveate.runtime import find_device
 from foveate.table import (
     Case,
     CaseTable,
+    LabelRules,
+    NamedColumns,
     describe_factors,
     read_cases,
     with_known_labels,
@@ -144,9 +146,8 @@ def evaluate_table(
         table,
         files=files,
         images=images,
-        label=label,
-        known_labels=models.task.known_labels,
-        for_training=False,
+        columns=NamedColumns(label=label),
+        labels=LabelRules(known=models.task.known_labels, for_training=False),
     )
     read = _match_labels(read, models, renamed or {}, table)
     with _lock_output(out, display):

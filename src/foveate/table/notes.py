@@ -1,0 +1,73 @@
+"""Describe cases for the user: classes, spellings, and files that no row names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from foveate.errors import several
+from foveate.table.files import image_files, stem
+from foveate.table.same import clean
+from foveate.table.types import Case
+
+
+def describe_cases(cases: Sequence[Case]) -> list[str]:
+    """Describe the labels of cases: patients with several, their numbers, similar spellings."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    counts: Counter[str] = Counter()
+    for case in cases:
+        if case.label is not None:
+            labels[case.patient_id].add(case.label)
+            counts[case.label] += 1
+    notes = []
+    mixed = sorted(patient for patient, words in labels.items() if len(words) > 1)
+    if mixed:
+        many = f"{len(mixed)} patients have" if mixed[1:] else "1 patient has"
+        notes.append(f"{many} images of several classes: {several(mixed)}")
+    if 0 < len(counts) <= 20:
+        by_label = ", ".join(f"{label} {n}" for label, n in sorted(counts.items()))
+        patients = len({case.patient_id for case in cases})
+        notes.append(f"{len(cases)} images of {patients} patients: {by_label}")
+    similar = Counter(map(_loose_key, counts))
+    return notes + [
+        f"warning: label '{label}' differs from another in capitals, blanks or dashes only, and is "
+        "a class of its own"
+        for label in sorted(counts)
+        if similar[_loose_key(label)] > 1
+    ]
+
+
+def describe_respelt_patients(groups: Sequence[Sequence[str]]) -> str:
+    """Describe which patients are written in several ways, each group the spellings of one."""
+    many = f"{len(groups)} patients are" if groups[1:] else "1 patient is"
+    spellings = ", ".join(quoted(word) for word in groups[0])
+    return f"warning: {many} written in several ways ({spellings}): one patient each"
+
+
+def describe_unlisted(values: Iterable[str], paths: Sequence[Path]) -> list[str]:
+    """Describe the files beside the images that no row of the table names.
+
+    Args:
+        values: the paths of all rows as written, whether or not the row is used.
+        paths: the files of the rows that are used.
+    """
+    listed = {stem(Path(value.replace("\\", "/")).name) for value in values if value}
+    listed |= {stem(path.name) for path in paths}
+    folders = {path.parent for path in paths}
+    files = sorted(p.name for folder in folders for p in image_files(folder, deep=False))
+    unlisted = [name for name in files if stem(name) not in listed]
+    if not unlisted:
+        return []
+    return [f"{len(unlisted)} files beside the images are not in the table: {several(unlisted)}"]
+
+
+def quoted(word: str) -> str:
+    """Put a word in quotation marks, with invisible characters written as escapes."""
+    return ascii(word) if word != clean(word) else f"'{word}'"
+
+
+def _loose_key(label: str) -> str:
+    """Remove capitals, and the blanks and dashes between words, from a label."""
+    return re.sub(r"(?<=\w)[ _-](?=\w)", "", label.casefold())
