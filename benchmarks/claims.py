@@ -54,7 +54,7 @@ from foveate.evaluation.scores import compare_rows
 from foveate.images.evidence import Evidence
 from foveate.runs.checkpoint import load_model
 from foveate.runs.folder import read_json, read_rows
-from foveate.synthetic import SlideSpec, write_cohort
+from foveate.synthetic import CohortSpec, SlideSpec, write_cohort
 from foveate.workflows.demo import SLIDE, SLIDES_PER_PATIENT, measure_localisation
 
 COMMON = (
@@ -197,14 +197,8 @@ class Cohort:
 
     def write(self, folder: Path) -> Path:
         """Write the slides and return the path of their table."""
-        return write_cohort(
-            folder,
-            n_slides=self.slides,
-            n_patients=max(8, round(self.slides / SLIDES_PER_PATIENT)),
-            spec=self.spec,
-            giga_spec=None,
-            seed=0,
-        )
+        n_patients = max(8, round(self.slides / SLIDES_PER_PATIENT))
+        return write_cohort(folder, CohortSpec(self.slides, n_patients, self.spec))
 
 
 def plan_runs(claims: Sequence[str], seeds: Sequence[int], cohort: Cohort, extra: str) -> list[Run]:

@@ -37,7 +37,7 @@ from typing import Any
 from foveate.files.atomic import write_json
 from foveate.parts import names
 from foveate.runs.folder import read_json, read_rows, write_rows
-from foveate.synthetic import write_cohort
+from foveate.synthetic import CohortSpec, write_cohort
 from foveate.workflows.demo import SLIDE, measure_localisation
 
 SLIDE_SMALL = replace(
@@ -282,13 +282,7 @@ def main() -> None:
     chosen = parser.parse_args()
     out = chosen.out.resolve()
     write_cohort(
-        out / "cohort",
-        n_slides=100,
-        n_patients=80,
-        spec=SLIDE_SMALL,
-        giga_spec=None,
-        seed=0,
-        workers=1,
+        out / "cohort", CohortSpec(n_slides=100, n_patients=80, spec=SLIDE_SMALL), workers=1
     )
     runs = plan_runs(chosen.data.resolve(), out)
     for run in runs:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from foveate.synthetic import SlideSpec, write_cohort
+from foveate.synthetic import CohortSpec, SlideSpec, write_cohort
 
 GIGA = SlideSpec(
     shape_px0=(32768, 32768), tissue_px0=(24e6, 32e6), n_islands=(8, 12), n_nodules=(64, 112)
@@ -30,11 +30,7 @@ def main() -> None:
         started = time.perf_counter()
         write_cohort(
             folder,
-            n_slides=chosen.slides,
-            n_patients=-(-chosen.slides * 3 // 4),
-            spec=SlideSpec(),
-            giga_spec=GIGA,
-            seed=0,
+            CohortSpec(chosen.slides, -(-chosen.slides * 3 // 4), SlideSpec(), GIGA),
             workers=chosen.workers,
         )
         seconds = time.perf_counter() - started

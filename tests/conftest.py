@@ -27,7 +27,7 @@ from foveate.loading.loader import CaseLoader
 from foveate.messages import warn
 from foveate.methods.base import Penalty, Prediction
 from foveate.parts import add_plugin_folder
-from foveate.synthetic import SlideSpec, write_cohort
+from foveate.synthetic import CohortSpec, SlideSpec, write_cohort
 from helpers.commands import Completed, one_thread_environment
 
 TINY = SlideSpec(
@@ -126,7 +126,7 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write 24 small slides of 20 patients and return the path of their table."""
     folder = tmp_path_factory.mktemp("cohort")
     return write_cohort(
-        folder, n_slides=24, n_patients=20, spec=TINY, giga_spec=None, seed=5, workers=2
+        folder, CohortSpec(n_slides=24, n_patients=20, spec=TINY, seed=5), workers=2
     )
 
 

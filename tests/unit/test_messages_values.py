@@ -33,7 +33,7 @@ from foveate.nn.top_k import perturbed_top_k
 from foveate.parts import find
 from foveate.readers import open_image
 from foveate.runs.config import build_config, load_yaml
-from foveate.synthetic import write_cohort
+from foveate.synthetic import CohortSpec, write_cohort
 from foveate.synthetic.spec import SlideSpec
 from foveate.tasks.base import restore
 from foveate.tasks.binary import BinaryTask
@@ -176,9 +176,7 @@ def test_synthetic_cohorts(tmp_path: Path) -> None:
     refused(
         OptionError,
         "n_patients: got 9 for 4 slides; a patient has one or two slides",
-        lambda: write_cohort(
-            tmp_path, n_slides=4, n_patients=9, seed=0, spec=SlideSpec(), giga_spec=None
-        ),
+        lambda: write_cohort(tmp_path, CohortSpec(n_slides=4, n_patients=9, spec=SlideSpec())),
     )
 
 

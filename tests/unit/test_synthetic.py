@@ -16,7 +16,7 @@ import tifffile
 from sklearn.metrics import roc_auc_score
 
 from foveate.errors import ImageNotFound, OptionError
-from foveate.synthetic import Nodule, SlideSpec, read_truth, write_cohort, write_slide
+from foveate.synthetic import CohortSpec, Nodule, SlideSpec, read_truth, write_cohort, write_slide
 from foveate.synthetic.render import Renderer
 
 SPEC = SlideSpec(
@@ -206,11 +206,7 @@ def test_the_cohort_table_lists_every_slide(tmp_path: Path) -> None:
     giga = replace(SPEC, shape_px0=(4096, 4096))
     table = write_cohort(
         tmp_path,
-        n_slides=7,
-        n_patients=5,
-        spec=SPEC,
-        giga_spec=giga,
-        seed=1,
+        CohortSpec(n_slides=7, n_patients=5, spec=SPEC, giga_spec=giga, seed=1),
         on_progress=lambda i, n: progress.append((i, n)),
     )
     with table.open(encoding="utf-8", newline="") as file:
@@ -231,7 +227,7 @@ def test_the_cohort_table_lists_every_slide(tmp_path: Path) -> None:
 
 
 def test_a_stopped_cohort_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"n_slides": 4, "n_patients": 4, "spec": SPEC, "giga_spec": None}
+    cohort = CohortSpec(n_slides=4, n_patients=4, spec=SPEC, seed=3)
     rows = Renderer.row
     drawn = []
 
@@ -243,7 +239,7 @@ def test_a_stopped_cohort_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Renderer, "row", fail_late)
     with pytest.raises(KeyboardInterrupt):
-        write_cohort(tmp_path, **options, seed=3, workers=1)
+        write_cohort(tmp_path, cohort, workers=1)
     names = {p.name for p in (tmp_path / "slides").iterdir()}
     assert {n for n in names if n.endswith(".tif")} == {"S001.tif", "S002.tif"}
     assert not [n for n in names if n.endswith(".part")]
@@ -251,23 +247,23 @@ def test_a_stopped_cohort_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Renderer, "row", rows)
     before = (tmp_path / "slides" / "S001.tif").stat().st_mtime_ns
-    write_cohort(tmp_path, **options, seed=3)
+    write_cohort(tmp_path, cohort)
     assert (tmp_path / "slides" / "S001.tif").stat().st_mtime_ns == before
-    write_cohort(tmp_path / "other", **options, seed=3)
+    write_cohort(tmp_path / "other", cohort)
     a, b = (_digests(f / "slides") for f in (tmp_path, tmp_path / "other"))
     assert a == b
     assert len(a) == 12
 
 
 def test_damaged_or_changed_slides_are_rewritten(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"n_slides": 2, "n_patients": 2, "giga_spec": None, "seed": 3}
-    write_cohort(tmp_path, **options, spec=SPEC)
+    cohort = CohortSpec(n_slides=2, n_patients=2, spec=SPEC, seed=3)
+    write_cohort(tmp_path, cohort)
     first = _digests(tmp_path / "slides")
     path = tmp_path / "slides" / "S001.tif"
     path.write_bytes(path.read_bytes()[:1000])
-    write_cohort(tmp_path, **options, spec=SPEC)
+    write_cohort(tmp_path, cohort)
     assert _digests(tmp_path / "slides") == first
-    write_cohort(tmp_path, **options, spec=replace(SPEC, quality=60))
+    write_cohort(tmp_path, replace(cohort, spec=replace(SPEC, quality=60)))
     assert _digests(tmp_path / "slides")["S002.tif"] != first["S002.tif"]
     known = json.loads((tmp_path / "slides" / "S002.truth.json").read_text())
     assert known["parameters"]["spec"]["quality"] == 60
@@ -275,7 +271,7 @@ def test_damaged_or_changed_slides_are_rewritten(tmp_path: Path) -> None:
 
 def test_impossible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="n_patients"):
-        write_cohort(tmp_path, n_slides=5, n_patients=2, spec=SPEC, giga_spec=None, seed=0)
+        write_cohort(tmp_path, CohortSpec(n_slides=5, n_patients=2, spec=SPEC))
     crowded = replace(SPEC, n_nodules=(400, 400))
     with pytest.raises(OptionError, match="do not fit"):
         write_slide(tmp_path / "a.tif", positive=True, seed=0, spec=crowded)

@@ -9,7 +9,7 @@ written beside each slide, for scores of localisation only: training must not re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -19,18 +19,17 @@ import imagecodecs
 import numpy as np
 
 from foveate.errors import ImageNotFound, OptionError
-from foveate.files.atomic import write_aside, write_json, write_text
+from foveate.files.atomic import write_aside, write_bytes, write_json, write_text
 from foveate.files.csvtext import csv_text
 from foveate.synthetic.layout import draw_layout
 from foveate.synthetic.pyramid import write_pyramid
 from foveate.synthetic.render import Renderer
-from foveate.synthetic.spec import Nodule, SlideSpec
+from foveate.synthetic.spec import CohortSpec, Nodule, SlideSpec
 from foveate.synthetic.texture import make_bank, stain
 
-__all__ = ["Nodule", "SlideSpec", "read_truth", "write_cohort", "write_slide"]
+__all__ = ["CohortSpec", "Nodule", "SlideSpec", "read_truth", "write_cohort", "write_slide"]
 
 POSITIVE, NEGATIVE = "tumour", "normal"
-GIGA = "S_GIGA"
 MASK_DOWNSAMPLE = 64
 
 _VERSION = 1
@@ -62,7 +61,7 @@ def write_slide(path: Path, *, positive: bool, seed: int, spec: SlideSpec) -> li
     renderer = Renderer(spec, layout, paint)
     write_aside(path, lambda aside: write_pyramid(aside, spec, paint.glass, renderer.row))
     mask = bytes(imagecodecs.png_encode(_mask(spec, layout.nodules)))
-    write_aside(path.with_suffix(".truth.png"), lambda aside: _write_bytes(aside, mask))
+    write_bytes(path.with_suffix(".truth.png"), mask)
     truth = {
         "parameters": _parameters(positive, seed, spec),
         "bytes": path.stat().st_size,
@@ -91,12 +90,8 @@ def read_truth(slide_path: Path) -> list[Nodule]:
 
 def write_cohort(
     folder: Path,
+    cohort: CohortSpec,
     *,
-    n_slides: int,
-    n_patients: int,
-    spec: SlideSpec,
-    giga_spec: SlideSpec | None,
-    seed: int,
     workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -107,11 +102,7 @@ def write_cohort(
 
     Args:
         folder: the folder of the cohort; made if it does not exist.
-        n_slides: number of slides, without the one of `giga_spec`.
-        n_patients: number of patients, from half of `n_slides` to `n_slides`.
-        spec: the appearance of the slides.
-        giga_spec: the appearance of one more, larger slide; None for none.
-        seed: seed of all that is drawn.
+        cohort: slides and patients.
         workers: number of slides written at the same time.
         on_progress: called with the number of slides done and the number of all slides.
 
@@ -122,36 +113,32 @@ def write_cohort(
     Raises:
         OptionError: the number of patients does not suit the slides, or tissue does not fit.
     """
-    rows = _rows(n_slides, n_patients, seed)
-    jobs = [(folder / row["file"], row["label"] == POSITIVE, spec) for row in rows]
-    if giga_spec:
-        file = f"slides/{GIGA}.tif"
-        rows.append({"file": file, "patient_id": "P_GIGA", "label": POSITIVE, "note": "gigapixel"})
-        jobs.append((folder / file, True, giga_spec))
+    rows = _rows(cohort)
     make_bank()
     (folder / "slides").mkdir(parents=True, exist_ok=True)
     # The largest slide comes first, so that no worker writes it alone at the end.
-    order = sorted(range(len(jobs)), key=lambda i: (jobs[i][0].stem != GIGA, i))
+    order = sorted(range(len(rows)), key=lambda i: (rows[i]["note"] != "gigapixel", i))
     with ThreadPoolExecutor(workers) as pool:
-        written = [pool.submit(_write_once, *jobs[i], _slide_seed(seed, i)) for i in order]
+        written = [pool.submit(_write_once, folder, rows[i], cohort, i) for i in order]
         try:
             for done, future in enumerate(as_completed(written), start=1):
                 future.result()
                 if on_progress:
-                    on_progress(done, len(jobs))
+                    on_progress(done, len(rows))
         finally:
             pool.shutdown(cancel_futures=True)
     write_text(folder / "labels.csv", csv_text(rows, ["file", "patient_id", "label", "note"]))
     return folder / "labels.csv"
 
 
-def _rows(n_slides: int, n_patients: int, seed: int) -> list[dict[str, str]]:
+def _rows(cohort: CohortSpec) -> list[dict[str, str]]:
     """Draw patients and labels of slides; return the rows of ``labels.csv``."""
+    n_slides, n_patients = cohort.n_slides, cohort.n_patients
     if not 0 < n_patients <= n_slides <= 2 * n_patients:
         raise OptionError(
             f"n_patients: got {n_patients} for {n_slides} slides; a patient has one or two slides"
         )
-    rng = np.random.default_rng((seed, n_slides))
+    rng = np.random.default_rng((cohort.seed, n_slides))
     n_slides_of = [2] * (n_slides - n_patients) + [1] * (2 * n_patients - n_slides)
     names = [f"P{p + 1:03d}" for p in rng.permutation(n_patients)]
     slides = [
@@ -160,14 +147,22 @@ def _rows(n_slides: int, n_patients: int, seed: int) -> list[dict[str, str]]:
         for _ in range(n)
     ]
     order = rng.permutation(n_slides)
-    return [
+    rows = [
         {"file": f"slides/S{i:03d}.tif", "patient_id": patient, "label": label, "note": ""}
         for i, (patient, label) in enumerate((slides[o] for o in order), start=1)
     ]
+    if cohort.giga_spec:
+        file = "slides/S_GIGA.tif"
+        rows.append({"file": file, "patient_id": "P_GIGA", "label": POSITIVE, "note": "gigapixel"})
+    return rows
 
 
-def _write_once(path: Path, positive: bool, spec: SlideSpec, seed: int) -> None:
-    """Write a slide unless it is complete and has the same parameters."""
+def _write_once(folder: Path, row: Mapping[str, str], cohort: CohortSpec, index: int) -> None:
+    """Write the slide of a row unless it is complete and has the same parameters."""
+    path, positive = folder / row["file"], row["label"] == POSITIVE
+    seed = _slide_seed(cohort.seed, index)
+    spec = cohort.giga_spec if row["note"] == "gigapixel" else cohort.spec
+    assert spec is not None  # there is such a row only with its appearance
     truth = _truth_path(path)
     if truth.exists() and path.exists():
         known = json.loads(truth.read_text(encoding="utf-8"))
@@ -186,11 +181,6 @@ def _parameters(positive: bool, seed: int, spec: SlideSpec) -> Any:
     """Return the arguments that a slide was made from, as they are read back from JSON."""
     known = {"version": _VERSION, "positive": positive, "seed": seed, "spec": asdict(spec)}
     return json.loads(json.dumps(known))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes to a file."""
-    path.write_bytes(content)
 
 
 def _truth_path(slide_path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -28,19 +29,14 @@ def write_pyramid(path: Path, spec: SlideSpec, glass: Bytes, draw_row: DrawRow) 
         glass: colour of the tiles that `draw_row` leaves out, ``(3,)``.
         draw_row: draws the tiles of a row of level 0, by column.
     """
-
-    def encode_finest(tile: Bytes) -> bytes:
-        return _encode(tile, spec.quality)
-
-    def encode_coarse(tile: Bytes) -> bytes:
-        # With full colour resolution, which costs little here and shows nodules of few pixels.
-        return _encode(tile, spec.quality, subsampling="444")
-
+    encode = partial(_encode, quality=spec.quality)
+    # Coarse levels have full colour resolution, which costs little and shows nodules of few pixels.
+    encode_coarse = partial(encode, subsampling="444")
     shapes = spec.level_shapes
     blank = np.empty((spec.tile_px, spec.tile_px, 3), np.float32)
     blank[:] = glass
-    empty = _encode(blank.astype(np.uint8), spec.quality, optimize=True)
-    coarse_empty = _encode(blank.astype(np.uint8), spec.quality, subsampling="444", optimize=True)
+    empty = encode(blank.astype(np.uint8), optimize=True)
+    coarse_empty = encode_coarse(blank.astype(np.uint8), optimize=True)
     with tempfile.TemporaryFile(buffering=_SPOOL_BYTES) as spool:
         levels: list[_LevelWriter] = []
         for _ in shapes[1:]:
@@ -52,7 +48,7 @@ def write_pyramid(path: Path, spec: SlideSpec, glass: Bytes, draw_row: DrawRow) 
                 rows, columns = (-(-n // spec.tile_px) for n in shape)
                 if k == 0:
                     first = levels[0] if levels else None
-                    tiles = _finest_tiles(rows, columns, draw_row, encode_finest, empty, first)
+                    tiles = _finest_tiles(rows, columns, draw_row, encode, empty, first)
                 else:
                     tiles = levels[k - 1].tiles(rows, columns, coarse_empty)
                 _write_level(file, spec, k, tiles)
@@ -61,7 +57,7 @@ def write_pyramid(path: Path, spec: SlideSpec, glass: Bytes, draw_row: DrawRow) 
 
 
 def _encode(
-    tile: Bytes, quality: int, *, subsampling: str = "420", optimize: bool = False
+    tile: Bytes, *, quality: int, subsampling: str = "420", optimize: bool = False
 ) -> bytes:
     """Encode a tile ``(side, side, 3)`` as JPEG."""
     encoded = imagecodecs.jpeg8_encode(

@@ -92,6 +92,25 @@ class SlideSpec:
 
 
 @dataclass(frozen=True)
+class CohortSpec:
+    """The slides and patients of a cohort.
+
+    Attributes:
+        n_slides: number of slides, without the one of `giga_spec`.
+        n_patients: number of patients, from half of `n_slides` to `n_slides`.
+        spec: the appearance of the slides.
+        giga_spec: the appearance of one more, larger slide; None for none.
+        seed: seed of all that is drawn.
+    """
+
+    n_slides: int
+    n_patients: int
+    spec: SlideSpec
+    giga_spec: SlideSpec | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Nodule:
     """One nodule.
 

@@ -23,7 +23,7 @@ from foveate.prediction.pictures import safe_name
 from foveate.report import write_progress, write_report
 from foveate.runs.config import RunConfig, build_config
 from foveate.runs.folder import read_json, read_rows
-from foveate.synthetic import SlideSpec, read_truth, write_cohort
+from foveate.synthetic import CohortSpec, SlideSpec, read_truth, write_cohort
 from foveate.workflows.train import RunResult, run_experiment
 
 N_SLIDES, SLIDES_PER_PATIENT = 100, 1.25
@@ -100,11 +100,7 @@ def run_demo(
     count = slides or N_SLIDES
     table = write_cohort(
         folder / "cohort",
-        n_slides=count,
-        n_patients=max(8, round(count / SLIDES_PER_PATIENT)),
-        spec=SLIDE,
-        giga_spec=GIGA,
-        seed=seed,
+        CohortSpec(count, max(8, round(count / SLIDES_PER_PATIENT)), SLIDE, GIGA, seed),
         on_progress=lambda done, total: display.bar("writing slides", done, total),
     )
     baseline = run_experiment(
