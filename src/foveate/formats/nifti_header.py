@@ -104,31 +104,9 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
         UnsupportedFormat: the file is not one grey volume.
         UnreadableImage: fields contradict each other, or make no sense.
     """
-    from nibabel.spatialimages import HeaderDataError
-
     content = stream.read(_LONGEST)
     header = _parse_header(path, content)
-    try:
-        shape = tuple(map(int, header.get_data_shape()))
-        dtype = np.dtype(header.get_data_dtype())
-    except (HeaderDataError, KeyError) as error:  # KeyError: no type of voxels has this code
-        raise UnreadableImage(f"{path}: its header makes no sense{AGAIN}") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        reason = (
-            "a series of volumes: save one of them"
-            if len(shape) > 3
-            else "not a volume: save it as a picture"
-        )
-        raise UnsupportedFormat(f"{path}: {len(shape)} axes {shape}, {reason}")
-    if min(shape) < 1:
-        raise UnreadableImage(f"{path}: a volume of {shape} voxels{AGAIN}")
-    if dtype.kind not in "iuf":
-        raise UnsupportedFormat(
-            f"{path}: voxels of type {dtype} are not readable, only grey ones; save one channel "
-            "alone"
-        )
+    shape, dtype = _shape_and_dtype(path, header)
     affine, stated = _affine(path, header)
     axes, flipped = _directions(path, affine)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _unit_um(path, header)
@@ -159,6 +137,34 @@ def _parse_header(path: Path, content: bytes) -> Any:
         return kind(content[: 540 if second else 348], check=False)
     except WrapStructError as error:  # fewer bytes than a header has
         raise UnreadableImage(f"{path}: its header cannot be read{AGAIN}") from error
+
+
+def _shape_and_dtype(path: Path, header: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the voxels per axis and their stored type; refuse what is not one grey volume."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        shape = tuple(map(int, header.get_data_shape()))
+        dtype = np.dtype(header.get_data_dtype())
+    except (HeaderDataError, KeyError) as error:  # KeyError: no type of voxels has this code
+        raise UnreadableImage(f"{path}: its header makes no sense{AGAIN}") from error
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        reason = (
+            "a series of volumes: save one of them"
+            if len(shape) > 3
+            else "not a volume: save it as a picture"
+        )
+        raise UnsupportedFormat(f"{path}: {len(shape)} axes {shape}, {reason}")
+    if min(shape) < 1:
+        raise UnreadableImage(f"{path}: a volume of {shape} voxels{AGAIN}")
+    if dtype.kind not in "iuf":
+        raise UnsupportedFormat(
+            f"{path}: voxels of type {dtype} are not readable, only grey ones; save one channel "
+            "alone"
+        )
+    return shape, dtype
 
 
 def _begin(path: Path, header: Any, content: bytes) -> int:

@@ -39,14 +39,22 @@ def shares_bytes(grid: BlockGrid) -> bool:
     return len(np.unique(stored)) < len(stored)
 
 
+def touched_range(
+    grid: BlockGrid, origin_px: tuple[int, int], size_px: tuple[int, int]
+) -> tuple[slice, slice]:
+    """Return the rows and columns of the blocks that a region touches."""
+    rows, columns = (
+        slice(o // b, -(-(o + n) // b))
+        for o, n, b in zip(origin_px, size_px, grid.block, strict=True)
+    )
+    return rows, columns
+
+
 def touched_blocks(
     grid: BlockGrid, origin_px: tuple[int, int], size_px: tuple[int, int]
 ) -> Iterator[StoredBlock]:
     """Yield the blocks that a region touches, row by row."""
-    rows, columns = (
-        range(o // b, -(-(o + s) // b))
-        for o, s, b in zip(origin_px, size_px, grid.block, strict=True)
-    )
+    rows, columns = (range(s.start, s.stop) for s in touched_range(grid, origin_px, size_px))
     per_plane = grid.grid[0] * grid.grid[1]
     planes = len(grid.offsets) // per_plane
     for row, column in itertools.product(rows, columns):

@@ -6,7 +6,6 @@ Part of the reader `tiff`. All codecs come from imagecodecs and release the inte
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import UnsupportedFormat
+from foveate.formats.markers import (
+    DamagedBlock,
+    JpegHead,
+    jpeg2000_size,
+    jpeg_head,
+    states_colours,
+)
 from foveate.images.resample import Pixels
 
 CODECS = {
@@ -167,10 +173,6 @@ def _palette(page: Any) -> NDArray[np.uint8] | None:
     return (values >> 8 if int(values.max()) > 255 else values).astype(np.uint8)
 
 
-class DamagedBlock(ValueError):
-    """A stored block does not hold the pixels it should; the text says why in plain words."""
-
-
 def decode_block(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
     """Decode one stored block into `out`.
 
@@ -219,52 +221,6 @@ def _decode_jpeg(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int
     _place(decoded, out, shown)
 
 
-@dataclass(frozen=True)
-class JpegHead:
-    """The facts that the markers before the pixels of a JPEG state.
-
-    Attributes:
-        shape: height and width in pixels.
-        marked: whether a JFIF or Adobe marker states the stored colour space.
-    """
-
-    shape: tuple[int, int]
-    marked: bool
-
-
-def jpeg_head(data: bytes) -> JpegHead:
-    """Read the markers of a JPEG up to its frame header.
-
-    Raises:
-        DamagedBlock: there is no frame header.
-    """
-    marked = False
-    for marker, at in _segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            shape = (data[at + 3] << 8) | data[at + 4], (data[at + 5] << 8) | data[at + 6]
-            return JpegHead(shape, marked)
-        marked |= _states_colours(marker, data[at + 2 : at + 7])
-    raise DamagedBlock("a JPEG without a frame header")
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the markers of a JPEG, each with the byte at which its segment's length stands.
-
-    Any number of bytes FF may stand before a marker (ITU T.81, B.1.1.2).
-    """
-    at, end = 2, len(data)
-    while at + 9 <= end and data[at] == 0xFF:
-        if data[at + 1] != 0xFF:
-            yield data[at + 1], at + 2
-            at += 1 + ((data[at + 2] << 8) | data[at + 3])
-        at += 1
-
-
-def _states_colours(marker: int, words: bytes) -> bool:
-    """Return whether a segment is a JFIF or Adobe marker, which states the colour space."""
-    return (marker == 0xE0 and words == b"JFIF\0") or (marker == 0xEE and words == b"Adobe")
-
-
 def _jpeg_colours(head: JpegHead, coding: Coding) -> tuple[str | None, str | None]:
     """Return the colour space inside a JPEG (None: as the JPEG states) and that of its output.
 
@@ -274,10 +230,7 @@ def _jpeg_colours(head: JpegHead, coding: Coding) -> tuple[str | None, str | Non
     if coding.stored_samples == 1:
         return None, "GRAYSCALE"
     if coding.photometric == _RGB:
-        tables = coding.tables or b""
-        marked = head.marked or any(
-            _states_colours(marker, tables[at + 2 : at + 7]) for marker, at in _segments(tables)
-        )
+        marked = head.marked or states_colours(coding.tables or b"")
         return (None if marked else "RGB"), "RGB"
     return None, "RGB"
 
@@ -289,22 +242,11 @@ def _decode_picture(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, 
     if coding.codec == "webp":
         decoded = imagecodecs.webp_decode(data, hasalpha=coding.extra > 0)
     else:
-        height, width = _jpeg2000_size(data[:256])
+        height, width = jpeg2000_size(data[:256])
         if height > 2 * out.shape[0] or width > 2 * out.shape[1]:
             raise DamagedBlock(f"a JPEG 2000 of {width} x {height} in a block of {out.shape[:2]}")
         decoded = imagecodecs.jpeg2k_decode(data)
     _place(decoded, out, shown)
-
-
-def _jpeg2000_size(head: bytes) -> tuple[int, int]:
-    """Read height and width from the first bytes of a JPEG 2000."""
-    at = head.find(b"\xff\x4f\xff\x51")
-    if at < 0 or len(head) < at + 24:
-        raise DamagedBlock("a JPEG 2000 without a size")
-    right, bottom, left, top = (
-        int.from_bytes(head[at + i : at + i + 4], "big") for i in (8, 12, 16, 20)
-    )
-    return bottom - top, right - left
 
 
 def _place(decoded: Pixels, out: Pixels, shown: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Choose the pages of a TIFF that are levels of one picture, and turn it upright.
+"""Choose the pages of a TIFF that are levels of one picture.
 
 Part of the reader `tiff`.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable
 
 import numpy as np
 
 from foveate.errors import FoveateError
+from foveate.formats.tiff_blocks import touched_range
 from foveate.formats.tiff_index import BlockGrid, TiffIndex
 from foveate.geometry import region_coarse_from_fine, region_fine_from_coarse
 from foveate.images.resample import Pixels
@@ -22,7 +21,6 @@ from foveate.images.stated import level_downsample
 
 log = logging.getLogger("foveate")
 
-Number = TypeVar("Number", int, float)
 Pair = tuple[int, int]
 ReadRegion = Callable[[int, Pair, Pair], Pixels]
 """Reads the pixels ``(y, x, c)`` of a region as stored, by level, origin and size in pixels."""
@@ -124,7 +122,7 @@ def _windows(fine: BlockGrid, coarse: BlockGrid) -> list[tuple[Pair, Pair]]:
 
 def _all_stored(grid: BlockGrid, origin_px: Pair, size_px: Pair) -> bool:
     """Return whether all blocks that a region touches are stored."""
-    return bool(grid.stored[_touched_blocks(grid, origin_px, size_px)].all())
+    return bool(grid.stored[touched_range(grid, origin_px, size_px)].all())
 
 
 def _cell_means(pixels: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -136,15 +134,6 @@ def _cell_means(pixels: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float
         width = np.diff(np.append(starts, n)).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         means = np.add.reduceat(means, starts, axis) / width
     return means
-
-
-def _touched_blocks(grid: BlockGrid, origin_px: Pair, size_px: Pair) -> tuple[slice, slice]:
-    """Return the rows and columns of the blocks that a region touches."""
-    rows, columns = (
-        slice(o // b, -(-(o + n) // b))
-        for o, n, b in zip(origin_px, size_px, grid.block, strict=True)
-    )
-    return rows, columns
 
 
 def stored_share(grids: tuple[BlockGrid, ...], level: int, origin_px: Pair, size_px: Pair) -> float:
@@ -163,56 +152,10 @@ def stored_share(grids: tuple[BlockGrid, ...], level: int, origin_px: Pair, size
             return 1.0
         ratio = [n / m for n, m in zip(grid.shape, grids[level].shape, strict=True)]
         stored = grid.stored[
-            _touched_blocks(grid, *region_fine_from_coarse(grid.shape, origin_px, size_px, ratio))
+            touched_range(grid, *region_fine_from_coarse(grid.shape, origin_px, size_px, ratio))
         ]
         most = max(most, float(stored.mean()) if stored.size else 0.0)
     return most
-
-
-@dataclass(frozen=True)
-class Orientation:
-    """How stored pixels lie in the upright picture: TIFF's tag Orientation, 1 to 8.
-
-    Attributes:
-        transposed: whether rows and columns change places.
-        flips: whether rows and columns of the upright picture then run the other way.
-    """
-
-    transposed: bool
-    flips: tuple[bool, bool]
-
-    @staticmethod
-    def from_tag(orientation: int) -> Orientation:
-        """Build the orientation of a tag's number, 1 to 8 (see TIFF 6.0, Orientation)."""
-        down, right = ((False, False), (False, True), (True, True), (True, False))[
-            (orientation - 1) % 4
-        ]
-        return Orientation(orientation > 4, (down, right))
-
-    def swap_axes(self, values: Sequence[Number]) -> tuple[Number, Number]:
-        """Convert a pair ``(y, x)`` of the stored to the upright picture, or the other way."""
-        return (values[1], values[0]) if self.transposed else (values[0], values[1])
-
-    def stored_region(self, shape: Pair, origin_px: Pair, size_px: Pair) -> tuple[Pair, Pair]:
-        """Convert a region of the upright picture to origin and size in the stored one.
-
-        Args:
-            shape: pixels of the upright picture.
-            origin_px: first pixel of the region in it.
-            size_px: pixels of the region in it.
-        """
-        at = [
-            n - o - s if flip else o
-            for n, o, s, flip in zip(shape, origin_px, size_px, self.flips, strict=True)
-        ]
-        return self.swap_axes((at[0], at[1])), self.swap_axes(size_px)
-
-    def turn_upright(self, region: Pixels) -> Pixels:
-        """Turn the pixels ``(y, x, c)`` of a stored region as they lie in the upright picture."""
-        if self.transposed:
-            region = region.transpose(1, 0, 2)
-        way = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
-        return np.ascontiguousarray(region[way])
 
 
 def cut_region(

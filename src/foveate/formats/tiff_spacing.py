@@ -7,34 +7,25 @@ expand it.
 from __future__ import annotations
 
 import html
-import math
 import re
 
 from foveate.geometry import Vector
-from foveate.images.stated import check_spacing
+from foveate.images.stated import check_spacing, parse_number
 
 Resolution = tuple[float | None, float | None]
 
 _UM = {
-    "": 1.0,
-    "um": 1.0,
-    "µm": 1.0,
-    "μm": 1.0,
-    "micron": 1.0,
-    "micrometer": 1.0,
-    "nm": 1e-3,
-    "nanometer": 1e-3,
-    "mm": 1e3,
-    "millimeter": 1e3,
-    "cm": 1e4,
-    "centimeter": 1e4,
-    "m": 1e6,
-    "meter": 1e6,
-    "å": 1e-4,
-    "angstrom": 1e-4,
-    "inch": 25400.0,
-    "inche": 25400.0,
-    "in": 25400.0,
+    name: um
+    for um, names in (
+        (1.0, ("", "um", "µm", "μm", "micron", "micrometer")),
+        (1e-4, ("å", "angstrom")),
+        (1e-3, ("nm", "nanometer")),
+        (1e3, ("mm", "millimeter")),
+        (1e4, ("cm", "centimeter")),
+        (1e6, ("m", "meter")),
+        (25400.0, ("inch", "inche", "in")),
+    )
+    for name in names
 }
 """Micrometres per unit, by its name in the singular and American spelling ("inches" - "s")."""
 _UM_PER_TAG_UNIT = {2: 25400.0, 3: 1e4}
@@ -60,7 +51,7 @@ def stated_spacing(
         micrometres per pixel, or None where the file states none that is plausible.
     """
     if description.startswith("Aperio") and (match := _APERIO.search(description)):
-        mpp = _number(match[1])
+        mpp = parse_number(match[1])
         return check_spacing((mpp, mpp))
     if ome:
         spacing = check_spacing((_ome_um(ome, "Y"), _ome_um(ome, "X")))
@@ -92,7 +83,7 @@ def stated_planes(description: str, ome: dict[str, str], samples: int) -> int:
         samples: samples per pixel of level 0.
     """
     if ome:
-        counts = [_number(ome.get(f"Size{axis}", "1")) or 1 for axis in "ZTC"]
+        counts = [parse_number(ome.get(f"Size{axis}", "1")) or 1 for axis in "ZTC"]
         return round(counts[0] * counts[1] * max(1.0, counts[2] / samples))
     if description.startswith("ImageJ=") and (match := _IMAGEJ_PLANES.search(description)):
         return int(match[1])
@@ -101,7 +92,7 @@ def stated_planes(description: str, ome: dict[str, str], samples: int) -> int:
 
 def _ome_um(ome: dict[str, str], axis: str) -> float | None:
     """Return the physical size of a pixel along X or Y in micrometres, or None."""
-    size = _number(ome.get(f"PhysicalSize{axis}"))
+    size = parse_number(ome.get(f"PhysicalSize{axis}"))
     um = _um_per_unit(ome.get(f"PhysicalSize{axis}Unit", ""))
     return None if size is None or um is None else size * um
 
@@ -112,12 +103,3 @@ def _um_per_unit(unit: str) -> float | None:
     if len(word) > 2:
         word = word.rstrip(".").removesuffix("s").replace("metre", "meter")
     return _UM.get(word)
-
-
-def _number(text: str | None) -> float | None:
-    """Convert a text to a finite number, with a decimal point or comma; None if it is none."""
-    try:
-        number = float((text or "").strip().replace(",", "."))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from foveate.geometry import Vector
@@ -19,6 +20,15 @@ def check_spacing(stated_um: Sequence[float | None]) -> Vector | None:
     low, high = BELIEVED_UM
     plausible = [float(v) for v in stated_um if v is not None and low <= v <= high]
     return tuple(plausible) if len(plausible) == len(stated_um) else None
+
+
+def parse_number(text: str | None) -> float | None:
+    """Convert a text to a finite number, with a decimal point or comma; None if it is none."""
+    try:
+        number = float((text or "").strip().replace(",", "."))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def level_downsample(full: Sequence[int], shape: Sequence[int]) -> Vector:

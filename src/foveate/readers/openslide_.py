@@ -25,7 +25,7 @@ from foveate.geometry import Box, Frame, fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
-from foveate.images.stated import check_spacing, level_downsample
+from foveate.images.stated import check_spacing, level_downsample, parse_number
 from foveate.readers.base import AbstractReader
 
 log = logging.getLogger("foveate")
@@ -89,7 +89,10 @@ class OpenSlideReader(AbstractReader):
                 f"{path}: claims tiles of {largest:,} pixels, more than "
                 f"{MAX_BLOCK_BYTES >> 20} MiB{AGAIN}"
             )
-        mpp = (_number(facts.get("openslide.mpp-y")), _number(facts.get("openslide.mpp-x")))
+        mpp = (
+            parse_number(facts.get("openslide.mpp-y")),
+            parse_number(facts.get("openslide.mpp-x")),
+        )
         self.spacing_um = check_spacing(mpp)
         self.bounds_px0 = _bounds(facts, shapes[0])
         self._stated = _colour(facts.get("openslide.background-color"))
@@ -206,17 +209,11 @@ def _round_up(place: float) -> int:
     return math.ceil(place - 1e-6)
 
 
-def _number(text: str | None) -> float | None:
-    """Convert a property of OpenSlide to a number; None where it is missing or none."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
 def _tile(facts: Mapping[str, str], level: int) -> tuple[int, int] | None:
     """Return the pixels ``(y, x)`` of a level's tiles, by OpenSlide's properties, or None."""
-    sides = [_number(facts.get(f"openslide.level[{level}].tile-{s}")) for s in ("height", "width")]
+    sides = [
+        parse_number(facts.get(f"openslide.level[{level}].tile-{s}")) for s in ("height", "width")
+    ]
     height, width = sides
     return None if not height or not width else (int(height), int(width))
 
@@ -224,7 +221,8 @@ def _tile(facts: Mapping[str, str], level: int) -> tuple[int, int] | None:
 def _bounds(facts: Mapping[str, str], shape: tuple[int, int]) -> Box | None:
     """Return the scanned part of a larger canvas, by OpenSlide's properties, or None."""
     y, x, height, width = (
-        _number(facts.get(f"openslide.bounds-{side}")) for side in ("y", "x", "height", "width")
+        parse_number(facts.get(f"openslide.bounds-{side}"))
+        for side in ("y", "x", "height", "width")
     )
     if y is None or x is None or not height or not width:
         return None

@@ -6,6 +6,7 @@ bombs stays on. Colour profiles are ignored: pixels are read as they are stored.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import warnings
@@ -22,6 +23,7 @@ from foveate.errors import (
     UnsupportedFormat,
     converting,
 )
+from foveate.formats.orientation import Orientation
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
@@ -34,7 +36,6 @@ log = logging.getLogger("foveate")
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 _GREY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -59,9 +60,8 @@ class PictureReader(AbstractReader):
         import PIL
 
         with self._open() as image:
-            width, height = image.size
-            if _orientation(image) in _SIDEWAYS:
-                width, height = height, width
+            self._orientation = _read_orientation(image)
+            shape = self._orientation.swap_axes(image.size[::-1])
             grey = image.mode in ("1", "L", "LA", "La", *_GREY16)
             self.dtype = np.dtype(np.uint16 if image.mode in _GREY16 else np.uint8)
             if image.mode == "F":
@@ -69,7 +69,7 @@ class PictureReader(AbstractReader):
                     f"{path}: floating-point pictures are not readable; save it with 8 or 16 bits"
                 )
         self.kind = "picture"
-        self.levels = (Level((height, width), (1.0, 1.0)),)
+        self.levels = (Level(shape, (1.0, 1.0)),)
         self.spacing_um = None
         self.channels = 1 if grey else 3
         self.reader = f"Pillow {PIL.__version__}"
@@ -132,7 +132,7 @@ class PictureReader(AbstractReader):
         """Decode all pixels, ``(y, x, c)``, and check that they are what the header states."""
         with converting(self.path, _explain_decoding), self._open() as image:
             image.load()
-            pixels = _array(_upright(image))
+            pixels = self._orientation.turn_upright(_array(image))
         if pixels.shape != (*self.shape, self.channels) or pixels.dtype != self.dtype:
             raise UnreadableImage(
                 f"{self.path}: decoded to {pixels.shape} {pixels.dtype}, "
@@ -155,29 +155,16 @@ def _explain_decoding(error: Exception, path: object) -> FoveateError:
     return UnreadableImage(f"{path}: its pixels cannot be decoded{AGAIN}")
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return a picture's EXIF orientation; 1 (upright) where it states none."""
-    try:
-        with converting("its EXIF block", _explain_decoding):
-            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except UnreadableImage:  # a damaged EXIF block says nothing about the pixels
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture upright by its EXIF orientation."""
-    from PIL import Image
-
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+def _read_orientation(image: Image.Image) -> Orientation:
+    """Return a picture's orientation by its EXIF block; upright where that states none."""
+    tag = 1
+    # A damaged block says nothing about the pixels.
+    with (
+        contextlib.suppress(UnreadableImage),
+        converting("its EXIF block", _explain_decoding),
+    ):
+        tag = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    return Orientation.from_tag(tag if 1 <= tag <= 8 else 1)
 
 
 def _array(image: Image.Image) -> Pixels:

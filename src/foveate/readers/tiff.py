@@ -27,6 +27,8 @@ from foveate.errors import (
     converting,
     explain_os_error,
 )
+from foveate.formats.markers import DamagedBlock
+from foveate.formats.orientation import Orientation
 from foveate.formats.tiff_blocks import (
     StoredBlock,
     group_neighbours,
@@ -36,9 +38,9 @@ from foveate.formats.tiff_blocks import (
     touched_blocks,
     visible_shape,
 )
-from foveate.formats.tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, DamagedBlock, decode_block
+from foveate.formats.tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, decode_block
 from foveate.formats.tiff_index import TIFF_MARKS, BlockGrid, TiffIndex, read_index
-from foveate.formats.tiff_levels import Orientation, choose_levels, cut_region, stored_share
+from foveate.formats.tiff_levels import choose_levels, cut_region, stored_share
 from foveate.formats.tiff_spacing import ome_pixels, stated_planes, stated_spacing
 from foveate.geometry import fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
