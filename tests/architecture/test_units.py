@@ -40,21 +40,40 @@ UNITLESS = {
     "encoders.small3d.Small3dEncoder.__init__(width)": "number of channels",
     "loading.open_images.OpenImages.groups_ahead(size)": "number of images",
     "methods.clam.Clam.__init__(width)": "number of channels",
+    "methods.clam._Attend.__init__(width)": "number of channels",
+    "methods.clam._Cluster.__init__(width)": "number of channels",
     "methods.base.Requirements.any_size": "how far a requirement is met",
     "methods.transmil.Transmil.__init__(width)": "number of channels",
     "nn.additive.make_small_linear(size)": "number of outputs",
     "nn.base.Head.size": "number of outputs",
+    "pretrained.vit.VitMap.width": "number of channels",
     "runs.schedule.Schedule.batch_size": "number of images",
     "runs.schedule.TrainOptions.batch_size": "number of images",
     "runs.schedule.epoch_groups(batch_size)": "number of images",
     # Names and codes, no quantities.
-    "exports.geojson.build_geojson(origin)": "name of the corner that coordinates count from",
+    "attention_maps.tree.Location.position": "layer that makes position codes",
+    "bags.related.RelatedPool.position": "layer that makes position codes",
+    "methods.tnet.Tnet.position": "layer that makes position codes",
+    "methods.transmil.Transmil.position": "layer that makes position codes",
     "nn.attention.RelationLayer.forward(position)": "position codes",
     "table.columns.Columns.spacing": "names of columns",
-    # The whole package counts cells of maps; it knows neither images nor lengths.
-    "streaming": "cells of a map",
+    # Streaming computes maps, whose cells are numbered; it knows neither images nor lengths.
+    "streaming.dropout.ElementDropout.__init__(extent)": "cells of a map",
+    "streaming.dropout.ElementDropout.extent": "cells of a map",
+    "streaming.dropout.ElementDropout.sides": "cells of a block",
+    "streaming.graph.GraphStep.extent": "cells of a map",
+    "streaming.grid.TileGrid.__init__(sides)": "numbers of tiles",
+    "streaming.grid.TileGrid.sides": "numbers of tiles",
+    "streaming.plan.choose_streaming_plan(sides)": "numbers of tiles",
+    "streaming.pointwise.Blend.__init__(extent)": "cells of a map",
+    "streaming.pointwise.ConstantPad.__init__(extent)": "cells of a map",
+    "streaming.pointwise.ConstantPad.extent": "cells of a map",
+    "streaming.rules_channels.along(position)": "place among the arguments",
+    "streaming.site.CallSite.extent": "cells of a map",
+    "streaming.spans.split_evenly(extent)": "cells of a map",
+    "streaming.windows.make_windows(extent)": "cells of a map",
 }
-"""Public names of a quantity without a unit, or packages of such, with what they count."""
+"""Names of a quantity without a unit, with what they count."""
 
 
 def _parse(path: Path) -> ast.Module:
@@ -150,16 +169,28 @@ def _frame(name: str) -> str | None:
 # -- names -----------------------------------------------------------------------------------------
 
 
-def _public(body: list[ast.stmt], prefix: str, *, in_class: bool) -> Iterator[str]:
-    """Yield ``module.Class.attribute`` and ``module.function(parameter)`` of public names."""
+def _quantities(body: list[ast.stmt], prefix: str, *, in_class: bool) -> Iterator[str]:
+    """Yield ``module.Class.attribute`` and, of public functions, ``module.function(parameter)``.
+
+    Attributes are those of all classes, private ones included; locals have no unit to state.
+    """
     for n in body:
-        if isinstance(n, ast.ClassDef) and not n.name.startswith("_"):
-            yield from _public(n.body, f"{prefix}.{n.name}", in_class=True)
-        elif isinstance(n, ast.FunctionDef) and _is_contract(n.name):
-            every = (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs)
-            yield from (f"{prefix}.{n.name}({a.arg})" for a in every)
+        if isinstance(n, ast.ClassDef):
+            yield from _quantities(n.body, f"{prefix}.{n.name}", in_class=True)
         elif in_class and isinstance(n, ast.AnnAssign):
-            yield from (f"{prefix}.{name}" for name in _names(n.target) if name[0] != "_")
+            yield from (f"{prefix}.{name}" for name in _names(n.target))
+        elif isinstance(n, ast.FunctionDef):
+            if _is_contract(n.name):
+                every = (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs)
+                yield from (f"{prefix}.{n.name}({a.arg})" for a in every)
+            yield from (f"{prefix}.{name}" for name in _attributes_set(n))
+
+
+def _attributes_set(function: ast.FunctionDef) -> set[str]:
+    """The attributes of ``self`` that a method sets."""
+    nodes = (n for n in ast.walk(function) if isinstance(n, ast.Attribute))
+    stored = (n for n in nodes if isinstance(n.ctx, ast.Store))
+    return {n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self"}
 
 
 def _is_contract(name: str) -> bool:
@@ -173,17 +204,17 @@ def _unitless() -> list[str]:
     return [
         name
         for path in FILES
-        for name in _public(_parse(path).body, _module(path), in_class=False)
+        for name in _quantities(_parse(path).body, _module(path), in_class=False)
         if quantity.search(name)
     ]
 
 
 def test_public_quantities_state_their_unit() -> None:
     """Parameters and attributes end in a unit, or `UNITLESS` says what they count."""
-    unlisted = [n for n in _unitless() if n not in UNITLESS and n.split(".")[0] not in UNITLESS]
+    unlisted = [n for n in _unitless() if n not in UNITLESS]
     assert not unlisted, f"give them one of the suffixes {UNITS}"
 
 
 def test_the_list_of_unitless_quantities_is_current() -> None:
     names = _unitless()
-    assert not [n for n in UNITLESS if n not in names and n not in {m.split(".")[0] for m in names}]
+    assert not [n for n in UNITLESS if n not in names]

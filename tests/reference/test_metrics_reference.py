@@ -85,7 +85,7 @@ def test_calibration_bins_match_scikit_learn() -> None:
     from sklearn.calibration import calibration_curve
 
     prob, target = run(200, 2, 3)
-    bins = metrics.calibration_bins(prob, target, 10)
+    bins = metrics.calibration_bins(prob, target)
     fraction, mean_prob = calibration_curve(target, prob[:, 1], n_bins=10)
     assert [b["fraction"] for b in bins] == pytest.approx(list(fraction))
     assert [b["mean_prob"] for b in bins] == pytest.approx(list(mean_prob))

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.errors import BoxError, MissingSpacing, OptionError
+from foveate.errors import BoxError, MissingSpacing
 from foveate.exports.geojson import build_geojson
 from foveate.files.atomic import write_bytes, write_json
 from foveate.geometry import Box, Frame
 from foveate.heatmaps import render_heatmap
 from foveate.heatmaps.fields import aim, overview
 from foveate.heatmaps.glass import on_foreground, paintable_mask
-from foveate.heatmaps.panels import blend_evidence
+from foveate.heatmaps.overlay import blend_evidence
 from foveate.heatmaps.raster import at_slice, nice_length, scale_of, splat
 from foveate.images.evidence import Evidence
 from foveate.images.respaced import RespacedImage
@@ -319,26 +319,23 @@ def test_geojson_origin_follows_the_bounds_like_qupath(tmp_path):
     evidence = boxes([[50.0, 80.0]], 16.0, [1.0])
     image.bounds_px0 = Box((101, 203), (400, 700), Frame.PX0)
     corners = {}
-    for origin in ("auto", "slide", "bounds"):
-        write_json(tmp_path / "e", build_geojson(image, evidence, origin=origin))
+    for origin in ("bounds", "slide"):
+        write_json(tmp_path / "e", build_geojson(image, evidence))
         content = json.loads((tmp_path / "e").read_text())
         corners[origin] = content["features"][0]["geometry"]["coordinates"][0][0]
         assert (
             content["features"][0]["properties"]["metadata"]["origin"]
             == content["properties"]["origin"]
+            == origin
         )
+        image.bounds_px0 = None
     sy, sx = image.known_spacing_um
     assert corners["slide"] == [round(80 / sx, 2), round(50 / sy, 2)]
-    assert corners["auto"] == corners["bounds"]
     np.testing.assert_allclose(np.subtract(corners["slide"], corners["bounds"]), (203, 101))
 
 
 def test_geojson_refuses_what_it_cannot_store(tmp_path):
     image = spot_image()
-    with pytest.raises(OptionError, match="states no bounds"):
-        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1]), origin="bounds"))
-    with pytest.raises(OptionError, match="expected auto, slide or bounds"):
-        write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0]], 1, [1]), origin="qupath"))
     with pytest.raises(BoxError, match="axes"):
         write_json(tmp_path / "e", build_geojson(image, boxes([[0, 0, 0]], 1, [1])))
     image.spacing_um = None

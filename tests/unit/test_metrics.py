@@ -366,7 +366,7 @@ def test_threshold_lies_between_scores() -> None:
 
 def test_calibration_bins_include_their_edges() -> None:
     prob, target = two_classes([0.0, 0.1, 0.95, 1.0]), np.array([0, 0, 1, 1])
-    bins = calibration_bins(prob, target, 10)
+    bins = calibration_bins(prob, target)
     assert [b["n"] for b in bins] == [1, 1, 2]
     assert bins[2] == {"mean_prob": pytest.approx(0.975), "fraction": 1.0, "n": 2}
     assert score_all(two_classes([0.0, 1.0]), np.array([0, 1]), class_names(2))["ece"].value == 0

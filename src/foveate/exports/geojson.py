@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
+
+import numpy as np
 
 from foveate._version import __version__
-from foveate.errors import BoxError, OptionError, printable_name
+from foveate.errors import BoxError, printable_name
 from foveate.exports.base import About, AbstractExport
 from foveate.files.atomic import json_text
 from foveate.geometry import Box, px0_from_um
 from foveate.heatmaps.glass import on_foreground
-from foveate.heatmaps.raster import COLOURS, ranked, scale_of
+from foveate.heatmaps.raster import ranked, scale_of, weight_colours
 from foveate.images.evidence import Evidence
 from foveate.images.image import AbstractImage
 
-Origin = Literal["auto", "slide", "bounds"]
-
-_BINS = ((8.0, "8 times an even share or more"), (4.0, "4 to 8 times an even share"),
-         (2.0, "2 to 4 times an even share"), (1.25, "up to twice an even share"),
-         (0.0, "about an even share or less"))  # fmt: skip
+_BINS = (
+    (8.0, "8 times an even share or more"),
+    (4.0, "4 to 8 times an even share"),
+    (2.0, "2 to 4 times an even share"),
+    (1.25, "up to twice an even share"),
+    (0.0, "about an even share or less"),
+)
 """Lower limit in even shares, and name; equal for all images, so that they can be compared."""
 
 
@@ -41,64 +45,55 @@ def build_geojson(
     evidence: Evidence,
     *,
     top: int = 200,
-    origin: Origin = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Turn the heaviest boxes into a QuPath FeatureCollection of tiles.
 
-    Boxes on the glass of a slide are left out. The class of a box states its weight in multiples of
-    an even share, which is the weight that all regions would have if none were preferred.
+    The corner of the scanned part, where the file states one, is ``(0, 0)``, as in QuPath; else the
+    corner of the whole canvas. Boxes on the glass of a slide are left out. The class of a box
+    states its weight in multiples of an even share, which is the weight that all regions would have
+    if none were preferred.
 
     Args:
         image: image that the boxes lie on.
         evidence: boxes and their weights.
         top: largest number of boxes; viewers cannot show a hundred thousand.
-        origin: place of ``(0, 0)``: the corner of the whole canvas (``slide``) or of the scanned
-            part (``bounds``), where QuPath puts it whenever the file states one (``auto``).
         metadata: texts to store with every box: label, prediction, probabilities.
 
     Returns:
         A GeoJSON object, coordinates ``(x, y)`` in level-0 pixels.
 
     Raises:
-        OptionError: `origin` is not known, or ``bounds`` is asked of a file that states none.
         BoxError: image and evidence differ in their axes.
         MissingSpacing: the image states no pixel size.
     """
     if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
         raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
-    chosen, shift = _choose_origin(image, origin)
+    origin, shift = "slide", (0.0, 0.0)
+    if image.bounds_px0 is not None:
+        y, x = image.bounds_px0.origin[-2:]
+        origin, shift = "bounds", (x, y)
     scale, shown = scale_of(evidence), on_foreground(image, evidence)
     times = scale.times_even(shown.weight)
-    words = {**dict(metadata or {}), "origin": chosen, "image": printable_name(image.path.name)}
+    words = {**(metadata or {}), "origin": origin, "image": printable_name(image.path.name)}
     features = [
         _build_feature(image, shown, int(i), rank, float(times[i]), shift, words)
         for rank, i in enumerate(ranked(shown)[:top], 1)
     ]
-    about = {
-        "generator": f"foveate {__version__}",
-        "frame": "level-0 pixels (x, y)",
-        "origin": chosen,
-        "origin_px0_xy": list(shift),
-        "boxes": len(evidence),
-        "on_background": len(evidence) - len(shown),
-        "remainder": evidence.remainder,
-        "indifferent": scale.indifferent,
-        "written": len(features),
-    }
+    about = _describe_collection(evidence, shown) | {"written": len(features)}
+    about |= {"origin": origin, "origin_px0_xy": list(shift)}
     return {"type": "FeatureCollection", "properties": about, "features": features}
 
 
-def _choose_origin(image: AbstractImage, origin: Origin) -> tuple[str, tuple[float, float]]:
-    """Choose the origin; return its name and its place ``(x, y)`` in level-0 pixels."""
-    if origin not in ("auto", "slide", "bounds"):
-        raise OptionError(f"origin: got '{origin}', expected auto, slide or bounds")
-    if origin == "slide" or (origin == "auto" and image.bounds_px0 is None):
-        return "slide", (0.0, 0.0)
-    if image.bounds_px0 is None:
-        raise OptionError(f"{image.path}: the file states no bounds; use origin 'slide'")
-    y, x = image.bounds_px0.origin[-2:]
-    return "bounds", (x, y)
+def _describe_collection(evidence: Evidence, shown: Evidence) -> dict[str, Any]:
+    return {
+        "generator": f"foveate {__version__}",
+        "frame": "level-0 pixels (x, y)",
+        "boxes": len(evidence),
+        "on_background": len(evidence) - len(shown),
+        "remainder": evidence.remainder,
+        "indifferent": scale_of(evidence).indifferent,
+    }
 
 
 def _build_feature(
@@ -144,9 +139,7 @@ def _outline(box: Box, shift: tuple[float, float]) -> list[list[float]]:
 
 def _choose_class(times: float) -> tuple[str, list[int]]:
     """Return name and colour of the class of a weight in multiples of an even share."""
-    import matplotlib
-
     k = next(k for k, (least, _) in enumerate(_BINS) if times >= least)
     bright = 1 - k / (len(_BINS) - 1)
-    red, green, blue, _ = matplotlib.colormaps[COLOURS](0.15 + 0.8 * bright)
+    red, green, blue, _ = weight_colours(np.asarray(bright)).tolist()
     return _BINS[k][1], [round(255 * v) for v in (red, green, blue)]

@@ -18,7 +18,7 @@ from foveate.errors import (
 )
 
 
-def write_aside(path: Path, write: Callable[[Path], None]) -> None:
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside `path`, flush it to the disk, then rename it to `path`.
 
     Args:
@@ -64,11 +64,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         DiskFull: there is no room.
         NotWritable: the system does not let the file be written.
     """
-
-    def write(aside: Path) -> None:
-        aside.write_bytes(content)
-
-    write_aside(path, write)
+    write_aside(path, lambda aside: aside.write_bytes(content))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,11 +76,7 @@ def write_text(path: Path, text: str) -> None:
         DiskFull: there is no room.
         NotWritable: the system does not let the file be written.
     """
-
-    def write(aside: Path) -> None:
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-    write_aside(path, write)
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -96,12 +96,11 @@ class Journal:
         """Read the file; return in words how its inputs differ from `head`, or None."""
         data = self.path.read_bytes()
         self._end = data.rfind(b"\n") + 1
-        lines = data[: self._end].splitlines()
-        first = _parse_line(lines[0]) if lines else None
+        first, *entries = _parse_lines(data) or [None]
         if first is None:
             self._unread = True
             return "it cannot be read"
-        for entry in filter(None, map(_parse_line, lines[1:])):
+        for entry in filter(None, entries):
             if entry.get("finished"):
                 self.entries = {k: e for k, e in self.entries.items() if "failed" not in e}
             elif isinstance(entry.get("key"), str):
@@ -122,7 +121,7 @@ def read_entries(path: Path, dependencies: Mapping[str, Any]) -> dict[str, dict[
         CheckpointError: the entries depend on other inputs.
     """
     data = path.read_bytes() if path.is_file() else b""
-    lines = [_parse_line(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    lines = _parse_lines(data)
     if not lines:
         return {}
     head = json.loads(json.dumps({"schema": SCHEMA, **dependencies}))
@@ -144,6 +143,11 @@ def _difference(first: Mapping[str, Any], head: Mapping[str, Any]) -> str | None
             was, now = ("none" if value is None else value for value in (was, now))
             return f"its {key} was {was}, now it is {now}"
     return None
+
+
+def _parse_lines(data: bytes) -> list[dict[str, Any] | None]:
+    """Parse the complete lines of a journal; None for one that is damaged."""
+    return [_parse_line(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

@@ -160,7 +160,7 @@ def overview(camera: Camera, evidence: Evidence, max_side_px: int) -> tuple[Scre
     low, high = np.zeros(2), np.asarray(image.box_um.size[-2:])
     canvas = float(np.prod(high - low))
     if image.bounds_px0 is not None:
-        bounds = um_from_px0(image.bounds_px0, image.known_spacing_um)
+        bounds = scanned_part(image)
         low, high = _enclose(np.asarray(bounds.origin[-2:]), np.asarray(bounds.end[-2:]), evidence)
     screen = _capture_between(camera, low, high, max_side_px)
     if image.kind == "slide" and image.ndim == 2:
@@ -169,6 +169,13 @@ def overview(camera: Camera, evidence: Evidence, max_side_px: int) -> tuple[Scre
             low, high = tight
             screen = _capture_between(camera, low, high, max_side_px)
     return screen, float(np.prod(high - low)) / canvas
+
+
+def scanned_part(image: AbstractImage) -> Box:
+    """Return the part of an image that was scanned, in micrometres; by default all of it."""
+    if image.bounds_px0 is None:
+        return image.box_um
+    return um_from_px0(image.bounds_px0, image.known_spacing_um)
 
 
 def _capture_between(camera: Camera, low: Floats, high: Floats, max_side_px: int) -> ScreenImage:

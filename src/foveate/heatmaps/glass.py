@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.geometry import um_from_px0
-from foveate.heatmaps.fields import Camera, ScreenImage, aim
+from foveate.heatmaps.fields import Camera, ScreenImage, aim, scanned_part
 from foveate.images.evidence import Evidence
 from foveate.images.foreground import foreground
 from foveate.images.image import AbstractImage
@@ -40,8 +39,9 @@ def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
     """
     if not len(evidence) or not _has_glass(image):
         return evidence
-    camera = aim(image, evidence)
-    screen = _capture_coarse(camera)
+    camera, part = aim(image, evidence), scanned_part(image)
+    (y, x), (height, width) = (side[-2:] for side in (part.origin, part.size))
+    screen = camera.capture((y, x), (height, width), _SIDE_PX)
     chosen = _shares(screen, paintable_mask(camera, screen), evidence) > _MIN_SHARE
     if chosen.all() or not chosen.any():
         return evidence
@@ -51,16 +51,6 @@ def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
 def _has_glass(image: AbstractImage) -> bool:
     """Return whether an image is a slide, in two axes."""
     return image.kind == "slide" and image.ndim == 2
-
-
-def _capture_coarse(camera: Camera) -> ScreenImage:
-    """Read the scanned part of a slide in a small size."""
-    image = camera.image
-    scanned = image.box_um
-    if image.bounds_px0 is not None:
-        scanned = um_from_px0(image.bounds_px0, image.known_spacing_um)
-    (y, x), (height, width) = scanned.origin[-2:], scanned.size[-2:]
-    return camera.capture((y, x), (height, width), _SIDE_PX)
 
 
 def _shares(

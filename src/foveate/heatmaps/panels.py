@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from foveate.geometry import length_px_from_um
 from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels
-from foveate.heatmaps.raster import COLOURS, Scale, nice_length, ranked, splat
+from foveate.heatmaps.raster import Scale, nice_length, ranked, splat, weight_colours
 from foveate.images.evidence import Evidence, Floats
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ DPI = 100
 SHELF_PX = 30
 INK, PAPER, GREY = "#1a1a1a", "#ffffff", "#666666"
 
-_STRONGEST, _WEAKEST, _FAINT = 0.85, 0.35, 0.12
 _DENSE = 0.25
 _MIN_OUTLINE_PX = 3.0
 
@@ -42,6 +41,23 @@ class Rect:
     y_px: float
     width_px: float
     height_px: float
+
+
+@dataclass(frozen=True)
+class ShownEvidence:
+    """The evidence that a picture shows.
+
+    Attributes:
+        camera: reads the image.
+        evidence: the boxes that are drawn.
+        scale: scale of the weights of all boxes of the image.
+        chosen: indices of the heaviest boxes, which are numbered, ``(n,)``.
+    """
+
+    camera: Camera
+    evidence: Evidence
+    scale: Scale
+    chosen: NDArray[np.intp]
 
 
 def points(length_px: float) -> float:
@@ -81,20 +97,9 @@ def draw_text(
         colour: colour of the letters.
     """
     width, height = figure.get_size_inches() * DPI
-    figure.text(
-        x_px / width, 1 - y_px / height, text, fontsize=points(height_px), color=colour,
-        fontweight="bold" if bold else "normal", va="top", ha="left", parse_math=False,
-    )  # fmt: skip
-
-
-def weight_colours(strength: Floats) -> Floats:
-    """Convert strengths from 0 to 1, ``(…)``, to colours ``(…, 4)``.
-
-    The ends of the colour map are left out, so that all colours differ from black and white.
-    """
-    import matplotlib
-
-    return np.asarray(matplotlib.colormaps[COLOURS](0.15 + 0.8 * np.asarray(strength)))
+    at = (x_px / width, 1 - y_px / height)
+    label = figure.text(*at, text, fontsize=points(height_px), color=colour, va="top", ha="left")
+    label.set(fontweight="bold" if bold else "normal", parse_math=False)
 
 
 def show_screen(axes: Axes, screen: ScreenImage, pixels: ScreenPixels) -> None:
@@ -103,52 +108,6 @@ def show_screen(axes: Axes, screen: ScreenImage, pixels: ScreenPixels) -> None:
     axes.imshow(pixels, interpolation="nearest", extent=(0, columns, rows, 0), aspect="auto")
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, 0)
-
-
-def blend_evidence(
-    screen: ScreenImage, evidence: Evidence, scale: Scale, shown: NDArray[np.bool_]
-) -> ScreenPixels:
-    """Blend evidence over a pale picture; opacity grows with weight and coverage.
-
-    Args:
-        screen: the picture.
-        evidence: the boxes on it.
-        scale: scale of the weights of all boxes of the image.
-        shown: where evidence may be painted, ``(h, w)``.
-
-    Returns:
-        the pixels, ``(h, w, 3)``.
-    """
-    base = screen.pixels.astype(np.float64)
-    base = 0.35 * base + 0.65 * base.mean(-1, keepdims=True)
-    strength, covered = _pile_boxes(screen, evidence, scale)
-    side_um = float(np.median(evidence.size_um[:, -2:])) if len(evidence) else 0.0
-    side_px = length_px_from_um(side_um, screen.spacing_um)
-    strong = _STRONGEST - (_STRONGEST - _WEAKEST) * min(max(side_px - 24, 0) / 232, 1.0)
-    visible = np.minimum(covered, 1.0) * shown
-    opacity = _FAINT + (1 - _FAINT) * strength
-    # The more of the picture is coloured, the more transparent the colour, so that it still shows.
-    strong *= 1 - 0.45 * float((visible * strength).mean())
-    alpha = (strong * opacity * visible)[..., None]
-    mixed = (1 - alpha) * base + alpha * 255 * weight_colours(strength)[..., :3]
-    return np.asarray(np.rint(np.clip(mixed, 0, 255)), np.uint8)
-
-
-def _pile_boxes(screen: ScreenImage, evidence: Evidence, scale: Scale) -> tuple[Floats, Floats]:
-    """Compute strengths with the heaviest box on top, and covered areas, ``(h, w)`` each.
-
-    An average of all boxes would pale the peak wherever weak ones overlap it.
-    """
-    total, covered = splat(evidence, screen.origin_um, screen.extent_um, screen.shape)
-    mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)
-    strength, box_strength = scale.strength(mean), scale.strength(evidence.weight)
-    low = screen.locate(evidence.origin_um[:, -2:])
-    high = low + length_px_from_um(evidence.size_um[:, -2:], screen.spacing_um)
-    first = np.maximum(np.ceil(low - 0.5), 0).astype(np.int64)
-    last = np.maximum(np.ceil(high - 0.5), 0).astype(np.int64)
-    for i in ranked(evidence)[::-1]:
-        strength[first[i, 0] : last[i, 0], first[i, 1] : last[i, 1]] = box_strength[i]
-    return strength, covered
 
 
 def draw_outlines(
@@ -168,8 +127,8 @@ def draw_outlines(
         _draw_border(axes, screen, evidence)
         return
     order = ranked(evidence)[::-1]
-    corners = np.stack([low, np.stack([low[:, 0], high[:, 1]], -1), high,
-                        np.stack([high[:, 0], low[:, 1]], -1)], 1)[order, :, ::-1]  # fmt: skip
+    (top, left), (bottom, right) = low[order].T, high[order].T
+    corners = np.stack([left, top, right, top, right, bottom, left, bottom], -1).reshape(-1, 4, 2)
     if scale is None:
         _add_boxes(axes, corners, _ink_on(screen), 0.9)
         return
@@ -214,11 +173,9 @@ def draw_markers(axes: Axes, screen: ScreenImage, centres_px: Floats) -> None:
         taken.append(place)
         (y, x), (v, u) = centre, place
         axes.plot([x, u], [y, v], color=INK, linewidth=points(1.4), path_effects=rim)
-        axes.text(
-            u, v, str(number), fontsize=points(13), fontweight="bold", color=PAPER,
-            ha="center", va="center_baseline",
-            bbox={"boxstyle": "circle,pad=0.25", "fc": INK, "ec": PAPER, "lw": points(1.2)},
-        )  # fmt: skip
+        label = axes.text(u, v, str(number), fontsize=points(13), fontweight="bold", color=PAPER)
+        label.set(ha="center", va="center_baseline")
+        label.set_bbox({"boxstyle": "circle,pad=0.25", "fc": INK, "ec": PAPER, "lw": points(1.2)})
 
 
 def _free_place(
@@ -254,10 +211,9 @@ def draw_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
     axes.add_patch(
         Rectangle((middle - reach, y - 24), 2 * reach, 32, fc=PAPER, ec="none", alpha=0.8)
     )
-    axes.plot([middle - length_px / 2, middle + length_px / 2], [y, y], color=INK,
-              linewidth=points(4), solid_capstyle="butt")  # fmt: skip
-    axes.text(middle, y - 5, format_length(length_um, unit), fontsize=points(12), color=INK,
-              ha="center", va="bottom")  # fmt: skip
+    ends, text = [middle - length_px / 2, middle + length_px / 2], format_length(length_um, unit)
+    axes.plot(ends, [y, y], color=INK, linewidth=points(4), solid_capstyle="butt")
+    axes.text(middle, y - 5, text, fontsize=points(12), color=INK, ha="center", va="bottom")
 
 
 def format_length(length_um: float, unit: str) -> str:
@@ -269,14 +225,8 @@ def format_length(length_um: float, unit: str) -> str:
 
 def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
     """Draw the colour bar from an even share to full colour, with weights and multiples."""
-    draw_text(
-        figure,
-        rect.x_px,
-        rect.y_px,
-        "weight of a region (times an even share)",
-        height_px=12,
-        colour=GREY,
-    )
+    heading = "weight of a region (times an even share)"
+    draw_text(figure, rect.x_px, rect.y_px, heading, height_px=12, colour=GREY)
     axes = add_axes(figure, Rect(rect.x_px, rect.y_px + 18, rect.width_px, 12))
     axes.imshow(weight_colours(np.linspace(0, 1, 256))[None], aspect="auto", extent=(0, 1, 0, 1))
     for place, side in ((0.0, "left"), (0.5, "center"), (1.0, "right")):
@@ -288,14 +238,14 @@ def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
 
 
 def draw_gallery(
-    figure: Figure, rect: Rect, camera: Camera, evidence: Evidence, scale: Scale,
-    chosen: NDArray[np.intp], side_px: int, columns: int,
-) -> None:  # fmt: skip
+    figure: Figure, rect: Rect, shown: ShownEvidence, side_px: int, columns: int
+) -> None:
     """Draw the heaviest boxes at full resolution, numbered as on the overview, with weights."""
-    strength, times = scale.strength(evidence.weight), scale.times_even(evidence.weight)
+    weight = shown.evidence.weight
+    strength, times = shown.scale.strength(weight), shown.scale.times_even(weight)
     step_x = (rect.width_px - side_px) / max(columns - 1, 1)
-    for k, i in enumerate(chosen):
-        patch = camera.patch(evidence, int(i), side_px - 6)
+    for k, i in enumerate(shown.chosen):
+        patch = shown.camera.patch(shown.evidence, int(i), side_px - 6)
         height, width = patch.shape[:2]
         x = rect.x_px + (k % columns) * step_x
         y = rect.y_px + (k // columns) * (side_px + SHELF_PX)
@@ -306,11 +256,5 @@ def draw_gallery(
         frame.set(xticks=[], yticks=[], facecolor="none")
         for spine in frame.spines.values():
             spine.set(color=weight_colours(strength[i]), linewidth=points(6))
-        draw_text(figure, x + 2, y + height + 13, f"{k + 1}", height_px=13, bold=True)
-        draw_text(
-            figure,
-            x + 18,
-            y + height + 13,
-            f"weight {evidence.weight[i]:.3g} ({times[i]:.3g}×)",
-            height_px=13,
-        )
+        draw_text(figure, x + 2, y + height + 13, f"{k + 1}", bold=True)
+        draw_text(figure, x + 18, y + height + 13, f"weight {weight[i]:.3g} ({times[i]:.3g}×)")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foveate.geometry import (
     index_px_from_um,
@@ -16,16 +15,17 @@ from foveate.geometry import (
     size_um_from_shape,
     spacing_um_from_shape,
 )
-from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels, aim, overview
+from foveate.heatmaps.fields import Camera, ScreenImage, aim, overview
 from foveate.heatmaps.glass import on_foreground, paintable_mask
+from foveate.heatmaps.overlay import blend_evidence
 from foveate.heatmaps.panels import (
     DPI,
     GREY,
     PAPER,
     SHELF_PX,
     Rect,
+    ShownEvidence,
     add_axes,
-    blend_evidence,
     draw_colour_bar,
     draw_gallery,
     draw_markers,
@@ -55,8 +55,8 @@ class _PageLayout:
     """The places of the parts of the picture, in pixels.
 
     Attributes:
-        width: width of the picture.
-        height: height of the picture.
+        width_px: width of the picture.
+        height_px: height of the picture.
         overview: place of the overview.
         bar: place of the colour bar.
         notes: place of the notes.
@@ -65,8 +65,8 @@ class _PageLayout:
         tile: side of a patch in the gallery.
     """
 
-    width: int
-    height: int
+    width_px: int
+    height_px: int
     overview: Rect
     bar: Rect
     notes: Rect
@@ -105,36 +105,46 @@ def render_heatmap(
         MissingSpacing: the image states no pixel size.
         UnreadableImage: pixels cannot be decoded.
     """
+    camera, drawable = aim(image, evidence), on_foreground(image, evidence)
+    boxes = drawable if camera.z_um is None else at_slice(drawable, camera.z_um)
+    shown = ShownEvidence(camera, boxes, scale_of(evidence), ranked(boxes)[:patches])
+    screen, share = overview(camera, boxes, max_side_px)
+    lines = [*filter(str.strip, caption.splitlines()), *_warnings(shown.scale, evidence)]
+    header = _EDGE + (28 if title else 0) + _LINE * len(lines) + (8 if title or lines else 0)
+    sheet = _lay_out(screen, header, shown, max_side_px)
+    figure = _new_figure(sheet)
+    _write_header(figure, title, lines, sheet.width_px)
+    zoom = _draw_evidence(figure, sheet, screen, shown)
+    notes = _notes(camera, evidence, boxes, share, zoom) + _on_glass(evidence, drawable)
+    for k, note in enumerate(notes):
+        y_px = sheet.notes.y_px + k * _LINE
+        draw_text(figure, sheet.notes.x_px, y_px, note, height_px=12, colour=GREY)
+    return _png(figure)
+
+
+def _new_figure(sheet: _PageLayout) -> Figure:
+    """Make an empty figure of the size of the page."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    camera, scale = aim(image, evidence), scale_of(evidence)
-    drawable = on_foreground(image, evidence)
-    shown = drawable if camera.z_um is None else at_slice(drawable, camera.z_um)
-    screen, share = overview(camera, shown, max_side_px)
-    chosen = ranked(shown)[:patches]
-    lines = [line for line in caption.splitlines() if line.strip()] + _warnings(scale, evidence)
-    header = _EDGE + (28 if title else 0) + _LINE * len(lines) + (8 if title or lines else 0)
-    zooming = _worth_zooming(screen, shown)
-    sheet = _lay_out(screen, header, len(chosen), zooming, max_side_px)
-    figure = Figure(figsize=(sheet.width / DPI, sheet.height / DPI), dpi=DPI, facecolor=PAPER)
+    figure = Figure(figsize=(sheet.width_px / DPI, sheet.height_px / DPI), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
-    _write_header(figure, title, lines, sheet.width)
-    overlaid = blend_evidence(screen, shown, scale, paintable_mask(camera, screen))
-    _draw_overview(figure, sheet, screen, overlaid, shown, chosen, image.unit)
-    zoom = _draw_zoom(figure, sheet, camera, shown, scale, image.unit)
+    return figure
+
+
+def _draw_evidence(
+    figure: Figure, sheet: _PageLayout, screen: ScreenImage, shown: ShownEvidence
+) -> ScreenImage | None:
+    """Draw overview, enlargement, gallery and colour bar; return the enlarged part, or None."""
+    _draw_overview(figure, sheet, screen, shown)
+    zoom = _draw_zoom(figure, sheet, shown)
     if zoom is not None:
         _draw_frame(figure, screen, zoom)
     if sheet.gallery is not None:
-        draw_gallery(figure, sheet.gallery, camera, shown, scale, chosen, sheet.tile, _COLUMNS)
-    if scale.even > 0:
-        draw_colour_bar(figure, sheet.bar, scale)
-    notes = _notes(camera, evidence, shown, share, zoom) + _on_glass(evidence, drawable)
-    for k, note in enumerate(notes):
-        draw_text(
-            figure, sheet.notes.x_px, sheet.notes.y_px + k * _LINE, note, height_px=12, colour=GREY
-        )
-    return _png(figure)
+        draw_gallery(figure, sheet.gallery, shown, sheet.tile, _COLUMNS)
+    if shown.scale.even > 0:
+        draw_colour_bar(figure, sheet.bar, shown.scale)
+    return zoom
 
 
 def _png(figure: Figure) -> bytes:
@@ -156,17 +166,17 @@ def _worth_zooming(screen: ScreenImage, evidence: Evidence) -> bool:
 
 
 def _lay_out(
-    screen: ScreenImage, header: int, n_patches: int, zooming: bool, max_side_px: int
+    screen: ScreenImage, header: int, shown: ShownEvidence, max_side_px: int
 ) -> _PageLayout:
     """Lay out the picture: the other parts stand beside a tall overview, and below a wide one.
 
     Args:
         screen: the overview.
         header: height of the title and the lines below it, in pixels.
-        n_patches: number of patches in the gallery.
-        zooming: whether there is an enlargement.
+        shown: the evidence.
         max_side_px: longer side of the overview.
     """
+    n_patches, zooming = len(shown.chosen), _worth_zooming(screen, shown.evidence)
     rows, columns = screen.shape
     tile = max(96, round(_TILE_SHARE * max_side_px))
     panel = _COLUMNS * tile + (_COLUMNS - 1) * 12
@@ -218,14 +228,14 @@ def _shorten(text: str, most: float) -> str:
 
 
 def _draw_overview(
-    figure: Figure, sheet: _PageLayout, screen: ScreenImage, overlaid: ScreenPixels,
-    evidence: Evidence, chosen: NDArray[np.intp], unit: str,
-) -> None:  # fmt: skip
+    figure: Figure, sheet: _PageLayout, screen: ScreenImage, shown: ShownEvidence
+) -> None:
     """Draw the overview with outlines, scale bar and the numbers of the heaviest boxes."""
-    axes = add_axes(figure, sheet.overview)
-    show_screen(axes, screen, overlaid)
+    axes, evidence, chosen = add_axes(figure, sheet.overview), shown.evidence, shown.chosen
+    paintable = paintable_mask(shown.camera, screen)
+    show_screen(axes, screen, blend_evidence(screen, evidence, shown.scale, paintable))
     draw_outlines(axes, screen, evidence)
-    draw_scale_bar(axes, screen, unit)
+    draw_scale_bar(axes, screen, shown.camera.image.unit)
     # Markers are centred on the visible part of a box, whose middle may lie beyond the picture.
     begin = evidence.origin_um[chosen, -2:]
     end, corner = begin + evidence.size_um[chosen, -2:], np.asarray(screen.origin_um)
@@ -234,13 +244,11 @@ def _draw_overview(
     draw_markers(axes, screen, screen.locate(centres))
 
 
-def _draw_zoom(
-    figure: Figure, sheet: _PageLayout, camera: Camera, evidence: Evidence, scale: Scale, unit: str
-) -> ScreenImage | None:
+def _draw_zoom(figure: Figure, sheet: _PageLayout, shown: ShownEvidence) -> ScreenImage | None:
     """Draw the surroundings of the peak, with outlined boxes; return its pixels, or None."""
     if sheet.zoom is None:
         return None
-    peak, rect = evidence.peak_um(), sheet.zoom
+    camera, rect, peak = shown.camera, sheet.zoom, shown.evidence.peak_um()
     wide_um, wide_px = _ZOOM_BOXES * max(peak.size[-2:]), max(rect.width_px, rect.height_px)
     (spacing_um,) = spacing_um_from_shape([wide_um], [wide_px])
     shape = (round(rect.height_px), round(rect.width_px))
@@ -255,8 +263,8 @@ def _draw_zoom(
     screen = ScreenImage((y_um, x_um), spacing_um, pixels)
     axes = add_axes(figure, rect)
     show_screen(axes, screen, screen.pixels)
-    draw_outlines(axes, screen, evidence, scale)
-    draw_scale_bar(axes, screen, unit)
+    draw_outlines(axes, screen, shown.evidence, shown.scale)
+    draw_scale_bar(axes, screen, camera.image.unit)
     return screen
 
 

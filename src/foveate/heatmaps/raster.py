@@ -15,7 +15,7 @@ from foveate.images.evidence import Evidence, Floats
 if TYPE_CHECKING:
     from scipy import sparse
 
-COLOURS = "inferno"
+_COLOURS = "inferno"
 """The colour map, from dark (little weight) to bright (much).
 
 It is perceptually uniform and readable with colour blindness.
@@ -115,6 +115,16 @@ def at_slice(evidence: Evidence, z_um: float) -> Evidence:
     begin = evidence.origin_um[:, 0]
     crosses = (begin <= z_um) & (z_um < begin + evidence.size_um[:, 0])
     return evidence.pick(crosses)
+
+
+def weight_colours(strength: Floats) -> Floats:
+    """Convert strengths from 0 to 1, ``(…)``, to colours ``(…, 4)``.
+
+    The ends of the colour map are left out, so that all colours differ from black and white.
+    """
+    import matplotlib
+
+    return np.asarray(matplotlib.colormaps[_COLOURS](0.15 + 0.8 * np.asarray(strength)))
 
 
 def nice_length(limit_um: float) -> float:

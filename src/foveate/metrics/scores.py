@@ -109,19 +109,18 @@ def score_ranks(prob: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
     classes = find_ranked_classes(cohort.target, cohort.fold, prob.shape[1])
     if not classes:
         return {}
-    areas: tuple[tuple[str, Curve, intervals.Variance, str], ...] = (
-        ("auroc", weighted.auroc, intervals.auroc_variance(cohort, classes),
-         "score interval, jackknife over patients"),
-        ("auprc", weighted.average_precision, intervals.precision_variance(cohort, classes),
-         "score interval, jackknife over patients"),
-    )  # fmt: skip
+    areas: tuple[tuple[str, Curve, intervals.Variance], ...] = (
+        ("auroc", weighted.auroc, intervals.auroc_variance(cohort, classes)),
+        ("auprc", weighted.average_precision, intervals.precision_variance(cohort, classes)),
+    )
     classes_of_fold = {f: set(cohort.target[cohort.fold == f]) for f in np.unique(cohort.fold)}
     used = [f for f, labels in classes_of_fold.items() if len(labels) > 1]
     n = int(np.isin(cohort.fold, used).sum())
     note = _FOLDS.format(len(used), len(classes_of_fold)) if len(classes_of_fold) > 1 else ""
     note += _NO_SPREAD if cohort.has_singleton_class else ""
+    method = "score interval, jackknife over patients"
     scores = {}
-    for name, curve, variance, method in areas:
+    for name, curve, variance in areas:
 
         def measure(weight: Floats, curve: Curve = curve) -> Floats:
             return mean_area(curve, prob, cohort.target, weight, cohort.fold, classes)
@@ -153,8 +152,7 @@ def score_decisions(
     scores = {}
     for name, (measure, low) in measures.items():
         value, (lo, hi), influence = intervals.measure_decisions(cohort, predicted, k, measure, low)
-        score = Score(value, lo, hi, "Agresti-Coull, jackknife over patients",
-                      len(predicted))  # fmt: skip
+        score = Score(value, lo, hi, "Agresti-Coull, jackknife over patients", len(predicted))
         scores[name] = MeasuredScore(score, influence)
     return scores
 
@@ -172,7 +170,7 @@ def score_losses(prob: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
         score = Score(value, lo, hi, "logarithmic scale, jackknife over patients", n)
         scores[name] = MeasuredScore(score, influence)
     confidence, correct = confidence_and_outcome(prob, target)
-    bin_index = assign_bins(confidence, N_BINS)
+    bin_index = assign_bins(confidence)
     value, (lo, hi) = intervals.measure_calibration(cohort, confidence, correct, bin_index)
     score = Score(value, lo, hi, f"{N_BINS} equal bins, their noise taken off", n)
     return scores | {"ece": MeasuredScore(score, np.zeros(0))}

@@ -52,17 +52,14 @@ def confusion(predicted: Ints, target: Ints, k: int) -> Ints:
     return cells.reshape(k, k).astype(np.int64)
 
 
-def calibration_bins(
-    prob: Floats, target: Ints, n_bins: int = N_BINS
-) -> list[dict[str, float | int]]:
-    """Divide the images into bins of equal width by their stated probability.
+def calibration_bins(prob: Floats, target: Ints) -> list[dict[str, float | int]]:
+    """Divide the images into `N_BINS` bins of equal width by their stated probability.
 
     That is the probability of the positive class of two, or of the predicted class of more.
 
     Args:
         prob: probabilities, ``(n, k)``.
         target: class of each image, ``(n,)``.
-        n_bins: number of bins from 0 to 1.
 
     Returns:
         For each bin that contains images: their mean probability ``mean_prob``, the ``fraction``
@@ -71,7 +68,7 @@ def calibration_bins(
     Source: Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., ICML 2017.
     """
     confidence, correct = confidence_and_outcome(*check_inputs(prob, target))
-    bin_index = assign_bins(confidence, n_bins)
+    bin_index = assign_bins(confidence)
     return [
         {
             "mean_prob": float(confidence[bin_index == i].mean()),
@@ -191,10 +188,10 @@ def confidence_and_outcome(prob: Floats, target: Ints) -> tuple[Floats, Floats]:
     return prob.max(1), (prob.argmax(1) == target).astype(np.float64)
 
 
-def assign_bins(prob: Floats, n_bins: int) -> Ints:
-    """Return the number of the equal-width bin that each probability ``(n,)`` lies in, ``(n,)``.
+def assign_bins(prob: Floats) -> Ints:
+    """Return the number of the bin of `N_BINS` that each probability ``(n,)`` lies in, ``(n,)``.
 
     A bin contains its lower edge; the last bin contains both.
     """
-    edges = np.linspace(0, 1, n_bins + 1)
-    return np.clip(np.searchsorted(edges, prob, side="right") - 1, 0, n_bins - 1).astype(np.int64)
+    edges = np.linspace(0, 1, N_BINS + 1)
+    return np.clip(np.searchsorted(edges, prob, side="right") - 1, 0, N_BINS - 1).astype(np.int64)

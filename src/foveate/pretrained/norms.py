@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import nn
@@ -24,7 +25,7 @@ def replace_batch_norm(module: nn.Module, kind: Replacement) -> None:
             replace_batch_norm(child, kind)
             continue
         features = child.num_features
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0)
+        groups = math.gcd(features, 32)
         activation = getattr(child, "act", None)
         norm: nn.Module = nn.GroupNorm(groups, features)
         if kind == "channel":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -84,8 +84,8 @@ def draw_score(
     epoch, line_colour = read_column(rows, "epoch"), colour or GREEN
     axes.plot(epoch, values, ".-", color=line_colour, label=name)
     best = int(np.nanargmax(values))
-    axes.plot(epoch[best], values[best], "o", ms=9, mfc="none", mec=line_colour,
-              label="best" if name is None else None)  # fmt: skip
+    ring: dict[str, Any] = {"ms": 9, "mfc": "none", "mec": line_colour}
+    axes.plot(epoch[best], values[best], "o", label="best" if name is None else None, **ring)
 
 
 def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
@@ -103,9 +103,9 @@ def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
     if seen.min() >= 0 and seen.max() <= 1:  # a share cannot lie beyond 0 and 1
         low, high = max(low, -0.02), min(high, 1.02)
     axes.set_ylim(low, high)
-    handles = axes.get_legend_handles_labels()[0]
-    axes.legend(frameon=False, loc="lower right", fontsize=10 if len(handles) <= 6 else 7.5,
-                ncols=1 if len(handles) <= 6 else 2)  # fmt: skip
+    few = len(axes.get_legend_handles_labels()[0]) <= 6
+    size, columns = (10, 1) if few else (7.5, 2)
+    axes.legend(frameon=False, loc="lower right", fontsize=size, ncols=columns)
 
 
 def draw_rate(

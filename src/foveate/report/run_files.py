@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,14 +102,14 @@ def read_run(folder: Path) -> RunFiles:
     known = ("config.yaml", "metrics.json", "predictions_oof.csv", "fold_0", "splits.json")
     if not folder.is_dir() or not any((folder / name).exists() for name in known):
         raise CheckpointError(f"{folder} holds no run; give the --out folder of `foveate train`")
-    disk = _Disk(folder)
+    disk, read_text = _Disk(folder), partial(Path.read_text, encoding="utf-8")
     folds = _read_folds(disk)
     answering, unanswered = _read_answering(disk)
     pooled = disk.rows("predictions_oof.csv", wanted=len(folds) != 1)
     return RunFiles(
         folder=folder,
-        config=disk.take("config.yaml", _read_yaml, dict),
-        config_text=disk.take("config.yaml", _read_text, str, wanted=False),
+        config=disk.take("config.yaml", lambda path: yaml.safe_load(read_text(path)), dict),
+        config_text=disk.take("config.yaml", read_text, str, wanted=False),
         env=disk.take("env.json", read_json, dict),
         splits=disk.take("splits.json", read_json, dict),
         quarantine=disk.rows("quarantine.csv", wanted=False),
@@ -202,12 +203,3 @@ def read_column(rows: list[Row], key: str) -> list[float]:
     """Return the numbers of a column; NaN for cells without a finite number."""
     numbers = (read_number(row, key) for row in rows)
     return [math.nan if value is None else value for value in numbers]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")

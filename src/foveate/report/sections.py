@@ -302,15 +302,15 @@ def describe_answering(run: RunFiles) -> str:
 
 def list_commands(run: RunFiles) -> list[tuple[str, str]]:
     """Return commands to type next, each with what it does."""
-    folder = shlex.quote(str(run.folder))
+    folder, config = (shlex.quote(str(p)) for p in (run.folder, run.folder / "config.yaml"))
+    external = f"foveate evaluate {folder} OTHER_TABLE.csv --out external"
+    again = f"foveate train --config {config} --out {folder}"
     return [
         ("predict new images", f"foveate predict {folder} NEW_IMAGES --out predictions"),
-        ("score it on another hospital's table",
-         f"foveate evaluate {folder} OTHER_TABLE.csv --out external"),
-        ("repeat or continue this very run",
-         f"foveate train --config {shlex.quote(str(run.folder / 'config.yaml'))} --out {folder}"),
+        ("score it on another hospital's table", external),
+        ("repeat or continue this very run", again),
         ("list the other methods", "foveate methods"),
-    ]  # fmt: skip
+    ]
 
 
 def _list_folds(run: RunFiles) -> list[dict[str, Any]]:
