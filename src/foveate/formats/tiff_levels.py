@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 
 from foveate.errors import FoveateError
-from foveate.formats.tiff_index import BlockGrid, TiffIndex
+from foveate.formats.tiff_grid import BlockGrid
+from foveate.formats.tiff_index import TiffIndex
 from foveate.geometry import region_coarse_from_fine, region_fine_from_coarse
 from foveate.images.resample import Pixels
 from foveate.images.stated import level_downsample

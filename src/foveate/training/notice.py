@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from foveate.memory import peak_memory_mib
 from foveate.messages.display import Display
-from foveate.parts import options as options_of
+from foveate.parts.options import options as options_of
 from foveate.runs.checkpoint import Model
 from foveate.runs.schedule import Schedule
 from foveate.training.state import OnStatus, Progress, Status
