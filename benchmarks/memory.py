@@ -32,7 +32,8 @@ from foveate.files.atomic import write_json
 from foveate.memory import peak_rss_mib, release_memory
 from foveate.messages.display import Display
 from foveate.methods.base import further_loss
-from foveate.parts import add_plugin_folder, find, parse_options, plugin_folders
+from foveate.parts import add_plugin_folder, find, plugin_folders
+from foveate.parts.options import parse_options
 from foveate.runs.folder import read_json
 from foveate.table import Case
 from foveate.tasks.binary import BinaryTask

@@ -23,7 +23,7 @@ from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractMethod, Prediction, Requirements
 from foveate.nn.heads import Head
-from foveate.parts import Within
+from foveate.parts.options import Within
 
 
 class EvenGrid(AbstractMethod):

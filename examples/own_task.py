@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import foveate
-from foveate.parts import Within
+from foveate.parts.options import Within
 from foveate.tasks.multiclass import MulticlassTask
 
 

@@ -45,22 +45,31 @@ class PlacedImage(LoadedImage):
 
 
 class CanvasLoader(CaseLoader):
-    """A loader that opens canvases and reads their glimpses ahead of use."""
+    """A loader that opens canvases and reads their glimpses ahead of use.
 
-    def read_glimpse(self, case: Case, image: AbstractImage) -> LoadedImage:
-        """Read the glimpse of an open canvas and mark what differs from the ground.
+    Args:
+        view: the geometry of reading.
+        keep_bytes: memory that glimpses may occupy.
+    """
 
-        Raises:
-            UnreadableImage: the places of the case cannot be used.
-        """
-        glimpse = image.glimpse(self.view.glimpse_spacing_um)
-        distance = contrast(glimpse, image.background)
-        if not distance.any():
-            distance[:] = 255
-        parts = (case.image_id, image, glimpse, distance)
-        if not isinstance(case, PlacedCase) or case.places is None:
-            return LoadedImage(*parts)
-        return PlacedImage(*parts, read_places_um(case.places, image))
+    def __init__(self, view: View, *, keep_bytes: int = 1 << 29) -> None:
+        super().__init__(view, read=read_canvas, keep_bytes=keep_bytes)
+
+
+def read_canvas(case: Case, image: AbstractImage, view: View) -> LoadedImage:
+    """Read the glimpse of an open canvas and mark what differs from the ground.
+
+    Raises:
+        UnreadableImage: the places of the case cannot be used.
+    """
+    glimpse = image.glimpse(view.glimpse_spacing_um)
+    distance = contrast(glimpse, image.background)
+    if not distance.any():
+        distance[:] = 255
+    parts = (case.image_id, image, glimpse, distance)
+    if not isinstance(case, PlacedCase) or case.places is None:
+        return LoadedImage(*parts)
+    return PlacedImage(*parts, read_places_um(case.places, image))
 
 
 def read_places_um(path: Path, image: AbstractImage) -> Floats:

@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks.canvas.loading import PlacedImage
 from foveate.attention_maps.cells import Field
 from foveate.attention_maps.choice import Choice, ChosenCells
-from foveate.attention_maps.zoom import CROWD, join_patches, suppress_duplicates
+from foveate.attention_maps.tiles import join_patches, suppress_duplicates
+from foveate.attention_maps.zoom import CROWD
 from foveate.bags.embedding import Bag
 from foveate.batch import Batch, Patches
 from foveate.geometry import length_px_from_um, length_um_from_px

@@ -59,7 +59,7 @@ class CentredGlimpse(Glimpse):
         )
         self.voted = Voted(heads)
 
-    def answer(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def combine_answers(self, alone: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Combine the votes of patches for sums and multi-label heads."""
         if self.instance <= 0:
             return pooled, {}

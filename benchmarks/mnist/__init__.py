@@ -15,7 +15,8 @@ from foveate.batch import View
 from foveate.errors import OptionError, UnknownName, did_you_mean
 from foveate.loading.scan import ViewOptions
 from foveate.messages.display import Display
-from foveate.parts import find, parse_options
+from foveate.parts import find
+from foveate.parts.options import parse_options
 from foveate.runs.schedule import TrainOptions
 
 BENCHMARKS: Mapping[str, Benchmark] = {

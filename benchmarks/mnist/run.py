@@ -22,7 +22,8 @@ from foveate.evaluation.audit import audit_layout
 from foveate.files.atomic import write_json, write_text
 from foveate.files.csvtext import csv_text
 from foveate.messages.display import Display
-from foveate.parts import find, parse_options
+from foveate.parts import find
+from foveate.parts.options import parse_options
 from foveate.prediction.predict import Answer, predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model

@@ -157,6 +157,23 @@ def write_pixels(count: float | None) -> str:
     return f"{count / 1e6:.1f} megapixels"
 
 
+def write_duration(seconds: float | None) -> str:
+    """Write a duration, such as ``15 ms``, ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def write_count(n: int, singular: str, plural: str | None = None) -> str:
     """Write a number with its noun: ``1 image``, ``3 images``."""
     return f"{n} {singular if n == 1 else plural or singular + 's'}"

@@ -54,6 +54,32 @@ def _is_module(name: str) -> bool:
 
 FILES = sorted(p for p in SOURCE.rglob("*.py"))
 
+BELOW_ITS_ROW = {"errors": "every package raises one tree of errors"}
+ABOVE_ITS_ROW = {
+    "methods": "a method puts together what its row holds",
+    "workflows": "a command puts together what its row holds",
+}
+SIBLINGS = {
+    ("runtime", "memory"): "the precision depends on what the processor computes fast",
+    ("batch", "encoders"): "a batch looks at glimpses with an encoder, and stores its features",
+    ("encoders", "pretrained"): "weights and layers of published networks",
+    ("readers", "formats"): "parsers of files, without the contract of an image",
+    ("table", "tasks"): "a task says which labels of a table it understands",
+    ("aggregators", "bags"): "tokens are related as the patches of a bag are",
+    ("attention_maps", "aggregators"): "the network of `glimpse` has an aggregator, chosen by name",
+    ("attention_maps", "bags"): "patches that attention chose are embedded as a bag is",
+    ("exports", "heatmaps"): "an export writes a heatmap as a file",
+    ("runs", "exports"): "the config names exports, and checks the names",
+    ("training", "runs"): "a training reads its options, and writes checkpoints",
+    ("prediction", "runs"): "a prediction loads the models of a run",
+    ("prediction", "exports"): "a prediction writes pictures of its answers",
+    ("evaluation", "runs"): "the models whose answers are scored",
+    ("evaluation", "prediction"): "the audit predicts images with shuffled layouts",
+    ("report", "runs"): "a report reads the folder of a run",
+    ("cli", "api"): "every command is one function",
+}
+"""Packages of one row that import each other, importer first, and why; all others do not."""
+
 
 def test_every_package_has_a_layer() -> None:
     present = {_package_of(p) for p in FILES} - UNLAYERED
@@ -143,3 +169,18 @@ def test_startup_modules_import_nothing_heavy() -> None:
         for node in tree.body:
             if isinstance(node, ast.Import):
                 assert all(a.name.split(".")[0] not in {"torch", "numpy"} for a in node.names)
+
+
+def test_packages_of_one_row_import_each_other_only_for_a_stated_reason() -> None:
+    """Every stated pair is needed; a package that a row stands on, or that ties it, needs none."""
+    row_of = {name: row for row, names in _read_layers().items() for name in names}
+    pairs = set()
+    for path in FILES:
+        package = _package_of(path)
+        targets = {name.split(".")[1] for name in _imports(path) if name != "foveate"}
+        pairs |= {
+            (package, target)
+            for target in targets & row_of.keys() - BELOW_ITS_ROW.keys() - {package}
+            if package not in ABOVE_ITS_ROW and row_of.get(package) == row_of[target]
+        }
+    assert pairs == SIBLINGS.keys()

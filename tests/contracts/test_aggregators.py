@@ -21,7 +21,8 @@ from foveate.errors import UnknownName
 from foveate.loading.loader import CaseLoader
 from foveate.methods.base import further_loss
 from foveate.nn.heads import Head
-from foveate.parts import add_plugin_folder, find, names, parse_options
+from foveate.parts import add_plugin_folder, find, names
+from foveate.parts.options import parse_options
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, load_model, save_model
 from foveate.table import Case

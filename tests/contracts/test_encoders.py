@@ -19,7 +19,8 @@ from torch import Tensor
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder, ProjectedEncoder, without_weights
 from foveate.errors import UnknownName
-from foveate.parts import find, names, options
+from foveate.parts import find, names
+from foveate.parts.options import options
 
 ENCODERS = names("encoders")
 BY_RESPONSE = {"lite0", "slices"}

@@ -248,7 +248,7 @@ class SpeckleEncoder(AbstractEncoder):
         dim: length of the vector.
     """
 
-    strides, map_dims, map_centres = (8,), (3,), (4.0,)
+    strides, map_dims, map_centres_px = (8,), (3,), (4.0,)
 
     def __init__(self, *, dim: int = 32):
         super().__init__()

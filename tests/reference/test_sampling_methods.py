@@ -24,7 +24,7 @@ from foveate.methods.base import AbstractMethod, Prediction
 from foveate.methods.differentiable_top_k import DifferentiableTopK
 from foveate.methods.joint_sampling import JointSampling
 from foveate.nn.heads import Head
-from foveate.parts import options as options_of
+from foveate.parts.options import options as options_of
 from helpers.images import PyramidImage
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)

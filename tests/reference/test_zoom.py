@@ -19,16 +19,14 @@ from torch.nn import functional
 from conftest import penalties
 from foveate.attention_maps.cells import Field, Grid, build_field, compute_contrast_prior
 from foveate.attention_maps.map_scores import MapScores
+from foveate.attention_maps.tiles import clip_to_image, compute_tile_prior, suppress_duplicates
 from foveate.attention_maps.zoom import (
     Descent,
     Draw,
     TileLevel,
     choose_best_children,
-    clip_to_image,
-    compute_tile_prior,
     draw_children,
     nested_expectation,
-    suppress_duplicates,
 )
 from foveate.bags.embedding import pad_rows
 from foveate.batch import Augment, Batch, LoadedImage, View

@@ -17,7 +17,7 @@ from foveate.images.bit_depth import used_bits
 from foveate.loading.loader import CaseLoader
 from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.readers import open_image
-from foveate.runs.plan import _describe_view
+from foveate.runs.view_words import describe_view
 from foveate.table import Case
 
 
@@ -86,9 +86,9 @@ def test_the_brightest_training_image_defines_white(tmp_path: Path) -> None:
 
 
 def test_the_plan_states_the_white_level() -> None:
-    assert "use 12 bits: 4095 is white" in _describe_view(View(**PX, bits=12), [(64, 64)])
-    assert "use 16 bits: 65535 is white" in _describe_view(View(**PX, bits=16), [(64, 64)])
-    assert "white" not in _describe_view(View(**PX), [(64, 64)])
+    assert "use 12 bits: 4095 is white" in describe_view(View(**PX, bits=12), [(64, 64)])
+    assert "use 16 bits: 65535 is white" in describe_view(View(**PX, bits=16), [(64, 64)])
+    assert "white" not in describe_view(View(**PX), [(64, 64)])
 
 
 def test_brighter_images_are_clipped_to_white_with_a_warning(

@@ -9,7 +9,8 @@ import pytest
 
 from foveate import parts
 from foveate.batch import Reads
-from foveate.parts import find, names, options
+from foveate.parts import find, names
+from foveate.parts.options import options
 from foveate.workflows.catalogue import (
     COMMAND,
     PARAGRAPHS,

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from foveate.errors import FoveateError, TooManyOpen, UnreadableImage, converting
-from foveate.formats import tiff_index
+from foveate.formats import tiff_grid
 from foveate.geometry import Box, Frame
 from foveate.readers import nifti, open_image
 
@@ -147,9 +147,9 @@ def test_tiffs_that_claim_too_much(tmp_path: Path) -> None:
 
 def test_tiffs_beyond_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiff(tmp_path / "a.tif", PIXELS, tile=(32, 32), compression="zlib")
-    monkeypatch.setattr(tiff_index, "MAX_BLOCK_BYTES", 100)
+    monkeypatch.setattr(tiff_grid, "MAX_BLOCK_BYTES", 100)
     refused(path, "pixels, more than 0 MiB; convert it to a tiled TIFF")
-    monkeypatch.setattr(tiff_index, "_MAX_BLOCKS", 3)
+    monkeypatch.setattr(tiff_grid, "_MAX_BLOCKS", 3)
     refused(path, "claims 4 blocks, more than 3; use larger tiles")
 
 

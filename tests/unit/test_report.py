@@ -17,7 +17,7 @@ from PIL import Image
 
 from foveate.errors import CheckpointError
 from foveate.evaluation.scores import evaluate_rows
-from foveate.presentation import write_memory, write_percent, write_pixels
+from foveate.presentation import write_duration, write_memory, write_percent, write_pixels
 from foveate.report import write_progress, write_report
 from foveate.tasks import restore_task
 from foveate.tasks.classes.curves import (
@@ -28,7 +28,6 @@ from foveate.tasks.classes.curves import (
     compute_roc,
 )
 from foveate.tasks.classes.figures import draw_precision_recall, draw_roc, read_areas
-from foveate.training.notice import duration
 
 CLASSES = ("normal", "Tumor <größer & 'böse'>")
 NASTY = "<script>alert(1)</script>.svs"
@@ -547,7 +546,7 @@ def test_the_threshold_is_shown_beside_the_probability(tmp_path):
 
 
 def test_numbers_are_formatted_as_words():
-    assert [duration(s) for s in (0.0145, 4.25, 42, 200.4, 4385, None)] == [
+    assert [write_duration(s) for s in (0.0145, 4.25, 42, 200.4, 4385, None)] == [
         "14 ms", "4.2 s", "42 s", "3 min 20 s", "1 h 13 min", "–",
     ]  # fmt: skip
     assert [write_memory(m) for m in (812.3, 3482.0)] == ["812 MiB", "3.4 GiB"]

@@ -13,7 +13,8 @@ from foveate.encoders.small import SmallEncoder
 from foveate.errors import OptionError
 from foveate.methods.base import AbstractBagMethod, BagOptions
 from foveate.nn.heads import Head
-from foveate.parts import find, names, options, parse_options
+from foveate.parts import find, names
+from foveate.parts.options import options, parse_options
 from foveate.workflows.catalogue import read_meanings
 from helpers.commands import Completed
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, Self, TypedDict
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.aggregators.base import AbstractAggregator
 from foveate.attention_maps.cells import Field, PriorCache, Spread, build_field
 from foveate.attention_maps.map_scores import MapScores, choose_stage, lay_map_lattice
+from foveate.attention_maps.patch_numbers import choose_patch_numbers
 from foveate.bags.embedding import embed_patches, pad_rows, padding_mask
-from foveate.batch import N_COLOURS, Batch, Look, Patches
+from foveate.batch import N_COLOURS, Batch, Look, Patches, View
 from foveate.encoders.base import AbstractEncoder
+from foveate.images.likeness import ImageFacts
 from foveate.nn.generators import uniform
 from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.linear_fit import RowLosses
 from foveate.nn.overview import OverviewHead, PatchTrust
-from foveate.parts import NameOf, find
+from foveate.parts import find
+from foveate.parts.options import Count, DropoutRate, NameOf
 
 SMOOTHING = 1e-3
 """Share of attention spread evenly over all cells, so that no cell is ever lost for good."""
@@ -110,6 +114,7 @@ class GlimpseAndPatches(nn.Module):
         UnknownName: there is no aggregator of this name.
     """
 
+    fits_glimpses = True
     encoder: AbstractEncoder
     related: AbstractAggregator
 
@@ -121,9 +126,9 @@ class GlimpseAndPatches(nn.Module):
         aggregator: Annotated[str, NameOf("aggregators")] = "related",
         spread: float = 1e-2,
         locating: float = 0.1,
-        dropout: float = 0.1,
+        dropout: DropoutRate = 0.1,
         instance: float = 4.0,
-        chunk: int = 256,
+        chunk: Count = 256,
         jitter: bool = True,
     ) -> None:
         super().__init__()
@@ -144,6 +149,34 @@ class GlimpseAndPatches(nn.Module):
         self.adds_up = any(head.pooling == "sum" for head in heads)
         self.spread = Spread(weight=spread, mass=MASS)
         self._priors = PriorCache(power=CONTRAST, background=BACKGROUND)
+
+    @classmethod
+    def choose_options(
+        cls, options: Mapping[str, Any], view: View, images: Sequence[ImageFacts]
+    ) -> dict[str, Any]:
+        """Choose the numbers of patches that are left at 0; see `choose_patch_numbers`."""
+        return choose_patch_numbers(options, view, images)
+
+    def fit_start(
+        self,
+        overviews: Float[Tensor, "n d"],
+        row_losses: RowLosses,
+        left_out_fold: Int[Tensor, " n"],
+    ) -> None:
+        """Fit the linear answers to glimpses; see `OverviewHead.settle`."""
+        self.overview.settle(overviews, row_losses, left_out_fold)
+
+    def fit_trust(
+        self,
+        answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
+        each_loss: Callable[..., Float[Tensor, " n"]],
+    ) -> None:
+        """Fit the factor of the patches' answers; see `PatchTrust.settle`."""
+        self.trust.settle(answer, each_loss)
+
+    def share_trust(self, others: Sequence[Self]) -> None:
+        """Trust patches as far as other models of this kind do on average."""
+        self.trust.value.copy_(torch.stack([other.trust.value for other in others]).mean())
 
     def findings(self) -> dict[str, float]:
         """Return the factor of the patches' answers beside that of the glimpse."""
@@ -189,12 +222,13 @@ class GlimpseAndPatches(nn.Module):
         vectors = embed_patches(self.encoder, batch, patches, self.chunk)
         return pad_rows(self.embed(vectors.float()), valid), valid
 
-    def answer(
+    def combine_answers(
         self, alone: Float[Tensor, "b k"], pooled: Float[Tensor, "b k"]
     ) -> tuple[Float[Tensor, "b k"], dict[str, Float[Tensor, "b k"]]]:
-        """Return the main answer ``(b, k)``, and further answers that have their own loss.
+        """Return the patches' answer ``(b, k)``, and further answers that have their own loss.
 
-        A subclass may let patches vote.
+        A method that extends `glimpse` or `glimpse_zoom` may override this, to let single patches
+        vote, say. The answer of the glimpse is added to all of these answers.
 
         Args:
             alone: answers ``(b, k)`` of the instance head, which looks at each patch alone.
@@ -217,7 +251,7 @@ class GlimpseAndPatches(nn.Module):
         glimpse_token = self.embed(self.encoder.project(features).float()) + self.whole
         alone = self.head_instance(f, tokens.patches[:, : f.shape[1]])
         logits, weight, remainder = self.relate(batch, glimpse_token, tokens)
-        logits, further = self.answer(alone, logits)
+        logits, further = self.combine_answers(alone, logits)
         logits = self.trust(logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.left_out_fold)
         if not self.training:

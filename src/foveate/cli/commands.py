@@ -246,7 +246,8 @@ def evaluate(
 def methods(name: str | None, markdown: bool) -> None:
     """List the methods, or describe one: its source, when to use it, its cost and options."""
     import foveate
-    from foveate.parts import find, options
+    from foveate.parts import find
+    from foveate.parts.options import options
     from foveate.workflows.catalogue import (
         read_meanings,
         read_paragraphs,

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 
 from foveate.encoders.base import AbstractEncoder, without_weights
 from foveate.errors import OptionError
-from foveate.parts import find, names, options, parse_options
+from foveate.parts import check_built, find, names
+from foveate.parts.options import options, parse_options
 
 
 def build_encoder(
@@ -42,4 +43,5 @@ def build_encoder(
             "encoder.weights is given, but encoder.pretrained is false: leave out one"
         )
     with nullcontext() if pretrained else without_weights():
-        return part(**parsed)  # type: ignore[no-any-return]
+        encoder: AbstractEncoder = check_built("encoders", part(**parsed))
+        return encoder

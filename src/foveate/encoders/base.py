@@ -102,6 +102,13 @@ class AbstractEncoder(nn.Module, abc.ABC):
         """Project features ``(b, n_features)`` to the vector ``(b, dim)``."""
         return features
 
+    def fit_start(self, features: Float[Tensor, "n n_features"]) -> None:
+        """Adapt to the features of a sample of images or patches, before the first step.
+
+        Args:
+            features: features of the frozen network, ``(n, n_features)``.
+        """
+
     def tiers(self) -> list[list[nn.Parameter]]:
         """Return the parameters of the pretrained part in groups, from its input to its output.
 
@@ -156,6 +163,10 @@ class ProjectedEncoder(AbstractEncoder):
         """Standardise features ``(b, n_features)`` and project them to the vector ``(b, dim)``."""
         vector: Tensor = self.mixed(features)
         return vector
+
+    def fit_start(self, features: Float[Tensor, "n n_features"]) -> None:
+        """Standardise features by the mean and spread of these, ``(n, n_features)``."""
+        self.mixed.standardise.settle(features)
 
     def pool(self, maps: list[Float[Tensor, "b _c *_cells"]]) -> Float[Tensor, "b dim"]:
         """Compute the vector ``(b, dim)`` as the projection of the maps' features."""

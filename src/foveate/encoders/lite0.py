@@ -19,6 +19,7 @@ from foveate.encoders.base import (
     weighted_moments,
 )
 from foveate.errors import CheckpointError
+from foveate.parts.options import Width
 from foveate.pretrained.norms import freeze_batch_norm
 from foveate.pretrained.weights import fit_weights, read_weights
 from foveate.streaming.padded import PaddedConv2d
@@ -58,7 +59,7 @@ class Lite0Encoder(ProjectedEncoder):
     def __init__(
         self,
         *,
-        dim: int = 256,
+        dim: Width = 256,
         taught: int = 4,
         pretrained: bool = True,
         weights: str = "",

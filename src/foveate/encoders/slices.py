@@ -15,7 +15,7 @@ from foveate.encoders._build import build_encoder
 from foveate.encoders.base import ProjectedEncoder, Projection
 from foveate.errors import OptionError
 from foveate.geometry import points_px_from_cell
-from foveate.parts import Within
+from foveate.parts.options import Width, Within
 
 _AT_ONCE = 32
 """How many slices the picture encoder encodes at once."""
@@ -56,7 +56,7 @@ class SlicesEncoder(ProjectedEncoder):
         step: Annotated[int, Within(1, 64)] = 2,
         thinning: Annotated[int, Within(1, 64)] = 2,
         enlarge: int = 1,
-        dim: int = 256,
+        dim: Width = 256,
         taught: int = 4,
         pretrained: bool = True,
     ) -> None:

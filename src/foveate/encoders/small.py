@@ -10,6 +10,7 @@ from torch import nn
 
 from foveate.encoders._small import AbstractSmall
 from foveate.nn.channel_norm import ChannelNorm
+from foveate.parts.options import Width
 
 Norm = Literal["group", "local", "weights"]
 
@@ -31,7 +32,7 @@ class SmallEncoder(AbstractSmall):
             tissue with ``local``.
     """
 
-    def __init__(self, *, width: int = 16, dim: int = 128, norm: Norm = "group") -> None:
+    def __init__(self, *, width: Width = 16, dim: Width = 128, norm: Norm = "group") -> None:
         super().__init__(functools.partial(_stage, norm=norm), width=width, dim=dim)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from foveate.encoders._small import AbstractSmall
 from foveate.nn.channel_norm import ChannelNorm
+from foveate.parts.options import Width
 
 Norm = Literal["group", "local"]
 
@@ -25,7 +26,7 @@ class Small3dEncoder(AbstractSmall):
 
     axes: ClassVar[int] = 3
 
-    def __init__(self, *, width: int = 8, dim: int = 128, norm: Norm = "group") -> None:
+    def __init__(self, *, width: Width = 8, dim: Width = 128, norm: Norm = "group") -> None:
         super().__init__(functools.partial(_stage, norm=norm), width=width, dim=dim)
 
 

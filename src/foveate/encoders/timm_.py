@@ -18,6 +18,7 @@ from foveate.encoders.base import (
 )
 from foveate.errors import OptionError, UnknownName, did_you_mean
 from foveate.parts import names
+from foveate.parts.options import Width
 from foveate.pretrained.centres import measure_centres
 from foveate.pretrained.hub import find_stored_file, why_unreachable
 from foveate.pretrained.norms import Replacement, freeze_batch_norm, replace_batch_norm
@@ -90,7 +91,7 @@ class TimmEncoder(ProjectedEncoder):
         stages: int = 0,
         taught: int | None = None,
         norm: Norm = "auto",
-        dim: int = 256,
+        dim: Width = 256,
         model_args: str = "",
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foveate.formats.tiff_index import BlockGrid
+from foveate.formats.tiff_grid import BlockGrid
 
 _GAP_BYTES = 64 << 10
 _READ_BYTES = 8 << 20

@@ -14,7 +14,8 @@ import numpy as np
 
 from foveate.errors import FoveateError
 from foveate.formats.tiff_blocks import touched_range
-from foveate.formats.tiff_index import BlockGrid, TiffIndex
+from foveate.formats.tiff_grid import BlockGrid
+from foveate.formats.tiff_index import TiffIndex
 from foveate.geometry import region_coarse_from_fine, region_fine_from_coarse
 from foveate.images.resample import Pixels
 from foveate.images.stated import level_downsample

@@ -33,6 +33,24 @@ READER_THREADS = 4
 Group = TypeVar("Group")
 
 
+def read_glimpse(case: Case, image: AbstractImage, view: View) -> LoadedImage:
+    """Read the glimpse of an open image and find its foreground.
+
+    All of a picture or volume is foreground.
+
+    Args:
+        case: the row of the image.
+        image: the open image.
+        view: the geometry of reading.
+    """
+    glimpse = image.glimpse(view.glimpse_spacing_um)
+    distance = np.full(glimpse.shape[:-1], 255, np.uint8)
+    if image.kind == "slide":
+        prior = slide_prior(case.path, glimpse, image.background)
+        distance = prior if prior.any() else distance
+    return LoadedImage(case.image_id, image, glimpse, distance)
+
+
 class CaseLoader:
     """Opens images and reads glimpses, ahead of use; keeps glimpses in bounded memory.
 
@@ -40,8 +58,9 @@ class CaseLoader:
         view: the geometry of reading.
         assume_spacing_um: spacing of images that state none.
         assume_for: kinds of images that this spacing is assumed for; None for all.
-        keep_bytes: memory that glimpses may occupy.
         readers: options of readers.
+        read: reads the glimpse of an open image and finds its foreground.
+        keep_bytes: memory that glimpses may occupy.
         keep_open: number of images that stay open though no batch needs them; images of batches
             under way and ahead are never closed.
 
@@ -56,12 +75,13 @@ class CaseLoader:
         assume_spacing_um: float | None = None,
         assume_for: Sequence[str] | None = None,
         readers: ReaderOptions | None = None,
+        read: Callable[[Case, AbstractImage, View], LoadedImage] = read_glimpse,
         keep_bytes: int = 1 << 29,
         keep_open: int = 64,
     ) -> None:
         self.view = view
         self._assumed_um, self._assume_for = assume_spacing_um, assume_for
-        self._options = readers
+        self._options, self._read = readers, read
         self._glimpses: ByteCache[LoadedImage] = ByteCache(keep_bytes)
         self._images = OpenImages(keep_open)
         self._taken = (0, 0)
@@ -79,25 +99,9 @@ class CaseLoader:
         image = self._images.take(case.image_id, lambda: self._open(case))
         if cached is not None:
             return replace(cached, image=image)
-        loaded = self.read_glimpse(case, image)
+        loaded = self._read(case, image, self.view)
         self._glimpses.put(case.image_id, loaded, loaded.glimpse.nbytes + loaded.contrast.nbytes)
         return loaded
-
-    def read_glimpse(self, case: Case, image: AbstractImage) -> LoadedImage:
-        """Read the glimpse of an open image and find its foreground.
-
-        All of a picture or volume is foreground. A subclass may find the foreground otherwise.
-
-        Args:
-            case: the row of the image.
-            image: the open image.
-        """
-        glimpse = image.glimpse(self.view.glimpse_spacing_um)
-        distance = np.full(glimpse.shape[:-1], 255, np.uint8)
-        if image.kind == "slide":
-            prior = slide_prior(case.path, glimpse, image.background)
-            distance = prior if prior.any() else distance
-        return LoadedImage(case.image_id, image, glimpse, distance)
 
     def take_counts(self) -> dict[str, int]:
         """Return the pixels decoded and asked for since the last call, over all images.

@@ -24,7 +24,7 @@ from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import ImageFacts
 from foveate.images.respaced import RespacedImage, fit_to_shape
-from foveate.parts import Within
+from foveate.parts.options import Within
 from foveate.readers import ReaderOptions, open_image
 from foveate.table import Case, spacing_factor, spacing_for_axes
 

@@ -26,6 +26,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, Requirements
 from foveate.nn.heads import Head
 from foveate.nn.pooling import AdditivePool, GatedPool
+from foveate.parts.options import DropoutRate, Width
 
 
 class Abmil(AbstractBagMethod):
@@ -56,8 +57,8 @@ class Abmil(AbstractBagMethod):
         heads: Sequence[Head],
         aggregator: Literal["attention", "additive"] = "attention",
         k_min: float = 1.0,
-        hidden: int = 128,
-        dropout: float = 0.1,
+        hidden: Width = 128,
+        dropout: DropoutRate = 0.1,
         instance: float = 1.0,
         **bag: Unpack[BagOptions],
     ) -> None:

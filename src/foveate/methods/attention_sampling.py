@@ -69,6 +69,7 @@ from foveate.nn.sampling import (
     expectation,
     expectation_with_replacement,
 )
+from foveate.parts.options import Count
 
 _MASS = 0.5
 """Share of attention that the drawn patches should hold at most: attention on fewer cells than are
@@ -117,8 +118,8 @@ class AttentionSampling(AbstractMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        patches: int = 10,
-        eval_patches: int = 64,
+        patches: Count = 10,
+        eval_patches: Count = 64,
         attention: Literal["own", "encoder"] = "own",
         replacement: bool = False,
         inference: Inference = "expectation",
@@ -126,7 +127,7 @@ class AttentionSampling(AbstractMethod):
         background: float = 0.0,
         contrast: float = 0.0,
         instance: float = 1.0,
-        chunk: int = 256,
+        chunk: Count = 256,
         jitter: bool = True,
     ) -> None:
         super().__init__()

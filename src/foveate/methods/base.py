@@ -6,16 +6,19 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypedDict
 
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from foveate.bags.embedding import Bag
-from foveate.batch import Batch, Reads
+from foveate.batch import Batch, Reads, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.images.evidence import EvidenceList
+from foveate.images.likeness import ImageFacts
 from foveate.nn.heads import Head, InstanceHead
+from foveate.nn.linear_fit import RowLosses
+from foveate.parts.options import Count
 from foveate.tasks.base import AbstractTask
 
 Meets = Literal["yes", "partly", "no", "not stated"]
@@ -155,6 +158,7 @@ class AbstractMethod(nn.Module, abc.ABC):
         meets: how the method meets each of the five requirements.
         axes: numbers of axes that the images may have.
         learns_frozen: whether the method learns anything by steps while the encoder is frozen.
+        fits_glimpses: whether `fit_start` fits anything to the features of all glimpses.
         encoder_defaults: options of encoders that this method needs; those of the user win.
         encoder: the network that embeds glimpses and patches.
     """
@@ -164,8 +168,25 @@ class AbstractMethod(nn.Module, abc.ABC):
     meets: ClassVar[Requirements] = Requirements()
     axes: ClassVar[frozenset[int]] = frozenset({2, 3})
     learns_frozen: ClassVar[bool] = True
+    fits_glimpses: bool = False
     encoder_defaults: ClassVar[Mapping[str, object]] = MappingProxyType({})
     encoder: AbstractEncoder
+
+    @classmethod
+    def choose_options(
+        cls, options: Mapping[str, Any], view: View, images: Sequence[ImageFacts]
+    ) -> dict[str, Any]:
+        """Choose the options that the user leaves to the images; called once, before training.
+
+        Args:
+            options: the options of the run, defaults included.
+            view: the geometry in which patches and glimpses are read.
+            images: facts about the images that can be read, at least one.
+
+        Returns:
+            values that replace those of `options`, by name; they are stored with the run.
+        """
+        return {}
 
     @abc.abstractmethod
     def forward(self, batch: Batch) -> Prediction:
@@ -176,6 +197,45 @@ class AbstractMethod(nn.Module, abc.ABC):
 
         Args:
             done: share of the training that is done, 0 to 1.
+        """
+
+    def fit_start(
+        self,
+        overviews: Float[Tensor, "n d"],
+        row_losses: RowLosses,
+        left_out_fold: Int[Tensor, " n"],
+    ) -> None:
+        """Fit answers to the glimpses of a frozen encoder, before the first step.
+
+        Called where `fits_glimpses` is true and the encoder is pretrained.
+
+        Args:
+            overviews: `Look.overview` of the n images of the training and the validation part,
+                ``(n, d)``.
+            row_losses: function from logits ``(m, k)`` and indices of rows ``(m,)`` to their losses
+                ``(m,)``.
+            left_out_fold: number of the left-out fold of each image, ``(n,)`` int; in all later
+                batches, `Batch.left_out_fold` has the number of the fit that did not see the image.
+        """
+
+    def fit_trust(
+        self,
+        answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
+        each_loss: Callable[..., Float[Tensor, " n"]],
+    ) -> None:
+        """Fit to the validation part how far learnt answers count, at the end of the frozen start.
+
+        Args:
+            answer: computes the answers of the method ``(n, k)`` in its present state to the
+                validation part, and the targets ``(n, …)``; may be called several times.
+            each_loss: function from logits ``(n, k)`` and targets to the images' losses ``(n,)``.
+        """
+
+    def share_trust(self, others: Sequence[Self]) -> None:
+        """Take over what `fit_trust` fitted in other models, where there is no validation part.
+
+        Args:
+            others: methods of the same class and options, one for each fold.
         """
 
     def findings(self) -> Mapping[str, float]:
@@ -237,7 +297,7 @@ class AbstractBagMethod(AbstractMethod):
         dim_instance: int | None,
         *,
         train_encoder: bool = True,
-        chunk: int = 64,
+        chunk: Count = 64,
         instance: float = 0.0,
         jitter: bool = True,
     ) -> None:

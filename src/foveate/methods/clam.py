@@ -40,6 +40,7 @@ from foveate.methods.base import (
 )
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
+from foveate.parts.options import DropoutRate, Width
 
 
 class Clam(AbstractBagMethod):
@@ -78,9 +79,9 @@ class Clam(AbstractBagMethod):
         encoder: AbstractEncoder,
         heads: Sequence[Head],
         branch: Literal["single", "multi"] = "single",
-        width: int = 512,
-        hidden: int = 256,
-        dropout: float = 0.25,
+        width: Width = 512,
+        hidden: Width = 256,
+        dropout: DropoutRate = 0.25,
         clustered: int = 8,
         clustering: float = 0.3,
         instance: float = 0.0,

@@ -44,6 +44,7 @@ from foveate.methods.base import (
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import kl_divergences
 from foveate.nn.top_k import TopK, perturbed_top_k
+from foveate.parts.options import Count, DropoutRate
 
 _BACKGROUND = 0.0
 """Prior of a cell without foreground: left out, unless an image has no others."""
@@ -87,15 +88,15 @@ class DifferentiableTopK(AbstractMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        k: int = 10,
-        samples: int = 500,
+        k: Count = 10,
+        samples: Count = 500,
         sigma: float = 0.05,
         most: int = 48,
         spread: float = 1e-2,
         contrast: float = 2.0,
-        dropout: float = 0.1,
+        dropout: DropoutRate = 0.1,
         instance: float = 1.0,
-        chunk: int = 256,
+        chunk: Count = 256,
         jitter: bool = True,
     ) -> None:
         super().__init__()

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from foveate.attention_maps.map_scores import lay_map_lattice
 from foveate.batch import N_COLOURS, Batch
@@ -23,7 +24,9 @@ from foveate.geometry import points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
 from foveate.methods.base import AbstractMethod, Prediction, Requirements
 from foveate.nn.heads import Head
+from foveate.nn.linear_fit import RowLosses
 from foveate.nn.overview import OverviewHead
+from foveate.parts.options import DropoutRate
 
 
 class Downsampled(AbstractMethod):
@@ -49,7 +52,7 @@ class Downsampled(AbstractMethod):
     learns_frozen = False
 
     def __init__(
-        self, *, encoder: AbstractEncoder, heads: Sequence[Head], dropout: float = 0.1
+        self, *, encoder: AbstractEncoder, heads: Sequence[Head], dropout: DropoutRate = 0.1
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -60,6 +63,17 @@ class Downsampled(AbstractMethod):
             self.head = nn.Sequential(nn.LayerNorm(encoder.dim), nn.Dropout(dropout), outputs)
         else:
             self.head = OverviewHead((*encoder.feature_groups, N_COLOURS), k)
+            self.fits_glimpses = True
+
+    def fit_start(
+        self,
+        overviews: Float[Tensor, "n d"],
+        row_losses: RowLosses,
+        left_out_fold: Int[Tensor, " n"],
+    ) -> None:
+        """Fit the linear answers, where the encoder is pretrained."""
+        if isinstance(self.head, OverviewHead):
+            self.head.settle(overviews, row_losses, left_out_fold)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from glimpses alone."""

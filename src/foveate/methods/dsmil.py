@@ -30,6 +30,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer, BagOptions, Requirements
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
+from foveate.parts.options import DropoutRate, Width
 
 
 class Dsmil(AbstractBagMethod):
@@ -58,8 +59,8 @@ class Dsmil(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        hidden: int = 128,
-        dropout: float = 0.0,
+        hidden: Width = 128,
+        dropout: DropoutRate = 0.0,
         instance: float = 1.0,
         **bag: Unpack[BagOptions],
     ) -> None:

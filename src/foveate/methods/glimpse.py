@@ -26,6 +26,7 @@ from typing import Unpack
 
 from foveate.attention_maps.choice import Choice
 from foveate.attention_maps.glimpse_and_patches import GlimpseAndPatches, GlimpseOptions, Tokens
+from foveate.attention_maps.patch_numbers import LIMITS
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import (
@@ -76,7 +77,12 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         **shared: Unpack[GlimpseOptions],
     ) -> None:
         super().__init__(encoder, heads, **shared)
-        self.choice = Choice(patches or 24, eval_patches or 64, survey or 256, self.jitter)
+        self.choice = Choice(
+            patches or LIMITS["patches"].largest,
+            eval_patches or LIMITS["eval_patches"].largest,
+            survey or LIMITS["survey"].largest,
+            self.jitter,
+        )
         self.explore = explore
 
     def forward(self, batch: Batch) -> Prediction:

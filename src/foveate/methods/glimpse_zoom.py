@@ -21,7 +21,7 @@ of a batch are in memory with their activations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ from foveate.attention_maps.glimpse_and_patches import (
     GlimpseOptions,
     Tokens,
 )
-from foveate.attention_maps.zoom import Descent, Zoom, join_patches, nested_expectation
+from foveate.attention_maps.patch_numbers import LIMITS
+from foveate.attention_maps.tiles import join_patches
+from foveate.attention_maps.zoom import Descent, Zoom, nested_expectation
 from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch
 from foveate.encoders.base import AbstractEncoder
@@ -49,6 +51,7 @@ from foveate.methods.base import (
     Requirements,
 )
 from foveate.nn.heads import Head
+from foveate.parts.options import Within
 
 
 class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
@@ -88,11 +91,12 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         patches: int = 0,
         eval_patches: int = 0,
         zoom: tuple[float, ...] = (8.0,),
-        looks: int = 8,
+        looks: Annotated[int, Within(1, 1000)] = 8,
         **shared: Unpack[GlimpseOptions],
     ) -> None:
         super().__init__(encoder, heads, **shared)
-        self.patches, self.eval_patches = patches or 24, eval_patches or 64
+        self.patches = patches or LIMITS["patches"].largest
+        self.eval_patches = eval_patches or LIMITS["eval_patches"].largest
         self.zoom = Zoom(
             encoder,
             scales=zoom,

@@ -38,6 +38,7 @@ from foveate.methods.base import AbstractMethod, Auxiliary, Prediction, Requirem
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.repeated import EmbedOnce
 from foveate.nn.selection import normalised_scores, rank_patches, select_with_exploration
+from foveate.parts.options import Count, Depth, DropoutRate
 
 _MANY = 1024
 """Number of patches from which the instance head's activations are recomputed for gradients."""
@@ -82,11 +83,11 @@ class Ips(AbstractMethod):
         kept: int = 100,
         explore: float = 0.1,
         buffer: int = 0,
-        drop: float = 0.0,
-        layers: int = 1,
-        dropout: float = 0.1,
+        drop: DropoutRate = 0.0,
+        layers: Depth = 1,
+        dropout: DropoutRate = 0.1,
         instance: float = 1.0,
-        chunk: int = 256,
+        chunk: Count = 256,
         jitter: bool = True,
     ) -> None:
         super().__init__()

@@ -59,6 +59,7 @@ from foveate.methods.base import (
 )
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.sampling import draw_without_replacement, estimate_deviation, expectation
+from foveate.parts.options import Count
 
 _MEMORY_OF_SHARES = 0.98
 """Weight of the past in the running shares of scales."""
@@ -120,14 +121,14 @@ class JointSampling(AbstractMethod):
         encoder: AbstractEncoder,
         heads: Sequence[Head],
         scales: tuple[float, ...] = (1.0, 4.0),
-        patches: int = 24,
-        eval_patches: int = 64,
+        patches: Count = 24,
+        eval_patches: Count = 64,
         inference: Inference = "top",
         balance: float = 1.0,
         price: float = 0.0,
         spread: float = 1e-3,
         instance: float = 1.0,
-        chunk: int = 256,
+        chunk: Count = 256,
         jitter: bool = True,
     ) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ from foveate.bags.embedding import compute_patch_shares
 from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, Requirements
 from foveate.nn.heads import Head
+from foveate.parts.options import DropoutRate
 
 
 class MilMean(AbstractBagMethod):
@@ -57,7 +58,7 @@ class MilMean(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        dropout: float = 0.1,
+        dropout: DropoutRate = 0.1,
         instance: float = 0.0,
         **bag: Unpack[BagOptions],
     ) -> None:

@@ -39,6 +39,7 @@ from foveate.images.evidence import Evidence, EvidenceList
 from foveate.methods.base import AbstractMethod, Auxiliary, Prediction, Requirements
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
+from foveate.parts.options import DropoutRate, Width
 from foveate.streaming import Streamed
 
 
@@ -98,8 +99,8 @@ class StreamingCnn(AbstractMethod):
         tile: int = 0,
         scratch: str = "",
         skip_background: bool = True,
-        hidden: int = 128,
-        dropout: float = 0.1,
+        hidden: Width = 128,
+        dropout: DropoutRate = 0.1,
         instance: float = 1.0,
     ) -> None:
         super().__init__()

@@ -35,7 +35,6 @@ crops and a vector per node; maps of crops are stored as one vector per cell.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -55,7 +54,8 @@ from foveate.attention_maps.tree import (
     lay_image_grids,
     make_empty_grids,
 )
-from foveate.attention_maps.tree_cells import Cut, compute_cell_features
+from foveate.attention_maps.tree_cells import Cut
+from foveate.attention_maps.tree_embedding import embed_with_cells
 from foveate.attention_maps.tree_shares import FeatureWeights, compute_expected_shares
 from foveate.bags.embedding import compute_patch_shares, embed_patches, pad_rows
 from foveate.batch import Batch, Patches
@@ -66,8 +66,7 @@ from foveate.methods.base import AbstractMethod, Judge, Prediction, Requirements
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.position import PositionCode
 from foveate.nn.reinforce import RunningReward, leave_one_out, policy_loss
-from foveate.nn.repeated import EmbedOnce
-from foveate.nn.replay import replay
+from foveate.parts.options import Count, DropoutRate
 
 _SURVEY = (48, 3)
 """Crops chosen in each region while the encoder is frozen, level by level: very many, always the
@@ -129,16 +128,16 @@ class Tnet(AbstractMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        grid: int = 3,
+        grid: Count = 3,
         overlap: float = 0.5,
         locations: tuple[int, ...] = (6, 2),
         eval_locations: tuple[int, ...] | None = None,
         levels: int | None = 2,
         policy: Literal["sampled", "top"] = "sampled",
-        draws: int = 2,
+        draws: Count = 2,
         weighting: bool = False,
-        dropout: float = 0.1,
-        chunk: int = 256,
+        dropout: DropoutRate = 0.1,
+        chunk: Count = 256,
         jitter: bool = True,
     ) -> None:
         super().__init__()
@@ -256,7 +255,7 @@ class Tnet(AbstractMethod):
         rows = self.head.weight.new_zeros(0, dim + math.prod(shape))
         leaves = rows[:, :dim]
         if any(len(part) for part in split):
-            rows = self._embed(batch, split)
+            rows = embed_with_cells(self.encoder, self.cut, batch, split, self.chunk)
         if any(len(part) for part in last):
             leaves = embed_patches(self.encoder, batch, last, self.chunk).float()
         f = rows[:, :dim]
@@ -273,30 +272,6 @@ class Tnet(AbstractMethod):
         ]
         pairs = zip(cut_further, finest, strict=True)
         return torch.cat([x for pair in pairs for x in pair]), grids
-
-    def _embed(self, batch: Batch, patches: Sequence[Patches]) -> Tensor:
-        """Embed crops: ``(n, d + cells c)``, the feature and then the maps' means in each cell."""
-        patch_px = batch.view.patch_px
-        if batch.frozen_features is not None:
-            encode = functools.partial(self._vector_and_cells, patch_px, self.encoder.features)
-            rows = batch.frozen_features.rows(f"{self.cut} ", patches, self.chunk, encode)
-            n = self.encoder.n_features
-            return torch.cat([self.encoder.project(rows[:, :n]).float(), rows[:, n:]], 1)
-        # Without augmentation: the map of a turned crop would point to the wrong part of it.
-        chunks = batch.chunks(patches, self.chunk, augment=False)
-        parameters = list(self.encoder.parameters())
-        once = EmbedOnce(functools.partial(self._vector_and_cells, patch_px, self.encoder.pool))
-        if not torch.is_grad_enabled() or len(chunks) == 1:
-            return torch.cat([once(chunks(c)) for c in range(len(chunks))])
-        return replay(once, parameters, chunks, len(chunks))
-
-    def _vector_and_cells(
-        self, patch_px: int, vector: Callable[[list[Tensor]], Tensor], x: Tensor
-    ) -> Tensor:
-        maps = self.encoder.maps(x)
-        begin = self.cut.inside(patch_px)
-        cells = compute_cell_features(self.encoder, maps, (begin, begin), patch_px / self.cut.zoom)
-        return torch.cat([vector(maps).float(), cells.flatten(1)], 1)
 
     # -- predict ------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from foveate.encoders.base import AbstractEncoder
 from foveate.methods.base import AbstractBagMethod, BagAnswer, BagOptions, Requirements
 from foveate.nn.heads import Head
 from foveate.nn.nystrom import NystromAttention, PyramidPosition, lattice_cells, spatial_rank
+from foveate.parts.options import Count, Depth, DropoutRate, Width
 
 
 class Transmil(AbstractBagMethod):
@@ -62,11 +63,11 @@ class Transmil(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        width: int = 128,
-        attention_heads: int = 8,
-        landmarks: int = 256,
-        iterations: int = 6,
-        dropout: float = 0.1,
+        width: Width = 128,
+        attention_heads: Count = 8,
+        landmarks: Width = 256,
+        iterations: Depth = 6,
+        dropout: DropoutRate = 0.1,
         instance: float = 1.0,
         **bag: Unpack[BagOptions],
     ) -> None:

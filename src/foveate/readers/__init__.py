@@ -21,6 +21,7 @@ from foveate.errors import (
     converting,
 )
 from foveate.images.image import AbstractImage
+from foveate.parts.options import parse_options
 from foveate.readers.base import HEAD_BYTES, AbstractReader
 
 log = logging.getLogger("foveate")
@@ -125,7 +126,7 @@ def check_options(options: ReaderOptions) -> dict[str, dict[str, Any]]:
         OptionError: a reader does not have an option, or a value does not fit.
     """
     return {
-        name: parts.parse_options(parts.find("readers", name), values, f"reader.{name}")
+        name: parse_options(parts.find("readers", name), values, f"reader.{name}")
         for name, values in options.items()
     }
 
@@ -151,7 +152,7 @@ def _recognises(reader: type[AbstractReader], path: Path, head: bytes) -> bool:
 def _open(reader: type[AbstractReader], path: Path, options: Mapping[str, Any]) -> AbstractImage:
     """Open a file with a reader; any other library's error becomes one of `foveate.errors`."""
     with converting(path):
-        return reader(path, **options)
+        return parts.check_built("readers", reader(path, **options))
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -15,12 +15,8 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
-from foveate.formats.tiff_index import (
-    MAX_BLOCK_BYTES,
-    TIFF_MARKS,
-    is_coding_read,
-    refuse_unlisted,
-)
+from foveate.formats.tiff_grid import MAX_BLOCK_BYTES
+from foveate.formats.tiff_index import TIFF_MARKS, is_coding_read, refuse_unlisted
 from foveate.geometry import Box, Frame, fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level

@@ -11,13 +11,13 @@ from foveate.presentation import (
     read_number,
     write_count,
     write_decimals,
+    write_duration,
     write_fold,
     write_memory,
     write_percent,
     write_pixels,
 )
 from foveate.report.run_files import RunFiles
-from foveate.training.notice import duration
 
 _MIN_PATIENTS = 30
 _PARTS = ("train", "val", "test")
@@ -83,8 +83,8 @@ def build_cost(run: RunFiles) -> dict[str, Any] | None:
     seconds, reading = get.get("seconds"), get.get("seconds_reading")
     share = None if not seconds or reading is None else min(reading / seconds, 1.0)
     facts = [
-        ("time, all in all", duration(seconds)),
-        ("time per test image", duration(get.get("seconds_per_image"))),
+        ("time, all in all", write_duration(seconds)),
+        ("time per test image", write_duration(get.get("seconds_per_image"))),
         ("peak memory, main", write_memory(get.get("peak_rss_mib"))),
         ("peak memory, device", write_memory(get.get("peak_device_mib") or None)),
         ("test images hold", write_pixels(get.get("level0_px"))),
@@ -234,7 +234,7 @@ def compare_runs(run: RunFiles) -> list[dict[str, Any]] | None:
                 "method": str(entry.get("method", "unknown")),
                 "own": k == 0,
                 **_build_main_cells(run, pick_scores(entry)),
-                "seconds": duration(read_number(entry, "seconds")),
+                "seconds": write_duration(read_number(entry, "seconds")),
                 "memory": write_memory(read_number(entry, "peak_rss_mib")),
                 "device": write_memory(read_number(entry, "peak_device_mib") or None),
                 "decoded": write_percent(read_number(entry, "decoded_fraction")),
@@ -288,8 +288,9 @@ def describe_answering(run: RunFiles) -> str:
         seconds = read_number(about.get("train") or {}, "seconds")
         return (
             f"New images are answered by one model, refitted on all {about.get('n_train')} images"
-            f" after the folds ({duration(seconds)}). The scores are those of the folds' models:"
-            " each was tested on images that it had never seen, the refitted one has seen all."
+            f" after the folds ({write_duration(seconds)}). The scores are those of the folds' "
+            "models: each was tested on images that it had never seen, the refitted one has seen "
+            "all."
         )
     if len(run.answering) > 1:
         return (

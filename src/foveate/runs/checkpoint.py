@@ -19,7 +19,8 @@ from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownNa
 from foveate.files.atomic import write_aside, write_json
 from foveate.files.digest import file_sha256
 from foveate.methods.base import AbstractMethod
-from foveate.parts import find, parse_options
+from foveate.parts import check_built, find
+from foveate.parts.options import parse_options
 from foveate.readers import check_options
 from foveate.runs.card import SCHEMA, ModelCard, read_card, store_trained_on
 from foveate.tasks import restore_task
@@ -57,7 +58,8 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     )
     _check_axes(card, method_class, encoder)
     options = parse_options(method_class, card.method_options, "method")
-    return Model(card, method_class(encoder=encoder, heads=task.heads, **options), task)
+    method = method_class(encoder=encoder, heads=task.heads, **options)
+    return Model(card, check_built("methods", method), task)
 
 
 def _check_axes(card: ModelCard, method: type[AbstractMethod], encoder: AbstractEncoder) -> None:

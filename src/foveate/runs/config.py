@@ -10,11 +10,14 @@ from typing import Any
 import yaml
 
 from foveate import defaults
+from foveate.batch import View
 from foveate.errors import OptionError, did_you_mean, explain_os_error
 from foveate.exports import build_exports
 from foveate.loading.scan import ViewOptions
-from foveate.parts import find, names, options, parse_options
+from foveate.parts import find, names
+from foveate.parts.options import options, parse_options
 from foveate.readers import check_options
+from foveate.runs.card import ModelCard
 from foveate.runs.schedule import TrainOptions
 from foveate.yamltext import parse_yaml
 
@@ -219,6 +222,32 @@ def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
     named = replace(config, encoder=defaults.ENCODER_BY_AXES[axes])
     return replace(
         named, encoder_options=fill_encoder_options(named, find("methods", config.method))
+    )
+
+
+def make_card(
+    config: RunConfig, view: View, task: str, options: dict[str, Any], settled: dict[str, Any]
+) -> ModelCard:
+    """Make the card of the model that a config asks for, before anything is trained.
+
+    Args:
+        config: the config, which names its encoder.
+        view: the view of the images.
+        task: name of the task.
+        options: options of the task.
+        settled: what the task settled from the labels.
+    """
+    return ModelCard(
+        method=config.method,
+        method_options=config.method_options,
+        encoder=config.encoder,
+        encoder_options=config.encoder_options,
+        task=task,
+        task_options=options,
+        settled=settled,
+        view=view,
+        assume_spacing_um=config.view.assume_spacing_um,
+        readers=config.reader_options,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.errors import TableError
-from foveate.parts import find, names, parse_options
+from foveate.parts import check_built, find, names
+from foveate.parts.options import parse_options
 from foveate.tasks.base import AbstractTask, restore
 from foveate.tasks.classes.doubts import doubt_classes
 
@@ -34,7 +35,7 @@ def build_task(
         settled = task_class.settle(labels)
     except TableError as error:
         raise TableError(f"column '{column}' {error}") from None
-    return restore(task_class, settled, **parse_options(task_class, options, "task"))
+    return _restore(task_class, settled, options)
 
 
 def explain_unfit(name: str, labels: Sequence[str], column: str) -> str | None:
@@ -60,7 +61,15 @@ def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, An
         OptionError: the stored values do not fit the task.
     """
     task_class = find("tasks", name)
-    return restore(task_class, settled, **parse_options(task_class, options, "task"))
+    return _restore(task_class, settled, options)
+
+
+def _restore(
+    task_class: type[AbstractTask], settled: Mapping[str, Any], options: Mapping[str, Any]
+) -> AbstractTask:
+    """Build a task from settled values and unparsed options, and check that it is complete."""
+    parsed = parse_options(task_class, options, "task")
+    return check_built("tasks", restore(task_class, settled, **parsed))
 
 
 def _infer_name(labels: Sequence[str]) -> str:

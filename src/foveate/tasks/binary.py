@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Shaped
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from foveate.errors import OptionError, did_you_mean
 from foveate.nn.heads import Head, Pooling
+from foveate.parts.options import Within
 from foveate.tasks.classes import ClassTask
 
 _NEGATIVE = (
@@ -39,7 +41,7 @@ class BinaryTask(ClassTask):
         *,
         classes: Sequence[str],
         positive: str | None = None,
-        smoothing: float = 0.05,
+        smoothing: Annotated[float, Within(0, 1)] = 0.05,
         patches: Pooling = "max",
     ) -> None:
         super().__init__(classes=_negative_first(tuple(classes), positive))

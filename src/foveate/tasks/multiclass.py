@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
 from foveate.nn.heads import Head, Pooling
+from foveate.parts.options import Within
 from foveate.tasks.classes import ClassTask
 
 
@@ -23,7 +25,11 @@ class MulticlassTask(ClassTask):
     """
 
     def __init__(
-        self, *, classes: Sequence[str], smoothing: float = 0.05, patches: Pooling = "sum"
+        self,
+        *,
+        classes: Sequence[str],
+        smoothing: Annotated[float, Within(0, 1)] = 0.05,
+        patches: Pooling = "sum",
     ) -> None:
         super().__init__(classes=classes)
         self.smoothing = smoothing

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch import Batch, CropError, Patches
-from foveate.encoders.base import ProjectedEncoder
 from foveate.methods.base import AbstractMethod
-from foveate.nn.overview import N_LEFT_OUT_FOLDS, OverviewHead, PatchTrust
+from foveate.nn.overview import N_LEFT_OUT_FOLDS
 from foveate.table import Case
 from foveate.tasks.base import AbstractTask
 
@@ -28,7 +27,7 @@ def settle_start(
     batches: Iterable[tuple[Case, Batch]],
     on_progress: Callable[[int], None],
 ) -> dict[str, int]:
-    """Standardise features, and fit the linear answers to glimpses where the method has them.
+    """Let the encoder and the method fit what they fit to features, before the first step.
 
     Args:
         method: method with a pretrained encoder; it is changed.
@@ -38,10 +37,9 @@ def settle_start(
         on_progress: called with the number of images that are done.
 
     Returns:
-        by image id, number of the group with which the image was left out of the fits of the linear
-        answers; empty where the method has no linear answers.
+        by image id, number of the left-out fold of the image; empty where the method fits nothing
+        to glimpses.
     """
-    head = next((m for m in method.modules() if isinstance(m, OverviewHead)), None)
     looks_only = not method.reads & {"crops", "bag", "whole"}
     sampled = set(np.linspace(0, len(cases) - 1, _SAMPLED_IMAGES).astype(int).tolist())
     fitted: list[Case] = []
@@ -50,7 +48,7 @@ def settle_start(
     patches: list[Tensor] = []
     for i, (case, batch) in enumerate(batches):
         wanted = i in sampled
-        if head is not None or (looks_only and wanted):
+        if method.fits_glimpses or (looks_only and wanted):
             look = batch.look(method.encoder)[0]
             overviews.append(look.overview.cpu())
             glimpses.append(look.features.float().cpu())
@@ -61,9 +59,9 @@ def settle_start(
                 patches.append(batch.frozen_features.features(method.encoder, few, 32).cpu())
         on_progress(i + 1)
     features = glimpses if looks_only else patches
-    if features and isinstance(method.encoder, ProjectedEncoder):
-        method.encoder.mixed.standardise.settle(torch.cat(features))
-    if head is None or not fitted:
+    if features:
+        method.encoder.fit_start(torch.cat(features))
+    if not method.fits_glimpses or not fitted:
         return {}
     labels = [str(case.label) for case in fitted]
     target = task.targets(labels)
@@ -72,40 +70,8 @@ def settle_start(
     def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return task.each_loss(logits, target[rows]).double()
 
-    head.settle(torch.cat(overviews), each_loss, torch.from_numpy(left_out_fold))
+    method.fit_start(torch.cat(overviews), each_loss, torch.from_numpy(left_out_fold))
     return {case.image_id: k for case, k in zip(fitted, left_out_fold.tolist(), strict=True)}
-
-
-def settle_trust(
-    method: AbstractMethod, task: AbstractTask, answer: Callable[[], tuple[Tensor, Tensor]]
-) -> None:
-    """Fit how far the patches' answers are trusted, where the method adds them to the glimpse's.
-
-    Args:
-        method: method whose patches were trained on frozen features; it is changed.
-        task: the task, which defines the loss.
-        answer: computes the method's answers to the validation part, ``(n, k)``, and their
-            targets, ``(n, …)``.
-    """
-    for trust in list_trusts(method):
-        trust.settle(answer, task.each_loss)
-
-
-def share_trust(method: AbstractMethod, others: Sequence[AbstractMethod]) -> None:
-    """Trust patches as far as other models of the same kind do on average.
-
-    Args:
-        method: method that has no validation part of its own; it is changed.
-        others: methods of the same kind, each with the trust fitted to its validation part.
-    """
-    for of_all in zip(*map(list_trusts, (method, *others)), strict=True):
-        trust, *fitted = of_all
-        trust.value.copy_(torch.stack([other.value for other in fitted]).mean())
-
-
-def list_trusts(method: AbstractMethod) -> list[PatchTrust]:
-    """Return the modules of a method that weigh its patches' answers against the glimpse's."""
-    return [module for module in method.modules() if isinstance(module, PatchTrust)]
 
 
 def _divide(cases: Sequence[Case], strata: Sequence[str]) -> NDArray[np.int64]:

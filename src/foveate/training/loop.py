@@ -32,7 +32,7 @@ from foveate.runs.schedule import (
 )
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
-from foveate.training.frozen_start import settle_start, settle_trust, share_trust
+from foveate.training.frozen_start import settle_start
 from foveate.training.notice import StageDisplay, describe_chance_plateau, describe_stage
 from foveate.training.state import (
     WORST_LOSS,
@@ -244,11 +244,11 @@ class Trainer:
             self.steps.team.align()
 
     def _settle_trust(self, val: Sequence[Case]) -> None:
-        """Fit how far the patches' answers are trusted, at the end of the frozen start."""
+        """Fit how far learnt answers are trusted, at the end of the frozen start."""
         if self._folds:
-            share_trust(self.model.method, [fold.method for fold in self._folds])
+            self.model.method.share_trust([fold.method for fold in self._folds])
         else:
-            settle_trust(self.model.method, self.model.task, lambda: self.answer(val))
+            self.model.method.fit_trust(lambda: self.answer(val), self.model.task.each_loss)
         if self.average.weights:
             self.average.begin()  # the fitted factor is part of the averaged weights, too
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from foveate.memory import peak_memory_mib
 from foveate.messages.display import Display
-from foveate.parts import options as options_of
+from foveate.parts.options import options as options_of
+from foveate.presentation import write_duration
 from foveate.runs.checkpoint import Model
 from foveate.runs.schedule import Schedule
 from foveate.training.state import OnStatus, Progress, Status
@@ -67,25 +68,8 @@ def describe_stage(
     """
     return (
         f"{stage}: {epochs} epochs of {steps} steps, about {step_seconds:.2g} s a step, "
-        f"{duration(total_seconds)} in all; memory about {peak_memory_mib() / 1024:.1f} GiB"
+        f"{write_duration(total_seconds)} in all; memory about {peak_memory_mib() / 1024:.1f} GiB"
     )
-
-
-def duration(seconds: float | None) -> str:
-    """Format a duration, such as ``15 ms``, ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    if seconds is None:
-        return "–"
-    if seconds < 0.1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{rounded} s"
-    if rounded < 3600:
-        return f"{rounded // 60} min {rounded % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def training_bar(display: Display, title: str) -> OnStatus:

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from foveate import defaults
-from foveate.parts import find, names, options
+from foveate.parts import find, names
+from foveate.parts.options import options
 
 COMMAND = "foveate methods --markdown > docs/methods.md"
 REQUIREMENTS = (

@@ -20,10 +20,10 @@ from foveate.messages.display import Display, Silent
 from foveate.parts import find, plugin_folders
 from foveate.runs.card import read_card
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
-from foveate.runs.config import RunConfig
+from foveate.runs.config import RunConfig, make_card
 from foveate.runs.folder import make_quarantine_row, read_json, write_rows
 from foveate.runs.models import Ensemble
-from foveate.runs.plan import Plan, make_card, make_plan
+from foveate.runs.plan import Plan, make_plan
 from foveate.runs.schedule import TrainOptions
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case

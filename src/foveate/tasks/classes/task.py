@@ -6,7 +6,7 @@ import statistics
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +15,21 @@ from torch import Tensor
 
 from foveate.errors import OptionError, TableError, did_you_mean
 from foveate.metrics import Difference, Score, auroc, threshold_youden
-from foveate.presentation import (
-    Chart,
-    ScoreWords,
-    ShadedTable,
-    Verdict,
-    read_number,
-    write_percent,
-)
+from foveate.presentation import Chart, ShadedTable, Verdict, read_number
 from foveate.tasks.base import AbstractTask, Point, Rows, Stored
 from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.figures import build_charts
 from foveate.tasks.classes.scores import compare_classes, count_classes, score_classes
+from foveate.tasks.classes.words import (
+    SCORE_WORDS,
+    describe_ranking,
+    describe_score,
+    describe_temperatures,
+    judge_answer,
+    read_values,
+    tabulate_confusion,
+    warn_of_chance,
+)
 
 _MIN_LEARNT_AUROC = 0.65
 """A mean AUROC of the validation part above this shows that something was learnt."""
@@ -42,37 +45,7 @@ class ClassTask(AbstractTask):
         OptionError: there are fewer than two names, or a name stands twice.
     """
 
-    words: ClassVar[Mapping[str, ScoreWords]] = {
-        "auroc": ScoreWords(
-            "AUROC",
-            "chance that a positive image ranks above a negative one; 0.5 is chance",
-            within_folds=True,
-        ),
-        "auprc": ScoreWords(
-            "AUPRC", "area under precision and recall; chance is the share of positives"
-        ),
-        "accuracy": ScoreWords("accuracy", "share of images whose class was predicted"),
-        "balanced_accuracy": ScoreWords("balanced accuracy", "mean of the classes' sensitivities"),
-        "kappa": ScoreWords("Cohen's kappa", "agreement beyond chance"),
-        "kappa_linear": ScoreWords(
-            "kappa, linear", "agreement beyond chance, near misses count in part"
-        ),
-        "kappa_quadratic": ScoreWords(
-            "kappa, quadratic", "the same, weighted by the squared distance"
-        ),
-        "brier": ScoreWords(
-            "Brier score", "squared error of the probabilities; less is better", True, None
-        ),
-        "log_loss": ScoreWords(
-            "log loss", "surprise at the true class; less is better", True, None
-        ),
-        "ece": ScoreWords(
-            "calibration error",
-            "gap between stated and observed shares; less is better",
-            True,
-            None,
-        ),
-    }
+    words = SCORE_WORDS
     tabled = ("auroc", "balanced_accuracy", "brier")
     averaged = "probabilities"
     reading = (
@@ -289,110 +262,36 @@ class ClassTask(AbstractTask):
         """Describe the AUROC as a number of pairs of images, or another main score by its name."""
         name = self.headline(scores) or ""
         score = scores.get(name, {})
-        value, lo, hi = (read_number(score, key) for key in ("value", "lo", "hi"))
-        if value is None:
-            return ""
-        if name != "auroc":
-            between = "" if lo is None or hi is None else f" (95 % interval {lo:.2f} to {hi:.2f})"
-            return f"the {self.title(name)} was {value:.3f}{between}."
-        within = (
-            "" if lo is None or hi is None else f" (95 % interval {100 * lo:.0f} to {100 * hi:.0f})"
-        )
-        pair = "an image of a class above one of another, on average over the classes,"
-        if len(self.classes) == 2:
-            pair = f"an image of '{self.classes[1]}' above one of '{self.classes[0]}'"
-        who, of = "the model", ""
-        if n_folds > 1:
-            who, of = f"the models of {n_folds} folds", " of images of their own fold"
-        return f"{who} ranked {pair} in {100 * value:.0f} of 100 pairs{of}{within}."
+        if name == "auroc":
+            return describe_ranking(score, self.classes, n_folds)
+        return describe_score(score, self.title(name)) if name else ""
 
     def cautions(self, scores: Stored) -> list[str]:
         """Warn where the AUROC is not clearly better than chance, or worse than chance."""
-        lo, hi = (read_number(scores.get("auroc", {}), key) for key in ("lo", "hi"))
-        if lo is not None and hi is not None and lo <= 0.5 <= hi:
-            return ["The interval holds 0.5: this cannot be told from chance."]
-        if hi is not None and hi < 0.5:
-            return ["This is worse than chance: check the labels and the split."]
-        return []
+        return warn_of_chance(scores.get("auroc", {}))
 
     def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
         """Judge an answer right or wrong; wrong ones rank first, then confident ones."""
-        shares = entry.get("probs")
-        shares = shares if isinstance(shares, dict) else {}
-        kind = "right" if entry.get("label") == entry.get("predicted") else "wrong"
-        kind = kind if entry.get("label") else "unlabelled"
-        sure = read_number(shares, str(entry.get("predicted")))
-        rank = {"wrong": 2.0, "right": 1.0, "unlabelled": 0.0}[kind]
-        return Verdict(
-            kind,
-            kind,
-            (rank, sure or 0.0),
-            self._certainty(shares, sure, read_number(row, "threshold")),
-            [(str(name), read_number(shares, name)) for name in shares],
-        )
-
-    def _certainty(
-        self, shares: Mapping[str, Any], sure: float | None, threshold: float | None
-    ) -> list[tuple[str, bool]]:
-        second = read_number(shares, self.classes[1])
-        if threshold is not None and len(shares) == 2 and second is not None:
-            return [
-                (f": probability of {self.classes[1]} ", False),
-                (f"{second:.3f}", True),
-                (", called so from ", False),
-                (f"{threshold:.3f}", True),
-                (" on", False),
-            ]
-        return [] if sure is None else [(f" with probability {sure:.3f}", False)]
+        return judge_answer(entry, self.classes, read_number(row, "threshold"))
 
     def tables(self, metrics: Mapping[str, Any], points: Sequence[Point]) -> list[ShadedTable]:
         """Return the confusion matrix as a table; no table where it does not fit the classes."""
-        matrix, classes = metrics.get("confusion"), self.classes
-        if not isinstance(matrix, list) or len(matrix) != len(classes):
-            return []
-        rows = []
-        for i, counts in enumerate(matrix):
-            total = sum(counts)
-            cells = [(str(n), n / total if total else 0.0) for n in counts]
-            rows.append((classes[i], cells, write_percent(counts[i] / total) if total else "–"))
-        note = ""
-        if thresholds := _read_values(points, "threshold"):
-            note = (
-                f"Called {classes[-1]} from a probability of {_join(thresholds, 3)}, chosen on "
-                "the inner validation part."
-            )
-        return [ShadedTable("Confusion matrix", "predicted", "true", "found", classes, rows, note)]
+        thresholds = read_values(points, "threshold")
+        return tabulate_confusion(metrics.get("confusion"), self.classes, thresholds)
 
     def charts(
         self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
     ) -> list[Chart]:
         """Return ROC, precision and recall, calibration, and the distribution of scores."""
         return build_charts(
-            collect_answers(rows, self.classes), metrics, _read_values(points, "threshold")
+            collect_answers(rows, self.classes), metrics, read_values(points, "threshold")
         )
 
     def notes(self, points: Sequence[Point]) -> list[str]:
         """Describe the temperatures that the logits were divided by."""
-        temperatures = _read_values(points, "temperature")
-        if not temperatures:
-            return []
-        return [
-            "Before they became probabilities, logits were divided by a temperature of "
-            f"{_join(temperatures, 2)}, chosen on the inner validation part. Above 1 it makes "
-            "the model less sure, below 1 surer; 1.00 changes nothing."
-        ]
+        return describe_temperatures(read_values(points, "temperature"))
 
 
 def _is_class(target: Tensor) -> bool:
     """Return whether the targets are numbers of classes."""
     return target.ndim == 1 and not target.is_floating_point()
-
-
-def _read_values(points: Sequence[Point], key: str) -> list[float]:
-    numbers = (read_number(point, key) for point in points)
-    return [value for value in numbers if value is not None]
-
-
-def _join(values: Sequence[float], places: int) -> str:
-    text = ", ".join(f"{value:.{places}f}" for value in values)
-    return f"{text} (one per fold)" if len(values) > 1 else text

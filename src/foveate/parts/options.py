@@ -1,178 +1,25 @@
-"""Find methods, readers, tasks, encoders, … by name; read options from signatures.
-
-A name is looked up, in this order, in a folder that the user names (``--plugins DIR`` with
-``methods/``, ``readers/``, ``tasks/``, ``encoders/``, ``exports/``, ``aggregators/``), among
-installed packages' entry points (groups ``foveate.methods`` and so on), and among foveate's own
-files. A file holds one part, which has the file's name; files beginning with ``_`` and ``base.py``
-are no parts.
-
-Nothing is imported from a model or run folder: only the command line names folders of plug-ins.
-"""
+"""Options of a part: the keywords of its constructor, with types, limits and defaults."""
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
-import threading
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack
 
-from foveate.errors import OptionError, UnknownName, did_you_mean
-
-PartKind = Literal["methods", "readers", "tasks", "encoders", "exports", "aggregators"]
-
-_folders: list[Path] = []
-_loading = threading.RLock()
-
-
-def add_plugin_folder(folder: Path | str) -> None:
-    """Look for parts in a folder before all others.
-
-    A folder that is a package (it holds ``__init__.py``) can be imported by its name, so that its
-    parts may share files.
-
-    Args:
-        folder: with ``methods/``, ``readers/``, ``tasks/`` or ``encoders/`` in it, whose code is
-            run.
-
-    Raises:
-        OptionError: the folder does not exist.
-
-    Example:
-        >>> foveate.add_plugin_folder("my_parts")
-        >>> foveate.Classifier("own_method").fit("labels.csv")
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise OptionError(f"--plugins {folder}: no such folder; check the name")
-    folder = folder.resolve()
-    if folder not in _folders:
-        _folders.insert(0, folder)
-    if (folder / "__init__.py").is_file() and str(folder.parent) not in sys.path:
-        sys.path.append(str(folder.parent))
-
-
-def plugin_folders() -> tuple[Path, ...]:
-    """Return the folders of plug-ins, in the order in which they are searched."""
-    return tuple(_folders)
-
-
-def names(kind: PartKind) -> list[str]:
-    """Return the names of all parts of a kind, sorted, without importing them."""
-    available = {_name(p) for p in _package_files(kind)}
-    available |= {_name(p) for folder in _folders for p in _part_files(folder / kind)}
-    available |= {entry.name for entry in entry_points(group=f"foveate.{kind}")}
-    return sorted(available)
-
-
-def find(kind: PartKind, name: str) -> type[Any]:
-    """Find the class of a part.
-
-    Args:
-        kind: the kind of part.
-        name: its name.
-
-    Raises:
-        UnknownName: there is no part of this name; the message gives the nearest name.
-        OptionError: the file holds no part, or more than one.
-    """
-    for folder in _folders:
-        for path in _part_files(folder / kind):
-            if _name(path) == name:
-                return _only_class(_load_file(path, kind), kind, str(path))
-    for entry in entry_points(group=f"foveate.{kind}", name=name):
-        loaded: type[Any] = entry.load()
-        return loaded
-    for path in _package_files(kind):
-        if _name(path) == name:
-            module = importlib.import_module(f"foveate.{kind}.{path.stem}")
-            return _only_class(module, kind, str(path))
-    raise UnknownName(f"no {kind.removesuffix('s')} '{name}'.{did_you_mean(name, names(kind))}")
-
-
-def _name(path: Path) -> str:
-    """Return the name of the part in a file; a ``_`` at the end avoids names of libraries."""
-    return path.stem.rstrip("_")
-
-
-def _package_files(kind: PartKind) -> list[Path]:
-    """Return the files of foveate's own parts of a kind."""
-    return _part_files(Path(__file__).parent / kind)
-
-
-def _part_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that hold parts; none if it does not exist."""
-    if not folder.is_dir():
-        return []
-    skip = {"base.py", "__init__.py"}
-    return sorted(
-        p for p in folder.glob("*.py") if p.name not in skip and not p.name.startswith("_")
-    )
-
-
-def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
-    """Import a plug-in from its file, once."""
-    name = f"foveate_plugins.{kind}.{path.stem}"
-    # Several threads open images: none may see a module that another is still importing.
-    with _loading:
-        if name in sys.modules and sys.modules[name].__file__ == str(path):
-            return sys.modules[name]
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise OptionError(
-                f"{path} cannot be imported: rename it to NAME.py, with letters, digits and _"
-            )
-        for package in ("foveate_plugins", f"foveate_plugins.{kind}"):  # pickle imports them
-            sys.modules.setdefault(package, types.ModuleType(package))
-        module = importlib.util.module_from_spec(spec)
-        with contextlib.ExitStack() as undo:
-            sys.modules[name] = module
-            undo.callback(sys.modules.pop, name)
-            spec.loader.exec_module(module)
-            undo.pop_all()
-        return module
-
-
-def _only_class(module: types.ModuleType, kind: PartKind, where: str) -> type[Any]:
-    """Return the only part that a module defines; `where` names its file in messages."""
-    base_module = importlib.import_module(f"foveate.{kind}.base")
-    base = base_module.BASE
-    public = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, base)
-        and not inspect.isabstract(value)
-        and value.__module__ == module.__name__
-        and not value.__name__.startswith("_")
-    ]
-    if len(public) != 1:
-        raise OptionError(
-            f"{where} must hold exactly one public {base.__name__}, found {len(public)}: put each "
-            "in a file of its own, and begin names of helpers with _"
-        )
-    return public[0]
-
-
-# -- signatures as option schemas -------------------------------------------------------------
+from foveate.errors import OptionError, did_you_mean
+from foveate.parts import PartKind, find
 
 
 @dataclass(frozen=True)
 class Within:
     """Limits of an option's numbers, declared with its type: ``Annotated[int, Within(1, 9)]``.
 
-    Without a declaration, `PART` limits the options of parts, and `SECTION` the keys of the config,
-    whose public check their values themselves.
+    Without a declaration, `PART` limits the options of parts, and `SECTION` the keys of the config.
 
     Attributes:
         low: the smallest allowed number.
@@ -212,15 +59,18 @@ class NameOf:
 
 
 PART = Within(0, 1e6)
-COMMON = {
-    **dict.fromkeys(("chunk", "attention_heads", "k", "samples", "grid", "draws"), Within(1, 1e5)),
-    **dict.fromkeys(("width", "dim", "hidden", "landmarks"), Within(1, 16384)),
-    **dict.fromkeys(("dropout", "glimpse_dropout", "drop"), Within(0, 0.99)),
-    **dict.fromkeys(("layers", "looks", "iterations"), Within(0, 1000)),
-    "smoothing": Within(0, 1),
-}
-"""Limits of options that have the same meaning in all parts; a part may declare narrower ones."""
+"""Limits of an option of a part that declares none."""
 SECTION = Within(-1e9, 1e12)
+"""Limits of a key of the config, whose sections check their values themselves."""
+
+Count = Annotated[int, Within(1, 1e5)]
+"""A number of things, such as patches of a chunk or heads of an attention."""
+Width = Annotated[int, Within(1, 16384)]
+"""A length of vectors, or another width of a network."""
+Depth = Annotated[int, Within(0, 1000)]
+"""A number of layers or repetitions."""
+DropoutRate = Annotated[float, Within(0, 0.99)]
+"""The share of values that dropout sets to 0."""
 
 
 @dataclass(frozen=True)
@@ -301,9 +151,7 @@ def parse_options(
         name = str(key).replace("-", "_")
         if name not in known:
             raise OptionError(f"no option '{where}.{key}'.{did_you_mean(name, known)}")
-        parsed[name] = known[name].parse(
-            value, f"{where}.{key}", limits if limits is SECTION else COMMON.get(name, limits)
-        )
+        parsed[name] = known[name].parse(value, f"{where}.{key}", limits)
     return parsed
 
 

@@ -1,0 +1,62 @@
+"""The table of a run: read, its labels shuffled on demand, rows without a known label set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from foveate.messages.display import Display
+from foveate.runs.config import RunConfig
+from foveate.table import (
+    Case,
+    CaseTable,
+    LabelRules,
+    NamedColumns,
+    read_cases,
+    with_known_labels,
+)
+from foveate.tasks.base import AbstractTask
+
+
+def read_table(config: RunConfig, display: Display) -> CaseTable:
+    """Read the table that a config names, display notes about it, and shuffle labels on demand.
+
+    Raises:
+        TableError: the table cannot be used.
+    """
+    options = config.table
+    table = read_cases(
+        Path(options.path),
+        files=None if options.files is None else Path(options.files),
+        images=None if options.images is None else Path(options.images),
+        columns=NamedColumns(options.image, options.patient, options.label),
+        labels=LabelRules(wanted=options.classes, task=config.task),
+    )
+    for note in table.notes:
+        display.say(note)
+    if not config.permute_labels:
+        return table
+    # Before the split: folds stratified by the true labels would hold uneven shares of the new
+    # ones, and a fold's test part would lack what its training part has too many of.
+    display.say("labels are shuffled over patients: the scores must be those of chance")
+    return replace(table, cases=_permute_labels(table.cases, config.split.seed))
+
+
+def drop_unknown_labels(table: CaseTable, task: AbstractTask, display: Display) -> CaseTable:
+    """Set rows aside whose label the task does not understand, and display why."""
+    understood = with_known_labels(table, task, {})
+    for note in understood.notes[len(table.notes) :]:
+        display.say(note)
+    return understood
+
+
+def _permute_labels(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
+    """Shuffle labels over patients; all images of a patient get the new label of the patient."""
+    first = {c.patient_id: str(c.label) for c in sorted(cases, key=lambda c: c.image_id)}
+    patients = sorted(first)
+    order = np.random.default_rng((seed, 17)).permutation(len(patients))
+    label = {p: first[patients[i]] for p, i in zip(patients, order, strict=True)}
+    return tuple(replace(case, label=label[case.patient_id]) for case in cases)

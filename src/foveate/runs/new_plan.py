@@ -1,0 +1,177 @@
+"""Settle the plan of a new run: open all images, choose the view, divide the patients, write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.batch import View
+from foveate.errors import OptionError, TrainingError
+from foveate.files.atomic import write_json
+from foveate.images.likeness import ImageFacts, trained_on
+from foveate.loading.scan import Scan, choose_view, scan_cases
+from foveate.messages.display import Display, QuarantineMessages
+from foveate.parts import find
+from foveate.parts.options import parse_options
+from foveate.runs.card import store_trained_on
+from foveate.runs.checkpoint import build_model
+from foveate.runs.config import RunConfig, make_card, settle_encoder
+from foveate.runs.fingerprint import list_files, note_inputs, save_inputs
+from foveate.runs.folder import make_quarantine_row
+from foveate.runs.view_words import describe_bits, describe_view
+from foveate.table import Case, CaseTable, describe_factors, make_splits, save_splits
+from foveate.tasks.base import AbstractTask
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run without a plan.
+
+    Attributes:
+        config: the config, which may leave the encoder and options of the method to the images.
+        folder: folder of the run.
+        table: the table of labels that the task understands.
+        task: the task, settled from the labels.
+        task_name: its name.
+        task_options: its options, with those that it has resolved.
+        display: shows progress and lines about the choices.
+    """
+
+    config: RunConfig
+    folder: Path
+    table: CaseTable
+    task: AbstractTask
+    task_name: str
+    task_options: dict[str, Any]
+    display: Display
+
+
+def settle_plan(run: NewRun) -> None:
+    """Open all images once, choose the view, divide the patients, and write the plan.
+
+    Wrong options fail before the first image is opened.
+
+    Raises:
+        UnknownName, OptionError: a part or an option does not exist, or does not fit the images.
+        CheckpointError: a file of weights is missing, damaged or of another network.
+        TrainingError: no image can be read.
+    """
+    config, display = run.config, run.display
+    axes = _find_axes(run, settle_encoder(config, 2))
+    scan, quarantine = _open_all(run)
+    view = choose_view(scan.facts.values(), config.view)
+    if config.encoder == "auto":
+        axes = _find_axes(run, settle_encoder(config, view.axes))
+    _check_axes(run, view, axes)
+    _describe_choices(run, view, scan)
+    usable = [case for case in run.table.cases if case.image_id in scan.facts]
+    _save_splits(run, usable)
+    chosen = _choose_method_options(run, view, list(scan.facts.values()))
+    inputs = note_inputs(usable, list_files(config.encoder_options), None, show_noting(display))
+    save_inputs(inputs, run.folder / "inputs.json")
+    content = {
+        "view": asdict(view),
+        "quarantine": quarantine,
+        "method_options": chosen,
+        "trained_on": store_trained_on(trained_on(scan.facts.values())),
+    }
+    write_json(run.folder / "plan.json", content)
+
+
+def show_noting(display: Display) -> Callable[[int, int], None]:
+    """Return a callback that displays how many inputs of a run have been noted."""
+    return lambda done, total: display.bar("noting what the run rests on", done, total)
+
+
+def _find_axes(run: NewRun, config: RunConfig) -> int:
+    """Build the model of a config that names its encoder, and return the number of axes it reads.
+
+    A file of weights that the user names is read as well.
+    """
+    view = View(1.0, config.view.patch_px or 224, 1.0)
+    card = make_card(config, view, run.task_name, run.task_options, run.task.settled)
+    user_weights = bool(config.encoder_options.get("weights"))
+    return build_model(card, pretrained=user_weights).method.encoder.axes
+
+
+def _check_axes(run: NewRun, view: View, axes: int) -> None:
+    """Raise `OptionError` if the encoder, which reads `axes` axes, does not fit the view."""
+    if view.axes != axes:
+        other = "--encoder slices or small3d" if view.axes == 3 else "--encoder lite0 or small"
+        raise OptionError(
+            f"encoder: '{run.config.encoder}' reads images of {axes} axes, these have {view.axes}: "
+            f"take {other}"
+        )
+
+
+def _describe_choices(run: NewRun, view: View, scan: Scan) -> None:
+    """Display encoder and view, and warn of images that would be shown dark."""
+    run.display.say(f"encoder: {settle_encoder(run.config, view.axes).encoder}")
+    run.display.say(describe_view(view, [fact.shape for fact in scan.facts.values()]))
+    if warning := describe_bits(scan.facts):
+        run.display.say(warning)
+
+
+def _save_splits(run: NewRun, usable: Sequence[Case]) -> None:
+    """Divide the patients of the images that can be read into folds, and write the division."""
+    split = run.config.split
+    splits = make_splits(
+        usable,
+        folds=split.folds,
+        test_fraction=split.test_fraction,
+        val_fraction=split.val_fraction,
+        seed=split.seed,
+        strata=run.task.strata([str(c.label) for c in usable], [c.patient_id for c in usable]),
+    )
+    labels = {case.image_id: str(case.label) for case in usable}
+    save_splits(splits, run.folder / "splits.json", labels=labels)
+
+
+def _choose_method_options(run: NewRun, view: View, images: Sequence[ImageFacts]) -> dict[str, Any]:
+    """Let the method choose the options that the user leaves to the images, and display them.
+
+    Raises:
+        OptionError: the method chooses an option that it does not have, or a wrong value.
+    """
+    method = find("methods", run.config.method)
+    chosen = parse_options(
+        method, method.choose_options(run.config.method_options, view, images), "method"
+    )
+    if chosen:
+        values = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        run.display.say(f"from the images: {values}")
+    return chosen
+
+
+def _open_all(run: NewRun) -> tuple[Scan, list[dict[str, str]]]:
+    """Collect facts about all images and rows about those set aside, and display problems.
+
+    Raises:
+        TrainingError: no image can be read.
+    """
+    table, display = run.table, run.display
+    display.bar("opening images", 0, len(table.cases))
+    scan = scan_cases(
+        table.cases,
+        run.config.view,
+        lambda done, total: display.bar("opening images", done, total),
+        run.config.reader_options,
+    )
+    quarantine = [
+        make_quarantine_row(row.image_id, row.path, "table", row.reason) for row in table.set_aside
+    ]
+    quarantine += [
+        make_quarantine_row(c.image_id, c.path, "open", scan.failed[c.image_id])
+        for c in table.cases
+        if c.image_id in scan.failed
+    ]
+    QuarantineMessages(display.say).set_all_aside(quarantine)
+    if not scan.facts:
+        reason = quarantine[0]["reason"] if quarantine else "the table is empty"
+        raise TrainingError(f"no image of {run.config.table.path} can be read; the first: {reason}")
+    factors = {i: fact.factor for i, fact in scan.facts.items() if fact.factor is not None}
+    if contradiction := describe_factors(factors):
+        display.say(contradiction)
+    return scan, quarantine
