@@ -18,7 +18,7 @@ from foveate.files.fields import Fields, read_fields
 from foveate.geometry import shape_from_size_um, size_um_from_shape
 from foveate.images.likeness import ImageFacts, TrainedOn, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
-from foveate.messages.display import Display, QuarantineMessages
+from foveate.messages.display import Display, SetAsideMessages
 from foveate.runs.card import ModelCard, parse_trained_on, parse_view, store_trained_on
 from foveate.runs.checkpoint import build_model
 from foveate.runs.config import RunConfig, settle_encoder
@@ -243,7 +243,7 @@ def _open_all(
         for c in table.cases
         if c.image_id in scan.failed
     ]
-    QuarantineMessages(display.say).set_all_aside(quarantine)
+    SetAsideMessages(display.say).set_all_aside(quarantine)
     if not scan.facts:
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {config.table.path} can be read; the first: {reason}")
