@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import converting
+from foveate.errors import FoveateError, converting
 from foveate.exports import DEFAULT, AbstractExport, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.geometry import px0_from_um
@@ -74,8 +74,11 @@ class Explanation:
             FoveateError: the image cannot be read any more, or not be shown in this kind of file.
         """
         with contextlib.closing(open_loader(self.models)) as loader, converting(self.path):
-            image = loader.load(self.answer.case).image
-            return draw_file(self.models, self.answer, image, export)
+            groups = loader.ahead([[self.answer.case]])  # the image stays open while it lives
+            (item,) = next(groups)
+            if isinstance(item, FoveateError):
+                raise item
+            return draw_file(self.models, self.answer, item.image, export)
 
     def to_geojson(self, path: Path | str | None = None) -> dict[str, Any]:
         """Return the boxes of largest weight as GeoJSON for QuPath, in level-0 pixels ``(x, y)``.
