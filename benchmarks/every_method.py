@@ -43,7 +43,7 @@ from foveate.workflows.demo import SLIDE, measure_localisation
 SLIDE_SMALL = replace(
     SLIDE,
     shape_px0=(8192, 8192),
-    tissue_px0=(1.5e6, 1.7e6),
+    tissue_area_px0=(1.5e6, 1.7e6),
     n_islands=(1, 1),
     n_nodules=(6, 8),
     n_deciding=(3, 4),

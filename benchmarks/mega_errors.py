@@ -34,7 +34,8 @@ from benchmarks.mnist.base import Bytes, Ints, Mnist, prepare
 from benchmarks.mnist.idx import load_mnist
 from foveate.encoders import build_encoder
 from foveate.parts import add_plugin_folder, find
-from foveate.prediction.predict import Answer, predict_cases
+from foveate.prediction.answer import Answer
+from foveate.prediction.predict import predict_cases
 from foveate.runs.checkpoint import Model, ModelCard, read_tensors
 from foveate.runs.models import Ensemble
 from foveate.table import Case

@@ -189,7 +189,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
             view=view,
             normalise=(encoder.mean, encoder.std),
             device=torch.device(step.device),
-            pool=loader.crops,
+            pool=loader.threads,
         )
         method.begin_step(0.5)
         prediction = method(batch)

@@ -275,7 +275,7 @@ def _source(step: Streaming, axes: int, stack: ExitStack) -> AbstractSource:
     device = torch.device("cpu")
     normalise = ((0.5,) * 3, (0.25,) * 3)
     batch = Batch(
-        [loader.load(case)], view=view, normalise=normalise, device=device, pool=loader.crops
+        [loader.load(case)], view=view, normalise=normalise, device=device, pool=loader.threads
     )
     return batch.whole(0, skip_background=step.skip_background)
 

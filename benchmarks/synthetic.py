@@ -14,7 +14,7 @@ from pathlib import Path
 from foveate.synthetic import CohortSpec, SlideSpec, write_cohort
 
 GIGA = SlideSpec(
-    shape_px0=(32768, 32768), tissue_px0=(24e6, 32e6), n_islands=(8, 12), n_nodules=(64, 112)
+    shape_px0=(32768, 32768), tissue_area_px0=(24e6, 32e6), n_islands=(8, 12), n_nodules=(64, 112)
 )
 
 

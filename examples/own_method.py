@@ -62,7 +62,7 @@ class EvenGrid(AbstractMethod):
         """Answer from ``side`` patches along each axis; all count alike as evidence."""
         places = [batch.place(i, self._centres_um(item)) for i, item in enumerate(batch.items)]
         n = self.side**batch.view.axes
-        vectors = self.encoder.pool(self.encoder.maps(batch.crops(places)))  # (b * n, d)
+        vectors = self.encoder.pool(self.encoder.maps(batch.read_patches(places)))  # (b * n, d)
         mean = vectors.unflatten(0, (len(batch), n)).mean(1)
         if self.training:
             return Prediction(self.head(mean))

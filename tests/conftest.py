@@ -32,7 +32,7 @@ from helpers.commands import Completed, one_thread_environment
 
 TINY = SlideSpec(
     shape_px0=(2048, 3072),
-    tissue_px0=(1.0e6, 1.3e6),
+    tissue_area_px0=(1.0e6, 1.3e6),
     n_islands=(1, 2),
     n_nodules=(4, 6),
     n_deciding=(2, 3),

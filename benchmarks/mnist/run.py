@@ -24,7 +24,8 @@ from foveate.files.csvtext import csv_text
 from foveate.messages.display import Display
 from foveate.parts import find
 from foveate.parts.options import parse_options
-from foveate.prediction.predict import Answer, predict_cases
+from foveate.prediction.answer import Answer
+from foveate.prediction.predict import predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model
 from foveate.runs.folder import read_json, remove_partial_files

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from foveate.prediction.predict import predict_one
     from foveate.readers import open_image
     from foveate.runs.models import find_models as load_model
+    from foveate.workflows.catalogue import describe_method
 
 _WHERE = {
     "Classifier": "foveate.api.classifier",
@@ -35,6 +36,7 @@ _WHERE = {
     "ProgressUpdate": "foveate.api.progress",
     "add_plugin_folder": "foveate.parts",
     "demo": "foveate.api.commands",
+    "describe_method": "foveate.workflows.catalogue",
     "doctor": "foveate.api.commands",
     "evaluate": "foveate.api.commands",
     "list_methods": "foveate.api.commands",
@@ -54,6 +56,7 @@ __all__ = [
     "ProgressUpdate",
     "add_plugin_folder",
     "demo",
+    "describe_method",
     "doctor",
     "evaluate",
     "list_methods",

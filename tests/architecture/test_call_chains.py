@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "foveate"
 
-CALLED_AS = {"Glimpse.forward": "method", "add_files": "finish"}
-"""Functions that their caller holds under another name: a module's forward, and a callback."""
+CALLED_AS = {"Glimpse.forward": "method"}
+"""Functions that their caller holds under another name: a module's forward."""
 
 Function = ast.FunctionDef
 Step = tuple[str, str]
@@ -57,8 +57,14 @@ def _name_call(call: ast.Call) -> str:
     return target.id if isinstance(target, ast.Name) else ""
 
 
+def _list_own_methods(function: Function) -> set[str]:
+    """Methods of its own object that a function calls or hands over."""
+    attributes = (node for node in ast.walk(function) if isinstance(node, ast.Attribute))
+    return {a.attr for a in attributes if isinstance(a.value, ast.Name) and a.value.id == "self"}
+
+
 def _list_calls(step: Step) -> set[str]:
-    """Names that a function calls, itself or through private functions of its own file."""
+    """Names that a function calls, itself or through private functions and methods of its file."""
     file, name = step
     functions = _list_functions(file)
     calls: set[str] = set()
@@ -68,11 +74,8 @@ def _list_calls(step: Step) -> set[str]:
         done.add(function.name)
         names = {_name_call(node) for node in ast.walk(function) if isinstance(node, ast.Call)}
         calls |= names
-        todo += [
-            local
-            for local in functions.values()
-            if local.name in names - done and local.name.startswith("_")
-        ]
+        followed = {name for name in names if name.startswith("_")} | _list_own_methods(function)
+        todo += [local for local in functions.values() if local.name in followed - done]
     return calls
 
 
@@ -83,12 +86,20 @@ def _list_imports(file: str) -> Iterator[tuple[str, str]]:
             yield from ((node.module or "", alias.name) for alias in node.names)
 
 
-def test_the_readme_names_both_chains() -> None:
-    assert list(CHAINS) == ["train", "predict"]
+def test_the_readme_names_the_chains() -> None:
+    assert list(CHAINS) == ["train", "predict", "open", "draw"]
     for name, chain in CHAINS.items():
         files = {file for file, _ in chain}
-        assert 5 <= len(files) <= 7, f"{name}: a reader opens {len(files)} files"
-        assert chain[0] == ("api/commands.py", name), "it begins with the public function"
+        assert len(files) <= 6, (
+            f"{name}: with cli/commands.py, a reader opens {len(files) + 1} files"
+        )
+
+
+def test_a_chain_begins_with_a_public_function_or_where_prediction_forks() -> None:
+    for name in ("train", "predict"):
+        assert CHAINS[name][0] == ("api/commands.py", name)
+    for name in ("open", "draw"):
+        assert CHAINS[name][0] in CHAINS["predict"]
 
 
 @pytest.mark.parametrize("step", sorted(set(itertools.chain(*CHAINS.values()))), ids=":".join)
@@ -109,13 +120,3 @@ def test_a_function_of_a_chain_calls_the_next(caller: Step, called: Step) -> Non
         package = f"foveate.{file.partition('/')[0]}"
         modules = {module for module, imported in _list_imports(caller[0]) if imported == name}
         assert any(module.startswith(package) for module in modules), f"{caller[0]} imports {name}"
-
-
-def test_a_callback_of_a_chain_is_handed_over_under_its_name() -> None:
-    """``predict_into`` hands `add_files` to `predict_cases` as ``finish``."""
-    handed = [
-        ast.unparse(node.value)
-        for node in ast.walk(_parse("prediction/outputs.py"))
-        if isinstance(node, ast.keyword) and node.arg == "finish"
-    ]
-    assert any(value.startswith("functools.partial(add_files,") for value in handed)

@@ -74,7 +74,7 @@ def test_scanning_methods_use_the_places_of_the_case(
     bag = Bag(train_encoder=True, chunk=4, jitter=True)
     (patches,) = bag.cover(batch, training=True)
     np.testing.assert_array_equal(patches.origin_um, CORNERS)
-    assert torch.equal(batch.crops([patches]), torch.full((3, 3, 16, 16), 200 / 255))
+    assert torch.equal(batch.read_patches([patches]), torch.full((3, 3, 16, 16), 200 / 255))
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_every_object_lies_whole_in_one_patch(
     tmp_path: Path, loader: CanvasLoader, training: bool
 ) -> None:
     case, origins = squares(tmp_path)
-    batch = load_batch([case], loader, loader.crops)
+    batch = load_batch([case], loader, loader.threads)
     cut = collect_patches(batch, centring=0, training=training)
     assert (count_patches_with_whole_square(cut, origins) == 0).any()
     moved = collect_patches(batch, centring=3, training=training)
@@ -105,13 +105,13 @@ def test_training_always_includes_the_strongest_cells(
     tmp_path: Path, loader: CanvasLoader, patches: int
 ) -> None:
     case, origins = squares(tmp_path)
-    batch = load_batch([case], loader, loader.crops)
+    batch = load_batch([case], loader, loader.threads)
     options = {"patches": patches, "centring": 3, "jitter": False}
     drawn, *_ = choose_with_centring(glimpse(**options), batch)
     alone = count_patches_with_whole_square(drawn, origins) > 0
     assert 0 < alone.sum() <= patches < len(origins)
     every, _, shows, _ = choose_with_centring(
-        glimpse(**options, strongest=16), load_batch([case], loader, loader.crops)
+        glimpse(**options, strongest=16), load_batch([case], loader, loader.threads)
     )
     assert (count_patches_with_whole_square(every, origins) == 1).all()
     assert ((count_patches_with_whole_square(every[shows.numpy()], origins) > 0) == alone).all()
@@ -122,7 +122,7 @@ def test_drawn_cells_use_the_patches_that_show_them(
     tmp_path: Path, loader: CanvasLoader, strongest: int
 ) -> None:
     case, _ = squares(tmp_path)
-    batch = load_batch([case], loader, loader.crops)
+    batch = load_batch([case], loader, loader.threads)
     method = glimpse(patches=12, strongest=strongest, jitter=False, centring=0)
     every, index, shows, cells = choose_with_centring(method, batch)
     assert len(index.unique()) == 12

@@ -77,7 +77,7 @@ def test_patch_votes_enter_the_prediction(instance: float, tiny_cohort: Path) ->
     try:
         items = [loader.load(case) for case in read_cases(tiny_cohort).cases[:2]]
         device, normalise = torch.device("cpu"), ((0.5,) * 3, (0.25,) * 3)
-        batch = Batch(items, view=VIEW, normalise=normalise, device=device, pool=loader.crops)
+        batch = Batch(items, view=VIEW, normalise=normalise, device=device, pool=loader.threads)
         with torch.inference_mode():
             prediction = method.eval()(batch)
     finally:

@@ -234,7 +234,7 @@ def test_read_pixels_are_counted(image):
     image.read(Box((0,) * image.ndim, size, Frame.PX, 0))
     first = image.count.decoded_px - before
     assert first >= math.prod(size)
-    assert first <= max(image.size_px, 1 << 20) * 1.2
+    assert first <= max(image.n_pixels, 1 << 20) * 1.2
 
 
 def test_returned_arrays_are_not_shared(image):
@@ -325,7 +325,7 @@ def test_the_gigapixel_slide_is_read_in_place():
     if not path.is_file():
         pytest.skip(NO_DATA)
     with open_image(path) as image:
-        assert image.size_px == 70_779 * 22_023
+        assert image.n_pixels == 70_779 * 22_023
         glimpse = image.glimpse(64.0).mean(2)
         darkest = np.unravel_index(glimpse.argmin(), glimpse.shape)
         tissue = box_around([(p + 0.5) * 64.0 for p in darkest], (400.0, 300.0))

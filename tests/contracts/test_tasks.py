@@ -84,8 +84,8 @@ def test_strata_keep_patients_whole_and_labels_without_a_target_are_refused(name
 def test_predictions_are_decoded_scored_and_described(name: str) -> None:
     task, labels = settled_task(name)
     rows, others = random_predictions(task, labels, 0), random_predictions(task, labels, 1)
-    assert len(task.columns) == len(task.spread_columns)
-    assert not set(task.columns) & set(task.spread_columns)
+    assert len(task.columns) == len(task.deviation_columns)
+    assert not set(task.columns) & set(task.deviation_columns)
     assert all(task.understands(row["predicted"]) for row in rows)
     scores = task.score(rows)
     assert set(scores) <= set(task.words)

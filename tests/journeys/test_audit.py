@@ -20,7 +20,8 @@ from foveate.errors import TrainingError
 from foveate.evaluation.audit import LayoutAudit, audit_layout
 from foveate.loading.loader import CaseLoader
 from foveate.metrics import auroc
-from foveate.prediction.predict import Answer, predict_cases
+from foveate.prediction.answer import Answer
+from foveate.prediction.predict import predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, save_model
 from foveate.runs.folder import read_json

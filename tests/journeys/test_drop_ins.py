@@ -44,7 +44,7 @@ class SpotCountTask(AbstractTask):
 
     words = {"error": ScoreWords("error factor", "1 is exact", small_is_good=True, span=None)}
     tabled = ("error",)
-    columns, spread_columns = ("count",), ("count_sd",)
+    columns, deviation_columns = ("count",), ("count_sd",)
 
     def __init__(self, *, middle, slack: float = 0.0):
         self.middle, self.slack = middle, slack
@@ -227,7 +227,7 @@ class Glance(AbstractMethod):
         """Look once."""
         centres = [np.asarray(item.image.box_um.centre)[None] for item in batch.items]
         places = [batch.place(i, centre) for i, centre in enumerate(centres)]
-        vectors = self.encoder.pool(self.encoder.maps(batch.crops(places)))
+        vectors = self.encoder.pool(self.encoder.maps(batch.read_patches(places)))
         evidence = [] if self.training else batch.evidence(places, vectors.new_ones(len(batch), 1))
         return Prediction(self.head(vectors), evidence)
 '''

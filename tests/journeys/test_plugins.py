@@ -46,7 +46,7 @@ class CentreCrop(AbstractMethod):
         """Look once."""
         centres = [np.asarray(item.image.box_um.centre)[None] for item in batch.items]
         places = [batch.place(i, centre) for i, centre in enumerate(centres)]
-        vectors = self.encoder.pool(self.encoder.maps(batch.crops(places)))
+        vectors = self.encoder.pool(self.encoder.maps(batch.read_patches(places)))
         share = vectors.new_ones(len(batch), 1)
         if self.training:
             return Prediction(self.head(vectors))

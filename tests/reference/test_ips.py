@@ -58,7 +58,7 @@ def best_patch_positions(built: Ips, batch: Batch, patches: Patches) -> set[tupl
     """Return the places of the M patches with most attention, from all patches at once."""
     centre, extent = batch.layout([patches], len(patches))
     tokens = (
-        built.embed(built.encoder(batch.crops([patches])))
+        built.embed(built.encoder(batch.read_patches([patches])))
         + built.related.position(centre, extent)[0]
     )
     query, key = built.related.pool.query().double(), built.related.pool.keys(tokens).double()

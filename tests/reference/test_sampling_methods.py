@@ -283,7 +283,7 @@ def test_patches_are_centred_on_the_bright_pixel(
         patches = method._locate(batch).patches(
             batch, method._choose(batch, method._locate(batch)), jitter=False
         )
-        (crop,) = batch.crops(patches)
+        (crop,) = batch.read_patches(patches)
     row, column = divmod(int(crop.mean(0).argmax()), 9)
     assert (row, column) == (4, 4)
 
@@ -314,7 +314,7 @@ def test_a_constant_image_has_equal_features_at_the_border(
         field = method._locate(batch)
         torch.testing.assert_close(field.log_a, torch.full_like(field.log_a, -math.log(24)))
         patches = field.patches(batch, torch.arange(24)[None], jitter=False)
-        crops = batch.crops(patches)
+        crops = batch.read_patches(patches)
     assert (patches[0].origin_um < 0).any()
     assert (crops == crops[:1, :, :1, :1]).all()
 

@@ -42,7 +42,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_copies(loader: CaseLoader, path: Path, n: int = 1, augment: Augment = "none") -> Batch:
     items = [loader.load(Case(str(i), str(i), path, spacing_um=(1.0, 1.0))) for i in range(n)]
-    pool: ThreadPoolExecutor = loader.crops
+    pool: ThreadPoolExecutor = loader.threads
     return Batch(items, view=VIEW, normalise=NORMALISE, device=CPU, pool=pool, augment=augment)
 
 

@@ -243,7 +243,7 @@ def test_a_spot_is_reached_when_the_scores_point_at_it(
     for origin, side in zip(patches.origin_um[1:], patches.side_um[1:], strict=True):
         assert (origin <= np.add(spot, 0.5)).all()
         assert (np.add(spot, 0.5) <= origin + side).all()
-    peaks = [float(batch.crops([patches[i : i + 1]]).max()) for i in (1, 2, 3)]
+    peaks = [float(batch.read_patches([patches[i : i + 1]]).max()) for i in (1, 2, 3)]
     assert peaks[2] == pytest.approx(1)
     assert peaks[0] < peaks[1] < 0.2
 
@@ -709,7 +709,9 @@ def test_the_loss_equals_the_published_objective() -> None:
     for i in (0, 1):
         torch.testing.assert_close(ours[i], theirs[i], atol=1e-6, rtol=1e-6)
     # The whole image and padding are not chosen: what their zeros get reaches nothing.
-    torch.testing.assert_close(ours[2][answers.crops], theirs[2][answers.crops], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        ours[2][answers.chosen], theirs[2][answers.chosen], atol=1e-6, rtol=0
+    )
     assert float(method.reward.value) == pytest.approx(0.9 * 0.5 + 0.1 * reward, abs=1e-6)
     repeated = counted + method.objective(answers, Judge(task, target))
     assert repeated.item() == pytest.approx(

@@ -278,7 +278,7 @@ def test_nothing_is_drawn_or_changed_without_augmentation(threads: ThreadPoolExe
     before = torch.get_rng_state()
     batch = make_batch([x], threads, "none")
     patches = [Patches(np.asarray([[3.0, 8.0]]), np.asarray([16.0]))]
-    (look,), crop = batch.look(encoder), batch.crops(patches)
+    (look,), crop = batch.look(encoder), batch.read_patches(patches)
     assert torch.equal(torch.get_rng_state(), before)
     plain = torch.from_numpy(x).movedim(-1, 0).expand(3, -1, -1) / 255
     assert torch.equal(batch.glimpses()[0], plain)
@@ -297,7 +297,12 @@ def test_a_seed_replays_a_step(augment: Augment, threads: ThreadPoolExecutor) ->
         torch.manual_seed(seed)
         batch = make_batch(images, threads, augment)
         looks = batch.look(encoder)
-        return [*looks[1].maps, looks[0].features, batch.crops(patches), *batch.layout(patches, 2)]
+        return [
+            *looks[1].maps,
+            looks[0].features,
+            batch.read_patches(patches),
+            *batch.layout(patches, 2),
+        ]
 
     first = step(1)
     assert all(torch.equal(a, b) for a, b in zip(first, step(1), strict=True))
@@ -322,7 +327,7 @@ def test_patches_turn_with_their_image_and_scale_independently(
         torch.manual_seed(seed)
         batch = make_batch(images, threads, augment)
         assert batch.changes.motions is not None
-        crops = batch.crops([part, part]).mean(1)
+        crops = batch.read_patches([part, part]).mean(1)
         for n, crop in enumerate(crops):
             mass = (crop - crop.min()).double() ** 2
             places = torch.stack(torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij"))
@@ -334,7 +339,7 @@ def test_patches_turn_with_their_image_and_scale_independently(
             cosine = float(at @ torch.from_numpy(turned)) / float(at.norm()) / np.hypot(*spot)
             assert cosine > np.cos(np.radians(AUGMENT_RANGES[augment].degrees + 3))
     assert np.std(sizes) > 0.03, "every patch has its own size"
-    plain = batch.crops([part, part], augment=False)
+    plain = batch.read_patches([part, part], augment=False)
     assert torch.equal(plain[0], torch.from_numpy(images[0][:16, :16, 0]).expand(3, -1, -1) / 255)
 
 
@@ -357,7 +362,7 @@ def test_patches_of_one_colour_stay_of_one_colour(threads: ThreadPoolExecutor) -
     part = Patches(np.zeros((9, 2)), np.full(9, 16.0))
     torch.manual_seed(0)
     for augment in MOVED[:2]:
-        crops = make_batch([x], threads, augment).crops([part])
+        crops = make_batch([x], threads, augment).read_patches([part])
         assert torch.equal(crops, crops[..., :1, :1].expand_as(crops))
         assert torch.equal(crops, crops[:1].expand_as(crops))
 

@@ -18,9 +18,9 @@ from foveate.batch import (
     Augment,
     Batch,
     Chunks,
-    CropError,
     LoadedImage,
     Patches,
+    ReadingFailed,
     View,
 )
 from foveate.batch import (
@@ -127,7 +127,7 @@ def test_crops_follow_patch_order_and_sides(threads: ThreadPoolExecutor) -> None
         np.asarray([PATCH, 2 * PATCH, 4 * PATCH, 1.5 * PATCH]),
     )
     patches = [mixed, row_of(9)]
-    crops = make_batch(images, threads).crops(patches)
+    crops = make_batch(images, threads).read_patches(patches)
     assert crops.shape == (4 + 9, 3, PATCH, PATCH)
     torch.testing.assert_close(crops, read_slowly(images, patches), atol=1e-5, rtol=0)
     expected = images[0].pixels[8:24, 40:56].astype(np.float64) / 255
@@ -147,9 +147,9 @@ def test_images_of_one_batch_may_be_grey_or_colour_and_of_8_or_16_bit(
     ]
     patches = [row_of(3)] * 5
     batch = make_batch(images, threads)
-    crops = batch.crops(patches)
+    crops = batch.read_patches(patches)
     torch.testing.assert_close(crops, read_slowly(images, patches), atol=1e-5, rtol=0)
-    alone = [make_batch([image], threads).crops([row_of(3)]) for image in images]
+    alone = [make_batch([image], threads).read_patches([row_of(3)]) for image in images]
     assert torch.equal(crops, torch.cat(alone)), "an image does not depend on its neighbours"
     chunks = batch.chunks(patches, 4)
     assert torch.equal(torch.cat([chunks(c) for c in range(len(chunks))]), crops)
@@ -158,7 +158,7 @@ def test_images_of_one_batch_may_be_grey_or_colour_and_of_8_or_16_bit(
 def test_no_patches_give_no_crops(threads: ThreadPoolExecutor) -> None:
     batch = make_batch([noise_image(0), noise_image(1)], threads)
     none = [row_of(0), row_of(0)]
-    assert batch.crops(none).shape == (0, 3, PATCH, PATCH)
+    assert batch.read_patches(none).shape == (0, 3, PATCH, PATCH)
     chunks = batch.chunks(none, 4)
     assert len(chunks) == 1
     assert chunks(0).shape == (0, 3, PATCH, PATCH)
@@ -180,16 +180,18 @@ def test_an_unreadable_image_is_named(
 
     images = [noise_image(0), noise_image(1, on_read=fail), noise_image(2)]
     batch = make_batch(images, threads)
-    with pytest.raises(CropError, match=message) as caught:
-        batch.crops([row_of(5)] * 3)
+    with pytest.raises(ReadingFailed, match=message) as caught:
+        batch.read_patches([row_of(5)] * 3)
     assert caught.value.image_id == "i1"
     chunks = batch.chunks([row_of(5)] * 3, 5)
-    assert torch.equal(chunks(0), batch.crops([row_of(5), row_of(0), row_of(0)]))
-    with pytest.raises(CropError) as caught:
+    assert torch.equal(chunks(0), batch.read_patches([row_of(5), row_of(0), row_of(0)]))
+    with pytest.raises(ReadingFailed) as caught:
         chunks(1)
     assert caught.value.image_id == "i1"
     rest = [row_of(5), row_of(0), row_of(5)]
-    torch.testing.assert_close(batch.crops(rest), read_slowly(images, rest), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        batch.read_patches(rest), read_slowly(images, rest), atol=1e-5, rtol=0
+    )
 
 
 # -- chunks ----------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def test_chunks_are_crops_in_order_across_images(size: int, threads: ThreadPoolE
     chunks = batch.chunks(patches, size)
     parts = [chunks(c) for c in range(len(chunks))]
     assert [len(part) for part in parts] == [size] * (17 // size) + [17 % size] * (17 % size > 0)
-    assert torch.equal(torch.cat(parts), batch.crops(patches))
+    assert torch.equal(torch.cat(parts), batch.read_patches(patches))
     for c in reversed(range(len(chunks))):
         assert torch.equal(chunks(c), parts[c]), "the second pass sees the same, in any order"
 
@@ -235,7 +237,7 @@ def test_a_batch_draws_nothing_when_it_is_made(
     for used, fresh in zip(generators, seeded([1, 2]), strict=True):
         assert torch.equal(used.get_state(), fresh.get_state())
     batch.look(encoder)
-    batch.crops([row_of(3), row_of(2)])
+    batch.read_patches([row_of(3), row_of(2)])
     batch.layout([row_of(3), row_of(2)], 3)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -253,7 +255,7 @@ def test_random_draws_of_an_image_depend_on_its_generator_only(
     def seen(images: list[PyramidImage], seeds: list[int]) -> list[torch.Tensor]:
         batch = make_batch(images, threads, augment=augment, generators=seeded(seeds))
         last, patches = batch.look(encoder)[-1], [row_of(3 + k) for k in seeds]
-        crops = batch.crops(patches)[-len(patches[-1]) :]
+        crops = batch.read_patches(patches)[-len(patches[-1]) :]
         chunks = batch.chunks(patches, 4)
         read = torch.cat([chunks(c) for c in range(len(chunks))])[-len(patches[-1]) :]
         return [*last.maps, last.colours, crops, read, batch.layout(patches, 9)[0][-1]]
@@ -279,8 +281,8 @@ def test_the_next_chunk_is_read_ahead(threads: ThreadPoolExecutor) -> None:
     assert begun.wait(SECONDS), "while chunk 0 is consumed, chunk 1 is being read"
     assert not released.is_set()
     released.set()
-    assert torch.equal(chunks(1), batch.crops([row_of(9)[3:6]]))
-    assert torch.equal(chunks(2), batch.crops([row_of(9)[6:9]]))
+    assert torch.equal(chunks(1), batch.read_patches([row_of(9)[3:6]]))
+    assert torch.equal(chunks(2), batch.read_patches([row_of(9)[6:9]]))
     assert batch.seconds_reading > 0
 
 
@@ -411,5 +413,7 @@ def test_the_audit_shuffles_places_among_an_images_own_patches(threads: ThreadPo
             assert sorted(centre[i, :n].tolist()) == sorted(plain[i, :n].tolist())
             assert (centre[i, n:] == 0).all()
             moved[i] += not torch.equal(centre[i], plain[i])
-        assert torch.equal(batch.crops(patches), make_batch(images, threads).crops(patches))
+        assert torch.equal(
+            batch.read_patches(patches), make_batch(images, threads).read_patches(patches)
+        )
     assert min(moved) >= 5

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from foveate.messages.display import QuarantineMessages
+from foveate.messages.display import SetAsideMessages
 
 
 def report_lines(reasons: list[tuple[str, str]]) -> list[str]:
     lines: list[str] = []
-    teller = QuarantineMessages(lines.append)
+    teller = SetAsideMessages(lines.append)
     for name, reason in reasons:
         teller.set_aside(name, f"/in/{name}.tif", f"/in/{name}.tif: {reason}")
     teller.end()
@@ -44,7 +44,7 @@ def test_many_reasons_are_counted() -> None:
 
 def test_a_new_report_starts_empty() -> None:
     lines: list[str] = []
-    teller = QuarantineMessages(lines.append)
+    teller = SetAsideMessages(lines.append)
     for _ in range(2):
         for i in range(10):
             teller.set_aside(str(i), f"{i}.png", "empty")

@@ -54,7 +54,7 @@ def make_batch(loader: CaseLoader, table: Path) -> Batch:
     items = [loader.load(case) for case in read_cases(table).cases[:2]]
     normalise = ((0.5,) * 3, (0.25,) * 3)
     return Batch(
-        items, view=VIEW, normalise=normalise, device=torch.device("cpu"), pool=loader.crops
+        items, view=VIEW, normalise=normalise, device=torch.device("cpu"), pool=loader.threads
     )
 
 

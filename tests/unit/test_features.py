@@ -209,13 +209,13 @@ def test_stored_features_match_direct_computation(tiny_cohort: Path, tmp_path: P
     loader = CaseLoader(view)
     try:
         items = [loader.load(case) for case in read_cases(tiny_cohort).cases[:2]]
-        options = {"view": view, "normalise": (encoder.mean, encoder.std), "pool": loader.crops}
+        options = {"view": view, "normalise": (encoder.mean, encoder.std), "pool": loader.threads}
         device = torch.device("cpu")
         plain = Batch(items, device=device, **options)
         patches = [plain.cover(i, (0.0, 0.0))[:5] for i in range(2)]
         with torch.no_grad():
             looks = plain.look(encoder)
-            exact = encoder.features(encoder.maps(plain.crops(patches, augment=False)))
+            exact = encoder.features(encoder.maps(plain.read_patches(patches, augment=False)))
         store = FeatureStore(tmp_path)
         for _ in range(3):
             batch = Batch(items, device=device, store=store, augment="slide", **options)

@@ -426,7 +426,7 @@ def test_bounds_frame_the_overview():
 def test_overview_of_a_pyramid_reads_little(tmp_path):
     image = array_image(np.full((4000, 6000, 3), 200, np.uint8), (0.25, 0.25), (1, 4, 16))
     drawn(image, boxes([[100, 100]], 16.0, [1.0]), tmp_path / "p.png", max_side_px=256)
-    assert image.count.decoded_px < 0.1 * image.size_px
+    assert image.count.decoded_px < 0.1 * image.n_pixels
 
 
 def test_failed_drawing_leaves_no_file(tmp_path):

@@ -22,7 +22,7 @@ from foveate.synthetic.render import Renderer
 SPEC = SlideSpec(
     shape_px0=(2048, 3072),
     spacing_um=(0.5, 0.25),
-    tissue_px0=(1.7e6, 2e6),
+    tissue_area_px0=(1.7e6, 2e6),
     n_islands=(1, 1),
     n_nodules=(6, 8),
     n_deciding=(2, 3),
@@ -99,7 +99,7 @@ def test_levels_are_averages_of_level_0(
 def test_slides_of_any_shape_are_written(tmp_path: Path, shape: tuple[int, int]) -> None:
     few: dict[str, Any] = {"n_nodules": (1, 1), "n_deciding": (1, 1), "tile_px": 128}
     few["quality"] = 100
-    spec = replace(SPEC, shape_px0=shape, tissue_px0=(3e5, 3e5), **few)
+    spec = replace(SPEC, shape_px0=shape, tissue_area_px0=(3e5, 3e5), **few)
     write_slide(tmp_path / "a.tif", positive=True, seed=1, spec=spec)
     finest = tifffile.imread(tmp_path / "a.tif", key=0)
     assert finest.shape == (*shape, 3)
@@ -275,7 +275,12 @@ def test_impossible_options_are_refused(tmp_path: Path) -> None:
     crowded = replace(SPEC, n_nodules=(400, 400))
     with pytest.raises(OptionError, match="do not fit"):
         write_slide(tmp_path / "a.tif", positive=True, seed=0, spec=crowded)
-    for wrong in ({"tile_px": 100}, {"n_deciding": (3, 9)}, {"tissue_px0": (2, 1)}, {"quality": 0}):
+    for wrong in (
+        {"tile_px": 100},
+        {"n_deciding": (3, 9)},
+        {"tissue_area_px0": (2, 1)},
+        {"quality": 0},
+    ):
         with pytest.raises(OptionError):
             replace(SPEC, **wrong)
     with pytest.raises(ImageNotFound):
@@ -287,7 +292,8 @@ def test_four_gigapixels_in_bounded_memory(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from foveate.synthetic import SlideSpec, write_slide\n"
-        "spec = SlideSpec(shape_px0=(65536, 65536), tissue_px0=(2e8, 2e8), n_islands=(12, 12))\n"
+        "area = (2e8, 2e8)\n"
+        "spec = SlideSpec(shape_px0=(65536, 65536), tissue_area_px0=area, n_islands=(12, 12))\n"
         "write_slide(Path(sys.argv[1]), positive=True, seed=0, spec=spec)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,8 +19,9 @@ from foveate.api.explanation import Explanation
 from foveate.api.progress import OnProgress
 from foveate.errors import FoveateError, OptionError, UnreadableImage
 from foveate.loading.gather import gather_cases
-from foveate.prediction.pictures import add_files
-from foveate.prediction.predict import Answer, AnswerOrFailure, Finish, open_loader, predict_cases
+from foveate.prediction.answer import Answer, AnswerOrFailure
+from foveate.prediction.options import PredictOptions
+from foveate.prediction.predict import open_loader, predict_cases
 from foveate.runs.folder import read_json
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
@@ -47,8 +47,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         method: name of the method; see `list_methods`.
-        encoder: ``auto``, ``lite0``, ``small``, or a network of timm.
-        task: ``auto``, ``binary`` or ``multiclass``.
+        encoder: name of the encoder, or of a network of timm; ``auto`` follows the images.
+        task: name of the task; ``auto`` follows the labels.
         folds: number of folds of cross-validation, whose models answer together; with 1, a part of
             the patients is the test part.
         refit: whether one model is trained on all images at the end; it replaces the folds'
@@ -248,8 +248,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             >>> classifier.explain("S1.svs").to_png("S1.png")
         """
         models, name = self._loaded(), Path(path).stem
-        finish = functools.partial(add_files, drawn=frozenset({name}))
-        (answer,) = self._answers([Case(name, name, Path(path))], finish)
+        (answer,) = self._answers([Case(name, name, Path(path))], drawn={name})
         return Explanation(
             path=Path(path),
             predicted=models.task.predict(answer.values, models.point),
@@ -257,13 +256,17 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             evidence=answer.evidence,
             unlike=answer.unlike,
             answer=answer,
+            models=models,
         )
 
-    def _answers(self, cases: list[Case], finish: Finish | None = None) -> Iterator[Answer]:
-        models = self._loaded()
-        device = find_device(self.device)
+    def _answers(self, cases: list[Case], drawn: Collection[str] = ()) -> Iterator[Answer]:
+        """Predict images; answers have files if some images are to be drawn."""
+        models, device = self._loaded(), find_device(self.device)
+        options = PredictOptions() if drawn else None
         with contextlib.closing(open_loader(models)) as loader:
-            outcomes = predict_cases(models, cases, loader, device=device, finish=finish)
+            outcomes = predict_cases(
+                models, cases, loader, device=device, options=options, drawn=drawn
+            )
             yield from map(_require_answer, outcomes)
 
     def _loaded(self) -> Ensemble:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from foveate import defaults
+from foveate.api.keywords import show_keywords
 from foveate.api.progress import OnProgress, as_display
 from foveate.api.settings import merge_config, nest_options, store_table
 from foveate.messages.display import Display
 from foveate.parts import find, names
-from foveate.prediction.job_array import JobPart, parse_part
+from foveate.prediction.options import (
+    EvaluateKeywords,
+    EvaluateOptions,
+    PredictKeywords,
+    PredictOptions,
+)
 from foveate.prediction.outputs import Summary
 from foveate.runs.config import build_config
 from foveate.workflows.words import describe_scores
@@ -73,19 +78,14 @@ def train(
     return result
 
 
+@show_keywords(PredictOptions)
 def predict(
     run: Path | str,
     images: Path | str | Iterable[Path | str],
     out: Path | str,
     *,
-    assume_spacing_um: float | None = None,
-    heatmaps: int = defaults.PREDICT_HEATMAPS,
-    export: Sequence[str] = defaults.EXPORT,
-    workers: int = defaults.WORKERS,
-    ray: str | None = None,
-    part: str | JobPart | None = None,
-    device: str = defaults.DEVICE,
     on_progress: OnProgress | Display | None = None,
+    **options: Unpack[PredictKeywords],
 ) -> Summary:
     """Predict images with a trained run; write a table, heatmaps and GeoJSON.
 
@@ -96,16 +96,7 @@ def predict(
         run: the folder that `train` wrote, or the folder of one model.
         images: files, folders, or a table.
         out: folder for the results.
-        assume_spacing_um: spacing of images that state none, in micrometres per pixel; with None,
-            as in training.
-        heatmaps: number of images, from the first on, that get pictures.
-        export: kinds of pictures.
-        workers: number of processes that predict, each with its own models; with 0, this process
-            does.
-        ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
-        part: part of the images to predict, such as ``2/5``, or ``array`` in a job array; the same
-            call without it collects the parts.
-        device: device that computes; ``auto`` takes a GPU when there is one.
+        options: see `PredictOptions`.
         on_progress: called with the progress of the work.
 
     Returns:
@@ -118,20 +109,13 @@ def predict(
     Example:
         >>> foveate.predict("runs/first", "new_slides", "predictions").to_frame()
     """
-    from foveate.workflows.predict import PredictOptions, predict_paths
+    from foveate.workflows.predict import predict_paths
 
-    options = PredictOptions(
-        Path(out),
-        assume_spacing_um=assume_spacing_um,
-        heatmaps=heatmaps,
-        device=device,
-        workers=workers,
-        ray=ray,
-        part=parse_part(part, os.environ) if isinstance(part, str) else part,
-        export=tuple(export),
-    )
     several = [images] if isinstance(images, str | Path) else list(images)
-    return predict_paths(Path(run), [Path(p) for p in several], options, as_display(on_progress))
+    paths = [Path(path) for path in several]
+    return predict_paths(
+        Path(run), paths, Path(out), PredictOptions(**options), as_display(on_progress)
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,7 +123,7 @@ class Evaluation:
     """Scores of a run on a labelled table.
 
     Attributes:
-        metrics: content of ``metrics.json``.
+        metrics: content of ``metrics.json``; empty for a part of the images.
         failed: by image id, why an image could not be predicted.
     """
 
@@ -147,26 +131,19 @@ class Evaluation:
     failed: dict[str, str]
 
     def __repr__(self) -> str:
+        if not self.metrics:
+            return f"a part of the images, {len(self.failed)} failed"
         return describe_scores(self.metrics)
 
 
+@show_keywords(EvaluateOptions)
 def evaluate(
     run: Path | str,
     table: Table,
     out: Path | str,
     *,
-    label: str | None = None,
-    files: Path | str | None = None,
-    images: Path | str | None = None,
-    renamed: Mapping[str, str] | None = None,
-    audit_layout: bool = False,
-    assume_spacing_um: float | None = None,
-    heatmaps: int = defaults.EVALUATE_HEATMAPS,
-    export: Sequence[str] = defaults.EXPORT,
-    workers: int = defaults.WORKERS,
-    ray: str | None = None,
-    device: str = defaults.DEVICE,
     on_progress: OnProgress | Display | None = None,
+    **options: Unpack[EvaluateKeywords],
 ) -> Evaluation:
     """Score a trained run on a labelled table that it has never seen.
 
@@ -174,18 +151,11 @@ def evaluate(
         run: the folder that `train` wrote, or the folder of one model.
         table: a file or a data frame, with a column of paths and one of labels.
         out: folder for the results.
-        label: column of labels, where it is not recognised.
-        files: a second table with one row per image, where `table` has one row per patient.
-        images: folder that paths are relative to.
-        renamed: class of the model, by label of the table.
-        audit_layout: whether to test as well if the model uses the positions of patches.
-        assume_spacing_um: spacing of images that state none; with None, as in training.
-        heatmaps: number of images, from the first on, that get pictures.
-        export: kinds of pictures.
-        workers: number of processes that predict; with 0, this process does.
-        ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
-        device: device that computes; ``auto`` takes a GPU when there is one.
+        options: see `EvaluateOptions`.
         on_progress: called with the progress of the work.
+
+    Returns:
+        The scores, or of a part only the failures.
 
     Raises:
         FoveateError: no label is known, no image could be predicted, or another error.
@@ -193,21 +163,14 @@ def evaluate(
     Example:
         >>> foveate.evaluate("runs/first", "other.csv", "external").metrics["n_images"]
     """
-    from foveate.workflows.predict import PredictOptions, evaluate_table
+    from foveate.workflows.predict import evaluate_table
 
-    options = PredictOptions(
-        Path(out), assume_spacing_um, heatmaps, device, workers, ray, export=tuple(export)
-    )
     stored = store_table(table, Path(out))
-    folder = images if images is not None else stored.get("images")
-    inputs = (Path(run), Path(stored["path"]), options, as_display(on_progress))
+    chosen = EvaluateOptions(**options)
+    if chosen.images is None:
+        chosen = replace(chosen, images=stored.get("images"))
     metrics, failed = evaluate_table(
-        *inputs,
-        label=label,
-        files=None if files is None else Path(files),
-        images=None if folder is None else Path(folder),
-        renamed=renamed,
-        audit_layout=audit_layout,
+        Path(run), Path(stored["path"]), Path(out), chosen, as_display(on_progress)
     )
     return Evaluation(metrics, failed)
 

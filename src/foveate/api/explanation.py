@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate.errors import FoveateError, converting
+from foveate.exports import DEFAULT, AbstractExport, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.geometry import px0_from_um
 from foveate.images.evidence import Evidence
-from foveate.prediction.predict import Answer
+from foveate.prediction.answer import Answer
+from foveate.prediction.pictures import draw_file
+from foveate.prediction.predict import open_loader
+from foveate.runs.models import Ensemble
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +33,7 @@ class Explanation:
         evidence: boxes in micrometres, axes ``(z,) y, x``, and their weights.
         unlike: how the image differs from those of training, in words; empty if it does not.
         answer: the complete answer, with logits and costs.
+        models: models that answered.
     """
 
     path: Path
@@ -35,6 +42,43 @@ class Explanation:
     evidence: Evidence
     unlike: str
     answer: Answer
+    models: Ensemble
+
+    def export(self, name: str, path: Path | str | None = None) -> bytes:
+        """Return the evidence as the content of a file of one kind.
+
+        Kinds beside ``png`` and ``geojson`` open the image once more.
+
+        Args:
+            name: name of the kind, such as ``png``, or that of a plug-in.
+            path: file to write the content to as well.
+
+        Raises:
+            UnknownName: there is no export of this name.
+            FoveateError: the image cannot be read any more, or not be shown in this kind of file.
+
+        Example:
+            >>> classifier.explain("S1.svs").export("geojson", "S1.geojson")
+        """
+        (export,) = build_exports([name]).values()
+        drawn = self.answer.files.get(export.suffix) if name in DEFAULT else None
+        content = self._draw(export) if drawn is None else drawn
+        if path is not None:
+            write_bytes(Path(path), content)
+        return content
+
+    def _draw(self, export: AbstractExport) -> bytes:
+        """Open the image again, and draw the evidence.
+
+        Raises:
+            FoveateError: the image cannot be read any more, or not be shown in this kind of file.
+        """
+        with contextlib.closing(open_loader(self.models)) as loader, converting(self.path):
+            groups = loader.ahead([[self.answer.case]])  # the image stays open while it lives
+            (item,) = next(groups)
+            if isinstance(item, FoveateError):
+                raise item
+            return draw_file(self.models, self.answer, item.image, export)
 
     def to_geojson(self, path: Path | str | None = None) -> dict[str, Any]:
         """Return the boxes of largest weight as GeoJSON for QuPath, in level-0 pixels ``(x, y)``.
@@ -46,10 +90,7 @@ class Explanation:
             >>> len(classifier.explain("S1.svs").to_geojson("S1.geojson")["features"])
             32
         """
-        content = self.answer.files[".geojson"]
-        if path is not None:
-            write_bytes(Path(path), content)
-        collection: dict[str, Any] = json.loads(content)
+        collection: dict[str, Any] = json.loads(self.export("geojson", path))
         return collection
 
     def to_png(self, path: Path | str | None = None) -> bytes:
@@ -58,10 +99,7 @@ class Explanation:
         Args:
             path: file to write it to as well.
         """
-        content = self.answer.files[".png"]
-        if path is not None:
-            write_bytes(Path(path), content)
-        return content
+        return self.export("png", path)
 
     def to_frame(self) -> pd.DataFrame:
         """Return all boxes, the heaviest first, as a data frame.

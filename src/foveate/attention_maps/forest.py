@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from foveate.attention_maps.tree import ChosenCrops, Index
+from foveate.attention_maps.tree import ChosenPatches, Index
 from foveate.batch import Batch, LoadedImage, Patches
 from foveate.images.evidence import Floats
 
@@ -48,8 +48,8 @@ class TreeAnswers(NamedTuple):
         single: answers ``(b, s, n, k)`` of single nodes; the first node is the whole image.
         valid: ``(b, s, n)``, False on padding.
         log_prob: log-probability ``(b, s, n)`` of the choice of each node; 0 for roots and padding.
-        pooled: answers ``(b, s, k)`` of single crops, pooled as the task allows; None where each
-            crop is trained to give the image's label.
+        pooled: answers ``(b, s, k)`` of single patches, pooled as the task allows; None where each
+            patch is trained to give the image's label.
     """
 
     logits: Float[Tensor, "b s k"]
@@ -59,7 +59,7 @@ class TreeAnswers(NamedTuple):
     pooled: Float[Tensor, "b s k"] | None = None
 
     @property
-    def crops(self) -> Bool[Tensor, "b s n"]:
+    def chosen(self) -> Bool[Tensor, "b s n"]:
         """Return ``(b, s, n)``, True on nodes that were chosen."""
         first = torch.arange(self.valid.shape[-1], device=self.valid.device) == 0
         return self.valid & ~first
@@ -68,15 +68,15 @@ class TreeAnswers(NamedTuple):
 def gather_forest(
     batch: Batch,
     overview: Float[Tensor, "b d"],
-    levels: Sequence[tuple[Sequence[ChosenCrops], Float[Tensor, "_n d"]]],
+    levels: Sequence[tuple[Sequence[ChosenPatches], Float[Tensor, "_n d"]]],
     trees: int,
 ) -> Forest:
-    """Gather the crops of all levels into trees.
+    """Gather the patches of all levels into trees.
 
     Args:
         batch: the images.
         overview: features ``(b, d)`` of the images as a whole.
-        levels: chosen crops of each image and their features ``(n, d)``, level by level.
+        levels: chosen patches of each image and their features ``(n, d)``, level by level.
         trees: number of trees per image.
     """
     b = len(batch)
@@ -90,13 +90,13 @@ def gather_forest(
     log_prob = [overview.new_zeros(b * trees)]
     above, n = trees * np.arange(b), b * trees
     for depth, (chosen, f) in enumerate(levels, 1):
-        owner += [i * trees + crops.tree for i, crops in enumerate(chosen)]
-        parent += [begin + crops.grid for begin, crops in zip(above, chosen, strict=True)]
-        places += [crops.patches.origin_um for crops in chosen]
-        sides += [crops.patches.side_um for crops in chosen]
-        log_prob += [crops.log_prob for crops in chosen]
+        owner += [i * trees + of_image.tree for i, of_image in enumerate(chosen)]
+        parent += [begin + of_image.grid for begin, of_image in zip(above, chosen, strict=True)]
+        places += [of_image.patches.origin_um for of_image in chosen]
+        sides += [of_image.patches.side_um for of_image in chosen]
+        log_prob += [of_image.log_prob for of_image in chosen]
         features.append(f)
-        counts = [len(crops.grid) for crops in chosen]
+        counts = [len(of_image.grid) for of_image in chosen]
         level.append(np.full(sum(counts), depth))
         above, n = n + np.cumsum([0, *counts[:-1]]), n + sum(counts)
     order = np.argsort(np.concatenate(owner), kind="stable")

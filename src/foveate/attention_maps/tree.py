@@ -1,4 +1,4 @@
-"""The tree that hard attention descends: grids of cells, and the crops that are chosen in them."""
+"""The tree that hard attention descends: grids of cells, and the patches chosen in them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MIN_PRIOR = 1e-3
 
 @dataclass(frozen=True)
 class Grids:
-    """The grids of one image at one level: over the whole image, or over each crop chosen above.
+    """The grids of one image at one level: over the whole image, or over each patch chosen above.
 
     Attributes:
         cells: cells ``(m c,)`` of m grids, grid after grid, each in reading order.
@@ -53,14 +53,14 @@ class Grids:
 
 
 @dataclass(frozen=True)
-class ChosenCrops:
-    """The crops of one image that were chosen at one level.
+class ChosenPatches:
+    """The patches of one image that were chosen at one level.
 
     Attributes:
-        patches: places of the n crops.
-        tree: number of the image's tree that each crop belongs to, ``(n,)``.
-        grid: number of the image's grid that each crop lies in, ``(n,)``, which is the number of
-            the crop above.
+        patches: places of the n patches.
+        tree: number of the image's tree that each patch belongs to, ``(n,)``.
+        grid: number of the image's grid that each patch lies in, ``(n,)``, which is the number of
+            the patch above.
         log_prob: log-probability of each choice, ``(n,)``.
     """
 
@@ -165,23 +165,23 @@ def lay_image_grids(
     )
 
 
-def lay_crop_grids(
+def lay_patch_grids(
     batch: Batch,
     i: int,
-    chosen: ChosenCrops,
+    chosen: ChosenPatches,
     features: Float[Tensor, "n cells d"],
     cut: Cut,
     *,
     scale: float,
 ) -> Grids:
-    """Lay a grid over each crop that was chosen in image i.
+    """Lay a grid over each patch that was chosen in image i.
 
     Args:
         batch: the batch that holds the image.
         i: index of the image.
-        chosen: its crops.
-        features: features of the cells of its crops, ``(n, cells, d)``.
-        cut: rule by which crops are cut into cells.
+        chosen: its patches.
+        features: features of the cells of its patches, ``(n, cells, d)``.
+        cut: rule by which patches are cut into cells.
         scale: side of a cell, in sides of the finest patch.
     """
     item, view = batch.items[i], batch.view
@@ -202,7 +202,7 @@ def make_empty_grids(features: Float[Tensor, "n d"], cut: Cut) -> Grids:
 
     Args:
         features: features of cells ``(n, d)``, for their length and device.
-        cut: rule by which crops would be cut.
+        cut: rule by which patches would be cut.
     """
     no_cells = Patches(np.zeros((0, 2)), np.zeros(0))
     contrast = np.zeros((0, cut.cells**2))
@@ -227,7 +227,7 @@ def choose_cells(
     power: float,
     normalised: bool,
     rule: ChoiceRule,
-) -> list[ChosenCrops]:
+) -> list[ChosenPatches]:
     """Choose at most n cells of every grid.
 
     Where cells are drawn, the log-probability of a choice is that given the choices before it. For
@@ -259,7 +259,7 @@ def choose_cells(
         wanted = known if rule == "settled" else prior.masked_fill(scores.isneginf(), -torch.inf)
         index = select_strongest(wanted + _settled_noise(batch, grids, wanted), n)[0]
     valid = known.gather(1, index) > -torch.inf
-    if rule == "surveyed":  # some are hidden, so that no image is known by its crops
+    if rule == "surveyed":  # some are hidden, so that no image is known by its patches
         valid = hidden_share(valid, [batch.generators[i] for i in owner])
     if rule == "drawn":
         log_prob = draw_log_prob(logits, index, valid)
@@ -273,8 +273,8 @@ def choose_cells(
 
 def _chosen(
     grids: Sequence[Grids], index: Tensor, valid: Tensor, log_prob: Tensor
-) -> list[ChosenCrops]:
-    """Collect the chosen crops of each image.
+) -> list[ChosenPatches]:
+    """Collect the chosen patches of each image.
 
     Args:
         grids: grids of each image.
@@ -282,18 +282,20 @@ def _chosen(
         valid: ``(all grids, n)``, False leaves a cell out.
         log_prob: log-probabilities ``(all grids, n)`` of the choices.
     """
-    crops, at = [], 0
+    patches, at = [], 0
     for image_grids in grids:
         m, c = image_grids.contrast.shape
         real = valid[at : at + m].cpu().numpy()
         cell = index[at : at + m].cpu().numpy() + c * np.arange(m)[:, None]
         grid = np.broadcast_to(np.arange(m)[:, None], real.shape)[real]
         part_log_prob = log_prob[at : at + m][valid[at : at + m]]
-        crops.append(
-            ChosenCrops(image_grids.cells[cell[real]], image_grids.tree[grid], grid, part_log_prob)
+        patches.append(
+            ChosenPatches(
+                image_grids.cells[cell[real]], image_grids.tree[grid], grid, part_log_prob
+            )
         )
         at += m
-    return crops
+    return patches
 
 
 def _settled_noise(batch: Batch, grids: Sequence[Grids], like: Tensor) -> Tensor:

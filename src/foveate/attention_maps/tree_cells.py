@@ -1,6 +1,6 @@
-"""Grids of overlapping square cells: over an image, and over every crop that was chosen in it.
+"""Grids of overlapping square cells: over an image, and over every patch that was chosen in it.
 
-With g cells per axis that overlap by a share o, a crop's grid spans ``f = 1 + (g - 1) (1 - o)``
+With g cells per axis that overlap by a share o, a patch's grid spans ``f = 1 + (g - 1) (1 - o)``
 sides of a cell, so that each level is finer than the one above by the factor f. The finest level's
 cells have the side of a patch at the view's spacing.
 """
@@ -36,11 +36,11 @@ class Cut:
     """The rule by which a region is cut into cells.
 
     Attributes:
-        cells: number of cells along each axis of a crop.
+        cells: number of cells along each axis of a patch.
         overlap: share of a cell's side that it has in common with its neighbour.
 
     Raises:
-        OptionError: cells would not be smaller than the crop.
+        OptionError: cells would not be smaller than the patch.
     """
 
     cells: int
@@ -54,14 +54,14 @@ class Cut:
 
     @property
     def zoom(self) -> float:
-        """Return the side of a crop in sides of its cells."""
+        """Return the side of a patch in sides of its cells."""
         return 1 + (self.cells - 1) * (1 - self.overlap)
 
     def inside(self, side: float) -> Floats:
-        """Return where the cells of a crop begin on either axis from its corner, in `side`'s unit.
+        """Return where the cells of a patch begin on either axis from its corner, in `side`'s unit.
 
         Args:
-            side: side of the crop, in micrometres or in pixels.
+            side: side of the patch, in micrometres or in pixels.
         """
         number = np.arange(self.cells, dtype=np.float64)
         begin: Floats = number * (1 - self.overlap) * side / self.zoom

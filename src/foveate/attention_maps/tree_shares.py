@@ -1,6 +1,6 @@
 """Weights of the nodes of a tree in its mean: learnt, or averaged over the trees that may be drawn.
 
-A survey is one tree of crops that a frozen encoder is shown, far wider than the trees that are
+A survey is one tree of patches that a frozen encoder is shown, far wider than the trees that are
 drawn later. All its features are known, so nothing has to be drawn: the mean over a tree, averaged
 over all trees that a policy may draw, is a weighted mean over the survey, and has a gradient.
 """
@@ -28,11 +28,11 @@ def compute_expected_shares(
     Trees count as drawn with replacement.
 
     Args:
-        log_prob: log-probability ``(…, n)`` of each node among the nodes cut from the same crop.
+        log_prob: log-probability ``(…, n)`` of each node among the nodes cut from the same patch.
         parent: ``(…, n)``, index of the node that each was cut from.
         level: ``(…, n)``, 0 for the whole image.
         valid: ``(…, n)``, False on padding.
-        counts: crops that a tree has in each region, level by level; 1 on every further level.
+        counts: patches that a tree has in each region, level by level; 1 on every further level.
 
     Returns:
         weights ``(…, n)``; rows sum to 1.

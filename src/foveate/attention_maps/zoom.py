@@ -193,8 +193,8 @@ class Zoom(nn.Module):
         self, encoder: AbstractEncoder, level: TileLevel, batch: Batch, tiles: Sequence[Patches]
     ) -> tuple[Tensor, Field, list[int]]:
         """Encode tiles; return their vectors, the attention inside them, and each tile's image."""
-        # Tiles are read without augmentation: the map of a turned crop would be turned, too.
-        maps = encoder.maps(batch.crops(tiles, augment=False))
+        # Tiles are read without augmentation: the map of a turned tile would be turned, too.
+        maps = encoder.maps(batch.read_patches(tiles, augment=False))
         spacing = batch.view.spacing_um * level.scale
         stage = choose_stage(encoder, spacing, batch.view.patch_um * level.child)
         scores = level.locate(maps, stage)

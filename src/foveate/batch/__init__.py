@@ -19,10 +19,10 @@ from foveate.batch.frozen_features import FrozenFeatures
 from foveate.batch.reading import PatchReader
 from foveate.batch.types import (
     Augment,
-    CropError,
     LoadedImage,
     Look,
     Patches,
+    ReadingFailed,
     Reads,
     View,
     augment_for,
@@ -49,10 +49,10 @@ __all__ = [
     "Augment",
     "Batch",
     "Chunks",
-    "CropError",
     "LoadedImage",
     "Look",
     "Patches",
+    "ReadingFailed",
     "Reads",
     "View",
     "WholeImage",
@@ -72,7 +72,7 @@ class Batch:
         view: the geometry of reading.
         normalise: ``(mean, std)`` of the encoder, for RGB in [0, 1].
         device: device of all tensors.
-        pool: threads that read crops.
+        pool: threads that read patches.
         augment: changes of images, drawn when first needed; the same for glimpse and patches.
         generators: random generator of each image, for all draws of this step that concern it, also
             those of the method; the same seeds replay the step. By default torch's global generator
@@ -253,7 +253,7 @@ class Batch:
         """
         return self.place(i, self.items[i].cover_um(self.view, offset_um))
 
-    def crops(
+    def read_patches(
         self, patches: Sequence[Patches], *, augment: bool = True
     ) -> Float[Tensor, "n 3 *patch"]:
         """Read patches of all images, `patch_px` pixels a side, and put them on the device.
@@ -266,14 +266,14 @@ class Batch:
             normalised pixels ``(sum n_i, 3, *patch)``, in the order of `patches`.
 
         Raises:
-            CropError: an image could not be read.
+            ReadingFailed: an image could not be read.
         """
         draws = self.changes.draw_patches([len(x) for x in patches]) if augment else None
         pixels = self._reader.wait(self._reader.start(patches))
         return self._reader.put_on_device(pixels, patches, draws, augment=augment)
 
     def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
-        """Return a reader of patches in groups of at most `size`, read ahead; see `crops`."""
+        """Return a reader of patches in groups of at most `size`, read ahead as `read_patches`."""
         return Chunks(self._reader, patches, size, augment=augment)
 
     def whole(self, i: int, *, skip_background: bool) -> WholeImage:

@@ -21,7 +21,7 @@ _PIXEL_CACHE_BYTES = 1 << 26
 class Chunks:
     """Patches in groups, read by threads while the device computes; a loader for `replay`.
 
-    A call with a chunk's number returns its crops and begins to read the next ones. Augmentation is
+    A call with a chunk's number returns its patches and reads the next ones ahead. Augmentation is
     drawn by the constructor, so that a second pass sees the same pixels. Pixels are kept for the
     second pass up to a fixed number of bytes; beyond that they are read again. If gradients are
     disabled when it is constructed, there will be no second pass and no pixels are kept.
@@ -52,7 +52,7 @@ class Chunks:
         return len(self._parts)
 
     def __call__(self, c: int) -> Float[Tensor, "m 3 *patch"]:
-        """Return the crops of chunk c, in the form of `Batch.crops`."""
+        """Return the pixels of chunk c, in the form of `Batch.read_patches`."""
         self._read_ahead(c)
         pixels = self._pixels.get(c)
         if pixels is None:

@@ -70,7 +70,7 @@ class FrozenFeatures:
             kind: name that distinguishes these outputs from others of the same patches.
             patches: patches of each image, at least one in all.
             size: number of patches computed at a time.
-            row: the network, from crops ``(m, 3, *patch)`` to outputs ``(m, d)``.
+            row: the network, from pixels ``(m, 3, *patch)`` to outputs ``(m, d)``.
         """
 
         def compute(i: int, new: NDArray[np.int64]) -> Tensor:

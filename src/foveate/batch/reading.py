@@ -17,7 +17,7 @@ from foveate.batch.types import (
     View,
     channels_last,
     join_same_kind,
-    reading_crops,
+    reading_pixels,
     to_rgb,
 )
 from foveate.geometry import Box, Frame
@@ -71,7 +71,7 @@ class PatchReader:
         """Wait for jobs that `start` returned; return their pixels ``(m, *patch, c)`` in order.
 
         Raises:
-            CropError: an image could not be read; the other jobs are cancelled.
+            ReadingFailed: an image could not be read; the other jobs are cancelled.
         """
         begun = time.perf_counter()
         try:
@@ -132,7 +132,7 @@ class PatchReader:
             Box(tuple(origin), (float(side),) * len(origin), Frame.UM)
             for origin, side in zip(patches.origin_um, patches.side_um, strict=True)
         ]
-        with reading_crops(item):
+        with reading_pixels(item):
             return np.stack([item.image.read_at(box, self._patch_shape) for box in boxes])
 
     @property

@@ -72,7 +72,7 @@ class LoadedImage:
 
     Attributes:
         image_id: id from the table.
-        image: the open image that crops are read from.
+        image: the open image that patches are read from.
         glimpse: pixels ``(*space, c)`` as read.
         contrast: ``(*space)``, difference from the background, 1 to 255 on foreground, else 0.
     """
@@ -161,8 +161,8 @@ def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
     return "slide" if {item.image.kind for item in items} == {"slide"} else "picture"
 
 
-class CropError(FoveateError, OSError):
-    """Reading crops of one image failed.
+class ReadingFailed(FoveateError, OSError):
+    """Reading pixels of one image failed.
 
     Attributes:
         image_id: id of the image.
@@ -175,11 +175,11 @@ class CropError(FoveateError, OSError):
 
 
 @contextlib.contextmanager
-def reading_crops(item: LoadedImage) -> Iterator[None]:
-    """Convert any error of reading pixels of an image inside to a `CropError`.
+def reading_pixels(item: LoadedImage) -> Iterator[None]:
+    """Convert any error of reading pixels of an image inside to a `ReadingFailed`.
 
     Raises:
-        CropError: reading failed.
+        ReadingFailed: reading failed.
         TooManyOpen: the limit of open files caused the error, so the image is not to blame.
     """
     try:
@@ -188,7 +188,7 @@ def reading_crops(item: LoadedImage) -> Iterator[None]:
     except TooManyOpen:
         raise
     except FoveateError as error:
-        raise CropError(item.image_id, item.image.path, error) from error
+        raise ReadingFailed(item.image_id, item.image.path, error) from error
 
 
 def to_rgb(pixels: Pixels, device: torch.device) -> Float[Tensor, "n 3 *space"]:

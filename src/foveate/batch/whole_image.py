@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.batch.augment import Turn
-from foveate.batch.types import LoadedImage, View, reading_crops
+from foveate.batch.types import LoadedImage, View, reading_pixels
 from foveate.geometry import Box, Frame, downsample_from_spacing_um, size_um_from_shape
 from foveate.images.image import glimpse_shape
 from foveate.images.resample import Pixels
@@ -67,7 +67,7 @@ class WholeImage(AbstractSource):
             pixels ``(1, 3, *size)``.
 
         Raises:
-            CropError: the image could not be read.
+            ReadingFailed: the image could not be read.
         """
         waiting: deque[list[Future[Pixels]]] = deque()
         try:
@@ -136,5 +136,5 @@ class WholeImage(AbstractSource):
         origin_um = size_um_from_shape([low for low, _ in spans], spacing_um)
         shape = tuple(high - low for low, high in spans)
         box = Box(origin_um, size_um_from_shape(shape, spacing_um), Frame.UM)
-        with reading_crops(self.item):
+        with reading_pixels(self.item):
             return self.item.image.read_at(box, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,13 @@ import click
 from foveate import defaults
 from foveate.cli.flags import (
     PartsOption,
-    device_flag,
-    export_flag,
     files_flag,
-    heatmaps_flag,
     images_flag,
     label_flag,
-    part_flag,
     plugins_flag,
-    ray_flag,
+    predict_flags,
     show_default,
-    spacing_flag,
     train_export_flag,
-    workers_flag,
 )
 from foveate.cli.results import print_next, print_set_aside
 from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned, parse_pairs
@@ -139,20 +134,13 @@ def train(
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results."
 )
-@spacing_flag
-@heatmaps_flag(defaults.PREDICT_HEATMAPS)
-@export_flag
-@workers_flag
-@ray_flag
-@part_flag
-@device_flag
+@predict_flags(heatmaps=defaults.PREDICT_HEATMAPS)
 @plugins_flag
 def predict(
     run: Path,
     images: tuple[Path, ...],
     out: Path,
-    part: str | None,
-    **chosen: Any,
+    **options: Any,
 ) -> int:
     """Predict IMAGES (files, folders or a table) with the trained RUN.
 
@@ -165,10 +153,9 @@ def predict(
     from foveate.cli.terminal import Terminal
 
     with Terminal() as terminal:
-        summary = foveate.predict(run, images, out, part=part, on_progress=terminal, **chosen)
-    if part is not None:
-        click.echo("this part is predicted; the same command without --part collects all parts")
-        return PARTIAL if summary.failed else OK
+        summary = foveate.predict(run, images, out, on_progress=terminal, **options)
+    if options["part"] is not None:
+        return _end_part(summary.failed)
     for row in summary.rows:
         values = [float(row[column]) for column in summary.task.columns]
         numbers = summary.task.explain(values, {"threshold": row["threshold"] or None})
@@ -187,16 +174,11 @@ def predict(
 @label_flag
 @files_flag
 @images_flag
-@spacing_flag
 @click.option(
     "--audit-layout",
     is_flag=True,
     help="Also shuffle the positions of patches, to test whether the model uses them.",
 )
-@heatmaps_flag(defaults.EVALUATE_HEATMAPS)
-@export_flag
-@workers_flag
-@ray_flag
 @click.option(
     "--map",
     "renamed",
@@ -204,15 +186,14 @@ def predict(
     metavar="OLD=NEW",
     help="A label of the TABLE and the class that it means. The flag may be repeated.",
 )
-@device_flag
+@predict_flags(heatmaps=defaults.EVALUATE_HEATMAPS)
 @plugins_flag
 def evaluate(
     run: Path,
     table: Path,
     out: Path,
-    audit_layout: bool,
     renamed: tuple[str, ...],
-    **chosen: Any,
+    **options: Any,
 ) -> int:
     """Score the trained RUN on a labelled TABLE that it has never seen.
 
@@ -222,18 +203,13 @@ def evaluate(
     from foveate.cli.terminal import Terminal
 
     with Terminal() as terminal:
-        evaluation = foveate.evaluate(
-            run,
-            table,
-            out,
-            renamed=parse_pairs(renamed, "--map"),
-            audit_layout=audit_layout,
-            on_progress=terminal,
-            **chosen,
-        )
+        options["renamed"] = parse_pairs(renamed, "--map")
+        evaluation = foveate.evaluate(run, table, out, on_progress=terminal, **options)
+    if options["part"] is not None:
+        return _end_part(evaluation.failed)
     metrics = evaluation.metrics
     click.echo(describe_scores(metrics))
-    if audit_layout:
+    if options["audit_layout"]:
         click.echo(f"  {metrics['layout']['summary']}")
     click.echo(f"\nwritten: {out / 'metrics.json'}, {out / 'predictions.csv'}")
     return print_set_aside(len(evaluation.failed), out)
@@ -246,16 +222,10 @@ def evaluate(
 def methods(name: str | None, markdown: bool) -> None:
     """List the methods, or describe one: its source, when to use it, its cost and options."""
     import foveate
-    from foveate.parts import find
-    from foveate.parts.options import options
-    from foveate.workflows.catalogue import (
-        read_meanings,
-        read_paragraphs,
-        read_summary,
-        write_methods_page,
-    )
 
     if markdown:
+        from foveate.workflows.catalogue import write_methods_page
+
         click.echo(write_methods_page(), nl=False)
         return
     if name is None:
@@ -263,15 +233,14 @@ def methods(name: str | None, markdown: bool) -> None:
             click.echo(f"{method:<20} {summary}")
         click.echo("\noptions of one: foveate methods NAME")
         return
-    part = find("methods", name)
-    click.echo(f"{name}: {part.summary}\n")
-    for title, text in read_paragraphs(part).items():
+    described = foveate.describe_method(name)
+    click.echo(f"{name}: {described.summary}\n")
+    for title, text in described.paragraphs.items():
         click.echo(click.wrap_text(f"{title}: {text}" if title else text, 98) + "\n")
-    click.echo(read_summary(part) + "\n")
-    meanings = read_meanings(part)
-    for option in options(part).values():
+    click.echo(described.details + "\n")
+    for option in described.options:
         click.echo(f"  --method.{option.name.replace('_', '-'):<20} default {option.default}")
-        meaning = meanings.get(option.name, "").replace("``", "`")
+        meaning = option.meaning.replace("``", "`")
         click.echo(click.wrap_text(meaning, 98, "      ", "      ") + "\n")
 
 
@@ -292,6 +261,12 @@ def doctor(run: Path | None) -> int:
     return OK if healthy else USER_ERROR
 
 
+def _end_part(failed: Mapping[str, str]) -> int:
+    """Print that a part of the images is predicted; return the exit code."""
+    click.echo("this part is predicted; the same command without --part collects all parts")
+    return PARTIAL if failed else OK
+
+
 def _train(nested: dict[str, Any], out: Path) -> int:
     import foveate
     from foveate.cli.terminal import Terminal
@@ -306,4 +281,4 @@ def _train(nested: dict[str, Any], out: Path) -> int:
         result = foveate.train(None, out, config=nested, on_progress=terminal)
     click.echo(describe_scores(result.metrics))
     print_next(result, out / "report.html")
-    return PARTIAL if result.n_quarantined else OK
+    return PARTIAL if result.n_set_aside else OK

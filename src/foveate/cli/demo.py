@@ -51,7 +51,7 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
     if result.broken:
         _print_remedy(result, seed)
         return USER_ERROR
-    return PARTIAL if glimpse.n_quarantined else OK
+    return PARTIAL if glimpse.n_set_aside else OK
 
 
 def _print_promises(result: DemoResult) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from foveate import defaults
-from foveate.parts import PartKind, add_plugin_folder
+from foveate.parts import PartKind, add_plugin_folder, list_kinds
 from foveate.parts import names as list_names
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -27,8 +27,7 @@ plugins_flag = click.option(
     expose_value=False,
     callback=_add_plugins,
     is_eager=True,
-    help="Folder with your own methods/, readers/, tasks/, encoders/ or exports/, whose code is "
-    "run.",
+    help=f"Folder with your own parts, whose code is run: {list_kinds()}.",
 )
 
 
@@ -66,13 +65,6 @@ def show_default(text: str, default: object) -> str:
     return f"{text}  [default: {default}]"
 
 
-spacing_flag = click.option(
-    "--spacing-um",
-    "--view.assume-spacing-um",
-    "assume_spacing_um",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Spacing of slides that state none, in micrometres per pixel.",
-)
 files_flag = click.option(
     "--files",
     type=click.Path(path_type=Path),
@@ -82,43 +74,6 @@ images_flag = click.option(
     "--images", type=click.Path(path_type=Path), help="Folder that paths are relative to."
 )
 label_flag = click.option("--label", help="Column of labels, where it is not recognised.")
-device_flag = click.option(
-    "--device",
-    type=click.Choice(get_args(defaults.Device)),
-    default=defaults.DEVICE,
-    show_default=True,
-)
-workers_flag = click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=defaults.WORKERS,
-    help="Number of processes that predict, each with its own models; with 0, this process does.  "
-    f"[default: {defaults.WORKERS}]",
-)
-ray_flag = click.option(
-    "--ray",
-    is_flag=False,
-    flag_value="auto",
-    metavar="[ADDRESS]",
-    help="Predict on a cluster of Ray: `auto`, `local` (one on this machine), or its address.",
-)
-part_flag = click.option(
-    "--part",
-    help="Predict one part of the images, such as 2/5; `array` takes the part from a job array. "
-    "The same command without --part collects the parts.",
-)
-
-
-def heatmaps_flag(default: int) -> Callable[[_Command], _Command]:
-    """Build the flag ``--heatmaps`` of a command that predicts."""
-    return click.option(
-        "--heatmaps",
-        default=default,
-        show_default=True,
-        help="Number of images, from the first on, that get pictures.",
-    )
-
-
 _EXPORT_HELP = "Kinds of pictures, comma-separated: {names}."
 _EXPORT_DEFAULT = ",".join(defaults.EXPORT)
 
@@ -136,18 +91,75 @@ def _parse_exports(_: click.Context, __: click.Parameter, flag: str) -> tuple[st
     return names
 
 
-export_flag = click.option(
-    "--export",
-    cls=PartsOption,
-    kind="exports",
-    default=_EXPORT_DEFAULT,
-    show_default=True,
-    callback=_parse_exports,
-    help=_EXPORT_HELP,
-)
 train_export_flag = click.option(
     "--export",
     cls=PartsOption,
     kind="exports",
     help=show_default(_EXPORT_HELP, _EXPORT_DEFAULT),
 )
+
+
+_PREDICT_FLAGS = (
+    click.option(
+        "--spacing-um",
+        "--view.assume-spacing-um",
+        "assume_spacing_um",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Spacing of slides that state none, in micrometres per pixel.",
+    ),
+    click.option(
+        "--export",
+        cls=PartsOption,
+        kind="exports",
+        default=_EXPORT_DEFAULT,
+        show_default=True,
+        callback=_parse_exports,
+        help=_EXPORT_HELP,
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        default=defaults.WORKERS,
+        help="Number of processes that predict, each with its own models; with 0, this process "
+        f"does.  [default: {defaults.WORKERS}]",
+    ),
+    click.option(
+        "--ray",
+        is_flag=False,
+        flag_value="auto",
+        metavar="[ADDRESS]",
+        help="Predict on a cluster of Ray: `auto`, `local` (one on this machine), or its address.",
+    ),
+    click.option(
+        "--part",
+        help="Predict one part of the images, such as 2/5; `array` takes the part from a job "
+        "array. The same command without --part collects the parts.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(get_args(defaults.Device)),
+        default=defaults.DEVICE,
+        show_default=True,
+    ),
+)
+
+
+def predict_flags(*, heatmaps: int) -> Callable[[_Command], _Command]:
+    """Build the flags of `foveate.prediction.options.PredictOptions`, for a command that predicts.
+
+    Args:
+        heatmaps: default number of images that get pictures.
+    """
+    flag = click.option(
+        "--heatmaps",
+        default=heatmaps,
+        show_default=True,
+        help="Number of images, from the first on, that get pictures.",
+    )
+
+    def add(command: _Command) -> _Command:
+        for other in reversed(_PREDICT_FLAGS):
+            command = other(command)
+        return flag(command)
+
+    return add

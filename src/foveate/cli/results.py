@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def print_next(result: RunResult, page: Path) -> None:
     """Print where the report and the heatmaps of a run are, and the next command."""
     click.echo(f"\nreport:   {page}\nheatmaps: {result.folder / 'heatmaps'}")
-    print_set_aside(result.n_quarantined, result.folder)
+    print_set_aside(result.n_set_aside, result.folder)
     click.echo(f"next:     foveate predict {result.folder} NEW_IMAGES --out predictions")
 
 

@@ -9,7 +9,8 @@ import torch
 
 from foveate.errors import TrainingError
 from foveate.loading.loader import CaseLoader
-from foveate.prediction.predict import Answer, predict_cases
+from foveate.prediction.answer import Answer
+from foveate.prediction.predict import predict_cases
 from foveate.runs.models import Ensemble
 from foveate.table import Case
 

@@ -181,7 +181,7 @@ class AbstractImage(abc.ABC):
 
     @property
     @final
-    def size_px(self) -> int:
+    def n_pixels(self) -> int:
         """Number of level-0 pixels."""
         return math.prod(self.shape)
 

@@ -87,7 +87,7 @@ class CaseLoader:
         self._taken = (0, 0)
         self.factors: dict[str, float] = {}
         self._ahead = ThreadPoolExecutor(2, thread_name_prefix="glimpse")
-        self.crops = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="crops")
+        self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="patches")
 
     def load(self, case: Case) -> LoadedImage:
         """Return the open image of a case with its glimpse.
@@ -156,7 +156,7 @@ class CaseLoader:
     def close(self) -> None:
         """Stop the threads and close the images."""
         self._ahead.shutdown(cancel_futures=True)
-        self.crops.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)
         self._images.close()
 
     def _try(self, case: Case) -> LoadedImage | FoveateError:

@@ -58,7 +58,7 @@ class DisplayHandler(logging.Handler):
         self._display.say(f"warning: {record.getMessage()}")
 
 
-class QuarantineMessages:
+class SetAsideMessages:
     """Shows why images are set aside: a few images of each reason by name, and counts at the end.
 
     Reasons that differ in numbers only are one.

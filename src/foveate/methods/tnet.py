@@ -1,4 +1,4 @@
-"""Hard attention from coarse to fine: each chosen crop decides where to look inside it.
+"""Hard attention from coarse to fine: each chosen patch decides where to look inside it.
 
 Source: Papadopoulos, Korus & Memon, "Hard-Attention for Scalable Image Classification", NeurIPS
 2021 (Traversal Network, TNet).
@@ -9,28 +9,28 @@ from the spacings of glimpse and view and from the grid. Cells are squares that 
 the grid of an image has its own number of cells on each axis, is centred, and extends beyond the
 border. Cells without foreground are not chosen. The location module reads all maps of the encoder,
 averaged exactly over each cell. While a pretrained encoder is frozen, there are no draws: very many
-crops of each image are read and weighted by their average weight over all trees that the policy can
-draw, and the gradient of this mean teaches where to look. ``policy=sampled`` is an unbiased policy
-gradient: training draws crops without replacement, several trees of an image are each other's
-baseline, and all choices of a tree share its reward. Evaluation also draws, more crops and always
-the same ones for an image, because the highest scores are often close together on one object.
-Scores are not normalised, which would make the draw nearly uniform; they are added to a prior that
-follows contrast, as in our other methods that draw. The published per-feature answers train every
-crop to give the image's label, also crops that show nothing decisive; with a frozen encoder they
-memorise the images. Here an instance head pools the answers of crops as the task allows, and the
-loss is divided between it and the main answer. ``policy=top`` has the per-feature answers and the
-choice of the paper: always the highest scores, also in training. The published REINFORCE term is
-then not a policy gradient but a surrogate: it raises the probability of any choice after a correct
-answer, and never tries another choice. From random weights it tends to stay where it began, so it
-needs a trained encoder. Dropout is 0.1, and crops that are cut further are read without rotation,
-so that a map and its crop agree.
+patches of each image are read and weighted by their average weight over all trees that the policy
+can draw, and the gradient of this mean teaches where to look. ``policy=sampled`` is an unbiased
+policy gradient: training draws patches without replacement, several trees of an image are each
+other's baseline, and all choices of a tree share its reward. Evaluation also draws, more patches
+and always the same ones for an image, because the highest scores are often close together on one
+object. Scores are not normalised, which would make the draw nearly uniform; they are added to a
+prior that follows contrast, as in our other methods that draw. The published per-feature answers
+train every patch to give the image's label, also patches that show nothing decisive; with a frozen
+encoder they memorise the images. Here an instance head pools the answers of patches as the task
+allows, and the loss is divided between it and the main answer. ``policy=top`` has the per-feature
+answers and the choice of the paper: always the highest scores, also in training. The published
+REINFORCE term is then not a policy gradient but a surrogate: it raises the probability of any
+choice after a correct answer, and never tries another choice. From random weights it tends to stay
+where it began, so it needs a trained encoder. Dropout is 0.1, and patches that are cut further are
+read without rotation, so that a map and its patch agree.
 
 Use when: the decisive part is small, and each magnification shows where to look in the next one.
 
-Cost: reads a glimpse and a fixed number of crops per level for an image of any size. The numbers
-multiply: ``locations=6,2`` is 6 crops, then 2 inside each, then 1 inside each of those 12 on every
-further level. ``policy=sampled`` reads ``draws`` trees in training. Needs memory for one chunk of
-crops and a vector per node; maps of crops are stored as one vector per cell.
+Cost: reads a glimpse and a fixed number of patches per level for an image of any size. The numbers
+multiply: ``locations=6,2`` is 6 patches, then 2 inside each, then 1 inside each of those 12 on
+every further level. ``policy=sampled`` reads ``draws`` trees in training. Needs memory for one
+chunk of patches and a vector per node; maps of patches are stored as one vector per cell.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from torch import Tensor, nn
 from foveate.attention_maps.forest import Forest, TreeAnswers, gather_forest
 from foveate.attention_maps.tree import (
     ChoiceRule,
-    ChosenCrops,
+    ChosenPatches,
     Grids,
     Location,
     choose_cells,
-    lay_crop_grids,
     lay_image_grids,
+    lay_patch_grids,
     make_empty_grids,
 )
 from foveate.attention_maps.tree_cells import Cut
@@ -69,11 +69,11 @@ from foveate.nn.reinforce import RunningReward, leave_one_out, policy_loss
 from foveate.parts.options import Count, DropoutRate
 
 _SURVEY = (48, 3)
-"""Crops chosen in each region while the encoder is frozen, level by level: very many, always the
+"""Patches chosen in each region while the encoder is frozen, level by level: very many, always the
 same ones of an image, some of them hidden."""
 _MAIN, _MAIN_REWARD = 0.3, 0.3
 """Share of the main answer in the cross-entropy and in the reward; the rest is the share of the
-answers of single crops, without which little is learnt."""
+answers of single patches, without which little is learnt."""
 _REINFORCE = 0.1
 """Weight of the policy's loss, as published."""
 _CONTRAST = 2.0
@@ -83,37 +83,37 @@ _HIDDEN = 64
 
 
 class Tnet(AbstractMethod):
-    """Descend a tree of crops, each level finer than the one above, down to the view's spacing.
+    """Descend a tree of patches, each level finer than the one above, down to the view's spacing.
 
     Evidence is the boxes of all levels except the whole image. The weight of a box is its
     contribution to the predicted class: its own answer times its share in the mean. The head is
     linear, so these contributions sum to the prediction.
 
     Args:
-        grid: cells per axis of the grid that a crop is cut into.
+        grid: cells per axis of the grid that a patch is cut into.
         overlap: share of a cell's side that it has in common with its neighbour. Grid and overlap
             give the zoom from level to level, ``1 + (grid - 1) (1 - overlap)``: 2 by default.
-        locations: number of crops chosen in each region, for each level; 1 on every further level.
-        eval_locations: number of crops in evaluation; by default four times as many on the first
+        locations: number of patches chosen in each region, by level; 1 on every further level.
+        eval_locations: number of patches in evaluation; by default four times as many on the first
             level, and as in training on the others.
         levels: largest number of levels below the glimpse; ``none`` for the number of zooms between
             the spacings of glimpse and view. The finest level always has the view's spacing: with
             fewer levels the first grid has more and smaller cells. Levels that show nothing
-            decisive cost crops and dilute the mean.
-        policy: choice of crops. ``sampled`` draws crops (in evaluation always the same ones for an
+            decisive cost patches and dilute the mean.
+        policy: choice of patches. ``sampled`` draws them (in evaluation always the same ones for an
             image) and learns by an unbiased policy gradient. ``top`` takes the highest scores, in
             training and evaluation, and learns by the published, biased surrogate.
         draws: with ``sampled``, number of trees drawn for each image in training, which are each
             other's baseline; with 1, the baseline is the mean reward of past steps.
         weighting: whether features are weighted by a squeeze-and-excite module instead of averaged.
         dropout: rate of dropout on features.
-        chunk: number of crops encoded at a time; above it, gradients come from two-pass replay.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
         jitter: whether the grid over the image, with all levels below, is shifted at random in
             training.
     """
 
     reads = frozenset({"glimpse", "crops"})
-    summary = "descends a tree of crops, coarse to fine, by hard attention"
+    summary = "descends a tree of patches, coarse to fine, by hard attention"
     meets = Requirements(
         relevant_parts="yes",
         any_number="partly",
@@ -163,7 +163,7 @@ class Tnet(AbstractMethod):
         self.reward = RunningReward()
 
     def forward(self, batch: Batch) -> Prediction:
-        """Choose crops level by level, then predict from the features of all nodes."""
+        """Choose patches level by level, then predict from the features of all nodes."""
         forest = self._descend(batch)
         f, valid, log_prob, parent, level = self._nodes(batch, forest)
         if self.weigh is not None:
@@ -178,7 +178,7 @@ class Tnet(AbstractMethod):
             return Prediction(logits[:, 0], self._evidence(batch, forest, logits, single, share))
         answers = TreeAnswers(logits, single, valid, log_prob)
         if self.head_instance is not None:
-            alone = self.head_instance(f.flatten(0, 1), answers.crops.flatten(0, 1))
+            alone = self.head_instance(f.flatten(0, 1), answers.chosen.flatten(0, 1))
             answers = answers._replace(pooled=alone.view(logits.shape))
         learn = self.survey_objective if batch.frozen else self.objective
         return Prediction(logits[:, 0], further={"tree": TreeLoss(answers, learn)})
@@ -210,7 +210,7 @@ class Tnet(AbstractMethod):
             )
             for i in range(len(batch))
         ]
-        crops = []
+        levels = []
         for level in range(1, max(depth) + 1):
             chosen = choose_cells(
                 batch,
@@ -222,8 +222,8 @@ class Tnet(AbstractMethod):
                 rule="surveyed" if frozen else self._rule(),
             )
             f, grids = self._look(batch, chosen, [d - level for d in depth])
-            crops.append((chosen, f))
-        return gather_forest(batch, overview, crops, trees)
+            levels.append((chosen, f))
+        return gather_forest(batch, overview, levels, trees)
 
     def _rule(self) -> ChoiceRule:
         if self.policy == "top":
@@ -231,23 +231,23 @@ class Tnet(AbstractMethod):
         return "drawn" if self.training else "settled"
 
     def _count(self, level: int, surveyed: bool) -> int:
-        """Return how many crops are chosen in each region of a level."""
+        """Return how many patches are chosen in each region of a level."""
         counts = self.locations if self.training else self.eval_locations
         counts = self.survey if surveyed else counts
         return counts[level - 1] if level <= len(counts) else 1
 
     def _look(
-        self, batch: Batch, chosen: Sequence[ChosenCrops], below: Sequence[int]
+        self, batch: Batch, chosen: Sequence[ChosenPatches], below: Sequence[int]
     ) -> tuple[Tensor, list[Grids]]:
-        """Encode chosen crops and lay grids inside them.
+        """Encode chosen patches and lay grids inside them.
 
         Args:
             batch: the images.
-            chosen: chosen crops of each image.
+            chosen: chosen patches of each image.
             below: number of levels that follow in each image.
 
         Returns:
-            features of the crops ``(n, d)``, and the grids of each image.
+            features of the patches ``(n, d)``, and the grids of each image.
         """
         split = [_only(part.patches, d > 0) for part, d in zip(chosen, below, strict=True)]
         last = [_only(part.patches, d == 0) for part, d in zip(chosen, below, strict=True)]
@@ -263,7 +263,7 @@ class Tnet(AbstractMethod):
         cut_further, finest = _per_image(f, split), _per_image(leaves, last)
         inside = _per_image(cells, split)
         grids = [
-            lay_crop_grids(
+            lay_patch_grids(
                 batch, i, part, inside[i], self.cut, scale=self.cut.zoom ** (below[i] - 1)
             )
             if below[i] > 0
@@ -307,12 +307,12 @@ class Tnet(AbstractMethod):
 
     def objective(self, answers: TreeAnswers, judge: Judge) -> Float[Tensor, ""]:
         """Compute the paper's objective, less the loss of the first logits, which the loop adds."""
-        crops = answers.crops
+        chosen = answers.chosen
         right, right_single = judge.correct(answers.logits), judge.correct(answers.single)
-        reward = self._mix(right, _mean_over(right_single, crops))
+        reward = self._mix(right, _mean_over(right_single, chosen))
         if self.policy == "top":
             b, log_prob = self.reward.value, answers.log_prob
-            alone = _mean_over(policy_loss(right_single, b, log_prob), crops)
+            alone = _mean_over(policy_loss(right_single, b, log_prob), chosen)
             policy = self._mix(policy_loss(right, b, log_prob.sum(-1)), alone)
         else:
             baseline = leave_one_out(reward) if reward.shape[1] > 1 else self.reward.value
@@ -321,22 +321,22 @@ class Tnet(AbstractMethod):
 
     def survey_objective(self, answers: TreeAnswers, judge: Judge) -> Float[Tensor, ""]:
         """Compute the objective of a survey: without a policy loss, as nothing was drawn."""
-        right, crops = judge.correct(answers.single), answers.crops
-        reward = self._mix(judge.correct(answers.logits), _mean_over(right, crops))
+        right, chosen = judge.correct(answers.single), answers.chosen
+        reward = self._mix(judge.correct(answers.logits), _mean_over(right, chosen))
         self.reward.update(reward.mean())
         counted = judge.loss(answers.logits[:, 0])
         return self._loss(answers, judge).mean() - counted.mean()
 
     def _loss(self, answers: TreeAnswers, judge: Judge) -> Tensor:
-        """Compute the loss ``(b, s)`` of the main answer and of single crops' answers."""
+        """Compute the loss ``(b, s)`` of the main answer and of single patches' answers."""
         if answers.pooled is None:
             alone = _mean_over(judge.loss(answers.single), answers.valid)
         else:
             alone = judge.loss(answers.pooled)
         return self.main * judge.loss(answers.logits) + (1 - self.main) * alone
 
-    def _mix(self, of_main: Tensor, of_crops: Tensor) -> Tensor:
-        return self.main_reward * of_main + (1 - self.main_reward) * of_crops
+    def _mix(self, of_main: Tensor, of_patches: Tensor) -> Tensor:
+        return self.main_reward * of_main + (1 - self.main_reward) * of_patches
 
 
 class TreeLoss(NamedTuple):

@@ -1,10 +1,9 @@
 """Find methods, readers, tasks, encoders, … by name; `parts.options` reads their options.
 
-A name is looked up, in this order, in a folder that the user names (``--plugins DIR`` with
-``methods/``, ``readers/``, ``tasks/``, ``encoders/``, ``exports/``, ``aggregators/``), among
-installed packages' entry points (groups ``foveate.methods`` and so on), and among foveate's own
-files. A file holds one part, which has the file's name; files beginning with ``_`` and ``base.py``
-are no parts.
+A name is looked up, in this order, in a folder that the user names (``--plugins DIR``, with one
+folder per `PartKind`, such as ``methods/``), among installed packages' entry points (groups
+``foveate.methods`` and so on), and among foveate's own files. A file holds one part, which has the
+file's name; files beginning with ``_`` and ``base.py`` are no parts.
 
 Nothing is imported from a model or run folder: only the command line names folders of plug-ins.
 """
@@ -18,6 +17,7 @@ import inspect
 import sys
 import threading
 import types
+import typing
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,8 +40,7 @@ def add_plugin_folder(folder: Path | str) -> None:
     parts may share files.
 
     Args:
-        folder: with ``methods/``, ``readers/``, ``tasks/`` or ``encoders/`` in it, whose code is
-            run.
+        folder: holds folders of parts by kind (`PartKind`), whose code is run.
 
     Raises:
         OptionError: the folder does not exist.
@@ -58,6 +57,11 @@ def add_plugin_folder(folder: Path | str) -> None:
         _folders.insert(0, folder)
     if (folder / "__init__.py").is_file() and str(folder.parent) not in sys.path:
         sys.path.append(str(folder.parent))
+
+
+def list_kinds() -> str:
+    """Return the folders of all kinds of parts as words: ``methods/, readers/, …``."""
+    return ", ".join(f"{kind}/" for kind in typing.get_args(PartKind))
 
 
 def plugin_folders() -> tuple[Path, ...]:

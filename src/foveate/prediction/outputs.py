@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,22 +10,22 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from foveate._version import __version__
 from foveate.errors import CheckpointError
-from foveate.exports import DEFAULT
 from foveate.files.atomic import write_json
 from foveate.files.journal import Journal, read_entries
 from foveate.loading.loader import CaseLoader
-from foveate.messages.display import Display, QuarantineMessages
+from foveate.messages.display import Display, SetAsideMessages
+from foveate.prediction.answer import AnswerOrFailure, Failure
 from foveate.prediction.job_array import JobPart
-from foveate.prediction.pictures import add_files, forget_files, write_files
-from foveate.prediction.predict import AnswerOrFailure, Failure, predict_cases
+from foveate.prediction.options import PredictOptions
+from foveate.prediction.pictures import forget_files, write_files
+from foveate.prediction.predict import predict_cases
 from foveate.prediction.rows import build_row, name_columns
 from foveate.prediction.workers import AbstractWorkers, CaseJob, map_cases
 from foveate.runs.folder import read_json, write_rows
 from foveate.runs.models import Ensemble
+from foveate.runtime import find_device
 from foveate.table import Case, several
 from foveate.tasks.base import AbstractTask
 
@@ -90,11 +89,9 @@ class PredictionJob:
         folder: folder for the table.
         models: models that answer.
         loader: opens the images.
-        device: device that computes.
-        heatmaps: folder for the pictures.
-        n_heatmaps: number of images, from the first on, that get pictures; all get evidence.
+        options: how the models predict.
+        heatmaps: folder for the evidence of all images, and the pictures of the first ones.
         display: shows messages and progress.
-        exports: kinds of pictures.
         command: what the answers depend on besides models and pictures. With None, answers of
             another command that the folder holds are replaced; otherwise they are refused.
         workers: other processes that predict; with None, this process does.
@@ -103,12 +100,10 @@ class PredictionJob:
     folder: Path
     models: Ensemble
     loader: CaseLoader
+    options: PredictOptions
     _: KW_ONLY
-    device: torch.device
     heatmaps: Path
-    n_heatmaps: int
     display: Display
-    exports: Sequence[str] = DEFAULT
     command: Mapping[str, Any] | None = None
     workers: AbstractWorkers | None = None
 
@@ -117,8 +112,8 @@ class PredictionJob:
         return {
             "foveate": __version__,
             "models": self.models.digests(),
-            "heatmaps": self.n_heatmaps,
-            "exports": list(self.exports),
+            "heatmaps": self.options.heatmaps,
+            "exports": list(self.options.export),
             **(self.command or {}),
         }
 
@@ -154,7 +149,7 @@ def predict_into(
     if known:
         job.display.say(f"{len(known)} of {len(keys)} images are answered already")
     todo = [
-        CaseJob(case, n < job.n_heatmaps)
+        CaseJob(case, n < job.options.heatmaps)
         for n, case in enumerate(cases)
         if case.image_id not in known
     ]
@@ -184,7 +179,7 @@ def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> di
         DiskFull: there is no room; what was written before is whole.
     """
     dependencies, folder = job.list_dependencies(), job.folder
-    drawn = {case.image_id for case in cases[: job.n_heatmaps]}
+    drawn = {case.image_id for case in cases[: job.options.heatmaps]}
     cases_of_part = part.pick(cases)
     keys = {case.image_id: _make_key(case) for case in cases_of_part}
     journal = Journal(folder / PARTS / part.folder / ANSWERS, dependencies)
@@ -250,7 +245,7 @@ def _answer_all(
         todo: images without an answer.
         keys: by image id, what the answer depends on; for all images, answered or not.
     """
-    messages, n_known = QuarantineMessages(job.display.say), len(keys) - len(todo)
+    messages, n_known = SetAsideMessages(job.display.say), len(keys) - len(todo)
 
     def show_done(done: float) -> None:
         job.display.bar("predicting", n_known + done, len(keys))
@@ -273,14 +268,14 @@ def _predict_images(
     """Predict images by the workers of the job, or by this process where it has none."""
     if job.workers is not None:
         return map_cases(job.workers, todo)
-    drawn = frozenset(item.case.image_id for item in todo if item.draw)
     return predict_cases(
         job.models,
         [item.case for item in todo],
         job.loader,
-        device=job.device,
+        device=find_device(job.options.device),
         on_progress=on_progress,
-        finish=functools.partial(add_files, drawn=drawn, exports=job.exports),
+        options=job.options,
+        drawn={item.case.image_id for item in todo if item.draw},
     )
 
 
@@ -290,7 +285,7 @@ def _make_entry(job: PredictionJob, result: AnswerOrFailure) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {"failed": result.reason, "factor": None}
     row, cost = build_row(result, job.models), {key: getattr(result, key) for key in _COSTS}
-    picture = write_files(result, row, job.models, job.heatmaps, job.exports)
+    picture = write_files(result, row, job.models, job.heatmaps, job.options)
     return {"row": row, "cost": cost, "picture": picture, "factor": result.factor}
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError, TooManyOpen, converting
-from foveate.exports import DEFAULT, About, build_exports
+from foveate.exports import DEFAULT, About, AbstractExport, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.images.image import AbstractImage
 from foveate.parts import find, names
-from foveate.prediction.predict import Answer
+from foveate.prediction.answer import Answer
+from foveate.prediction.options import PredictOptions
 from foveate.prediction.rows import build_row
 from foveate.runs.models import Ensemble
 from foveate.table import Case
@@ -26,9 +27,9 @@ def add_files(
     models: Ensemble,
     answer: Answer,
     image: AbstractImage,
+    options: PredictOptions,
     *,
-    drawn: frozenset[str],
-    exports: Sequence[str] = DEFAULT,
+    draw: bool,
 ) -> Answer:
     """Return the answer with its evidence and pictures as files; log pictures that fail.
 
@@ -36,23 +37,39 @@ def add_files(
         models: models that answered.
         answer: answer for one image.
         image: the image, still open.
-        drawn: ids of the images that get pictures.
-        exports: kinds of pictures.
+        options: how the models predict.
+        draw: whether the image gets pictures.
     """
     files = {".npz": answer.evidence.to_bytes()}
-    if answer.case.image_id not in drawn:
+    if not draw:
         return replace(answer, files=files)
-    about = _describe(answer, models)
-    for export in build_exports(exports).values():
+    for export in build_exports(options.export).values():
         try:
-            with converting(answer.case.path, _explain_drawing):
-                files[export.suffix] = export.render(image, answer.evidence, about)
+            files[export.suffix] = draw_file(models, answer, image, export)
         except TooManyOpen:
             raise
         except FoveateError as error:
             log.warning("no %s of %s: %s", export.title, answer.case.image_id, error)
             log.info("%s", answer.case.path, exc_info=error)
     return replace(answer, files=files)
+
+
+def draw_file(
+    models: Ensemble, answer: Answer, image: AbstractImage, export: AbstractExport
+) -> bytes:
+    """Return the evidence of an answer as the content of a file.
+
+    Args:
+        models: models that answered.
+        answer: answer for one image.
+        image: the image, open.
+        export: kind of file.
+
+    Raises:
+        FoveateError: the evidence cannot be shown in this kind of file.
+    """
+    with converting(answer.case.path, _explain_drawing):
+        return export.render(image, answer.evidence, _describe(answer, models))
 
 
 def _explain_drawing(error: Exception, path: object) -> FoveateError:
@@ -81,7 +98,7 @@ def write_files(
     row: Mapping[str, Any],
     models: Ensemble,
     folder: Path,
-    exports: Sequence[str] = DEFAULT,
+    options: PredictOptions,
 ) -> dict[str, Any]:
     """Write the files of an answer, and return its entry of the index of pictures."""
     stem = safe_name(answer.case.image_id)
@@ -94,9 +111,9 @@ def write_files(
         **models.task.record(answer.values),
         "models": len(models),
         "unlike": answer.unlike,
-        **dict.fromkeys((*DEFAULT, *exports)),
+        **dict.fromkeys((*DEFAULT, *options.export)),
     }
-    for name, export in build_exports(exports).items():
+    for name, export in build_exports(options.export).items():
         if export.suffix in answer.files:
             entry[name] = f"{stem}{export.suffix}"
     return entry

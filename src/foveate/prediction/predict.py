@@ -6,8 +6,8 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,91 +22,15 @@ from foveate.errors import (
     disk_full,
 )
 from foveate.images.evidence import Evidence, mean_evidence
-from foveate.images.image import AbstractImage
 from foveate.images.likeness import describe_unlikeness
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import computes_in_bf16
+from foveate.prediction.answer import Answer, AnswerOrFailure, Failure, ModelAnswer
+from foveate.prediction.options import PredictOptions
+from foveate.prediction.pictures import add_files
 from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
 from foveate.table import Case
-
-
-@dataclass(frozen=True)
-class ModelAnswer:
-    """The answer of one model for one image.
-
-    Attributes:
-        values: numbers of the answer, in the order of the columns of the task.
-        logits: output of the method, before the task decodes it.
-        evidence: boxes that the answer comes from.
-        deviation: standard deviation of each logit over the draws of the method; None where the
-            method does not state it.
-        seconds_reading: seconds of waiting for pixels.
-    """
-
-    values: tuple[float, ...]
-    logits: tuple[float, ...]
-    evidence: Evidence
-    deviation: tuple[float, ...] | None
-    seconds_reading: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The common answer of several models for one image, and its cost: plain values, picklable.
-
-    Attributes:
-        case: row of the table.
-        answers: answer of each model.
-        values: numbers of the answer; the mean over the models.
-        logits: mean over the models.
-        evidence: boxes that the answer comes from; the mean over the models.
-        spacing_um: spacing of the full resolution by axis ``(z,) y, x``, in `unit`.
-        unit: ``um`` or ``px``.
-        decoded_px: decoded pixels of all levels; a stored tile counts with all its pixels.
-        asked_px: pixels that the models received.
-        level0_px: pixels of the full resolution.
-        seconds: time for the image, with the wait until it was open and its glimpse read.
-        seconds_reading: part of `seconds` that was spent waiting for pixels.
-        deviation: standard deviation of each mean logit over the draws of the methods; None where a
-            method does not state it.
-        spread: sample standard deviation of each value over the models; None for one model.
-        unlike: how the image differs from those of training, in plain words; empty if it does not.
-        factor: how many times larger the spacing in the table is than the one in the file; None
-            where they agree.
-        files: evidence and pictures as bytes, by file suffix.
-    """
-
-    case: Case
-    answers: tuple[ModelAnswer, ...]
-    values: tuple[float, ...]
-    logits: tuple[float, ...]
-    evidence: Evidence
-    spacing_um: tuple[float, ...]
-    unit: str
-    decoded_px: int
-    asked_px: int
-    level0_px: int
-    seconds: float
-    seconds_reading: float
-    deviation: tuple[float, ...] | None = None
-    spread: tuple[float, ...] | None = None
-    unlike: str = ""
-    factor: float | None = None
-    files: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be predicted, with the reason."""
-
-    case: Case
-    reason: str
-
-
-AnswerOrFailure = Answer | Failure
-Finish = Callable[[Ensemble, Answer, AbstractImage], Answer]
-"""Completes an answer while its image is still open, such as by drawing pictures."""
 
 
 def predict_one(
@@ -115,7 +39,6 @@ def predict_one(
     *,
     device: torch.device | str = "cpu",
     assume_spacing_um: float | None = None,
-    finish: Finish | None = None,
 ) -> Answer:
     """Predict one image in evaluation mode: a pure function, which writes nothing.
 
@@ -124,7 +47,6 @@ def predict_one(
         case: the image, or only its path.
         device: device that computes.
         assume_spacing_um: spacing of an image that states none; with None, as in training.
-        finish: completes the answer while the image is open.
 
     Raises:
         FoveateError: the image cannot be read or predicted.
@@ -144,7 +66,7 @@ def predict_one(
             raise item
         opened = _OpenCase(case, item, loader, torch.device(device), seconds_waited=waits[-1])
         with converting(case.path):
-            return _answer_together(models, opened, finish)
+            return _answer_together(models, opened)
 
 
 def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> CaseLoader:
@@ -180,7 +102,8 @@ def predict_cases(
     device: torch.device,
     shuffle_layout: bool = False,
     on_progress: Callable[[float], None] | None = None,
-    finish: Finish | None = None,
+    options: PredictOptions | None = None,
+    drawn: Collection[str] = (),
 ) -> Iterator[AnswerOrFailure]:
     """Map `predict_one` over cases in order, reading ahead; yield a `Failure` for a bad image.
 
@@ -196,7 +119,9 @@ def predict_cases(
         shuffle_layout: whether the positions of the patches of an image are shuffled
             (`foveate.evaluation.audit`).
         on_progress: called with the number of images done, as a fraction while an image takes long.
-        finish: completes each answer while its image is open.
+        options: how the models predict; with them, each answer has its evidence and pictures as
+            files.
+        drawn: ids of the images that get pictures.
 
     Raises:
         TooManyOpen: the system allows too few open files; no image is to blame.
@@ -207,13 +132,12 @@ def predict_cases(
         if isinstance(item, FoveateError):
             yield Failure(case, str(item))
             continue
-        opened = _OpenCase(case, item, loader, device, shuffle_layout, waits[-1])
+        draw = case.image_id in drawn
+        opened = _OpenCase(case, item, loader, device, shuffle_layout, waits[-1], options, draw)
         outcome: AnswerOrFailure
         try:
             with converting(case.path):
-                outcome = _answer_together(
-                    models, opened, finish, _add_to_progress(on_progress, done)
-                )
+                outcome = _answer_together(models, opened, _add_to_progress(on_progress, done))
         except FoveateError as error:
             # One file that makes a reader or a model fail must not stop the others.
             if isinstance(error, TooManyOpen) or disk_full(error):
@@ -233,6 +157,8 @@ class _OpenCase:
         device: device that computes.
         shuffle_layout: whether the positions of the patches are shuffled.
         seconds_waited: seconds until the image was open and its glimpse read.
+        options: how the models predict; None for an answer without files.
+        draw: whether the image gets pictures.
     """
 
     case: Case
@@ -241,20 +167,20 @@ class _OpenCase:
     device: torch.device
     shuffle_layout: bool = False
     seconds_waited: float = 0.0
+    options: PredictOptions | None = None
+    draw: bool = False
 
 
 def _answer_together(
     models: Ensemble,
     opened: _OpenCase,
-    finish: Finish | None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Answer:
-    """Predict one open image with all models, and average their answers.
+    """Predict one open image with all models, average their answers, and draw the evidence.
 
     Args:
         models: models that answer.
         opened: the open image.
-        finish: completes the answer while the image is open.
         on_progress: called with the share of the image that is done.
 
     Raises:
@@ -266,7 +192,9 @@ def _answer_together(
             member.method.to(opened.device)
             answers.append(_answer_alone(member, opened, _add_to_progress(on_progress, i, n)))
     averaged = _average(models, opened, answers, begun)
-    return averaged if finish is None else finish(models, averaged, opened.item.image)
+    if opened.options is None:
+        return averaged
+    return add_files(models, averaged, opened.item.image, opened.options, draw=opened.draw)
 
 
 @contextlib.contextmanager
@@ -292,7 +220,7 @@ def _answer_alone(
         view=opened.loader.view,
         normalise=(method.encoder.mean, method.encoder.std),
         device=device,
-        pool=opened.loader.crops,
+        pool=opened.loader.threads,
         shuffle_layout=opened.shuffle_layout,
         on_progress=on_progress,
     )
@@ -304,13 +232,13 @@ def _answer_alone(
             f"{opened.case.path}: the prediction is not a finite number. If other images fare "
             "alike, train again with a lower --train.lr; otherwise look at this one"
         )
-    spread = prediction.deviation
+    deviation = prediction.deviation
     values = model.task.decode(prediction.logits.double(), model.card.provenance)
     return ModelAnswer(
         values=tuple(values[0].tolist()),
         logits=tuple(prediction.logits[0].tolist()),
         evidence=prediction.evidence[0] if prediction.evidence else _no_evidence(opened.item),
-        deviation=None if spread is None else tuple(spread[0].tolist()),
+        deviation=None if deviation is None else tuple(deviation[0].tolist()),
         seconds_reading=batch.seconds_reading,
     )
 
@@ -346,14 +274,14 @@ def _average(
         unit=image.unit,
         decoded_px=image.count.decoded_px,
         asked_px=image.count.asked_px,
-        level0_px=image.size_px,
+        level0_px=image.n_pixels,
         seconds=opened.seconds_waited + time.perf_counter() - begun,
         seconds_reading=opened.seconds_waited + sum(a.seconds_reading for a in answers),
         # The models draw independently, so the variance of their mean is the sum over n squared.
         deviation=tuple(math.hypot(*of_output) / n for of_output in zip(*deviations, strict=True))
         if len(deviations) == n
         else None,
-        spread=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
+        deviation_over_models=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
         unlike=describe_unlikeness(image, opened.item.glimpse, models.card.trained_on),
         factor=opened.loader.factors.get(case.image_id),
     )

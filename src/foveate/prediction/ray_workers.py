@@ -47,7 +47,7 @@ class RayWorkers(AbstractWorkers):
         if self._begun:
             _connect(ray, address, n)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        n, options = share_out(nodes, n, gpu=setup.device in ("auto", "cuda"))
+        n, options = share_out(nodes, n, gpu=setup.options.device in ("auto", "cuda"))
         self._actor_class: Any = ray.remote(Worker).options(
             max_restarts=0, scheduling_strategy="SPREAD", **options
         )

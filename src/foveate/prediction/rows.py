@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foveate.prediction.predict import Answer
+from foveate.prediction.answer import Answer
 from foveate.runs.models import Ensemble
 
 
@@ -14,7 +14,7 @@ def name_columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool
     columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
     columns += ["models", *models.task.columns]
     if len(models) > 1:
-        columns += models.task.spread_columns
+        columns += models.task.deviation_columns
     columns += [key for key in (rows or [{}])[0] if key.startswith("logit_sd_")]
     columns += ["unlike", *(["in_training"] if seen else [])]
     return [*columns, "seconds", "decoded_px", "level0_px", "decoded_fraction"]
@@ -40,9 +40,9 @@ def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
         "decoded_fraction": f"{answer.decoded_px / answer.level0_px:.5f}",
     }
     row |= {key: task.write(v) for key, v in zip(task.columns, answer.values, strict=True)}
-    if answer.spread is not None:
-        spread = zip(task.spread_columns, answer.spread, strict=True)
-        row |= {key: task.write(sd) for key, sd in spread}
+    if answer.deviation_over_models is not None:
+        deviations = zip(task.deviation_columns, answer.deviation_over_models, strict=True)
+        row |= {key: task.write(sd) for key, sd in deviations}
     if answer.deviation is not None:
         noise = zip(task.outputs, answer.deviation, strict=True)
         row |= {f"logit_sd_{name}": f"{sd:.6f}" for name, sd in noise}

@@ -7,7 +7,6 @@ replaces it and the image is tried again; an image that ends several workers is 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import logging.handlers
 import os
@@ -24,8 +23,9 @@ from typing import Self
 from foveate.errors import CheckpointError, FoveateError, WorkerLost, converting
 from foveate.memory import allow_more_files
 from foveate.parts import add_plugin_folder
-from foveate.prediction.pictures import add_files
-from foveate.prediction.predict import AnswerOrFailure, Failure, open_loader, predict_cases
+from foveate.prediction.answer import AnswerOrFailure, Failure
+from foveate.prediction.options import PredictOptions
+from foveate.prediction.predict import open_loader, predict_cases
 from foveate.runs.models import load_models
 from foveate.runtime import find_device
 from foveate.table import Case
@@ -57,9 +57,7 @@ class Setup:
         models: folders of the models.
         digests: hashes of the models, which must not change meanwhile.
         plugins: folders of plug-ins.
-        assume_spacing_um: spacing of images that state none; with None, as in training.
-        device: device that computes; ``auto`` takes a GPU when there is one.
-        exports: kinds of pictures.
+        options: how they predict.
         cwd: folder that relative paths begin at.
         threads: number of threads that compute; 0 leaves the default of PyTorch.
     """
@@ -67,9 +65,7 @@ class Setup:
     models: tuple[Path, ...]
     digests: tuple[str, ...]
     plugins: tuple[Path, ...]
-    assume_spacing_um: float | None
-    device: str
-    exports: tuple[str, ...]
+    options: PredictOptions
     cwd: Path
     threads: int = 0
 
@@ -106,7 +102,7 @@ class Worker:
         logger.addHandler(logging.handlers.QueueHandler(self._records))
         logger.setLevel(logging.INFO)
         self._broken: FoveateError | None = None
-        self._exports = setup.exports
+        self._options = setup.options
         try:
             with converting("the models of a worker process"):
                 self._build(setup)
@@ -121,12 +117,16 @@ class Worker:
         """Predict one image, and reply with the outcome."""
         if self._broken is not None:
             return self.ready()
-        drawn = frozenset({job.case.image_id} if job.draw else ())
-        finish = functools.partial(add_files, drawn=drawn, exports=self._exports)
+        drawn = {job.case.image_id} if job.draw else set()
         try:
             with converting(job.case.path):
                 (outcome,) = predict_cases(
-                    self._models, [job.case], self._loader, device=self._device, finish=finish
+                    self._models,
+                    [job.case],
+                    self._loader,
+                    device=self._device,
+                    options=self._options,
+                    drawn=drawn,
                 )
         except FoveateError as error:
             return Reply(records=self._take_records(), stop=error)
@@ -147,8 +147,8 @@ class Worker:
             raise CheckpointError(
                 f"{setup.models[0]}: the model was changed since the command began; give it again"
             )
-        self._loader = open_loader(self._models, setup.assume_spacing_um)
-        self._device = find_device(setup.device)
+        self._loader = open_loader(self._models, setup.options.assume_spacing_um)
+        self._device = find_device(setup.options.device)
 
     def _take_records(self) -> tuple[logging.LogRecord, ...]:
         return tuple(self._records.get() for _ in range(self._records.qsize()))

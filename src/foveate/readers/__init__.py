@@ -26,11 +26,6 @@ from foveate.readers.base import HEAD_BYTES, AbstractReader
 
 log = logging.getLogger("foveate")
 
-READABLE = (
-    "TIFF and OME-TIFF, whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana), "
-    "PNG, JPEG, BMP, GIF, WebP, volumes in NIfTI (.nii, .nii.gz)"
-)
-
 # The first byte of the mark, the mark, and what the user is told about such a file.
 _NOT_YET = (
     (
@@ -92,7 +87,7 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
         if (reader.takes_folders or not folder) and _recognises(reader, path, head)
     ]
     if not candidates and folder:
-        raise UnsupportedFormat(f"{path}: is a folder, not an image file. Readable: {READABLE}")
+        raise UnsupportedFormat(f"{path}: is a folder, not an image file. {_list_families()}")
     if not candidates:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
@@ -185,7 +180,13 @@ def _why_not(head: bytes) -> str:
     text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page, such as a login page, saved as the image; download it again"
-    return f"no reader knows this content. Readable: {READABLE}"
+    return f"no reader knows this content. {_list_families()}"
+
+
+def _list_families() -> str:
+    """Return the sentence that lists the file families of all readers."""
+    readers = _readers(parts.plugin_folders())
+    return f"Readable: {', '.join(reader.families or name for name, reader in readers)}"
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,10 +19,13 @@ class AbstractReader(AbstractImage):
     by ``--reader.NAME.option value``, and the model stores them.
 
     Attributes:
+        families: the file families that it reads, in words, for messages about other files; where
+            it is empty, messages show the name of the reader.
         priority: readers are asked in falling order; the first that recognises a file opens it.
         takes_folders: whether the reader reads folders, such as a series of slices, as images.
     """
 
+    families: ClassVar[str] = ""
     priority: ClassVar[int] = 0
     takes_folders: ClassVar[bool] = False
 

@@ -74,6 +74,7 @@ class NiftiReader(AbstractReader):
         ImageTooLarge: the file is packed, and its voxels are too many to be unpacked in memory.
     """
 
+    families: ClassVar[str] = "volumes in NIfTI (.nii, .nii.gz)"
     priority: ClassVar[int] = 5
 
     def __init__(self, path: Path) -> None:
@@ -147,7 +148,7 @@ class NiftiReader(AbstractReader):
                     f"{self.path}: {self.shape} voxels need more memory than there is; give the "
                     "computer more, or cut the volume to what matters"
                 ) from error
-            self.count.add(decoded_px=self.size_px)
+            self.count.add(decoded_px=self.n_pixels)
             _cache.put((self._key,), volume, volume.nbytes)
         return volume
 

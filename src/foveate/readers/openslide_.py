@@ -53,6 +53,7 @@ class OpenSlideReader(AbstractReader):
         ImageTooLarge: a tile is too large to be decoded.
     """
 
+    families: ClassVar[str] = "whole slides (SVS, NDPI, SCN, MIRAX, Philips, Trestle, Ventana)"
     priority: ClassVar[int] = 10
 
     def __init__(self, path: Path) -> None:

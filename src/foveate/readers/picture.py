@@ -53,6 +53,7 @@ class PictureReader(AbstractReader):
         UnreadableImage: the file is damaged.
     """
 
+    families: ClassVar[str] = "PNG, JPEG, BMP, GIF, WebP"
     priority: ClassVar[int] = 0
 
     def __init__(self, path: Path) -> None:
@@ -125,7 +126,7 @@ class PictureReader(AbstractReader):
                 raise UnreadableImage(f"{self.path}: the image is closed")
             if self._stored_pixels is None:
                 self._stored_pixels = self._decode()
-                self.count.add(decoded_px=self.size_px)
+                self.count.add(decoded_px=self.n_pixels)
             return self._stored_pixels
 
     def _decode(self) -> Pixels:

@@ -82,6 +82,7 @@ class TiffReader(AbstractReader):
         UnreadableImage: the file is damaged.
     """
 
+    families: ClassVar[str] = "TIFF and OME-TIFF"
     priority: ClassVar[int] = 20
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +112,7 @@ class TiffReader(AbstractReader):
             spacing = stated_spacing(index.description, ome, index.resolution, index.unit)
             opened.pop_all()
         self.spacing_um = None if spacing is None else self._orientation.swap_axes(spacing)
-        large = len(self._grids) > 1 or self._grids[0].tiled or self.size_px > _LARGE_PX
+        large = len(self._grids) > 1 or self._grids[0].tiled or self.n_pixels > _LARGE_PX
         self.kind = "slide" if large or self.spacing_um is not None else "picture"
 
     def _choose_levels(self, index: TiffIndex) -> None:

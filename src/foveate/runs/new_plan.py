@@ -12,7 +12,7 @@ from foveate.errors import OptionError, TrainingError
 from foveate.files.atomic import write_json
 from foveate.images.likeness import ImageFacts, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
-from foveate.messages.display import Display, QuarantineMessages
+from foveate.messages.display import Display, SetAsideMessages
 from foveate.parts import find
 from foveate.parts.options import parse_options
 from foveate.runs.card import store_trained_on
@@ -167,7 +167,7 @@ def _open_all(run: NewRun) -> tuple[Scan, list[dict[str, str]]]:
         for c in table.cases
         if c.image_id in scan.failed
     ]
-    QuarantineMessages(display.say).set_all_aside(quarantine)
+    SetAsideMessages(display.say).set_all_aside(quarantine)
     if not scan.facts:
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
         raise TrainingError(f"no image of {run.config.table.path} can be read; the first: {reason}")

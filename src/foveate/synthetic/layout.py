@@ -33,8 +33,8 @@ def draw_layout(spec: SlideSpec, rng: np.random.Generator, *, positive: bool) ->
             break
     else:
         raise OptionError(
-            f"{spec.n_nodules} nodules in {spec.tissue_px0} level-0 pixels of tissue do not fit "
-            f"on {spec.shape_px0}: ask for fewer nodules, other tissue, or a larger slide"
+            f"{spec.n_nodules} nodules in {spec.tissue_area_px0} level-0 pixels of tissue do not "
+            f"fit on {spec.shape_px0}: ask for fewer nodules, other tissue, or a larger slide"
         )
     # Drawn for negative slides too, so that later draws are the same for both classes.
     deciding = rng.permutation(len(nodules))[: rng.integers(*spec.n_deciding, endpoint=True)]
@@ -51,7 +51,7 @@ def draw_layout(spec: SlideSpec, rng: np.random.Generator, *, positive: bool) ->
 
 def _draw_islands(spec: SlideSpec, rng: np.random.Generator) -> list[Island]:
     """Draw islands of the specified total area that do not touch; [] if they do not fit."""
-    total = rng.uniform(*spec.tissue_px0)
+    total = rng.uniform(*spec.tissue_area_px0)
     shares = rng.uniform(0.6, 1.4, rng.integers(*spec.n_islands, endpoint=True))
     islands: list[Island] = []
     for area in sorted(total * shares / shares.sum(), reverse=True):

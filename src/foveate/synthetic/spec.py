@@ -40,7 +40,7 @@ class SlideSpec:
     Attributes:
         shape_px0: level-0 pixels ``(y, x)``.
         spacing_um: micrometres per level-0 pixel ``(y, x)``.
-        tissue_px0: range of the total area of tissue in level-0 pixels.
+        tissue_area_px0: range of the total area of tissue in level-0 pixels.
         n_islands: range of the number of islands of tissue.
         n_nodules: range of the number of nodules of both kinds together.
         n_deciding: range of the number of deciding nodules among them, in a positive slide.
@@ -54,7 +54,7 @@ class SlideSpec:
 
     shape_px0: tuple[int, int] = (16384, 16384)
     spacing_um: tuple[float, float] = (0.5, 0.5)
-    tissue_px0: tuple[float, float] = (6e6, 8e6)
+    tissue_area_px0: tuple[float, float] = (6e6, 8e6)
     n_islands: tuple[int, int] = (3, 5)
     n_nodules: tuple[int, int] = (16, 28)
     n_deciding: tuple[int, int] = (3, 6)
@@ -63,7 +63,13 @@ class SlideSpec:
     quality: int = 85
 
     def __post_init__(self) -> None:
-        for name in ("tissue_px0", "n_islands", "n_nodules", "n_deciding", "nodule_diameter_px0"):
+        for name in (
+            "tissue_area_px0",
+            "n_islands",
+            "n_nodules",
+            "n_deciding",
+            "nodule_diameter_px0",
+        ):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise OptionError(f"{name}: need 0 < lowest <= highest, got {(low, high)}")

@@ -55,7 +55,7 @@ class CaseTable:
         columns: names of columns by their role: ``path``, ``image_id``, ``patient_id``, ``label``,
             ``spacing``.
         notes: lines to show to the user.
-        set_aside: rows that cannot be used, for the quarantine.
+        set_aside: rows that cannot be used, for ``quarantine.csv``.
     """
 
     cases: tuple[Case, ...]

@@ -39,7 +39,8 @@ class AbstractTask(abc.ABC):
         preference: rank of the task; where several tasks fit the labels, the highest rank wins.
         heads: questions about an image; a method predicts the outputs of all, in this order.
         columns: names of the numbers of an answer, as in ``predictions.csv``.
-        spread_columns: names of the columns for the spread of these numbers over several models.
+        deviation_columns: names of the columns for the standard deviations of these numbers over
+            several models.
         words: title and meaning of the scores by name, in the order of the report; the main score
             is first.
         tabled: names of the scores that compare folds and methods, the main score first.
@@ -65,7 +66,7 @@ class AbstractTask(abc.ABC):
 
     heads: tuple[Head, ...]
     columns: tuple[str, ...]
-    spread_columns: tuple[str, ...]
+    deviation_columns: tuple[str, ...]
 
     # -- labels ---------------------------------------------------------------------------------
 

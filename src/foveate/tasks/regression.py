@@ -89,7 +89,7 @@ class RegressionTask(AbstractTask):
         "together."
     )
     columns = ("value",)
-    spread_columns = ("value_sd",)
+    deviation_columns = ("value_sd",)
 
     def __init__(self, *, mean: float, spread: float, patches: Pooling = "sum") -> None:
         numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (mean, spread))

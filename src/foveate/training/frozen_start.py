@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.batch import Batch, CropError, Patches
+from foveate.batch import Batch, Patches, ReadingFailed
 from foveate.methods.base import AbstractMethod
 from foveate.nn.overview import N_LEFT_OUT_FOLDS
 from foveate.table import Case
@@ -54,7 +54,7 @@ def settle_start(
             glimpses.append(look.features.float().cpu())
             fitted.append(case)
         if not looks_only and wanted and batch.frozen_features is not None:
-            with contextlib.suppress(CropError):  # set aside when a step comes to it
+            with contextlib.suppress(ReadingFailed):  # set aside when a step comes to it
                 few = [_sample_patches(batch)]
                 patches.append(batch.frozen_features.features(method.encoder, few, 32).cpu())
         on_progress(i + 1)

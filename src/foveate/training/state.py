@@ -93,7 +93,7 @@ class Progress:
         added = self.sums.get("seconds", 0.0) - known
         self.add(seconds=time.perf_counter() - begun - added)
 
-    def quarantine(self, image_id: str, reason: str) -> bool:
+    def set_aside(self, image_id: str, reason: str) -> bool:
         """Set an image aside; return False when it already was.
 
         Args:

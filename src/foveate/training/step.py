@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.batch import Augment, Batch, CropError, LoadedImage, augment_for
+from foveate.batch import Augment, Batch, LoadedImage, ReadingFailed, augment_for
 from foveate.batch.features import FeatureStore
 from foveate.errors import FoveateError, NotFinite, TrainingError
 from foveate.loading.loader import CaseLoader, timed
-from foveate.messages.display import QuarantineMessages
+from foveate.messages.display import SetAsideMessages
 from foveate.methods.base import further_loss
 from foveate.nn.generators import Generators, seeded
 from foveate.runs.checkpoint import Model
@@ -66,7 +66,7 @@ class Steps:
         self.team = Team(runtime, model.method)
         self.progress = Progress()
         self.store: FeatureStore | None = None
-        self.set_aside = QuarantineMessages(on_message)
+        self.set_aside = SetAsideMessages(on_message)
 
     def backward(
         self,
@@ -111,8 +111,8 @@ class Steps:
                     # Other processes wait for the count; a loss that is not finite ends them, too.
                     self.team.count(len(pairs), math.nan, math.nan)
                 raise TrainingError(self._diverged(str(error))) from error
-            except CropError as error:
-                self._quarantine(error.image_id, error.path, str(error))
+            except ReadingFailed as error:
+                self._set_image_aside(error.image_id, error.path, str(error))
                 pairs = [(c, item) for c, item in pairs if c.image_id != error.image_id]
                 continue
             self.progress.add(seconds_reading=batch.seconds_reading)
@@ -180,8 +180,8 @@ class Steps:
             with torch.inference_mode():
                 logits: Tensor = self.method(batch).logits
                 return logits.float().cpu()
-        except CropError as error:
-            self._quarantine(error.image_id, error.path, str(error))
+        except ReadingFailed as error:
+            self._set_image_aside(error.image_id, error.path, str(error))
             return None
         finally:
             self.progress.add(seconds_reading=batch.seconds_reading)
@@ -213,7 +213,7 @@ class Steps:
             view=self.loader.view,
             normalise=(encoder.mean, encoder.std),
             device=self.runtime.device,
-            pool=self.loader.crops,
+            pool=self.loader.threads,
             augment=wanted,
             generators=generators,
             on_progress=on_progress,
@@ -233,13 +233,13 @@ class Steps:
         pairs = []
         for case, item in zip(cases, items, strict=True):
             if isinstance(item, FoveateError):
-                self._quarantine(case.image_id, case.path, str(item))
+                self._set_image_aside(case.image_id, case.path, str(item))
             else:
                 pairs.append((case, item))
         return pairs
 
-    def _quarantine(self, image_id: str, path: Path, reason: str) -> None:
-        if self.progress.quarantine(image_id, reason):
+    def _set_image_aside(self, image_id: str, path: Path, reason: str) -> None:
+        if self.progress.set_aside(image_id, reason):
             self.set_aside.set_aside(image_id, str(path), reason)
 
     def waited(self, seconds: float) -> None:

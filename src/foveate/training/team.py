@@ -138,7 +138,7 @@ class Team:
             image_id: reason
             for quarantined in self._runtime.gather(progress.quarantined)
             for image_id, reason in quarantined.items()
-            if progress.quarantine(image_id, reason)
+            if progress.set_aside(image_id, reason)
         }
         sums = self._runtime.sum(*(progress.sums.get(key, 0.0) for key in _READ))
         progress.sums |= dict(zip(_READ, sums, strict=True))

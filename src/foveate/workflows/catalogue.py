@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from foveate import defaults
@@ -76,6 +78,60 @@ def write_methods_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class MethodOption:
+    """One option of a method, as ``foveate methods NAME`` shows it.
+
+    Attributes:
+        name: the keyword.
+        default: its default.
+        meaning: its meaning in words.
+    """
+
+    name: str
+    default: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class MethodDescription:
+    """A method in words, from its docstrings.
+
+    Attributes:
+        name: name of the method.
+        summary: one line.
+        paragraphs: paragraphs about the method by title: ``Source``, ``Differs``, ``Use when``,
+            ``Cost``; the first one is called ``""``.
+        details: what its class says.
+        options: options in the order of its constructor.
+    """
+
+    name: str
+    summary: str
+    paragraphs: Mapping[str, str]
+    details: str
+    options: tuple[MethodOption, ...]
+
+
+def describe_method(name: str) -> MethodDescription:
+    """Describe a method: its source, when to use it, its cost and options.
+
+    Raises:
+        UnknownName: there is no method of this name.
+
+    Example:
+        >>> foveate.describe_method("abmil").paragraphs["Cost"]
+    """
+    part = find("methods", name)
+    meanings = read_meanings(part)
+    described = [
+        MethodOption(option.name, option.default, meanings.get(option.name, ""))
+        for option in options(part).values()
+    ]
+    summary, paragraphs = part.summary, read_paragraphs(part)
+    return MethodDescription(name, summary, paragraphs, read_summary(part), tuple(described))
+
+
 def read_paragraphs(part: type[Any]) -> dict[str, str]:
     """Return the paragraphs of a method's module docstring by name, the first one as ``""``."""
     text = inspect.cleandoc(sys.modules[part.__module__].__doc__ or "")
@@ -134,14 +190,13 @@ def _write_method(name: str, part: type[Any]) -> list[str]:
     for key, title in _TITLES.items():
         if key in paragraphs:
             lines += ["", f"**{title}.** {_write_code(_capitalise(paragraphs[key]))}"]
-    known, meaning = options(part).values(), read_meanings(part)
     rows = [
         [
             f"`--method.{option.name.replace('_', '-')}`",
             f"`{typed}`" if (typed := _write_default(option.default)) else "–",
-            _write_code(_capitalise(meaning.get(option.name, ""))),
+            _write_code(_capitalise(option.meaning)),
         ]
-        for option in known
+        for option in describe_method(name).options
     ]
     return [*lines, "", *_write_table(("option", "default", "meaning"), rows)] if rows else lines
 

@@ -28,7 +28,7 @@ from foveate.workflows.train import RunResult, run_experiment
 
 N_SLIDES, SLIDES_PER_PATIENT = 100, 1.25
 SLIDE = SlideSpec(
-    tissue_px0=(4.4e6, 5.2e6),
+    tissue_area_px0=(4.4e6, 5.2e6),
     n_islands=(1, 2),
     n_nodules=(16, 24),
     n_deciding=(5, 8),
@@ -37,7 +37,7 @@ SLIDE = SlideSpec(
 GIGA = replace(
     SLIDE,
     shape_px0=(32768, 32768),
-    tissue_px0=(16e6, 20e6),
+    tissue_area_px0=(16e6, 20e6),
     n_islands=(6, 8),
     n_nodules=(48, 72),
     n_deciding=(15, 24),

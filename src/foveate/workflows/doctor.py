@@ -113,7 +113,7 @@ def _measure_round_trip() -> str:
 
     spec = SlideSpec(
         shape_px0=(2048, 2048),
-        tissue_px0=(8e5, 1e6),
+        tissue_area_px0=(8e5, 1e6),
         n_islands=(1, 1),
         n_nodules=(2, 4),
         n_deciding=(1, 2),

@@ -6,13 +6,13 @@ All models of a run answer together (`foveate.runs.models`); ``answer.json`` nam
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate import defaults
 from foveate.errors import CheckpointError, FolderInUse, TableError, UnreadableImage
 from foveate.evaluation import audit
 from foveate.evaluation.scores import evaluate_rows
@@ -20,11 +20,11 @@ from foveate.files.atomic import write_json
 from foveate.files.lock import is_locked, lock_folder
 from foveate.loading.gather import gather_cases
 from foveate.messages.display import Display
-from foveate.prediction.job_array import JobPart
+from foveate.prediction.job_array import JobPart, parse_part
+from foveate.prediction.options import EvaluateOptions, PredictOptions
 from foveate.prediction.outputs import PARTS, PredictionJob, Summary, predict_into, predict_part
 from foveate.prediction.predict import open_loader
-from foveate.prediction.spread import open_workers
-from foveate.prediction.workers import AbstractWorkers
+from foveate.prediction.worker_choice import open_workers
 from foveate.runs.folder import (
     check_out,
     log_into,
@@ -46,36 +46,8 @@ from foveate.table import (
 from foveate.workflows.trained_images import find_trained_images
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """Options of a prediction by a trained run.
-
-    Attributes:
-        out: folder for the results.
-        assume_spacing_um: spacing of images that state none; None takes that of the training, for
-            images of the kinds that needed it there.
-        heatmaps: number of images, from the first on, that get pictures.
-        device: device that computes; ``auto`` takes a GPU when there is one.
-        workers: number of processes that predict; 0 takes this process, or all places of a cluster
-            of Ray.
-        ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
-        part: part of the images to predict, which a later call without a part collects; None for
-            all images.
-        export: kinds of pictures.
-    """
-
-    out: Path
-    assume_spacing_um: float | None = None
-    heatmaps: int = defaults.PREDICT_HEATMAPS
-    device: str = defaults.DEVICE
-    workers: int = defaults.WORKERS
-    ray: str | None = None
-    part: JobPart | None = None
-    export: tuple[str, ...] = defaults.EXPORT
-
-
 def predict_paths(
-    run: Path, paths: Sequence[Path], options: PredictOptions, display: Display
+    run: Path, paths: Sequence[Path], out: Path, options: PredictOptions, display: Display
 ) -> Summary:
     """Predict images, and list those that fail in ``quarantine.csv``.
 
@@ -86,18 +58,20 @@ def predict_paths(
         CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
     """
-    check_out(options.out, run)
+    part = _read_part(options)
+    check_out(out, run)
     for path in paths:
-        if path.is_dir() and path.resolve() == options.out.resolve():
+        if path.is_dir() and path.resolve() == out.resolve():
             raise CheckpointError(
-                f"--out {options.out} is the folder of the images, among which pictures would be "
+                f"--out {out} is the folder of the images, among which pictures would be "
                 "written: give another --out"
             )
-    models, table = find_models(run), gather_cases(paths)
-    if options.part is not None:
-        return _predict_part(models, table, options, options.part, display)
-    with _lock_output(options.out, display):
-        summary = _predict(models, table, options, display, "predict")
+    command = _Command("predict", find_models(run), out, options, display)
+    table = gather_cases(paths)
+    if part is not None:
+        return _predict_part(command, table, part)
+    with _lock_output(out, display):
+        summary = _predict(command, table)
     if not summary.rows:
         first = next(iter(summary.failed.values()), "there is none")
         raise UnreadableImage(f"no image could be predicted; the first: {first}")
@@ -105,33 +79,21 @@ def predict_paths(
 
 
 def evaluate_table(
-    run: Path,
-    table: Path,
-    options: PredictOptions,
-    display: Display,
-    *,
-    label: str | None = None,
-    files: Path | None = None,
-    images: Path | None = None,
-    renamed: Mapping[str, str] | None = None,
-    audit_layout: bool = False,
+    run: Path, table: Path, out: Path, options: EvaluateOptions, display: Display
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Predict a labelled table and score it; return the metrics, and why images failed, by id.
 
     The same call continues where an earlier one stopped. Images that a model which answers was
-    trained with are counted under ``n_seen_in_training``, and a warning names their number.
+    trained with are counted under ``n_seen_in_training``, and a warning names their number. With
+    `options.audit_layout`, `foveate.evaluation.audit` adds its result under ``layout``. A part of
+    the images is predicted but not scored; its metrics are empty.
 
     Args:
         run: folder of the trained run.
         table: file of the table.
-        options: how the run predicts.
+        out: folder for the results.
+        options: how the table is read, and how the run predicts.
         display: shows messages and progress.
-        label: column of labels; None where it is recognised.
-        files: a second table with one row per image, where `table` has one row per patient.
-        images: folder that paths are relative to.
-        renamed: class of the model by label of the table; rows with other labels that the model
-            does not know are set aside.
-        audit_layout: whether `foveate.evaluation.audit` adds its result under ``layout``.
 
     Raises:
         OptionError: a label is renamed to a name that is no class, or does not occur.
@@ -139,30 +101,57 @@ def evaluate_table(
         CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
     """
-    out = options.out
+    part = _read_part(options)
     check_out(out, run)
     models = find_models(run)
+    command = _Command("evaluate", models, out, options, display)
     read = read_cases(
         table,
-        files=files,
-        images=images,
-        columns=NamedColumns(label=label),
+        files=None if options.files is None else Path(options.files),
+        images=None if options.images is None else Path(options.images),
+        columns=NamedColumns(label=options.label),
         labels=LabelRules(known=models.task.known_labels, for_training=False),
     )
-    read = _match_labels(read, models, renamed or {}, table)
+    read = _match_labels(read, models, options.renamed or {}, table)
+    if part is not None:
+        return {}, _predict_part(command, read, part).failed
     with _lock_output(out, display):
-        summary = _predict(models, read, options, display, "evaluate")
+        summary = _predict(command, read)
         if not summary.rows:
             raise TableError(
                 f"no image of {table} could be predicted; see {out / 'quarantine.csv'}"
             )
         display.say("scoring, with intervals over patients")
         metrics = _score_summary(summary)
-        if audit_layout:
+        if options.audit_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
         write_json(out / "metrics.json", metrics)
     return metrics, summary.failed
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command that predicts, with everything but its images.
+
+    Attributes:
+        name: ``predict`` or ``evaluate``.
+        models: models that answer.
+        out: folder for the results.
+        options: how the models predict.
+        display: shows messages and progress.
+    """
+
+    name: str
+    models: Ensemble
+    out: Path
+    options: PredictOptions
+    display: Display
+
+
+def _read_part(options: PredictOptions) -> JobPart | None:
+    """Return the part of the images to predict, which a job array states in the environment."""
+    return None if options.part is None else parse_part(options.part, os.environ)
 
 
 def _match_labels(
@@ -213,22 +202,21 @@ def _audit_layout(
     return {**asdict(result), "uses_layout": result.uses_layout, "summary": result.describe()}
 
 
-def _predict(
-    models: Ensemble, table: CaseTable, options: PredictOptions, display: Display, command: str
-) -> Summary:
-    """Predict the images of a table, and write all results into the folder of the options."""
+def _predict(command: _Command, table: CaseTable) -> Summary:
+    """Predict the images of a table, and write all results into the folder of the command."""
+    models, out, display = command.models, command.out, command.display
     _show_notes(models, table, display)
     use_in_training = find_trained_images(models, table.cases)
     _warn_of_trained_images(use_in_training, len(table.cases), display)
-    with _open_job(models, options, command, display) as job:
+    with _open_job(command) as job:
         summary = predict_into(job, table.cases, use_in_training)
     if contradiction := describe_factors(summary.factors):
         display.say(contradiction)
     _warn_of_unlike_images(summary, display)
-    _write_set_aside(options.out, table, summary)
+    _write_set_aside(out, table, summary)
     summary.failed |= {row.image_id: row.reason for row in table.set_aside}
-    write_json(options.out / "cost.json", {"models": len(models), **summary.cost})
-    write_json(options.out / "answer.json", models.record())
+    write_json(out / "cost.json", {"models": len(models), **summary.cost})
+    write_json(out / "answer.json", models.record())
     return summary
 
 
@@ -280,54 +268,36 @@ def _write_set_aside(out: Path, table: CaseTable, summary: Summary) -> None:
 
 
 @contextlib.contextmanager
-def _open_job(
-    models: Ensemble, options: PredictOptions, command: str, display: Display
-) -> Iterator[PredictionJob]:
+def _open_job(command: _Command) -> Iterator[PredictionJob]:
     """Open loader and workers for a prediction, and close them at the end of the block."""
+    models, options = command.models, command.options
     with (
         contextlib.closing(open_loader(models, options.assume_spacing_um)) as loader,
-        _open_workers(models, options) as workers,
+        open_workers(models, options) as workers,
     ):
         yield PredictionJob(
-            options.out,
+            command.out,
             models,
             loader,
-            device=find_device(options.device),
-            heatmaps=options.out / "heatmaps",
-            n_heatmaps=options.heatmaps,
-            display=display,
-            exports=options.export,
-            command={"command": command, "--spacing-um": options.assume_spacing_um},
+            options,
+            heatmaps=command.out / "heatmaps",
+            display=command.display,
+            command={"command": command.name, "--spacing-um": options.assume_spacing_um},
             workers=workers,
         )
 
 
-def _open_workers(
-    models: Ensemble, options: PredictOptions
-) -> contextlib.AbstractContextManager[AbstractWorkers | None]:
-    return open_workers(
-        models,
-        assume_spacing_um=options.assume_spacing_um,
-        device=options.device,
-        n=options.workers,
-        ray=options.ray,
-        exports=options.export,
-    )
-
-
-def _predict_part(
-    models: Ensemble, table: CaseTable, options: PredictOptions, part: JobPart, display: Display
-) -> Summary:
+def _predict_part(command: _Command, table: CaseTable, part: JobPart) -> Summary:
     """Predict one part of the images, while other processes predict other parts.
 
     Raises:
         FolderInUse: another process predicts this part, or all images.
     """
-    out = options.out
-    with _lock_output(out / PARTS / part.folder, display):
+    out = command.out
+    with _lock_output(out / PARTS / part.folder, command.display):
         if is_locked(out):
             raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
-        _show_notes(models, table, display)
-        with _open_job(models, options, "predict", display) as job:
+        _show_notes(command.models, table, command.display)
+        with _open_job(command) as job:
             failed = predict_part(job, part, table.cases)
-    return Summary(models.task, failed=failed)
+    return Summary(command.models.task, failed=failed)

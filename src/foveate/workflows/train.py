@@ -20,6 +20,7 @@ from foveate.files.atomic import write_json
 from foveate.files.lock import lock_folder
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.messages.display import Display
+from foveate.prediction.options import PredictOptions
 from foveate.prediction.outputs import PredictionJob, Summary, predict_into
 from foveate.runs.checkpoint import load_model
 from foveate.runs.config import RunConfig, dump_yaml
@@ -33,7 +34,6 @@ from foveate.runs.folder import (
 )
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
-from foveate.runtime import find_device
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 from foveate.workflows.folds import (
@@ -54,13 +54,13 @@ class RunResult:
     Attributes:
         folder: folder of the run.
         metrics: content of ``metrics.json``.
-        n_quarantined: number of images that were set aside.
+        n_set_aside: number of images that were set aside.
         task: task of the run, which gives the labels their meaning.
     """
 
     folder: Path
     metrics: dict[str, Any]
-    n_quarantined: int
+    n_set_aside: int
     task: AbstractTask
 
     def __repr__(self) -> str:
@@ -149,16 +149,10 @@ def _predict_test(
     """
     models = Ensemble((load_model(folder / "model"),), (folder / "model",))
     with contextlib.closing(make_loader(run.config, run.plan, keep=False)) as loader:
-        job = PredictionJob(
-            folder,
-            models,
-            loader,
-            device=find_device(run.config.train.device),
-            heatmaps=heatmaps,
-            n_heatmaps=n_heatmaps,
-            display=run.display,
-            exports=run.config.export,
+        options = PredictOptions(
+            heatmaps=n_heatmaps, export=run.config.export, device=run.config.train.device
         )
+        job = PredictionJob(folder, models, loader, options, heatmaps=heatmaps, display=run.display)
         return predict_into(job, run.plan.pick(run.plan.splits.folds[k].test))
 
 

@@ -68,7 +68,7 @@ class ClassTask(AbstractTask):
             raise OptionError(f"classes: got {classes!r}, expected two different names or more")
         self.classes = tuple(classes)
         self.columns = tuple(f"prob_{c}" for c in self.classes)
-        self.spread_columns = tuple(f"prob_sd_{c}" for c in self.classes)
+        self.deviation_columns = tuple(f"prob_sd_{c}" for c in self.classes)
 
     # -- labels ---------------------------------------------------------------------------------
 

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from foveate.errors import WorkerLost
-from foveate.exports import DEFAULT
 from foveate.parts import plugin_folders
+from foveate.prediction.options import PredictOptions
 from foveate.prediction.workers import AbstractWorkers, Setup
 from foveate.runs.models import Ensemble
 
 
 @contextlib.contextmanager
-def open_workers(
-    models: Ensemble,
-    *,
-    assume_spacing_um: float | None,
-    device: str,
-    n: int,
-    ray: str | None,
-    exports: Sequence[str] = DEFAULT,
-) -> Iterator[AbstractWorkers | None]:
+def open_workers(models: Ensemble, options: PredictOptions) -> Iterator[AbstractWorkers | None]:
     """Create workers that are not started yet, and stop them at the end of the block.
 
     Args:
         models: models that answer.
-        assume_spacing_um: spacing of images that state none; with None, as in training.
-        device: device that computes; ``auto`` takes a GPU when there is one.
-        n: number of workers; 0 for this process alone, or for as many as a cluster of Ray has room
-            for.
-        ray: address of the cluster, ``auto`` or ``local``; None for no cluster.
-        exports: kinds of pictures.
+        options: how they predict; ``workers`` and ``ray`` choose the kind and number of workers.
 
     Raises:
         WorkerLost: the models were not loaded from a folder.
         OptionError: Ray is not installed, or there is no such cluster.
     """
-    if not n and ray is None:
+    if not options.workers and options.ray is None:
         yield None
         return
     if not models.folders:
@@ -47,18 +34,16 @@ def open_workers(
         models=tuple(folder.absolute() for folder in models.folders),
         digests=tuple(models.digests()),
         plugins=plugin_folders(),
-        assume_spacing_um=assume_spacing_um,
-        device=device,
-        exports=tuple(exports),
+        options=options,
         cwd=Path.cwd(),
     )
-    if ray is None:
+    if options.ray is None:
         from foveate.prediction.processes import ProcessWorkers
 
-        workers: AbstractWorkers = ProcessWorkers(setup, n)
+        workers: AbstractWorkers = ProcessWorkers(setup, options.workers)
     else:
         from foveate.prediction.ray_workers import RayWorkers
 
-        workers = RayWorkers(setup, ray, n)
+        workers = RayWorkers(setup, options.ray, options.workers)
     with workers:
         yield workers
