@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError, TooManyOpen, converting
+from foveate.errors import FoveateError, PartFault, TooManyOpen, disk_full, running_part
 from foveate.exports import DEFAULT, About, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.images.image import AbstractImage
@@ -30,7 +30,7 @@ def add_files(
     drawn: frozenset[str],
     exports: Sequence[str] = DEFAULT,
 ) -> Answer:
-    """Return the answer with its evidence and pictures as files; log pictures that fail.
+    """Return the answer with its evidence and pictures as files; log those that lack pixels.
 
     Args:
         models: models that answered.
@@ -38,25 +38,26 @@ def add_files(
         image: the image, still open.
         drawn: ids of the images that get pictures.
         exports: kinds of pictures.
+
+    Raises:
+        PartFault: the code of an export or the task failed.
+        TooManyOpen, DiskFull: the system has no room; no image is to blame.
     """
     files = {".npz": answer.evidence.to_bytes()}
     if answer.case.image_id not in drawn:
         return replace(answer, files=files)
-    about = _describe(answer, models)
+    with running_part("task", models.task, answer.case.path):
+        about = _describe(answer, models)
     for export in build_exports(exports).values():
         try:
-            with converting(answer.case.path, _explain_drawing):
+            with running_part("export", export, answer.case.path):
                 files[export.suffix] = export.render(image, answer.evidence, about)
-        except TooManyOpen:
-            raise
         except FoveateError as error:
+            if isinstance(error, TooManyOpen | PartFault) or disk_full(error):
+                raise
             log.warning("no %s of %s: %s", export.title, answer.case.image_id, error)
             log.info("%s", answer.case.path, exc_info=error)
     return replace(answer, files=files)
-
-
-def _explain_drawing(error: Exception, path: object) -> FoveateError:
-    return FoveateError("drawing it went wrong")
 
 
 def _describe(answer: Answer, models: Ensemble) -> About:
