@@ -9,6 +9,8 @@ import contextlib
 import difflib
 import errno
 import logging
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -34,8 +36,9 @@ class FoveateError(Exception):
         return f"{text[: _MAX_LETTERS // 2]} … {text[-_MAX_LETTERS // 4 :]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild the error from its message."""
-        return _rebuild_error, (type(self), self.args)
+        """Rebuild the error from its message, with its notes."""
+        notes = getattr(self, "__notes__", None)
+        return _rebuild_error, (type(self), self.args), notes and {"__notes__": notes}
 
 
 def _rebuild_error(kind: type[FoveateError], args: tuple[Any, ...]) -> FoveateError:
@@ -113,6 +116,14 @@ class WorkerLost(FoveateError, RuntimeError):
     """Other processes that predict cannot be started, or end one after the other."""
 
 
+class ArrayError(FoveateError, ValueError):
+    """Numbers or arrays given to a function do not fit each other, or are not allowed."""
+
+
+class PartFault(FoveateError, RuntimeError):
+    """The code of a method, task, export or other part failed; no file or option is to blame."""
+
+
 class OutOfMemory(FoveateError, MemoryError):
     """Memory did not suffice for one image or one step."""
 
@@ -149,24 +160,47 @@ def as_foveate_error(error: BaseException, about: object) -> FoveateError:
     if isinstance(error, FoveateError):
         return error
     log.info("%s", about, exc_info=error)
-    return _translate(error, about)
-
-
-def _translate(error: BaseException, about: object) -> FoveateError:
-    """Return an error of this tree for an error of a library or of the system."""
-    if out_of_memory(error):
-        return OutOfMemory(
-            f"{about}: memory does not suffice for this image; close other programs, or use a "
-            "machine with more memory"
-        )
-    if disk_full(error):
-        return DiskFull(f"{about}: the disk is full; make room, then give the same command again")
+    if (shortage := explain_shortage(error, about)) is not None:
+        return shortage
     if isinstance(error, OSError) and error.strerror:
         return UnreadableImage(f"{about}: cannot be read ({explain_os_error(error)})")
     return UnreadableImage(
         f"{about}: its content is not what its reader expects; the file is damaged or of a rare "
         "kind. Fetch it again, or convert it to a tiled TIFF"
     )
+
+
+def explain_shortage(error: BaseException, image: object = None) -> FoveateError | None:
+    """Build the error for a lack of memory or a full disk; None for other errors.
+
+    Args:
+        error: any error.
+        image: file of the image that was read or predicted, for the message; None in training.
+    """
+    gpu = _lacks_gpu_memory(error)
+    if out_of_memory(error) and image is None:
+        return OutOfMemory(f"{'the memory of the GPU' if gpu else 'memory'} {_TRAIN_SMALLER}")
+    if out_of_memory(error):
+        return OutOfMemory(f"{image}: {_PREDICT_ON_CPU if gpu else _CLOSE_PROGRAMS}")
+    if disk_full(error):
+        about = image or getattr(error, "filename", None) or "training"
+        return DiskFull(f"{about}: the disk is full; make room, then give the same command again")
+    return None
+
+
+_TRAIN_SMALLER = (
+    "does not suffice: use a smaller --train.batch-size or --method.chunk, fewer patches (such as "
+    "--method.patches 8) or smaller ones (--view.patch-px), close other programs, or use a machine "
+    "with more memory. The same command continues where this one stopped"
+)
+_PREDICT_ON_CPU = (
+    "the memory of the GPU does not suffice for this image; use fewer --workers, --device cpu, or "
+    "a model that was trained with a smaller --method.chunk"
+)
+_CLOSE_PROGRAMS = (
+    "memory does not suffice for this image; close other programs, or use a machine with more "
+    "memory"
+)
 
 
 @contextlib.contextmanager
@@ -199,6 +233,55 @@ def converting(
         if converted is None:
             raise
         raise converted from error
+
+
+@contextlib.contextmanager
+def running_part(kind: str, part: object, image: object = None) -> Iterator[None]:
+    """Convert a fault of a part's code inside to an error that names the part.
+
+    Args:
+        kind: the kind of part: ``method``, ``task``, ``export``.
+        part: the part that computes, or its class.
+        image: file of the image that it computes about; None in training.
+
+    Raises:
+        PartFault: the code failed. The message names the part and the line; where plug-ins take
+            part, the innermost one.
+        OutOfMemory: memory did not suffice, for the image or the step.
+        FoveateError: other errors of this tree, unchanged, such as for pixels that cannot be read.
+    """
+
+    def explain(error: Exception, image: object) -> FoveateError:
+        return explain_shortage(error, image) or PartFault(_describe_fault(error, kind, part))
+
+    try:
+        with converting(image, explain):
+            yield
+    except ArrayError as error:
+        raise PartFault(_describe_fault(error, kind, part)) from error
+
+
+def _describe_fault(error: BaseException, kind: str, part: object) -> str:
+    """Describe which part failed, by which kind of error, and in which line of its file."""
+    cls = part if isinstance(part, type) else type(part)
+    module, name = cls.__module__, f"{kind} {cls.__qualname__}"
+    walk = traceback.walk_tb(error.__traceback__)
+    frames = [(str(frame.f_globals.get("__name__")), line) for frame, line in walk]
+    plugged = [place for place in frames if place[0].startswith("foveate_plugins.")]
+    module, line = (plugged or [p for p in frames if p[0] == module] or [(module, 0)])[-1]
+    package, *rest = module.split(".")
+    if package in ("foveate", "foveate_plugins") and len(rest) == 2:
+        name = f"{rest[0].removesuffix('s')} '{rest[1].rstrip('_')}'"
+    file = getattr(sys.modules.get(module), "__file__", module)
+    where = f"line {line} of {file}" if line else str(file)
+    reason = str(error) if isinstance(error, FoveateError) else type(error).__name__
+    remedy = "this is a fault of foveate: please report it"
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.filename}: {error.strerror}"
+        remedy = "check that you may read and write there, and that the disk or network works"
+    elif package != "foveate":
+        remedy = "correct it there"
+    return f"{name} failed in {where} ({reason}), no image is to blame: {remedy}"
 
 
 def explain_os_error(error: OSError | ValueError) -> str:
@@ -257,6 +340,14 @@ def out_of_memory(error: BaseException) -> bool:
         if isinstance(cause, RuntimeError) and any(word in str(cause) for word in _NO_MEMORY):
             return True
     return False
+
+
+def _lacks_gpu_memory(error: BaseException) -> bool:
+    """Return whether a lack of memory is one of a GPU's memory."""
+    return any(
+        type(cause).__name__ == "OutOfMemoryError" or "CUDA" in str(cause) or "CUBLAS" in str(cause)
+        for cause in _chain(error)
+    )
 
 
 def out_of_files(error: BaseException) -> bool:

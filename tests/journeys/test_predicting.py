@@ -349,7 +349,7 @@ def test_no_bad_file_stops_a_prediction(
     expected = {
         "overflow": "damaged or of a rare kind|makes no sense",
         "memory": "memory",
-        "torch": "memory does not suffice",
+        "torch": "need more memory than there is",
         "key": "damaged or of a rare kind|makes no sense",
         "pipe": "is a pipe or a device",
         "loop": "its link leads back to itself: remove the link",

@@ -11,7 +11,14 @@ from foveate._version import __version__
 from foveate.cli import commands
 from foveate.cli.demo import demo
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
-from foveate.errors import FoveateError, converting, did_you_mean, out_of_memory
+from foveate.errors import (
+    ArrayError,
+    FoveateError,
+    PartFault,
+    converting,
+    did_you_mean,
+    explain_shortage,
+)
 from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
 
 
@@ -41,6 +48,10 @@ def _run(command: click.Command, name: str) -> object:
         return _complain(f"{_describe_usage_error(error)} See {path} --help")
     except click.ClickException as error:
         return _complain(error.format_message())
+    except PartFault as error:
+        return _complain(f"{error}. {_write_trace(error)} shows where it happened")
+    except ArrayError as error:
+        return _complain(_report_fault(error))
     except FoveateError as error:
         return _complain(str(error))
     except (KeyboardInterrupt, click.Abort):
@@ -57,18 +68,20 @@ def _explain_last(error: Exception, name: object) -> FoveateError | None:
             f"{error.filename or 'the system'}: {error.strerror or 'it refuses'}; check that you "
             "may read and write there, and that the disk or network works"
         )
-    return FoveateError(_NO_MEMORY if out_of_memory(error) else _report_fault(error))
-
-
-_NO_MEMORY = (
-    "memory does not suffice: use a smaller --train.batch-size, fewer patches (such as "
-    "--method.patches 8) or smaller ones (--view.patch-px), close other programs, or use a machine "
-    "with more memory. The same command continues where this one stopped"
-)
+    return explain_shortage(error) or FoveateError(_report_fault(error))
 
 
 def _report_fault(error: Exception) -> str:
     """Write an unforeseen error to a file, and return the message that names the file."""
+    return (
+        "this is a fault of foveate, or of a part given with --plugins: please report it with "
+        f"{_write_trace(error)}, which shows where it happened. `foveate doctor` checks the "
+        "installation"
+    )
+
+
+def _write_trace(error: Exception) -> str:
+    """Write the command and the trace of an error to a new file, and return its path."""
     import tempfile
     import traceback
 
@@ -77,10 +90,7 @@ def _report_fault(error: Exception) -> str:
         "w", prefix="foveate-fault-", suffix=".txt", delete=False, errors="backslashreplace"
     ) as file:
         file.write(f"{' '.join(sys.argv)}\nfoveate {__version__}\n\n{text}")
-    return (
-        "this is a fault of foveate, or of a part given with --plugins: please report it with "
-        f"{file.name}, which shows where it happened. `foveate doctor` checks the installation"
-    )
+    return file.name
 
 
 def _silence_libraries() -> None:

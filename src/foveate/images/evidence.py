@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import NotFinite
+from foveate.errors import ArrayError, NotFinite
 from foveate.files.atomic import write_bytes
 from foveate.geometry import Box, Frame
 
@@ -43,8 +43,8 @@ class Evidence:
         remainder: share of the prediction that rests on the whole image and on no box, 0 to 1.
 
     Raises:
-        ValueError: shapes disagree, or the remainder is no share.
-        NotFinite: a weight is negative or not finite.
+        ArrayError: shapes disagree, a weight is negative, or the remainder is no share.
+        NotFinite: a weight is not finite.
     """
 
     origin_um: Floats
@@ -56,17 +56,19 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.extent_um is not None and self.extent_um.shape != self.origin_um.shape[1:]:
-            raise ValueError(f"boxes of {self.origin_um.shape} in an image of {self.extent_um}")
+            raise ArrayError(f"boxes of {self.origin_um.shape} in an image of {self.extent_um}")
         if self.by_output is not None and len(self.by_output) != len(self.origin_um):
-            raise ValueError(f"{len(self.by_output)} rows of weights for {len(self.origin_um)}")
+            raise ArrayError(f"{len(self.by_output)} rows of weights for {len(self.origin_um)}")
         if not 0 <= self.remainder <= 1:
-            raise ValueError(f"a remainder of {self.remainder}, expected 0 to 1")
+            raise ArrayError(f"a remainder of {self.remainder}, expected 0 to 1")
         if self.origin_um.shape != self.size_um.shape or self.origin_um.ndim != 2:
-            raise ValueError(f"boxes of {self.origin_um.shape} and {self.size_um.shape}")
+            raise ArrayError(f"boxes of {self.origin_um.shape} and {self.size_um.shape}")
         if self.weight.shape != self.origin_um.shape[:1]:
-            raise ValueError(f"{self.weight.shape} weights for {len(self.origin_um)} boxes")
-        if not (np.isfinite(self.weight).all() and (self.weight >= 0).all()):
+            raise ArrayError(f"{self.weight.shape} weights for {len(self.origin_um)} boxes")
+        if not np.isfinite(self.weight).all():
             raise NotFinite("evidence weights must be finite and at least 0")
+        if (self.weight < 0).any():
+            raise ArrayError("evidence weights must be at least 0")
 
     def __len__(self) -> int:
         return len(self.weight)

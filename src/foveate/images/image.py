@@ -19,7 +19,7 @@ from typing import Literal, Self, final
 
 import numpy as np
 
-from foveate.errors import BoxError, ImageTooLarge, MissingSpacing
+from foveate.errors import BoxError, ImageTooLarge, MissingSpacing, converting
 from foveate.geometry import (
     Box,
     Frame,
@@ -258,15 +258,22 @@ class AbstractImage(abc.ABC):
         high = tuple(min(max(o + s, 0), n) for o, s, n in zip(origin, size, shape, strict=True))
         inside = tuple(h - a for a, h in zip(low, high, strict=True))
         if inside == size:
-            return self._read_level(box.level, low, size)
+            return self._read_converting(box.level, low, size)
         out = np.empty((*size, self.channels), self.dtype)
         out[:] = self.background
         if all(n > 0 for n in inside):
             cut = tuple(
                 slice(a - o, a - o + n) for a, o, n in zip(low, origin, inside, strict=True)
             )
-            out[cut] = self._read_level(box.level, low, inside)
+            out[cut] = self._read_converting(box.level, low, inside)
         return out
+
+    def _read_converting(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
+        """Call `_read_level`, and convert the errors of a decoder or a plug-in."""
+        with converting(self.path):
+            return self._read_level(level, origin_px, size_px)
 
     @final
     def level_for(self, spacing_um: Sequence[float]) -> int:
@@ -373,7 +380,7 @@ class AbstractImage(abc.ABC):
                 continue
             size = tuple(min(_BORDER_PX, n) for n in shape)
             origin = tuple((n - s) * p // 2 for n, s, p in zip(shape, size, place, strict=True))
-            block = self._read_level(level, origin, size)
+            block = self._read_converting(level, origin, size)
             blocks.append(block.reshape(-1, self.channels).astype(np.float64))
         return np.asarray(np.median(np.concatenate(blocks), axis=0))
 

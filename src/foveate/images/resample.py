@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.errors import ArrayError
+
 Pixels = NDArray[np.generic]
 
 MAX_REGION_PIXELS = 1 << 24
@@ -80,7 +82,7 @@ def resample(
         ``(*shape, c)`` in the dtype of `region`.
 
     Raises:
-        ValueError: an output pixel sees no pixel of the region.
+        ArrayError: an output pixel sees no pixel of the region.
     """
     inside = all(
         o >= 0 and o + s * n <= m + 1e-6
@@ -147,7 +149,7 @@ def _resample_axis(values: Pixels, axis: int, start_px: float, step_px: float, n
         tapped = np.take(values, np.clip(index, 0, values.shape[axis] - 1), axis=axis)
         out += tapped * weight.reshape(along_axis).astype(values.dtype)
     if not total.all():
-        raise ValueError(_BEYOND)
+        raise ArrayError(_BEYOND)
     return out / total.reshape(along_axis).astype(values.dtype)
 
 
@@ -174,7 +176,7 @@ def _resample_few(
         index = np.arange(max(low, 0), min(low + taps, values.shape[axis]))
         weight = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - c) / radius)
         if not weight.any():
-            raise ValueError(_BEYOND)
+            raise ArrayError(_BEYOND)
         covered = values[(slice(None),) * axis + (slice(index[0], index[-1] + 1),)]
         share = (weight / weight.sum()).astype(values.dtype)
         rows.append(np.tensordot(share, covered, (0, axis)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveate.bags.embedding import Bag
 from foveate.batch import Batch, Reads, View
 from foveate.encoders.base import AbstractEncoder
+from foveate.errors import ArrayError
 from foveate.images.evidence import EvidenceList
 from foveate.images.likeness import ImageFacts
 from foveate.nn.heads import Head, InstanceHead
@@ -346,6 +347,29 @@ def further_loss(
     """Sum up the losses of a prediction that are added to the task's loss; a scalar."""
     judge, zero = Judge(task, target), prediction.logits.new_zeros(())
     return zero + sum(loss(judge) for loss in prediction.further.values())
+
+
+def check_prediction(prediction: Prediction, task: AbstractTask, n: int) -> None:
+    """Check that a method returns what its contract promises.
+
+    Args:
+        prediction: result of the method.
+        task: the task, whose heads state the number of outputs.
+        n: number of images.
+
+    Raises:
+        ArrayError: logits have another shape, or evidence is there for some images only.
+    """
+    expected = (n, sum(head.size for head in task.heads))
+    if tuple(prediction.logits.shape) != expected:
+        raise ArrayError(
+            f"it returns logits of shape {tuple(prediction.logits.shape)}, expected {expected}, "
+            "one row for each image and one column for each output of the task"
+        )
+    if prediction.evidence and len(prediction.evidence) != n:
+        raise ArrayError(
+            f"it returns the evidence of {len(prediction.evidence)} images, expected {n} or none"
+        )
 
 
 BASE = AbstractMethod

@@ -37,7 +37,7 @@ def compare_scores(
         ``auprc`` where a fold contains two classes.
 
     Raises:
-        ValueError: the inputs are no probabilities, targets and patients of equal length.
+        ArrayError: the inputs are no probabilities, targets and patients of equal length.
 
     Source: the limits of the difference follow from those of the two scores and their correlation
     as in Zou, Psychological Methods 12 (2007), 399; it is the correlation of the influences of the

@@ -71,7 +71,7 @@ def score_all(
         The scores by name.
 
     Raises:
-        ValueError: the inputs are no probabilities, targets and patients.
+        ArrayError: the inputs are no probabilities, targets and patients.
     """
     prob, cohort = make_cohort(prob, target, patients, folds)
     predicted = prob.argmax(1) if predicted is None else np.asarray(predicted)
@@ -96,7 +96,7 @@ def make_cohort(
         The probabilities as float64 ``(n, k)``, and the cohort.
 
     Raises:
-        ValueError: the inputs are no probabilities, targets and patients.
+        ArrayError: the inputs are no probabilities, targets and patients.
     """
     prob, target = check_inputs(prob, target)
     n = len(target)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.errors import ArrayError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -61,22 +63,22 @@ def check_inputs(prob: Floats, target: Ints) -> tuple[Floats, Ints]:
     """Check probabilities and targets, and return them as float64 ``(n, k)`` and int64 ``(n,)``.
 
     Raises:
-        ValueError: shapes disagree, a number is not finite, a row does not sum to 1 (within
+        ArrayError: shapes disagree, a number is not finite, a row does not sum to 1 (within
             1e-4), or a target is no class.
     """
     prob, target = np.asarray(prob, np.float64), np.asarray(target)
     if prob.ndim != 2 or prob.shape[1] < 2 or len(prob) == 0:
-        raise ValueError(
+        raise ArrayError(
             f"probabilities of shape {prob.shape}, expected (n, k) with n >= 1, k >= 2"
         )
     if target.shape != prob.shape[:1]:
-        raise ValueError(f"{target.shape} targets for {len(prob)} rows of probabilities")
+        raise ArrayError(f"{target.shape} targets for {len(prob)} rows of probabilities")
     if not np.isfinite(prob).all() or (prob < 0).any():
-        raise ValueError("probabilities must be finite and at least 0")
+        raise ArrayError("probabilities must be finite and at least 0")
     if not np.allclose(prob.sum(1), 1, rtol=0, atol=1e-4):
-        raise ValueError("rows of probabilities must sum to 1")
+        raise ArrayError("rows of probabilities must sum to 1")
     if target.dtype.kind not in "iu" or target.min() < 0 or target.max() >= prob.shape[1]:
-        raise ValueError(f"targets must be whole numbers from 0 to {prob.shape[1] - 1}")
+        raise ArrayError(f"targets must be whole numbers from 0 to {prob.shape[1] - 1}")
     return prob, target.astype(np.int64)
 
 
@@ -92,9 +94,9 @@ def number_names(names: Sequence[Hashable], n: int, noun: str = "patients") -> I
         The numbers ``(n,)``.
 
     Raises:
-        ValueError: not one name per image.
+        ArrayError: not one name per image.
     """
     if len(names) != n:
-        raise ValueError(f"{len(names)} {noun} for {n} images")
+        raise ArrayError(f"{len(names)} {noun} for {n} images")
     order: dict[Hashable, int] = {}
     return np.array([order.setdefault(p, len(order)) for p in names], dtype=np.int64)

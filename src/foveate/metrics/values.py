@@ -29,7 +29,7 @@ def auroc(prob: Floats, target: Ints) -> float | None:
         The area; None where only one class occurs.
 
     Raises:
-        ValueError: the inputs are no probabilities and targets.
+        ArrayError: the inputs are no probabilities and targets.
     """
     prob, target = check_inputs(prob, target)
     fold = np.zeros_like(target)

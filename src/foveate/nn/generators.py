@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from foveate.errors import ArrayError
+
 Generators = Sequence[torch.Generator]
 """One for each image of a batch, or for each row of a tensor; the same one may stand for several
 rows, which then draw in turn."""
@@ -45,12 +47,12 @@ def uniform(
         The numbers ``(r, n)``.
 
     Raises:
-        ValueError: the number of generators is not r.
+        ArrayError: the number of generators is not r.
     """
     if generators is None:
         return torch.rand(*shape, dtype=dtype, device=device)
     if len(generators) != shape[0]:
-        raise ValueError(f"{len(generators)} generators for {shape[0]} rows")
+        raise ArrayError(f"{len(generators)} generators for {shape[0]} rows")
     rows = [torch.rand(shape[1], dtype=dtype, generator=each) for each in spawned(generators)]
     return torch.stack(rows).to(device) if rows else torch.empty(shape, dtype=dtype, device=device)
 

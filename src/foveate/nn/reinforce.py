@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from foveate.errors import ArrayError
+
 
 def draw_log_prob(
     logits: Float[Tensor, "m k"], index: Int[Tensor, "m n"], valid: Bool[Tensor, "m n"]
@@ -54,11 +56,11 @@ def leave_one_out(reward: Float[Tensor, "*b s"]) -> Float[Tensor, "*b s"]:
         The baselines ``(…, s)``.
 
     Raises:
-        ValueError: fewer than two draws.
+        ArrayError: fewer than two draws.
     """
     n = reward.shape[-1]
     if n < 2:
-        raise ValueError("leaving one out needs at least two draws")
+        raise ArrayError("leaving one out needs at least two draws")
     return (reward.sum(-1, keepdim=True) - reward) / (n - 1)
 
 

@@ -148,10 +148,8 @@ def _load_file(path: Path, kind: PartKind) -> types.ModuleType:
         if name in sys.modules and sys.modules[name].__file__ == str(path):
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise OptionError(
-                f"{path} cannot be imported: rename it to NAME.py, with letters, digits and _"
-            )
+        assert spec is not None  # since its name ends with .py
+        assert spec.loader is not None
         for package in ("foveate_plugins", f"foveate_plugins.{kind}"):  # pickle imports them
             sys.modules.setdefault(package, types.ModuleType(package))
         module = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError, TooManyOpen, converting
+from foveate.errors import FoveateError, PartFault, TooManyOpen, disk_full, running_part
 from foveate.exports import DEFAULT, About, AbstractExport, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.images.image import AbstractImage
@@ -31,7 +31,7 @@ def add_files(
     *,
     draw: bool,
 ) -> Answer:
-    """Return the answer with its evidence and pictures as files; log pictures that fail.
+    """Return the answer with its evidence and pictures as files; log those that lack pixels.
 
     Args:
         models: models that answered.
@@ -39,6 +39,10 @@ def add_files(
         image: the image, still open.
         options: how the models predict.
         draw: whether the image gets pictures.
+
+    Raises:
+        PartFault: the code of an export or the task failed.
+        TooManyOpen, DiskFull: the system has no room; no image is to blame.
     """
     files = {".npz": answer.evidence.to_bytes()}
     if not draw:
@@ -46,9 +50,9 @@ def add_files(
     for export in build_exports(options.export).values():
         try:
             files[export.suffix] = draw_file(models, answer, image, export)
-        except TooManyOpen:
-            raise
         except FoveateError as error:
+            if isinstance(error, TooManyOpen | PartFault) or disk_full(error):
+                raise
             log.warning("no %s of %s: %s", export.title, answer.case.image_id, error)
             log.info("%s", answer.case.path, exc_info=error)
     return replace(answer, files=files)
@@ -66,14 +70,13 @@ def draw_file(
         export: kind of file.
 
     Raises:
+        PartFault: the code of the export or the task failed.
         FoveateError: the evidence cannot be shown in this kind of file.
     """
-    with converting(answer.case.path, _explain_drawing):
-        return export.render(image, answer.evidence, _describe(answer, models))
-
-
-def _explain_drawing(error: Exception, path: object) -> FoveateError:
-    return FoveateError("drawing it went wrong")
+    with running_part("task", models.task, answer.case.path):
+        about = _describe(answer, models)
+    with running_part("export", export, answer.case.path):
+        return export.render(image, answer.evidence, about)
 
 
 def _describe(answer: Answer, models: Ensemble) -> About:

@@ -17,19 +17,24 @@ from foveate.batch import Batch, LoadedImage
 from foveate.errors import (
     FoveateError,
     NotFinite,
+    PartFault,
     TooManyOpen,
     converting,
     disk_full,
+    explain_shortage,
+    running_part,
 )
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.likeness import describe_unlikeness
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import computes_in_bf16
+from foveate.methods.base import check_prediction
 from foveate.prediction.answer import Answer, AnswerOrFailure, Failure, ModelAnswer
 from foveate.prediction.options import PredictOptions
 from foveate.prediction.pictures import add_files
 from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
+from foveate.streaming.base import NotLocal
 from foveate.table import Case
 
 
@@ -49,6 +54,7 @@ def predict_one(
         assume_spacing_um: spacing of an image that states none; with None, as in training.
 
     Raises:
+        PartFault: the code of the method, the task or an export failed.
         FoveateError: the image cannot be read or predicted.
 
     Example:
@@ -65,8 +71,7 @@ def predict_one(
         if isinstance(item, FoveateError):
             raise item
         opened = _OpenCase(case, item, loader, torch.device(device), seconds_waited=waits[-1])
-        with converting(case.path):
-            return _answer_together(models, opened)
+        return _answer_together(models, opened)
 
 
 def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> CaseLoader:
@@ -125,6 +130,9 @@ def predict_cases(
 
     Raises:
         TooManyOpen: the system allows too few open files; no image is to blame.
+        DiskFull: there is no room for the maps of a streamed image.
+        PartFault, NotLocal: the code of a method, the task or an export failed; no image is to
+            blame.
     """
     waits: list[float] = []
     loaded = timed(loader.ahead([c] for c in cases), waits.append)
@@ -136,11 +144,10 @@ def predict_cases(
         opened = _OpenCase(case, item, loader, device, shuffle_layout, waits[-1], options, draw)
         outcome: AnswerOrFailure
         try:
-            with converting(case.path):
-                outcome = _answer_together(models, opened, _add_to_progress(on_progress, done))
+            outcome = _answer_together(models, opened, _add_to_progress(on_progress, done))
         except FoveateError as error:
-            # One file that makes a reader or a model fail must not stop the others.
-            if isinstance(error, TooManyOpen) or disk_full(error):
+            # One file that cannot be read, or is too large, must not stop the others.
+            if isinstance(error, TooManyOpen | PartFault | NotLocal) or disk_full(error):
                 raise
             outcome = Failure(case, str(error))
         yield outcome
@@ -184,17 +191,21 @@ def _answer_together(
         on_progress: called with the share of the image that is done.
 
     Raises:
-        FoveateError: pixels cannot be read, or an answer is not a finite number.
+        PartFault: the code of a method, the task or an export failed.
+        FoveateError: pixels cannot be read, memory does not suffice, or an answer is not a finite
+            number.
     """
     begun, answers, n = time.perf_counter(), [], len(models)
-    with contextlib.nullcontext() if opened.shuffle_layout else _seeded_draws(opened.device):
-        for i, member in enumerate(models.members):
-            member.method.to(opened.device)
-            answers.append(_answer_alone(member, opened, _add_to_progress(on_progress, i, n)))
-    averaged = _average(models, opened, answers, begun)
-    if opened.options is None:
-        return averaged
-    return add_files(models, averaged, opened.item.image, opened.options, draw=opened.draw)
+    draws = contextlib.nullcontext() if opened.shuffle_layout else _seeded_draws(opened.device)
+    with converting(opened.case.path, explain_shortage):
+        with draws:
+            for i, member in enumerate(models.members):
+                member.method.to(opened.device)
+                answers.append(_answer_alone(member, opened, _add_to_progress(on_progress, i, n)))
+        averaged = _average(models, opened, answers, begun)
+        if opened.options is None:
+            return averaged
+        return add_files(models, averaged, opened.item.image, opened.options, draw=opened.draw)
 
 
 @contextlib.contextmanager
@@ -212,6 +223,7 @@ def _answer_alone(
     """Predict one open image with one model.
 
     Raises:
+        PartFault: the code of the method or the task failed.
         FoveateError: pixels cannot be read, or the answer is not a finite number.
     """
     method, device = model.method.eval(), opened.device
@@ -225,15 +237,21 @@ def _answer_alone(
         on_progress=on_progress,
     )
     fast = device.type == "cpu" and not method.encoder.from_scratch and computes_in_bf16()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=fast):
+    with (
+        running_part("method", method, opened.case.path),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16, enabled=fast),
+    ):
         prediction = method(batch)
+        check_prediction(prediction, model.task, 1)
     if not torch.isfinite(prediction.logits).all():
         raise NotFinite(
             f"{opened.case.path}: the prediction is not a finite number. If other images fare "
             "alike, train again with a lower --train.lr; otherwise look at this one"
         )
     deviation = prediction.deviation
-    values = model.task.decode(prediction.logits.double(), model.card.provenance)
+    with running_part("task", model.task, opened.case.path):
+        values = model.task.decode(prediction.logits.double(), model.card.provenance)
     return ModelAnswer(
         values=tuple(values[0].tolist()),
         logits=tuple(prediction.logits[0].tolist()),

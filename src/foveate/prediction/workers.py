@@ -11,6 +11,7 @@ import logging
 import logging.handlers
 import os
 import queue
+import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from foveate.errors import CheckpointError, FoveateError, WorkerLost, converting
+from foveate.errors import CheckpointError, FoveateError, PartFault, WorkerLost, converting
 from foveate.memory import allow_more_files
 from foveate.parts import add_plugin_folder
 from foveate.prediction.answer import AnswerOrFailure, Failure
@@ -104,9 +105,10 @@ class Worker:
         self._broken: FoveateError | None = None
         self._options = setup.options
         try:
-            with converting("the models of a worker process"):
+            with converting("loading the models in a worker process", _explain_fault):
                 self._build(setup)
         except FoveateError as error:
+            error.add_note("".join(traceback.format_exception(error)))
             self._broken = error
 
     def ready(self) -> Reply:
@@ -119,7 +121,7 @@ class Worker:
             return self.ready()
         drawn = {job.case.image_id} if job.draw else set()
         try:
-            with converting(job.case.path):
+            with converting("a worker process", _explain_fault):
                 (outcome,) = predict_cases(
                     self._models,
                     [job.case],
@@ -129,6 +131,7 @@ class Worker:
                     drawn=drawn,
                 )
         except FoveateError as error:
+            error.add_note("".join(traceback.format_exception(error)))
             return Reply(records=self._take_records(), stop=error)
         return Reply(outcome, self._take_records())
 
@@ -152,6 +155,10 @@ class Worker:
 
     def _take_records(self) -> tuple[logging.LogRecord, ...]:
         return tuple(self._records.get() for _ in range(self._records.qsize()))
+
+
+def _explain_fault(error: Exception, about: object) -> PartFault:
+    return PartFault(f"{about} failed ({type(error).__name__}): no image is to blame")
 
 
 class AbstractWorkers(ABC):

@@ -15,7 +15,15 @@ from torch import Tensor
 from foveate._version import __version__
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
-from foveate.errors import CheckpointError, FoveateError, OptionError, UnknownName, converting
+from foveate.errors import (
+    CheckpointError,
+    FoveateError,
+    OptionError,
+    PartFault,
+    UnknownName,
+    converting,
+    running_part,
+)
 from foveate.files.atomic import write_aside, write_json
 from foveate.files.digest import file_sha256
 from foveate.methods.base import AbstractMethod
@@ -49,6 +57,7 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     Raises:
         UnknownName, OptionError: the card names a part or option that does not exist, or parts
             that do not fit each other.
+        PartFault: the constructor of the method failed.
     """
     check_options(card.readers)
     task = restore_task(card.task, card.settled, card.task_options)
@@ -58,7 +67,8 @@ def build_model(card: ModelCard, *, pretrained: bool) -> Model:
     )
     _check_axes(card, method_class, encoder)
     options = parse_options(method_class, card.method_options, "method")
-    method = method_class(encoder=encoder, heads=task.heads, **options)
+    with running_part("method", method_class):
+        method = method_class(encoder=encoder, heads=task.heads, **options)
     return Model(card, check_built("methods", method), task)
 
 
@@ -140,6 +150,8 @@ def _build_stored(card: ModelCard, path: Path) -> Model:
     try:
         with converting(path, explain):
             return build_model(card, pretrained=False)
+    except PartFault as error:
+        raise CheckpointError(f"{path}: {explain(error, path)}") from error
     except UnknownName as error:
         raise UnknownName(f"{path}: {error} A part of your own needs --plugins") from error
     except FoveateError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foveate.batch import Batch, lay_kernels
 from foveate.batch.features import FeatureStore
-from foveate.errors import TrainingError
+from foveate.errors import TrainingError, running_part
 from foveate.files.atomic import write_text
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import peak_memory_mib, release_memory
@@ -237,7 +237,11 @@ class Trainer:
 
         show(0)
         method.eval()
-        with self.fabric.autocast(), self.progress.timed():
+        with (
+            running_part("method", method),
+            self.fabric.autocast(),
+            self.progress.timed(),
+        ):
             self.progress.left_out_folds = settle_start(
                 method, self.model.task, cases, batches(), show
             )
@@ -293,7 +297,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         frozen = self.steps.store is not None
-        self.model.method.begin_step(0.0 if frozen else self.schedule.done(epoch + step / steps))
+        with running_part("method", self.model.method):
+            self.model.method.begin_step(
+                0.0 if frozen else self.schedule.done(epoch + step / steps)
+            )
 
     def _update(self, horizon: float) -> None:
         self.steps.team.sum_gradients()

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from foveate.batch import Augment, Batch, LoadedImage, ReadingFailed, augment_for
 from foveate.batch.features import FeatureStore
-from foveate.errors import FoveateError, NotFinite, TrainingError
+from foveate.errors import FoveateError, NotFinite, TrainingError, running_part
 from foveate.loading.loader import CaseLoader, timed
 from foveate.messages.display import SetAsideMessages
-from foveate.methods.base import further_loss
+from foveate.methods.base import check_prediction, further_loss
 from foveate.nn.generators import Generators, seeded
 from foveate.runs.checkpoint import Model
 from foveate.runs.schedule import TrainOptions
@@ -88,6 +88,8 @@ class Steps:
 
         Raises:
             TrainingError: the loss or a score is not finite.
+            PartFault: the code of the method or the task failed.
+            OutOfMemory: memory does not suffice for the step.
         """
         pairs = self.readable(cases, items)
         seeds = self._seed_step(step, [case.image_id for case in cases])
@@ -105,7 +107,8 @@ class Steps:
                     )
                     if not math.isfinite(count.total):
                         raise TrainingError(self._diverged(f"the loss became {count.total}"))
-                    self.runtime.fabric.backward(total * count.share / self.options.accumulate)
+                    with running_part("method", self.model.method):
+                        self.runtime.fabric.backward(total * count.share / self.options.accumulate)
             except NotFinite as error:
                 if count is None:
                     # Other processes wait for the count; a loss that is not finite ends them, too.
@@ -125,10 +128,14 @@ class Steps:
 
     def _losses(self, batch: Batch, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
         """Compute the task's loss of a batch, and its sum with all further losses; scalars."""
-        prediction = self.method(batch)
         target = self.targets(cases)
-        loss = self.model.task.loss(prediction.logits, target)
-        return loss, loss + further_loss(self.model.task, prediction, target)
+        with running_part("method", self.model.method):
+            prediction = self.method(batch)
+            check_prediction(prediction, self.model.task, len(cases))
+        with running_part("task", self.model.task):
+            loss = self.model.task.loss(prediction.logits, target)
+        with running_part("method", self.model.method):
+            return loss, loss + further_loss(self.model.task, prediction, target)
 
     def _seed_step(self, step: int, image_ids: Sequence[str]) -> dict[str, int]:
         """Seed a step's random draws, and return the seed of each image of this process by id.
@@ -177,8 +184,10 @@ class Steps:
         """Compute logits ``(1, k)`` of an image; set it aside and return None if reading fails."""
         batch = self.batch([item], augment="none", on_progress=on_progress)
         try:
-            with torch.inference_mode():
-                logits: Tensor = self.method(batch).logits
+            with running_part("method", self.model.method), torch.inference_mode():
+                prediction = self.method(batch)
+                check_prediction(prediction, self.model.task, 1)
+                logits: Tensor = prediction.logits
                 return logits.float().cpu()
         except ReadingFailed as error:
             self._set_image_aside(error.image_id, error.path, str(error))
