@@ -292,6 +292,10 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest allowed name, or the list of what is allowed.
 
     Capitals do not count, and a name that begins like one allowed name alone means it.
+
+    Args:
+        name: name that is not allowed.
+        allowed: names that are.
     """
     choices = sorted(set(allowed))
     by_small = {choice.casefold(): choice for choice in choices}
@@ -303,6 +307,11 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 
 def several(words: list[str], limit: int = 3) -> str:
-    """Return ``a, b, c and 4 more``."""
+    """Return ``a, b, c and 4 more``.
+
+    Args:
+        words: words to list.
+        limit: number of words that are written out.
+    """
     more = len(words) - limit
     return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")

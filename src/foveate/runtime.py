@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import OptionError, TrainingError
@@ -116,7 +117,9 @@ class Runtime:
         self._add_up(total)
         return [float(number) for number in total]
 
-    def sum_present(self, parts: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    def sum_present(
+        self, parts: Sequence[Shaped[Tensor, " ..."] | None], like: Sequence[Shaped[Tensor, " ..."]]
+    ) -> list[Shaped[Tensor, " ..."]]:
         """Add up tensors over the processes, many at a time.
 
         Args:
@@ -159,7 +162,7 @@ class Runtime:
             child.output.close()
         self.children.clear()
 
-    def _add_up(self, tensor: Tensor) -> None:
+    def _add_up(self, tensor: Shaped[Tensor, " n"]) -> None:
         with self._together():
             torch.distributed.all_reduce(tensor)
 
@@ -307,7 +310,7 @@ def _free_port() -> int:
     return int(find_free_network_port())
 
 
-def _take_bucket(waiting: list[int], like: Sequence[Tensor]) -> list[int]:
+def _take_bucket(waiting: list[int], like: Sequence[Shaped[Tensor, " ..."]]) -> list[int]:
     """Remove tensors from the front of `waiting` that are sent together, at least one.
 
     Args:
@@ -322,6 +325,8 @@ def _take_bucket(waiting: list[int], like: Sequence[Tensor]) -> list[int]:
     return taken
 
 
-def _flat(part: Tensor | None, like: Tensor) -> Tensor:
+def _flat(
+    part: Shaped[Tensor, " *shape"] | None, like: Shaped[Tensor, " *shape"]
+) -> Float[Tensor, " n"]:
     flat = torch.zeros_like(like) if part is None else part
     return flat.detach().float().reshape(-1)

@@ -68,6 +68,10 @@ def _suggest_section(section: str) -> str:
 def parse_pairs(texts: Iterable[str], flag: str) -> dict[str, str]:
     """Parse texts of the form ``OLD=NEW`` into a dictionary.
 
+    Args:
+        texts: texts of the form ``OLD=NEW``.
+        flag: the flag that took them, for messages.
+
     Raises:
         OptionError: a text has no ``=``, or one side is empty.
     """

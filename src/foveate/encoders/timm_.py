@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from foveate.encoders.base import (
@@ -268,7 +268,9 @@ def _check_name(name: str) -> None:
         raise UnknownName(f"no encoder '{name}'.{near if len(near) < 90 else ''}")
 
 
-def _vit_arguments(name: str, model_args: str, tensors: Mapping[str, Tensor]) -> Arguments:
+def _vit_arguments(
+    name: str, model_args: str, tensors: Mapping[str, Shaped[Tensor, " ..."]]
+) -> Arguments:
     """Return the arguments of a ViT's constructor: the user's before those of the file."""
     if is_vit(name):
         return infer_arguments(tensors) | parse_arguments(model_args)

@@ -60,6 +60,10 @@ def disk_full_error(path: object) -> DiskFull:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, completely or not at all.
 
+    Args:
+        path: the file.
+        content: its bytes.
+
     Raises:
         DiskFull: there is no room.
         NotWritable: the system does not let the file be written.
@@ -76,6 +80,10 @@ def write_text(path: Path, text: str) -> None:
 
     Bytes of file names that are no UTF-8 are written as backslash escapes.
 
+    Args:
+        path: the file, in UTF-8.
+        text: its text.
+
     Raises:
         DiskFull: there is no room.
         NotWritable: the system does not let the file be written.
@@ -89,6 +97,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, completely or not at all.
+
+    Args:
+        path: the file.
+        value: plain values: dictionaries, lists, texts, numbers.
 
     Raises:
         DiskFull: there is no room.

@@ -70,6 +70,11 @@ class Fields:
     def integer(self, key: str, low: int, high: int) -> int:
         """Return a whole number from `low` to `high`.
 
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
+
         Raises:
             CheckpointError: the field is missing, or is no whole number from `low` to `high`.
         """
@@ -81,6 +86,11 @@ class Fields:
     def number(self, key: str, low: float, high: float) -> float:
         """Return a finite number from `low` to `high`.
 
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
+
         Raises:
             CheckpointError: the field is missing, or is no number from `low` to `high`.
         """
@@ -91,6 +101,11 @@ class Fields:
 
     def maybe_number(self, key: str, low: float, high: float) -> float | None:
         """Return a number from `low` to `high`, or None where the field is null or absent.
+
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
 
         Raises:
             CheckpointError: the field is neither null nor a number from `low` to `high`.
@@ -111,6 +126,10 @@ class Fields:
     def texts(self, key: str, min_n: int = 1) -> tuple[str, ...]:
         """Return a list of different texts, at least `min_n` of them.
 
+        Args:
+            key: name of the field.
+            min_n: smallest number of texts.
+
         Raises:
             CheckpointError: the field is missing, or is no such list.
         """
@@ -122,6 +141,12 @@ class Fields:
 
     def numbers(self, key: str, low: float, high: float, n: int | None = None) -> list[float]:
         """Return a list of finite numbers from `low` to `high`; `n` of them unless it is None.
+
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
+            n: length of the list; None for any.
 
         Raises:
             CheckpointError: the field is missing, or is no such list.

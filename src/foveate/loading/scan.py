@@ -261,7 +261,12 @@ def _read_facts(case: Case, options: ViewOptions, readers: ReaderOptions | None)
 
 
 def stated_factor(case: Case, image: AbstractImage) -> float | None:
-    """Return the table's spacing divided by the file's, or None where they do not differ."""
+    """Return the table's spacing divided by the file's, or None where they do not differ.
+
+    Args:
+        case: row of the table, with its spacing if it states one.
+        image: the image as it was opened.
+    """
     if case.spacing_um is None or not isinstance(image, RespacedImage) or image.stated_um is None:
         return None
     return spacing_factor(image.known_spacing_um, image.stated_um)

@@ -199,7 +199,12 @@ class _Disk:
 
 
 def read_column(rows: list[Row], key: str) -> list[float]:
-    """Return the numbers of a column; NaN for cells without a finite number."""
+    """Return the numbers of a column; NaN for cells without a finite number.
+
+    Args:
+        rows: rows of a CSV file.
+        key: name of the column.
+    """
     numbers = (read_number(row, key) for row in rows)
     return [math.nan if value is None else value for value in numbers]
 

@@ -96,7 +96,12 @@ def list_files(encoder_options: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def save_inputs(inputs: Inputs, path: Path) -> None:
-    """Write the inputs as JSON, completely or not at all."""
+    """Write the inputs as JSON, completely or not at all.
+
+    Args:
+        inputs: fingerprints of a run's inputs.
+        path: the JSON file.
+    """
     write_json(path, {"schema": _SCHEMA, "images": inputs.images, "files": inputs.files})
 
 
@@ -129,6 +134,11 @@ def load_inputs(path: Path) -> Inputs:
 
 def check_unchanged(was: Inputs, now: Inputs, run: Path) -> None:
     """Refuse to continue a run whose inputs were changed since it was begun.
+
+    Args:
+        was: inputs when the run was begun.
+        now: inputs at present.
+        run: folder of the run, for messages.
 
     Raises:
         CheckpointError: an input was changed; the message names the first kind of change.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -87,7 +87,9 @@ class _Builder:
         fakes: the result of each node as a fake tensor.
     """
 
-    def __init__(self, traced: TracedStack, shape: Sequence[int], like: Tensor) -> None:
+    def __init__(
+        self, traced: TracedStack, shape: Sequence[int], like: Shaped[Tensor, " ..."]
+    ) -> None:
         self.traced, self.shape, self.device = traced, tuple(shape), like.device.type
         self.steps: list[GraphStep] = []
         self.viewed: list[int] = []
@@ -331,12 +333,16 @@ class _Method:
         return getattr(x, self.name)(*args, **kwargs)
 
 
-def _fold_weight(weight: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+def _fold_weight(
+    weight: Float[Tensor, "k c *kernel"], norm: Sequence[Float[Tensor, " k"] | None], eps: float
+) -> Float[Tensor, "k c *kernel"]:
     """Scale the weight ``(k, c, *kernel)`` of a convolution by the frozen norm that follows it."""
     return weight * _norm_scale(norm, eps).view(-1, *(1,) * (weight.ndim - 1))
 
 
-def _fold_bias(bias: Tensor | None, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+def _fold_bias(
+    bias: Float[Tensor, " k"] | None, norm: Sequence[Float[Tensor, " k"] | None], eps: float
+) -> Float[Tensor, " k"]:
     """Scale and shift the bias ``(k,)`` of a convolution by the frozen norm that follows it."""
     mean, _, _, shift = norm
     scale = _norm_scale(norm, eps)
@@ -344,7 +350,7 @@ def _fold_bias(bias: Tensor | None, norm: Sequence[Tensor | None], eps: float) -
     return scaled if shift is None else scaled + shift
 
 
-def _norm_scale(norm: Sequence[Tensor | None], eps: float) -> Tensor:
+def _norm_scale(norm: Sequence[Float[Tensor, " k"] | None], eps: float) -> Float[Tensor, " k"]:
     """Compute the factor of each channel ``(k,)`` of a frozen norm."""
     _, var, weight, _ = norm
     scale: Tensor = (var + eps).rsqrt()  # type: ignore[union-attr, operator]

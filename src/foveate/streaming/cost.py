@@ -84,7 +84,12 @@ class CostModel:
         return fits
 
     def work(self, cells: Floats, n_tiles: Ints | int) -> Floats:
-        """Estimate the operations ``(…)`` of one forward pass from all cells ``(…, steps)``."""
+        """Estimate the operations ``(…)`` of one forward pass from all cells ``(…, steps)``.
+
+        Args:
+            cells: numbers of cells of each step ``(…, steps)``.
+            n_tiles: numbers of tiles ``(…)``.
+        """
         work: Floats = cells @ self._per_cell + _CALL_WORK * self.n_layers * n_tiles
         return work
 
@@ -107,7 +112,13 @@ class CostModel:
 
 
 def get_cost_model(graph: Graph, begin: int, end: int) -> CostModel:
-    """Return the cost model of the segment from step `begin` to step `end`, made once."""
+    """Return the cost model of the segment from step `begin` to step `end`, made once.
+
+    Args:
+        graph: steps of the stack.
+        begin: step whose map the segment reads.
+        end: step whose map it computes.
+    """
     model: CostModel = graph.cached(
         ("cost", begin, end), functools.partial(CostModel, graph, begin, end)
     )
@@ -167,7 +178,13 @@ class TilingOptions:
 
 
 def get_tiling_options(graph: Graph, begin: int, end: int) -> TilingOptions:
-    """Return the tilings of the segment from step `begin` to step `end`, made once."""
+    """Return the tilings of the segment from step `begin` to step `end`, made once.
+
+    Args:
+        graph: steps of the stack.
+        begin: step whose map the segment reads.
+        end: step whose map it computes.
+    """
     options: TilingOptions = graph.cached(
         ("tilings", begin, end), functools.partial(TilingOptions, graph, begin, end)
     )

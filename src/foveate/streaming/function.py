@@ -110,7 +110,13 @@ class SegmentJob:
         return torch.zeros_like(x) if self.input_map is None else self.input_map.add_gradient().map
 
     def report_done(self, grid: TileGrid, n: int, passes: int) -> None:
-        """Report that n tiles of a grid are done, which take `passes` forward passes each."""
+        """Report that n tiles of a grid are done, which take `passes` forward passes each.
+
+        Args:
+            grid: tiles of the segment.
+            n: number of tiles that are done.
+            passes: forward passes that a tile takes.
+        """
         if self.meter is not None:
             self.meter.add(passes * grid.work * n / len(grid))
 
@@ -246,9 +252,9 @@ class TiledSegment(torch.autograd.Function):
 def _run_tiles(
     job: SegmentJob,
     source: AbstractSource,
-    draws: Mapping[int, Tensor],
+    draws: Mapping[int, Shaped[Tensor, " ..."]],
     constants: Mapping[int, Any],
-) -> Iterator[tuple[OutputTile, Tensor]]:
+) -> Iterator[tuple[OutputTile, Shaped[Tensor, "1 k *_size"]]]:
     """Compute the maps ``(1, k, *cells)`` of all tiles of an image.
 
     Equal tiles of background are computed once.
@@ -274,8 +280,8 @@ def _run_tiles(
 
 
 def _tiles_with_gradient(
-    job: SegmentJob, blank: Flags, gradient: Tensor
-) -> list[tuple[OutputTile, Tensor]]:
+    job: SegmentJob, blank: Flags, gradient: Float[Tensor, "1 k *cells"]
+) -> list[tuple[OutputTile, Float[Tensor, "1 k *_size"]]]:
     """List the tiles whose gradient is not all zero; equal tiles of background are merged.
 
     Args:
@@ -313,7 +319,7 @@ def _first_equal_tiles(grid: TileGrid, blank: Flags) -> dict[Region, Region]:
 
 def _read_crops(
     source: AbstractSource, tiles: Sequence[OutputTile], blank: Flags
-) -> Iterator[Tensor]:
+) -> Iterator[Shaped[Tensor, "1 c *_size"]]:
     """Return the inputs ``(1, c, *size)`` of tiles in order; background is filled in, not read."""
     read = source.crops([tile.input_region for tile in tiles if not blank[tile.index]])
     for tile in tiles:
@@ -331,11 +337,11 @@ class _GradientSums:
         parameters: the parameters, then the constants that are computed from them.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Shaped[Tensor, " ..."]]) -> None:
         self.parameters = list(parameters)
         self._sums: list[Tensor | None] = [None] * len(parameters)
 
-    def add(self, gradients: Sequence[Tensor | None]) -> None:
+    def add(self, gradients: Sequence[Shaped[Tensor, " ..."] | None]) -> None:
         """Add the gradients of one tile: for each parameter a tensor of its shape, or None."""
         for k, new in enumerate(gradients):
             if new is None:
@@ -344,7 +350,7 @@ class _GradientSums:
             wide = torch.promote_types(new.dtype, torch.float32)
             self._sums[k] = new.to(wide) if old is None else old.add_(new)
 
-    def pass_to_parameters(self, constants: Sequence[Tensor]) -> None:
+    def pass_to_parameters(self, constants: Sequence[Shaped[Tensor, " ..."]]) -> None:
         """Back-propagate the sums of the constants to the parameters they are computed from.
 
         Args:
@@ -358,7 +364,7 @@ class _GradientSums:
             outputs, gradients = zip(*((c, s.to(c.dtype)) for c, s in sums), strict=True)
             self.add(torch.autograd.grad(outputs, self.parameters, gradients, allow_unused=True))
 
-    def results(self) -> list[Tensor]:
+    def results(self) -> list[Shaped[Tensor, " ..."]]:
         """Return the sums in the dtypes of the parameters; zeros where nothing was added."""
         return [
             torch.zeros_like(p) if total is None else total.to(p.dtype)
@@ -370,7 +376,7 @@ def _needs_gradient(constant: Any) -> bool:
     return isinstance(constant, Tensor) and constant.requires_grad
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def _memory_format(x: Shaped[Tensor, "b c *space"]) -> torch.memory_format:
     """Return channels-last where it is the only memory format of ``x (b, c, *space)``."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
     if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):

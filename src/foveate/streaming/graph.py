@@ -96,7 +96,12 @@ class Graph:
         self._cache: dict[Any, Any] = {}
 
     def cached(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return the result of `make`, which is called once per key."""
+        """Return the result of `make`, which is called once per key.
+
+        Args:
+            key: key of the result.
+            make: computes the result.
+        """
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -90,7 +91,7 @@ def _convolution_arguments(
 
 def _convolve(
     site: CallSite,
-    weight: Tensor,
+    weight: Float[Tensor, "k c *kernel"],
     stride: Any,
     padding: Any,
     dilation: Any,
@@ -153,7 +154,12 @@ def transposed_call(site: CallSite, _: Any) -> RuleResult:
 
 
 def _convolve_transposed(
-    site: CallSite, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+    site: CallSite,
+    weight: Float[Tensor, "c k *kernel"],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> TransposedConvolution:
     """Make a transposed convolution from its weight ``(c, k / groups, *kernel)`` and options."""
     require_channels_first(site)

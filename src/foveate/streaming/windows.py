@@ -50,6 +50,10 @@ class SlidingWindow:
         """Compute the spans of cells under n spans of windows ``low <= i < high``, each ``(n,)``.
 
         They may extend beyond the map.
+
+        Args:
+            low: first window of each span ``(n,)``.
+            high: end of each span ``(n,)``.
         """
         first = low * self.stride - self.left
         span = self.dilation * (self.kernel - 1) + 1
@@ -76,7 +80,13 @@ class AbstractWindowed(AbstractOp):
     def padded(
         self, x: Float[Tensor, "1 c *size"], call: Call, value: float
     ) -> Float[Tensor, "1 c *padded"]:
-        """Pad a part of the map ``(1, c, *size)`` where windows extend beyond the map's borders."""
+        """Pad a part of the map ``(1, c, *size)`` where windows extend beyond the map's borders.
+
+        Args:
+            x: part of the map ``(1, c, *size)``.
+            call: the call, with the cells of its output.
+            value: value of the padding.
+        """
         spans = []
         for window, (low, high) in zip(self.windows, call.output_region, strict=True):
             first, last = window.reach(np.asarray(low), np.asarray(high))
@@ -284,7 +294,12 @@ def make_same_windows(
 
 
 def per_axis(value: Any, d: int) -> tuple[int, ...]:
-    """Return one number for each of `d` axes, from one number or one per axis."""
+    """Return one number for each of `d` axes, from one number or one per axis.
+
+    Args:
+        value: one number, or one per axis.
+        d: number of axes.
+    """
     if isinstance(value, int):
         return (value,) * d
     numbers = tuple(int(v) for v in value)

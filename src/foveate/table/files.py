@@ -250,5 +250,10 @@ def value_folders(value: str) -> tuple[str, ...]:
 
 
 def ends_with(long: Sequence[str], short: Sequence[str]) -> bool:
-    """Return whether a sequence ends with another one."""
+    """Return whether a sequence ends with another one.
+
+    Args:
+        long: the longer sequence.
+        short: its presumed end.
+    """
     return len(short) <= len(long) and tuple(long[len(long) - len(short) :]) == tuple(short)

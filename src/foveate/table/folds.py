@@ -156,7 +156,13 @@ def _parse_splits(fields: Fields, path: Path) -> Splits:
 
 
 def split_hash(folds: Iterable[Fold], patients: dict[str, str], seed: int) -> str:
-    """Compute the SHA-256 of folds, patients and seed."""
+    """Compute the SHA-256 of folds, patients and seed.
+
+    Args:
+        folds: parts of every fold.
+        patients: patient of each image.
+        seed: seed of the split.
+    """
     value = {
         "schema": _SCHEMA,
         "seed": seed,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from foveate.errors import CheckpointError, one_line
@@ -273,7 +274,9 @@ class Checkpoints:
         note["parts"] = note.pop("left_out_folds")
         self._write(self.latest, tensors | optimizer_tensors(optimizer), note)
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    def _write(
+        self, path: Path, tensors: Mapping[str, Shaped[Tensor, " ..."]], note: Mapping[str, Any]
+    ) -> None:
         if self._writes:
             write_tensors(path, tensors, note)
 
@@ -302,7 +305,9 @@ class Checkpoints:
             ) from error
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _under(
+    prefix: str, tensors: dict[str, Shaped[Tensor, " ..."]]
+) -> dict[str, Shaped[Tensor, " ..."]]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 

@@ -181,7 +181,9 @@ class ClassTask(AbstractTask):
         drawn = torch.tensor(losses, dtype=torch.float64) + 2 * candidates.log().square()
         return float(candidates[int(drawn.argmin())])
 
-    def _surprise(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _surprise(
+        self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
+    ) -> Float[Tensor, " m"]:
         """Compute the negative log-likelihood ``(m,)`` of classes, or the loss of other targets."""
         if not _is_class(target):
             return self.each_loss(logits, target)
@@ -383,7 +385,7 @@ class ClassTask(AbstractTask):
         ]
 
 
-def _is_class(target: Tensor) -> bool:
+def _is_class(target: Shaped[Tensor, "b ..."]) -> bool:
     """Return whether the targets are numbers of classes."""
     return target.ndim == 1 and not target.is_floating_point()
 
