@@ -144,7 +144,7 @@ def read_number(values: Mapping[str, Any], key: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_decimals(value: Any, places: int = 3) -> str:
+def write_decimals(value: object, places: int = 3) -> str:
     """Write a number with fixed decimals, such as ``0.912``; a dash for other values.
 
     Args:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from foveate.memory import computes_in_bf16
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+T = TypeVar("T")
 
 RANK = "FOVEATE_RANK"
 """Environment variable with the number of a process that the first process of a run started."""
@@ -100,7 +102,7 @@ class Runtime:
 
     # -- between processes -------------------------------------------------------------------
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Gather a value of each process, by rank, in all processes."""
         if self.world_size == 1:
             return [value]

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from foveate.errors import (
     DiskFull,
@@ -95,7 +94,7 @@ def write_text(path: Path, text: str) -> None:
     write_aside(path, write)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file, completely or not at all.
 
     Args:
@@ -110,7 +109,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """Return a value as the text of a JSON file, indented by one.
 
     Raises:

@@ -229,14 +229,14 @@ def read_fields(path: Path) -> Fields:
     return Fields(content, str(path))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Return whether a value is a finite number; truth values are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, int) or math.isfinite(value)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """Describe a value for a message in at most 60 letters."""
     if isinstance(value, Mapping):
         return "keys and values"

@@ -255,7 +255,7 @@ def _pick_content(stated: Stated | None) -> tuple[Any, Any] | None:
     return None if stated is None else (stated["size"], stated["sha256"])
 
 
-def _quote(value: Any) -> str:
+def _quote(value: object) -> str:
     if isinstance(value, list):
         return " x ".join(f"{v:g}" for v in value) + " um"
     return "none" if value is None else f"'{value}'"

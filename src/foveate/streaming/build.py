@@ -361,13 +361,13 @@ def _return_none() -> None:
     return None
 
 
-def _contains_tensor(value: Any) -> bool:
+def _contains_tensor(value: object) -> bool:
     if isinstance(value, tuple | list):
         return any(isinstance(v, Tensor) for v in value)
     return isinstance(value, Tensor)
 
 
-def _list_steps(args: Any) -> list[int]:
+def _list_steps(args: object) -> list[int]:
     """List the steps whose maps stand among nested arguments."""
     if isinstance(args, MapRef):
         return [args.step]

@@ -372,7 +372,7 @@ class _GradientSums:
         ]
 
 
-def _needs_gradient(constant: Any) -> bool:
+def _needs_gradient(constant: object) -> bool:
     return isinstance(constant, Tensor) and constant.requires_grad
 
 

@@ -74,7 +74,7 @@ def _batch_norm(site: CallSite, norm: Any) -> RuleResult:
     return RuleResult(Pointwise(fresh=True), norm=FrozenNorm(values, norm.eps))
 
 
-def _batch_norm_call(site: CallSite, _: Any) -> RuleResult:
+def _batch_norm_call(site: CallSite, _: object) -> RuleResult:
     parameters = ("running_mean", "running_var", "weight", "bias")
     names = ("input", *parameters, "training", "momentum", "eps")
     options = site.bind(names)
@@ -92,7 +92,7 @@ def _layer_norm(site: CallSite, norm: Any) -> RuleResult:
     return _layer_norm_over(site, len(norm.normalized_shape))
 
 
-def _layer_norm_call(site: CallSite, _: Any) -> RuleResult:
+def _layer_norm_call(site: CallSite, _: object) -> RuleResult:
     shape = site.fake_args[1] if len(site.fake_args) > 1 else site.fake_kwargs["normalized_shape"]
     return _layer_norm_over(site, len(shape))
 
@@ -155,11 +155,11 @@ def overwrites(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     return bool((dict(zip(names, args, strict=False)) | dict(kwargs)).get("inplace"))
 
 
-def _identity(site: CallSite, _: Any) -> RuleResult:
+def _identity(site: CallSite, _: object) -> RuleResult:
     return RuleResult(Pointwise(), identity=True)
 
 
-def _same_memory(site: CallSite, _: Any) -> RuleResult:
+def _same_memory(site: CallSite, _: object) -> RuleResult:
     return RuleResult(Pointwise())
 
 

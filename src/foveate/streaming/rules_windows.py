@@ -26,6 +26,7 @@ from foveate.streaming.site import (
 )
 from foveate.streaming.windows import (
     Convolution,
+    PerAxis,
     SlidingWindow,
     TransposedConvolution,
     TransposedWindow,
@@ -59,7 +60,7 @@ def convolution(site: CallSite, conv: Any) -> RuleResult:
     return RuleResult(op, args)
 
 
-def convolution_call(site: CallSite, _: Any) -> RuleResult:
+def convolution_call(site: CallSite, _: object) -> RuleResult:
     """Translate a convolution function, whose weights may be computed from parameters."""
     args, values = _convolution_arguments(site, ("stride", "padding", "dilation", "groups"))
     weight, stride, padding, dilation, groups = values
@@ -92,9 +93,9 @@ def _convolution_arguments(
 def _convolve(
     site: CallSite,
     weight: Float[Tensor, "k c *kernel"],
-    stride: Any,
+    stride: PerAxis,
     padding: Any,
-    dilation: Any,
+    dilation: PerAxis,
     groups: int,
     extent: Sequence[int],
 ) -> Convolution:
@@ -146,7 +147,7 @@ def transposed(site: CallSite, conv: Any) -> RuleResult:
     return RuleResult(_convolve_transposed(site, conv.weight, *options), args)
 
 
-def transposed_call(site: CallSite, _: Any) -> RuleResult:
+def transposed_call(site: CallSite, _: object) -> RuleResult:
     """Translate a call of a transposed convolution; its weight may be an output of other steps."""
     args, values = _convolution_arguments(site, ("stride", "padding", "", "groups", "dilation"))
     weight, stride, padding, groups, dilation = values
@@ -156,9 +157,9 @@ def transposed_call(site: CallSite, _: Any) -> RuleResult:
 def _convolve_transposed(
     site: CallSite,
     weight: Float[Tensor, "c k *kernel"],
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: PerAxis,
+    padding: PerAxis,
+    dilation: PerAxis,
     groups: int,
 ) -> TransposedConvolution:
     """Make a transposed convolution from its weight ``(c, k / groups, *kernel)`` and options."""
@@ -209,7 +210,7 @@ def mean_pool(site: CallSite, pool: Any) -> RuleResult:
     return RuleResult(WindowMean(axes, count_pad=pool.count_include_pad, divisor=divisor))
 
 
-def mean_pool_call(site: CallSite, _: Any) -> RuleResult:
+def mean_pool_call(site: CallSite, _: object) -> RuleResult:
     """Translate a mean pooling function."""
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
     options: dict[str, Any] = {"stride": None, "padding": 0, "count_include_pad": True}
@@ -223,7 +224,7 @@ def mean_pool_call(site: CallSite, _: Any) -> RuleResult:
 
 
 def _pooling_windows(
-    site: CallSite, kernel: Any, stride: Any, padding: Any, dilation: Any
+    site: CallSite, kernel: PerAxis, stride: PerAxis, padding: Any, dilation: PerAxis
 ) -> list[SlidingWindow]:
     """Make the sliding windows of a pooling; the default stride is the side of the kernel."""
     require_channels_first(site)
@@ -241,7 +242,7 @@ def pad_layer(site: CallSite, pad: Any) -> RuleResult:
     return _pad(site, flat, mode, float(getattr(pad, "value", 0.0)))
 
 
-def pad_call(site: CallSite, _: Any) -> RuleResult:
+def pad_call(site: CallSite, _: object) -> RuleResult:
     """Translate a padding function."""
     options = site.bind(("input", "pad", "mode", "value"))
     flat, value = tuple(options["pad"]), options.get("value")
@@ -294,7 +295,7 @@ def upsample(site: CallSite, layer: Any) -> RuleResult:
     return _resize(site, layer.size, layer.scale_factor, layer.mode, recompute, align)
 
 
-def interpolate(site: CallSite, _: Any) -> RuleResult:
+def interpolate(site: CallSite, _: object) -> RuleResult:
     """Translate an interpolation function.
 
     Raises:

@@ -16,6 +16,9 @@ from torch.nn import functional
 from foveate.streaming.base import AbstractOp, Call, Ints
 from foveate.streaming.pointwise import crop_and_pad
 
+PerAxis = int | Sequence[int]
+"""One number for all axes, or one per axis."""
+
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {
     1: functional.conv_transpose1d,
@@ -241,7 +244,7 @@ class TransposedConvolution(AbstractOp):
 
 
 def make_windows(
-    kernel: Any, stride: Any, padding: Any, dilation: Any, extent: Sequence[int]
+    kernel: PerAxis, stride: PerAxis, padding: Any, dilation: PerAxis, extent: Sequence[int]
 ) -> list[SlidingWindow]:
     """Make the sliding window of each axis from the options of a layer.
 
@@ -271,7 +274,7 @@ def make_windows(
 
 
 def make_same_windows(
-    kernel: Any, stride: Any, dilation: Any, extent: Sequence[int]
+    kernel: PerAxis, stride: PerAxis, dilation: PerAxis, extent: Sequence[int]
 ) -> list[SlidingWindow]:
     """Make the sliding window of each axis with the padding of TensorFlow (``same``).
 
@@ -293,7 +296,7 @@ def make_same_windows(
     return windows
 
 
-def per_axis(value: Any, d: int) -> tuple[int, ...]:
+def per_axis(value: PerAxis, d: int) -> tuple[int, ...]:
     """Return one number for each of `d` axes, from one number or one per axis.
 
     Args:

@@ -11,11 +11,10 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.batch import Augment, Batch, CropError, LoadedImage, augment_for
 from foveate.batch.features import FeatureStore
@@ -56,7 +55,7 @@ class Steps:
     def __init__(
         self,
         model: Model,
-        method: Any,
+        method: nn.Module,
         loader: CaseLoader,
         options: TrainOptions,
         runtime: Runtime,
