@@ -189,7 +189,7 @@ class StreamingCnn(AbstractMethod):
         i: int,
         map_: Float[Tensor, "1 c *cells"],
         cells: Int[Tensor, " shown"],
-        share: Float[Tensor, " shown"],
+        share: Float[Tensor, " n"],
     ) -> Evidence:
         lattice = lattice_um_from_map(
             tuple(map_.shape[2:]),
