@@ -9,7 +9,10 @@ from typing import Any
 from beartype import beartype
 from torch.fx import Proxy
 
-PACKAGES = ("nn", "bags", "methods", "attention_maps", "encoders", "tasks", "batch")
+PACKAGES = (
+    *("nn", "bags", "aggregators", "methods", "attention_maps", "encoders", "pretrained", "tasks"),
+    *("batch", "runs", "runtime", "training", "evaluation"),
+)
 """Packages of ``foveate`` whose calls are checked. `streaming` is left out: its tests make so many
 calls that checks would double their time."""
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.canvas.base import Canvas, check
-from foveate.errors import ImageNotFound, UnreadableImage, one_line
+from foveate.errors import ImageNotFound, UnreadableImage
 from foveate.files.atomic import write_aside
+from foveate.wording import one_line
 
 MAGIC = b"\x89SPARSE\n"
 """The first bytes of every canvas file."""

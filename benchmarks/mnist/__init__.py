@@ -12,12 +12,13 @@ from benchmarks.mnist.base import Benchmark, prepare
 from benchmarks.mnist.idx import load_mnist
 from benchmarks.mnist.run import Run, run_row, write_table
 from foveate.batch import View
-from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.errors import OptionError, UnknownName
 from foveate.loading.scan import ViewOptions
 from foveate.messages.display import Display
 from foveate.parts import find
 from foveate.parts.options import parse_options
 from foveate.runs.schedule import TrainOptions
+from foveate.wording import did_you_mean
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "megapixel-mnist": megapixel_mnist.BENCHMARK,

@@ -35,7 +35,13 @@ class ByteCache(Generic[V]):
             return self._values[key][0]
 
     def put(self, key: Hashable, value: V, n_bytes: int) -> None:
-        """Store a value that occupies `n_bytes` bytes."""
+        """Store a value that occupies `n_bytes` bytes.
+
+        Args:
+            key: name of the value.
+            value: the value; a value larger than the whole cache is not stored.
+            n_bytes: memory that the value occupies.
+        """
         with self._lock:
             self._drop(key)
             if n_bytes > self.max_bytes:

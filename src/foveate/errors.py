@@ -6,12 +6,11 @@ A message states the value that was got, what is allowed, what to do, and the fi
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 log = logging.getLogger("foveate")
@@ -296,22 +295,6 @@ def explain_os_error(error: OSError | ValueError) -> str:
     return "its name is none that the system takes: rename it"
 
 
-def printable_name(name: str) -> str:
-    """Convert a file's name to valid text: bytes that are no UTF-8 become hexadecimal escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def one_line(text: str, *, max_letters: int = 500) -> str:
-    """Remove line breaks, tabs and control characters from a text, and shorten it.
-
-    Args:
-        text: any text, such as the message of another library's error.
-        max_letters: the number of letters after which it is cut.
-    """
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(plain.split())[:max_letters]
-
-
 def not_writable_error(path: object, error: OSError) -> NotWritable:
     """Return the error for a file or folder that cannot be written, with the reason and a remedy.
 
@@ -377,23 +360,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest allowed name, or the list of what is allowed.
-
-    Capitals do not count, and a name that begins like one allowed name alone means it.
-    """
-    choices = sorted(set(allowed))
-    by_small = {choice.casefold(): choice for choice in choices}
-    begun = [small for small in by_small if name and small.startswith(name.casefold())]
-    near = difflib.get_close_matches(name.casefold(), by_small, n=1, cutoff=0.5)
-    if len(begun) == 1 or near:
-        return f" Did you mean '{by_small[(begun if len(begun) == 1 else near)[0]]}'?"
-    return f" Allowed: {', '.join(choices)}." if choices else ""
-
-
-def several(words: list[str], limit: int = 3) -> str:
-    """Return ``a, b, c and 4 more``."""
-    more = len(words) - limit
-    return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -156,19 +156,35 @@ def _scale(box: Box, factor: Sequence[float], frame: Frame, level: int | None = 
 
 
 def um_from_px0(box: Box, spacing_um: Sequence[float]) -> Box:
-    """Convert a box from level-0 pixels to micrometres; `spacing_um` is the image's, per axis."""
+    """Convert a box from level-0 pixels to micrometres.
+
+    Args:
+        box: the box.
+        spacing_um: side of a level-0 pixel of the image, per axis.
+    """
     _expect(box, Frame.PX0, len(spacing_um))
     return _scale(box, spacing_um, Frame.UM)
 
 
 def px0_from_um(box: Box, spacing_um: Sequence[float]) -> Box:
-    """Convert a box from micrometres to level-0 pixels; `spacing_um` is the image's, per axis."""
+    """Convert a box from micrometres to level-0 pixels.
+
+    Args:
+        box: the box.
+        spacing_um: side of a level-0 pixel of the image, per axis.
+    """
     _expect(box, Frame.UM, len(spacing_um))
     return _scale(box, [1 / s for s in spacing_um], Frame.PX0)
 
 
 def px_from_px0(box: Box, downsample: Sequence[float], level: int) -> Box:
-    """Convert a box from level-0 pixels to pixels of a level with this `downsample` per axis."""
+    """Convert a box from level-0 pixels to pixels of a coarser level.
+
+    Args:
+        box: the box.
+        downsample: level-0 pixels per pixel of the level, per axis.
+        level: number of the level.
+    """
     _expect(box, Frame.PX0, len(downsample))
     return _scale(box, [1 / d for d in downsample], Frame.PX, level)
 

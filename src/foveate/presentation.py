@@ -99,14 +99,25 @@ class Verdict:
 
 
 def add_unit_square(figure: Figure, x: str, y: str) -> Axes:
-    """Add axes from 0 to 1 in both directions, with labels, to a figure."""
+    """Add axes from 0 to 1 in both directions, with labels, to a figure.
+
+    Args:
+        figure: the figure.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+    """
     axes = figure.subplots()
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
     return axes
 
 
 def add_legend(axes: Axes, place: Any) -> None:
-    """Add a legend to axes, smaller where it has many lines."""
+    """Add a legend to axes, smaller where it has many lines.
+
+    Args:
+        axes: axes with labelled lines.
+        place: place of the legend, as matplotlib's ``loc``.
+    """
     n = len(axes.get_legend_handles_labels()[0])
     axes.legend(loc=place, fontsize=10 if n <= 6 else 7.5, ncols=1 if n <= 8 else 2)
 
@@ -120,7 +131,12 @@ def shorten(name: str) -> str:
 
 
 def read_number(values: Mapping[str, Any], key: str) -> float | None:
-    """Return the finite number of a key, stored as number or text; None for anything else."""
+    """Return the finite number of a key, stored as number or text; None for anything else.
+
+    Args:
+        values: values by key, such as a row of a CSV file.
+        key: the key.
+    """
     try:
         value = float(values[key])
     except (KeyError, TypeError, ValueError):
@@ -128,8 +144,13 @@ def read_number(values: Mapping[str, Any], key: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_decimals(value: Any, places: int = 3) -> str:
-    """Write a number with fixed decimals, such as ``0.912``; a dash for other values."""
+def write_decimals(value: object, places: int = 3) -> str:
+    """Write a number with fixed decimals, such as ``0.912``; a dash for other values.
+
+    Args:
+        value: the number, or anything else.
+        places: number of decimals.
+    """
     return f"{value:.{places}f}" if isinstance(value, int | float) else "–"
 
 
@@ -175,7 +196,13 @@ def write_duration(seconds: float | None) -> str:
 
 
 def write_count(n: int, singular: str, plural: str | None = None) -> str:
-    """Write a number with its noun: ``1 image``, ``3 images``."""
+    """Write a number with its noun: ``1 image``, ``3 images``.
+
+    Args:
+        n: the number.
+        singular: the noun.
+        plural: its plural where that is not the noun with an s.
+    """
     return f"{n} {singular if n == 1 else plural or singular + 's'}"
 
 

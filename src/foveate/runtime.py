@@ -18,10 +18,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import OptionError, TrainingError
@@ -29,6 +30,8 @@ from foveate.memory import computes_in_bf16
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+T = TypeVar("T")
 
 RANK = "FOVEATE_RANK"
 """Environment variable with the number of a process that the first process of a run started."""
@@ -99,7 +102,7 @@ class Runtime:
 
     # -- between processes -------------------------------------------------------------------
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Gather a value of each process, by rank, in all processes."""
         if self.world_size == 1:
             return [value]
@@ -116,7 +119,9 @@ class Runtime:
         self._add_up(total)
         return [float(number) for number in total]
 
-    def sum_present(self, parts: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    def sum_present(
+        self, parts: Sequence[Shaped[Tensor, " ..."] | None], like: Sequence[Shaped[Tensor, " ..."]]
+    ) -> list[Shaped[Tensor, " ..."]]:
         """Add up tensors over the processes, many at a time.
 
         Args:
@@ -159,7 +164,7 @@ class Runtime:
             child.output.close()
         self.children.clear()
 
-    def _add_up(self, tensor: Tensor) -> None:
+    def _add_up(self, tensor: Shaped[Tensor, " n"]) -> None:
         with self._together():
             torch.distributed.all_reduce(tensor)
 
@@ -307,7 +312,7 @@ def _free_port() -> int:
     return int(find_free_network_port())
 
 
-def _take_bucket(waiting: list[int], like: Sequence[Tensor]) -> list[int]:
+def _take_bucket(waiting: list[int], like: Sequence[Shaped[Tensor, " ..."]]) -> list[int]:
     """Remove tensors from the front of `waiting` that are sent together, at least one.
 
     Args:
@@ -322,6 +327,8 @@ def _take_bucket(waiting: list[int], like: Sequence[Tensor]) -> list[int]:
     return taken
 
 
-def _flat(part: Tensor | None, like: Tensor) -> Tensor:
+def _flat(
+    part: Shaped[Tensor, " *shape"] | None, like: Shaped[Tensor, " *shape"]
+) -> Float[Tensor, " n"]:
     flat = torch.zeros_like(like) if part is None else part
     return flat.detach().float().reshape(-1)

@@ -54,7 +54,10 @@ def _is_module(name: str) -> bool:
 
 FILES = sorted(p for p in SOURCE.rglob("*.py"))
 
-BELOW_ITS_ROW = {"errors": "every package raises one tree of errors"}
+BELOW_ITS_ROW = {
+    "errors": "every package raises one tree of errors",
+    "wording": "every message is put into words by the same rules",
+}
 ABOVE_ITS_ROW = {
     "methods": "a method puts together what its row holds",
     "workflows": "a command puts together what its row holds",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveate.errors import one_line
 from foveate.files.digest import file_sha256
+from foveate.wording import one_line
 
 
 def test_the_digest_matches_the_standard(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -18,14 +19,14 @@ class AbstractAggregator(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(
         self,
-        tokens: Tensor,
-        valid: Tensor,
-        centre_patch: Tensor,
-        extent_patch: Tensor,
+        tokens: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        centre_patch: Float[Tensor, "b n ndim"],
+        extent_patch: Float[Tensor, "b n"],
         *,
-        pooled: Tensor,
-        everywhere: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        pooled: Bool[Tensor, "b n"],
+        everywhere: Bool[Tensor, "b n"],
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"]]:
         """Answer from all tokens of an image.
 
         Args:

@@ -50,7 +50,14 @@ class CallingDisplay:
             log.info("%s", text)
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Call the function with the progress of the work."""
+        """Call the function with the progress of the work.
+
+        Args:
+            title: name of this part of the work.
+            done: steps that are done; may be a fraction.
+            total: number of steps.
+            note: text beside the progress.
+        """
         if self._on_progress is not None:
             self._on_progress(ProgressUpdate(title, done, total, note))
 

@@ -198,7 +198,14 @@ class PriorCache:
         self._grids: ByteCache[Grid] = ByteCache(_PRIOR_CACHE_BYTES)
 
     def grid(self, batch: Batch, i: int, lattice: Lattice, scale: float = 1.0) -> Grid:
-        """Return the grid of image i on a lattice whose cells stand for patches of a scale."""
+        """Return the grid of image i on a lattice whose cells stand for patches of a scale.
+
+        Args:
+            batch: the images.
+            i: index of the image.
+            lattice: places of the cells.
+            scale: side of the patches that cells stand for, relative to the view's.
+        """
         item, view = batch.items[i], batch.view
         key = (item.image.path, view, lattice, scale, batch.device)
         grid = self._grids.get(key)
@@ -275,7 +282,14 @@ def draw_reproducibly(
 def choose_for_evaluation(
     batch: Batch, field: Field, n: int, inference: Inference
 ) -> Int[Tensor, "b m"]:
-    """Choose n cells of each image in evaluation: indices ``(b, n)``, padding last."""
+    """Choose n cells of each image in evaluation: indices ``(b, n)``, padding last.
+
+    Args:
+        batch: the images.
+        field: attention over the cells.
+        n: cells per image.
+        inference: ``top`` for the strongest cells; otherwise cells are drawn, always the same ones.
+    """
     if inference == "top":
         return select_strongest(field.log_a, n)[0]
     return draw_reproducibly(batch, field, n)
@@ -308,7 +322,7 @@ def scale_to_equal_length(f: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
     return scaled
 
 
-def _mask_cells(grids: Sequence[Grid], active: Sequence[bool] | None, k: int) -> Tensor:
+def _mask_cells(grids: Sequence[Grid], active: Sequence[bool] | None, k: int) -> Bool[Tensor, " k"]:
     """Return ``(k,)``, True on cells that take part, of the grids that are active."""
     row = torch.zeros(k, dtype=torch.bool)
     begin = 0

@@ -82,13 +82,23 @@ class Choice:
         return self.draw_survey(batch, field) if batch.frozen else self.draw(batch, field)
 
     def draw(self, batch: Batch, field: Field) -> ChosenCells:
-        """Draw cells of each image without replacement."""
+        """Draw cells of each image without replacement.
+
+        Args:
+            batch: the images, with their random generators.
+            field: attention over the cells.
+        """
         index = draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         patches = field.patches(batch, index, jitter=self.jitter)
         return ChosenCells(index, field.real.gather(1, index), patches, field)
 
     def draw_survey(self, batch: Batch, field: Field) -> ChosenCells:
-        """Draw very many cells of each image, always the same ones, and hide some of them."""
+        """Draw very many cells of each image, always the same ones, and hide some of them.
+
+        Args:
+            batch: the images, with their random generators.
+            field: attention over the cells, with the prior.
+        """
         index = draw_reproducibly(batch, field, self.survey, by_prior=True)
         shown = hidden_share(field.real.gather(1, index), batch.generators)
         order = (~shown).int().argsort(dim=1, stable=True)[:, : int(shown.sum(1).max())]
@@ -97,6 +107,11 @@ class Choice:
         return ChosenCells(index, shown, patches, field)
 
     def choose_best(self, batch: Batch, field: Field) -> list[Patches]:
-        """Return the patches of each image at its cells of highest attention."""
+        """Return the patches of each image at its cells of highest attention.
+
+        Args:
+            batch: the images.
+            field: attention over the cells.
+        """
         n = min(self.eval_patches, field.log_a.shape[1])
         return field.patches(batch, field.log_a.topk(n, dim=-1).indices, jitter=False)

@@ -154,7 +154,13 @@ class GlimpseAndPatches(nn.Module):
     def choose_options(
         cls, options: Mapping[str, Any], view: View, images: Sequence[ImageFacts]
     ) -> dict[str, Any]:
-        """Choose the numbers of patches that are left at 0; see `choose_patch_numbers`."""
+        """Choose the numbers of patches that are left at 0.
+
+        Args:
+            options: options of the method, by name.
+            view: how images are read.
+            images: facts about the images of the run.
+        """
         return choose_patch_numbers(options, view, images)
 
     def fit_start(
@@ -163,7 +169,13 @@ class GlimpseAndPatches(nn.Module):
         row_losses: RowLosses,
         left_out_fold: Int[Tensor, " n"],
     ) -> None:
-        """Fit the linear answers to glimpses; see `OverviewHead.settle`."""
+        """Fit the linear answers to glimpses.
+
+        Args:
+            overviews: features of n glimpses, ``(n, d)``.
+            row_losses: losses of logits at rows, as in `OverviewHead.settle`.
+            left_out_fold: number of each row's group, ``(n,)``.
+        """
         self.overview.settle(overviews, row_losses, left_out_fold)
 
     def fit_trust(
@@ -171,7 +183,12 @@ class GlimpseAndPatches(nn.Module):
         answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
         each_loss: Callable[..., Float[Tensor, " n"]],
     ) -> None:
-        """Fit the factor of the patches' answers; see `PatchTrust.settle`."""
+        """Fit the factor of the patches' answers.
+
+        Args:
+            answer: computes answers to images of no training, ``(n, k)``, and their targets.
+            each_loss: computes the images' losses ``(n,)`` from logits and targets.
+        """
         self.trust.settle(answer, each_loss)
 
     def share_trust(self, others: Sequence[Self]) -> None:

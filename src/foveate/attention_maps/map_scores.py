@@ -16,7 +16,12 @@ CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3
 
 
 def lay_pixel_lattice(shape: Sequence[int], spacing_um: float) -> Lattice:
-    """Return the lattice whose cells are the pixels of an image of a shape and spacing."""
+    """Return the lattice whose cells are the pixels of an image of a shape and spacing.
+
+    Args:
+        shape: pixels per axis.
+        spacing_um: side of a pixel.
+    """
     n = len(shape)
     return Lattice((0.0,) * n, (spacing_um,) * n, tuple(shape))
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -144,7 +144,7 @@ def lay_image_grids(
     contrast = compute_cell_contrast(item, view, (rows, columns), side)
     open_ = np.flatnonzero(contrast)
 
-    def shown() -> Tensor:
+    def shown() -> Float[Tensor, "cells c"]:
         spacing_um = view.glimpse_spacing_um
         begin_px = (length_px_from_um(rows, spacing_um), length_px_from_um(columns, spacing_um))
         side_px = length_px_from_um(side, spacing_um)
@@ -272,7 +272,10 @@ def choose_cells(
 
 
 def _chosen(
-    grids: Sequence[Grids], index: Tensor, valid: Tensor, log_prob: Tensor
+    grids: Sequence[Grids],
+    index: Int[Tensor, "grids n"],
+    valid: Bool[Tensor, "grids n"],
+    log_prob: Float[Tensor, "grids n"],
 ) -> list[ChosenPatches]:
     """Collect the chosen patches of each image.
 
@@ -298,7 +301,9 @@ def _chosen(
     return patches
 
 
-def _settled_noise(batch: Batch, grids: Sequence[Grids], like: Tensor) -> Tensor:
+def _settled_noise(
+    batch: Batch, grids: Sequence[Grids], like: Float[Tensor, "grids c"]
+) -> Float[Tensor, "grids c"]:
     """Return Gumbel noise ``(all grids, c)`` that depends only on the image, the place and side.
 
     Args:
@@ -327,7 +332,7 @@ def _gumbel(keys: NDArray[np.int64], seed: int) -> Floats:
     return np.asarray(-np.log(-np.log(uniform)), np.float64)
 
 
-def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
+def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Float[Tensor, "grids c"]:
     """Score all cells: ``(all grids, c)``, ``-inf`` on closed cells and on padding."""
     places = [image_grids.cells for image_grids in grids]
     real = padding_mask([len(p) for p in places], batch.device)
@@ -346,7 +351,9 @@ def _logits(batch: Batch, grids: Sequence[Grids], locate: Location) -> Tensor:
     return torch.cat(rows)
 
 
-def _log_prior(grids: Sequence[Grids], power: float, like: Tensor) -> Tensor:
+def _log_prior(
+    grids: Sequence[Grids], power: float, like: Float[Tensor, "grids c"]
+) -> Float[Tensor, "grids c"]:
     """Compute the log of a power of contrast, relative to the grid's maximum; 0 on closed cells."""
     rows = []
     for image_grids in grids:
@@ -357,7 +364,7 @@ def _log_prior(grids: Sequence[Grids], power: float, like: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(rows)).to(like)
 
 
-def _unit_length(logits: Tensor) -> Tensor:
+def _unit_length(logits: Float[Tensor, "grids c"]) -> Float[Tensor, "grids c"]:
     """Divide rows by their Euclidean length; ``-inf`` stays."""
     closed = logits.isneginf()
     unit = functional.normalize(logits.masked_fill(closed, 0.0), dim=-1)

@@ -134,7 +134,14 @@ def compute_window_weights(
 ) -> Floats:
     """Compute the weight of each cell of a map in the mean over each window: ``(windows, n)``.
 
-    Rows sum to 1. A window beyond the map takes the nearest cell. Arguments as in `overlaps`.
+    Rows sum to 1. A window beyond the map takes the nearest cell.
+
+    Args:
+        begin_px: where windows begin, ``(windows,)``.
+        side_px: side of a window.
+        n: number of cells of the map on this axis.
+        stride_px: side of a cell.
+        centre_px: centre of cell 0.
     """
     length = overlaps(begin_px, side_px, n, stride_px=stride_px, centre_px=centre_px)
     middle_px = begin_px + side_px / 2

@@ -1,4 +1,4 @@
-"""Embed crops of a tree: one vector for each, and the means of its maps in the cells inside it."""
+"""Embed patches of a tree: a vector for each, and the means of its maps in its cells."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from foveate.nn.replay import replay
 def embed_with_cells(
     encoder: AbstractEncoder, cut: Cut, batch: Batch, patches: Sequence[Patches], chunk: int
 ) -> Float[Tensor, "n dim_and_cells"]:
-    """Embed crops that are cut further.
+    """Embed patches that are cut further.
 
     Args:
-        encoder: the encoder of the crops.
-        cut: the rule by which a crop is cut into cells.
+        encoder: the encoder of the patches.
+        cut: the rule by which a patch is cut into cells.
         batch: the images.
-        patches: crops of each image, n of all images together.
-        chunk: number of crops encoded at a time; above it, gradients come from two-pass replay.
+        patches: patches of each image, n of all images together.
+        chunk: number of patches encoded at a time; above it, gradients come from two-pass replay.
 
     Returns:
         ``(n, dim + cells * c)``: the vectors, then the means of the maps in each cell.
@@ -37,7 +37,7 @@ def embed_with_cells(
         rows = batch.frozen_features.rows(f"{cut} ", patches, chunk, encode)
         n = encoder.n_features
         return torch.cat([encoder.project(rows[:, :n]).float(), rows[:, n:]], 1)
-    # Without augmentation: the map of a turned crop would point to the wrong part of it.
+    # Without augmentation: the map of a turned patch would point to the wrong part of it.
     chunks = batch.chunks(patches, chunk, augment=False)
     parameters = list(encoder.parameters())
     once = EmbedOnce(functools.partial(_encode, encoder, cut, patch_px, encoder.pool))
@@ -50,9 +50,10 @@ def _encode(
     encoder: AbstractEncoder,
     cut: Cut,
     patch_px: int,
-    vector: Callable[[list[Tensor]], Tensor],
-    x: Tensor,
-) -> Tensor:
+    vector: Callable[..., Float[Tensor, "m d"]],
+    x: Float[Tensor, "m 3 y x"],
+) -> Float[Tensor, "m dim_and_cells"]:
+    """Return the vectors of patches and the means of their maps in each cell, side by side."""
     maps = encoder.maps(x)
     begin = cut.inside(patch_px)
     cells = compute_cell_features(encoder, maps, (begin, begin), patch_px / cut.zoom)

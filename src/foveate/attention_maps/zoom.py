@@ -177,11 +177,11 @@ class Zoom(nn.Module):
         batch: Batch,
         field: Field,
         owner: Sequence[int],
-        path: Tensor,
+        path: Float[Tensor, " r"],
         n: int,
         jitter: bool,
         draws: list[Draw],
-    ) -> tuple[list[Patches], Tensor]:
+    ) -> tuple[list[Patches], Float[Tensor, " children"]]:
         """Choose about n children per image; return them and the log attention on the way."""
         if not self.training:
             return choose_best_children(batch, field, owner, path, n)
@@ -191,7 +191,7 @@ class Zoom(nn.Module):
 
     def _look_into(
         self, encoder: AbstractEncoder, level: TileLevel, batch: Batch, tiles: Sequence[Patches]
-    ) -> tuple[Tensor, Field, list[int]]:
+    ) -> tuple[Float[Tensor, "r d"], Field, list[int]]:
         """Encode tiles; return their vectors, the attention inside them, and each tile's image."""
         # Tiles are read without augmentation: the map of a turned tile would be turned, too.
         maps = encoder.maps(batch.read_patches(tiles, augment=False))

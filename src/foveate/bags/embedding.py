@@ -36,7 +36,12 @@ class Bag:
         self._features: ByteCache[Tensor] = ByteCache(_FEATURE_CACHE_BYTES)
 
     def cover(self, batch: Batch, *, training: bool) -> list[Patches]:
-        """Return the lattice patches with foreground of each image."""
+        """Return the lattice patches with foreground of each image.
+
+        Args:
+            batch: the images.
+            training: whether the lattice may be shifted at random.
+        """
         moved = training and self.jitter and self.train_encoder and not batch.frozen
         return [self._patches(batch, i, moved) for i in range(len(batch))]
 
@@ -69,7 +74,7 @@ class Bag:
 
     def _embed_once(
         self, encoder: AbstractEncoder, batch: Batch, i: int, patches: Patches
-    ) -> Tensor:
+    ) -> Float[Tensor, "n d"]:
         key = (batch.items[i].image.path, batch.view)
         features = self._features.get(key)
         if features is None:
@@ -138,7 +143,12 @@ def padding_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "
 
 
 def pad_rows(rows: Shaped[Tensor, "rows d"], valid: Bool[Tensor, "b n"]) -> Shaped[Tensor, "b n d"]:
-    """Arrange rows ``(sum n_i, d)`` as ``(b, n, d)`` by the mask ``(b, n)``, zeros on padding."""
+    """Arrange rows ``(sum n_i, d)`` as ``(b, n, d)`` by the mask ``(b, n)``, zeros on padding.
+
+    Args:
+        rows: rows of all images, one image after the other.
+        valid: False for padding; True as often as there are rows.
+    """
     if len(rows) == valid.numel():
         return rows.reshape(*valid.shape, -1)
     out = rows.new_zeros(*valid.shape, rows.shape[-1])
@@ -209,7 +219,7 @@ def compute_patch_shares(
     return share / share.sum(1, keepdim=True).clamp_min(1e-30)
 
 
-def _sign_predictions(logits: Tensor, heads: Sequence[Head]) -> Tensor:
+def _sign_predictions(logits: Float[Tensor, "b k"], heads: Sequence[Head]) -> Float[Tensor, "b k"]:
     """Return factors ``(b, k)`` that turn logits into support of what the logits predict.
 
     For exclusive classes: the predicted class against the mean of all classes; for an output of

@@ -188,7 +188,7 @@ class Batch:
         image_maps = run_by_shape(network, self._shown())
         return [self._register(i, m, [(1, 0.5)] * len(m)) for i, m in enumerate(image_maps)]
 
-    def _shown(self) -> list[Tensor]:
+    def _shown(self) -> list[Float[Tensor, " 3 *_space"]]:
         """Return glimpses as they are turned and moved in this step.
 
         Outside of them lies background; pictures and volumes are mirrored there.
@@ -205,8 +205,8 @@ class Batch:
         return shown
 
     def _register(
-        self, i: int, maps: list[Tensor], cells: Sequence[tuple[int, float]]
-    ) -> list[Tensor]:
+        self, i: int, maps: list[Float[Tensor, "1 _c *_cells"]], cells: Sequence[tuple[int, float]]
+    ) -> list[Float[Tensor, "1 _c *_space"]]:
         """Resample maps of image i, with `cells` of ``(stride, centre)``, to its stored glimpse."""
         if self.changes.motions is None:
             return maps
@@ -216,7 +216,7 @@ class Batch:
             for map_, (stride, centre) in zip(maps, cells, strict=True)
         ]
 
-    def _foreground(self, i: int) -> Tensor | None:
+    def _foreground(self, i: int) -> Float[Tensor, " 1 *space"] | None:
         """Return ``(1, *space)``, 1 on the foreground of slide i's shown glimpse; else None."""
         weight = foreground_weight(self.items[i], self.device)
         motions = self.changes.motions
@@ -273,7 +273,13 @@ class Batch:
         return self._reader.put_on_device(pixels, patches, draws, augment=augment)
 
     def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
-        """Return a reader of patches in groups of at most `size`, read ahead as `read_patches`."""
+        """Return a reader of patches in groups of at most `size`, read ahead; see `read_patches`.
+
+        Args:
+            patches: patches of each image.
+            size: largest number of patches in a group.
+            augment: as in `read_patches`.
+        """
         return Chunks(self._reader, patches, size, augment=augment)
 
     def whole(self, i: int, *, skip_background: bool) -> WholeImage:

@@ -174,7 +174,12 @@ class Motion:
         return replace(self, shift=shift)
 
     def place(self, centre_patch: Floats, size_patch: Floats) -> Floats:
-        """Move places ``(n, d)``, which count from the middle of an image of a size ``(d,)``."""
+        """Move places ``(n, d)``, which count from the middle of an image of a size ``(d,)``.
+
+        Args:
+            centre_patch: places ``(n, d)``, in sides of a patch from the image's middle.
+            size_patch: size of the image ``(d,)``, in sides of a patch.
+        """
         sides = np.asarray(self.turn.shape(list(size_patch)))
         placed: Floats = centre_patch @ self.linear.T + self.shift * sides + self.away_patch
         return placed
@@ -288,7 +293,7 @@ def move_patches(
     )
 
 
-def _small_moves(ranges: AugmentRange, draws: Tensor, axes: int) -> Floats:
+def _small_moves(ranges: AugmentRange, draws: Float[Tensor, "n 2"], axes: int) -> Floats:
     """Compute matrices ``(n, d, d)`` that turn and scale a little, of draws ``(n, 2)``, -1 to 1."""
     numbers = draws.numpy()
     size = np.exp(numbers[:, 0] * math.log1p(ranges.scale))

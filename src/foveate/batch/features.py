@@ -179,6 +179,6 @@ class FeatureStore:
         return _Entry(tensors, {row.tobytes(): i for i, row in enumerate(boxes)})
 
 
-def _to_half(tensor: Tensor) -> Tensor:
+def _to_half(tensor: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
     plain = tensor.detach().to("cpu", torch.float32).clamp(-_HALF_MAX, _HALF_MAX)
     return plain.half().contiguous()

@@ -31,10 +31,15 @@ class FrozenFeatures:
         self._reader, self._store = reader, store
 
     def look(self, encoder: AbstractEncoder, i: int) -> Look:
-        """Return maps, features and colours of the glimpse of image i."""
+        """Return maps, features and colours of the glimpse of image i.
+
+        Args:
+            encoder: the frozen encoder.
+            i: index of the image.
+        """
         item, device = self._reader.items[i], self._reader.device
 
-        def compute() -> list[Tensor]:
+        def compute() -> list[Float[Tensor, "1 ..."]]:
             with torch.no_grad():
                 glimpse, mask = to_rgb(item.glimpse[None], device), foreground_weight(item, device)
                 maps = encoder.maps(self._reader.normalise(glimpse))
@@ -73,7 +78,7 @@ class FrozenFeatures:
             row: the network, from pixels ``(m, 3, *patch)`` to outputs ``(m, d)``.
         """
 
-        def compute(i: int, new: NDArray[np.int64]) -> Tensor:
+        def compute(i: int, new: NDArray[np.int64]) -> Float[Tensor, "m ..."]:
             wanted = [
                 patches[i][new] if j == i else of_image[:0] for j, of_image in enumerate(patches)
             ]
@@ -100,7 +105,7 @@ class FrozenFeatures:
             kind: name that distinguishes the tensor from others of the same image.
         """
 
-        def once() -> list[Tensor]:
+        def once() -> list[Shaped[Tensor, " ..."]]:
             with torch.no_grad():
                 return [compute()]
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from foveate.batch.changes import Changes
@@ -89,10 +90,10 @@ class PatchReader:
         self,
         pixels: Sequence[Pixels],
         patches: Sequence[Patches],
-        draws: Tensor | None,
+        draws: Float[Tensor, "m 4"] | None,
         *,
         augment: bool,
-    ) -> Tensor:
+    ) -> Float[Tensor, "m 3 *patch"]:
         """Convert the pixels of patches to tensors ``(m, 3, *patch)`` on the device.
 
         Args:
@@ -111,7 +112,9 @@ class PatchReader:
         tinted = self.tint(rgb, owner)
         return tinted if draws is None else self.changes.move_patches(tinted, owner, draws)
 
-    def tint(self, rgb: Tensor, owner: Sequence[int]) -> Tensor:
+    def tint(
+        self, rgb: Float[Tensor, "m 3 *space"], owner: Sequence[int]
+    ) -> Float[Tensor, "m 3 *space"]:
         """Tint colours ``(m, 3, *space)`` as this step has it, and normalise them.
 
         Args:
@@ -122,7 +125,7 @@ class PatchReader:
             rgb = self.changes.tints.apply(rgb, owner)
         return self.normalise(rgb)
 
-    def normalise(self, rgb: Tensor) -> Tensor:
+    def normalise(self, rgb: Float[Tensor, "m 3 *space"]) -> Float[Tensor, "m 3 *space"]:
         """Normalise colours ``(m, 3, *space)`` in [0, 1] as the encoder expects them."""
         return channels_last((rgb - self.mean) / self.std)
 

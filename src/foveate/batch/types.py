@@ -146,7 +146,12 @@ class Look:
 
 
 def image_key(item: LoadedImage, view: View) -> str:
-    """Return a key that identifies an image in the present state of its file."""
+    """Return a key that identifies an image in the present state of its file.
+
+    Args:
+        item: the image.
+        view: geometry in which it is read.
+    """
     stamp = ""
     with contextlib.suppress(OSError):
         state = item.image.path.stat()
@@ -155,7 +160,12 @@ def image_key(item: LoadedImage, view: View) -> str:
 
 
 def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
-    """Choose the augmentation that suits the kind of the images."""
+    """Choose the augmentation that suits the kind of the images.
+
+    Args:
+        items: the images of a batch.
+        view: geometry in which they are read.
+    """
     if view.axes == 3:
         return "volume"
     return "slide" if {item.image.kind for item in items} == {"slide"} else "picture"
@@ -220,7 +230,12 @@ def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
 
 
 def foreground_weight(item: LoadedImage, device: torch.device) -> Float[Tensor, " 1 *space"] | None:
-    """Return ``(1, *space)``, 1 on the foreground of a slide's glimpse; None for other images."""
+    """Return ``(1, *space)``, 1 on the foreground of a slide's glimpse; None for other images.
+
+    Args:
+        item: the image.
+        device: device of the result.
+    """
     if item.image.kind != "slide":
         return None
     return torch.from_numpy(item.contrast > 0)[None].float().to(device)

@@ -124,7 +124,7 @@ class WholeImage(AbstractSource):
             for at in range(low, high, step)
         ]
 
-    def _finished(self, jobs: list[Future[Pixels]]) -> Tensor:
+    def _finished(self, jobs: list[Future[Pixels]]) -> Float[Tensor, "1 3 *size"]:
         begun = time.perf_counter()
         bands = [job.result() for job in jobs]
         self._waited(time.perf_counter() - begun)

@@ -11,15 +11,9 @@ from foveate._version import __version__
 from foveate.cli import commands
 from foveate.cli.demo import demo
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
-from foveate.errors import (
-    ArrayError,
-    FoveateError,
-    PartFault,
-    converting,
-    did_you_mean,
-    explain_shortage,
-)
+from foveate.errors import ArrayError, FoveateError, PartFault, converting, explain_shortage
 from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
+from foveate.wording import did_you_mean
 
 
 def main(command: click.Command | None = None, name: str = "foveate") -> None:

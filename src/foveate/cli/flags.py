@@ -61,7 +61,12 @@ class PartsOption(click.Option):
 
 
 def show_default(text: str, default: object) -> str:
-    """Add a default to a help text, for a flag that overrides a config only where it is given."""
+    """Add a default to a help text, for a flag that overrides a config only where it is given.
+
+    Args:
+        text: help text of the flag.
+        default: value where neither flag nor config sets the option.
+    """
     return f"{text}  [default: {default}]"
 
 

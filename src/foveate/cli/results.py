@@ -14,14 +14,24 @@ if TYPE_CHECKING:
 
 
 def print_next(result: RunResult, page: Path) -> None:
-    """Print where the report and the heatmaps of a run are, and the next command."""
+    """Print where the report and the heatmaps of a run are, and the next command.
+
+    Args:
+        result: result of the training.
+        page: the report.
+    """
     click.echo(f"\nreport:   {page}\nheatmaps: {result.folder / 'heatmaps'}")
     print_set_aside(result.n_set_aside, result.folder)
     click.echo(f"next:     foveate predict {result.folder} NEW_IMAGES --out predictions")
 
 
 def print_set_aside(n: int, folder: Path) -> int:
-    """Print the number of images that were set aside, if any; return the exit code."""
+    """Print the number of images that were set aside, if any; return the exit code.
+
+    Args:
+        n: number of images that were set aside.
+        folder: folder that holds ``quarantine.csv``.
+    """
     if not n:
         return OK
     click.echo(f"set aside: {n} images, reasons in {folder / 'quarantine.csv'} (exit code 2)")

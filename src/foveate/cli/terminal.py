@@ -47,7 +47,14 @@ class Terminal:
             print(text, file=sys.stderr, flush=True)
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Show the progress of a part of the work; a new title ends the previous bar."""
+        """Show the progress of a part of the work; a new title ends the previous bar.
+
+        Args:
+            title: name of this part of the work.
+            done: steps that are done; may be a fraction.
+            total: number of steps.
+            note: text behind the bar.
+        """
         if title != self._title:
             self._end()
             self._title, self._begun, self._shown = title, time.monotonic(), 0.0

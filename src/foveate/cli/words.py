@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from foveate import defaults
-from foveate.errors import OptionError, did_you_mean
+from foveate.errors import OptionError
+from foveate.wording import did_you_mean
 
 OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
 _SECTIONS = (*defaults.SECTIONS, "reader", *defaults.PARTS)
@@ -67,6 +68,10 @@ def _suggest_section(section: str) -> str:
 
 def parse_pairs(texts: Iterable[str], flag: str) -> dict[str, str]:
     """Parse texts of the form ``OLD=NEW`` into a dictionary.
+
+    Args:
+        texts: texts of the form ``OLD=NEW``.
+        flag: the flag that took them, for messages.
 
     Raises:
         OptionError: a text has no ``=``, or one side is empty.

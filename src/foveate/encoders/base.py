@@ -49,7 +49,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
         strides: input pixels per cell of each map, from fine to coarse.
         map_dims: channels of each map.
         map_centres_px: centre of cell 0 of each map, in input pixels; cell ``i`` is centred at
-            ``map_centre + i * stride``.
+            ``map_centres_px[j] + i * strides[j]`` in map j.
         mean: mean of the RGB channels, which is subtracted from inputs in [0, 1].
         std: standard deviation of the RGB channels, by which inputs are then divided.
         feature_groups: lengths of the groups of `features` of different meaning (means, spreads,

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, fx, nn
 
 from foveate.encoders.base import (
@@ -126,7 +126,7 @@ class Lite0Encoder(ProjectedEncoder):
         return [list(part.parameters()) for part in (self.stem, *self.blocks, self.last)]
 
 
-def _run_block(part: nn.Module, x: Tensor) -> Tensor:
+def _run_block(part: nn.Module, x: Float[Tensor, "b _c _y _x"]) -> Float[Tensor, "b _c _y _x"]:
     """Run a part of the network, in float32 where a CPU computes its gradients.
 
     Depthwise gradients in bfloat16 take a CPU twice the time of those in float32, while without
@@ -149,7 +149,7 @@ def _fix_padding(module: nn.Module) -> None:
             child.__class__ = PaddedConv2d
 
 
-def _imagenet(net: nn.Module) -> dict[str, Tensor]:
+def _imagenet(net: nn.Module) -> dict[str, Shaped[Tensor, " ..."]]:
     """Load the ImageNet weights under timm's names, which stand in the same order as the file's."""
     try:
         path = files(_PACKAGE) / "models" / _FILE

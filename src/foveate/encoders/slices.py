@@ -107,7 +107,9 @@ class SlicesEncoder(ProjectedEncoder):
         planes = [self._plane_maps(x, axis) for axis in self.along]
         return [torch.cat(maps, 1) for maps in zip(*planes, strict=True)]
 
-    def _plane_maps(self, x: Tensor, axis: int) -> list[Tensor]:
+    def _plane_maps(
+        self, x: Float[Tensor, "b 3 z y x"], axis: int
+    ) -> list[Float[Tensor, "b _c *_cells"]]:
         """Compute maps ``(b, c, *cells)`` of the slices across an axis of ``(b, 3, z, y, x)``."""
         n, places = x.shape[2 + axis], self._choose_slices(x.shape[2 + axis])
         slices = x.movedim(2 + axis, 1)[:, places]
@@ -127,7 +129,7 @@ class SlicesEncoder(ProjectedEncoder):
         begin = int(torch.randint(step, ())) if self.training else step // 2
         return list(range(min(begin, n - 1), n, step))
 
-    def _slice_maps(self, slices: Tensor) -> list[Tensor]:
+    def _slice_maps(self, slices: Float[Tensor, "m 3 h w"]) -> list[Float[Tensor, "m _c *_cells"]]:
         """Compute maps ``(m, c, *cells)`` of slices ``(m, 3, h, w)``, without cells of padding."""
         if self.enlarge > 1:
             slices = functional.interpolate(slices, scale_factor=self.enlarge, mode="bilinear")
@@ -189,7 +191,9 @@ def _edges(n: int, cells: int, stride: int, centre: float) -> list[float]:
     return [0.0, *between, float(n)]
 
 
-def _weights(places: Sequence[int], n: int, stride: int, centre: float) -> Tensor:
+def _weights(
+    places: Sequence[int], n: int, stride: int, centre: float
+) -> Float[Tensor, "cells slices"]:
     """Compute the weights of slices in cells, ``(cells, slices)``, by their overlap; rows sum to 1.
 
     A slice represents all voxels that are nearest to it, so that the slices of a draw have together

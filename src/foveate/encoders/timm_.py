@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from foveate.encoders.base import (
@@ -16,7 +16,7 @@ from foveate.encoders.base import (
     reads_weights,
     weighted_moments,
 )
-from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.errors import OptionError, UnknownName
 from foveate.parts import names
 from foveate.parts.options import Width
 from foveate.pretrained.centres import measure_centres
@@ -32,6 +32,7 @@ from foveate.pretrained.vit import (
     parse_arguments,
 )
 from foveate.pretrained.weights import Tensors, fit_weights, read_colours, read_weights
+from foveate.wording import did_you_mean
 
 log = logging.getLogger("foveate")
 
@@ -269,7 +270,9 @@ def _check_name(name: str) -> None:
         raise UnknownName(f"no encoder '{name}'.{near if len(near) < 90 else ''}")
 
 
-def _vit_arguments(name: str, model_args: str, tensors: Mapping[str, Tensor]) -> Arguments:
+def _vit_arguments(
+    name: str, model_args: str, tensors: Mapping[str, Shaped[Tensor, " ..."]]
+) -> Arguments:
     """Return the arguments of a ViT's constructor: the user's before those of the file."""
     if is_vit(name):
         return infer_arguments(tensors) | parse_arguments(model_args)

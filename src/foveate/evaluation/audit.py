@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from foveate.errors import TrainingError
 from foveate.loading.loader import CaseLoader
@@ -113,7 +115,7 @@ def _predict_all(
     device: torch.device,
     *,
     shuffle: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Float[Tensor, "n models k"], Float[Tensor, "n columns"]]:
     """Predict all images; return logits ``(n, models, k)`` and mean answers ``(n, columns)``."""
     logits, values = [], []
     for report in predict_cases(models, cases, loader, device=device, shuffle_layout=shuffle):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from foveate._version import __version__
-from foveate.errors import BoxError, printable_name
+from foveate.errors import BoxError
 from foveate.exports.base import About, AbstractExport
 from foveate.files.atomic import json_text
 from foveate.geometry import Box, px0_from_um
@@ -18,6 +18,7 @@ from foveate.heatmaps.glass import on_foreground
 from foveate.heatmaps.raster import ranked, scale_of, weight_colours
 from foveate.images.evidence import Evidence
 from foveate.images.image import AbstractImage
+from foveate.wording import printable_name
 
 _BINS = (
     (8.0, "8 times an even share or more"),

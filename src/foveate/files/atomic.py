@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from foveate.errors import (
     DiskFull,
@@ -60,6 +59,10 @@ def disk_full_error(path: object) -> DiskFull:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, completely or not at all.
 
+    Args:
+        path: the file.
+        content: its bytes.
+
     Raises:
         DiskFull: there is no room.
         NotWritable: the system does not let the file be written.
@@ -72,6 +75,10 @@ def write_text(path: Path, text: str) -> None:
 
     Bytes of file names that are no UTF-8 are written as backslash escapes.
 
+    Args:
+        path: the file, in UTF-8.
+        text: its text.
+
     Raises:
         DiskFull: there is no room.
         NotWritable: the system does not let the file be written.
@@ -79,8 +86,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file, completely or not at all.
+
+    Args:
+        path: the file.
+        value: plain values: dictionaries, lists, texts, numbers.
 
     Raises:
         DiskFull: there is no room.
@@ -90,7 +101,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """Return a value as the text of a JSON file, indented by one.
 
     Raises:

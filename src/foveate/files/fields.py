@@ -70,6 +70,11 @@ class Fields:
     def integer(self, key: str, low: int, high: int) -> int:
         """Return a whole number from `low` to `high`.
 
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
+
         Raises:
             CheckpointError: the field is missing, or is no whole number from `low` to `high`.
         """
@@ -81,6 +86,11 @@ class Fields:
     def number(self, key: str, low: float, high: float) -> float:
         """Return a finite number from `low` to `high`.
 
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
+
         Raises:
             CheckpointError: the field is missing, or is no number from `low` to `high`.
         """
@@ -91,6 +101,11 @@ class Fields:
 
     def maybe_number(self, key: str, low: float, high: float) -> float | None:
         """Return a number from `low` to `high`, or None where the field is null or absent.
+
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
 
         Raises:
             CheckpointError: the field is neither null nor a number from `low` to `high`.
@@ -111,6 +126,10 @@ class Fields:
     def texts(self, key: str, min_n: int = 1) -> tuple[str, ...]:
         """Return a list of different texts, at least `min_n` of them.
 
+        Args:
+            key: name of the field.
+            min_n: smallest number of texts.
+
         Raises:
             CheckpointError: the field is missing, or is no such list.
         """
@@ -122,6 +141,12 @@ class Fields:
 
     def numbers(self, key: str, low: float, high: float, n: int | None = None) -> list[float]:
         """Return a list of finite numbers from `low` to `high`; `n` of them unless it is None.
+
+        Args:
+            key: name of the field.
+            low: smallest value that is allowed.
+            high: largest value that is allowed.
+            n: length of the list; None for any.
 
         Raises:
             CheckpointError: the field is missing, or is no such list.
@@ -204,14 +229,14 @@ def read_fields(path: Path) -> Fields:
     return Fields(content, str(path))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Return whether a value is a finite number; truth values are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, int) or math.isfinite(value)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """Describe a value for a message in at most 60 letters."""
     if isinstance(value, Mapping):
         return "keys and values"

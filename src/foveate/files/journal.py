@@ -55,6 +55,10 @@ class Journal:
     def add(self, key: str, entry: Mapping[str, Any]) -> None:
         """Write an entry; a later one of the same key replaces it.
 
+        Args:
+            key: name of the entry, such as an image's id.
+            entry: plain values by name.
+
         Raises:
             DiskFull: there is no room; earlier entries are complete.
         """
@@ -116,6 +120,10 @@ def read_entries(path: Path, dependencies: Mapping[str, Any]) -> dict[str, dict[
     """Read the entries of a journal that another process may be writing; empty without a file.
 
     Entries of failures are included, also those from before the journal was finished.
+
+    Args:
+        path: the journal.
+        dependencies: what entries depend on; the journal must state the same.
 
     Raises:
         CheckpointError: the entries depend on other inputs.

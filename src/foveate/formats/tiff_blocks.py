@@ -42,7 +42,13 @@ def shares_bytes(grid: BlockGrid) -> bool:
 def touched_range(
     grid: BlockGrid, origin_px: tuple[int, int], size_px: tuple[int, int]
 ) -> tuple[slice, slice]:
-    """Return the rows and columns of the blocks that a region touches."""
+    """Return the rows and columns of the blocks that a region touches.
+
+    Args:
+        grid: blocks of the level.
+        origin_px: first row and column of the region, in pixels of the level.
+        size_px: rows and columns of the region.
+    """
     rows, columns = (
         slice(o // b, -(-(o + n) // b))
         for o, n, b in zip(origin_px, size_px, grid.block, strict=True)
@@ -53,7 +59,13 @@ def touched_range(
 def touched_blocks(
     grid: BlockGrid, origin_px: tuple[int, int], size_px: tuple[int, int]
 ) -> Iterator[StoredBlock]:
-    """Yield the blocks that a region touches, row by row."""
+    """Yield the blocks that a region touches, row by row.
+
+    Args:
+        grid: blocks of the level.
+        origin_px: first row and column of the region, in pixels of the level.
+        size_px: rows and columns of the region.
+    """
     rows, columns = (range(s.start, s.stop) for s in touched_range(grid, origin_px, size_px))
     per_plane = grid.grid[0] * grid.grid[1]
     planes = len(grid.offsets) // per_plane
@@ -66,14 +78,24 @@ def touched_blocks(
 
 
 def stored_shape(grid: BlockGrid, block: StoredBlock) -> tuple[int, int]:
-    """Return the stored rows and columns of a block; the last strip ends with the picture."""
+    """Return the stored rows and columns of a block; the last strip ends with the picture.
+
+    Args:
+        grid: blocks of the level.
+        block: a block of this grid.
+    """
     if grid.tiled:
         return grid.block
     return min(grid.block[0], grid.shape[0] - block.row * grid.block[0]), grid.block[1]
 
 
 def visible_shape(grid: BlockGrid, block: StoredBlock) -> tuple[int, int]:
-    """Return how many rows and columns of a block lie inside the level."""
+    """Return how many rows and columns of a block lie inside the level.
+
+    Args:
+        grid: blocks of the level.
+        block: a block of this grid.
+    """
     return (
         min(grid.block[0], grid.shape[0] - block.row * grid.block[0]),
         min(grid.block[1], grid.shape[1] - block.column * grid.block[1]),
@@ -83,7 +105,14 @@ def visible_shape(grid: BlockGrid, block: StoredBlock) -> tuple[int, int]:
 def overlap(
     grid: BlockGrid, block: StoredBlock, origin_px: tuple[int, int], size_px: Sequence[int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return the part of a region that a block covers, and that part of the block, as slices."""
+    """Return the part of a region that a block covers, and that part of the block, as slices.
+
+    Args:
+        grid: blocks of the level.
+        block: a block of this grid.
+        origin_px: first row and column of the region, in pixels of the level.
+        size_px: rows and columns of the region.
+    """
     inside, within = [], []
     for index, side, start, n in zip(
         (block.row, block.column), grid.block, origin_px, size_px, strict=True

@@ -78,6 +78,10 @@ class BlockGrid:
 def read_grid(path: Path, page: Any) -> BlockGrid:
     """Read the grid of blocks of a directory and check all numbers that it claims.
 
+    Args:
+        path: the file, for messages.
+        page: the directory, as tifffile reads it.
+
     Raises:
         UnsupportedFormat: the coding of the samples is not supported.
         UnreadableImage: the directory is damaged, or lists too few blocks.

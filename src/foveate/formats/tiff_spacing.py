@@ -66,7 +66,12 @@ def stated_spacing(
 
 
 def ome_pixels(xml: str | None, shape: tuple[int, int]) -> dict[str, str]:
-    """Return the attributes of the OME element ``Pixels`` of a size ``(y, x)``; {} without one."""
+    """Return the attributes of the OME element ``Pixels`` of a size ``(y, x)``; {} without one.
+
+    Args:
+        xml: text of the file's description; None without one.
+        shape: rows and columns of the level.
+    """
     for match in _PIXELS.finditer(xml or ""):
         attributes = {k: html.unescape(v) for k, v in _ATTRIBUTE.findall(match[1])}
         if (attributes.get("SizeY"), attributes.get("SizeX")) == (str(shape[0]), str(shape[1])):

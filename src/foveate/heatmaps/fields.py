@@ -101,7 +101,13 @@ class Camera:
     window: BrightnessWindow = BrightnessWindow()
 
     def read(self, origin_um: Pair, spacing_um: Pair, shape: tuple[int, int]) -> Pixels:
-        """Read stored values ``(*shape, c)`` of the rectangle of a corner, spacing and shape."""
+        """Read stored values ``(*shape, c)`` of the rectangle of a corner, spacing and shape.
+
+        Args:
+            origin_um: corner of the rectangle ``(y, x)``.
+            spacing_um: side of a pixel ``(y, x)``.
+            shape: pixels per axis ``(y, x)``.
+        """
         size_um = size_um_from_shape(shape, spacing_um)
         if self.z_um is None:
             return self.image.read_at(Box(origin_um, size_um, Frame.UM), shape)
@@ -112,7 +118,13 @@ class Camera:
         return np.asarray(self.image.read_at(box, (1, *shape))[0])
 
     def capture(self, origin_um: Pair, size_um: Pair, max_side_px: int) -> ScreenImage:
-        """Read a rectangle with a longer side of `max_side_px`; small pictures are not enlarged."""
+        """Read a rectangle with a longer side of `max_side_px`; small pictures are not enlarged.
+
+        Args:
+            origin_um: corner of the rectangle ``(y, x)``.
+            size_um: size of the rectangle ``(y, x)``.
+            max_side_px: pixels of the longer side.
+        """
         finest_um = min(self.image.known_spacing_um[-2:])
         native_px = length_px_from_um(max(size_um), finest_um)
         least_px = float(min(max_side_px, _MIN_SIDE_PX))
@@ -123,7 +135,13 @@ class Camera:
         return ScreenImage(origin_um, spacing_um, self.window.show(pixels))
 
     def patch(self, evidence: Evidence, i: int, side_px: int) -> ScreenPixels:
-        """Read the box `i` of evidence, its longer side `side_px` pixels, as ``(h, w, 3)``."""
+        """Read the box `i` of evidence, its longer side `side_px` pixels, as ``(h, w, 3)``.
+
+        Args:
+            evidence: boxes of the image.
+            i: index of the box.
+            side_px: pixels of the box's longer side.
+        """
         y_um, x_um = evidence.origin_um[i, -2:].tolist()
         spacing_um, shape = _fit_into(evidence.size_um[i, -2:].tolist(), side_px)
         return self.window.show(self.read((y_um, x_um), spacing_um, shape))
@@ -131,6 +149,10 @@ class Camera:
 
 def aim(image: AbstractImage, evidence: Evidence) -> Camera:
     """Build the camera of an image, at the slice of the peak and with a window for that slice.
+
+    Args:
+        image: picture, slide or volume.
+        evidence: its boxes, of which the heaviest chooses the slice.
 
     Raises:
         BoxError: image and evidence differ in their axes, or there are neither two nor three.
@@ -152,6 +174,11 @@ def aim(image: AbstractImage, evidence: Evidence) -> Camera:
 
 def overview(camera: Camera, evidence: Evidence, max_side_px: int) -> tuple[ScreenImage, float]:
     """Read the image, or its part with tissue and boxes if that is less than half of it.
+
+    Args:
+        camera: camera of the image.
+        evidence: boxes of the image.
+        max_side_px: pixels of the longer side.
 
     Returns:
         the pixels, and the share of the image that they show.

@@ -16,7 +16,12 @@ _CLOSED = 0.01
 
 
 def paintable_mask(camera: Camera, screen: ScreenImage) -> NDArray[np.bool_]:
-    """Find where evidence may be painted, ``(h, w)``: on slides the tissue with its small gaps."""
+    """Find where evidence may be painted, ``(h, w)``: on slides the tissue with its small gaps.
+
+    Args:
+        camera: camera of the image.
+        screen: the part of the image that is shown.
+    """
     if not _has_glass(camera.image):
         return np.ones(screen.shape, np.bool_)
     from scipy.ndimage import maximum_filter, minimum_filter
@@ -31,6 +36,10 @@ def on_foreground(image: AbstractImage, evidence: Evidence) -> Evidence:
     """Select the boxes that hold more than 5 % of foreground; all of them if none does.
 
     All boxes of an image that is no slide, since only slides have glass.
+
+    Args:
+        image: the image.
+        evidence: its boxes.
 
     Raises:
         BoxError: image and evidence differ in their axes.

@@ -66,7 +66,12 @@ def points(length_px: float) -> float:
 
 
 def add_axes(figure: Figure, rect: Rect) -> Axes:
-    """Add axes without ticks and frame at exact pixels."""
+    """Add axes without ticks and frame at exact pixels.
+
+    Args:
+        figure: the figure.
+        rect: place of the axes, in pixels of the figure from its upper left corner.
+    """
     width, height = figure.get_size_inches() * DPI
     bottom = height - rect.y_px - rect.height_px
     place = (rect.x_px / width, bottom / height, rect.width_px / width, rect.height_px / height)
@@ -103,7 +108,13 @@ def draw_text(
 
 
 def show_screen(axes: Axes, screen: ScreenImage, pixels: ScreenPixels) -> None:
-    """Show pixels one to one, in coordinates from the outer corner of the first pixel."""
+    """Show pixels one to one, in coordinates from the outer corner of the first pixel.
+
+    Args:
+        axes: axes of as many pixels as the screen.
+        screen: the part of the image that is shown.
+        pixels: its colours ``(h, w, 3)``.
+    """
     rows, columns = screen.shape
     axes.imshow(pixels, interpolation="nearest", extent=(0, columns, rows, 0), aspect="auto")
     axes.set_xlim(0, columns)
@@ -116,6 +127,12 @@ def draw_outlines(
     """Draw the outlines of the boxes, or the outline of their union if they are too dense.
 
     With a scale, outlines have the colours of the weights.
+
+    Args:
+        axes: axes that show the screen.
+        screen: the part of the image that is shown.
+        evidence: boxes of the image.
+        scale: colours of weights; None for one colour.
     """
     low = screen.locate(evidence.origin_um[:, -2:])
     high = screen.locate(evidence.origin_um[:, -2:] + evidence.size_um[:, -2:])
@@ -163,7 +180,13 @@ def _ink_on(screen: ScreenImage) -> str:
 
 
 def draw_markers(axes: Axes, screen: ScreenImage, centres_px: Floats) -> None:
-    """Draw numbered discs that do not overlap beside points ``(n, 2)``, with lines to them."""
+    """Draw numbered discs that do not overlap beside points ``(n, 2)``, with lines to them.
+
+    Args:
+        axes: axes that show the screen.
+        screen: the part of the image that is shown.
+        centres_px: points ``(n, 2)``, rows and columns of the screen.
+    """
     from matplotlib.patheffects import withStroke
 
     rim = [withStroke(linewidth=points(3), foreground=PAPER)]
@@ -199,7 +222,13 @@ def _free_place(
 
 
 def draw_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
-    """Draw a scale bar of a round length at the lower right, dark on a pale plate."""
+    """Draw a scale bar of a round length at the lower right, dark on a pale plate.
+
+    Args:
+        axes: axes that show the screen.
+        screen: the part of the image that is shown.
+        unit: unit of its spacing, ``um`` or ``px``.
+    """
     rows, columns = screen.shape
     length_um = nice_length(max(screen.extent_um[1] * 0.3, screen.spacing_um))
     length_px = length_px_from_um(length_um, screen.spacing_um)
@@ -217,14 +246,25 @@ def draw_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
 
 
 def format_length(length_um: float, unit: str) -> str:
-    """Write a length as ``2 mm`` or ``500 µm``, or with `unit` px (no physical size) ``100 px``."""
+    """Write a length as ``2 mm`` or ``500 µm``, or with `unit` px (no physical size) ``100 px``.
+
+    Args:
+        length_um: the length, in the unit of the image's spacing.
+        unit: this unit, ``um`` or ``px``.
+    """
     if unit == "um" and length_um >= 1000:
         return f"{length_um / 1000:g} mm"
     return f"{length_um:g} {'µm' if unit == 'um' else unit}"
 
 
 def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
-    """Draw the colour bar from an even share to full colour, with weights and multiples."""
+    """Draw the colour bar from an even share to full colour, with weights and multiples.
+
+    Args:
+        figure: the figure.
+        rect: place of the bar, in pixels of the figure.
+        scale: colours of weights.
+    """
     heading = "weight of a region (times an even share)"
     draw_text(figure, rect.x_px, rect.y_px, heading, height_px=12, colour=GREY)
     axes = add_axes(figure, Rect(rect.x_px, rect.y_px + 18, rect.width_px, 12))
@@ -240,7 +280,15 @@ def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
 def draw_gallery(
     figure: Figure, rect: Rect, shown: ShownEvidence, side_px: int, columns: int
 ) -> None:
-    """Draw the heaviest boxes at full resolution, numbered as on the overview, with weights."""
+    """Draw the heaviest boxes at full resolution, numbered as on the overview, with weights.
+
+    Args:
+        figure: the figure.
+        rect: place of the gallery, in pixels of the figure.
+        shown: boxes of the image, and those that are drawn.
+        side_px: side of a drawn box.
+        columns: boxes side by side.
+    """
     weight = shown.evidence.weight
     strength, times = shown.scale.strength(weight), shown.scale.times_even(weight)
     step_x = (rect.width_px - side_px) / max(columns - 1, 1)

@@ -109,7 +109,12 @@ def ranked(evidence: Evidence) -> NDArray[np.intp]:
 
 
 def at_slice(evidence: Evidence, z_um: float) -> Evidence:
-    """Select the boxes of a volume that cross the plane at `z_um`; return 2D evidence unchanged."""
+    """Select the boxes of a volume that cross the plane at `z_um`; return 2D evidence unchanged.
+
+    Args:
+        evidence: boxes of an image of two or three axes.
+        z_um: place of the slice on the first axis.
+    """
     if evidence.origin_um.shape[1] == 2:
         return evidence
     begin = evidence.origin_um[:, 0]

@@ -386,7 +386,12 @@ class AbstractImage(abc.ABC):
 
 
 def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:
-    """Compute the pixels per axis of `AbstractImage.glimpse` at a spacing; at least one each."""
+    """Compute the pixels per axis of `AbstractImage.glimpse` at a spacing; at least one each.
+
+    Args:
+        image: the image.
+        spacing_um: side of a pixel of the glimpse.
+    """
     return shape_from_size_um(image.box_um.size, spacing_um)
 
 

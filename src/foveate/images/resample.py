@@ -59,7 +59,12 @@ def weights(origin_px: float, step_px: float, n: int, first: int, m: int) -> NDA
 
 
 def round_to_dtype(values: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
-    """Convert values of any shape to a dtype; integers are rounded and clipped, not wrapped."""
+    """Convert values of any shape to a dtype; integers are rounded and clipped, not wrapped.
+
+    Args:
+        values: values of any shape.
+        dtype: dtype of the result.
+    """
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype.name)
         values = np.clip(np.rint(values), limits.min, limits.max)
@@ -122,7 +127,13 @@ def resample_slow(
 ) -> Pixels:
     """Resample a region of any number of axes and any dtype, one axis after the other.
 
-    Arguments, result ``(*shape, c)`` and errors are those of `resample`.
+    The result ``(*shape, c)`` and the errors are those of `resample`.
+
+    Args:
+        region: stored values ``(*space, c)``.
+        start_px: first edge of the result on each axis, in pixels of the region.
+        step_px: side of a pixel of the result on each axis, in pixels of the region.
+        shape: pixels of the result per axis.
     """
     out = region.astype(np.float64 if region.dtype == np.float64 else np.float32)
     for axis, (o, s, n) in enumerate(zip(start_px, step_px, shape, strict=True)):

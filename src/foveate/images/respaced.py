@@ -60,5 +60,9 @@ def fit_to_shape(image: AbstractImage, shape: Sequence[int]) -> RespacedImage:
     """Respace an image as if it had `shape` pixels, each axis by its own ratio.
 
     For pictures whose size or shape would give the class away.
+
+    Args:
+        image: the image.
+        shape: pixels per axis.
     """
     return RespacedImage(image, spacing_um_from_shape(shape, image.shape), unit="px")

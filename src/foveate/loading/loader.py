@@ -202,7 +202,12 @@ def _collect(
 
 
 def timed(groups: Iterator[Group], waited: Callable[[float], None]) -> Iterator[Group]:
-    """Yield groups, and call `waited` with the seconds that each was waited for."""
+    """Yield groups, and call `waited` with the seconds that each was waited for.
+
+    Args:
+        groups: groups of images, read ahead.
+        waited: function that takes seconds.
+    """
     while True:
         begun = time.perf_counter()
         try:

@@ -36,7 +36,12 @@ class OpenImages:
         self._lock = threading.Lock()
 
     def groups_ahead(self, size: int, depth: int) -> int:
-        """Compute how many groups of `size` images may be read ahead, `depth` at most."""
+        """Compute how many groups of `size` images may be read ahead, `depth` at most.
+
+        Args:
+            size: images per group.
+            depth: largest number of groups.
+        """
         return max(0, min(depth, self._limit // max(size, 1) - 2))
 
     def pin(self, image_ids: Iterable[str]) -> None:

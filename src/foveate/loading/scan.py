@@ -11,14 +11,7 @@ from typing import Annotated
 
 from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
-from foveate.errors import (
-    FoveateError,
-    MissingSpacing,
-    OptionError,
-    TooManyOpen,
-    converting,
-    one_line,
-)
+from foveate.errors import FoveateError, MissingSpacing, OptionError, TooManyOpen, converting
 from foveate.geometry import length_px_from_um, long_side, mean_spacing, spacing_um_from_shape
 from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
@@ -27,6 +20,7 @@ from foveate.images.respaced import RespacedImage, fit_to_shape
 from foveate.parts.options import Within
 from foveate.readers import ReaderOptions, open_image
 from foveate.table import Case, spacing_factor, spacing_for_axes
+from foveate.wording import one_line
 
 _THREADS = 4
 _SIDES_PX = {2: (224, 512), 3: (32, 96)}
@@ -261,7 +255,12 @@ def _read_facts(case: Case, options: ViewOptions, readers: ReaderOptions | None)
 
 
 def stated_factor(case: Case, image: AbstractImage) -> float | None:
-    """Return the table's spacing divided by the file's, or None where they do not differ."""
+    """Return the table's spacing divided by the file's, or None where they do not differ.
+
+    Args:
+        case: row of the table, with its spacing if it states one.
+        image: the image as it was opened.
+    """
     if case.spacing_um is None or not isinstance(image, RespacedImage) or image.stated_um is None:
         return None
     return spacing_factor(image.known_spacing_um, image.stated_um)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from foveate.errors import one_line
+from foveate.wording import one_line
 
 log = logging.getLogger("foveate")
 
@@ -29,7 +29,14 @@ class Display(Protocol):
         """Show a line that stays."""
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Show a progress bar; `done` of `total` steps may be a fraction within a step."""
+        """Show a progress bar; `done` of `total` steps may be a fraction within a step.
+
+        Args:
+            title: name of this part of the work; a new title begins a new bar.
+            done: steps that are done; may be a fraction.
+            total: number of steps.
+            note: text beside the bar.
+        """
 
 
 class Silent:
@@ -39,7 +46,14 @@ class Silent:
         """Drop the line."""
 
     def bar(self, title: str, done: float, total: int, note: str = "") -> None:
-        """Draw nothing."""
+        """Draw nothing.
+
+        Args:
+            title: name of this part of the work.
+            done: steps that are done.
+            total: number of steps.
+            note: text beside the bar.
+        """
 
 
 class DisplayHandler(logging.Handler):
@@ -81,7 +95,14 @@ class SetAsideMessages:
             self._on_message(text)
 
     def set_aside(self, image_id: str, path: str, reason: str) -> None:
-        """Log that an image is set aside, and why; show it while few were."""
+        """Log that an image is set aside, and why; show it while few were.
+
+        Args:
+            image_id: id of the image.
+            path: its file; left out of the kind of reason, so that equal reasons are counted
+                together.
+            reason: why it is set aside.
+        """
         log.info("set aside %s: %s", image_id, reason)
         plain = reason.replace(path, "").replace(Path(path).name, "").strip(": ")
         kind = _NUMBER.sub("0", plain)

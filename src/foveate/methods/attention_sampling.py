@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveate.attention_maps.cells import (
@@ -180,7 +180,7 @@ class AttentionSampling(AbstractMethod):
         grids = [[self._priors.grid(batch, i, lattice)] for i, lattice in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=self.smoothing)
 
-    def _choose(self, batch: Batch, field: Field) -> Tensor:
+    def _choose(self, batch: Batch, field: Field) -> Int[Tensor, "b n"]:
         """Choose cells: indices ``(b, n)`` in the order of drawing, padding last."""
         if not self.training:
             return choose_for_evaluation(batch, field, self.eval_patches, self.inference)
@@ -188,7 +188,12 @@ class AttentionSampling(AbstractMethod):
         return draw(field.log_a.detach(), self.patches, batch.generators)
 
     def _predict(
-        self, batch: Batch, patches: Sequence[Patches], log_a: Tensor, f: Tensor, valid: Tensor
+        self,
+        batch: Batch,
+        patches: Sequence[Patches],
+        log_a: Float[Tensor, "b n"],
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
     ) -> Prediction:
         weight = weigh_for_evaluation(log_a, valid, self.inference)
         logits = self.head((weight.unsqueeze(-1) * f).sum(1))

@@ -66,7 +66,9 @@ class Judge:
             return where_true.new_zeros(len(where_true))
         return (truth * where_true + (1 - truth) * where_false).sum(1)
 
-    def _apply(self, score: Callable[[Tensor, Tensor], Tensor], logits: Tensor) -> Tensor:
+    def _apply(
+        self, score: Callable[..., Float[Tensor, " m"]], logits: Float[Tensor, "b *more k"]
+    ) -> Float[Tensor, " b *more"]:
         rows = logits.reshape(-1, logits.shape[-1])
         target = self.target.repeat_interleave(len(rows) // len(self.target), 0)
         return score(rows, target).view(logits.shape[:-1])
@@ -344,7 +346,13 @@ class AbstractBagMethod(AbstractMethod):
 def further_loss(
     task: AbstractTask, prediction: Prediction, target: Shaped[Tensor, "b ..."]
 ) -> Float[Tensor, ""]:
-    """Sum up the losses of a prediction that are added to the task's loss; a scalar."""
+    """Sum up the losses of a prediction that are added to the task's loss; a scalar.
+
+    Args:
+        task: the task, which defines the losses of answers.
+        prediction: the prediction of a training step.
+        target: targets of the b images.
+    """
     judge, zero = Judge(task, target), prediction.logits.new_zeros(())
     return zero + sum(loss(judge) for loss in prediction.further.values())
 

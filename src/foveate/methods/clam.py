@@ -117,7 +117,7 @@ class Clam(AbstractBagMethod):
             where_true, where_false = self.cluster(self.embed(f.detach()), top, bottom)
             further["clustering"] = Clustering(where_true, where_false, self.clustering)
 
-        def attended() -> Tensor:
+        def attended() -> Float[Tensor, "b n"]:
             if self.branch == "single":
                 return attention[:, 0]
             shares = compute_output_weights(logits, self.task_heads)

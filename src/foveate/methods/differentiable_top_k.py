@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.attention_maps.cells import Field, PriorCache, build_field
@@ -171,7 +172,7 @@ class DifferentiableTopK(AbstractMethod):
         )
 
 
-def _scale_to_one(scores: Tensor, real: Tensor) -> Tensor:
+def _scale_to_one(scores: Float[Tensor, "b k"], real: Bool[Tensor, "b k"]) -> Float[Tensor, "b k"]:
     """Scale the scores ``(b, k)`` of each image to 0…1; scores that span less only move to 0."""
     low = scores.masked_fill(~real, torch.inf).amin(1, keepdim=True)
     high = scores.masked_fill(~real, -torch.inf).amax(1, keepdim=True)

@@ -87,7 +87,7 @@ class Downsampled(AbstractMethod):
         maps = enumerate(look.maps[-1] for look in looks)
         return Prediction(logits, EvidenceList(self._evidence(batch, i, last) for i, last in maps))
 
-    def _evidence(self, batch: Batch, i: int, last: torch.Tensor) -> Evidence:
+    def _evidence(self, batch: Batch, i: int, last: Float[Tensor, "1 c *cells"]) -> Evidence:
         strength = last.detach()[0].float().clamp_min(0).mean(0)
         lattice = lay_map_lattice(self.encoder, -1, strength.shape, batch.view.glimpse_spacing_um)
         places = np.indices(strength.shape).reshape(strength.ndim, -1).T

@@ -82,7 +82,7 @@ class Dsmil(AbstractBagMethod):
         """Attend, for each class, to the patches that resemble its critical patch."""
         logits, alone, attention = self.aggregate(self.norm(f), valid)
 
-        def attended() -> Tensor:
+        def attended() -> Float[Tensor, "b n"]:
             shares = compute_output_weights(logits, self.task_heads)
             return (shares.unsqueeze(-1) * attention).sum(1)
 

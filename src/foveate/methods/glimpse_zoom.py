@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Annotated, Unpack
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -132,7 +133,13 @@ class GlimpseZoom(GlimpseAndPatches, AbstractMethod):
         further["expected"] = Auxiliary(self.expected(estimate), self.locating)
         return Prediction(answer.logits, further=further)
 
-    def _tokens(self, f: Tensor, valid: Tensor, tiles: Sequence[Tensor], seen: Descent) -> Tokens:
+    def _tokens(
+        self,
+        f: Float[Tensor, "b n d"],
+        valid: Bool[Tensor, "b n"],
+        tiles: Sequence[Float[Tensor, "_r d"]],
+        seen: Descent,
+    ) -> Tokens:
         """Collect the tokens of the patches, then those of the tiles that led to them.
 
         Args:

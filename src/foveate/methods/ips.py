@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -126,7 +127,7 @@ class Ips(AbstractMethod):
             return Prediction(logits, batch.evidence(chosen, weight))
         return Prediction(logits, further=further)
 
-    def _alone(self, f: Tensor, valid: Tensor) -> dict[str, Auxiliary]:
+    def _alone(self, f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]) -> dict[str, Auxiliary]:
         """Compute the instance head's answer; for many patches its activations are recomputed."""
         if self.instance <= 0:
             return {}
@@ -137,8 +138,12 @@ class Ips(AbstractMethod):
         return {"instance": Auxiliary(answer, self.instance)}
 
     def _select(
-        self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self,
+        batch: Batch,
+        patches: Sequence[Patches],
+        centre: Float[Tensor, "b n ndim"],
+        extent: Float[Tensor, "b n"],
+    ) -> tuple[list[Int[Tensor, " _selected"]], list[Int[Tensor, " _buffered"]]]:
         """Select the best patches of each image, and those that follow in the buffer.
 
         Args:
@@ -176,8 +181,12 @@ class Ips(AbstractMethod):
 
     @torch.no_grad()
     def _scan(
-        self, batch: Batch, patches: Sequence[Patches], centre: Tensor, extent: Tensor
-    ) -> list[Tensor]:
+        self,
+        batch: Batch,
+        patches: Sequence[Patches],
+        centre: Float[Tensor, "n ndim"],
+        extent: Float[Tensor, " n"],
+    ) -> list[Float[Tensor, " _n"]]:
         """Score patches in evaluation mode: ``(n_i,)`` for each image that has patches.
 
         Args:
@@ -208,9 +217,9 @@ class Ips(AbstractMethod):
         self,
         batch: Batch,
         patches: Sequence[Patches],
-        selected: Sequence[Tensor],
-        buffered: Sequence[Tensor],
-    ) -> Tensor:
+        selected: Sequence[Int[Tensor, " _selected"]],
+        buffered: Sequence[Int[Tensor, " _buffered"]],
+    ) -> Float[Tensor, "n d"]:
         """Embed selected patches with gradient, and each image's buffer, behind them, without."""
         best = [part[row.numpy()] for part, row in zip(patches, selected, strict=True)]
         # Pixels are read again for the second pass: little work after a scan of all patches.
@@ -225,14 +234,16 @@ class Ips(AbstractMethod):
         return torch.cat([rows for pair in zip(trained, fixed, strict=True) for rows in pair])
 
 
-def _normalise_scores(logits: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
+def _normalise_scores(
+    logits: Float[Tensor, "n ..."], patches: Sequence[Patches]
+) -> list[Float[Tensor, " _n"]]:
     """Normalise the logits ``(sum n_i, …)`` of all patches to scores ``(n_i,)`` in each image."""
     ends = np.cumsum([len(part) for part in patches if len(part)])
     parts = (logits[end - n : end] for end, n in zip(ends, np.diff(ends, prepend=0), strict=True))
     return [normalised_scores(part) for part in parts]
 
 
-def _sort_by_place(patches: Patches) -> Tensor:
+def _sort_by_place(patches: Patches) -> Int[Tensor, " n"]:
     """Return the indices ``(n,)`` that sort patches by size and place."""
     return torch.from_numpy(np.lexsort((*patches.origin_um.T[::-1], patches.side_um)))
 

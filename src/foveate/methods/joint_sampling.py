@@ -29,6 +29,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from foveate.attention_maps.cells import (
@@ -219,13 +220,15 @@ class JointSampling(AbstractMethod):
         active = self.kept.tolist()
         return build_field(scores, grids, smoothing=0.0, explore=self.explore, active=active)
 
-    def _choose(self, batch: Batch, field: Field) -> Tensor:
+    def _choose(self, batch: Batch, field: Field) -> Int[Tensor, "b n"]:
         """Choose cells: indices ``(b, n)`` in the order of drawing, padding last."""
         if self.training:
             return draw_without_replacement(field.log_a.detach(), self.patches, batch.generators)
         return choose_for_evaluation(batch, field, self.eval_patches, self.inference)
 
-    def _scale_losses(self, batch: Batch, shares: Tensor) -> dict[str, Tensor]:
+    def _scale_losses(
+        self, batch: Batch, shares: Float[Tensor, "b scales"]
+    ) -> dict[str, Float[Tensor, ""]]:
         """Compute the losses of the attention that each scale has, from shares ``(b, scales)``."""
         self.share = torch.lerp(shares.detach().mean(0), self.share, _MEMORY_OF_SHARES)
         losses = {}

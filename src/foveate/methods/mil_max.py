@@ -68,7 +68,7 @@ class MilMax(AbstractBagMethod):
         """Take the strongest patch for each output."""
         logits, single = self.aggregate(self.norm(f), valid)
 
-        def weigh_patches() -> Tensor:
+        def weigh_patches() -> Float[Tensor, "b n"]:
             shares = masked_softmax(single.transpose(1, 2), valid.unsqueeze(1))
             return (compute_output_weights(logits, self.task_heads).unsqueeze(-1) * shares).sum(1)
 

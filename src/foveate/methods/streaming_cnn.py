@@ -28,6 +28,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from foveate.bags.embedding import pad_rows, padding_mask
@@ -170,7 +171,9 @@ class StreamingCnn(AbstractMethod):
         alone = self.head_instance(h, valid)
         return Prediction(logits, further={"instance": Auxiliary(alone, self.instance)})
 
-    def _cells(self, source: WholeImage, map_: Tensor) -> Tensor:
+    def _cells(
+        self, source: WholeImage, map_: Float[Tensor, "1 c *cells"]
+    ) -> Int[Tensor, " shown"]:
         """Return the indices of cells that show more than background; of all cells if none does."""
         index = torch.arange(map_[0, 0].numel(), device=map_.device)
         if not source.has_blank:
@@ -182,7 +185,12 @@ class StreamingCnn(AbstractMethod):
         return index[shown] if shown.any() else index
 
     def _evidence(
-        self, batch: Batch, i: int, map_: Tensor, cells: Tensor, share: Tensor
+        self,
+        batch: Batch,
+        i: int,
+        map_: Float[Tensor, "1 c *cells"],
+        cells: Int[Tensor, " shown"],
+        share: Float[Tensor, " n"],
     ) -> Evidence:
         lattice = lattice_um_from_map(
             tuple(map_.shape[2:]),

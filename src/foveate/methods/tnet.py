@@ -40,7 +40,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from foveate.attention_maps.forest import Forest, TreeAnswers, gather_forest
@@ -174,9 +174,9 @@ class Tnet(AbstractMethod):
             share = valid / valid.sum(-1, keepdim=True)
         logits = self.head((share.unsqueeze(-2) @ f).squeeze(-2))
         single = self.head(f)
-        if not self.training:
-            return Prediction(logits[:, 0], self._evidence(batch, forest, logits, single, share))
         answers = TreeAnswers(logits, single, valid, log_prob)
+        if not self.training:
+            return Prediction(logits[:, 0], self._evidence(batch, forest, answers, share))
         if self.head_instance is not None:
             alone = self.head_instance(f.flatten(0, 1), answers.chosen.flatten(0, 1))
             answers = answers._replace(pooled=alone.view(logits.shape))
@@ -238,7 +238,7 @@ class Tnet(AbstractMethod):
 
     def _look(
         self, batch: Batch, chosen: Sequence[ChosenPatches], below: Sequence[int]
-    ) -> tuple[Tensor, list[Grids]]:
+    ) -> tuple[Float[Tensor, "n d"], list[Grids]]:
         """Encode chosen patches and lay grids inside them.
 
         Args:
@@ -258,10 +258,10 @@ class Tnet(AbstractMethod):
             rows = embed_with_cells(self.encoder, self.cut, batch, split, self.chunk)
         if any(len(part) for part in last):
             leaves = embed_patches(self.encoder, batch, last, self.chunk).float()
-        f = rows[:, :dim]
         cells = rows[:, dim:].detach().reshape(len(rows), *shape)
-        cut_further, finest = _per_image(f, split), _per_image(leaves, last)
-        inside = _per_image(cells, split)
+        n_split, n_last = ([len(part) for part in parts] for parts in (split, last))
+        cut_further, finest = torch.split(rows[:, :dim], n_split), torch.split(leaves, n_last)
+        inside = torch.split(cells, n_split)
         grids = [
             lay_patch_grids(
                 batch, i, part, inside[i], self.cut, scale=self.cut.zoom ** (below[i] - 1)
@@ -270,12 +270,11 @@ class Tnet(AbstractMethod):
             else make_empty_grids(cells.flatten(0, 1), self.cut)
             for i, part in enumerate(chosen)
         ]
-        pairs = zip(cut_further, finest, strict=True)
-        return torch.cat([x for pair in pairs for x in pair]), grids
+        return torch.cat([x for pair in zip(cut_further, finest, strict=True) for x in pair]), grids
 
     # -- predict ------------------------------------------------------------------------------
 
-    def _nodes(self, batch: Batch, forest: Forest) -> tuple[Tensor, ...]:
+    def _nodes(self, batch: Batch, forest: Forest) -> tuple[Shaped[Tensor, "b trees n ..."], ...]:
         """Arrange the properties of nodes as ``(b, trees, n, …)``.
 
         Returns:
@@ -297,16 +296,21 @@ class Tnet(AbstractMethod):
         return pad_rows(fused, valid).view(*shape, -1), valid.view(shape), *rest
 
     def _evidence(
-        self, batch: Batch, forest: Forest, logits: Tensor, single: Tensor, share: Tensor
+        self, batch: Batch, forest: Forest, answers: TreeAnswers, share: Float[Tensor, "b trees n"]
     ) -> EvidenceList:
-        added = (single * share.unsqueeze(-1))[:, 0, 1:]
-        weight = compute_patch_shares(added, logits[:, 0], self.task_heads, share[:, 0, 1:] > 0)
+        logits, added = answers.logits[:, 0], (answers.single * share.unsqueeze(-1))[:, 0, 1:]
+        weight = compute_patch_shares(added, logits, self.task_heads, share[:, 0, 1:] > 0)
         return batch.evidence([part[1:] for part in forest.patches], weight)
 
     # -- learn --------------------------------------------------------------------------------
 
     def objective(self, answers: TreeAnswers, judge: Judge) -> Float[Tensor, ""]:
-        """Compute the paper's objective, less the loss of the first logits, which the loop adds."""
+        """Compute the paper's objective, less the loss of the first logits, which the loop adds.
+
+        Args:
+            answers: answers at the nodes of the trees.
+            judge: compares answers with targets.
+        """
         chosen = answers.chosen
         right, right_single = judge.correct(answers.logits), judge.correct(answers.single)
         reward = self._mix(right, _mean_over(right_single, chosen))
@@ -320,14 +324,19 @@ class Tnet(AbstractMethod):
         return self.survey_objective(answers, judge) + self.reinforce * policy.mean()
 
     def survey_objective(self, answers: TreeAnswers, judge: Judge) -> Float[Tensor, ""]:
-        """Compute the objective of a survey: without a policy loss, as nothing was drawn."""
+        """Compute the objective of a survey: without a policy loss, as nothing was drawn.
+
+        Args:
+            answers: answers at the nodes of the trees.
+            judge: compares answers with targets.
+        """
         right, chosen = judge.correct(answers.single), answers.chosen
         reward = self._mix(judge.correct(answers.logits), _mean_over(right, chosen))
         self.reward.update(reward.mean())
         counted = judge.loss(answers.logits[:, 0])
         return self._loss(answers, judge).mean() - counted.mean()
 
-    def _loss(self, answers: TreeAnswers, judge: Judge) -> Tensor:
+    def _loss(self, answers: TreeAnswers, judge: Judge) -> Float[Tensor, "b s"]:
         """Compute the loss ``(b, s)`` of the main answer and of single patches' answers."""
         if answers.pooled is None:
             alone = _mean_over(judge.loss(answers.single), answers.valid)
@@ -335,7 +344,9 @@ class Tnet(AbstractMethod):
             alone = judge.loss(answers.pooled)
         return self.main * judge.loss(answers.logits) + (1 - self.main) * alone
 
-    def _mix(self, of_main: Tensor, of_patches: Tensor) -> Tensor:
+    def _mix(
+        self, of_main: Float[Tensor, "b s"], of_patches: Float[Tensor, "b s"]
+    ) -> Float[Tensor, "b s"]:
         return self.main_reward * of_main + (1 - self.main_reward) * of_patches
 
 
@@ -355,17 +366,13 @@ class TreeLoss(NamedTuple):
         return self.objective(self.answers, judge)
 
 
-def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
+def _mean_over(values: Float[Tensor, "*b n"], valid: Bool[Tensor, "*b n"]) -> Float[Tensor, " *b"]:
     """Average values ``(…, n)`` over the last axis where `valid` ``(…, n)`` is True."""
     return (values * valid).sum(-1) / valid.sum(-1)
 
 
 def _only(patches: Patches, wanted: bool) -> Patches:
     return patches if wanted else patches[:0]
-
-
-def _per_image(rows: Tensor, patches: Sequence[Patches]) -> list[Tensor]:
-    return list(torch.split(rows, [len(part) for part in patches]))
 
 
 def _counts(counts: tuple[int, ...], name: str) -> tuple[int, ...]:

@@ -57,7 +57,13 @@ def compare_scores(
 
 
 def subtract_scores(a: MeasuredScore, b: MeasuredScore, identical: bool) -> Difference:
-    """Return the difference of two scores of the same images; `identical` where all answers are."""
+    """Return the difference of two scores of the same images; `identical` where all answers are.
+
+    Args:
+        a: a score, with its values when one patient is left out.
+        b: the same score of the other answers.
+        identical: whether all answers are equal.
+    """
     n = a.score.n
     if identical:
         return Difference(0.0, 0.0, 0.0, 1.0, "both gave the same answers", n)

@@ -105,7 +105,12 @@ def make_cohort(
 
 
 def score_ranks(prob: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
-    """Compute ``auroc`` and ``auprc`` of probabilities ``(n, k)``, if a fold has two classes."""
+    """Compute ``auroc`` and ``auprc`` of probabilities ``(n, k)``, if a fold has two classes.
+
+    Args:
+        prob: probabilities ``(n, k)``.
+        cohort: targets, folds and patients of the n images.
+    """
     classes = find_ranked_classes(cohort.target, cohort.fold, prob.shape[1])
     if not classes:
         return {}
@@ -158,7 +163,12 @@ def score_decisions(
 
 
 def score_losses(prob: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
-    """Compute Brier score, logarithmic loss and calibration error of probabilities ``(n, k)``."""
+    """Compute Brier score, logarithmic loss and calibration error of probabilities ``(n, k)``.
+
+    Args:
+        prob: probabilities ``(n, k)``.
+        cohort: targets, folds and patients of the n images.
+    """
     n, k = prob.shape
     target = cohort.target
     scores = {}

@@ -6,12 +6,22 @@ from foveate.metrics.types import LEVEL
 
 
 def proportion_interval(successes: int, n: int) -> tuple[float, float]:
-    """Compute the exact 95 % interval of a proportion (Clopper and Pearson); (0, 1) if n is 0."""
+    """Compute the exact 95 % interval of a proportion (Clopper and Pearson); (0, 1) if n is 0.
+
+    Args:
+        successes: number of successes.
+        n: number of trials.
+    """
     return _interval(successes, n, "exact")
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Compute Wilson's 95 % interval of a proportion (1927); (0, 1) if n is 0."""
+    """Compute Wilson's 95 % interval of a proportion (1927); (0, 1) if n is 0.
+
+    Args:
+        successes: number of successes.
+        n: number of trials.
+    """
     return _interval(successes, n, "wilson")
 
 

@@ -62,6 +62,10 @@ class Difference:
 def check_inputs(prob: Floats, target: Ints) -> tuple[Floats, Ints]:
     """Check probabilities and targets, and return them as float64 ``(n, k)`` and int64 ``(n,)``.
 
+    Args:
+        prob: probabilities ``(n, k)``, at least two classes.
+        target: numbers of the true classes ``(n,)``.
+
     Raises:
         ArrayError: shapes disagree, a number is not finite, a row does not sum to 1 (within
             1e-4), or a target is no class.

@@ -156,6 +156,10 @@ def brier_loss(prob: Floats, target: Ints) -> Floats:
 
     With two classes it is that of the positive class (0 to 1), else the sum over classes (0 to 2).
 
+    Args:
+        prob: probabilities ``(n, k)``.
+        target: numbers of the true classes ``(n,)``.
+
     Source: Brier, Monthly Weather Review 78 (1950), 1; for two classes half of his.
     """
     k = prob.shape[1]
@@ -167,6 +171,10 @@ def log_loss(prob: Floats, target: Ints) -> Floats:
     """Compute the logarithmic loss of each image, ``(n,)``, from ``(n, k)`` and ``(n,)``.
 
     The probability is clipped at machine precision.
+
+    Args:
+        prob: probabilities ``(n, k)``.
+        target: numbers of the true classes ``(n,)``.
     """
     true = prob[np.arange(len(prob)), target]
     return np.asarray(-np.log(np.clip(true, np.finfo(np.float64).eps, 1)))
@@ -192,6 +200,10 @@ def assign_bins(prob: Floats) -> Ints:
     """Return the number of the bin of `N_BINS` that each probability ``(n,)`` lies in, ``(n,)``.
 
     A bin contains its lower edge; the last bin contains both.
+
+    Args:
+        prob: probabilities ``(n,)``.
+        n_bins: number of bins from 0 to 1.
     """
     edges = np.linspace(0, 1, N_BINS + 1)
     return np.clip(np.searchsorted(edges, prob, side="right") - 1, 0, N_BINS - 1).astype(np.int64)

@@ -20,7 +20,12 @@ _LOG_OF_ZERO = -1e4
 
 
 def make_small_linear(dim: int, size: int) -> nn.Linear:
-    """Make a linear layer from `dim` to `size` features whose outputs are near 0 at first."""
+    """Make a linear layer from `dim` to `size` features whose outputs are near 0 at first.
+
+    Args:
+        dim: length of the input.
+        size: length of the output.
+    """
     layer = nn.Linear(dim, size)
     nn.init.normal_(layer.weight, std=_SMALL_STD)
     nn.init.zeros_(layer.bias)
@@ -93,7 +98,7 @@ class AdditiveHead(nn.Module):
         return logits, log_share
 
 
-def _log_sum(log_terms: Tensor) -> Tensor:
+def _log_sum(log_terms: Float[Tensor, "b n k"]) -> Float[Tensor, "b k"]:
     """Return the logarithm of the sum over patches ``(b, k)``, finite also without patches.
 
     Args:

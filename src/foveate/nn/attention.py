@@ -112,21 +112,27 @@ class RelationLayer(nn.Module):
         mixed = _TiledAttention.apply(qkv, weight, places, tile)
         return _apply_by_rows(self._add_branches, tokens, mixed)
 
-    def _project(self, tokens: Tensor, position: Tensor) -> Tensor:
+    def _project(
+        self, tokens: Float[Tensor, "b n d"], position: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b n qkv"]:
         """Return queries, keys and values of tokens ``(b, n, d)`` side by side, ``(b, n, 3 d)``."""
         normed, d = self.norm(tokens), tokens.shape[-1]
         query_key = functional.linear(normed + position, self.query_key_value.weight[: 2 * d])
         value = functional.linear(normed, self.query_key_value.weight[2 * d :])
         return torch.cat([query_key, value], -1)
 
-    def _add_branches(self, tokens: Tensor, mixed: Tensor) -> Tensor:
+    def _add_branches(
+        self, tokens: Float[Tensor, "b n d"], mixed: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b n d"]:
         """Add attended values ``(b, n, d)`` and the MLP's output to tokens ``(b, n, d)``."""
         tokens = tokens + self.scale[0] * self.out(mixed)
         out: Tensor = tokens + self.scale[1] * self.mlp(tokens)
         return out
 
 
-def _apply_by_rows(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+def _apply_by_rows(
+    function: Callable[..., Float[Tensor, "b _rows _d"]], *tokens: Float[Tensor, "b n _d"]
+) -> Float[Tensor, "b n _d"]:
     """Apply a function to blocks of tokens, and again in the backward pass.
 
     So only the arguments, each ``(b, n, …)``, are stored for the gradient.
@@ -151,7 +157,9 @@ class _Places:
     centre_patch: Float[Tensor, "b n ndim"]
     everywhere: Bool[Tensor, "b n"] | None = None
 
-    def attend(self, qkv: Tensor, weight: Tensor) -> Tensor:
+    def attend(
+        self, qkv: Float[Tensor, "b n qkv"], weight: Float[Tensor, "h factors"]
+    ) -> Float[Tensor, "b n d"]:
         """Return the values that each token attends to, ``(b, n, d)``, all tokens at once.
 
         Args:
@@ -166,12 +174,14 @@ class _Places:
         bias = functional.pad(bias.masked_fill(self.hidden(tokens, tokens), -torch.inf), (0, 1))
         return self.join_heads(functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype)))
 
-    def hidden(self, rows: slice, columns: slice) -> Tensor:
+    def hidden(self, rows: slice, columns: slice) -> Bool[Tensor, "b 1 m c"]:
         """Return where rows must not attend to columns, ``(b, 1, m, c)``: to padding or itself."""
         index = torch.arange(self.valid.shape[1], device=self.valid.device)
         return ~(self.valid[:, None, None, columns] & (index[rows, None] != index[columns]))
 
-    def offsets(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+    def offsets(
+        self, rows: slice, columns: slice, dtype: torch.dtype
+    ) -> Float[Tensor, "b m c factors"]:
         """Return how the tokens of `columns` lie to those of `rows`, ``(b, m, c, 1 + ndim)``.
 
         That is their distance in patches, then for each axis the side they lie on, from -1 to 1.
@@ -183,11 +193,11 @@ class _Places:
             step = step.masked_fill(placeless.unsqueeze(-1), 0.0)
         return torch.cat([step.norm(dim=-1, keepdim=True), (step / _SIDE_SCALE).tanh()], -1)
 
-    def split_heads(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n dk"]:
         """Reshape ``(b, n, d)`` to ``(b, h, n, d / h)``."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def join_heads(self, x: Tensor) -> Tensor:
+    def join_heads(self, x: Float[Tensor, "b h n dk"]) -> Float[Tensor, "b n d"]:
         """Reshape ``(b, h, n, d / h)`` to ``(b, n, d)``."""
         return x.transpose(1, 2).flatten(-2)
 
@@ -260,8 +270,13 @@ class _TiledAttention(torch.autograd.Function):
 
 
 def _tile_logits(
-    q: Tensor, k: Tensor, weight: Tensor, places: _Places, rows: slice, columns: slice
-) -> tuple[Tensor, Tensor]:
+    q: Float[Tensor, "b h m dk"],
+    k: Float[Tensor, "b h c dk"],
+    weight: Float[Tensor, "h factors"],
+    places: _Places,
+    rows: slice,
+    columns: slice,
+) -> tuple[Float[Tensor, "b h m c"], Float[Tensor, "b m c factors"]]:
     """Compute the logits of one tile, ``(b, h, m, c)``.
 
     Args:

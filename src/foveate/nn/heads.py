@@ -1,4 +1,4 @@
-"""Heads that answer a task's questions from single patches, and the vote of patches.
+"""Heads that answer a task's questions from single patches, and pool the answers.
 
 Sources: the gated sum is that of EMIL (MIDL 2022); the maximum is classic multiple instance
 learning.

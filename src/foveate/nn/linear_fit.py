@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-RowLosses = Callable[[Tensor, Tensor], Tensor]
+RowLosses = Callable[[Float[Tensor, "m k"], Int[Tensor, " m"]], Float[Tensor, " m"]]
 """A function from logits ``(n, k)`` and indices of rows ``(n,)`` to the rows' losses ``(n,)``."""
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
@@ -136,8 +136,12 @@ def fit_trust(
 
 
 def _minimise(
-    z: Tensor, row_losses: RowLosses, rows: Tensor, n_outputs: int, strength: float
-) -> tuple[Tensor, Tensor]:
+    z: Float[Tensor, "n d"],
+    row_losses: RowLosses,
+    rows: Int[Tensor, " n"],
+    n_outputs: int,
+    strength: float,
+) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
     """Fit weight ``(d, k)`` and bias ``(k,)`` to features ``z (n, d)`` of these rows ``(n,)``."""
     weight = z.new_zeros(z.shape[1], n_outputs, requires_grad=True)
     bias = z.new_zeros(n_outputs, requires_grad=True)
@@ -145,7 +149,7 @@ def _minimise(
         [weight, bias], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
     )
 
-    def closure() -> Tensor:
+    def closure() -> Float[Tensor, ""]:
         optimizer.zero_grad()
         loss = row_losses(z @ weight + bias, rows).sum() + strength / 2 * weight.square().sum()
         loss = loss / len(rows)

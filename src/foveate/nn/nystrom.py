@@ -147,7 +147,9 @@ def pseudo_inverse(a: Float[Tensor, "*b m m"], *, iterations: int = 6) -> Float[
     return z
 
 
-def _segments(valid: Tensor, rank: Tensor, landmarks: int) -> Tensor:
+def _segments(
+    valid: Bool[Tensor, "b n"], rank: Int[Tensor, "b n"], landmarks: int
+) -> Bool[Tensor, "b landmarks n"]:
     """Return which tokens belong to each landmark, ``(b, landmarks, n)`` bool.
 
     Args:
@@ -212,10 +214,14 @@ class NystromAttention(nn.Module):
         parts, order = [], []
         for rows, exact in ((few.nonzero()[:, 0], True), ((~few).nonzero()[:, 0], False)):
             if len(rows):
-                inputs = (q[rows], k[rows], v[rows], valid[rows])
-                parts.append(
-                    _attend_exactly(*inputs) if exact else self._nystrom(*inputs, rank[rows])
-                )
+                qkv, real = (q[rows], k[rows], v[rows]), valid[rows]
+                if exact:
+                    mask = real[:, None, None, :]
+                    part = functional.scaled_dot_product_attention(*qkv, attn_mask=mask)
+                else:
+                    n, steps = self.landmarks, self.iterations
+                    part = nystrom_attention(*qkv, real, rank[rows], landmarks=n, iterations=steps)
+                parts.append(part)
                 order.append(rows)
         mixed = torch.cat([p.to(v.dtype) for p in parts])[torch.cat(order).argsort()]
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
@@ -242,22 +248,13 @@ class NystromAttention(nn.Module):
         mixed = (weight.unsqueeze(2).to(v.dtype) @ v).flatten(1)
         return self.out(mixed), weight.mean(1)
 
-    def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(
+        self, tokens: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b h n dk"], Float[Tensor, "b h n dk"], Float[Tensor, "b h n dk"]]:
         """Return queries, keys and values of tokens ``(b, n, d)``, each ``(b, h, n, d / h)``."""
         b, n, _ = tokens.shape
         q, k, v = self.query_key_value(tokens).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
-
-    def _nystrom(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, rank: Tensor) -> Tensor:
-        """Attend through landmarks; the shapes are those of `nystrom_attention`."""
-        return nystrom_attention(
-            q, k, v, valid, rank, landmarks=self.landmarks, iterations=self.iterations
-        )
-
-
-def _attend_exactly(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
-    """Attend from q to k and v, all ``(b, h, n, d / h)``, where ``valid (b, n)``."""
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
 
 
 # -- position --------------------------------------------------------------------------------------
@@ -309,7 +306,7 @@ class PyramidPosition(nn.Module):
         out = torch.zeros_like(tokens, dtype=mixed.dtype)
         return out.masked_scatter(valid.unsqueeze(-1), mixed)
 
-    def _merge_kernels(self) -> tuple[Tensor, Tensor]:
+    def _merge_kernels(self) -> tuple[Float[Tensor, "offsets d"], Float[Tensor, " d"]]:
         """Sum the three kernels to one ``(7 ** ndim, d)``, and their biases to one ``(d,)``."""
         kernels: list[Tensor] = []
         biases: list[Tensor] = []
@@ -322,7 +319,9 @@ class PyramidPosition(nn.Module):
         return kernel.contiguous(), torch.stack(biases).sum(0)
 
 
-def _find_neighbours(cells: Tensor, valid: Tensor, *, reach: int) -> tuple[Tensor, Tensor]:
+def _find_neighbours(
+    cells: Int[Tensor, "b n ndim"], valid: Bool[Tensor, "b n"], *, reach: int
+) -> tuple[Int[Tensor, " t"], Int[Tensor, "offsets u"]]:
     """Find the occupied cell of each valid token, and the neighbours of every occupied cell.
 
     Args:
@@ -379,7 +378,11 @@ class _SparseDepthwise(torch.autograd.Function):
         return grad_values, grad_kernel, None
 
 
-def _gather_sum(values: Tensor, kernel: Tensor, neighbours: Tensor) -> Tensor:
+def _gather_sum(
+    values: Float[Tensor, "u d"],
+    kernel: Float[Tensor, "offsets d"],
+    neighbours: Int[Tensor, "offsets u"],
+) -> Float[Tensor, "u d"]:
     """Sum ``kernel[o] * values[neighbours[o]]`` over offsets o: ``(u, d)``.
 
     Args:

@@ -148,6 +148,8 @@ class PatchTrust(nn.Module):
             self.value.fill_(factor)
 
 
-def _sum_weighted(values: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
+def _sum_weighted(
+    values: Sequence[Float[Tensor, " *shape"]], weights: Iterable[Float[Tensor, ""]]
+) -> Float[Tensor, " *shape"]:
     """Sum tensors of one shape, each times its weight, a scalar."""
     return torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(0)

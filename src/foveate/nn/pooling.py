@@ -148,7 +148,7 @@ class CrossPool(nn.Module):
         """Compute the keys ``(…, n, h, dk)`` of tokens ``(…, n, d)``."""
         return self._split(self.to_key(tokens))
 
-    def _split(self, vectors: Tensor) -> Tensor:
+    def _split(self, vectors: Float[Tensor, "*b d"]) -> Float[Tensor, "*b h dk"]:
         """Reshape vectors ``(…, d)`` to ``(…, h, dk)``."""
         return vectors.view(*vectors.shape[:-1], self.attention_heads, -1)
 

@@ -55,7 +55,9 @@ class EmbedOnce:
         other_rows = (~constant).nonzero()[:, 0]
         return f.index_put((other_rows,), self._embed(patches[other_rows]).to(f.dtype))
 
-    def _embed_colours(self, patches: Tensor, colours: Tensor) -> Tensor:
+    def _embed_colours(
+        self, patches: Float[Tensor, "u c *space"], colours: Float[Tensor, "u c"]
+    ) -> Float[Tensor, "u d"]:
         """Embed one patch ``(u, c, *space)`` of each colour ``(u, c)``, or look it up."""
         if torch.is_grad_enabled():
             return self._embed(patches)
@@ -68,7 +70,7 @@ class EmbedOnce:
                 self._cache |= rows
         return torch.stack([rows[key] for key in keys])
 
-    def _embed(self, patches: Tensor) -> Tensor:
+    def _embed(self, patches: Float[Tensor, "m c *space"]) -> Float[Tensor, "m d"]:
         """Embed patches ``(m, c, *space)`` to ``(m, d)``, and count them."""
         self.n_embedded += len(patches)
         return self._encoder(patches)

@@ -87,20 +87,26 @@ class _Replay(torch.autograd.Function):
         return (None, None, None, *totals)
 
 
-def _add(total: Tensor | None, new: Tensor | None) -> Tensor | None:
+def _add(
+    total: Float[Tensor, " *shape"] | None, new: Float[Tensor, " *shape"] | None
+) -> Float[Tensor, " *shape"] | None:
     """Add a gradient to a sum of the same shape, in place; None stands for zeros."""
     if total is None or new is None:
         return new if total is None else total
     return total.add_(new)
 
 
-def _generator_states(device: str) -> tuple[Tensor, Tensor | None]:
+def _generator_states(
+    device: str,
+) -> tuple[Shaped[Tensor, " _bytes"], Shaped[Tensor, " _bytes"] | None]:
     """Read the states of the generators of the CPU and of the GPU, each ``(bytes,)``."""
     on_device = torch.cuda.get_rng_state() if device == "cuda" else None
     return torch.get_rng_state(), on_device
 
 
-def _restore(states: tuple[Tensor, Tensor | None], device: str) -> None:
+def _restore(
+    states: tuple[Shaped[Tensor, " _bytes"], Shaped[Tensor, " _bytes"] | None], device: str
+) -> None:
     """Set the generators to states from `_generator_states`."""
     torch.set_rng_state(states[0])
     if device == "cuda" and states[1] is not None:

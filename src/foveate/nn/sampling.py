@@ -236,25 +236,27 @@ def estimate_deviation(
     return variance.sqrt().masked_fill(count < 2, torch.nan)
 
 
-def _masked(a: Tensor, f: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _masked(
+    a: Float[Tensor, "b n"], f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"] | None
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
     """Return ``a (b, n)`` and ``f (b, n, d)`` with 0 for padding, and the mask ``(b, n)``."""
     if valid is None:
         return a, f, torch.ones_like(a, dtype=torch.bool)
     return a.masked_fill(~valid, 0.0), f.masked_fill(~valid.unsqueeze(-1), 0.0), valid
 
 
-def _bounded_ratio(mass: Tensor, a: Tensor) -> Tensor:
+def _bounded_ratio(mass: Float[Tensor, "b n"], a: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """Return ``mass / a`` ``(b, n)`` without gradient; bounded where a is below 1e-19."""
     limits = torch.finfo(a.dtype)
     return (mass / a.detach().clamp_min(limits.tiny)).clamp_max(limits.max**0.5)
 
 
-def _count(a: Tensor, valid: Tensor) -> Tensor:
+def _count(a: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"]) -> Float[Tensor, "b 1"]:
     """Count the valid draws of each row, at least 1, ``(b, 1)``, in the dtype of `a`."""
     return valid.sum(1, keepdim=True).clamp_min(1).to(a.dtype)
 
 
-def _remaining(a: Tensor) -> Tensor:
+def _remaining(a: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """Compute the attention left before each draw, ``(b, n)``, from that of the drawn cells.
 
     It is at least a_i: rounding may push it below, even below 0, where nearly all is drawn.
@@ -293,7 +295,9 @@ class _Baseline(torch.autograd.Function):
         return g, (-part / count).masked_fill(~valid, 0.0), None, None, None, None
 
 
-def _mean_of_earlier_terms(a: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+def _mean_of_earlier_terms(
+    a: Float[Tensor, "b n"], v: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"]
+) -> Float[Tensor, "b n"]:
     """Compute ``b_i = sum_{j<i} g.F_j / (i + 1)``, ``(b, n)``, from ``v_i = g.f_i``, ``(b, n)``.
 
     It depends on no draw from i on.
@@ -318,7 +322,7 @@ def kl_divergences(
         log_prior: log-probabilities of the cells in the prior, ``(b, k)``, normalised like `log_a`.
 
     Returns:
-        A scalar.
+        The divergences ``(b,)``, at least 0.
     """
     padding = log_a.isneginf()
     gap = log_a.masked_fill(padding, 0.0) - log_prior.masked_fill(padding, 0.0)

@@ -112,7 +112,9 @@ def perturbed_top_k(
     return TopK(index, used, weight)
 
 
-def _choose_hard(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def _choose_hard(
+    masked: Float[Tensor, "b k"], n: int
+) -> tuple[Int[Tensor, "b 1 n"], Float[Tensor, "b 1 2"]]:
     """Choose the top n of scores ``(b, k)``, ties by position, as the one sample of `_choose`."""
     top = masked.sort(dim=-1, descending=True, stable=True)
     chosen = _sort_by_position(top.indices[:, None, :n], masked)
@@ -120,8 +122,8 @@ def _choose_hard(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def _choose(
-    masked: Tensor, n: int, sigma: float, samples: int, generators: Generators | None
-) -> tuple[Tensor, Tensor]:
+    masked: Float[Tensor, "b k"], n: int, sigma: float, samples: int, generators: Generators | None
+) -> tuple[Int[Tensor, "b samples n"], Float[Tensor, "b samples 2"]]:
     """Choose the top n of noisy scores in each noise sample.
 
     Args:
@@ -149,7 +151,9 @@ def _choose(
     return chosen, border
 
 
-def _noise(masked: Tensor, samples: int, generators: Generators | None) -> Tensor:
+def _noise(
+    masked: Float[Tensor, "b k"], samples: int, generators: Generators | None
+) -> Float[Tensor, "b samples k"]:
     """Draw standard normal numbers ``(b, samples, k)``; a row's depend on its own cells alone."""
     b, k = masked.shape
     if generators is None:
@@ -162,13 +166,17 @@ def _noise(masked: Tensor, samples: int, generators: Generators | None) -> Tenso
     return numbers.to(masked.device)
 
 
-def _sort_by_position(top: Tensor, masked: Tensor) -> Tensor:
+def _sort_by_position(
+    top: Int[Tensor, "b samples n"], masked: Float[Tensor, "b k"]
+) -> Int[Tensor, "b samples n"]:
     """Sort cells ``(b, samples, n)`` by position, with k in place of those of score ``-inf``."""
     padding = masked.gather(1, top.flatten(1)).isneginf().view_as(top)
     return top.masked_fill(padding, masked.shape[1]).sort(dim=-1).values
 
 
-def _union(chosen: Tensor, k: int, keep: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _union(
+    chosen: Int[Tensor, "b samples n"], k: int, keep: int | None
+) -> tuple[Int[Tensor, "b u"], Bool[Tensor, "b u"], Int[Tensor, "b samples n"]]:
     """List the cells that any sample chose, and the column of each choice in that list.
 
     Args:
@@ -191,7 +199,9 @@ def _union(chosen: Tensor, k: int, keep: int | None) -> tuple[Tensor, Tensor, Te
     return index, used, rank.gather(1, flat).view_as(chosen).int()
 
 
-def _list_marked(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _list_marked(
+    mask: Bool[Tensor, "b k"],
+) -> tuple[Int[Tensor, "b u"], Bool[Tensor, "b u"], Int[Tensor, "b _k"]]:
     """List the marked cells of each row.
 
     Args:
@@ -210,7 +220,9 @@ def _list_marked(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return index, used, functional.pad(rank, (0, 1), value=u)
 
 
-def _frequency(column: Tensor, u: int, dtype: torch.dtype) -> Tensor:
+def _frequency(
+    column: Int[Tensor, "b samples n"], u: int, dtype: torch.dtype
+) -> Float[Tensor, "b n u"]:
     """Compute the share of the samples in which each row is in each column, ``(b, n, u)``.
 
     Counts are whole numbers, so that their sum is exact in any order.
@@ -261,7 +273,13 @@ class _Perturbed(torch.autograd.Function):
         return gradient, None, None, None, None, None, None
 
 
-def _covariance(scores: Tensor, inside: Tensor, border: Tensor, s: Tensor, sigma: float) -> Tensor:
+def _covariance(
+    scores: Float[Tensor, "b r"],
+    inside: Int[Tensor, "b samples n"],
+    border: Float[Tensor, "b samples 2"],
+    s: Float[Tensor, "b samples"],
+    sigma: float,
+) -> Float[Tensor, "b r"]:
     """Sum, over samples, ``s`` times the mean noise of each cell given the chosen set.
 
     Args:

@@ -94,7 +94,12 @@ def resample_affine(
     return _sample(x, theta, cells, outside)
 
 
-def _sample(x: Tensor, theta: Tensor, cells: Sequence[int], outside: str) -> Tensor:
+def _sample(
+    x: Float[Tensor, "m c *space"],
+    theta: Float[Tensor, "m d _d"],
+    cells: Sequence[int],
+    outside: str,
+) -> Float[Tensor, "m c *cells"]:
     """Sample ``x (m, c, *space)`` by affine maps ``theta (m, d, d + 1)``: ``(m, c, *cells)``."""
     # Autocast would round coordinates to half precision.
     with torch.autocast(x.device.type, enabled=False):

@@ -22,8 +22,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from foveate.errors import OptionError, UnknownName, did_you_mean
+from foveate.errors import OptionError, UnknownName
 from foveate.parts.required import check_attributes, check_class
+from foveate.wording import did_you_mean
 
 PartKind = Literal["methods", "readers", "tasks", "encoders", "exports", "aggregators"]
 
@@ -106,6 +107,10 @@ def find(kind: PartKind, name: str) -> type[Any]:
 
 def check_built(kind: PartKind, part: Built) -> Built:
     """Return a part that was built, if it has all attributes that its contract requires.
+
+    Args:
+        kind: kind of the part.
+        part: the part.
 
     Raises:
         OptionError: it lacks one; the message names its file, its class and the attribute.

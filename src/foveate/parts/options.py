@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, Unpack
 
-from foveate.errors import OptionError, did_you_mean
+from foveate.errors import OptionError
 from foveate.parts import PartKind, find
+from foveate.wording import did_you_mean
 
 
 @dataclass(frozen=True)

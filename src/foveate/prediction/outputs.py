@@ -57,7 +57,13 @@ class Summary:
     factors: dict[str, float] = field(default_factory=dict)
 
     def add(self, case: Case, row: dict[str, Any], entry: Mapping[str, Any]) -> None:
-        """Add an image by its row of the table and its entry of the journal."""
+        """Add an image by its row of the table and its entry of the journal.
+
+        Args:
+            case: the image.
+            row: its row of ``predictions.csv``.
+            entry: its entry of the journal.
+        """
         self.rows.append(row)
         if entry.get("factor") is not None:
             self.factors[case.image_id] = entry["factor"]

@@ -103,7 +103,15 @@ def write_files(
     folder: Path,
     options: PredictOptions,
 ) -> dict[str, Any]:
-    """Write the files of an answer, and return its entry of the index of pictures."""
+    """Write the files of an answer, and return its entry of the index of pictures.
+
+    Args:
+        answer: the answer, with the bytes of its files.
+        row: its row of ``predictions.csv``.
+        models: the models that answered.
+        folder: folder of the pictures.
+        options: how the models predict, with the exports that were asked for.
+    """
     stem = safe_name(answer.case.image_id)
     for suffix, content in answer.files.items():
         write_bytes(folder / f"{stem}{suffix}", content)
@@ -123,7 +131,12 @@ def write_files(
 
 
 def forget_files(folder: Path, case: Case) -> None:
-    """Remove the files of an earlier answer for this image, so that no old picture stays."""
+    """Remove the files of an earlier answer for this image, so that no old picture stays.
+
+    Args:
+        folder: folder of the pictures.
+        case: the image.
+    """
     suffixes = [find("exports", name).suffix for name in names("exports")]
     for suffix in (".npz", *suffixes):
         (folder / f"{safe_name(case.image_id)}{suffix}").unlink(missing_ok=True)

@@ -10,7 +10,13 @@ from foveate.runs.models import Ensemble
 
 
 def name_columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool) -> list[str]:
-    """Return the columns of ``predictions.csv``, in order."""
+    """Return the columns of ``predictions.csv``, in order.
+
+    Args:
+        models: the models that answered.
+        rows: rows of the table.
+        seen: whether a column states the images that the models were trained on.
+    """
     columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
     columns += ["models", *models.task.columns]
     if len(models) > 1:
@@ -21,7 +27,12 @@ def name_columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool
 
 
 def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
-    """Return the row of ``predictions.csv`` for an answer, by column; numbers are text."""
+    """Return the row of ``predictions.csv`` for an answer, by column; numbers are text.
+
+    Args:
+        answer: the answer about an image.
+        models: the models that answered.
+    """
     task, point, case = models.task, models.point, answer.case
     threshold = point.get("threshold")
     row: dict[str, Any] = {

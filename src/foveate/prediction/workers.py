@@ -180,7 +180,12 @@ class AbstractWorkers(ABC):
 
     @abstractmethod
     def submit(self, i: int, job: CaseJob) -> Future[Reply]:
-        """Let worker i predict an image."""
+        """Let worker i predict an image.
+
+        Args:
+            i: number of the worker.
+            job: the image and how it is to be predicted.
+        """
 
     @abstractmethod
     def stop(self) -> None:

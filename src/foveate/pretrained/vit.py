@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.errors import OptionError, one_line
+from foveate.errors import OptionError
+from foveate.wording import one_line
 
 Arguments = dict[str, Any]
 
@@ -41,7 +43,7 @@ class VitMap(nn.Module):
         self.width = int(vit.embed_dim)
         self.with_class = bool(vit.has_class_token)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Float[Tensor, "b 3 y x"]) -> list[Float[Tensor, "b _c _rows _columns"]]:
         """Compute one map ``(b, d or 2 d, *ceil((y, x) / stride))`` of images ``(b, 3, y, x)``."""
         below, right = (-n % self.stride for n in x.shape[-2:])
         x = functional.pad(x, (0, right, 0, below), "replicate")
@@ -119,7 +121,7 @@ def format_arguments(arguments: Mapping[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in arguments.items())
 
 
-def infer_arguments(tensors: Mapping[str, Tensor]) -> Arguments:
+def infer_arguments(tensors: Mapping[str, Shaped[Tensor, " ..."]]) -> Arguments:
     """Infer the arguments of a ViT's constructor from the names and shapes of its weights.
 
     Networks of pathology have timm's names but differ from timm's networks in layer scale,
@@ -155,7 +157,9 @@ def infer_arguments(tensors: Mapping[str, Tensor]) -> Arguments:
     return arguments | _infer_positions(weights, arguments) | _infer_mlp(weights, width)
 
 
-def _infer_positions(tensors: Mapping[str, Tensor], arguments: Arguments) -> Arguments:
+def _infer_positions(
+    tensors: Mapping[str, Shaped[Tensor, " ..."]], arguments: Arguments
+) -> Arguments:
     """Infer the image size, and whether only patch tokens have position embeddings."""
     if "pos_embed" not in tensors:
         return {}
@@ -172,7 +176,7 @@ def _infer_positions(tensors: Mapping[str, Tensor], arguments: Arguments) -> Arg
     return {"no_embed_class": patches_only, **size}
 
 
-def _infer_mlp(tensors: Mapping[str, Tensor], width: int) -> Arguments:
+def _infer_mlp(tensors: Mapping[str, Shaped[Tensor, " ..."]], width: int) -> Arguments:
     """Infer the width of the layers between two attentions, and whether they are gated."""
     before = tensors.get("blocks.0.mlp.fc1.weight", tensors.get("blocks.0.mlp.w12.weight"))
     after = tensors.get("blocks.0.mlp.fc2.weight", tensors.get("blocks.0.mlp.w3.weight"))

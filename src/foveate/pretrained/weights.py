@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from foveate.errors import CheckpointError, converting, one_line
+from foveate.errors import CheckpointError, converting
 from foveate.files.digest import file_sha256
+from foveate.wording import one_line
 
-Tensors = dict[str, Tensor]
+Tensors = dict[str, Shaped[Tensor, " ..."]]
 
 _WRAPPERS = ("state_dict", "model", "teacher")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
@@ -57,7 +59,7 @@ def read_weights(file: str, expected: str = "") -> tuple[Tensors, str]:
 
 def fit_weights(
     net: nn.Module,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Shaped[Tensor, " ..."]],
     *,
     file: str,
     encoder: str,
@@ -153,7 +155,7 @@ def _check(
         )
 
 
-def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, str]) -> str:
+def _prefix(tensors: Mapping[str, Shaped[Tensor, " ..."]], wanted: Mapping[str, str]) -> str:
     """Find the chain of prefixes after whose removal most names are those of the network."""
     best, most = "", -1
     for n in range(_MAX_PREFIXES + 1):

@@ -63,7 +63,14 @@ def render(
     *,
     size_inches: tuple[float, float] = (5.2, 4.0),
 ) -> Drawn:
-    """Draw a figure; write it as PNG to `path`, and return it as SVG for the page."""
+    """Draw a figure; write it as PNG to `path`, and return it as SVG for the page.
+
+    Args:
+        draw: draws on an empty figure.
+        path: the PNG file.
+        alt: text for readers who do not see the figure.
+        size_inches: width and height.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -80,7 +87,12 @@ def render(
 
 
 def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
-    """Draw loss, validation score, learning rate and seconds by epoch, one colour per fold."""
+    """Draw loss, validation score, learning rate and seconds by epoch, one colour per fold.
+
+    Args:
+        figure: an empty figure.
+        folds: files of the folds.
+    """
     (loss, score), (rate, seconds) = figure.subplots(2, 2)
     histories = [fold.history for fold in folds]
     for k, fold in enumerate(folds):

@@ -97,7 +97,7 @@ def _judge(task: AbstractTask | None, entry: dict[str, Any], row: Row) -> Verdic
     return Verdict("unlabelled", "", (0.0, 0.0)) if task is None else task.verdict(entry, row)
 
 
-def _find_file(folder: Path, name: Any) -> Path | None:
+def _find_file(folder: Path, name: object) -> Path | None:
     """Return a file beside the index, or None; a name with folders is cut to its last part."""
     if not name:
         return None

@@ -90,7 +90,7 @@ def _render_training(run: RunFiles) -> Drawn | None:
     )
 
 
-def _write_plain(value: Any) -> str:
+def _write_plain(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return "not installed" if value is None else str(value)

@@ -43,7 +43,13 @@ def redraw(fold: Path) -> None:
 
 
 def draw_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:
-    """Draw the loss of training, and that of validation dashed; in two colours without `colour`."""
+    """Draw the loss of training, and that of validation dashed; in two colours without `colour`.
+
+    Args:
+        axes: the panel.
+        rows: rows of the training log, one per epoch.
+        colour: colour of the fold.
+    """
     epoch = read_column(rows, "epoch")
     for key, default_colour, line in (("train_loss", BLUE, ".-"), ("val_loss", ORANGE, ".--")):
         values = read_column(rows, key)
@@ -52,7 +58,12 @@ def draw_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None
 
 
 def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
-    """Set title, legend and limits of the panel of losses."""
+    """Set title, legend and limits of the panel of losses.
+
+    Args:
+        axes: the panel.
+        histories: rows of the training log of each fold.
+    """
     from matplotlib.lines import Line2D
 
     several = len(histories) > 1
@@ -76,7 +87,14 @@ def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
 def draw_score(
     axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
 ) -> None:
-    """Draw the validation score, with a ring around its best epoch."""
+    """Draw the validation score, with a ring around its best epoch.
+
+    Args:
+        axes: the panel.
+        rows: rows of the training log, one per epoch.
+        colour: colour of the fold.
+        name: name of the fold in the legend; None for none.
+    """
     key = find_score_column(rows)
     values = [] if key is None else read_column(rows, key)
     if not values or np.isnan(values).all():
@@ -89,7 +107,12 @@ def draw_score(
 
 
 def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
-    """Set title, legend and limits of the panel of validation scores."""
+    """Set title, legend and limits of the panel of validation scores.
+
+    Args:
+        axes: the panel.
+        histories: rows of the training log of each fold.
+    """
     keys = [key for key in map(find_score_column, histories) if key is not None]
     values = [v for rows in histories for v in read_column(rows, find_score_column(rows) or "")]
     seen = np.array(values)[~np.isnan(values)] if values else np.zeros(0)
@@ -111,7 +134,14 @@ def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
 def draw_rate(
     axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
 ) -> None:
-    """Draw the learning rate by epoch."""
+    """Draw the learning rate by epoch.
+
+    Args:
+        axes: the panel.
+        rows: rows of the training log, one per epoch.
+        colour: colour of the fold.
+        name: name of the fold in the legend; None for none.
+    """
     values = read_column(rows, "lr")
     axes.set_title("learning rate")
     if np.isnan(values).all():
@@ -128,7 +158,12 @@ def _write_absent(axes: Axes, text: str) -> None:
 
 
 def draw_seconds(axes: Axes, rows: list[Row]) -> None:
-    """Draw the seconds per epoch: waiting for pixels below, computing above."""
+    """Draw the seconds per epoch: waiting for pixels below, computing above.
+
+    Args:
+        axes: the panel.
+        rows: rows of the training log, one per epoch.
+    """
     epoch = read_column(rows, "epoch")
     reading = np.nan_to_num(read_column(rows, "seconds_reading"))
     computing = np.nan_to_num(read_column(rows, "seconds_computing"))

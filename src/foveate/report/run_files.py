@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import yaml
 
-from foveate.errors import CheckpointError, FoveateError, one_line
+from foveate.errors import CheckpointError, FoveateError
 from foveate.presentation import read_number
 from foveate.runs.folder import model_folders, read_json, read_rows
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
+from foveate.wording import one_line
 
 Row = dict[str, str]
 T = TypeVar("T")
@@ -200,6 +201,11 @@ class _Disk:
 
 
 def read_column(rows: list[Row], key: str) -> list[float]:
-    """Return the numbers of a column; NaN for cells without a finite number."""
+    """Return the numbers of a column; NaN for cells without a finite number.
+
+    Args:
+        rows: rows of a CSV file.
+        key: name of the column.
+    """
     numbers = (read_number(row, key) for row in rows)
     return [math.nan if value is None else value for value in numbers]

@@ -25,7 +25,12 @@ _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def pick_scores(metrics: Mapping[str, Any], part: str = "metrics") -> dict[str, dict[str, Any]]:
-    """Return the well-formed scores that are stored under the key `part`, by name."""
+    """Return the well-formed scores that are stored under the key `part`, by name.
+
+    Args:
+        metrics: content of ``metrics.json``.
+        part: key of the scores.
+    """
     stored = metrics.get(part)
     items = stored.items() if isinstance(stored, Mapping) else ()
     return {str(name): score for name, score in items if isinstance(score, dict)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from foveate._version import __version__
@@ -81,7 +82,9 @@ def _check_axes(card: ModelCard, method: type[AbstractMethod], encoder: Abstract
         )
 
 
-def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> None:
+def save_model(
+    folder: Path, card: ModelCard, weights: Mapping[str, Shaped[Tensor, " ..."]]
+) -> None:
     """Write ``model.safetensors`` and ``model.json``; the JSON, written last, seals both.
 
     Args:
@@ -158,7 +161,7 @@ def _build_stored(card: ModelCard, path: Path) -> Model:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _first_misfit(method: AbstractMethod, weights: Mapping[str, Tensor]) -> str:
+def _first_misfit(method: AbstractMethod, weights: Mapping[str, Shaped[Tensor, " ..."]]) -> str:
     expected = method.state_dict()
     for name in [*expected, *(n for n in weights if n not in expected)]:
         if name not in weights:
@@ -170,7 +173,9 @@ def _first_misfit(method: AbstractMethod, weights: Mapping[str, Tensor]) -> str:
     return "its tensors are of another kind"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Shaped[Tensor, " ..."]], note: Mapping[str, Any]
+) -> None:
     """Write tensors and a JSON note into one file, completely or not at all.
 
     Args:
@@ -195,7 +200,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
         ) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Shaped[Tensor, " ..."]], dict[str, Any]]:
     """Read the tensors and the note that `write_tensors` wrote.
 
     Raises:
@@ -215,7 +220,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, note
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Shaped[Tensor, " ..."]]:
     """Return the state of an optimiser as named tensors, with the learning rates of its groups."""
     state = optimizer.state_dict()["state"]
     rates = torch.tensor([group["lr"] for group in optimizer.param_groups], dtype=torch.float64)
@@ -226,8 +231,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Set the state of an optimiser to the tensors that `optimizer_tensors` returned."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Shaped[Tensor, " ..."]]
+) -> None:
+    """Set the state of an optimiser to the tensors that `optimizer_tensors` returned.
+
+    Args:
+        optimizer: optimiser of the same parameters; it is changed.
+        tensors: its state by name.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

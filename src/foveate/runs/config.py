@@ -11,7 +11,7 @@ import yaml
 
 from foveate import defaults
 from foveate.batch import View
-from foveate.errors import OptionError, did_you_mean, explain_os_error
+from foveate.errors import OptionError, explain_os_error
 from foveate.exports import build_exports
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names
@@ -19,6 +19,7 @@ from foveate.parts.options import options, parse_options
 from foveate.readers import check_options
 from foveate.runs.card import ModelCard
 from foveate.runs.schedule import TrainOptions
+from foveate.wording import did_you_mean
 from foveate.yamltext import parse_yaml
 
 
@@ -187,6 +188,11 @@ def _check_name(value: Any, key: str) -> str:
 def parse_options_all(section: type[Any], nested: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Parse the options of a section, also those without a default, which `parse_options` skips.
 
+    Args:
+        section: the class of the section's options.
+        nested: values by name, from the file and the flags.
+        where: name of the section, for messages.
+
     Raises:
         OptionError: a key is unknown, or a value does not fit.
     """
@@ -216,7 +222,12 @@ def _check_part_options(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
-    """Return the config with encoder ``auto`` replaced by the one for images of `axes` axes."""
+    """Return the config with encoder ``auto`` replaced by the one for images of `axes` axes.
+
+    Args:
+        config: options of the run.
+        axes: axes of its images, 2 or 3.
+    """
     if config.encoder != "auto":
         return config
     named = replace(config, encoder=defaults.ENCODER_BY_AXES[axes])
@@ -253,6 +264,10 @@ def make_card(
 
 def fill_encoder_options(config: RunConfig, method: Any) -> dict[str, Any]:
     """Return all options of the encoder: its defaults, then the method's, then the user's.
+
+    Args:
+        config: options of the run.
+        method: class of the method, which may set defaults of its encoder.
 
     Raises:
         OptionError: an option that the encoder does not take.

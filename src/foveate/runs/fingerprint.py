@@ -96,7 +96,12 @@ def list_files(encoder_options: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def save_inputs(inputs: Inputs, path: Path) -> None:
-    """Write the inputs as JSON, completely or not at all."""
+    """Write the inputs as JSON, completely or not at all.
+
+    Args:
+        inputs: fingerprints of a run's inputs.
+        path: the JSON file.
+    """
     write_json(path, {"schema": _SCHEMA, "images": inputs.images, "files": inputs.files})
 
 
@@ -129,6 +134,11 @@ def load_inputs(path: Path) -> Inputs:
 
 def check_unchanged(was: Inputs, now: Inputs, run: Path) -> None:
     """Refuse to continue a run whose inputs were changed since it was begun.
+
+    Args:
+        was: inputs when the run was begun.
+        now: inputs at present.
+        run: folder of the run, for messages.
 
     Raises:
         CheckpointError: an input was changed; the message names the first kind of change.
@@ -245,7 +255,7 @@ def _pick_content(stated: Stated | None) -> tuple[Any, Any] | None:
     return None if stated is None else (stated["size"], stated["sha256"])
 
 
-def _quote(value: Any) -> str:
+def _quote(value: object) -> str:
     if isinstance(value, list):
         return " x ".join(f"{v:g}" for v in value) + " um"
     return "none" if value is None else f"'{value}'"

@@ -47,6 +47,11 @@ def claim_folder(folder: Path, config: Mapping[str, Any], text: str) -> None:
     old ones, so that a command can be corrected and repeated. Options that only add a step
     (``refit``) may be turned on later. Half-written files of killed runs are removed.
 
+    Args:
+        folder: the folder.
+        config: options of the run, as they are compared.
+        text: content of ``config.yaml``.
+
     Raises:
         CheckpointError: the folder belongs to a run with other options, or holds other files.
     """
@@ -253,7 +258,12 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def log_into(folder: Path, display: Display) -> Iterator[None]:
-    """Write foveate's log to ``log.txt`` of a folder, and its warnings to a display as well."""
+    """Write foveate's log to ``log.txt`` of a folder, and its warnings to a display as well.
+
+    Args:
+        folder: folder of the log.
+        display: display that shows warnings.
+    """
     handlers = [log_to(folder), DisplayHandler(display)]
     logging.getLogger("foveate").addHandler(handlers[1])
     try:
@@ -268,6 +278,10 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
     """Write foveate's log to ``log.txt``; return the handler, which the caller removes at the end.
 
     Warnings about files that were given once are given again, because a new log begins.
+
+    Args:
+        folder: folder of the log.
+        level: least level that is written.
     """
     reset_warnings()
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,12 +294,25 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a CSV file with these columns, completely or not at all; formulas are guarded."""
+    """Write a CSV file with these columns, completely or not at all; formulas are guarded.
+
+    Args:
+        path: the file.
+        rows: values by column.
+        columns: the columns in order.
+    """
     write_text(path, csv_text(rows, columns))
 
 
 def make_quarantine_row(image_id: str, path: object, stage: str, reason: str) -> dict[str, str]:
-    """Build a row of ``quarantine.csv``: which image was set aside, at which stage, and why."""
+    """Build a row of ``quarantine.csv``: which image was set aside, at which stage, and why.
+
+    Args:
+        image_id: id of the image.
+        path: its file.
+        stage: when it was set aside, such as ``plan`` or ``training``.
+        reason: why it was set aside.
+    """
     return {"image_id": image_id, "path": str(path), "stage": stage, "reason": reason}
 
 

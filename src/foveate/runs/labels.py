@@ -24,6 +24,10 @@ from foveate.tasks.base import AbstractTask
 def read_table(config: RunConfig, display: Display) -> CaseTable:
     """Read the table that a config names, display notes about it, and shuffle labels on demand.
 
+    Args:
+        config: config of the run.
+        display: shows the notes.
+
     Raises:
         TableError: the table cannot be used.
     """
@@ -46,7 +50,13 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
 
 
 def drop_unknown_labels(table: CaseTable, task: AbstractTask, display: Display) -> CaseTable:
-    """Set rows aside whose label the task does not understand, and display why."""
+    """Set rows aside whose label the task does not understand, and display why.
+
+    Args:
+        table: the table of the run.
+        task: the task.
+        display: shows why rows are set aside.
+    """
     understood = with_known_labels(table, task, {})
     for note in understood.notes[len(table.notes) :]:
         display.say(note)

@@ -55,6 +55,11 @@ class Plan:
 def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     """Read the table and make the plan; a plan that the folder already holds is read from there.
 
+    Args:
+        config: config of the run.
+        folder: folder of the run.
+        display: shows notes and progress.
+
     Raises:
         FoveateError: whatever the user has to mend.
     """

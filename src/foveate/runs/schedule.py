@@ -200,6 +200,10 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
     """Compute the learning rate at an epoch, which may be a fraction.
 
     In each stage it rises linearly in the warm-up, then falls as a cosine to nearly zero.
+
+    Args:
+        schedule: epochs and rates of the stages.
+        epoch: the epoch; may be a fraction.
     """
     done = schedule.done(epoch)
     if done < schedule.warmup:
@@ -214,6 +218,10 @@ def parameter_groups(method: AbstractMethod, options: TrainOptions) -> list[dict
 
     Weight decay on matrices and kernels, none on biases, norms and scales. Tiers of a pretrained
     encoder have smaller rates, the smaller the earlier.
+
+    Args:
+        method: the method, with its encoder.
+        options: learning rates and weight decay.
     """
     scale = {id(p): 1.0 for p in method.parameters() if p.requires_grad}
     for back, tier in enumerate(reversed(method.encoder.tiers())):
@@ -235,7 +243,14 @@ def parameter_groups(method: AbstractMethod, options: TrainOptions) -> list[dict
 def epoch_groups(
     cases: Sequence[Case], batch_size: int, *, seed: int, epoch: int
 ) -> list[list[Case]]:
-    """Divide the images into the batches of an epoch; the order depends on seed and epoch alone."""
+    """Divide the images into the batches of an epoch; the order depends on seed and epoch alone.
+
+    Args:
+        cases: images of the training part.
+        batch_size: images per batch.
+        seed: seed of the run.
+        epoch: number of the epoch.
+    """
     order = np.random.default_rng((seed, epoch)).permutation(len(cases))
     shuffled = [cases[i] for i in order]
     return [

@@ -11,7 +11,12 @@ from foveate.table import several
 
 
 def describe_view(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
-    """Describe the view, and what it means for images of these shapes."""
+    """Describe the view, and what it means for the images of a run.
+
+    Args:
+        view: how images are read.
+        shapes: shapes of the images, in pixels of level 0.
+    """
     if view.axes == 3:
         return (
             f"view: cubes of {view.patch_px} voxels of {view.spacing_um / 1000:g} mm, "

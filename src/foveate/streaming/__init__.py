@@ -220,8 +220,12 @@ class Streamed(nn.Module):
     # -- inside -------------------------------------------------------------------------------
 
     def _run_at_once(
-        self, graph: Graph, grid: TileGrid, source: AbstractSource, draws: Mapping[int, Tensor]
-    ) -> Tensor:
+        self,
+        graph: Graph,
+        grid: TileGrid,
+        source: AbstractSource,
+        draws: Mapping[int, Shaped[Tensor, " ..."]],
+    ) -> Shaped[Tensor, "1 k *cells"]:
         """Compute the map ``(1, k, *cells)`` of one image in one tile, whose activations stay."""
         (tile,) = grid
         if isinstance(source, MapSource):
@@ -268,7 +272,7 @@ class Streamed(nn.Module):
         return tuple(-(-n // t) for n, t in zip(space, tile, strict=True))
 
     def _device_and_dtype(
-        self, like: AbstractSource | Tensor | None
+        self, like: AbstractSource | Shaped[Tensor, " ..."] | None
     ) -> tuple[torch.device, torch.dtype]:
         """Return device and dtype of a source or tensor of any shape; None for the parameters."""
         if like is None:
@@ -313,6 +317,8 @@ class Streamed(nn.Module):
         return {**self.__dict__, "_traced": {}, "_graphs": {}, "_plans": {}, "on_progress": None}
 
 
-def _split_images(x: Tensor, stored: DiskMap | None = None) -> list[AbstractSource]:
+def _split_images(
+    x: Shaped[Tensor, "b c *space"], stored: DiskMap | None = None
+) -> list[AbstractSource]:
     """Make a source of each image of ``(b, c, *space)``, which may be on disk."""
     return [MapSource(x[i : i + 1], stored) for i in range(len(x))]

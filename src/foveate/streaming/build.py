@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, fx
 
 from foveate.streaming.base import NotLocal
@@ -54,7 +54,9 @@ class _Builder:
         fakes: the result of each node as a fake tensor.
     """
 
-    def __init__(self, traced: TracedStack, shape: Sequence[int], like: Tensor) -> None:
+    def __init__(
+        self, traced: TracedStack, shape: Sequence[int], like: Shaped[Tensor, " ..."]
+    ) -> None:
         self.traced, self.shape, self.device = traced, tuple(shape), like.device.type
         self.steps: list[GraphStep] = []
         self.viewed: list[int] = []
@@ -286,12 +288,16 @@ def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
     return getattr(x, name)(*args, **kwargs)
 
 
-def _fold_weight(weight: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+def _fold_weight(
+    weight: Float[Tensor, "k c *kernel"], norm: Sequence[Float[Tensor, " k"] | None], eps: float
+) -> Float[Tensor, "k c *kernel"]:
     """Scale the weight ``(k, c, *kernel)`` of a convolution by the frozen norm that follows it."""
     return weight * _norm_scale(norm, eps).view(-1, *(1,) * (weight.ndim - 1))
 
 
-def _fold_bias(bias: Tensor | None, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+def _fold_bias(
+    bias: Float[Tensor, " k"] | None, norm: Sequence[Float[Tensor, " k"] | None], eps: float
+) -> Float[Tensor, " k"]:
     """Scale and shift the bias ``(k,)`` of a convolution by the frozen norm that follows it."""
     mean, _, _, shift = norm
     scale = _norm_scale(norm, eps)
@@ -299,7 +305,7 @@ def _fold_bias(bias: Tensor | None, norm: Sequence[Tensor | None], eps: float) -
     return scaled if shift is None else scaled + shift
 
 
-def _norm_scale(norm: Sequence[Tensor | None], eps: float) -> Tensor:
+def _norm_scale(norm: Sequence[Float[Tensor, " k"] | None], eps: float) -> Float[Tensor, " k"]:
     """Compute the factor of each channel ``(k,)`` of a frozen norm."""
     _, var, weight, _ = norm
     scale: Tensor = (var + eps).rsqrt()  # type: ignore[union-attr, operator]
@@ -310,13 +316,13 @@ def _return_none() -> None:
     return None
 
 
-def _contains_tensor(value: Any) -> bool:
+def _contains_tensor(value: object) -> bool:
     if isinstance(value, tuple | list):
         return any(isinstance(v, Tensor) for v in value)
     return isinstance(value, Tensor)
 
 
-def _list_steps(args: Any) -> list[int]:
+def _list_steps(args: object) -> list[int]:
     """List the steps whose maps stand among nested arguments."""
     if isinstance(args, MapRef):
         return [args.step]

@@ -58,7 +58,12 @@ class CostModel:
         return fits
 
     def work(self, cells: Floats, n_tiles: Ints | int) -> Floats:
-        """Estimate the operations ``(…)`` of one forward pass from all cells ``(…, steps)``."""
+        """Estimate the operations ``(…)`` of one forward pass from all cells ``(…, steps)``.
+
+        Args:
+            cells: numbers of cells of each step ``(…, steps)``.
+            n_tiles: numbers of tiles ``(…)``.
+        """
         work: Floats = cells @ self._per_cell + _CALL_WORK * self.n_layers * n_tiles
         return work
 

@@ -109,8 +109,8 @@ def _recording(ctx: Any) -> Iterator[None]:
 def _backpropagate_image(
     ctx: Any,
     i: int,
-    gradient: Tensor,
-    input_gradient: Tensor | None,
+    gradient: Float[Tensor, "1 k *cells"],
+    input_gradient: Float[Tensor, "1 c *space"] | None,
     constants: Mapping[int, Any],
     sums: GradientSums,
 ) -> bool:
@@ -154,9 +154,9 @@ def _backpropagate_image(
 def _run_tiles(
     job: SegmentJob,
     source: AbstractSource,
-    draws: Mapping[int, Tensor],
+    draws: Mapping[int, Shaped[Tensor, " ..."]],
     constants: Mapping[int, Any],
-) -> Iterator[tuple[OutputTile, Tensor]]:
+) -> Iterator[tuple[OutputTile, Shaped[Tensor, "1 k *_size"]]]:
     """Compute the maps ``(1, k, *cells)`` of all tiles of an image.
 
     Equal tiles of background are computed once.
@@ -182,8 +182,8 @@ def _run_tiles(
 
 
 def _tiles_with_gradient(
-    job: SegmentJob, blank: Flags, gradient: Tensor
-) -> list[tuple[OutputTile, Tensor]]:
+    job: SegmentJob, blank: Flags, gradient: Float[Tensor, "1 k *cells"]
+) -> list[tuple[OutputTile, Float[Tensor, "1 k *_size"]]]:
     """List the tiles whose gradient is not all zero; equal tiles of background are merged.
 
     Args:
@@ -221,7 +221,7 @@ def _first_equal_tiles(grid: TileGrid, blank: Flags) -> dict[Region, Region]:
 
 def _read_crops(
     source: AbstractSource, tiles: Sequence[OutputTile], blank: Flags
-) -> Iterator[Tensor]:
+) -> Iterator[Shaped[Tensor, "1 c *_size"]]:
     """Return the inputs ``(1, c, *size)`` of tiles in order; background is filled in, not read."""
     read = source.crops([tile.input_region for tile in tiles if not blank[tile.index]])
     for tile in tiles:

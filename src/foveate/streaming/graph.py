@@ -97,13 +97,24 @@ class Graph:
         self._cache: dict[Any, Any] = {}
 
     def cached(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return the result of `make`, which is called once per key."""
+        """Return the result of `make`, which is called once per key.
+
+        Args:
+            key: key of the result.
+            make: computes the result.
+        """
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
 
     def of_segment(self, kind: Callable[[Graph, int, int], T], begin: int, end: int) -> T:
-        """Return ``kind(graph, begin, end)`` for the steps of a segment, made once."""
+        """Return ``kind(graph, begin, end)`` for the steps of a segment, made once.
+
+        Args:
+            kind: class or function that makes it.
+            begin: step whose map the segment reads.
+            end: step whose map it computes.
+        """
         made: T = self.cached((kind, begin, end), lambda: kind(self, begin, end))
         return made
 

@@ -270,7 +270,7 @@ def _hull(index: Ints, low: Ints, high: Ints) -> tuple[Ints, Ints]:
     )
 
 
-def _take(x: Tensor, dim: int, index: Ints) -> Tensor:
+def _take(x: Shaped[Tensor, " ..."], dim: int, index: Ints) -> Shaped[Tensor, " ..."]:
     """Take cells ``index (n,)`` along a dimension: a view if they are neighbours, else a copy."""
     if (np.diff(index) == 1).all():
         return x.narrow(dim, int(index[0]), len(index))

@@ -132,11 +132,11 @@ def overwrites(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     return bool((dict(zip(names, args, strict=False)) | dict(kwargs)).get("inplace"))
 
 
-def _identity(site: CallSite, _: Any) -> RuleResult:
+def _identity(site: CallSite, _: object) -> RuleResult:
     return RuleResult(Pointwise(), identity=True)
 
 
-def _same_memory(site: CallSite, _: Any) -> RuleResult:
+def _same_memory(site: CallSite, _: object) -> RuleResult:
     return RuleResult(Pointwise())
 
 

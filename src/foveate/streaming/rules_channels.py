@@ -34,7 +34,7 @@ def along(
         shares: whether the result is a view.
     """
 
-    def rule(site: CallSite, _: Any) -> RuleResult:
+    def rule(site: CallSite, _: object) -> RuleResult:
         dim = site.fake_kwargs.get("dim", site.fake_kwargs.get("axis", default))
         if not {"dim", "axis"} & site.fake_kwargs.keys() and len(site.fake_args) > position:
             dim = site.fake_args[position]
@@ -85,7 +85,7 @@ def min_or_max(elementwise: Rule) -> Rule:
     return rule
 
 
-def attribute(site: CallSite, _: Any) -> RuleResult:
+def attribute(site: CallSite, _: object) -> RuleResult:
     """Translate the choice of one of several maps by name, such as ``values``.
 
     Raises:
@@ -96,7 +96,7 @@ def attribute(site: CallSite, _: Any) -> RuleResult:
     return RuleResult(Pointwise())
 
 
-def item(site: CallSite, _: Any) -> RuleResult:
+def item(site: CallSite, _: object) -> RuleResult:
     """Translate slices of a map, or the choice of one of several maps.
 
     Raises:
@@ -152,7 +152,7 @@ def _check_shuffle(site: CallSite, op: PixelShuffle | PixelUnshuffle) -> RuleRes
     return RuleResult(op, (first_argument(site),))
 
 
-def channel_shuffle(site: CallSite, _: Any) -> RuleResult:
+def channel_shuffle(site: CallSite, _: object) -> RuleResult:
     """Translate a rearrangement of the order of channels."""
     require_channels_first(site)
     return RuleResult(Pointwise(fresh=True))

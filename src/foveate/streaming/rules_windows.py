@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -88,7 +89,7 @@ def _convolution_arguments(
 
 
 def _convolve(
-    site: CallSite, weight: Tensor, groups: int, axes: Sequence[SlidingWindow]
+    site: CallSite, weight: Float[Tensor, "k c *kernel"], groups: int, axes: Sequence[SlidingWindow]
 ) -> Convolution:
     """Make a convolution from its weight ``(k, c / groups, *kernel)`` and its sliding windows."""
     require_channels_first(site)
@@ -170,7 +171,8 @@ def pad(site: CallSite, target: Any) -> RuleResult:
         modes = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
         name = type(target).__name__
         mode = next((mode for word, mode in modes.items() if name.startswith(word)), "constant")
-        flat = per_axis(target.padding, 2 * len(site.extent))
+        padding: Any = target.padding
+        flat = per_axis(padding, 2 * len(site.extent))
         value = getattr(target, "value", 0.0)
     else:
         options = site.options(target, pad=(), mode="constant", value=None)

@@ -107,7 +107,13 @@ class SegmentJob:
         return torch.zeros_like(x) if self.input_map is None else self.input_map.add_gradient().map
 
     def report_done(self, grid: TileGrid, n: int, passes: int) -> None:
-        """Report that n tiles of a grid are done, which take `passes` forward passes each."""
+        """Report that tiles are done.
+
+        Args:
+            grid: tiles of the segment.
+            n: number of tiles that are done.
+            passes: forward passes that a tile takes.
+        """
         if self.meter is not None:
             self.meter.add(passes * grid.work * n / len(grid))
 
@@ -137,7 +143,7 @@ class SegmentJob:
                 stored.release_pages()
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def _memory_format(x: Shaped[Tensor, "b c *space"]) -> torch.memory_format:
     """Return channels-last where it is the only memory format of ``x (b, c, *space)``."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
     if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):

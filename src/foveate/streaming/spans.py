@@ -40,5 +40,10 @@ def axis_spans(graph: Graph, end: int, axis: int, low: Ints, high: Ints) -> Span
 
 
 def split_evenly(extent: int, n: int) -> Ints:
-    """Divide an extent into n nearly equal parts; return their borders ``(n + 1,)``."""
+    """Divide an extent into n nearly equal parts; return their borders ``(n + 1,)``.
+
+    Args:
+        extent: number of cells.
+        n: number of parts.
+    """
     return np.round(np.linspace(0, extent, n + 1)).astype(np.int64)

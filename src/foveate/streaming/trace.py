@@ -129,7 +129,13 @@ def _drop_unused(traced: TracedStack) -> None:
 
 
 def make_refusal(node: fx.Node, traced: TracedStack, reason: str) -> NotLocal:
-    """Make the error that names a layer, says why it is not local, and what to do instead."""
+    """Make the error that names a layer, says why it is not local, and what to do instead.
+
+    Args:
+        node: the layer's call in the traced stack.
+        traced: the traced stack.
+        reason: why the layer is not local.
+    """
     stack = node.meta.get("nn_module_stack") or {}
     owners = [(str(path), getattr(kind, "__name__", str(kind))) for path, kind in stack.values()]
     name = str(getattr(node.target, "__name__", node.target))

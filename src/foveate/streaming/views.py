@@ -13,7 +13,12 @@ from foveate.streaming.base import Region
 
 
 def crop_region(x: Shaped[Tensor, "b c *space"], region: Region) -> Shaped[Tensor, "b c *size"]:
-    """Return a view of a region of a map ``(b, c, *space)``."""
+    """Return a view of a region of a map ``(b, c, *space)``.
+
+    Args:
+        x: the map.
+        region: first cell and end on each axis of space.
+    """
     return _view(x, dict(enumerate(region, 2)))
 
 
@@ -59,7 +64,9 @@ class _Narrow(torch.autograd.Function):
         return full, None
 
 
-def _view(x: Tensor, spans: Mapping[int, tuple[int, int]]) -> Tensor:
+def _view(
+    x: Shaped[Tensor, " ..."], spans: Mapping[int, tuple[int, int]]
+) -> Shaped[Tensor, " ..."]:
     """Narrow a tensor of any shape along the dimensions of `spans`."""
     for dim, (low, high) in spans.items():
         x = x.narrow(dim, low, high - low)

@@ -17,6 +17,9 @@ from foveate.streaming.base import AbstractOp, Call, Ints
 from foveate.streaming.padded import kernel_padding
 from foveate.streaming.pointwise import crop_and_pad
 
+PerAxis = int | Sequence[int]
+"""One number for all axes, or one per axis."""
+
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {
     1: functional.conv_transpose1d,
@@ -51,6 +54,10 @@ class SlidingWindow:
         """Compute the spans of cells under n spans of windows ``low <= i < high``, each ``(n,)``.
 
         They may extend beyond the map.
+
+        Args:
+            low: first window of each span ``(n,)``.
+            high: end of each span ``(n,)``.
         """
         first = low * self.stride - self.left
         span = self.dilation * (self.kernel - 1) + 1
@@ -77,7 +84,13 @@ class AbstractWindowed(AbstractOp):
     def padded(
         self, x: Float[Tensor, "1 c *size"], call: Call, value: float
     ) -> Float[Tensor, "1 c *padded"]:
-        """Pad a part of the map ``(1, c, *size)`` where windows extend beyond the map's borders."""
+        """Pad a part of the map ``(1, c, *size)`` where windows extend beyond the map's borders.
+
+        Args:
+            x: part of the map ``(1, c, *size)``.
+            call: the call, with the cells of its output.
+            value: value of the padding.
+        """
         spans = []
         for window, (low, high) in zip(self.windows, call.output_region, strict=True):
             first, last = window.reach(np.asarray(low), np.asarray(high))
@@ -211,7 +224,7 @@ class TransposedConvolution(AbstractWindowed):
 
 
 def make_windows(
-    kernel: Any, stride: Any, padding: Any, dilation: Any, extent: Sequence[int]
+    kernel: PerAxis, stride: PerAxis, padding: Any, dilation: PerAxis, extent: Sequence[int]
 ) -> list[SlidingWindow]:
     """Make the sliding window of each axis from the options of a layer.
 
@@ -244,8 +257,13 @@ def make_windows(
     return windows
 
 
-def per_axis(value: Any, d: int) -> tuple[int, ...]:
-    """Return one number for each of `d` axes, from one number or one per axis."""
+def per_axis(value: PerAxis, d: int) -> tuple[int, ...]:
+    """Return one number for each of `d` axes, from one number or one per axis.
+
+    Args:
+        value: one number, or one per axis.
+        d: number of axes.
+    """
     if isinstance(value, int):
         return (value,) * d
     numbers = tuple(int(v) for v in value)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.errors import TableError, several
+from foveate.errors import TableError
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import (
     PATIENT,
@@ -26,6 +26,7 @@ from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
 from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
 from foveate.tasks import AUTO, explain_unfit
+from foveate.wording import several
 
 __all__ = [
     "Case",

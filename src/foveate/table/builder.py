@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.errors import TableError, did_you_mean, several
+from foveate.errors import TableError
 from foveate.table.columns import Columns
 from foveate.table.files import (
     Finder,
@@ -22,6 +22,7 @@ from foveate.table.notes import describe_cases, describe_respelt_patients, descr
 from foveate.table.same import label_key, one_spelling, patient_key, respelt_groups
 from foveate.table.spacing import parse_spacing
 from foveate.table.types import Case, LabelRules, Row, SetAside, TableSheet
+from foveate.wording import did_you_mean, several
 
 
 class CaseBuilder:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from foveate.errors import TableError, did_you_mean
+from foveate.errors import TableError
 from foveate.table.same import plain_name
 from foveate.table.survival import survival_columns
 from foveate.table.types import TableSheet
+from foveate.wording import did_you_mean
 
 PATH = (
     *("path", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
@@ -148,7 +149,13 @@ def find_named(sheet: TableSheet, column: str | None, option: str) -> str | None
 def first_filled(
     sheet: TableSheet, candidates: Iterable[str], but: Iterable[str | None] = ()
 ) -> str | None:
-    """Return the first candidate that is a column with any value, except those in `but`."""
+    """Return the first candidate that is a column with any value.
+
+    Args:
+        sheet: the table.
+        candidates: plain names of columns, the best first.
+        but: columns that are left out.
+    """
     known = {plain_name(c): c for c in reversed(sheet.columns) if c not in set(but)}
     for candidate in candidates:
         column = known.get(candidate)

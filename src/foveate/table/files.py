@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from foveate.errors import TableError, printable_name
+from foveate.errors import TableError
 from foveate.table.same import clean
+from foveate.wording import printable_name
 
 SUFFIXES = (
     *(".ome.tiff", ".ome.tif", ".ome.zarr", ".nii.gz", ".svs", ".tiff", ".tif", ".ndpi"),
@@ -246,5 +247,10 @@ def value_folders(value: str) -> tuple[str, ...]:
 
 
 def ends_with(long: Sequence[str], short: Sequence[str]) -> bool:
-    """Return whether a sequence ends with another one."""
+    """Return whether a sequence ends with another one.
+
+    Args:
+        long: the longer sequence.
+        short: its presumed end.
+    """
     return len(short) <= len(long) and tuple(long[len(long) - len(short) :]) == tuple(short)

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveate.errors import CheckpointError, SplitError, several
+from foveate.errors import CheckpointError, SplitError
 from foveate.files.atomic import write_json
 from foveate.files.fields import Fields, read_fields
 from foveate.table.same import patient_key
 from foveate.table.types import Case
+from foveate.wording import several
 
 _SCHEMA = 1
 _AGAIN = ". Restore splits.json from a copy, or give another --out for a new run"
@@ -156,7 +157,13 @@ def _parse_splits(fields: Fields, path: Path) -> Splits:
 
 
 def split_hash(folds: Iterable[Fold], patients: dict[str, str], seed: int) -> str:
-    """Compute the SHA-256 of folds, patients and seed."""
+    """Compute the SHA-256 of folds, patients and seed.
+
+    Args:
+        folds: parts of every fold.
+        patients: patient of each image.
+        seed: seed of the split.
+    """
     value = {
         "schema": _SCHEMA,
         "seed": seed,

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from foveate.errors import OptionError, TableError, did_you_mean, several
+from foveate.errors import OptionError, TableError
 from foveate.table.same import label_key
 from foveate.table.types import Case, CaseTable, SetAside
 from foveate.tasks.base import AbstractTask
+from foveate.wording import did_you_mean, several
 
 
 def with_known_labels(

@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from foveate.errors import several
 from foveate.table.files import image_files, stem
 from foveate.table.same import clean
 from foveate.table.types import Case
+from foveate.wording import several
 
 
 def describe_cases(cases: Sequence[Case]) -> list[str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from foveate.errors import TableError, explain_os_error, several
+from foveate.errors import TableError, explain_os_error
 from foveate.files.csvtext import unguard_cell
 from foveate.table.same import clean, plain_name
 from foveate.table.text import read_text
 from foveate.table.types import Row, TableSheet
 from foveate.table.workbook import Workbook
+from foveate.wording import several
 
 _MISSING = frozenset({"", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"})
 _ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA")

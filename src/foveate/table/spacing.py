@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from foveate.errors import TableError, several
+from foveate.errors import TableError
 from foveate.images.stated import BELIEVED_UM
+from foveate.wording import several
 
 _VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 _VOLUME_UM = (1.0, 1e5)

@@ -116,5 +116,10 @@ class TableSheet:
     notes: tuple[str, ...] = ()
 
     def where(self, row: Row, column: str) -> str:
-        """Return the place of a cell for messages, such as ``file, row 3, column 'mpp'``."""
+        """Return the place of a cell for messages, such as ``file, row 3, column 'mpp'``.
+
+        Args:
+            row: row of the table.
+            column: name of the column.
+        """
         return f"{self.path}, row {row.number}, column '{column}'"

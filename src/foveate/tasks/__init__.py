@@ -43,6 +43,11 @@ def explain_unfit(name: str, labels: Sequence[str], column: str) -> str | None:
 
     Where no task is named, labels that are probably no classes are a reason as well.
 
+    Args:
+        name: name of the task, or ``auto``.
+        labels: labels of all images.
+        column: column of the labels, for messages.
+
     Raises:
         UnknownName: there is no task of this name.
     """
@@ -55,6 +60,11 @@ def explain_unfit(name: str, labels: Sequence[str], column: str) -> str | None:
 
 def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractTask:
     """Build the task that a stored model was trained on.
+
+    Args:
+        name: name of the task.
+        settled: values that were learnt from labels in training.
+        options: options that the user chose in training.
 
     Raises:
         UnknownName: there is no task of this name.

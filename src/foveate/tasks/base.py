@@ -204,7 +204,7 @@ class AbstractTask(abc.ABC):
         logits = torch.zeros(sum(h.size for h in self.heads), requires_grad=True)
         optimizer = torch.optim.LBFGS([logits], max_iter=50, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:
+        def closure() -> Float[Tensor, ""]:
             optimizer.zero_grad()
             loss = self.loss(logits.expand(len(target), -1), target)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -269,7 +269,12 @@ class AbstractTask(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, values: Sequence[float], point: Point) -> str:
-        """Return the predicted label for the numbers of an answer, in the order of `columns`."""
+        """Return the predicted label for the numbers of an answer, in the order of `columns`.
+
+        Args:
+            values: numbers of an answer.
+            point: temperature and threshold of the model.
+        """
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -10,10 +10,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.errors import OptionError, did_you_mean
+from foveate.errors import OptionError
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.tasks.classes import ClassTask
+from foveate.wording import did_you_mean
 
 _NEGATIVE = (
     *("0", "no", "false", "negative", "neg", "normal", "benign", "control", "healthy", "wild"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def settle_start(
     target = task.targets(labels)
     left_out_fold = _divide(fitted, task.strata(labels, [case.patient_id for case in fitted]))
 
-    def each_loss(logits: Tensor, rows: Tensor) -> Tensor:
+    def each_loss(logits: Float[Tensor, "m k"], rows: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         return task.each_loss(logits, target[rows]).double()
 
     method.fit_start(torch.cat(overviews), each_loss, torch.from_numpy(left_out_fold))

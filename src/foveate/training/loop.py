@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.batch import Batch, lay_kernels
@@ -340,7 +341,7 @@ class Trainer:
             return figures
         return figures | self.model.task.validate(stacked, target, self._chance)
 
-    def answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+    def answer(self, cases: Sequence[Case]) -> tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]:
         """Compute logits ``(n, k)`` and targets of the cases whose images can be read."""
         return self.steps.answer(cases, self._stage_display.validated)
 

@@ -76,6 +76,10 @@ def training_bar(display: Display, title: str) -> OnStatus:
     """Return a callback that shows each stage of training as one bar on a display.
 
     It shows nothing of an epoch before its first step.
+
+    Args:
+        display: display that shows the bars.
+        title: title of the bars.
     """
 
     def show(status: Status) -> None:
@@ -120,7 +124,12 @@ class StageDisplay:
         self._on_progress(Status(stage, done, epochs * steps, epoch + 1, running))
 
     def within(self, step: int, steps: int) -> Callable[[float], None]:
-        """Return the function that a long step calls with the share of it that is done."""
+        """Return the function that a long step calls with the share of it that is done.
+
+        Args:
+            step: number of the step.
+            steps: number of steps in all.
+        """
         return lambda share: self.step(step + share, steps)
 
     def validated(self, done: int, of: int, share: float) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from foveate.errors import CheckpointError, one_line
+from foveate.errors import CheckpointError
 from foveate.files.csvtext import csv_text
 from foveate.runs.checkpoint import (
     optimizer_tensors,
@@ -21,6 +22,7 @@ from foveate.runs.checkpoint import (
     write_tensors,
 )
 from foveate.runs.schedule import Schedule, TrainOptions
+from foveate.wording import one_line
 
 WORST_LOSS = 1e30
 """Stands for a loss that is not finite."""
@@ -273,7 +275,9 @@ class Checkpoints:
         note["parts"] = note.pop("left_out_folds")
         self._write(self.latest, tensors | optimizer_tensors(optimizer), note)
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    def _write(
+        self, path: Path, tensors: Mapping[str, Shaped[Tensor, " ..."]], note: Mapping[str, Any]
+    ) -> None:
         if self._writes:
             write_tensors(path, tensors, note)
 
@@ -302,7 +306,9 @@ class Checkpoints:
             ) from error
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _under(
+    prefix: str, tensors: dict[str, Shaped[Tensor, " ..."]]
+) -> dict[str, Shaped[Tensor, " ..."]]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 

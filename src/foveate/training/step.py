@@ -11,10 +11,10 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
 from foveate.batch import Augment, Batch, LoadedImage, ReadingFailed, augment_for
 from foveate.batch.features import FeatureStore
@@ -55,7 +55,7 @@ class Steps:
     def __init__(
         self,
         model: Model,
-        method: Any,
+        method: nn.Module,
         loader: CaseLoader,
         options: TrainOptions,
         runtime: Runtime,
@@ -126,7 +126,9 @@ class Steps:
         self.team.mean_buffers(count.share)
         self.progress.add(train_loss=count.loss, images=count.images)
 
-    def _losses(self, batch: Batch, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+    def _losses(
+        self, batch: Batch, cases: Sequence[Case]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Compute the task's loss of a batch, and its sum with all further losses; scalars."""
         target = self.targets(cases)
         with running_part("method", self.model.method):
@@ -152,7 +154,7 @@ class Steps:
 
     def answer(
         self, cases: Sequence[Case], on_image: Callable[[int, int, float], None]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]:
         """Compute logits ``(n, k)`` and targets of images that can be read, in evaluation mode.
 
         Images that linear answers were fitted to are answered by fits that did not see them.
@@ -180,7 +182,7 @@ class Steps:
 
     def _answer_image(
         self, item: LoadedImage, on_progress: Callable[[float], None]
-    ) -> Tensor | None:
+    ) -> Float[Tensor, "1 k"] | None:
         """Compute logits ``(1, k)`` of an image; set it aside and return None if reading fails."""
         batch = self.batch([item], augment="none", on_progress=on_progress)
         try:
@@ -230,7 +232,7 @@ class Steps:
             left_out_fold=left_out_fold,
         )
 
-    def targets(self, cases: Sequence[Case]) -> Tensor:
+    def targets(self, cases: Sequence[Case]) -> Shaped[Tensor, "n ..."]:
         """Return the task's targets of cases, on the device."""
         labels = [str(case.label) for case in cases]
         return self.model.task.targets(labels).to(self.runtime.device)
@@ -238,7 +240,12 @@ class Steps:
     def readable(
         self, cases: Sequence[Case], items: Sequence[Loaded]
     ) -> list[tuple[Case, LoadedImage]]:
-        """Pair cases with their images; set aside those that could not be opened."""
+        """Pair cases with their images; set aside those that could not be opened.
+
+        Args:
+            cases: the cases.
+            items: their images, or the errors of those that could not be opened.
+        """
         pairs = []
         for case, item in zip(cases, items, strict=True):
             if isinstance(item, FoveateError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.runtime import Runtime
@@ -153,6 +154,6 @@ class Team:
         """Wait until all processes have reached this call."""
         self._runtime.sum(0.0)
 
-    def _floats(self) -> list[tuple[str, Tensor]]:
+    def _floats(self) -> list[tuple[str, Float[Tensor, " ..."]]]:
         """Return names and values of buffers of floating-point numbers."""
         return [(k, v) for k, v in self._method.named_buffers() if v.is_floating_point()]

@@ -219,7 +219,7 @@ def _describe_images(part: type[Any]) -> str:
     return "pictures, volumes" if 3 in part.axes else "pictures"
 
 
-def _write_default(value: Any) -> str:
+def _write_default(value: object) -> str:
     """Write a default as it is typed on the command line."""
     if isinstance(value, tuple):
         return ",".join(_write_default(item) for item in value)

@@ -96,6 +96,12 @@ def run_demo(
     """Write the cohort, train both methods, localise and report; continue where it stopped.
 
     The claims and the measured values are written to ``promises.json`` as well.
+
+    Args:
+        folder: folder of the cohort and the runs.
+        display: display of the progress.
+        seed: seed of the cohort, the split and training.
+        slides: number of slides; None for 100 and a larger one.
     """
     count = slides or N_SLIDES
     table = write_cohort(
@@ -184,7 +190,13 @@ def _compare_runs(result: RunResult, baseline: RunResult) -> dict[str, Any] | No
 
 
 def demo_config(method: str, table: Path, seed: int) -> RunConfig:
-    """Build the config of the demo; options that it does not set have their defaults."""
+    """Build the config of the demo; options that it does not set have their defaults.
+
+    Args:
+        method: name of the method.
+        table: table of the cohort.
+        seed: seed of the split and of training.
+    """
     nested: dict[str, Any] = {
         "table": {"path": str(table)},
         "method": method,

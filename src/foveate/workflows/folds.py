@@ -47,7 +47,12 @@ class Processes:
     runtime: Runtime | None = None
 
     def begin(self, model: Model, job: str = "") -> Runtime:
-        """Return the runtime; the first process tells the others which training begins."""
+        """Return the runtime; the first process tells the others which training begins.
+
+        Args:
+            model: the model that is trained.
+            job: name of the training, which the other processes are told.
+        """
         if self.runtime is None:
             options = self.config.train
             plugins = [word for p in plugin_folders() for word in ("--plugins", str(p))]
@@ -109,6 +114,10 @@ def join_training(config: RunConfig, folder: Path) -> None:
     """Take part in the training of a run whose first process has started this process.
 
     This process writes nothing and shows nothing; the first process does.
+
+    Args:
+        config: options of the run.
+        folder: folder of the run.
     """
     plan = make_plan(config, folder, Silent())
     processes = Processes(plan.config, folder)
@@ -123,7 +132,13 @@ def join_training(config: RunConfig, folder: Path) -> None:
 
 
 def make_loader(config: RunConfig, plan: Plan, *, keep: bool = True) -> CaseLoader:
-    """Return a loader for the images of a run; with `keep`, images stay open between reads."""
+    """Return a loader for the images of a run; with `keep`, images stay open between reads.
+
+    Args:
+        config: options of the run.
+        plan: plan of the run.
+        keep: whether images stay open between reads.
+    """
     assumed = config.view.assume_spacing_um
     if keep:
         return CaseLoader(plan.view, assume_spacing_um=assumed, readers=config.reader_options)
@@ -163,7 +178,12 @@ def list_set_aside(
 
 
 def train_fold(run: TrainingRun, k: int) -> None:
-    """Train the model of fold k; the first process writes it, and the model of the frozen start."""
+    """Train the model of fold k; the first process writes it, and the model of the frozen start.
+
+    Args:
+        run: the run that is trained.
+        k: number of the fold, from 0.
+    """
     fold, n_folds = run.plan.splits.folds[k], len(run.plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
     train, val = run.plan.pick(fold.train), run.plan.pick(fold.val)

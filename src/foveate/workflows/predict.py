@@ -53,6 +53,13 @@ def predict_paths(
 
     The same call continues where an earlier one stopped.
 
+    Args:
+        run: folder of the run.
+        paths: images, folders of images, or a table.
+        out: folder of the results.
+        options: options of the prediction.
+        display: display of the progress.
+
     Raises:
         UnreadableImage: none of the images could be predicted.
         CheckpointError: there is no complete model, or `out` holds something else.

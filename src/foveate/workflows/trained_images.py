@@ -18,6 +18,10 @@ def find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, st
     ``training`` and ``validation``: the image itself, recognised by the content of its file, under
     any path and name. ``patient``: another image of a patient whose images trained. Empty where
     the run folder of the models with its split is missing.
+
+    Args:
+        models: the models that answer.
+        cases: the images that they are asked about.
     """
     use_of: dict[str, str] = {}
     for model, folder in zip(models.members, models.folders, strict=False):

@@ -43,7 +43,13 @@ class LabelledAnswers:
         return [1] if len(self.classes) == 2 else list(range(len(self.classes)))
 
     def trace_folds(self, curve: Curve, k: int) -> dict[str, Points]:
-        """Compute the curve of class `k` in each fold that has images of it and of others."""
+        """Compute the curve of class `k` in each fold that has images of it and of others.
+
+        Args:
+            curve: computes the curve from probabilities and truth ``(n,)``; None where it has no
+                points.
+            k: number of the class.
+        """
         curves = {}
         for name in self.folds:
             in_fold = np.array([fold == name for fold in self.fold])
@@ -54,7 +60,12 @@ class LabelledAnswers:
 
 
 def collect_answers(rows: Rows, classes: Sequence[str]) -> LabelledAnswers | None:
-    """Collect the rows with a known label and all probabilities; return None without such rows."""
+    """Collect the rows with a known label and all probabilities; return None without such rows.
+
+    Args:
+        rows: rows of ``predictions.csv``.
+        classes: names of the classes.
+    """
     prob, target, fold = [], [], []
     for row in rows:
         values = [read_number(row, f"prob_{name}") for name in classes]

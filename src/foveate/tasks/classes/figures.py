@@ -90,7 +90,13 @@ def _calibration_chart(metrics: Mapping[str, Any]) -> Chart:
 
 
 def read_areas(metrics: Mapping[str, Any], answers: LabelledAnswers, name: str) -> dict[str, float]:
-    """Return the stored areas under the curves of two classes, by class and fold."""
+    """Return the stored areas under the curves of two classes, by class and fold.
+
+    Args:
+        metrics: content of ``metrics.json``.
+        answers: answers with known labels.
+        name: name of the score.
+    """
     if len(answers.classes) != 2:
         return {}
     values = {answers.classes[1]: _read_score(metrics, name)}
@@ -128,7 +134,13 @@ def draw_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float
 def draw_precision_recall(
     figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]
 ) -> None:
-    """Draw precision against recall, with the share of positives as the level of chance."""
+    """Draw precision against recall, with the share of positives as the level of chance.
+
+    Args:
+        figure: an empty figure.
+        answers: answers with known labels.
+        areas: areas under the curves, by class and fold.
+    """
     axes = add_unit_square(figure, "recall (sensitivity)", "precision")
     for k in answers.drawn_classes():
         curves = answers.trace_folds(compute_precision_recall, k)
@@ -170,7 +182,12 @@ def _add_area(text: str, area: float | None) -> str:
 
 
 def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
-    """Draw observed share against stated probability, with intervals and numbers of images."""
+    """Draw observed share against stated probability, with intervals and numbers of images.
+
+    Args:
+        figure: an empty figure.
+        bins: bins of equal width, as ``metrics.json`` holds them.
+    """
     axes = add_unit_square(figure, "stated probability", "share observed")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
     triples = [
@@ -197,7 +214,13 @@ def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
 def draw_distribution(
     figure: Figure, answers: LabelledAnswers, thresholds: Sequence[float]
 ) -> None:
-    """Draw the distribution of the probability of the second of two classes, or the true class."""
+    """Draw the distribution of the probability of the second of two classes, or the true class.
+
+    Args:
+        figure: an empty figure.
+        answers: answers with known labels.
+        thresholds: thresholds of the folds, drawn as lines.
+    """
     axes = figure.subplots()
     two = len(answers.classes) == 2
     edges = np.linspace(0, 1, 21)

@@ -23,7 +23,12 @@ COMPARED = ("auroc", "log_loss")
 
 
 def score_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Score]:
-    """Score rows with known labels, with intervals over patients; return scores by name."""
+    """Score rows with known labels, with intervals over patients; return scores by name.
+
+    Args:
+        rows: rows of ``predictions.csv`` with known labels.
+        classes: names of the classes.
+    """
     prob, target = _answers(rows, classes)
     return score_all(
         prob,
@@ -40,6 +45,11 @@ def compare_classes(rows: Rows, others: Rows, classes: Sequence[str]) -> dict[st
 
     Ranks are compared only between images that share a fold in both sets, hence a model in each;
     scores that need two classes are left out where only one occurs.
+
+    Args:
+        rows: rows of ``predictions.csv`` with known labels.
+        others: other answers to the same images, in the same order.
+        classes: names of the classes.
     """
     prob, target = _answers(rows, classes)
     pairs = zip(rows, others, strict=True)
@@ -54,7 +64,12 @@ def compare_classes(rows: Rows, others: Rows, classes: Sequence[str]) -> dict[st
 
 
 def count_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
-    """Return classes, confusion matrix and calibration, as ``metrics.json`` holds them."""
+    """Return classes, confusion matrix and calibration, as ``metrics.json`` holds them.
+
+    Args:
+        rows: rows of ``predictions.csv`` with known labels.
+        classes: names of the classes.
+    """
     prob, target = _answers(rows, classes)
     matrix = confusion(_decisions(rows, classes), target, len(classes))
     return {

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from foveate.errors import OptionError, TableError, did_you_mean
+from foveate.errors import OptionError, TableError
 from foveate.metrics import Difference, Score, auroc, threshold_youden
 from foveate.presentation import Chart, ShadedTable, Verdict, read_number
 from foveate.tasks.base import AbstractTask, Point, Rows, Stored
@@ -30,6 +30,7 @@ from foveate.tasks.classes.words import (
     tabulate_confusion,
     warn_of_chance,
 )
+from foveate.wording import did_you_mean
 
 _MIN_LEARNT_AUROC = 0.65
 """A mean AUROC of the validation part above this shows that something was learnt."""
@@ -154,7 +155,9 @@ class ClassTask(AbstractTask):
         drawn = torch.tensor(losses, dtype=torch.float64) + 2 * candidates.log().square()
         return float(candidates[int(drawn.argmin())])
 
-    def _surprise(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _surprise(
+        self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
+    ) -> Float[Tensor, " m"]:
         """Compute the negative log-likelihood ``(m,)`` of classes, or the loss of other targets."""
         if not _is_class(target):
             return self.each_loss(logits, target)
@@ -292,6 +295,6 @@ class ClassTask(AbstractTask):
         return describe_temperatures(read_values(points, "temperature"))
 
 
-def _is_class(target: Tensor) -> bool:
+def _is_class(target: Shaped[Tensor, "b ..."]) -> bool:
     """Return whether the targets are numbers of classes."""
     return target.ndim == 1 and not target.is_floating_point()

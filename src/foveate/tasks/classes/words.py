@@ -44,7 +44,12 @@ SCORE_WORDS: Mapping[str, ScoreWords] = {
 
 
 def describe_score(score: Mapping[str, Any], title: str) -> str:
-    """Describe a score and its interval in a sentence; empty where there is no value."""
+    """Describe a score and its interval in a sentence; empty where there is no value.
+
+    Args:
+        score: the score with its interval.
+        title: title of the score.
+    """
     value, lo, hi = (read_number(score, key) for key in ("value", "lo", "hi"))
     if value is None:
         return ""
@@ -171,7 +176,12 @@ def describe_temperatures(temperatures: Sequence[float]) -> list[str]:
 
 
 def read_values(points: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """Return the numbers under a key, of those models that have one."""
+    """Return the numbers under a key, of those models that have one.
+
+    Args:
+        points: calibration of each model.
+        key: name of the number.
+    """
     numbers = (read_number(point, key) for point in points)
     return [value for value in numbers if value is not None]
 
