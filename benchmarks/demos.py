@@ -129,7 +129,7 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
             row["threads"],
             _score(row, ""),
             *(
-                f"{row[hits]} of {row['positives']}" if row["positives"] else "–"
+                f"{row[hits]} of {row['positives']}" if row[hits] else "–"
                 for hits in ("peaks", "heaviest_peaks")
             ),
             _score(row, "downsampled_"),

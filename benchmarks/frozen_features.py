@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
 
 from foveate.batch import N_COLOURS, Batch
 from foveate.encoders import build_encoder
@@ -83,35 +84,41 @@ def _features(cases, encoder, loader, view) -> torch.Tensor:
 
 
 def _scores(features, target, patients, task, groups, args, seed) -> list[float]:
-    """Return the AUROC over all folds of each feature group, then of their weighted mean."""
+    """Return the AUROC of each feature group, then of their weighted mean: means over folds."""
     n, k = len(target), sum(head.size for head in task.heads)
     logits = torch.zeros(len(groups) + 1, n, k)
     folds = StratifiedGroupKFold(args.folds, shuffle=True, random_state=seed)
+    tests = []
     for train, test in folds.split(features, target, patients):
+        tests.append(test)
         inner = StratifiedGroupKFold(5, shuffle=True, random_state=0)
         parts = torch.zeros(len(train), dtype=torch.long)
         for i, (_, rows) in enumerate(inner.split(train, target[train], patients[train])):
             parts[rows] = i
         labels = target[train]
-        head = OverviewHead(groups, k)
-        head.settle(
-            features[train],
-            lambda x, r, labels=labels: task.each_loss(x, labels[r]).double(),
-            parts,
-        )
-        with torch.no_grad():
-            feature_groups = head.standardise(features[test]).split(groups, 1)
-            for i, (answer, part) in enumerate(zip(head.answers, feature_groups, strict=True)):
-                logits[i, test] = answer(part)
-            logits[-1, test] = head(features[test])
-    probabilities = []
-    for row in logits:
-        prob = task.decode(row, {}).numpy()
-        if prob.shape[1] == 2:
-            probabilities.append(roc_auc_score(target, prob[:, 1]))
-        else:
-            probabilities.append(roc_auc_score(target, prob, multi_class="ovr"))
-    return probabilities
+
+        def each_loss(x: Tensor, rows: Tensor, labels: Tensor = labels) -> Tensor:
+            return task.each_loss(x, labels[rows]).double()
+
+        columns = torch.arange(features.shape[1])
+        for i, (part, sizes) in enumerate(
+            [*((c, (len(c),)) for c in columns.split(groups)), (columns, groups)]
+        ):
+            head = OverviewHead(sizes, k)
+            head.settle(features[train][:, part], each_loss, parts)
+            with torch.no_grad():
+                logits[i, test] = head(features[test][:, part])
+    return [
+        float(np.mean([_auroc(task, row[test], target[test]) for test in tests])) for row in logits
+    ]
+
+
+def _auroc(task, logits, target) -> float:
+    """Return the AUROC of logits; with several classes the mean of one against the rest."""
+    prob = task.decode(logits, {}).numpy()
+    if prob.shape[1] == 2:
+        return float(roc_auc_score(target, prob[:, 1]))
+    return float(roc_auc_score(target, prob, multi_class="ovr"))
 
 
 if __name__ == "__main__":

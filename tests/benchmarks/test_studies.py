@@ -67,7 +67,7 @@ def test_the_table_of_demos_counts_passed_runs(tmp_path: Path) -> None:
     rows = [
         dict.fromkeys(demos.COLUMNS, "") | score | values
         for values in (
-            {"seed": "10", "exit": "0", "peaks": "14", "positives": "14"},
+            {"seed": "10", "exit": "0", "peaks": "14", "heaviest_peaks": "13", "positives": "14"},
             {"seed": "9", "exit": "1", "peaks": "12", "positives": "15", "outcome": "exit 1: it"},
         )
     ]
@@ -75,7 +75,7 @@ def test_the_table_of_demos_counts_passed_runs(tmp_path: Path) -> None:
     assert "1 of 2 demos ended with 0; peaks in a deciding nodule: 26 of 29." in text
     lines = text.splitlines()
     assert lines[2].startswith("| 9 |")
-    assert "1.000 (0.735 to 1.000) | 14 of 14 | 0.424 (0.190 to 0.643)" in lines[3]
+    assert "1.000 (0.735 to 1.000) | 14 of 14 | 13 of 14 | 0.424 (0.190 to 0.643)" in lines[3]
 
 
 def test_tables_of_real_images_are_means_over_seeds() -> None:

@@ -232,8 +232,8 @@ def test_left_out_parts_keep_patients_together_and_labels_even() -> None:
 # -- stopped and gone on ---------------------------------------------------------------------------
 
 
-class Stopped(Exception):
-    """Somebody stopped the run."""
+class Stopped(BaseException):
+    """Somebody stopped the run, as Ctrl-C does."""
 
 
 def stop_at(stage: str, n: int) -> Callable[[Status], None]:

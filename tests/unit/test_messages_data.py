@@ -19,10 +19,8 @@ import foveate
 from foveate.batch import View
 from foveate.encoders import build_encoder
 from foveate.errors import FoveateError, SplitError, TableError, TrainingError
-from foveate.exports.geojson import build_geojson
 from foveate.formats.tiff_index import refuse_unlisted
 from foveate.geometry import Box, Frame
-from foveate.images.evidence import Evidence
 from foveate.images.likeness import ImageFacts
 from foveate.loading.gather import gather_cases
 from foveate.loading.loader import CaseLoader
@@ -200,9 +198,6 @@ def test_images_without_a_pixel_size() -> None:
     image = PyramidImage(PIXELS, spacing_um=None)
     words = "memory: the file states no pixel size. Give it in a column 'mpp' of the table"
     refused(words, lambda: image.box_um)
-    evidence = Evidence(np.zeros((1, 2)), np.ones((1, 2)), np.ones(1))
-    words = "memory: the file states no bounds; use origin 'slide'"
-    refused(words, lambda: build_geojson(PyramidImage(PIXELS), evidence, origin="bounds"))
     facts = ImageFacts((9, 9), (1.0, 1.0), "um", "picture", "r")
     words = "some images state micrometres per pixel and some do not: give the missing ones"
     refused(words, lambda: choose_view([facts, replace(facts, unit="px")], ViewOptions()))

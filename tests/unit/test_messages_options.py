@@ -30,6 +30,7 @@ from foveate.methods.tnet import _counts
 from foveate.metrics.types import check_inputs
 from foveate.nn.pooling import CrossPool
 from foveate.parts import add_plugin_folder, find
+from foveate.prediction.options import PredictOptions
 from foveate.prediction.worker_choice import open_workers
 from foveate.pretrained.vit import parse_arguments
 from foveate.runs.card import ModelCard
@@ -73,7 +74,7 @@ def _model(**options: object) -> object:
 
 
 def _open_workers(models: Ensemble) -> None:
-    with open_workers(models, assume_spacing_um=None, device="cpu", n=1, ray=None):
+    with open_workers(models, PredictOptions(workers=1)):
         pass
 
 
