@@ -11,7 +11,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 log = logging.getLogger("foveate")
 
@@ -26,7 +26,13 @@ class FoveateError(Exception):
     Errors of every class travel from one process to another with their message; one whose
     constructor takes something else arrives as the root. A message that quotes something very long
     is shown by its beginning and its end, where the remedy stands.
+
+    Attributes:
+        stops_command: whether the next images would fare alike, so that a command that goes
+            through many images must stop.
     """
+
+    stops_command: ClassVar[bool] = False
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -102,6 +108,8 @@ class TrainingError(FoveateError, RuntimeError):
 class DiskFull(FoveateError, OSError):
     """A file could not be written because the disk, or the user's quota, is full."""
 
+    stops_command = True
+
 
 class NotWritable(FoveateError, OSError):
     """A file or folder cannot be written where it was asked for."""
@@ -122,6 +130,8 @@ class ArrayError(FoveateError, ValueError):
 class PartFault(FoveateError, RuntimeError):
     """The code of a method, task, export or other part failed; no file or option is to blame."""
 
+    stops_command = True
+
 
 class OutOfMemory(FoveateError, MemoryError):
     """Memory did not suffice for one image or one step."""
@@ -129,6 +139,8 @@ class OutOfMemory(FoveateError, MemoryError):
 
 class TooManyOpen(FoveateError, RuntimeError):
     """The system allows no more open files."""
+
+    stops_command = True
 
     def __init__(self) -> None:
         super().__init__(
@@ -351,6 +363,11 @@ def disk_full(error: BaseException) -> bool:
         if any(f"os error {number})" in str(cause) for number in _FULL):
             return True
     return False
+
+
+def concerns_all_images(error: FoveateError) -> bool:
+    """Return whether an error would meet the next images as well, so that a command must stop."""
+    return error.stops_command or disk_full(error)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,7 +1,8 @@
-"""The sha256 of a file's bytes, by which weights, models and images are recognised."""
+"""Digests by which weights, models, images and the code itself are recognised."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -14,3 +15,16 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Compute the first 12 digits of the sha256 of the package's source files.
+
+    The version stays the same between releases; runs of different code differ in this.
+    """
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

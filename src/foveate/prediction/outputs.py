@@ -26,8 +26,9 @@ from foveate.prediction.workers import AbstractWorkers, CaseJob, map_cases
 from foveate.runs.folder import read_json, write_rows
 from foveate.runs.models import Ensemble
 from foveate.runtime import find_device
-from foveate.table import Case, several
+from foveate.table import Case
 from foveate.tasks.base import AbstractTask
+from foveate.wording import several
 
 if TYPE_CHECKING:
     import pandas as pd

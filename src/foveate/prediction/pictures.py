@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError, PartFault, TooManyOpen, disk_full, running_part
+from foveate.errors import FoveateError, concerns_all_images, running_part
 from foveate.exports import DEFAULT, About, AbstractExport, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.images.image import AbstractImage
@@ -51,7 +51,7 @@ def add_files(
         try:
             files[export.suffix] = draw_file(models, answer, image, export)
         except FoveateError as error:
-            if isinstance(error, TooManyOpen | PartFault) or disk_full(error):
+            if concerns_all_images(error):
                 raise
             log.warning("no %s of %s: %s", export.title, answer.case.image_id, error)
             log.info("%s", answer.case.path, exc_info=error)

@@ -17,10 +17,8 @@ from foveate.batch import Batch, LoadedImage
 from foveate.errors import (
     FoveateError,
     NotFinite,
-    PartFault,
-    TooManyOpen,
+    concerns_all_images,
     converting,
-    disk_full,
     explain_shortage,
     running_part,
 )
@@ -34,7 +32,6 @@ from foveate.prediction.options import PredictOptions
 from foveate.prediction.pictures import add_files
 from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
-from foveate.streaming.base import NotLocal
 from foveate.table import Case
 
 
@@ -147,7 +144,7 @@ def predict_cases(
             outcome = _answer_together(models, opened, _add_to_progress(on_progress, done))
         except FoveateError as error:
             # One file that cannot be read, or is too large, must not stop the others.
-            if isinstance(error, TooManyOpen | PartFault | NotLocal) or disk_full(error):
+            if concerns_all_images(error):
                 raise
             outcome = Failure(case, str(error))
         yield outcome

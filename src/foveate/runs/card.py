@@ -43,7 +43,7 @@ class ModelCard:
         settled: what the task settled from the labels of the table, such as the classes.
         view: at which spacing and size patches and glimpses are read.
         assume_spacing_um: spacing assumed for slides that state none.
-        provenance: split hash, counts, validation score, versions.
+        provenance: split hash, digest of the code, counts, validation score.
         trained_on: facts about the images of the run; None in models of older versions.
         readers: options that readers opened the images with, by the name of the reader.
     """

@@ -20,7 +20,8 @@ from foveate.files.atomic import write_json
 from foveate.files.digest import file_sha256
 from foveate.parts import plugin_folders
 from foveate.runs.folder import read_json
-from foveate.table import Case, patient_key, several
+from foveate.table import Case, patient_key
+from foveate.wording import several
 
 _SCHEMA = 1
 _THREADS = 4

@@ -19,6 +19,7 @@ from foveate._version import __version__
 from foveate.errors import CheckpointError, explain_os_error
 from foveate.files.atomic import write_json, write_text
 from foveate.files.csvtext import csv_text, parse_csv
+from foveate.files.digest import code_sha256
 from foveate.files.lock import NAME as LOCK
 from foveate.files.lock import is_locked
 from foveate.messages.display import Display, DisplayHandler
@@ -239,7 +240,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def describe_environment() -> dict[str, Any]:
     """Return the versions of libraries, the platform and the command, for the record."""
-    facts: dict[str, Any] = {"foveate": __version__, "python": platform.python_version()}
+    facts: dict[str, Any] = {"foveate": __version__, "code": code_sha256()}
+    facts["python"] = platform.python_version()
     for name in _LIBRARIES:
         try:
             facts[name] = version(name)

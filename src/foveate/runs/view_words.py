@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from foveate.batch import View
 from foveate.images.likeness import ImageFacts
-from foveate.table import several
+from foveate.wording import several
 
 
 def describe_view(view: View, shapes: Sequence[tuple[int, ...]]) -> str:

@@ -26,6 +26,8 @@ Flags = NDArray[np.bool_]
 class NotLocal(FoveateError, ValueError):
     """A layer cannot be streamed: its output cells depend on more than a neighbourhood."""
 
+    stops_command = True
+
 
 class TooLittleMemory(FoveateError, MemoryError):
     """Not even the smallest tile fits into the budget of memory."""

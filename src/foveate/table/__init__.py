@@ -44,7 +44,6 @@ __all__ = [
     "read_cases",
     "safe_id",
     "save_splits",
-    "several",
     "spacing_factor",
     "spacing_for_axes",
     "with_known_labels",

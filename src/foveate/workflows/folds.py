@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from foveate.batch.features import FeatureStore
+from foveate.files.digest import code_sha256
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, Silent
 from foveate.parts import find, plugin_folders
@@ -287,6 +288,7 @@ def _describe_training(
     progress = trainer.progress
     return {
         "split_hash": run.plan.splits.hash,
+        "code": code_sha256(),
         **counts,
         "best_epoch": progress.best_epoch,
         "frozen_epochs": trainer.schedule.frozen_epochs,
