@@ -41,7 +41,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("mil_mean", {"dropout": 0.0, "instance": 1.0}),
     ("mil_max", {}),
     ("abmil", {"dropout": 0.0}),
-    ("abmil", {"aggregator": "additive", "k_min": 3.0}),
+    ("abmil", {"pooling": "additive", "k_min": 3.0}),
     ("clam", {"dropout": 0.0, "width": 10, "hidden": 7, "instance": 1.0}),
     ("clam", {"dropout": 0.0, "width": 10, "hidden": 7, "branch": "multi"}),
     ("dsmil", {"hidden": 5}),
@@ -289,7 +289,7 @@ def test_gated_attention_matches_the_loop() -> None:
 @pytest.mark.parametrize("k_min", [1.0, 12.0])
 def test_additive_pooling_matches_the_loop(k_min: float) -> None:
     """Gated probabilities are summed; missing gate mass below k_min counts as "no" or even odds."""
-    method, inputs = build("abmil", aggregator="additive", k_min=k_min).eval(), problem()
+    method, inputs = build("abmil", pooling="additive", k_min=k_min).eval(), problem()
     prediction = run(method, inputs)
     for i, f in enumerate(bags(inputs)):
         h, parts = method.norm(f), []

@@ -5,7 +5,7 @@ Source: Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learnin
 
 Differs: the encoder may be trained: features come from two-pass replay, whose memory does not grow
 with the number of patches; in training the lattice is shifted at random; an instance head gives
-every patch its own gradient; the additive aggregator is that of EMIL (Müller et al., MIDL 2022).
+every patch its own gradient; the additive pooling is that of EMIL (Müller et al., MIDL 2022).
 
 Use when: any part of the image may decide, and reading all of it is affordable. With a frozen
 encoder it is the usual baseline of the field. It ignores the positions of patches.
@@ -33,7 +33,7 @@ class Abmil(AbstractBagMethod):
     """Embed all patches with foreground, pool them by gated attention, and answer by a linear head.
 
     Args:
-        aggregator: ``attention`` pools the patches and answers once, as in the paper; ``additive``
+        pooling: ``attention`` pools the patches and answers once, as in the paper; ``additive``
             adds the gated answers of the patches, so that evidence is the contribution of each
             patch to the prediction.
         k_min: sum of the gates from which an answer can be certain (``additive`` only).
@@ -55,7 +55,7 @@ class Abmil(AbstractBagMethod):
         *,
         encoder: AbstractEncoder,
         heads: Sequence[Head],
-        aggregator: Literal["attention", "additive"] = "attention",
+        pooling: Literal["attention", "additive"] = "attention",
         k_min: float = 1.0,
         hidden: Width = 128,
         dropout: DropoutRate = 0.1,
@@ -65,7 +65,7 @@ class Abmil(AbstractBagMethod):
         super().__init__(encoder, heads, encoder.dim, instance=instance, **bag)
         self.norm = nn.LayerNorm(encoder.dim)
         self.pool: nn.Module
-        if aggregator == "additive":
+        if pooling == "additive":
             self.pool = AdditivePool(encoder.dim, heads, k_min=k_min)
         else:
             self.pool = _GatedAnswer(encoder.dim, heads, hidden, dropout)
