@@ -248,7 +248,7 @@ def test_a_stored_head_gives_the_same_logits() -> None:
 # -- trust in patches ------------------------------------------------------------------------------
 
 
-def patch_trust(base: Tensor, added: Tensor, target: Tensor) -> float:
+def patch_trust(base: Tensor, added: Tensor, target: Tensor, *, expected: float = 1.0) -> float:
     """Fit the trust in patches whose logits are added to those of the glimpse."""
     trust = PatchTrust()
 
@@ -260,7 +260,7 @@ def patch_trust(base: Tensor, added: Tensor, target: Tensor) -> float:
             logits[:, 0], labels.to(logits.dtype), reduction="none"
         )
 
-    trust.settle(answer, each_loss)
+    trust.settle(answer, each_loss, expected=expected)
     return float(trust.value)
 
 
@@ -284,6 +284,16 @@ def test_memorised_patches_are_not_trusted() -> None:
 def test_patches_that_add_information_are_trusted_fully() -> None:
     target = torch.arange(12) % 2
     assert patch_trust(torch.zeros(12, 1), 6.0 * target[:, None] - 3.0, target) == 1.0
+
+
+def test_patches_without_more_detail_are_trusted_only_where_they_help() -> None:
+    """With 0 expected, small logits get no trust; large and right ones still get nearly all."""
+    target = torch.arange(12) % 2
+    right = 2.0 * target[:, None] - 1.0
+    assert patch_trust(torch.zeros(12, 1), 0.05 * right, target, expected=0.0) < 0.4
+    assert patch_trust(torch.zeros(12, 1), 3.0 * right, target, expected=0.0) > 0.8
+    nothing = torch.empty(0, 1)
+    assert patch_trust(nothing, nothing, torch.empty(0), expected=0.0) == 0.0
 
 
 def test_patches_stay_trusted_without_finite_logits() -> None:

@@ -50,7 +50,7 @@ class Prevalence(AbstractMethod):
         self.losses.copy_(row_losses(torch.full((len(overviews), 1), 9.0), rows))
         self.folds.copy_(left_out_fold)
 
-    def fit_trust(self, answer, each_loss):
+    def fit_trust(self, answer, each_loss, view):
         """Store the mean loss of the present answers."""
         logits, target = answer()
         self.factor.copy_(each_loss(logits, target).mean())

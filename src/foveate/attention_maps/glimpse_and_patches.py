@@ -182,14 +182,19 @@ class GlimpseAndPatches(nn.Module):
         self,
         answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
         each_loss: Callable[..., Float[Tensor, " n"]],
+        view: View,
     ) -> None:
         """Fit the factor of the patches' answers.
+
+        It is expected to be 1 where patches show more detail than the glimpse, else 0.
 
         Args:
             answer: computes answers to images of no training, ``(n, k)``, and their targets.
             each_loss: computes the images' losses ``(n,)`` from logits and targets.
+            view: how images are read.
         """
-        self.trust.settle(answer, each_loss)
+        expected = float(view.glimpse_spacing_um > view.spacing_um)
+        self.trust.settle(answer, each_loss, expected=expected)
 
     def share_trust(self, others: Sequence[Self]) -> None:
         """Trust patches as far as other models of this kind do on average."""

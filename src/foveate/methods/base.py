@@ -225,6 +225,7 @@ class AbstractMethod(nn.Module, abc.ABC):
         self,
         answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
         each_loss: Callable[..., Float[Tensor, " n"]],
+        view: View,
     ) -> None:
         """Fit to the validation part how far learnt answers count, at the end of the frozen start.
 
@@ -232,6 +233,7 @@ class AbstractMethod(nn.Module, abc.ABC):
             answer: computes the answers of the method ``(n, k)`` in its present state to the
                 validation part, and the targets ``(n, …)``; may be called several times.
             each_loss: function from logits ``(n, k)`` and targets to the images' losses ``(n,)``.
+            view: how images are read.
         """
 
     def share_trust(self, others: Sequence[Self]) -> None:

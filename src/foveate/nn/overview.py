@@ -124,6 +124,8 @@ class PatchTrust(nn.Module):
         self,
         answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
         each_loss: Callable[..., Float[Tensor, " n"]],
+        *,
+        expected: float = 1.0,
     ) -> None:
         """Fit the factor.
 
@@ -131,11 +133,14 @@ class PatchTrust(nn.Module):
             answer: computes the answers of the network ``(n, k)`` in its present state to images
                 that it was not trained on, and their targets ``(n, …)``.
             each_loss: function from logits ``(n, k)`` and targets to the images' losses ``(n,)``.
+            expected: factor that is expected before any image is seen, and taken where none says
+                anything.
         """
         self.value.fill_(0.0)
         base, target = answer()
         self.value.fill_(1.0)
         logits, _ = answer()
+        self.value.fill_(expected)
         if len(logits) and torch.isfinite(logits).all():
             added = (logits - base).double()
             factor = fit_trust(
@@ -143,7 +148,7 @@ class PatchTrust(nn.Module):
                 lambda x, _: each_loss(x, target),
                 base=base.double(),
                 max_factor=1.0,
-                expected=1.0,
+                expected=expected,
             )
             self.value.fill_(factor)
 

@@ -253,7 +253,8 @@ class Trainer:
         if self._folds:
             self.model.method.share_trust([fold.method for fold in self._folds])
         else:
-            self.model.method.fit_trust(lambda: self.answer(val), self.model.task.each_loss)
+            each_loss, view = self.model.task.each_loss, self.loader.view
+            self.model.method.fit_trust(lambda: self.answer(val), each_loss, view)
         if self.average.weights:
             self.average.begin()  # the fitted factor is part of the averaged weights, too
 
