@@ -13,9 +13,20 @@ from foveate.images.likeness import TrainedOn
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model
 from foveate.runs.fingerprint import check_unchanged, list_files, note_inputs
+from foveate.table import read_cases
 from helpers.images import PyramidImage
 
 VIEW = View(spacing_um=1.0, patch_px=64, glimpse_spacing_um=16.0)
+
+
+def test_a_row_that_names_the_table_s_own_folder_has_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image without an id would end the run when its plan is read back."""
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("path,label\na.png,tumor\n.,normal\n")
+    monkeypatch.chdir(tmp_path)
+    assert [case.image_id for case in read_cases(Path("t.csv")).cases] == ["a", "row_3"]
 
 
 def refuse_changed_files(options: dict[str, str], changed: Path) -> str:

@@ -195,7 +195,10 @@ def _config(**values: object) -> Call:
             "encoder: its options need a name, such as --encoder lite0",
             _config(encoder_options={"dim": 64}),
         ),
-        ("split.test_fraction: got 1.5, expected 0 to 1", _config(split={"test_fraction": "1.5"})),
+        (
+            "split.test_fraction: got 1.5, expected more than 0 and less than 1",
+            _config(split={"test_fraction": "1.5"}),
+        ),
         ("refit: got 'perhaps', expected true or false", _config(refit="perhaps")),
         ("split.seed: got 'one', expected a whole number", _config(split={"seed": "one"})),
         ("split.seed: got 1.5, expected a whole number", _config(split={"seed": 1.5})),

@@ -66,7 +66,9 @@ class SplitOptions:
             raise OptionError(f"split.folds: got {self.folds}, expected 1 or more")
         for key in ("test_fraction", "val_fraction"):
             if not 0 < getattr(self, key) < 1:
-                raise OptionError(f"split.{key}: got {getattr(self, key)}, expected 0 to 1")
+                raise OptionError(
+                    f"split.{key}: got {getattr(self, key)}, expected more than 0 and less than 1"
+                )
 
 
 @dataclass(frozen=True)

@@ -295,7 +295,8 @@ class CaseBuilder:
         if self.columns.image_id and self.columns.image_id != self.columns.path:
             return pairs
         paths = sorted({case.path for _, case in pairs})
-        ids = dict(zip(paths, file_ids(paths, self.finder.base), strict=True))
+        named = zip(paths, file_ids(paths, self.finder.base), strict=True)
+        ids = {c.path: c.image_id for _, c in pairs} | {p: name for p, name in named if name}
         renamed = sorted({c.image_id for _, c in pairs if ids[c.path] != c.image_id})
         if renamed:
             self.notes.append(f"file names repeat ({several(renamed)}): ids hold the folder")
