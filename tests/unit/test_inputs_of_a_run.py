@@ -9,7 +9,7 @@ import pytest
 
 from foveate.batch import View
 from foveate.errors import CheckpointError, OptionError, UnreadableImage, converting
-from foveate.images.likeness import TrainedOn
+from foveate.images.likeness import TrainedOn, describe_unlikeness
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model
 from foveate.runs.fingerprint import check_unchanged, list_files, note_inputs
@@ -65,6 +65,13 @@ def test_pixels_of_another_size_are_unlike_the_training_from_a_factor_of_four(
     image.kind = "slide"
     words = [text for text in training.differences(image) if text.startswith("pixels of ")]
     assert bool(words) is unlike
+
+
+@pytest.mark.parametrize(("shape", "tiny"), [((1, 256), True), ((16, 256), False)])
+def test_a_picture_of_a_few_rows_is_tiny(shape: tuple[int, int], tiny: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    words = describe_unlikeness(PyramidImage(pixels), pixels, None)
+    assert words == (f"tiny ({shape[0]} x {shape[1]} pixels)" if tiny else "")
 
 
 @pytest.mark.parametrize(

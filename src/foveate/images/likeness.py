@@ -110,7 +110,9 @@ def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: Trained
         training: facts of the training images; None for models that store none.
     """
     differences = [] if training is None else training.differences(image)
-    if max(image.shape) < _MIN_SIDE_PX:
+    # A volume may have few slices; a picture of a few rows shows nothing.
+    side = min(image.shape) if image.ndim == 2 else max(image.shape)
+    if side < _MIN_SIDE_PX:
         differences.append(f"tiny ({' x '.join(map(str, image.shape))} pixels)")
     elif is_blank(glimpse):
         differences.append("blank")
