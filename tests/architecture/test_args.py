@@ -9,10 +9,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).resolve().parents[2] / "src" / "foveate"
+from helpers.sources import CLASSES, MODULES
+
 MIN_SHARE = 0.95
 _ENTRY = re.compile(r"^    \*{0,2}(\w+):", re.MULTILINE)
 
@@ -49,18 +49,6 @@ def list_described(function: ast.FunctionDef) -> list[str] | None:
     _, mark, rest = (ast.get_docstring(function) or "").partition("\nArgs:\n")
     section = re.split(r"^\S", rest, maxsplit=1, flags=re.MULTILINE)[0]
     return [name for name in _ENTRY.findall(section) if name != "ctx"] if mark else None
-
-
-MODULES = {
-    str(path.relative_to(SOURCE)): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(SOURCE.rglob("*.py"))
-}
-CLASSES = {
-    node.name: node
-    for tree in MODULES.values()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.ClassDef)
-}
 
 
 def _overrides(owner: ast.ClassDef, name: str) -> bool:

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[2] / "src" / "foveate"
-TREES = {
-    str(path.relative_to(SOURCE)): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(SOURCE.rglob("*.py"))
-}
-CLASSES = {
-    node.name: node
-    for tree in TREES.values()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.ClassDef)
-}
+from helpers.sources import CLASSES, MODULES
 
 
 def _raises(node: ast.AST) -> bool:
@@ -63,7 +52,7 @@ def _raising(
 
 
 def test_public_functions_document_their_errors() -> None:
-    raising = [(path, *pair) for path, tree in TREES.items() for pair in _raising(tree)]
+    raising = [(path, *pair) for path, tree in MODULES.items() for pair in _raising(tree)]
     missing = [
         f"{path}:{function.lineno} {function.name}"
         for path, function, owner in raising

@@ -193,8 +193,7 @@ class GlimpseAndPatches(nn.Module):
             each_loss: computes the images' losses ``(n,)`` from logits and targets.
             view: how images are read.
         """
-        expected = float(view.glimpse_spacing_um > view.spacing_um)
-        self.trust.settle(answer, each_loss, expected=expected)
+        self.trust.settle(answer, each_loss, expected=float(view.patches_add_detail))
 
     def share_trust(self, others: Sequence[Self]) -> None:
         """Trust patches as far as other models of this kind do on average."""

@@ -56,11 +56,11 @@ def choose_patch_numbers(
         for image in images
     ]
     cover = max(1, int(np.median([math.prod(shape) for shape in shapes])))
-    no_detail = view.glimpse_spacing_um < 1.25 * view.spacing_um
     numbers = {}
     for name, limits in LIMITS.items():
         if options.get(name) == 0:
             worth = limits.pixels // view.patch_px**view.axes
             number = max(1, min(limits.largest, worth, limits.coverings * cover))
-            numbers[name] = min(number, limits.without_detail) if no_detail else number
+            at_most = number if view.patches_add_detail else limits.without_detail
+            numbers[name] = min(number, at_most)
     return numbers

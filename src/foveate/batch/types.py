@@ -65,6 +65,11 @@ class View:
         """Return the side of a patch in micrometres (or pixels of the picture)."""
         return length_um_from_px(float(self.patch_px), self.spacing_um)
 
+    @property
+    def patches_add_detail(self) -> bool:
+        """Return whether patches are clearly finer than the glimpse: by a quarter or more."""
+        return self.glimpse_spacing_um >= 1.25 * self.spacing_um
+
 
 @dataclass(frozen=True)
 class LoadedImage:

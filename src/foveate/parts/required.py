@@ -63,7 +63,7 @@ def _list_required(base: type[Any], *, of_class: bool) -> list[str]:
         name
         for definition in base.__mro__
         if definition.__module__.startswith("foveate.")
-        for name, annotation in vars(definition).get("__annotations__", {}).items()
+        for name, annotation in inspect.get_annotations(definition).items()
         if not name.startswith("_")
         and not _has_class_value(base, name)
         and str(annotation).startswith("ClassVar") == of_class
