@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY = "#1f5a99", "#c8641b", "#2e7d4f", "#8a8f98"
 CYCLE = (BLUE, ORANGE, GREEN, "#7a4fa3", "#b03060", "#5c6b7a", "#8a7a1f", "#1f8a8a")
 
+_LABELS_INCHES = 0.45
+"""Height of the labels below axes, which a legend leaves free."""
+
+_MAX_LETTERS_OF_THREE_COLUMNS = 17
+"""Longest entry of a legend with which three columns are no wider than a figure."""
+
 
 @dataclass(frozen=True)
 class ScoreWords:
@@ -111,15 +117,26 @@ def add_unit_square(figure: Figure, x: str, y: str) -> Axes:
     return axes
 
 
-def add_legend(axes: Axes, place: Any) -> None:
-    """Add a legend to axes, smaller where it has many lines.
+def add_legend(axes: Axes, handles: Sequence[Any] | None = None) -> None:
+    """Add a legend below the axes, where it covers no line; smaller where it has many entries.
+
+    The figure needs the layout ``constrained``, which makes room for it.
 
     Args:
-        axes: axes with labelled lines.
-        place: place of the legend, as matplotlib's ``loc``.
+        axes: axes with labelled lines and a label of the horizontal axis.
+        handles: entries of the legend; None for the labelled lines.
     """
-    n = len(axes.get_legend_handles_labels()[0])
-    axes.legend(loc=place, fontsize=10 if n <= 6 else 7.5, ncols=1 if n <= 8 else 2)
+    from matplotlib.transforms import ScaledTranslation
+
+    entries = axes.get_legend_handles_labels()[0] if handles is None else list(handles)
+    n, inch = len(entries), axes.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
+    columns = 2 if n in (2, 4) or longest > _MAX_LETTERS_OF_THREE_COLUMNS else 3
+    axes.legend(
+        handles=entries, loc="upper center", frameon=False, borderaxespad=0.0,
+        fontsize=9 if n <= 4 else 8, ncols=columns, bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=axes.transAxes + ScaledTranslation(0.0, -_LABELS_INCHES, inch),
+    )  # fmt: skip
 
 
 def shorten(name: str) -> str:

@@ -106,7 +106,7 @@ def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
     draw_seconds(seconds, _average_rows(histories))
     if len(folds) > 1:
         seconds.set_title(f"seconds per epoch, mean of {len(folds)} folds")
-        add_legend(rate, "upper right")
+        add_legend(rate)
     for axes in (loss, score, rate, seconds):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

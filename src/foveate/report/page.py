@@ -54,6 +54,7 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "flow": sections.count_patients(run),
         "comparison": sections.compare_runs(run),
         "gain": sections.describe_gain(run),
+        "only_frozen": sections.answers_by_frozen_start(run),
         "notes": [] if task is None else task.notes(points),
         "localisation": sections.summarise_localisation(run),
         "charts": [(chart, _render_chart(run, chart)) for chart in charts],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from foveate.files.atomic import write_aside
-from foveate.presentation import BLUE, CYCLE, GREEN, GREY, ORANGE
+from foveate.presentation import BLUE, CYCLE, GREEN, GREY, ORANGE, add_legend
 from foveate.report.run_files import Row, read_column
 from foveate.runs.folder import read_rows
 
@@ -80,7 +80,7 @@ def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
     if not lines:
         _write_absent(axes, "no loss was stored")
         return
-    axes.legend(handles=lines, frameon=False)
+    add_legend(axes, lines)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
@@ -126,9 +126,7 @@ def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
     if seen.min() >= 0 and seen.max() <= 1:  # a share cannot lie beyond 0 and 1
         low, high = max(low, -0.02), min(high, 1.02)
     axes.set_ylim(low, high)
-    few = len(axes.get_legend_handles_labels()[0]) <= 6
-    size, columns = (10, 1) if few else (7.5, 2)
-    axes.legend(frameon=False, loc="lower right", fontsize=size, ncols=columns)
+    add_legend(axes)
 
 
 def draw_rate(
@@ -169,9 +167,9 @@ def draw_seconds(axes: Axes, rows: list[Row]) -> None:
     computing = np.nan_to_num(read_column(rows, "seconds_computing"))
     axes.bar(epoch, reading, color=GREY, label="reading")
     axes.bar(epoch, computing, bottom=reading, color=BLUE, label="computing")
-    axes.set_ylim(0, 1.35 * max(float(np.max(reading + computing)), 1e-9))
+    axes.set_ylim(0, 1.05 * max(float(np.max(reading + computing)), 1e-9))
     axes.set_title("seconds per epoch")
-    axes.legend(frameon=False, ncols=2, loc="upper right")
+    add_legend(axes)
 
 
 def find_score_column(rows: list[Row]) -> str | None:

@@ -264,7 +264,14 @@ def describe_gain(run: RunFiles) -> list[str]:
         if lo > 0 or hi < 0:
             clear = "clearly worse" if (lo > 0) == small_is_good else "clearly better"
         sentences.append(f"{title} {value:+.3f} (95 % interval {lo:+.3f} to {hi:+.3f}): {clear}")
-    return [*sentences, *(f"Of the {title}, less is better." for title in smaller)]
+    return [*sentences, *(f"A lower {title} is better." for title in smaller)]
+
+
+def answers_by_frozen_start(run: RunFiles) -> bool:
+    """Return whether every answer is that of the frozen start, so that nothing was gained."""
+    changes = pick_scores(run.metrics, "gain").values()
+    ends = [read_number(change, key) for change in changes for key in ("value", "lo", "hi")]
+    return bool(ends) and not any(ends) and None not in ends
 
 
 def summarise_localisation(run: RunFiles) -> dict[str, Any] | None:

@@ -21,7 +21,15 @@ from foveate.metrics.intervals import measure_losses
 from foveate.metrics.jackknife import Cohort, group_patients, measure_leaving_out
 from foveate.metrics.types import ALPHA, Floats, Ints, number_names
 from foveate.nn.heads import Head, Pooling
-from foveate.presentation import BLUE, GREY, Chart, ScoreWords, Verdict, read_number
+from foveate.presentation import (
+    BLUE,
+    GREY,
+    Chart,
+    ScoreWords,
+    Verdict,
+    add_legend,
+    read_number,
+)
 from foveate.tasks.base import AbstractTask, Point, Rows, Stored
 
 if TYPE_CHECKING:
@@ -375,4 +383,4 @@ def _draw_answers(figure: Figure, known: Floats) -> None:
     axes.scatter(known[:, 0], known[:, 1], color=BLUE, edgecolor="white", s=30, alpha=0.8, zorder=3)
     axes.set(xlim=ends, ylim=ends, xlabel="label", ylabel="answer")
     axes.set_aspect("equal")
-    axes.legend(loc="best")
+    add_legend(axes)

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DASHES = ("-", "--")
-_ROC = "Right alarms against false alarms, over all thresholds; the number is the area."
-_PRECISION = "Of what is called positive, how much is; dotted: chance; the number is the area."
-_CALIBRATION = "Do 70 of 100 images with probability 0.7 hold true? Larger dots: more images."
-_DISTRIBUTION = "How far apart the classes lie; a stroke is an image."
+_ROC = "True positives against false positives at every threshold; the number is the area."
+_PRECISION = "Precision at every recall; dotted: chance; the number is the area."
+_CALIBRATION = "A calibrated model lies on the dashed line. Larger dots: more images."
+_DISTRIBUTION = "Probabilities by true class; each stroke is an image."
 _NEEDED = "predictions of labelled images of at least two classes"
 
 
@@ -128,7 +128,7 @@ def draw_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float
     for k in answers.drawn_classes():
         curves = answers.trace_folds(compute_roc, k)
         _draw_curves(axes, answers, k, curves, average_roc, areas, "default")
-    add_legend(axes, "lower right")
+    add_legend(axes)
 
 
 def draw_precision_recall(
@@ -148,7 +148,7 @@ def draw_precision_recall(
         chance = float(np.mean(answers.target == k))
         axes.plot([0, 1], [chance, chance], color=_choose_colour(answers, k), linestyle=":",
                   linewidth=1, label=f"chance  {chance:.3f}")  # fmt: skip
-    add_legend(axes, "lower left")
+    add_legend(axes)
 
 
 def _draw_curves(
@@ -206,9 +206,10 @@ def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
         color=BLUE,
         edgecolor="white",
         zorder=3,
+        clip_on=False,
         label="observed, 95 % interval",
     )
-    axes.legend(loc="upper left")
+    add_legend(axes)
 
 
 def draw_distribution(
@@ -239,10 +240,10 @@ def draw_distribution(
         axes.axvline(threshold, color="#333333", linewidth=1, linestyle="--",
                      label=None if i else label)  # fmt: skip
     lowest = -0.06 - 0.07 * len(answers.classes)
-    axes.set(xlim=(0, 1), ylim=(lowest, 1.15), yticks=[], ylabel="share of the class")
+    axes.set(xlim=(0, 1), ylim=(lowest, 0.85), yticks=[], ylabel="share of the class")
     axes.set_xlabel(f"probability of {shorten(answers.classes[1])}" if two
                     else "probability of the true class")  # fmt: skip
-    axes.legend(loc="upper center", ncols=2)
+    add_legend(axes)
 
 
 def _choose_colour(answers: LabelledAnswers, k: int) -> str:
