@@ -6,6 +6,7 @@ The first process also does all other work, and tells the others which training 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +26,11 @@ from foveate.runs.config import RunConfig, make_card
 from foveate.runs.folder import make_quarantine_row, read_json, write_rows
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
-from foveate.runs.schedule import TrainOptions
+from foveate.runs.schedule import Schedule, TrainOptions
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.loop import Trainer
-from foveate.training.notice import training_bar
+from foveate.training.notice import StageDisplay, training_bar
 from foveate.training.state import Progress
 
 
@@ -194,17 +195,17 @@ def train_fold(run: TrainingRun, k: int) -> None:
         finally:
             if trainer.runtime.is_main:
                 list_set_aside(run.folder, run.plan, {k: trainer.progress.quarantined})
+        counts = {"fold": k, "n_train": len(train), "n_val": len(val)}
+        scores = {"best_val_score": progress.best_score}
         provenance = _describe_training(
-            run,
-            trainer,
-            {"fold": k, "n_train": len(train), "n_val": len(val)},
-            {"best_val_score": progress.best_score},
+            run, trainer, trainer.schedule_of(len(train)), counts, scores
         )
+        calibrate = functools.partial(_calibrate, trainer, val, trainer.display_of(len(train)))
         best_weights = {name: w.clone() for name, w in trainer.model.method.state_dict().items()}
         if trainer.checkpoints.frozen.is_file():
-            _save_frozen_start(trainer, val, provenance)
+            _save_frozen_start(trainer, calibrate, provenance)
             trainer.model.method.load_state_dict(best_weights)
-        _save_trained(trainer, trainer.folder / "model", provenance | _calibrate(trainer, val))
+        _save_trained(trainer, trainer.folder / "model", provenance | calibrate())
 
 
 def train_refit(run: TrainingRun) -> None:
@@ -223,7 +224,8 @@ def train_refit(run: TrainingRun) -> None:
     with _open_trainer(run, "refit", title, options, cases, folds.members) as trainer:
         progress = trainer.fit(cases, ())
         counts = {"refit": True, "n_train": len(cases) - len(progress.quarantined)}
-        provenance = _describe_training(run, trainer, counts, folds.point)
+        schedule = trainer.schedule_of(len(cases))
+        provenance = _describe_training(run, trainer, schedule, counts, folds.point)
         _save_trained(trainer, trainer.folder / "model", provenance)
 
 
@@ -275,13 +277,18 @@ def _build_fresh_model(plan: Plan, train: Sequence[Case]) -> Model:
 
 
 def _describe_training(
-    run: TrainingRun, trainer: Trainer, counts: Mapping[str, Any], scores: Mapping[str, Any]
+    run: TrainingRun,
+    trainer: Trainer,
+    schedule: Schedule,
+    counts: Mapping[str, Any],
+    scores: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the provenance of a trained model, before it is calibrated.
 
     Args:
         run: the run.
         trainer: the trainer, after the training.
+        schedule: schedule of the training.
         counts: what the model was trained with: its fold and numbers of images.
         scores: results on validation parts.
     """
@@ -291,24 +298,30 @@ def _describe_training(
         "code": code_sha256(),
         **counts,
         "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
+        "frozen_epochs": schedule.frozen_epochs,
         **scores,
         "train": _sum_training_cost(progress),
         "quarantined": progress.quarantined,
     }
 
 
-def _save_frozen_start(trainer: Trainer, val: Sequence[Case], provenance: dict[str, Any]) -> None:
+def _save_frozen_start(
+    trainer: Trainer,
+    calibrate: Callable[[], dict[str, float | None]],
+    provenance: dict[str, Any],
+) -> None:
     """Load the weights of the frozen start, calibrate them, and write them as a model."""
     weights = read_tensors(trainer.checkpoints.frozen)[0]
     trainer.model.method.load_state_dict(weights)
-    provenance = provenance | _calibrate(trainer, val) | {"best_epoch": 0, "frozen_start": True}
+    provenance = provenance | calibrate() | {"best_epoch": 0, "frozen_start": True}
     _save_trained(trainer, trainer.folder / "frozen" / "model", provenance)
 
 
-def _calibrate(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
+def _calibrate(
+    trainer: Trainer, val: Sequence[Case], display: StageDisplay
+) -> dict[str, float | None]:
     """Settle on the validation part how logits become answers: temperature, threshold."""
-    logits, target = trainer.answer(val)
+    logits, target = trainer.answer(val, display.validated)
     return trainer.model.task.calibrate(logits.cpu(), target.cpu())
 
 
