@@ -18,6 +18,7 @@ from foveate.api.commands import train
 from foveate.api.explanation import Explanation
 from foveate.api.progress import OnProgress
 from foveate.errors import FoveateError, OptionError, UnreadableImage
+from foveate.files.run_layout import RunLayout
 from foveate.loading.gather import gather_cases
 from foveate.prediction.answer import Answer, AnswerOrFailure
 from foveate.prediction.options import PredictOptions
@@ -186,7 +187,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: the folder holds no trained model.
         """
-        models, scores = find_models(run), Path(run) / "metrics.json"
+        models, scores = find_models(run), RunLayout(Path(run)).metrics
         classifier = cls(models.card.method, encoder=models.card.encoder, task=models.card.task)
         classifier.set_params(out=run, device=device)
         metrics = read_json(scores)["metrics"] if scores.is_file() else {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveate.files.atomic import write_aside
+from foveate.files.run_layout import fold_number
 from foveate.presentation import CYCLE, add_legend, write_fold
 from foveate.report.progress import (
     draw_loss,
@@ -97,7 +98,7 @@ def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
     histories = [fold.history for fold in folds]
     for k, fold in enumerate(folds):
         fold_colour = None if len(folds) == 1 else CYCLE[k % len(CYCLE)]
-        name = None if fold_colour is None else write_fold(fold.name.removeprefix("fold_"))
+        name = None if fold_colour is None else write_fold(fold_number(fold.name))
         draw_loss(loss, fold.history, colour=fold_colour)
         draw_score(score, fold.history, colour=fold_colour, name=name)
         draw_rate(rate, fold.history, colour=fold_colour, name=name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from foveate.files.atomic import write_aside
+from foveate.files.run_layout import FoldLayout
 from foveate.presentation import BLUE, CYCLE, GREEN, GREY, ORANGE
 from foveate.report.run_files import Row, read_column
 from foveate.runs.folder import read_rows
@@ -24,7 +25,7 @@ def redraw(fold: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = fold / "metrics.csv"
+    path = FoldLayout(fold).epochs
     rows = read_rows(path) if path.is_file() else []
     if not rows:
         return
@@ -39,7 +40,7 @@ def redraw(fold: Path) -> None:
     for axes in (loss, score, seconds):
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
-    write_aside(fold / "progress.png", lambda aside: figure.savefig(aside, format="png"))
+    write_aside(FoldLayout(fold).curves, lambda aside: figure.savefig(aside, format="png"))
 
 
 def draw_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:

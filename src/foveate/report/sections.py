@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from foveate.files.run_layout import RunLayout
 from foveate.presentation import (
     ScoreWords,
     read_number,
@@ -308,7 +309,7 @@ def describe_answering(run: RunFiles) -> str:
 
 def list_commands(run: RunFiles) -> list[tuple[str, str]]:
     """Return commands to type next, each with what it does."""
-    folder, config = (shlex.quote(str(p)) for p in (run.folder, run.folder / "config.yaml"))
+    folder, config = (shlex.quote(str(p)) for p in (run.folder, RunLayout(run.folder).config))
     external = f"foveate evaluate {folder} OTHER_TABLE.csv --out external"
     again = f"foveate train --config {config} --out {folder}"
     return [

@@ -23,6 +23,7 @@ from foveate.batch import Batch, lay_kernels
 from foveate.batch.features import FeatureStore
 from foveate.errors import TrainingError, running_part
 from foveate.files.atomic import write_text
+from foveate.files.run_layout import FoldLayout
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import peak_memory_mib, release_memory
 from foveate.runs.checkpoint import Model, read_tensors
@@ -110,7 +111,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder, model.method, writes=self.runtime.is_main)
         self.average = WeightAverage(model.method)
         if store is None and self.pretrained:
-            store = FeatureStore(folder / "features" if self.runtime.is_main else None)
+            store = FeatureStore(FoldLayout(folder).features if self.runtime.is_main else None)
         self._store = store
         self._folds = tuple(folds)
         self._on_progress = on_progress or (lambda _: None)
@@ -388,7 +389,7 @@ class Trainer:
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "peak_memory_mib": peak_memory_mib()}
         progress.end_epoch(row)
         if self.runtime.is_main:
-            write_text(self.folder / "metrics.csv", as_csv(progress.history))
+            write_text(FoldLayout(self.folder).epochs, as_csv(progress.history))
         log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
         return row
 

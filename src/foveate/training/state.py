@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveate.errors import CheckpointError
 from foveate.files.csvtext import csv_text
+from foveate.files.run_layout import FoldLayout
 from foveate.runs.checkpoint import (
     optimizer_tensors,
     read_tensors,
@@ -283,9 +284,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, method: nn.Module, *, writes: bool = True) -> None:
         self._method, self._writes = method, writes
-        self.latest = folder / "checkpoints" / "latest.safetensors"
-        self.best = folder / "checkpoints" / "best.safetensors"
-        self.frozen = folder / "checkpoints" / "frozen.safetensors"
+        layout = FoldLayout(folder).checkpoints
+        self.latest, self.best, self.frozen = layout.latest, layout.best, layout.frozen
 
     def keep_start(self, progress: Progress, validation: Mapping[str, float]) -> None:
         """Write the fitted weights as the first candidate, where nothing is trained on features.
