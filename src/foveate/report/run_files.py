@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from foveate.errors import CheckpointError, FoveateError
 from foveate.files.run_layout import FoldLayout, HeatmapLayout, ModelLayout, RunLayout
 from foveate.presentation import read_number
@@ -19,6 +17,7 @@ from foveate.runs.folder import model_folders, read_json, read_rows
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 from foveate.wording import one_line
+from foveate.yamltext import read_yaml
 
 Row = dict[str, str]
 T = TypeVar("T")
@@ -111,7 +110,7 @@ def read_run(folder: Path) -> RunFiles:
     pooled = disk.rows(RunLayout.predictions, wanted=len(folds) != 1)
     return RunFiles(
         folder=folder,
-        config=disk.take(RunLayout.config, lambda path: yaml.safe_load(read_text(path)), dict),
+        config=disk.take(RunLayout.config, read_yaml, dict),
         config_text=disk.take(RunLayout.config, read_text, str, wanted=False),
         env=disk.take(RunLayout.environment, read_json, dict),
         splits=disk.take(RunLayout.splits, read_json, dict),
@@ -184,7 +183,7 @@ class _Disk:
             return empty
         try:
             content = read(path)
-        except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
+        except (CheckpointError, OSError, ValueError, csv.Error) as error:
             self.problems.append(f"{name} cannot be read: {one_line(str(error), max_letters=200)}")
             return empty
         if not isinstance(content, type(empty)):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from foveate._version import __version__
 from foveate.errors import CheckpointError, explain_os_error
@@ -31,7 +30,7 @@ from foveate.files.run_layout import (
 )
 from foveate.messages.display import Display, DisplayHandler
 from foveate.messages.warn import reset_warnings
-from foveate.yamltext import parse_yaml
+from foveate.yamltext import read_yaml
 
 _LATER = ("refit",)
 """Options that change no earlier result, so that they may be turned on later."""
@@ -228,28 +227,6 @@ def _count_folds(run: Path) -> int:
 
 def _asks_for_refit(run: Path) -> bool:
     return bool(read_yaml(RunLayout(run).config).get("refit"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file.
-
-    Raises:
-        CheckpointError: the file cannot be read, is not YAML, or holds something else.
-    """
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: it is not YAML. Restore it from a copy, or begin a new run"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} is damaged: it holds no keys and values. Restore it from a copy, or begin a "
-            "new run"
-        )
-    return content
 
 
 def describe_environment() -> dict[str, Any]:
