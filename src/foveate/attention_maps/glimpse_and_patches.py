@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, TypedDict
+from typing import Annotated, Any, NamedTuple, Self, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -82,6 +82,20 @@ class JointAnswer:
     weight: Float[Tensor, "b n"]
     remainder: Float[Tensor, " b"]
     auxiliary: dict[str, tuple[Float[Tensor, "b k"], float]]
+
+
+class PooledTokens(NamedTuple):
+    """The pooled answer of b images with n patches.
+
+    Attributes:
+        logits: logits ``(b, k)`` of all questions.
+        shares: share ``(b, n)`` of each patch among all patches.
+        remainder: share ``(b,)`` of the glimpse in the answer.
+    """
+
+    logits: Float[Tensor, "b k"]
+    shares: Float[Tensor, "b n"]
+    remainder: Float[Tensor, " b"]
 
 
 class GlimpseAndPatches(nn.Module):
@@ -301,17 +315,13 @@ class GlimpseAndPatches(nn.Module):
 
     def relate(
         self, batch: Batch, glimpse_token: Float[Tensor, "b d"], tokens: Tokens
-    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    ) -> PooledTokens:
         """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
 
         Args:
             batch: the images.
             glimpse_token: token of the glimpse ``(b, d)``.
             tokens: tokens of the images.
-
-        Returns:
-            logits ``(b, k)`` of all questions; the share of each patch among all patches
-            ``(b, n)``; the share of the glimpse in the answer ``(b,)``.
         """
         shown = torch.ones(len(glimpse_token), 1, dtype=torch.bool, device=glimpse_token.device)
         if self.training:
@@ -332,4 +342,4 @@ class GlimpseAndPatches(nn.Module):
         logits, weight = pooled
         of_patches, remainder = weight[:, :n], weight[:, n]
         shares = of_patches / of_patches.sum(1, keepdim=True).clamp_min(1e-12)
-        return logits, shares, remainder
+        return PooledTokens(logits, shares, remainder)
