@@ -187,10 +187,10 @@ class GlimpseAndPatches(nn.Module):
 
         Args:
             overviews: features of n glimpses, ``(n, d)``.
-            row_losses: losses of logits at rows, as in `OverviewHead.settle`.
+            row_losses: losses of logits at rows, as in `OverviewHead.fit`.
             left_out_fold: number of each row's group, ``(n,)``.
         """
-        self.overview.settle(overviews, row_losses, left_out_fold)
+        self.overview.fit(overviews, row_losses, left_out_fold)
 
     def fit_trust(
         self,
@@ -207,7 +207,7 @@ class GlimpseAndPatches(nn.Module):
             each_loss: computes the images' losses ``(n,)`` from logits and targets.
             view: how images are read.
         """
-        self.trust.settle(answer, each_loss, expected=float(view.patches_add_detail))
+        self.trust.fit(answer, each_loss, expected=float(view.patches_add_detail))
 
     def share_trust(self, others: Sequence[Self]) -> None:
         """Trust patches as far as other models of this kind do on average."""
@@ -300,7 +300,7 @@ class GlimpseAndPatches(nn.Module):
         if self.instance > 0:
             auxiliary["instance"] = (alone, self.instance)
         auxiliary |= {k: (overview.detach() + answer, 1.0) for k, answer in further.items()}
-        if self.overview.settled and not batch.frozen:
+        if self.overview.is_fitted and not batch.frozen:
             auxiliary["overview"] = (overview, 1.0)
         return JointAnswer(overview.detach() + logits, weight, remainder, auxiliary)
 

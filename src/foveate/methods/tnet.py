@@ -231,7 +231,7 @@ class Tnet(AbstractMethod):
     def _rule(self) -> ChoiceRule:
         if self.policy == "top":
             return "strongest"
-        return "drawn" if self.training else "settled"
+        return "drawn" if self.training else "repeatable"
 
     def _count(self, level: int, surveyed: bool) -> int:
         """Return how many patches are chosen in each region of a level."""

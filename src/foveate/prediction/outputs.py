@@ -186,7 +186,7 @@ def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> di
         DiskFull: there is no room; what was written before is whole.
     """
     dependencies, folder = job.list_dependencies(), job.folder
-    drawn = {case.image_id for case in cases[: job.options.heatmaps]}
+    pictured = {case.image_id for case in cases[: job.options.heatmaps]}
     cases_of_part = part.pick(cases)
     keys = {case.image_id: _make_key(case) for case in cases_of_part}
     layout = PredictionLayout(folder)
@@ -201,7 +201,7 @@ def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> di
     job.display.say(
         f"part {part}: {len(cases_of_part)} of {len(cases)} images, {len(known)} answered already"
     )
-    todo = [CaseJob(c, c.image_id in drawn) for c in cases_of_part if c.image_id not in known]
+    todo = [CaseJob(c, c.image_id in pictured) for c in cases_of_part if c.image_id not in known]
     _answer_all(job, journal, todo, keys)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()
@@ -283,7 +283,7 @@ def _predict_images(
         device=find_device(job.options.device),
         on_progress=on_progress,
         options=job.options,
-        drawn={item.case.image_id for item in todo if item.draw},
+        pictured={item.case.image_id for item in todo if item.with_pictures},
     )
 
 

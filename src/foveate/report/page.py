@@ -11,7 +11,7 @@ from foveate.files.atomic import write_text
 from foveate.files.run_layout import RunLayout
 from foveate.presentation import Chart, write_count, write_decimals, write_percent
 from foveate.report import sections
-from foveate.report.figures import Drawn, describe_training, draw_training, render
+from foveate.report.figures import Drawn, describe_training, plot_training, render
 from foveate.report.gallery import MAX_INLINED, list_heatmaps
 from foveate.report.run_files import RunFiles, read_run
 
@@ -76,9 +76,9 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
 
 def _render_chart(run: RunFiles, chart: Chart) -> Drawn | None:
     """Draw a figure of the task; return None where its data is missing."""
-    if chart.draw is None:
+    if chart.plot is None:
         return None
-    return render(chart.draw, RunLayout(run.folder).figures / f"{chart.name}.png", chart.alt)
+    return render(chart.plot, RunLayout(run.folder).figures / f"{chart.name}.png", chart.alt)
 
 
 def _render_training(run: RunFiles) -> Drawn | None:
@@ -86,7 +86,7 @@ def _render_training(run: RunFiles) -> Drawn | None:
     if not folds:
         return None
     return render(
-        partial(draw_training, folds=folds),
+        partial(plot_training, folds=folds),
         RunLayout(run.folder).figures / "training.png",
         describe_training(folds),
         size_inches=(10.6, 6.2),

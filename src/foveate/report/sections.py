@@ -21,7 +21,7 @@ from foveate.presentation import (
 from foveate.report.run_files import RunFiles
 
 _MIN_PATIENTS = 30
-_PARTS = ("train", "val", "test")
+_SPLIT_PARTS = ("train", "val", "test")
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -196,7 +196,7 @@ def count_patients(run: RunFiles) -> dict[str, Any]:
     }
     rows: list[dict[str, Any]] = []
     for k, fold in enumerate(_list_folds(run)):
-        for part in _PARTS:
+        for part in _SPLIT_PARTS:
             ids = [str(i) for i in fold.get(part) or []]
             known = [labels[i] for i in ids if i in labels]
             tally = {} if run.task is None else run.task.tally(known)

@@ -37,7 +37,7 @@ from foveate.runs.schedule import (
 )
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
-from foveate.training.frozen_start import settle_start
+from foveate.training.frozen_start import fit_start
 from foveate.training.notice import StageDisplay, describe_chance_plateau, describe_stage
 from foveate.training.state import (
     WORST_LOSS,
@@ -78,7 +78,7 @@ class Trainer:
         store: store of the frozen encoder's features, which trainings on other folds may share; by
             default a new one.
         folds: models of the folds, for a training on all images: what validation parts would
-            settle is the mean of theirs.
+            fit is the mean of theirs.
         on_progress: called with the status of the training, often.
         on_message: called with a line about the time that a stage will take, and about images
             set aside.
@@ -268,10 +268,10 @@ class Trainer:
             self.fabric.autocast(),
             self.progress.timed(),
         ):
-            self.progress.leave_out(settle_start(method, self.model.task, cases, batches(), show))
+            self.progress.leave_out(fit_start(method, self.model.task, cases, batches(), show))
             self.steps.team.align()
 
-    def _settle_trust(self, fit: _Fit) -> None:
+    def _fit_trust(self, fit: _Fit) -> None:
         """Fit how far learnt answers are trusted, at the end of the frozen start."""
         if self._folds:
             self.model.method.share_trust([fold.method for fold in self._folds])
@@ -342,7 +342,7 @@ class Trainer:
         schedule, progress = fit.schedule, self.progress
         with self.average.applied():
             if progress.epoch + 1 == schedule.frozen_epochs:
-                self._settle_trust(fit)
+                self._fit_trust(fit)
             row = self._close_epoch(fit, self._validate(fit, self._store_in_use(fit)))
             self.checkpoints.keep_best(progress, schedule, row)
         if progress.rests_at(fit.chance, self.model.task.learnt):
