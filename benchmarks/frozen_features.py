@@ -105,7 +105,7 @@ def _scores(features, target, patients, task, groups, args, seed) -> list[float]
             [*((c, (len(c),)) for c in columns.split(groups)), (columns, groups)]
         ):
             head = OverviewHead(sizes, k)
-            head.settle(features[train][:, part], each_loss, parts)
+            head.fit(features[train][:, part], each_loss, parts)
             with torch.no_grad():
                 logits[i, test] = head(features[test][:, part])
     return [

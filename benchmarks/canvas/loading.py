@@ -11,7 +11,7 @@ import numpy as np
 from foveate.batch import LoadedImage, View
 from foveate.errors import UnreadableImage
 from foveate.images.evidence import Floats
-from foveate.images.foreground import contrast
+from foveate.images.foreground import measure_difference
 from foveate.images.image import AbstractImage
 from foveate.loading.loader import CaseLoader
 from foveate.table import Case
@@ -63,7 +63,7 @@ def read_canvas(case: Case, image: AbstractImage, view: View) -> LoadedImage:
         UnreadableImage: the places of the case cannot be used.
     """
     glimpse = image.glimpse(view.glimpse_spacing_um)
-    distance = contrast(glimpse, image.background)
+    distance = measure_difference(glimpse, image.background)
     if not distance.any():
         distance[:] = 255
     parts = (case.image_id, image, glimpse, distance)

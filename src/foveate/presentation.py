@@ -50,16 +50,16 @@ class Chart:
     Attributes:
         name: name of its file, without suffix.
         caption: what the figure shows.
-        absent: text in place of the figure where `draw` is None.
+        absent: text in place of the figure where `plot` is None.
         alt: description of the figure in words, for readers who do not see it.
-        draw: function that draws the figure; None where there is nothing to draw.
+        plot: function that plots the figure; None where there is nothing to plot.
     """
 
     name: str
     caption: str
     absent: str
     alt: str = ""
-    draw: Callable[[Figure], None] | None = None
+    plot: Callable[[Figure], None] | None = None
 
 
 @dataclass(frozen=True)

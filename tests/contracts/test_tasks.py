@@ -112,12 +112,12 @@ def test_figures_and_tables_accept_missing_predictions(
     for predictions, stored in ((rows, evaluate_rows(rows, task)), (rows, metrics), ([], metrics)):
         task.tables(stored, [{"threshold": 0.5}])
         for chart in task.charts(predictions, stored, [{}]):
-            if chart.draw is None:
+            if chart.plot is None:
                 assert chart.absent
                 continue
             assert len(chart.alt) > 10
             figure = Figure()
-            chart.draw(figure)
+            chart.plot(figure)
             assert figure.axes
 
 

@@ -25,7 +25,7 @@ from foveate.methods.glimpse_zoom import GlimpseZoom
 from foveate.nn.heads import Head
 from foveate.table import read_cases
 from foveate.tasks.binary import BinaryTask
-from foveate.training.frozen_start import settle_start
+from foveate.training.frozen_start import fit_start
 
 HEADS = (
     Head("most", 2, True, "sum"),
@@ -107,7 +107,7 @@ def test_glimpse_and_patches_interact(tiny_cohort: Path) -> None:
     with _batch_builder(tiny_cohort) as build, torch.inference_mode():
         looks = build(range(8)).look(method.encoder)
         settled = torch.cat([look.features for look in looks])
-        method.encoder.mixed.standardise.settle(settled)
+        method.encoder.mixed.standardise.fit(settled)
         batch = build((0, 0, 1, 1))
         glimpse_tokens, tokens = _parts(method, batch)
         f = method.relate(batch, glimpse_tokens[[0, 2, 0, 2]], tokens)[0]
@@ -177,7 +177,7 @@ def test_without_patch_information_it_equals_downsampled(tiny_cohort: Path) -> N
         method = kind(encoder=Lite0Encoder(), heads=task.heads)
         with _batch_builder(tiny_cohort, FeatureStore(None)) as build:
             alone = ((case, build((row,))) for row, case in enumerate(cases))
-            parts.append(settle_start(method, task, cases, alone, lambda _: None))
+            parts.append(fit_start(method, task, cases, alone, lambda _: None))
             if isinstance(method, Glimpse):
                 for part in (*method.related.pool.heads, *method.head_instance.parts):
                     for p in part.parameters():

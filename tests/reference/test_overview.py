@@ -141,7 +141,7 @@ def test_trust_is_the_best_factor_on_logits() -> None:
 
 def settled(groups: Sequence[int], x: Tensor, target: Tensor) -> OverviewHead:
     head = OverviewHead(groups, 1)
-    head.settle(x.float(), sigmoid_losses(target), in_parts(len(x)))
+    head.fit(x.float(), sigmoid_losses(target), in_parts(len(x)))
     return head
 
 
@@ -194,7 +194,7 @@ def test_feature_groups_of_small_scale_are_used() -> None:
 
 def test_an_unfitted_head_returns_zero_logits() -> None:
     head = OverviewHead((3, 4), 2)
-    assert not head.settled
+    assert not head.is_fitted
     assert not head(torch.randn(5, 7)).any()
 
 
@@ -203,7 +203,7 @@ def test_training_images_get_left_out_logits() -> None:
     x, target = problem(80, 24, 2, seed=3)
     x = 5.0 * x - 2.0
     head = settled((8, 16), x, target)
-    assert head.settled
+    assert head.is_fitted
     z = (x - x.mean(0)) / x.std(0, correction=0)
     expected = np.zeros(80)
     for share, group in zip(head.share.tolist(), z.split((8, 16), 1), strict=True):
@@ -241,7 +241,7 @@ def test_a_stored_head_gives_the_same_logits() -> None:
     head = settled((4, 8), x, target)
     other = OverviewHead((4, 8), 1)
     other.load_state_dict(head.state_dict())
-    assert other.settled
+    assert other.is_fitted
     torch.testing.assert_close(other(x.float()), head(x.float()))
 
 
@@ -260,7 +260,7 @@ def patch_trust(base: Tensor, added: Tensor, target: Tensor, *, expected: float 
             logits[:, 0], labels.to(logits.dtype), reduction="none"
         )
 
-    trust.settle(answer, each_loss, expected=expected)
+    trust.fit(answer, each_loss, expected=expected)
     return float(trust.value)
 
 

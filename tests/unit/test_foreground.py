@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from foveate.batch import View
-from foveate.images.foreground import contrast, find_ground, foreground, tissue_prior
+from foveate.images.foreground import find_ground, foreground, measure_contrast, measure_difference
 from foveate.loading.loader import CaseLoader
 from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.table import Case
@@ -37,7 +37,7 @@ def border(pixels: np.ndarray) -> np.ndarray:
 
 def mask_of(pixels: np.ndarray) -> tuple[np.ndarray, bool]:
     ground = find_ground(pixels, border(pixels))
-    return tissue_prior(pixels, ground.colour) > 0, ground.is_around
+    return measure_contrast(pixels, ground.colour) > 0, ground.is_around
 
 
 @pytest.mark.parametrize("colour", [PINK, PALE])
@@ -66,11 +66,11 @@ def test_a_black_frame_is_reported_and_hides_no_tissue(width: int, colour: tuple
         pixels[-width:] = 0
         pixels[:, -width:] = 0
     ground = find_ground(pixels, border(pixels))
-    prior = tissue_prior(pixels, ground.colour)
-    assert (prior[BLOCK] > 0).mean() > 0.98
+    contrast = measure_contrast(pixels, ground.colour)
+    assert (contrast[BLOCK] > 0).mean() > 0.98
     assert not ground.is_around
-    assert prior[:width].max() <= 1  # in the mask, but no place to look at
-    assert (prior[width + 2 : 48, 60:190] > 0).mean() < 0.1
+    assert contrast[:width].max() <= 1  # in the mask, but no place to look at
+    assert (contrast[width + 2 : 48, 60:190] > 0).mean() < 0.1
 
 
 @pytest.mark.parametrize("share", [1.0, 0.97, 0.7])
@@ -92,11 +92,11 @@ def test_green_ink_on_a_sparse_slide_is_not_tissue() -> None:
         cells[y : y + 5, x : x + 5] = True
     pixels = slide(cells, (150, 120, 180))
     pixels[5:50, 5:250] = (30, 150, 80)
-    prior = tissue_prior(pixels, border(pixels)).astype(float)
-    assert (prior[cells] > 0).all()
-    assert (prior[6:49, 6:249] > 0).all()
-    assert prior[:52].sum() < 0.2 * prior.sum()
-    usual = contrast(pixels, border(pixels)) * foreground(pixels, border(pixels))
+    contrast = measure_contrast(pixels, border(pixels)).astype(float)
+    assert (contrast[cells] > 0).all()
+    assert (contrast[6:49, 6:249] > 0).all()
+    assert contrast[:52].sum() < 0.2 * contrast.sum()
+    usual = measure_difference(pixels, border(pixels)) * foreground(pixels, border(pixels))
     assert usual[:52].sum() > 0.8 * usual.sum()  # without the rule
 
 

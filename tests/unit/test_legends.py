@@ -12,16 +12,16 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from foveate.report.figures import _STYLE, draw_training
+from foveate.report.figures import _STYLE, plot_training
 from foveate.report.run_files import read_run
 from foveate.report.sections import answers_by_frozen_start
 from foveate.runs.folder import write_json
 from foveate.tasks.classes.curves import LabelledAnswers
 from foveate.tasks.classes.figures import (
-    draw_calibration,
-    draw_distribution,
-    draw_precision_recall,
-    draw_roc,
+    plot_calibration,
+    plot_distribution,
+    plot_precision_recall,
+    plot_roc,
 )
 from foveate.tasks.regression import _draw_answers
 
@@ -51,14 +51,14 @@ def figures(tmp_path, folds):
     bins = [{"mean_prob": p, "fraction": 1 - p, "n": 3} for p in np.linspace(0.05, 0.95, 10)]
     run = read_run(handmade_run(tmp_path / f"run{folds}", folds=folds))
     small = (5.2, 4.0)
-    yield draw((10.6, 6.2), draw_training, run.folds)
-    yield draw(small, draw_calibration, bins)
+    yield draw((10.6, 6.2), plot_training, run.folds)
+    yield draw(small, plot_calibration, bins)
     yield draw(small, _draw_answers, np.random.default_rng(0).normal(size=(30, 2)))
     for k in (2, 3, 8):
         answers = random_answers(k, folds)
-        yield draw(small, draw_roc, answers, {"fold 1": 0.5})
-        yield draw(small, draw_precision_recall, answers, {})
-        yield draw(small, draw_distribution, answers, [0.5] * folds)
+        yield draw(small, plot_roc, answers, {"fold 1": 0.5})
+        yield draw(small, plot_precision_recall, answers, {})
+        yield draw(small, plot_distribution, answers, [0.5] * folds)
 
 
 @pytest.mark.parametrize("folds", [1, 3, 10])

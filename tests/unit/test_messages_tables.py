@@ -11,10 +11,11 @@ import pytest
 
 from foveate.errors import CheckpointError, FoveateError, SplitError, TableError
 from foveate.runs.card import read_card
-from foveate.runs.folder import read_json, read_yaml
+from foveate.runs.folder import read_json
 from foveate.table import Case, Splits, load_splits, make_splits, read_cases, save_splits
 from foveate.table.folds import split_hash
 from foveate.table.sheet import read_sheet
+from foveate.yamltext import read_yaml
 
 
 def written(folder: Path, text: str, name: str = "table.csv") -> Path:

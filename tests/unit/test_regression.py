@@ -268,11 +268,11 @@ def test_the_scatter_plot_accepts_missing_values() -> None:
 
     rows = [*make_rows(*drawn(9, 1.0), [f"p{i}" for i in range(9)]), {"label": "x", "value": "?"}]
     (chart,) = TASK.charts(rows, {}, [])
-    assert chart.draw is not None
+    assert chart.plot is not None
     figure = Figure()
-    chart.draw(figure)
+    chart.plot(figure)
     (dots,) = figure.axes[0].collections
     assert len(dots.get_offsets()) == 9
     (empty,) = TASK.charts([], {}, [])
-    assert empty.draw is None
+    assert empty.plot is None
     assert empty.absent

@@ -27,7 +27,7 @@ from foveate.tasks.classes.curves import (
     compute_precision_recall,
     compute_roc,
 )
-from foveate.tasks.classes.figures import draw_precision_recall, draw_roc, read_areas
+from foveate.tasks.classes.figures import plot_precision_recall, plot_roc, read_areas
 
 CLASSES = ("normal", "Tumor <größer & 'böse'>")
 NASTY = "<script>alert(1)</script>.svs"
@@ -475,11 +475,11 @@ def read_folds(run):
 def test_curves_of_folds_have_names_and_different_styles(tmp_path):
     from matplotlib.figure import Figure
 
-    from foveate.report.figures import draw_training
+    from foveate.report.figures import plot_training
 
     run = read_folds(handmade_run(tmp_path / "run", folds=3, n=60))
     answers = collect_answers(run.predictions, run.task.classes)
-    for draw, name in ((draw_roc, "auroc"), (draw_precision_recall, "auprc")):
+    for draw, name in ((plot_roc, "auroc"), (plot_precision_recall, "auprc")):
         figure = Figure()
         draw(figure, answers, read_areas(run.metrics, answers, name))
         labels, _ = texts(figure)
@@ -490,7 +490,7 @@ def test_curves_of_folds_have_names_and_different_styles(tmp_path):
         lines = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("fold")]
         assert len({line.get_color() for line in lines}) == 3
     figure = Figure()
-    draw_training(figure, run.folds)
+    plot_training(figure, run.folds)
     labels, panels = texts(figure)
     for title in ("validation auroc", "learning rate"):
         lines = [ln for ln in panels[title].lines if str(ln.get_label()).startswith("fold")]
@@ -501,7 +501,7 @@ def test_curves_of_folds_have_names_and_different_styles(tmp_path):
 def test_missing_or_constant_validation_scores_add_no_empty_axis(tmp_path):
     from matplotlib.figure import Figure
 
-    from foveate.report.progress import draw_score, fit_scores
+    from foveate.report.progress import fit_scores, plot_score
 
     epochs = [{"epoch": str(k), "train_loss": "0.5"} for k in (1, 2, 3)]
     for values, expected in (
@@ -513,7 +513,7 @@ def test_missing_or_constant_validation_scores_add_no_empty_axis(tmp_path):
     ):
         rows = [row | {"val_auroc": v} for row, v in zip(epochs, values, strict=True)]
         axes = Figure().subplots()
-        draw_score(axes, rows)
+        plot_score(axes, rows)
         fit_scores(axes, [rows])
         if expected is None:
             assert list(axes.get_yticks()) == []

@@ -10,8 +10,7 @@ import pytest
 
 from foveate.errors import CheckpointError, FoveateError, OptionError
 from foveate.runs.config import load_yaml
-from foveate.runs.folder import read_yaml
-from foveate.yamltext import parse_yaml
+from foveate.yamltext import parse_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)

@@ -18,6 +18,7 @@ from foveate.api.commands import train
 from foveate.api.explanation import Explanation
 from foveate.api.progress import OnProgress
 from foveate.errors import FoveateError, OptionError, UnreadableImage
+from foveate.files.run_layout import RunLayout
 from foveate.loading.gather import gather_cases
 from foveate.prediction.answer import Answer, AnswerOrFailure
 from foveate.prediction.options import PredictOptions
@@ -186,7 +187,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: the folder holds no trained model.
         """
-        models, scores = find_models(run), Path(run) / "metrics.json"
+        models, scores = find_models(run), RunLayout(Path(run)).metrics
         classifier = cls(models.card.method, encoder=models.card.encoder, task=models.card.task)
         classifier.set_params(out=run, device=device)
         metrics = read_json(scores)["metrics"] if scores.is_file() else {}
@@ -248,7 +249,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             >>> classifier.explain("S1.svs").to_png("S1.png")
         """
         models, name = self._loaded(), Path(path).stem
-        (answer,) = self._answers([Case(name, name, Path(path))], drawn={name})
+        (answer,) = self._answers([Case(name, name, Path(path))], pictured={name})
         return Explanation(
             path=Path(path),
             predicted=models.task.predict(answer.values, models.point),
@@ -259,13 +260,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             models=models,
         )
 
-    def _answers(self, cases: list[Case], drawn: Collection[str] = ()) -> Iterator[Answer]:
-        """Predict images; answers have files if some images are to be drawn."""
+    def _answers(self, cases: list[Case], pictured: Collection[str] = ()) -> Iterator[Answer]:
+        """Predict images; answers have files if some images get pictures."""
         models, device = self._loaded(), find_device(self.device)
-        options = PredictOptions() if drawn else None
+        options = PredictOptions() if pictured else None
         with contextlib.closing(open_loader(models)) as loader:
             outcomes = predict_cases(
-                models, cases, loader, device=device, options=options, drawn=drawn
+                models, cases, loader, device=device, options=options, pictured=pictured
             )
             yield from map(_require_answer, outcomes)
 

@@ -40,6 +40,24 @@ class Forest:
     lengths: list[int]
 
 
+class TreeNodes(NamedTuple):
+    """The properties of nodes, for b images with s trees each and n nodes in each tree.
+
+    Attributes:
+        features: features with position, ``(b, s, n, d)``.
+        valid: ``(b, s, n)``, False on padding.
+        log_prob: log-probability ``(b, s, n)`` of the choice of each node; 0 for roots and padding.
+        parent: number ``(b, s, n)`` of the node that each was cut from; 0 for padding.
+        level: level of each node ``(b, s, n)``; 0 for roots and padding.
+    """
+
+    features: Float[Tensor, "b s n d"]
+    valid: Bool[Tensor, "b s n"]
+    log_prob: Float[Tensor, "b s n"]
+    parent: Int[Tensor, "b s n"]
+    level: Int[Tensor, "b s n"]
+
+
 class TreeAnswers(NamedTuple):
     """The answers of a training step, for b images with s trees each and n nodes in each tree.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, TypedDict
+from typing import Annotated, Any, NamedTuple, Self, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -82,6 +82,20 @@ class JointAnswer:
     weight: Float[Tensor, "b n"]
     remainder: Float[Tensor, " b"]
     auxiliary: dict[str, tuple[Float[Tensor, "b k"], float]]
+
+
+class PooledTokens(NamedTuple):
+    """The pooled answer of b images with n patches.
+
+    Attributes:
+        logits: logits ``(b, k)`` of all questions.
+        shares: share ``(b, n)`` of each patch among all patches.
+        remainder: share ``(b,)`` of the glimpse in the answer.
+    """
+
+    logits: Float[Tensor, "b k"]
+    shares: Float[Tensor, "b n"]
+    remainder: Float[Tensor, " b"]
 
 
 class GlimpseAndPatches(nn.Module):
@@ -173,10 +187,10 @@ class GlimpseAndPatches(nn.Module):
 
         Args:
             overviews: features of n glimpses, ``(n, d)``.
-            row_losses: losses of logits at rows, as in `OverviewHead.settle`.
+            row_losses: losses of logits at rows, as in `OverviewHead.fit`.
             left_out_fold: number of each row's group, ``(n,)``.
         """
-        self.overview.settle(overviews, row_losses, left_out_fold)
+        self.overview.fit(overviews, row_losses, left_out_fold)
 
     def fit_trust(
         self,
@@ -193,7 +207,7 @@ class GlimpseAndPatches(nn.Module):
             each_loss: computes the images' losses ``(n,)`` from logits and targets.
             view: how images are read.
         """
-        self.trust.settle(answer, each_loss, expected=float(view.patches_add_detail))
+        self.trust.fit(answer, each_loss, expected=float(view.patches_add_detail))
 
     def share_trust(self, others: Sequence[Self]) -> None:
         """Trust patches as far as other models of this kind do on average."""
@@ -286,7 +300,7 @@ class GlimpseAndPatches(nn.Module):
         if self.instance > 0:
             auxiliary["instance"] = (alone, self.instance)
         auxiliary |= {k: (overview.detach() + answer, 1.0) for k, answer in further.items()}
-        if self.overview.settled and not batch.frozen:
+        if self.overview.is_fitted and not batch.frozen:
             auxiliary["overview"] = (overview, 1.0)
         return JointAnswer(overview.detach() + logits, weight, remainder, auxiliary)
 
@@ -301,17 +315,13 @@ class GlimpseAndPatches(nn.Module):
 
     def relate(
         self, batch: Batch, glimpse_token: Float[Tensor, "b d"], tokens: Tokens
-    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    ) -> PooledTokens:
         """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
 
         Args:
             batch: the images.
             glimpse_token: token of the glimpse ``(b, d)``.
             tokens: tokens of the images.
-
-        Returns:
-            logits ``(b, k)`` of all questions; the share of each patch among all patches
-            ``(b, n)``; the share of the glimpse in the answer ``(b,)``.
         """
         shown = torch.ones(len(glimpse_token), 1, dtype=torch.bool, device=glimpse_token.device)
         if self.training:
@@ -332,4 +342,4 @@ class GlimpseAndPatches(nn.Module):
         logits, weight = pooled
         of_patches, remainder = weight[:, :n], weight[:, n]
         shares = of_patches / of_patches.sum(1, keepdim=True).clamp_min(1e-12)
-        return logits, shares, remainder
+        return PooledTokens(logits, shares, remainder)

@@ -212,9 +212,9 @@ def make_empty_grids(features: Float[Tensor, "n d"], cut: Cut) -> Grids:
 # -- choosing --------------------------------------------------------------------------------------
 
 
-ChoiceRule = Literal["drawn", "strongest", "settled", "surveyed"]
+ChoiceRule = Literal["drawn", "strongest", "repeatable", "surveyed"]
 """How cells are chosen. ``drawn``: without replacement; ``strongest``: the highest scores;
-``settled``: drawn with noise that is always the same at the same place; ``surveyed``: drawn with
+``repeatable``: drawn with noise that is always the same at the same place; ``surveyed``: drawn with
 such noise and the probabilities of the prior."""
 
 
@@ -256,8 +256,8 @@ def choose_cells(
     elif rule == "strongest":
         index = select_strongest(known, n)[0]
     else:
-        wanted = known if rule == "settled" else prior.masked_fill(scores.isneginf(), -torch.inf)
-        index = select_strongest(wanted + _settled_noise(batch, grids, wanted), n)[0]
+        wanted = known if rule == "repeatable" else prior.masked_fill(scores.isneginf(), -torch.inf)
+        index = select_strongest(wanted + _repeatable_noise(batch, grids, wanted), n)[0]
     valid = known.gather(1, index) > -torch.inf
     if rule == "surveyed":  # some are hidden, so that no image is known by its patches
         valid = hidden_share(valid, [batch.generators[i] for i in owner])
@@ -301,7 +301,7 @@ def _chosen(
     return patches
 
 
-def _settled_noise(
+def _repeatable_noise(
     batch: Batch, grids: Sequence[Grids], like: Float[Tensor, "grids c"]
 ) -> Float[Tensor, "grids c"]:
     """Return Gumbel noise ``(all grids, c)`` that depends only on the image, the place and side.

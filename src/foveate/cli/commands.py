@@ -22,6 +22,7 @@ from foveate.cli.flags import (
 from foveate.cli.results import print_next, print_set_aside
 from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned, parse_pairs
 from foveate.errors import OptionError
+from foveate.files.run_layout import PredictionLayout, RunLayout
 from foveate.workflows.words import describe_scores
 
 _TRAIN_HELP = """Train on a TABLE of images and labels, evaluate on patients never seen, and report.
@@ -161,7 +162,8 @@ def predict(
         numbers = summary.task.explain(values, {"threshold": row["threshold"] or None})
         doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
         click.echo(f"{row['image_id']}: {row['predicted']}  ({numbers}){doubt}")
-    click.echo(f"\nwritten: {out / 'predictions.csv'}, pictures in {out / 'heatmaps'}")
+    files = PredictionLayout(out)
+    click.echo(f"\nwritten: {files.predictions}, pictures in {files.heatmaps_folder}")
     return print_set_aside(len(summary.failed), out)
 
 
@@ -211,7 +213,8 @@ def evaluate(
     click.echo(describe_scores(metrics))
     if options["audit_layout"]:
         click.echo(f"  {metrics['layout']['summary']}")
-    click.echo(f"\nwritten: {out / 'metrics.json'}, {out / 'predictions.csv'}")
+    files = PredictionLayout(out)
+    click.echo(f"\nwritten: {files.metrics}, {files.predictions}")
     return print_set_aside(len(evaluation.failed), out)
 
 
@@ -280,5 +283,5 @@ def _train(nested: dict[str, Any], out: Path) -> int:
     with Terminal() as terminal:
         result = foveate.train(None, out, config=nested, on_progress=terminal)
     click.echo(describe_scores(result.metrics))
-    print_next(result, out / "report.html")
+    print_next(result, RunLayout(out).report)
     return PARTIAL if result.n_set_aside else OK

@@ -10,6 +10,7 @@ import click
 from foveate import defaults
 from foveate.cli.results import print_next
 from foveate.cli.words import OK, PARTIAL, USER_ERROR
+from foveate.files.run_layout import RunLayout
 from foveate.workflows.words import describe_scores
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def demo(out: Path, seed: int, slides: int | None) -> int:
     glimpse = result.glimpse
     click.echo(describe_scores(glimpse.metrics))
     _print_promises(result)
-    click.echo(f"compared: {result.downsampled.folder / 'report.html'} (the whole slide shrunk)")
-    print_next(glimpse, glimpse.folder / "report.html")
+    compared = RunLayout(result.downsampled.folder).report
+    click.echo(f"compared: {compared} (the whole slide shrunk)")
+    print_next(glimpse, RunLayout(glimpse.folder).report)
     click.echo(f"          foveate train {out / 'cohort' / 'labels.csv'} --method abmil --out mine")
     if result.broken:
         _print_remedy(result, seed)
@@ -70,7 +72,7 @@ def _print_remedy(result: DemoResult, seed: int) -> None:
     click.echo("\nerror: the demo did not keep its promises.", err=True)
     for promise in result.broken:
         click.echo(f"  promise:  {promise.claim}\n  measured: {promise.measured}", err=True)
-    page = result.glimpse.folder / "report.html"
+    page = RunLayout(result.glimpse.folder).report
     other = result.glimpse.folder.parent.with_name(f"{defaults.DEMO_FOLDER}-{seed + 1}")
     click.echo(
         f"what to do: `foveate doctor` checks the installation; {page} shows "

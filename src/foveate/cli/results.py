@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from foveate.cli.words import OK, PARTIAL
+from foveate.files.run_layout import RunLayout
 
 if TYPE_CHECKING:
     from foveate.workflows.train import RunResult
@@ -20,7 +21,8 @@ def print_next(result: RunResult, page: Path) -> None:
         result: result of the training.
         page: the report.
     """
-    click.echo(f"\nreport:   {page}\nheatmaps: {result.folder / 'heatmaps'}")
+    heatmaps = RunLayout(result.folder).heatmaps_folder
+    click.echo(f"\nreport:   {page}\nheatmaps: {heatmaps}")
     print_set_aside(result.n_set_aside, result.folder)
     click.echo(f"next:     foveate predict {result.folder} NEW_IMAGES --out predictions")
 
@@ -34,5 +36,5 @@ def print_set_aside(n: int, folder: Path) -> int:
     """
     if not n:
         return OK
-    click.echo(f"set aside: {n} images, reasons in {folder / 'quarantine.csv'} (exit code 2)")
+    click.echo(f"set aside: {n} images, reasons in {RunLayout(folder).quarantine} (exit code 2)")
     return PARTIAL

@@ -166,7 +166,7 @@ class ProjectedEncoder(AbstractEncoder):
 
     def fit_start(self, features: Float[Tensor, "n n_features"]) -> None:
         """Standardise features by the mean and spread of these, ``(n, n_features)``."""
-        self.mixed.standardise.settle(features)
+        self.mixed.standardise.fit(features)
 
     def pool(self, maps: list[Float[Tensor, "b _c *_cells"]]) -> Float[Tensor, "b dim"]:
         """Compute the vector ``(b, dim)`` as the projection of the maps' features."""

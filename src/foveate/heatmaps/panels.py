@@ -80,7 +80,7 @@ def add_axes(figure: Figure, rect: Rect) -> Axes:
     return axes
 
 
-def draw_text(
+def plot_text(
     figure: Figure,
     x_px: float,
     y_px: float,
@@ -121,7 +121,7 @@ def show_screen(axes: Axes, screen: ScreenImage, pixels: ScreenPixels) -> None:
     axes.set_ylim(rows, 0)
 
 
-def draw_outlines(
+def plot_outlines(
     axes: Axes, screen: ScreenImage, evidence: Evidence, scale: Scale | None = None
 ) -> None:
     """Draw the outlines of the boxes, or the outline of their union if they are too dense.
@@ -179,7 +179,7 @@ def _ink_on(screen: ScreenImage) -> str:
     return "#000000b0" if float(np.median(screen.pixels)) > 110 else "#ffffffb0"
 
 
-def draw_markers(axes: Axes, screen: ScreenImage, centres_px: Floats) -> None:
+def plot_markers(axes: Axes, screen: ScreenImage, centres_px: Floats) -> None:
     """Draw numbered discs that do not overlap beside points ``(n, 2)``, with lines to them.
 
     Args:
@@ -221,7 +221,7 @@ def _free_place(
     return best
 
 
-def draw_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
+def plot_scale_bar(axes: Axes, screen: ScreenImage, unit: str) -> None:
     """Draw a scale bar of a round length at the lower right, dark on a pale plate.
 
     Args:
@@ -257,7 +257,7 @@ def format_length(length_um: float, unit: str) -> str:
     return f"{length_um:g} {'µm' if unit == 'um' else unit}"
 
 
-def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
+def plot_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
     """Draw the colour bar from an even share to full colour, with weights and multiples.
 
     Args:
@@ -266,7 +266,7 @@ def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
         scale: colours of weights.
     """
     heading = "weight of a region (times an even share)"
-    draw_text(figure, rect.x_px, rect.y_px, heading, height_px=12, colour=GREY)
+    plot_text(figure, rect.x_px, rect.y_px, heading, height_px=12, colour=GREY)
     axes = add_axes(figure, Rect(rect.x_px, rect.y_px + 18, rect.width_px, 12))
     axes.imshow(weight_colours(np.linspace(0, 1, 256))[None], aspect="auto", extent=(0, 1, 0, 1))
     for place, side in ((0.0, "left"), (0.5, "center"), (1.0, "right")):
@@ -277,7 +277,7 @@ def draw_colour_bar(figure: Figure, rect: Rect, scale: Scale) -> None:
         axes.text(place, -0.35, text, fontsize=points(12), color=INK, ha=side, va="top")
 
 
-def draw_gallery(
+def plot_gallery(
     figure: Figure, rect: Rect, shown: ShownEvidence, side_px: int, columns: int
 ) -> None:
     """Draw the heaviest boxes at full resolution, numbered as on the overview, with weights.
@@ -304,5 +304,5 @@ def draw_gallery(
         frame.set(xticks=[], yticks=[], facecolor="none")
         for spine in frame.spines.values():
             spine.set(color=weight_colours(strength[i]), linewidth=points(6))
-        draw_text(figure, x + 2, y + height + 13, f"{k + 1}", bold=True)
-        draw_text(figure, x + 18, y + height + 13, f"weight {weight[i]:.3g} ({times[i]:.3g}×)")
+        plot_text(figure, x + 2, y + height + 13, f"{k + 1}", bold=True)
+        plot_text(figure, x + 18, y + height + 13, f"weight {weight[i]:.3g} ({times[i]:.3g}×)")

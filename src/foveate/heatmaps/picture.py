@@ -26,12 +26,12 @@ from foveate.heatmaps.panels import (
     Rect,
     ShownEvidence,
     add_axes,
-    draw_colour_bar,
-    draw_gallery,
-    draw_markers,
-    draw_outlines,
-    draw_scale_bar,
-    draw_text,
+    plot_colour_bar,
+    plot_gallery,
+    plot_markers,
+    plot_outlines,
+    plot_scale_bar,
+    plot_text,
     show_screen,
 )
 from foveate.heatmaps.raster import Scale, at_slice, ranked, scale_of
@@ -118,7 +118,7 @@ def render_heatmap(
     notes = _notes(camera, evidence, boxes, share, zoom) + _on_glass(evidence, drawable)
     for k, note in enumerate(notes):
         y_px = sheet.notes.y_px + k * _LINE
-        draw_text(figure, sheet.notes.x_px, y_px, note, height_px=12, colour=GREY)
+        plot_text(figure, sheet.notes.x_px, y_px, note, height_px=12, colour=GREY)
     return _png(figure)
 
 
@@ -141,9 +141,9 @@ def _draw_evidence(
     if zoom is not None:
         _draw_frame(figure, screen, zoom)
     if sheet.gallery is not None:
-        draw_gallery(figure, sheet.gallery, shown, sheet.tile, _COLUMNS)
+        plot_gallery(figure, sheet.gallery, shown, sheet.tile, _COLUMNS)
     if shown.scale.even > 0:
-        draw_colour_bar(figure, sheet.bar, shown.scale)
+        plot_colour_bar(figure, sheet.bar, shown.scale)
     return zoom
 
 
@@ -212,12 +212,12 @@ def _write_header(figure: Figure, title: str | None, lines: list[str], width: in
     """Write the title and the lines below it."""
     y = _EDGE - 6
     if title:
-        draw_text(
+        plot_text(
             figure, _EDGE, y, _shorten(title, (width - 2 * _EDGE) / 11), height_px=19, bold=True
         )
         y += 28
     for line in lines:
-        draw_text(figure, _EDGE, y, _shorten(line, (width - 2 * _EDGE) / 8), height_px=14)
+        plot_text(figure, _EDGE, y, _shorten(line, (width - 2 * _EDGE) / 8), height_px=14)
         y += _LINE
 
 
@@ -234,14 +234,14 @@ def _draw_overview(
     axes, evidence, chosen = add_axes(figure, sheet.overview), shown.evidence, shown.chosen
     paintable = paintable_mask(shown.camera, screen)
     show_screen(axes, screen, blend_evidence(screen, evidence, shown.scale, paintable))
-    draw_outlines(axes, screen, evidence)
-    draw_scale_bar(axes, screen, shown.camera.image.unit)
+    plot_outlines(axes, screen, evidence)
+    plot_scale_bar(axes, screen, shown.camera.image.unit)
     # Markers are centred on the visible part of a box, whose middle may lie beyond the picture.
     begin = evidence.origin_um[chosen, -2:]
     end, corner = begin + evidence.size_um[chosen, -2:], np.asarray(screen.origin_um)
     far = corner + np.asarray(screen.extent_um)
     centres = (np.clip(begin, corner, far) + np.clip(end, corner, far)) / 2
-    draw_markers(axes, screen, screen.locate(centres))
+    plot_markers(axes, screen, screen.locate(centres))
 
 
 def _draw_zoom(figure: Figure, sheet: _PageLayout, shown: ShownEvidence) -> ScreenImage | None:
@@ -263,8 +263,8 @@ def _draw_zoom(figure: Figure, sheet: _PageLayout, shown: ShownEvidence) -> Scre
     screen = ScreenImage((y_um, x_um), spacing_um, pixels)
     axes = add_axes(figure, rect)
     show_screen(axes, screen, screen.pixels)
-    draw_outlines(axes, screen, shown.evidence, shown.scale)
-    draw_scale_bar(axes, screen, camera.image.unit)
+    plot_outlines(axes, screen, shown.evidence, shown.scale)
+    plot_scale_bar(axes, screen, camera.image.unit)
     return screen
 
 

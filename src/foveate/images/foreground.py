@@ -101,7 +101,7 @@ def _is_glass(colour: NDArray[np.float32], brightest_part: float) -> bool:
     return bool(spread <= _TINTED and colour[1] >= min(colour[0], colour[2]) - 8)
 
 
-def contrast(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
+def measure_difference(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
     """Compute how much each pixel differs from the background in its most different channel.
 
     Args:
@@ -121,7 +121,7 @@ def contrast(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
 
 
 def foreground(glimpse: Pixels, background: Pixels) -> NDArray[np.bool_]:
-    """Find the pixels whose `contrast` is more than noise.
+    """Find the pixels whose `measure_difference` is more than noise.
 
     The threshold is Otsu's, clipped to 8 to 40 grey levels (of 255) so that neither noise nor a
     dark spot decides alone. With a bright background, pixels that are dark, or as green, blue or
@@ -135,15 +135,15 @@ def foreground(glimpse: Pixels, background: Pixels) -> NDArray[np.bool_]:
     Returns:
         ``(y, x)``, true on the foreground.
     """
-    return _mask(contrast(glimpse, background), glimpse, background)
+    return _mask(measure_difference(glimpse, background), glimpse, background)
 
 
-def tissue_prior(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
-    """Compute the `contrast` on the `foreground`, 1 on pen and black frames, and 0 elsewhere.
+def measure_contrast(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
+    """Compute the contrast: the difference from the background on the `foreground`, else 0.
 
     Only a green beyond that of stains is certainly pen, and only black that reaches the edge is
-    certainly a frame. They stay in the foreground with the least weight. Where there is no other
-    foreground, or the background is dark, they keep their contrast.
+    certainly a frame. They stay in the foreground with the contrast 1, the least weight. Where
+    there is no other foreground, or the background is dark, they keep their contrast.
 
     Args:
         glimpse: ``(y, x, c)`` of 8 or 16 bits.
@@ -152,19 +152,19 @@ def tissue_prior(glimpse: Pixels, background: Pixels) -> NDArray[np.uint8]:
     Returns:
         ``(y, x)``, 0 to 255.
     """
-    distance = contrast(glimpse, background)
-    distance[~_mask(distance, glimpse, background)] = 0
+    contrast = measure_difference(glimpse, background)
+    contrast[~_mask(contrast, glimpse, background)] = 0
     if _is_bright(background):
         values = _in_8_bits(glimpse)
         red, green, blue = values[..., 0], values[..., 1], values[..., 2]
         pen = _touching_edge(values.max(-1) < _BLACK) | (green - np.maximum(red, blue) > _GREEN)
-        if (distance[~pen] > 0).any():
-            distance[pen & (distance > 0)] = 1
-    return distance
+        if (contrast[~pen] > 0).any():
+            contrast[pen & (contrast > 0)] = 1
+    return contrast
 
 
-def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8]:
-    """Compute the `tissue_prior` of a slide with the background that `find_ground` finds.
+def measure_slide_contrast(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8]:
+    """Compute the contrast of a slide with the background that `find_ground` finds.
 
     A border that is no glass is logged, once per file.
 
@@ -185,7 +185,7 @@ def slide_prior(path: Path, glimpse: Pixels, border: Pixels) -> NDArray[np.uint8
             "no glass at the border of the frame (tissue, or a black frame): tissue is told by the "
             "glass elsewhere, or by white; look at the heatmap",
         )
-    return tissue_prior(glimpse, ground.colour)
+    return measure_contrast(glimpse, ground.colour)
 
 
 def _touching_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -200,13 +200,13 @@ def _touching_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(np.isin(parts, np.unique(parts[edge])))
 
 
-def _mask(distance: NDArray[np.uint8], glimpse: Pixels, background: Pixels) -> NDArray[np.bool_]:
-    """Threshold a contrast ``(y, x)`` as `foreground` describes."""
-    sample = distance
+def _mask(difference: NDArray[np.uint8], glimpse: Pixels, background: Pixels) -> NDArray[np.bool_]:
+    """Threshold a difference from the background ``(y, x)`` as `foreground` describes."""
+    sample = difference
     if _is_bright(background):
-        sample = distance[~_dark_or_saturated(_in_8_bits(glimpse))]
+        sample = difference[~_dark_or_saturated(_in_8_bits(glimpse))]
     threshold = np.clip(_otsu(sample), _FAINTEST, _STRONGEST) if sample.size else _FAINTEST
-    mask: NDArray[np.bool_] = distance > threshold
+    mask: NDArray[np.bool_] = difference > threshold
     return mask if mask.any() else np.ones_like(mask)
 
 

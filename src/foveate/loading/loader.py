@@ -21,7 +21,7 @@ from foveate.errors import (
     converting,
 )
 from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
-from foveate.images.foreground import slide_prior
+from foveate.images.foreground import measure_slide_contrast
 from foveate.images.image import AbstractImage
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
@@ -44,11 +44,11 @@ def read_glimpse(case: Case, image: AbstractImage, view: View) -> LoadedImage:
         view: the geometry of reading.
     """
     glimpse = image.glimpse(view.glimpse_spacing_um)
-    distance = np.full(glimpse.shape[:-1], 255, np.uint8)
+    contrast = np.full(glimpse.shape[:-1], 255, np.uint8)
     if image.kind == "slide":
-        prior = slide_prior(case.path, glimpse, image.background)
-        distance = prior if prior.any() else distance
-    return LoadedImage(case.image_id, image, glimpse, distance)
+        tissue = measure_slide_contrast(case.path, glimpse, image.background)
+        contrast = tissue if tissue.any() else contrast
+    return LoadedImage(case.image_id, image, glimpse, contrast)
 
 
 class CaseLoader:

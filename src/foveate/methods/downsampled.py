@@ -73,7 +73,7 @@ class Downsampled(AbstractMethod):
     ) -> None:
         """Fit the linear answers, where the encoder is pretrained."""
         if isinstance(self.head, OverviewHead):
-            self.head.settle(overviews, row_losses, left_out_fold)
+            self.head.fit(overviews, row_losses, left_out_fold)
 
     def forward(self, batch: Batch) -> Prediction:
         """Predict from glimpses alone."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,20 @@ from foveate.methods.base import AbstractBagMethod, Auxiliary, BagAnswer, BagOpt
 from foveate.nn.attention import masked_softmax
 from foveate.nn.heads import Head
 from foveate.parts.options import DropoutRate, Width
+
+
+class TwoStreams(NamedTuple):
+    """The results of both streams, for b images with n patches and k outputs.
+
+    Attributes:
+        logits: logits of the bag stream, ``(b, k)``.
+        alone: logits of the patch stream, ``(b, k)``.
+        attention: attention of the bag stream, ``(b, k, n)``.
+    """
+
+    logits: Float[Tensor, "b k"]
+    alone: Float[Tensor, "b k"]
+    attention: Float[Tensor, "b k n"]
 
 
 class Dsmil(AbstractBagMethod):
@@ -89,18 +103,12 @@ class Dsmil(AbstractBagMethod):
         further = {"instance": Auxiliary(alone, self.instance)} if self.instance > 0 else {}
         return BagAnswer(logits, attended, further=further, by_output=attention)
 
-    def aggregate(
-        self, h: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"], Float[Tensor, "b k n"]]:
+    def aggregate(self, h: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]) -> TwoStreams:
         """Compute both streams from normalised features.
 
         Args:
             h: normalised features ``(b, n, d)``.
             valid: ``(b, n)`` bool, False on padding.
-
-        Returns:
-            logits of the bag stream ``(b, k)``, of the patch stream ``(b, k)``, and the bag
-            stream's attention ``(b, k, n)``.
         """
         single = self.single(h).masked_fill(~valid.unsqueeze(-1), -torch.inf)
         alone, critical = single.max(1)
@@ -109,4 +117,4 @@ class Dsmil(AbstractBagMethod):
         scores = critical_query @ query.transpose(1, 2) / math.sqrt(query.shape[-1])
         attention = masked_softmax(scores, valid.unsqueeze(1))
         bags = attention @ self.value(h)
-        return self.head(bags.flatten(1)), alone, attention
+        return TwoStreams(self.head(bags.flatten(1)), alone, attention)

@@ -40,10 +40,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from foveate.attention_maps.forest import Forest, TreeAnswers, gather_forest
+from foveate.attention_maps.forest import Forest, TreeAnswers, TreeNodes, gather_forest
 from foveate.attention_maps.tree import (
     ChoiceRule,
     ChosenPatches,
@@ -165,16 +165,19 @@ class Tnet(AbstractMethod):
     def forward(self, batch: Batch) -> Prediction:
         """Choose patches level by level, then predict from the features of all nodes."""
         forest = self._descend(batch)
-        f, valid, log_prob, parent, level = self._nodes(batch, forest)
+        nodes = self._nodes(batch, forest)
+        f, valid = nodes.features, nodes.valid
         if self.weigh is not None:
             share = self.weigh(f, valid)
         elif self.training and batch.frozen:
-            share = compute_expected_shares(log_prob, parent, level, valid, self.locations)
+            share = compute_expected_shares(
+                nodes.log_prob, nodes.parent, nodes.level, valid, self.locations
+            )
         else:
             share = valid / valid.sum(-1, keepdim=True)
         logits = self.head((share.unsqueeze(-2) @ f).squeeze(-2))
         single = self.head(f)
-        answers = TreeAnswers(logits, single, valid, log_prob)
+        answers = TreeAnswers(logits, single, valid, nodes.log_prob)
         if not self.training:
             return Prediction(logits[:, 0], self._evidence(batch, forest, answers, share))
         if self.head_instance is not None:
@@ -228,7 +231,7 @@ class Tnet(AbstractMethod):
     def _rule(self) -> ChoiceRule:
         if self.policy == "top":
             return "strongest"
-        return "drawn" if self.training else "settled"
+        return "drawn" if self.training else "repeatable"
 
     def _count(self, level: int, surveyed: bool) -> int:
         """Return how many patches are chosen in each region of a level."""
@@ -274,12 +277,8 @@ class Tnet(AbstractMethod):
 
     # -- predict ------------------------------------------------------------------------------
 
-    def _nodes(self, batch: Batch, forest: Forest) -> tuple[Shaped[Tensor, "b trees n ..."], ...]:
-        """Arrange the properties of nodes as ``(b, trees, n, …)``.
-
-        Returns:
-            features with position, the mask of real nodes, log-probabilities, parents and levels.
-        """
+    def _nodes(self, batch: Batch, forest: Forest) -> TreeNodes:
+        """Arrange the nodes of a forest tree by tree, with position in their features."""
         lengths = torch.tensor(forest.lengths, device=batch.device)
         valid = torch.arange(max(forest.lengths), device=batch.device) < lengths[:, None]
         widest = max(len(part) for part in forest.patches)
@@ -289,11 +288,12 @@ class Tnet(AbstractMethod):
         code = self.position(centre[real], extent[real])
         fused = self.dropout(self.fuse(torch.cat([self.norm(forest.features), code], -1)).float())
         shape = (len(batch), forest.trees, valid.shape[1])
-        rest = (
+        log_prob, parent, level = (
             pad_rows(rows.unsqueeze(-1), valid).view(shape)
             for rows in (forest.log_prob, forest.parent, forest.level)
         )
-        return pad_rows(fused, valid).view(*shape, -1), valid.view(shape), *rest
+        features = pad_rows(fused, valid).view(*shape, -1)
+        return TreeNodes(features, valid.view(shape), log_prob, parent, level)
 
     def _evidence(
         self, batch: Batch, forest: Forest, answers: TreeAnswers, share: Float[Tensor, "b trees n"]

@@ -99,7 +99,7 @@ class Standardise(nn.Module):
         self.register_buffer("settled", torch.tensor(False))
 
     @torch.no_grad()
-    def settle(self, features: Float[Tensor, "n n_features"], groups: Sequence[int] = ()) -> None:
+    def fit(self, features: Float[Tensor, "n n_features"], groups: Sequence[int] = ()) -> None:
         """Set the stored mean and spread to the mean and standard deviation of features.
 
         The spread of a feature is at least a hundredth of the largest spread in its group, so that

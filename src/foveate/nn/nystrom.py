@@ -248,13 +248,11 @@ class NystromAttention(nn.Module):
         mixed = (weight.unsqueeze(2).to(v.dtype) @ v).flatten(1)
         return self.out(mixed), weight.mean(1)
 
-    def _split(
-        self, tokens: Float[Tensor, "b n d"]
-    ) -> tuple[Float[Tensor, "b h n dk"], Float[Tensor, "b h n dk"], Float[Tensor, "b h n dk"]]:
+    def _split(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "3 b h n dk"]:
         """Return queries, keys and values of tokens ``(b, n, d)``, each ``(b, h, n, d / h)``."""
         b, n, _ = tokens.shape
-        q, k, v = self.query_key_value(tokens).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return q, k, v
+        parts: Tensor = self.query_key_value(tokens).view(b, n, 3, self.heads, -1)
+        return parts.permute(2, 0, 3, 1, 4)
 
 
 # -- position --------------------------------------------------------------------------------------

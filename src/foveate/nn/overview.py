@@ -23,7 +23,7 @@ N_LEFT_OUT_FOLDS = 5
 class OverviewHead(nn.Module):
     """The average of linear models of groups of features, weighted by their left-out likelihood.
 
-    Before `settle` its logits are 0. After it, they are those of logistic regression on the frozen
+    Before `fit` its logits are 0. After it, they are those of logistic regression on the frozen
     features, times a trust that is near 0 where the glimpse does not tell the classes apart. The
     fits without one group of the images are stored as well: an image of the fit is answered by the
     model that did not see it, also when the network has changed since.
@@ -49,12 +49,12 @@ class OverviewHead(nn.Module):
         self.register_buffer("trust", torch.zeros(()))
 
     @property
-    def settled(self) -> bool:
-        """Whether `settle` has fitted the models."""
+    def is_fitted(self) -> bool:
+        """Whether `fit` has fitted the models."""
         return bool(self.standardise.settled)
 
     @torch.no_grad()
-    def settle(
+    def fit(
         self,
         features: Float[Tensor, "n d"],
         row_losses: RowLosses,
@@ -69,7 +69,7 @@ class OverviewHead(nn.Module):
             left_out_fold: number of each row's group, ``(n,)`` int from 0 to `N_LEFT_OUT_FOLDS` -
                 1; the rows of a group are left out together.
         """
-        self.standardise.settle(features, self.groups)
+        self.standardise.fit(features, self.groups)
         x = self.standardise(features.float())
         fits = [
             fit_linear(group, row_losses, self.n_outputs, left_out_fold, N_LEFT_OUT_FOLDS)
@@ -120,7 +120,7 @@ class PatchTrust(nn.Module):
         return self.value * added
 
     @torch.no_grad()
-    def settle(
+    def fit(
         self,
         answer: Callable[[], tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]],
         each_loss: Callable[..., Float[Tensor, " n"]],

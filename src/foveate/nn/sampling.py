@@ -14,7 +14,7 @@ are ours.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -236,13 +236,21 @@ def estimate_deviation(
     return variance.sqrt().masked_fill(count < 2, torch.nan)
 
 
+class _Draws(NamedTuple):
+    """Probabilities and features of n drawn cells of b images, and the mask of real draws."""
+
+    a: Float[Tensor, "b n"]
+    f: Float[Tensor, "b n d"]
+    valid: Bool[Tensor, "b n"]
+
+
 def _masked(
     a: Float[Tensor, "b n"], f: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"] | None
-) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
-    """Return ``a (b, n)`` and ``f (b, n, d)`` with 0 for padding, and the mask ``(b, n)``."""
+) -> _Draws:
+    """Return the draws with 0 for padding, and their mask."""
     if valid is None:
-        return a, f, torch.ones_like(a, dtype=torch.bool)
-    return a.masked_fill(~valid, 0.0), f.masked_fill(~valid.unsqueeze(-1), 0.0), valid
+        return _Draws(a, f, torch.ones_like(a, dtype=torch.bool))
+    return _Draws(a.masked_fill(~valid, 0.0), f.masked_fill(~valid.unsqueeze(-1), 0.0), valid)
 
 
 def _bounded_ratio(mass: Float[Tensor, "b n"], a: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -174,19 +174,41 @@ def _sort_by_position(
     return top.masked_fill(padding, masked.shape[1]).sort(dim=-1).values
 
 
-def _union(
-    chosen: Int[Tensor, "b samples n"], k: int, keep: int | None
-) -> tuple[Int[Tensor, "b u"], Bool[Tensor, "b u"], Int[Tensor, "b samples n"]]:
+class _Union(NamedTuple):
+    """The cells that any sample chose.
+
+    Attributes:
+        cells: the cells, ``(b, u)``; 0 for padding.
+        used: False for padding, ``(b, u)``.
+        column: column of each choice in `cells`, ``(b, samples, n)`` int32; u for none.
+    """
+
+    cells: Int[Tensor, "b u"]
+    used: Bool[Tensor, "b u"]
+    column: Int[Tensor, "b samples n"]
+
+
+class _Marked(NamedTuple):
+    """The marked cells of each of b rows of k cells.
+
+    Attributes:
+        cells: the cells, ``(b, u)``; 0 for padding.
+        used: False for padding, ``(b, u)``.
+        rank: position of each cell in `cells`, ``(b, k + 1)``; u for unmarked cells and for cell k.
+    """
+
+    cells: Int[Tensor, "b u"]
+    used: Bool[Tensor, "b u"]
+    rank: Int[Tensor, "b _k"]
+
+
+def _union(chosen: Int[Tensor, "b samples n"], k: int, keep: int | None) -> _Union:
     """List the cells that any sample chose, and the column of each choice in that list.
 
     Args:
         chosen: chosen cells, ``(b, samples, n)``; k for padding.
         k: number of cells.
         keep: largest number of cells in the list, those chosen most often; None for all.
-
-    Returns:
-        The cells and the mask of padding, both ``(b, u)``; and the column of each choice, ``(b,
-        samples, n)`` int32, u where its cell is not in the list.
     """
     flat = chosen.flatten(1)
     times = torch.zeros(len(flat), k + 1, dtype=torch.int32, device=flat.device)
@@ -196,20 +218,14 @@ def _union(
         dropped = times.sort(dim=-1, descending=True, stable=True).indices[:, keep:]
         times = times.scatter(1, dropped, 0)
     index, used, rank = _list_marked(times > 0)
-    return index, used, rank.gather(1, flat).view_as(chosen).int()
+    return _Union(index, used, rank.gather(1, flat).view_as(chosen).int())
 
 
-def _list_marked(
-    mask: Bool[Tensor, "b k"],
-) -> tuple[Int[Tensor, "b u"], Bool[Tensor, "b u"], Int[Tensor, "b _k"]]:
+def _list_marked(mask: Bool[Tensor, "b k"]) -> _Marked:
     """List the marked cells of each row.
 
     Args:
         mask: True for marked cells, ``(b, k)`` bool.
-
-    Returns:
-        The cells ``(b, u)``, 0 for padding; False for padding, ``(b, u)`` bool; and the position of
-        each cell in the list, ``(b, k + 1)``, u for unmarked cells and for cell k.
     """
     count = mask.sum(1)
     u = int(count.max())
@@ -217,7 +233,7 @@ def _list_marked(
     index = torch.zeros_like(used, dtype=torch.int64)
     index[used] = mask.nonzero()[:, 1]
     rank = torch.where(mask, mask.cumsum(1) - 1, u)
-    return index, used, functional.pad(rank, (0, 1), value=u)
+    return _Marked(index, used, functional.pad(rank, (0, 1), value=u))
 
 
 def _frequency(

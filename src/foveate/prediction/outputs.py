@@ -14,6 +14,7 @@ from foveate._version import __version__
 from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
 from foveate.files.journal import Journal, read_entries
+from foveate.files.run_layout import HeatmapLayout, PredictionLayout
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, SetAsideMessages
 from foveate.prediction.answer import AnswerOrFailure, Failure
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-ANSWERS, PARTS = "answers.jsonl", "parts"
 _COSTS = ("seconds", "seconds_reading", "decoded_px", "asked_px", "level0_px")
 
 
@@ -144,7 +144,7 @@ def predict_into(
         DiskFull: there is no room; what was written before is whole.
     """
     dependencies = job.list_dependencies()
-    journal = Journal(job.folder / ANSWERS, dependencies, anew=job.command is None)
+    journal = Journal(PredictionLayout(job.folder).journal, dependencies, anew=job.command is None)
     keys = {case.image_id: _make_key(case) for case in cases}
     known = _pick_valid(journal.entries, keys)
     if job.command is not None:
@@ -162,7 +162,7 @@ def predict_into(
     ]
     _answer_all(job, journal, todo, keys)
     summary = _write_results(job, cases, journal, use_in_training)
-    shutil.rmtree(job.folder / PARTS, ignore_errors=True)
+    shutil.rmtree(PredictionLayout(job.folder).parts, ignore_errors=True)
     return summary
 
 
@@ -186,13 +186,14 @@ def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> di
         DiskFull: there is no room; what was written before is whole.
     """
     dependencies, folder = job.list_dependencies(), job.folder
-    drawn = {case.image_id for case in cases[: job.options.heatmaps]}
+    pictured = {case.image_id for case in cases[: job.options.heatmaps]}
     cases_of_part = part.pick(cases)
     keys = {case.image_id: _make_key(case) for case in cases_of_part}
-    journal = Journal(folder / PARTS / part.folder / ANSWERS, dependencies)
+    layout = PredictionLayout(folder)
+    journal = Journal(layout.part(part.folder).journal, dependencies)
     collected = {
         **_read_parts(folder, dependencies),
-        **read_entries(folder / ANSWERS, dependencies),
+        **read_entries(layout.journal, dependencies),
     }
     _refuse_other_images(folder, collected, {case.image_id for case in cases})
     answered = {i: entry for i, entry in collected.items() if "failed" not in entry}
@@ -200,7 +201,7 @@ def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> di
     job.display.say(
         f"part {part}: {len(cases_of_part)} of {len(cases)} images, {len(known)} answered already"
     )
-    todo = [CaseJob(c, c.image_id in drawn) for c in cases_of_part if c.image_id not in known]
+    todo = [CaseJob(c, c.image_id in pictured) for c in cases_of_part if c.image_id not in known]
     _answer_all(job, journal, todo, keys)
     failed = {i: e["failed"] for i, e in journal.entries.items() if i in keys and "failed" in e}
     journal.finish()
@@ -210,7 +211,7 @@ def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> di
 def _read_parts(folder: Path, dependencies: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Read the entries of all parts; an answer in one part replaces a failure in another."""
     entries: dict[str, dict[str, Any]] = {}
-    for path in sorted((folder / PARTS).glob(f"*/{ANSWERS}")):
+    for path in sorted(PredictionLayout(folder).parts.glob(f"*/{PredictionLayout.journal}")):
         for image_id, entry in read_entries(path, dependencies).items():
             if "failed" not in entry or image_id not in entries:
                 entries[image_id] = entry
@@ -282,7 +283,7 @@ def _predict_images(
         device=find_device(job.options.device),
         on_progress=on_progress,
         options=job.options,
-        drawn={item.case.image_id for item in todo if item.draw},
+        pictured={item.case.image_id for item in todo if item.with_pictures},
     )
 
 
@@ -317,8 +318,8 @@ def _write_results(
         index.append(entry["picture"])
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
     columns = name_columns(job.models, summary.rows, use_in_training is not None)
-    write_rows(job.folder / "predictions.csv", summary.rows, columns)
-    _replace_in_index(job.heatmaps / "index.json", index, {case.image_id for case in cases})
+    write_rows(PredictionLayout(job.folder).predictions, summary.rows, columns)
+    _replace_in_index(HeatmapLayout(job.heatmaps).index, index, {case.image_id for case in cases})
     journal.finish()
     return summary
 

@@ -29,7 +29,7 @@ def add_files(
     image: AbstractImage,
     options: PredictOptions,
     *,
-    draw: bool,
+    with_pictures: bool,
 ) -> Answer:
     """Return the answer with its evidence and pictures as files; log those that lack pixels.
 
@@ -38,14 +38,14 @@ def add_files(
         answer: answer for one image.
         image: the image, still open.
         options: how the models predict.
-        draw: whether the image gets pictures.
+        with_pictures: whether the image gets pictures.
 
     Raises:
         PartFault: the code of an export or the task failed.
         TooManyOpen, DiskFull: the system has no room; no image is to blame.
     """
     files = {".npz": answer.evidence.to_bytes()}
-    if not draw:
+    if not with_pictures:
         return replace(answer, files=files)
     for export in build_exports(options.export).values():
         try:

@@ -105,7 +105,7 @@ def predict_cases(
     shuffle_layout: bool = False,
     on_progress: Callable[[float], None] | None = None,
     options: PredictOptions | None = None,
-    drawn: Collection[str] = (),
+    pictured: Collection[str] = (),
 ) -> Iterator[AnswerOrFailure]:
     """Map `predict_one` over cases in order, reading ahead; yield a `Failure` for a bad image.
 
@@ -123,7 +123,7 @@ def predict_cases(
         on_progress: called with the number of images done, as a fraction while an image takes long.
         options: how the models predict; with them, each answer has its evidence and pictures as
             files.
-        drawn: ids of the images that get pictures.
+        pictured: ids of the images that get pictures.
 
     Raises:
         TooManyOpen: the system allows too few open files; no image is to blame.
@@ -137,8 +137,10 @@ def predict_cases(
         if isinstance(item, FoveateError):
             yield Failure(case, str(item))
             continue
-        draw = case.image_id in drawn
-        opened = _OpenCase(case, item, loader, device, shuffle_layout, waits[-1], options, draw)
+        with_pictures = case.image_id in pictured
+        opened = _OpenCase(
+            case, item, loader, device, shuffle_layout, waits[-1], options, with_pictures
+        )
         outcome: AnswerOrFailure
         try:
             outcome = _answer_together(models, opened, _add_to_progress(on_progress, done))
@@ -162,7 +164,7 @@ class _OpenCase:
         shuffle_layout: whether the positions of the patches are shuffled.
         seconds_waited: seconds until the image was open and its glimpse read.
         options: how the models predict; None for an answer without files.
-        draw: whether the image gets pictures.
+        with_pictures: whether the image gets pictures.
     """
 
     case: Case
@@ -172,7 +174,7 @@ class _OpenCase:
     shuffle_layout: bool = False
     seconds_waited: float = 0.0
     options: PredictOptions | None = None
-    draw: bool = False
+    with_pictures: bool = False
 
 
 def _answer_together(
@@ -202,7 +204,9 @@ def _answer_together(
         averaged = _average(models, opened, answers, begun)
         if opened.options is None:
             return averaged
-        return add_files(models, averaged, opened.item.image, opened.options, draw=opened.draw)
+        return add_files(
+            models, averaged, opened.item.image, opened.options, with_pictures=opened.with_pictures
+        )
 
 
 @contextlib.contextmanager

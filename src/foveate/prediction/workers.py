@@ -41,12 +41,12 @@ class CaseJob:
 
     Attributes:
         case: the image.
-        draw: whether the image gets pictures.
+        with_pictures: whether the image gets pictures.
         tries: number of workers that ended while they predicted the image.
     """
 
     case: Case
-    draw: bool
+    with_pictures: bool
     tries: int = 0
 
 
@@ -119,7 +119,7 @@ class Worker:
         """Predict one image, and reply with the outcome."""
         if self._broken is not None:
             return self.ready()
-        drawn = {job.case.image_id} if job.draw else set()
+        pictured = {job.case.image_id} if job.with_pictures else set()
         try:
             with converting("a worker process", _explain_fault):
                 (outcome,) = predict_cases(
@@ -128,7 +128,7 @@ class Worker:
                     self._loader,
                     device=self._device,
                     options=self._options,
-                    drawn=drawn,
+                    pictured=pictured,
                 )
         except FoveateError as error:
             error.add_note("".join(traceback.format_exception(error)))

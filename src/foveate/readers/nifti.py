@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from foveate.cache import ByteCache
 from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
+from foveate.formats.grey_scale import HOUNSFIELD, GreyScale, choose_scale
 from foveate.formats.nifti_header import read_header
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
@@ -23,16 +24,9 @@ from foveate.messages.warn import warn_once
 from foveate.readers.base import AbstractReader
 
 Values = NDArray[np.float64]
-_Scale = tuple[tuple[float, ...], tuple[float, ...]]
-"""A piecewise linear scale: rising values, and the grey of each, 0 to 1."""
 
 _GZIP = b"\x1f\x8b"
-_PERCENTILES = (0.5, 99.5)
-_MAX_DISTINCT_VALUES = 32
-_GREY_OF_HU = ((-1024.0, -160.0, 240.0, 3071.0), (0.0, 0.25, 0.75, 1.0))
-"""The scale of Hounsfield units; half of it is soft tissue."""
 _SAMPLED = 1 << 20
-_TOP = 65535
 _CACHE_BYTES = 1 << 30
 _AT_ONCE_BYTES = 1 << 28
 """Packed volumes up to this size are unpacked at once; larger ones in two passes, by slabs."""
@@ -49,7 +43,7 @@ class NiftiReader(AbstractReader):
 
     Axes run as in ITK and DICOM, whatever their order in the file: x to the left of the patient, y
     to the back, z to the head. The values of black and white follow from about a million voxels of
-    each volume:
+    each volume (`formats.grey_scale`):
 
     - CT in Hounsfield units has one scale for all files, from -1024 to 3071, half of it for soft
       tissue (-160 to 240), so that a value means the same everywhere. CT is recognised by its
@@ -103,7 +97,7 @@ class NiftiReader(AbstractReader):
         self.spacing_um = self._array.spacing_um
         self.reader = f"nibabel {nibabel.__version__}"
         self._lock, self._key = threading.Lock(), object()
-        self._scale: _Scale | None = None
+        self._scale: GreyScale | None = None
         self._closed = False
 
     @classmethod
@@ -228,12 +222,10 @@ class NiftiReader(AbstractReader):
         if not known.all():
             text = "voxels that are no finite numbers are read as black"
             warn_once(logging.WARNING, "finite", self.path, text)
-            values = np.where(known, values, self._scale[0][0])
-        # Divided by four, differences of the largest doubles are finite; nothing is rounded.
-        share = np.interp(values / 4, np.asarray(self._scale[0]) / 4, self._scale[1])
-        return np.asarray(np.rint(share * _TOP).astype(np.uint16)[..., None])
+            values = np.where(known, values, self._scale.values[0])
+        return self._scale.convert(values)[..., None]
 
-    def _choose_scale(self, stored: NDArray[Any]) -> _Scale:
+    def _choose_scale(self, stored: NDArray[Any]) -> GreyScale:
         """Choose the scale of greys from a sample of the stored numbers (of any shape)."""
         step = _stride(stored.size)
         values = self._array.scale(stored[(slice(None, None, step),) * stored.ndim])
@@ -242,12 +234,10 @@ class NiftiReader(AbstractReader):
             raise UnreadableImage(
                 f"{self.path}: holds no finite number; make the volume again from its source"
             )
-        if _in_hounsfield_units(values):
+        scale = choose_scale(values)
+        if scale is HOUNSFIELD:
             warn_once(logging.INFO, "ct", self.path, "read as CT, in Hounsfield units")
-            return _GREY_OF_HU
-        low, high = _window(values)
-        # A volume of one value becomes black.
-        return (low, high if high > low else low + max(1.0, abs(low)) * 1e-6), (0, 1)
+        return scale
 
     def close(self) -> None:
         """Release the voxels. Closing twice is harmless."""
@@ -259,27 +249,3 @@ class NiftiReader(AbstractReader):
 def _stride(n: int) -> int:
     """Compute the step along every axis with which about a million of `n` voxels are sampled."""
     return max(1, math.ceil(math.cbrt(n / _SAMPLED)))
-
-
-def _in_hounsfield_units(values: Values) -> bool:
-    """Return whether values ``(n,)`` are air or lung, soft tissue, and little else.
-
-    Values below that of air are not counted: they pad round fields of view.
-    """
-    inside = values[values >= -1100]
-    airy, soft = (inside <= -500).sum(), (np.abs(inside) <= 150).sum()
-    return bool(min(airy, soft) >= 0.01 * values.size and airy + soft >= 0.6 * inside.size)
-
-
-def _window(values: Values) -> tuple[float, float]:
-    """Choose the values of black and white for an image without a unit, from values ``(n,)``."""
-    if len(np.unique(values)) <= _MAX_DISTINCT_VALUES:
-        return float(values.min()), float(values.max())
-    ground = np.median(values)
-    rest = values[values != ground]
-    if 2 * rest.size > values.size:
-        low, high = np.percentile(values, _PERCENTILES)
-    else:
-        low, high = np.percentile(rest, _PERCENTILES)
-        low, high = min(low, ground), max(high, ground)
-    return float(low), float(high)

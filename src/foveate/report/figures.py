@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveate.files.atomic import write_aside
+from foveate.files.run_layout import fold_number
 from foveate.presentation import CYCLE, add_legend, write_fold
 from foveate.report.progress import (
-    draw_loss,
-    draw_rate,
-    draw_score,
-    draw_seconds,
     find_score_column,
     fit_losses,
     fit_scores,
+    plot_loss,
+    plot_rate,
+    plot_score,
+    plot_seconds,
 )
 from foveate.report.run_files import FoldFiles, Row, read_column
 
@@ -57,7 +58,7 @@ class Drawn:
 
 
 def render(
-    draw: Callable[[Figure], None],
+    plot: Callable[[Figure], None],
     path: Path,
     alt: str,
     *,
@@ -66,7 +67,7 @@ def render(
     """Draw a figure; write it as PNG to `path`, and return it as SVG for the page.
 
     Args:
-        draw: draws on an empty figure.
+        plot: plots on an empty figure.
         path: the PNG file.
         alt: text for readers who do not see the figure.
         size_inches: width and height.
@@ -78,7 +79,7 @@ def render(
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size_inches, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
-        draw(figure)
+        plot(figure)
         write_aside(path, lambda aside: figure.savefig(aside, format="png"))
         out = io.BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
@@ -86,7 +87,7 @@ def render(
     return Drawn(f"data:image/svg+xml;base64,{data}", alt)
 
 
-def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
+def plot_training(figure: Figure, folds: list[FoldFiles]) -> None:
     """Draw loss, validation score, learning rate and seconds by epoch, one colour per fold.
 
     Args:
@@ -97,13 +98,13 @@ def draw_training(figure: Figure, folds: list[FoldFiles]) -> None:
     histories = [fold.history for fold in folds]
     for k, fold in enumerate(folds):
         fold_colour = None if len(folds) == 1 else CYCLE[k % len(CYCLE)]
-        name = None if fold_colour is None else write_fold(fold.name.removeprefix("fold_"))
-        draw_loss(loss, fold.history, colour=fold_colour)
-        draw_score(score, fold.history, colour=fold_colour, name=name)
-        draw_rate(rate, fold.history, colour=fold_colour, name=name)
+        name = None if fold_colour is None else write_fold(fold_number(fold.name))
+        plot_loss(loss, fold.history, colour=fold_colour)
+        plot_score(score, fold.history, colour=fold_colour, name=name)
+        plot_rate(rate, fold.history, colour=fold_colour, name=name)
     fit_losses(loss, histories)
     fit_scores(score, histories)
-    draw_seconds(seconds, _average_rows(histories))
+    plot_seconds(seconds, _average_rows(histories))
     if len(folds) > 1:
         seconds.set_title(f"seconds per epoch, mean of {len(folds)} folds")
         add_legend(rate)

@@ -83,9 +83,9 @@ def _build_entry(
         predicted=str(entry.get("predicted") or ""),
         verdict=verdict,
         picture=_inline(png) if inline and png is not None else None,
-        png=None if png is None else f"heatmaps/{quote(png.name)}",
+        png=None if png is None else f"{folder.name}/{quote(png.name)}",
         links=[
-            (find("exports", name).title, f"heatmaps/{quote(path.name)}")
+            (find("exports", name).title, f"{folder.name}/{quote(path.name)}")
             for name, path in files
             if path is not None
         ],

@@ -8,9 +8,10 @@ from typing import Any
 
 from foveate._version import __version__
 from foveate.files.atomic import write_text
+from foveate.files.run_layout import RunLayout
 from foveate.presentation import Chart, write_count, write_decimals, write_percent
 from foveate.report import sections
-from foveate.report.figures import Drawn, describe_training, draw_training, render
+from foveate.report.figures import Drawn, describe_training, plot_training, render
 from foveate.report.gallery import MAX_INLINED, list_heatmaps
 from foveate.report.run_files import RunFiles, read_run
 
@@ -31,7 +32,7 @@ def write_page(folder: Path) -> Path:
     )
     environment.filters |= {"percent": write_percent, "decimals": write_decimals}
     environment.globals["counted"] = write_count
-    page = folder / "report.html"
+    page = RunLayout(folder).report
     write_text(page, environment.get_template(_TEMPLATE).render(**_collect_values(run)))
     return page
 
@@ -59,7 +60,9 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "localisation": sections.summarise_localisation(run),
         "charts": [(chart, _render_chart(run, chart)) for chart in charts],
         "training": _render_training(run),
-        "heatmaps": list_heatmaps(run.folder / "heatmaps", run.heatmaps, run.predictions, task),
+        "heatmaps": list_heatmaps(
+            RunLayout(run.folder).heatmaps_folder, run.heatmaps, run.predictions, task
+        ),
         "order": "" if task is None else task.order,
         "reading": () if task is None else task.reading,
         "n_heatmaps": len(run.heatmaps),
@@ -74,9 +77,9 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
 
 def _render_chart(run: RunFiles, chart: Chart) -> Drawn | None:
     """Draw a figure of the task; return None where its data is missing."""
-    if chart.draw is None:
+    if chart.plot is None:
         return None
-    return render(chart.draw, run.folder / "figures" / f"{chart.name}.png", chart.alt)
+    return render(chart.plot, RunLayout(run.folder).figures / f"{chart.name}.png", chart.alt)
 
 
 def _render_training(run: RunFiles) -> Drawn | None:
@@ -84,8 +87,8 @@ def _render_training(run: RunFiles) -> Drawn | None:
     if not folds:
         return None
     return render(
-        partial(draw_training, folds=folds),
-        run.folder / "figures" / "training.png",
+        partial(plot_training, folds=folds),
+        RunLayout(run.folder).figures / "training.png",
         describe_training(folds),
         size_inches=(10.6, 6.2),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from foveate.files.atomic import write_aside
+from foveate.files.run_layout import FoldLayout
 from foveate.presentation import BLUE, CYCLE, GREEN, GREY, ORANGE, add_legend
 from foveate.report.run_files import Row, read_column
 from foveate.runs.folder import read_rows
@@ -24,25 +25,25 @@ def redraw(fold: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = fold / "metrics.csv"
+    path = FoldLayout(fold).epochs
     rows = read_rows(path) if path.is_file() else []
     if not rows:
         return
     figure = Figure(figsize=(11, 3.2), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     loss, score, seconds = figure.subplots(1, 3)
-    draw_loss(loss, rows)
+    plot_loss(loss, rows)
     fit_losses(loss, [rows])
-    draw_score(score, rows)
+    plot_score(score, rows)
     fit_scores(score, [rows])
-    draw_seconds(seconds, rows)
+    plot_seconds(seconds, rows)
     for axes in (loss, score, seconds):
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
-    write_aside(fold / "progress.png", lambda aside: figure.savefig(aside, format="png"))
+    write_aside(FoldLayout(fold).curves, lambda aside: figure.savefig(aside, format="png"))
 
 
-def draw_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:
+def plot_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:
     """Draw the loss of training, and that of validation dashed; in two colours without `colour`.
 
     Args:
@@ -84,7 +85,7 @@ def fit_losses(axes: Axes, histories: list[list[Row]]) -> None:
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
-def draw_score(
+def plot_score(
     axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
 ) -> None:
     """Draw the validation score, with a ring around its best epoch.
@@ -129,7 +130,7 @@ def fit_scores(axes: Axes, histories: list[list[Row]]) -> None:
     add_legend(axes)
 
 
-def draw_rate(
+def plot_rate(
     axes: Axes, rows: list[Row], *, colour: str | None = None, name: str | None = None
 ) -> None:
     """Draw the learning rate by epoch.
@@ -155,7 +156,7 @@ def _write_absent(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
 
 
-def draw_seconds(axes: Axes, rows: list[Row]) -> None:
+def plot_seconds(axes: Axes, rows: list[Row]) -> None:
     """Draw the seconds per epoch: waiting for pixels below, computing above.
 
     Args:

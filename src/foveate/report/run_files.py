@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from foveate.errors import CheckpointError, FoveateError
+from foveate.files.run_layout import FoldLayout, HeatmapLayout, ModelLayout, RunLayout
 from foveate.presentation import read_number
 from foveate.runs.folder import model_folders, read_json, read_rows
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 from foveate.wording import one_line
+from foveate.yamltext import read_yaml
 
 Row = dict[str, str]
 T = TypeVar("T")
@@ -100,27 +100,28 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         CheckpointError: there is no such folder, or it holds no file of a run.
     """
-    known = ("config.yaml", "metrics.json", "predictions_oof.csv", "fold_0", "splits.json")
-    if not folder.is_dir() or not any((folder / name).exists() for name in known):
+    run = RunLayout(folder)
+    known = (run.config, run.metrics, run.predictions, run.fold(0).folder, run.splits)
+    if not folder.is_dir() or not any(path.exists() for path in known):
         raise CheckpointError(f"{folder} holds no run; give the --out folder of `foveate train`")
     disk, read_text = _Disk(folder), partial(Path.read_text, encoding="utf-8")
     folds = _read_folds(disk)
     answering, unanswered = _read_answering(disk)
-    pooled = disk.rows("predictions_oof.csv", wanted=len(folds) != 1)
+    pooled = disk.rows(RunLayout.predictions, wanted=len(folds) != 1)
     return RunFiles(
         folder=folder,
-        config=disk.take("config.yaml", lambda path: yaml.safe_load(read_text(path)), dict),
-        config_text=disk.take("config.yaml", read_text, str, wanted=False),
-        env=disk.take("env.json", read_json, dict),
-        splits=disk.take("splits.json", read_json, dict),
-        quarantine=disk.rows("quarantine.csv", wanted=False),
+        config=disk.take(RunLayout.config, read_yaml, dict),
+        config_text=disk.take(RunLayout.config, read_text, str, wanted=False),
+        env=disk.take(RunLayout.environment, read_json, dict),
+        splits=disk.take(RunLayout.splits, read_json, dict),
+        quarantine=disk.rows(RunLayout.quarantine, wanted=False),
         folds=folds,
         predictions=pooled or [row for fold in folds for row in fold.predictions],
-        metrics=disk.take("metrics.json", read_json, dict),
-        cost=disk.take("cost.json", read_json, dict),
-        heatmaps=disk.entries("heatmaps/index.json"),
-        baseline=disk.entries("baseline.json", wanted=False),
-        localisation=disk.take("localisation.json", read_json, dict, wanted=False),
+        metrics=disk.take(RunLayout.metrics, read_json, dict),
+        cost=disk.take(RunLayout.cost, read_json, dict),
+        heatmaps=disk.entries(f"{RunLayout.heatmaps_folder}/{HeatmapLayout.index}"),
+        baseline=disk.entries(RunLayout.baseline, wanted=False),
+        localisation=disk.take(RunLayout.localisation, read_json, dict, wanted=False),
         answering=answering,
         unanswered=unanswered,
         task=_restore_task(folds, disk),
@@ -129,15 +130,15 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _read_folds(disk: _Disk) -> list[FoldFiles]:
-    names = [p.name for p in disk.folder.glob("fold_*") if p.is_dir()]
+    card = f"{FoldLayout.model_folder}/{ModelLayout.card}"
     return [
         FoldFiles(
             name,
-            disk.rows(f"{name}/metrics.csv"),
-            disk.rows(f"{name}/predictions.csv", wanted=False),
-            disk.take(f"{name}/model/model.json", read_json, dict, wanted=False),
+            disk.rows(f"{name}/{FoldLayout.epochs}"),
+            disk.rows(f"{name}/{FoldLayout.predictions}", wanted=False),
+            disk.take(f"{name}/{card}", read_json, dict, wanted=False),
         )
-        for name in sorted(names, key=lambda name: (len(name), name))
+        for name in (fold.folder.name for fold in RunLayout(disk.folder).folds())
     ]
 
 
@@ -160,7 +161,7 @@ def _read_answering(disk: _Disk) -> tuple[list[dict[str, Any]], str]:
         folders = model_folders(disk.folder)
     except CheckpointError as error:
         return [], str(error)
-    names = [folder.relative_to(disk.folder) / "model.json" for folder in folders]
+    names = [ModelLayout(folder.relative_to(disk.folder)).card for folder in folders]
     return [disk.take(str(name), read_json, dict) for name in names], ""
 
 
@@ -182,7 +183,7 @@ class _Disk:
             return empty
         try:
             content = read(path)
-        except (CheckpointError, OSError, ValueError, csv.Error, yaml.YAMLError) as error:
+        except (CheckpointError, OSError, ValueError, csv.Error) as error:
             self.problems.append(f"{name} cannot be read: {one_line(str(error), max_letters=200)}")
             return empty
         if not isinstance(content, type(empty)):

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from foveate.files.run_layout import RunLayout
 from foveate.presentation import (
     ScoreWords,
     read_number,
@@ -20,7 +21,7 @@ from foveate.presentation import (
 from foveate.report.run_files import RunFiles
 
 _MIN_PATIENTS = 30
-_PARTS = ("train", "val", "test")
+_SPLIT_PARTS = ("train", "val", "test")
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -195,7 +196,7 @@ def count_patients(run: RunFiles) -> dict[str, Any]:
     }
     rows: list[dict[str, Any]] = []
     for k, fold in enumerate(_list_folds(run)):
-        for part in _PARTS:
+        for part in _SPLIT_PARTS:
             ids = [str(i) for i in fold.get(part) or []]
             known = [labels[i] for i in ids if i in labels]
             tally = {} if run.task is None else run.task.tally(known)
@@ -315,7 +316,7 @@ def describe_answering(run: RunFiles) -> str:
 
 def list_commands(run: RunFiles) -> list[tuple[str, str]]:
     """Return commands to type next, each with what it does."""
-    folder, config = (shlex.quote(str(p)) for p in (run.folder, run.folder / "config.yaml"))
+    folder, config = (shlex.quote(str(p)) for p in (run.folder, RunLayout(run.folder).config))
     external = f"foveate evaluate {folder} OTHER_TABLE.csv --out external"
     again = f"foveate train --config {config} --out {folder}"
     return [

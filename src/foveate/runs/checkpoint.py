@@ -27,6 +27,7 @@ from foveate.errors import (
 )
 from foveate.files.atomic import write_aside, write_json
 from foveate.files.digest import file_sha256
+from foveate.files.run_layout import ModelLayout
 from foveate.methods.base import AbstractMethod
 from foveate.parts import check_built, find
 from foveate.parts.options import parse_options
@@ -92,16 +93,16 @@ def save_model(
         card: content of ``model.json``.
         weights: weights by name, of any shapes.
     """
-    path = folder / "model.safetensors"
-    write_tensors(path, weights, {})
+    files = ModelLayout(folder)
+    write_tensors(files.weights, weights, {})
     content = {
         "schema": SCHEMA,
         "foveate": __version__,
-        "sha256": file_sha256(path),
+        "sha256": file_sha256(files.weights),
         **asdict(card),
         "trained_on": None if card.trained_on is None else store_trained_on(card.trained_on),
     }
-    write_json(folder / "model.json", content)
+    write_json(files.card, content)
 
 
 def load_model(folder: Path) -> Model:
@@ -110,8 +111,9 @@ def load_model(folder: Path) -> Model:
     Raises:
         CheckpointError: a file is missing, damaged or from a newer version.
     """
-    card, digest = read_card(folder / "model.json")
-    path = folder / "model.safetensors"
+    files = ModelLayout(folder)
+    path = files.weights
+    card, digest = read_card(files.card)
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing: the model is incomplete; restore it, or train again"
@@ -121,7 +123,7 @@ def load_model(folder: Path) -> Model:
             f"{path} is damaged: its checksum is not the one in model.json; restore both from a "
             "copy, or train again"
         )
-    model = _build_stored(card, folder / "model.json")
+    model = _build_stored(card, files.card)
     weights, _ = read_tensors(path)
     try:
         model.method.load_state_dict(weights)

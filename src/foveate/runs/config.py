@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foveate import defaults
 from foveate.batch import View
-from foveate.errors import OptionError, explain_os_error
+from foveate.errors import OptionError
 from foveate.exports import build_exports
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names
@@ -20,7 +18,7 @@ from foveate.readers import check_options
 from foveate.runs.card import ModelCard
 from foveate.runs.schedule import TrainOptions
 from foveate.wording import did_you_mean
-from foveate.yamltext import parse_yaml
+from foveate.yamltext import read_config, write_yaml
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "train": TrainOptions,
 }
 _PLAIN = ("heatmaps", "export", "permute_labels", "refit")
-_PARTS = {"method": "methods", "encoder": "encoders", "task": "tasks"}
+_PACKAGES = {"method": "methods", "encoder": "encoders", "task": "tasks"}
 
 
 def build_config(nested: Mapping[str, Any]) -> RunConfig:
@@ -137,7 +135,7 @@ def build_config(nested: Mapping[str, Any]) -> RunConfig:
     }
     simple = {k: v for k, v in nested.items() if k in _PLAIN}
     values |= parse_options(RunConfig, simple, "run")
-    for part in _PARTS:
+    for part in _PACKAGES:
         if part in nested:
             values[part] = _check_name(nested[part], part)
         values[f"{part}_options"] = dict(nested.get(f"{part}_options", {}))
@@ -292,10 +290,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         OptionError: there is no such file, or it is not YAML with sections.
     """
-    content = _read_yaml(path)
-    if not isinstance(content, dict):
-        raise OptionError(f"--config {path}: expected sections such as 'train:'")
-    for key in (*_SECTIONS, "reader_options", *(f"{part}_options" for part in _PARTS)):
+    content = read_config(path)
+    for key in (*_SECTIONS, "reader_options", *(f"{part}_options" for part in _PACKAGES)):
         if not isinstance(content.get(key, {}), dict):
             raise OptionError(
                 f"--config {path}: '{key}' is '{content[key]}', expected a section of keys and "
@@ -304,26 +300,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_yaml(path: Path) -> object:
-    """Read a file of YAML; raise `OptionError` if it cannot be read or is none."""
-    if not path.is_file():
-        raise OptionError(f"--config {path}: no such file; give a YAML file, or flags alone")
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"--config {path} cannot be read: {explain_os_error(error)}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f", line {mark.line + 1}"
-        raise OptionError(
-            f"--config {path}{where}: not YAML; compare it with the config.yaml of a run"
-        ) from error
-
-
 def dump_yaml(config: RunConfig) -> str:
     """Return the resolved config as YAML text."""
-    text: str = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
-    return text
+    return write_yaml(config.as_dict())
 
 
 def _make_plain(value: Any) -> Any:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from foveate._version import __version__
 from foveate.errors import CheckpointError, explain_os_error
@@ -22,9 +21,16 @@ from foveate.files.csvtext import csv_text, parse_csv
 from foveate.files.digest import code_sha256
 from foveate.files.lock import NAME as LOCK
 from foveate.files.lock import is_locked
+from foveate.files.run_layout import (
+    FoldLayout,
+    ModelLayout,
+    PredictionLayout,
+    RunLayout,
+    is_fold_name,
+)
 from foveate.messages.display import Display, DisplayHandler
 from foveate.messages.warn import reset_warnings
-from foveate.yamltext import parse_yaml
+from foveate.yamltext import read_yaml
 
 _LATER = ("refit",)
 """Options that change no earlier result, so that they may be turned on later."""
@@ -56,31 +62,40 @@ def claim_folder(folder: Path, config: Mapping[str, Any], text: str) -> None:
     Raises:
         CheckpointError: the folder belongs to a run with other options, or holds other files.
     """
-    path = folder / "config.yaml"
+    layout = RunLayout(folder)
+    path = layout.config
     if path.is_file():
         stored = read_yaml(path)
         added = [key for key in _LATER if not stored.get(key)]
         difference = _find_difference(stored | {key: config.get(key) for key in added}, config)
-        if difference is not None and (folder / "plan.json").is_file():
+        if difference is not None and layout.plan.is_file():
             raise CheckpointError(
                 f"{folder} was begun with other options: {difference}. Give the same options to "
                 "continue it, or another --out for a new run"
             )
         remove_partial_files(folder)
-        if difference is None and (folder / "env.json").is_file():
+        if difference is None and layout.environment.is_file():
             if any(config.get(key) for key in added):
                 write_text(path, text)
             return
     elif folder.is_dir() and any(_is_foreign(entry) for entry in folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no run: give another --out")
     write_text(path, text)
-    write_json(folder / "env.json", describe_environment())
+    write_json(layout.environment, describe_environment())
 
 
-_RUN_FILES = ("config.yaml", "plan.json", "splits.json", "model.json", "model.safetensors")
-_RUN_FOLDERS = ("refit", "heatmaps", "figures", "features", "model", "frozen", "checkpoints")
-_RESULTS = ("predictions.csv", "metrics.json", "quarantine.csv", "heatmaps")
-_ANSWERS = "answers.jsonl"
+_RUN_FILES = (
+    *(RunLayout.config, RunLayout.plan, RunLayout.splits),
+    *(ModelLayout.card, ModelLayout.weights),
+)
+_RUN_FOLDERS = (
+    *(RunLayout.refit_folder, RunLayout.heatmaps_folder, RunLayout.figures, RunLayout.features),
+    *(FoldLayout.model_folder, FoldLayout.frozen_folder, FoldLayout.checkpoints_folder),
+)
+_RESULTS = (
+    *(PredictionLayout.predictions, PredictionLayout.metrics),
+    *(PredictionLayout.quarantine, PredictionLayout.heatmaps_folder),
+)
 
 
 def check_folder(out: Path) -> None:
@@ -113,15 +128,17 @@ def check_out(out: Path, run: Path) -> None:
             f"--out {out} is the folder of a trained run, whose own results would be overwritten: "
             "give another --out"
         )
+    answers = PredictionLayout(out)
     for root in _find_runs_around(out, run):
         inside = out.resolve().relative_to(root).parts
-        is_reserved = not inside or inside[0].startswith("fold_") or inside[0] in _RUN_FOLDERS
-        if is_reserved or ((root / inside[0]).exists() and not (out / _ANSWERS).is_file()):
+        is_reserved = not inside or is_fold_name(inside[0]) or inside[0] in _RUN_FOLDERS
+        if is_reserved or ((root / inside[0]).exists() and not answers.journal.is_file()):
             raise CheckpointError(
                 f"--out {out} lies among the files of the run {root}: give another --out"
             )
     results = [name for name in _RESULTS if (out / name).exists()]
-    ours = (out / _ANSWERS).is_file() or any(out.glob(f"parts/*/{_ANSWERS}"))
+    in_parts = answers.parts.glob(f"*/{PredictionLayout.journal}")
+    ours = answers.journal.is_file() or any(in_parts)
     if results and not ours:
         raise CheckpointError(
             f"{out} holds results of something else ({results[0]}): give another --out"
@@ -132,11 +149,11 @@ def _find_runs_around(out: Path, run: Path) -> Iterator[Path]:
     """Yield the folders that contain `out`: the folder of `run`, and those of any training."""
     out, run = out.resolve(), run.resolve()
     root = next((p for p in (run, *run.parents) if _is_run(p)), run)
-    root = root if root.name != "model" else root.parent
+    root = root if root.name != FoldLayout.model_folder else root.parent
     if out.is_relative_to(root):
         yield root
     # Folders of other things may hold a config.yaml, too.
-    both = ("config.yaml", "env.json")
+    both = (RunLayout.config, RunLayout.environment)
     yield from (p for p in out.parents if p != root and all((p / n).is_file() for n in both))
 
 
@@ -168,40 +185,36 @@ def model_folders(run: Path) -> tuple[Path, ...]:
     """
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such folder; give the --out folder of `foveate train`")
-    for folder in (run, run / "model"):
-        if _is_model(folder):
-            return (folder,)
-    if not (run / "config.yaml").is_file():
+    layout = RunLayout(run)
+    for model in (ModelLayout(run), FoldLayout(run).model):
+        if model.is_complete:
+            return (model.folder,)
+    if not layout.config.is_file():
         raise CheckpointError(
             f"{run} holds no trained model; give the --out folder of `foveate train`, or the "
             "folder of one model"
         )
-    folds = [run / f"fold_{k}" / "model" for k in range(_count_folds(run))]
-    trained = [folder for folder in folds if _is_model(folder)]
+    folds = [layout.fold(k).model for k in range(_count_folds(run))]
+    trained = [model.folder for model in folds if model.is_complete]
     wait = "repeat the `foveate train` command to continue it"
     if is_locked(run):
         wait = "it is going on now, so wait until it has ended"
     if not trained:
         raise CheckpointError(f"{run}: training has not finished; {wait}")
-    missing = [folder.parent.name for folder in folds if folder not in trained]
-    refit = run / "refit" / "model"
+    missing = [model.folder.parent.name for model in folds if not model.is_complete]
     if not missing and not _asks_for_refit(run):
-        return tuple(folds)
-    if not missing and _is_model(refit):
-        return (refit,)
+        return tuple(trained)
+    if not missing and layout.refit.model.is_complete:
+        return (layout.refit.model_folder,)
     raise CheckpointError(
         f"{run}: training has not finished, the model of {', '.join(missing) or 'refit'} is "
         f"missing; {wait}, or give the folder of one fold, such as {trained[0].parent}"
     )
 
 
-def _is_model(folder: Path) -> bool:
-    return (folder / "model.json").is_file()
-
-
 def _count_folds(run: Path) -> int:
     """Return the number of folds of the run; 0 before the patients are divided."""
-    path = run / "splits.json"
+    path = RunLayout(run).splits
     if not path.is_file():
         return 0
     try:
@@ -213,29 +226,7 @@ def _count_folds(run: Path) -> int:
 
 
 def _asks_for_refit(run: Path) -> bool:
-    return bool(read_yaml(run / "config.yaml").get("refit"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file.
-
-    Raises:
-        CheckpointError: the file cannot be read, is not YAML, or holds something else.
-    """
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: it is not YAML. Restore it from a copy, or begin a new run"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} is damaged: it holds no keys and values. Restore it from a copy, or begin a "
-            "new run"
-        )
-    return content
+    return bool(read_yaml(RunLayout(run).config).get("refit"))
 
 
 def describe_environment() -> dict[str, Any]:
@@ -287,7 +278,7 @@ def log_to(folder: Path, level: int = logging.INFO) -> logging.Handler:
     """
     reset_warnings()
     folder.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
+    handler = _LogFile(RunLayout(folder).log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("foveate")
     logger.addHandler(handler)

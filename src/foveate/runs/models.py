@@ -9,6 +9,7 @@ from typing import Any
 
 from foveate.errors import CheckpointError
 from foveate.files.digest import file_sha256
+from foveate.files.run_layout import ModelLayout
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, load_model
 from foveate.runs.folder import model_folders
@@ -99,7 +100,7 @@ class Ensemble:
 
     def digests(self) -> list[str]:
         """Return hashes that identify the card and the weights of each member with a folder."""
-        return [file_sha256(folder / "model.json")[:16] for folder in self.folders]
+        return [file_sha256(ModelLayout(folder).card)[:16] for folder in self.folders]
 
     def _name(self, i: int) -> str:
         return str(self.folders[i]) if self.folders else f"model {i + 1}"

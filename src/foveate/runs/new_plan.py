@@ -10,6 +10,7 @@ from typing import Any
 from foveate.batch import View
 from foveate.errors import OptionError, TrainingError
 from foveate.files.atomic import write_json
+from foveate.files.run_layout import RunLayout
 from foveate.images.likeness import ImageFacts, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
 from foveate.messages.display import Display, SetAsideMessages
@@ -70,14 +71,14 @@ def settle_plan(run: NewRun) -> None:
     _save_splits(run, usable)
     chosen = _choose_method_options(run, view, list(scan.facts.values()))
     inputs = note_inputs(usable, list_files(config.encoder_options), None, show_noting(display))
-    save_inputs(inputs, run.folder / "inputs.json")
+    save_inputs(inputs, RunLayout(run.folder).inputs)
     content = {
         "view": asdict(view),
         "quarantine": quarantine,
         "method_options": chosen,
         "trained_on": store_trained_on(trained_on(scan.facts.values())),
     }
-    write_json(run.folder / "plan.json", content)
+    write_json(RunLayout(run.folder).plan, content)
 
 
 def show_noting(display: Display) -> Callable[[int, int], None]:
@@ -126,7 +127,7 @@ def _save_splits(run: NewRun, usable: Sequence[Case]) -> None:
         strata=run.task.strata([str(c.label) for c in usable], [c.patient_id for c in usable]),
     )
     labels = {case.image_id: str(case.label) for case in usable}
-    save_splits(splits, run.folder / "splits.json", labels=labels)
+    save_splits(splits, RunLayout(run.folder).splits, labels=labels)
 
 
 def _choose_method_options(run: NewRun, view: View, images: Sequence[ImageFacts]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from foveate.batch import View
 from foveate.errors import SplitError
 from foveate.files.fields import Fields, read_fields
+from foveate.files.run_layout import RunLayout
 from foveate.images.likeness import TrainedOn
 from foveate.messages.display import Display
 from foveate.runs.card import parse_trained_on, parse_view
@@ -69,7 +70,8 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
     table = drop_unknown_labels(table, task, display)
     display.say(f"task: {name}, {task.describe()}")
-    stored = folder / "plan.json"
+    run = RunLayout(folder)
+    stored = run.plan
     options = config.task_options | dict(task.resolved)
     if not stored.is_file():
         settle_plan(NewRun(config, folder, table, task, name, options, display))
@@ -80,11 +82,11 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     view, quarantine = parse_view(content.part("view")), _read_quarantine(content)
     bad = {row["image_id"] for row in quarantine}
     cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
-    splits = load_splits(folder / "splits.json")
+    splits = load_splits(run.splits)
     try:
         splits.check(list(cases.values()))
     except SplitError as error:
-        raise SplitError(f"{folder / 'splits.json'}: {error}") from None
+        raise SplitError(f"{run.splits}: {error}") from None
     settled = settle_encoder(config, view.axes)
     methods = config.method_options | content.options("method_options")
     facts = parse_trained_on(content.part("trained_on")) if "trained_on" in content else None
@@ -130,6 +132,6 @@ def _check_inputs(
     """
     bad = {row["image_id"] for row in quarantine}
     usable = [case for case in table.cases if case.image_id not in bad]
-    was = load_inputs(folder / "inputs.json")
+    was = load_inputs(RunLayout(folder).inputs)
     now = note_inputs(usable, list_files(config.encoder_options), was, show_noting(display))
     check_unchanged(was, now, folder)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from foveate.errors import TableError
+from foveate.files.run_layout import PredictionLayout, RunLayout
 from foveate.table.same import clean
 from foveate.wording import printable_name
 
@@ -39,7 +40,7 @@ _HELPER_FOLDERS = frozenset(
     | {"system volume information", "@tmp", "#snapshot"}
 )
 """Folders that network disks and systems put beside the user's files, in small letters."""
-_RESULT_FILES = frozenset({"answers.jsonl", "splits.json"})
+_RESULT_FILES = frozenset({PredictionLayout.journal, RunLayout.splits})
 """Files that only a folder of foveate's own results holds."""
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _MAX_ENTRIES = 200_000

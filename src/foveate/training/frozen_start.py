@@ -21,7 +21,7 @@ from foveate.tasks.base import AbstractTask
 _SAMPLED_IMAGES, _SAMPLED_PATCHES = 48, 8
 
 
-def settle_start(
+def fit_start(
     method: AbstractMethod,
     task: AbstractTask,
     cases: Sequence[Case],

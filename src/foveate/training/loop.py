@@ -7,10 +7,12 @@ undisturbed one.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,10 +23,12 @@ from foveate.batch import Batch, lay_kernels
 from foveate.batch.features import FeatureStore
 from foveate.errors import TrainingError, running_part
 from foveate.files.atomic import write_text
+from foveate.files.run_layout import FoldLayout
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import peak_memory_mib, release_memory
 from foveate.runs.checkpoint import Model, read_tensors
 from foveate.runs.schedule import (
+    Schedule,
     TrainOptions,
     epoch_groups,
     learning_rate,
@@ -33,7 +37,7 @@ from foveate.runs.schedule import (
 )
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
-from foveate.training.frozen_start import settle_start
+from foveate.training.frozen_start import fit_start
 from foveate.training.notice import StageDisplay, describe_chance_plateau, describe_stage
 from foveate.training.state import (
     WORST_LOSS,
@@ -44,9 +48,20 @@ from foveate.training.state import (
     WeightAverage,
     as_csv,
 )
-from foveate.training.step import Steps
+from foveate.training.step import OnImage, Steps
 
 log = logging.getLogger("foveate")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Images and schedule of one call of `Trainer.fit`, and what follows from them."""
+
+    train: Sequence[Case]
+    val: Sequence[Case]
+    schedule: Schedule
+    display: StageDisplay
+    chance: float
 
 
 class Trainer:
@@ -63,7 +78,7 @@ class Trainer:
         store: store of the frozen encoder's features, which trainings on other folds may share; by
             default a new one.
         folds: models of the folds, for a training on all images: what validation parts would
-            settle is the mean of theirs.
+            fit is the mean of theirs.
         on_progress: called with the status of the training, often.
         on_message: called with a line about the time that a stage will take, and about images
             set aside.
@@ -95,9 +110,10 @@ class Trainer:
         self.fabric = self.runtime.fabric
         self.checkpoints = Checkpoints(folder, model.method, writes=self.runtime.is_main)
         self.average = WeightAverage(model.method)
+        if store is None and self.pretrained:
+            store = FeatureStore(FoldLayout(folder).features if self.runtime.is_main else None)
         self._store = store
         self._folds = tuple(folds)
-        self._chance = math.nan
         self._on_progress = on_progress or (lambda _: None)
         self._on_message = on_message
         self._after_epoch = after_epoch or (lambda _: None)
@@ -110,7 +126,10 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), amsgrad=True)
         lay_kernels(model.method)
         self.method, self.optimizer = self.fabric.setup(model.method, optimizer)
-        self.steps = Steps(model, self.method, loader, options, self.runtime, on_message)
+        self.progress = Progress()
+        self.steps = Steps(
+            model, self.method, loader, options, self.runtime, self.progress, on_message
+        )
 
     def fit(self, train: Sequence[Case], val: Sequence[Case]) -> Progress:
         """Train to the end, from where the last run stopped, and load the best weights.
@@ -124,96 +143,102 @@ class Trainer:
             CheckpointError: the stored state does not fit.
         """
         self._resume()
-        self._chance = self.model.task.chance_loss(self.steps.targets(train).cpu())
-        self.schedule = settle_schedule(
-            self.options,
-            len(train),
-            pretrained=self.pretrained,
-            learns_frozen=self.model.method.learns_frozen,
-        )
-        self._stage_display = StageDisplay(self._on_progress, self.schedule, self.progress)
+        chance = self.model.task.chance_loss(self.steps.targets(train).cpu())
+        display = self.display_of(len(train))
+        fit = _Fit(train, val, self.schedule_of(len(train)), display, chance)
         while not self.progress.done:
-            self._begin_stage(train, val)
-            if self.progress.epoch >= self.schedule.total_epochs:
-                self.progress.done = True
+            self._begin_stage(fit)
+            if self.progress.epoch >= fit.schedule.total_epochs:
+                self.progress.end()
                 self._save()
                 break
-            self._train_epoch(train)
-            self._end_epoch(val)
+            self._train_epoch(fit)
+            self._end_epoch(fit)
         self.steps.set_aside.end()
         self.steps.team.wait()  # until the best weights are written
         self.model.method.load_state_dict(read_tensors(self.checkpoints.best)[0])
         self._let_learn(True)
-        self.steps.store = None
         return self.progress
+
+    def schedule_of(self, n_images: int) -> Schedule:
+        """Settle the schedule of a training on a number of images."""
+        return settle_schedule(
+            self.options,
+            n_images,
+            pretrained=self.pretrained,
+            learns_frozen=self.model.method.learns_frozen,
+        )
+
+    def display_of(self, n_images: int) -> StageDisplay:
+        """Build the display of the stages of a training on a number of images."""
+        return StageDisplay(self._on_progress, self.schedule_of(n_images), self.progress)
 
     def _resume(self) -> None:
         """Load the state that an earlier process has written, if there is one."""
         if self.checkpoints.latest.is_file():
-            self.steps.progress = self.checkpoints.load(self.optimizer, self.average)
+            self.checkpoints.load(self.optimizer, self.progress, self.average)
             self.steps.team.resume(self.progress)
             log.info("resumed at epoch %d step %d", self.progress.epoch + 1, self.progress.step)
         self.steps.team.wait()  # until all know whether there is a state to go on from
 
     # -- stages -------------------------------------------------------------------------------
 
-    def _begin_stage(self, train: Sequence[Case], val: Sequence[Case]) -> None:
-        """Prepare the encoder, store and optimiser if the next epoch begins a stage."""
+    def _begin_stage(self, fit: _Fit) -> None:
+        """Prepare the encoder and the optimiser if the next epoch begins a stage."""
         epoch = self.progress.epoch
-        stage, frozen = self.schedule.stage(epoch), self.schedule.is_frozen(epoch)
-        if self.pretrained and (frozen or not self.progress.stage):
-            folder = self.folder / "features" if self.runtime.is_main else None
-            self.steps.store = self._store = self._store or FeatureStore(folder)
+        stage, frozen = fit.schedule.stage(epoch), fit.schedule.is_frozen(epoch)
         if self.pretrained and not self.progress.stage:
             self._let_learn(False)
-            self._fit_to_features([*train, *val])
+            self._fit_to_features([*fit.train, *fit.val])
             if not frozen:
-                self.checkpoints.keep_start(self.progress, self._validate(val))
+                self.checkpoints.keep_start(self.progress, self._validate(fit, self._store))
         self._let_learn(not frozen)
-        if not frozen:
-            self.steps.store = None
         if self.progress.stage != stage:
-            self.progress.stage = stage
-            self._reset_optimizer()
-            if self.pretrained and epoch < self.schedule.total_epochs:
-                self._announce_stage(train, val)
+            self.progress.begin_stage(stage)
+            self._reset_optimizer(fit.schedule)
+            if self.pretrained and epoch < fit.schedule.total_epochs:
+                self._announce_stage(fit)
 
-    def _reset_optimizer(self) -> None:
+    def _store_in_use(self, fit: _Fit) -> FeatureStore | None:
+        """Return the store of features in the frozen start; None where the encoder is trained."""
+        return self._store if fit.schedule.is_frozen(self.progress.epoch) else None
+
+    def _reset_optimizer(self, schedule: Schedule) -> None:
         """Begin a stage at the averaged weights, with an optimiser without a past."""
         self.optimizer.state.clear()
         release_memory()
         if self.average.weights:
             self.model.method.load_state_dict(self.average.weights)
-        if self.schedule.average > 0:
+        if schedule.average > 0:
             self.average.begin()
 
-    def _announce_stage(self, train: Sequence[Case], val: Sequence[Case]) -> None:
+    def _announce_stage(self, fit: _Fit) -> None:
         """Print the time that the stage will take, measured on one batch without an update.
 
         The batch is computed twice. The first time takes longer by the reading, which stored
         features spare all later epochs.
         """
-        epoch, seed, times, sums = self.progress.epoch, self.options.seed, [], self.progress.sums
-        self.progress.sums, epochs = dict(sums), self.schedule.span(epoch)[1]
-        groups = epoch_groups(train, self.schedule.batch(epoch), seed=seed, epoch=epoch)
-        for _ in range(2):
-            begun = time.perf_counter()
-            self.method.train()
-            cases = self.steps.team.pick(groups[0])
-            for items in self.loader.ahead([cases]):
-                self.steps.backward(cases, items, 0, lambda _: None)
-            stepped = time.perf_counter()
-            self.answer(val[:1])
-            times.append((stepped - begun, time.perf_counter() - stepped))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress.sums = sums  # drop the figures of this trial
+        epoch, times, store = self.progress.epoch, [], self._store_in_use(fit)
+        epochs, n_val = fit.schedule.span(epoch)[1], len(fit.val)
+        size = fit.schedule.batch(epoch)
+        groups = epoch_groups(fit.train, size, seed=self.options.seed, epoch=epoch)
+        with self.progress.without_sums():
+            for _ in range(2):
+                begun = time.perf_counter()
+                self.method.train()
+                cases = self.steps.team.pick(groups[0])
+                for items in self.loader.ahead([cases]):
+                    self.steps.backward(cases, items, 0, lambda _: None, store)
+                stepped = time.perf_counter()
+                self.steps.answer(fit.val[:1], fit.display.validated, store)
+                times.append((stepped - begun, time.perf_counter() - stepped))
+            self.optimizer.zero_grad(set_to_none=True)
         (first, first_answer), (step, answer) = times
-        total = epochs * (step * len(groups) + answer * len(val))
-        if self.steps.store is not None:
-            total += (first - step) * len(groups) + (first_answer - answer) * len(val)
-        self._on_message(
-            describe_stage(self.schedule.stage(epoch), epochs, len(groups), step, total)
-        )
+        total = epochs * (step * len(groups) + answer * n_val)
+        if store is not None:
+            total += (first - step) * len(groups) + (first_answer - answer) * n_val
+        stage = fit.schedule.stage(epoch)
+        self._on_message(describe_stage(stage, epochs, len(groups), step, total))
 
     def _let_learn(self, learn: bool) -> None:
         """Enable or disable gradients of the encoder's pretrained parameters that are trained."""
@@ -231,7 +256,7 @@ class Trainer:
             loaded = self.loader.ahead([case] for case in cases)
             for case, items in zip(cases, loaded, strict=True):
                 for _, item in self.steps.readable([case], items):
-                    yield case, self.steps.batch([item])
+                    yield case, self.steps.batch([item], store=self._store)
 
         def show(done: int) -> None:
             self._on_progress(Status("reading features", done, total, 0, {}))
@@ -243,66 +268,63 @@ class Trainer:
             self.fabric.autocast(),
             self.progress.timed(),
         ):
-            self.progress.left_out_folds = settle_start(
-                method, self.model.task, cases, batches(), show
-            )
+            self.progress.leave_out(fit_start(method, self.model.task, cases, batches(), show))
             self.steps.team.align()
 
-    def _settle_trust(self, val: Sequence[Case]) -> None:
+    def _fit_trust(self, fit: _Fit) -> None:
         """Fit how far learnt answers are trusted, at the end of the frozen start."""
         if self._folds:
             self.model.method.share_trust([fold.method for fold in self._folds])
         else:
             each_loss, view = self.model.task.each_loss, self.loader.view
-            self.model.method.fit_trust(lambda: self.answer(val), each_loss, view)
+            store = self._store_in_use(fit)
+            answer = functools.partial(self.steps.answer, fit.val, fit.display.validated, store)
+            self.model.method.fit_trust(answer, each_loss, view)
         if self.average.weights:
             self.average.begin()  # the fitted factor is part of the averaged weights, too
 
-    def _train_epoch(self, train: Sequence[Case]) -> None:
-        options, progress = self.options, self.progress
+    def _train_epoch(self, fit: _Fit) -> None:
+        options, progress, schedule = self.options, self.progress, fit.schedule
         self.method.train()
-        usable = [c for c in train if c.image_id not in progress.excluded]
+        usable = [c for c in fit.train if c.image_id not in progress.excluded]
         if not usable:
             self.steps.set_aside.end()
             raise TrainingError("no training image is left: mend those in quarantine.csv")
-        horizon = self.schedule.horizon(progress.epoch, len(usable), options.accumulate)
-        size = self.schedule.batch(progress.epoch)
+        horizon = schedule.horizon(progress.epoch, len(usable), options.accumulate)
+        size, store = schedule.batch(progress.epoch), self._store_in_use(fit)
         groups = epoch_groups(usable, size, seed=options.seed, epoch=progress.epoch)
         groups = [self.steps.team.pick(group) for group in groups]
         saved = time.monotonic()
         loaded = timed(self.loader.ahead(groups[progress.step :]), self.steps.waited)
         for step, items in enumerate(loaded, progress.step):
             begun = time.perf_counter()
-            self._prepare_step(step, len(groups))
-            self.steps.backward(
-                groups[step], items, step, self._stage_display.within(step, len(groups))
-            )
+            self._prepare_step(schedule, step, len(groups))
+            on_progress = fit.display.within(step, len(groups))
+            self.steps.backward(groups[step], items, step, on_progress, store)
             ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
             if ends_update:
                 self._update(horizon)
-            progress.step = step + 1
-            progress.add(seconds=time.perf_counter() - begun)
-            self._stage_display.step(step + 1, len(groups))
+            progress.end_step(step, time.perf_counter() - begun)
+            fit.display.step(step + 1, len(groups))
             if ends_update and time.monotonic() - saved > options.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
 
-    def _prepare_step(self, step: int, steps: int) -> None:
+    def _prepare_step(self, schedule: Schedule, step: int, steps: int) -> None:
         """Set the learning rate of a step, and tell the method how far the training is.
 
         Args:
+            schedule: schedule of the training.
             step: number of the step in its epoch, from 0.
             steps: number of steps of the epoch.
         """
         first, epoch = step - step % self.options.accumulate, self.progress.epoch
-        rate = learning_rate(self.schedule, epoch + first / steps)
+        rate = learning_rate(schedule, epoch + first / steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        frozen = self.steps.store is not None
+        done = 0.0 if schedule.is_frozen(epoch) else schedule.done(epoch + step / steps)
         with running_part("method", self.model.method):
-            self.model.method.begin_step(
-                0.0 if frozen else self.schedule.done(epoch + step / steps)
-            )
+            self.model.method.begin_step(done)
 
     def _update(self, horizon: float) -> None:
         self.steps.team.sum_gradients()
@@ -315,57 +337,59 @@ class Trainer:
                 self.average.update(horizon)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _end_epoch(self, val: Sequence[Case]) -> None:
+    def _end_epoch(self, fit: _Fit) -> None:
         """Validate, keep the weights if they are the best, and write the state."""
+        schedule, progress = fit.schedule, self.progress
         with self.average.applied():
-            if self.progress.epoch + 1 == self.schedule.frozen_epochs:
-                self._settle_trust(val)
-            row = self._close_epoch(self._validate(val))
-            self.checkpoints.keep_best(self.progress, self.schedule, row)
-        if self.progress.rests_at(self._chance, self.model.task.learnt):
-            batch = self.schedule.batch(row["epoch"] - 1)
+            if progress.epoch + 1 == schedule.frozen_epochs:
+                self._fit_trust(fit)
+            row = self._close_epoch(fit, self._validate(fit, self._store_in_use(fit)))
+            self.checkpoints.keep_best(progress, schedule, row)
+        if progress.rests_at(fit.chance, self.model.task.learnt):
+            batch = schedule.batch(row["epoch"] - 1)
             log.warning(describe_chance_plateau(self.model, row, batch=batch))
-        self.progress.done = self.progress.finished(self.options, self.schedule, self._chance)
+        if progress.finished(self.options, schedule, fit.chance):
+            progress.end()
         self._save()
         if self.runtime.is_main:
             self._after_epoch(self.folder)
 
-    def _validate(self, val: Sequence[Case]) -> dict[str, float]:
+    def _validate(self, fit: _Fit, store: FeatureStore | None) -> dict[str, float]:
         """Compute loss, ranking and score of the inner validation part, in evaluation mode."""
         with self.progress.timed():
-            stacked, target = self.answer(val)
+            stacked, target = self.steps.answer(fit.val, fit.display.validated, store)
         if not len(stacked):
             return {}
         loss = float(self.model.task.loss(stacked, target))
         figures = {"val_loss": loss if math.isfinite(loss) else WORST_LOSS}
         if not torch.isfinite(stacked).all():
             return figures
-        return figures | self.model.task.validate(stacked, target, self._chance)
+        return figures | self.model.task.validate(stacked, target, fit.chance)
 
-    def answer(self, cases: Sequence[Case]) -> tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]:
-        """Compute logits ``(n, k)`` and targets of the cases whose images can be read."""
-        return self.steps.answer(cases, self._stage_display.validated)
+    def answer(
+        self, cases: Sequence[Case], on_image: OnImage = lambda *_: None
+    ) -> tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]:
+        """Compute logits ``(n, k)`` and targets of the cases whose images can be read.
 
-    @property
-    def progress(self) -> Progress:
-        """Return the progress of the training."""
-        return self.steps.progress
+        Args:
+            cases: the cases to answer.
+            on_image: called with the number of images done, the number of all, and the share of
+                the next image that is done.
+        """
+        return self.steps.answer(cases, on_image)
 
-    def _close_epoch(self, validation: dict[str, float]) -> dict[str, float]:
+    def _close_epoch(self, fit: _Fit, validation: dict[str, float]) -> dict[str, float]:
         release_memory()  # steps of different sizes leave gaps, which would add up
         progress = self.progress
-        progress.epoch += 1
         progress.add(**self.loader.take_counts())
         for image_id, reason in self.steps.team.share(progress).items():
             self.steps.set_aside.set_aside(image_id, "", reason)
-        row = {"epoch": float(progress.epoch), **progress.running(), **validation}
-        row |= {"chance_loss": self._chance, **self.model.method.findings()}
+        row = {"epoch": float(progress.epoch + 1), **progress.running(), **validation}
+        row |= {"chance_loss": fit.chance, **self.model.method.findings()}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "peak_memory_mib": peak_memory_mib()}
-        progress.history.append(row)
-        progress.step, progress.sums = 0, {}
-        progress.excluded = sorted(progress.quarantined)
+        progress.end_epoch(row)
         if self.runtime.is_main:
-            write_text(self.folder / "metrics.csv", as_csv(progress.history))
+            write_text(FoldLayout(self.folder).epochs, as_csv(progress.history))
         log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
         return row
 

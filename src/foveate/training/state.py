@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveate.errors import CheckpointError
 from foveate.files.csvtext import csv_text
+from foveate.files.run_layout import FoldLayout
 from foveate.runs.checkpoint import (
     optimizer_tensors,
     read_tensors,
@@ -81,6 +82,58 @@ class Progress:
     quarantined: dict[str, str] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     done: bool = False
+
+    def begin_stage(self, stage: str) -> None:
+        """Note that a stage of this name has begun."""
+        self.stage = stage
+
+    def leave_out(self, folds: Mapping[str, int]) -> None:
+        """Note with which group each image was left out of the fits of linear answers."""
+        self.left_out_folds = dict(folds)
+
+    def end_step(self, step: int, seconds: float) -> None:
+        """Note that a step of the present epoch is done.
+
+        Args:
+            step: number of the step, from 0.
+            seconds: duration of the step.
+        """
+        self.step = step + 1
+        self.add(seconds=seconds)
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        """Close the present epoch with its row of figures, and begin the next."""
+        self.history.append(row)
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.excluded = sorted(self.quarantined)
+
+    def end(self) -> None:
+        """Note that the training has ended."""
+        self.done = True
+
+    def set_best(self, epoch: int, score: float) -> None:
+        """Note the epoch with the best score of the validation part so far.
+
+        Args:
+            epoch: number of the epoch.
+            score: its score; lower is better.
+        """
+        self.best_epoch, self.best_score = epoch, score
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Replace everything by the values of a stored progress.
+
+        Raises:
+            TypeError: a value has a name that no progress has.
+        """
+        vars(self).update(vars(Progress(**values)))
+
+    @contextlib.contextmanager
+    def without_sums(self) -> Iterator[None]:
+        """Forget, after a ``with`` block, what the block added to the sums of the epoch."""
+        sums, self.sums = self.sums, dict(self.sums)
+        yield
+        self.sums = sums
 
     def add(self, **values: float) -> None:
         """Add to the sums of the present epoch."""
@@ -177,6 +230,15 @@ class WeightAverage:
         self.weights = {k: v.detach().clone() for k, v in self._method.state_dict().items()}
         self.updates = 0
 
+    def restore(self, weights: dict[str, Shaped[Tensor, " ..."]], updates: int) -> None:
+        """Replace the average by a stored one.
+
+        Args:
+            weights: averaged weights by name.
+            updates: number of updates that they contain.
+        """
+        self.weights, self.updates = weights, updates
+
     @torch.no_grad()
     def update(self, horizon: float) -> None:
         """Add the present weights to the average.
@@ -222,9 +284,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, method: nn.Module, *, writes: bool = True) -> None:
         self._method, self._writes = method, writes
-        self.latest = folder / "checkpoints" / "latest.safetensors"
-        self.best = folder / "checkpoints" / "best.safetensors"
-        self.frozen = folder / "checkpoints" / "frozen.safetensors"
+        layout = FoldLayout(folder).checkpoints
+        self.latest, self.best, self.frozen = layout.latest, layout.best, layout.frozen
 
     def keep_start(self, progress: Progress, validation: Mapping[str, float]) -> None:
         """Write the fitted weights as the first candidate, where nothing is trained on features.
@@ -233,8 +294,7 @@ class Checkpoints:
             progress: progress of the training, whose best score is set.
             validation: figures of the validation part.
         """
-        progress.best_score = validation.get("val_score", WORST_LOSS)
-        progress.best_epoch = 0
+        progress.set_best(0, validation.get("val_score", WORST_LOSS))
         for path in (self.best, self.frozen):
             self._write(path, self._method.state_dict(), {"epoch": 0})
 
@@ -249,14 +309,14 @@ class Checkpoints:
         epoch = int(row["epoch"])
         if not schedule.may_keep(epoch):
             return
-        if "val_loss" not in row:
-            progress.best_score = WORST_LOSS  # without validation, the last weights are kept
+        # Without validation, the last weights are kept.
+        best = progress.best_score if "val_loss" in row else WORST_LOSS
         weights, note = self._method.state_dict(), {"epoch": epoch}
         if epoch == schedule.frozen_epochs:
             self._write(self.frozen, weights, note)
         score = row.get("val_score", row.get("val_loss", row["train_loss"]))
-        if score <= progress.best_score:
-            progress.best_score, progress.best_epoch = score, epoch
+        if score <= best:
+            progress.set_best(epoch, score)
             self._write(self.best, weights, note)
 
     def save(
@@ -281,11 +341,14 @@ class Checkpoints:
         if self._writes:
             write_tensors(path, tensors, note)
 
-    def load(self, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Progress:
-        """Load the state that `save` wrote, and return the progress.
+    def load(
+        self, optimizer: torch.optim.Optimizer, progress: Progress, average: WeightAverage
+    ) -> None:
+        """Load the state that `save` wrote.
 
         Args:
             optimizer: optimiser, whose state is replaced.
+            progress: progress of the training, which is replaced.
             average: average of the weights, which is replaced.
 
         Raises:
@@ -295,9 +358,8 @@ class Checkpoints:
         try:
             self._method.load_state_dict(_under("method.", tensors))
             restore_optimizer(optimizer, tensors)
-            average.weights = _under("average.", tensors)
-            average.updates = int(note.pop("averaged_updates"))
-            return Progress(left_out_folds=note.pop("parts"), **note)
+            average.restore(_under("average.", tensors), int(note.pop("averaged_updates")))
+            progress.restore({"left_out_folds": note.pop("parts"), **note})
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = one_line(str(error))
             raise CheckpointError(

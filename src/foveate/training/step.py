@@ -28,11 +28,37 @@ from foveate.runs.schedule import TrainOptions
 from foveate.runtime import Runtime
 from foveate.table import Case
 from foveate.training.state import Progress
-from foveate.training.team import StepCount, Team
+from foveate.training.team import CountOnce, StepCount, Team
 
 log = logging.getLogger("foveate")
 
 Loaded = LoadedImage | FoveateError
+OnImage = Callable[[int, int, float], None]
+"""Called with the number of images done, the number of all, and the share of the next image."""
+
+
+def compute_readable(
+    pairs: Sequence[tuple[Case, LoadedImage]],
+    compute: Callable[[Sequence[tuple[Case, LoadedImage]]], None],
+    on_unreadable: Callable[[ReadingFailed], None],
+) -> None:
+    """Compute with all images that can be read; begin anew without each that cannot.
+
+    Whether every region of an image can be read is known only when a method has read it, in the
+    middle of the computation.
+
+    Args:
+        pairs: cases and their images.
+        compute: computes with cases and images; not called where none is left.
+        on_unreadable: called with the error of each image that is left out.
+    """
+    while pairs:
+        try:
+            compute(pairs)
+            return
+        except ReadingFailed as error:
+            on_unreadable(error)
+            pairs = [(c, item) for c, item in pairs if c.image_id != error.image_id]
 
 
 class Steps:
@@ -44,11 +70,10 @@ class Steps:
         loader: opens and reads images.
         options: options of the training.
         runtime: device and processes of the training.
+        progress: progress of the training, which changes as it goes on; by default a new one.
         on_message: called with a line about images set aside.
 
     Attributes:
-        progress: progress of the training, which changes as it goes on.
-        store: features of the frozen encoder; None where the encoder is trained.
         set_aside: prints messages about images that cannot be read.
     """
 
@@ -59,13 +84,13 @@ class Steps:
         loader: CaseLoader,
         options: TrainOptions,
         runtime: Runtime,
+        progress: Progress | None = None,
         on_message: Callable[[str], None] = log.info,
     ) -> None:
         self.model, self.method, self.loader = model, method, loader
         self.options, self.runtime = options, runtime
         self.team = Team(runtime, model.method)
-        self.progress = Progress()
-        self.store: FeatureStore | None = None
+        self.progress = Progress() if progress is None else progress
         self.set_aside = SetAsideMessages(on_message)
 
     def backward(
@@ -74,6 +99,7 @@ class Steps:
         items: Sequence[Loaded],
         step: int,
         on_progress: Callable[[float], None],
+        store: FeatureStore | None = None,
     ) -> None:
         """Compute gradients of this process's part of a batch.
 
@@ -85,6 +111,7 @@ class Steps:
             items: their images or errors.
             step: number of the step in its epoch.
             on_progress: called with the share of the step that is done.
+            store: features of the frozen encoder; None where the encoder is trained.
 
         Raises:
             TrainingError: the loss or a score is not finite.
@@ -93,38 +120,44 @@ class Steps:
         """
         pairs = self.readable(cases, items)
         seeds = self._seed_step(step, [case.image_id for case in cases])
-        count: StepCount | None = None
-        while pairs:
+        exchange = CountOnce(self.team)
+
+        def compute(pairs: Sequence[tuple[Case, LoadedImage]]) -> None:
             generators = seeded([seeds[case.image_id] for case, _ in pairs])
-            batch = self.batch(
-                [item for _, item in pairs], on_progress=on_progress, generators=generators
-            )
-            try:
-                with self.team.apart(self.method):
-                    loss, total = self._losses(batch, [case for case, _ in pairs])
-                    count = count or self.team.count(
-                        len(pairs), float(loss.detach()), float(total.detach())
-                    )
-                    if not math.isfinite(count.total):
-                        raise TrainingError(self._diverged(f"the loss became {count.total}"))
-                    with running_part("method", self.model.method):
-                        self.runtime.fabric.backward(total * count.share / self.options.accumulate)
-            except NotFinite as error:
-                if count is None:
-                    # Other processes wait for the count; a loss that is not finite ends them, too.
-                    self.team.count(len(pairs), math.nan, math.nan)
-                raise TrainingError(self._diverged(str(error))) from error
-            except ReadingFailed as error:
-                self._set_image_aside(error.image_id, error.path, str(error))
-                pairs = [(c, item) for c, item in pairs if c.image_id != error.image_id]
-                continue
+            images = [item for _, item in pairs]
+            batch = self.batch(images, on_progress=on_progress, generators=generators, store=store)
+            self._add_gradients(batch, [case for case, _ in pairs], exchange)
             self.progress.add(seconds_reading=batch.seconds_reading)
-            break
-        count = count or self.team.count(0)
-        if not math.isfinite(count.total):
-            raise TrainingError(self._diverged(f"the loss became {count.total}"))
+
+        compute_readable(pairs, compute, self._set_unreadable_aside)
+        count = self._finite(exchange())
         self.team.mean_buffers(count.share)
         self.progress.add(train_loss=count.loss, images=count.images)
+
+    def _add_gradients(self, batch: Batch, cases: Sequence[Case], exchange: CountOnce) -> None:
+        """Compute losses of a batch, and add their gradients to those of the parameters.
+
+        Args:
+            batch: the images.
+            cases: their cases.
+            exchange: exchanges the number and losses of the images with other processes.
+        """
+        try:
+            with self.team.apart(self.method):
+                loss, total = self._losses(batch, cases)
+                count = self._finite(exchange(len(cases), loss.item(), total.item()))
+                with running_part("method", self.model.method):
+                    self.runtime.fabric.backward(total * count.share / self.options.accumulate)
+        except NotFinite as error:
+            # Other processes wait for the count; a loss that is not finite ends them, too.
+            exchange(len(cases), math.nan, math.nan)
+            raise TrainingError(self._diverged(str(error))) from error
+
+    def _finite(self, count: StepCount) -> StepCount:
+        """Return the count of a step; raise TrainingError if its loss is not finite."""
+        if not math.isfinite(count.total):
+            raise TrainingError(self._diverged(f"the loss became {count.total}"))
+        return count
 
     def _losses(
         self, batch: Batch, cases: Sequence[Case]
@@ -153,7 +186,7 @@ class Steps:
         }
 
     def answer(
-        self, cases: Sequence[Case], on_image: Callable[[int, int, float], None]
+        self, cases: Sequence[Case], on_image: OnImage, store: FeatureStore | None = None
     ) -> tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]:
         """Compute logits ``(n, k)`` and targets of images that can be read, in evaluation mode.
 
@@ -163,6 +196,7 @@ class Steps:
             cases: the cases to answer.
             on_image: called with the number of images done, the number of all, and the share of
                 the next image that is done.
+            store: features of the frozen encoder; None where the encoder is trained.
         """
         answers: list[tuple[int, Tensor]] = []
         self.method.eval()
@@ -172,7 +206,8 @@ class Steps:
             on_progress = functools.partial(on_image, done, len(places))
             on_progress(0.0)
             for _, item in self.readable([cases[i]], items):
-                logits = self._answer_image(item, on_progress)
+                batch = self.batch([item], augment="none", on_progress=on_progress, store=store)
+                logits = self._answer_image(batch)
                 answers += [] if logits is None else [(i, logits)]
         gathered = sorted(itertools.chain(*self.runtime.gather(answers)), key=lambda pair: pair[0])
         rows = [row for _, row in gathered]
@@ -180,11 +215,8 @@ class Steps:
         stacked = torch.cat(rows) if rows else torch.empty(0, n_outputs)
         return stacked.to(self.runtime.device), self.targets([cases[i] for i, _ in gathered])
 
-    def _answer_image(
-        self, item: LoadedImage, on_progress: Callable[[float], None]
-    ) -> Float[Tensor, "1 k"] | None:
-        """Compute logits ``(1, k)`` of an image; set it aside and return None if reading fails."""
-        batch = self.batch([item], augment="none", on_progress=on_progress)
+    def _answer_image(self, batch: Batch) -> Float[Tensor, "1 k"] | None:
+        """Compute logits ``(1, k)`` of one image; set it aside and return None if reading fails."""
         try:
             with running_part("method", self.model.method), torch.inference_mode():
                 prediction = self.method(batch)
@@ -192,7 +224,7 @@ class Steps:
                 logits: Tensor = prediction.logits
                 return logits.float().cpu()
         except ReadingFailed as error:
-            self._set_image_aside(error.image_id, error.path, str(error))
+            self._set_unreadable_aside(error)
             return None
         finally:
             self.progress.add(seconds_reading=batch.seconds_reading)
@@ -203,6 +235,7 @@ class Steps:
         augment: Augment | None = None,
         on_progress: Callable[[float], None] | None = None,
         generators: Generators | None = None,
+        store: FeatureStore | None = None,
     ) -> Batch:
         """Make a batch of open images, for a step or, with `augment` ``none``, for answers.
 
@@ -211,6 +244,7 @@ class Steps:
             augment: how images are changed; by default as the options say.
             on_progress: called with the share of the step that is done.
             generators: random generator of each image.
+            store: features of the frozen encoder; None where the encoder is trained.
         """
         wanted = augment or self.options.augment
         if wanted == "auto":
@@ -228,7 +262,7 @@ class Steps:
             augment=wanted,
             generators=generators,
             on_progress=on_progress,
-            store=self.store,
+            store=store,
             left_out_fold=left_out_fold,
         )
 
@@ -253,6 +287,9 @@ class Steps:
             else:
                 pairs.append((case, item))
         return pairs
+
+    def _set_unreadable_aside(self, error: ReadingFailed) -> None:
+        self._set_image_aside(error.image_id, error.path, str(error))
 
     def _set_image_aside(self, image_id: str, path: Path, reason: str) -> None:
         if self.progress.set_aside(image_id, reason):

@@ -157,3 +157,30 @@ class Team:
     def _floats(self) -> list[tuple[str, Float[Tensor, " ..."]]]:
         """Return names and values of buffers of floating-point numbers."""
         return [(k, v) for k, v in self._method.named_buffers() if v.is_floating_point()]
+
+
+class CountOnce:
+    """Exchanges the count of one step at the first call, and returns the same at later calls.
+
+    A step may be computed anew without an image that cannot be read, but other processes take part
+    in one exchange only.
+
+    Args:
+        team: the processes of the training.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._count: StepCount | None = None
+
+    def __call__(self, images: int = 0, loss: float = 0.0, total: float = 0.0) -> StepCount:
+        """Return the count of the step, exchanged if it was not yet.
+
+        Args:
+            images: number of images that this process could read.
+            loss: their mean loss of the task.
+            total: their mean of all losses.
+        """
+        if self._count is None:
+            self._count = self._team.count(images, loss, total)
+        return self._count

@@ -15,6 +15,7 @@ import numpy as np
 from foveate import defaults
 from foveate.evaluation.scores import compare_rows
 from foveate.files.atomic import write_json
+from foveate.files.run_layout import RunLayout
 from foveate.geometry import Box, px0_from_um
 from foveate.images.evidence import Evidence
 from foveate.messages.display import Display
@@ -115,9 +116,9 @@ def run_demo(
     result = run_experiment(
         demo_config("glimpse", table, seed), folder / "glimpse", display, after_epoch=write_progress
     )
-    write_json(result.folder / "baseline.json", [_summarise("downsampled", baseline)])
+    write_json(RunLayout(result.folder).baseline, [_summarise("downsampled", baseline)])
     peaks = measure_localisation(result.folder)
-    write_json(result.folder / "localisation.json", peaks)
+    write_json(RunLayout(result.folder).localisation, peaks)
     write_report(baseline.folder)
     write_report(result.folder)
     promises = judge(result, baseline, _compare_runs(result, baseline), peaks)
@@ -183,7 +184,7 @@ def _describe_score(score: dict[str, Any] | None) -> str:
 
 def _compare_runs(result: RunResult, baseline: RunResult) -> dict[str, Any] | None:
     """Compute the difference of the main scores of two runs on the same slides, with interval."""
-    rows, others = (read_rows(run.folder / "predictions_oof.csv") for run in (result, baseline))
+    rows, others = (read_rows(RunLayout(run.folder).predictions) for run in (result, baseline))
     differences = compare_rows(rows, others, result.task)
     difference: dict[str, Any] | None = differences.get(result.task.tabled[0])
     return difference
@@ -221,11 +222,11 @@ def measure_localisation(run: Path) -> dict[str, Any]:
         `Evidence.peak_um` has its centre in a deciding nodule, with its interval ``lo`` to ``hi``;
         and the share ``heaviest_hit_fraction`` whose single heaviest box has.
     """
-    rows = read_rows(run / "predictions_oof.csv")
-    hits, heaviest_hits = [], []
+    rows = read_rows(RunLayout(run).predictions)
+    folder, hits, heaviest_hits = RunLayout(run).heatmaps_folder, [], []
     for row in rows:
         if row["label"] == "tumour":
-            evidence = Evidence.load(run / "heatmaps" / f"{safe_name(row['image_id'])}.npz")
+            evidence = Evidence.load(folder / f"{safe_name(row['image_id'])}.npz")
             hits.append(_is_deciding(evidence.peak_um(), Path(row["path"])))
             heaviest_hits.append(_is_deciding(evidence.heaviest_um(), Path(row["path"])))
     n = len(hits)
@@ -250,5 +251,5 @@ def _summarise(method: str, result: RunResult) -> dict[str, Any]:
         "method": method,
         "run": str(result.folder),
         "metrics": result.metrics["metrics"],
-        **read_json(result.folder / "cost.json"),
+        **read_json(RunLayout(result.folder).cost),
     }

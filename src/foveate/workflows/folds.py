@@ -6,6 +6,7 @@ The first process also does all other work, and tells the others which training 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from foveate.batch.features import FeatureStore
 from foveate.files.digest import code_sha256
+from foveate.files.run_layout import FoldLayout, RunLayout, fold_name, fold_number
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, Silent
 from foveate.parts import find, plugin_folders
@@ -25,11 +27,11 @@ from foveate.runs.config import RunConfig, make_card
 from foveate.runs.folder import make_quarantine_row, read_json, write_rows
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
-from foveate.runs.schedule import TrainOptions
+from foveate.runs.schedule import Schedule, TrainOptions
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.loop import Trainer
-from foveate.training.notice import training_bar
+from foveate.training.notice import StageDisplay, training_bar
 from foveate.training.state import Progress
 
 
@@ -57,7 +59,7 @@ class Processes:
         if self.runtime is None:
             options = self.config.train
             plugins = [word for p in plugin_folders() for word in ("--plugins", str(p))]
-            words = ["--config", str(self.folder / "config.yaml"), "--out", str(self.folder)]
+            words = ["--config", str(RunLayout(self.folder).config), "--out", str(self.folder)]
             self.runtime = start_runtime(
                 device=options.device,
                 precision=options.precision,
@@ -125,10 +127,10 @@ def join_training(config: RunConfig, folder: Path) -> None:
     run = TrainingRun(folder, plan, FeatureStore(None), processes, Silent())
     processes.begin(_build_fresh_model(plan, list(plan.cases.values())))
     while (job := processes.next_job()) is not None:
-        if job == "refit":
+        if job == RunLayout.refit_folder:
             train_refit(run)
         else:
-            train_fold(run, int(job.removeprefix("fold_")))
+            train_fold(run, int(fold_number(job)))
     processes.close()
 
 
@@ -164,17 +166,17 @@ def list_set_aside(
     """
     rows = list(plan.quarantine)
     for k in range(len(plan.splits.folds)):
-        fold_folder, reasons = folder / f"fold_{k}", dict((training or {}).get(k, {}))
-        if (fold_folder / "model" / "model.json").is_file():
-            reasons |= read_card(fold_folder / "model" / "model.json")[0].provenance["quarantined"]
-        if (fold_folder / "failed.json").is_file():
-            reasons |= read_json(fold_folder / "failed.json")
+        fold, reasons = RunLayout(folder).fold(k), dict((training or {}).get(k, {}))
+        if fold.model.is_complete:
+            reasons |= read_card(fold.model.card)[0].provenance["quarantined"]
+        if fold.failed.is_file():
+            reasons |= read_json(fold.failed)
         rows += [
             make_quarantine_row(i, plan.cases[i].path, f"fold {k}", why)
             for i, why in reasons.items()
         ]
     if rows:
-        write_rows(folder / "quarantine.csv", rows, list(rows[0]))
+        write_rows(RunLayout(folder).quarantine, rows, list(rows[0]))
     return len(rows)
 
 
@@ -188,23 +190,23 @@ def train_fold(run: TrainingRun, k: int) -> None:
     fold, n_folds = run.plan.splits.folds[k], len(run.plan.splits.folds)
     title = f"fold {k + 1} of {n_folds}" if n_folds > 1 else "training"
     train, val = run.plan.pick(fold.train), run.plan.pick(fold.val)
-    with _open_trainer(run, f"fold_{k}", title, run.config.train, train) as trainer:
+    with _open_trainer(run, fold_name(k), title, run.config.train, train) as trainer:
         try:
             progress = trainer.fit(train, val)
         finally:
             if trainer.runtime.is_main:
                 list_set_aside(run.folder, run.plan, {k: trainer.progress.quarantined})
+        counts = {"fold": k, "n_train": len(train), "n_val": len(val)}
+        scores = {"best_val_score": progress.best_score}
         provenance = _describe_training(
-            run,
-            trainer,
-            {"fold": k, "n_train": len(train), "n_val": len(val)},
-            {"best_val_score": progress.best_score},
+            run, trainer, trainer.schedule_of(len(train)), counts, scores
         )
+        calibrate = functools.partial(_calibrate, trainer, val, trainer.display_of(len(train)))
         best_weights = {name: w.clone() for name, w in trainer.model.method.state_dict().items()}
         if trainer.checkpoints.frozen.is_file():
-            _save_frozen_start(trainer, val, provenance)
+            _save_frozen_start(trainer, calibrate, provenance)
             trainer.model.method.load_state_dict(best_weights)
-        _save_trained(trainer, trainer.folder / "model", provenance | _calibrate(trainer, val))
+        _save_trained(trainer, FoldLayout(trainer.folder), provenance | calibrate())
 
 
 def train_refit(run: TrainingRun) -> None:
@@ -214,17 +216,21 @@ def train_refit(run: TrainingRun) -> None:
     the median of their best epochs.
     """
     n_folds = len(run.plan.splits.folds)
-    folds = Ensemble(tuple(load_model(run.folder / f"fold_{k}" / "model") for k in range(n_folds)))
+    layout = RunLayout(run.folder)
+    folds = Ensemble(tuple(load_model(layout.fold(k).model_folder) for k in range(n_folds)))
     records = [member.card.provenance for member in folds.members]
     epochs = round(float(np.median([r["best_epoch"] - r["frozen_epochs"] for r in records])))
     options = replace(run.config.train, epochs=max(epochs, 0), patience=0)
     cases = list(run.plan.cases.values())
     title = "refit on all images"
-    with _open_trainer(run, "refit", title, options, cases, folds.members) as trainer:
+    with _open_trainer(
+        run, RunLayout.refit_folder, title, options, cases, folds.members
+    ) as trainer:
         progress = trainer.fit(cases, ())
         counts = {"refit": True, "n_train": len(cases) - len(progress.quarantined)}
-        provenance = _describe_training(run, trainer, counts, folds.point)
-        _save_trained(trainer, trainer.folder / "model", provenance)
+        schedule = trainer.schedule_of(len(cases))
+        provenance = _describe_training(run, trainer, schedule, counts, folds.point)
+        _save_trained(trainer, FoldLayout(trainer.folder), provenance)
 
 
 @contextlib.contextmanager
@@ -275,13 +281,18 @@ def _build_fresh_model(plan: Plan, train: Sequence[Case]) -> Model:
 
 
 def _describe_training(
-    run: TrainingRun, trainer: Trainer, counts: Mapping[str, Any], scores: Mapping[str, Any]
+    run: TrainingRun,
+    trainer: Trainer,
+    schedule: Schedule,
+    counts: Mapping[str, Any],
+    scores: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the provenance of a trained model, before it is calibrated.
 
     Args:
         run: the run.
         trainer: the trainer, after the training.
+        schedule: schedule of the training.
         counts: what the model was trained with: its fold and numbers of images.
         scores: results on validation parts.
     """
@@ -291,32 +302,38 @@ def _describe_training(
         "code": code_sha256(),
         **counts,
         "best_epoch": progress.best_epoch,
-        "frozen_epochs": trainer.schedule.frozen_epochs,
+        "frozen_epochs": schedule.frozen_epochs,
         **scores,
         "train": _sum_training_cost(progress),
         "quarantined": progress.quarantined,
     }
 
 
-def _save_frozen_start(trainer: Trainer, val: Sequence[Case], provenance: dict[str, Any]) -> None:
+def _save_frozen_start(
+    trainer: Trainer,
+    calibrate: Callable[[], dict[str, float | None]],
+    provenance: dict[str, Any],
+) -> None:
     """Load the weights of the frozen start, calibrate them, and write them as a model."""
     weights = read_tensors(trainer.checkpoints.frozen)[0]
     trainer.model.method.load_state_dict(weights)
-    provenance = provenance | _calibrate(trainer, val) | {"best_epoch": 0, "frozen_start": True}
-    _save_trained(trainer, trainer.folder / "frozen" / "model", provenance)
+    provenance = provenance | calibrate() | {"best_epoch": 0, "frozen_start": True}
+    _save_trained(trainer, FoldLayout(trainer.folder).frozen, provenance)
 
 
-def _calibrate(trainer: Trainer, val: Sequence[Case]) -> dict[str, float | None]:
+def _calibrate(
+    trainer: Trainer, val: Sequence[Case], display: StageDisplay
+) -> dict[str, float | None]:
     """Settle on the validation part how logits become answers: temperature, threshold."""
-    logits, target = trainer.answer(val)
+    logits, target = trainer.answer(val, display.validated)
     return trainer.model.task.calibrate(logits.cpu(), target.cpu())
 
 
-def _save_trained(trainer: Trainer, folder: Path, provenance: Mapping[str, Any]) -> None:
+def _save_trained(trainer: Trainer, layout: FoldLayout, provenance: Mapping[str, Any]) -> None:
     """Write the present weights and the card of a model; only the first process writes."""
     if trainer.runtime.is_main:
         card = replace(trainer.model.card, provenance=dict(provenance))
-        save_model(folder, card, trainer.model.method.state_dict())
+        save_model(layout.model_folder, card, trainer.model.method.state_dict())
 
 
 def _sum_training_cost(progress: Progress) -> dict[str, float]:

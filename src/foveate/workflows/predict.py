@@ -18,11 +18,12 @@ from foveate.evaluation import audit
 from foveate.evaluation.scores import evaluate_rows
 from foveate.files.atomic import write_json
 from foveate.files.lock import is_locked, lock_folder
+from foveate.files.run_layout import PredictionLayout
 from foveate.loading.gather import gather_cases
 from foveate.messages.display import Display
 from foveate.prediction.job_array import JobPart, parse_part
 from foveate.prediction.options import EvaluateOptions, PredictOptions
-from foveate.prediction.outputs import PARTS, PredictionJob, Summary, predict_into, predict_part
+from foveate.prediction.outputs import PredictionJob, Summary, predict_into, predict_part
 from foveate.prediction.predict import open_loader
 from foveate.prediction.worker_choice import open_workers
 from foveate.runs.folder import (
@@ -126,14 +127,14 @@ def evaluate_table(
         summary = _predict(command, read)
         if not summary.rows:
             raise TableError(
-                f"no image of {table} could be predicted; see {out / 'quarantine.csv'}"
+                f"no image of {table} could be predicted; see {PredictionLayout(out).quarantine}"
             )
         display.say("scoring, with intervals over patients")
         metrics = _score_summary(summary)
         if options.audit_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
-        write_json(out / "metrics.json", metrics)
+        write_json(PredictionLayout(out).metrics, metrics)
     return metrics, summary.failed
 
 
@@ -190,7 +191,7 @@ def _lock_output(out: Path, display: Display) -> Iterator[None]:
         FolderInUse: another process predicts all images, or a part of them.
     """
     with lock_folder(out):
-        for part in sorted((out / PARTS).glob("*/")):
+        for part in sorted(PredictionLayout(out).parts.glob("*/")):
             if is_locked(part):
                 raise FolderInUse(
                     f"{out}: part {part.name.replace('_of_', '/')} is still being predicted; wait "
@@ -222,8 +223,8 @@ def _predict(command: _Command, table: CaseTable) -> Summary:
     _warn_of_unlike_images(summary, display)
     _write_set_aside(out, table, summary)
     summary.failed |= {row.image_id: row.reason for row in table.set_aside}
-    write_json(out / "cost.json", {"models": len(models), **summary.cost})
-    write_json(out / "answer.json", models.record())
+    write_json(PredictionLayout(out).cost, {"models": len(models), **summary.cost})
+    write_json(PredictionLayout(out).models, models.record())
     return summary
 
 
@@ -269,9 +270,9 @@ def _write_set_aside(out: Path, table: CaseTable, summary: Summary) -> None:
         make_quarantine_row(i, paths[i], "predict", reason) for i, reason in summary.failed.items()
     ]
     if rows:
-        write_rows(out / "quarantine.csv", rows, list(rows[0]))
+        write_rows(PredictionLayout(out).quarantine, rows, list(rows[0]))
     else:
-        (out / "quarantine.csv").unlink(missing_ok=True)
+        PredictionLayout(out).quarantine.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -287,7 +288,7 @@ def _open_job(command: _Command) -> Iterator[PredictionJob]:
             models,
             loader,
             options,
-            heatmaps=command.out / "heatmaps",
+            heatmaps=PredictionLayout(command.out).heatmaps_folder,
             display=command.display,
             command={"command": command.name, "--spacing-um": options.assume_spacing_um},
             workers=workers,
@@ -301,7 +302,7 @@ def _predict_part(command: _Command, table: CaseTable, part: JobPart) -> Summary
         FolderInUse: another process predicts this part, or all images.
     """
     out = command.out
-    with _lock_output(out / PARTS / part.folder, command.display):
+    with _lock_output(PredictionLayout(out).part(part.folder).folder, command.display):
         if is_locked(out):
             raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
         _show_notes(command.models, table, command.display)

@@ -18,6 +18,7 @@ from foveate.errors import TrainingError
 from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.files.atomic import write_json
 from foveate.files.lock import lock_folder
+from foveate.files.run_layout import FoldLayout, RunLayout
 from foveate.memory import peak_device_mib, peak_rss_mib
 from foveate.messages.display import Display
 from foveate.prediction.options import PredictOptions
@@ -98,27 +99,28 @@ def _run(
     display: Display,
     after_epoch: Callable[[Path], None] | None,
 ) -> RunResult:
-    if (folder / "plan.json").is_file():
+    layout = RunLayout(folder)
+    if layout.plan.is_file():
         display.say(
             f"{folder} holds this run already: finished steps are kept, and the others follow"
         )
     plan = make_plan(config, folder, display)
     list_set_aside(folder, plan)
-    store, processes = FeatureStore(folder / "features"), Processes(plan.config, folder)
+    store, processes = FeatureStore(layout.features), Processes(plan.config, folder)
     run = TrainingRun(folder, plan, store, processes, display, after_epoch)
     try:
         for k in range(len(plan.splits.folds)):
-            if not (folder / f"fold_{k}" / "failed.json").is_file():
+            if not layout.fold(k).failed.is_file():
                 _run_fold(run, k)
         result = _score_run(folder, plan)
         # The refit has no score, because it is trained with all images.
-        if plan.config.refit and not (folder / "refit" / "model" / "model.json").is_file():
+        if plan.config.refit and not layout.refit.model.is_complete:
             train_refit(run)
         processes.close()
     finally:
         if processes.runtime is not None:
             processes.runtime.stop()
-    shutil.rmtree(folder / "features", ignore_errors=True)
+    shutil.rmtree(layout.features, ignore_errors=True)
     return result
 
 
@@ -127,32 +129,34 @@ def _run(
 
 def _run_fold(run: TrainingRun, k: int) -> None:
     """Train the model of fold k where it is not stored, and predict the fold's test part."""
-    fold_folder = run.folder / f"fold_{k}"
-    if not (fold_folder / "model" / "model.json").is_file():
+    layout = RunLayout(run.folder)
+    fold = layout.fold(k)
+    if not fold.model.is_complete:
         train_fold(run, k)
     n_heatmaps = -(-run.config.heatmaps // len(run.plan.splits.folds))
-    summary = _predict_test(run, k, fold_folder, run.folder / "heatmaps", n_heatmaps)
-    frozen = fold_folder / "frozen"
-    if (frozen / "model" / "model.json").is_file():
-        _predict_test(run, k, frozen, frozen / "heatmaps", 0)
-    write_json(fold_folder / "cost.json", summary.cost)
-    write_json(fold_folder / "failed.json", summary.failed)
+    summary = _predict_test(run, k, fold, layout.heatmaps_folder, n_heatmaps)
+    if fold.frozen.model.is_complete:
+        _predict_test(run, k, fold.frozen, fold.frozen.heatmaps_folder, 0)
+    write_json(fold.cost, summary.cost)
+    write_json(fold.failed, summary.failed)
 
 
 def _predict_test(
-    run: TrainingRun, k: int, folder: Path, heatmaps: Path, n_heatmaps: int
+    run: TrainingRun, k: int, layout: FoldLayout, heatmaps: Path, n_heatmaps: int
 ) -> Summary:
-    """Predict the test part of fold k by the model in `folder`, which was not trained with it.
+    """Predict the test part of fold k by the model in a folder, which was not trained with it.
 
     The images are opened again and closed at once, so that their cost is the same for a run that
     was stopped and continued.
     """
-    models = Ensemble((load_model(folder / "model"),), (folder / "model",))
+    models = Ensemble((load_model(layout.model_folder),), (layout.model_folder,))
     with contextlib.closing(make_loader(run.config, run.plan, keep=False)) as loader:
         options = PredictOptions(
             heatmaps=n_heatmaps, export=run.config.export, device=run.config.train.device
         )
-        job = PredictionJob(folder, models, loader, options, heatmaps=heatmaps, display=run.display)
+        job = PredictionJob(
+            layout.folder, models, loader, options, heatmaps=heatmaps, display=run.display
+        )
         return predict_into(job, run.plan.pick(run.plan.splits.folds[k].test))
 
 
@@ -161,28 +165,28 @@ def _predict_test(
 
 def _score_run(folder: Path, plan: Plan) -> RunResult:
     """Pool and score the predictions of the folds, and write the inputs of the report."""
-    rows, costs = [], []
+    layout, rows, costs = RunLayout(folder), [], []
     for k in range(len(plan.splits.folds)):
-        fold_folder = folder / f"fold_{k}"
-        rows += [row | {"fold": str(k)} for row in read_rows(fold_folder / "predictions.csv")]
-        provenance = load_model(fold_folder / "model").card.provenance
-        costs.append((provenance["train"], read_json(fold_folder / "cost.json")))
+        fold = layout.fold(k)
+        rows += [row | {"fold": str(k)} for row in read_rows(fold.predictions)]
+        provenance = load_model(fold.model_folder).card.provenance
+        costs.append((provenance["train"], read_json(fold.cost)))
     n_set_aside = list_set_aside(folder, plan)
     if not rows:
         raise TrainingError(
-            f"no test image could be predicted: mend those that {folder / 'quarantine.csv'} lists, "
+            f"no test image could be predicted: mend those that {layout.quarantine} lists, "
             "and give another --out"
         )
-    write_rows(folder / "predictions_oof.csv", rows, list(rows[0]))
+    write_rows(layout.predictions, rows, list(rows[0]))
     task = restore_task(plan.task, plan.settled, plan.task_options)
     metrics = evaluate_rows(rows, task)
     start = _read_frozen_rows(folder, len(plan.splits.folds))
     if start:
-        write_rows(folder / "predictions_frozen.csv", start, list(start[0]))
+        write_rows(layout.frozen_predictions, start, list(start[0]))
         metrics["frozen"] = evaluate_rows(start, task)["metrics"]
         metrics["gain"] = compare_rows(rows, start, task)
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "cost.json", _sum_cost(costs))
+    write_json(layout.metrics, metrics)
+    write_json(layout.cost, _sum_cost(costs))
     return RunResult(folder, metrics, n_set_aside, task)
 
 
@@ -190,7 +194,7 @@ def _read_frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:
     """Read the test predictions of the frozen starts; empty where a fold has none."""
     rows = []
     for k in range(n_folds):
-        path = folder / f"fold_{k}" / "frozen" / "predictions.csv"
+        path = RunLayout(folder).fold(k).frozen.predictions
         if not path.is_file():
             return []
         rows += [row | {"fold": str(k)} for row in read_rows(path)]

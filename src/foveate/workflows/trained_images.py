@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate.files.run_layout import RunLayout
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.models import Ensemble
 from foveate.table import Case, load_splits, patient_key
@@ -29,7 +30,7 @@ def find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, st
         splits, use = _read_use(root, model.card.provenance)
         if not use:
             continue
-        for image_id, known_id in _match_files(load_inputs(root / "inputs.json"), cases).items():
+        for image_id, known_id in _match_files(load_inputs(RunLayout(root).inputs), cases).items():
             if known_id in use and use_of.get(image_id) != "training":
                 use_of[image_id] = use[known_id]
         # Without a column of patients the image id stands for the patient, and identifies nobody.
@@ -51,9 +52,10 @@ def _read_use(root: Path, provenance: Mapping[str, Any]) -> tuple[dict[str, str]
         Patient by image id, and use by image id: ``training`` or ``validation``. Both are empty
         where the folder has no split, or the split of another training.
     """
-    if not all((root / name).is_file() for name in ("splits.json", "inputs.json")):
+    run = RunLayout(root)
+    if not (run.splits.is_file() and run.inputs.is_file()):
         return {}, {}
-    splits, k = load_splits(root / "splits.json"), provenance.get("fold")
+    splits, k = load_splits(run.splits), provenance.get("fold")
     if splits.hash != provenance.get("split_hash"):
         return {}, {}
     if k is None or k >= len(splits.folds):

@@ -57,8 +57,8 @@ def build_charts(
     if answers is None:
         return [*charts, Chart("scores", _DISTRIBUTION, absent)]
     alt = f"Distribution of scores by class: {', '.join(answers.classes)}"
-    draw = partial(draw_distribution, answers=answers, thresholds=thresholds)
-    return [*charts, Chart("scores", _DISTRIBUTION, absent, alt, draw)]
+    plot = partial(plot_distribution, answers=answers, thresholds=thresholds)
+    return [*charts, Chart("scores", _DISTRIBUTION, absent, alt, plot)]
 
 
 def _build_curves(answers: LabelledAnswers | None, metrics: Mapping[str, Any]) -> list[Chart]:
@@ -72,9 +72,9 @@ def _build_curves(answers: LabelledAnswers | None, metrics: Mapping[str, Any]) -
     area_text = "".join(f"; area {value:.3f} for {name}" for name, value in areas.items())
     return [
         Chart("roc", _ROC, "", f"ROC curve over {n} images{area_text}",
-              partial(draw_roc, answers=answers, areas=areas)),
+              partial(plot_roc, answers=answers, areas=areas)),
         Chart("precision_recall", _PRECISION, "", f"Precision against recall over {n} images",
-              partial(draw_precision_recall, answers=answers,
+              partial(plot_precision_recall, answers=answers,
                       areas=read_areas(metrics, answers, "auprc"))),
     ]  # fmt: skip
 
@@ -85,8 +85,8 @@ def _calibration_chart(metrics: Mapping[str, Any]) -> Chart:
     if not any(read_number(b, "n") for b in bins):
         return Chart("calibration", _CALIBRATION, absent)
     alt = f"Calibration in {write_count(len(bins), 'bin')}: share observed against stated"
-    draw = partial(draw_calibration, bins=bins)
-    return Chart("calibration", _CALIBRATION, absent, alt, draw)
+    plot = partial(plot_calibration, bins=bins)
+    return Chart("calibration", _CALIBRATION, absent, alt, plot)
 
 
 def read_areas(metrics: Mapping[str, Any], answers: LabelledAnswers, name: str) -> dict[str, float]:
@@ -113,7 +113,7 @@ def _read_score(of_images: Mapping[str, Any], name: str) -> float | None:
     return read_number(score, "value") if isinstance(score, dict) else None
 
 
-def draw_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]) -> None:
+def plot_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]) -> None:
     """Draw true against false positive rates; with several folds, their mean curve.
 
     With two classes, the curves of the folds are drawn as well.
@@ -131,7 +131,7 @@ def draw_roc(figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float
     add_legend(axes)
 
 
-def draw_precision_recall(
+def plot_precision_recall(
     figure: Figure, answers: LabelledAnswers, areas: Mapping[str, float]
 ) -> None:
     """Draw precision against recall, with the share of positives as the level of chance.
@@ -181,7 +181,7 @@ def _add_area(text: str, area: float | None) -> str:
     return text if area is None else f"{text}  {area:.3f}"
 
 
-def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
+def plot_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
     """Draw observed share against stated probability, with intervals and numbers of images.
 
     Args:
@@ -212,7 +212,7 @@ def draw_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
     add_legend(axes)
 
 
-def draw_distribution(
+def plot_distribution(
     figure: Figure, answers: LabelledAnswers, thresholds: Sequence[float]
 ) -> None:
     """Draw the distribution of the probability of the second of two classes, or the true class.

@@ -1,0 +1,209 @@
+"""Names of all files and sub-folders of runs, models and predictions.
+
+[formats.md](../../../docs/formats.md) says what each holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+
+class _Entry:
+    """A file or sub-folder: its path, read from a layout; its bare name, read from the class."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, layout: None, kind: type) -> str: ...
+    @overload
+    def __get__(self, layout: AbstractLayout, kind: type) -> Path: ...
+    def __get__(self, layout: AbstractLayout | None, kind: type) -> str | Path:
+        return self.name if layout is None else layout.folder / self.name
+
+
+@dataclass(frozen=True)
+class AbstractLayout:
+    """The layout of one folder.
+
+    Attributes:
+        folder: the folder.
+    """
+
+    folder: Path
+
+
+class ModelLayout(AbstractLayout):
+    """The folder of one model: its card and its weights."""
+
+    card = _Entry("model.json")
+    weights = _Entry("model.safetensors")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the folder holds a model; its card is written last."""
+        return self.card.is_file()
+
+
+class HeatmapLayout(AbstractLayout):
+    """The folder of evidence and pictures, with an index of the pictures."""
+
+    index = _Entry("index.json")
+
+
+class PredictionLayout(AbstractLayout):
+    """The folder of predictions, as ``predict`` and ``evaluate`` write it.
+
+    Attributes:
+        journal: answers, written one by one.
+        parts: a folder with a journal for each part of a job array.
+        predictions, metrics, cost: the answers, their scores and their cost.
+        models: which models answered.
+        quarantine: images and rows that were set aside.
+        heatmaps_folder: evidence and pictures.
+    """
+
+    journal = _Entry("answers.jsonl")
+    parts = _Entry("parts")
+    predictions = _Entry("predictions.csv")
+    models = _Entry("answer.json")
+    metrics = _Entry("metrics.json")
+    cost = _Entry("cost.json")
+    quarantine = _Entry("quarantine.csv")
+    heatmaps_folder = _Entry("heatmaps")
+
+    @property
+    def heatmaps(self) -> HeatmapLayout:
+        """Layout of the folder of evidence and pictures."""
+        return HeatmapLayout(self.heatmaps_folder)
+
+    def part(self, name: str) -> PredictionLayout:
+        """Return the layout of the part of a job array with this name."""
+        return PredictionLayout(self.parts / name)
+
+
+class CheckpointLayout(AbstractLayout):
+    """The folder of weights of a training that is going on.
+
+    Attributes:
+        latest: the full state, which a training continues from.
+        best: the best weights.
+        frozen: the weights at the end of the frozen start.
+    """
+
+    latest = _Entry("latest.safetensors")
+    best = _Entry("best.safetensors")
+    frozen = _Entry("frozen.safetensors")
+
+
+class FoldLayout(PredictionLayout):
+    """The folder of one training: of a fold, of its frozen start, or of the refit.
+
+    Predictions in it are those of the fold's test part.
+
+    Attributes:
+        epochs: a row of figures per epoch.
+        curves: these figures, drawn.
+        failed: images of the test part that could not be predicted.
+        features: stored features of a training that has no run.
+    """
+
+    epochs = _Entry("metrics.csv")
+    curves = _Entry("progress.png")
+    failed = _Entry("failed.json")
+    features = _Entry("features")
+    model_folder = _Entry("model")
+    frozen_folder = _Entry("frozen")
+    checkpoints_folder = _Entry("checkpoints")
+
+    @property
+    def model(self) -> ModelLayout:
+        """Layout of the trained model."""
+        return ModelLayout(self.model_folder)
+
+    @property
+    def frozen(self) -> FoldLayout:
+        """Layout of the frozen start of this training."""
+        return FoldLayout(self.frozen_folder)
+
+    @property
+    def checkpoints(self) -> CheckpointLayout:
+        """Layout of the weights that a training continues from."""
+        return CheckpointLayout(self.checkpoints_folder)
+
+
+_FOLD = "fold_"
+
+
+class RunLayout(AbstractLayout):
+    """The folder of ``train``.
+
+    Attributes:
+        config: the resolved options.
+        environment: versions of libraries.
+        plan, inputs, splits: the plan, what it rests on, and the parts of the folds.
+        log: the log.
+        quarantine: images and rows that were set aside.
+        predictions: test predictions of all folds.
+        frozen_predictions: those of the frozen starts.
+        metrics, cost: scores and costs.
+        localisation, baseline: further results of the demo.
+        report: the page.
+        features: stored features, while the run goes on.
+    """
+
+    config = _Entry("config.yaml")
+    environment = _Entry("env.json")
+    plan = _Entry("plan.json")
+    inputs = _Entry("inputs.json")
+    splits = _Entry("splits.json")
+    log = _Entry("log.txt")
+    quarantine = _Entry("quarantine.csv")
+    predictions = _Entry("predictions_oof.csv")
+    frozen_predictions = _Entry("predictions_frozen.csv")
+    metrics = _Entry("metrics.json")
+    cost = _Entry("cost.json")
+    localisation = _Entry("localisation.json")
+    baseline = _Entry("baseline.json")
+    report = _Entry("report.html")
+    heatmaps_folder = _Entry("heatmaps")
+    figures = _Entry("figures")
+    features = _Entry("features")
+    refit_folder = _Entry("refit")
+
+    @property
+    def refit(self) -> FoldLayout:
+        """Layout of the training on all images."""
+        return FoldLayout(self.refit_folder)
+
+    @property
+    def heatmaps(self) -> HeatmapLayout:
+        """Layout of the folder of evidence and pictures of the test parts."""
+        return HeatmapLayout(self.heatmaps_folder)
+
+    def fold(self, k: int) -> FoldLayout:
+        """Return the layout of fold k, counted from 0."""
+        return FoldLayout(self.folder / fold_name(k))
+
+    def folds(self) -> Iterator[FoldLayout]:
+        """Yield the layouts of the folds that have a folder, in order."""
+        folders = [p for p in self.folder.glob(f"{_FOLD}*") if p.is_dir()]
+        yield from map(FoldLayout, sorted(folders, key=lambda p: (len(p.name), p.name)))
+
+
+def fold_name(k: int) -> str:
+    """Return the name of the folder of fold k, counted from 0."""
+    return f"{_FOLD}{k}"
+
+
+def is_fold_name(name: str) -> bool:
+    """Return whether a name is one of a fold's folder."""
+    return name.startswith(_FOLD)
+
+
+def fold_number(name: str) -> str:
+    """Return the number, from 0, in the name of a fold's folder."""
+    return name.removeprefix(_FOLD)
