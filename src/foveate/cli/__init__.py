@@ -10,6 +10,7 @@ import click
 from foveate._version import __version__
 from foveate.cli import commands
 from foveate.cli.demo import demo
+from foveate.cli.interruption import interruptible
 from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
 from foveate.errors import ArrayError, FoveateError, PartFault, converting, explain_shortage
 from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
@@ -23,16 +24,17 @@ def main(command: click.Command | None = None, name: str = "foveate") -> None:
         command: command to run, `cli` by default.
         name: name of the program in messages.
     """
-    use_huge_pages()
-    wait_briefly()
-    allow_more_files()
-    _silence_libraries()
-    code = _run(cli if command is None else command, name)
+    with interruptible():
+        code = _run(cli if command is None else command, name)
     sys.exit(code if isinstance(code, int) else OK)
 
 
 def _run(command: click.Command, name: str) -> object:
     try:
+        use_huge_pages()
+        wait_briefly()
+        allow_more_files()
+        _silence_libraries()
         with converting(name, _explain_last):
             return command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -25,6 +25,12 @@ Values = NDArray[np.float64]
 
 _UM_OF_CODE = {0: 1e3, 1: 1e6, 2: 1e3, 3: 1.0}
 """Micrometres per unit, by the unit's code: not stated (by custom millimetres), m, mm, um."""
+_SEVERAL_NUMBERS = {
+    **dict.fromkeys((1004, 1005), "matrices"),
+    **dict.fromkeys((1006, 1007, 1008, 1009, 1010), "vectors"),
+    **dict.fromkeys((2003, 2004), "colours"),
+}
+"""Intents of volumes whose voxels have several numbers each, by NIfTI's code."""
 _BELIEVED_UM = (1.0, 1e5)
 _LONGEST = 544
 _FIRST_VOXEL = {348: 352, 540: 544}
@@ -112,6 +118,7 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _unit_um(path, header)
     known = stated and bool(((spacing >= _BELIEVED_UM[0]) & (spacing <= _BELIEVED_UM[1])).all())
     slope, offset = _slope_and_offset(path, header)
+    _warn_of_intent(path, header)
     return VoxelArray(
         shape,
         dtype,
@@ -160,8 +167,9 @@ def _shape_and_dtype(path: Path, header: Any) -> tuple[tuple[int, ...], np.dtype
     if min(shape) < 1:
         raise UnreadableImage(f"{path}: a volume of {shape} voxels{AGAIN}")
     if dtype.kind not in "iuf":
+        name = dtype if dtype.names is None else "".join(dtype.names)
         raise UnsupportedFormat(
-            f"{path}: voxels of type {dtype} are not readable, only grey ones; save one channel "
+            f"{path}: voxels of type {name} are not readable, only grey ones; save one channel "
             "alone"
         )
     return shape, dtype
@@ -182,16 +190,32 @@ def _begin(path: Path, header: Any, content: bytes) -> int:
 
 
 def _slope_and_offset(path: Path, header: Any) -> tuple[float, float]:
-    """Return the scaling of stored numbers; by the standard, a slope of 0 means no scaling."""
+    """Return the scaling of stored numbers; none where the slope is 0 or not a number.
+
+    So the standard has it for 0, and nibabel writes files without scaling with NaN.
+    """
     slope, offset = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or not math.isfinite(slope):
+    if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
+    if math.isinf(slope):
+        raise UnreadableImage(
+            f"{path}: the number that its header multiplies every voxel by (scl_slope) is "
+            "infinite; set it, to 1 if values are stored as they are"
+        )
     if not math.isfinite(offset):
         raise UnreadableImage(
             f"{path}: the number that its header adds to every voxel (scl_inter) is not finite; "
             "set it, to 0 if values are stored as they are"
         )
     return slope, offset
+
+
+def _warn_of_intent(path: Path, header: Any) -> None:
+    """Warn where the header declares vectors or colours, while a voxel holds one number."""
+    kind = _SEVERAL_NUMBERS.get(int(header["intent_code"]))
+    if kind is not None:
+        text = f"its header declares {kind}, but a voxel holds one number, which is read as grey"
+        warn_once(logging.WARNING, "intent", path, text)
 
 
 def _unit_um(path: Path, header: Any) -> float:

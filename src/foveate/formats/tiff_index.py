@@ -21,6 +21,8 @@ log = logging.getLogger("foveate")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 4096
 _NOT_A_LEVEL = ("label", "macro", "thumbnail", "overview")
+_QPTIFF = "PerkinElmer-QPI"
+"""The name in the description of QPTIFF files, also of those without the tag Software."""
 _VENDOR_MARKS = {
     "is_ndpi": "Hamamatsu NDPI",
     "is_scn": "Leica SCN",
@@ -70,13 +72,10 @@ def read_index(path: Path) -> TiffIndex:
     if not tifffile.logger().handlers:
         tifffile.logger().addHandler(logging.NullHandler())
     with tifffile.TiffFile(path) as file:
-        vendors = [name for mark, name in _VENDOR_MARKS.items() if getattr(file, mark, False)]
-        if path.suffix.lower() == ".vsi":
-            vendors = ["Olympus VSI"]
-        if vendors:
+        vendor = _find_vendor(path, file)
+        if vendor is not None:
             raise UnsupportedFormat(
-                f"{path}: a vendor's own layout ({vendors[0]}), not a plain TIFF; export it as "
-                "OME-TIFF"
+                f"{path}: a vendor's own layout ({vendor}), not a plain TIFF; export it as OME-TIFF"
             )
         pages = list(_pages(path, file))
         if not pages:
@@ -96,6 +95,16 @@ def read_index(path: Path) -> TiffIndex:
             orientation=_orientation(base),
             nested=bool(base.subifds),
         )
+
+
+def _find_vendor(path: Path, file: Any) -> str | None:
+    """Return the vendor's format that a TIFF has, or None for a plain one."""
+    if path.suffix.lower() == ".vsi":
+        return "Olympus VSI"
+    first = _directory(file, 0)
+    if first is not None and _QPTIFF in str(first.description):
+        return "Akoya QPTIFF"
+    return next((name for mark, name in _VENDOR_MARKS.items() if getattr(file, mark, False)), None)
 
 
 def refuse_unlisted(path: Path) -> None:
@@ -168,19 +177,27 @@ def _explain_damage(error: Exception, path: object) -> UnreadableImage:
     return UnreadableImage(f"{path}: its directories cannot be read{AGAIN}")
 
 
+def _size(page: Any) -> tuple[int, int]:
+    """Return the rows and columns of a directory's picture."""
+    return page.imagelength, page.imagewidth
+
+
 def _refuse_stack(path: Path, base: Any, pages: list[Any]) -> None:
-    """Refuse a file with several pages of the size of level 0, or pages with a depth."""
-    same = sum(
-        (p.imagelength, p.imagewidth) == (base.imagelength, base.imagewidth)
-        and not p.is_reduced
-        and p.is_tiled == base.is_tiled
-        for p in pages
-    )
+    """Refuse a file with several pages of the size of level 0, or pages with a depth.
+
+    Without tiles, a page of another but similar size is a second picture, too. Levels, labels and
+    thumbnails are smaller.
+    """
+    others = [p for p in pages if not p.is_reduced and p.is_tiled == base.is_tiled]
+    same = sum(_size(p) == _size(base) for p in others)
+    large = math.prod(_size(base)) / 2
+    similar = 0 if base.is_tiled else sum(math.prod(_size(p)) > large for p in others)
     deep = max(int(getattr(base, "imagedepth", 1) or 1), int(getattr(base, "tiledepth", 1) or 1))
-    if same > 1 or deep > 1:
+    if max(same, deep, similar) > 1:
+        size = "the same" if max(same, deep) > 1 else "similar"
         raise UnsupportedFormat(
-            f"{path}: holds {max(same, deep)} pages of the same size (a stack, or channels in "
-            "separate pages); save one flat picture or an RGB pyramid"
+            f"{path}: holds {max(same, deep, similar)} pages of {size} size (a stack, or channels "
+            "in separate pages); save one flat picture or an RGB pyramid"
         )
 
 

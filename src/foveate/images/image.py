@@ -61,25 +61,26 @@ class ReadCount:
     """Counts the pixels that were decoded from one file and asked of it. Safe to share by threads.
 
     Attributes:
-        decoded_px: pixels decoded, of all levels.
+        decoded_px, unknown_px: pixels decoded, and those of them that are no finite numbers.
         asked_px: pixels returned to callers, of all resolutions.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.decoded_px = 0
-        self.asked_px = 0
+        self.decoded_px = self.asked_px = self.unknown_px = 0
 
-    def add(self, *, decoded_px: int = 0, asked_px: int = 0) -> None:
+    def add(self, *, decoded_px: int = 0, asked_px: int = 0, unknown_px: int = 0) -> None:
         """Add pixels to the counts.
 
         Args:
             decoded_px: pixels decoded from any level of the file.
             asked_px: pixels returned at any resolution.
+            unknown_px: those of them that are no finite numbers.
         """
         with self._lock:
             self.decoded_px += decoded_px
             self.asked_px += asked_px
+            self.unknown_px += unknown_px
 
 
 class AbstractImage(abc.ABC):
@@ -359,7 +360,6 @@ class AbstractImage(abc.ABC):
             return self.read(Box(origin, size, Frame.PX, level))
 
         facts = self.levels[level]
-        share = functools.partial(self._stored_share, level)
         return Source(
             shape=facts.shape,
             tiled=facts.tile is not None,
@@ -367,7 +367,7 @@ class AbstractImage(abc.ABC):
             dtype=self.dtype,
             background=lambda: self.background,
             read=read,
-            stored_share=share,
+            stored_share=functools.partial(self._stored_share, level),
         )
 
     def _border_median(self) -> Pixels:

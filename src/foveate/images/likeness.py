@@ -116,6 +116,10 @@ def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: Trained
         differences.append(f"tiny ({' x '.join(map(str, image.shape))} pixels)")
     elif is_blank(glimpse):
         differences.append("blank")
+    if image.count.unknown_px:
+        share = 100 * image.count.unknown_px / max(image.count.decoded_px, 1)
+        share_text = f"{share:.2g} %" if share >= 0.1 else "less than 0.1 %"
+        differences.append(f"{share_text} of the voxels are no finite numbers, read as black")
     return "; ".join(differences)
 
 

@@ -9,9 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.errors import ImageNotFound
+from foveate.errors import ImageNotFound, TableError
 from foveate.readers import is_image_folder
-from foveate.table import Case, CaseTable, LabelRules, cases_from_folder, read_cases, safe_id
+from foveate.table import (
+    Case,
+    CaseTable,
+    LabelRules,
+    cases_from_folder,
+    describe_results,
+    is_result,
+    read_cases,
+    safe_id,
+)
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 
@@ -19,29 +28,40 @@ _TABLES = (".csv", ".tsv", ".xlsx")
 def gather_cases(paths: Sequence[Path]) -> CaseTable:
     """Gather cases from files, folders and tables, and the rows of tables that cannot be used.
 
-    A broken link is a case, too: prediction sets it aside.
+    A broken link is a case, too: prediction sets it aside. Results of foveate are left out.
 
     Args:
         paths: image files, folders of images, and tables.
 
     Raises:
         ImageNotFound: a path does not exist.
-        TableError: there is no image.
+        TableError: there is no image, or there are only results of foveate.
     """
     tables: list[CaseTable] = []
+    results: list[Path] = []
     for path in paths:
         if not path.exists() and not path.is_symlink():
             raise ImageNotFound(f"{path}: no such file or folder; check the name")
-        if path.suffix.lower() in _TABLES and path.is_file():
+        if is_result(path):
+            results.append(path)
+        elif path.suffix.lower() in _TABLES and path.is_file():
             tables.append(read_cases(path, labels=LabelRules(needed=False)))
         else:
             tables.append(cases_from_folder(path, is_image_folder))
+    if results and not tables:
+        raise TableError(
+            f"{results[0]}: results of foveate, whose pictures are no images to predict; give the "
+            "images, or a table of them"
+        )
     once: dict[str, Case] = {}
     for case in (case for table in tables for case in table.cases):
         once.setdefault(os.path.realpath(case.path), case)
     return CaseTable(
         cases=tuple(_with_distinct_ids(list(once.values()))),
-        notes=tuple(note for table in tables for note in table.notes),
+        notes=(
+            *([describe_results(results)] if results else []),
+            *(note for table in tables for note in table.notes),
+        ),
         set_aside=tuple(row for table in tables for row in table.set_aside),
     )
 

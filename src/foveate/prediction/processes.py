@@ -71,7 +71,8 @@ _worker: Worker | None = None
 def _warm_up(setup: Setup, i: int) -> None:
     """Prepare a worker process: its signals, its GPU and its models."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its workers itself
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the command ends its workers itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _take_gpu(i)
     _worker = Worker(setup)

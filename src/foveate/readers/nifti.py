@@ -55,7 +55,7 @@ class NiftiReader(AbstractReader):
       beyond are clipped. A value that fills half of the volume or more is background: percentiles
       are those of the other voxels, and the scale is widened to include the background.
 
-    Voxels that are no finite numbers are black, and the log says so.
+    Voxels that are no finite numbers are black; the log says so, and they are counted.
 
     Where the sform is empty the qform is used. Where the sform and the voxel size in ``pixdim``
     disagree the sform is used, and the log says so.
@@ -222,6 +222,7 @@ class NiftiReader(AbstractReader):
         if not known.all():
             text = "voxels that are no finite numbers are read as black"
             warn_once(logging.WARNING, "finite", self.path, text)
+            self.count.add(unknown_px=int(known.size - known.sum()))
             values = np.where(known, values, self._scale.values[0])
         return self._scale.convert(values)[..., None]
 

@@ -1,4 +1,4 @@
-"""Read ordinary pictures with Pillow: PNG, JPEG, BMP, GIF (first frame), WebP.
+"""Read ordinary pictures with Pillow: PNG, JPEG, BMP, GIF, WebP.
 
 The pixels are decoded once, on first use, and stay in memory; Pillow's limit against decompression
 bombs stays on. Colour profiles are ignored: pixels are read as they are stored.
@@ -46,10 +46,12 @@ class PictureReader(AbstractReader):
 
     Grey pictures have one channel, all others three (RGB). 16-bit grey stays ``uint16``; Pillow
     reduces 16-bit colour to 8 bits. Transparent pixels show white. Pictures have no spacing, since
-    their dots per inch describe printing and not the object.
+    their dots per inch describe printing and not the object. The smaller pictures that cameras
+    add to a JPEG (previews, gain maps) are ignored.
 
     Raises:
-        UnsupportedFormat: the pixels are floating-point numbers.
+        UnsupportedFormat: the pixels are floating-point numbers, or the file holds several
+            pictures.
         UnreadableImage: the file is damaged.
     """
 
@@ -69,6 +71,7 @@ class PictureReader(AbstractReader):
                 raise UnsupportedFormat(
                     f"{path}: floating-point pictures are not readable; save it with 8 or 16 bits"
                 )
+            _refuse_several(path, image)
         self.kind = "picture"
         self.levels = (Level(shape, (1.0, 1.0)),)
         self.spacing_um = None
@@ -145,6 +148,37 @@ class PictureReader(AbstractReader):
         """Release the pixels. Closing twice is harmless."""
         with self._lock:
             self._stored_pixels, self._closed = None, True
+
+
+def _refuse_several(path: Path, image: Image.Image) -> None:
+    """Refuse a file with several pictures of the same size, such as an animation.
+
+    Raises:
+        UnsupportedFormat: there are several.
+        UnreadableImage: they cannot be counted.
+    """
+    same = 1
+    with converting(path, _explain_decoding):
+        n = int(getattr(image, "n_frames", 1))
+        if n > 1 and image.format == "MPO":  # a JPEG, whose pictures may differ in size
+            same = _count_same_size(image, n)
+        elif n > 1:
+            same = n
+    if same > 1:
+        raise UnsupportedFormat(
+            f"{path}: holds {same} pages of the same size (an animation or a stack); save one flat "
+            "picture"
+        )
+
+
+def _count_same_size(image: Image.Image, n: int) -> int:
+    """Count the pictures in a JPEG that have the size of the first; it is the current one then."""
+    sizes = []
+    for i in range(n):
+        image.seek(i)
+        sizes.append(image.size)
+    image.seek(0)
+    return sizes.count(sizes[0])
 
 
 def _explain_decoding(error: Exception, path: object) -> FoveateError:

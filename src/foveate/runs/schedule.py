@@ -173,7 +173,15 @@ def settle_schedule(
         n_images: number of images of the training part.
         pretrained: whether the encoder is pretrained.
         learns_frozen: whether the method has anything to learn while the encoder is frozen.
+
+    Raises:
+        OptionError: a network from scratch would learn nothing.
     """
+    if options.epochs == 0 and not pretrained:
+        raise OptionError(
+            "train.epochs: 0 leaves nothing to learn, because this encoder is not pretrained; give "
+            "at least 1, and another --out"
+        )
     frozen_batch = max(1, min(_FROZEN_BATCH, n_images // 4))
     steps = max(1, math.ceil(n_images / frozen_batch))
     frozen = options.frozen_epochs

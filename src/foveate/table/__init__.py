@@ -16,7 +16,7 @@ from foveate.table.columns import (
     header_names,
     recognise,
 )
-from foveate.table.files import Finder, file_ids, image_files, safe_id
+from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.known import with_known_labels
 from foveate.table.same import patient_key
@@ -38,6 +38,8 @@ __all__ = [
     "Splits",
     "cases_from_folder",
     "describe_factors",
+    "describe_results",
+    "is_result",
     "load_splits",
     "make_splits",
     "patient_key",
@@ -119,8 +121,10 @@ def cases_from_folder(
     """
     if not folder.exists() and not folder.is_symlink():
         raise TableError(f"{folder}: no such folder or image; check the name")
-    one = not folder.is_dir() or is_image(folder)
-    paths = [folder] if one else list(image_files(folder, is_image=is_image))
+    one, results = not folder.is_dir() or is_image(folder), list[Path]()
+    paths = [folder]
+    if not one:
+        paths = list(image_files(folder, is_image=is_image, on_results=results.append))
     if not paths:
         raise TableError(
             f"{folder} holds no file that could be an image: give the folder of the images, or a "
@@ -128,8 +132,15 @@ def cases_from_folder(
         )
     ids = file_ids(paths, folder)
     cases = tuple(Case(i, i, path) for i, path in zip(ids, paths, strict=True))
-    notes = (f"{len(cases)} files in {folder}",) if not one else ()
-    return CaseTable(cases, notes=notes)
+    notes = [] if one else [f"{len(cases)} files in {folder}"]
+    if results:
+        notes.append(describe_results(results))
+    return CaseTable(cases, notes=tuple(notes))
+
+
+def describe_results(paths: Sequence[Path]) -> str:
+    """Return the note about results of foveate that are left out."""
+    return f"left out, as results of foveate: {several([str(path) for path in paths])}"
 
 
 def _read_tables(table: Path, files: Path | None, names: NamedColumns) -> TableSheet:

@@ -42,6 +42,8 @@ _HELPER_FOLDERS = frozenset(
 """Folders that network disks and systems put beside the user's files, in small letters."""
 _RESULT_FILES = frozenset({PredictionLayout.journal, RunLayout.splits})
 """Files that only a folder of foveate's own results holds."""
+_RESULT_PICTURES = frozenset({PredictionLayout.heatmaps_folder, RunLayout.figures})
+"""Folders of pictures in a folder of results."""
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 _MAX_ENTRIES = 200_000
 _FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
@@ -58,25 +60,34 @@ def stem(name: str) -> str:
 
 
 def image_files(
-    folder: Path, *, deep: bool = True, is_image: Callable[[Path], bool] = lambda _: False
+    folder: Path,
+    *,
+    deep: bool = True,
+    is_image: Callable[[Path], bool] = lambda _: False,
+    on_results: Callable[[Path], object] = lambda _: None,
 ) -> Iterator[Path]:
     """Yield the files in a folder that could be images, sorted; skip companions of MIRAX and VSI.
 
     Links to folders are followed, once per folder. Files that accompany images (tables, checksums,
-    thumbnails of network disks) are skipped.
+    thumbnails of network disks) and folders of foveate's results are skipped.
 
     Args:
         folder: the folder to search.
         deep: whether to search the folders below too.
         is_image: returns whether a folder below is one image; nothing in it is listed then.
+        on_results: called with each folder of results that is skipped.
 
     Raises:
         TableError: the folder holds too many files.
     """
     seen, visited = 0, set[tuple[int, int]]()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if not _first_visit(Path(parent), visited) or _RESULT_FILES & set(names):
-            folders.clear()  # heatmaps that foveate wrote are no images of the user
+        if not _first_visit(Path(parent), visited):
+            folders.clear()
+            continue
+        if _holds_results(Path(parent)):  # heatmaps that foveate wrote are no images of the user
+            folders.clear()
+            on_results(Path(parent))
             continue
         folders[:] = _choose_folders(folders, names) if deep else []
         wholes = [f for f in folders if is_image(Path(parent, f))]
@@ -90,6 +101,26 @@ def image_files(
         for name in sorted(names):
             if not _accompanies(name):
                 yield Path(parent, name)
+
+
+def is_result(path: Path) -> bool:
+    """Return whether a path is a folder of foveate's results, or a picture in one.
+
+    Images that the user stores in another folder inside it are none of its results.
+    """
+    path = path.absolute()
+    pictures = [f for f in (path, *path.parents) if f.name in _RESULT_PICTURES]
+    return _holds_results(path) or any(_holds_results(f.parent) for f in pictures)
+
+
+def _holds_results(folder: Path) -> bool:
+    """Return whether results lie directly in a folder, also those of parts of a job array."""
+    try:
+        direct = any((folder / name).is_file() for name in _RESULT_FILES)
+        parts = PredictionLayout(folder).parts
+        return direct or any(parts.glob(f"*/{PredictionLayout.journal}"))
+    except OSError:  # a name that is too long
+        return False
 
 
 def _choose_folders(folders: Sequence[str], names: Sequence[str]) -> list[str]:

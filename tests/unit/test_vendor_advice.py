@@ -1,0 +1,82 @@
+"""Each vendor's format is named rightly, with advice that fits it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from foveate.errors import FoveateError
+from foveate.readers import open_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+AS_OME = "not a plain TIFF; export it as OME-TIFF"
+QPI = "<?xml version='1.0'?><PerkinElmer-QPI-ImageDescription/>"
+SIS, UIC1 = 33560, 33628
+"""Tags of Olympus and of MetaMorph."""
+
+TIFFS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
+    "a.qptiff": ("Akoya QPTIFF", None, {"software": "PerkinElmer-QPI"}),
+    "b.qptiff": ("Akoya QPTIFF", None, {"description": QPI}),
+    "c.qptiff": ("Akoya QPTIFF", SIS, {"software": "PerkinElmer-QPI"}),
+    "d.qptiff": ("Akoya QPTIFF", SIS, {"description": QPI}),
+    "a.vsi": ("Olympus VSI", None, {}),
+    "sis.tif": ("Olympus SIS", SIS, {}),
+    "a.stk": ("MetaMorph STK", UIC1, {}),
+}
+"""By the name of a file: the vendor, a tag of a vendor, and what tifffile writes into it."""
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_vendors_layouts_of_tiff(tmp_path: Path, name: str) -> None:
+    vendor, code, marks = TIFFS[name]
+    path = tmp_path / name
+    date = "2026:01:01 00:00:00"
+    tifffile.imwrite(path, PIXELS, photometric="rgb", metadata=None, datetime=date, **marks)
+    if code is not None:
+        with tifffile.TiffFile(path) as file:
+            at = file.pages[0].tags["DateTime"].offset
+        content = bytearray(path.read_bytes())
+        struct.pack_into("<H", content, at, code)  # the tag of a vendor in the date's place
+        path.write_bytes(content)
+    with pytest.raises(FoveateError) as caught:
+        open_image(path)
+    assert f"a vendor's own layout ({vendor}), {AS_OME}" in str(caught.value)
+
+
+CONTENTS: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "series.dcm": (bytes(128) + b"DICM", ("CT and MR series to NIfTI (dcm2niix", "slides to")),
+    "old.dcm": (b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100", ("CT and MR series to NIfTI (dcm2niix",)),
+    "older.dcm": (b"\x08\0\0\0\x04\0\0\0\x7a\1\0\0", ("CT and MR series to NIfTI (dcm2niix",)),
+    "a.czi": (b"ZISRAWFILE", ("CZI", "export it from ZEN as OME-TIFF")),
+    "a.npy": (b"\x93NUMPY\1\0", ("NumPy", "save them as TIFF or PNG")),
+    "a.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", ("JPEG 2000", "convert it to tiled TIFF")),
+    "a.ims": (b"\x89HDF\r\n\x1a\n", ("HDF5", "export the image from it as TIFF")),
+    "a.img": (bytes(344) + b"ni1\0", ("NIfTI in two files", "save it as one .nii.gz")),
+}
+"""By the name of a file: its first bytes, and what its refusal says."""
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_formats_that_are_not_read(tmp_path: Path, name: str) -> None:
+    content, words = CONTENTS[name]
+    (tmp_path / name).write_bytes(content + bytes(2000))
+    with pytest.raises(FoveateError) as caught:
+        open_image(tmp_path / name)
+    for word in words:
+        assert word in str(caught.value)
+    assert "Olympus" not in str(caught.value)
+
+
+def test_a_series_of_mr_is_not_to_become_a_picture(shared_data: Path) -> None:
+    path = next(iter(sorted((shared_data / "dicom_mr_brain").rglob("*.dcm"))), None)
+    if path is None:
+        pytest.skip("no DICOM is here")
+    with pytest.raises(FoveateError) as caught:
+        open_image(path)
+    assert "CT and MR series to NIfTI (dcm2niix does it)" in str(caught.value)
+    assert "export the image as TIFF or PNG" not in str(caught.value)
