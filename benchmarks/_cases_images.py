@@ -183,7 +183,7 @@ def nifti_headers(case: Case) -> Iterator[Check]:
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Return the highest correlation of two volumes over all orientations."""
-    turned = [np.flip(other, [i for i in range(3) if n >> i & 1]) for n in range(8)]
+    turned = [np.flip(other, tuple(i for i in range(3) if n >> i & 1)) for n in range(8)]
     return float(max(np.corrcoef(one.ravel(), t.ravel())[0, 1] for t in turned))
 
 

@@ -167,7 +167,7 @@ def mutate_member(
 def visit_table(path: Path, images: Path) -> None:
     """Read a table as `train`, `evaluate` and `predict` do."""
     problem: FoveateError | None = None
-    for read in (
+    reads: tuple[Callable[[], object], ...] = (
         lambda: read_cases(path, images=images),
         lambda: read_cases(
             path,
@@ -175,7 +175,8 @@ def visit_table(path: Path, images: Path) -> None:
             labels=LabelRules(known=("benign", "malignant"), for_training=False),
         ),
         lambda: gather_cases([path]),
-    ):
+    )
+    for read in reads:
         try:
             read()
         except FoveateError as error:

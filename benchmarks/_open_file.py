@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -46,4 +47,5 @@ def store_pixels(path: str, stored: str) -> str:
 
 
 if __name__ == "__main__":
-    print({"look": look, "pixels": store_pixels}[sys.argv[1]](*sys.argv[2:]))
+    commands: dict[str, Callable[..., object]] = {"look": look, "pixels": store_pixels}
+    print(commands[sys.argv[1]](*sys.argv[2:]))

@@ -39,8 +39,8 @@ def main() -> None:
             for i in range(min(options.most or len(volumes), len(volumes))):
                 name = f"volumes/{split}_{i:04d}.nii.gz"
                 laid = volumes[i].transpose(2, 1, 0)
-                volume = nibabel.Nifti1Image(laid, AFFINE)  # type: ignore[no-untyped-call]
-                volume.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
+                volume = nibabel.Nifti1Image(laid, AFFINE)
+                volume.header.set_xyzt_units("mm")
                 nibabel.save(volume, options.out / name)
                 rows.append((name, LABELS[int(labels[i])], split))
     with (options.out / "labels.csv").open("w", newline="", encoding="utf-8") as file:

@@ -192,8 +192,8 @@ class Cohort:
         spec = replace(SLIDE, shape_px0=(self.side, self.side))
         if self.side >= SLIDE.shape_px0[0]:
             return spec
-        few = {"tissue_area_px0": (1.1e6, 1.3e6), "n_islands": (1, 1)}
-        return replace(spec, **few, n_nodules=(4, 6), n_deciding=(2, 3))
+        spec = replace(spec, tissue_area_px0=(1.1e6, 1.3e6), n_islands=(1, 1))
+        return replace(spec, n_nodules=(4, 6), n_deciding=(2, 3))
 
     def write(self, folder: Path) -> Path:
         """Write the slides and return the path of their table."""

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from foveate.files.journal import Journal
 from foveate.prediction.job_array import JobPart
@@ -34,7 +35,7 @@ def predict(run: Path, images: Path, out: Path) -> None:
 
 def answer_of(line: str, case: Case) -> dict[str, object]:
     """Build the prediction of a case from a stored line."""
-    entry = json.loads(line)
+    entry: dict[str, Any] = json.loads(line)
     del entry["key"]
     entry["row"] |= {"image_id": case.image_id, "path": str(case.path)}
     entry["picture"]["image_id"] = case.image_id

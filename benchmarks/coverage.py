@@ -172,7 +172,7 @@ def _gain(cohort: Cohort, rng: np.random.Generator) -> tuple[float, ...]:
         prob = expit(cohort.score + noise)
         both.append(np.stack([1 - prob, prob], 1))
     names = [str(p) for p in cohort.patients]
-    difference = compare_scores(*both, cohort.target, names, folds=cohort.folds)["auroc"]
+    difference = compare_scores(both[0], both[1], cohort.target, names, folds=cohort.folds)["auroc"]
     return difference.value, difference.lo, difference.hi
 
 

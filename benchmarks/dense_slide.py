@@ -34,12 +34,15 @@ def main() -> None:
     parser.add_argument("--x", type=int)
     options = parser.parse_args()
     with open_image(options.slide) as image:
+        if image.spacing_um is None:
+            raise SystemExit(f"{options.slide}: states no spacing; give another slide")
         y, x, (dy, dx) = options.y, options.x, image.spacing_um
         if y is None or x is None:
             shape = tuple(n // COARSE for n in image.shape)
-            y, x = (COARSE * n for n in _fullest(image.read_at(image.box_um, shape)))
+            small = np.asarray(image.read_at(image.box_um, shape), np.uint8)
+            y, x = (COARSE * n for n in _fullest(small))
         place = Box((y * dy, x * dx), (PIECE * dy, PIECE * dx), Frame.UM)
-        piece = image.read_at(place, (PIECE, PIECE))
+        piece = np.asarray(image.read_at(place, (PIECE, PIECE)), np.uint8)
     n = PIECE // TILE
 
     def row(k: int) -> dict[int, SlideTile]:

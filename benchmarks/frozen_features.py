@@ -7,6 +7,7 @@ usage: python benchmarks/frozen_features.py TABLE [--label L] [--patient P] [--i
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from foveate.batch import N_COLOURS, Batch
+from foveate.batch import N_COLOURS, Batch, View
 from foveate.encoders import build_encoder
+from foveate.encoders.base import AbstractEncoder
 from foveate.loading.loader import CaseLoader
 from foveate.loading.scan import ViewOptions, choose_view, scan_cases
 from foveate.memory import computes_in_bf16
 from foveate.nn.overview import OverviewHead
-from foveate.table import NamedColumns, read_cases
+from foveate.table import Case, NamedColumns, read_cases
 from foveate.tasks import build_task
+from foveate.tasks.base import AbstractTask
 
 
 def main() -> None:
@@ -64,7 +67,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _features(cases, encoder, loader, view) -> torch.Tensor:
+def _features(
+    cases: Sequence[Case], encoder: AbstractEncoder, loader: CaseLoader, view: View
+) -> Tensor:
     """Compute the features of all cases, ``(n, d)``."""
     rows = []
     with ThreadPoolExecutor(2) as pool:
@@ -83,7 +88,15 @@ def _features(cases, encoder, loader, view) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def _scores(features, target, patients, task, groups, args, seed) -> list[float]:
+def _scores(
+    features: Tensor,
+    target: Tensor,
+    patients: np.ndarray,
+    task: AbstractTask,
+    groups: Sequence[int],
+    args: argparse.Namespace,
+    seed: int,
+) -> list[float]:
     """Return the AUROC of each feature group, then of their weighted mean: means over folds."""
     n, k = len(target), sum(head.size for head in task.heads)
     logits = torch.zeros(len(groups) + 1, n, k)
@@ -98,11 +111,12 @@ def _scores(features, target, patients, task, groups, args, seed) -> list[float]
         labels = target[train]
 
         def each_loss(x: Tensor, rows: Tensor, labels: Tensor = labels) -> Tensor:
-            return task.each_loss(x, labels[rows]).double()
+            losses: Tensor = task.each_loss(x, labels[rows])
+            return losses.double()
 
         columns = torch.arange(features.shape[1])
         for i, (part, sizes) in enumerate(
-            [*((c, (len(c),)) for c in columns.split(groups)), (columns, groups)]
+            [*((c, (len(c),)) for c in columns.split(list(groups))), (columns, groups)]
         ):
             head = OverviewHead(sizes, k)
             head.fit(features[train][:, part], each_loss, parts)
@@ -113,7 +127,7 @@ def _scores(features, target, patients, task, groups, args, seed) -> list[float]
     ]
 
 
-def _auroc(task, logits, target) -> float:
+def _auroc(task: AbstractTask, logits: Tensor, target: Tensor) -> float:
     """Return the AUROC of logits; with several classes the mean of one against the rest."""
     prob = task.decode(logits, {}).numpy()
     if prob.shape[1] == 2:

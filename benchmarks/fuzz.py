@@ -26,12 +26,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import _fuzz_kinds as kinds
 import imagecodecs
 import nibabel
 import numpy as np
 import openslide
+import PIL
 import tifffile
 import torch
 from PIL import Image
@@ -66,7 +68,11 @@ def picture(height: int, width: int, samples: int = 3, top: int = 255) -> np.nda
 def write_seeds(folder: Path) -> None:
     """Write a few small files of every kind that is read."""
     rgb, grey = picture(120, 150), picture(120, 150, 1)[..., 0]
-    um = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER", "metadata": None}
+    um: dict[str, Any] = {
+        "resolution": (2e4, 2e4),
+        "resolutionunit": "CENTIMETER",
+        "metadata": None,
+    }
     for codec in ("none", "lzw", "zlib", "zstd", "packbits", "jpeg", "webp", "jpeg2000"):
         tifffile.imwrite(
             folder / f"tiles_{codec}.tif", rgb, photometric="rgb", tile=(64, 64),
@@ -99,11 +105,12 @@ def write_seeds(folder: Path) -> None:
     nibabel.save(nibabel.Nifti2Image(volume.astype(np.float64), np.eye(4)), folder / "second.nii")
 
 
-def _write_pyramids(folder: Path, rgb: np.ndarray, um: dict[str, object]) -> None:
+def _write_pyramids(folder: Path, rgb: np.ndarray, um: dict[str, Any]) -> None:
     """Write the pyramidal TIFF seeds."""
     aperio = "Aperio Image Library v11\r\n384x256 (64x64) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"
     with tifffile.TiffWriter(folder / "aperio.svs") as file:
-        tiles = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg", "metadata": None}
+        tiles: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg"}
+        tiles["metadata"] = None
         file.write(rgb, description=aperio, **tiles)
         file.write(rgb[::4, ::4], description=aperio, **tiles)
     with tifffile.TiffWriter(folder / "pyramid.ome.tif", ome=True) as file:
@@ -264,7 +271,7 @@ def child(inputs: Iterator[tuple[int, Path]], answers: int) -> None:
 
 def visit_in_children(
     todo: range, folder: Path, names: list[str], seeds: list[bytes], seed: int
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """Yield the outcome of each input; the death of a child counts for its current input."""
 
     def inputs(start: int) -> Iterator[tuple[int, Path]]:
@@ -370,7 +377,7 @@ def main() -> int:
         )
         + f"; slowest {', '.join(f'{s:.1f} s (input {i})' for s, i in reversed(slowest))}; "
         f"OpenSlide {openslide.__library_version__}, tifffile {tifffile.__version__}, "
-        f"imagecodecs {imagecodecs.__version__}, Pillow {Image.__version__}, "
+        f"imagecodecs {imagecodecs.__version__}, Pillow {PIL.__version__}, "
         f"nibabel {nibabel.__version__}"
     )
     return int(any(counts[key] for key in counts if key not in ("read", "refused")))

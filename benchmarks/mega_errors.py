@@ -36,7 +36,8 @@ from foveate.encoders import build_encoder
 from foveate.parts import add_plugin_folder, find
 from foveate.prediction.answer import Answer
 from foveate.prediction.predict import predict_cases
-from foveate.runs.checkpoint import Model, ModelCard, read_tensors
+from foveate.runs.card import ModelCard
+from foveate.runs.checkpoint import Model, read_tensors
 from foveate.runs.models import Ensemble
 from foveate.table import Case
 
@@ -163,9 +164,11 @@ def main() -> None:
     )
     model = model_of(row_path.parent, row, args.glimpse)
     truth = truth_of(canvases, mnist, args.part, n)
-    for look in [int(word) for word in args.look.split(",") if word] or [None]:
+    looks: list[int | None] = [int(word) for word in args.look.split(",") if word]
+    for look in looks or [None]:
         if look is not None:
-            model.method.choice.eval_patches = look
+            choice: Any = model.method.choice
+            choice.eval_patches = look
             print(f"{look} patches")
         print(*describe_answers(model, parts[args.part], truth), sep="\n")
 

@@ -194,7 +194,7 @@ def measure_step(canvas: str, step: Step, plugins: Sequence[str] = ()) -> dict[s
         method.begin_step(0.5)
         prediction = method(batch)
         loss = task.loss(prediction.logits, target)
-        (loss + further_loss(task, prediction, target)).backward()  # type: ignore[no-untyped-call]
+        (loss + further_loss(task, prediction, target)).backward()
         optimizer.step()
         seconds = time.perf_counter() - begun
         asked_px = sum(item.image.count.asked_px for item in items)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import timm
 import torch
@@ -29,7 +30,7 @@ Passed = tuple[Tensor, list[Tensor]]
 class LastMap(nn.Module):
     """A network that returns the coarsest map of a timm network."""
 
-    def __init__(self, name: str, **options: float) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
         self.net = timm.create_model(name, features_only=True, **options)
 
@@ -59,8 +60,8 @@ def randomised(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
-            module.running_var.uniform_(0.8, 1.25)  # type: ignore[union-attr, operator]
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.8, 1.25)  # type: ignore[union-attr]
             nn.init.normal_(module.weight, 1, 0.1)
             nn.init.normal_(module.bias, 0, 0.1)
     return net

@@ -35,7 +35,7 @@ EMPTY_BYTES = 4000
 def tissue_blocks(path: Path) -> list[tuple[int, int, int, int]]:
     """List row, column, offset and byte count of all level-0 blocks with tissue."""
     with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
+        page = file.pages.first
         across = -(-page.imagewidth // page.tilewidth)
         down = page.imagelength // page.tilelength - 1
         blocks = enumerate(zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -69,7 +69,7 @@ def rate(work: Callable[[int], None], n: int, threads: int, seconds: float) -> f
 def decode_blocks(path: Path, blocks: Sequence[tuple[int, int, int, int]]) -> Callable[[int], None]:
     """Return a function that decodes a stored block without a reader."""
     with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
+        page = file.pages.first
         tables, shape = page.jpegtables, (page.tilelength, page.tilewidth, 3)
         stored = []
         for _, _, offset, count in blocks:
@@ -112,7 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     blocks = tissue_blocks(options.slide)
     with tifffile.TiffFile(options.slide) as file:
-        side = file.pages[0].tilewidth
+        side = file.pages.first.tilewidth
     share = (PATCH_PX / side) ** 2
     print(f"{options.slide.name}: {len(blocks)} tissue blocks of {side}², patches of {PATCH_PX}²")
     print("A patch's worth of bare decoding is its share of a stored block.")

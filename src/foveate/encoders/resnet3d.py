@@ -36,7 +36,7 @@ class Resnet3dEncoder(AbstractEncoder):
         norm: Literal["group", "local", "frozen"] = "group",
     ) -> None:
         super().__init__()
-        from torchvision.models.video.resnet import (  # type: ignore[import-untyped]
+        from torchvision.models.video.resnet import (
             BasicBlock,
             Conv3DSimple,
             VideoResNet,

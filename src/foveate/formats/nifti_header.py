@@ -312,7 +312,7 @@ def _directions(path: Path, affine: Values) -> tuple[tuple[int, ...], tuple[bool
     """Return which axes of the file are z, y and x, and which of them run the other way."""
     from nibabel.orientations import io_orientation
 
-    order = np.asarray(io_orientation(affine))  # type: ignore[no-untyped-call]
+    order = np.asarray(io_orientation(affine))
     if not np.isfinite(order).all():
         raise UnreadableImage(
             f"{path}: its affine does not say which way the axes run; set a qform or an sform"

@@ -153,9 +153,9 @@ def _minimise(
         optimizer.zero_grad()
         loss = row_losses(z @ weight + bias, rows).sum() + strength / 2 * weight.square().sum()
         loss = loss / len(rows)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     return weight.detach(), bias.detach()

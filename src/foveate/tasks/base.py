@@ -207,11 +207,11 @@ class AbstractTask(abc.ABC):
         def closure() -> Float[Tensor, ""]:
             optimizer.zero_grad()
             loss = self.loss(logits.expand(len(target), -1), target)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
         with torch.enable_grad():
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
+            optimizer.step(closure)
         return float(self.loss(logits.detach().expand(len(target), -1), target))
 
     @abc.abstractmethod
