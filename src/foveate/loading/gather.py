@@ -33,7 +33,9 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
         if not path.exists() and not path.is_symlink():
             raise ImageNotFound(f"{path}: no such file or folder; check the name")
         if path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(read_cases(path, labels=LabelRules(needed=False)))
+            tables.append(
+                read_cases(path, labels=LabelRules(needed=False), is_image=is_image_folder)
+            )
         else:
             tables.append(cases_from_folder(path, is_image_folder))
     once: dict[str, Case] = {}
