@@ -24,7 +24,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared images are
 def table(folder: Path, text: str, *files: str, name: str = "labels.csv") -> Path:
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_bytes(b"image")
+        (folder / file).write_bytes(file.encode())
     (folder / name).write_bytes(text.encode())
     return folder / name
 
@@ -309,11 +309,11 @@ def test_empty_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "patient", "n", "n_patients"),
     [
-        ("pathology_atlas/slides_5x", "case_id", 26, 13),
+        ("pathology_atlas/slides_5x", "case_id", 20, 13),
         ("xray_kermany", "patient_id", 44, 41),
         ("xray_nih", "patient_id", 12, 12),
         ("histo_osteosarcoma", "slide", 21, 15),
-        ("histo_oral", None, 400, 400),
+        ("histo_oral", None, 400, 399),
         ("mri_hippocampus", None, 100, 100),
     ],
 )
@@ -333,7 +333,7 @@ def test_the_atlas_table_lacks_eight_spacings() -> None:
     path = DATA / "pathology_atlas/slides_5x/labels.csv"
     if not path.is_file():
         pytest.skip("the atlas is not here")
-    read = read_cases(path)
+    read = read_cases(path, labels=LabelRules(needed=False))
     assert read.columns["spacing"] == "mpp"
     assert sum(case.spacing_um is None for case in read.cases) == 8
     two = read_cases(path, labels=LabelRules(wanted=["malignant", "non_neoplastic"]))

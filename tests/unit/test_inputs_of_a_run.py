@@ -24,9 +24,12 @@ def test_a_row_that_names_the_table_s_own_folder_has_an_id(
 ) -> None:
     """An image without an id would end the run when its plan is read back."""
     (tmp_path / "a.png").write_bytes(b"x")
-    (tmp_path / "t.csv").write_text("path,label\na.png,tumor\n.,normal\n")
+    (tmp_path / "b.png").write_bytes(b"y")
+    (tmp_path / "t.csv").write_text("path,label\na.png,tumor\n.,normal\nb.png,normal\n")
     monkeypatch.chdir(tmp_path)
-    assert [case.image_id for case in read_cases(Path("t.csv")).cases] == ["a", "row_3"]
+    read = read_cases(Path("t.csv"))
+    assert [case.image_id for case in read.cases] == ["a", "b"]
+    assert [row.image_id for row in read.set_aside] == ["row_3"]
 
 
 def refuse_changed_files(options: dict[str, str], changed: Path) -> str:

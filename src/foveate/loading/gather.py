@@ -45,7 +45,9 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
         if is_result(path):
             results.append(path)
         elif path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(read_cases(path, labels=LabelRules(needed=False)))
+            tables.append(
+                read_cases(path, labels=LabelRules(needed=False), is_image=is_image_folder)
+            )
         else:
             tables.append(cases_from_folder(path, is_image_folder))
     if results and not tables:

@@ -18,6 +18,7 @@ from typing import Any
 from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
 from foveate.files.digest import file_sha256
+from foveate.files.identical import companion_folder
 from foveate.parts import plugin_folders
 from foveate.runs.folder import read_json
 from foveate.table import Case, patient_key
@@ -173,25 +174,17 @@ def file_print(path: Path, known: Stated | None = None, *, read_all: bool = Fals
         if not path.is_file():  # opening a pipe would wait for ever
             return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
         now = {"path": place, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        companions = [p for p in _list_companions(path) if p.is_dir()]
-        if companions:
+        companion = companion_folder(path)
+        if companion is not None:
             return {
                 **now,
-                "sha256": _hash_file(path, stat.st_size, read_all) + _hash_folder(companions[0]),
+                "sha256": _hash_file(path, stat.st_size, read_all) + _hash_folder(companion),
             }
         if known is not None and all(known.get(key) == value for key, value in now.items()):
             return known
         return {**now, "sha256": _hash_file(path, stat.st_size, read_all)}
     except OSError:
         return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
-
-
-def _list_companions(path: Path) -> tuple[Path, ...]:
-    """Return the folders that belong to a slide that is stored as a file and a folder."""
-    kind = path.suffix.lower()
-    if kind == ".vsi":
-        return (path.with_name(f"_{path.stem}_"),)
-    return (path.with_suffix(""),) if kind == ".mrxs" else ()
 
 
 def _hash_folder(folder: Path) -> str:

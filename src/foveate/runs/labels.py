@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from foveate.messages.display import Display
+from foveate.readers import is_image_folder
 from foveate.runs.config import RunConfig
 from foveate.table import (
     Case,
@@ -38,6 +39,7 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(options.image, options.patient, options.label),
         labels=LabelRules(wanted=options.classes, task=config.task),
+        is_image=is_image_folder,
     )
     for note in table.notes:
         display.say(note)

@@ -8,17 +8,12 @@ from pathlib import Path
 
 from foveate.errors import TableError
 from foveate.table.builder import CaseBuilder
-from foveate.table.columns import (
-    PATIENT,
-    NamedColumns,
-    find_named,
-    first_filled,
-    header_names,
-    recognise,
-)
+from foveate.table.columns import NamedColumns, choose_patient, header_names, recognise
 from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
+from foveate.table.identical import patient_names
 from foveate.table.known import with_known_labels
+from foveate.table.missing import is_missing, list_words
 from foveate.table.same import patient_key
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
@@ -43,6 +38,7 @@ __all__ = [
     "load_splits",
     "make_splits",
     "patient_key",
+    "patient_names",
     "read_cases",
     "safe_id",
     "save_splits",
@@ -59,10 +55,13 @@ def read_cases(
     files: Path | None = None,
     columns: NamedColumns | None = None,
     labels: LabelRules | None = None,
+    is_image: Callable[[Path], bool] = lambda _: False,
 ) -> CaseTable:
     """Read cases from a CSV, TSV or XLSX table; columns of common tools are recognised.
 
-    Rows whose file is missing are set aside. A name matches a file with or without its suffix.
+    Rows whose file is missing are set aside, and images with the same bytes and different labels.
+    Patients of images with the same bytes are joined to one. A name matches a file with or without
+    its suffix.
 
     Args:
         table: a table with one row per image; or, together with `files`, with one per patient.
@@ -70,6 +69,7 @@ def read_cases(
         files: a second table, with one row per image, joined by patient (STAMP's slide table).
         columns: the columns that the user names; by default all are recognised.
         labels: rules for the labels; by default those of a table to train on.
+        is_image: returns whether a folder that a row names is one image.
 
     Raises:
         TableError: the table cannot be used; the message names file, row, value and remedy.
@@ -78,12 +78,13 @@ def read_cases(
         raise TableError(f"--images {images}: no such folder; check the name")
     names, rules = columns or NamedColumns(), labels or LabelRules()
     sheet = _read_tables(table, files, names)
-    roles = recognise(sheet, names, need_label=rules.needed or rules.wanted is not None)
     to_train = rules.needed and rules.for_training
+    need_label = rules.needed or rules.wanted is not None
+    roles = recognise(sheet, names, need_label=need_label, to_train=to_train)
     survival = survival_columns(sheet, [str(roles.label)]) if rules.task == AUTO else None
     if to_train and survival:
         raise TableError(f"{sheet.path}: {survival}")
-    builder = CaseBuilder(sheet, roles, Finder(images or (files or table).parent))
+    builder = CaseBuilder(sheet, roles, Finder(images or (files or table).parent, is_image))
     cases = builder.build(rules)
     if to_train:
         _check_labels(sheet, str(roles.label), builder, cases, rules.task)
@@ -101,8 +102,12 @@ def _check_labels(
 ) -> None:
     """Raise `TableError` if the task cannot be trained on the labels."""
     if reason := explain_unfit(task, [str(case.label) for case in cases], column):
-        missing = f" ({len(builder.set_aside)} rows lack their file)" if builder.set_aside else ""
-        raise TableError(f"{sheet.path}: {reason}{missing}")
+        aside = builder.set_aside
+        left_out = [f"{len(aside)} rows set aside, the first: {aside[0].reason}"] if aside else []
+        if builder.missing_words:
+            left_out.append(f"counted as no label: {list_words(builder.missing_words)}")
+        more = f" ({'; '.join(left_out)})" if left_out else ""
+        raise TableError(f"{sheet.path}: {reason}{more}")
 
 
 def cases_from_folder(
@@ -157,7 +162,7 @@ def _join(patients: TableSheet, files: TableSheet, patient: str | None) -> Table
     rows, without_patient, patients_with_file = [], [], set()
     for row in files.rows:
         name = row.cells[keys[1]]
-        partner = by_patient.get(patient_key(name))
+        partner = None if is_missing(name) else by_patient.get(patient_key(name))
         if partner is None:
             without_patient.append(name or f"row {row.number}")
             continue
@@ -186,7 +191,7 @@ def _index_patients(patients: TableSheet, column: str) -> dict[str, Row]:
     """
     by_patient: dict[str, Row] = {}
     for row in patients.rows:
-        name = row.cells[column]
+        name = "" if is_missing(row.cells[column]) else row.cells[column]
         if name and patient_key(name) in by_patient:
             raise TableError(
                 f"{patients.where(row, column)}: patient '{name}' is there twice; keep one row of "
@@ -217,7 +222,8 @@ def _describe_unjoined(without_patient: list[str], without_file: list[str]) -> l
 
 def _patient_column(sheet: TableSheet, named: str | None) -> str:
     """Return the column that names the patient, or raise `TableError`."""
-    column = find_named(sheet, named, "patient") or first_filled(sheet, PATIENT)
+    # Whether the choice is clear is judged on the joined table, whose rows are images.
+    column, _ = choose_patient(sheet, named, set(), strict=False)
     if column is None:
         raise TableError(f"{sheet.path}: no column names the patient; say which with --patient")
     return column

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from foveate.errors import TableError
 from foveate.table.columns import Columns
+from foveate.table.damage import describe_damaged, find_damaged
 from foveate.table.files import (
     Finder,
     ends_with,
@@ -18,6 +19,8 @@ from foveate.table.files import (
     stem,
     value_folders,
 )
+from foveate.table.identical import settle_identical
+from foveate.table.missing import blank_missing, list_words
 from foveate.table.notes import describe_cases, describe_respelt_patients, describe_unlisted, quoted
 from foveate.table.same import label_key, one_spelling, patient_key, respelt_groups
 from foveate.table.spacing import parse_spacing
@@ -36,6 +39,7 @@ class CaseBuilder:
     Attributes:
         notes: lines to show to the user.
         set_aside: rows that cannot be used.
+        missing_words: words that count as no label, with their numbers.
     """
 
     def __init__(self, sheet: TableSheet, columns: Columns, finder: Finder) -> None:
@@ -44,6 +48,7 @@ class CaseBuilder:
         self.finder = finder
         self.notes: list[str] = []
         self.set_aside: list[SetAside] = []
+        self.missing_words: Counter[str] = Counter()
 
     def build(self, rules: LabelRules) -> tuple[Case, ...]:
         """Build the cases in the table's order.
@@ -54,15 +59,20 @@ class CaseBuilder:
         Raises:
             TableError: no file is found, a value is impossible, or rows contradict each other.
         """
-        rows = self._keep_labelled(self.sheet.rows) if rules.needed else list(self.sheet.rows)
+        rows = list(self.sheet.rows)
+        if self.columns.label:
+            keep = (*rules.known, *(rules.wanted or ()))
+            rows, self.missing_words = blank_missing(rows, self.columns.label, keep)
+        rows = self._keep_labelled(rows) if rules.needed else rows
         if self.columns.label:
             rows = self._unify_labels(rows, rules.known)
         if rules.wanted is not None:
             rows = self._keep_wanted(rows, rules.wanted)
         if self.columns.patient_id:
-            rows = self._unify_patients(rows, all_known=rules.needed and rules.for_training)
+            rows = self._unify_patients(rows, strict=rules.needed and rules.for_training)
         pairs = self._find_files(rows)
-        cases = self._drop_duplicates([(row, self._case(row, path)) for row, path in pairs])
+        unique = self._drop_duplicates([(row, self._case(row, path)) for row, path in pairs])
+        cases = self._settle_identical(unique) if rules.needed else [case for _, case in unique]
         named = [row.cells[self.columns.path] for row in self.sheet.rows]
         self.notes += [
             *describe_cases(cases),
@@ -70,19 +80,22 @@ class CaseBuilder:
         ]
         return tuple(cases)
 
-    def _keep_labelled(self, rows: Iterable[Row]) -> list[Row]:
+    def _keep_labelled(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows with a label."""
         column = str(self.columns.label)
         labelled = [row for row in rows if row.cells[column]]
-        empty = len(self.sheet.rows) - len(labelled)
+        empty = [row.number for row in rows if not row.cells[column]]
+        words = list_words(self.missing_words)
         if not labelled:
+            unknown = f", or holds a word for it ({words})" if words else ""
             raise TableError(
-                f"{self.sheet.path}: column '{column}' is empty in every row; fill it, or name "
-                "another with --label"
+                f"{self.sheet.path}: column '{column}' is empty in every row{unknown}; fill it, or "
+                "name another with --label"
             )
         if empty:
-            first = next(row.number for row in self.sheet.rows if not row.cells[column])
-            self.notes.append(f"{empty} rows without a '{column}' left out (first: row {first})")
+            text = f"{len(empty)} rows without a '{column}' left out (first: row {empty[0]})"
+            as_class = "; where such a word is a class, list all classes with --classes"
+            self.notes.append(f"{text}: {words}{as_class}" if words else text)
         return labelled
 
     def _unify_labels(self, rows: list[Row], known: Sequence[str]) -> list[Row]:
@@ -94,29 +107,43 @@ class CaseBuilder:
         for chosen, *others in respelt_groups(spelling):
             n = sum(row.cells[column] in others for row in rows)
             spellings = several([quoted(word) for word in others])
-            self.notes.append(f"label '{chosen}' is also written {spellings} ({n} rows): one class")
+            self.notes.append(
+                f"label {quoted(chosen)} is also written {spellings} ({n} rows): one class"
+            )
         return [_with_cell(row, column, spelling) for row in rows]
 
-    def _unify_patients(self, rows: list[Row], *, all_known: bool) -> list[Row]:
+    def _unify_patients(self, rows: list[Row], *, strict: bool) -> list[Row]:
         """Give all names of one patient one spelling.
 
         Raises:
-            TableError: some rows have no patient, and `all_known` is true.
+            TableError: with `strict`, some rows have no patient, or different patients may bear one
+                name that a spreadsheet has changed.
         """
         column = str(self.columns.patient_id)
+        rows, words = blank_missing(rows, column)
         empty = [row.number for row in rows if not row.cells[column]]
-        if empty and all_known:
+        first = (
+            f"(first: row {empty[0]}{f'; {list_words(words)}' if words else ''})" if empty else ""
+        )
+        if empty and strict:
             raise TableError(
-                f"{self.sheet.path}: {len(empty)} of {len(rows)} rows have no '{column}' (first: "
-                f"row {empty[0]}), so images of one patient could lie on both sides of a split. "
+                f"{self.sheet.path}: {len(empty)} of {len(rows)} rows have no '{column}' {first}, "
+                "so images of one patient could lie on both sides of a split. "
                 "Fill the column, or name another with --patient (that of the path, if each image "
                 "is a patient of its own)"
             )
         if empty:
             self.notes.append(
-                f"warning: {len(empty)} of {len(rows)} rows have no '{column}' (first: row "
-                f"{empty[0]}); each counts as a patient of its own"
+                f"warning: {len(empty)} of {len(rows)} rows have no '{column}' {first}; each "
+                "counts as a patient of its own"
             )
+        if damaged := find_damaged(row.cells[column] for row in rows):
+            text = describe_damaged(column, damaged)
+            if strict and max(damaged.values()) > 1:
+                raise TableError(
+                    f"{self.sheet.path}: {text}, or name another column with --patient"
+                )
+            self.notes.append(f"warning: {text}")
         spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], patient_key)
         if groups := respelt_groups(spelling):
             self.notes.append(describe_respelt_patients(groups))
@@ -141,26 +168,35 @@ class CaseBuilder:
         return chosen
 
     def _find_files(self, rows: list[Row]) -> list[tuple[Row, Path]]:
-        """Return the rows whose file exists, with the file; set the others aside.
+        """Return the rows whose image exists, with its file; set the others aside.
 
         Raises:
             TableError: no row has its file, or a value fits several files.
         """
         column = self.columns.path
         pairs: list[tuple[Row, Path]] = []
+        no_files: list[str] = []
         for row in rows:
             path = self._find_file(row)
-            if path is None:
-                self._set_row_aside(row, self._missing_reason(row.cells[column]))
-            else:
+            if path is not None and self.finder.could_be_image(path):
                 pairs.append((row, path))
+                continue
+            self._set_row_aside(row, self._missing_reason(row.cells[column], path))
+            if path is not None:
+                no_files.append(f"row {row.number} '{row.cells[column]}'")
         pairs = self._drop_ambiguous(pairs)
         if not pairs:
             raise TableError(self._no_file_message(rows))
         self.notes.append(f"{len(pairs)} of {len(rows)} rows have their file")
-        if self.set_aside:
-            missing = several([f"row {s.row} '{s.path}'" for s in self.set_aside])
-            self.notes.append(f"warning: {len(self.set_aside)} files not found: {missing}")
+        missing = [f"row {s.row} '{s.path}'" for s in self.set_aside]
+        missing = [place for place in missing if place not in no_files]
+        if missing:
+            self.notes.append(f"warning: {len(missing)} files not found: {several(missing)}")
+        if no_files:
+            self.notes.append(
+                f"warning: {len(no_files)} rows name no image file, but a folder or a device: "
+                f"{several(no_files)}"
+            )
         return pairs
 
     def _find_file(self, row: Row) -> Path | None:
@@ -180,10 +216,13 @@ class CaseBuilder:
         value = row.cells[self.columns.path]
         self.set_aside.append(SetAside(row.number, self._image_id(row, None), value, reason))
 
-    def _missing_reason(self, value: str) -> str:
+    def _missing_reason(self, value: str, path: Path | None) -> str:
         """Explain why a row has no file; name a similar file if there is one."""
         if not value:
             return "no path in the table"
+        if path is not None:
+            kind = "a folder that no reader reads as one image" if path.is_dir() else "no file"
+            return f"'{value}' is {kind}; name the image's file"
         other = self.finder.beside(value)
         hint = f"; {other.relative_to(self.finder.base)} is another file" if other else ""
         return f"no file '{value}' in {self.finder.base}{hint}"
@@ -207,7 +246,7 @@ class CaseBuilder:
     def _no_file_message(self, rows: list[Row]) -> str:
         column, label = self.columns.path, self.columns.label
         value = rows[0].cells[column]
-        problem = f"no file '{value}' in {self.finder.base}" if value else "no path"
+        problem = self.set_aside[0].reason if value else "no path"
         many = f"; none of the {len(rows)} files is there" if rows[1:] else ""
         labels = {row.cells[label] for row in rows} if label else set()
         one = (
@@ -251,7 +290,20 @@ class CaseBuilder:
             values.extend(parse_spacing(part, where, path) for part in parts)
         return tuple(values) if len(values) > 1 else (values[0], values[0])
 
-    def _drop_duplicates(self, pairs: list[tuple[Row, Case]]) -> list[Case]:
+    def _settle_identical(self, pairs: list[tuple[Row, Case]]) -> list[Case]:
+        """Set aside images with the same bytes and different labels; join patients of the others.
+
+        Raises:
+            TableError: no image is left.
+        """
+        settled = settle_identical(pairs)
+        if not settled.cases:
+            raise TableError(f"{self.sheet.path}: {settled.notes[0].removeprefix('warning: ')}")
+        self.set_aside += settled.set_aside
+        self.notes += settled.notes
+        return list(settled.cases)
+
+    def _drop_duplicates(self, pairs: list[tuple[Row, Case]]) -> list[tuple[Row, Case]]:
         pairs = self._unique_default_ids(pairs)
         by_path: dict[Path, tuple[Row, Case]] = {}
         by_id: dict[str, tuple[Row, Case]] = {}
@@ -273,7 +325,7 @@ class CaseBuilder:
         if repeated:
             rows = several([f"row {number}" for number in repeated])
             self.notes.append(f"{len(repeated)} repeated rows dropped: {rows}")
-        return [case for _, case in by_path.values()]
+        return list(by_path.values())
 
     def _check_same(self, earlier: tuple[Row, Case], later: tuple[Row, Case]) -> None:
         (first, a), (second, b) = earlier, later

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from foveate.errors import TableError
-from foveate.table.same import plain_name
+from foveate.table.choice import Role, choose_column, find_named, first_filled
+from foveate.table.same import label_key, patient_key, plain_name
 from foveate.table.survival import survival_columns
 from foveate.table.types import TableSheet
-from foveate.wording import did_you_mean
+from foveate.table.unused import describe_unused
 
 PATH = (
     *("path", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
@@ -22,6 +22,20 @@ PATIENT = (
     "slide",
 )
 LABEL = ("label", "labels", "class", "target", "category", "diagnosis_label", "outcome", "y")
+_PATIENT_ROLE = Role(
+    "patient",
+    "patients",
+    tuple(name for name in PATIENT if name != "slide"),
+    frozenset({"patient_id", "patient", "patientid"}),
+    patient_key,
+)
+_LABEL_ROLE = Role(
+    "label",
+    "labels",
+    tuple(name for name in LABEL if name != "y"),
+    frozenset({"label", "labels"}),
+    label_key,
+)
 SPACING_Y = ("mpp_y", "spacing_y", "spacing_um_y")
 SPACING_X = ("mpp_x", "spacing_x", "spacing_um_x")
 SPACING = (
@@ -98,13 +112,16 @@ class NamedColumns:
     label: str | None = None
 
 
-def recognise(sheet: TableSheet, names: NamedColumns, *, need_label: bool) -> Columns:
+def recognise(
+    sheet: TableSheet, names: NamedColumns, *, need_label: bool, to_train: bool = True
+) -> Columns:
     """Find the column of each role.
 
     Args:
         sheet: the table.
         names: the columns that the user names.
         need_label: whether there must be a column of labels.
+        to_train: whether it must be clear which column names the patients.
 
     Raises:
         TableError: a named column does not exist, or there is none for the path or the label.
@@ -112,56 +129,47 @@ def recognise(sheet: TableSheet, names: NamedColumns, *, need_label: bool) -> Co
     path = find_named(sheet, names.path, "path") or first_filled(sheet, PATH)
     if path is None:
         raise TableError(_no_path_message(sheet))
-    patient = find_named(sheet, names.patient, "patient") or first_filled(sheet, PATIENT, {path})
+    patient, patient_notes = choose_patient(
+        sheet, names.patient, {path, names.label}, strict=to_train
+    )
     image_id = first_filled(sheet, IMAGE_ID, {names.patient, names.label})
     spacing = _spacing_columns(sheet)
     label = find_named(sheet, names.label, "label")
+    label_notes: tuple[str, ...] = ()
     if label is None:
         taken = {path, patient, image_id, *spacing}
-        label = _label_column(sheet, {t for t in taken if t}, need=need_label)
+        label, label_notes = _label_column(sheet, {t for t in taken if t}, need=need_label)
     columns = Columns(path, image_id, patient, label, spacing, ())
     roles = ", ".join(f"{role} = '{column}'" for role, column in columns.by_role().items())
-    notes = (f"columns ({_dialect(sheet)}): {roles}", *_patient_notes(columns))
+    used = {path, image_id, patient, label, *spacing}
+    notes = (
+        f"columns ({_dialect(sheet)}): {roles}",
+        *patient_notes,
+        *_patient_notes(columns),
+        *label_notes,
+        *describe_unused(sheet, {column for column in used if column}),
+    )
     return Columns(path, image_id, patient, label, spacing, notes)
 
 
-def find_named(sheet: TableSheet, column: str | None, option: str) -> str | None:
-    """Find the column that the user names, ignoring capitals; None if the user names none.
+def choose_patient(
+    sheet: TableSheet, named: str | None, but: set[str | None], *, strict: bool
+) -> tuple[str | None, tuple[str, ...]]:
+    """Choose the column of the patients; return it, or None, and notes for the user.
 
     Args:
         sheet: the table.
-        column: the name.
-        option: the option by which it was named, for the message.
+        named: the column that the user names, or None.
+        but: columns that are left out.
+        strict: whether it is refused that several columns could be meant.
 
     Raises:
-        TableError: there is no such column; the message gives the nearest name.
+        TableError: the named column does not exist, or it is unclear which one is meant.
     """
-    if column is None or column in sheet.columns:
-        return column
-    same = [c for c in sheet.columns if plain_name(c) == plain_name(column)]
-    if len(same) == 1:
-        return same[0]
-    raise TableError(
-        f"{sheet.path}: no column '{column}' (--{option}).{did_you_mean(column, sheet.columns)}"
-    )
-
-
-def first_filled(
-    sheet: TableSheet, candidates: Iterable[str], but: Iterable[str | None] = ()
-) -> str | None:
-    """Return the first candidate that is a column with any value.
-
-    Args:
-        sheet: the table.
-        candidates: plain names of columns, the best first.
-        but: columns that are left out.
-    """
-    known = {plain_name(c): c for c in reversed(sheet.columns) if c not in set(but)}
-    for candidate in candidates:
-        column = known.get(candidate)
-        if column is not None and any(row.cells[column] for row in sheet.rows):
-            return column
-    return None
+    if column := find_named(sheet, named, "patient"):
+        return column, ()
+    column, notes = choose_column(sheet, _PATIENT_ROLE, but, strict=strict)
+    return column or first_filled(sheet, ("slide",), but), notes
 
 
 def _spacing_columns(sheet: TableSheet) -> tuple[str, ...]:
@@ -178,11 +186,21 @@ def _spacing_columns(sheet: TableSheet) -> tuple[str, ...]:
     return (one,) if one else ()
 
 
-def _label_column(sheet: TableSheet, taken: set[str], *, need: bool) -> str | None:
-    """Return the column of labels among those that are not taken; raise if needed and unclear."""
-    known = first_filled(sheet, LABEL, taken)
+def _label_column(
+    sheet: TableSheet, taken: set[str], *, need: bool
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the column of labels among those that are not taken, and notes.
+
+    Raises:
+        TableError: a label is needed, and it is unclear which column is meant.
+    """
+    if need:
+        known, notes = choose_column(sheet, _LABEL_ROLE, taken)
+    else:
+        known, notes = first_filled(sheet, LABEL, taken), ()
+    known = known or first_filled(sheet, ("y",), taken)
     if known or not need:
-        return known
+        return known, notes
     no_label = {*PATH, *IMAGE_ID, *PATIENT, *SPACING, *SPACING_X, *SPACING_Y, *_NO_LABEL}
     left = [
         c
@@ -194,7 +212,7 @@ def _label_column(sheet: TableSheet, taken: set[str], *, need: bool) -> str | No
     by_name = [c for c in left if plain_name(c).endswith(("_label", "_class"))]
     for choice in (left, by_name):
         if len(choice) == 1:
-            return choice[0]
+            return choice[0], ()
     raise TableError(f"{sheet.path}: {_describe_unclear_label(sheet, left)}")
 
 

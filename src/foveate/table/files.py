@@ -203,9 +203,11 @@ class Finder:
 
     Attributes:
         base: the folder of the images.
+        is_image: returns whether a folder is one image.
     """
 
     base: Path
+    is_image: Callable[[Path], bool] = lambda _: False
     _by_name: dict[str, list[Path]] | None = field(default=None, init=False)
 
     def find(self, value: str) -> Path | None:
@@ -233,6 +235,10 @@ class Finder:
                 "before it"
             )
         return matches[0] if matches else direct
+
+    def could_be_image(self, path: Path) -> bool:
+        """Return whether a path is a file, or a folder that is one image."""
+        return path.is_file() or (path.is_dir() and self.is_image(path))
 
     def beside(self, value: str) -> Path | None:
         """Return a file of the same name in another folder or with another suffix, for hints."""

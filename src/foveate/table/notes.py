@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from foveate.table.damage import looks_like_date
 from foveate.table.files import image_files, stem
-from foveate.table.same import clean
+from foveate.table.same import clean, has_look_alikes
 from foveate.table.types import Case
 from foveate.wording import several
 
@@ -30,6 +31,11 @@ def describe_cases(cases: Sequence[Case]) -> list[str]:
         by_label = ", ".join(f"{label} {n}" for label, n in sorted(counts.items()))
         patients = len({case.patient_id for case in cases})
         notes.append(f"{len(cases)} images of {patients} patients: {by_label}")
+    if dates := [quoted(label) for label in sorted(counts) if looks_like_date(label)]:
+        notes.append(
+            f"warning: label {several(dates)} looks like a date that a spreadsheet made of another "
+            "word, such as 1-3; look into the source of the table"
+        )
     similar = Counter(map(_loose_key, counts))
     return notes + [
         f"warning: label '{label}' differs from another in capitals, blanks or dashes only, and is "
@@ -64,8 +70,8 @@ def describe_unlisted(values: Iterable[str], paths: Sequence[Path]) -> list[str]
 
 
 def quoted(word: str) -> str:
-    """Put a word in quotation marks, with invisible characters written as escapes."""
-    return ascii(word) if word != clean(word) else f"'{word}'"
+    """Put a word in quotation marks; invisible characters and look-alikes become escapes."""
+    return ascii(word) if word != clean(word) or has_look_alikes(word) else f"'{word}'"
 
 
 def _loose_key(label: str) -> str:

@@ -7,6 +7,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
+_CYRILLIC = str.maketrans("АВЕКМНОРСТУХІЈЅаеорсухіјѕ", "ABEKMHOPCTYXIJSaeopcyxijs")
+_GREEK = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEZHIKMNOPTYXo")
+_LATIN = _CYRILLIC | _GREEK
+"""Latin letters by Cyrillic and Greek letters that look the same."""
+_LATIN_SMALL = {ord(chr(k).casefold()): chr(v).casefold() for k, v in _LATIN.items()}
+
 _WHOLE = re.compile(r"([+-]?)0*(\d+)(?:[.,]0+)?")
 _NUMBERED = re.compile(r"([^\W\d_]*)[ _-]?0*(\d+)(?:[.,]0+)?")
 
@@ -23,17 +29,28 @@ def plain_name(column: str) -> str:
 
 
 def label_key(label: str) -> str:
-    """Return a key that is equal for spellings of one label: ``1``, ``1.0`` and ``01``; blanks."""
-    text = _compatible(label)
+    """Return a key that is equal for spellings of one label: ``1``, ``1.0`` and ``01``; blanks.
+
+    Letters of other alphabets that look like Latin ones are equal to these.
+    """
+    text = _compatible(label).translate(_LATIN)
     number = _WHOLE.fullmatch(text)
     return f"{number[1].replace('+', '')}{number[2]}" if number else text
 
 
 def patient_key(patient: str) -> str:
-    """Return a key that is equal for spellings of one patient: ``P01``, ``p 01``; ``1``, ``01``."""
-    text = _compatible(patient).casefold()
+    """Return a key that is equal for spellings of one patient: ``P01``, ``p 01``; ``1``, ``01``.
+
+    Letters of other alphabets that look like Latin ones are equal to these.
+    """
+    text = _compatible(patient).casefold().translate(_LATIN_SMALL)
     number = _NUMBERED.fullmatch(text)
     return f"{number[1]}{number[2]}" if number else text.replace(" ", "")
+
+
+def has_look_alikes(text: str) -> bool:
+    """Return whether a text holds letters that only look like Latin ones."""
+    return text.translate(_LATIN) != text
 
 
 def _compatible(text: str) -> str:

@@ -18,7 +18,8 @@ from foveate.table.workbook import Workbook
 from foveate.wording import several
 
 _MISSING = frozenset({"", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"})
-_ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA")
+_ERROR = re.compile(r"#[^\W\d_]{2,}(?:/0)?[!?]|#N/?[ADV]|#DIV/0!|#GETTING_DATA|#{3,}")
+"""An error of a spreadsheet, or the signs that it shows where a cell is too narrow."""
 _EXCEL = (".xlsx", ".xlsm")
 _OLD_EXCEL = (".xls", ".xlsb", ".ods", ".numbers")
 _SEARCHED_ROWS = 30
@@ -127,7 +128,7 @@ def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> TableSheet:
     numbers = [int(n) for n in frame.index[1:]]
     comment = [
         cells[0].startswith("#")
-        and not _is_error(cells[0])
+        and not (_is_error(cells[0]) and _count_filled(cells) > 1)
         and _count_filled(cells) != len(columns)
         for cells in body
     ]
@@ -141,12 +142,37 @@ def _as_sheet(path: Path, frame: pd.DataFrame, notes: list[str]) -> TableSheet:
     )
     if not rows:
         raise TableError(f"{path} has a header but no rows; add a row for each image")
+    notes += _describe_nameless(columns, body)
     if errors:
         notes.append(
             f"{len(errors)} cells hold an error of the spreadsheet ('{errors[0][1]}') and count "
             f"as empty (first: row {errors[0][0]})"
         )
     return TableSheet(path, tuple(c for c in columns if c), rows, tuple(notes))
+
+
+def _describe_nameless(columns: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """Describe the columns with values and without a name; those that only count rows are left out.
+
+    Args:
+        columns: names of the columns; that of a nameless one is empty.
+        body: the cells of the rows.
+    """
+    values = {i: [cells[i] for cells in body if cells[i]] for i, c in enumerate(columns) if not c}
+    nameless = {i: v for i, v in values.items() if v and not _counts_rows(v)}
+    if not nameless:
+        return []
+    first = min(nameless)
+    places = several([str(i + 1) for i in nameless])
+    return [
+        f"warning: {len(nameless)} columns have no name and are not read (number {places} from the "
+        f"left, which begins with '{nameless[first][0]}'); write a name into the header to use one"
+    ]
+
+
+def _counts_rows(values: Sequence[str]) -> bool:
+    """Return whether the values of a column are 0, 1, 2 … or 1, 2, 3 …."""
+    return any(all(value == str(n) for n, value in enumerate(values, start)) for start in (0, 1))
 
 
 def _count_filled(cells: Iterable[object]) -> int:

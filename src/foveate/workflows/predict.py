@@ -26,6 +26,7 @@ from foveate.prediction.options import EvaluateOptions, PredictOptions
 from foveate.prediction.outputs import PredictionJob, Summary, predict_into, predict_part
 from foveate.prediction.predict import open_loader
 from foveate.prediction.worker_choice import open_workers
+from foveate.readers import is_image_folder
 from foveate.runs.folder import (
     check_out,
     log_into,
@@ -119,6 +120,7 @@ def evaluate_table(
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(label=options.label),
         labels=LabelRules(known=models.task.known_labels, for_training=False),
+        is_image=is_image_folder,
     )
     read = _match_labels(read, models, options.renamed or {}, table)
     if part is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from foveate.files.run_layout import RunLayout
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.models import Ensemble
-from foveate.table import Case, load_splits, patient_key
+from foveate.table import Case, load_splits, patient_key, patient_names
 
 
 def find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, str]:
@@ -34,9 +34,15 @@ def find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, st
             if known_id in use and use_of.get(image_id) != "training":
                 use_of[image_id] = use[known_id]
         # Without a column of patients the image id stands for the patient, and identifies nobody.
-        named = {patient_key(p) for i, p in splits.items() if i in use and p != i}
+        named = {
+            patient_key(name)
+            for i, p in splits.items()
+            if i in use and p != i
+            for name in patient_names(p)
+        }
         for case in cases:
-            if case.patient_id != case.image_id and patient_key(case.patient_id) in named:
+            asked = {patient_key(name) for name in patient_names(case.patient_id)}
+            if case.patient_id != case.image_id and asked & named:
                 use_of.setdefault(case.image_id, "patient")
     return use_of
 

@@ -1,4 +1,4 @@
-"""Reasons to doubt that labels are classes: numbers, several labels in a cell, ordered grades."""
+"""Reasons to doubt that labels are classes: numbers, lists, grades, one answer in two spellings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ _SCALES = (
     {"none", "negative", "weak", "moderate", "strong"},
     {"well", "moderately", "poorly", "undifferentiated"},
 )
+_ANSWERS = (
+    {"y", "yes", "t", "true", "1", "positive", "pos", "+", "present"},
+    {"n", "no", "f", "false", "0", "negative", "neg", "-", "absent"},
+)
+"""Words for yes and for no, in small letters."""
 _UNORDERED = (
     "--task multiclass trains them as classes without an order; or make two classes of them in a "
     "column of its own, and name it with --label"
@@ -44,9 +49,25 @@ def doubt_classes(column: str, labels: Sequence[str]) -> str | None:
     """
     counts = Counter(labels)
     return (
-        _doubt_lists(column, counts)
+        _doubt_answers(column, counts)
+        or _doubt_lists(column, counts)
         or _doubt_numbers(column, counts)
         or _doubt_grades(column, counts)
+    )
+
+
+def _doubt_answers(column: str, counts: Counter[str]) -> str | None:
+    """Explain that one answer, yes or no, is written in several ways; None where it is not."""
+    written = [sorted(w for w in counts if w.casefold() in words) for words in _ANSWERS]
+    if all(len(words) < 2 for words in written):
+        return None
+    spellings = " and ".join(
+        " = ".join(f"'{word}'" for word in words) for words in written if len(words) > 1
+    )
+    return (
+        f"column '{column}' writes one answer in several ways ({spellings}), and each would become "
+        "a class. Write one word for each answer, such as yes and no; where these are different "
+        "classes, say --task multiclass"
     )
 
 
