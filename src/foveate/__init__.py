@@ -23,17 +23,22 @@ if TYPE_CHECKING:
     from foveate.api.progress import ProgressUpdate
     from foveate.errors import FoveateError
     from foveate.parts import add_plugin_folder
+    from foveate.prediction.options import EvaluateOptions, PredictOptions
     from foveate.prediction.predict import predict_one
     from foveate.readers import open_image
     from foveate.runs.models import find_models as load_model
+    from foveate.runs.options import RunOptions
     from foveate.workflows.catalogue import describe_method
 
 _WHERE = {
     "Classifier": "foveate.api.classifier",
+    "EvaluateOptions": "foveate.prediction.options",
     "Explanation": "foveate.api.explanation",
     "FoveateError": "foveate.errors",
     "NotFitted": "foveate.api.classifier",
+    "PredictOptions": "foveate.prediction.options",
     "ProgressUpdate": "foveate.api.progress",
+    "RunOptions": "foveate.runs.options",
     "add_plugin_folder": "foveate.parts",
     "demo": "foveate.api.commands",
     "describe_method": "foveate.workflows.catalogue",
@@ -50,10 +55,13 @@ _RENAMED = {"load_model": "find_models"}
 
 __all__ = [
     "Classifier",
+    "EvaluateOptions",
     "Explanation",
     "FoveateError",
     "NotFitted",
+    "PredictOptions",
     "ProgressUpdate",
+    "RunOptions",
     "add_plugin_folder",
     "demo",
     "describe_method",

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from foveate import defaults
-from foveate.api.keywords import show_keywords
 from foveate.api.progress import OnProgress, as_display
 from foveate.api.settings import merge_config, nest_options, store_table
 from foveate.messages.display import Display
 from foveate.parts import find, names
-from foveate.prediction.options import (
-    EvaluateKeywords,
-    EvaluateOptions,
-    PredictKeywords,
-    PredictOptions,
-)
+from foveate.prediction.options import EvaluateOptions, PredictOptions
 from foveate.prediction.outputs import Summary
 from foveate.runs.config import build_config
+from foveate.runs.options import RunOptions
 from foveate.workflows.words import describe_scores
 
 if TYPE_CHECKING:
@@ -36,10 +31,11 @@ if TYPE_CHECKING:
 def train(
     table: Table | None,
     out: Path | str,
+    options: RunOptions | None = None,
     *,
     config: Mapping[str, Any] | Path | str | None = None,
     on_progress: OnProgress | Display | None = None,
-    **options: Any,
+    **more: Any,
 ) -> RunResult:
     """Train on a table of images and labels, evaluate on patients never seen, and report.
 
@@ -49,11 +45,12 @@ def train(
         table: a CSV, TSV or XLSX file, or a data frame, with a column of paths and one of labels;
             None where `config` names it.
         out: folder of the run.
-        config: a YAML file or nested values; `options` override it.
+        options: method, columns of the table, folds and so on; by default as in `config`.
+        config: a YAML file or nested values; `options` and `more` override it.
         on_progress: called with the progress of the work.
-        options: options of the run and the method, such as ``method="abmil", folds=5,
-            patches=32``; keys of sections and options of other parts with their name:
-            ``train__lr=1e-4``, ``encoder__width=8``.
+        more: options of the method, such as ``patches=32``; keys of sections and options of other
+            parts with their name, such as ``train__lr=1e-4`` and ``encoder__width=8``; and single
+            fields of `options`, such as ``folds=5``.
 
     Returns:
         The folder of the run, its scores, and the number of images that were set aside.
@@ -69,23 +66,22 @@ def train(
     from foveate.workflows.train import run_experiment
 
     out = Path(out)
-    more = nest_options(options)
+    nested = nest_options(asdict(options or RunOptions()) | more)
     if table is not None:
-        more["table"] = store_table(table, out) | more.get("table", {})
-    settings = build_config(merge_config(config, more))
+        nested["table"] = store_table(table, out) | nested.get("table", {})
+    settings = build_config(merge_config(config, nested))
     result = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
     write_report(out)
     return result
 
 
-@show_keywords(PredictOptions)
 def predict(
     run: Path | str,
     images: Path | str | Iterable[Path | str],
     out: Path | str,
+    options: PredictOptions | None = None,
     *,
     on_progress: OnProgress | Display | None = None,
-    **options: Unpack[PredictKeywords],
 ) -> Summary:
     """Predict images with a trained run; write a table, heatmaps and GeoJSON.
 
@@ -96,7 +92,7 @@ def predict(
         run: the folder that `train` wrote, or the folder of one model.
         images: files, folders, or a table.
         out: folder for the results.
-        options: see `PredictOptions`.
+        options: how the run predicts, such as ``PredictOptions(heatmaps=10)``.
         on_progress: called with the progress of the work.
 
     Returns:
@@ -114,7 +110,7 @@ def predict(
     several = [images] if isinstance(images, str | Path) else list(images)
     paths = [Path(path) for path in several]
     return predict_paths(
-        Path(run), paths, Path(out), PredictOptions(**options), as_display(on_progress)
+        Path(run), paths, Path(out), options or PredictOptions(), as_display(on_progress)
     )
 
 
@@ -136,14 +132,13 @@ class Evaluation:
         return describe_scores(self.metrics)
 
 
-@show_keywords(EvaluateOptions)
 def evaluate(
     run: Path | str,
     table: Table,
     out: Path | str,
+    options: EvaluateOptions | None = None,
     *,
     on_progress: OnProgress | Display | None = None,
-    **options: Unpack[EvaluateKeywords],
 ) -> Evaluation:
     """Score a trained run on a labelled table that it has never seen.
 
@@ -151,7 +146,7 @@ def evaluate(
         run: the folder that `train` wrote, or the folder of one model.
         table: a file or a data frame, with a column of paths and one of labels.
         out: folder for the results.
-        options: see `EvaluateOptions`.
+        options: how the table is read and predicted, such as ``EvaluateOptions(label="grade")``.
         on_progress: called with the progress of the work.
 
     Returns:
@@ -166,7 +161,7 @@ def evaluate(
     from foveate.workflows.predict import evaluate_table
 
     stored = store_table(table, Path(out))
-    chosen = EvaluateOptions(**options)
+    chosen = options or EvaluateOptions()
     if chosen.images is None:
         chosen = replace(chosen, images=stored.get("images"))
     metrics, failed = evaluate_table(
