@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foveate import defaults
 from foveate.errors import OptionError
 from foveate.parts.fields import list_command_options
 from foveate.runs.config import load_yaml
 from foveate.runs.options import RunOptions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _SECTIONS = (*defaults.SECTIONS, *defaults.PARTS)
 _KEYS = {option.name: option.keys for option in list_command_options(RunOptions)}
@@ -75,19 +72,3 @@ def merge_config(
         else:
             merged[key] = value
     return merged
-
-
-def store_table(table: pd.DataFrame | Path | str, beside: Path) -> dict[str, Any]:
-    """Return the section ``table`` for a table; write a data frame to a file first.
-
-    Args:
-        table: a CSV, TSV or XLSX file, or a data frame, whose relative paths begin at the working
-            folder.
-        beside: folder of the run, beside which the file is written.
-    """
-    if isinstance(table, str | Path):
-        return {"path": str(table)}
-    path = beside.with_name(f"{beside.name}.labels.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False)
-    return {"path": str(path), "images": str(Path.cwd())}

@@ -31,6 +31,10 @@ class PredictOptions:
         part: part of the images to predict, such as ``2/5``; ``array`` takes the part from a job
             array. The same call without it collects the parts.
         device: device that computes; ``auto`` takes a GPU when there is one.
+
+    Example:
+        >>> foveate.PredictOptions(heatmaps=10, export=("png",)).export
+        ('png',)
     """
 
     assume_spacing_um: Annotated[float, Within(0, math.inf)] | None = option(

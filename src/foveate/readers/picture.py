@@ -20,7 +20,6 @@ from foveate.errors import (
     FoveateError,
     ImageTooLarge,
     UnreadableImage,
-    UnsupportedFormat,
     converting,
 )
 from foveate.formats.orientation import Orientation
@@ -49,7 +48,6 @@ class PictureReader(AbstractReader):
     their dots per inch describe printing and not the object.
 
     Raises:
-        UnsupportedFormat: the pixels are floating-point numbers.
         UnreadableImage: the file is damaged.
     """
 
@@ -65,10 +63,6 @@ class PictureReader(AbstractReader):
             shape = self._orientation.swap_axes(image.size[::-1])
             grey = image.mode in ("1", "L", "LA", "La", *_GREY16)
             self.dtype = np.dtype(np.uint16 if image.mode in _GREY16 else np.uint8)
-            if image.mode == "F":
-                raise UnsupportedFormat(
-                    f"{path}: floating-point pictures are not readable; save it with 8 or 16 bits"
-                )
         self.kind = "picture"
         self.levels = (Level(shape, (1.0, 1.0)),)
         self.spacing_um = None

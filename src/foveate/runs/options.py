@@ -39,6 +39,10 @@ class RunOptions:
             ``predict`` and ``evaluate``.
         permute_labels: shuffle the labels over patients, as a self-test; the scores must then be at
             chance.
+
+    Example:
+        >>> foveate.RunOptions(method="abmil", folds=5).folds
+        5
     """
 
     method: Annotated[str, NameOf("methods")] | None = option(None, shown=defaults.METHOD)

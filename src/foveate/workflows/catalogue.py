@@ -121,7 +121,11 @@ def describe_method(name: str) -> MethodDescription:
         UnknownName: there is no method of this name.
 
     Example:
-        >>> foveate.describe_method("abmil").paragraphs["Cost"]
+        >>> description = foveate.describe_method("abmil")
+        >>> description.paragraphs["Cost"]
+        'reads every patch with foreground, …'
+        >>> [option.name for option in description.options]
+        ['pooling', …]
     """
     part = find("methods", name)
     meanings = read_meanings(part)
