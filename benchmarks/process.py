@@ -80,10 +80,10 @@ def peaks(before: float, device: str) -> dict[str, Any]:
     return columns
 
 
-def report_share_done(share: float) -> None:
+def report_share_done(share: float, total: int = 1) -> None:
     """Send the finished share to the waiting process."""
     if _progress_pipes:
-        _progress_pipes[-1].send(share)
+        _progress_pipes[-1].send(share / total)
 
 
 def _begin(connection: Connection | None) -> None:

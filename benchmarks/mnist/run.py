@@ -34,7 +34,6 @@ from foveate.runs.schedule import TrainOptions
 from foveate.table import Case
 from foveate.tasks.base import AbstractTask
 from foveate.training.loop import Trainer
-from foveate.training.notice import training_bar
 from foveate.training.state import Progress
 
 log = logging.getLogger("foveate")
@@ -100,7 +99,8 @@ def run_row(
             loader,
             folder,
             run.options,
-            on_progress=training_bar(display, title),
+            display=display,
+            title=title,
             after_epoch=probe.after_epoch,
         )
         probe.trainer = trainer

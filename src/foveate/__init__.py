@@ -4,9 +4,10 @@ The names below are imported when they are first used, so that ``import foveate`
 
 Example:
     >>> import foveate
-    >>> classifier = foveate.Classifier(folds=5).fit("labels.csv")
-    >>> classifier.predict_proba(["new/S1.svs", "new/S2.svs"])
-    >>> classifier.explain("new/S1.svs").to_geojson("S1.geojson")
+    >>> classifier = foveate.Classifier("glimpse", folds=5, patches=32).fit("labels.csv")
+    >>> classifier.predict_proba(["new/S1.svs", "new/S2.svs"]).shape
+    (2, 2)
+    >>> collection = classifier.explain("new/S1.svs").to_geojson("S1.geojson")
 """
 
 from __future__ import annotations
@@ -18,31 +19,37 @@ from foveate._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from foveate.api.classifier import Classifier, NotFitted
-    from foveate.api.commands import demo, doctor, evaluate, list_methods, predict, train
+    from foveate.api.commands import demo, doctor, list_methods, train
     from foveate.api.explanation import Explanation
-    from foveate.api.progress import ProgressUpdate
     from foveate.errors import FoveateError
+    from foveate.messages.display import ProgressUpdate
     from foveate.parts import add_plugin_folder
+    from foveate.prediction.options import EvaluateOptions, PredictOptions
     from foveate.prediction.predict import predict_one
     from foveate.readers import open_image
     from foveate.runs.models import find_models as load_model
+    from foveate.runs.options import RunOptions
     from foveate.workflows.catalogue import describe_method
+    from foveate.workflows.predict import evaluate, predict
 
 _WHERE = {
     "Classifier": "foveate.api.classifier",
+    "EvaluateOptions": "foveate.prediction.options",
     "Explanation": "foveate.api.explanation",
     "FoveateError": "foveate.errors",
     "NotFitted": "foveate.api.classifier",
-    "ProgressUpdate": "foveate.api.progress",
+    "PredictOptions": "foveate.prediction.options",
+    "ProgressUpdate": "foveate.messages.display",
+    "RunOptions": "foveate.runs.options",
     "add_plugin_folder": "foveate.parts",
     "demo": "foveate.api.commands",
     "describe_method": "foveate.workflows.catalogue",
     "doctor": "foveate.api.commands",
-    "evaluate": "foveate.api.commands",
+    "evaluate": "foveate.workflows.predict",
     "list_methods": "foveate.api.commands",
     "load_model": "foveate.runs.models",
     "open_image": "foveate.readers",
-    "predict": "foveate.api.commands",
+    "predict": "foveate.workflows.predict",
     "predict_one": "foveate.prediction.predict",
     "train": "foveate.api.commands",
 }
@@ -50,10 +57,13 @@ _RENAMED = {"load_model": "find_models"}
 
 __all__ = [
     "Classifier",
+    "EvaluateOptions",
     "Explanation",
     "FoveateError",
     "NotFitted",
+    "PredictOptions",
     "ProgressUpdate",
+    "RunOptions",
     "add_plugin_folder",
     "demo",
     "describe_method",

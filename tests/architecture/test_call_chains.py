@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import foveate
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "foveate"
 
@@ -95,9 +97,18 @@ def test_the_readme_names_the_chains() -> None:
         )
 
 
+def test_from_the_command_to_the_picture_a_reader_opens_seven_files() -> None:
+    before = itertools.takewhile(lambda step: step != CHAINS["draw"][0], CHAINS["predict"])
+    files = {"cli/commands.py", *(file for file, _ in (*before, *CHAINS["draw"]))}
+    assert len(files) <= 7, sorted(files)
+
+
 def test_a_chain_begins_with_a_public_function_or_where_prediction_forks() -> None:
     for name in ("train", "predict"):
-        assert CHAINS[name][0] == ("api/commands.py", name)
+        file, function = CHAINS[name][0]
+        module = file.removesuffix(".py").replace("/", ".")
+        assert function == name
+        assert getattr(foveate, name).__module__ == f"foveate.{module}"
     for name in ("open", "draw"):
         assert CHAINS[name][0] in CHAINS["predict"]
 

@@ -15,7 +15,7 @@ def test_parts_give_the_scores_of_the_whole_table(
 ) -> None:
     whole = fv.evaluate(picture_run, picture_table, tmp_path / "whole")
     out = tmp_path / "parts"
-    first = fv.evaluate(picture_run, picture_table, out, part="1/2")
+    first = fv.evaluate(picture_run, picture_table, out, fv.EvaluateOptions(part="1/2"))
     assert (first.metrics, first.failed) == ({}, {})
     assert repr(first) == "a part of the images, 0 failed"
     assert not (out / "metrics.json").exists()

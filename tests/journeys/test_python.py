@@ -181,7 +181,7 @@ def test_functions_match_the_commands(
     foveate: Callable[..., Completed],
 ) -> None:
     folder = picture_table.parent / "in"
-    ours = fv.predict(str(fitted.run_), folder, tmp_path / "ours", heatmaps=1)
+    ours = fv.predict(str(fitted.run_), folder, tmp_path / "ours", fv.PredictOptions(heatmaps=1))
     result = foveate("predict", fitted.run_, folder, "--out", tmp_path / "theirs", "--heatmaps", 1)
     assert result.returncode == 0, result.stderr
     rows = [read_rows(tmp_path / name / "predictions.csv") for name in ("ours", "theirs")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,14 @@ def _list_parameters(command: click.Command) -> dict[str, click.Parameter]:
     return {str(p.name): p for p in command.params if p.name not in OF_COMMANDS_ONLY}
 
 
-def _list_arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    arguments = inspect.signature(function).parameters
-    return {name: p for name, p in arguments.items() if name not in OF_FUNCTIONS_ONLY}
+def _list_defaults(name: str) -> dict[str, Any]:
+    """The defaults of a function's arguments, and of the fields of its options."""
+    arguments = inspect.signature(getattr(fv, FUNCTIONS.get(name, name))).parameters
+    plain = {key: p.default for key, p in arguments.items() if key not in OF_FUNCTIONS_ONLY}
+    options = [fv.EvaluateOptions if name == "evaluate" else fv.PredictOptions]
+    if plain.pop("options", False) is False:
+        options = []
+    return plain | {f.name: f.default for kind in options for f in dataclasses.fields(kind)}
 
 
 def _parse_least(command: click.Command) -> dict[str, Any]:
@@ -54,13 +58,12 @@ def _make_plain(value: Any) -> Any:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_the_names_and_defaults_of_its_function(name: str) -> None:
     command = cli.commands[name]
-    function = getattr(fv, FUNCTIONS.get(name, name))
-    arguments = _list_arguments(function)
-    assert set(_list_parameters(command)) == set(arguments)
+    expected = _list_defaults(name)
+    assert set(_list_parameters(command)) == set(expected)
     values = _parse_least(command)
-    for key, argument in arguments.items():
-        if argument.default is not inspect.Parameter.empty:
-            assert _make_plain(values[key]) == argument.default, f"{name}: {key}"
+    for key, default in expected.items():
+        if default is not inspect.Parameter.empty:
+            assert _make_plain(values[key]) == default, f"{name}: {key}"
 
 
 def _look_up(config: RunConfig, key: str) -> Any:

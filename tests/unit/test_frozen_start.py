@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.batch import View
 from foveate.loading.loader import CaseLoader
+from foveate.messages.display import ProgressUpdate
 from foveate.nn.overview import N_LEFT_OUT_FOLDS
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, build_model, read_tensors
@@ -20,7 +21,8 @@ from foveate.runs.schedule import TrainOptions
 from foveate.table import Case, read_cases
 from foveate.training.frozen_start import _divide
 from foveate.training.loop import Trainer
-from foveate.training.state import Progress, Status
+from foveate.training.state import Progress
+from helpers.progress import Recorder
 
 VIEW = View(spacing_um=1.0, patch_px=64, glimpse_spacing_um=16.0)
 OPTIONS = {"patches": 3, "eval_patches": 4, "survey": 9}
@@ -53,7 +55,7 @@ class Run:
     trainer: Trainer
     progress: Progress
     began: dict[str, Tensor]
-    statuses: list[Status]
+    display: Recorder
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """Read the weights of a checkpoint file."""
@@ -64,11 +66,11 @@ class Run:
 def trained(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, folder: Path, **changed: Any
 ) -> Run:
-    model, statuses = build_model_for(), list[Status]()
+    model, display = build_model_for(), Recorder()
     began = {k: v.clone() for k, v in model.method.state_dict().items()}
     options = TrainOptions(**PLAIN | changed)
-    trainer = Trainer(model, loader, folder, options, on_progress=statuses.append)
-    return Run(trainer, trainer.fit(*parts), began, statuses)
+    trainer = Trainer(model, loader, folder, options, display=display)
+    return Run(trainer, trainer.fit(*parts), began, display)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +86,10 @@ def run(
 
 
 def test_stages_follow_each_other(run: Run) -> None:
-    stages = list(dict.fromkeys(status.stage for status in run.statuses))
-    assert stages == ["reading features", "frozen start", "end to end"]
+    stages = ["reading features", "frozen start", "end to end"]
+    assert run.display.titles == [f"training: {stage}" for stage in stages]
     assert [row["epoch"] for row in run.progress.history] == [1, 2, 3, 4, 5, 6]
-    read = [status.done for status in run.statuses if status.stage == "reading features"]
+    read = [at.done for at in run.display.updates if at.title == "training: reading features"]
     assert read == list(range(11)), "each image of both parts once"
 
 
@@ -236,14 +238,14 @@ class Stopped(BaseException):
     """Somebody stopped the run, as Ctrl-C does."""
 
 
-def stop_at(stage: str, n: int) -> Callable[[Status], None]:
-    """Return a progress callback that raises at the n-th update of a stage."""
+def stop_at(title: str, n: int) -> Callable[[ProgressUpdate], None]:
+    """Return a function that raises at the n-th update of a bar."""
     n_updates = 0
 
-    def tick(status: Status) -> None:
+    def tick(update: ProgressUpdate) -> None:
         nonlocal n_updates
-        n_updates += status.stage == stage
-        if status.stage == stage and n_updates == n:
+        n_updates += update.title == title
+        if update.title == title and n_updates == n:
             raise Stopped
 
     return tick
@@ -269,7 +271,8 @@ def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(
     options, folder = TrainOptions(**PLAIN | training_options), tmp_path / "b"
     stops = (("reading features", 4), ("frozen start", 9), ("frozen start", 8), ("end to end", 5))
     for stage, n in stops:
-        trainer = Trainer(build_model_for(), loader, folder, options, on_progress=stop_at(stage, n))
+        display = Recorder(stop_at(f"training: {stage}", n))
+        trainer = Trainer(build_model_for(), loader, folder, options, display=display)
         with pytest.raises(Stopped):
             trainer.fit(*parts)
         feature_files = list((folder / "features").glob("*.safetensors"))
@@ -292,13 +295,11 @@ def test_downsampled_is_fitted_then_trained(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
 ) -> None:
     """The linear model is fitted to convergence; end-to-end training must not make it worse."""
-    statuses: list[Status] = []
+    display = Recorder()
     options = TrainOptions(**PLAIN | {"epochs": 2}, precision="32-true")
-    trainer = Trainer(
-        build_model_for("downsampled"), loader, tmp_path, options, on_progress=statuses.append
-    )
+    trainer = Trainer(build_model_for("downsampled"), loader, tmp_path, options, display=display)
     progress = trainer.fit(*parts)
-    assert {status.stage for status in statuses} == {"reading features", "end to end"}
+    assert display.titles == ["training: reading features", "training: end to end"]
     start = read_tensors(trainer.checkpoints.frozen)[0]
     assert bool(start["head.standardise.settled"])
     assert [row["epoch"] for row in progress.history] == [1, 2]

@@ -24,14 +24,15 @@ from foveate.errors import (
 from foveate.geometry import Box, Frame
 from foveate.loading.loader import CaseLoader
 from foveate.loading.open_images import OpenImages
+from foveate.messages.display import ProgressUpdate
 from foveate.readers import open_image
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model
 from foveate.runs.schedule import TrainOptions
 from foveate.table import Case
 from foveate.training.loop import Trainer
-from foveate.training.state import Status
 from helpers.commands import Completed, one_thread_environment
+from helpers.progress import Recorder
 
 Command = Callable[..., Completed]
 VIEW = View(1.0, 32, 4.0, unit="px")
@@ -164,8 +165,8 @@ def test_pixel_counts_continue_after_a_stop(tmp_path: Path) -> None:
     options = TrainOptions(epochs=1, batch_size=2, checkpoint_seconds=0.0, precision="32-true")
 
     def epoch_of(folder: Path, stop_after: int | None) -> list[dict[str, float]]:
-        def tick(status: Status) -> None:
-            if stop_after is not None and status.done >= stop_after:
+        def tick(update: ProgressUpdate) -> None:
+            if stop_after is not None and update.done >= stop_after:
                 raise Stopped
 
         card = ModelCard(
@@ -176,7 +177,8 @@ def test_pixel_counts_continue_after_a_stop(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = build_model(card, pretrained=False)
         try:
-            return Trainer(model, loader, folder, options, on_progress=tick).fit(cases, []).history
+            trainer = Trainer(model, loader, folder, options, display=Recorder(tick))
+            return trainer.fit(cases, []).history
         finally:
             loader.close()
 

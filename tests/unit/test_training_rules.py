@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -35,8 +36,9 @@ from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask
 from foveate.training.loop import Trainer
 from foveate.training.notice import describe_chance_plateau
-from foveate.training.state import Progress, Status
+from foveate.training.state import Progress
 from helpers.commands import Completed
+from helpers.progress import Recorder
 
 VIEW = View(spacing_um=0.5, patch_px=64, glimpse_spacing_um=16.0)
 PLAIN = TrainOptions(epochs=2, batch_size=4, warmup=0.25, augment="none", device="cpu")
@@ -173,7 +175,7 @@ def test_every_group_follows_the_schedule(
     def note(*_: object) -> None:
         rates.append([group["lr"] for group in trainer.optimizer.optimizer.param_groups])
 
-    trainer = Trainer(build(), loader, tmp_path, options, on_progress=note)
+    trainer = Trainer(build(), loader, tmp_path, options, display=Recorder(note))
     trainer.fit(cases[:8], [])
     assert len(rates) == 16
     assert len(rates[0]) == 2, "matrices, and the rest without weight decay"
@@ -195,17 +197,17 @@ def test_every_group_follows_the_schedule(
 def test_validation_progress_is_reported_per_image(
     cases: list[Case], loader: CaseLoader, tmp_path: Path
 ) -> None:
-    shown_rows: list[tuple[str, int, float, float, float | None]] = []
-
-    def note(at: Status) -> None:
-        shown_rows.append((at.stage, at.epoch, at.done, at.total, at.running.get("validated")))
-
+    display = Recorder()
     options = replace(PLAIN, epochs=2, patience=0, batch_size=4)
-    Trainer(build(), loader, tmp_path, options, on_progress=note).fit(cases[:8], cases[8:10])
+    Trainer(build(), loader, tmp_path, options, display=display).fit(cases[:8], cases[8:10])
+    shown_rows = [
+        (title, note.partition("  ")[0], done, total, re.findall(r"validating (\d+)%", note))
+        for title, done, total, note in display.updates
+    ]
     assert len(cases[8:10]) == 2
-    once = [(1, None), (2, None), (2, 0.0), (2, 0.5)]
+    once = [(1, []), (2, []), (2, ["0"]), (2, ["50"])]
     assert shown_rows == [
-        ("end to end", epoch, 2 * (epoch - 1) + step, 4, share)
+        ("training: end to end", f"epoch {epoch}", 2 * (epoch - 1) + step, 4, share)
         for epoch in (1, 2)
         for step, share in once
     ]

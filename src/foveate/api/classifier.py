@@ -16,10 +16,10 @@ from sklearn.exceptions import NotFittedError
 from foveate import defaults
 from foveate.api.commands import train
 from foveate.api.explanation import Explanation
-from foveate.api.progress import OnProgress
 from foveate.errors import FoveateError, OptionError, UnreadableImage
 from foveate.files.run_layout import RunLayout
 from foveate.loading.gather import gather_cases
+from foveate.messages.display import OnUpdate
 from foveate.prediction.answer import Answer, AnswerOrFailure
 from foveate.prediction.options import PredictOptions
 from foveate.prediction.predict import open_loader, predict_cases
@@ -69,12 +69,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         run_: folder of the run; its ``report.html`` shows everything.
 
     Example:
-        >>> classifier = Classifier("glimpse", folds=5, patches=32).fit("labels.csv")
-        >>> classifier.run_ / "report.html"
-        PosixPath('/tmp/foveate-x1/run/report.html')
-        >>> classifier.predict(["S1.svs", "S2.svs"])
+        >>> classifier = foveate.Classifier("glimpse", folds=5, patches=32).fit("labels.csv")
+        >>> classifier.classes_
         array(['normal', 'tumour'], dtype='<U6')
-        >>> classifier.explain("S2.svs").to_geojson("S2.geojson")
+        >>> classifier.predict(["new/S1.svs", "new/S2.svs"])
+        array([…], dtype='<U6')
+        >>> (classifier.run_ / "report.html").is_file()
+        True
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: int = defaults.SEED,
         device: str = defaults.DEVICE,
         out: Path | str | None = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnUpdate | None = None,
         **options: Any,
     ) -> None:
         self.method = method
@@ -155,9 +156,6 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             UnknownName: there is no such method, encoder or task; the message names the nearest.
             OptionError: there is no such option, or a value does not fit.
             TableError: the table cannot be used as it is.
-
-        Example:
-            >>> Classifier(epochs=3).fit(["a.png", "b.png", …], ["plain", "dark", …])
         """
         if labels is not None:
             table = _as_frame(table, labels, patients)
@@ -246,7 +244,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             UnreadableImage: the image cannot be read or predicted.
 
         Example:
-            >>> classifier.explain("S1.svs").to_png("S1.png")
+            >>> classifier = foveate.Classifier.from_run("runs/first")
+            >>> classifier.explain("new/S1.svs")
+            S1.svs: … (prob_normal …, prob_tumour …), evidence in … regions…
         """
         models, name = self._loaded(), Path(path).stem
         (answer,) = self._answers([Case(name, name, Path(path))], pictured={name})

@@ -1,27 +1,22 @@
-"""The commands of the command line as functions; paths may be strings."""
+"""Commands of the command line as functions; paths may be strings.
+
+``predict`` and ``evaluate`` are in `foveate.workflows.predict`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from foveate import defaults
-from foveate.api.keywords import show_keywords
-from foveate.api.progress import OnProgress, as_display
-from foveate.api.settings import merge_config, nest_options, store_table
-from foveate.messages.display import Display
+from foveate.api.settings import merge_config, nest_options
+from foveate.messages.display import Display, OnUpdate, as_display
 from foveate.parts import find, names
-from foveate.prediction.options import (
-    EvaluateKeywords,
-    EvaluateOptions,
-    PredictKeywords,
-    PredictOptions,
-)
-from foveate.prediction.outputs import Summary
 from foveate.runs.config import build_config
-from foveate.workflows.words import describe_scores
+from foveate.runs.options import RunOptions
+from foveate.table.frames import store_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,10 +31,11 @@ if TYPE_CHECKING:
 def train(
     table: Table | None,
     out: Path | str,
+    options: RunOptions | None = None,
     *,
     config: Mapping[str, Any] | Path | str | None = None,
-    on_progress: OnProgress | Display | None = None,
-    **options: Any,
+    on_progress: OnUpdate | Display | None = None,
+    **more: Any,
 ) -> RunResult:
     """Train on a table of images and labels, evaluate on patients never seen, and report.
 
@@ -49,11 +45,12 @@ def train(
         table: a CSV, TSV or XLSX file, or a data frame, with a column of paths and one of labels;
             None where `config` names it.
         out: folder of the run.
-        config: a YAML file or nested values; `options` override it.
+        options: method, columns of the table, folds and so on; by default as in `config`.
+        config: a YAML file or nested values; `options` and `more` override it.
         on_progress: called with the progress of the work.
-        options: options of the run and the method, such as ``method="abmil", folds=5,
-            patches=32``; keys of sections and options of other parts with their name:
-            ``train__lr=1e-4``, ``encoder__width=8``.
+        more: options of the method, such as ``patches=32``; keys of sections and options of other
+            parts with their name, such as ``train__lr=1e-4`` and ``encoder__width=8``; and single
+            fields of `options`, such as ``folds=5``.
 
     Returns:
         The folder of the run, its scores, and the number of images that were set aside.
@@ -62,117 +59,21 @@ def train(
         FoveateError: an error that the caller can correct.
 
     Example:
-        >>> foveate.train("labels.csv", "runs/first", folds=5)
-        Run runs/first: 100 images of 80 patients that training never saw: …
+        >>> options = foveate.RunOptions(method="glimpse", folds=5)
+        >>> foveate.train("labels.csv", "runs/second", options, patches=32)
+        Run runs/second: … images of … patients that training never saw: …
     """
     from foveate.report import write_progress, write_report
     from foveate.workflows.train import run_experiment
 
     out = Path(out)
-    more = nest_options(options)
+    nested = nest_options(asdict(options or RunOptions()) | more)
     if table is not None:
-        more["table"] = store_table(table, out) | more.get("table", {})
-    settings = build_config(merge_config(config, more))
+        nested["table"] = store_table(table, out) | nested.get("table", {})
+    settings = build_config(merge_config(config, nested))
     result = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
     write_report(out)
     return result
-
-
-@show_keywords(PredictOptions)
-def predict(
-    run: Path | str,
-    images: Path | str | Iterable[Path | str],
-    out: Path | str,
-    *,
-    on_progress: OnProgress | Display | None = None,
-    **options: Unpack[PredictKeywords],
-) -> Summary:
-    """Predict images with a trained run; write a table, heatmaps and GeoJSON.
-
-    The same call continues where an earlier one stopped. The table does not depend on how the
-    images are divided among workers and parts.
-
-    Args:
-        run: the folder that `train` wrote, or the folder of one model.
-        images: files, folders, or a table.
-        out: folder for the results.
-        options: see `PredictOptions`.
-        on_progress: called with the progress of the work.
-
-    Returns:
-        The predictions, or of a part only the failures; `Summary.to_frame` returns a data frame.
-
-    Raises:
-        UnreadableImage: none of the images could be predicted.
-        FoveateError: another error that the caller can correct.
-
-    Example:
-        >>> foveate.predict("runs/first", "new_slides", "predictions").to_frame()
-    """
-    from foveate.workflows.predict import predict_paths
-
-    several = [images] if isinstance(images, str | Path) else list(images)
-    paths = [Path(path) for path in several]
-    return predict_paths(
-        Path(run), paths, Path(out), PredictOptions(**options), as_display(on_progress)
-    )
-
-
-@dataclass(frozen=True, repr=False)
-class Evaluation:
-    """Scores of a run on a labelled table.
-
-    Attributes:
-        metrics: content of ``metrics.json``; empty for a part of the images.
-        failed: by image id, why an image could not be predicted.
-    """
-
-    metrics: dict[str, Any]
-    failed: dict[str, str]
-
-    def __repr__(self) -> str:
-        if not self.metrics:
-            return f"a part of the images, {len(self.failed)} failed"
-        return describe_scores(self.metrics)
-
-
-@show_keywords(EvaluateOptions)
-def evaluate(
-    run: Path | str,
-    table: Table,
-    out: Path | str,
-    *,
-    on_progress: OnProgress | Display | None = None,
-    **options: Unpack[EvaluateKeywords],
-) -> Evaluation:
-    """Score a trained run on a labelled table that it has never seen.
-
-    Args:
-        run: the folder that `train` wrote, or the folder of one model.
-        table: a file or a data frame, with a column of paths and one of labels.
-        out: folder for the results.
-        options: see `EvaluateOptions`.
-        on_progress: called with the progress of the work.
-
-    Returns:
-        The scores, or of a part only the failures.
-
-    Raises:
-        FoveateError: no label is known, no image could be predicted, or another error.
-
-    Example:
-        >>> foveate.evaluate("runs/first", "other.csv", "external").metrics["n_images"]
-    """
-    from foveate.workflows.predict import evaluate_table
-
-    stored = store_table(table, Path(out))
-    chosen = EvaluateOptions(**options)
-    if chosen.images is None:
-        chosen = replace(chosen, images=stored.get("images"))
-    metrics, failed = evaluate_table(
-        Path(run), Path(stored["path"]), Path(out), chosen, as_display(on_progress)
-    )
-    return Evaluation(metrics, failed)
 
 
 def demo(
@@ -180,7 +81,7 @@ def demo(
     *,
     seed: int = defaults.SEED,
     slides: int | None = None,
-    on_progress: OnProgress | Display | None = None,
+    on_progress: OnUpdate | Display | None = None,
 ) -> DemoResult:
     """Write a synthetic gigapixel cohort, train on it, and report, in minutes on a CPU.
 
@@ -191,7 +92,8 @@ def demo(
         on_progress: called with the progress of the work.
 
     Example:
-        >>> foveate.demo("foveate-demo").promises
+        >>> [promise.kept for promise in foveate.demo("foveate-demo").promises]
+        [True, …]
     """
     from foveate.workflows.demo import run_demo
 
@@ -218,6 +120,6 @@ def list_methods() -> dict[str, str]:
 
     Example:
         >>> foveate.list_methods()["abmil"]
-        'all patches, weighed by gated attention; …'
+        'all patches, gated attention; …'
     """
     return {name: find("methods", name).summary for name in names("methods")}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import FoveateError, converting
+from foveate.errors import converting
 from foveate.exports import DEFAULT, AbstractExport, build_exports
 from foveate.files.atomic import write_bytes
 from foveate.geometry import px0_from_um
 from foveate.images.evidence import Evidence
 from foveate.prediction.answer import Answer
 from foveate.prediction.pictures import draw_file
-from foveate.prediction.predict import open_loader
+from foveate.prediction.predict import open_one
 from foveate.runs.models import Ensemble
 
 if TYPE_CHECKING:
@@ -58,7 +57,9 @@ class Explanation:
             FoveateError: the image cannot be read any more, or not be shown in this kind of file.
 
         Example:
-            >>> classifier.explain("S1.svs").export("geojson", "S1.geojson")
+            >>> explanation = foveate.Classifier.from_run("runs/first").explain("new/S1.svs")
+            >>> explanation.export("png", "S1.png")[1:4]
+            b'PNG'
         """
         (export,) = build_exports([name]).values()
         drawn = self.answer.files.get(export.suffix) if name in DEFAULT else None
@@ -73,12 +74,8 @@ class Explanation:
         Raises:
             FoveateError: the image cannot be read any more, or not be shown in this kind of file.
         """
-        with contextlib.closing(open_loader(self.models)) as loader, converting(self.path):
-            groups = loader.ahead([[self.answer.case]])  # the image stays open while it lives
-            (item,) = next(groups)
-            if isinstance(item, FoveateError):
-                raise item
-            return draw_file(self.models, self.answer, item.image, export)
+        with open_one(self.models, self.answer.case) as opened, converting(self.path):
+            return draw_file(self.models, self.answer, opened.item.image, export)
 
     def to_geojson(self, path: Path | str | None = None) -> dict[str, Any]:
         """Return the boxes of largest weight as GeoJSON for QuPath, in level-0 pixels ``(x, y)``.
@@ -87,8 +84,9 @@ class Explanation:
             path: file to write them to as well.
 
         Example:
-            >>> len(classifier.explain("S1.svs").to_geojson("S1.geojson")["features"])
-            32
+            >>> explanation = foveate.Classifier.from_run("runs/first").explain("new/S1.svs")
+            >>> len(explanation.to_geojson("S1.geojson")["features"])
+            9
         """
         collection: dict[str, Any] = json.loads(self.export("geojson", path))
         return collection

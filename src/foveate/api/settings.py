@@ -4,37 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foveate import defaults
 from foveate.errors import OptionError
+from foveate.parts.fields import list_command_options
 from foveate.runs.config import load_yaml
-
-if TYPE_CHECKING:
-    import pandas as pd
+from foveate.runs.options import RunOptions
 
 _SECTIONS = (*defaults.SECTIONS, *defaults.PARTS)
-_TOP = (*defaults.PARTS, "heatmaps", "export", "permute_labels", "refit")
-_SHORT = {
-    "column": ("table", "image"),
-    "label": ("table", "label"),
-    "patient": ("table", "patient"),
-    "images": ("table", "images"),
-    "files": ("table", "files"),
-    "classes": ("table", "classes"),
-    "folds": ("split", "folds"),
-    "epochs": ("train", "epochs"),
-    "device": ("train", "device"),
-    "devices": ("train", "devices"),
-}
-"""Section and key of each keyword that needs no section; the command line has the same flags."""
+_KEYS = {option.name: option.keys for option in list_command_options(RunOptions)}
+"""Keys of the config that each option without a section sets."""
 
 
 def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Convert keywords to the sections of a config.
 
     ``train__lr`` is the key ``lr`` of the section ``train``; ``encoder__width`` is an option of
-    the encoder. Any other keyword without a section is an option of the method.
+    the encoder. A keyword without a section is a field of `RunOptions`, or else an option of the
+    method.
 
     Args:
         options: keywords; those that are None are left out.
@@ -52,17 +40,18 @@ def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
             nested.setdefault(where, {})[key] = value
         elif mark:
             raise OptionError(f"no option '{name}': sections are {', '.join(_SECTIONS)}")
-        elif name in _TOP:
-            nested[name] = value
-        elif name == "seed":
-            for place in ("train", "split"):
-                nested.setdefault(place, {})["seed"] = value
-        elif name in _SHORT:
-            place, key = _SHORT[name]
-            nested.setdefault(place, {})[key] = value
+        elif name in _KEYS:
+            for path in _KEYS[name]:
+                _put(nested, path, value)
         else:
             nested.setdefault("method_options", {})[name] = value
     return nested
+
+
+def _put(nested: dict[str, Any], path: str, value: Any) -> None:
+    """Set a key such as ``split.folds``, or one without a section."""
+    section, dot, key = path.rpartition(".")
+    (nested.setdefault(section, {}) if dot else nested)[key] = value
 
 
 def merge_config(
@@ -83,19 +72,3 @@ def merge_config(
         else:
             merged[key] = value
     return merged
-
-
-def store_table(table: pd.DataFrame | Path | str, beside: Path) -> dict[str, Any]:
-    """Return the section ``table`` for a table; write a data frame to a file first.
-
-    Args:
-        table: a CSV, TSV or XLSX file, or a data frame, whose relative paths begin at the working
-            folder.
-        beside: folder of the run, beside which the file is written.
-    """
-    if isinstance(table, str | Path):
-        return {"path": str(table)}
-    path = beside.with_name(f"{beside.name}.labels.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False)
-    return {"path": str(path), "images": str(Path.cwd())}

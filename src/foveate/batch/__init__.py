@@ -42,6 +42,7 @@ from foveate.geometry import (
     spacing_um_from_downsample,
 )
 from foveate.images.evidence import EvidenceList, Floats
+from foveate.messages.display import OnProgress
 from foveate.nn.generators import Generators, seeded
 
 __all__ = [
@@ -99,7 +100,7 @@ class Batch:
         augment: Augment = "none",
         generators: Generators | None = None,
         shuffle_layout: bool = False,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: OnProgress | None = None,
         store: FeatureStore | None = None,
         left_out_fold: Int[Tensor, " n"] | None = None,
     ) -> None:

@@ -8,21 +8,13 @@ from typing import Any
 
 import click
 
-from foveate import defaults
-from foveate.cli.flags import (
-    PartsOption,
-    files_flag,
-    images_flag,
-    label_flag,
-    plugins_flag,
-    predict_flags,
-    show_default,
-    train_export_flag,
-)
+from foveate.cli.flags import option_flags, plugins_flag
 from foveate.cli.results import print_next, print_set_aside
-from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned, parse_pairs
+from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned
 from foveate.errors import OptionError
 from foveate.files.run_layout import PredictionLayout, RunLayout
+from foveate.prediction.options import EvaluateOptions, PredictOptions
+from foveate.runs.options import RunOptions
 from foveate.workflows.words import describe_scores
 
 _TRAIN_HELP = """Train on a TABLE of images and labels, evaluate on patients never seen, and report.
@@ -43,74 +35,7 @@ The same command continues a run that was stopped. Every key of config.yaml is a
 @click.argument("table", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags override it.")
-@click.option(
-    "--method",
-    cls=PartsOption,
-    kind="methods",
-    help=show_default("{names}; `foveate methods` describes them.", defaults.METHOD),
-)
-@click.option(
-    "--encoder",
-    cls=PartsOption,
-    kind="encoders",
-    without=("timm",),  # which stands for the names of its networks
-    help=show_default(
-        "{names}, or the name of a network of timm; `auto` is "
-        f"{defaults.ENCODER_BY_AXES[2]} for pictures and slides and {defaults.ENCODER_BY_AXES[3]} "
-        "for volumes, with the ImageNet weights of the installation.",
-        defaults.ENCODER,
-    ),
-)
-@click.option(
-    "--task",
-    cls=PartsOption,
-    kind="tasks",
-    help=show_default("{names}, or `auto`, which follows the labels.", defaults.TASK),
-)
-@click.option("--path", "column", help="Column of the images' paths, where it is not recognised.")
-@label_flag
-@click.option("--patient", help="Column that groups the images of one patient.")
-@files_flag
-@images_flag
-@click.option("--classes", help="Keep only images with these labels, comma-separated.")
-@click.option(
-    "--folds",
-    type=int,
-    help=show_default("Folds of cross-validation; 1 is a single hold-out.", defaults.FOLDS),
-)
-@click.option(
-    "--epochs",
-    type=int,
-    help="Largest number of epochs end to end.  [default: follows the number of images]",
-)
-@click.option(
-    "--seed", type=int, help=show_default("Seed of the split and of training.", defaults.SEED)
-)
-@click.option(
-    "--devices",
-    type=int,
-    help=show_default(
-        "Number of processes that train together, each on its own GPU where there are several.",
-        defaults.TRAINING_PROCESSES,
-    ),
-)
-@click.option(
-    "--heatmaps",
-    type=int,
-    help=show_default("Number of test images that get pictures.", defaults.TRAIN_HEATMAPS),
-)
-@train_export_flag
-@click.option(
-    "--refit",
-    is_flag=True,
-    help="At the end, also train one model on all images; it replaces the folds' models in "
-    "`predict` and `evaluate`.",
-)
-@click.option(
-    "--permute-labels",
-    is_flag=True,
-    help="Self-test: shuffle the labels over patients; the scores must then be at chance.",
-)
+@option_flags(RunOptions)
 @plugins_flag
 @click.pass_context
 def train(
@@ -135,14 +60,9 @@ def train(
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results."
 )
-@predict_flags(heatmaps=defaults.PREDICT_HEATMAPS)
+@option_flags(PredictOptions)
 @plugins_flag
-def predict(
-    run: Path,
-    images: tuple[Path, ...],
-    out: Path,
-    **options: Any,
-) -> int:
+def predict(run: Path, images: tuple[Path, ...], out: Path, **options: Any) -> int:
     """Predict IMAGES (files, folders or a table) with the trained RUN.
 
     The models of all folds answer together, and their probabilities are averaged; where there is a
@@ -154,8 +74,9 @@ def predict(
     from foveate.cli.terminal import Terminal
 
     with Terminal() as terminal:
-        summary = foveate.predict(run, images, out, on_progress=terminal, **options)
-    if options["part"] is not None:
+        chosen = PredictOptions(**options)
+        summary = foveate.predict(run, images, out, chosen, on_progress=terminal)
+    if chosen.part is not None:
         return _end_part(summary.failed)
     for row in summary.rows:
         values = [float(row[column]) for column in summary.task.columns]
@@ -173,30 +94,9 @@ def predict(
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results."
 )
-@label_flag
-@files_flag
-@images_flag
-@click.option(
-    "--audit-layout",
-    is_flag=True,
-    help="Also shuffle the positions of patches, to test whether the model uses them.",
-)
-@click.option(
-    "--map",
-    "renamed",
-    multiple=True,
-    metavar="OLD=NEW",
-    help="A label of the TABLE and the class that it means. The flag may be repeated.",
-)
-@predict_flags(heatmaps=defaults.EVALUATE_HEATMAPS)
+@option_flags(EvaluateOptions)
 @plugins_flag
-def evaluate(
-    run: Path,
-    table: Path,
-    out: Path,
-    renamed: tuple[str, ...],
-    **options: Any,
-) -> int:
+def evaluate(run: Path, table: Path, out: Path, **options: Any) -> int:
     """Score the trained RUN on a labelled TABLE that it has never seen.
 
     Rows with a label that the RUN does not know are left out, and a message gives their number.
@@ -205,13 +105,13 @@ def evaluate(
     from foveate.cli.terminal import Terminal
 
     with Terminal() as terminal:
-        options["renamed"] = parse_pairs(renamed, "--map")
-        evaluation = foveate.evaluate(run, table, out, on_progress=terminal, **options)
-    if options["part"] is not None:
+        chosen = EvaluateOptions(**options)
+        evaluation = foveate.evaluate(run, table, out, chosen, on_progress=terminal)
+    if chosen.part is not None:
         return _end_part(evaluation.failed)
     metrics = evaluation.metrics
     click.echo(describe_scores(metrics))
-    if options["audit_layout"]:
+    if chosen.audit_layout:
         click.echo(f"  {metrics['layout']['summary']}")
     files = PredictionLayout(out)
     click.echo(f"\nwritten: {files.metrics}, {files.predictions}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -17,6 +17,7 @@ from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import ImageFacts
 from foveate.images.respaced import RespacedImage, fit_to_shape
+from foveate.messages.display import OnProgress
 from foveate.parts.options import Within
 from foveate.readers import ReaderOptions, open_image
 from foveate.table import Case, spacing_factor, spacing_for_axes
@@ -130,7 +131,7 @@ def _choose_spacing(
 def scan_cases(
     cases: Sequence[Case],
     options: ViewOptions,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
     readers: ReaderOptions | None = None,
 ) -> Scan:
     """Open every image once and note its facts, or why it does not open.

@@ -1,13 +1,18 @@
-"""Show progress, and report why images are set aside without repeating a reason too often."""
+"""Progress and messages: one protocol, `Display`, for all work; and why images are set aside.
+
+Long work takes a `Display`, or the `OnProgress` of one bar of it, which is `Display.bar` under one
+title. A function of a Python caller becomes a display by `as_display`.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, cast
 
 from foveate.wording import one_line
 
@@ -19,6 +24,7 @@ _MAX_NAMED = 12
 """Number of images that are named for all reasons together."""
 _MAX_COUNTED = 5
 """Number of reasons that are counted at the end."""
+_WARNING = "warning: "
 _NUMBER = re.compile(r"\d[\d.,]*")
 
 
@@ -56,6 +62,88 @@ class Silent:
         """
 
 
+class OnProgress(Protocol):
+    """A function that is called with the progress of one piece of work."""
+
+    def __call__(self, done: float, total: int = 1, /) -> object:
+        """Report progress.
+
+        Args:
+            done: steps that are done; may be a fraction.
+            total: number of steps; 1 where `done` is a share.
+        """
+
+
+def within(on_progress: OnProgress | None, step: int, steps: int) -> OnProgress | None:
+    """Return the function for the progress of one step, which is added to the steps before it.
+
+    Args:
+        on_progress: called with the progress of all steps; None gives None.
+        step: number of steps that are done.
+        steps: number of all steps.
+    """
+    if on_progress is None:
+        return None
+    return lambda done, total=1: on_progress(step + done / total, steps)
+
+
+class ProgressUpdate(NamedTuple):
+    """The progress of one part of the work.
+
+    Attributes:
+        title: title of this part of the work.
+        done: number of steps done; a fraction within one image or step.
+        total: number of steps of this part.
+        note: further text, such as the loss.
+    """
+
+    title: str
+    done: float
+    total: int
+    note: str = ""
+
+
+OnUpdate = Callable[[ProgressUpdate], object]
+"""A function of a Python caller that is called with the progress of the work."""
+
+
+class CallingDisplay:
+    """A display that calls a function; lines go to the log, warnings to Python's `warnings`.
+
+    Args:
+        on_update: function that is called often; None for none.
+    """
+
+    def __init__(self, on_update: OnUpdate | None = None) -> None:
+        self._on_update = on_update
+
+    def say(self, text: str) -> None:
+        """Log a line, or issue it as a Python warning if it begins with ``warning:``."""
+        if text.startswith(_WARNING):
+            warnings.warn(text.removeprefix(_WARNING), stacklevel=2)
+        else:
+            log.info("%s", text)
+
+    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
+        """Call the function with the progress of the work.
+
+        Args:
+            title: name of this part of the work.
+            done: steps that are done; may be a fraction.
+            total: number of steps.
+            note: text beside the progress.
+        """
+        if self._on_update is not None:
+            self._on_update(ProgressUpdate(title, done, total, note))
+
+
+def as_display(on_progress: OnUpdate | Display | None) -> Display:
+    """Wrap a function, or None, in a display; return a display unchanged."""
+    if on_progress is None or not hasattr(on_progress, "bar"):
+        return CallingDisplay(on_progress)
+    return cast("Display", on_progress)
+
+
 class DisplayHandler(logging.Handler):
     """Shows warnings of the log on a display too.
 
@@ -69,7 +157,7 @@ class DisplayHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show the message of a record."""
-        self._display.say(f"warning: {record.getMessage()}")
+        self._display.say(f"{_WARNING}{record.getMessage()}")
 
 
 class SetAsideMessages:

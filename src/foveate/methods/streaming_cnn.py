@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -37,6 +37,7 @@ from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
 from foveate.geometry import lattice_um_from_map, points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
+from foveate.messages.display import OnProgress
 from foveate.methods.base import AbstractMethod, Auxiliary, Prediction, Requirements
 from foveate.nn.heads import Head, InstanceHead
 from foveate.nn.pooling import GatedPool, MaxPool, MeanPool
@@ -216,14 +217,14 @@ class StreamingCnn(AbstractMethod):
         return self.encoder.map_centres_px[-1] - self.encoder.strides[-1] / 2
 
 
-def _progress_callbacks(batch: Batch) -> list[Callable[[float], None] | None]:
+def _progress_callbacks(batch: Batch) -> list[OnProgress | None]:
     """Return, for each image, the function to call with the share of its tiles that are done."""
     if batch.on_progress is None:
         return [None] * len(batch)
     on_progress, done = batch.on_progress, [0.0] * len(batch)
 
-    def report(i: int, share: float) -> None:
-        done[i] = share
+    def report(i: int, share: float, total: int = 1) -> None:
+        done[i] = share / total
         on_progress(sum(done) / len(done))
 
     return [functools.partial(report, i) for i in range(len(batch))]

@@ -48,7 +48,8 @@ def add_plugin_folder(folder: Path | str) -> None:
 
     Example:
         >>> foveate.add_plugin_folder("my_parts")
-        >>> foveate.Classifier("own_method").fit("labels.csv")
+        >>> foveate.list_methods()["own_method"]
+        'patches on an even grid, and their mean'
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,17 +1,19 @@
 """Options of ``predict`` and ``evaluate``, which are passed on as one object.
 
-A further option is a field of `PredictOptions`, the same key of `PredictKeywords`, and a flag of
-`foveate.cli.flags.predict_flags`; it is read where it is used.
+A further option is a field here; its flag follows from it. It is read where it is used.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated
 
 from foveate import defaults
+from foveate.parts.fields import option
+from foveate.parts.options import NameOf, Within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,25 +21,31 @@ class PredictOptions:
     """How a trained run predicts images; picklable.
 
     Attributes:
-        assume_spacing_um: spacing of images that state none, in micrometres per pixel; None takes
+        assume_spacing_um: spacing of images that state none, in micrometres per pixel; by default
             that of the training, for images of the kinds that needed it there.
         heatmaps: number of images, from the first on, that get pictures.
         export: kinds of pictures.
-        workers: number of processes that predict, each with its own models; 0 takes this process,
-            or all places of a cluster of Ray.
-        ray: address of a cluster of Ray, ``auto`` or ``local``; None for no cluster.
-        part: part of the images to predict, such as ``2/5``, or ``array`` in a job array; the same
-            call without it collects the parts. None for all images.
+        workers: number of processes that predict, each with its own models; with 0, this process
+            does, or all places of a cluster of Ray.
+        ray: predict on a cluster of Ray: its address, ``auto``, or ``local`` (one on this machine).
+        part: part of the images to predict, such as ``2/5``; ``array`` takes the part from a job
+            array. The same call without it collects the parts.
         device: device that computes; ``auto`` takes a GPU when there is one.
+
+    Example:
+        >>> foveate.PredictOptions(heatmaps=10, export=("png",)).export
+        ('png',)
     """
 
-    assume_spacing_um: float | None = None
+    assume_spacing_um: Annotated[float, Within(0, math.inf)] | None = option(
+        None, flags=("--spacing-um", "--view.assume-spacing-um")
+    )
     heatmaps: int = defaults.PREDICT_HEATMAPS
-    export: Sequence[str] = defaults.EXPORT
-    workers: int = defaults.WORKERS
+    export: Annotated[Sequence[str], NameOf("exports")] = defaults.EXPORT
+    workers: Annotated[int, Within(0, math.inf)] = defaults.WORKERS
     ray: str | None = None
     part: str | None = None
-    device: str = defaults.DEVICE
+    device: defaults.Device = defaults.DEVICE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,38 +54,16 @@ class EvaluateOptions(PredictOptions):
 
     Attributes:
         label: column of labels, where it is not recognised.
-        files: a second table with one row per image, where the table has one row per patient.
+        files: second table with one row per image, where the table has one row per patient.
         images: folder that paths are relative to.
         renamed: class of the model, by label of the table; rows with other labels that the model
             does not know are set aside.
-        audit_layout: whether to test as well if the model uses the positions of patches.
+        audit_layout: shuffle the positions of patches as well, to test whether the model uses them.
     """
 
     heatmaps: int = defaults.EVALUATE_HEATMAPS
     label: str | None = None
     files: Path | str | None = None
     images: Path | str | None = None
-    renamed: Mapping[str, str] | None = None
+    renamed: Mapping[str, str] | None = option(None, flags=("--map",))
     audit_layout: bool = False
-
-
-class PredictKeywords(TypedDict, total=False):
-    """The fields of `PredictOptions` as keywords of a function, for type checkers."""
-
-    assume_spacing_um: float | None
-    heatmaps: int
-    export: Sequence[str]
-    workers: int
-    ray: str | None
-    part: str | None
-    device: str
-
-
-class EvaluateKeywords(PredictKeywords, total=False):
-    """The fields of `EvaluateOptions` as keywords of a function, for type checkers."""
-
-    label: str | None
-    files: Path | str | None
-    images: Path | str | None
-    renamed: Mapping[str, str] | None
-    audit_layout: bool

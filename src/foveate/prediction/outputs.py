@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from foveate._version import __version__
 from foveate.errors import CheckpointError
@@ -16,7 +16,7 @@ from foveate.files.atomic import write_json
 from foveate.files.journal import Journal, read_entries
 from foveate.files.run_layout import HeatmapLayout, PredictionLayout
 from foveate.loading.loader import CaseLoader
-from foveate.messages.display import Display, SetAsideMessages
+from foveate.messages.display import Display, OnProgress, SetAsideMessages
 from foveate.prediction.answer import AnswerOrFailure, Failure
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.options import PredictOptions
@@ -99,8 +99,9 @@ class PredictionJob:
         options: how the models predict.
         heatmaps: folder for the evidence of all images, and the pictures of the first ones.
         display: shows messages and progress.
-        command: what the answers depend on besides models and pictures. With None, answers of
-            another command that the folder holds are replaced; otherwise they are refused.
+        others: what happens to answers of another command, or to other images, that the folder
+            holds: ``refuse`` stops the command, ``replace`` drops them.
+        command: what the answers depend on besides models and pictures.
         workers: other processes that predict; with None, this process does.
     """
 
@@ -111,7 +112,8 @@ class PredictionJob:
     _: KW_ONLY
     heatmaps: Path
     display: Display
-    command: Mapping[str, Any] | None = None
+    others: Literal["refuse", "replace"]
+    command: Mapping[str, Any] = field(default_factory=dict)
     workers: AbstractWorkers | None = None
 
     def list_dependencies(self) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class PredictionJob:
             "models": self.models.digests(),
             "heatmaps": self.options.heatmaps,
             "exports": list(self.options.export),
-            **(self.command or {}),
+            **self.command,
         }
 
 
@@ -144,15 +146,16 @@ def predict_into(
         DiskFull: there is no room; what was written before is whole.
     """
     dependencies = job.list_dependencies()
-    journal = Journal(PredictionLayout(job.folder).journal, dependencies, anew=job.command is None)
+    path = PredictionLayout(job.folder).journal
+    journal = Journal(path, dependencies, anew=job.others == "replace")
     keys = {case.image_id: _make_key(case) for case in cases}
     known = _pick_valid(journal.entries, keys)
-    if job.command is not None:
-        collected = _read_parts(job.folder, dependencies)
+    collected = _read_parts(job.folder, dependencies)
+    if job.others == "refuse":
         _refuse_other_images(job.folder, {**collected, **journal.entries}, set(keys))
-        more = {i: e for i, e in _pick_valid(collected, keys).items() if i not in known}
-        journal.add_all(more)
-        known |= more
+    more = {i: e for i, e in _pick_valid(collected, keys).items() if i not in known}
+    journal.add_all(more)
+    known |= more
     if known:
         job.display.say(f"{len(known)} of {len(keys)} images are answered already")
     todo = [
@@ -255,7 +258,7 @@ def _answer_all(
     """
     messages, n_known = SetAsideMessages(job.display.say), len(keys) - len(todo)
 
-    def show_done(done: float) -> None:
+    def show_done(done: float, _: int = 1) -> None:
         job.display.bar("predicting", n_known + done, len(keys))
 
     show_done(0)
@@ -271,7 +274,7 @@ def _answer_all(
 
 
 def _predict_images(
-    job: PredictionJob, todo: Sequence[CaseJob], on_progress: Callable[[float], None]
+    job: PredictionJob, todo: Sequence[CaseJob], on_progress: OnProgress
 ) -> Iterator[AnswerOrFailure]:
     """Predict images by the workers of the job, or by this process where it has none."""
     if job.workers is not None:

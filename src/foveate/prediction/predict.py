@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.likeness import describe_unlikeness
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import computes_in_bf16
+from foveate.messages.display import OnProgress, within
 from foveate.methods.base import check_prediction
 from foveate.prediction.answer import Answer, AnswerOrFailure, Failure, ModelAnswer
 from foveate.prediction.options import PredictOptions
@@ -55,20 +56,43 @@ def predict_one(
         FoveateError: the image cannot be read or predicted.
 
     Example:
-        >>> answer = predict_one(find_models(Path("runs/first")), "slides/S1.svs")
+        >>> models = foveate.load_model("runs/first")
+        >>> answer = foveate.predict_one(models, "new/S1.svs")
         >>> dict(zip(models.task.columns, answer.values))
-        {'prob_normal': 0.03, 'prob_tumour': 0.97}
+        {'prob_normal': …, 'prob_tumour': …}
     """
     if not isinstance(case, Case):
         case = Case(Path(case).stem, Path(case).stem, Path(case))
+    with open_one(models, case, device=device, assume_spacing_um=assume_spacing_um) as opened:
+        return _answer_together(models, opened)
+
+
+@contextlib.contextmanager
+def open_one(
+    models: Ensemble,
+    case: Case,
+    *,
+    device: torch.device | str = "cpu",
+    assume_spacing_um: float | None = None,
+) -> Iterator[OpenCase]:
+    """Open one image for models, and close it at the end of the block.
+
+    Args:
+        models: models with whose view the image is read.
+        case: the image.
+        device: device that computes.
+        assume_spacing_um: spacing of an image that states none; with None, as in training.
+
+    Raises:
+        FoveateError: the image cannot be opened or read.
+    """
     with contextlib.closing(open_loader(models, assume_spacing_um)) as loader:
         waits: list[float] = []
         groups = timed(loader.ahead([[case]]), waits.append)  # the image stays open while it lives
         (item,) = next(groups)
         if isinstance(item, FoveateError):
             raise item
-        opened = _OpenCase(case, item, loader, torch.device(device), seconds_waited=waits[-1])
-        return _answer_together(models, opened)
+        yield OpenCase(case, item, loader, torch.device(device), seconds_waited=waits[-1])
 
 
 def open_loader(models: Ensemble, assume_spacing_um: float | None = None) -> CaseLoader:
@@ -103,7 +127,7 @@ def predict_cases(
     *,
     device: torch.device,
     shuffle_layout: bool = False,
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: OnProgress | None = None,
     options: PredictOptions | None = None,
     pictured: Collection[str] = (),
 ) -> Iterator[AnswerOrFailure]:
@@ -120,7 +144,8 @@ def predict_cases(
         device: device that computes.
         shuffle_layout: whether the positions of the patches of an image are shuffled
             (`foveate.evaluation.audit`).
-        on_progress: called with the number of images done, as a fraction while an image takes long.
+        on_progress: called with the number of images done, a fraction while an image takes long,
+            and the number of all.
         options: how the models predict; with them, each answer has its evidence and pictures as
             files.
         pictured: ids of the images that get pictures.
@@ -138,12 +163,12 @@ def predict_cases(
             yield Failure(case, str(item))
             continue
         with_pictures = case.image_id in pictured
-        opened = _OpenCase(
+        opened = OpenCase(
             case, item, loader, device, shuffle_layout, waits[-1], options, with_pictures
         )
         outcome: AnswerOrFailure
         try:
-            outcome = _answer_together(models, opened, _add_to_progress(on_progress, done))
+            outcome = _answer_together(models, opened, within(on_progress, done, len(cases)))
         except FoveateError as error:
             # One file that cannot be read, or is too large, must not stop the others.
             if concerns_all_images(error):
@@ -153,7 +178,7 @@ def predict_cases(
 
 
 @dataclass(frozen=True)
-class _OpenCase:
+class OpenCase:
     """A case whose image is open, and how models are asked about it.
 
     Attributes:
@@ -179,8 +204,8 @@ class _OpenCase:
 
 def _answer_together(
     models: Ensemble,
-    opened: _OpenCase,
-    on_progress: Callable[[float], None] | None = None,
+    opened: OpenCase,
+    on_progress: OnProgress | None = None,
 ) -> Answer:
     """Predict one open image with all models, average their answers, and draw the evidence.
 
@@ -200,7 +225,7 @@ def _answer_together(
         with draws:
             for i, member in enumerate(models.members):
                 member.method.to(opened.device)
-                answers.append(_answer_alone(member, opened, _add_to_progress(on_progress, i, n)))
+                answers.append(_answer_alone(member, opened, within(on_progress, i, n)))
         averaged = _average(models, opened, answers, begun)
         if opened.options is None:
             return averaged
@@ -218,9 +243,7 @@ def _seeded_draws(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _answer_alone(
-    model: Model, opened: _OpenCase, on_progress: Callable[[float], None] | None
-) -> ModelAnswer:
+def _answer_alone(model: Model, opened: OpenCase, on_progress: OnProgress | None) -> ModelAnswer:
     """Predict one open image with one model.
 
     Raises:
@@ -270,7 +293,7 @@ def _no_evidence(item: LoadedImage) -> Evidence:
 
 
 def _average(
-    models: Ensemble, opened: _OpenCase, answers: Sequence[ModelAnswer], begun: float
+    models: Ensemble, opened: OpenCase, answers: Sequence[ModelAnswer], begun: float
 ) -> Answer:
     """Average the answers of the models, and add the cost of the image.
 
@@ -304,18 +327,3 @@ def _average(
         unlike=describe_unlikeness(image, opened.item.glimpse, models.card.trained_on),
         factor=opened.loader.factors.get(case.image_id),
     )
-
-
-def _add_to_progress(
-    on_progress: Callable[[float], None] | None, done: int, total: int = 1
-) -> Callable[[float], None] | None:
-    """Return a callback that reports the share of one step, with those done before, of all steps.
-
-    Args:
-        on_progress: called with ``(done + share) / total``; None gives None.
-        done: number of steps done before.
-        total: number of all steps; 1 where the number of steps itself is reported.
-    """
-    if on_progress is None:
-        return None
-    return lambda share: on_progress((done + share) / total)

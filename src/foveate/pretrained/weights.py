@@ -87,7 +87,7 @@ def fit_weights(
     if adapt is not None:
         try:
             weights = adapt(weights)
-        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        except (RuntimeError, ValueError, LookupError, AttributeError) as error:
             raise CheckpointError(
                 f"encoder.weights: {file} does not fit encoder '{encoder}': "
                 f"{one_line(str(error), max_letters=160)}"

@@ -20,7 +20,6 @@ from foveate.errors import (
     FoveateError,
     ImageTooLarge,
     UnreadableImage,
-    UnsupportedFormat,
     converting,
 )
 from foveate.formats.orientation import Orientation
@@ -50,8 +49,7 @@ class PictureReader(AbstractReader):
     add to a JPEG (previews, gain maps) are ignored.
 
     Raises:
-        UnsupportedFormat: the pixels are floating-point numbers, or the file holds several
-            pictures.
+        UnsupportedFormat: the file holds several pictures.
         UnreadableImage: the file is damaged.
     """
 
@@ -67,10 +65,6 @@ class PictureReader(AbstractReader):
             shape = self._orientation.swap_axes(image.size[::-1])
             grey = image.mode in ("1", "L", "LA", "La", *_GREY16)
             self.dtype = np.dtype(np.uint16 if image.mode in _GREY16 else np.uint8)
-            if image.mode == "F":
-                raise UnsupportedFormat(
-                    f"{path}: floating-point pictures are not readable; save it with 8 or 16 bits"
-                )
             _refuse_several(path, image)
         self.kind = "picture"
         self.levels = (Level(shape, (1.0, 1.0)),)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
 from foveate.files.digest import file_sha256
 from foveate.files.identical import companion_folder
+from foveate.messages.display import OnProgress
 from foveate.parts import plugin_folders
 from foveate.runs.folder import read_json
 from foveate.table import Case, patient_key
@@ -50,7 +51,7 @@ def note_inputs(
     cases: Sequence[Case],
     files: Mapping[str, Path],
     known: Inputs | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Inputs:
     """Note all inputs as they are now.
 

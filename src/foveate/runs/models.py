@@ -116,8 +116,8 @@ def find_models(run: Path | str) -> Ensemble:
             not fit each other.
 
     Example:
-        >>> find_models("runs/first")
-        one model: method glimpse, encoder lite0, classes normal, tumour (in this order)
+        >>> foveate.load_model("runs/first")
+        one model: method …, encoder …, classes normal, tumour (in this order)
     """
     return load_models(model_folders(Path(run)))
 

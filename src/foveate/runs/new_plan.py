@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from foveate.files.atomic import write_json
 from foveate.files.run_layout import RunLayout
 from foveate.images.likeness import ImageFacts, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
-from foveate.messages.display import Display, SetAsideMessages
+from foveate.messages.display import Display, OnProgress, SetAsideMessages
 from foveate.parts import find
 from foveate.parts.options import parse_options
 from foveate.runs.card import store_trained_on
@@ -81,9 +82,9 @@ def settle_plan(run: NewRun) -> None:
     write_json(RunLayout(run.folder).plan, content)
 
 
-def show_noting(display: Display) -> Callable[[int, int], None]:
+def show_noting(display: Display) -> OnProgress:
     """Return a callback that displays how many inputs of a run have been noted."""
-    return lambda done, total: display.bar("noting what the run rests on", done, total)
+    return functools.partial(display.bar, "noting what the run rests on")
 
 
 def _find_axes(run: NewRun, config: RunConfig) -> int:
@@ -157,7 +158,7 @@ def _open_all(run: NewRun) -> tuple[Scan, list[dict[str, str]]]:
     scan = scan_cases(
         table.cases,
         run.config.view,
-        lambda done, total: display.bar("opening images", done, total),
+        functools.partial(display.bar, "opening images"),
         run.config.reader_options,
     )
     quarantine = [

@@ -18,7 +18,7 @@ nothing discarded, and batches, three dimensions, odd sizes and branches are no 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from foveate.errors import OptionError
+from foveate.messages.display import OnProgress
 from foveate.streaming.base import AbstractSource, NotLocal, Region, TooLittleMemory
 from foveate.streaming.build import build_graph
 from foveate.streaming.function import TiledSegment
@@ -99,7 +100,7 @@ class Streamed(nn.Module):
         if scratch is not None and not scratch.is_dir():
             raise OptionError(f"scratch: {scratch} is no folder; make it first")
         self.stack, self.tile, self.budget_bytes, self.scratch = stack, tile, budget_bytes, scratch
-        self.on_progress: Callable[[float], None] | None = None
+        self.on_progress: OnProgress | None = None
         self.counts: dict[str, int] = {}
         self._traced: dict[tuple[Any, ...], TracedStack] = {}
         self._graphs: dict[tuple[Any, ...], Graph] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.memory import trim
+from foveate.messages.display import OnProgress
 from foveate.streaming.base import AbstractSource, Region
 from foveate.streaming.grid import TileGrid
 from foveate.streaming.scratch import DiskMap
@@ -33,7 +34,7 @@ class Meter:
         on_progress: function that is called with the share that is done.
     """
 
-    def __init__(self, total: float, on_progress: Callable[[float], None]) -> None:
+    def __init__(self, total: float, on_progress: OnProgress) -> None:
         self._total, self._on_progress, self._done = total, on_progress, 0.0
 
     def add(self, work: float) -> None:

@@ -9,7 +9,7 @@ written beside each slide, for scores of localisation only: training must not re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from foveate.errors import ImageNotFound, OptionError
 from foveate.files.atomic import write_aside, write_bytes, write_json, write_text
 from foveate.files.csvtext import csv_text
+from foveate.messages.display import OnProgress
 from foveate.synthetic.layout import draw_layout
 from foveate.synthetic.pyramid import write_pyramid
 from foveate.synthetic.render import Renderer
@@ -93,7 +94,7 @@ def write_cohort(
     cohort: CohortSpec,
     *,
     workers: int = 2,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Path:
     """Write a cohort, about half of it positive; slides that are complete are not written again.
 

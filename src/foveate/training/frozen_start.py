@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.batch import Batch, Patches, ReadingFailed
+from foveate.messages.display import OnProgress
 from foveate.methods.base import AbstractMethod
 from foveate.nn.overview import N_LEFT_OUT_FOLDS
 from foveate.table import Case
@@ -26,7 +27,7 @@ def fit_start(
     task: AbstractTask,
     cases: Sequence[Case],
     batches: Iterable[tuple[Case, Batch]],
-    on_progress: Callable[[int], None],
+    on_progress: OnProgress,
 ) -> dict[str, int]:
     """Let the encoder and the method fit what they fit to features, before the first step.
 
@@ -35,7 +36,7 @@ def fit_start(
         task: the task, which defines the loss.
         cases: images of the training and the validation part.
         batches: frozen batches of one image each, without images that fail.
-        on_progress: called with the number of images that are done.
+        on_progress: called with the number of images that are done, and the number of all.
 
     Returns:
         by image id, number of the left-out fold of the image; empty where the method fits nothing
@@ -58,7 +59,7 @@ def fit_start(
             with contextlib.suppress(ReadingFailed):  # set aside when a step comes to it
                 few = [_sample_patches(batch)]
                 patches.append(batch.frozen_features.features(method.encoder, few, 32).cpu())
-        on_progress(i + 1)
+        on_progress(i + 1, len(cases))
     features = glimpses if looks_only else patches
     if features:
         method.encoder.fit_start(torch.cat(features))

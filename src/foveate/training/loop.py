@@ -26,6 +26,7 @@ from foveate.files.atomic import write_text
 from foveate.files.run_layout import FoldLayout
 from foveate.loading.loader import CaseLoader, timed
 from foveate.memory import peak_memory_mib, release_memory
+from foveate.messages.display import CallingDisplay, Display, OnProgress, within
 from foveate.runs.checkpoint import Model, read_tensors
 from foveate.runs.schedule import (
     Schedule,
@@ -42,13 +43,11 @@ from foveate.training.notice import StageDisplay, describe_chance_plateau, descr
 from foveate.training.state import (
     WORST_LOSS,
     Checkpoints,
-    OnStatus,
     Progress,
-    Status,
     WeightAverage,
     as_csv,
 )
-from foveate.training.step import OnImage, Steps
+from foveate.training.step import Steps
 
 log = logging.getLogger("foveate")
 
@@ -79,9 +78,9 @@ class Trainer:
             default a new one.
         folds: models of the folds, for a training on all images: what validation parts would
             fit is the mean of theirs.
-        on_progress: called with the status of the training, often.
-        on_message: called with a line about the time that a stage will take, and about images
-            set aside.
+        display: shows progress, the time that a stage will take, and images set aside; by default
+            messages go to the log.
+        title: title of the training on the display.
         after_epoch: called with the fold's folder when an epoch's row is written.
     """
 
@@ -95,8 +94,8 @@ class Trainer:
         runtime: Runtime | None = None,
         store: FeatureStore | None = None,
         folds: Sequence[Model] = (),
-        on_progress: OnStatus | None = None,
-        on_message: Callable[[str], None] = log.info,
+        display: Display | None = None,
+        title: str = "training",
         after_epoch: Callable[[Path], None] | None = None,
     ) -> None:
         self.model, self.loader, self.folder, self.options = model, loader, folder, options
@@ -114,8 +113,7 @@ class Trainer:
             store = FeatureStore(FoldLayout(folder).features if self.runtime.is_main else None)
         self._store = store
         self._folds = tuple(folds)
-        self._on_progress = on_progress or (lambda _: None)
-        self._on_message = on_message
+        self._display, self._title = display or CallingDisplay(), title
         self._after_epoch = after_epoch or (lambda _: None)
         self._trained = [
             p for tier in model.method.encoder.tiers() for p in tier if p.requires_grad
@@ -128,7 +126,7 @@ class Trainer:
         self.method, self.optimizer = self.fabric.setup(model.method, optimizer)
         self.progress = Progress()
         self.steps = Steps(
-            model, self.method, loader, options, self.runtime, self.progress, on_message
+            model, self.method, loader, options, self.runtime, self.progress, self._display.say
         )
 
     def fit(self, train: Sequence[Case], val: Sequence[Case]) -> Progress:
@@ -171,7 +169,8 @@ class Trainer:
 
     def display_of(self, n_images: int) -> StageDisplay:
         """Build the display of the stages of a training on a number of images."""
-        return StageDisplay(self._on_progress, self.schedule_of(n_images), self.progress)
+        schedule = self.schedule_of(n_images)
+        return StageDisplay(self._display, self._title, schedule, self.progress)
 
     def _resume(self) -> None:
         """Load the state that an earlier process has written, if there is one."""
@@ -189,7 +188,7 @@ class Trainer:
         stage, frozen = fit.schedule.stage(epoch), fit.schedule.is_frozen(epoch)
         if self.pretrained and not self.progress.stage:
             self._let_learn(False)
-            self._fit_to_features([*fit.train, *fit.val])
+            self._fit_to_features([*fit.train, *fit.val], fit.display.features)
             if not frozen:
                 self.checkpoints.keep_start(self.progress, self._validate(fit, self._store))
         self._let_learn(not frozen)
@@ -228,9 +227,9 @@ class Trainer:
                 self.method.train()
                 cases = self.steps.team.pick(groups[0])
                 for items in self.loader.ahead([cases]):
-                    self.steps.backward(cases, items, 0, lambda _: None, store)
+                    self.steps.backward(cases, items, 0, store=store)
                 stepped = time.perf_counter()
-                self.steps.answer(fit.val[:1], fit.display.validated, store)
+                self.steps.answer(fit.val[:1], fit.display.validation, store)
                 times.append((stepped - begun, time.perf_counter() - stepped))
             self.optimizer.zero_grad(set_to_none=True)
         (first, first_answer), (step, answer) = times
@@ -238,19 +237,19 @@ class Trainer:
         if store is not None:
             total += (first - step) * len(groups) + (first_answer - answer) * n_val
         stage = fit.schedule.stage(epoch)
-        self._on_message(describe_stage(stage, epochs, len(groups), step, total))
+        self._display.say(describe_stage(stage, epochs, len(groups), step, total))
 
     def _let_learn(self, learn: bool) -> None:
         """Enable or disable gradients of the encoder's pretrained parameters that are trained."""
         for parameter in self._trained:
             parameter.requires_grad_(learn)
 
-    def _fit_to_features(self, cases: Sequence[Case]) -> None:
+    def _fit_to_features(self, cases: Sequence[Case], on_progress: OnProgress) -> None:
         """Read the features of images, and fit the linear answers to them.
 
         The validation part is among the images: they are answered by fits that did not see them.
         """
-        method, total = self.model.method, len(cases)
+        method, task = self.model.method, self.model.task
 
         def batches() -> Iterator[tuple[Case, Batch]]:
             loaded = self.loader.ahead([case] for case in cases)
@@ -258,17 +257,14 @@ class Trainer:
                 for _, item in self.steps.readable([case], items):
                     yield case, self.steps.batch([item], store=self._store)
 
-        def show(done: int) -> None:
-            self._on_progress(Status("reading features", done, total, 0, {}))
-
-        show(0)
+        on_progress(0, len(cases))
         method.eval()
         with (
             running_part("method", method),
             self.fabric.autocast(),
             self.progress.timed(),
         ):
-            self.progress.leave_out(fit_start(method, self.model.task, cases, batches(), show))
+            self.progress.leave_out(fit_start(method, task, cases, batches(), on_progress))
             self.steps.team.align()
 
     def _fit_trust(self, fit: _Fit) -> None:
@@ -278,7 +274,7 @@ class Trainer:
         else:
             each_loss, view = self.model.task.each_loss, self.loader.view
             store = self._store_in_use(fit)
-            answer = functools.partial(self.steps.answer, fit.val, fit.display.validated, store)
+            answer = functools.partial(self.steps.answer, fit.val, fit.display.validation, store)
             self.model.method.fit_trust(answer, each_loss, view)
         if self.average.weights:
             self.average.begin()  # the fitted factor is part of the averaged weights, too
@@ -299,7 +295,7 @@ class Trainer:
         for step, items in enumerate(loaded, progress.step):
             begun = time.perf_counter()
             self._prepare_step(schedule, step, len(groups))
-            on_progress = fit.display.within(step, len(groups))
+            on_progress = within(fit.display.step, step, len(groups))
             self.steps.backward(groups[step], items, step, on_progress, store)
             ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
             if ends_update:
@@ -357,7 +353,7 @@ class Trainer:
     def _validate(self, fit: _Fit, store: FeatureStore | None) -> dict[str, float]:
         """Compute loss, ranking and score of the inner validation part, in evaluation mode."""
         with self.progress.timed():
-            stacked, target = self.steps.answer(fit.val, fit.display.validated, store)
+            stacked, target = self.steps.answer(fit.val, fit.display.validation, store)
         if not len(stacked):
             return {}
         loss = float(self.model.task.loss(stacked, target))
@@ -367,16 +363,16 @@ class Trainer:
         return figures | self.model.task.validate(stacked, target, fit.chance)
 
     def answer(
-        self, cases: Sequence[Case], on_image: OnImage = lambda *_: None
+        self, cases: Sequence[Case], on_progress: OnProgress | None = None
     ) -> tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]:
         """Compute logits ``(n, k)`` and targets of the cases whose images can be read.
 
         Args:
             cases: the cases to answer.
-            on_image: called with the number of images done, the number of all, and the share of
-                the next image that is done.
+            on_progress: called with the number of images done, a fraction within an image, and the
+                number of all.
         """
-        return self.steps.answer(cases, on_image)
+        return self.steps.answer(cases, on_progress)
 
     def _close_epoch(self, fit: _Fit, validation: dict[str, float]) -> dict[str, float]:
         release_memory()  # steps of different sizes leave gaps, which would add up

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from foveate.memory import peak_memory_mib
 from foveate.messages.display import Display
@@ -11,7 +11,7 @@ from foveate.parts.options import options as options_of
 from foveate.presentation import write_duration
 from foveate.runs.checkpoint import Model
 from foveate.runs.schedule import Schedule
-from foveate.training.state import OnStatus, Progress, Status
+from foveate.training.state import Progress
 
 _AT_CHANCE = (
     "the training loss rests at {loss:.3f} after {epoch} epochs and the validation part is not "
@@ -72,73 +72,56 @@ def describe_stage(
     )
 
 
-def training_bar(display: Display, title: str) -> OnStatus:
-    """Return a callback that shows each stage of training as one bar on a display.
-
-    It shows nothing of an epoch before its first step.
+class StageDisplay:
+    """Shows the progress of the present stage of a training, each stage as one bar.
 
     Args:
         display: display that shows the bars.
-        title: title of the bars.
-    """
-
-    def show(status: Status) -> None:
-        running, note = status.running, ""
-        if status.epoch:
-            note = f"epoch {status.epoch}"
-        if running.get("seconds_computing", 0) > 0:
-            waiting = running["seconds_reading"] / running["seconds"]
-            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
-        if "validated" in running:
-            note += f"  validating {running['validated']:.0%}"
-        display.bar(f"{title}: {status.stage}", status.done, status.total, note)
-
-    return show
-
-
-class StageDisplay:
-    """Shows the progress of the present stage of a training.
-
-    Args:
-        on_progress: called with each status.
+        title: title of the training, with which the title of each bar begins.
         schedule: schedule of the training.
         progress: progress of the training, which changes as it goes on.
     """
 
-    def __init__(self, on_progress: OnStatus, schedule: Schedule, progress: Progress) -> None:
-        self._on_progress, self._schedule, self._progress = on_progress, schedule, progress
+    def __init__(
+        self, display: Display, title: str, schedule: Schedule, progress: Progress
+    ) -> None:
+        self._display, self._title = display, title
+        self._schedule, self._progress = schedule, progress
 
-    def step(self, step: float, steps: int, **more: float) -> None:
-        """Show that a number of steps of the present epoch is done.
-
-        Args:
-            step: number of steps that are done; fractions count parts of a step.
-            steps: number of steps of the epoch.
-            more: figures that are shown beside those of the epoch.
-        """
-        epoch = self._progress.epoch
-        begin, epochs = self._schedule.span(epoch)
-        done = (epoch - begin) * steps + step
-        running = self._progress.running() | more
-        stage = self._schedule.stage(epoch)
-        self._on_progress(Status(stage, done, epochs * steps, epoch + 1, running))
-
-    def within(self, step: int, steps: int) -> Callable[[float], None]:
-        """Return the function that a long step calls with the share of it that is done.
-
-        Args:
-            step: number of the step.
-            steps: number of steps in all.
-        """
-        return lambda share: self.step(step + share, steps)
-
-    def validated(self, done: int, of: int, share: float) -> None:
-        """Show that a number of images of the validation part is done.
+    def features(self, done: float, total: int = 1) -> None:
+        """Show how many images' features are read, before the first step.
 
         Args:
             done: number of images that are done.
-            of: number of images of the validation part.
-            share: share of the next image that is done.
+            total: number of all images.
+        """
+        self._display.bar(f"{self._title}: reading features", done, total)
+
+    def step(self, done: float, total: int = 1, validating: float | None = None) -> None:
+        """Show that a number of steps of the present epoch is done.
+
+        Args:
+            done: number of steps that are done; fractions count parts of a step.
+            total: number of steps of the epoch.
+            validating: share of the validation part that is done; None before it begins.
+        """
+        epoch = self._progress.epoch
+        begin, epochs = self._schedule.span(epoch)
+        note, running = f"epoch {epoch + 1}", self._progress.running()
+        if running.get("seconds_computing", 0) > 0:
+            waiting = running["seconds_reading"] / running["seconds"]
+            note += f"  loss {running['train_loss']:.4f}  waiting for pixels {waiting:.0%}"
+        if validating is not None:
+            note += f"  validating {validating:.0%}"
+        title = f"{self._title}: {self._schedule.stage(epoch)}"
+        self._display.bar(title, (epoch - begin) * total + done, epochs * total, note)
+
+    def validation(self, done: float, total: int = 1) -> None:
+        """Show that a number of images of the validation part is done.
+
+        Args:
+            done: number of images that are done; fractions count parts of an image.
+            total: number of images of the validation part.
         """
         step = self._progress.step
-        self.step(step, max(step, 1), validated=(done + share) / of)
+        self.step(step, max(step, 1), validating=done / total)

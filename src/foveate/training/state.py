@@ -29,28 +29,6 @@ WORST_LOSS = 1e30
 """Stands for a loss that is not finite."""
 
 
-@dataclass(frozen=True)
-class Status:
-    """The state of a training, for the progress display.
-
-    Attributes:
-        stage: ``reading features``, ``frozen start`` or ``end to end``.
-        done: number of steps of the stage that are done; fractions count parts of a step.
-        total: number of all steps of the stage.
-        epoch: number of the epoch, counted from 1; 0 while features are read.
-        running: figures of the epoch so far.
-    """
-
-    stage: str
-    done: float
-    total: int
-    epoch: int
-    running: dict[str, float]
-
-
-OnStatus = Callable[[Status], None]
-
-
 @dataclass
 class Progress:
     """The progress of a training; it is written with the weights.

@@ -5,7 +5,6 @@ Every random draw of a step comes from ``(seed, epoch, step)`` and an image's pl
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import math
@@ -20,7 +19,7 @@ from foveate.batch import Augment, Batch, LoadedImage, ReadingFailed, augment_fo
 from foveate.batch.features import FeatureStore
 from foveate.errors import FoveateError, NotFinite, TrainingError, running_part
 from foveate.loading.loader import CaseLoader, timed
-from foveate.messages.display import SetAsideMessages
+from foveate.messages.display import OnProgress, SetAsideMessages, within
 from foveate.methods.base import check_prediction, further_loss
 from foveate.nn.generators import Generators, seeded
 from foveate.runs.checkpoint import Model
@@ -33,8 +32,6 @@ from foveate.training.team import CountOnce, StepCount, Team
 log = logging.getLogger("foveate")
 
 Loaded = LoadedImage | FoveateError
-OnImage = Callable[[int, int, float], None]
-"""Called with the number of images done, the number of all, and the share of the next image."""
 
 
 def compute_readable(
@@ -98,7 +95,7 @@ class Steps:
         cases: Sequence[Case],
         items: Sequence[Loaded],
         step: int,
-        on_progress: Callable[[float], None],
+        on_progress: OnProgress | None = None,
         store: FeatureStore | None = None,
     ) -> None:
         """Compute gradients of this process's part of a batch.
@@ -186,7 +183,10 @@ class Steps:
         }
 
     def answer(
-        self, cases: Sequence[Case], on_image: OnImage, store: FeatureStore | None = None
+        self,
+        cases: Sequence[Case],
+        on_progress: OnProgress | None = None,
+        store: FeatureStore | None = None,
     ) -> tuple[Float[Tensor, "n k"], Shaped[Tensor, "n ..."]]:
         """Compute logits ``(n, k)`` and targets of images that can be read, in evaluation mode.
 
@@ -194,8 +194,8 @@ class Steps:
 
         Args:
             cases: the cases to answer.
-            on_image: called with the number of images done, the number of all, and the share of
-                the next image that is done.
+            on_progress: called with the number of images done, a fraction within an image, and the
+                number of all.
             store: features of the frozen encoder; None where the encoder is trained.
         """
         answers: list[tuple[int, Tensor]] = []
@@ -203,10 +203,11 @@ class Steps:
         places = self.team.pick(range(len(cases)))
         loaded = timed(self.loader.ahead([cases[i]] for i in places), self.waited)
         for done, (i, items) in enumerate(zip(places, loaded, strict=True)):
-            on_progress = functools.partial(on_image, done, len(places))
-            on_progress(0.0)
+            on_image = within(on_progress, done, len(places))
+            if on_image is not None:
+                on_image(0)
             for _, item in self.readable([cases[i]], items):
-                batch = self.batch([item], augment="none", on_progress=on_progress, store=store)
+                batch = self.batch([item], augment="none", on_progress=on_image, store=store)
                 logits = self._answer_image(batch)
                 answers += [] if logits is None else [(i, logits)]
         gathered = sorted(itertools.chain(*self.runtime.gather(answers)), key=lambda pair: pair[0])
@@ -233,7 +234,7 @@ class Steps:
         self,
         items: Sequence[LoadedImage],
         augment: Augment | None = None,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: OnProgress | None = None,
         generators: Generators | None = None,
         store: FeatureStore | None = None,
     ) -> Batch:

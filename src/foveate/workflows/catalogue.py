@@ -11,6 +11,7 @@ from typing import Any
 
 from foveate import defaults
 from foveate.parts import find, names
+from foveate.parts.fields import read_entries
 from foveate.parts.options import options
 
 COMMAND = "foveate methods --markdown > docs/methods.md"
@@ -120,7 +121,11 @@ def describe_method(name: str) -> MethodDescription:
         UnknownName: there is no method of this name.
 
     Example:
-        >>> foveate.describe_method("abmil").paragraphs["Cost"]
+        >>> description = foveate.describe_method("abmil")
+        >>> description.paragraphs["Cost"]
+        'reads every patch with foreground, …'
+        >>> [option.name for option in description.options]
+        ['pooling', …]
     """
     part = find("methods", name)
     meanings = read_meanings(part)
@@ -159,29 +164,12 @@ def read_meanings(part: type[Any]) -> dict[str, str]:
     The text comes from the docstring of the class, or from that of the nearest base class that has
     one. What the class describes that is no option of it stands at the end.
     """
-    texts = _read_args(part)
+    texts = read_entries(part.__doc__ or "", "Args")
     inherited: dict[str, str] = {}
     for base in part.__mro__[1:]:
-        inherited = _read_args(base) | inherited
+        inherited = read_entries(base.__doc__ or "", "Args") | inherited
     known = {name: (inherited | texts).get(name) for name in options(part)}
     return {name: text for name, text in known.items() if text is not None} | texts
-
-
-def _read_args(part: type[Any]) -> dict[str, str]:
-    """Return the texts of the Args of a class docstring by name."""
-    _, _, text = inspect.cleandoc(part.__doc__ or "").partition("Args:\n")
-    texts: dict[str, str] = {}
-    name = ""
-    for line in text.splitlines():
-        start = re.match(r"^    (\w+): (.*)$", line)
-        if start:
-            name = start[1]
-            texts[name] = start[2]
-        elif name and line.startswith("     "):
-            texts[name] += " " + line.strip()
-        elif line.strip():
-            break
-    return texts
 
 
 def _write_method(name: str, part: type[Any]) -> list[str]:

@@ -6,6 +6,7 @@ a small share of the pixels, `downsampled` cannot. Every demo checks this at its
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def run_demo(
     table = write_cohort(
         folder / "cohort",
         CohortSpec(count, max(8, round(count / SLIDES_PER_PATIENT)), SLIDE, GIGA, seed),
-        on_progress=lambda done, total: display.bar("writing slides", done, total),
+        on_progress=functools.partial(display.bar, "writing slides"),
     )
     baseline = run_experiment(
         demo_config("downsampled", table, seed), folder / "downsampled", display

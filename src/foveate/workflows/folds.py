@@ -31,7 +31,7 @@ from foveate.runs.schedule import Schedule, TrainOptions
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
 from foveate.training.loop import Trainer
-from foveate.training.notice import StageDisplay, training_bar
+from foveate.training.notice import StageDisplay
 from foveate.training.state import Progress
 
 
@@ -263,8 +263,8 @@ def _open_trainer(
             runtime=run.processes.begin(model, name),
             store=run.store,
             folds=folds,
-            on_progress=training_bar(run.display, title),
-            on_message=run.display.say,
+            display=run.display,
+            title=title,
             after_epoch=run.after_epoch,
         )
 
@@ -325,7 +325,7 @@ def _calibrate(
     trainer: Trainer, val: Sequence[Case], display: StageDisplay
 ) -> dict[str, float | None]:
     """Settle on the validation part how logits become answers: temperature, threshold."""
-    logits, target = trainer.answer(val, display.validated)
+    logits, target = trainer.answer(val, display.validation)
     return trainer.model.task.calibrate(logits.cpu(), target.cpu())
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate.errors import CheckpointError, FolderInUse, TableError, UnreadableImage
 from foveate.evaluation import audit
@@ -20,7 +20,7 @@ from foveate.files.atomic import write_json
 from foveate.files.lock import is_locked, lock_folder
 from foveate.files.run_layout import PredictionLayout
 from foveate.loading.gather import gather_cases
-from foveate.messages.display import Display
+from foveate.messages.display import Display, OnUpdate, as_display
 from foveate.prediction.job_array import JobPart, parse_part
 from foveate.prediction.options import EvaluateOptions, PredictOptions
 from foveate.prediction.outputs import PredictionJob, Summary, predict_into, predict_part
@@ -45,28 +45,51 @@ from foveate.table import (
     read_cases,
     with_known_labels,
 )
+from foveate.table.frames import store_table
 from foveate.workflows.trained_images import find_trained_images
+from foveate.workflows.words import describe_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def predict_paths(
-    run: Path, paths: Sequence[Path], out: Path, options: PredictOptions, display: Display
+def predict(
+    run: Path | str,
+    images: Path | str | Iterable[Path | str],
+    out: Path | str,
+    options: PredictOptions | None = None,
+    *,
+    on_progress: OnUpdate | Display | None = None,
 ) -> Summary:
-    """Predict images, and list those that fail in ``quarantine.csv``.
+    """Predict images with a trained run; write a table, heatmaps and GeoJSON.
 
-    The same call continues where an earlier one stopped.
+    The same call continues where an earlier one stopped. Images that fail are listed in
+    ``quarantine.csv``. The table does not depend on how the images are divided among workers and
+    parts.
 
     Args:
-        run: folder of the run.
-        paths: images, folders of images, or a table.
-        out: folder of the results.
-        options: options of the prediction.
-        display: display of the progress.
+        run: the folder that `train` wrote, or the folder of one model.
+        images: files, folders, or a table.
+        out: folder for the results.
+        options: how the run predicts, such as ``PredictOptions(heatmaps=10)``.
+        on_progress: called with the progress of the work.
+
+    Returns:
+        The predictions, or of a part only the failures; `Summary.to_frame` returns a data frame.
 
     Raises:
         UnreadableImage: none of the images could be predicted.
         CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
+
+    Example:
+        >>> options = foveate.PredictOptions(heatmaps=1)
+        >>> foveate.predict("runs/first", "new", "predictions", options)
+        2 images predicted (…), 0 failed
     """
+    run, out, options = Path(run), Path(out), options or PredictOptions()
+    display = as_display(on_progress)
+    paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
     part = _read_part(options)
     check_out(out, run)
     for path in paths:
@@ -87,49 +110,84 @@ def predict_paths(
     return summary
 
 
-def evaluate_table(
-    run: Path, table: Path, out: Path, options: EvaluateOptions, display: Display
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Predict a labelled table and score it; return the metrics, and why images failed, by id.
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Scores of a run on a labelled table.
+
+    Attributes:
+        metrics: content of ``metrics.json``; empty for a part of the images.
+        failed: by image id, why an image could not be predicted.
+    """
+
+    metrics: dict[str, Any]
+    failed: dict[str, str]
+
+    def __repr__(self) -> str:
+        if not self.metrics:
+            return f"a part of the images, {len(self.failed)} failed"
+        return describe_scores(self.metrics)
+
+
+def evaluate(
+    run: Path | str,
+    table: pd.DataFrame | Path | str,
+    out: Path | str,
+    options: EvaluateOptions | None = None,
+    *,
+    on_progress: OnUpdate | Display | None = None,
+) -> Evaluation:
+    """Score a trained run on a labelled table that it has never seen.
 
     The same call continues where an earlier one stopped. Images that a model which answers was
     trained with are counted under ``n_seen_in_training``, and a warning names their number. With
-    `options.audit_layout`, `foveate.evaluation.audit` adds its result under ``layout``. A part of
-    the images is predicted but not scored; its metrics are empty.
+    `options.audit_layout`, `foveate.evaluation.audit` adds its result under ``layout``.
 
     Args:
-        run: folder of the trained run.
-        table: file of the table.
+        run: the folder that `train` wrote, or the folder of one model.
+        table: a file or a data frame, with a column of paths and one of labels.
         out: folder for the results.
-        options: how the table is read, and how the run predicts.
-        display: shows messages and progress.
+        options: how the table is read and predicted, such as ``EvaluateOptions(label="grade")``.
+        on_progress: called with the progress of the work.
+
+    Returns:
+        The scores, or of a part only the failures.
 
     Raises:
         OptionError: a label is renamed to a name that is no class, or does not occur.
         TableError: the model knows none of the labels, or no image could be predicted.
         CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
+
+    Example:
+        >>> evaluation = foveate.evaluate("runs/first", "other.csv", "external")
+        >>> evaluation.metrics["metrics"]["auroc"]
+        {'value': …, 'lo': …, 'hi': …}
     """
+    run, out, options = Path(run), Path(out), options or EvaluateOptions()
+    display, stored = as_display(on_progress), store_table(table, out)
+    if options.images is None:
+        options = replace(options, images=stored.get("images"))
+    path = Path(stored["path"])
     part = _read_part(options)
     check_out(out, run)
     models = find_models(run)
     command = _Command("evaluate", models, out, options, display)
     read = read_cases(
-        table,
+        path,
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(label=options.label),
         labels=LabelRules(known=models.task.known_labels, for_training=False),
         is_image=is_image_folder,
     )
-    read = _match_labels(read, models, options.renamed or {}, table)
+    read = _match_labels(read, models, options.renamed or {}, path)
     if part is not None:
-        return {}, _predict_part(command, read, part).failed
+        return Evaluation({}, _predict_part(command, read, part).failed)
     with _lock_output(out, display):
         summary = _predict(command, read)
         if not summary.rows:
             raise TableError(
-                f"no image of {table} could be predicted; see {PredictionLayout(out).quarantine}"
+                f"no image of {path} could be predicted; see {PredictionLayout(out).quarantine}"
             )
         display.say("scoring, with intervals over patients")
         metrics = _score_summary(summary)
@@ -137,7 +195,7 @@ def evaluate_table(
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
         write_json(PredictionLayout(out).metrics, metrics)
-    return metrics, summary.failed
+    return Evaluation(metrics, summary.failed)
 
 
 @dataclass(frozen=True)
@@ -292,6 +350,7 @@ def _open_job(command: _Command) -> Iterator[PredictionJob]:
             options,
             heatmaps=PredictionLayout(command.out).heatmaps_folder,
             display=command.display,
+            others="refuse",
             command={"command": command.name, "--spacing-um": options.assume_spacing_um},
             workers=workers,
         )

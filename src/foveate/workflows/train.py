@@ -155,7 +155,13 @@ def _predict_test(
             heatmaps=n_heatmaps, export=run.config.export, device=run.config.train.device
         )
         job = PredictionJob(
-            layout.folder, models, loader, options, heatmaps=heatmaps, display=run.display
+            layout.folder,
+            models,
+            loader,
+            options,
+            heatmaps=heatmaps,
+            display=run.display,
+            others="replace",
         )
         return predict_into(job, run.plan.pick(run.plan.splits.folds[k].test))
 
