@@ -20,6 +20,7 @@ from foveate.errors import (
     FoveateError,
     ImageTooLarge,
     UnreadableImage,
+    UnsupportedFormat,
     converting,
 )
 from foveate.formats.orientation import Orientation

@@ -160,8 +160,8 @@ def evaluate(
 
     Example:
         >>> evaluation = foveate.evaluate("runs/first", "other.csv", "external")
-        >>> evaluation.metrics["metrics"]["auroc"]
-        {'value': …, 'lo': …, 'hi': …}
+        >>> evaluation.metrics["metrics"]
+        {…}
     """
     run, out, options = Path(run), Path(out), options or EvaluateOptions()
     display, stored = as_display(on_progress), store_table(table, out)
@@ -172,15 +172,7 @@ def evaluate(
     check_out(out, run)
     models = find_models(run)
     command = _Command("evaluate", models, out, options, display)
-    read = read_cases(
-        path,
-        files=None if options.files is None else Path(options.files),
-        images=None if options.images is None else Path(options.images),
-        columns=NamedColumns(label=options.label),
-        labels=LabelRules(known=models.task.known_labels, for_training=False),
-        is_image=is_image_folder,
-    )
-    read = _match_labels(read, models, options.renamed or {}, path)
+    read = _read_labelled(path, options, models)
     if part is not None:
         return Evaluation({}, _predict_part(command, read, part).failed)
     with _lock_output(out, display):
@@ -222,16 +214,22 @@ def _read_part(options: PredictOptions) -> JobPart | None:
     return None if options.part is None else parse_part(options.part, os.environ)
 
 
-def _match_labels(
-    cases: CaseTable, models: Ensemble, renamed: Mapping[str, str], path: Path
-) -> CaseTable:
-    """Rename labels, and set rows aside whose label the models do not know.
+def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> CaseTable:
+    """Read a table, rename its labels, and set rows aside whose label the models do not know.
 
     Raises:
         TableError: the models know none of the labels; the message names the file at `path`.
     """
+    cases = read_cases(
+        path,
+        files=None if options.files is None else Path(options.files),
+        images=None if options.images is None else Path(options.images),
+        columns=NamedColumns(label=options.label),
+        labels=LabelRules(known=models.task.known_labels, for_training=False),
+        is_image=is_image_folder,
+    )
     try:
-        return with_known_labels(cases, models.task, renamed)
+        return with_known_labels(cases, models.task, options.renamed or {})
     except TableError as error:
         raise TableError(f"{path}: {error}") from None
 
