@@ -46,7 +46,7 @@ def write_animation(path: Path) -> None:
         (write_fifo, "is a pipe or a device"),
         (write_loop, "its link leads back to itself"),
         (write_dangling, "a link to a file that is not there"),
-        (write_unreadable, "cannot be"),
+        (write_unreadable, "no image could be predicted; the first: "),
         (write_animation, "holds 3 pages of the same size"),
         (Path.mkdir, "holds no file that could be an image"),
         (lambda path: None, "no such file or folder; check the name"),
