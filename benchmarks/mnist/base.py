@@ -24,7 +24,7 @@ from benchmarks.canvas.loading import PlacedCase
 from benchmarks.mnist.tasks import DigitTask
 from foveate.batch import View
 from foveate.errors import OptionError
-from foveate.files.atomic import write_aside, write_json, write_text
+from foveate.files.atomic import remove_partial_files, write_aside, write_json, write_text
 from foveate.files.csvtext import csv_text
 from foveate.nn.heads import Head, Pooling
 from foveate.tasks.base import AbstractTask
@@ -190,6 +190,7 @@ def write_dataset(
     table = folder / "labels.csv"
     if _is_complete(folder, table, settings):
         return table
+    remove_partial_files(folder)
     write_json(folder / "recipe.json", settings)
     rows: list[dict[str, str]] = []
     sources, boxes = [], []

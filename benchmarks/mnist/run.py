@@ -19,7 +19,7 @@ from foveate.batch import View
 from foveate.encoders import build_encoder
 from foveate.errors import TrainingError
 from foveate.evaluation.audit import audit_layout
-from foveate.files.atomic import write_json, write_text
+from foveate.files.atomic import remove_partial_files, write_json, write_text
 from foveate.files.csvtext import csv_text
 from foveate.messages.display import Display
 from foveate.parts import find
@@ -28,7 +28,7 @@ from foveate.prediction.answer import Answer
 from foveate.prediction.predict import predict_cases
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model
-from foveate.runs.folder import read_json, remove_partial_files
+from foveate.runs.folder import read_json
 from foveate.runs.models import Ensemble
 from foveate.runs.schedule import TrainOptions
 from foveate.table import Case

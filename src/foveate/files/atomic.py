@@ -41,6 +41,16 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
             aside.unlink(missing_ok=True)
 
 
+def remove_partial_files(folder: Path) -> None:
+    """Remove half-written files in a folder, and below it, whose process has ended."""
+    import psutil
+
+    for path in folder.rglob(".*.part"):
+        pid = path.name.split(".")[-2]
+        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
+            path.unlink(missing_ok=True)
+
+
 def _explain_writing(error: Exception, path: object) -> FoveateError | None:
     """Build the error for a file that the system does not write; None for other errors."""
     if disk_full(error):

@@ -12,11 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from foveate._version import __version__
 from foveate.errors import CheckpointError, explain_os_error
-from foveate.files.atomic import write_json, write_text
+from foveate.files.atomic import remove_partial_files, write_json, write_text
 from foveate.files.csvtext import csv_text, parse_csv
 from foveate.files.digest import code_sha256
 from foveate.files.lock import NAME as LOCK
@@ -159,14 +157,6 @@ def _find_runs_around(out: Path, run: Path) -> Iterator[Path]:
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in _RUN_FILES)
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Remove half-written files whose process has ended."""
-    for path in folder.rglob(".*.part"):
-        pid = path.name.split(".")[-2]
-        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
-            path.unlink(missing_ok=True)
 
 
 def _is_foreign(path: Path) -> bool:

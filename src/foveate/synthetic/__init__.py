@@ -19,7 +19,13 @@ import imagecodecs
 import numpy as np
 
 from foveate.errors import ImageNotFound, OptionError
-from foveate.files.atomic import write_aside, write_bytes, write_json, write_text
+from foveate.files.atomic import (
+    remove_partial_files,
+    write_aside,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from foveate.files.csvtext import csv_text
 from foveate.messages.display import OnProgress
 from foveate.synthetic.layout import draw_layout
@@ -117,6 +123,7 @@ def write_cohort(
     rows = _rows(cohort)
     make_bank()
     (folder / "slides").mkdir(parents=True, exist_ok=True)
+    remove_partial_files(folder)
     # The largest slide comes first, so that no worker writes it alone at the end.
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["note"] != "gigapixel", i))
     with ThreadPoolExecutor(workers) as pool:

@@ -13,11 +13,13 @@ _EVENT = re.compile(
     rf"(?:{_KINDS})(?:_(?:event|status|censor|censored|censoring|cens|indicator|e|bin))?"
     r"|(?:\w+_)?(?:event|censor|censored|censoring|censorship|vital_status|dead|death|died)"
     r"|(?:event|death|censor)_(?:\w+)|deceased|status|relapse|recurrence|progression"
+    r"|fu_?stat(?:us)?"
 )
 _TIME = re.compile(
     rf"(?:{_KINDS})(?:_(?:time|days|months|years|weeks|t|m|d))?"
     r"|(?:\w+_)?(?:time|days|months|weeks|duration|follow_?up)"
     r"|(?:time|days|months|years|follow_?up|survival|duration)_\w+|years|tte"
+    r"|fu_?time"
 )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.errors import CheckpointError, FolderInUse, TableError, UnreadableImage
 from foveate.evaluation import audit
 from foveate.evaluation.scores import evaluate_rows
-from foveate.files.atomic import write_json
+from foveate.files.atomic import remove_partial_files, write_json
 from foveate.files.lock import is_locked, lock_folder
 from foveate.files.run_layout import PredictionLayout
 from foveate.loading.gather import gather_cases
@@ -27,13 +27,7 @@ from foveate.prediction.outputs import PredictionJob, Summary, predict_into, pre
 from foveate.prediction.predict import open_loader
 from foveate.prediction.worker_choice import open_workers
 from foveate.readers import is_image_folder
-from foveate.runs.folder import (
-    check_out,
-    log_into,
-    make_quarantine_row,
-    remove_partial_files,
-    write_rows,
-)
+from foveate.runs.folder import check_out, log_into, make_quarantine_row, write_rows
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
 from foveate.table import (

@@ -14,10 +14,14 @@ _BETWEEN = ("|", ";", ",", "/", "&", "+")
 _ALWAYS_SEVERAL = ("|", ";")
 _GRADES = "g|gr|grade|grading|stage|stadium|isup|gleason|who|nyha|bi_?rads|birads|pi_?rads|pirads"
 _STAGES = "t|n|pt|pn|kl|level|severity|score|figo|nottingham|fibrosis|f|dr|icdr"
+_ROMAN = "(?:iv|v|vi|i{1,3})[a-d]?"
 _RANK = re.compile(
-    rf"(?:{_GRADES}|{_STAGES})[ _-]*(?:group[ _-]*)?(?:\d[a-d]?|iv|i{{1,3}}|v)|\d\+\d(?:=\d+)?"
+    rf"(?:{_GRADES}|{_STAGES})[ _-]*(?:group[ _-]*)?(?:\d[a-d]?|{_ROMAN})|\d\+\d(?:=\d+)?"
 )
-_GRADE_COLUMN = re.compile(rf"(?:\w+_)?(?:{_GRADES}|severity|ordinal)(?:_\w+)?")
+_STAINING = r"[0-4]\+|\+{1,4}|0|-|neg|negative"
+"""Strengths of a staining: ``0, 1+, 2+, 3+`` or ``-, +, ++``."""
+_SCORES = "ordinal|severity|level|score|kl|figo|nottingham|fibrosis|dr|icdr|pt|pn"
+_GRADE_COLUMN = re.compile(rf"(?:\w+_)?(?:{_GRADES}|{_SCORES})(?:_\w+)?")
 _SCALES = (
     {"none", "very low", "low", "intermediate", "moderate", "medium", "high", "very high"},
     {"none", "no", "absent", "normal", "minimal", "mild", "moderate", "marked", "severe"},
@@ -118,9 +122,11 @@ def _doubt_grades(column: str, counts: Counter[str]) -> str | None:
     if len(counts) < 3:
         return None
     words = {label.casefold() for label in counts}
-    ranks = all(map(_RANK.fullmatch, words))
+    ranks = any(all(re.fullmatch(kind, word) for word in words) for kind in (_RANK, _ROMAN))
+    stainings = all(re.fullmatch(_STAINING, word) for word in words)
+    ranks |= stainings and any("+" in word for word in words)
     named = bool(_GRADE_COLUMN.fullmatch(re.sub(r"[\s._-]+", "_", column.strip(" ._-").casefold())))
-    numbered = named and all(re.fullmatch(r"\d|iv|i{1,3}|v", word) for word in words)
+    numbered = named and all(re.fullmatch(r"\d", word) for word in words)
     first = {re.split(r"[\s_-]", word)[0] for word in words}
     distinct = words if len(first) < len(words) else first
     if not (ranks or numbered or any(words <= steps or distinct <= steps for steps in _SCALES)):
