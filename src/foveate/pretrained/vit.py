@@ -161,7 +161,7 @@ def _infer_positions(
     tensors: Mapping[str, Shaped[Tensor, " ..."]], arguments: Arguments
 ) -> Arguments:
     """Infer the image size, and whether only patch tokens have position embeddings."""
-    if "pos_embed" not in tensors:
+    if "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
         return {}
     n = tensors["pos_embed"].shape[1]
     n_others = arguments["reg_tokens"] + arguments["class_token"]
