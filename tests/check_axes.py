@@ -11,7 +11,7 @@ from torch.fx import Proxy
 
 PACKAGES = (
     *("nn", "bags", "aggregators", "methods", "attention_maps", "encoders", "pretrained", "tasks"),
-    *("batch", "runs", "runtime", "training", "evaluation"),
+    *("batch", "runs", "runtime", "training", "evaluation", "formats"),
 )
 """Packages of ``foveate`` whose calls are checked. `streaming` is left out: its tests make so many
 calls that checks would double their time."""

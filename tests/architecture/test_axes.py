@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "foveate"
-KINDS = {"Float", "Int", "Bool", "Shaped"}
+KINDS = {"Float", "Int", "Bool", "Shaped", "Float64", "Int64", "UInt16"}
 _AXIS = re.compile(r"\.\.\.|\*?_?[a-z][a-z0-9_]*|\d+")
 
 

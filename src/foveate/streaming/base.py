@@ -9,18 +9,20 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from foveate.errors import FoveateError
 
-Ints = NDArray[np.int64]
+Ints = Int64[np.ndarray, " n"]
+"""Whole numbers, one for each of n spans or cells along one axis."""
 Region = tuple[tuple[int, int], ...]
 """Cells ``low <= i < high`` of a map, per spatial axis."""
 Span = tuple[Ints, Ints]
 """First cells ``low`` and ends ``high`` of many spans along one axis."""
-Flags = NDArray[np.bool_]
+StepSpans = tuple[Int64[np.ndarray, "steps blocks"], Int64[np.ndarray, "steps blocks"]]
+"""First cells and ends of blocks along one axis, in the map of each step."""
+Flags = Bool[np.ndarray, "*tiles"]
 
 
 class NotLocal(FoveateError, ValueError):

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float64, Int64
 
-from foveate.streaming.base import Flags, Ints
 from foveate.streaming.graph import Graph
 from foveate.streaming.spans import axis_spans, split_evenly
 
-Floats = NDArray[np.float64]
+Cells = Float64[np.ndarray, "*tilings steps"]
+"""Numbers of cells of each step, for many tilings."""
+Estimate = Float64[np.ndarray, "*tilings"] | np.float64
+"""An estimate for each tiling; a number for one tiling."""
+
+
+class TileLengths(NamedTuple):
+    """The lengths of tiles along an axis, for n numbers of tiles.
+
+    Attributes:
+        counts: the numbers of tiles, ``(n,)``.
+        total: sum of the lengths of the tiles in the map of every step, ``(n, steps)``.
+        largest: their maximum, ``(n, steps)``.
+    """
+
+    counts: Int64[np.ndarray, " n"]
+    total: Float64[np.ndarray, "n steps"]
+    largest: Float64[np.ndarray, "n steps"]
+
 
 _WRITE_WORK = 64.0
 """Operations that writing an element is counted as: layers without arithmetic take time, too."""
@@ -52,22 +69,22 @@ class CostModel:
         self._margin = _MARGIN[len(first.extent)]
         self._gradient_bytes = 2 * graph.gradient_bytes
 
-    def fits_device(self, cells: Floats) -> Flags:
+    def fits_device(self, cells: Cells) -> Bool[np.ndarray, "*tilings"] | np.bool_:
         """Return ``(…)``, whether a device computes tiles of ``(…, steps)`` cells at full speed."""
-        fits: Flags = (cells * self._channels).max(-1) <= self._max_elements
+        fits: Bool[np.ndarray, "*tilings"] = (cells * self._channels).max(-1) <= self._max_elements
         return fits
 
-    def work(self, cells: Floats, n_tiles: Ints | int) -> Floats:
+    def work(self, cells: Cells, n_tiles: Int64[np.ndarray, "*tilings"] | int) -> Estimate:
         """Estimate the operations ``(…)`` of one forward pass from all cells ``(…, steps)``.
 
         Args:
             cells: numbers of cells of each step ``(…, steps)``.
             n_tiles: numbers of tiles ``(…)``.
         """
-        work: Floats = cells @ self._per_cell + _CALL_WORK * self.n_layers * n_tiles
+        work: Estimate = cells @ self._per_cell + _CALL_WORK * self.n_layers * n_tiles
         return work
 
-    def training_bytes(self, cells: Floats) -> Floats:
+    def training_bytes(self, cells: Cells) -> Estimate:
         """Estimate the peak bytes ``(…)`` of a tile of ``(…, steps)`` cells, forward and backward.
 
         Each map that is new memory is saved for the backward pass. Added to these are three times
@@ -75,13 +92,13 @@ class CostModel:
         the gradients of the parameters, both those of the tile and their sum so far.
         """
         largest = (cells * self._bytes).max(-1)
-        saved: Floats = cells @ self._saved_bytes
-        peak: Floats = self._margin * (saved + 3 * largest) + self._gradient_bytes
+        saved: Estimate = cells @ self._saved_bytes
+        peak: Estimate = self._margin * (saved + 3 * largest) + self._gradient_bytes
         return peak
 
-    def forward_bytes(self, cells: Floats) -> Floats:
+    def forward_bytes(self, cells: Cells) -> Estimate:
         """Estimate the peak bytes ``(…)`` of a tile of ``(…, steps)`` cells without gradient."""
-        peak: Floats = 4 * (cells * self._bytes).max(-1)
+        peak: Estimate = 4 * (cells * self._bytes).max(-1)
         return peak
 
 
@@ -137,15 +154,10 @@ class TilingOptions:
         return tuple(int(counts[i]) for counts, i in zip(self.counts, best, strict=True))
 
 
-def _lengths(graph: Graph, end: int, axis: int) -> tuple[Ints, Floats, Floats]:
-    """Compute the lengths of tiles along an axis, for every number of tiles that is tried.
+def _lengths(graph: Graph, end: int, axis: int) -> TileLengths:
+    """Compute the lengths of tiles along an axis, for every number of tiles that is tried."""
 
-    Returns:
-        The numbers of tiles ``(n,)``; and for each of them, the sum and the maximum of the tiles'
-        lengths in the map of every step, ``(n, steps)``.
-    """
-
-    def compute() -> tuple[Ints, Floats, Floats]:
+    def compute() -> TileLengths:
         extent = graph.steps[end].extent[axis]
         counts = [n for n in _COUNTS if n < extent] + [extent]
         ends = [split_evenly(extent, n) for n in counts]
@@ -160,14 +172,14 @@ def _lengths(graph: Graph, end: int, axis: int) -> tuple[Ints, Floats, Floats]:
         first = [0, *itertools.accumulate(counts[:-1])]
         total = np.add.reduceat(lengths, first, axis=1).T
         largest = np.maximum.reduceat(lengths, first, axis=1).T
-        return np.asarray(counts), total.astype(np.float64), largest.astype(np.float64)
+        return TileLengths(np.asarray(counts), total.astype(np.float64), largest.astype(np.float64))
 
     # All numbers of tiles take one pass over the steps, whatever the beginning of the segment.
-    lengths: tuple[Ints, Floats, Floats] = graph.cached(("lengths", end, axis), compute)
+    lengths: TileLengths = graph.cached(("lengths", end, axis), compute)
     return lengths
 
 
-def _outer(lengths: list[Floats]) -> Floats:
+def _outer(lengths: list[Float64[np.ndarray, "_n steps"]]) -> Cells:
     """Multiply lengths per axis ``(n, steps)`` to cells ``(n of the first axis, …, steps)``."""
     cells = lengths[0]
     for axis_lengths in lengths[1:]:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
-from foveate.streaming.base import AbstractSource, Flags, Region, Span
-from foveate.streaming.cost import CostModel, Floats
+from foveate.streaming.base import AbstractSource, Flags, Region, StepSpans
+from foveate.streaming.cost import CostModel
 from foveate.streaming.graph import Graph
 from foveate.streaming.spans import axis_spans, split_evenly
 
@@ -101,7 +102,9 @@ class TileGrid:
     def _model(self) -> CostModel:
         return self.graph.of_segment(CostModel, self.begin, self.end)
 
-    def _cells(self, reduce: Callable[..., Floats]) -> Floats:
+    def _cells(
+        self, reduce: Callable[..., Float64[np.ndarray, " steps"]]
+    ) -> Float64[np.ndarray, " steps"]:
         """Count the cells of each step ``(steps,)``, in all blocks (sum) or the largest (max)."""
         cells = np.ones(self.end - self.begin + 1)
         for low, high in self.axes:
@@ -130,7 +133,7 @@ class TileGrid:
         )
 
 
-def _block_spans(graph: Graph, begin: int, end: int, axis: int, n: int) -> Span:
+def _block_spans(graph: Graph, begin: int, end: int, axis: int, n: int) -> StepSpans:
     """Return the cells that n blocks along an axis need of every step from `begin` on, cached."""
     ends = split_evenly(graph.steps[end].extent[axis], n)
     compute = functools.partial(axis_spans, graph, end, axis, ends[:-1], ends[1:])

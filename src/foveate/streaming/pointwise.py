@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -261,7 +261,7 @@ def border_index(n: int, left: int, right: int, mode: str) -> Ints:
     return np.minimum(cells, period - cells)
 
 
-def _hull(index: Ints, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+def _hull(index: Int64[np.ndarray, " cells"], low: Ints, high: Ints) -> tuple[Ints, Ints]:
     """Return the spans ``(n,)`` of the input cells ``index[low:high]`` of n spans ``(n,)``."""
     parts = [index[a:b] for a, b in zip(low, high, strict=True)]
     return (

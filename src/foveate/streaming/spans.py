@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from foveate.streaming.base import Ints, Span
+from foveate.streaming.base import Ints, StepSpans
 from foveate.streaming.graph import Graph
 
 _FAR = 1 << 60
 
 
-def axis_spans(graph: Graph, end: int, axis: int, low: Ints, high: Ints) -> Span:
+def axis_spans(graph: Graph, end: int, axis: int, low: Ints, high: Ints) -> StepSpans:
     """Compute the cells of every step that blocks of the map of step `end` depend on, on one axis.
 
     Args:
