@@ -119,8 +119,8 @@ def _write_models(folder: Path) -> None:
 
 def write_images(folder: Path) -> None:
     """Write the images that the tables name."""
-    for name, *_ in _ROWS:
-        Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / name)
+    for i, (name, *_) in enumerate(_ROWS):
+        Image.new("RGB", (8, 8), (9, 9, i)).save(folder / name)
 
 
 # -- mutations -----------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ def test_a_run_with_copies(tmp_path: Path) -> None:
     new = [("n0.png", "Q2", "a"), ("n1.png", "Q7", "b"), ("n2.png", "P2", "a")]
     for i, (name, _, _) in enumerate(new):
         picture(tmp_path / name, 100 + i)
-    foveate.evaluate(run, write_table(tmp_path / "new.csv", new), tmp_path / "out", heatmaps=0)
+    options = foveate.EvaluateOptions(heatmaps=0)
+    foveate.evaluate(run, write_table(tmp_path / "new.csv", new), tmp_path / "out", options)
     marks = {
         row["image_id"]: row["in_training"] for row in read_rows(tmp_path / "out/predictions.csv")
     }

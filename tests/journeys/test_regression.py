@@ -38,7 +38,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels[16 * y + 2 : 16 * y + 12, 16 * x + 2 : 16 * x + 12] //= 3
             Image.fromarray(pixels).save(folder / f"i{i:02d}.png")
             label = f"{120 + 7.5 * count + rng.normal(0, 3):.2f}"
-            writer.writerow([f"i{i:02d}.png", f"P{i // 2:02d}", label if i else "pending"])
+            writer.writerow([f"i{i:02d}.png", f"P{i // 2:02d}", label if i else "large"])
     return folder / "labels.csv"
 
 
@@ -84,7 +84,7 @@ def test_the_page_shows_the_unit(run: Path) -> None:
     for words in ("AUROC", "onfusion", "robabilit", "one class"):
         assert words not in page, words
     assert (run / "figures" / "answers.png").is_file()
-    assert "label 'pending' is none of numbers" in (run / "quarantine.csv").read_text()
+    assert "label 'large' is none of numbers" in (run / "quarantine.csv").read_text()
 
 
 def test_new_images_are_predicted_in_the_unit(run: Path, table: Path, foveate: Command) -> None:

@@ -177,7 +177,7 @@ def test_without_patch_information_it_equals_downsampled(tiny_cohort: Path) -> N
         method = kind(encoder=Lite0Encoder(), heads=task.heads)
         with _batch_builder(tiny_cohort, FeatureStore(None)) as build:
             alone = ((case, build((row,))) for row, case in enumerate(cases))
-            parts.append(fit_start(method, task, cases, alone, lambda _: None))
+            parts.append(fit_start(method, task, cases, alone, lambda *_: None))
             if isinstance(method, Glimpse):
                 for part in (*method.related.pool.heads, *method.head_instance.parts):
                     for p in part.parameters():

@@ -361,7 +361,7 @@ def test_weights_of_lite0(
 
 def _broken_pictures(folder: Path) -> list[Case]:
     for i in range(4):
-        (folder / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+        (folder / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken %d" % i)
     return [Case(str(i), str(i), folder / f"{i}.png", "ab"[i % 2]) for i in range(4)]
 
 

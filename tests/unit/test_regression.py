@@ -117,13 +117,13 @@ def test_numeric_labels_need_the_task_and_the_error_names_it(tmp_path: Path) -> 
 
 
 def test_rows_without_a_number_are_set_aside_and_reported(tmp_path: Path) -> None:
-    path = read_labels(tmp_path, [*LABELS, "pending"], "size")
+    path = read_labels(tmp_path, [*LABELS, "large"], "size")
     read = read_cases(
         path, columns=NamedColumns(label="size"), labels=LabelRules(task="regression")
     )
     table = with_known_labels(read, TASK, {})
     assert len(table.cases) == 6
-    assert [row.reason for row in table.set_aside] == ["label 'pending' is none of numbers"]
+    assert [row.reason for row in table.set_aside] == ["label 'large' is none of numbers"]
     assert "1 of 7 rows left out" in table.notes[-1]
 
 

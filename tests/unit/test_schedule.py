@@ -253,7 +253,8 @@ def test_the_average_is_saved_in_checkpoints(tmp_path: Path) -> None:
     other = nn.Linear(3, 2)
     again = WeightAverage(other)
     moments = torch.optim.AdamW(other.parameters())
-    restored = Checkpoints(tmp_path, other).load(moments, again)
+    restored = Progress()
+    Checkpoints(tmp_path, other).load(moments, restored, again)
     assert restored == progress
     assert again.updates == 1
     for name, value in average.weights.items():

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.batch.augment import Turn
@@ -18,7 +18,7 @@ from foveate.batch.types import LoadedImage, View, reading_pixels
 from foveate.geometry import Box, Frame, downsample_from_spacing_um, size_um_from_shape
 from foveate.images.image import glimpse_shape
 from foveate.images.resample import Pixels
-from foveate.streaming.base import AbstractSource, Flags, Ints, Region, Span
+from foveate.streaming.base import AbstractSource, Flags, Region, Span
 
 _AHEAD = 2
 _BAND_PX = 1 << 19
@@ -107,7 +107,7 @@ class WholeImage(AbstractSource):
         return self._normalise(pixel).flatten()
 
     @functools.cached_property
-    def _n_marked(self) -> Ints:
+    def _n_marked(self) -> Int64[np.ndarray, "*corners"]:
         """Integral image of the glimpse's foreground: the pixels before each corner of a pixel."""
         counts = np.pad((self.item.contrast != 0).astype(np.int64), ((1, 0),))
         for axis in range(counts.ndim):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from foveate.cli.words import INTERRUPTED
@@ -23,7 +24,8 @@ def interruptible() -> Iterator[None]:
     A second Ctrl-C would stop the cleaning up after the first. The third ends the process at once,
     and the next command removes what it leaves. Signals that are ignored stay ignored, such as
     those of a command that a shell runs in the background. After an interruption, the handlers
-    stay, since Python waits for its threads when it ends.
+    stay, since Python waits for its threads when it ends; then it resets handlers, which would let
+    a late signal end it with another exit code, so that signals are ignored from there on.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -45,6 +47,14 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        if not n_signals:
+        if n_signals:
+            atexit.register(_ignore, caught)
+        else:
             for number in caught:
                 signal.signal(number, before[number])
+
+
+def _ignore(numbers: Sequence[signal.Signals]) -> None:
+    """Ignore signals from now on."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 
-Ints = Int64[np.ndarray, " n"]
-"""Whole numbers, one for each of n spans or cells along one axis."""
+Ints = Int64[np.ndarray, " _n"]
+"""Whole numbers, one for each span or cell along one axis; axes differ in their number."""
 Region = tuple[tuple[int, int], ...]
 """Cells ``low <= i < high`` of a map, per spatial axis."""
 Span = tuple[Ints, Ints]
