@@ -27,6 +27,8 @@ from foveate.training.loop import Trainer
 from helpers.commands import Completed, assert_refused
 from helpers.files import encode_idx
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Completed]
 
 SMALL = (

@@ -12,6 +12,8 @@ import tifffile
 from foveate.runs.folder import read_rows
 from helpers.commands import Completed
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Completed]
 
 
