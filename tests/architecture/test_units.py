@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "foveate"
 FILES = sorted(SOURCE.rglob("*.py"))
-ELSEWHERE = [path for path in FILES if path != SOURCE / "geometry.py"]
+ELSEWHERE = [path for path in FILES if path.parent != SOURCE / "geometry"]
 
 FRAMES = ("um", "px", "px0", "cell", "patch")
 UNITS = (*FRAMES, "mm", "bytes", "mib", "seconds", "s", "inches")
@@ -97,7 +97,7 @@ def _names(node: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("path", ELSEWHERE, ids=_module)
 def test_only_geometry_defines_converters(path: Path) -> None:
-    frames = "|".join((*FRAMES, "fine", "coarse"))
+    frames = "|".join((*FRAMES, "mm", "fine", "coarse"))
     converter = re.compile(rf"(^|_)({frames})_from_|_from_({frames})(_|$)")
     defined = [n.name for n in ast.walk(_parse(path)) if isinstance(n, ast.FunctionDef)]
     assert not [name for name in defined if converter.search(name)]
@@ -114,6 +114,17 @@ def test_only_geometry_divides_by_a_spacing(path: Path) -> None:
     steps = re.compile("spacing|downsample(?!d)")
     by_step = [n for n in divisions if any(steps.search(name) for name in _names(n.right))]
     assert not [f"{n.lineno}: {ast.unparse(n)}" for n in by_step]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE, ids=_module)
+def test_only_geometry_converts_micrometres_to_millimetres(path: Path) -> None:
+    thousands = [
+        n
+        for n in ast.walk(_parse(path))
+        if isinstance(n, ast.BinOp) and ast.unparse(n.right) in ("1000", "1000.0", "0.001")
+    ]
+    lengths = [n for n in thousands if _last_name(n.left).endswith("_um")]
+    assert not [f"{n.lineno}: {ast.unparse(n)}" for n in lengths]
 
 
 @pytest.mark.parametrize("path", ELSEWHERE, ids=_module)

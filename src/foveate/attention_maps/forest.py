@@ -140,6 +140,6 @@ def gather_forest(
 
 def _root_square(item: LoadedImage) -> tuple[Floats, float]:
     """Return corner and side of the square around an image's middle that has the image's area."""
-    size = np.asarray(item.image.box_um.size)
-    side = float(np.sqrt(size.prod()))
-    return (size - side) / 2, side
+    size_um = np.asarray(item.image.box_um.size)
+    side_um = float(np.sqrt(size_um.prod()))
+    return (size_um - side_um) / 2, side_um

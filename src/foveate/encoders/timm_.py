@@ -168,6 +168,10 @@ class TimmEncoder(ProjectedEncoder):
         """Compute means and spreads of the last maps, ``(b, n_features)``.
 
         From scratch, the mean of the last map.
+
+        Args:
+            maps: the maps that `maps` returns.
+            weight: weights of the input pixels, ``(b, y, x)``, at least 0; equal by default.
         """
         if self.from_scratch:
             last = maps[-1]

@@ -106,7 +106,13 @@ class Clam(AbstractBagMethod):
         valid: Bool[Tensor, "b n"],
         place: Callable[[], Float[Tensor, "b n ndim"]],
     ) -> BagAnswer:
-        """Pool by gated attention; cluster the patches of highest and lowest attention."""
+        """Pool by gated attention; cluster the patches of highest and lowest attention.
+
+        Args:
+            f: features of the patches ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: not used, because the method ignores places.
+        """
         f = self.norm(f)
         logits, attention = self.aggregate(self.embed(f), valid)
         further: dict[str, FurtherLoss] = {}

@@ -56,7 +56,12 @@ class ImageDropout(Pointwise):
     def draw(
         self, channels: int, like: Shaped[Tensor, " ..."]
     ) -> Float[Tensor, "1 channels"] | None:
-        """Draw 0 where the image is dropped, else 1: ``(1, 1 or c)``."""
+        """Draw 0 where the image is dropped, else 1: ``(1, 1 or c)``.
+
+        Args:
+            channels: number of channels of the output.
+            like: a tensor of any shape, of the device and dtype of the result.
+        """
         if self.rate() == 0:
             return None
         shape = (1, channels if self.channels else 1)
@@ -94,7 +99,12 @@ class ElementDropout(Pointwise):
         self.sides = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent]
 
     def draw(self, channels: int, like: Shaped[Tensor, " ..."]) -> Int[Tensor, " 1"] | None:
-        """Draw the seed of the image, ``(1,)`` int64."""
+        """Draw the seed of the image, ``(1,)`` int64.
+
+        Args:
+            channels: number of channels of the output; not used.
+            like: a tensor of any shape; not used.
+        """
         return torch.randint(1 << 62, (1,)) if self.rate() > 0 else None
 
     def run(self, call: Call) -> Float[Tensor, "1 c *size"]:
@@ -159,6 +169,10 @@ def _block_seed(seed: int, index: Sequence[int]) -> int:
 def image_dropout(site: CallSite, module: Any) -> RuleResult:
     """Translate a layer of stochastic depth, or of dropout of whole channels.
 
+    Args:
+        site: the call site.
+        module: the layer.
+
     Raises:
         Refused: the layer drops all images of a batch at once, or channels that do not lie in
             dimension 1.
@@ -181,7 +195,12 @@ def image_dropout(site: CallSite, module: Any) -> RuleResult:
 
 
 def dropout(site: CallSite, module: Any) -> RuleResult:
-    """Translate a layer of dropout of single elements."""
+    """Translate a layer of dropout of single elements.
+
+    Args:
+        site: the call site.
+        module: the layer.
+    """
     if drops_nothing(module):
         return RuleResult(Pointwise(), identity=True)
     op = ElementDropout(
@@ -194,7 +213,12 @@ def dropout(site: CallSite, module: Any) -> RuleResult:
 
 
 def dropout_call(site: CallSite, target: Any) -> RuleResult:
-    """Translate a function of dropout of single elements or of whole channels."""
+    """Translate a function of dropout of single elements or of whole channels.
+
+    Args:
+        site: the call site.
+        target: the function that is called.
+    """
     names = ("input", "p", "training", "inplace")
     options: dict[str, Any] = {"p": 0.5, "training": target is not functional.alpha_dropout}
     options |= site.bind(names)

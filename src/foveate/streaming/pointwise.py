@@ -38,7 +38,13 @@ class Pointwise(AbstractOp):
         self.work, self.saved_bytes = work, saved_bytes
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of the output cells themselves."""
+        """Return the spans of the output cells themselves.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return low, high
 
     def run(self, call: Call) -> Any:
@@ -67,7 +73,13 @@ class Gather(AbstractOp):
         self.shares, self.regular = shares, regular
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans from the lowest to the highest input cell."""
+        """Return the spans from the lowest to the highest input cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return _hull(self.index[axis], low, high)
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -101,7 +113,13 @@ class Blend(AbstractOp):
         self.share = [p - b for p, b in zip(place, self.below, strict=True)]
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans from the lowest cell to the highest neighbour."""
+        """Return the spans from the lowest cell to the highest neighbour.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return _hull(self.below[axis], low, high)[0], _hull(self.above[axis], low, high)[1]
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -130,7 +148,13 @@ class PixelShuffle(AbstractOp):
         self.factor = factor
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of the coarse cells that contain the fine ones."""
+        """Return the spans of the coarse cells that contain the fine ones.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return low // self.factor, -(-high // self.factor)
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -151,7 +175,13 @@ class PixelUnshuffle(AbstractOp):
         self.factor = factor
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of all cells of the blocks."""
+        """Return the spans of all cells of the blocks.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return low * self.factor, high * self.factor
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -172,7 +202,13 @@ class ConstantPad(AbstractOp):
         self.left, self.extent, self.value = tuple(left), tuple(extent), value
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of the cells that are not padding, with at least one cell."""
+        """Return the spans of the cells that are not padding, with at least one cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         first = np.clip(low - self.left[axis], 0, self.extent[axis] - 1)
         return first, np.clip(high - self.left[axis], first + 1, self.extent[axis])
 
@@ -199,7 +235,13 @@ class Chain(AbstractOp):
         self.work, self.saved_bytes = second.work, second.saved_bytes
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans that the first operation needs for those that the second needs."""
+        """Return the spans that the first operation needs for those that the second needs.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return self.first.needs(axis, *self.second.needs(axis, low, high))
 
     def run(self, call: Call) -> Any:

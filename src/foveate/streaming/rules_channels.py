@@ -65,7 +65,12 @@ def _as_dims(dim: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def along_layer(site: CallSite, layer: Any) -> RuleResult:
-    """Translate a layer along its dimension; ``Softmax2d`` has none and runs along channels."""
+    """Translate a layer along its dimension; ``Softmax2d`` has none and runs along channels.
+
+    Args:
+        site: the call site.
+        layer: the layer.
+    """
     _check_dims(site, getattr(layer, "dim", 1), "name its dimension: 1 for channels")
     return RuleResult(Pointwise(fresh=True), (first_argument(site),))
 
@@ -127,12 +132,22 @@ def item(site: CallSite, _: object) -> RuleResult:
 
 
 def pixel_shuffle(site: CallSite, layer: Any) -> RuleResult:
-    """Translate a rearrangement of channels to finer cells."""
+    """Translate a rearrangement of channels to finer cells.
+
+    Args:
+        site: the call site.
+        layer: the layer, or the function that is called.
+    """
     return _check_shuffle(site, PixelShuffle(_factor(site, layer, "upscale_factor")))
 
 
 def pixel_unshuffle(site: CallSite, layer: Any) -> RuleResult:
-    """Translate a rearrangement of cells to channels of coarser cells."""
+    """Translate a rearrangement of cells to channels of coarser cells.
+
+    Args:
+        site: the call site.
+        layer: the layer, or the function that is called.
+    """
     return _check_shuffle(site, PixelUnshuffle(_factor(site, layer, "downscale_factor")))
 
 

@@ -98,7 +98,12 @@ def _convolve(
 
 
 def transposed(site: CallSite, conv: Any) -> RuleResult:
-    """Translate a transposed convolution, a layer or a function."""
+    """Translate a transposed convolution, a layer or a function.
+
+    Args:
+        site: the call site.
+        conv: the layer, or the function that is called.
+    """
     require_channels_first(site)
     options = ("stride", "padding", "", "groups", "dilation")
     args, values = _convolution_arguments(site, conv, options)
@@ -135,7 +140,12 @@ def max_pool(site: CallSite, pool: Any, padding: str | None = None) -> RuleResul
 
 
 def mean_pool(site: CallSite, pool: Any) -> RuleResult:
-    """Translate a mean pooling, a layer or a function."""
+    """Translate a mean pooling, a layer or a function.
+
+    Args:
+        site: the call site.
+        pool: the layer, or the function that is called.
+    """
     options = site.options(
         pool,
         kernel_size=None,
@@ -163,6 +173,10 @@ def _pooling_windows(site: CallSite, options: Mapping[str, Any]) -> list[Sliding
 
 def pad(site: CallSite, target: Any) -> RuleResult:
     """Translate a padding, a layer or a function.
+
+    Args:
+        site: the call site.
+        target: the layer, or the function that is called.
 
     Raises:
         Refused: channels are padded, or the mode joins opposite borders.
@@ -208,6 +222,10 @@ def resize(site: CallSite, target: Any) -> RuleResult:
     """Translate an up-sampling layer or an interpolation function.
 
     PyTorch resizes a ramp along each axis, which shows the input cells of each output cell.
+
+    Args:
+        site: the call site.
+        target: the layer, or the function that is called.
 
     Raises:
         Refused: the interpolation is antialiased, or its mode is not supported.

@@ -75,7 +75,13 @@ class AbstractWindowed(AbstractOp):
         self.windows = tuple(windows)
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of cells under the windows and inside the map; at least one cell."""
+        """Return the spans of cells under the windows and inside the map; at least one cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         window = self.windows[axis]
         first, last = window.reach(low, high)
         first = np.clip(first, 0, window.n - 1)
@@ -203,7 +209,13 @@ class TransposedConvolution(AbstractWindowed):
         self.groups, self.work = groups, work
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of input cells that contribute, with at least one cell."""
+        """Return the spans of input cells that contribute, with at least one cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         w = self.windows[axis]
         span = w.dilation * (w.kernel - 1)
         first = np.clip(-((-(low + w.left - span)) // w.stride), 0, w.n - 1)
