@@ -28,7 +28,7 @@ class Forest:
         parent: number, in its tree, of the node that each was cut from, ``(nodes,)``; a root's is
             its own.
         level: level of each node, ``(nodes,)``; 0 for roots.
-        lengths: number of nodes of each tree.
+        n_nodes: number of nodes of each tree.
     """
 
     trees: int
@@ -37,7 +37,7 @@ class Forest:
     log_prob: Float[Tensor, " nodes"]
     parent: Int[Tensor, " nodes"]
     level: Int[Tensor, " nodes"]
-    lengths: list[int]
+    n_nodes: list[int]
 
 
 class TreeNodes(NamedTuple):

@@ -200,7 +200,7 @@ class TimmEncoder(ProjectedEncoder):
         """Set strides, channels and centres of the maps of the first `stages` stages (0: all)."""
         self._class_at = 0
         if isinstance(self.net, VitMap):
-            width, stride = self.net.width, self.net.stride
+            width, stride = self.net.n_channels, self.net.stride
             self._class_at = width if self.net.with_class else 0
             self.strides, self.map_centres_px = (stride,), (stride / 2,)
             self.map_dims = (width + self._class_at,)

@@ -83,7 +83,7 @@ class ElementDropout(Pointwise):
 
     Args:
         rate: function that returns the probability of dropping.
-        extent: cells of the map per axis.
+        extent_cell: cells of the map per axis.
         alpha: whether it is alpha dropout, which preserves mean and variance of SELU's outputs.
         mutates: whether the layer overwrites its argument.
     """
@@ -91,12 +91,12 @@ class ElementDropout(Pointwise):
     regular = False
 
     def __init__(
-        self, *, rate: Callable[[], float], extent: Sequence[int], alpha: bool, mutates: bool
+        self, *, rate: Callable[[], float], extent_cell: Sequence[int], alpha: bool, mutates: bool
     ) -> None:
         super().__init__(fresh=True, mutates=mutates, saved_bytes=1.0)
-        self.rate, self.extent, self.alpha = rate, tuple(extent), alpha
-        d = len(self.extent)
-        self.sides = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent]
+        self.rate, self.extent_cell, self.alpha = rate, tuple(extent_cell), alpha
+        d = len(self.extent_cell)
+        self.sides_cell = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent_cell]
 
     def draw(self, channels: int, like: Shaped[Tensor, " ..."]) -> Int[Tensor, " 1"] | None:
         """Draw the seed of the image, ``(1,)`` int64.
@@ -136,12 +136,12 @@ class ElementDropout(Pointwise):
         mask = torch.empty(like.shape, dtype=torch.bool, device=like.device)
         rows = [
             range(low // side, -(-high // side))
-            for side, (low, high) in zip(self.sides, call.output_region, strict=True)
+            for side, (low, high) in zip(self.sides_cell, call.output_region, strict=True)
         ]
         for index in itertools.product(*rows):
             shape, block, part = list(like.shape), mask, []
             for dim, i, side, n, (low, high) in zip(
-                call.dims, index, self.sides, self.extent, call.output_region, strict=True
+                call.dims, index, self.sides_cell, self.extent_cell, call.output_region, strict=True
             ):
                 first, last = i * side, min((i + 1) * side, n)
                 shape[dim] = last - first
@@ -205,7 +205,7 @@ def dropout(site: CallSite, module: Any) -> RuleResult:
         return RuleResult(Pointwise(), identity=True)
     op = ElementDropout(
         rate=lambda: float(module.p),
-        extent=site.extent,
+        extent_cell=site.extent_cell,
         alpha=isinstance(module, nn.AlphaDropout),
         mutates=module.inplace,
     )
@@ -228,7 +228,9 @@ def dropout_call(site: CallSite, target: Any) -> RuleResult:
     op: Pointwise
     if target in (functional.dropout, functional.alpha_dropout):
         alpha = target is functional.alpha_dropout
-        op = ElementDropout(rate=lambda: p, extent=site.extent, alpha=alpha, mutates=mutates)
+        op = ElementDropout(
+            rate=lambda: p, extent_cell=site.extent_cell, alpha=alpha, mutates=mutates
+        )
     else:
         require_channels_first(site)
         op = ImageDropout(rate=lambda: p, scale=True, channels=True, mutates=mutates)

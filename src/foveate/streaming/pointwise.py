@@ -96,20 +96,22 @@ class Blend(AbstractOp):
 
     Args:
         place: per axis, the coordinate of each of n output cells in input cells, ``(n,)``.
-        extent: cells of the input, per axis.
+        extent_cell: cells of the input, per axis.
     """
 
     work = 12.0
     regular = False
 
     def __init__(
-        self, place: Sequence[np.ndarray[Any, np.dtype[np.float64]]], extent: Sequence[int]
+        self, place: Sequence[np.ndarray[Any, np.dtype[np.float64]]], extent_cell: Sequence[int]
     ):
         self.below = [
             np.clip(np.floor(p).astype(np.int64), 0, n - 1)
-            for p, n in zip(place, extent, strict=True)
+            for p, n in zip(place, extent_cell, strict=True)
         ]
-        self.above = [np.minimum(b + 1, n - 1) for b, n in zip(self.below, extent, strict=True)]
+        self.above = [
+            np.minimum(b + 1, n - 1) for b, n in zip(self.below, extent_cell, strict=True)
+        ]
         self.share = [p - b for p, b in zip(place, self.below, strict=True)]
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
@@ -194,12 +196,12 @@ class ConstantPad(AbstractOp):
 
     Args:
         left: cells of padding before the first cell, per axis; a negative number crops.
-        extent: cells of the input, per axis.
+        extent_cell: cells of the input, per axis.
         value: value of the padding.
     """
 
-    def __init__(self, left: Sequence[int], extent: Sequence[int], value: float) -> None:
-        self.left, self.extent, self.value = tuple(left), tuple(extent), value
+    def __init__(self, left: Sequence[int], extent_cell: Sequence[int], value: float) -> None:
+        self.left, self.extent_cell, self.value = tuple(left), tuple(extent_cell), value
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """Return the spans of the cells that are not padding, with at least one cell.
@@ -209,8 +211,8 @@ class ConstantPad(AbstractOp):
             low: first output cells of n spans, ``(n,)``.
             high: their ends, ``(n,)``.
         """
-        first = np.clip(low - self.left[axis], 0, self.extent[axis] - 1)
-        return first, np.clip(high - self.left[axis], first + 1, self.extent[axis])
+        first = np.clip(low - self.left[axis], 0, self.extent_cell[axis] - 1)
+        return first, np.clip(high - self.left[axis], first + 1, self.extent_cell[axis])
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
         """Pad the input cells where the output cells are padding."""

@@ -236,7 +236,7 @@ class TransposedConvolution(AbstractWindowed):
 
 
 def make_windows(
-    kernel: PerAxis, stride: PerAxis, padding: Any, dilation: PerAxis, extent: Sequence[int]
+    kernel: PerAxis, stride: PerAxis, padding: Any, dilation: PerAxis, extent_cell: Sequence[int]
 ) -> list[SlidingWindow]:
     """Make the sliding window of each axis from the options of a layer.
 
@@ -247,11 +247,11 @@ def make_windows(
             ``valid``; ``tensorflow``, with which there are ``ceil(n / stride)`` windows over n
             cells; or ``kernel``, as in `PaddedConv2d`.
         dilation: dilation, one number or one per axis.
-        extent: cells of the map per axis.
+        extent_cell: cells of the map per axis.
     """
-    d = len(extent)
+    d = len(extent_cell)
     sides = zip(
-        per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d), extent, strict=True
+        per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d), extent_cell, strict=True
     )
     windows = []
     for axis, (k, s, dil, n) in enumerate(sides):
